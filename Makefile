@@ -1,0 +1,48 @@
+# make serve      the studio on http://127.0.0.1:7860 (PORT=8080 make serve: elsewhere)
+# make test       every test; browser tests are skipped with the reason where chromium is missing
+# make check      ruff, formatting, mypy, import arrows          make format    mend what ruff can mend
+# make bench      ratios against peers, one JSON object a line on stdout
+# make setup      .venv with exact pins; the others run it first (TORCH_INDEX=URL adds a package index for torch)
+# Needs git, make and Python 3.11 or newer; PYTHON=/path/to/python chooses one.
+
+PORT ?= $(or $(OMNI_R1_PORT),7860)
+PYTHON ?=
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := app model training
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check format bench clean
+
+help:
+	@sed -n '/^#/!q;s/^# //p' Makefile
+
+# What it says goes to stderr, so that `make bench` prints nothing but results on stdout.
+setup:
+	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" sh ./setup.sh $(VENV) $(SOURCES) 1>&2
+
+# exec: the server takes the place of the shell, in make's process group: Ctrl-C and SIGTERM reach it.
+serve: setup
+	@exec $(BIN)/omni-r1 serve --port $(PORT) $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_arrows.py
+
+format: setup
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: setup
+	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:
+	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
