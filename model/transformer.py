@@ -1,0 +1,378 @@
+"""The Chameleon transformer: one forward for training, prefill and decode.
+
+Parameter names are those of the HF checkpoints (``model.*``, ``lm_head.*``), so a state dict loads without a map. The
+module knows token ids and positions only: which ids are codes, which are legal and how a prompt is written stand
+elsewhere. How tokens see each other is the job of the *attention strategy* that the caller hands in:
+:class:`CausalAttention` (dense batches), :class:`PackedAttention` (documents laid end to end, for training), or the
+engine's cached ones (``model/kv_cache.py``).
+
+Legend of shapes: B batch, T time, V vocabulary, D width, H query heads, J key/value heads, K head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from model.config import TransformerConfig
+
+QK_NORM_EPS = 1e-5  # fixed in the architecture, whatever the config says about the other norms
+
+
+class Attention(Protocol):
+    """How the tokens of one forward see each other."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [..., H, K], k and v [..., J, K], all rotated -> [..., H * K]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer's tensors in the form the forward reads: q, k, v stacked in one matrix, gate and up in another."""
+
+    input_norm: Tensor  # [D]
+    qkv: Tensor  # [(H + 2J) * K, D]
+    qk_norm: Tensor  # [H + J, K]
+    qk_norm_bias: Tensor  # [H + J, K]
+    o: Tensor  # [D, H * K]
+    post_norm: Tensor  # [D]
+    gate_up: Tensor  # [2 * I, D]
+    down: Tensor  # [D, I]
+
+
+class _Scale(nn.Module):
+    """Holds the weight of an RMSNorm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class _ScaleShift(nn.Module):
+    """Holds weight and bias of a q/k LayerNorm, of shape (heads, head_dim) or (head_dim,)."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(*shape))
+        self.bias = nn.Parameter(torch.zeros(*shape))
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(width, config.num_heads * head, bias=False)
+        self.k_proj = nn.Linear(width, config.num_kv_heads * head, bias=False)
+        self.v_proj = nn.Linear(width, config.num_kv_heads * head, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * head, width, bias=False)
+        per_head = config.qk_norm_per_head
+        self.q_norm = _ScaleShift(config.num_heads, head) if per_head else _ScaleShift(head)
+        self.k_norm = _ScaleShift(config.num_kv_heads, head) if per_head else _ScaleShift(head)
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.self_attn = _SelfAttention(config)
+        self.mlp = _MLP(config)
+        self.input_layernorm = _Scale(config.hidden_size)
+        self.post_attention_layernorm = _Scale(config.hidden_size)
+
+    def weights(self) -> LayerWeights:
+        """Stacks the parameters; gradients flow back through the stacking."""
+        attn, mlp = self.self_attn, self.mlp
+
+        def per_head(q: Tensor, k: Tensor) -> Tensor:
+            return torch.cat(
+                [q.expand(self.num_heads, self.head_dim), k.expand(self.num_kv_heads, self.head_dim)], dim=0
+            )
+
+        return LayerWeights(
+            input_norm=self.input_layernorm.weight,
+            qkv=torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]),
+            qk_norm=per_head(attn.q_norm.weight, attn.k_norm.weight),
+            qk_norm_bias=per_head(attn.q_norm.bias, attn.k_norm.bias),
+            o=attn.o_proj.weight,
+            post_norm=self.post_attention_layernorm.weight,
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+            down=mlp.down_proj.weight,
+        )
+
+
+class _Body(nn.Module):
+    """What HF keeps under ``model.``."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+        self.norm = _Scale(config.hidden_size)
+
+
+class Transformer(nn.Module):
+    """Chameleon's decoder (swin-norm variant included), without the VQ.
+
+    Building it leaves torch's default initialisation; call :meth:`init_weights` to train from scratch.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        if config.num_heads % config.num_kv_heads:
+            raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+        self.config = config
+        self.model = _Body(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._rope_table: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def init_weights(self, seed: int) -> None:
+        """Normal(0, 0.02), the two projections that write to the residual stream divided by sqrt(2 * layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if "norm" in name:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                    continue
+                std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+                values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+                parameter.copy_(values)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [...] -> cosine and sine [..., 1, K / 2] in fp32 (half-split rotation, `default` RoPE)."""
+        table = self._rope_table
+        if table is None or table.device != positions.device:
+            config = self.config
+            exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+            inv_freq = 1.0 / (config.rope_theta**exponent)
+            angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
+            table = torch.stack([angles.cos(), angles.sin()], dim=1).to(positions.device)  # [context, 2, K / 2]
+            self._rope_table = table
+        picked = table[positions]
+        return picked[..., 0:1, :], picked[..., 1:2, :]
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """Stacked weights of every layer, for :meth:`forward`'s `weights` (the engine keeps a detached copy)."""
+        return [layer.weights() for layer in self.model.layers]  # type: ignore[operator, misc]
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        *,
+        weights: Sequence[LayerWeights] | None = None,
+    ) -> Tensor:
+        """Token ids and positions [..., T] -> hidden states [..., T, D] after the final norm.
+
+        `weights` are the stacked weights if the caller keeps them; otherwise they are stacked here, layer by layer.
+        """
+        config = self.config
+        x = F.embedding(ids, self.model.embed_tokens.weight)
+        cos, sin = self.rope(positions)
+        if not torch.is_autocast_enabled(x.device.type):
+            cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        else:
+            dtype = torch.get_autocast_dtype(x.device.type)
+            cos, sin = cos.to(dtype), sin.to(dtype)
+        for index in range(config.num_layers):
+            layer: Any = self.model.layers[index]
+            x = _layer_forward(config, index, layer.weights() if weights is None else weights[index], x, cos, sin,
+                               attention)  # fmt: skip
+        return rms_norm(x, self.model.norm.weight, config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V] over the whole vocabulary, image codes included."""
+        return F.linear(hidden, self.lm_head.weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def _layer_forward(
+    config: TransformerConfig,
+    index: int,
+    w: LayerWeights,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    attention: Attention,
+) -> Tensor:
+    eps, swin = config.rms_norm_eps, config.swin_norm
+    heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+
+    y = x if swin else rms_norm(x, w.input_norm, eps)
+    qkv = F.linear(y, w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
+    qk, v = qkv.split([heads + kv_heads, kv_heads], dim=-2)
+    qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
+    qk = torch.addcmul(w.qk_norm_bias.to(qk.dtype), qk, w.qk_norm.to(qk.dtype))
+    q, k = rotate(qk, cos, sin).split([heads, kv_heads], dim=-2)
+    y = F.linear(attention(index, q, k, v), w.o)
+    x = x + (rms_norm(y, w.input_norm, eps) if swin else y)
+
+    y = x if swin else rms_norm(x, w.post_norm, eps)
+    gate, up = F.linear(y, w.gate_up).chunk(2, dim=-1)
+    y = F.linear(F.silu(gate) * up, w.down)
+    return x + (rms_norm(y, w.post_norm, eps) if swin else y)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on the last axis, first half against second half. x [..., heads, K], cos and sin [..., 1, K / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class CausalAttention:
+    """Dense batches [B, T]: every token sees itself and those before it."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = causal_sdpa(q, k, v)
+        return out.flatten(-2)
+
+
+def causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H, K]."""
+    groups = q.shape[-2] // k.shape[-2]
+    if groups > 1 and q.device.type == "cpu":
+        k, v = k.repeat_interleave(groups, dim=-2), v.repeat_interleave(groups, dim=-2)
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=groups > 1 and q.device.type != "cpu",
+    )
+    return out.transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """Documents of like length: where their padded rows come from, [n * len] indices into the flat tokens."""
+
+    num_docs: int
+    length: int
+    source: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Documents laid end to end, and how attention sees them: buckets of like length, padded inside attention only.
+
+    `positions` [T] counts from 0 in each document. A padded row stands behind its document, so no real token sees it
+    under the causal rule, and its gradient is zero.
+    """
+
+    lengths: tuple[int, ...]
+    positions: Tensor
+    buckets: tuple[_Bucket, ...]
+    source: Tensor  # [padded rows of all buckets] -> flat token, for padding rows some token of the same document
+    target: Tensor  # [T] -> row among the padded rows
+    is_real: Tensor  # [padded rows, 1] 1.0 where the row is a token, 0.0 where it is padding
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", *, multiple: int = 16
+    ) -> PackedLayout:
+        """Lengths of the documents in the order of their tokens; lengths are padded to a `multiple` in attention."""
+        if not lengths or min(lengths) < 1:
+            raise ValueError("every document needs at least one token")
+        starts, total = [], 0
+        by_length: dict[int, list[int]] = {}
+        for doc, length in enumerate(lengths):
+            starts.append(total)
+            total += length
+            by_length.setdefault(-(-length // multiple) * multiple, []).append(doc)
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        target = torch.empty(total, dtype=torch.long)
+        buckets, sources, reals, row = [], [], [], 0
+        for padded, docs in sorted(by_length.items()):
+            start = torch.tensor([starts[d] for d in docs])[:, None]
+            size = torch.tensor([lengths[d] for d in docs])[:, None]
+            step = torch.arange(padded)[None, :]
+            source = start + torch.minimum(step, size - 1)
+            real = step < size
+            rows = row + torch.arange(len(docs) * padded).view(len(docs), padded)
+            target[source[real]] = rows[real]
+            buckets.append(_Bucket(len(docs), padded, source.flatten().to(device)))
+            sources.append(source.flatten())
+            reals.append(real.flatten())
+            row += len(docs) * padded
+        return cls(
+            lengths=tuple(lengths),
+            positions=positions.to(device),
+            buckets=tuple(buckets),
+            source=torch.cat(sources).to(device),
+            target=target.to(device),
+            is_real=torch.cat(reals).to(device)[:, None],
+        )
+
+
+class _Pad(torch.autograd.Function):
+    """Flat tokens [T, F] -> padded rows; both directions are gathers, since no gradient arrives at a padding row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.source)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.index_select(0, ctx.layout.target), None
+
+
+class _Unpad(torch.autograd.Function):
+    """Padded rows -> flat tokens [T, F]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        layout: PackedLayout = ctx.layout
+        return grad.index_select(0, layout.source) * layout.is_real, None
+
+
+class PackedAttention:
+    """Flat tokens [T] of several documents: each sees its own document's past only. Equal to one document at a time."""
+
+    def __init__(self, layout: PackedLayout) -> None:
+        self.layout = layout
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        layout, heads, kv_heads = self.layout, q.shape[-2], k.shape[-2]
+        rows = _Pad.apply(torch.cat([q, k, v.to(q.dtype)], dim=-2), layout)
+        outs, start = [], 0
+        for bucket in layout.buckets:
+            stop = start + bucket.num_docs * bucket.length
+            part = rows[start:stop].unflatten(0, (bucket.num_docs, bucket.length))
+            outs.append(causal_sdpa(*part.split([heads, kv_heads, kv_heads], dim=-2)).flatten(2).flatten(0, 1))
+            start = stop
+        return _Unpad.apply(torch.cat(outs), layout)  # type: ignore[no-any-return]
