@@ -1,0 +1,393 @@
+"""A typed client for the studio's REST API: `Client("http://127.0.0.1:7860").create_trace("How many?", [image_id])`.
+
+Used by the pages, the command line and the tests alike, so that there is one way to speak to a server. It knows HTTP
+and nothing of the server's insides. Answers are plain dictionaries, typed in `app.client_types`.
+
+    OmniError
+    ├── ServerUnreachable        nobody answers there, or the connection broke and could not be restored
+    ├── MalformedAnswer          what answers is not this API
+    └── ApiError                 the server said no: status, code, detail (problem+json)
+        ├── BadInput             400, 413, 415, 421, 422: the request must change
+        ├── NotAllowed           401, 403
+        ├── NotFound             404
+        ├── Conflict             409
+        ├── QueueFull            429, with retry_after
+        └── ServerFailed         5xx
+            └── NotReady         503
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app.client_types import (
+    Budget,
+    Fit,
+    ImageRef,
+    Limits,
+    Mode,
+    Page,
+    Readiness,
+    Sampling,
+    StoredImage,
+    Task,
+    Trace,
+)
+from app.sse_reader import Cursor, Event, EventParser, MalformedStream
+
+DEFAULT_URL = "http://127.0.0.1:7860"
+PING_S = 15.0  # the server sends a comment that often; three missed ones mean that the connection is dead
+GIVE_UP_S = 30.0  # how long a reader tries to come back to a server that does not answer
+
+
+class OmniError(Exception):
+    """Whatever can go wrong between this client and a server; the text is one line for people."""
+
+
+class ServerUnreachable(OmniError):
+    pass
+
+
+class MalformedAnswer(OmniError):
+    pass
+
+
+class ApiError(OmniError):
+    """The server refused: `status`, the stable `code`, `detail`, and the whole problem as it came."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
+        self.status = status
+        self.problem = dict(problem)
+        self.code = str(problem.get("code", f"http_{status}"))
+        self.title = str(problem.get("title", ""))
+        self.detail = str(problem.get("detail") or self.title or f"the server answered {status}")
+        self.retry_after = retry_after
+        super().__init__(self.detail)
+
+
+class BadInput(ApiError):
+    pass
+
+
+class NotAllowed(ApiError):
+    pass
+
+
+class NotFound(ApiError):
+    pass
+
+
+class Conflict(ApiError):
+    pass
+
+
+class QueueFull(ApiError):
+    pass
+
+
+class ServerFailed(ApiError):
+    pass
+
+
+class NotReady(ServerFailed):
+    pass
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: BadInput,
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NotFound,
+    409: Conflict,
+    413: BadInput,
+    415: BadInput,
+    421: BadInput,
+    422: BadInput,
+    429: QueueFull,
+    503: NotReady,
+}
+
+
+def default_url() -> str:
+    """Where the command line looks for a server: OMNI_R1_URL, else this machine's port 7860."""
+    return os.environ.get("OMNI_R1_URL", "").strip() or DEFAULT_URL
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The exception for an answer of status 400 and above whose body has been read."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    after = response.headers.get("retry-after", "")
+    fallback = ServerFailed if response.status_code >= 500 else ApiError
+    kind = _BY_STATUS.get(response.status_code, fallback)
+    return kind(response.status_code, problem, float(after) if after.isdigit() else None)
+
+
+class Client:
+    """One connection pool to one server, for use by one or many threads; close it, or use it with `with`.
+
+    `transport` is for tests (httpx.MockTransport); `sleep` and `clock` as well.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.base_url = (base_url or default_url()).rstrip("/")
+        host = urlsplit(self.base_url).hostname or ""
+        if not host:
+            raise BadInput(422, {"code": "bad_url", "detail": f"not a server's address: {self.base_url!r}"})
+        self._sleep = sleep
+        self._clock = clock
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            transport=transport,
+            trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy never leads to this machine
+            headers={"User-Agent": "omni-r1"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Traces
+
+    def create_trace(
+        self,
+        question: str,
+        images: Sequence[str | ImageRef] = (),
+        *,
+        task_id: str | None = None,
+        checkpoint: str | None = None,
+        mode: Mode = "auto",
+        sampling: Sampling | None = None,
+        partial_images: int = 0,
+        background: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Trace:
+        """Creates and starts a trace; an image is an image_id or an ImageRef. Raises BadInput, QueueFull, NotReady."""
+        wanted = {
+            "question": question,
+            "images": [{"image_id": image} if isinstance(image, str) else image for image in images],
+            "mode": mode,
+            "partial_images": partial_images,
+            "task_id": task_id,
+            "checkpoint": checkpoint,
+            "sampling": sampling,
+            "background": background,
+            "metadata": metadata,
+        }
+        body = {name: value for name, value in wanted.items() if value is not None}  # the rest: the server's defaults
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return cast(Trace, self._json("POST", "/v1/traces", json=body, headers=headers))
+
+    def trace(self, trace_id: str) -> Trace:
+        return cast(Trace, self._json("GET", _path("traces", trace_id)))
+
+    def traces(
+        self,
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        status: str | None = None,
+        checkpoint: str | None = None,
+        slice: str | None = None,
+        verdict: str | None = None,
+        q: str | None = None,
+    ) -> Page:
+        """One page of traces, newest first; `after` is the id of the last one of the page before."""
+        wanted = {
+            "limit": limit,
+            "after": after,
+            "status": status,
+            "checkpoint": checkpoint,
+            "slice": slice,
+            "verdict": verdict,
+            "q": q,
+        }
+        params = {name: value for name, value in wanted.items() if value not in (None, "")}
+        return cast(Page, self._json("GET", "/v1/traces", params=params))
+
+    def pause(self, trace_id: str) -> Trace:
+        return cast(Trace, self._json("POST", _path("traces", trace_id, "pause")))
+
+    def continue_(self, trace_id: str, mode: Mode = "step") -> Trace:
+        return cast(Trace, self._json("POST", _path("traces", trace_id, "continue"), json={"mode": mode}))
+
+    def cancel(self, trace_id: str) -> Trace:
+        """Stops a trace and returns when the engine has really stopped; one that has ended stays as it is."""
+        return cast(Trace, self._json("POST", _path("traces", trace_id, "cancel")))
+
+    def delete(self, trace_id: str) -> None:
+        self._request("DELETE", _path("traces", trace_id))
+
+    def events(self, trace_id: str, after: int = 0, *, give_up_s: float = GIVE_UP_S) -> Iterator[Event]:
+        """The trace's events with numbers above `after`, live, each once and in order, until the terminal one.
+
+        A broken connection or a restarting server is bridged for `give_up_s` seconds without any event; then
+        ServerUnreachable. ApiError when the server refuses (NotFound for an unknown trace).
+        """
+        cursor = Cursor(after)
+        url = _path("traces", trace_id, "events")
+        last_sign, pause_s = self._clock(), 0.1
+        while not cursor.done:
+            try:
+                with self._http.stream("GET", url, headers=cursor.headers(), timeout=_stream_timeout()) as response:
+                    if response.status_code == 204:
+                        return
+                    _raise_for_stream(response)
+                    for event in _read(response, cursor):
+                        last_sign, pause_s = self._clock(), 0.1
+                        yield event
+            except (httpx.TransportError, MalformedStream, NotReady) as error:
+                if self._clock() - last_sign > give_up_s:
+                    raise self._unreachable(error) from error
+            if not cursor.done:
+                if self._clock() - last_sign > give_up_s:
+                    raise ServerUnreachable(f"the stream of trace {trace_id} ended early again and again")
+                self._sleep(pause_s)
+                pause_s = min(2 * pause_s, 2.0)
+
+    # Pictures and tasks
+
+    def upload_image(self, picture: bytes | str | Path, filename: str = "picture") -> StoredImage:
+        """Stores a picture (PNG, JPEG, WebP, GIF or BMP; bytes or a path). Raises BadInput, OSError for the path."""
+        if not isinstance(picture, bytes):
+            filename = Path(picture).name
+            picture = Path(picture).read_bytes()
+        safe_name = filename.encode("ascii", "replace").decode() or "picture"
+        files = {"file": (safe_name, picture, "application/octet-stream")}
+        return cast(StoredImage, self._json("POST", "/v1/images", files=files))
+
+    def image(self, image_id: str) -> bytes:
+        """The PNG of a stored picture."""
+        return self._request("GET", _path("images", image_id)).content
+
+    def model_view(self, image_id: str, *, checkpoint: str | None = None, fit: Fit = "crop") -> bytes:
+        """The PNG of what the model gets, at its resolution."""
+        params = {"fit": fit, **({"checkpoint": checkpoint} if checkpoint else {})}
+        return self._request("GET", _path("images", image_id, "model-view"), params=params).content
+
+    def fetch(self, url: str) -> bytes:
+        """What lies behind a `url` of this server (they are paths that begin with `/`)."""
+        if not url.startswith("/") or url.startswith("//"):
+            raise MalformedAnswer(f"not a path on this server: {url!r}")
+        return self._request("GET", url).content
+
+    def task(self, *, slice: str | None = None, seed: int | None = None, reveal: bool = False) -> Task:
+        """A task of the procedural world; drawn from the held-out range when no seed is given."""
+        wanted = {"slice": slice, "seed": seed, "reveal": "true" if reveal else None}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        return cast(Task, self._json("GET", "/v1/tasks", params=params))
+
+    # System
+
+    def limits(self) -> Limits:
+        return cast(Limits, self._json("GET", "/v1/limits"))
+
+    def count(self, question: str, images: int = 0) -> Budget:
+        """What a question with that many pictures costs and what room it leaves."""
+        return cast(Budget, self._json("POST", "/v1/limits", json={"question": question, "images": images}))
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._json("GET", "/v1/checkpoints")["data"])
+
+    def checkpoint(self, checkpoint_id: str) -> dict[str, Any]:
+        return self._json("GET", _path("checkpoints", checkpoint_id))
+
+    def models(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._json("GET", "/v1/models")["data"])
+
+    def readiness(self) -> Readiness:
+        """What `/readyz` says, whether ready or not. Raises ServerUnreachable when nobody answers."""
+        response = self._send("GET", "/readyz")
+        if response.status_code not in (200, 503):
+            raise api_error(response)
+        return cast(Readiness, _object(response))
+
+    def alive(self) -> bool:
+        try:
+            return self._send("GET", "/livez").status_code == 200
+        except OmniError:
+            return False
+
+    # Plumbing
+
+    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        return _object(self._request(method, url, **options))
+
+    def _request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        response = self._send(method, url, **options)
+        if response.is_error:
+            raise api_error(response)
+        return response
+
+    def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, url, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ServerUnreachable:
+        reason = str(error) or type(error).__name__
+        return ServerUnreachable(f"no answer from {self.base_url} ({reason})")
+
+
+def _path(collection: str, *parts: str) -> str:
+    return "/v1/" + "/".join([collection, *(quote(part, safe="") for part in parts)])
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise MalformedAnswer(f"{response.request.url} answered {response.status_code} without JSON") from error
+    if not isinstance(answer, dict):
+        raise MalformedAnswer(f"{response.request.url} answered JSON that is not an object")
+    return answer
+
+
+def _stream_timeout() -> httpx.Timeout:
+    return httpx.Timeout(5.0, read=3 * PING_S)
+
+
+def _raise_for_stream(response: httpx.Response) -> None:
+    if response.is_error:
+        response.read()
+        raise api_error(response)
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        raise MalformedAnswer(f"{response.request.url} answered no event stream")
+
+
+def _read(response: httpx.Response, cursor: Cursor) -> Iterator[Event]:
+    parser = EventParser()
+    for chunk in response.iter_bytes():
+        for event in parser.feed(chunk):
+            if cursor.accept(event):
+                yield event
+                if cursor.done:
+                    return
