@@ -258,17 +258,74 @@ class CausalAttention:
 
 def causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H, K]."""
-    groups = q.shape[-2] // k.shape[-2]
-    if groups > 1 and q.device.type == "cpu":
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        return _CausalSDPA.apply(q, k, v)  # type: ignore[no-any-return]
+    return _causal_sdpa(q, k, v)
+
+
+def _causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    groups, on_cpu = q.shape[-2] // k.shape[-2], q.device.type == "cpu"
+    if groups > 1 and on_cpu:
         k, v = k.repeat_interleave(groups, dim=-2), v.repeat_interleave(groups, dim=-2)
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=groups > 1 and q.device.type != "cpu",
-    )
-    return out.transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    gqa = groups > 1 and not on_cpu
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+
+
+class _CausalSDPA(torch.autograd.Function):
+    """SDPA on a CPU with a backward of our own: PyTorch's takes 109 ms where this one takes 34 (bf16, 16 x 300 tokens).
+
+    Blocks of queries against the keys up to them, the query heads of a group side by side, so that the work is matrix
+    products over half the square and no head is copied.
+    """
+
+    BLOCK = 64
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = _causal_sdpa(q, k, v)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        q, k, v, out = ctx.saved_tensors
+        batch, time, heads, dim = q.shape
+        kv_heads = k.shape[2]
+        rows, groups, scale = batch * kv_heads, heads // kv_heads, dim**-0.5
+
+        def fold(x: Tensor) -> Tensor:  # [B, T, J * G, F] -> [B * J, G, T, F]
+            return x.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).reshape(rows, groups, time, -1)
+
+        queries, grads = fold(q * scale), fold(grad)
+        delta = fold((grad * out).sum(-1, keepdim=True))
+        keys = k.transpose(1, 2).reshape(rows, time, dim)
+        values = v.transpose(1, 2).reshape(rows, time, dim)
+        grad_k = torch.zeros(keys.shape, device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
+        grad_v = torch.zeros_like(grad_k)
+        grad_q = torch.empty_like(queries)
+        future = torch.full((_CausalSDPA.BLOCK, _CausalSDPA.BLOCK), float("-inf"), dtype=q.dtype).triu(1)
+        for start in range(0, time, _CausalSDPA.BLOCK):
+            stop = min(time, start + _CausalSDPA.BLOCK)
+            size = stop - start
+            block = queries[:, :, start:stop].reshape(rows, groups * size, dim)
+            grad_out = grads[:, :, start:stop].reshape(rows, groups * size, dim)
+            scores = torch.bmm(block, keys[:, :stop].transpose(1, 2)).view(rows, groups, size, stop)
+            scores[..., start:].add_(future[:size, :size])
+            probs = torch.softmax(scores, dim=-1)
+            flat = probs.view(rows, groups * size, stop)
+            grad_v[:, :stop] += torch.bmm(flat.transpose(1, 2), grad_out)
+            grad_scores = torch.bmm(grad_out, values[:, :stop].transpose(1, 2)).view(rows, groups, size, stop)
+            grad_scores.sub_(delta[:, :, start:stop]).mul_(probs)
+            flat = grad_scores.view(rows, groups * size, stop)
+            grad_q[:, :, start:stop] = torch.bmm(flat, keys[:, :stop]).view(rows, groups, size, dim)
+            grad_k[:, :stop] += torch.bmm(flat.transpose(1, 2), block)
+
+        def unfold(x: Tensor, groups: int) -> Tensor:  # [B * J, G, T, K] -> [B, T, J * G, K]
+            x = x.view(batch, kv_heads, groups, time, dim).permute(0, 3, 1, 2, 4)
+            return x.reshape(batch, time, kv_heads * groups, dim)
+
+        return unfold(grad_q.mul_(scale), groups), unfold(grad_k.to(q.dtype), 1), unfold(grad_v.to(q.dtype), 1)
 
 
 @dataclass(frozen=True, slots=True)
