@@ -1,10 +1,11 @@
 """A response's token ids -> steps, pictures and answer, one token at a time.
 
-Rules. Steps count from 1 and begin with their first visible text or with their picture. A step ends at its end-of-image,
-where the next step's mark begins, where the answer begins, or with the sequence. Marks (``THOUGHT k:`` with any number;
-``Final Answer:`` where the template is *plain*, the reserved brackets and the lead phrase before them where it is *tagged*) are never part of a text: whatever may
-still turn into a mark is held back, as is white space, which counts only between two words of one text. Hence the deltas
-of a step add up to its text, and those of the answer to the answer, exactly.
+Rules. Steps count from 1 and begin with their first visible text or with their picture. A step ends at its
+end-of-image, where the next step's mark begins, where the answer begins, or with the sequence. Marks (``THOUGHT k:``
+with any number; ``Final Answer:`` where the template is *plain*, the reserved brackets and the lead phrase before them
+where it is *tagged*) are never part of a text: whatever may still turn into a mark is held back, as is white space,
+which counts only between two words of one text. Hence the deltas of a step add up to its text, and those of the answer
+to the answer, exactly.
 
 It knows nothing of engines, events on a wire or pictures' pixels. Rendering is :mod:`model.template`.
 """

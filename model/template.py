@@ -2,12 +2,13 @@
 
 Two templates exist, and a checkpoint's manifest says which is its own:
 
-* *plain* (Omni-R1): ``BOS, pictures, question`` ‖ ``THOUGHT k: text, picture`` for each step, ``\\nFinal Answer: answer, EOS``;
-* *tagged* (Omni-R1-Zero): ``BOS, prefix, pictures, question, suffix`` ‖ ``lead phrase, <thought> text, picture ... </thought>
-  <answer> answer </answer>, EOS`` with four reserved tokens as brackets.
+* *plain* (Omni-R1): ``BOS, pictures, question`` ‖ ``THOUGHT k: text, picture`` for each step, then
+  ``\\nFinal Answer: answer, EOS``;
+* *tagged* (Omni-R1-Zero): ``BOS, prefix, pictures, question, suffix`` ‖ ``lead phrase, <thought> text, picture ...
+  </thought> <answer> answer </answer>, EOS`` with four reserved tokens as brackets.
 
-‖ is the loss boundary: prompt tokens carry no loss. Question, step texts and answer are literal text: nothing written in
-them becomes a special token. The wire strings are those of the released checkpoints and must not be reworded.
+‖ is the loss boundary: prompt tokens carry no loss. Question, step texts and answer are literal text: nothing written
+in them becomes a special token. The wire strings are those of the released checkpoints and must not be reworded.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ TemplateName = Literal["plain", "tagged"]
 
 _PREFIX = "You are a helpful assistant.\nUser: "
 _SUFFIX = (
-    " Think with images first. The image reasoning process and answer are enclosed within <reserved12856> <reserved12857>"
-    " and <reserved12866> <reserved12867> XML tags, respectively.\nAssistant:"
+    " Think with images first. The image reasoning process and answer are enclosed within "
+    "<reserved12856> <reserved12857> and <reserved12866> <reserved12867> XML tags, respectively.\nAssistant:"
 )
 LEAD_PHRASE = "Let's think step-by-step."
 
@@ -75,6 +76,9 @@ class ImagePart:
     """A picture by its codes; None stands for a picture that is only counted."""
 
     codes: tuple[int, ...] | None
+
+
+Part = TextPart | ImagePart
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Template:
         return cls(name or _manifest_template(Path(folder)), Vocabulary.read(folder), TextTokenizer(folder))
 
     def prompt_ids(self, question: str, images: Sequence[tuple[int, ...] | None] = ()) -> list[int]:
-        """Everything before the loss boundary, BOS included; pictures (None = placeholders) right before the question."""
+        """Everything before the loss boundary: BOS, pictures (None = placeholders) right before the question."""
         ids = list(self._before)
         for codes in images:
             ids += self._image_ids(codes)
@@ -185,9 +189,7 @@ class Template:
             open_text = step.image is None
         return ids
 
-    def render_parts(
-        self, prompt: Sequence[TextPart | ImagePart], response: Sequence[TextPart | ImagePart]
-    ) -> Rendered:
+    def render_parts(self, prompt: Sequence[Part], response: Sequence[Part]) -> Rendered:
         """BOS + prompt ‖ response + EOS without any mark: captions, drawing instructions and the like."""
         before = [self.vocab.bos_id, *self._parts_ids(prompt)]
         after = [*self._parts_ids(response), self.vocab.eos_id]
@@ -210,7 +212,7 @@ class Template:
     def _image_ids(self, codes: tuple[int, ...] | None) -> list[int]:
         return self.vocab.placeholder_ids() if codes is None else self.vocab.image_ids(codes)
 
-    def _parts_ids(self, parts: Sequence[TextPart | ImagePart]) -> list[int]:
+    def _parts_ids(self, parts: Sequence[Part]) -> list[int]:
         ids: list[int] = []
         for part in parts:
             ids += self.tokenizer.encode(part.text) if isinstance(part, TextPart) else self._image_ids(part.codes)

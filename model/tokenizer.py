@@ -32,14 +32,14 @@ from model.vocab import (
     tokenizer_tokens,
 )
 
-# Marks of the plain template stay whole so that each can become one token; digits are single; the rest is GPT-2's split.
+# Marks of the plain template stay whole so that each can become one token; digits are single; the rest is as GPT-2.
 _SPLIT = r"\n?(?:THOUGHT [0-9]:|Final Answer:)|[0-9]| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\s+(?!\S)|\s+"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_STEPS_IN_ONE_TOKEN = 6
 
 
 class TextTokenizer:
-    """Plain text to ids and back for one checkpoint. Special ids neither come out of :meth:`encode` nor show in text."""
+    """Plain text to ids and back for one checkpoint; special ids never come out of :meth:`encode` nor show in text."""
 
     def __init__(self, folder: str | Path) -> None:
         """Read ``tokenizer.json``.
@@ -62,20 +62,12 @@ class TextTokenizer:
         _check_merges(data, self._tokens, self._special)
         # Without its added tokens the library sees "<image>" in a question as seven letters, whatever its flags say;
         # without truncation, padding and post-processor it adds nothing.
-        plain = {k: v for k, v in data.items() if k not in ("added_tokens", "post_processor", "truncation", "padding")}
-        model = dict(plain["model"])
+        off = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        model = dict(data["model"])
         if model.get("unk_token") is not None and not model.get("byte_fallback"):
             model["unk_token"] = None  # an unknown character is dropped rather than written as a special id
-        text = {
-            **plain,
-            "model": model,
-            "added_tokens": [],
-            "post_processor": None,
-            "truncation": None,
-            "padding": None,
-        }
         try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(text))
+            self._tokenizer = Tokenizer.from_str(json.dumps({**data, "model": model, **off}))
         except Exception as error:  # the library raises bare Exception
             raise VocabularyError(f"tokenizer.json is not usable: {error}") from error
 
@@ -134,8 +126,8 @@ def clean_text(text: str) -> str:
 def train_bpe(texts: Iterable[str], num_codes: int, text_vocab: int = 1024) -> Tokenizer:
     """Train the nano family's tokenizer: the 7B's order of ids, then byte-level BPE.
 
-    Ids: BOS 0, PAD 1, EOS 2, UNK 3, the codes ``IMGIMG...Z``, end-image, begin-image, ``<image>``, the four reserved tags,
-    then ``text_vocab`` text tokens (256 of them the bytes, so every text has an encoding). The marks of the plain
+    Ids: BOS 0, PAD 1, EOS 2, UNK 3, the codes ``IMGIMG...Z``, end-image, begin-image, ``<image>``, the four reserved
+    tags, then ``text_vocab`` text tokens (256 of them the bytes, so every text has an encoding). The marks of the plain
     template (``THOUGHT k:`` for small k, ``Final Answer:``) are weighted so that each becomes one token.
 
     Args:

@@ -1,8 +1,8 @@
 """The only owner of special token ids: the code range, the code <-> token id map and the grid of a picture.
 
-Everything is read from the checkpoint (``config.json``'s ``vocabulary_map``, ``tokenizer.json``, ``tokenizer_config.json``);
-no id is a literal anywhere. ``generation_config.json`` is deliberately not asked: in the released 7B files it names the
-wrong begin-of-sequence token (1 instead of 0).
+Everything is read from the checkpoint (``vocabulary_map`` of ``config.json``, ``tokenizer.json``,
+``tokenizer_config.json``); no id is a literal anywhere. ``generation_config.json`` is deliberately not asked: in the
+released 7B files it names the wrong begin-of-sequence token (1 instead of 0).
 
 Words: a *code* is a codebook index, 0 ... K-1; a *token id* is what the transformer reads and writes.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -242,11 +242,9 @@ def _token_name(value: Any) -> str | None:
 
 
 def _check_agreement(tokens: Mapping[str, int], vocabulary_map: Mapping[str, int], size: int) -> None:
-    out_of_range: Iterable[tuple[str, int]] = (
-        (t, i) for t, i in (*tokens.items(), *vocabulary_map.items()) if not 0 <= i < size
-    )
-    for token, token_id in out_of_range:
-        raise VocabularyError(f"token {token!r} has id {token_id}, but vocab_size is {size}")
+    for token, token_id in (*tokens.items(), *vocabulary_map.items()):
+        if not 0 <= token_id < size:
+            raise VocabularyError(f"token {token!r} has id {token_id}, but vocab_size is {size}")
     for token, token_id in vocabulary_map.items():
         if tokens.get(token, token_id) != token_id:
             raise VocabularyError(f"token {token!r} is {tokens[token]} in tokenizer.json and {token_id} in config.json")
