@@ -65,7 +65,7 @@ class Trace(TypedDict):
     checkpoint: str
     weight_version: int
     sampling: Sampling
-    usage: dict[str, int]
+    usage: dict[str, int] | None
     timings: dict[str, float | None]
     task_id: NotRequired[str | None]
     verdict: NotRequired[Verdict | None]
@@ -93,8 +93,8 @@ class Task(TypedDict):
     question: str
     image_id: str
     image: StoredImage
-    answer: NotRequired[str]
-    steps: NotRequired[list[TaskStep]]
+    answer: NotRequired[str | None]
+    steps: NotRequired[list[TaskStep] | None]
 
 
 class Page(TypedDict):

@@ -1,0 +1,222 @@
+"""`omni-r1`: serve the studio, ask it from a terminal, train and evaluate the embedded models, look for trouble.
+
+`ask`, `task` and `checkpoints` speak to a running server over HTTP (OMNI_R1_URL, default http://127.0.0.1:7860);
+`serve`, `evaluate`, `train`, `convert` and `doctor` run by themselves. This file only reads arguments and turns what
+went wrong into one line and an exit code; each command is imported when it is called, so that `--help` is instant.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 no server there, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn, cast
+
+from app.cli_terminal import complain, one_line
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_SERVER, EXIT_INTERRUPTED = 1, 2, 3, 130
+SLICES = ("natural", "structured", "diagrammatic", "operational")
+STAGES = ("vq", "base", "pesft")
+
+
+class CommandError(Exception):
+    """A command cannot go on: one line for a person, and the exit code."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one error line instead of a usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message} ({self.prog} --help tells more)")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code; `argv` without the program's name."""
+    try:
+        args = build_parser().parse_args(argv)
+        return cast(int, _load(args.run)(args))
+    except SystemExit as end:  # argparse: --help, --version, an error it has told
+        return end.code if isinstance(end.code, int) else EXIT_FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    except CommandError as error:
+        complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:  # `omni-r1 ask … | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        message, code = _explain(error)
+        complain(message)
+        return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="omni-r1", description="A model that reasons in pictures.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_ask(commands)
+    _add_task(commands)
+    _add_checkpoints(commands)
+    _add_evaluate(commands)
+    _add_train(commands)
+    _add_convert(commands)
+    _add_doctor(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+
+
+def _command(commands: _Commands[argparse.ArgumentParser], name: str, run: str, text: str) -> argparse.ArgumentParser:
+    """A sub-command whose function is `run`, as module:function, imported when it is called."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "serve", "app.cli_serve:serve", "serve the studio and the REST API on this machine")
+    parser.add_argument("--port", type=int, help="default 7860; 0 takes a free one")
+    parser.add_argument("--host", help="loopback address to bind (127.0.0.1)")
+    parser.add_argument("--home", help="folder for everything the server keeps (~/.omni-r1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where the model computes (auto)")
+    parser.add_argument("--checkpoint", help="checkpoint to start with (the one active last)")
+
+
+def _add_ask(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "ask a running server about a picture; streams the text, saves the pictures"
+    parser = _command(commands, "ask", "app.cli_ask:ask", text)
+    parser.add_argument("picture", metavar="PICTURE", help="PNG, JPEG, WebP, GIF or BMP; - reads stdin")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make it square (crop)")
+    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the checkpoint's own)")
+    parser.add_argument("--top-p", type=_finite, help="share of the probability to sample from (the checkpoint's own)")
+    parser.add_argument("--seed", type=int, help="same seed, same weights, same answer (drawn)")
+    parser.add_argument("--max-new-tokens", type=int, help="the room left")
+    parser.add_argument("--max-images", type=int, help="as many as fit")
+    _add_running_options(parser)
+
+
+def _add_task(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "show a task of the embedded world, with its solution if wanted, or have it answered"
+    parser = _command(commands, "task", "app.cli_ask:task", text)
+    parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="like natural-1000000123 (drawn)")
+    parser.add_argument("--slice", choices=SLICES, help="(drawn)")
+    parser.add_argument("--seed", type=int, help="(drawn from the held-out range)")
+    parser.add_argument("--reveal", action="store_true", help="with the reference steps and the answer")
+    parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
+    _add_running_options(parser)
+
+
+def _add_running_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="(the active one)")
+    parser.add_argument("--out", metavar="DIR", help="where the pictures go (./trace-ID when a trace runs)")
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the answer")
+    _add_url(parser)
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="the server ($OMNI_R1_URL, else http://127.0.0.1:7860)")
+
+
+def _add_checkpoints(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "checkpoints", "app.cli_ask:checkpoints", "list a server's checkpoints, or show one")
+    parser.add_argument("action", choices=("list", "show"), nargs="?", default="list")
+    parser.add_argument("id", metavar="ID", nargs="?", help="for show")
+    parser.add_argument("--json", action="store_true")
+    _add_url(parser)
+
+
+def _add_evaluate(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "measure a checkpoint on held-out tasks of the embedded world"
+    parser = _command(commands, "evaluate", "app.cli_train:evaluate", text)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="nano-omni-r1", help="name or folder")
+    parser.add_argument("--tasks", type=int, default=1000, help="in all, split evenly over the four slices (1000)")
+    parser.add_argument("--level", choices=("normal", "hard"), default="normal")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    parser.add_argument("--out", metavar="FILE", help="write the whole report there as JSON")
+
+
+def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="train the embedded models", description="Train the embedded models.")
+    models = train.add_subparsers(title="models", metavar="MODEL", required=True)
+    parser = _command(models, "nano", "app.cli_train:train_nano", "train the embedded family, one stage at a time")
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--preset", default="nano", help="sizes and step counts (nano)")
+    parser.add_argument("--out", metavar="DIR", default="runs/nano", help="checkpoints and logs (runs/nano)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+
+
+def _add_convert(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "turn a downloaded checkpoint (Hugging Face or Meta layout) into a servable folder"
+    parser = _command(commands, "convert", "app.cli_train:convert", text)
+    parser.add_argument("source", metavar="SOURCE", help="folder of the original")
+    parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
+
+
+def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "doctor", "app.cli_doctor:doctor", "check this machine and this installation")
+    parser.add_argument("--port", type=int, help="the port that should be free (7860)")
+    parser.add_argument("--json", action="store_true")
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"omni-r1 {version('omni-r1-studio')}\n")
+        raise SystemExit(0)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"not a finite number: {text}")
+    return number
+
+
+def _load(name: str) -> Callable[[argparse.Namespace], object]:
+    module, _, function = name.partition(":")
+    return cast(Callable[[argparse.Namespace], object], getattr(import_module(module), function))
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line and the exit code for what a command let through."""
+    from app.client import ApiError, BadInput, Conflict, MalformedAnswer, NotFound, OmniError, ServerUnreachable
+
+    if isinstance(error, ServerUnreachable):
+        return f"{error}. Start one with `omni-r1 serve`, or set OMNI_R1_URL to its address", EXIT_NO_SERVER
+    if isinstance(error, MalformedAnswer):
+        return f"{error}. Is this another program? Set OMNI_R1_URL to the studio's address", EXIT_NO_SERVER
+    if isinstance(error, BadInput | NotFound | Conflict):
+        return str(error), EXIT_BAD_INPUT
+    if isinstance(error, ApiError) and error.retry_after is not None:
+        return f"{error}. Try again in {error.retry_after:.0f} s", EXIT_FAILED
+    if isinstance(error, OmniError):
+        return str(error), EXIT_FAILED
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}", EXIT_FAILED
+    if os.environ.get("OMNI_R1_LOG_LEVEL", "").lower() == "debug":
+        raise error
+    return f"{type(error).__name__}: {one_line(str(error))} (OMNI_R1_LOG_LEVEL=debug shows where)", EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What the command line writes: text on stdout, remarks and the one red error line on stderr.
+
+Whatever comes from a model or a server passes `clean`, so that no control sequence of theirs reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+
+def coloured(stream: TextIO) -> bool:
+    """Colours only for people: a terminal, and no NO_COLOR (no-color.org)."""
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def clean(text: str) -> str:
+    """The text without control characters (line feeds and tabs stay) and without lone surrogates."""
+    kept = "".join(c for c in text if c in "\n\t" or ((c.isprintable() or c.isspace()) and c not in "\r\v\f\x85"))
+    return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+def one_line(text: str) -> str:
+    return " ".join(clean(text).split())
+
+
+def write(text: str) -> None:
+    """To stdout, at once: what streams is seen while it streams."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def remark(text: str) -> None:
+    """A line about the run itself, on stderr, so that stdout holds results only."""
+    line = one_line(text)
+    sys.stderr.write(f"\x1b[2m{line}\x1b[0m\n" if coloured(sys.stderr) else f"{line}\n")
+    sys.stderr.flush()
+
+
+def complain(text: str) -> None:
+    """The one line that says what went wrong and what to do about it."""
+    line = f"omni-r1: {one_line(text)}"
+    sys.stderr.write(f"\x1b[31m{line}\x1b[0m\n" if coloured(sys.stderr) else f"{line}\n")
+    sys.stderr.flush()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart, without trailing white space."""
+    cells = [[one_line(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join(lines) + "\n"
