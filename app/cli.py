@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     parser = _Parser(prog="omni-r1", description="A model that reasons in pictures.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -77,17 +77,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+_Commands = argparse._SubParsersAction  # what add_subparsers returns has no public name
 
 
-def _command(commands: _Commands[argparse.ArgumentParser], name: str, run: str, text: str) -> argparse.ArgumentParser:
+def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _Parser:
     """A sub-command whose function is `run`, as module:function, imported when it is called."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_serve(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "serve", "app.cli_serve:serve", "serve the studio and the REST API on this machine")
     parser.add_argument("--port", type=int, help="default 7860; 0 takes a free one")
     parser.add_argument("--host", help="loopback address to bind (127.0.0.1)")
@@ -96,7 +96,7 @@ def _add_serve(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--checkpoint", help="checkpoint to start with (the one active last)")
 
 
-def _add_ask(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_ask(commands: _Commands[_Parser]) -> None:
     text = "ask a running server about a picture; streams the text, saves the pictures"
     parser = _command(commands, "ask", "app.cli_ask:ask", text)
     parser.add_argument("picture", metavar="PICTURE", help="PNG, JPEG, WebP, GIF or BMP; - reads stdin")
@@ -110,7 +110,7 @@ def _add_ask(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_running_options(parser)
 
 
-def _add_task(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_task(commands: _Commands[_Parser]) -> None:
     text = "show a task of the embedded world, with its solution if wanted, or have it answered"
     parser = _command(commands, "task", "app.cli_ask:task", text)
     parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="like natural-1000000123 (drawn)")
@@ -121,7 +121,7 @@ def _add_task(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_running_options(parser)
 
 
-def _add_running_options(parser: argparse.ArgumentParser) -> None:
+def _add_running_options(parser: _Parser) -> None:
     parser.add_argument("--checkpoint", help="(the active one)")
     parser.add_argument("--out", metavar="DIR", help="where the pictures go (./trace-ID when a trace runs)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
@@ -129,11 +129,11 @@ def _add_running_options(parser: argparse.ArgumentParser) -> None:
     _add_url(parser)
 
 
-def _add_url(parser: argparse.ArgumentParser) -> None:
+def _add_url(parser: _Parser) -> None:
     parser.add_argument("--url", help="the server ($OMNI_R1_URL, else http://127.0.0.1:7860)")
 
 
-def _add_checkpoints(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_checkpoints(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "checkpoints", "app.cli_ask:checkpoints", "list a server's checkpoints, or show one")
     parser.add_argument("action", choices=("list", "show"), nargs="?", default="list")
     parser.add_argument("id", metavar="ID", nargs="?", help="for show")
@@ -141,7 +141,7 @@ def _add_checkpoints(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_url(parser)
 
 
-def _add_evaluate(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_evaluate(commands: _Commands[_Parser]) -> None:
     text = "measure a checkpoint on held-out tasks of the embedded world"
     parser = _command(commands, "evaluate", "app.cli_train:evaluate", text)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="nano-omni-r1", help="name or folder")
@@ -151,7 +151,7 @@ def _add_evaluate(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the whole report there as JSON")
 
 
-def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_train(commands: _Commands[_Parser]) -> None:
     train = commands.add_parser("train", help="train the embedded models", description="Train the embedded models.")
     models = train.add_subparsers(title="models", metavar="MODEL", required=True)
     parser = _command(models, "nano", "app.cli_train:train_nano", "train the embedded family, one stage at a time")
@@ -163,14 +163,14 @@ def _add_train(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
 
 
-def _add_convert(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_convert(commands: _Commands[_Parser]) -> None:
     text = "turn a downloaded checkpoint (Hugging Face or Meta layout) into a servable folder"
     parser = _command(commands, "convert", "app.cli_train:convert", text)
     parser.add_argument("source", metavar="SOURCE", help="folder of the original")
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
 
 
-def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "doctor", "app.cli_doctor:doctor", "check this machine and this installation")
     parser.add_argument("--port", type=int, help="the port that should be free (7860)")
     parser.add_argument("--json", action="store_true")

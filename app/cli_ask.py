@@ -223,12 +223,13 @@ def _save_task(client: Client, found: Task, folder: Path) -> None:
     remark(f"saved in {folder}/")
 
 
+def _row(entry: dict[str, Any]) -> list[str]:
+    size = f"{entry['size_bytes'] / 1e6:.1f} MB" if entry.get("size_bytes") else ""
+    return [entry["id"], _state(entry), size, entry.get("licence") or "", entry.get("base") or ""]
+
+
 def _state(entry: dict[str, Any]) -> str:
     if entry.get("problem"):
         return f"unusable: {entry['problem']}"
     words = [word for word in ("active", "loaded") if entry.get(word)]
     return ", ".join(words) or "-"
-
-
-def _megabytes(size: Any) -> str:
-    return f"{size / 1e6:.1f} MB" if isinstance(size, int | float) else ""

@@ -351,6 +351,8 @@ class Client:
             return self._http.request(method, url, **options)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+        except ValueError as error:  # NaN, lone surrogates
+            raise BadInput(422, {"code": "not_json", "detail": f"cannot be sent as JSON: {error}"}) from error
 
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         reason = str(error) or type(error).__name__
