@@ -1,0 +1,160 @@
+"""The atomic actions that make a functional picture out of the one before it.
+
+Five actions, as text and as pure functions on pictures (method: paper section 3, Uni-Skills). Coordinates are
+fractions of the picture, origin at the top left; a box is its top-left corner and its size:
+
+    BBOX(x,y,w,h)   ZOOM(x,y,w,h)   LINE(x1,y1,x2,y2)   MARK(x,y) or MARK(x,y,id)   PRED(change)
+
+Knows nothing of tasks, models or files. `PRED` names a transition of some world ("right", "tilt left"); what the next
+state looks like is that world's knowledge, so `apply` takes it as a function.
+
+    image = apply(Action.parse("BBOX(0.25,0.5,0.25,0.25)"), image)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image, ImageDraw
+
+INK: Final = (255, 0, 255)
+SKILLS: Final = ("box", "zoom", "line", "mark", "predict")
+SKILL: Final = {"BBOX": "box", "ZOOM": "zoom", "LINE": "line", "MARK": "mark", "PRED": "predict"}
+
+_NUM_ARGS: Final = {"BBOX": (4,), "ZOOM": (4,), "LINE": (4,), "MARK": (2, 3), "PRED": (1,)}
+_CALL: Final = re.compile(r"\s*([A-Z]+)\s*\(([^()]*)\)\s*")
+_MIN_LABEL_SIZE: Final = 160  # a picture smaller than this has no room for a readable number
+
+# What a step says it does. The verb that comes first decides: "I draw a line from the mark" is a line, "I mark the
+# next bar" a mark, and a "marked" thing is no marking.
+_WORDS: Final = (
+    ("zoom", re.compile(r"\bzoom(s|ing|ed)?\b|\bcrop\b|\blook closer\b")),
+    ("mark", re.compile(r"(?<!the )(?<!The )\bmark\b|\bmarking\b")),
+    ("box", re.compile(r"\b(draw|put|place|set|add)s? (a|the|another) box\b|\bI box\b", re.IGNORECASE)),
+    ("line", re.compile(r"\b(a|the|another|second|straight) line (from|to|along|across|down|up|through|over|on|between)\b"
+                        r"|\bextend\b|\bI trace\b", re.IGNORECASE)),
+    ("predict", re.compile(r"\b(moves?|slides?|tilts?|tilting|turns?|flips?|swaps?|drops?|falls?|rotates?|next state)\b"
+                           )),
+)
+_NOUNS: Final = (
+    ("box", re.compile(r"\bbox(es|ed)?\b")),
+    ("line", re.compile(r"\bline\b")),
+    ("mark", re.compile(r"\bmark(s|ed)?\b")),
+    ("predict", re.compile(r"\bpredict(s|ed|ion)?\b|\bnext (picture|position|board)\b")),
+)
+
+
+class ActionError(ValueError):
+    """An action string that is none of the five, or whose arguments are not usable."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action: `name` is a key of `SKILL`; `args` are fractions (MARK: an optional integer id last; PRED: a word)."""
+
+    name: str
+    args: tuple[float | int | str, ...]
+
+    @staticmethod
+    def parse(text: str) -> Action:
+        """Read "BBOX(0.25,0.5,0.2,0.2)". Raises `ActionError` for anything else."""
+        match = _CALL.fullmatch(text)
+        if match is None or match[1] not in SKILL:
+            raise ActionError(f"not an action: {text!r} (expected one of {', '.join(SKILL)} with arguments)")
+        name, raw = match[1], [part.strip() for part in match[2].split(",")]
+        if name == "PRED":
+            if not match[2].strip():
+                raise ActionError("PRED needs the change it predicts")
+            return Action(name, (match[2].strip(),))
+        if len(raw) not in _NUM_ARGS[name]:
+            raise ActionError(f"{name} takes {' or '.join(map(str, _NUM_ARGS[name]))} numbers, not {len(raw)}")
+        try:
+            numbers: list[float | int | str] = [float(part) for part in raw[:4]]
+            if name == "MARK" and len(raw) == 3:
+                numbers[2] = int(raw[2])
+        except ValueError:
+            raise ActionError(f"{name} needs numbers: {text!r}") from None
+        if any(not 0.0 <= float(number) <= 1.0 for number in (numbers[:2] if name == "MARK" else numbers)):
+            raise ActionError(f"coordinates are fractions from 0 to 1: {text!r}")
+        return Action(name, tuple(numbers))
+
+    def __str__(self) -> str:
+        return f"{self.name}({','.join(f'{a:.6g}' if isinstance(a, float) else str(a) for a in self.args)})"
+
+    @property
+    def skill(self) -> str:
+        return SKILL[self.name]
+
+
+def ink_width(image: Image.Image) -> int:
+    """Stroke width in pixels: 3 at 64 px, growing with the picture."""
+    return max(3, round(min(image.size) * 3 / 64))
+
+
+def apply(
+    action: Action, image: Image.Image, *, predict: Callable[[str, Image.Image], Image.Image] | None = None
+) -> Image.Image:
+    """The picture after `action`, the same size as `image`; `image` itself is left as it is.
+
+    A PRED needs `predict(change, image)`, the world's own rule; without it `ActionError`.
+    """
+    if action.name == "PRED":
+        if predict is None:
+            raise ActionError(f"{action}: only the world that the picture shows knows the next state")
+        return predict(str(action.args[0]), image)
+    if action.name == "ZOOM":
+        return _zoom(action, image)
+    out = image.copy()
+    draw, width = ImageDraw.Draw(out), ink_width(image)
+    if action.name == "BBOX":
+        left, top, right, bottom = box_pixels(action, image)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=INK, width=width)
+    elif action.name == "LINE":
+        (x1, y1), (x2, y2) = line_pixels(action, image)
+        draw.line((x1, y1, x2, y2), fill=INK, width=width)
+    else:
+        _mark(action, out, draw)
+    return out
+
+
+def box_pixels(action: Action, image: Image.Image) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of a BBOX or ZOOM in whole pixels inside the picture, at least one pixel each way."""
+    x, y, w, h = (float(value) for value in action.args)
+    left, top = min(round(x * image.width), image.width - 1), min(round(y * image.height), image.height - 1)
+    right, bottom = round((x + w) * image.width), round((y + h) * image.height)
+    return left, top, min(max(right, left + 1), image.width), min(max(bottom, top + 1), image.height)
+
+
+def line_pixels(action: Action, image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both ends of a LINE in whole pixels."""
+    x1, y1, x2, y2 = (float(value) for value in action.args)
+    return (round(x1 * image.width), round(y1 * image.height)), (round(x2 * image.width), round(y2 * image.height))
+
+
+def mark_pixels(action: Action, image: Image.Image) -> tuple[int, int]:
+    """The centre of a MARK in whole pixels."""
+    return round(float(action.args[0]) * image.width), round(float(action.args[1]) * image.height)
+
+
+def _zoom(action: Action, image: Image.Image) -> Image.Image:
+    return image.crop(box_pixels(action, image)).resize(image.size, Image.Resampling.BICUBIC)
+
+
+def _mark(action: Action, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
+    x, y = mark_pixels(action, image)
+    radius = max(4, round(min(image.size) * 4 / 64))
+    draw.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), fill=INK)
+    if len(action.args) == 3 and min(image.size) >= _MIN_LABEL_SIZE:
+        draw.text((x, y), str(action.args[2]), fill=(255, 255, 255), anchor="mm")
+
+
+def skill_of_text(text: str) -> str | None:
+    """Which of `SKILLS` a step's text says it uses: its first verb decides, then its nouns; None when it names none."""
+    for table in (_WORDS, _NOUNS):
+        found = [(match.start(), skill) for skill, pattern in table if (match := pattern.search(text)) is not None]
+        if found:
+            return min(found)[1]
+    return None

@@ -1,0 +1,258 @@
+"""Diagrams: families `extend`, `bounce`, `mirror`, `path`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from training.unitasks.canvas import (
+    BACKGROUNDS,
+    BLACK,
+    COLOUR_NAMES,
+    COLOURS,
+    GREY,
+    RGB,
+    line,
+    mark,
+    new_picture,
+    put_shape,
+)
+from training.unitasks.chain import ORDINALS, Chain, say
+from training.unitasks.task import LineTarget, MarkTarget, Task
+
+Pixel = tuple[int, int]
+Symmetry = Callable[[int, int], Pixel]
+
+SYMMETRIES: tuple[Symmetry, ...] = (
+    lambda x, y: (x, y),
+    lambda x, y: (64 - x, y),
+    lambda x, y: (y, x),
+    lambda x, y: (y, 64 - x),
+)
+
+
+def draw_segments(segments: list[tuple[Pixel, Pixel]], dots: list[tuple[str, Pixel]], background: RGB) -> Image.Image:
+    """Black segments and coloured round targets."""
+    image = new_picture(background)
+    draw = ImageDraw.Draw(image)
+    for colour, centre in dots:
+        put_shape(image, "circle", COLOURS[colour], centre, 14)
+    for start, end in segments:
+        draw.line((*start, *end), fill=BLACK, width=3)
+    return image
+
+
+def between(a: Pixel, b: Pixel, share: float) -> Pixel:
+    """The point at this share of the way from a to b."""
+    return round(a[0] + share * (b[0] - a[0])), round(a[1] + share * (b[1] - a[1]))
+
+
+def make_extend(rng: Random, seed: int, level: str) -> Task:
+    """Which of four targets on the far side a short segment points to."""
+    turned = rng.choice(SYMMETRIES)
+    count = 4 if level == "hard" else rng.randint(3, 4)
+    rows = sorted(rng.sample(range(4), count))
+    colours = rng.sample(COLOUR_NAMES, count)
+    hit = rng.randrange(count)
+    target = (56, 8 + 16 * rows[hit])
+    start = (4 * rng.randint(1, 2), 4 * rng.randint(2, 14))
+    end = between(start, target, 0.3 if level == "hard" else rng.choice((0.4, 0.45, 0.5)))
+    dots = [(colours[i], turned(56, 8 + 16 * row)) for i, row in enumerate(rows)]
+    image = draw_segments([(turned(*start), turned(*end))], dots, rng.choice(BACKGROUNDS))
+    question = say(rng, "Which colour does the black line hit when it goes on?",
+                   "The black line is extended. Which colour does it meet?",
+                   "To which dot does the black line point?")  # fmt: skip
+    a, b = turned(*end), turned(*target)
+    chain = Chain(image)
+    chain.act(say(rng, "I extend the black line until it meets a dot.", "I draw the line on, straight ahead."
+                  .replace("draw the line on, straight ahead", "extend the line straight ahead"),
+                  "I draw a line on from its end, straight ahead.".replace("a line on from", "a line from")),
+              line(*a, *b), f"The line ends on the {colours[hit]} dot.", LineTarget(a, b))  # fmt: skip
+    return Task("diagrammatic", "extend", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
+
+
+def make_bounce(rng: Random, seed: int, level: str) -> Task:
+    """A ray meets a wall and bounces off; which target it hits."""
+    turned = rng.choice(SYMMETRIES)
+    upside = rng.random() < 0.5
+
+    def place(x: int, y: int) -> Pixel:
+        return turned(x, 64 - y if upside else y)
+
+    wall = 60
+    hit = rng.randrange(4 if level == "hard" else 3)
+    count = 4 if level == "hard" else 3
+    targets = [(56, 8 + 12 * i) if count == 4 else (56, 8 + 16 * i) for i in range(count)]
+    colours = rng.sample(COLOUR_NAMES, count)
+    while True:
+        start = (4, 4 * rng.randint(2, 10))
+        target = targets[hit]
+        down, back = wall - start[1], wall - target[1]
+        foot = (round(start[0] + (target[0] - start[0]) * down / (down + back)), wall)
+        if 14 <= foot[0] <= 46:
+            break
+    end = between(start, foot, 0.5)
+    dots = [(colour, place(*centre)) for colour, centre in zip(colours, targets, strict=True)]
+    image = draw_segments([(place(*start), place(*end))], dots, rng.choice(BACKGROUNDS))
+    draw = ImageDraw.Draw(image)
+    draw.line((*place(0, wall + 2), *place(64, wall + 2)), fill=GREY, width=4)
+    question = say(rng, "The black ray bounces off the grey wall. Which colour does it hit?",
+                   "Which dot does the ray reach after the grey wall?",
+                   "Follow the black ray off the wall. Which colour does it meet?")  # fmt: skip
+    chain = Chain(image)
+    a, b, c = place(*end), place(*foot), place(*targets[hit])
+    chain.act(say(rng, "I extend the ray to the wall.", "I draw a line on from the ray to the wall."
+                  .replace("a line on from", "a line from")), line(*a, *b),
+              f"The ray meets the wall {round(foot[0] / 8)} of 8 along.", LineTarget(a, b))  # fmt: skip
+    chain.act(say(rng, "From the wall I draw a line back at the same angle."
+                  .replace("a line back at", "a line from there at"),
+                  "I draw a line from the wall, as steep as before."), line(*b, *c),
+              f"The ray ends on the {colours[hit]} dot.", LineTarget(b, c))  # fmt: skip
+    return Task("diagrammatic", "bounce", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
+
+
+_AXES: dict[str, tuple[Pixel, Pixel, Symmetry]] = {
+    "upright24": ((24, 0), (24, 64), lambda x, y: (48 - x, y)),
+    "upright32": ((32, 0), (32, 64), lambda x, y: (64 - x, y)),
+    "upright40": ((40, 0), (40, 64), lambda x, y: (80 - x, y)),
+    "flat24": ((0, 24), (64, 24), lambda x, y: (x, 48 - y)),
+    "flat32": ((0, 32), (64, 32), lambda x, y: (x, 64 - y)),
+    "flat40": ((0, 40), (64, 40), lambda x, y: (x, 80 - y)),
+    "falling": ((0, 0), (64, 64), lambda x, y: (y, x)),
+    "rising": ((0, 64), (64, 0), lambda x, y: (64 - y, 64 - x)),
+}
+_SPOTS = tuple((8 * c, 8 * r) for r in range(1, 8) for c in range(1, 8))
+
+
+def _inside(point: Pixel) -> bool:
+    return 8 <= point[0] <= 56 and 8 <= point[1] <= 56
+
+
+def make_mirror(rng: Random, seed: int, level: str) -> Task:
+    """Where the mirror image of a black dot lies: a line to the axis, a mark as far behind it."""
+    axis = rng.choice(tuple(_AXES))
+    start, end, flip = _AXES[axis]
+    far = [p for p in _SPOTS if _inside(flip(*p)) and max(abs(flip(*p)[0] - p[0]), abs(flip(*p)[1] - p[1])) >= 24]
+    dot = rng.choice(far)
+    target = flip(*dot)
+    side = _side(start, end, target)
+    spots = [target]
+    wanted = 5 if level == "hard" else rng.randint(3, 4)
+    near = [p for p in _SPOTS if _side(start, end, p) == side and _distance(start, end, p) >= 10]
+    rng.shuffle(near)
+    for spot in near:
+        if len(spots) < wanted and all(max(abs(spot[0] - x), abs(spot[1] - y)) >= 16 for x, y in spots):
+            spots.append(spot)
+    colours = rng.sample(COLOUR_NAMES, len(spots))
+    image = new_picture(rng.choice(BACKGROUNDS))
+    draw = ImageDraw.Draw(image)
+    draw.line((*start, *end), fill=GREY, width=3)
+    put_shape(image, "circle", BLACK, dot, 12)
+    for colour, spot in zip(colours, spots, strict=True):
+        put_shape(image, "circle", COLOURS[colour], spot, 14)
+    question = say(rng, "The black dot is mirrored in the grey line. On which colour does it land?",
+                   "Which colour is the mirror image of the black dot?",
+                   "Which dot lies opposite the black one across the grey line?")  # fmt: skip
+    foot = (dot[0] + target[0]) // 2, (dot[1] + target[1]) // 2
+    chain = Chain(image)
+    chain.act(say(rng, "I draw a line from the black dot to the axis.", "I draw a line from the black dot across to the grey one."),
+              line(*dot, *foot), f"The line is {_length(dot, foot)} units long.", LineTarget(dot, foot))  # fmt: skip
+    chain.act(say(rng, "I mark the place as far behind it.", "On the other side I mark the same distance."),
+              mark(*target), f"The mark is on the {colours[0]} dot.", MarkTarget(target))  # fmt: skip
+    return Task("diagrammatic", "mirror", seed, question, image, tuple(chain.steps), colours[0], level, COLOUR_NAMES)
+
+
+def _cross(start: Pixel, end: Pixel, p: Pixel) -> float:
+    return (end[0] - start[0]) * (p[1] - start[1]) - (end[1] - start[1]) * (p[0] - start[0])
+
+
+def _side(start: Pixel, end: Pixel, p: Pixel) -> int:
+    value = _cross(start, end, p)
+    return (value > 0) - (value < 0)
+
+
+def _distance(start: Pixel, end: Pixel, p: Pixel) -> float:
+    length = ((end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2) ** 0.5
+    return float(abs(_cross(start, end, p)) / length)
+
+
+def _length(a: Pixel, b: Pixel) -> int:
+    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) // 4
+
+
+# ---- path: a tree of coloured nodes on a 3x3 grid
+
+Cell = tuple[int, int]
+
+
+def node_centre(cell: Cell) -> Pixel:
+    """Centre of a node, 24 px from its neighbours."""
+    return 8 + 24 * cell[0], 8 + 24 * cell[1]
+
+
+def random_tree(rng: Random, count: int) -> tuple[list[Cell], list[tuple[int, int]]]:
+    """Cells that hang together, and the edges (pairs of indices, parent first) that tie them."""
+    cells, edges = [(rng.randrange(3), rng.randrange(3))], []
+    while len(cells) < count:
+        i = rng.randrange(len(cells))
+        dx, dy = rng.choice(((1, 0), (-1, 0), (0, 1), (0, -1)))
+        cell = (cells[i][0] + dx, cells[i][1] + dy)
+        if cell not in cells and 0 <= cell[0] < 3 and 0 <= cell[1] < 3:
+            edges.append((i, len(cells)))
+            cells.append(cell)
+    return cells, edges
+
+
+def draw_graph(cells: list[Cell], edges: list[tuple[int, int]], colours: list[str], background: RGB) -> Image.Image:
+    """Black edges, coloured nodes."""
+    image = new_picture(background)
+    draw = ImageDraw.Draw(image)
+    for a, b in edges:
+        draw.line((*node_centre(cells[a]), *node_centre(cells[b])), fill=BLACK, width=3)
+    for cell, colour in zip(cells, colours, strict=True):
+        put_shape(image, "circle", COLOURS[colour], node_centre(cell), 14)
+    return image
+
+
+def tree_path(edges: list[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Nodes on the only way from start to end."""
+    parents = {child: parent for parent, child in edges}
+
+    def up(node: int) -> list[int]:
+        return [node] if node not in parents else [node, *up(parents[node])]
+
+    one, two = up(start), up(end)
+    meet = next(node for node in one if node in two)
+    return one[: one.index(meet) + 1] + two[: two.index(meet)][::-1]
+
+
+def make_path(rng: Random, seed: int, level: str) -> Task:
+    """How many edges lie between two nodes: follow them one by one."""
+    length = 5 if level == "hard" else rng.randint(1, 4)
+    count = 6 if level == "hard" else rng.randint(5, 6)
+    while True:
+        cells, edges = random_tree(rng, count)
+        pairs = [(a, b) for a in range(count) for b in range(count) if len(tree_path(edges, a, b)) == length + 1]
+        if pairs:
+            break
+    start, end = rng.choice(pairs)
+    path = tree_path(edges, start, end)
+    colours = rng.sample(COLOUR_NAMES, count)
+    image = draw_graph(cells, edges, colours, rng.choice(BACKGROUNDS))
+    a, b = colours[start], colours[end]
+    question = say(rng, f"How many steps is it from {a} to {b} along the lines?",
+                   f"How many lines must you follow from {a} to {b}?",
+                   f"Count the links on the way from {a} to {b}.")  # fmt: skip
+    style = rng.randrange(2)
+    chain = Chain(image)
+    for i, (here, there) in enumerate(zip(path, path[1:], strict=False)):
+        text = (
+            f"I draw a line along the {ORDINALS[i]} link." if style == 0
+            else f"Link {i + 1}: I draw a line from {colours[here]} on.".replace(" on.", " towards " + b + ".")
+        )  # fmt: skip
+        p, q = node_centre(cells[here]), node_centre(cells[there])
+        chain.act(text, line(*p, *q), f"The way has reached {colours[there]} after {i + 1}.", LineTarget(p, q))
+    return Task("diagrammatic", "path", seed, question, image, tuple(chain.steps), str(length), level,
+                ("5",) if level == "hard" else ("1", "2", "3", "4"))  # fmt: skip

@@ -1,0 +1,86 @@
+"""A task and its chain of steps: plain values. Knows nothing of how they are drawn or checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+SIZE = 64  # width and height of every picture, in pixels
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class BoxTarget:
+    """A box in ink with this outer edge, and no centre of another object inside."""
+
+    box: Box
+    others: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class MarkTarget:
+    """A blob of ink on this point."""
+
+    point: Point
+
+
+@dataclass(frozen=True)
+class LineTarget:
+    """A straight stroke of ink from `start` to `end` (either way round)."""
+
+    start: Point
+    end: Point
+
+
+@dataclass(frozen=True)
+class ZoomTarget:
+    """A crop of the picture before: the one of `candidates` at `index`."""
+
+    candidates: tuple[Box, ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class StateTarget:
+    """A whole new state: at each point (centre of a cell) the colour named there (`palette.STATE_COLOURS`)."""
+
+    cells: tuple[tuple[float, float, str], ...]
+
+
+Target = BoxTarget | MarkTarget | LineTarget | ZoomTarget | StateTarget
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the chain. `state` writes out what the picture shows (the text-only control reads it instead)."""
+
+    text: str
+    skill: str
+    action: str
+    image: Image.Image
+    state: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question about a picture, its answer and the chain that leads there; a pure function of slice and seed."""
+
+    slice: str
+    family: str
+    seed: int
+    question: str
+    image: Image.Image
+    steps: tuple[Step, ...]
+    answer: str
+    split: str = "normal"
+    choices: tuple[str, ...] = field(default=(), repr=False)  # the answers that this question could have
+
+    @property
+    def task_id(self) -> str:
+        """"natural-1000000123"; of the hard split "natural-hard-1000000123"."""
+        middle = "" if self.split == "normal" else f"-{self.split}"
+        return f"{self.slice}{middle}-{self.seed}"
