@@ -47,6 +47,8 @@ def task(args: Namespace) -> int:
 
 def checkpoints(args: Namespace) -> int:
     """Lists the checkpoints that the server knows, or shows one as JSON."""
+    if (args.action == "show") != bool(args.id):
+        raise BadInput(422, {"code": "bad_arguments", "detail": "checkpoints show ID, or checkpoints list"})
     with Client(args.url) as client:
         if args.action == "show":
             write(json.dumps(client.checkpoint(args.id), ensure_ascii=False, indent=2) + "\n")
@@ -55,17 +57,8 @@ def checkpoints(args: Namespace) -> int:
     if args.json:
         write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
         return EXIT_OK
-    rows = [
-        [
-            entry["id"],
-            _state(entry),
-            _megabytes(entry.get("size_bytes")),
-            entry.get("licence") or "",
-            entry.get("base") or "",
-        ]
-        for entry in found
-    ]
-    write(table(["checkpoint", "state", "size", "licence", "base"], rows))
+    header = ["checkpoint", "state", "size", "licence", "base"]
+    write(table(header, [_row(entry) for entry in found]))
     return EXIT_OK
 
 

@@ -17,9 +17,8 @@ def coloured(stream: TextIO) -> bool:
 
 
 def clean(text: str) -> str:
-    """The text without control characters (line feeds and tabs stay) and without lone surrogates."""
-    kept = "".join(c for c in text if c in "\n\t" or ((c.isprintable() or c.isspace()) and c not in "\r\v\f\x85"))
-    return kept.encode("utf-8", "replace").decode("utf-8")
+    """The text without control and format characters and lone surrogates; line feeds and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or c.isprintable() or (c.isspace() and c not in "\r\v\f\x85"))
 
 
 def one_line(text: str) -> str:
