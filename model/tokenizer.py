@@ -62,7 +62,7 @@ class TextTokenizer:
         _check_merges(data, self._tokens, self._special)
         # Without its added tokens the library sees "<image>" in a question as seven letters, whatever its flags say;
         # without truncation, padding and post-processor it adds nothing.
-        off = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        off: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         model = dict(data["model"])
         if model.get("unk_token") is not None and not model.get("byte_fallback"):
             model["unk_token"] = None  # an unknown character is dropped rather than written as a special id

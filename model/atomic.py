@@ -1,0 +1,97 @@
+"""Folders that appear whole or not at all: written beside their place, synced, renamed.
+
+Staging folders are hidden (``.NAME.saving-PID-...``), so that nothing that lists checkpoints sees them; those of dead
+processes are removed by the next save of the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A fresh hidden folder on the same file system as ``target``; gone afterwards unless it was renamed."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.saving-{os.getpid()}-", dir=target.parent))
+    staging.chmod(0o755)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below ``folder``, itself included."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def replace_folder(staging: Path, target: Path) -> None:
+    """Move a synced folder to its place, in one step also where something stands there already.
+
+    Where the system cannot exchange two folders (outside Linux) the old one is moved aside first; a crash between the
+    two renames leaves it, whole, under a hidden name.
+    """
+    target = target.absolute()
+    if not target.exists():
+        os.rename(staging, target)
+    elif not _exchange(staging, target):
+        old = staging.with_name(f".{target.name}.old-{os.getpid()}")
+        os.rename(target, old)
+        os.rename(staging, target)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders atomically (Linux' renameat2); False where that is not to be had."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with contextlib.suppress(AttributeError, OSError):
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        done = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE))
+        return bool(done == 0)
+    return False
+
+
+def _sweep(target: Path) -> None:
+    """Remove what saves of this name left behind whose process is gone."""
+    prefix = f".{target.name}.saving-"
+    for path in target.parent.glob(f"{prefix}*"):
+        pid = path.name.removeprefix(prefix).split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,435 @@
+"""Checkpoints on disk: save whole or not at all, refuse what is not right, load into our modules.
+
+Layout (HF's, so that transformers reads it too): ``config.json, generation_config.json, preprocessor_config.json,
+processor_config.json, tokenizer.json, tokenizer_config.json, model.safetensors.index.json, model-lm.safetensors,
+model-vq.safetensors, manifest.json, README.md``. Any other HF sharding and mixed dtypes are read as well. Pickles never
+are: Meta's files go through :mod:`model.convert`.
+
+The torch-free part (which tensors a folder holds, hashes, where a name leads) is :mod:`model.shards`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.atomic import replace_folder, staging_folder, sync_tree
+from model.config import ConfigError, ModelConfig
+from model.manifest import Capabilities, GenerationDefaults, Manifest
+from model.shards import INDEX, CheckpointError, TensorEntry, header_entries, read_entries, resolve
+from model.template import Template, TemplateName
+from model.tokenizer import TextTokenizer
+from model.transformer import Transformer
+from model.vocab import (
+    BEGIN_IMAGE,
+    BOS,
+    END_IMAGE,
+    EOS,
+    IMAGE,
+    PAD,
+    UNK,
+    Vocabulary,
+    VocabularyError,
+    read_json,
+)
+from model.vq import VQModel
+
+__all__ = [
+    "CheckpointError",
+    "LoadedCheckpoint",
+    "load_checkpoint",
+    "load_vq",
+    "resolve",
+    "save_checkpoint",
+    "validate_checkpoint",
+]
+
+LM_FILE, VQ_FILE = "model-lm.safetensors", "model-vq.safetensors"
+VQ_PREFIX = "model.vqmodel."
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Beside the two models: our projection W, and buffers that old exports carry.
+_HARMLESS = ("perception.", "model.vqmodel.", "model.rotary_emb.")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A checkpoint in memory. ``vq`` is None without an encoder; ``vq.decoder`` is None where it cannot draw."""
+
+    name: str
+    folder: Path
+    transformer: Transformer
+    vq: VQModel | None
+    vocab: Vocabulary
+    tokenizer: TextTokenizer
+    template: Template
+    config: ModelConfig
+    manifest: Manifest
+    generation: GenerationDefaults
+
+    @property
+    def can_see(self) -> bool:
+        """Whether questions may hold pictures."""
+        return self.vq is not None
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether answers may hold pictures; otherwise begin-image must never be legal."""
+        return self.vq is not None and self.vq.decoder is not None
+
+
+def load_checkpoint(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vq: str | Path | None = None,
+    template: TemplateName | None = None,
+) -> LoadedCheckpoint:
+    """Read a checkpoint folder into modules in evaluation mode, without gradients.
+
+    The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another folder
+    or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
+
+    Raises:
+        CheckpointError: see its codes. Hashes and finiteness are :func:`validate_checkpoint`'s matter.
+    """
+    folder = Path(folder)
+    config, vocab, tokenizer, manifest = _read_descriptions(folder)
+    entries = read_entries(folder)
+    transformer = _skeleton(lambda: Transformer(config.transformer))
+    _check_names(transformer, entries, config)
+    wanted = [name for name in transformer.state_dict() if name in entries]
+    state = _read_tensors(folder, entries, wanted, dtype)
+    _fit_state(state, config)
+    transformer.load_state_dict(state, assign=True)
+    if vq is None:
+        vq_model = _build_vq(folder, entries, VQ_PREFIX, config)
+    else:
+        vq_model = load_vq(vq, config)
+        # What the files cannot do the borrowed VQ can.
+        capabilities = Capabilities(images_in_answer=vq_model.decoder is not None, images_in_question=True)
+        manifest = replace(manifest, capabilities=capabilities)
+    if vq_model is None or vq_model.decoder is None:
+        capabilities = Capabilities(images_in_answer=False, images_in_question=vq_model is not None)
+        manifest = replace(manifest, capabilities=capabilities)
+    try:
+        rendering = Template(template or _template_name(manifest), vocab, tokenizer)
+    except ValueError as error:
+        raise CheckpointError("unsupported", f"{folder}: {error}") from error
+    return LoadedCheckpoint(
+        name=manifest.name,
+        folder=folder,
+        transformer=transformer.eval().requires_grad_(False).to(device),
+        vq=None if vq_model is None else vq_model.eval().requires_grad_(False).to(device),
+        vocab=vocab,
+        tokenizer=tokenizer,
+        template=rendering,
+        config=config,
+        manifest=manifest,
+        generation=GenerationDefaults.read(folder),
+    )
+
+
+def load_vq(source: str | Path, config: ModelConfig) -> VQModel:
+    """The VQ, in fp32, of another folder or of a safetensors file (names with or without ``model.vqmodel.``).
+
+    Raises:
+        CheckpointError: it is missing, incomplete, or of another shape.
+    """
+    source = Path(source)
+    folder = source if source.is_dir() else source.parent
+    entries = read_entries(source) if source.is_dir() else header_entries(source)
+    prefix = VQ_PREFIX if any(name.startswith(VQ_PREFIX) for name in entries) else ""
+    model = _build_vq(folder, entries, prefix, config)
+    if model is None:
+        raise CheckpointError("missing_tensor", f"{source} holds no VQ encoder ({prefix}encoder.*)")
+    return model
+
+
+def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool = True) -> Manifest:
+    """Check everything that can be checked without running the model; returns the manifest.
+
+    In this order: files and their hashes, config, vocabulary, tensor names and shapes, finite values.
+
+    Raises:
+        CheckpointError: the first thing found, with the name of the file or tensor.
+    """
+    folder = Path(folder)
+    config, _, _, manifest = _read_descriptions(folder)
+    entries = read_entries(folder)
+    if hashes:
+        manifest.verify_hashes(folder)
+    _check_names(_skeleton(lambda: Transformer(config.transformer)), entries, config)
+    vq_names = {name.removeprefix(VQ_PREFIX) for name in entries if name.startswith(VQ_PREFIX)}
+    if vq_names:
+        _check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
+    elif manifest.capabilities.images_in_question and not manifest.derived:
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises pictures")
+    if manifest.capabilities.images_in_answer and not any(name.startswith("decoder.") for name in vq_names):
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises drawings")
+    if values:
+        for name, tensor in _iterate(folder, entries, sorted(entries)):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise CheckpointError("not_finite", f"{name} holds NaN or infinite values")
+    return manifest
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    config: ModelConfig,
+    transformer_state: Mapping[str, Tensor],
+    tokenizer: Mapping[str, Any] | str | Path,
+    manifest: Manifest,
+    vq_state: Mapping[str, Tensor] | None = None,
+    vq_file: str | Path | None = None,
+    generation: GenerationDefaults | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = torch.bfloat16,
+    extra_state: Mapping[str, Tensor] | None = None,
+    card: str | None = None,
+    write_extra: Callable[[Path], None] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a complete checkpoint beside its place, sync it, then rename it: a killed save leaves nothing visible.
+
+    Args:
+        folder: its final place; the parent is created.
+        config: written with ``tie_word_embeddings: false``.
+        transformer_state: state dict of :class:`model.transformer.Transformer`; cast to ``dtype`` (None: as it is), q/k
+            norms written as (heads, head_dim).
+        tokenizer: object or path of a ``tokenizer.json``.
+        manifest: hashes are filled in.
+        vq_state: state dict of :class:`model.vq.VQModel`, written in the precision it has.
+        vq_file: instead, a ``model-vq.safetensors`` to copy byte for byte.
+        generation: sampling defaults.
+        extra_state: further tensors for the language model's shard (the projection W as ``perception.weight``).
+        card: text of ``README.md``; made from the manifest when absent.
+        write_extra: called with the staging folder, to add more (``train/``) under the same rename.
+        overwrite: replace an existing checkpoint at that place.
+
+    Raises:
+        CheckpointError: ``exists``, or the state does not fit the config.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise CheckpointError("exists", f"{folder} exists already")
+    config = replace(config, transformer=replace(config.transformer, tie_word_embeddings=False))
+    tokenizer_object = dict(tokenizer) if isinstance(tokenizer, Mapping) else read_json(Path(tokenizer))
+    lm_state = _lm_state_to_save(transformer_state, config, dtype) | dict(extra_state or {})
+    with staging_folder(folder) as staging:
+        _save_tensors(lm_state, staging / LM_FILE)
+        shards = dict.fromkeys(lm_state, LM_FILE)
+        if vq_file is not None:
+            shutil.copyfile(vq_file, staging / VQ_FILE)
+            shards |= dict.fromkeys(header_entries(staging / VQ_FILE), VQ_FILE)
+        elif vq_state is not None:
+            prefixed = {VQ_PREFIX + name: tensor for name, tensor in vq_state.items()}
+            _save_tensors(prefixed, staging / VQ_FILE)
+            shards |= dict.fromkeys(prefixed, VQ_FILE)
+        size = sum(path.stat().st_size for path in staging.glob("*.safetensors"))
+        _write_json(staging / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(shards.items()))})
+        for name, data in _descriptions(config, generation).items():
+            _write_json(staging / name, data)
+        _write_json(staging / "tokenizer.json", tokenizer_object)
+        (staging / "README.md").write_text(card or _card(manifest), "utf-8")
+        if write_extra is not None:
+            write_extra(staging)
+        manifest.write(staging)
+        validate_checkpoint(staging, hashes=False)
+        sync_tree(staging)
+        replace_folder(staging, folder)
+    return folder
+
+
+def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextTokenizer, Manifest]:
+    """Config, vocabulary, tokenizer and manifest, with our error codes."""
+    if not folder.is_dir():
+        raise CheckpointError("not_found", f"{folder} is no folder")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError("missing_file", f"{folder / name} does not exist")
+    try:
+        config = ModelConfig.read(folder)
+    except ConfigError as error:
+        raise CheckpointError("unsupported", f"{folder}: {error}") from error
+    try:
+        vocab, tokenizer = Vocabulary.read(folder), TextTokenizer(folder)
+    except VocabularyError as error:
+        raise CheckpointError("wrong_vocabulary", f"{folder}: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError("broken_file", f"{folder}: {error}") from error
+    return config, vocab, tokenizer, Manifest.read(folder)
+
+
+def _skeleton(build: Callable[[], M]) -> M:
+    """A module without storage: names and shapes only, until a state is assigned."""
+    with torch.device("meta"):
+        return build()
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _check_names(transformer: Transformer, entries: Mapping[str, TensorEntry], config: ModelConfig) -> None:
+    expected = _shapes(transformer)
+    head_dim = config.transformer.head_dim
+    for name, shape in expected.items():
+        entry = entries.get(name)
+        if entry is None:
+            if name == _HEAD and config.transformer.tie_word_embeddings:
+                continue
+            raise CheckpointError("missing_tensor", f"{name} is in no file of this checkpoint")
+        one_for_all_heads = "_norm." in name and entry.shape == (head_dim,)
+        if entry.shape != shape and not one_for_all_heads:
+            rows = name in (_HEAD, _EMBEDDING) and entry.shape[1:] == shape[1:]
+            code = "wrong_vocabulary" if rows else "unexpected_shape"
+            raise CheckpointError(code, f"{name} has shape {list(entry.shape)}, and config.json wants {list(shape)}")
+    for name in entries:
+        if name not in expected and not name.startswith(_HARMLESS) and not name.endswith("rotary_emb.inv_freq"):
+            raise CheckpointError("unexpected_tensor", f"{name} has no place in the model that config.json describes")
+
+
+def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
+    """Old spellings of the same weights: one q/k norm for all heads, and a tied head."""
+    t = config.transformer
+    for name, tensor in state.items():
+        if "_norm." in name and tensor.dim() == 1 and ".self_attn." in name:
+            heads = t.num_heads if ".q_norm." in name else t.num_kv_heads
+            state[name] = tensor.expand(heads, t.head_dim).contiguous()
+    if _HEAD not in state:
+        state[_HEAD] = state[_EMBEDDING].clone()
+
+
+def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig, *, draws: bool) -> VQModel:
+    """The skeleton that fits the stored VQ, every name and shape checked."""
+    model = _skeleton(lambda: VQModel(config.vq, with_decoder=draws))
+    for name, shape in _shapes(model).items():
+        entry = entries.get(prefix + name)
+        if entry is None:
+            raise CheckpointError("missing_tensor", f"{prefix}{name} is in no file of this checkpoint")
+        if entry.shape != shape:
+            raise CheckpointError(
+                "unexpected_shape",
+                f"{prefix}{name} has shape {list(entry.shape)}, and vq_config wants {list(shape)}",
+            )
+    return model
+
+
+def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig) -> VQModel | None:
+    """The VQ in fp32; without its decoder where the files have none, None where they have no encoder either."""
+    names = {name.removeprefix(prefix) for name in entries if name.startswith(prefix)}
+    if not any(name.startswith("encoder.") for name in names):
+        return None
+    model = _check_vq(entries, prefix, config, draws=any(name.startswith("decoder.") for name in names))
+    wanted = [prefix + name for name in model.state_dict()]
+    state = _read_tensors(folder, entries, wanted, torch.float32)
+    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)
+    return model
+
+
+def _iterate(folder: Path, entries: Mapping[str, TensorEntry], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the named tensors, file by file."""
+    for file in sorted({entries[name].file for name in names}):
+        try:
+            with safe_open(folder / file, framework="pt") as tensors:
+                for name in names:
+                    if entries[name].file == file:
+                        yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError("broken_file", f"{folder / file}: {error}") from error
+
+
+def _read_tensors(
+    folder: Path, entries: Mapping[str, TensorEntry], names: list[str], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    # `to` copies only where the type changes; the copy detaches the tensor from the mapped file, which may be replaced.
+    return {name: tensor.to(dtype, copy=True) for name, tensor in _iterate(folder, entries, names)}
+
+
+def _lm_state_to_save(
+    transformer_state: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in transformer_state.items()}
+    _fit_state(state, config)
+    return state
+
+
+def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _descriptions(config: ModelConfig, generation: GenerationDefaults | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The small JSON files that transformers reads beside the weights."""
+    size = config.vq.resolution
+    sampling = generation.to_json() if isinstance(generation, GenerationDefaults) else dict(generation or {})
+    ids = config.vocabulary_map
+    ends = {"bos_token_id": ids.get(BOS), "pad_token_id": ids.get(PAD), "eos_token_id": ids.get(EOS)}
+    return {
+        "config.json": config.to_json(),
+        "generation_config.json": {**ends, **(sampling or {"do_sample": False})},
+        # x * 2/255 - 1 exactly: transformers' own files round the factor to 0.0078 and make white 0.989.
+        "preprocessor_config.json": {
+            "image_processor_type": "ChameleonImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "resample": 1,
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "rescale_factor": 2 / 255,
+            "do_normalize": True,
+            "image_mean": [1.0, 1.0, 1.0],
+            "image_std": [1.0, 1.0, 1.0],
+        },
+        "processor_config.json": {
+            "processor_class": "ChameleonProcessor",
+            "image_seq_length": config.vq.codes_per_image,
+            "image_token": IMAGE,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "unk_token": UNK,
+            "boi_token": BEGIN_IMAGE,
+            "eoi_token": END_IMAGE,
+            "image_token": IMAGE,
+            "model_max_length": config.transformer.max_position_embeddings,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+
+
+def _card(manifest: Manifest) -> str:
+    lines = [f"# {manifest.name}", "", manifest.description or "A checkpoint of Omni-R1 Studio.", ""]
+    lines += [f"- template: {manifest.template}", f"- licence: {manifest.licence or 'not stated'}"]
+    if manifest.base:
+        lines.append(f"- trained from: {manifest.base}")
+    if manifest.card_notes:
+        lines += ["", manifest.card_notes]
+    return "\n".join(lines) + "\n"
+
+
+def _template_name(manifest: Manifest) -> TemplateName:
+    if manifest.template not in ("plain", "tagged"):
+        raise ValueError(f"unknown template {manifest.template!r}: use plain or tagged")
+    return "tagged" if manifest.template == "tagged" else "plain"

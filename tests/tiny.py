@@ -1,0 +1,210 @@
+"""A complete checkpoint in a second: random weights of the real architecture, small enough for every test.
+
+``make_tiny_checkpoint(folder)`` writes one that our loader and transformers both read; ``layout="meta"`` writes the
+same model the way Meta released Chameleon (``.pth``, interleaved rotary order, ``vqgan.ckpt``), for the converter.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import save_checkpoint
+from model.config import ModelConfig, TransformerConfig, VQConfig
+from model.manifest import Capabilities, GenerationDefaults, ImageCount, Manifest, Perception
+from model.tokenizer import train_bpe
+from model.transformer import Transformer
+from model.vq import VQModel
+
+TEXTS = [
+    "Where is the red star? I look for the red star. I draw a box around it and zoom in. It is red.",
+    "You are a helpful assistant.\nUser: ",
+    " Think with images first. The image reasoning process and answer are enclosed within XML tags, respectively.",
+    "\nAssistant: Let's think step-by-step.",
+    "The walker moves up, then right. The next state is row 2, column 3.",
+]
+NUM_CODES = 64
+
+
+def tiny_config(*, resolution: int = 16, num_codes: int = NUM_CODES, context_len: int = 512) -> tuple[ModelConfig, Any]:
+    """The config and the tokenizer of a tiny checkpoint; 8 px a code, so 16 px are 4 codes and 32 px are 16."""
+    tokenizer = train_bpe(TEXTS * 20, num_codes, text_vocab=448)
+    transformer = TransformerConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_position_embeddings=context_len,
+    )
+    vq = VQConfig(
+        resolution=resolution,
+        base_channels=32,
+        channel_multiplier=(1, 1, 1, 1),
+        num_res_blocks=1,
+        embed_dim=8,
+        latent_channels=8,
+        num_embeddings=num_codes,
+    )
+    return ModelConfig(transformer, vq, tokenizer.get_vocab()), json.loads(tokenizer.to_str())
+
+
+def tiny_modules(config: ModelConfig, *, seed: int = 0, decoder: bool = True) -> tuple[Transformer, VQModel]:
+    """Random modules with weights large enough that tests can tell one from another (norms and biases included)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer, vq = Transformer(config.transformer), VQModel(config.vq, with_decoder=decoder)
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():
+                noise = torch.randn_like(parameter)
+                if "norm" in name:
+                    parameter.copy_(noise * 0.2 + (0.0 if name.endswith("bias") else 1.0))
+                else:
+                    parameter.copy_(noise * (0.3 if "embed" in name or "head" in name else parameter.shape[-1] ** -0.5))
+            vq.quantize.embedding.weight.copy_(torch.randn(config.vq.num_embeddings, config.vq.embed_dim) * 0.3)
+    return transformer.eval(), vq.eval()
+
+
+def make_tiny_checkpoint(
+    folder: str | Path,
+    *,
+    layout: Literal["hf", "meta"] = "hf",
+    decoder: bool = True,
+    template: Literal["plain", "tagged"] = "plain",
+    qk_norm: Literal["heads", "dim"] = "heads",
+    seed: int = 0,
+    resolution: int = 16,
+    num_codes: int = NUM_CODES,
+    context_len: int = 512,
+    name: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    images: ImageCount | None = None,
+    generation: GenerationDefaults | None = None,
+) -> Path:
+    """Write a tiny checkpoint; returns its folder.
+
+    Args:
+        layout: ``hf``, or ``meta`` for the folder that Meta's release has.
+        decoder: without it the checkpoint reads pictures and cannot draw.
+        qk_norm: q/k-norm vectors stored per head, or one (head_dim,) vector for all heads (as the older HF files).
+        resolution: 16 -> 4 codes a picture, 32 -> 16.
+        dtype: of the stored transformer weights; the VQ is fp32.
+    """
+    folder = Path(folder)
+    config, tokenizer = tiny_config(resolution=resolution, num_codes=num_codes, context_len=context_len)
+    transformer, vq = tiny_modules(config, seed=seed, decoder=decoder)
+    state = {key: value.detach().clone() for key, value in transformer.state_dict().items()}
+    if qk_norm == "dim" or layout == "meta":
+        for key, value in state.items():
+            if ".q_norm." in key or ".k_norm." in key:
+                state[key] = value[0].expand_as(value).clone()
+    vq_state = dict(vq.state_dict())
+    if not decoder:  # released without a decoder, but with this one convolution of it
+        conv = torch.nn.Conv2d(config.vq.embed_dim, config.vq.latent_channels, 1)
+        vq_state |= {"post_quant_conv.weight": conv.weight.detach(), "post_quant_conv.bias": conv.bias.detach()}
+    if layout == "meta":
+        return _write_meta(folder, config, tokenizer, state, vq_state)
+    manifest = Manifest(
+        name=name or folder.name,
+        template=template,
+        licence="MIT",
+        description="Random weights for tests.",
+        capabilities=Capabilities(images_in_answer=decoder),
+        images=images or ImageCount(0, 2),
+        perception=Perception(tau=3.0),
+    )
+    save_checkpoint(
+        folder,
+        config=config,
+        transformer_state=state,
+        vq_state=vq_state,
+        tokenizer=tokenizer,
+        manifest=manifest,
+        generation=generation,
+        dtype=dtype,
+    )
+    if qk_norm == "dim":
+        _shrink_qk_norms(folder)
+    return folder
+
+
+def _shrink_qk_norms(folder: Path) -> None:
+    """Store one (head_dim,) vector where all heads share it."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model-lm.safetensors"
+    state = {
+        key: value[0].clone() if ".q_norm." in key or ".k_norm." in key else value
+        for key, value in load_file(path).items()
+    }
+    save_file(state, path, metadata={"format": "pt"})
+    Manifest.read(folder).write(folder)
+
+
+def interleave(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of the converter's permutation: half-split rotary order -> Meta's interleaved order."""
+    heads = weight.shape[0] // head_dim
+    split = weight.reshape(heads, 2, head_dim // 2, *weight.shape[1:])
+    return split.transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def _write_meta(
+    folder: Path, config: ModelConfig, tokenizer: dict[str, Any], state: dict[str, Tensor], vq_state: dict[str, Tensor]
+) -> Path:
+    t, v = config.transformer, config.vq
+    (folder / "models" / "7b").mkdir(parents=True)
+    (folder / "tokenizer").mkdir()
+    meta = {
+        "tok_embeddings.weight": state["model.embed_tokens.weight"],
+        "norm.weight": state["model.norm.weight"],
+        "output.weight": state["lm_head.weight"],
+    }
+    for i in range(t.num_layers):
+        ours, theirs = f"model.layers.{i}.", f"layers.{i}."
+        attention = ours + "self_attn."
+        meta |= {
+            theirs + "attention.wq.weight": interleave(state[attention + "q_proj.weight"], t.head_dim),
+            theirs + "attention.wk.weight": interleave(state[attention + "k_proj.weight"], t.head_dim),
+            theirs + "attention.wv.weight": state[attention + "v_proj.weight"],
+            theirs + "attention.wo.weight": state[attention + "o_proj.weight"],
+            theirs + "feed_forward.w1.weight": state[ours + "mlp.gate_proj.weight"],
+            theirs + "feed_forward.w2.weight": state[ours + "mlp.down_proj.weight"],
+            theirs + "feed_forward.w3.weight": state[ours + "mlp.up_proj.weight"],
+            theirs + "attention_norm.weight": state[ours + "input_layernorm.weight"],
+            theirs + "ffn_norm.weight": state[ours + "post_attention_layernorm.weight"],
+        }
+        for which in ("q", "k"):
+            for part in ("weight", "bias"):
+                vector = state[f"{attention}{which}_norm.{part}"][0]
+                meta[f"{theirs}attention.{which}_normalization.{part}"] = interleave(vector, t.head_dim)
+    meta["rope.freqs"] = torch.zeros(t.head_dim // 2)
+    torch.save(meta, folder / "models" / "7b" / "consolidated.pth")
+    params = {"model": {"dim": t.hidden_size, "n_layers": t.num_layers, "n_heads": t.num_heads,
+                        "n_kv_heads": t.num_kv_heads, "norm_eps": t.rms_norm_eps, "swin_norm": False,
+                        "rope_theta": t.rope_theta, "max_seq_len": t.max_position_embeddings}}  # fmt: skip
+    (folder / "models" / "7b" / "params.json").write_text(json.dumps(params))
+    text = json.loads(json.dumps(tokenizer))
+    ids = text["model"]["vocab"]
+    ids["<reserved08707>"] = ids.pop("<image>")  # Meta's tokenizer has no <image>: HF renames a reserved token
+    for added in text["added_tokens"]:
+        if added["content"] == "<image>":
+            added["content"] = "<reserved08707>"
+    (folder / "tokenizer" / "text_tokenizer.json").write_text(json.dumps(text))
+    torch.save({"state_dict": vq_state | {"loss.logvar": torch.zeros(())}}, folder / "tokenizer" / "vqgan.ckpt")
+    yaml = (
+        "model:\n  base_learning_rate: 4.5e-06\n  target: taming.models.vqgan.VQModel\n  params:\n"
+        f"    embed_dim: {v.embed_dim}\n    n_embed: {v.num_embeddings}\n    ddconfig:\n      double_z: false\n"
+        f"      z_channels: {v.latent_channels}\n      resolution: {v.resolution}\n"
+        "      in_channels: 3\n      out_ch: 3\n"
+        f"      ch: {v.base_channels}\n      ch_mult: {list(v.channel_multiplier)}\n"
+        f"      num_res_blocks: {v.num_res_blocks}\n      attn_resolutions: []\n      dropout: 0.0\n"
+        "    lossconfig:\n      target: taming.modules.losses.vqperceptual.DummyLoss\n    ckpt_path: vqgan.ckpt\n"
+    )
+    (folder / "tokenizer" / "vqgan.yaml").write_text(yaml)
+    return folder
