@@ -24,23 +24,13 @@ from torch import Tensor, nn
 
 from model.atomic import replace_folder, staging_folder, sync_tree
 from model.config import ConfigError, ModelConfig
+from model.descriptions import description_files, model_card
 from model.manifest import Capabilities, GenerationDefaults, Manifest
 from model.shards import INDEX, CheckpointError, TensorEntry, header_entries, read_entries, resolve
 from model.template import Template, TemplateName
 from model.tokenizer import TextTokenizer
 from model.transformer import Transformer
-from model.vocab import (
-    BEGIN_IMAGE,
-    BOS,
-    END_IMAGE,
-    EOS,
-    IMAGE,
-    PAD,
-    UNK,
-    Vocabulary,
-    VocabularyError,
-    read_json,
-)
+from model.vocab import Vocabulary, VocabularyError, read_json
 from model.vq import VQModel
 
 __all__ = [
@@ -98,8 +88,8 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """Read a checkpoint folder into modules in evaluation mode, without gradients.
 
-    The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another folder
-    or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
+    The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
+    folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
 
     Raises:
         CheckpointError: see its codes. Hashes and finiteness are :func:`validate_checkpoint`'s matter.
@@ -239,10 +229,10 @@ def save_checkpoint(
             shards |= dict.fromkeys(prefixed, VQ_FILE)
         size = sum(path.stat().st_size for path in staging.glob("*.safetensors"))
         _write_json(staging / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(shards.items()))})
-        for name, data in _descriptions(config, generation).items():
+        for name, data in description_files(config, generation).items():
             _write_json(staging / name, data)
         _write_json(staging / "tokenizer.json", tokenizer_object)
-        (staging / "README.md").write_text(card or _card(manifest), "utf-8")
+        (staging / "README.md").write_text(card or model_card(manifest), "utf-8")
         if write_extra is not None:
             write_extra(staging)
         manifest.write(staging)
@@ -373,60 +363,6 @@ def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _descriptions(config: ModelConfig, generation: GenerationDefaults | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The small JSON files that transformers reads beside the weights."""
-    size = config.vq.resolution
-    sampling = generation.to_json() if isinstance(generation, GenerationDefaults) else dict(generation or {})
-    ids = config.vocabulary_map
-    ends = {"bos_token_id": ids.get(BOS), "pad_token_id": ids.get(PAD), "eos_token_id": ids.get(EOS)}
-    return {
-        "config.json": config.to_json(),
-        "generation_config.json": {**ends, **(sampling or {"do_sample": False})},
-        # x * 2/255 - 1 exactly: transformers' own files round the factor to 0.0078 and make white 0.989.
-        "preprocessor_config.json": {
-            "image_processor_type": "ChameleonImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": size},
-            "resample": 1,
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-            "do_rescale": True,
-            "rescale_factor": 2 / 255,
-            "do_normalize": True,
-            "image_mean": [1.0, 1.0, 1.0],
-            "image_std": [1.0, 1.0, 1.0],
-        },
-        "processor_config.json": {
-            "processor_class": "ChameleonProcessor",
-            "image_seq_length": config.vq.codes_per_image,
-            "image_token": IMAGE,
-        },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
-            "eos_token": EOS,
-            "pad_token": PAD,
-            "unk_token": UNK,
-            "boi_token": BEGIN_IMAGE,
-            "eoi_token": END_IMAGE,
-            "image_token": IMAGE,
-            "model_max_length": config.transformer.max_position_embeddings,
-            "clean_up_tokenization_spaces": False,
-        },
-    }
-
-
-def _card(manifest: Manifest) -> str:
-    lines = [f"# {manifest.name}", "", manifest.description or "A checkpoint of Omni-R1 Studio.", ""]
-    lines += [f"- template: {manifest.template}", f"- licence: {manifest.licence or 'not stated'}"]
-    if manifest.base:
-        lines.append(f"- trained from: {manifest.base}")
-    if manifest.card_notes:
-        lines += ["", manifest.card_notes]
-    return "\n".join(lines) + "\n"
 
 
 def _template_name(manifest: Manifest) -> TemplateName:
