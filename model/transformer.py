@@ -35,7 +35,11 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's tensors in the form the forward reads: q, k, v stacked in one matrix, gate and up in another."""
+    """One layer's tensors in the form the forward reads: q, k, v stacked in one matrix, gate and up in another.
+
+    The rows of every query and key head are interleaved (0, K/2, 1, K/2 + 1, ...), which turns the half-split rotation
+    into one complex product; scores do not change, since queries and keys are permuted alike.
+    """
 
     input_norm: Tensor  # [D]
     qkv: Tensor  # [(H + 2J) * K, D]
@@ -97,15 +101,19 @@ class _Layer(nn.Module):
     def weights(self) -> LayerWeights:
         """Stacks the parameters; gradients flow back through the stacking."""
         attn, mlp = self.self_attn, self.mlp
+        heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
+
+        def interleave(x: Tensor, heads: int) -> Tensor:  # [heads * K, F] -> the same with each head's rows reordered
+            return x.view(heads, 2, dim // 2, -1).transpose(1, 2).reshape(heads * dim, -1)
 
         def per_head(q: Tensor, k: Tensor) -> Tensor:
-            return torch.cat(
-                [q.expand(self.num_heads, self.head_dim), k.expand(self.num_kv_heads, self.head_dim)], dim=0
-            )
+            both = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
+            return interleave(both, heads + kv_heads).view(heads + kv_heads, dim)
 
+        q, k = interleave(attn.q_proj.weight, heads), interleave(attn.k_proj.weight, kv_heads)
         return LayerWeights(
             input_norm=self.input_layernorm.weight,
-            qkv=torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]),
+            qkv=torch.cat([q, k, attn.v_proj.weight]),
             qk_norm=per_head(attn.q_norm.weight, attn.k_norm.weight),
             qk_norm_bias=per_head(attn.q_norm.bias, attn.k_norm.bias),
             o=attn.o_proj.weight,
@@ -163,18 +171,17 @@ class Transformer(nn.Module):
                 values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
                 parameter.copy_(values)
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [...] -> cosine and sine [..., 1, K / 2] in fp32 (half-split rotation, `default` RoPE)."""
+    def rope(self, positions: Tensor) -> Tensor:
+        """Positions [...] -> unit complex numbers [..., 1, K / 2] in fp32 (`default` RoPE)."""
         table = self._rope_table
         if table is None or table.device != positions.device:
             config = self.config
             exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
             inv_freq = 1.0 / (config.rope_theta**exponent)
             angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
-            table = torch.stack([angles.cos(), angles.sin()], dim=1).to(positions.device)  # [context, 2, K / 2]
+            table = torch.complex(angles.cos(), angles.sin()).to(positions.device)  # [context, K / 2]
             self._rope_table = table
-        picked = table[positions]
-        return picked[..., 0:1, :], picked[..., 1:2, :]
+        return table[positions].unsqueeze(-2)
 
     def layer_weights(self) -> list[LayerWeights]:
         """Stacked weights of every layer, for :meth:`forward`'s `weights` (the engine keeps a detached copy)."""
@@ -194,16 +201,11 @@ class Transformer(nn.Module):
         """
         config = self.config
         x = F.embedding(ids, self.model.embed_tokens.weight)
-        cos, sin = self.rope(positions)
-        if not torch.is_autocast_enabled(x.device.type):
-            cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        else:
-            dtype = torch.get_autocast_dtype(x.device.type)
-            cos, sin = cos.to(dtype), sin.to(dtype)
+        rotation = self.rope(positions)
         for index in range(config.num_layers):
             layer: Any = self.model.layers[index]
-            x = _layer_forward(config, index, layer.weights() if weights is None else weights[index], x, cos, sin,
-                               attention)  # fmt: skip
+            w = layer.weights() if weights is None else weights[index]
+            x = _layer_forward(config, index, w, x, rotation, attention)
         return rms_norm(x, self.model.norm.weight, config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -216,36 +218,36 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _layer_forward(
-    config: TransformerConfig,
-    index: int,
-    w: LayerWeights,
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    attention: Attention,
+    config: TransformerConfig, index: int, w: LayerWeights, x: Tensor, rotation: Tensor, attention: Attention
 ) -> Tensor:
     eps, swin = config.rms_norm_eps, config.swin_norm
     heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
 
     y = x if swin else rms_norm(x, w.input_norm, eps)
     qkv = F.linear(y, w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
-    qk, v = qkv.split([heads + kv_heads, kv_heads], dim=-2)
-    qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
-    qk = torch.addcmul(w.qk_norm_bias.to(qk.dtype), qk, w.qk_norm.to(qk.dtype))
-    q, k = rotate(qk, cos, sin).split([heads, kv_heads], dim=-2)
-    y = F.linear(attention(index, q, k, v), w.o)
-    x = x + (rms_norm(y, w.input_norm, eps) if swin else y)
+    qk = F.layer_norm(qkv[..., : heads + kv_heads, :], (head,), None, None, QK_NORM_EPS)
+    qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
+    y = attention(index, qk[..., :heads, :], qk[..., heads:, :], qkv[..., heads + kv_heads :, :])
+    x = x + rms_norm(F.linear(y, w.o), w.input_norm, eps) if swin else add_linear(x, y, w.o)
 
     y = x if swin else rms_norm(x, w.post_norm, eps)
     gate, up = F.linear(y, w.gate_up).chunk(2, dim=-1)
-    y = F.linear(F.silu(gate) * up, w.down)
-    return x + (rms_norm(y, w.post_norm, eps) if swin else y)
+    y = F.silu(gate) * up
+    return x + rms_norm(F.linear(y, w.down), w.post_norm, eps) if swin else add_linear(x, y, w.down)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on the last axis, first half against second half. x [..., heads, K], cos and sin [..., 1, K / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """x + y @ weight.T; where no gradient is wanted in one operation that writes over x."""
+    if torch.is_grad_enabled() or x.dtype != y.dtype:
+        return x + F.linear(y, weight)
+    x.view(-1, x.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), weight.t())
+    return x
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """RoPE on interleaved pairs, in fp32. x [..., heads, K], rotation [..., 1, K / 2] complex."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
 
 
 class CausalAttention:
