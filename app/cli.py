@@ -164,10 +164,13 @@ def _add_train(commands: _Commands[_Parser]) -> None:
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:
-    text = "turn a downloaded checkpoint (Hugging Face or Meta layout) into a servable folder"
+    text = "turn Meta's release layout (Chameleon, Anole) into a servable checkpoint folder"
     parser = _command(commands, "convert", "app.cli_train:convert", text)
-    parser.add_argument("source", metavar="SOURCE", help="folder of the original")
+    parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/")
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument("--name", help="(the folder's)")
+    parser.add_argument("--template", choices=("plain", "tagged"), default="plain")
+    parser.add_argument("--size", default="7b", help="sub-folder of models/ (7b)")
 
 
 def _add_doctor(commands: _Commands[_Parser]) -> None:

@@ -1,0 +1,143 @@
+"""What README and docs/ say is there: commands, targets, routes, settings, events, links."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from app.cli import build_parser
+from app.settings import PREFIX, Settings
+from app.sse_reader import TERMINAL_EVENTS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EVENTS = {
+    *TERMINAL_EVENTS,
+    *("trace.queued", "trace.started", "trace.paused", "trace.resumed"),
+    *("step.started", "text.delta", "image.started", "image.partial", "image.completed", "step.completed"),
+    "answer.delta",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """Every command in a shell block, continued lines joined, with the page it stands on."""
+    return [
+        (page.name, line.strip())
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.strip().startswith("#")
+    ]
+
+
+def words(line: str) -> list[str]:
+    """The command's words without comments and leading assignments."""
+    found = shlex.split(line, comments=True)
+    while found and re.fullmatch(r"[A-Z0-9_]+=.*", found[0]):
+        assert found.pop(0).split("=")[0] in known_variables()
+    return found
+
+
+def known_variables() -> set[str]:
+    return {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | {
+        "OMNI_R1_URL",
+        "OMNI_R1_REQUIRE_BROWSER",
+        "PORT",
+        "PYTHON",
+        "TORCH_INDEX",
+    }
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {words(line)[1] for _, line in shell_lines() if words(line)[0] == "make"}
+    named |= {name for page in PAGES for name in re.findall(r"`make ([a-z]+)", page.read_text())}
+    assert named
+    assert named <= targets
+
+
+def test_every_command_line_that_is_shown_is_understood() -> None:
+    shown = [words(line)[1:] for _, line in shell_lines() if words(line)[0].endswith("omni-r1")]
+    assert shown
+    for argv in shown:
+        build_parser().parse_args(argv)
+
+
+def test_every_other_command_that_is_shown_is_one_we_know() -> None:
+    programs = {words(line)[0] for _, line in shell_lines()}
+    assert programs <= {"make", "curl", ".venv/bin/omni-r1", ".venv/bin/python", "git", "ssh"}
+
+
+def test_the_shown_python_is_valid_and_imports_what_exists() -> None:
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            tree = ast.parse(block)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom):
+                    scope: dict[str, object] = {}
+                    exec(ast.unparse(node), scope)
+
+
+def test_json_that_is_shown_is_json() -> None:
+    for page in PAGES:
+        for block in blocks(page, "json"):
+            json.loads(block)
+
+
+def test_every_link_leads_somewhere() -> None:
+    broken = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+        if not target.startswith(("http://", "https://", "#"))
+        if not (page.parent / target.split("#")[0]).exists()
+    ]
+    assert broken == []
+
+
+def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    documented = set(re.findall(r"^\| `(OMNI_R1_[A-Z_]+)`", page, re.MULTILINE))
+    assert documented == {name for name in known_variables() if name.startswith(PREFIX)}
+
+
+def test_every_variable_that_is_named_anywhere_exists() -> None:
+    named = {name for page in PAGES for name in re.findall(r"OMNI_R1_[A-Z_]*[A-Z]", page.read_text())}
+    assert named <= known_variables()
+
+
+def test_every_event_is_documented() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert sorted(event for event in EVENTS if f"`{event}" not in page) == []
+
+
+def test_every_route_is_documented_and_every_documented_route_exists() -> None:
+    from app.main import create_app  # noqa: F401  (the routers below are what it mounts)
+    from app.routes import checkpoints, images, system, tasks, traces
+
+    served = {
+        (method, route.path)
+        for router in (checkpoints.router, images.router, system.router, tasks.router, traces.router)
+        for route in router.routes
+        for method in route.methods
+        if method != "HEAD"
+    }
+    page = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"`(GET|POST|DELETE) (/[^`?\s]*)", page))
+    assert served
+    assert {f"{method} {path}" for method, path in served - documented} == set()
+    assert {f"{method} {path}" for method, path in documented - served} <= {"GET /docs", "GET /openapi.json", "GET /"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_is_unfinished(page: Path) -> None:
+    assert not re.search(r"TODO|FIXME|TBD|lorem", page.read_text(), re.IGNORECASE)
