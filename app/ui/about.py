@@ -1,0 +1,89 @@
+"""The About page: which server this is, what its checkpoint is, what it takes. Read through the API at each visit."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import gradio as gr
+
+from app.client import Client, OmniError
+from app.ui.components import ModuleHTML, header
+
+Section = dict[str, Any]  # {title, text, rows: [[name, value or {text, href}]]}
+
+
+def _version() -> str:
+    try:
+        return version("omni-r1-studio")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _megabytes(count: object) -> str:
+    return f"{count / 2**20:,.0f} MB" if isinstance(count, int | float) and not isinstance(count, bool) else "unknown"
+
+
+def _studio(client: Client) -> Section:
+    ready = client.readiness()
+    rows: list[list[Any]] = [
+        ["version", _version()],
+        ["licence", "MIT"],
+        ["state", ready["phase"] + (f": {ready['detail']}" if ready.get("detail") else "")],
+        ["REST API", {"text": "/docs", "href": "/docs"}],
+        ["measurements", {"text": "/metrics", "href": "/metrics"}],
+    ]
+    text = "Watch a model reason in pictures: it boxes, zooms, draws lines and marks, and predicts the next state."
+    return {"title": "Omni-R1 Studio", "text": text, "rows": rows}
+
+
+def _checkpoint(one: dict[str, Any]) -> Section:
+    lineage = one.get("lineage") or {}
+    rows = [
+        ["active", "yes" if one.get("active") else "no"],
+        ["licence", one.get("licence")],
+        ["template", one.get("template")],
+        ["base", one.get("base") or lineage.get("base")],
+        ["size", _megabytes(one["bytes"]) if one.get("bytes") else None],
+        ["made", one.get("created_at")],
+        ["photos", one.get("card_notes")],
+    ]
+    known = [[name, value] for name, value in rows if value]
+    return {"title": str(one["id"]), "text": one.get("description") or "", "rows": known}
+
+
+def _limits(client: Client) -> Section:
+    limits = client.limits()
+    images, queue = limits["images"], limits["queue"]
+    rows = [
+        ["context", f"{limits['context_len']:,} tokens"],
+        ["a picture", f"{limits['tokens_per_image']:,} tokens"],
+        ["pictures in a question", f"{images['min']} to {images['max']}"],
+        ["longest question", f"{limits['max_question_chars']:,} characters"],
+        ["largest picture file", _megabytes(limits["max_upload_bytes"])],
+        ["traces that may wait", f"{queue['max']:,}"],
+    ]
+    return {"title": "Limits", "text": "", "rows": rows}
+
+
+def sections(client: Client) -> list[Section]:
+    """What the page shows; a server that does not answer is said in words."""
+    try:
+        return [_studio(client), *(_checkpoint(one) for one in client.checkpoints()), _limits(client)]
+    except OmniError as error:
+        return [{"title": "Omni-R1 Studio", "text": f"{error}. Start the server again: make serve.", "rows": []}]
+
+
+def about_page(client: Client) -> None:
+    """Builds the page inside the current Blocks."""
+    header("about")
+    facts = ModuleHTML(
+        "studio/about.js",
+        "mountAbout(element, props, watch)",
+        '<div data-about class="or-about"></div>',
+        elem_id="or-about",
+    )
+    blocks = gr.context.Context.root_block
+    assert blocks is not None
+    blocks.load(lambda: json.dumps(sections(client)), None, facts, show_progress="hidden", api_visibility="private")

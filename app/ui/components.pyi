@@ -1,0 +1,71 @@
+"""The parts of the pages that are plain ES modules inside Gradio: a fixed template and one import.
+
+Data never passes through a template (that would be markup): a module draws it as text. Knows nothing of the server
+but the paths of its static files.
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+NAVIGATION = (("studio", "/", "Studio"), ("gallery", "/gallery", "Gallery"), ("about", "/about", "About"))
+
+from gradio.events import Dependency
+
+class ModuleHTML(gr.HTML):
+    """A gr.HTML whose content is drawn by an ES module of ours; ``mount`` is a call on the imported module ``m``.
+
+    In ``mount`` there are Gradio's ``element``, ``props`` and ``watch``. The template is markup of ours, never data.
+    """
+
+    def __init__(self, module: str, mount: str, template: str, *, elem_id: str, value: str = "") -> None:
+        super().__init__(
+            value=value,
+            html_template=template,
+            js_on_load=f"import('/static/{module}').then((m) => m.{mount});",
+            apply_default_css=False,
+            elem_id=elem_id,
+        )
+
+    def get_block_name(self) -> str:
+        return "html"
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def header(page: str) -> ModuleHTML:
+    """The line on top of a page: its name, the other pages, the checkpoint, light or dark."""
+    links = "".join(
+        f'<a href="{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
+        for name, path, label in NAVIGATION
+    )
+    template = (
+        f'<div class="or-header" data-page="{page}">'
+        '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
+        "<h1>Omni-R1 Studio</h1></a>"
+        '<span class="or-spring"></span>'
+        '<label class="or-checkpoint"><span class="or-sr">Checkpoint</span><select hidden></select></label>'
+        f'<nav aria-label="Pages">{links}</nav>'
+        '<button type="button" class="or-round or-theme" aria-label="Light or dark"></button>'
+        "</div>"
+    )
+    return ModuleHTML("studio/header.js", "mountHeader(element)", template, elem_id=f"or-header-{page}")
+
+
+def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> ModuleHTML:
+    """The trace viewer for the trace whose id is its value; another value shows another trace."""
+    template = '<div data-viewer class="or-viewer-place"></div>'
+    return ModuleHTML(
+        "viewer/viewer.js", "mountComponent(element, props, watch)", template, elem_id=elem_id, value=trace_id
+    )
+
+
+def studio_part(name: str, inner: str = "") -> ModuleHTML:
+    """One of the Studio's own parts (`static/studio/studio.js`): well, examples, viewer, line."""
+    template = f'<div class="or-part-{name}">{inner}</div>'
+    return ModuleHTML(
+        "studio/studio.js", f"studio.mount('{name}', element.querySelector('.or-part-{name}'))", template, elem_id=f"or-{name}"
+    )

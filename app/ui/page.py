@@ -1,0 +1,73 @@
+"""The pages at `/`: `build_ui(client)` makes them, `mount_ui(app, client)` puts them behind the API's own routes.
+
+They speak to the backend over HTTP only: in the browser by the modules in `static/`, here by `app.client`. They hold
+no trace. Importing this module imports gradio (seconds): do it late.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import gradio as gr
+from fastapi import FastAPI
+
+from app.client import Client
+from app.ui.about import about_page
+from app.ui.assets import STATIC
+from app.ui.gallery import gallery_page
+from app.ui.studio import studio_page
+
+TITLE = "Omni-R1 Studio"
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+# The colours a person chose before come before the first picture of the page, so that dark never flashes white.
+HEAD = """
+<link rel="stylesheet" href="/static/styles.css">
+<link rel="stylesheet" href="/static/viewer/viewer.css">
+<link rel="stylesheet" href="/static/pages.css">
+<link rel="icon" type="image/svg+xml" href="/static/logo.svg">
+<link rel="modulepreload" href="/static/viewer/viewer.js">
+<script>
+try {
+  const theme = localStorage.getItem('omni-r1-theme');
+  if (theme) document.body.classList.toggle('dark', theme === 'dark');
+} catch {}
+</script>
+"""
+
+
+def build_ui(client: Client) -> gr.Blocks:
+    """Studio, Gallery and About. Nothing is asked of ``client`` before somebody opens a page."""
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as blocks:
+        studio_page()
+    with blocks.route("Gallery", "gallery", show_in_navbar=False):
+        gallery_page(client)
+    with blocks.route("About", "about", show_in_navbar=False):
+        about_page(client)
+    return blocks
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's plainest theme with the system's fonts: nothing is fetched from elsewhere."""
+    return gr.themes.Base(font=SYSTEM_FONTS, font_mono=MONO_FONTS, primary_hue="indigo", neutral_hue="zinc")
+
+
+def mount_ui(app: FastAPI, client: Client) -> None:
+    """Mounts the pages at `/`, behind every route that ``app`` has by now; its lifespan takes in Gradio's."""
+    blocks = build_ui(client)
+    with warnings.catch_warnings():
+        # it says that there is no server-side rendering with several pages, although none was asked for
+        warnings.filterwarnings("ignore", message="SSR mode is not supported", category=UserWarning)
+        gr.mount_gradio_app(
+            app,
+            blocks,
+            path="/",
+            theme=theme(),
+            head=HEAD,
+            favicon_path=str(STATIC / "logo.svg"),
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            show_error=True,
+        )

@@ -1,0 +1,41 @@
+// A picture from the webcam. The button is there only where browsers allow a camera: on localhost and https.
+
+import { h, openDialog, setText } from '../viewer/dom.js';
+
+export const hasCamera = () => Boolean(window.isSecureContext && navigator.mediaDevices?.getUserMedia);
+
+/** Opens the camera; `onPicture(blob)` once, when a person takes a picture. */
+export async function openCamera(onPicture) {
+  const video = h('video', { class: 'or-video', autoplay: true, playsinline: true, 'aria-label': 'Camera' });
+  video.muted = true;
+  const word = h('p', { class: 'or-quiet', role: 'status' }, 'Waiting for the camera: the browser asks whether it may be used.');
+  const take = h('button', { type: 'button', class: 'or-primary', disabled: true }, 'take the picture');
+  const dialog = openDialog('Camera', h('h2', {}, 'Camera'), video, word, take);
+  let stream = null;
+  const stop = () => stream?.getTracks().forEach((track) => track.stop());
+  dialog.addEventListener('close', stop);
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' }, audio: false });
+  } catch (error) {
+    setText(word, error.name === 'NotAllowedError'
+      ? 'The browser does not allow the camera here. Allow it in the address bar, or choose a file instead.'
+      : 'No camera answers. Choose a file instead.');
+    return;
+  }
+  if (!dialog.isConnected) return stop();
+  video.srcObject = stream;
+  await video.play();
+  setText(word, 'The picture stays on this machine.');
+  take.disabled = false;
+  take.focus();
+  take.addEventListener('click', () => {
+    const side = Math.min(video.videoWidth, video.videoHeight);
+    const canvas = h('canvas', { width: side, height: side });
+    const from = [(video.videoWidth - side) / 2, (video.videoHeight - side) / 2, side, side];
+    canvas.getContext('2d').drawImage(video, ...from, 0, 0, side, side);
+    canvas.toBlob((blob) => {
+      dialog.close();
+      onPicture(blob);
+    }, 'image/png');
+  });
+}

@@ -1,0 +1,87 @@
+// Four tasks of the world, one a slice, by fixed seeds through the API; and the dice, which draws a held-out one.
+
+import { api } from '../viewer/api.js';
+import { h, icon, setAttr } from '../viewer/dom.js';
+
+// Held-out tasks (seeds from 1,000,000,000 up) that show well what each slice is about.
+export const EXAMPLES = [
+  { slice: 'natural', seed: 1000000007, name: 'objects' },
+  { slice: 'structured', seed: 1000000011, name: 'charts' },
+  { slice: 'diagrammatic', seed: 1000000003, name: 'diagrams' },
+  { slice: 'operational', seed: 1000000005, name: 'grids' },
+];
+
+export class Examples {
+  #cards;
+
+  /** onPick(task) with a task of GET /v1/tasks; onError(error). */
+  constructor(element, { onPick, onError }) {
+    this.onPick = onPick;
+    this.onError = onError;
+    this.#cards = EXAMPLES.map((example) => {
+      const image = h('img', { alt: '', class: 'or-pixels', hidden: true });
+      const button = h(
+        'button', { type: 'button', class: 'or-example', 'aria-pressed': 'false', disabled: true },
+        h('span', { class: 'or-example-picture' }, image), h('span', { class: 'or-example-name' }, example.name),
+      );
+      const card = { example, image, button, task: null };
+      button.addEventListener('click', () => this.pick(card));
+      return card;
+    });
+    this.dice = h('button', { type: 'button', class: 'or-example or-dice', title: 'A new task that the model has never seen' },
+      h('span', { class: 'or-example-picture' }, icon('dice')), h('span', { class: 'or-example-name' }, 'surprise'));
+    this.dice.addEventListener('click', () => this.surprise());
+    element.replaceChildren(
+      h('div', { class: 'or-examples', role: 'group', 'aria-label': 'Example questions' }, this.#cards.map((card) => card.button), this.dice),
+    );
+  }
+
+  /** Fetch all four; resolves when the first one is there to be chosen. */
+  async load() {
+    const all = this.#cards.map(async (card) => {
+      const { slice, seed } = card.example;
+      card.task = await api.task({ slice, seed });
+      card.image.src = card.task.image.url;
+      card.image.hidden = false;
+      card.button.disabled = false;
+      card.button.title = card.task.question;
+      setAttr(card.button, 'aria-label', `Example, ${card.example.name}: ${card.task.question}`);
+      return card;
+    });
+    const settled = Promise.allSettled(all);
+    try {
+      await all[0];
+    } catch (error) {
+      this.onError(error);
+    }
+    await settled;
+  }
+
+  pickFirst() {
+    if (this.#cards[0].task) this.pick(this.#cards[0]);
+  }
+
+  pick(card) {
+    this.mark(card.task?.task_id);
+    this.onPick(card.task);
+  }
+
+  /** Show which example is chosen, if any. */
+  mark(taskId) {
+    for (const { button, task } of this.#cards) setAttr(button, 'aria-pressed', Boolean(taskId) && task?.task_id === taskId);
+  }
+
+  async surprise() {
+    this.dice.disabled = true;
+    try {
+      const task = await api.task({});
+      this.mark(task.task_id);
+      this.onPick(task);
+    } catch (error) {
+      this.onError(error);
+    } finally {
+      this.dice.disabled = false;
+      this.dice.focus({ preventScroll: true });
+    }
+  }
+}

@@ -1,0 +1,152 @@
+// The Gallery: every trace as a card, newest first, a page at a time. Opens them in the same viewer as the Studio.
+
+import { api } from '../viewer/api.js';
+import { copyButton, h, icon, openDialog, setText, show } from '../viewer/dom.js';
+import { Viewer } from '../viewer/viewer.js';
+
+const PAGE = 24;
+const WAIT_MS = 200;
+const STATUS = { queued: 'waiting', running: 'running', paused: 'paused', cancelled: 'stopped', failed: 'failed', interrupted: 'interrupted' };
+
+/** `2 min ago`, for a time in RFC 3339. */
+export function whenOf(time, now = Date.now()) {
+  const minutes = Math.max(0, (now - Date.parse(time)) / 60_000);
+  const ago = (value, unit) => new Intl.RelativeTimeFormat('en', { numeric: 'auto' }).format(-Math.round(value), unit);
+  if (minutes < 1) return 'just now';
+  if (minutes < 60) return ago(minutes, 'minute');
+  if (minutes < 60 * 24) return ago(minutes / 60, 'hour');
+  return ago(minutes / 60 / 24, 'day');
+}
+
+class Gallery {
+  #filters = {};
+  #turn = 0;
+  #timer = 0;
+  #last = null;
+
+  mount(element) {
+    this.grid = h('ul', { class: 'or-cards', 'aria-label': 'Traces' });
+    this.word = h('p', { class: 'or-quiet or-gallery-word', role: 'status' });
+    this.more = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() }, 'show more');
+    element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
+    this.#skeleton();
+    this.#begin();
+  }
+
+  /** The filters of the page; empty ones are left out. */
+  filter(filters) {
+    this.#filters = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#begin(), WAIT_MS);
+  }
+
+  #skeleton() {
+    this.grid.replaceChildren(...Array.from({ length: 8 }, () => h('li', { class: 'or-card or-skeleton', 'aria-hidden': 'true' })));
+  }
+
+  async #begin() {
+    this.#last = null;
+    const turn = ++this.#turn;
+    await this.#page(turn);
+  }
+
+  async #page(turn = ++this.#turn) {
+    const first = this.#last === null;
+    this.more.disabled = true;
+    try {
+      const query = { limit: PAGE, ...this.#filters, ...(first ? {} : { after: this.#last }) };
+      const { data, has_more: hasMore } = await api.traces(query);
+      if (turn !== this.#turn) return;
+      const cards = data.map((trace) => this.#card(trace));
+      if (first) this.grid.replaceChildren(...cards);
+      else this.grid.append(...cards);
+      if (data.length) this.#last = data[data.length - 1].id;
+      show(this.more, hasMore);
+      const filtered = Object.keys(this.#filters).length > 0;
+      setText(this.word, first && !data.length
+        ? (filtered ? 'No trace matches these filters.' : 'No trace yet: ask something in the Studio, and it appears here.')
+        : '');
+      if (!first) cards[0]?.querySelector('button')?.focus({ preventScroll: true });
+    } catch (error) {
+      if (turn !== this.#turn) return;
+      if (first) this.grid.replaceChildren();
+      setText(this.word, error.message);
+    } finally {
+      this.more.disabled = false;
+    }
+  }
+
+  #card(trace) {
+    const picture = (image, label) => h(
+      'span', { class: 'or-card-picture' },
+      image ? h('img', { src: image.url, alt: label, loading: 'lazy', width: 96, height: 96, class: image.width <= 96 ? 'or-pixels' : '' }) : null,
+    );
+    const open = h(
+      'button', { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${trace.question}` },
+      h('span', { class: 'or-card-pictures' },
+        picture(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), picture(trace.last_image, 'Last picture drawn')),
+      h('span', { class: 'or-card-question', dir: 'auto' }, trace.question),
+    );
+    const verdict = trace.verdict?.answer;
+    const answer = trace.answer === null || trace.answer === undefined
+      ? h('span', { class: 'or-quiet' }, STATUS[trace.status] ?? 'no answer')
+      : h('strong', { dir: 'auto' }, trace.answer.trim() || '(empty)');
+    const item = h(
+      'li', { class: 'or-card', 'data-trace': trace.id },
+      open,
+      h('div', { class: 'or-card-answer' }, answer,
+        verdict ? h('span', { class: 'or-verdict', 'data-tone': verdict }, verdict === 'right' ? '✓ right' : '✗ wrong') : null),
+      h('div', { class: 'or-card-foot' },
+        h('span', { class: 'or-quiet' }, `${trace.checkpoint} · `, h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at))),
+        h('span', { class: 'or-spring' }),
+        copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
+        this.#deleteButton(trace, () => item)),
+    );
+    open.addEventListener('click', () => this.#open(trace));
+    return item;
+  }
+
+  // Deleting cannot be undone: the first click asks, the second one does it.
+  #deleteButton(trace, itemOf) {
+    const button = h('button', { type: 'button', class: 'or-round or-delete', 'aria-label': 'Delete this trace', title: 'Delete this trace' }, icon('trash'));
+    let asked = 0;
+    const reset = () => {
+      asked = 0;
+      button.classList.remove('sure');
+      button.replaceChildren(icon('trash'));
+      button.setAttribute('aria-label', 'Delete this trace');
+    };
+    button.addEventListener('blur', reset);
+    button.addEventListener('click', async () => {
+      if (!asked) {
+        asked = 1;
+        button.classList.add('sure');
+        button.replaceChildren('delete?');
+        button.setAttribute('aria-label', 'Really delete this trace?');
+        return;
+      }
+      try {
+        await api.remove(trace.id);
+      } catch (error) {
+        if (error.status !== 404) return setText(this.word, error.message);
+      }
+      const next = itemOf().nextElementSibling ?? itemOf().previousElementSibling;
+      itemOf().remove();
+      next?.querySelector('button')?.focus();
+      if (!this.grid.children.length) this.#begin();
+    });
+    return button;
+  }
+
+  #open(trace) {
+    const place = h('div');
+    const studio = h('a', { href: `/?trace=${encodeURIComponent(trace.id)}`, class: 'or-link' }, 'open in the Studio');
+    const dialog = openDialog('Trace', h('p', { class: 'or-dialog-bar' }, studio), place);
+    dialog.classList.add('or-wide');
+    const viewer = new Viewer(place, { traceId: trace.id });
+    dialog.addEventListener('close', () => viewer.destroy());
+    viewer.root.focus({ preventScroll: true });
+  }
+}
+
+export const gallery = (window.omniGallery = new Gallery());

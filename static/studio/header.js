@@ -1,0 +1,83 @@
+// The line on top of every page: where you are, which checkpoint answers, light or dark.
+
+import { api } from '../viewer/api.js';
+import { h, icon, setAttr, show } from '../viewer/dom.js';
+import { applyTheme, isDark, toggleTheme } from './theme.js';
+
+const LAST = 'omni-r1-trace';
+const CHECKPOINT = 'omni-r1-checkpoint';
+
+const stored = (key) => {
+  try {
+    return sessionStorage.getItem(key);
+  } catch {
+    return null;
+  }
+};
+
+function store(key, value) {
+  try {
+    if (value) sessionStorage.setItem(key, value);
+    else sessionStorage.removeItem(key);
+  } catch {
+    // a page without storage forgets; nothing else depends on it
+  }
+}
+
+/** The trace that the Studio link leads back to. */
+export const rememberTrace = (traceId) => store(LAST, traceId);
+
+/** The checkpoint that new traces ask for; null = the active one. */
+export const chosenCheckpoint = () => stored(CHECKPOINT);
+
+const listeners = new Set();
+export const onCheckpoint = (listener) => listeners.add(listener);
+
+async function fillCheckpoints(select) {
+  const [{ data }, ready] = await Promise.all([api.checkpoints(), api.ready()]);
+  const active = data.find((one) => one.active)?.id ?? ready.checkpoint;
+  const chosen = data.some((one) => one.id === chosenCheckpoint()) ? chosenCheckpoint() : active;
+  store(CHECKPOINT, chosen === active ? null : chosen);
+  select.replaceChildren(
+    ...data.map((one) => {
+      const version = one.id === active && ready.weight_version ? ` · v${ready.weight_version}` : '';
+      return h('option', { value: one.id, selected: one.id === chosen }, one.id + version);
+    }),
+  );
+  select.addEventListener('change', () => {
+    store(CHECKPOINT, select.value === active ? null : select.value);
+    for (const listener of listeners) listener(select.value);
+  });
+  select.disabled = data.length < 2;
+  for (const listener of listeners) listener(chosen);
+}
+
+export function mountHeader(element) {
+  applyTheme();
+  const page = element.querySelector('[data-page]').dataset.page;
+  for (const link of element.querySelectorAll('a[data-link]')) {
+    setAttr(link, 'aria-current', link.dataset.link === page ? 'page' : null);
+  }
+  const last = stored(LAST);
+  if (last && page !== 'studio') {
+    for (const link of element.querySelectorAll('a[data-link=studio]')) {
+      link.href = `/?trace=${encodeURIComponent(last)}`;
+    }
+  }
+  const theme = element.querySelector('.or-theme');
+  const label = () => {
+    setAttr(theme, 'aria-label', isDark() ? 'Light colours' : 'Dark colours');
+    setAttr(theme, 'title', isDark() ? 'Light colours' : 'Dark colours');
+  };
+  theme.replaceChildren(icon('moon'));
+  theme.addEventListener('click', () => {
+    toggleTheme();
+    label();
+  });
+  label();
+  const select = element.querySelector('select');
+  fillCheckpoints(select).then(
+    () => show(select, true),
+    () => show(select, false), // the page itself says that the server is gone
+  );
+}

@@ -1,0 +1,247 @@
+// The Studio page: brings the parts together and speaks to the server's REST API. One click, one POST.
+//
+// Gradio lays out the page and owns question, sampling and buttons; its buttons call `window.omniStudio` in the
+// browser (`js=` of their events), so nothing stands between a click and the request. What a person sees in the
+// question box is what is sent. Nothing about a trace lives here: the viewer shows what the server says.
+
+import { api } from '../viewer/api.js';
+import { setAttr, setText, show } from '../viewer/dom.js';
+import { Viewer } from '../viewer/viewer.js';
+import { phaseOf } from '../viewer/state.js';
+import { Examples } from './examples.js';
+import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
+import { Well } from './well.js';
+
+const BUDGET_WAIT_MS = 150;
+
+class Studio {
+  #picture = null; // {image, own}
+  #task = null; // {task_id, question, image_id}: what the picture and the question were, to be a task
+  #starting = false;
+  #budget = { timer: 0, turn: 0 };
+  #parts = {};
+  #wanted = ['well', 'examples', 'viewer', 'line'];
+
+  /** Called by each Gradio component as it appears; the page begins when all are there. */
+  mount(name, element) {
+    this.#parts[name] = element;
+    if (this.#wanted.every((one) => this.#parts[one]?.isConnected)) this.#begin();
+  }
+
+  get textarea() {
+    return document.querySelector('#or-question textarea');
+  }
+
+  async #begin() {
+    const { well, examples, viewer, line } = this.#parts;
+    this.line = line;
+    this.well = new Well(well, {
+      onPicture: (image) => this.#ownPicture(image),
+      onFit: () => {},
+    });
+    this.examples = new Examples(examples, { onPick: (task) => this.#pickTask(task), onError: (error) => this.fail(error) });
+    this.viewer = new Viewer(viewer, {
+      label: 'Trace of this question',
+      hint: 'Press Reason: the model thinks in pictures, and each one appears here while it is drawn.',
+      onState: (one) => this.#follow(one),
+    });
+    this.textarea.addEventListener('input', () => this.#questionChanged());
+    this.textarea.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+        event.preventDefault();
+        event.stopPropagation();
+        this.#press('#or-reason');
+      }
+    }, true);
+    onCheckpoint((name) => this.#checkpoint(name));
+    const asked = new URLSearchParams(location.search).get('trace');
+    const ready = this.examples.load();
+    if (asked) {
+      await this.viewer.open(asked);
+      this.#fromTrace();
+    }
+    await ready;
+    if (!this.#picture && !this.textarea.value) this.examples.pickFirst();
+    document.documentElement.dataset.studio = 'ready';
+  }
+
+  #press(selector) {
+    const button = document.querySelector(selector);
+    if (button && getComputedStyle(button).display !== 'none') button.click();
+  }
+
+  // ---- the question
+
+  #setQuestion(text) {
+    const area = this.textarea;
+    if (area.value === text) return;
+    area.value = text;
+    area.dispatchEvent(new Event('input', { bubbles: true }));
+  }
+
+  #pickTask(task) {
+    if (!task) return;
+    this.#task = { task_id: task.task_id, question: task.question, image_id: task.image.image_id };
+    this.#picture = { image: task.image, own: false };
+    this.well.show(task.image, { own: false, alt: `Picture of the task: ${task.question}` });
+    this.#setQuestion(task.question);
+    this.#preview();
+    this.#count();
+  }
+
+  #ownPicture(image) {
+    const task = this.#task;
+    this.#task = null;
+    this.#picture = { image, own: true };
+    this.examples.mark(null);
+    if (task && this.textarea.value === task.question) this.#setQuestion('');
+    this.textarea.focus();
+    this.#preview();
+    this.#count();
+  }
+
+  #questionChanged() {
+    this.fail(null);
+    this.#preview();
+    this.#count();
+  }
+
+  // A trace opened by its link fills the question too, so that Reason asks the same again.
+  #fromTrace() {
+    const { state } = this.viewer;
+    const [image] = state.images;
+    if (!state.traceId || !image) return;
+    const own = !state.taskId;
+    this.#task = own ? null : { task_id: state.taskId, question: state.question, image_id: image.image_id };
+    this.#picture = { image, own };
+    this.well.show(image, { own });
+    this.examples.mark(state.taskId);
+    this.#setQuestion(state.question);
+    this.#count();
+  }
+
+  #preview() {
+    const images = this.#picture ? [this.#picture.image] : [];
+    this.viewer.preview({ question: this.textarea.value, images });
+  }
+
+  // ---- the budget line
+
+  #count() {
+    const { timer } = this.#budget;
+    clearTimeout(timer);
+    this.#budget.timer = setTimeout(() => this.#askBudget(), BUDGET_WAIT_MS);
+  }
+
+  async #askBudget() {
+    const turn = ++this.#budget.turn;
+    const question = this.textarea.value;
+    let words = '';
+    let over = false;
+    if (question.trim()) {
+      try {
+        const { room_images: room, room_tokens: tokens } = await api.budget(question, this.#picture ? 1 : 0);
+        over = room < 1;
+        words = over
+          ? `This question leaves no room for a picture (${Math.max(0, tokens)} tokens): shorten it.`
+          : `room for ${room} ${room === 1 ? 'picture' : 'pictures'}`;
+      } catch (error) {
+        over = error.status === 422 || error.status === 413;
+        words = over ? error.message : '';
+      }
+    }
+    if (turn !== this.#budget.turn) return;
+    const line = this.line.querySelector('.or-budget');
+    setText(line, words);
+    setAttr(line, 'data-over', over ? 'true' : null);
+  }
+
+  async #checkpoint(name) {
+    let notes = '';
+    try {
+      notes = (await api.checkpoint(name)).card_notes ?? '';
+    } catch {
+      // the line is a help; without it nothing else changes
+    }
+    this.well.setCheckpoint(name, notes);
+  }
+
+  // ---- the buttons
+
+  /** Start a trace; `sampling` holds what a person has set, null where the checkpoint decides. */
+  async start(mode, sampling) {
+    if (this.#starting || ['running', 'paused'].includes(this.viewer.phase)) return;
+    const question = this.textarea.value;
+    if (!question.trim()) {
+      this.fail('Write a question first, or choose an example.');
+      this.textarea.focus();
+      return;
+    }
+    const request = { question, images: [], mode, partial_images: 8, background: true };
+    if (this.#picture) {
+      const { image, own } = this.#picture;
+      request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });
+      if (this.#task && this.#task.question === question && this.#task.image_id === image.image_id) {
+        request.task_id = this.#task.task_id;
+      }
+    }
+    const checkpoint = chosenCheckpoint();
+    if (checkpoint) request.checkpoint = checkpoint;
+    const given = Object.entries(sampling).filter(([, value]) => value !== null && value !== undefined && value !== '');
+    if (given.length) request.sampling = Object.fromEntries(given);
+    this.#starting = true;
+    this.fail(null);
+    this.#setPhase('running', 'auto');
+    try {
+      const trace = await api.create(request);
+      this.viewer.started(trace);
+      history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
+    } catch (error) {
+      this.fail(error);
+      this.#setPhase(phaseOf(this.viewer.state), 'auto');
+    } finally {
+      this.#starting = false;
+      this.#follow(this.viewer);
+    }
+  }
+
+  pause() {
+    this.viewer.pause();
+  }
+
+  proceed() {
+    this.viewer.proceed();
+    this.viewer.root.focus({ preventScroll: true });
+  }
+
+  finish() {
+    this.viewer.finish();
+    this.viewer.root.focus({ preventScroll: true });
+  }
+
+  stop() {
+    this.viewer.stop();
+  }
+
+  fail(error) {
+    const line = this.line.querySelector('.or-error');
+    setText(line, error ? error.message ?? String(error) : '');
+    show(line, Boolean(error));
+  }
+
+  // The style sheet shows the buttons that the phase has: idle | running | paused | ended.
+  #setPhase(phase, mode) {
+    document.documentElement.dataset.phase = phase;
+    document.documentElement.dataset.mode = mode;
+  }
+
+  #follow(viewer) {
+    if (this.#starting) return;
+    const { state } = viewer;
+    this.#setPhase(state.traceId ? phaseOf(state) : 'idle', state.mode);
+    if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
+    document.title = state.status === 'running' ? '● Omni-R1 Studio' : 'Omni-R1 Studio';
+  }
+}
+
+export const studio = (window.omniStudio = new Studio());

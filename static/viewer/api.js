@@ -1,0 +1,73 @@
+// fetch with the server's own words: every refusal becomes an `ApiError` that says what happened and what to do.
+
+export class ApiError extends Error {
+  constructor(message, { status = 0, code = 'unknown', retryAfter = null } = {}) {
+    super(message);
+    this.name = 'ApiError';
+    this.status = status;
+    this.code = code;
+    this.retryAfter = retryAfter;
+  }
+}
+
+const GONE = 'The server does not answer. Start it again (make serve); this page finds it by itself.';
+
+async function problemOf(response) {
+  let problem = {};
+  try {
+    problem = await response.json();
+  } catch {
+    // a proxy's page instead of problem+json: the status has to do
+  }
+  const retryAfter = Number(response.headers.get('retry-after')) || null;
+  let message = problem.detail || problem.title || `The server said ${response.status}.`;
+  if (response.status === 429) {
+    message = `${message} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
+  }
+  return new ApiError(message, { status: response.status, code: problem.code ?? String(response.status), retryAfter });
+}
+
+/** Parsed JSON of `path` (null for 204). Throws ApiError, with status 0 when nobody answers. */
+export async function call(path, { method = 'GET', json, body, signal, headers = {} } = {}) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal,
+      headers: json === undefined ? headers : { 'Content-Type': 'application/json', ...headers },
+      body: json === undefined ? body : JSON.stringify(json),
+    });
+  } catch (error) {
+    if (error.name === 'AbortError') throw error;
+    throw new ApiError(GONE, { code: 'server_gone' });
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response.status === 204 ? null : response.json();
+}
+
+const id = encodeURIComponent;
+
+export const api = {
+  trace: (traceId, options) => call(`/v1/traces/${id(traceId)}`, options),
+  create: (request) => call('/v1/traces', { method: 'POST', json: request }),
+  pause: (traceId) => call(`/v1/traces/${id(traceId)}/pause`, { method: 'POST' }),
+  resume: (traceId, mode) => call(`/v1/traces/${id(traceId)}/continue`, { method: 'POST', json: { mode } }),
+  cancel: (traceId) => call(`/v1/traces/${id(traceId)}/cancel`, { method: 'POST' }),
+  remove: (traceId) => call(`/v1/traces/${id(traceId)}`, { method: 'DELETE' }),
+  traces: (filters, options) => call(`/v1/traces?${new URLSearchParams(filters)}`, options),
+  task: (query, options) => call(`/v1/tasks?${new URLSearchParams(query)}`, options),
+  limits: (options) => call('/v1/limits', options),
+  budget: (question, images, options) =>
+    call('/v1/limits', { method: 'POST', json: { question, images }, ...options }),
+  upload: (blob) =>
+    call('/v1/images', {
+      method: 'POST',
+      body: blob,
+      headers: { 'Content-Type': blob.type.startsWith('image/') ? blob.type : 'image/png' },
+    }),
+  checkpoints: () => call('/v1/checkpoints'),
+  checkpoint: (name) => call(`/v1/checkpoints/${id(name)}`),
+  ready: () => fetch('/readyz').then((response) => response.json()),
+  eventsUrl: (traceId, after) => `/v1/traces/${id(traceId)}/events?after=${after}`,
+  modelViewUrl: (imageId, fit = 'crop') => `/v1/images/${id(imageId)}/model-view?fit=${fit}`,
+};

@@ -1,0 +1,270 @@
+// The parts of the viewer around the picture: status bar, timeline, words of the steps, answer.
+// Each is built once and then told the state; only what differs is touched, so nothing jumps and focus stays.
+
+import { h, icon, setAttr, setText, show } from './dom.js';
+import { loadPicture } from './picture.js';
+import { isLive, isTerminal } from './state.js';
+import { SKILLS, pillOf, rateOf, seconds, troubleOf, verdictOf } from './words.js';
+
+/** A picture in a chip: swapped only when the new one is decoded. */
+class Thumb {
+  #url = null;
+
+  constructor() {
+    this.element = h('span', { class: 'or-thumb' });
+    this.image = h('img', { alt: '', class: 'or-pixels' });
+  }
+
+  update(url) {
+    if (url === this.#url) return;
+    this.#url = url;
+    if (!url) return this.element.replaceChildren();
+    loadPicture(url).then(
+      () => {
+        if (url !== this.#url) return;
+        this.image.src = url;
+        if (!this.image.isConnected) this.element.replaceChildren(this.image);
+      },
+      () => {},
+    );
+  }
+}
+
+export class Bar {
+  #tick = 0;
+  #since = null;
+
+  constructor(buttons) {
+    this.dot = h('span', { class: 'or-dot', 'aria-hidden': 'true' });
+    this.text = h('span', { class: 'or-pill-text' });
+    this.count = h('span', { class: 'or-num' });
+    this.clock = h('span', { class: 'or-num or-clock' });
+    this.rate = h('span', { class: 'or-num or-rate' });
+    this.seed = h('span', { class: 'or-seed' });
+    this.pill = h('div', { class: 'or-pill' }, this.dot, this.text, this.count);
+    this.element = h(
+      'div', { class: 'or-bar' }, this.pill, this.clock, this.rate, h('span', { class: 'or-spring' }), this.seed, ...buttons,
+    );
+  }
+
+  update(state, connection) {
+    const pill = connection === 'lost' ? { tone: 'fail', text: 'connection lost, trying again' } : pillOf(state);
+    setAttr(this.pill, 'data-tone', pill.tone);
+    setText(this.text, pill.text);
+    setText(this.count, pill.count ? `· ${pill.count}` : '');
+    setText(this.seed, state.seed === null ? '' : `seed ${state.seed}`);
+    if (isLive(state) && state.status === 'running') {
+      // the server's clock may differ from this one: count from what we saw, unless the page came later
+      if (this.#since === null) {
+        const started = state.startedAt ? Date.now() - Date.parse(state.startedAt) : 0;
+        this.#since = performance.now() - (started > 0 && started < 3_600_000 ? started : 0);
+      }
+      if (!this.#tick) this.#tick = setInterval(() => this.#time(), 100);
+    } else {
+      clearInterval(this.#tick);
+      this.#tick = 0;
+      if (state.status !== 'paused') this.#since = null;
+    }
+    this.state = state;
+    this.#time();
+  }
+
+  #time() {
+    const elapsed = this.#since === null ? null : performance.now() - this.#since;
+    const running = this.#tick !== 0;
+    setText(this.clock, running && elapsed !== null ? seconds(elapsed) : '');
+    const rate = running || isTerminal(this.state) ? rateOf(this.state, elapsed ?? 0) : null;
+    setText(this.rate, rate === null ? '' : `${rate} tok/s`);
+  }
+
+  stop() {
+    clearInterval(this.#tick);
+    this.#tick = 0;
+  }
+}
+
+export class Timeline {
+  #chips = new Map(); // key -> {item, button, thumb, label, mark, skill}
+
+  constructor(onPick) {
+    this.onPick = onPick;
+    this.list = h('ol', { class: 'or-chips' });
+    this.element = h('nav', { class: 'or-timeline', 'aria-label': 'Steps of the trace' }, this.list);
+  }
+
+  #chip(key) {
+    let chip = this.#chips.get(key);
+    if (!chip) {
+      const thumb = new Thumb();
+      const label = h('span', { class: 'or-chip-label' });
+      const mark = h('span', { class: 'or-chip-mark' });
+      const button = h('button', { type: 'button', class: 'or-chip' }, label, thumb.element, mark);
+      button.addEventListener('click', () => this.onPick(chip.at));
+      chip = { item: h('li', {}, button), button, thumb, label, mark, skill: undefined, at: 0 };
+      this.#chips.set(key, chip);
+    }
+    return chip;
+  }
+
+  #draw(key, { at, label, name, url, skill = null, current, pending = false, live = false }) {
+    const chip = this.#chip(key);
+    chip.at = at;
+    setText(chip.label, label);
+    setAttr(chip.button, 'aria-label', name);
+    setAttr(chip.button, 'title', name);
+    setAttr(chip.button, 'aria-current', current ? 'step' : null);
+    setAttr(chip.button, 'data-live', live ? 'true' : null);
+    setAttr(chip.button, 'data-skill', skill);
+    setAttr(chip.button, 'disabled', pending ? '' : null);
+    chip.thumb.update(url);
+    if (chip.skill !== skill) {
+      chip.skill = skill;
+      chip.mark.replaceChildren(...(skill ? [icon(skill)] : []));
+    }
+    return chip.item;
+  }
+
+  update(state, at) {
+    const last = state.steps[state.steps.length - 1];
+    const items = [
+      this.#draw('Q', { at: 0, label: 'Q', name: 'Question', url: state.images[0]?.url, current: at === 0 }),
+    ];
+    for (const step of state.steps) {
+      const skill = step.skill ? `, ${SKILLS[step.skill]?.word ?? step.skill}` : '';
+      const drawing = isLive(state) && step === last && !step.complete;
+      items.push(this.#draw(`s${step.index}`, {
+        at: step.index,
+        label: String(step.index),
+        name: `Step ${step.index}${skill}${drawing ? ', running' : ''}`,
+        url: step.image?.url ?? step.partial?.url ?? null,
+        skill: SKILLS[step.skill] ? step.skill : null,
+        current: at === step.index,
+        live: drawing,
+      }));
+    }
+    if (!isTerminal(state) && !state.hasAnswer) {
+      const asleep = state.status === 'loading' || state.status === 'paused';
+      if (!last || last.complete) {
+        items.push(this.#draw('next', { at: -1, label: '·', name: 'Next step', pending: true, live: !asleep }));
+      }
+    }
+    const answer = (last?.index ?? 0) + 1;
+    items.push(this.#draw('A', {
+      at: answer, label: 'A', name: 'Answer', current: at === answer, pending: !state.hasAnswer,
+      live: state.activity === 'answering',
+    }));
+    const same = items.length === this.list.children.length && items.every((item, k) => this.list.children[k] === item);
+    if (!same) this.list.replaceChildren(...items);
+    const current = items.find((item) => item.firstChild.getAttribute('aria-current'));
+    if (current && current !== this.current) this.#reveal(current);
+    this.current = current;
+  }
+
+  #reveal(item) {
+    const { list } = this;
+    const from = item.offsetLeft - list.offsetLeft;
+    if (from < list.scrollLeft) list.scrollLeft = from - 8;
+    else if (from + item.offsetWidth > list.scrollLeft + list.clientWidth) {
+      list.scrollLeft = from + item.offsetWidth - list.clientWidth + 8;
+    }
+  }
+
+  reset() {
+    this.#chips.clear();
+    this.list.replaceChildren();
+    this.current = null;
+  }
+}
+
+export class Steps {
+  #rows = new Map();
+
+  constructor(onPick) {
+    this.onPick = onPick;
+    this.question = h('p', { class: 'or-question', dir: 'auto' });
+    this.list = h('ol', { class: 'or-steps' });
+    this.hint = h('p', { class: 'or-steps-hint' });
+    this.element = h('div', { class: 'or-words', tabindex: '0', role: 'group', 'aria-label': 'Words of the steps' },
+      this.question, this.list, this.hint);
+  }
+
+  #row(index) {
+    let row = this.#rows.get(index);
+    if (!row) {
+      const text = h('span', { class: 'or-step-text', dir: 'auto' });
+      const number = h('button', { type: 'button', class: 'or-step-number' }, String(index));
+      number.addEventListener('click', () => this.onPick(index));
+      const item = h('li', { class: 'or-step' }, number, text);
+      item.addEventListener('click', (event) => {
+        if (event.target !== number && !String(getSelection())) this.onPick(index);
+      });
+      row = { item, text, number };
+      this.#rows.set(index, row);
+    }
+    return row;
+  }
+
+  update(state, at, hint) {
+    setText(this.question, state.question);
+    const live = isLive(state) && !state.hasAnswer;
+    const last = state.steps[state.steps.length - 1];
+    const items = state.steps.map((step) => {
+      const row = this.#row(step.index);
+      setText(row.text, step.text.trim());
+      setAttr(row.item, 'data-current', at === step.index ? 'true' : null);
+      setAttr(row.item, 'data-skill', SKILLS[step.skill] ? step.skill : null);
+      setAttr(row.item, 'data-writing', live && step === last && !step.complete ? (step.partial ? 'drawing' : 'text') : null);
+      setAttr(row.number, 'aria-label', `Show step ${step.index}`);
+      return row.item;
+    });
+    const grew = items.length !== this.list.children.length;
+    if (grew || items.some((item, k) => this.list.children[k] !== item)) this.list.replaceChildren(...items);
+    setText(this.hint, state.steps.length ? '' : hint);
+    show(this.hint, !state.steps.length);
+    const shown = this.#rows.get(at)?.item;
+    if (shown && (shown !== this.shown || (last && at === last.index && live))) this.#reveal(shown);
+    this.shown = shown;
+  }
+
+  #reveal(item) {
+    const box = this.element;
+    const from = item.offsetTop - box.offsetTop;
+    if (from < box.scrollTop) box.scrollTop = from - 8;
+    else if (from + item.offsetHeight > box.scrollTop + box.clientHeight) {
+      box.scrollTop = Math.min(from - 8, from + item.offsetHeight - box.clientHeight + 8);
+    }
+  }
+
+  reset() {
+    this.#rows.clear();
+    this.list.replaceChildren();
+    this.shown = null;
+  }
+}
+
+export class Answer {
+  constructor(buttons) {
+    this.label = h('span', { class: 'or-answer-label' }, 'answer');
+    this.text = h('output', { class: 'or-answer-text', dir: 'auto' });
+    this.verdict = h('span', { class: 'or-verdict' });
+    this.trouble = h('p', { class: 'or-trouble' });
+    this.buttons = h('div', { class: 'or-answer-buttons' }, ...buttons);
+    this.element = h(
+      'div', { class: 'or-answer' }, this.label,
+      h('div', { class: 'or-answer-line' }, this.text, this.verdict), this.trouble, this.buttons,
+    );
+  }
+
+  update(state, reference) {
+    setText(this.text, state.hasAnswer ? state.answer.trim() || '(empty)' : '');
+    setAttr(this.element, 'data-current', state.hasAnswer ? 'true' : null);
+    const verdict = verdictOf(state);
+    const against = verdict && state.verdict && reference ? ` (reference: ${reference})` : '';
+    setText(this.verdict, verdict ? verdict.text + against : '');
+    setAttr(this.verdict, 'data-tone', verdict?.tone);
+    const trouble = troubleOf(state);
+    setText(this.trouble, trouble ?? '');
+    setAttr(this.trouble, 'data-tone', ['failed', 'interrupted'].includes(state.status) ? 'fail' : 'quiet');
+    show(this.trouble, Boolean(trouble));
+  }
+}

@@ -1,0 +1,322 @@
+// The events of one trace, in order, without a hole and without a repetition, for as long as they are wanted.
+//
+// A browser has six connections a server. So only the tab that was used last holds an EventSource (one lock for all
+// tabs of this server, taken over by whoever is used); every other visible tab looks in for a moment about once a
+// second, and a hidden one not at all. It closes on the terminal event and when the trace stays paused for 30 s;
+// whatever it missed is read from the stored log (`after=`) when it wakes.
+
+import { api } from './api.js';
+import { parser } from './sse.js';
+import { TERMINAL } from './state.js';
+
+export const TYPES = [
+  'trace.queued', 'trace.started', 'trace.resumed', 'trace.paused', 'trace.completed', 'trace.cancelled',
+  'trace.failed', 'step.started', 'text.delta', 'image.started', 'image.partial', 'image.completed',
+  'step.completed', 'answer.delta',
+];
+const ENDS = new Set(['trace.completed', 'trace.cancelled', 'trace.failed']);
+const LOCK = 'omni-r1-live';
+export const PAUSED_MS = 30_000;
+const LOOK_IN_EVERY_MS = 800;
+const LOOK_IN_QUIET_MS = 150;
+const CATCH_UP_QUIET_MS = 40;
+const CATCH_UP_MAX_MS = 250;
+const RETRY_MS = [100, 500, 1000, 2000, 4000, 8000];
+
+const browser = () => ({
+  document,
+  window,
+  locks: navigator.locks, // absent outside https and localhost: then every visible tab streams
+  EventSource,
+  fetch: (...args) => fetch(...args),
+  frame: (callback) => requestAnimationFrame(callback),
+  setTimeout: (...args) => setTimeout(...args),
+  clearTimeout: (timer) => clearTimeout(timer),
+});
+
+export class TraceStream {
+  #env;
+  #traceId;
+  #onEvents;
+  #onConnection;
+  #after;
+  #buffer = [];
+  #flushing = false;
+  #catchUp; // collect the stored events first, so that they are drawn in one go
+  #source = null;
+  #release = null; // gives the lock back
+  #waiting = null; // AbortController of our place in the queue for the lock
+  #look = null; // AbortController of the look-in under way
+  #timers = new Map();
+  #tries = 0;
+  #holes = 0;
+  #paused = false;
+  #mode = 'new'; // new | live | looking | asleep | lost | closed
+  #listeners = [];
+
+  /**
+   * onEvents(events): one call a frame, events `{seq, type, data}` in order.
+   * onConnection(word): 'live' | 'looking' | 'asleep' | 'lost' | 'unknown' | 'ended' | 'closed'.
+   */
+  constructor({ traceId, after = 0, fresh = false, onEvents, onConnection = () => {}, env = browser() }) {
+    this.#traceId = traceId;
+    this.#after = after;
+    this.#catchUp = !fresh;
+    this.#onEvents = onEvents;
+    this.#onConnection = onConnection;
+    this.#env = env;
+    const listen = (target, type, handler) => {
+      target.addEventListener(type, handler, { passive: true });
+      this.#listeners.push(() => target.removeEventListener(type, handler));
+    };
+    listen(env.document, 'visibilitychange', () => (this.#hidden() ? this.#sleep() : this.wake()));
+    for (const type of ['pointerdown', 'keydown']) listen(env.document, type, () => this.#used());
+    listen(env.window, 'focus', () => this.#used());
+    listen(env.window, 'pagehide', () => this.#sleep());
+    listen(env.window, 'pageshow', () => this.wake());
+    if (this.#hidden()) this.#say('asleep');
+    else this.#takeLock(true);
+  }
+
+  get after() {
+    return this.#after;
+  }
+
+  /** Read on: after a Continue, or when the page is shown again. */
+  wake() {
+    if (this.#mode === 'closed' || this.#mode === 'live' || this.#hidden()) return;
+    this.#clear('paused');
+    this.#takeLock(true);
+  }
+
+  close(word = 'closed') {
+    if (this.#mode === 'closed') return;
+    this.#hangUp();
+    this.#flush();
+    for (const stop of this.#listeners) stop();
+    this.#say('closed', word);
+  }
+
+  #hidden() {
+    return this.#env.document.visibilityState === 'hidden';
+  }
+
+  #say(mode, word = mode) {
+    if (this.#mode === mode) return;
+    this.#mode = mode;
+    this.#onConnection(word);
+  }
+
+  #used() {
+    if (this.#mode === 'looking' || this.#mode === 'asleep') this.wake();
+    else if (this.#mode === 'lost' && this.#timers.has('retry')) {
+      this.#clear('retry');
+      this.#retry(1);
+    }
+  }
+
+  #sleep() {
+    if (this.#mode === 'closed') return;
+    this.#hangUp();
+    this.#flush();
+    this.#say('asleep');
+  }
+
+  #timer(name, ms, callback) {
+    this.#clear(name);
+    this.#timers.set(name, this.#env.setTimeout(() => {
+      this.#timers.delete(name);
+      callback();
+    }, ms));
+  }
+
+  #clear(name) {
+    if (this.#timers.has(name)) this.#env.clearTimeout(this.#timers.get(name));
+    this.#timers.delete(name);
+  }
+
+  #hangUp() {
+    for (const name of [...this.#timers.keys()]) this.#clear(name);
+    this.#closeSource();
+    this.#look?.abort();
+    this.#look = null;
+    this.#waiting?.abort();
+    this.#waiting = null;
+    this.#release?.();
+    this.#release = null;
+  }
+
+  #closeSource() {
+    this.#source?.close();
+    this.#source = null;
+  }
+
+  // ---- whose turn it is to hold the stream
+
+  #takeLock(steal) {
+    this.#waiting?.abort();
+    this.#waiting = null;
+    if (!this.#env.locks) return this.#goLive();
+    const queue = new AbortController();
+    if (!steal) this.#waiting = queue;
+    const granted = () => {
+      if (queue.signal.aborted || this.#mode === 'closed') return undefined;
+      this.#waiting = null;
+      this.#goLive();
+      return new Promise((resolve) => (this.#release = resolve));
+    };
+    this.#env.locks.request(LOCK, steal ? { steal: true } : { signal: queue.signal }, granted).catch(() => {
+      if (queue.signal.aborted || this.#mode !== 'live') return;
+      this.#release = null; // another tab is being used now
+      this.#closeSource();
+      this.#lookIn();
+      this.#takeLock(false);
+    });
+  }
+
+  #goLive() {
+    this.#look?.abort();
+    this.#look = null;
+    this.#clear('look');
+    this.#say('live');
+    this.#open();
+  }
+
+  // ---- the stream itself
+
+  #open() {
+    this.#closeSource();
+    this.#restWhenPaused();
+    const source = new this.#env.EventSource(api.eventsUrl(this.#traceId, this.#after));
+    this.#source = source;
+    const receive = (message) => {
+      if (source === this.#source) this.#receive(message.type, message.lastEventId, message.data);
+    };
+    for (const type of TYPES) source.addEventListener(type, receive);
+    source.onopen = () => {
+      this.#tries = 0;
+      this.#say('live');
+    };
+    source.onerror = () => source === this.#source && this.#lost();
+  }
+
+  #lost() {
+    this.#closeSource();
+    this.#flush();
+    if (this.#mode === 'closed') return;
+    const tries = this.#tries++;
+    this.#timer('retry', RETRY_MS[Math.min(tries, RETRY_MS.length - 1)], () => this.#retry(tries));
+  }
+
+  async #retry(tries) {
+    const stopped = () => this.#mode === 'closed' || this.#mode === 'asleep';
+    try {
+      // an EventSource cannot say why it ended; the trace's row can
+      const response = await this.#env.fetch(`/v1/traces/${encodeURIComponent(this.#traceId)}`);
+      if (stopped()) return;
+      if (response.status === 404) return this.close('unknown');
+      if (!response.ok) throw new Error(String(response.status));
+      if (TERMINAL.has((await response.json()).status) && tries > 0) return this.close('ended');
+    } catch {
+      if (stopped()) return;
+      this.#say('lost');
+      return this.#lost();
+    }
+    if (!stopped()) this.#open();
+  }
+
+  // ---- a look in from a tab that is not in use
+
+  #lookIn() {
+    if (this.#mode !== 'looking') this.#restWhenPaused();
+    this.#say('looking');
+    const look = new AbortController();
+    this.#look = look;
+    const again = () => {
+      if (this.#look === look && !this.#hidden()) this.#timer('look', LOOK_IN_EVERY_MS, () => this.#lookIn());
+    };
+    this.#read(look).then(
+      (ended) => (ended && this.#look === look ? this.close('ended') : again()),
+      again,
+    );
+  }
+
+  async #read(look) {
+    const response = await this.#env.fetch(api.eventsUrl(this.#traceId, this.#after), {
+      signal: look.signal,
+      headers: { Accept: 'text/event-stream' },
+    });
+    if (response.status === 204 || response.status === 404) return true;
+    if (!response.ok) return false;
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    const feed = parser(({ id, event, data }) => this.#receive(event, id, data));
+    const quiet = () => this.#timer('quiet', LOOK_IN_QUIET_MS, () => reader.cancel().catch(() => {}));
+    quiet();
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      feed(value);
+      quiet();
+    }
+    this.#clear('quiet');
+    return false;
+  }
+
+  // ---- order
+
+  #receive(type, id, text) {
+    if (this.#mode === 'closed') return;
+    let data;
+    try {
+      data = JSON.parse(text);
+    } catch {
+      return;
+    }
+    this.#buffer.push({ seq: Number(id), type, data });
+    if (this.#catchUp) {
+      if (!this.#timers.has('most')) this.#timer('most', CATCH_UP_MAX_MS, () => this.#caughtUp());
+      this.#timer('quietly', CATCH_UP_QUIET_MS, () => this.#caughtUp());
+      if (ENDS.has(type)) this.#caughtUp();
+      return;
+    }
+    if (this.#flushing) return;
+    this.#flushing = true;
+    this.#env.frame(() => this.#flush());
+  }
+
+  #caughtUp() {
+    this.#catchUp = false;
+    this.#clear('most');
+    this.#clear('quietly');
+    this.#flush();
+  }
+
+  #flush() {
+    this.#flushing = false;
+    const batch = [];
+    for (const event of this.#buffer.splice(0)) {
+      if (!(event.seq > this.#after)) continue;
+      if (event.seq > this.#after + 1 && this.#source && this.#holes < 1) {
+        this.#holes += 1; // something got lost on the way: read again from the last one we have
+        this.#open();
+        break;
+      }
+      // still missing after reading again: a type that this page does not know
+      for (let seq = this.#after + 1; seq < event.seq; seq += 1) batch.push({ seq, type: 'unknown', data: {} });
+      this.#holes = 0;
+      this.#after = event.seq;
+      batch.push(event);
+    }
+    if (!batch.length) return;
+    this.#onEvents(batch);
+    const last = batch[batch.length - 1];
+    if (batch.some((event) => ENDS.has(event.type))) this.close('ended');
+    this.#paused = last.type === 'trace.paused';
+    this.#restWhenPaused();
+  }
+
+  #restWhenPaused() {
+    if (this.#paused && this.#mode !== 'closed') this.#timer('paused', PAUSED_MS, () => this.#sleep());
+    else this.#clear('paused');
+  }
+}

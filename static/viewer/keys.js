@@ -1,0 +1,51 @@
+// The keyboard of the viewer: which key does what while the focus is inside it, and the list that `?` opens.
+
+import { h, openDialog } from './dom.js';
+
+export const KEYS = [
+  ['←  →', 'the step before, the step after'],
+  ['End', 'live: follow the newest step'],
+  ['Space', 'pause, or continue to the end'],
+  ['Shift + Esc', 'stop'],
+  ['Esc', 'close what is open on top'],
+  ['?', 'this list'],
+  ['Ctrl + Enter', 'in the question: reason'],
+];
+
+/** The action for a key event, or null: pure, so that it is tested without a browser. */
+export function actionOf({ key, shiftKey, ctrlKey, metaKey, altKey, inSlider, onControl }) {
+  if (ctrlKey || metaKey || altKey) return null;
+  if (key === 'Escape') return shiftKey ? 'stop' : 'close';
+  if (inSlider) return null;
+  if (key === 'ArrowLeft') return 'previous';
+  if (key === 'ArrowRight') return 'next';
+  if (key === 'End') return 'live';
+  if (key === '?') return 'help';
+  if ((key === ' ' || key === 'Spacebar') && !onControl) return 'toggle';
+  return null;
+}
+
+export function listenForKeys(element, actions) {
+  element.addEventListener('keydown', (event) => {
+    const target = event.target instanceof Element ? event.target : null;
+    const action = actionOf({
+      key: event.key,
+      shiftKey: event.shiftKey,
+      ctrlKey: event.ctrlKey,
+      metaKey: event.metaKey,
+      altKey: event.altKey,
+      inSlider: Boolean(target?.closest('input, textarea, select')),
+      onControl: Boolean(target?.closest('button, a, summary')), // space presses what has the focus
+    });
+    if (action && actions[action]?.() !== false) event.preventDefault();
+  });
+}
+
+export function openHelp() {
+  openDialog(
+    'Keyboard',
+    h('h2', {}, 'Keyboard'),
+    h('p', { class: 'or-quiet' }, 'These work while the focus is in the trace. Every one has a button too.'),
+    h('dl', { class: 'or-keys' }, KEYS.map(([key, what]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)])),
+  );
+}

@@ -1,0 +1,46 @@
+// The world's own solution of a task beside the model's: fetched on demand, never before the trace has ended.
+
+import { api } from './api.js';
+import { h, openDialog } from './dom.js';
+
+/** `natural-1000000123` → `{slice, seed}`, or null when it is not a task's id. */
+export function parseTaskId(taskId) {
+  const match = /^([a-z]+)-(\d+)$/.exec(taskId ?? '');
+  return match ? { slice: match[1], seed: match[2] } : null;
+}
+
+export async function fetchReference(taskId) {
+  const query = parseTaskId(taskId);
+  return query ? api.task({ ...query, reveal: 'true' }) : null;
+}
+
+function cell(title, text, url) {
+  return h(
+    'div', { class: 'or-reference-cell' },
+    h('h3', {}, title),
+    url ? h('img', { src: url, alt: `${title}: ${text ?? ''}`, class: 'or-pixels' }) : h('div', { class: 'or-reference-none' }, 'no picture'),
+    h('p', { dir: 'auto' }, text ?? ''),
+  );
+}
+
+export async function openReference(state) {
+  const task = await fetchReference(state.taskId);
+  if (!task) return;
+  const rows = [];
+  const length = Math.max(task.steps.length, state.steps.length);
+  for (let k = 1; k <= length; k += 1) {
+    const ours = state.steps.find((step) => step.index === k);
+    const theirs = task.steps.find((step) => step.index === k);
+    rows.push(h(
+      'div', { class: 'or-reference-row' },
+      ours ? cell(`Model, step ${k}`, ours.text.trim(), ours.image?.url) : cell(`Model, step ${k}`, 'none', null),
+      theirs ? cell(`Reference, step ${k}`, theirs.text, theirs.image?.url) : cell(`Reference, step ${k}`, 'none', null),
+    ));
+  }
+  const answers = h(
+    'div', { class: 'or-reference-row' },
+    h('p', { class: 'or-reference-answer' }, h('span', {}, 'Model’s answer'), h('strong', {}, state.answer.trim() || '–')),
+    h('p', { class: 'or-reference-answer' }, h('span', {}, 'Reference'), h('strong', {}, task.answer)),
+  );
+  openDialog('Reference trace', h('h2', {}, 'Reference trace'), h('p', { class: 'or-quiet', dir: 'auto' }, task.question), answers, ...rows);
+}

@@ -1,0 +1,27 @@
+// Reads the text of an event stream (WHATWG "text/event-stream") that may arrive cut at any byte.
+
+/** `parser(push)`: give it decoded chunks; it calls `push({id, event, data})` once for each complete event. */
+export function parser(push) {
+  let rest = '';
+  let fields = { id: '', event: '', data: [] };
+  const line = (text) => {
+    if (text === '') {
+      if (fields.data.length) push({ id: fields.id, event: fields.event || 'message', data: fields.data.join('\n') });
+      fields = { id: fields.id, event: '', data: [] };
+      return;
+    }
+    if (text.startsWith(':')) return;
+    const colon = text.indexOf(':');
+    const name = colon < 0 ? text : text.slice(0, colon);
+    const value = colon < 0 ? '' : text.slice(colon + 1).replace(/^ /, '');
+    if (name === 'data') fields.data.push(value);
+    else if (name === 'event' || name === 'id') fields[name] = value;
+  };
+  return (chunk) => {
+    rest += chunk;
+    // a lone CR at the very end may be the first half of CR LF: wait for the next chunk
+    const lines = rest.split(/\r\n|\n|\r(?!$)/);
+    rest = lines.pop();
+    for (const text of lines) line(text);
+  };
+}

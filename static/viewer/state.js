@@ -1,0 +1,239 @@
+// What one trace looks like at a moment, as a plain value, and how an event changes it.
+//
+// Pure: no DOM, no network, no clock. `reduce` never changes the state it is given. Events are
+// `{seq, type, data}` as GET /v1/traces/{id}/events sends them; they must arrive in order. One that was
+// already applied changes nothing; one that leaves a hole sets `gap`, and the caller reads on from `lastSeq`.
+
+export const TERMINAL = new Set(['completed', 'cancelled', 'failed', 'interrupted']);
+
+const SKILL_WORDS = [
+  ['predict', /\bnext state\b|\bpredict|\bafter the move\b|\bmove[sd]?\b/i],
+  ['zoom', /\bzoom/i],
+  ['box', /\bbox(?:ed|es)?\b/i],
+  ['line', /\bline[sd]?\b/i],
+  ['mark', /\bmark(?:ed|s|ing)?\b/i],
+];
+
+/** The skill that a step's words name, or null. */
+export function skillOfText(text) {
+  for (const [skill, words] of SKILL_WORDS) if (words.test(text)) return skill;
+  return null;
+}
+
+export function initialState(traceId) {
+  return {
+    traceId,
+    status: 'loading', // loading | queued | running | paused | completed | cancelled | failed | interrupted
+    activity: null, // while running: reading | thinking | drawing | answering
+    lastSeq: 0,
+    gap: false,
+    position: null, // how many wait before this one, while queued
+    question: '',
+    images: [],
+    taskId: null,
+    mode: 'auto',
+    steps: [],
+    pausedAfter: null,
+    answer: '',
+    hasAnswer: false,
+    finishReason: null,
+    cancelReason: null,
+    verdict: null,
+    error: null,
+    usage: null,
+    timings: null,
+    seed: null,
+    sampling: null,
+    checkpoint: null,
+    weightVersion: null,
+    budget: null,
+    tokens: 0, // codes and text deltas seen so far: an estimate until usage arrives
+    createdAt: null,
+    startedAt: null,
+  };
+}
+
+function emptyStep(index) {
+  return { index, text: '', skill: null, image: null, partial: null, complete: false };
+}
+
+function withStep(state, index, change) {
+  const steps = state.steps.slice();
+  const at = steps.findIndex((step) => step.index === index);
+  const step = at < 0 ? emptyStep(index) : steps[at];
+  const changed = { ...step, ...change(step) };
+  if (at < 0) steps.push(changed);
+  else steps[at] = changed;
+  steps.sort((a, b) => a.index - b.index);
+  return { ...state, steps };
+}
+
+function settle(state) {
+  // A step that was cut off keeps its text and its finished picture; a half drawn one stays as it was seen.
+  return { ...state, activity: null, position: null };
+}
+
+const HANDLERS = {
+  'trace.queued': (state, data) => ({ ...state, status: 'queued', activity: null, position: data.position ?? null }),
+  'trace.started': (state, data) => ({
+    ...state,
+    status: 'running',
+    activity: state.steps.length ? 'thinking' : 'reading',
+    position: null,
+    seed: data.seed ?? state.seed,
+    checkpoint: data.checkpoint ?? state.checkpoint,
+    weightVersion: data.weight_version ?? state.weightVersion,
+    budget: data.budget ?? state.budget,
+  }),
+  'trace.resumed': (state, data) => ({
+    ...state,
+    status: 'running',
+    activity: 'thinking',
+    position: null,
+    pausedAfter: null,
+    mode: data.mode ?? state.mode,
+  }),
+  'trace.paused': (state, data) => ({
+    ...settle(state),
+    status: 'paused',
+    mode: 'step',
+    pausedAfter: data.step ?? state.steps.length,
+  }),
+  'step.started': (state, data) => withStep({ ...state, status: 'running', activity: 'thinking' }, data.step, () => ({})),
+  'text.delta': (state, data) => ({
+    ...withStep({ ...state, activity: 'thinking' }, data.step, (step) => {
+      const text = step.text + data.text;
+      return { text, skill: step.image?.skill ?? skillOfText(text) };
+    }),
+    tokens: state.tokens + 1,
+  }),
+  'image.started': (state, data) =>
+    withStep({ ...state, activity: 'drawing' }, data.step, (step) => ({
+      skill: data.skill ?? step.skill,
+      partial: { url: null, index: -1, done: 0, total: 0 },
+    })),
+  'image.partial': (state, data) => {
+    const before = state.steps.find((step) => step.index === data.step)?.partial;
+    const fresh = Math.max(0, data.codes_done - (before?.done ?? 0));
+    const changed = withStep({ ...state, activity: 'drawing' }, data.step, () => ({
+      partial: {
+        url: data.url ?? before?.url ?? null,
+        index: data.index,
+        done: data.codes_done,
+        total: data.codes_total,
+      },
+    }));
+    return { ...changed, tokens: state.tokens + fresh };
+  },
+  'image.completed': (state, data) => {
+    const before = state.steps.find((step) => step.index === data.step)?.partial;
+    const total = data.stats?.codes ?? before?.total ?? 0;
+    const changed = withStep({ ...state, activity: 'thinking' }, data.step, (step) => ({
+      image: {
+        image_id: data.image_id,
+        url: data.url,
+        width: data.width,
+        height: data.height,
+        stats: data.stats ?? null,
+        skill: data.skill ?? step.skill,
+      },
+      partial: null,
+    }));
+    return { ...changed, tokens: state.tokens + Math.max(0, (Number(total) || 0) - (before?.done ?? 0)) };
+  },
+  'step.completed': (state, data) => withStep(state, data.step, () => ({ complete: true })),
+  'answer.delta': (state, data) => ({
+    ...state,
+    activity: 'answering',
+    hasAnswer: true,
+    answer: state.answer + data.text,
+    tokens: state.tokens + 1,
+  }),
+  'trace.completed': (state, data) => ({
+    ...settle(state),
+    status: 'completed',
+    answer: data.answer ?? '',
+    hasAnswer: data.answer !== null && data.answer !== undefined,
+    finishReason: data.finish_reason ?? null,
+    usage: data.usage ?? null,
+    timings: data.timings ?? null,
+  }),
+  'trace.cancelled': (state, data) => ({
+    ...settle(state),
+    status: 'cancelled',
+    cancelReason: data.reason ?? 'user',
+    usage: data.usage ?? state.usage,
+    timings: data.timings ?? state.timings,
+  }),
+  'trace.failed': (state, data) => ({
+    ...settle(state),
+    status: data.error?.code === 'interrupted' ? 'interrupted' : 'failed',
+    error: data.error ?? { code: 'unknown', detail: '' },
+  }),
+};
+
+/** The state after `event`. Unknown types only move `lastSeq`, so that a newer server does not break an older page. */
+export function reduce(state, event) {
+  if (event.seq <= state.lastSeq) return state;
+  if (event.seq !== state.lastSeq + 1) return { ...state, gap: true };
+  const handler = HANDLERS[event.type];
+  const next = handler ? handler(state, event.data) : state;
+  return { ...next, lastSeq: event.seq, gap: false };
+}
+
+export const reduceAll = (state, events) => events.reduce(reduce, state);
+
+/** What a trace's row says that its events do not: the question, its pictures, the seed, the verdict. */
+export function withTrace(state, trace) {
+  const next = {
+    ...state,
+    question: trace.question,
+    images: trace.images ?? [],
+    taskId: trace.task_id ?? null,
+    verdict: trace.verdict ?? null,
+    checkpoint: trace.checkpoint ?? state.checkpoint,
+    weightVersion: trace.weight_version ?? state.weightVersion,
+    sampling: trace.sampling ?? state.sampling,
+    seed: trace.sampling?.seed ?? state.seed,
+    createdAt: trace.created_at ?? null,
+    startedAt: trace.started_at ?? null,
+    usage: trace.usage ?? state.usage,
+    timings: trace.timings ?? state.timings,
+  };
+  if (state.lastSeq === 0) {
+    next.mode = trace.mode ?? state.mode;
+    if (!TERMINAL.has(trace.status)) next.status = trace.status;
+  }
+  return next;
+}
+
+/** The state of an ended trace from its row alone: nothing needs to be streamed to show it. */
+export function fromTrace(trace) {
+  const state = withTrace(initialState(trace.id), trace);
+  return {
+    ...state,
+    status: trace.status,
+    steps: (trace.steps ?? []).map((step) => ({
+      index: step.index,
+      text: step.text ?? '',
+      skill: step.image?.skill ?? skillOfText(step.text ?? ''),
+      image: step.image ?? null,
+      partial: null,
+      complete: true,
+    })),
+    answer: trace.answer ?? '',
+    hasAnswer: trace.answer !== null && trace.answer !== undefined,
+    finishReason: trace.finish_reason ?? null,
+    error: trace.error ?? null,
+  };
+}
+
+export const isTerminal = (state) => TERMINAL.has(state.status);
+export const isLive = (state) => state.status === 'queued' || state.status === 'running';
+
+/** idle | running | paused | ended: which buttons there are. */
+export function phaseOf(state) {
+  if (!state || state.status === 'loading') return 'idle';
+  if (isLive(state)) return 'running';
+  return state.status === 'paused' ? 'paused' : 'ended';
+}

@@ -1,0 +1,364 @@
+// The trace viewer: shows one trace, live or ended, wherever it is mounted (Studio, Gallery, later Training).
+//
+//   const viewer = mount(element, {traceId})        follow or show a stored trace
+//   const viewer = mount(element, {trace, events})  show a recorded one, no server needed
+//
+// It holds no truth of its own: everything on it comes from the trace's row and its events.
+
+import { ApiError, api } from './api.js';
+import { copyButton, h, icon, setAttr, setText, show } from './dom.js';
+import { Answer, Bar, Steps, Timeline } from './draw.js';
+import { TraceStream } from './events.js';
+import { listenForKeys, openHelp } from './keys.js';
+import { Picture, loadPicture } from './picture.js';
+import { fetchReference, openReference } from './reference.js';
+import { fromTrace, initialState, isLive, isTerminal, phaseOf, reduceAll, withTrace } from './state.js';
+import { announcementOf, curlOf, requestOf } from './words.js';
+
+const HINT = 'The pictures that the model draws appear here, step by step.';
+
+export class Viewer {
+  #state = initialState(null);
+  #cursor = null; // null = live: the newest step; else a position 0 … n+1
+  #stream = null;
+  #opening = null;
+  #connection = 'closed';
+  #notice = null; // {text, links: [[label, href]], retry}
+  #reference = null;
+  #busy = false;
+  #options;
+
+  constructor(element, options = {}) {
+    this.#options = options;
+    const round = (name, label, act) =>
+      h('button', { type: 'button', class: 'or-round', 'aria-label': label, title: label, onclick: act }, icon(name));
+    const say = (text) => this.#say(text);
+    this.previous = round('left', 'Step before (←)', () => this.step(-1));
+    this.next = round('right', 'Step after (→)', () => this.step(1));
+    this.live = h('button', { type: 'button', class: 'or-chipbutton or-live', title: 'Follow the newest step (End)', onclick: () => this.follow() }, 'live');
+    this.help = h('button', { type: 'button', class: 'or-round', 'aria-label': 'Keyboard (?)', title: 'Keyboard (?)', onclick: openHelp }, '?');
+    this.link = copyButton('copy link', () => this.address(), say);
+    this.bar = new Bar([this.link]);
+    this.timeline = new Timeline((at) => this.go(at));
+    this.picture = new Picture();
+    this.words = new Steps((at) => this.go(at));
+    this.referenceButton = h('button', { type: 'button', class: 'or-link', onclick: () => this.#openReference() }, 'reference trace');
+    this.answer = new Answer([
+      this.referenceButton,
+      copyButton('copy JSON', () => this.json(), say),
+      copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say),
+    ]);
+    this.notice = h('div', { class: 'or-notice', role: 'alert' });
+    this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
+    this.root = h(
+      'section', { class: 'or-viewer', tabindex: '-1', 'aria-label': options.label ?? 'Trace' },
+      this.bar.element,
+      h('div', { class: 'or-line' }, this.timeline.element, h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help)),
+      this.notice,
+      h('div', { class: 'or-main' }, this.picture.element, this.words.element),
+      this.answer.element,
+      this.spoken,
+    );
+    listenForKeys(this.root, {
+      previous: () => this.step(-1),
+      next: () => this.step(1),
+      live: () => this.follow(),
+      help: openHelp,
+      toggle: () => this.toggle(),
+      stop: () => (phaseOf(this.#state) === 'running' || this.#state.status === 'paused' ? this.stop() : false),
+      close: () => this.picture.closeTop(),
+    });
+    element.replaceChildren(this.root);
+    if (options.events) this.record(options.trace, options.events);
+    else if (options.traceId) this.open(options.traceId);
+    else this.#draw();
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  get phase() {
+    return this.#busy ? 'running' : phaseOf(this.#state);
+  }
+
+  address() {
+    return `${location.origin}/?trace=${encodeURIComponent(this.#state.traceId)}`;
+  }
+
+  async json() {
+    return JSON.stringify(await api.trace(this.#state.traceId), null, 2);
+  }
+
+  // ---- what to show
+
+  /** Nothing yet but the question and its picture: the page's calm beginning. */
+  preview({ question = '', images = [] }) {
+    if (this.#state.traceId) return;
+    this.#set({ ...initialState(null), question, images });
+  }
+
+  /** Show a recorded trace; nothing is fetched but its pictures. */
+  record(trace, events) {
+    this.#leave();
+    const start = trace ? withTrace(initialState(trace.id), trace) : initialState('recorded');
+    this.#set(reduceAll(start, events));
+  }
+
+  /** Show a stored trace, and follow it while it lives. */
+  async open(traceId) {
+    this.#leave();
+    this.#set(initialState(traceId));
+    const opening = new AbortController();
+    this.#opening = opening;
+    try {
+      const trace = await api.trace(traceId, { signal: opening.signal });
+      if (this.#opening === opening) this.#begin(trace, false);
+    } catch (error) {
+      if (opening.signal.aborted) return;
+      this.#trouble(error, traceId);
+    }
+  }
+
+  /** Follow a trace that this page has just created: `trace` is the answer of the POST. */
+  started(trace) {
+    this.#leave();
+    this.#begin(trace, true);
+    this.root.focus({ preventScroll: true });
+  }
+
+  #begin(trace, fresh) {
+    this.#notice = null;
+    const ended = fromTrace(trace);
+    if (isTerminal(ended)) {
+      this.#set(ended);
+      this.#fetchReferenceAnswer();
+      return;
+    }
+    this.#set(withTrace(initialState(trace.id), trace));
+    this.#stream = new TraceStream({
+      traceId: trace.id,
+      fresh,
+      onEvents: (events) => this.#receive(events),
+      onConnection: (word) => this.#connected(word, trace.id),
+    });
+  }
+
+  #leave() {
+    this.#opening?.abort();
+    this.#opening = null;
+    const stream = this.#stream;
+    this.#stream = null;
+    stream?.close();
+    this.#cursor = null;
+    this.#notice = null;
+    this.#reference = null;
+    this.#busy = false;
+    this.timeline.reset();
+    this.words.reset();
+  }
+
+  destroy() {
+    this.#leave();
+    this.bar.stop();
+    this.root.remove();
+  }
+
+  #receive(events) {
+    for (const { type, data } of events) {
+      if ((type === 'image.partial' || type === 'image.completed') && data.url) loadPicture(data.url).catch(() => {});
+    }
+    const before = this.#state;
+    const after = reduceAll(before, events);
+    this.#set(after, announcementOf(before, after));
+    if (isTerminal(after)) this.#refresh(after.traceId);
+  }
+
+  #connected(word, traceId) {
+    this.#connection = word;
+    if (word === 'unknown') this.#trouble(new ApiError('', { status: 404 }), traceId);
+    if (word === 'ended' && !isTerminal(this.#state)) this.open(traceId);
+    this.#draw();
+  }
+
+  // The row knows what the events do not: verdict, skills, exact usage.
+  async #refresh(traceId) {
+    try {
+      const trace = await api.trace(traceId);
+      if (this.#state.traceId !== traceId) return;
+      const row = fromTrace(trace);
+      this.#set({ ...row, lastSeq: this.#state.lastSeq, cancelReason: this.#state.cancelReason });
+      this.#fetchReferenceAnswer();
+    } catch {
+      // what the events said stays on the page
+    }
+  }
+
+  async #fetchReferenceAnswer() {
+    const { taskId, verdict, traceId } = this.#state;
+    if (!taskId || verdict?.answer !== 'wrong') return;
+    try {
+      const task = await fetchReference(taskId);
+      if (this.#state.traceId === traceId) this.#reference = task?.answer ?? null;
+      this.#draw();
+    } catch {
+      // the verdict alone is true as well
+    }
+  }
+
+  async #openReference() {
+    try {
+      await openReference(this.#state);
+    } catch (error) {
+      this.#trouble(error);
+    }
+  }
+
+  #trouble(error, traceId = null) {
+    if (error.status === 404 && traceId) {
+      this.#notice = {
+        text: `There is no trace “${traceId}” on this server. It may have been deleted, or the link is from another machine.`,
+        links: [['open the gallery', '/gallery'], ['ask a new question', '/']],
+      };
+      this.#state = initialState(null);
+    } else {
+      const again = error.status === 0 && traceId;
+      this.#notice = { text: error.message, links: [], retry: again ? () => this.open(traceId) : null };
+    }
+    this.#draw();
+  }
+
+  // ---- moving through it
+
+  get #newest() {
+    const last = this.#state.steps[this.#state.steps.length - 1]?.index ?? 0;
+    return this.#state.hasAnswer ? last + 1 : last;
+  }
+
+  get #at() {
+    return this.#cursor === null ? this.#newest : Math.min(this.#cursor, this.#newest);
+  }
+
+  go(at) {
+    if (at < 0 || at > this.#newest) return;
+    this.#cursor = at === this.#newest ? null : at;
+    this.#draw();
+  }
+
+  step(by) {
+    this.go(Math.max(0, Math.min(this.#newest, this.#at + by)));
+  }
+
+  follow() {
+    this.#cursor = null;
+    this.#draw();
+  }
+
+  // ---- what people can do to it
+
+  async #act(call) {
+    if (this.#busy || !this.#state.traceId) return;
+    this.#busy = true;
+    this.#draw();
+    try {
+      const trace = await call(this.#state.traceId);
+      this.#notice = null;
+      if (trace.id === this.#state.traceId) {
+        this.#stream?.wake();
+        if (!isTerminal(this.#state)) this.#state = { ...this.#state, mode: trace.mode };
+      }
+    } catch (error) {
+      this.#trouble(error);
+    } finally {
+      this.#busy = false;
+      this.#draw();
+    }
+  }
+
+  pause() {
+    return this.#act((id) => api.pause(id));
+  }
+
+  /** One more step. */
+  proceed() {
+    this.follow();
+    return this.#act((id) => api.resume(id, 'step'));
+  }
+
+  /** To the end. */
+  finish() {
+    this.follow();
+    return this.#act((id) => api.resume(id, 'auto'));
+  }
+
+  stop() {
+    return this.#act((id) => api.cancel(id));
+  }
+
+  toggle() {
+    if (this.#state.status === 'paused') return this.finish();
+    return isLive(this.#state) ? this.pause() : false;
+  }
+
+  // ---- drawing
+
+  #say(text) {
+    if (text) setText(this.spoken, text);
+  }
+
+  #set(state, announcement = '') {
+    this.#state = state;
+    this.#say(announcement);
+    this.#draw();
+  }
+
+  #draw() {
+    const state = this.#state;
+    const at = this.#at;
+    const picked = state.traceId !== null;
+    const fresh = picked ? state : { ...state, status: 'idle' };
+    const hint = this.#options.hint ?? HINT;
+    setAttr(this.root, 'data-status', fresh.status);
+    setAttr(this.root, 'data-connection', this.#connection);
+    setAttr(this.root, 'data-seq', state.lastSeq);
+    this.bar.update(fresh, isTerminal(state) ? 'closed' : this.#connection);
+    this.timeline.update(fresh, at);
+    this.words.update(fresh, at, hint);
+    // the answer has no picture of its own: the last one stays
+    this.picture.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
+    this.answer.update(fresh, this.#reference);
+    show(this.link, picked && state.traceId !== 'recorded');
+    show(this.answer.buttons, picked && state.status !== 'loading');
+    show(this.referenceButton, Boolean(state.taskId) && isTerminal(state));
+    this.previous.disabled = at <= 0;
+    this.next.disabled = at >= this.#newest;
+    setAttr(this.live, 'aria-pressed', this.#cursor === null);
+    this.live.disabled = this.#newest === 0;
+    this.#drawNotice();
+    this.#options.onState?.(this);
+  }
+
+  #drawNotice() {
+    const notice = this.#notice;
+    show(this.notice, notice !== null);
+    if (this.drawn === notice) return;
+    this.drawn = notice;
+    this.notice.replaceChildren(...(notice
+      ? [
+          h('span', {}, notice.text),
+          ...notice.links.map(([label, href]) => h('a', { href, class: 'or-link' }, label)),
+          ...(notice.retry ? [h('button', { type: 'button', class: 'or-link', onclick: notice.retry }, 'try again')] : []),
+        ]
+      : []));
+  }
+}
+
+export const mount = (element, options) => new Viewer(element, options);
+
+/** For the gr.HTML component: its value is a trace id; the Python side may change it later. */
+export function mountComponent(element, props, watch) {
+  const holder = element.querySelector('[data-viewer]');
+  const viewer = mount(holder, { traceId: props.value || null });
+  watch('value', () => props.value && viewer.open(props.value));
+  return viewer;
+}
