@@ -1,0 +1,39 @@
+"""A vocabulary, tokenizer and both templates without any weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from model.config import ModelConfig
+from model.template import Template
+from model.tokenizer import TextTokenizer
+from model.vocab import Vocabulary
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="session")
+def described() -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and tokenizer object of a tiny checkpoint (4 codes a picture, 64 codes)."""
+    return tiny_config()
+
+
+@pytest.fixture(scope="session")
+def vocab(described: tuple[ModelConfig, dict[str, Any]]) -> Vocabulary:
+    return Vocabulary.from_parts(*described)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(described: tuple[ModelConfig, dict[str, Any]]) -> TextTokenizer:
+    return TextTokenizer.from_object(described[1])
+
+
+@pytest.fixture(scope="session")
+def plain(vocab: Vocabulary, tokenizer: TextTokenizer) -> Template:
+    return Template("plain", vocab, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tagged(vocab: Vocabulary, tokenizer: TextTokenizer) -> Template:
+    return Template("tagged", vocab, tokenizer)
