@@ -1,0 +1,272 @@
+"""Pictures on disk, content-addressed: uploads made safe, PNGs stored once, partial pictures kept with their trace.
+
+An upload is recognised by its content, measured from its header before it is decoded, turned as its EXIF says, laid
+on white and encoded again as an RGB PNG, so that no metadata survives. Files are written beside, synced and renamed.
+Blocking throughout: call from threads. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from PIL import Image, ImageOps
+
+from app import db as tables
+from app.db import Database, now, stamp
+from app.errors import Problem, field_problem
+
+MAX_UPLOAD_BYTES = 20_000_000
+MAX_PIXELS = 40_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+KEEP = timedelta(hours=24)
+# `last_used_at` is written at most once an hour a picture, so the sweep gives that hour on top.
+TOUCH_EVERY = timedelta(hours=1)
+_ID = re.compile(r"[0-9a-f]{64}")
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture in the store."""
+
+    image_id: str
+    width: int
+    height: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As the contract shows it."""
+        return {"image_id": self.image_id, "url": image_url(self.image_id), "width": self.width, "height": self.height}
+
+
+def image_url(image_id: str) -> str:
+    """Where the picture is served."""
+    return f"/v1/images/{image_id}"
+
+
+def normalise(data: bytes) -> tuple[bytes, int, int]:
+    """Any picture of the known formats as (RGB PNG, width, height); raises :class:`Problem`."""
+    if len(data) > MAX_UPLOAD_BYTES:
+        raise Problem("body_too_large", f"a picture may have {MAX_UPLOAD_BYTES} bytes, this one has {len(data)}")
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Problem("image_too_large", _too_large(None)) from None
+    except Exception:
+        raise Problem("unsupported_image", "send a PNG, JPEG, WebP, GIF or BMP picture") from None
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise Problem("image_too_large", _too_large((width, height)))
+    try:
+        picture.seek(0)
+        picture.load()
+        rgb = _to_rgb(ImageOps.exif_transpose(picture))
+    except Exception:
+        raise Problem("image_broken", "the picture is damaged or cut off; save it again and retry") from None
+    return encode_png(rgb), rgb.width, rgb.height
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """The picture as PNG bytes, always the same for the same pixels, without metadata."""
+    out = io.BytesIO()
+    clean = Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
+    clean.save(out, "PNG", compress_level=6)
+    return out.getvalue()
+
+
+def from_data_url(url: str, path: str) -> bytes:
+    """The bytes in a ``data:image/…;base64,`` URL; `path` names the field in the refusal."""
+    match = _DATA_URL.match(url)
+    if match is None:
+        raise field_problem(
+            "unsupported_url", path, "only data:image/…;base64, URLs are read; upload the picture to /v1/images instead"
+        )
+    try:
+        return base64.b64decode(url[match.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise field_problem("image_broken", path, "the base64 in the data URL is broken") from None
+
+
+def _too_large(size: tuple[int, int] | None) -> str:
+    have = f"; this one has {size[0]} × {size[1]}" if size else ""
+    return f"a picture may have {MAX_PIXELS // 1_000_000} megapixels{have}; make it smaller"
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 and 32 bit greys: Pillow's own conversion clips instead of scaling
+        high = 65535 if max(_extrema(picture)) > 255 else 255
+        return picture.convert("F").point(lambda value: value * (255 / high)).convert("L").convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _extrema(picture: Image.Image) -> tuple[float, float]:
+    low, high = picture.getextrema()
+    return float(low), float(high)  # type: ignore[arg-type]
+
+
+class ImageStore:
+    """Content-addressed PNGs under `folder`, their rows in the database."""
+
+    def __init__(self, folder: Path, db: Database) -> None:
+        self._folder = folder
+        self._db = db
+        # The sweep takes row and file together; a picture that is stored again meanwhile must wait for it.
+        self._lock = threading.Lock()
+
+    def path(self, image_id: str) -> Path:
+        """Where the file of `image_id` lies; raises ``image_not_found`` for what is no id at all."""
+        if not _ID.fullmatch(image_id):
+            raise Problem("image_not_found", "no picture has this id; it may have been swept away: upload it again")
+        return self._folder / image_id[:2] / f"{image_id}.png"
+
+    def put(self, png: bytes, width: int, height: int) -> StoredImage:
+        """Store an RGB PNG (durably) and return it; storing it again only marks it as used."""
+        image_id = hashlib.sha256(png).hexdigest()
+        path = self.path(image_id)
+        with self._lock:
+            if not path.exists():
+                write_durably(path, png)
+            i = tables.images
+            with self._db.write() as connection:
+                moment = now()
+                used = sa.update(i).where(i.c.id == image_id).values(last_used_at=moment)
+                if connection.execute(used).rowcount == 0:
+                    connection.execute(
+                        sa.insert(i).values(
+                            id=image_id,
+                            width=width,
+                            height=height,
+                            bytes=len(png),
+                            created_at=moment,
+                            last_used_at=moment,
+                        )
+                    )
+        return StoredImage(image_id, width, height)
+
+    def put_upload(self, data: bytes) -> StoredImage:
+        """Make an upload safe and store it."""
+        return self.put(*normalise(data))
+
+    def put_picture(self, picture: Image.Image) -> StoredImage:
+        """Store a picture the server made itself."""
+        return self.put(encode_png(picture), picture.width, picture.height)
+
+    def put_png(self, png: bytes) -> StoredImage:
+        """Store a PNG from the engine, as it is."""
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            width, height = picture.size
+        return self.put(png, width, height)
+
+    def get(self, image_id: str) -> StoredImage:
+        """The picture's facts, marked as asked for; raises ``image_not_found``."""
+        self.path(image_id)
+        i = tables.images
+        with self._db.read() as connection:
+            row = connection.execute(sa.select(i).where(i.c.id == image_id)).one_or_none()
+        if row is None:
+            raise Problem("image_not_found", "no picture has this id; it may have been swept away: upload it again")
+        if row.last_used_at < stamp(datetime.now(UTC) - TOUCH_EVERY):
+            with self._db.write() as connection:
+                connection.execute(sa.update(i).where(i.c.id == image_id).values(last_used_at=now()))
+        return StoredImage(row.id, row.width, row.height)
+
+    def read(self, image_id: str) -> bytes:
+        """The PNG's bytes; raises ``image_not_found``."""
+        try:
+            return self.path(image_id).read_bytes()
+        except FileNotFoundError:
+            raise Problem("image_not_found", "the picture's file is gone; upload it again") from None
+
+    def sweep(self, *, at: datetime | None = None) -> int:
+        """Remove pictures that no trace shows and nobody stored or asked for in 24 h; how many went."""
+        before = stamp((at or datetime.now(UTC)) - KEEP - TOUCH_EVERY)
+        i, used = tables.images, tables.trace_images
+        query = sa.select(i.c.id).where(
+            i.c.last_used_at < before, ~sa.exists().where(used.c.image_id == i.c.id).correlate(i)
+        )
+        with self._db.read() as connection:
+            candidates = [row.id for row in connection.execute(query)]
+        swept = 0
+        for image_id in candidates:
+            with self._lock, self._db.write() as connection:
+                gone = connection.execute(
+                    sa.delete(i).where(
+                        i.c.id == image_id,
+                        i.c.last_used_at < before,
+                        ~sa.exists().where(used.c.image_id == i.c.id).correlate(i),
+                    )
+                ).rowcount
+                if gone:
+                    self.path(image_id).unlink(missing_ok=True)
+                    swept += 1
+        return swept
+
+
+class PartialStore:
+    """Pictures of unfinished drawings: they belong to their trace and go with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, trace_id: str, name: str, png: bytes) -> str:
+        """Keep one; returns the path it is served under."""
+        path = self.path(trace_id, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".tmp")
+        beside.write_bytes(png)
+        beside.rename(path)
+        return f"/v1/traces/{trace_id}/partials/{name}"
+
+    def path(self, trace_id: str, name: str) -> Path:
+        """Where a partial picture lies; raises ``image_not_found`` for odd names."""
+        if not re.fullmatch(r"\w{1,64}", trace_id) or not re.fullmatch(r"\d{1,4}-\d{1,4}", name):
+            raise Problem("image_not_found", "no partial picture has this name")
+        return self._folder / trace_id / f"{name}.png"
+
+    def delete(self, trace_id: str) -> None:
+        """Remove every partial picture of a trace."""
+        shutil.rmtree(self._folder / trace_id, ignore_errors=True)
+
+    def sweep(self, known: Iterable[str]) -> None:
+        """Remove the folders of traces that are not `known` any more (a crash between row and folder)."""
+        keep = set(known)
+        if self._folder.is_dir():
+            for folder in self._folder.iterdir():
+                if folder.name not in keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write beside, sync, rename, sync the folder: the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,269 @@
+"""Tables, connections and migrations: one synchronous SQLAlchemy layer over SQLite.
+
+``db.read()`` gives a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement
+(``BEGIN IMMEDIATE``; the driver's own transactions lose updates). Call both from threads (`def` routes, `to_thread`),
+never from the event loop. Knows no HTTP and no trace logic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+from app.errors import DatabaseGone
+
+# The newest migration; `migrate()` skips Alembic altogether when the database is there already.
+HEAD = "0001"
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_S = 5.0
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Ids sort by creation, so that "newest first" and `after` need no second column. Times are RFC 3339 UTC text.
+traces = sa.Table(
+    "traces",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("question", sa.Text, nullable=False),
+    sa.Column("images", sa.JSON, nullable=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("steps", sa.JSON),
+    sa.Column("answer", sa.Text),
+    sa.Column("finish_reason", sa.String(16)),
+    sa.Column("checkpoint", sa.String(200), nullable=False),
+    sa.Column("weight_version", sa.Integer, nullable=False),
+    sa.Column("sampling", sa.JSON, nullable=False),
+    sa.Column("partial_images", sa.Integer, nullable=False),
+    sa.Column("background", sa.Boolean, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("usage", sa.JSON),
+    sa.Column("timings", sa.JSON, nullable=False),
+    sa.Column("task_id", sa.String(64)),
+    sa.Column("slice", sa.String(16)),
+    sa.Column("verdict", sa.String(8)),
+    sa.Column("drawings_right", sa.Integer),
+    sa.Column("drawings_total", sa.Integer),
+    sa.Column("error", sa.JSON),
+    sa.Column("last_image", sa.JSON),
+    sa.Column("resume", sa.LargeBinary),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("started_at", sa.String(32)),
+    sa.Column("finished_at", sa.String(32)),
+    sa.Index(None, "status", "id"),
+    sa.Index(None, "checkpoint", "id"),
+    sa.Index(None, "slice", "id"),
+    sa.Index(None, "verdict", "id"),
+)
+
+# `data` is the one line of JSON that readers get, byte for byte.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("last_used_at", sa.String(32), nullable=False, index=True),
+)
+
+# Which trace shows which picture: what the sweep must not touch.
+trace_images = sa.Table(
+    "trace_images",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("image_id", sa.ForeignKey("images.id"), primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+
+# Every load of weights has its number; `digest` tells whether a folder still holds the same ones.
+weight_loads = sa.Table(
+    "weight_loads",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("checkpoint", sa.String(200), nullable=False, index=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("loaded_at", sa.String(32), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# First answers to requests that carried an Idempotency-Key, kept 24 h.
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("route", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(128), primary_key=True),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("resource_id", sa.String(64), nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False, index=True),
+)
+
+# Small facts of this installation, such as the checkpoint that was active last.
+facts = sa.Table(
+    "facts",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+
+class DatabaseTooNew(RuntimeError):
+    """The database was written by newer code than this."""
+
+
+def now() -> str:
+    """The time as the contract writes it: RFC 3339, UTC, milliseconds."""
+    return stamp(datetime.now(UTC))
+
+
+def stamp(moment: datetime) -> str:
+    """`moment` (UTC) as RFC 3339 text that sorts by time."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+class Database:
+    """Connections to one database; the constructor opens nothing."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._path = Path(sa.make_url(url).database or "")
+        self._inode: int | None = None
+        self._write_lock = threading.Lock()
+        self._engine: Engine = sa.create_engine(
+            url,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S, "isolation_level": None},
+            pool_size=8,
+            max_overflow=32,
+            pool_timeout=10,
+        )
+        event.listen(self._engine, "connect", _on_connect)
+        event.listen(self._engine, "begin", _on_begin)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection in a read transaction: one consistent state, never in a writer's way."""
+        self._check_there()
+        with self._engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A connection in a write transaction; committed at the end, rolled back on an error.
+
+        The threads of this process queue on a lock of their own: SQLite's busy handler polls.
+        """
+        self._check_there()
+        if not self._write_lock.acquire(timeout=2 * BUSY_TIMEOUT_S):
+            raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, TimeoutError("the write lock is held"))
+        try:
+            with self._engine.connect() as connection:
+                connection = connection.execution_options(omni_write=True)
+                with connection.begin():
+                    yield connection
+        finally:
+            self._write_lock.release()
+
+    def ping(self) -> None:
+        """Raise unless the database answers."""
+        with self.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def migrate(self) -> None:
+        """Bring the schema to `HEAD`; raises :class:`DatabaseTooNew` when newer code was here."""
+        version = self._version()
+        if version != HEAD:
+            known = {path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
+            if version is not None and version not in known:
+                raise DatabaseTooNew(
+                    f"{self._path} was written by a newer version of this program (schema {version}, known: {HEAD}); "
+                    "update the program or choose another OMNI_R1_HOME"
+                )
+            from alembic import command
+            from alembic.config import Config
+
+            config = Config()
+            config.set_main_option("script_location", str(MIGRATIONS))
+            with self._engine.connect() as connection:
+                connection = connection.execution_options(omni_write=True)
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                connection.commit()
+        self._inode = self._path.stat().st_ino
+        self._path.chmod(0o600)
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+    def _version(self) -> str | None:
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+    def _check_there(self) -> None:
+        # An open SQLite file that was deleted goes on taking writes that nobody will ever read.
+        if self._inode is None:
+            return
+        try:
+            there = os.stat(self._path).st_ino == self._inode
+        except OSError:
+            there = False
+        if not there:
+            raise DatabaseGone(f"{self._path} was removed or replaced while the server ran; restart the server")
+
+
+def get_fact(connection: Connection, name: str) -> str | None:
+    """The value kept under `name`, or None."""
+    return connection.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar()
+
+
+def set_fact(connection: Connection, name: str, value: str) -> None:
+    """Keep `value` under `name`."""
+    if connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value)).rowcount == 0:
+        connection.execute(sa.insert(facts).values(name=name, value=value))
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # FULL: what a reader has been shown survives a power cut as well.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _on_begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get("omni_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,0 +1,93 @@
+"""What routes receive: the built services, and small checks shared by several routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+
+from app.artifacts import ImageStore, PartialStore
+from app.checkpoints import CheckpointRegistry
+from app.db import Database
+from app.errors import MEDIA_TYPE, Problem
+from app.event_log import EventLog
+from app.idempotency import IdempotencyKeys
+from app.metrics import Metrics
+from app.schemas import ProblemOut
+from app.settings import Settings
+from app.tasks import TaskWorld
+from app.trace_intake import Intake
+from app.traces import TraceService
+from model.engine.messages import Generation
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every part of one server, built in `app.main` and handed to the routes."""
+
+    settings: Settings
+    db: Database
+    events: EventLog
+    generation: Generation
+    checkpoints: CheckpointRegistry
+    images: ImageStore
+    partials: PartialStore
+    world: TaskWorld
+    intake: Intake
+    traces: TraceService
+    idempotency: IdempotencyKeys
+    metrics: Metrics
+
+
+def services(request: Request) -> Services:
+    """The parts of the server that answers this request."""
+    found: Services = request.app.state.services
+    return found
+
+
+App = Annotated[Services, Depends(services)]
+
+
+async def require_json(request: Request) -> None:
+    """415 for a body that is not declared as JSON (a form of another page could send anything else)."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if (kind or await request.body()) and kind != "application/json":
+        raise Problem("not_json", "send the body with Content-Type: application/json")
+
+
+def position(
+    after: Annotated[str | None, Query(description="events with larger ids only; an integer from 0 up")] = None,
+    last_event_id: Annotated[str | None, Header(description="wins over `after`")] = None,
+) -> int:
+    """Where a stream begins: `Last-Event-ID` before `after` before the first event; 400 for anything but 0, 1, …"""
+    given = last_event_id if last_event_id is not None else after
+    if given is None:
+        return 0
+    if not (given.isascii() and given.isdecimal()) or len(given) > 15:
+        raise Problem("bad_position", "Last-Event-ID and after must be an integer from 0 up")
+    return int(given)
+
+
+Position = Annotated[int, Depends(position)]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that may answer with these problem documents."""
+    shape = {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}
+    return {status: {"description": _TITLES[status], "content": {MEDIA_TYPE: shape}} for status in sorted(statuses)}
+
+
+_TITLES = {
+    400: "Malformed",
+    403: "Another site may not do this",
+    404: "Not there",
+    409: "Conflict",
+    413: "Too large",
+    415: "Not a kind of body this route reads",
+    421: "Wrong host",
+    422: "A field is not valid",
+    429: "Queue full",
+    503: "Not ready",
+    507: "Disk full",
+}

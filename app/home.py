@@ -1,0 +1,91 @@
+"""The state folder (`OMNI_R1_HOME`): created private, owned by one server at a time.
+
+The owner holds an `flock` on `lock`: it is gone with the process, also after kill -9. The file says who the owner is,
+for the second one's message. Files of others in the folder are left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+
+class HomeBusy(RuntimeError):
+    """Another server owns this home; one line that names its port and pid."""
+
+
+class Home:
+    """One state folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images = path / "images"
+        self.partials = path / "partials"
+        self.checkpoints = path / "checkpoints"
+        self.tmp = path / "tmp"
+        self._fd: int | None = None
+        self._server_id: str | None = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether this object owns the home."""
+        return self._fd is not None
+
+    def open(self) -> None:
+        """Create the folder (mode 0700) and take it; raises :class:`HomeBusy`. `tmp` is emptied."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(fd, 1000, 0)
+            os.close(fd)
+            raise HomeBusy(_owner(self.path, owner)) from None
+        self._fd = fd
+        self._write({"pid": os.getpid()})
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        for folder in (self.images, self.partials, self.checkpoints, self.tmp):
+            folder.mkdir(exist_ok=True)
+
+    def note(self, host: str, port: int) -> None:
+        """Say where this server answers, for a second one."""
+        self._write({"pid": os.getpid(), "host": host, "port": port})
+
+    def close(self) -> None:
+        """Give the home back."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None
+
+    @property
+    def server_id(self) -> str:
+        """The id of this installation, kept in the folder."""
+        if self._server_id is None:
+            path = self.path / "server-id"
+            if not path.is_file():
+                path.write_text(uuid.uuid4().hex + "\n")
+            self._server_id = path.read_text().strip()
+        return self._server_id
+
+    def _write(self, owner: dict[str, object]) -> None:
+        assert self._fd is not None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
+
+
+def _owner(path: Path, content: bytes) -> str:
+    try:
+        owner = json.loads(content)
+    except ValueError:
+        owner = {}
+    where = f" on port {owner['port']}" if "port" in owner else ""
+    return (
+        f"{path} is in use by a server{where} with pid {owner.get('pid', 'unknown')}: use that one, stop it, "
+        "or choose another OMNI_R1_HOME"
+    )

@@ -1,0 +1,43 @@
+"""A trace in work: what the server keeps in memory between its start and its end (or pause)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.schemas import Mode
+from model.engine.messages import ImageInput, SamplingRequest
+
+
+@dataclass
+class LiveTrace:
+    """One queued or running trace. Lives on the event loop; nothing here survives the process."""
+
+    id: str
+    checkpoint: str
+    weight_version: int
+    question: str
+    images: tuple[ImageInput, ...]
+    sampling: SamplingRequest
+    mode: Mode
+    partial_images: int
+    background: bool
+    task_id: str | None
+    created: float  # seconds since the epoch
+    timings: dict[str, Any]
+    resolution: int
+    started: bool = False  # it has a slot (or is just being resumed into one)
+    resumed: bool = False
+    submitted: bool = False  # the engine knows it
+    ended: bool = False  # its terminal event is on the way
+    position: int | None = None
+    cancel_reason: str | None = None
+    step_text: dict[int, str] = field(default_factory=dict)
+    pngs: dict[int, bytes] = field(default_factory=dict)  # functional images by step, for the checkers
+    runner: asyncio.Task[None] | None = None
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds since the trace was created."""
+        return max(0, round((time.time() - self.created) * 1000))

@@ -1,0 +1,361 @@
+"""The one place where the real parts are built and put together.
+
+serve(read_settings())                            the studio, as `omni-r1 serve` runs it
+create_app(settings, generation=FakeGeneration()) the same app on any `Generation`, for tests
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.routing import Match
+from starlette.types import ASGIApp
+
+from app import logs
+from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
+from app.auth import GuardMiddleware
+from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
+from app.db import Database, DatabaseTooNew
+from app.deps import Services
+from app.errors import MEDIA_TYPE, Problem, install_handlers
+from app.event_log import EventLog
+from app.home import Home, HomeBusy
+from app.idempotency import IdempotencyKeys
+from app.metrics import Metrics, MetricsMiddleware
+from app.routes import checkpoints, images, system, tasks, traces
+from app.runtime import BuildUI, Runtime, UISlot
+from app.schemas import ProblemOut
+from app.settings import Settings
+from app.tasks import TaskWorld
+from app.trace_intake import Intake
+from app.trace_runner import TraceRunner
+from app.traces import TraceService
+from app.ui.assets import static_files
+from app.ui.assets import static_files
+from model.engine.messages import Generation
+
+log = logging.getLogger("omni_r1.server")
+
+# A multipart envelope around a picture of the full size.
+ENVELOPE_BYTES = 65_536
+GRACEFUL_S = 2
+BAD_START = 2
+
+
+def create_app(
+    settings: Settings,
+    *,
+    generation: Generation,
+    build_ui: BuildUI | None = None,
+    home: Home | None = None,
+    package_folder: Path = PACKAGE_FOLDER,
+) -> FastAPI:
+    """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its life."""
+    home = home or Home(settings.home)
+    slot = UISlot()
+    services = build_services(settings, generation=generation, home=home, package_folder=package_folder)
+    runtime = Runtime(services, home, slot, build_ui)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await runtime.start()
+        try:
+            yield
+        finally:
+            await runtime.close()
+
+    app = FastAPI(
+        title="Omni-R1 Studio",
+        version=version("omni-r1-studio"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.state.runtime = runtime
+    install_handlers(app)
+    for module in (system, traces, images, tasks, checkpoints):
+        app.include_router(module.router)
+    _add_docs(app)
+    _add_unknown(app)
+    app.mount("/static", static_files(), name="static")
+    app.mount("/", slot, name="page")
+    # The last one added stands outermost.
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["Location", "Retry-After", "Idempotent-Replayed"],
+        )  # fmt: skip
+    app.add_middleware(
+        GuardMiddleware,
+        hosts=(settings.host, *settings.allowed_hosts),
+        cors_origins=settings.cors_origins,
+        max_body=MAX_UPLOAD_BYTES + ENVELOPE_BYTES,
+    )
+    app.add_middleware(MetricsMiddleware, metrics=services.metrics)
+    return app
+
+
+def build_services(settings: Settings, *, generation: Generation, home: Home, package_folder: Path) -> Services:
+    """Every part, wired; nothing is opened or started."""
+    db = Database(settings.sqlalchemy_url)
+    metrics = Metrics()
+    events = EventLog(db, ping_s=settings.ping_s)
+    image_store = ImageStore(home.images, db)
+    partials = PartialStore(home.partials)
+    world = TaskWorld(image_store)
+    registry = CheckpointRegistry(
+        db,
+        generation,
+        home_folder=home.checkpoints,
+        package_folder=package_folder,
+        extra=settings.checkpoint,
+        roots=settings.allowed_roots,
+    )
+    intake = Intake(image_store, registry, world)
+    runner = TraceRunner(
+        db=db,
+        events=events,
+        generation=generation,
+        images=image_store,
+        partials=partials,
+        world=world,
+        metrics=metrics,
+    )
+    service = TraceService(
+        db=db,
+        events=events,
+        generation=generation,
+        checkpoints=registry,
+        images=image_store,
+        partials=partials,
+        intake=intake,
+        runner=runner,
+        metrics=metrics,
+        home=home,
+        max_queue=settings.max_queue,
+        grace_s=settings.grace_s,
+    )
+    metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
+    metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)
+    metrics.watch("omni_r1_event_streams", "Open event streams.", lambda: events.open_streams)
+    metrics.watch("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
+    metrics.watch("omni_r1_events", "Events committed.", lambda: events.committed_events)
+    metrics.watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: generation.status().phase == "ready")
+    return Services(
+        settings=settings,
+        db=db,
+        events=events,
+        generation=generation,
+        checkpoints=registry,
+        images=image_store,
+        partials=partials,
+        world=world,
+        intake=intake,
+        traces=service,
+        idempotency=IdempotencyKeys(db),
+        metrics=metrics,
+    )
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI from our own files, and an OpenAPI document that says what errors look like."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=f"{app.title}: API",
+            swagger_js_url="/static/swagger/swagger-ui-bundle.js",
+            swagger_css_url="/static/swagger/swagger-ui.css",
+            swagger_favicon_url="/static/swagger/favicon-32x32.png",
+        )
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _tell_problems(schema)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _tell_problems(schema: dict[str, Any]) -> None:
+    shapes = schema["components"]["schemas"]
+    document = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
+    shapes |= document.pop("$defs", {})
+    shapes[ProblemOut.__name__] = document
+    shapes.pop("HTTPValidationError", None)
+    shapes.pop("ValidationError", None)
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}}
+    for path in schema["paths"].values():
+        for operation in path.values():
+            answers = operation["responses"]
+            answers["421"] = {"description": "Wrong host", "content": content}
+            if "422" in answers:
+                answers["422"] = {"description": "A field is not valid", "content": content}
+
+
+def _add_unknown(app: FastAPI) -> None:
+    """404 and 405 under /v1 as problems; without this the page's mount would answer."""
+
+    async def unknown(request: Request, rest: str) -> None:
+        allowed: set[str] = set()
+        for route in app.routes:
+            if getattr(route, "endpoint", None) is not unknown and hasattr(route, "methods"):
+                match, _scope = route.matches(dict(request.scope))
+                if match is Match.PARTIAL:
+                    allowed |= set(route.methods or ())
+        if allowed:
+            allow = ", ".join(sorted(allowed))
+            raise Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
+        raise Problem("not_found", "no such path; /docs shows what there is")
+
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    app.add_api_route("/v1/{rest:path}", unknown, methods=methods, include_in_schema=False)
+
+
+def build_page(base_url: str) -> ASGIApp:
+    """The Gradio page on this server's own API; imports Gradio (seconds)."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from app.client import Client
+    from app.ui.page import mount_ui
+
+    page = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    mount_ui(page, Client(base_url))
+    return page
+
+
+class StudioServer(uvicorn.Server):
+    """uvicorn that ends traces before it closes connections, exits 0 on the first signal, at once on the second."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._signalled = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._signalled:
+            os._exit(128 + sig)
+        self._signalled = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to stop; may be called from a signal handler."""
+        if self._loop is None or not self.started:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._stopping = asyncio.ensure_future(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self._runtime.stop_traces()
+        finally:
+            self.should_exit = True
+
+
+def run_app(app: FastAPI, sock: socket.socket) -> int:
+    """Serve `app` on a bound socket until a signal; the exit code."""
+    runtime: Runtime = app.state.runtime
+    host, port = sock.getsockname()[:2]
+    runtime.base_url = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_S,
+        ws="none",
+        lifespan="on",
+    )
+    server = StudioServer(config, runtime)
+    runtime.on_failure = server.stop
+    server.run(sockets=[sock])
+    if runtime.failure is not None:
+        sys.stderr.write(f"omni-r1: {runtime.failure}\n")
+        return BAD_START
+    return 0
+
+
+def serve(settings: Settings, *, generation: Generation | None = None, build_ui: BuildUI | None = build_page) -> int:
+    """Run the studio until it is stopped; the exit code (0; 2 when it cannot start as asked)."""
+    logs.configure(settings.log_format, settings.log_level)
+    home = Home(settings.home)
+    try:
+        home.open()
+        sock = bind(settings.host, settings.port)
+    except (HomeBusy, OSError) as error:
+        home.close()
+        sys.stderr.write(f"omni-r1: {error}\n")
+        return BAD_START
+    host, port = sock.getsockname()[:2]
+    home.note(host, port)
+    if generation is None:
+        from model.engine.client import EngineProcess
+
+        generation = EngineProcess({}, device=settings.device)
+    app = create_app(settings, generation=generation, build_ui=build_ui, home=home)
+    try:
+        app.state.runtime.prepare()
+    except (DatabaseTooNew, SQLAlchemyError, OSError) as error:
+        sock.close()
+        home.close()
+        sys.stderr.write(f"omni-r1: {str(error).splitlines()[0]}\n")
+        return BAD_START
+    shown = f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"Omni-R1 Studio: http://{shown}:{port}  (Ctrl-C stops it)\n")
+    sys.stdout.flush()
+    return run_app(app, sock)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address, taken before anything else starts; OSError with one line for a person."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host.strip("[]"), port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port with PORT=") from None
+    sock.set_inheritable(False)
+    return sock
+
+
+if __name__ == "__main__":
+    from app.settings import SettingsError, read_settings
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn takes the signals over
+    try:
+        sys.exit(serve(read_settings()))
+    except SettingsError as refusal:
+        sys.exit(f"omni-r1: {refusal}")

@@ -1,0 +1,68 @@
+"""Prometheus metrics of one server, in a registry of its own (so that tests can build many)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """Every metric the server keeps."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = Counter(
+            "omni_r1_http_requests", "Answered requests.", ["method", "route", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "omni_r1_http_request_seconds", "Time to the first byte.", ["route"], buckets=_FAST, registry=self.registry
+        )
+        self.traces_created = Counter("omni_r1_traces_created", "Accepted traces.", registry=self.registry)
+        self.traces_ended = Counter("omni_r1_traces_ended", "Ended traces.", ["status"], registry=self.registry)
+        self.queued_seconds = Histogram(
+            "omni_r1_trace_queued_seconds", "Wait for a slot.", buckets=_FAST, registry=self.registry
+        )
+        self.first_text_seconds = Histogram(
+            "omni_r1_trace_first_text_seconds", "POST to the first text.", buckets=_FAST, registry=self.registry
+        )
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when somebody looks."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class MetricsMiddleware:
+    """Counts requests by the route's template, never by the path (ids would make endless series)."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+
+        async def counting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", None) or "other"
+                self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
+                self._metrics.requests.labels(scope["method"], route, message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, counting_send)

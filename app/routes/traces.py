@@ -1,0 +1,155 @@
+"""`/v1/traces`: thin routes over the trace service."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from app import trace_store as store
+from app.deps import App, Position, problems, require_json
+from app.errors import Problem
+from app.schemas import ContinueIn, Slice, Status, Trace, TraceCreate, TraceList
+from app.streams import EventStream
+
+router = APIRouter(prefix="/v1/traces", tags=["traces"])
+
+EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+TraceId = str
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
+
+
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Trace,
+    response_model_exclude_unset=True,
+    dependencies=[Depends(require_json)],
+    summary="Create a trace and start it",
+    responses={
+        201: {
+            "description": "The trace; with `Accept: text/event-stream` its events",
+            "content": EVENT_STREAM,
+            "headers": {"Location": {"schema": {"type": "string"}}},
+        }
+    }
+    | problems(400, 403, 409, 413, 415, 422, 429, 503, 507),
+)
+async def create_trace(request: Request, body: TraceCreate, app: App, idempotency_key: Key = None) -> Response:
+    """Everything that can be refused is refused here, with its own status, before the first byte."""
+    stream = _wants_stream(request)
+    background = body.background if body.background is not None else not stream
+    with app.idempotency.hold("POST /v1/traces", idempotency_key, await request.body()) as claim:
+        replay = await asyncio.to_thread(app.idempotency.replay, claim)
+        trace = replay.response if replay else await app.traces.create(body, background=background, claim=claim)
+    headers = {"Location": f"/v1/traces/{trace['id']}"}
+    if replay:
+        headers["Idempotent-Replayed"] = "true"
+    if stream:
+        await app.traces.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
+        return EventStream(app.traces.read(trace["id"], 0), status_code=201, headers=headers)
+    return JSONResponse(trace, 201, headers)
+
+
+@router.get("", response_model=TraceList, response_model_exclude_unset=True, responses=problems(422, 503))
+def list_traces(
+    app: App,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=64, description="id of the last entry of the page before")] = None,
+    status: Status | None = None,
+    checkpoint: Annotated[str | None, Query(max_length=200)] = None,
+    slice: Slice | None = None,
+    verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
+    q: Annotated[str | None, Query(max_length=200, description="words in question or answer")] = None,
+) -> Any:
+    """Newest first; entries leave out the steps."""
+    with app.db.read() as connection:
+        data, has_more = store.page(
+            connection,
+            limit=limit,
+            after=after,
+            status=status,
+            checkpoint=checkpoint,
+            slice_=slice,
+            verdict=verdict,
+            words=q.replace("\0", "") if q else None,
+        )
+    return JSONResponse({"data": data, "has_more": has_more})
+
+
+@router.get("/{trace_id}", response_model=Trace, response_model_exclude_unset=True, responses=problems(404, 503))
+async def get_trace(trace_id: TraceId, app: App) -> Response:
+    """The whole trace, as far as it has come."""
+    return JSONResponse(await app.traces.get(trace_id))
+
+
+@router.get(
+    "/{trace_id}/events",
+    response_class=Response,
+    summary="The trace's events, live or replayed",
+    responses={
+        200: {"description": "Server-sent events", "content": EVENT_STREAM},
+        204: {"description": "The position is past the terminal event: nothing will come any more"},
+    }
+    | problems(400, 404, 503),
+)
+async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
+    """Committed events only; a comment every 15 s of silence; ends after the terminal event."""
+    if await app.traces.past_the_end(trace_id, position):
+        return Response(status_code=204)
+    return EventStream(app.traces.read(trace_id, position))
+
+
+@router.post(
+    "/{trace_id}/pause", response_model=Trace, response_model_exclude_unset=True, responses=problems(403, 404, 503)
+)
+async def pause_trace(trace_id: TraceId, app: App) -> Response:
+    """Let it pause when its running step ends; idempotent."""
+    return JSONResponse(await app.traces.pause(trace_id))
+
+
+@router.post(
+    "/{trace_id}/continue",
+    response_model=Trace,
+    response_model_exclude_unset=True,
+    dependencies=[Depends(require_json)],
+    responses=problems(403, 404, 409, 415, 422, 429, 503),
+)
+async def continue_trace(trace_id: TraceId, app: App, body: ContinueIn | None = None) -> Response:
+    """One more step, or to the end; 409 unless it is paused."""
+    return JSONResponse(await app.traces.continue_(trace_id, body.mode if body else "step"))
+
+
+@router.post(
+    "/{trace_id}/cancel", response_model=Trace, response_model_exclude_unset=True, responses=problems(403, 404, 503)
+)
+async def cancel_trace(trace_id: TraceId, app: App) -> Response:
+    """Answers when the engine has really stopped; changes nothing for a trace that has ended."""
+    return JSONResponse(await app.traces.cancel(trace_id))
+
+
+@router.delete("/{trace_id}", status_code=204, responses=problems(403, 404, 503))
+async def delete_trace(trace_id: TraceId, app: App) -> Response:
+    """Remove it with its events and partial pictures; a live one is cancelled first."""
+    await app.traces.delete(trace_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{trace_id}/partials/{name}",
+    response_class=FileResponse,
+    summary="A partial picture of a trace",
+    responses={200: {"description": "PNG", "content": {"image/png": {}}}} | problems(404),
+)
+def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:
+    """What `image.partial` links to; it goes with its trace."""
+    path = app.partials.path(trace_id, name)
+    if not path.is_file():
+        raise Problem("image_not_found", "this partial picture is gone")
+    return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})

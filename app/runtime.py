@@ -1,0 +1,233 @@
+"""Start, readiness and stop of one server: the order in which its parts come up and go down.
+
+`prepare` (blocking) owns the home and the database; `boot` starts the engine process first and the page beside it,
+so that `/livez` and `/metrics` answer long before both are there. Knows no routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app import db as tables
+from app.checkpoints import CheckpointInfo, NoCheckpoint
+from app.deps import Services
+from app.errors import Problem
+from app.home import Home
+
+log = logging.getLogger("omni_r1.server")
+
+SWEEP_EVERY_S = 3600.0
+ENGINE_CLOSE_S = 3.0
+
+# Builds the page at "/" as an ASGI app with a lifespan of its own; blocking (imports Gradio).
+BuildUI = Callable[[str], ASGIApp]
+
+
+class UISlot:
+    """Stands at `/` from the first second; hands over to the page once it is built."""
+
+    def __init__(self) -> None:
+        self.page: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.page is not None:
+            await self.page(scope, receive, send)
+        elif scope["type"] == "http":
+            body = "<!doctype html><title>Omni-R1 Studio</title><p>The studio is starting. One moment.</p>"
+            await HTMLResponse(body, 503, {"Retry-After": "1", "Refresh": "1"})(scope, receive, send)
+
+
+class Runtime:
+    """The life of one server."""
+
+    def __init__(self, services: Services, home: Home, slot: UISlot, build_ui: BuildUI | None) -> None:
+        self._services = services
+        self._home = home
+        self._slot = slot
+        self._build_ui = build_ui
+        self.base_url = ""  # where this server answers, for its own page
+        self.failure: str | None = None  # why it will never be ready
+        self.on_failure: Callable[[], None] = lambda: None
+        self._waits_for = {"engine": "the engine loads", "page": "the page is being built"}
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._stop_page = asyncio.Event()
+        self._prepared = False
+        self._born = time.monotonic()
+
+    # ---- up
+
+    def prepare(self) -> None:
+        """Own the home, migrate the database, end what a dead process left; blocking.
+
+        Raises HomeBusy, DatabaseTooNew, or the database's own errors.
+        """
+        if self._prepared:
+            return
+        if not self._home.locked:
+            self._home.open()
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(self._home.tmp))
+        self._services.db.migrate()
+        self._services.traces.recover()
+        self._prepared = True
+
+    async def start(self) -> None:
+        """Everything else, in the background; returns at once."""
+        if not self._prepared:
+            await asyncio.to_thread(self.prepare)
+        self._services.events.start()
+        self._tasks = [
+            asyncio.create_task(self._boot(), name="boot"),
+            asyncio.create_task(self._sweep(), name="sweep"),
+            asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
+        ]
+
+    async def _boot(self) -> None:
+        s = self._services
+        try:
+            await s.generation.start()  # a process of its own: it starts while this one imports Gradio
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._boot_engine())
+                group.create_task(self._boot_page())
+        except* Exception as group_error:
+            first = group_error.exceptions[0]
+            if isinstance(first, NoCheckpoint):
+                log.error("%s", first)
+            else:
+                log.error("the server cannot start", exc_info=first)
+            self.failure = str(first)
+            self.on_failure()
+
+    async def _boot_engine(self) -> None:
+        s = self._services
+        info: CheckpointInfo = await asyncio.to_thread(s.checkpoints.choose_active)
+        while s.generation.status().phase == "starting":
+            await asyncio.sleep(0.02)
+        status = s.generation.status()
+        if status.phase == "failed":
+            return  # readyz says why; the engine's client goes on trying
+        try:
+            version = await s.checkpoints.ensure_loaded(info)
+        except Problem as problem:
+            raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
+        await asyncio.to_thread(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
+        del self._waits_for["engine"]
+        log.info("checkpoint %s (version %d) answers after %.1f s", info.name, version, time.monotonic() - self._born)
+
+    async def _boot_page(self) -> None:
+        if self._build_ui is None:
+            del self._waits_for["page"]
+            return
+        page = await asyncio.to_thread(self._build_ui, self.base_url)
+        # Entered and left by one task, as lifespans want it.
+        started = asyncio.Event()
+        self._tasks.append(asyncio.create_task(self._hold_page(page, started), name="page"))
+        await started.wait()
+
+    async def _hold_page(self, page: Any, started: asyncio.Event) -> None:
+        try:
+            async with page.router.lifespan_context(page):
+                status = await _get_root(page)
+                if status != 200:
+                    raise RuntimeError(f"the page at / answers {status}")
+                self._slot.page = page
+                del self._waits_for["page"]
+                log.info("the page is there after %.1f s", time.monotonic() - self._born)
+                started.set()
+                await self._stop_page.wait()
+        except Exception as error:
+            log.exception("the page failed")
+            self.failure = f"the page cannot be built: {error}"
+        finally:
+            started.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._sweep_now)
+            except Exception:
+                log.exception("the sweep failed")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    def _sweep_now(self) -> None:
+        s = self._services
+        swept = s.images.sweep()
+        if swept:
+            log.info("swept %d pictures that nobody used for a day", swept)
+        s.idempotency.sweep()
+        with s.db.read() as connection:
+            known = connection.execute(sa.select(tables.traces.c.id)).scalars().all()
+        s.partials.sweep(known)
+
+    # ---- where it stands
+
+    async def readiness(self) -> dict[str, Any]:
+        """The body of `/readyz`."""
+        s = self._services
+        status = s.generation.status()
+        active = s.checkpoints.active
+        version = status.loaded.get(active) if active else None
+        phase, detail = "ready", status.detail
+        if s.traces.stopping:
+            phase, detail = "stopping", "the server stops"
+        elif self.failure is not None:
+            phase, detail = "failed", self.failure
+        elif status.phase != "ready":
+            phase, detail = status.phase, status.detail or f"the engine is {status.phase}"
+        elif self._waits_for:
+            phase, detail = "starting", "; ".join(self._waits_for.values())
+        elif s.events.trouble is not None:
+            phase, detail = "failed", f"the database takes no events: {s.events.trouble}"
+        else:
+            try:
+                await asyncio.to_thread(s.db.ping)
+            except Exception as error:
+                phase, detail = "failed", f"the database does not answer: {str(error).splitlines()[0]}"
+        return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail}
+
+    # ---- down
+
+    async def stop_traces(self) -> None:
+        """The first half of stopping: readers get the ends of their traces while the server still answers."""
+        if not self._services.traces.stopping:
+            log.info("stopping")
+            await self._services.traces.stop()
+
+    async def close(self) -> None:
+        """The second half: everything is closed, the home given back."""
+        s = self._services
+        await self.stop_traces()
+        self._stop_page.set()
+        pages = [task for task in self._tasks if task.get_name() == "page"]
+        others = [task for task in self._tasks if task.get_name() != "page"]
+        for task in others:
+            task.cancel()
+        if pages:
+            await asyncio.wait(pages, timeout=1)
+            for task in pages:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENGINE_CLOSE_S):
+                await s.generation.close()
+        await s.events.close()
+        await asyncio.to_thread(s.db.close)
+        self._home.close()
+        log.info("stopped")
+
+
+async def _get_root(page: ASGIApp) -> int:
+    """The status that the page gives for `GET /`."""
+    import httpx
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://127.0.0.1") as client:
+        return (await client.get("/")).status_code

@@ -1,0 +1,110 @@
+"""Settings of the server: one prefix (``OMNI_R1_``), read once from the environment, refused when unsafe.
+
+Knows nothing of the parts that read it. ``Settings()`` raises pydantic's ``ValidationError``; :func:`read_settings`
+turns that into one line a person can act on (``SettingsError``, exit code 2).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "OMNI_R1_"
+# Variables of the same prefix that belong to other programs of the project (client, tests, installation).
+FOREIGN = frozenset({"OMNI_R1_URL", "OMNI_R1_REQUIRE_BROWSER"})
+
+StringList = Annotated[tuple[str, ...], NoDecode]
+PathList = Annotated[tuple[Path, ...], NoDecode]
+
+
+class SettingsError(ValueError):
+    """The environment asks for something that cannot or must not be done; one line for a person."""
+
+
+class Settings(BaseSettings):
+    """Everything a person may decide about the server; every field is ``OMNI_R1_<NAME>`` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    home: Path = Field(Path("~/.omni-r1"), description="Folder for the database, pictures and checkpoints (mode 0700).")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to bind; loopback only.")
+    port: int = Field(7860, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of another database than the home's `omni-r1.db` (SQLite)."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the engine computes.")
+    checkpoint: str | None = Field(
+        None, description="Checkpoint to start with: a name, a folder or a hub id (default: the one active last)."
+    )
+    max_queue: int = Field(64, ge=1, le=100_000, description="Traces that may wait before POST answers 429.")
+    grace_s: float = Field(
+        10.0, ge=0, le=3600, description="Seconds a trace with `background: false` outlives its last reader."
+    )
+    ping_s: float = Field(
+        15.0, gt=0, le=300, description="Seconds of silence after which an event stream sends a comment."
+    )
+    allowed_hosts: StringList = Field((), description="More `Host` names to accept, separated by commas.")
+    allowed_roots: PathList = Field((), description="Folders beside the home that checkpoints may be read from.")
+    cors_origins: StringList = Field((), description="Origins that may call from a browser, separated by commas.")
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stderr.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("allowed_hosts", "allowed_roots", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("sqlite:///"):
+            raise ValueError("only sqlite:/// URLs are supported")
+        return value
+
+    @model_validator(mode="after")
+    def _loopback_only(self) -> Settings:
+        if not is_loopback(self.host):
+            raise ValueError(
+                f"OMNI_R1_HOST={self.host} would let other machines in, and this server asks nobody for a key: "
+                "use 127.0.0.1 (and an SSH tunnel from elsewhere)"
+            )
+        return self
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database in use, as SQLAlchemy spells it."""
+        return self.database_url or f"sqlite:///{self.home / 'omni-r1.db'}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding `host` is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Settings from the environment, `overrides` on top; raises :class:`SettingsError` with one line."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | FOREIGN
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]}; the known ones are {', '.join(sorted(known - FOREIGN))}")
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = PREFIX + str(first["loc"][0]).upper() + ": " if first["loc"] else ""
+        raise SettingsError(name + first["msg"].removeprefix("Value error, ")) from None

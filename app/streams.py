@@ -1,0 +1,52 @@
+"""An ASGI response for server-sent events that notices at once when its reader leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+
+class EventStream(Response):
+    """Sends what `frames` yields until it ends or the client is gone; `frames` is closed in either case, at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, frames: AsyncIterator[bytes], *, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(None, status_code)
+        self._frames = frames
+        for name, value in {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}.items():
+            self.headers[name] = value
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = asyncio.create_task(self._send(send))
+        watcher = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait((sender, watcher), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watcher.cancel()
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await sender
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        # The head goes out at once, also when the first event is not there yet.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        async with contextlib.aclosing(self._frames) as frames:  # type: ignore[type-var]
+            async for frame in frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

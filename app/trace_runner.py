@@ -1,0 +1,309 @@
+"""From what the engine says to what the log holds: one task a trace, outputs in order, exactly one end.
+
+The rules of "Life of a trace" in one place. Runs on the event loop; pictures are written and checkers run in threads.
+Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from sqlalchemy.engine import Connection
+
+from app import metrics as m
+from app import trace_store as store
+from app.artifacts import ImageStore, PartialStore
+from app.db import Database, now
+from app.errors import from_storage
+from app.event_log import EventLog
+from app.live import LiveTrace
+from app.tasks import TaskWorld, Verdict, skill_of
+from model.engine.messages import (
+    Cancelled,
+    Emitted,
+    Failed,
+    Finished,
+    Generation,
+    GenerationRequest,
+    Output,
+    Paused,
+    QueuePosition,
+    Started,
+)
+from model.pictures import model_view
+
+log = logging.getLogger("omni_r1.traces")
+
+INTERRUPTED = {
+    "code": "interrupted",
+    "detail": "the server stopped before the trace was finished; ask the question again",
+}
+
+
+class TraceRunner:
+    """Runs live traces; `on_leave(live)` is called once a trace is out of work (ended or paused)."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        events: EventLog,
+        generation: Generation,
+        images: ImageStore,
+        partials: PartialStore,
+        world: TaskWorld,
+        metrics: m.Metrics,
+    ) -> None:
+        self._db = db
+        self._events = events
+        self._generation = generation
+        self._images = images
+        self._partials = partials
+        self._world = world
+        self._metrics = metrics
+        self.on_leave: Callable[[LiveTrace], None] = lambda _live: None
+
+    async def run(self, live: LiveTrace, resume: bytes | None = None) -> None:
+        """Drive the trace until it pauses or ends; never raises."""
+        try:
+            if live.cancel_reason is not None:
+                await self._cancelled(live)
+                return
+            request = GenerationRequest(
+                request_id=live.id,
+                checkpoint=live.checkpoint,
+                question=live.question,
+                images=live.images,
+                sampling=live.sampling,
+                mode=live.mode,
+                partial_images=live.partial_images,
+                resume=resume,
+            )
+            live.submitted = True
+            async for output in self._generation.generate(request):
+                if await self._take(live, output):
+                    return
+            await self._failed(live, "engine_error", "the engine ended the trace without a word; ask again")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("trace %s failed", live.id)
+            problem = from_storage(error)
+            code, detail = (
+                ("internal", "the server's log has the reason") if problem is None else (problem.code, problem.detail)
+            )
+            await self._stop_engine(live)
+            await self._failed(live, code, detail)
+
+    async def _stop_engine(self, live: LiveTrace) -> None:
+        try:
+            async with asyncio.timeout(10):
+                await self._generation.abort(live.id)
+        except Exception:
+            log.exception("trace %s: the engine did not stop", live.id)
+
+    async def _take(self, live: LiveTrace, output: Output) -> bool:
+        """Act on one output; True when it was the last one."""
+        match output:
+            case QueuePosition(position):
+                self._queued(live, position)
+            case Started():
+                self._started(live, output)
+            case Emitted(event, png, _codes):
+                await self._emitted(live, event.type, dict(event.data), png)
+            case Paused(step, resume):
+                await self._paused(live, step, resume)
+                return True
+            case Finished():
+                await self._finished(live, output)
+                return True
+            case Cancelled():
+                await self._cancelled(live)
+                return True
+            case Failed(code, detail):
+                if code == "interrupted":
+                    await self.interrupt(live)
+                elif live.cancel_reason is not None:
+                    await self._cancelled(live)
+                else:
+                    await self._failed(live, code, detail)
+                return True
+        return False
+
+    # ---- on the way
+
+    def _queued(self, live: LiveTrace, position: int) -> None:
+        if position == live.position or live.ended:
+            return
+        live.position = position
+        update = None
+        if live.started:  # resumed, and no slot was free after all
+            live.started = False
+            update = _setter(live.id, status="queued")
+        self._events.append(live.id, "trace.queued", {"position": position}, update=update)
+
+    def _started(self, live: LiveTrace, started: Started) -> None:
+        if live.ended or live.started:
+            return  # resumed straight into a slot: `trace.resumed` has said so
+        first_start = not live.resumed
+        live.started = True
+        live.position = None
+        live.weight_version = started.weight_version
+        values: dict[str, Any] = {"status": "running", "weight_version": started.weight_version}
+        if first_start:
+            live.timings["queued_ms"] = live.elapsed_ms()
+            values |= {"started_at": now(), "timings": dict(live.timings)}
+            self._metrics.queued_seconds.observe(live.timings["queued_ms"] / 1000)
+        data = {
+            "seed": live.sampling.seed,
+            "checkpoint": live.checkpoint,
+            "weight_version": started.weight_version,
+            "prompt_tokens": started.prompt_tokens,
+            "budget": {
+                "context_len": started.context_len,
+                "max_new_tokens": started.max_new_tokens,
+                "room_images": started.room_images,
+            },
+        }
+        self._events.append(live.id, "trace.started", data, update=_setter(live.id, **values))
+
+    async def _emitted(self, live: LiveTrace, type_: str, data: dict[str, Any], png: bytes | None) -> None:
+        if live.ended:
+            return
+        urgent = False
+        update: Callable[[Connection], None] | None = None
+        match type_:
+            case "text.delta" | "answer.delta":
+                if type_ == "text.delta":
+                    live.step_text[data["step"]] = live.step_text.get(data["step"], "") + data["text"]
+                if live.timings.get("first_text_ms") is None:
+                    urgent = True
+                    live.timings["first_text_ms"] = live.elapsed_ms()
+                    self._metrics.first_text_seconds.observe(live.timings["first_text_ms"] / 1000)
+                    update = _setter(live.id, timings=dict(live.timings))
+            case "image.started":
+                skill = await asyncio.to_thread(
+                    skill_of, live.step_text.get(data["step"], ""), live.task_id, data["step"]
+                )
+                if skill is not None:
+                    data["skill"] = skill
+            case "image.partial":
+                data["url"] = None
+                if png is not None:
+                    name = f"{data['step']}-{data['index']}"
+                    data["url"] = await asyncio.to_thread(self._partials.put, live.id, name, png)
+            case "image.completed":
+                assert png is not None, "a completed picture comes with its pixels"
+                live.pngs[data["step"]] = png
+                stored = await asyncio.to_thread(self._images.put_png, png)
+                data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
+                update = _linker(live.id, stored.image_id)
+        if not live.ended:  # a thread may have let the end overtake
+            self._events.append(live.id, type_, data, urgent=urgent, update=update)
+
+    async def _paused(self, live: LiveTrace, step: int, resume: bytes) -> None:
+        if live.ended:
+            return
+        live.ended = True
+        update = _setter(live.id, status="paused", mode="step", resume=resume, timings=dict(live.timings))
+        await self._events.append(live.id, "trace.paused", {"step": step}, urgent=True, update=update)
+        self._leave(live)
+
+    # ---- the ends
+
+    async def _finished(self, live: LiveTrace, finished: Finished) -> None:
+        verdict = await self._judge(live, finished.answer) if live.task_id is not None else None
+        live.timings["total_ms"] = live.elapsed_ms()
+        timings = {"queued_ms": None, "first_text_ms": None, **live.timings}
+        answer = finished.answer.strip() if finished.answer is not None else None
+        data = {"answer": answer, "finish_reason": finished.reason, "usage": finished.usage, "timings": timings}
+        row: dict[str, Any] = {
+            "answer": answer, "finish_reason": finished.reason, "usage": finished.usage, "timings": timings,
+        }  # fmt: skip
+        if verdict is not None:
+            row |= {
+                "verdict": verdict.answer,
+                "drawings_right": verdict.drawings_right,
+                "drawings_total": verdict.drawings_total,
+            }
+        await self._end(live, "completed", "trace.completed", data, row)
+
+    async def _cancelled(self, live: LiveTrace) -> None:
+        data = {"reason": live.cancel_reason or "user"}
+        await self._end(live, "cancelled", "trace.cancelled", data, {"timings": dict(live.timings)})
+
+    async def _failed(self, live: LiveTrace, code: str, detail: str) -> None:
+        error = {"code": code, "detail": detail}
+        row = {"error": error, "timings": dict(live.timings)}
+        await self._end(live, "failed", "trace.failed", {"error": error}, row)
+
+    async def interrupt(self, live: LiveTrace) -> None:
+        """End the trace because the server stops."""
+        row = {"error": INTERRUPTED, "timings": dict(live.timings)}
+        await self._end(live, "interrupted", "trace.failed", {"error": INTERRUPTED}, row)
+
+    async def cancel_unasked(self, live: LiveTrace) -> None:
+        """End the trace as cancelled although the engine has not answered."""
+        await self._cancelled(live)
+
+    async def fail(self, live: LiveTrace, code: str, detail: str) -> None:
+        """End the trace for a reason outside the engine."""
+        await self._failed(live, code, detail)
+
+    async def _end(self, live: LiveTrace, status: str, type_: str, data: dict[str, Any], row: dict[str, Any]) -> None:
+        if live.ended:
+            return
+        live.ended = True
+
+        def update(connection: Connection) -> None:
+            store.finish(connection, live.id, status=status, **row)
+
+        await self._events.append(live.id, type_, data, urgent=True, update=update)
+        self._metrics.traces_ended.labels(status).inc()
+        log.info("trace %s %s after %d ms", live.id, status, live.elapsed_ms())
+        self._leave(live)
+
+    def _leave(self, live: LiveTrace) -> None:
+        self._events.leave(live.id)
+        self.on_leave(live)
+
+    async def _judge(self, live: LiveTrace, answer: str | None) -> Verdict | None:
+        assert live.task_id is not None
+        try:
+            return await asyncio.to_thread(self._judge_now, live.task_id, answer, live)
+        except Exception:
+            log.exception("trace %s: the checkers failed", live.id)
+            return None
+
+    def _judge_now(self, task_id: str, answer: str | None, live: LiveTrace) -> Verdict:
+        pngs = dict(live.pngs)
+        if live.resumed:  # drawn before a pause, perhaps by another process
+            with self._db.read() as connection:
+                told = store.fold(store.events_of(connection, live.id))
+            for step in told["steps"]:
+                if "image" in step and step["index"] not in pngs:
+                    pngs[step["index"]] = self._images.read(step["image"]["image_id"])
+        drawn = [pngs.get(step) for step in range(1, max(pngs, default=0) + 1)]
+        asked = live.images[0]
+        with Image.open(io.BytesIO(asked.png)) as picture:
+            first = model_view(picture, live.resolution, asked.fit)
+        return self._world.judge(task_id, answer, first, drawn)
+
+
+def _setter(trace_id: str, **values: Any) -> Callable[[Connection], None]:
+    def update(connection: Connection) -> None:
+        store.update(connection, trace_id, **values)
+
+    return update
+
+
+def _linker(trace_id: str, image_id: str) -> Callable[[Connection], None]:
+    def update(connection: Connection) -> None:
+        store.link_image(connection, trace_id, image_id)
+
+    return update

@@ -1,0 +1,238 @@
+"""Traces in SQL: rows in and out, events folded into steps, the shapes the contract shows.
+
+Blocking functions on a connection; the service decides when. The steps of a trace in work are folded from its
+committed events on every read, so that there is one truth; its final row gets them in the transaction of its end.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from app import db as tables
+from app.db import now
+from app.schemas import TERMINAL
+
+T = tables.traces
+E = tables.events
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+# What a list page needs: everything but the steps and the resume state.
+_ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resume")]
+_NO_RESUME = [column for column in T.c if column.name != "resume"]
+
+
+class TraceIds:
+    """Ids that sort by creation, also within a millisecond and when the clock steps back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def not_before(self, trace_id: str | None) -> None:
+        """Let every new id sort behind `trace_id`."""
+        if trace_id is not None and trace_id.startswith("tr_"):
+            value = 0
+            for char in trace_id[3:15]:
+                value = value * 32 + max(0, _ALPHABET.find(char))
+            self._last = max(self._last, value)
+
+    def new(self) -> str:
+        """A fresh id: 12 characters of time and counter, 8 random ones."""
+        with self._lock:
+            # 45 bits of milliseconds, 15 bits for those within one.
+            self._last = max(self._last + 1, int(time.time() * 1000) << 15)
+            value = self._last
+        digits = [_ALPHABET[(value >> shift) & 31] for shift in range(55, -5, -5)]
+        return "tr_" + "".join(digits) + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
+    """Steps, answer and last picture that these events (seq, type, data) tell of, in the contract's shapes."""
+    steps: dict[int, dict[str, Any]] = {}
+    skills: dict[int, str] = {}
+    answer: list[str] = []
+    last_image: dict[str, Any] | None = None
+
+    def step(data: Mapping[str, Any]) -> dict[str, Any]:
+        return steps.setdefault(data["step"], {"index": data["step"], "text": ""})
+
+    for _seq, type_, line in events:
+        if type_ in ("step.started", "text.delta"):
+            data = json.loads(line)
+            step(data)["text"] += data.get("text", "")
+        elif type_ == "image.started":
+            data = json.loads(line)
+            if data.get("skill"):
+                skills[data["step"]] = data["skill"]
+        elif type_ == "image.completed":
+            data = json.loads(line)
+            last_image = {key: data[key] for key in ("image_id", "url", "width", "height")}
+            image = dict(last_image)
+            if data["step"] in skills:
+                image["skill"] = skills[data["step"]]
+            step(data)["image"] = image | {"stats": data.get("stats") or {}}
+        elif type_ == "answer.delta":
+            answer.append(json.loads(line)["text"])
+    return {
+        "steps": [steps[index] for index in sorted(steps)],
+        "answer": "".join(answer).strip() if answer else None,
+        "last_image": last_image,
+    }
+
+
+def events_of(connection: Connection, trace_id: str) -> list[tuple[int, str, str]]:
+    """Every committed event of a trace, in order."""
+    query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.trace_id == trace_id).order_by(E.c.seq)
+    return [(row.seq, row.type, row.data) for row in connection.execute(query)]
+
+
+def last_seq(connection: Connection, trace_id: str) -> int:
+    """Number of the trace's last committed event."""
+    return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.trace_id == trace_id)).scalar() or 0
+
+
+def insert(connection: Connection, values: Mapping[str, Any], first_event: tuple[str, str]) -> None:
+    """The row, its pictures and event 1 (type, data)."""
+    connection.execute(sa.insert(T).values(**values))
+    connection.execute(
+        sa.insert(E).values(trace_id=values["id"], seq=1, type=first_event[0], data=first_event[1]),
+    )
+    for image in values["images"]:
+        link_image(connection, values["id"], image["image_id"])
+
+
+def link_image(connection: Connection, trace_id: str, image_id: str) -> None:
+    """Note that the trace shows the picture, so that the sweep leaves it."""
+    link = tables.trace_images
+    known = sa.select(link.c.trace_id).where(link.c.trace_id == trace_id, link.c.image_id == image_id)
+    if connection.execute(known).first() is None:
+        connection.execute(sa.insert(link).values(trace_id=trace_id, image_id=image_id))
+
+
+def update(connection: Connection, trace_id: str, **values: Any) -> None:
+    """Set columns of the trace's row."""
+    connection.execute(sa.update(T).where(T.c.id == trace_id).values(**values))
+
+
+def finish(connection: Connection, trace_id: str, **values: Any) -> None:
+    """The final row: `values` and what the events tell (steps, answer, last picture); the resume state goes."""
+    told = fold(events_of(connection, trace_id))
+    told["answer"] = values.pop("answer", None) or told["answer"]
+    update(connection, trace_id, **told, **{"resume": None, "finished_at": now()} | values)
+
+
+def get_row(connection: Connection, trace_id: str, *, resume: bool = False) -> Row[Any] | None:
+    """The trace's row, with its resume state only on demand."""
+    query = sa.select(*(T.c if resume else _NO_RESUME)).where(T.c.id == trace_id)
+    return connection.execute(query).one_or_none()
+
+
+def delete(connection: Connection, trace_id: str) -> bool:
+    """Remove row, events and picture links; whether there was one."""
+    return connection.execute(sa.delete(T).where(T.c.id == trace_id)).rowcount > 0
+
+
+def page(
+    connection: Connection,
+    *,
+    limit: int,
+    after: str | None = None,
+    status: str | None = None,
+    checkpoint: str | None = None,
+    slice_: str | None = None,
+    verdict: str | None = None,
+    words: str | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of list entries, newest first, and whether there are more."""
+    query = sa.select(*_ENTRY_COLUMNS).order_by(T.c.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(T.c.id < after)
+    filters = ((T.c.status, status), (T.c.checkpoint, checkpoint), (T.c.slice, slice_), (T.c.verdict, verdict))
+    for column, value in filters:
+        if value is not None:
+            query = query.where(column == value)
+    for word in (words or "").split():
+        query = query.where(T.c.question.icontains(word, autoescape=True) | T.c.answer.icontains(word, autoescape=True))
+    rows = connection.execute(query).all()
+    return [entry(row) for row in rows[:limit]], len(rows) > limit
+
+
+def _image_json(image: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: image[key] for key in ("image_id", "url", "width", "height")}
+
+
+def _common(row: Row[Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "status": row.status,
+        "question": row.question,
+        "images": [_image_json(image) for image in row.images],
+        "mode": row.mode,
+        "answer": row.answer,
+        "finish_reason": row.finish_reason,
+        "checkpoint": row.checkpoint,
+        "weight_version": row.weight_version,
+        "sampling": row.sampling,
+        "usage": row.usage,
+        "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None} | row.timings,
+        "metadata": row.metadata,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+    }
+    if row.task_id is not None:
+        shown["task_id"] = row.task_id
+    if row.verdict is not None:
+        shown["verdict"] = {
+            "answer": row.verdict,
+            "drawings_right": row.drawings_right,
+            "drawings_total": row.drawings_total,
+        }
+    if row.error is not None:
+        shown["error"] = row.error
+    return shown
+
+
+def entry(row: Row[Any]) -> dict[str, Any]:
+    """A trace as lists show it."""
+    images = [_image_json(image) for image in row.images]
+    return _common(row) | {"first_image": images[0] if images else None, "last_image": row.last_image}
+
+
+def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
+    """The whole trace as the contract shows it, or None; its steps folded from its events while it is in work."""
+    row = get_row(connection, trace_id)
+    if row is None:
+        return None
+    shown = _common(row)
+    if row.status in TERMINAL:
+        shown["steps"] = row.steps or []
+    else:
+        told = fold(events_of(connection, trace_id))
+        shown |= {"steps": told["steps"], "answer": told["answer"]}
+    return shown
+
+
+def end_left_over(connection: Connection, server_id: str, error: Mapping[str, str]) -> int:
+    """Give every trace of this server that was in work when its process ended its `interrupted` end; how many."""
+    query = sa.select(T.c.id).where(T.c.server_id == server_id, T.c.status.in_(("queued", "running")))
+    ids = list(connection.execute(query).scalars())
+    data = json.dumps({"error": dict(error)}, separators=(",", ":"))
+    for trace_id in ids:
+        seq = last_seq(connection, trace_id) + 1
+        connection.execute(sa.insert(E).values(trace_id=trace_id, seq=seq, type="trace.failed", data=data))
+        finish(connection, trace_id, status="interrupted", error=dict(error))
+    return len(ids)
+
+
+def newest_id(connection: Connection) -> str | None:
+    """The id of the trace created last."""
+    return connection.execute(sa.select(sa.func.max(T.c.id))).scalar()

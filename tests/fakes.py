@@ -1,0 +1,327 @@
+"""Fakes for the seams: an engine that plays a script, and a checkpoint that is all paper (no tensors, no torch)."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+import re
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from model.engine.messages import (
+    Cancelled,
+    Emitted,
+    EngineError,
+    EngineStatus,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Output,
+    Paused,
+    QueuePosition,
+    Started,
+)
+from model.events import TraceEvent
+
+
+def png(colour: tuple[int, int, int] = (255, 255, 255), size: tuple[int, int] = (64, 64), *, box: int = 0) -> bytes:
+    """A small RGB PNG, with a magenta box when `box` > 0."""
+    picture = Image.new("RGB", size, colour)
+    if box:
+        ImageDraw.Draw(picture).rectangle((box, box, box + 20, box + 20), outline=(255, 0, 255), width=3)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A place in a script where the engine waits until the test says `go(name)`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """A place in a script where a step is complete: the engine pauses here in step mode."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A place in a script where the engine raises."""
+
+    error: Exception
+
+
+Item = Output | Wait | StepEnd | Crash
+Script = Callable[[GenerationRequest], Sequence[Item]]
+
+
+def emitted(type_: str, *, png: bytes | None = None, **data: Any) -> Emitted:
+    """One event of the engine."""
+    return Emitted(TraceEvent(type_, data), png)
+
+
+def step_items(
+    step: int, text: str, picture: bytes | None, *, partials: int = 0, wait: str | None = None
+) -> list[Item]:
+    """What one step emits: its text word by word, its picture in parts."""
+    items: list[Item] = [emitted("step.started", step=step)]
+    items += [emitted("text.delta", step=step, text=word) for word in _words(text)]
+    if wait is not None:
+        items.append(Wait(wait))
+    if picture is not None:
+        items.append(emitted("image.started", step=step))
+        for index in range(partials):
+            done = 64 * (index + 1) // (partials + 1)
+            items.append(emitted("image.partial", step=step, index=index, codes_done=done, codes_total=64, png=picture))
+        stats = {"codes": 64, "flatness": 0.1, "tv": 0.2, "perception_reward": 0.5}
+        items.append(emitted("image.completed", step=step, stats=stats, png=picture))
+    items += [emitted("step.completed", step=step), StepEnd(step)]
+    return items
+
+
+def answer_items(answer: str, *, reason: str = "stop") -> list[Item]:
+    """What the end of a trace emits."""
+    usage = {"prompt_tokens": 80, "completion_tokens": 160, "images": 2}
+    items: list[Item] = [emitted("answer.delta", text=word) for word in _words(answer)]
+    return [*items, Finished(reason, answer.strip(), usage)]  # type: ignore[arg-type]
+
+
+def two_steps(request: GenerationRequest) -> list[Item]:
+    """The default script: two steps with pictures, then the answer "red"."""
+    return [
+        *step_items(1, "I look for the star.", png(box=5), partials=min(2, request.partial_images)),
+        *step_items(2, "I draw a box around it.", png(box=30), partials=min(2, request.partial_images)),
+        *answer_items(" red"),
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s*\S+", text)
+
+
+@dataclass
+class _Job:
+    request: GenerationRequest
+    mode: str
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FakeGeneration:
+    """A `Generation` that plays scripts: controllable waits, real slots, recorded calls.
+
+    `go(name)` opens every `Wait(name)`, now and later. `pace_s` seconds pass between outputs (a demo's speed).
+    """
+
+    def __init__(
+        self,
+        script: Script = two_steps,
+        *,
+        num_slots: int = 16,
+        pace_s: float = 0.0,
+        abort_takes: asyncio.Event | None = None,
+        bad_folders: Mapping[str, str] | None = None,
+    ) -> None:
+        self.script = script
+        self.num_slots = num_slots
+        self.pace_s = pace_s
+        self.abort_takes = abort_takes
+        self.bad_folders = dict(bad_folders or {})
+        self.phase = "ready"
+        self.detail = ""
+        self.loaded: dict[str, int] = {}
+        self.loads: list[tuple[str, str, int]] = []
+        self.requests: list[GenerationRequest] = []
+        self.aborts: list[str] = []
+        self.pauses: list[str] = []
+        self.closed = False
+        self._open: dict[str, asyncio.Event] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._queue: list[str] = []
+        self._running = 0
+        self._moved = asyncio.Event()
+
+    # ---- for the test
+
+    def go(self, name: str) -> None:
+        """Let every script pass `Wait(name)`."""
+        self._open.setdefault(name, asyncio.Event()).set()
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return self._running
+
+    # ---- the protocol
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.closed = True
+        for job in self._jobs.values():
+            job.aborted.set()
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(self.phase, self.detail, dict(self.loaded), self._running, len(self._queue))  # type: ignore[arg-type]
+
+    async def load(self, name: str, folder: str, weight_version: int) -> None:
+        self.loads.append((name, folder, weight_version))
+        if name in self.bad_folders:
+            raise EngineError("missing_tensor", self.bad_folders[name])
+        self.loaded[name] = weight_version
+
+    async def unload(self, name: str) -> None:
+        self.loaded.pop(name, None)
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
+        self.requests.append(request)
+        self._jobs[request.request_id] = _Job(request, request.mode)
+        return self._play(request)
+
+    async def pause(self, request_id: str) -> None:
+        self.pauses.append(request_id)
+        self._jobs[request_id].mode = "step"
+
+    async def resume_auto(self, request_id: str) -> None:
+        self._jobs[request_id].mode = "auto"
+
+    async def abort(self, request_id: str) -> None:
+        self.aborts.append(request_id)
+        job = self._jobs.get(request_id)
+        if job is None:
+            return
+        if self.abort_takes is not None:
+            await self.abort_takes.wait()
+        job.aborted.set()
+        await job.stopped.wait()
+
+    async def memory(self) -> dict[str, Any]:
+        return {"device": "fake"}
+
+    # ---- playing
+
+    async def _play(self, request: GenerationRequest) -> AsyncIterator[Output]:
+        job = self._jobs[request.request_id]
+        has_slot = False
+        try:
+            position: int | None = None
+            self._queue.append(request.request_id)
+            while self._running >= self.num_slots or self._queue[0] != request.request_id:
+                place = self._queue.index(request.request_id)
+                if place != position:
+                    position = place
+                    yield QueuePosition(place)
+                self._moved = self._moved if not self._moved.is_set() else asyncio.Event()
+                if await self._first(self._moved, job.aborted):
+                    yield Cancelled()
+                    return
+            self._leave_queue(request.request_id)
+            self._running += 1
+            has_slot = True
+            async for output in self._items(job):
+                yield output
+        finally:
+            self._leave_queue(request.request_id)
+            if has_slot:
+                self._running -= 1
+            self._moved.set()
+            job.stopped.set()
+
+    def _leave_queue(self, request_id: str) -> None:
+        if request_id in self._queue:
+            self._queue.remove(request_id)
+            self._moved.set()
+
+    async def _items(self, job: _Job) -> AsyncIterator[Output]:
+        request = job.request
+        skip = json.loads(request.resume)["done"] if request.resume else 0
+        sampling = request.sampling
+        yield Started(
+            80, 768, sampling.max_new_tokens or 688, 8, sampling.temperature or 0.0, sampling.top_p or 1.0,
+            self.loaded.get(request.checkpoint, 1),
+        )  # fmt: skip
+        for index, item in enumerate(self.script(request)):
+            if index < skip:
+                continue
+            if job.aborted.is_set():
+                yield Cancelled()
+                return
+            match item:
+                case Wait(name):
+                    if await self._first(self._open.setdefault(name, asyncio.Event()), job.aborted):
+                        yield Cancelled()
+                        return
+                case StepEnd(step):
+                    if job.mode == "step":
+                        yield Paused(step, json.dumps({"done": index + 1}).encode())
+                        return
+                case Crash(error):
+                    raise error
+                case _:
+                    if self.pace_s:
+                        await asyncio.sleep(self.pace_s)
+                    yield item
+                    if isinstance(item, Finished | Failed | Cancelled | Paused):
+                        return
+
+    async def _first(self, event: asyncio.Event, aborted: asyncio.Event) -> bool:
+        """Wait for either; True when it was the abort."""
+        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(aborted.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return aborted.is_set()
+
+
+# ---- a checkpoint without tensors
+
+
+def write_paper_checkpoint(
+    folder: Path, *, context_len: int = 768, images: tuple[int, int] = (1, 1), **extra: Any
+) -> Path:
+    """A folder that the server takes for a checkpoint: config, tokenizer, manifest, an empty safetensors file."""
+    from model.config import ModelConfig, TransformerConfig, VQConfig
+    from model.manifest import ImageCount, Manifest
+    from model.tokenizer import train_bpe
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = ["Where is the red star? I look for it and draw a box around it.", "\nFinal Answer: red", "THOUGHT 1: "]
+    tokenizer = train_bpe(texts * 20, 64, text_vocab=420)
+    transformer = TransformerConfig(tokenizer.get_vocab_size(), 32, 64, 2, 4, 2, 8, context_len)
+    vq = VQConfig(
+        resolution=64, base_channels=32, channel_multiplier=(1, 1, 1, 1), num_res_blocks=1, embed_dim=8,
+        latent_channels=8, num_embeddings=64,
+    )  # fmt: skip
+    config = ModelConfig(transformer, vq, tokenizer.get_vocab())
+    (folder / "config.json").write_text(json.dumps(config.to_json()))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
+    header = json.dumps(
+        {"__metadata__": {"format": "pt"}, "seed": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    )
+    seed = random.Random(str(extra.get("salt", folder.name))).randrange(256)
+    blob = struct.pack("<Q", len(header)) + header.encode() + bytes([seed])
+    (folder / "model.safetensors").write_bytes(blob)
+    Manifest(
+        name=folder.name,
+        licence="MIT",
+        description="A checkpoint for tests.",
+        images=ImageCount(*images),
+        card_notes="Paper only.",
+        created_at="2026-01-01T00:00:00+00:00",
+    ).write(folder)
+    return folder
