@@ -34,10 +34,18 @@ _WORDS: Final = (
     ("zoom", re.compile(r"\bzoom(s|ing|ed)?\b|\bcrop\b|\blook closer\b")),
     ("mark", re.compile(r"(?<!the )(?<!The )\bmark\b|\bmarking\b")),
     ("box", re.compile(r"\b(draw|put|place|set|add)s? (a|the|another) box\b|\bI box\b", re.IGNORECASE)),
-    ("line", re.compile(r"\b(a|the|another|second|straight) line (from|to|along|across|down|up|through|over|on|between)\b"
-                        r"|\bextend\b|\bI trace\b", re.IGNORECASE)),
-    ("predict", re.compile(r"\b(moves?|slides?|tilts?|tilting|turns?|flips?|swaps?|drops?|falls?|rotates?|next state)\b"
-                           )),
+    (
+        "line",
+        re.compile(
+            r"\b(a|the|another|second|straight) line (from|to|along|across|down|up|through|over|on|between)\b"
+            r"|\bextend\b|\bI trace\b",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "predict",
+        re.compile(r"\b(moves?|slides?|tilts?|tilting|turns?|flips?|swaps?|drops?|falls?|rotates?|next state)\b"),
+    ),
 )
 _NOUNS: Final = (
     ("box", re.compile(r"\bbox(es|ed)?\b")),
@@ -53,7 +61,7 @@ class ActionError(ValueError):
 
 @dataclass(frozen=True)
 class Action:
-    """One action: `name` is a key of `SKILL`; `args` are fractions (MARK: an optional integer id last; PRED: a word)."""
+    """One action: `name` is a key of `SKILL`; `args` are fractions (MARK: an optional id last; PRED: a word)."""
 
     name: str
     args: tuple[float | int | str, ...]
@@ -114,7 +122,7 @@ def apply(
         draw.rectangle((left, top, right - 1, bottom - 1), outline=INK, width=width)
     elif action.name == "LINE":
         (x1, y1), (x2, y2) = line_pixels(action, image)
-        draw.line((x1, y1, x2, y2), fill=INK, width=width)
+        stroke(out, (x1, y1), (x2, y2), INK, width)
     else:
         _mark(action, out, draw)
     return out
@@ -139,13 +147,38 @@ def mark_pixels(action: Action, image: Image.Image) -> tuple[int, int]:
     return round(float(action.args[0]) * image.width), round(float(action.args[1]) * image.height)
 
 
+def stroke(
+    image: Image.Image, start: tuple[int, int], end: tuple[int, int], colour: tuple[int, int, int], width: int
+) -> None:
+    """Draw a straight stroke in place: crisp when level or upright, smooth with round ends when slanted."""
+    (x1, y1), (x2, y2) = start, end
+    before, after = width // 2, width - width // 2 - 1
+    left, top, right, bottom = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    if x1 == x2 or y1 == y2:
+        # Along its direction the stroke ends where it was told to.
+        x_pad, y_pad = ((before, after), (0, -1)) if x1 == x2 else ((0, -1), (before, after))
+        box = (left - x_pad[0], top - y_pad[0], right + x_pad[1], bottom + y_pad[1])
+        ImageDraw.Draw(image).rectangle((box[0], box[1], max(box[2], box[0]), max(box[3], box[1])), fill=colour)
+        return
+    # PIL's slanted lines vary in width from slope to slope; drawing four times larger does not.
+    over, pad = 4, width
+    size = (right - left + 2 * pad, bottom - top + 2 * pad)
+    mask = Image.new("L", (size[0] * over, size[1] * over), 0)
+    draw, radius = ImageDraw.Draw(mask), width * over / 2
+    ends = [((x - left + pad) * over, (y - top + pad) * over) for x, y in (start, end)]
+    draw.line(ends, fill=255, width=width * over)
+    for x, y in ends:
+        draw.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), fill=255)
+    image.paste(colour, (left - pad, top - pad), mask.resize(size, Image.Resampling.BOX))
+
+
 def _zoom(action: Action, image: Image.Image) -> Image.Image:
     return image.crop(box_pixels(action, image)).resize(image.size, Image.Resampling.BICUBIC)
 
 
 def _mark(action: Action, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     x, y = mark_pixels(action, image)
-    radius = max(4, round(min(image.size) * 4 / 64))
+    radius = max(3, round(min(image.size) * 3 / 64))
     draw.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), fill=INK)
     if len(action.args) == 3 and min(image.size) >= _MIN_LABEL_SIZE:
         draw.text((x, y), str(action.args[2]), fill=(255, 255, 255), anchor="mm")

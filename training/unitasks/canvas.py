@@ -12,7 +12,7 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from training.skills import INK, Action, apply
+from training.skills import INK, Action, apply, stroke
 from training.unitasks.task import SIZE
 
 RGB = tuple[int, int, int]
@@ -36,13 +36,29 @@ DIGITS: Final = "0123456789"
 
 _SUPER: Final = 4
 _SEGMENTS: Final = {
-    "0": "abcdef", "1": "bc", "2": "abged", "3": "abgcd", "4": "fgbc",
-    "5": "afgcd", "6": "afgedc", "7": "abc", "8": "abcdefg", "9": "abcdfg",
-}  # fmt: skip
+    "0": "abcdef",
+    "1": "bc",
+    "2": "abged",
+    "3": "abgcd",
+    "4": "fgbc",
+    "5": "afgcd",
+    "6": "afgedc",
+    "7": "abc",
+    "8": "abcdefg",
+    "9": "abcdfg",
+}
 _SMALL: Final = {
-    "0": "75557", "1": "26227", "2": "71747", "3": "71717", "4": "55711",
-    "5": "74717", "6": "74757", "7": "71122", "8": "75757", "9": "75717",
-}  # fmt: skip
+    "0": "75557",
+    "1": "26227",
+    "2": "71747",
+    "3": "71717",
+    "4": "55711",
+    "5": "74717",
+    "6": "74757",
+    "7": "71122",
+    "8": "75757",
+    "9": "75717",
+}
 
 
 def new_picture(background: RGB = BACKGROUNDS[0]) -> Image.Image:
@@ -82,8 +98,15 @@ def put_shape(image: Image.Image, shape: str, colour: RGB, centre: tuple[int, in
 def _digit_mask(digit: str) -> Image.Image:
     mask = Image.new("L", (8, 12), 0)
     draw = ImageDraw.Draw(mask)
-    boxes = {"a": (0, 0, 7, 1), "b": (6, 0, 7, 6), "c": (6, 5, 7, 11), "d": (0, 10, 7, 11), "e": (0, 5, 1, 11),
-             "f": (0, 0, 1, 6), "g": (0, 5, 7, 6)}  # fmt: skip
+    boxes = {
+        "a": (0, 0, 7, 1),
+        "b": (6, 0, 7, 6),
+        "c": (6, 5, 7, 11),
+        "d": (0, 10, 7, 11),
+        "e": (0, 5, 1, 11),
+        "f": (0, 0, 1, 6),
+        "g": (0, 5, 7, 6),
+    }
     for segment in _SEGMENTS[digit]:
         draw.rectangle(boxes[segment], fill=255)
     return mask
@@ -143,7 +166,27 @@ def line(x1: float, y1: float, x2: float, y2: float) -> Action:
 
 
 __all__ = [
-    "BACKGROUNDS", "BLACK", "COLOURS", "COLOUR_NAMES", "DIGITS", "EMPTY", "GREY", "INK", "RGB", "SHAPES",
-    "STATE_COLOURS", "apply", "bbox", "line", "mark", "new_picture", "place_word", "put_digit", "put_shape",
-    "put_small_digit", "shape_mask", "zoom",
-]  # fmt: skip
+    "BACKGROUNDS",
+    "BLACK",
+    "COLOURS",
+    "COLOUR_NAMES",
+    "DIGITS",
+    "EMPTY",
+    "GREY",
+    "INK",
+    "RGB",
+    "SHAPES",
+    "STATE_COLOURS",
+    "apply",
+    "bbox",
+    "line",
+    "mark",
+    "new_picture",
+    "place_word",
+    "put_digit",
+    "put_shape",
+    "put_small_digit",
+    "shape_mask",
+    "stroke",
+    "zoom",
+]

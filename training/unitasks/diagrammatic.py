@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from training.skills import stroke
 from training.unitasks.canvas import (
     BACKGROUNDS,
     BLACK,
@@ -36,11 +38,10 @@ SYMMETRIES: tuple[Symmetry, ...] = (
 def draw_segments(segments: list[tuple[Pixel, Pixel]], dots: list[tuple[str, Pixel]], background: RGB) -> Image.Image:
     """Black segments and coloured round targets."""
     image = new_picture(background)
-    draw = ImageDraw.Draw(image)
     for colour, centre in dots:
         put_shape(image, "circle", COLOURS[colour], centre, 14)
     for start, end in segments:
-        draw.line((*start, *end), fill=BLACK, width=3)
+        stroke(image, start, end, BLACK, 3)
     return image
 
 
@@ -61,15 +62,25 @@ def make_extend(rng: Random, seed: int, level: str) -> Task:
     end = between(start, target, 0.3 if level == "hard" else rng.choice((0.4, 0.45, 0.5)))
     dots = [(colours[i], turned(56, 8 + 16 * row)) for i, row in enumerate(rows)]
     image = draw_segments([(turned(*start), turned(*end))], dots, rng.choice(BACKGROUNDS))
-    question = say(rng, "Which colour does the black line hit when it goes on?",
-                   "The black line is extended. Which colour does it meet?",
-                   "To which dot does the black line point?")  # fmt: skip
+    question = say(
+        rng,
+        "Which colour does the black line hit when it goes on?",
+        "The black line is extended. Which colour does it meet?",
+        "To which dot does the black line point?",
+    )
     a, b = turned(*end), turned(*target)
     chain = Chain(image)
-    chain.act(say(rng, "I extend the black line until it meets a dot.", "I draw the line on, straight ahead."
-                  .replace("draw the line on, straight ahead", "extend the line straight ahead"),
-                  "I draw a line on from its end, straight ahead.".replace("a line on from", "a line from")),
-              line(*a, *b), f"The line ends on the {colours[hit]} dot.", LineTarget(a, b))  # fmt: skip
+    chain.act(
+        say(
+            rng,
+            "I extend the black line until it meets a dot.",
+            "I extend the line straight ahead.",
+            "I draw a line from its end, straight ahead.",
+        ),
+        line(*a, *b),
+        f"The line ends on the {colours[hit]} dot.",
+        LineTarget(a, b),
+    )
     return Task("diagrammatic", "extend", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
 
 
@@ -82,34 +93,39 @@ def make_bounce(rng: Random, seed: int, level: str) -> Task:
         return turned(x, 64 - y if upside else y)
 
     wall = 60
-    hit = rng.randrange(4 if level == "hard" else 3)
-    count = 4 if level == "hard" else 3
-    targets = [(56, 8 + 12 * i) if count == 4 else (56, 8 + 16 * i) for i in range(count)]
-    colours = rng.sample(COLOUR_NAMES, count)
-    while True:
-        start = (4, 4 * rng.randint(2, 10))
-        target = targets[hit]
-        down, back = wall - start[1], wall - target[1]
-        foot = (round(start[0] + (target[0] - start[0]) * down / (down + back)), wall)
-        if 14 <= foot[0] <= 46:
-            break
-    end = between(start, foot, 0.5)
+    targets = [(56, 8 + 16 * i) for i in range(3)]
+    colours = rng.sample(COLOUR_NAMES, 3)
+    hit = rng.randrange(3)
+    # As far along the wall as the way back passes the other targets with room to spare.
+    foot = (rng.randint(14, (20, 31, 42)[hit]), wall)
+    slope = (wall - targets[hit][1]) / (targets[hit][0] - foot[0])
+    start = (4, round(wall - slope * (foot[0] - 4)))
+    end = between(start, foot, 0.35 if level == "hard" else 0.5)
     dots = [(colour, place(*centre)) for colour, centre in zip(colours, targets, strict=True)]
     image = draw_segments([(place(*start), place(*end))], dots, rng.choice(BACKGROUNDS))
-    draw = ImageDraw.Draw(image)
-    draw.line((*place(0, wall + 2), *place(64, wall + 2)), fill=GREY, width=4)
-    question = say(rng, "The black ray bounces off the grey wall. Which colour does it hit?",
-                   "Which dot does the ray reach after the grey wall?",
-                   "Follow the black ray off the wall. Which colour does it meet?")  # fmt: skip
+    stroke(image, place(0, wall + 2), place(64, wall + 2), GREY, 4)
+    question = say(
+        rng,
+        "The black ray bounces off the grey wall. Which colour does it hit?",
+        "Which dot does the ray reach after the grey wall?",
+        "Follow the black ray off the wall. Which colour does it meet?",
+    )
     chain = Chain(image)
     a, b, c = place(*end), place(*foot), place(*targets[hit])
-    chain.act(say(rng, "I extend the ray to the wall.", "I draw a line on from the ray to the wall."
-                  .replace("a line on from", "a line from")), line(*a, *b),
-              f"The ray meets the wall {round(foot[0] / 8)} of 8 along.", LineTarget(a, b))  # fmt: skip
-    chain.act(say(rng, "From the wall I draw a line back at the same angle."
-                  .replace("a line back at", "a line from there at"),
-                  "I draw a line from the wall, as steep as before."), line(*b, *c),
-              f"The ray ends on the {colours[hit]} dot.", LineTarget(b, c))  # fmt: skip
+    chain.act(
+        say(rng, "I extend the ray to the wall.", "I draw a line from the ray to the wall."),
+        line(*a, *b),
+        f"The ray meets the wall {round(foot[0] / 8)} of 8 along.",
+        LineTarget(a, b),
+    )
+    chain.act(
+        say(
+            rng, "I draw a line from there, back at the same angle.", "I draw a line from the wall, as steep as before."
+        ),
+        line(*b, *c),
+        f"The ray ends on the {colours[hit]} dot.",
+        LineTarget(b, c),
+    )
     return Task("diagrammatic", "bounce", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
 
 
@@ -147,20 +163,34 @@ def make_mirror(rng: Random, seed: int, level: str) -> Task:
             spots.append(spot)
     colours = rng.sample(COLOUR_NAMES, len(spots))
     image = new_picture(rng.choice(BACKGROUNDS))
-    draw = ImageDraw.Draw(image)
-    draw.line((*start, *end), fill=GREY, width=3)
+    stroke(image, start, end, GREY, 3)
     put_shape(image, "circle", BLACK, dot, 12)
     for colour, spot in zip(colours, spots, strict=True):
         put_shape(image, "circle", COLOURS[colour], spot, 14)
-    question = say(rng, "The black dot is mirrored in the grey line. On which colour does it land?",
-                   "Which colour is the mirror image of the black dot?",
-                   "Which dot lies opposite the black one across the grey line?")  # fmt: skip
+    question = say(
+        rng,
+        "The black dot is mirrored in the grey line. On which colour does it land?",
+        "Which colour is the mirror image of the black dot?",
+        "Which dot lies opposite the black one across the grey line?",
+    )
     foot = (dot[0] + target[0]) // 2, (dot[1] + target[1]) // 2
     chain = Chain(image)
-    chain.act(say(rng, "I draw a line from the black dot to the axis.", "I draw a line from the black dot across to the grey one."),
-              line(*dot, *foot), f"The line is {_length(dot, foot)} units long.", LineTarget(dot, foot))  # fmt: skip
-    chain.act(say(rng, "I mark the place as far behind it.", "On the other side I mark the same distance."),
-              mark(*target), f"The mark is on the {colours[0]} dot.", MarkTarget(target))  # fmt: skip
+    chain.act(
+        say(
+            rng,
+            "I draw a line from the black dot to the axis.",
+            "I draw a line from the black dot across to the grey one.",
+        ),
+        line(*dot, *foot),
+        f"The line is {_length(dot, foot)} units long.",
+        LineTarget(dot, foot),
+    )
+    chain.act(
+        say(rng, "I mark the place as far behind it.", "On the other side I mark the same distance."),
+        mark(*target),
+        f"The mark is on the {colours[0]} dot.",
+        MarkTarget(target),
+    )
     return Task("diagrammatic", "mirror", seed, question, image, tuple(chain.steps), colours[0], level, COLOUR_NAMES)
 
 
@@ -208,9 +238,8 @@ def random_tree(rng: Random, count: int) -> tuple[list[Cell], list[tuple[int, in
 def draw_graph(cells: list[Cell], edges: list[tuple[int, int]], colours: list[str], background: RGB) -> Image.Image:
     """Black edges, coloured nodes."""
     image = new_picture(background)
-    draw = ImageDraw.Draw(image)
     for a, b in edges:
-        draw.line((*node_centre(cells[a]), *node_centre(cells[b])), fill=BLACK, width=3)
+        stroke(image, node_centre(cells[a]), node_centre(cells[b]), BLACK, 3)
     for cell, colour in zip(cells, colours, strict=True):
         put_shape(image, "circle", COLOURS[colour], node_centre(cell), 14)
     return image
@@ -242,17 +271,30 @@ def make_path(rng: Random, seed: int, level: str) -> Task:
     colours = rng.sample(COLOUR_NAMES, count)
     image = draw_graph(cells, edges, colours, rng.choice(BACKGROUNDS))
     a, b = colours[start], colours[end]
-    question = say(rng, f"How many steps is it from {a} to {b} along the lines?",
-                   f"How many lines must you follow from {a} to {b}?",
-                   f"Count the links on the way from {a} to {b}.")  # fmt: skip
+    question = say(
+        rng,
+        f"How many steps is it from {a} to {b} along the lines?",
+        f"How many lines must you follow from {a} to {b}?",
+        f"Count the links on the way from {a} to {b}.",
+    )
     style = rng.randrange(2)
     chain = Chain(image)
-    for i, (here, there) in enumerate(zip(path, path[1:], strict=False)):
+    for i, (here, there) in enumerate(pairwise(path)):
         text = (
-            f"I draw a line along the {ORDINALS[i]} link." if style == 0
-            else f"Link {i + 1}: I draw a line from {colours[here]} on.".replace(" on.", " towards " + b + ".")
-        )  # fmt: skip
+            f"I draw a line along the {ORDINALS[i]} link."
+            if style == 0
+            else f"Link {i + 1}: I draw a line from {colours[here]} towards {b}."
+        )
         p, q = node_centre(cells[here]), node_centre(cells[there])
         chain.act(text, line(*p, *q), f"The way has reached {colours[there]} after {i + 1}.", LineTarget(p, q))
-    return Task("diagrammatic", "path", seed, question, image, tuple(chain.steps), str(length), level,
-                ("5",) if level == "hard" else ("1", "2", "3", "4"))  # fmt: skip
+    return Task(
+        "diagrammatic",
+        "path",
+        seed,
+        question,
+        image,
+        tuple(chain.steps),
+        str(length),
+        level,
+        ("5",) if level == "hard" else ("1", "2", "3", "4"),
+    )

@@ -23,7 +23,7 @@ from training.unitasks.canvas import (
     zoom,
 )
 from training.unitasks.chain import COUNT_WORDS, ORDINALS, Chain, plural, ring, say
-from training.unitasks.task import Box, BoxTarget, MarkTarget, Point, Task, ZoomTarget
+from training.unitasks.task import SIZE, Box, BoxTarget, MarkTarget, Point, Task, ZoomTarget
 
 BLOCK = 16
 _MIN_GAP = 24  # between two blocks' corners, along x or y
@@ -37,11 +37,12 @@ class Thing:
     colour: str
     x: int
     y: int
-    size: int = 14
+    size: int
 
     @property
     def centre(self) -> tuple[int, int]:
-        return self.x + BLOCK // 2, self.y + BLOCK // 2
+        """Middle of the shape: at the picture's edge one pixel further in, where a box in ink hides nothing."""
+        return _middle(self.x), _middle(self.y)
 
     @property
     def box(self) -> Box:
@@ -54,6 +55,16 @@ class Thing:
     @property
     def place(self) -> str:
         return place_word(*self.centre)
+
+
+def _middle(corner: int) -> int:
+    return corner + BLOCK // 2 + (corner == 0) - (corner + BLOCK == SIZE)
+
+
+def make_thing(rng: Random, shape: str, colour: str, x: int, y: int) -> Thing:
+    """A thing in that block; smaller at the picture's edge."""
+    edge = x in (0, SIZE - BLOCK) or y in (0, SIZE - BLOCK)
+    return Thing(shape, colour, x, y, 12 if edge else rng.choice((12, 14, 14)))
 
 
 def draw_things(things: list[Thing], background: tuple[int, int, int]) -> Image.Image:
@@ -81,10 +92,7 @@ def scatter(rng: Random, count: int) -> list[tuple[int, int]]:
 def scatter_things(rng: Random, looks: list[tuple[str, str]]) -> list[Thing]:
     """Things of these (shape, colour) at random places."""
     corners = scatter(rng, len(looks))
-    return [
-        Thing(shape, colour, x, y, rng.choice((14, 16)))
-        for (shape, colour), (x, y) in zip(looks, corners, strict=True)
-    ]
+    return [make_thing(rng, shape, colour, x, y) for (shape, colour), (x, y) in zip(looks, corners, strict=True)]
 
 
 def others(things: list[Thing], one: Thing) -> tuple[Point, ...]:
@@ -111,20 +119,30 @@ def make_find(rng: Random, seed: int, level: str) -> Task:
     if by_colour:
         question = say(rng, f"What shape is the {what}?", f"Which shape is {key}?", f"What is the shape of the {what}?")
     else:
-        question = say(rng, f"What colour is the {what}?", f"Which colour does the {what} have?",
-                       f"Find the {what}. What is its colour?")  # fmt: skip
+        question = say(
+            rng,
+            f"What colour is the {what}?",
+            f"Which colour does the {what} have?",
+            f"Find the {what}. What is its colour?",
+        )
     chain = Chain(image)
     chain.act(
-        say(rng, f"I draw a box around the {what}.", f"I look for the {what} and draw a box around it.",
-            f"First I draw a box around the {what}."),
-        bbox(*ring(target.box)), f"The box is around the {target.name} at the {target.place}.",
+        say(
+            rng,
+            f"I draw a box around the {what}.",
+            f"I look for the {what} and draw a box around it.",
+            f"First I draw a box around the {what}.",
+        ),
+        bbox(*ring(target.box)),
+        f"The box is around the {target.name} at the {target.place}.",
         BoxTarget(ring(target.box), others(things, target)),
-    )  # fmt: skip
+    )
     chain.act(
         say(rng, "I zoom in on the box.", "Now I zoom in to see it better.", "I zoom in there."),
-        zoom(*target.box), f"The picture shows a large {target.name}.",
+        zoom(*target.box),
+        f"The picture shows a large {target.name}.",
         ZoomTarget(tuple(thing.box for thing in things), things.index(target)),
-    )  # fmt: skip
+    )
     return Task("natural", "find", seed, question, image, tuple(chain.steps), answer, level, values)
 
 
@@ -145,7 +163,7 @@ def make_relation(rng: Random, seed: int, level: str) -> Task:
             look = (rng.choice(SHAPES), rng.choice(COLOUR_NAMES))
         looks.append(look)
     things = [
-        Thing(shape, colour, 24 * column, 24 * row, rng.choice((14, 16)))
+        make_thing(rng, shape, colour, 24 * column, 24 * row)
         for (shape, colour), (column, row) in zip(looks, cells, strict=True)
     ]
     image = draw_things(things, rng.choice(BACKGROUNDS))
@@ -155,26 +173,53 @@ def make_relation(rng: Random, seed: int, level: str) -> Task:
     for i, direction in enumerate(directions):
         where = f"{direction} {where if i == 0 else 'the one ' + where}"
     attribute = "colour" if by_colour else "shape"
-    question = say(rng, f"What {attribute} is the thing {where}?", f"Which {attribute} has the thing {where}?",
-                   f"Look {where}. What {attribute} is there?")  # fmt: skip
+    question = say(
+        rng,
+        f"What {attribute} is the thing {where}?",
+        f"Tell the {attribute} of the thing {where}.",
+        f"Look {where}. What {attribute} is there?",
+    )
     chain = Chain(image)
     for i in range(hops):
         thing = things[i]
         text = (
-            say(rng, f"I mark the {thing.name}.", f"First I mark the {thing.name}.", f"I find the {thing.name} and mark it.")
+            say(
+                rng,
+                f"I mark the {thing.name}.",
+                f"First I mark the {thing.name}.",
+                f"I find the {thing.name} and mark it.",
+            )
             if i == 0
-            else say(rng, f"I mark the thing {_SIDES[directions[i - 1]]}.", f"Next I mark the one {_SIDES[directions[i - 1]]}.")
-        )  # fmt: skip
-        chain.act(text, mark(*thing.centre), f"The mark is on the {thing.name} at the {thing.place}.",
-                  MarkTarget(thing.centre))  # fmt: skip
+            else say(
+                rng,
+                f"I mark the thing {_SIDES[directions[i - 1]]}.",
+                f"Next I mark the one {_SIDES[directions[i - 1]]}.",
+            )
+        )
+        chain.act(
+            text,
+            mark(*thing.centre),
+            f"The mark is on the {thing.name} at the {thing.place}.",
+            MarkTarget(thing.centre),
+        )
     target, side = things[hops], _SIDES[directions[-1]]
     chain.act(
         say(rng, f"I draw a box around the thing {side}.", f"Now I draw a box around the one {side}."),
-        bbox(*ring(target.box)), f"The box is around the {target.name} at the {target.place}.",
+        bbox(*ring(target.box)),
+        f"The box is around the {target.name} at the {target.place}.",
         BoxTarget(ring(target.box), others(things, target)),
-    )  # fmt: skip
-    return Task("natural", "relation", seed, question, image, tuple(chain.steps), answer, level,
-                COLOUR_NAMES if by_colour else SHAPES)  # fmt: skip
+    )
+    return Task(
+        "natural",
+        "relation",
+        seed,
+        question,
+        image,
+        tuple(chain.steps),
+        answer,
+        level,
+        COLOUR_NAMES if by_colour else SHAPES,
+    )
 
 
 def _walk(rng: Random, hops: int) -> tuple[list[tuple[int, int]], list[str]]:
@@ -218,8 +263,11 @@ def make_count(rng: Random, seed: int, level: str) -> Task:
             f"Number {COUNT_WORDS[i + 1]}: I mark the {one if i == 0 else 'next ' + one}.",
         )[style]
         noun_i = "thing is" if i == 0 else "things are"
-        chain.act(text, mark(*thing.centre),
-                  f"{COUNT_WORDS[i + 1].capitalize()} {noun_i} marked, the newest is the {thing.name} at the {thing.place}.",
-                  MarkTarget(thing.centre))  # fmt: skip
+        chain.act(
+            text,
+            mark(*thing.centre),
+            f"{COUNT_WORDS[i + 1].capitalize()} {noun_i} marked, the newest is the {thing.name} at the {thing.place}.",
+            MarkTarget(thing.centre),
+        )
     choices = ("5", "6") if level == "hard" else ("1", "2", "3", "4")
     return Task("natural", "count", seed, question, image, tuple(chain.steps), str(count), level, choices)

@@ -39,10 +39,13 @@ def draw_walker(cells: Cells, at: tuple[int, int], background: RGB) -> Image.Ima
 
 def walker_target(cells: Cells, at: tuple[int, int]) -> StateTarget:
     """Centre of every cell: black where the walker stands."""
-    return StateTarget(tuple(
-        (16 * c + 8, 16 * r + 8, "black" if (c, r) == at else name)
-        for r, names in enumerate(cells) for c, name in enumerate(names)
-    ))  # fmt: skip
+    return StateTarget(
+        tuple(
+            (16 * c + 8, 16 * r + 8, "black" if (c, r) == at else name)
+            for r, names in enumerate(cells)
+            for c, name in enumerate(names)
+        )
+    )
 
 
 def join_words(words: list[str]) -> str:
@@ -70,21 +73,37 @@ def make_walker(rng: Random, seed: int, level: str) -> Task:
     goal = (
         say(rng, "In which row does it end, counted from the top?", "Which row from the top is it in then?")
         if ask_row
-        else say(rng, "What colour is the tile it ends on?", "On which colour does it stop?", "What colour is it on then?")
+        else say(
+            rng, "What colour is the tile it ends on?", "On which colour does it stop?", "What colour is it on then?"
+        )
     )
-    question = say(rng, f"The walker goes {way}. {goal}", f"Move the walker {way}. {goal}",
-                   f"The black dot walks {way}. {goal}")  # fmt: skip
+    question = say(
+        rng, f"The walker goes {way}. {goal}", f"Move the walker {way}. {goal}", f"The black dot walks {way}. {goal}"
+    )
     style = rng.randrange(3)
     chain = Chain(image)
     for move, (column, row) in zip(moves, spots[1:], strict=True):
         text = (f"The walker moves {move}.", f"It moves one tile {move}.", f"Next state: it moves {move}.")[style]
-        chain.predict(text, move, draw_walker(cells, (column, row), background),
-                      f"The walker is at row {row + 1}, column {column + 1}, on {cells[row][column]}.",
-                      walker_target(cells, (column, row)))  # fmt: skip
+        chain.predict(
+            text,
+            move,
+            draw_walker(cells, (column, row), background),
+            f"The walker is at row {row + 1}, column {column + 1}, on {cells[row][column]}.",
+            walker_target(cells, (column, row)),
+        )
     column, row = spots[-1]
     answer = str(row + 1) if ask_row else cells[row][column]
-    return Task("operational", "walker", seed, question, image, tuple(chain.steps), answer, level,
-                ("1", "2", "3", "4") if ask_row else COLOUR_NAMES)  # fmt: skip
+    return Task(
+        "operational",
+        "walker",
+        seed,
+        question,
+        image,
+        tuple(chain.steps),
+        answer,
+        level,
+        ("1", "2", "3", "4") if ask_row else COLOUR_NAMES,
+    )
 
 
 # ---- tilt: blocks slide until something stops them
@@ -103,14 +122,18 @@ def draw_blocks(cells: Cells, background: RGB) -> Image.Image:
 def blocks_target(cells: Cells, size: int = 16, offset: int = 0) -> StateTarget:
     """Centre of every cell: its block's colour or "empty"."""
     half = size // 2
-    return StateTarget(tuple(
-        (offset + size * c + half, offset + size * r + half, name)
-        for r, names in enumerate(cells) for c, name in enumerate(names)
-    ))  # fmt: skip
+    return StateTarget(
+        tuple(
+            (offset + size * c + half, offset + size * r + half, name)
+            for r, names in enumerate(cells)
+            for c, name in enumerate(names)
+        )
+    )
 
 
 def slide(cells: Cells, direction: str) -> Cells:
     """All blocks slide to one side."""
+
     def pack(names: tuple[str, ...], to_end: bool) -> tuple[str, ...]:
         blocks = [name for name in names if name != "empty"]
         gap = ["empty"] * (len(names) - len(blocks))
@@ -126,8 +149,10 @@ def blocks_state(cells: Cells) -> str:
     """ "Red is at row 1, column 4. …" """
     return " ".join(
         f"{name.capitalize()} is at row {r + 1}, column {c + 1}."
-        for r, names in enumerate(cells) for c, name in enumerate(names) if name != "empty"
-    )  # fmt: skip
+        for r, names in enumerate(cells)
+        for c, name in enumerate(names)
+        if name != "empty"
+    )
 
 
 def random_tray(rng: Random, count: int) -> Cells:
@@ -143,7 +168,7 @@ def make_tilt(rng: Random, seed: int, level: str) -> Task:
     while True:
         cells = random_tray(rng, rng.randint(5, 6) if level == "hard" else rng.randint(3, 5))
         directions, states = [rng.choice(tuple(MOVES))], []
-        for _ in range((rng.randint(4, 5) if level == "hard" else rng.randint(1, 3)) - 1):
+        for _ in range((rng.randint(4, 5) if level == "hard" else rng.choice((1, 2, 2, 3, 3))) - 1):
             sideways = directions[-1] in ("left", "right")
             directions.append(rng.choice(("up", "down") if sideways else ("left", "right")))
         state = cells
@@ -169,18 +194,26 @@ def make_tilt(rng: Random, seed: int, level: str) -> Task:
         column = state[row].index(colour)
         ask_row = rng.random() < 0.5
         answer = str((row if ask_row else column) + 1)
-        goal = (f"In which row from the top is the {colour} block?" if ask_row
-                else f"In which column from the left is the {colour} block?")  # fmt: skip
+        goal = (
+            f"In which row from the top is the {colour} block?"
+            if ask_row
+            else f"In which column from the left is the {colour} block?"
+        )
         choices = ("1", "2", "3", "4")
-    question = say(rng, f"The tray tilts {way}. {goal}", f"Tilt the tray {way}. {goal}",
-                   f"All blocks slide {way}. {goal}")  # fmt: skip
+    question = say(
+        rng, f"The tray tilts {way}. {goal}", f"Tilt the tray {way}. {goal}", f"All blocks slide {way}. {goal}"
+    )
     style = rng.randrange(3)
     chain = Chain(image)
     for direction, state in zip(directions, states, strict=True):
-        text = (f"The blocks slide {direction}.", f"I tilt the tray {direction}.",
-                f"Next state: everything slides {direction}.")[style]  # fmt: skip
-        chain.predict(text, f"tilt {direction}", draw_blocks(state, background), blocks_state(state),
-                      blocks_target(state))  # fmt: skip
+        text = (
+            f"The blocks slide {direction}.",
+            f"I tilt the tray {direction}.",
+            f"Next state: everything slides {direction}.",
+        )[style]
+        chain.predict(
+            text, f"tilt {direction}", draw_blocks(state, background), blocks_state(state), blocks_target(state)
+        )
     return Task("operational", "tilt", seed, question, image, tuple(chain.steps), answer, level, choices)
 
 
@@ -234,8 +267,12 @@ def make_rotate(rng: Random, seed: int, level: str) -> Task:
     corner = rng.choice(tuple(corners))
     background = rng.choice(BACKGROUNDS)
     image = draw_pattern(cells, background)
-    goal = say(rng, f"Which colour is {corner} then?", f"What colour is in the {corner} corner?",
-               f"Tell the colour at the {corner}.")  # fmt: skip
+    goal = say(
+        rng,
+        f"Which colour is {corner} then?",
+        f"What colour is in the {corner} corner?",
+        f"Tell the colour at the {corner}.",
+    )
     way = join_words([TURNS[change][0] for change in changes])
     question = say(rng, f"The tile makes {way}. {goal}", f"Do {way}. {goal}")
     chain = Chain(image)
@@ -246,5 +283,6 @@ def make_rotate(rng: Random, seed: int, level: str) -> Task:
         rows = " ".join(f"Row {COUNT_WORDS[r + 1]} is {join_words(list(names))}." for r, names in enumerate(state))
         chain.predict(text, change, draw_pattern(state, background), rows, blocks_target(state, 48 // size, 8))
     row, column = corners[corner]
-    return Task("operational", "rotate", seed, question, image, tuple(chain.steps), state[row][column], level,
-                COLOUR_NAMES)  # fmt: skip
+    return Task(
+        "operational", "rotate", seed, question, image, tuple(chain.steps), state[row][column], level, COLOUR_NAMES
+    )

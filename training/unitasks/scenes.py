@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw
 from training.skills import Action, apply
 from training.unitasks.canvas import BACKGROUNDS, BLACK, COLOURS, EMPTY, GREY, INK, RGB, SHAPES, new_picture, put_shape
 from training.unitasks.task import SIZE
-from training.unitasks.world import EVAL_SEED_MIN, SLICES, make_task
+from training.unitasks.world import BASE_SEEDS, SLICES, make_task
 
 _PALETTE: tuple[RGB, ...] = (*COLOURS.values(), BLACK, GREY, EMPTY, INK, (255, 255, 255), *BACKGROUNDS)
 
 
 def random_picture(rng: Random) -> Image.Image:
-    """One 64x64 RGB picture. Task pictures come from training seeds only."""
+    """One 64x64 RGB picture. Task pictures come from the base seeds only."""
     kind = rng.random()
     if kind < 0.56:
         return _task_picture(rng)
@@ -42,12 +42,13 @@ def random_picture(rng: Random) -> Image.Image:
 
 def _task_picture(rng: Random) -> Image.Image:
     level = "hard" if rng.random() < 0.15 else "normal"
-    task = make_task(rng.choice(SLICES), rng.randrange(EVAL_SEED_MIN), level=level)
+    task = make_task(rng.choice(SLICES), rng.choice(BASE_SEEDS), level=level)
     return rng.choice([task.image, *(step.image for step in task.steps)])
 
 
 def random_action(rng: Random) -> Action:
     """A box, line, mark or crop anywhere; two in three on the lattice of 4 px."""
+
     def place(low: int, high: int) -> float:
         return (4 * rng.randint(low // 4, high // 4) if rng.random() < 0.67 else rng.randint(low, high)) / SIZE
 

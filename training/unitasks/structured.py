@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from PIL import Image, ImageDraw
 
+from training.skills import stroke
 from training.unitasks.canvas import (
     BACKGROUNDS,
     BLACK,
@@ -14,6 +16,7 @@ from training.unitasks.canvas import (
     GREY,
     RGB,
     SHAPES,
+    bbox,
     line,
     mark,
     new_picture,
@@ -22,7 +25,7 @@ from training.unitasks.canvas import (
     put_small_digit,
 )
 from training.unitasks.chain import ORDINALS, Chain, say
-from training.unitasks.task import LineTarget, MarkTarget, Task
+from training.unitasks.task import BoxTarget, LineTarget, MarkTarget, Task
 
 AXIS_X = 9  # centre of the upright axis
 BASE_Y = 60  # where bars stand
@@ -72,16 +75,37 @@ def make_bar(rng: Random, seed: int, level: str) -> Task:
     bars = random_bars(rng, 6 if level == "hard" else rng.randint(3, 5), [value])
     colour = bars[0][0]
     x, y = bar_top(bars[0])
-    question = say(rng, f"What value has the {colour} bar?", f"How high is the {colour} bar?",
-                   f"Read the value of the {colour} bar.")  # fmt: skip
+    question = say(
+        rng,
+        f"What value does the {colour} bar have?",
+        f"How high is the {colour} bar?",
+        f"Read the value of the {colour} bar.",
+    )
     chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS)))
     image = chain.image
-    chain.act(say(rng, f"I mark the top of the {colour} bar.", f"I find the {colour} bar and mark its top."),
-              mark(x, y), f"The mark is on the top of the {colour} bar, {value} units up.", MarkTarget((x, y)))  # fmt: skip
-    chain.act(say(rng, "I draw a line from there to the axis.", "From its top I draw a line across to the axis."),
-              line(x, y, AXIS_X, y), f"The line meets the axis at {value}.", LineTarget((x, y), (AXIS_X, y)))  # fmt: skip
-    return Task("structured", "bar", seed, question, image, tuple(chain.steps), str(value), level,
-                tuple(str(v) for v in range(1, TOP_VALUE + 1)))  # fmt: skip
+    chain.act(
+        say(rng, f"I mark the top of the {colour} bar.", f"I find the {colour} bar and mark its top."),
+        mark(x, y),
+        f"The mark is on the top of the {colour} bar, {value} units up.",
+        MarkTarget((x, y)),
+    )
+    chain.act(
+        say(rng, "I draw a line from there to the axis.", "From its top I draw a line across to the axis."),
+        line(x, y, AXIS_X, y),
+        f"The line meets the axis at {value}.",
+        LineTarget((x, y), (AXIS_X, y)),
+    )
+    return Task(
+        "structured",
+        "bar",
+        seed,
+        question,
+        image,
+        tuple(chain.steps),
+        str(value),
+        level,
+        tuple(str(v) for v in range(1, TOP_VALUE + 1)),
+    )
 
 
 def make_difference(rng: Random, seed: int, level: str) -> Task:
@@ -90,9 +114,12 @@ def make_difference(rng: Random, seed: int, level: str) -> Task:
     low = rng.randint(1, TOP_VALUE - gap)
     bars = random_bars(rng, 6 if level == "hard" else rng.randint(2, 4), [low + gap, low])
     (high_colour, *_), (low_colour, *_) = bars[0], bars[1]
-    question = say(rng, f"How much higher is the {high_colour} bar than the {low_colour} bar?",
-                   f"By how much is {low_colour} lower than {high_colour}?",
-                   f"What is the difference between the {high_colour} and the {low_colour} bar?")  # fmt: skip
+    question = say(
+        rng,
+        f"How much higher is the {high_colour} bar than the {low_colour} bar?",
+        f"By how much is {low_colour} lower than {high_colour}?",
+        f"What is the difference between the {high_colour} and the {low_colour} bar?",
+    )
     chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS)))
     image = chain.image
     order = [bars[0], bars[1]]
@@ -100,12 +127,16 @@ def make_difference(rng: Random, seed: int, level: str) -> Task:
     for i, bar in enumerate(order):
         x, y = bar_top(bar)
         found = "" if i == 0 else f"It is at {values[0]}. "
-        text = found + say(rng, f"I draw a line from the {bar[0]} bar to the axis.",
-                           f"I draw a line across from the top of the {bar[0]} bar.")  # fmt: skip
+        text = found + say(
+            rng,
+            f"I draw a line from the {bar[0]} bar to the axis.",
+            f"I draw a line across from the top of the {bar[0]} bar.",
+        )
         chain.act(text, line(x, y, AXIS_X, y), f"The {bar[0]} bar is at {bar[2]}.", LineTarget((x, y), (AXIS_X, y)))
         values.append(bar[2])
-    return Task("structured", "difference", seed, question, image, tuple(chain.steps), str(gap), level,
-                ("1", "2", "3", "4"))  # fmt: skip
+    return Task(
+        "structured", "difference", seed, question, image, tuple(chain.steps), str(gap), level, ("1", "2", "3", "4")
+    )
 
 
 # ---- table: shapes name the rows, digits the columns, coloured cells
@@ -136,24 +167,41 @@ def make_table(rng: Random, seed: int, level: str) -> Task:
     image = draw_table(shapes, cells, rng.choice(BACKGROUNDS))
     x, y = 24 + 16 * column, 24 + 16 * row
     chain = Chain(image)
-    chain.act(say(rng, f"I draw a line along the {shape} row.", f"I draw a line from the {shape} through its row."
-                  .replace("through its row", "along its row")),
-              line(16, y, 62, y), f"The line runs along row {row + 1}: {', '.join(cells[row])}.",
-              LineTarget((16, y), (62, y)))  # fmt: skip
+    chain.act(
+        say(rng, f"I draw a line along the {shape} row.", f"I draw a line from the {shape} along its row."),
+        line(16, y, 62, y),
+        f"The line runs along row {row + 1}: {', '.join(cells[row])}.",
+        LineTarget((16, y), (62, y)),
+    )
     if reverse:
-        question = say(rng, f"In which column is {colour} in the {shape} row?",
-                       f"Which column of the {shape} row is {colour}?",
-                       f"Look at the {shape} row. In which column is {colour}?")  # fmt: skip
-        chain.act(say(rng, f"I mark the {colour} cell on it.", f"On this row I mark {colour}."), mark(x, y),
-                  f"The mark is on {colour} in column {column + 1}.", MarkTarget((x, y)))  # fmt: skip
+        question = say(
+            rng,
+            f"In which column is {colour} in the {shape} row?",
+            f"Which column of the {shape} row is {colour}?",
+            f"Look at the {shape} row. In which column is {colour}?",
+        )
+        cell = (x - 8, y - 8, x + 8, y + 8)
+        centres = tuple((24 + 16 * j, 24 + 16 * i) for i in range(3) for j in range(3) if (i, j) != (row, column))
+        chain.act(
+            say(rng, f"I draw a box around the {colour} cell on it.", f"On this row I draw a box around {colour}."),
+            bbox(*cell),
+            f"The box is around {colour} in column {column + 1}.",
+            BoxTarget(cell, centres),
+        )
         answer, choices = str(column + 1), ("1", "2", "3")
     else:
-        question = say(rng, f"What colour is in the {shape} row and column {column + 1}?",
-                       f"Which colour has the cell of the {shape} row in column {column + 1}?",
-                       f"Look at column {column + 1} of the {shape} row. What colour is it?")  # fmt: skip
-        chain.act(say(rng, f"I draw a line down column {column + 1}.", f"I draw another line down column {column + 1}."),
-                  line(x, 16, x, 62), f"The lines cross at row {row + 1}, column {column + 1}, on {colour}.",
-                  LineTarget((x, 16), (x, 62)))  # fmt: skip
+        question = say(
+            rng,
+            f"What colour is in the {shape} row and column {column + 1}?",
+            f"Which colour is the cell of the {shape} row in column {column + 1}?",
+            f"Look at column {column + 1} of the {shape} row. What colour is it?",
+        )
+        chain.act(
+            say(rng, f"I draw a line down column {column + 1}.", f"I draw another line down column {column + 1}."),
+            line(x, 16, x, 62),
+            f"The lines cross at row {row + 1}, column {column + 1}, on {colour}.",
+            LineTarget((x, 16), (x, 62)),
+        )
         answer, choices = colour, COLOUR_NAMES
     return Task("structured", "table", seed, question, image, tuple(chain.steps), answer, level, choices)
 
@@ -176,9 +224,10 @@ def draw_curve(values: tuple[int, ...], colour: str, background: RGB) -> Image.I
     for i in range(len(values)):
         put_small_digit(image, str(i + 1), 8 * i + 3, 57)
     points = [point_at(i, value) for i, value in enumerate(values)]
-    draw.line(points, fill=COLOURS[colour], width=3, joint="curve")
+    for start, end in pairwise(points):
+        stroke(image, start, end, COLOURS[colour], 3)
     for x, y in points:
-        draw.rectangle((x - 2, y - 2, x + 2, y + 2), fill=COLOURS[colour])
+        draw.rectangle((x - 2, y - 2, x + 1, y + 1), fill=COLOURS[colour])
     return image
 
 
@@ -196,9 +245,26 @@ def make_peak(rng: Random, seed: int, level: str) -> Task:
     chain = Chain(draw_curve(tuple(values), colour, rng.choice(BACKGROUNDS)))
     image = chain.image
     x, y = point_at(place, values[place])
-    chain.act(say(rng, f"I mark the {point}.", f"I look for the {point} and mark it."), mark(x, y),
-              f"The mark is on the {ORDINALS[place]} point.", MarkTarget((x, y)))  # fmt: skip
-    chain.act(say(rng, "I draw a line down to the axis.", "From the mark I draw a line down to the numbers."),
-              line(x, y, x, PLOT_Y), f"The line meets the axis at {place + 1}.", LineTarget((x, y), (x, PLOT_Y)))  # fmt: skip
-    return Task("structured", "peak", seed, question, image, tuple(chain.steps), str(place + 1), level,
-                tuple(str(i + 1) for i in range(count)))  # fmt: skip
+    chain.act(
+        say(rng, f"I mark the {point}.", f"I look for the {point} and mark it."),
+        mark(x, y),
+        f"The mark is on the {ORDINALS[place]} point.",
+        MarkTarget((x, y)),
+    )
+    chain.act(
+        say(rng, "I draw a line down to the axis.", "From the mark I draw a line down to the numbers."),
+        line(x, y, x, PLOT_Y),
+        f"The line meets the axis at {place + 1}.",
+        LineTarget((x, y), (x, PLOT_Y)),
+    )
+    return Task(
+        "structured",
+        "peak",
+        seed,
+        question,
+        image,
+        tuple(chain.steps),
+        str(place + 1),
+        level,
+        tuple(str(i + 1) for i in range(count)),
+    )
