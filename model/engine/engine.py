@@ -1,0 +1,317 @@
+"""The synchronous core: continuous batching of many sequences over one set of weights.
+
+Knows token ids, slots and weights; it knows no text, no picture, no process and no clock. One call of `step` admits
+waiting sequences, prefills each alone and whole, and draws one token for every running sequence. A token's value does
+not depend on its batch mates: prefills are never shared, every linear of a decode step sees 4 to 64 rows (there the
+CPU kernels give a row the same last bits whatever stands beside it), and attention always gets a mask.
+
+    engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
+    completions = engine.generate(prompts, SamplingParams(temperature=0.0))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from model.engine.phases import Legal, PhaseRules
+from model.engine.sampling import RowParams, draw, draw_from_nucleus
+from model.engine.scheduler import Scheduler
+from model.engine.sequence import FinishedBy, SamplingParams, Sequence, Status
+from model.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from model.transformer import LayerWeights, Transformer
+from model.vocab import Vocabulary
+
+MIN_ROWS, MAX_CPU_ROWS = 4, 64  # rows of a decode step between which a row's bits do not depend on their number
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """One drawn token. `finished_by` is set with a sequence's last one; "error" carries no token (-1)."""
+
+    request_id: str
+    index: int
+    token: int
+    logprob: float
+    legal: Legal
+    finished_by: FinishedBy | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole response. `mask_bytes[i]` says what token i was drawn from (see `Legal`)."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    mask_bytes: bytes
+    finish_reason: FinishedBy
+
+
+class LegalText(Protocol):
+    """What the engine asks of a template."""
+
+    def text_legal_ids(self) -> list[int]: ...
+
+
+class Engine:
+    """Sequences in, tokens out. Not thread-safe: one thread owns it."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        vocab: Vocabulary,
+        template: LegalText,
+        *,
+        num_slots: int = 16,
+        context_len: int | None = None,
+        admissions_per_step: int = 2,
+    ) -> None:
+        """`template` names the ids that may be drawn as text, begin-image apart.
+
+        Raises:
+            ValueError: more slots than the CPU path promises equal results for, or a context beyond the model's.
+        """
+        config = transformer.config
+        context_len = context_len or config.max_position_embeddings
+        if context_len > config.max_position_embeddings:
+            raise ValueError(f"context_len {context_len} is beyond the model's {config.max_position_embeddings}")
+        self.device, self.dtype = transformer.device, transformer.dtype
+        if self.device.type == "cpu" and num_slots > MAX_CPU_ROWS:
+            raise ValueError(f"num_slots {num_slots} is more than {MAX_CPU_ROWS}, the most that a CPU step may have")
+        self.transformer, self.context_len = transformer, context_len
+        self.rules = PhaseRules(vocab.boi_id, vocab.eoi_id, vocab.eos_id, vocab.codes_per_image)
+        self.scheduler = Scheduler(num_slots, admissions_per_step=admissions_per_step)
+        self.cache = KVCache(config, max(num_slots, MIN_ROWS), context_len, device=self.device, dtype=self.dtype)
+        self._groups = config.num_heads // config.num_kv_heads
+        self._attention = DecodeAttention(self.cache, groups=self._groups)
+        # begin-image is the last text column, so that forbidding it is one addition
+        self._text_ids = [*(i for i in template.text_legal_ids() if i != vocab.boi_id), vocab.boi_id]
+        self._code_ids = list(vocab.code_ids)
+        self._text_index = torch.tensor(self._text_ids, device=self.device)
+        self._code_index = torch.tensor(self._code_ids, device=self.device)
+        self._layers: list[LayerWeights] = []
+        self._params: RowParams | None = None
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rebuild the stacked weights from the module's parameters; call it after every optimiser step."""
+        for index, layer in enumerate(self.transformer.layer_weights()):
+            if index == len(self._layers):
+                self._layers.append(LayerWeights(**{f.name: _packed(getattr(layer, f.name)) for f in fields(layer)}))
+                continue
+            for field in fields(layer):
+                getattr(self._layers[index], field.name).copy_(getattr(layer, field.name))
+        head = self.transformer.lm_head.weight
+        self._text_head = _packed(head[self._text_index])
+        self._code_head = _packed(head[self._code_index])
+
+    @property
+    def num_running(self) -> int:
+        return len(self.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.scheduler.waiting)
+
+    def add_request(
+        self,
+        prompt_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        num_samples: int = 1,
+        resumed: Seq[int] = (),
+        num_draws: int = 0,
+        kv: Tensor | None = None,
+    ) -> list[Sequence]:
+        """Queue `num_samples` samples of one prompt; they share its prefill.
+
+        `resumed` are response tokens that exist already (a paused trace, or a forced beginning), `num_draws` how many
+        random numbers they took, `kv` their cached rows if somebody kept them.
+
+        Raises:
+            ValueError: the prompt leaves no room, or an id lies outside the vocabulary.
+        """
+        size = self.transformer.config.vocab_size
+        for token in (*prompt_ids, *resumed):
+            if not 0 <= token < size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {size}")
+        sequences = [
+            Sequence.create(
+                request_id,
+                index,
+                list(prompt_ids),
+                params,
+                rules=self.rules,
+                context_len=self.context_len,
+                resumed=list(resumed),
+                num_draws=num_draws,
+            )
+            for index in range(num_samples)
+        ]
+        for sequence in sequences:
+            sequence.kv = kv
+            self.scheduler.add(sequence)
+        return sequences
+
+    def abort(self, request_id: str) -> int:
+        """Drop every sequence of a request at once and return how many there were."""
+        sequences = self.scheduler.find(request_id)
+        for sequence in sequences:
+            self._remove(sequence, Status.ABORTED)
+        return len(sequences)
+
+    def export_kv(self, sequence: Sequence) -> Tensor:
+        """A copy of a running sequence's cached rows, for `add_request(kv=...)`."""
+        return self.cache.export(sequence.slot, sequence.position)
+
+    @torch.inference_mode()
+    def step(self) -> list[SequenceOutput]:
+        """Admit, prefill, and draw one token for every running sequence."""
+        admitted = self.scheduler.admit()
+        for sequence in admitted:
+            self._fill(sequence)
+        if admitted:
+            self._params = None
+        running = self.scheduler.running
+        if not running:
+            return []
+        hidden = self._decode(running)
+        tokens, logprobs = self._draw(running, hidden)
+        stepped = list(running)
+        outputs = [self._push(*row) for row in zip(stepped, tokens, logprobs, strict=True)]
+        for sequence, output in zip(stepped, outputs, strict=True):  # once every position stands for cached rows again
+            if output.finished_by is not None:
+                self._remove(sequence, Status.FINISHED)
+        return outputs
+
+    def generate(
+        self,
+        prompts: Seq[Seq[int]],
+        params: SamplingParams | Seq[SamplingParams],
+        *,
+        num_samples: int = 1,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """Run prompts to their ends: `num_samples` completions each, those of prompt 0 first.
+
+        `on_finish` is told the number of completions so far. Must not be mixed with `add_request`.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        sequences: list[Sequence] = []
+        for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            sequences += self.add_request(prompt, one, request_id=f"generate-{number}", num_samples=num_samples)
+        reasons: dict[tuple[str, int], FinishedBy] = {}
+        while not self.scheduler.is_idle:
+            for output in self.step():
+                if output.finished_by is not None:
+                    reasons[output.request_id, output.index] = output.finished_by
+                    if on_finish is not None:
+                        on_finish(len(reasons))
+        return [
+            Completion(s.response, s.logprobs, bytes(s.legal), reasons[s.request_id, s.index]) for s in sequences
+        ]
+
+    def _fill(self, sequence: Sequence) -> None:
+        """Bring the keys and values of all but the last token into the sequence's slot."""
+        length, slot = sequence.position, sequence.slot
+        sibling = next((s for s in self.scheduler.running[:slot] if s.shares_prefix(sequence)), None)
+        if sequence.kv is not None and sequence.kv.shape[2] == length:
+            self.cache.restore(slot, sequence.kv)
+        elif sibling is not None:
+            self.cache.copy(sibling.slot, slot, length)
+        elif length:
+            ids = torch.tensor(sequence.prefix, device=self.device)
+            positions = torch.arange(length, device=self.device)
+            attention = PrefillAttention(self.cache, slot, length, groups=self._groups)
+            self.transformer(ids, positions, attention, weights=self._layers)
+        sequence.kv = None
+        self._attention.open(slot, length)
+
+    def _decode(self, running: list[Sequence]) -> Tensor:
+        """The last token of every row -> hidden states [n, D], n padded to at least 4 rows."""
+        padding = [0] * (MIN_ROWS - len(running))
+        ids = [s.last_token for s in running] + padding
+        positions = [s.position for s in running] + padding
+        both = torch.tensor([ids, positions]).to(self.device)
+        self._attention.begin(both[1], max(positions) + 1)
+        return self.transformer(both[0], both[1], self._attention, weights=self._layers)  # type: ignore[no-any-return]
+
+    def _draw(self, running: list[Sequence], hidden: Tensor) -> tuple[list[int], list[float]]:
+        """Hidden states [n, D] -> a legal token and its log-prob for each running sequence."""
+        if self._params is None:
+            self._params = RowParams.of([s.params for s in running], self.device)
+        text = [row for row, s in enumerate(running) if s.state.legal in (Legal.TEXT, Legal.TEXT_OR_IMAGE)]
+        codes = [row for row, s in enumerate(running) if s.state.legal is Legal.CODE]
+        tokens = [s.state.forced_id for s in running]
+        logprobs = [0.0] * len(running)
+        for rows, ids, head in ((text, self._text_ids, self._text_head), (codes, self._code_ids, self._code_head)):
+            if not rows:
+                continue
+            logits = F.linear(hidden, head)  # all rows, padding too: a row's bits must not depend on its mates
+            params, group = self._params, [running[row] for row in rows]
+            if len(rows) < logits.shape[0]:
+                index = torch.tensor(rows, device=self.device)
+                logits = logits.index_select(0, index)
+                if len(rows) < len(running):
+                    params = params.select(index)
+            if rows is text and any(s.state.legal is Legal.TEXT for s in group):
+                closed = [float("-inf") if s.state.legal is Legal.TEXT else 0.0 for s in group]
+                logits[:, -1] += torch.tensor(closed, device=self.device)
+            for row, choice, logprob in zip(rows, *self._choose(logits, params, group), strict=True):
+                tokens[row] = -1 if math.isnan(logprob) else ids[choice]
+                logprobs[row] = logprob
+        return tokens, logprobs
+
+    def _choose(self, logits: Tensor, params: RowParams, group: list[Sequence]) -> tuple[list[int], list[float]]:
+        third, uniform = [], None
+        if not params.all_greedy:
+            draws = [s.draws.take() for s in group]
+            third = [d[2] for d in draws]
+            uniform = torch.tensor([d[:2] for d in draws], dtype=torch.float32).to(self.device)
+        index, logprob, all_logprobs = draw(logits, params, uniform)
+        if self.device.type == "cpu":
+            choices, values = index.tolist(), logprob.tolist()
+        else:  # one transfer; ids below 2**24 are exact in fp32
+            choices_and_values = torch.stack([index.float(), logprob]).tolist()
+            choices, values = [int(c) for c in choices_and_values[0]], choices_and_values[1]
+        for row, choice in enumerate(choices):
+            if choice < 0:
+                choices[row] = draw_from_nucleus(all_logprobs[row], group[row].params.top_p, third[row])
+                values[row] = float(all_logprobs[row, choices[row]])
+        return choices, values
+
+    def _push(self, sequence: Sequence, token: int, logprob: float) -> SequenceOutput:
+        legal = sequence.state.legal
+        if token < 0:  # NaN logits: this sequence ends, the others go on
+            self.cache.clear(sequence.slot)
+            return SequenceOutput(sequence.request_id, sequence.index, -1, logprob, legal, "error")
+        sequence.push(token, logprob)
+        reason = sequence.state.finish_reason
+        return SequenceOutput(sequence.request_id, sequence.index, token, logprob, legal, reason)
+
+    def _remove(self, sequence: Sequence, status: Status) -> None:
+        slot = sequence.slot
+        moved = self.scheduler.remove(sequence, status)
+        self._params = None
+        if moved is not None:
+            self.cache.copy(self.num_running, slot, moved.position)
+            self._attention.open(slot, moved.position)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Every live sequence, running ones first."""
+        yield from self.scheduler.running
+        yield from self.scheduler.waiting
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """A copy that is contiguous the other way round, which small products read nearly twice as fast."""
+    return weight.detach().t().contiguous().t() if weight.dim() == 2 and weight.shape[0] > 64 else weight.detach().clone()

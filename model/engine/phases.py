@@ -1,0 +1,100 @@
+"""Which tokens one sequence may write next: TEXT, IMAGE or DONE. Legal by construction, whatever the logits say.
+
+After begin-image come exactly N codes, then end-image, which is forced; begin-image is legal only while a whole
+picture and room for an answer still fit. Knows token ids but no tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Literal
+
+ANSWER_ROOM = 32  # tokens that must be left behind a picture, so that an answer fits (method.md, section 3)
+
+FinishReason = Literal["stop", "length"]
+
+
+class Phase(Enum):
+    TEXT = "text"
+    IMAGE = "image"
+    DONE = "done"
+
+
+class Legal(IntEnum):
+    """What a position was drawn from; kept with every response token as one byte."""
+
+    FORCED = 0
+    TEXT = 1
+    TEXT_OR_IMAGE = 2
+    CODE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRules:
+    """What of the vocabulary the phases need: N = `codes_per_image`."""
+
+    boi_id: int
+    eoi_id: int
+    eos_id: int
+    codes_per_image: int
+
+    @property
+    def image_room(self) -> int:
+        """Tokens that must remain for begin-image to be legal."""
+        return self.codes_per_image + 2 + ANSWER_ROOM
+
+    def images_that_fit(self, tokens: int) -> int:
+        """Pictures that `tokens` leave room for, the answer included."""
+        return max(0, (tokens - ANSWER_ROOM) // (self.codes_per_image + 2))
+
+
+class PhaseState:
+    """The phase of one sequence. `legal` says what the next token is drawn from, `push` tells what it became."""
+
+    __slots__ = ("codes_done", "finish_reason", "images_done", "legal", "max_images", "max_tokens", "num_tokens",
+                 "phase", "rules")  # fmt: skip
+
+    def __init__(self, rules: PhaseRules, *, max_tokens: int, max_images: int) -> None:
+        """`max_tokens` counts the whole response; both limits hold from its first token."""
+        if max_tokens < 1 or max_images < 0:
+            raise ValueError(f"max_tokens {max_tokens} must be at least 1 and max_images {max_images} at least 0")
+        self.rules = rules
+        self.max_tokens, self.max_images = max_tokens, max_images
+        self.phase = Phase.TEXT
+        self.num_tokens = self.images_done = self.codes_done = 0
+        self.finish_reason: FinishReason | None = None
+        self.legal = self._text()
+
+    @property
+    def forced_id(self) -> int:
+        """The token of a FORCED position: only end-image is ever forced."""
+        return self.rules.eoi_id
+
+    def push(self, token_id: int) -> None:
+        """Take the next token, which must be a legal one."""
+        self.num_tokens += 1
+        if self.phase is Phase.IMAGE:
+            if self.legal is Legal.FORCED:
+                self.phase, self.codes_done = Phase.TEXT, 0
+                self.images_done += 1
+                self.legal = self._text()
+            else:
+                self.codes_done += 1
+                if self.codes_done == self.rules.codes_per_image:
+                    self.legal = Legal.FORCED
+        elif token_id == self.rules.boi_id:
+            self.phase, self.codes_done, self.legal = Phase.IMAGE, 0, Legal.CODE
+        elif token_id == self.rules.eos_id:
+            self._finish("stop")
+        elif self.legal is Legal.TEXT_OR_IMAGE:
+            self.legal = self._text()
+        if self.num_tokens >= self.max_tokens and self.phase is not Phase.DONE:
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.phase, self.finish_reason, self.legal = Phase.DONE, reason, Legal.FORCED
+
+    def _text(self) -> Legal:
+        room = self.max_tokens - self.num_tokens >= self.rules.image_room
+        return Legal.TEXT_OR_IMAGE if room and self.images_done < self.max_images else Legal.TEXT

@@ -1,0 +1,93 @@
+"""Drawing tokens: legal rows of logits in, indices and log-probabilities out, all rows at once and with no host sync.
+
+Log-probabilities are those of the temperature-scaled distribution over the legal tokens, without top-p (method.md §3),
+because that is what the trainer computes; greedy rows count as temperature 1. Top-p needs no sort: a draw from the
+whole distribution is rejected when the tokens above it already hold `top_p`, which leaves exactly the nucleus. A row
+whose two tries are both rejected comes back as -1 and is drawn by :func:`draw_from_nucleus`.
+
+Legend: n rows, V legal tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.engine.sequence import SamplingParams
+
+__all__ = ["RowParams", "SamplingParams", "draw", "draw_from_nucleus"]
+
+_BELOW_ONE = 1.0 - 2.0**-23  # keeps u * total strictly below the total in fp32
+
+
+@dataclass(frozen=True, slots=True)
+class RowParams:
+    """The sampling parameters of the rows of a step, ready for the device. A None spares its operation."""
+
+    inverse_temperature: Tensor | None  # [n, 1], None where all are 1
+    is_greedy: Tensor | None  # [n], None where no row is greedy
+    top_p: Tensor | None  # [n, 1], None where no row has one
+    all_greedy: bool
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> RowParams:
+        """One entry a row."""
+        greedy = [p.temperature == 0.0 for p in params]
+        inverse = [1.0 if p.temperature == 0.0 else 1.0 / p.temperature for p in params]
+        # 2.0 is never reached, where the mass above a rare token may round to 1.0
+        top_p = [2.0 if p.top_p >= 1.0 else p.top_p for p in params]
+        return cls(
+            inverse_temperature=None if set(inverse) == {1.0} else torch.tensor(inverse, device=device)[:, None],
+            is_greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
+            top_p=None if set(top_p) == {2.0} else torch.tensor(top_p, device=device)[:, None],
+            all_greedy=all(greedy),
+        )
+
+    def select(self, rows: Tensor) -> RowParams:
+        """The parameters of some of the rows."""
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.index_select(0, rows)
+
+        return RowParams(pick(self.inverse_temperature), pick(self.is_greedy), pick(self.top_p), self.all_greedy)
+
+
+def draw(logits: Tensor, params: RowParams, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [n, V] and uniform numbers [n, 2] in [0, 1) -> indices [n] (-1: rejected), their log-probs [n], all
+    log-probs [n, V]. `uniform` may be None where every row is greedy."""
+    logits = logits.float()
+    if params.inverse_temperature is not None:
+        logits = logits * params.inverse_temperature
+    logprobs = torch.log_softmax(logits, dim=-1)
+    if params.all_greedy:
+        best, index = logprobs.max(dim=-1)
+        return index, best, logprobs
+    assert uniform is not None
+    probs = logprobs.exp()
+    cumulative = probs.cumsum(dim=-1)
+    target = cumulative[:, -1:] * (uniform * _BELOW_ONE)
+    tries = torch.searchsorted(cumulative, target, right=True)  # never a token of probability zero
+    tries.clamp_(max=logits.shape[-1] - 1)  # rows of NaN
+    if params.top_p is None:
+        index = tries[:, 0]
+    else:
+        chance = probs.gather(1, tries)
+        above = torch.where(probs[:, None] > chance[:, :, None], probs[:, None], 0.0).sum(dim=-1)  # [n, 2]
+        rejected = above >= params.top_p
+        index = torch.where(rejected[:, 0], tries[:, 1].masked_fill(rejected[:, 1], -1), tries[:, 0])
+    if params.is_greedy is not None:
+        index = torch.where(params.is_greedy, logprobs.argmax(dim=-1), index)
+    return index, logprobs.gather(1, index.clamp(min=0)[:, None])[:, 0], logprobs
+
+
+def draw_from_nucleus(logprobs: Tensor, top_p: float, uniform: float) -> int:
+    """One row's log-probs [V] -> an index from its nucleus, by sorting."""
+    probs, order = logprobs.exp().sort(descending=True, stable=True)
+    cumulative = probs.cumsum(dim=-1)
+    size = int((cumulative < top_p).sum()) + 1  # the token that reaches top_p belongs to it
+    cumulative = cumulative[:size]
+    place = torch.searchsorted(cumulative, cumulative[-1:] * (uniform * _BELOW_ONE), right=True)
+    return int(order[min(int(place), cumulative.shape[0] - 1)])

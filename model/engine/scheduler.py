@@ -1,0 +1,64 @@
+"""Who runs: first come, first served, and slots 0 ... n-1 without a gap. Knows no tensor and no token.
+
+Waiting sequences are admitted in the order of their arrival, at most `admissions_per_step` a step, so that prefills
+never hold running sequences up for long. A sequence that ends gives its slot to the last one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from model.engine.sequence import Sequence, Status
+
+
+class Scheduler:
+    """`running[i]` holds slot i."""
+
+    def __init__(self, num_slots: int, *, admissions_per_step: int = 2) -> None:
+        if num_slots < 1 or admissions_per_step < 1:
+            raise ValueError("num_slots and admissions_per_step must be at least 1")
+        self.num_slots = num_slots
+        self.admissions_per_step = admissions_per_step
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence behind the others."""
+        sequence.status = Status.WAITING
+        self.waiting.append(sequence)
+
+    def admit(self) -> list[Sequence]:
+        """Give free slots to the first waiting sequences and return those that got one."""
+        admitted = []
+        while self.waiting and len(self.running) < self.num_slots and len(admitted) < self.admissions_per_step:
+            sequence = self.waiting.popleft()
+            sequence.slot, sequence.status = len(self.running), Status.RUNNING
+            self.running.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def remove(self, sequence: Sequence, status: Status) -> Sequence | None:
+        """Take a sequence out, waiting or running. Returns the one that moved into its slot, if any."""
+        was_running = sequence.status is Status.RUNNING
+        sequence.status = status
+        if not was_running:
+            self.waiting = deque(s for s in self.waiting if s is not sequence)
+            return None
+        slot, sequence.slot = sequence.slot, -1
+        last = self.running.pop()
+        if last is sequence:
+            return None
+        self.running[slot], last.slot = last, slot
+        return last
+
+    def find(self, request_id: str) -> list[Sequence]:
+        """Every live sequence of a request."""
+        return [s for s in (*self.running, *self.waiting) if s.request_id == request_id]
+
+    def position(self, request_id: str) -> int | None:
+        """How many sequences wait before the request's first one; None when none of it waits."""
+        return next((i for i, s in enumerate(self.waiting) if s.request_id == request_id), None)

@@ -1,0 +1,161 @@
+"""One sequence on its way through the engine: its tokens, its phase, its random numbers. Knows no tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from model.engine.phases import PhaseRules, PhaseState
+
+DRAWS_PER_TOKEN = 3  # two tries of the rejection and the exact draw behind them (see sampling.py)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw. `temperature` 0 is greedy. None: as much as fits."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int | None = None
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 100.0:
+            raise ValueError(f"temperature must lie in 0 ... 100, got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in 0 ... 2**63 - 1, got {self.seed}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.max_images is not None and self.max_images < 0:
+            raise ValueError(f"max_images must be at least 0, got {self.max_images}")
+
+
+class Draws:
+    """A sequence's private random numbers: the same seed gives the same numbers on every machine and device."""
+
+    __slots__ = ("_random", "count")
+
+    def __init__(self, seed: int, count: int = 0) -> None:
+        """`count` numbers are skipped: that is all there is to storing and restoring the generator."""
+        self._random = random.Random(seed)
+        self.count = count
+        for _ in range(count):
+            self._random.random()
+
+    def take(self) -> tuple[float, float, float]:
+        """The uniform numbers of one token, each in [0, 1)."""
+        self.count += DRAWS_PER_TOKEN
+        draw = self._random.random
+        return draw(), draw(), draw()
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of sample `index` of a group; sample 0 keeps the request's own."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest(), "big")
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One sample of one request. `response` begins with the tokens it was resumed with, if any."""
+
+    request_id: str
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    state: PhaseState
+    draws: Draws
+    response: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    legal: bytearray = field(default_factory=bytearray)
+    status: Status = Status.WAITING
+    slot: int = -1
+    num_resumed: int = 0
+    last_token: int = -1
+    position: int = 0  # of last_token
+    kv: Any = None  # cached rows to begin with, if somebody kept them
+
+    @classmethod
+    def create(
+        cls,
+        request_id: str,
+        index: int,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        rules: PhaseRules,
+        context_len: int,
+        resumed: list[int],
+        num_draws: int = 0,
+    ) -> Sequence:
+        """A waiting sequence.
+
+        Raises:
+            ValueError: prompt and resumed tokens leave no room, or the resumed tokens have ended already.
+        """
+        room = context_len - len(prompt)
+        if not prompt or room < 1:
+            raise ValueError(f"the prompt has {len(prompt)} tokens; {context_len} fit, one of them for the response")
+        limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
+        fits = rules.images_that_fit(limit)
+        state = PhaseState(
+            rules, max_tokens=limit, max_images=fits if params.max_images is None else min(fits, params.max_images)
+        )
+        legal = bytearray()
+        for token in resumed:
+            if state.finish_reason is not None:
+                raise ValueError("the resumed tokens go on behind their end")
+            legal.append(state.legal)
+            state.push(token)
+        if state.finish_reason is not None:
+            raise ValueError("the resumed tokens have ended already")
+        sequence = cls(
+            request_id=request_id,
+            index=index,
+            prompt=prompt,
+            params=params,
+            state=state,
+            draws=Draws(sample_seed(params.seed, index), num_draws),
+            response=list(resumed),
+            logprobs=[0.0] * len(resumed),
+            legal=legal,
+            num_resumed=len(resumed),
+        )
+        sequence.last_token = sequence.response[-1] if resumed else prompt[-1]
+        sequence.position = len(prompt) + len(resumed) - 1
+        return sequence
+
+    def push(self, token: int, logprob: float) -> None:
+        """Append the token that was drawn."""
+        self.response.append(token)
+        self.logprobs.append(logprob)
+        self.legal.append(self.state.legal)
+        self.state.push(token)
+        self.last_token = token
+        self.position += 1
+
+    def shares_prefix(self, other: Sequence) -> bool:
+        """Whether this sequence's cached rows begin with those that `other` needs."""
+        return self.request_id == other.request_id and self.num_resumed == other.num_resumed
+
+    @property
+    def prefix(self) -> list[int]:
+        """The tokens whose keys and values must be cached before the next step: all but the last."""
+        return (self.prompt + self.response)[:-1]
+
+
+FinishedBy = Literal["stop", "length", "aborted", "error"]
