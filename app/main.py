@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import Match
 from starlette.types import ASGIApp
@@ -49,15 +51,16 @@ from app.trace_intake import Intake
 from app.trace_runner import TraceRunner
 from app.traces import TraceService
 from app.ui.assets import static_files
-from app.ui.assets import static_files
 from model.engine.messages import Generation
 
 log = logging.getLogger("omni_r1.server")
 
+ROUTES = (system, traces, images, tasks, checkpoints)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 GRACEFUL_S = 2
 BAD_START = 2
+SAME_REQUEST_S = 0.5
 
 
 def create_app(
@@ -92,7 +95,7 @@ def create_app(
     app.state.services = services
     app.state.runtime = runtime
     install_handlers(app)
-    for module in (system, traces, images, tasks, checkpoints):
+    for module in ROUTES:
         app.include_router(module.router)
     _add_docs(app)
     _add_unknown(app)
@@ -220,11 +223,10 @@ def _add_unknown(app: FastAPI) -> None:
 
     async def unknown(request: Request, rest: str) -> None:
         allowed: set[str] = set()
-        for route in app.routes:
-            if getattr(route, "endpoint", None) is not unknown and hasattr(route, "methods"):
-                match, _scope = route.matches(dict(request.scope))
-                if match is Match.PARTIAL:
-                    allowed |= set(route.methods or ())
+        for module in ROUTES:
+            for route in module.router.routes:
+                if isinstance(route, APIRoute) and route.matches(dict(request.scope))[0] is Match.PARTIAL:
+                    allowed |= route.methods
         if allowed:
             allow = ", ".join(sorted(allowed))
             raise Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
@@ -253,16 +255,20 @@ class StudioServer(uvicorn.Server):
         self._runtime = runtime
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._signalled = False
+        self._signalled_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._signalled:
+        now = time.monotonic()
+        if self._signalled_at is None:
+            self._signalled_at = now
+        elif sig == signal.SIGTERM and now - self._signalled_at < SAME_REQUEST_S:
+            return  # make passes on the SIGTERM that its process group has had already
+        else:
             os._exit(128 + sig)
-        self._signalled = True
         self.stop()
 
     def stop(self) -> None:
