@@ -1,0 +1,26 @@
+"""`omni-r1 serve`: the studio in this process, until Ctrl-C or SIGTERM. Returns app.main's exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from argparse import Namespace
+
+from app.cli import EXIT_BAD_INPUT, CommandError
+from app.settings import SettingsError, read_settings
+
+
+def serve(args: Namespace) -> int:
+    """Reads the settings (options win over the environment) and serves; 0 after a signal, 2 for a bad start."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over
+    names = ("home", "host", "port", "device", "checkpoint")
+    try:
+        settings = read_settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
+    except SettingsError as error:
+        raise CommandError(str(error), EXIT_BAD_INPUT) from error
+    from app import main
+
+    try:
+        return main.serve(settings)
+    except KeyboardInterrupt:  # before the server took the signals over: stopped as asked
+        return 0

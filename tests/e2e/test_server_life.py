@@ -1,0 +1,259 @@
+"""Start, stop, kill: what a real server's end leaves behind, and what the next start makes of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.client import Client, NotReady, OmniError
+from app.sse_reader import Event
+from tests.e2e.conftest import ROOT, Server, wait_until
+from tests.e2e.test_server import ask
+
+LIVE = ("queued", "running")
+
+
+def start_many(client: Client, count: int) -> list[str]:
+    """More traces than the engine has slots, so that some run and some wait for a good while."""
+    return [ask(client, seed=1_000_000_000 + n, sampling={"temperature": 1.0})["id"] for n in range(count)]
+
+
+def read_until(client: Client, trace_id: str, kind: str) -> list[Event]:
+    """The events of a trace up to the first of that kind."""
+    events = []
+    for event in client.events(trace_id):
+        events.append(event)
+        if event.type == kind:
+            return events
+    raise AssertionError(f"{trace_id} ended without {kind}")
+
+
+def test_after_kill_9_the_log_is_the_same_and_ends_interrupted(fresh_server: Server) -> None:
+    server = fresh_server.start()
+    with server.client() as client:
+        ids = start_many(client, 40)
+        seen = {trace_id: read_until(client, trace_id, "trace.queued") for trace_id in ids}
+        seen[ids[0]] = read_until(client, ids[0], "text.delta")
+        before = {trace_id: client.trace(trace_id)["status"] for trace_id in ids}
+        server.kill()
+    assert any(status in LIVE for status in before.values())
+
+    server.start()
+    with server.client() as client:
+        interrupted = 0
+        for trace_id in ids:
+            log = list(client.events(trace_id))
+            assert [event.raw for event in log[: len(seen[trace_id])]] == [event.raw for event in seen[trace_id]]
+            assert [event.seq for event in log] == list(range(1, len(log) + 1))
+            assert [event.terminal for event in log] == [False] * (len(log) - 1) + [True]
+            trace = client.trace(trace_id)
+            if log[-1].type == "trace.failed":
+                interrupted += 1
+                assert log[-1].data["error"]["code"] == "interrupted"
+                assert trace["status"] == "interrupted"
+            else:
+                assert trace["status"] == "completed"
+        assert interrupted > 0
+        assert list(client.events(ask(client)["id"]))[-1].type == "trace.completed"
+    assert server.stop() == 0
+
+
+def test_kill_9_leaves_no_engine_behind(fresh_server: Server) -> None:
+    server = fresh_server.start()
+    with server.client() as client:
+        read_until(client, start_many(client, 20)[0], "trace.started")
+    children = server.children()
+    assert children
+    server.kill()
+    wait_until(lambda: not any(alive(child) for child in children), "the engine's end", 10)
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_running_traces_and_readers_hear_of_it(fresh_server: Server, sig: signal.Signals) -> None:
+    server = fresh_server.start()
+    children = server.children()
+    with server.client() as client:
+        ids = start_many(client, 40)
+        reader = Reader(server, ids[-1])
+        reader.wait_for("trace.queued")
+        started = time.monotonic()
+        assert server.stop(sig) == 0
+        assert time.monotonic() - started < 10
+    reader.join()
+    assert reader.events[-1].type == "trace.failed"
+    assert reader.events[-1].data["error"]["code"] == "interrupted"
+    wait_until(lambda: not any(alive(child) for child in children), "the engine's end", 5)
+
+    server.start()
+    with server.client() as client:
+        assert not [t for t in client.traces(limit=100)["data"] if t["status"] in LIVE]
+        assert [event.raw for event in client.events(ids[-1])] == [event.raw for event in reader.events]
+
+
+class Reader(threading.Thread):
+    """Follows one trace in a thread of its own."""
+
+    def __init__(self, server: Server, trace_id: str) -> None:
+        super().__init__(daemon=True)
+        self.server, self.trace_id = server, trace_id
+        self.events: list[Event] = []
+        self.error: OmniError | None = None
+        self.changed = threading.Condition()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self.server.client() as client:
+                for event in client.events(self.trace_id, give_up_s=60):
+                    with self.changed:
+                        self.events.append(event)
+                        self.changed.notify_all()
+        except OmniError as error:
+            self.error = error
+
+    def wait_for(self, kind: str, timeout_s: float = 60) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: any(e.type == kind for e in self.events), timeout_s), self.error
+
+
+def test_a_reader_follows_a_paused_trace_across_a_restart(fresh_server: Server) -> None:
+    server = fresh_server.start()
+    with server.client() as client:
+        trace_id = ask(client, mode="step", sampling={"temperature": 0.0})["id"]
+        reader = Reader(server, trace_id)
+        reader.wait_for("trace.queued")
+        wait_until(lambda: client.trace(trace_id)["status"] not in LIVE, "a pause or an end")
+        if client.trace(trace_id)["status"] != "paused":
+            pytest.skip("this checkpoint's trace has no step to pause after")
+        reader.wait_for("trace.paused")
+    server.port = int(server.url.rsplit(":", 1)[1])  # the reader comes back to the same address
+    server.kill()
+    server.start()
+    with server.client() as client:
+        assert client.trace(trace_id)["status"] == "paused"
+        client.continue_(trace_id, "auto")
+        reader.join(60)
+        assert reader.error is None
+        assert reader.events[-1].type == "trace.completed"
+        assert [event.raw for event in client.events(trace_id)] == [event.raw for event in reader.events]
+
+
+def test_a_second_server_on_the_same_home_names_the_first(server: Server) -> None:
+    assert server.process is not None
+    done = serve(server.env(), "--port", "0")
+    assert done.returncode == 2
+    assert str(server.process.pid) in done.stderr
+    assert server.url.rsplit(":", 1)[1] in done.stderr
+    assert done.stderr.count("\n") == 1
+    with server.client() as client:
+        assert client.alive()
+
+
+def test_a_taken_port_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = serve(clean_environment(tmp_path), "--port", str(port))
+    assert done.returncode == 2
+    assert str(port) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OMNI_R1_NO_SUCH_SETTING", "1"),
+        ("OMNI_R1_PORT", "http"),
+        ("OMNI_R1_HOST", "0.0.0.0"),
+        ("OMNI_R1_DEVICE", "abacus"),
+        ("OMNI_R1_CHECKPOINT", "no-such-checkpoint"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_and_exit_code_2(tmp_path: Path, name: str, value: str) -> None:
+    done = serve(clean_environment(tmp_path) | {name: value})
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("omni-r1: ")
+
+
+def test_a_home_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = serve(clean_environment(tmp_path / "file"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_serve_ends_whole_when_its_process_group_is_told_to(fresh_server: Server) -> None:
+    """make passes SIGTERM on to the server that has had it already: the second one must not cut the first short."""
+    fresh_server.home.mkdir(parents=True, exist_ok=True)
+    command = ["make", "-o", "setup", "serve", "PORT=0"]
+    with (
+        fresh_server.log.open("a") as log,
+        subprocess.Popen(
+            command, cwd=ROOT, env=fresh_server.env(), stdout=subprocess.PIPE, stderr=log, text=True, process_group=0
+        ) as made,
+    ):
+        assert made.stdout is not None
+        first = made.stdout.readline()
+        fresh_server.url = next(word for word in first.split() if word.startswith("http://"))
+        fresh_server.process = made
+        fresh_server.wait_ready()
+        everyone = fresh_server.children()
+        with fresh_server.client() as client:
+            reader = Reader(fresh_server, start_many(client, 40)[-1])
+            reader.wait_for("trace.queued")
+        os.killpg(made.pid, signal.SIGTERM)
+        made.wait(15)
+    reader.join(10)
+    assert reader.events[-1].type == "trace.failed"
+    wait_until(lambda: not any(alive(process) for process in everyone), "the end of every process", 5)
+
+
+def test_while_it_stops_nothing_new_is_taken(fresh_server: Server) -> None:
+    server = fresh_server.start()
+    refused: list[OmniError] = []
+
+    def knock() -> None:
+        with server.client() as client:
+            while True:
+                try:
+                    ask(client)
+                except OmniError as error:
+                    refused.append(error)
+                    return
+
+    knocking = threading.Thread(target=knock, daemon=True)
+    knocking.start()
+    assert server.stop() == 0
+    knocking.join(10)
+    assert refused
+    assert not isinstance(refused[0], NotReady) or refused[0].status == 503
+
+
+def serve(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", "serve", *argv]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    return Server(home).env()
