@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -127,7 +128,8 @@ class Runtime:
         if self._build_ui is None:
             del self._waits_for["page"]
             return
-        page = await asyncio.to_thread(self._build_ui, self.base_url)
+        build_ui = self._build_ui
+        page = await _in_daemon_thread(lambda: build_ui(self.base_url))
         # Entered and left by one task, as lifespans want it.
         started = asyncio.Event()
         self._tasks.append(asyncio.create_task(self._hold_page(page, started), name="page"))
@@ -223,6 +225,34 @@ class Runtime:
         await asyncio.to_thread(s.db.close)
         self._home.close()
         log.info("stopped")
+
+
+async def _in_daemon_thread(work: Callable[[], Any]) -> Any:
+    """The result of `work`, in a thread that does not hold up the end of the process (importing Gradio takes long)."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def run() -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as error:
+            failure = error
+
+        def tell() -> None:
+            if done.done():
+                return
+            if failure is not None:
+                done.set_exception(failure)
+            else:
+                done.set_result(result)
+
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            loop.call_soon_threadsafe(tell)
+
+    threading.Thread(target=run, name="page", daemon=True).start()
+    return await done
 
 
 async def _get_root(page: ASGIApp) -> int:
