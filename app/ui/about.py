@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app.client import Client, OmniError
-from app.ui.components import ModuleHTML, header
+from app.ui.components import header, module_html
 
 Section = dict[str, Any]  # {title, text, rows: [[name, value or {text, href}]]}
 
@@ -23,6 +23,15 @@ def _version() -> str:
 
 def _megabytes(count: object) -> str:
     return f"{count / 2**20:,.0f} MB" if isinstance(count, int | float) and not isinstance(count, bool) else "unknown"
+
+
+def words_of(notes: object) -> str:
+    """A card's notes, whatever shape they have, as one paragraph."""
+    if isinstance(notes, dict):
+        return " ".join(str(value) for value in notes.values())
+    if isinstance(notes, list):
+        return " ".join(str(value) for value in notes)
+    return str(notes or "")
 
 
 def _studio(client: Client) -> Section:
@@ -40,14 +49,16 @@ def _studio(client: Client) -> Section:
 
 def _checkpoint(one: dict[str, Any]) -> Section:
     lineage = one.get("lineage") or {}
-    rows = [
-        ["active", "yes" if one.get("active") else "no"],
-        ["licence", one.get("licence")],
-        ["template", one.get("template")],
-        ["base", one.get("base") or lineage.get("base")],
-        ["size", _megabytes(one["bytes"]) if one.get("bytes") else None],
-        ["made", one.get("created_at")],
-        ["photos", one.get("card_notes")],
+    rows: list[tuple[str, Any]] = [
+        ("active", "yes" if one.get("active") else "no"),
+        ("licence", one.get("licence")),
+        ("template", one.get("template")),
+        ("base", one.get("base") or lineage.get("base")),
+        ("size", _megabytes(one.get("size_bytes"))),
+        ("made", one.get("created_at")),
+        ("pictures", f"{one['resolution']} × {one['resolution']} px" if one.get("resolution") else None),
+        ("note", words_of(one.get("card_notes"))),
+        ("problem", one.get("problem")),
     ]
     known = [[name, value] for name, value in rows if value]
     return {"title": str(one["id"]), "text": one.get("description") or "", "rows": known}
@@ -78,7 +89,7 @@ def sections(client: Client) -> list[Section]:
 def about_page(client: Client) -> None:
     """Builds the page inside the current Blocks."""
     header("about")
-    facts = ModuleHTML(
+    facts = module_html(
         "studio/about.js",
         "mountAbout(element, props, watch)",
         '<div data-about class="or-about"></div>',

@@ -11,26 +11,22 @@ import gradio as gr
 NAVIGATION = (("studio", "/", "Studio"), ("gallery", "/gallery", "Gallery"), ("about", "/about", "About"))
 
 
-class ModuleHTML(gr.HTML):
+def module_html(module: str, mount: str, template: str, *, elem_id: str, value: str = "") -> gr.HTML:
     """A gr.HTML whose content is drawn by an ES module of ours; ``mount`` is a call on the imported module ``m``.
 
     In ``mount`` there are Gradio's ``element``, ``props`` and ``watch``. The template is markup of ours, never data.
+    No subclass of gr.HTML: Gradio writes a `.pyi` file beside the source of each one.
     """
-
-    def __init__(self, module: str, mount: str, template: str, *, elem_id: str, value: str = "") -> None:
-        super().__init__(
-            value=value,
-            html_template=template,
-            js_on_load=f"import('/static/{module}').then((m) => m.{mount});",
-            apply_default_css=False,
-            elem_id=elem_id,
-        )
-
-    def get_block_name(self) -> str:
-        return "html"
+    return gr.HTML(
+        value=value,
+        html_template=template,
+        js_on_load=f"import('/static/{module}').then((m) => m.{mount});",
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
 
 
-def header(page: str) -> ModuleHTML:
+def header(page: str) -> gr.HTML:
     """The line on top of a page: its name, the other pages, the checkpoint, light or dark."""
     links = "".join(
         f'<a href="{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
@@ -46,20 +42,18 @@ def header(page: str) -> ModuleHTML:
         '<button type="button" class="or-round or-theme" aria-label="Light or dark"></button>'
         "</div>"
     )
-    return ModuleHTML("studio/header.js", "mountHeader(element)", template, elem_id=f"or-header-{page}")
+    return module_html("studio/header.js", "mountHeader(element)", template, elem_id=f"or-header-{page}")
 
 
-def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> ModuleHTML:
+def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> gr.HTML:
     """The trace viewer for the trace whose id is its value; another value shows another trace."""
     template = '<div data-viewer class="or-viewer-place"></div>'
-    return ModuleHTML(
+    return module_html(
         "viewer/viewer.js", "mountComponent(element, props, watch)", template, elem_id=elem_id, value=trace_id
     )
 
 
-def studio_part(name: str, inner: str = "") -> ModuleHTML:
+def studio_part(name: str, inner: str = "") -> gr.HTML:
     """One of the Studio's own parts (`static/studio/studio.js`): well, examples, viewer, line."""
-    template = f'<div class="or-part-{name}">{inner}</div>'
-    return ModuleHTML(
-        "studio/studio.js", f"studio.mount('{name}', element.querySelector('.or-part-{name}'))", template, elem_id=f"or-{name}"
-    )
+    mount = f"studio.mount('{name}', element.querySelector('.or-part-{name}'))"
+    return module_html("studio/studio.js", mount, f'<div class="or-part-{name}">{inner}</div>', elem_id=f"or-{name}")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import gradio as gr
 
 from app.client import Client, OmniError
-from app.ui.components import ModuleHTML, header
+from app.ui.components import header, module_html
 
 SLICES = [("any slice", ""), *((name, name) for name in ("natural", "structured", "diagrammatic", "operational"))]
 VERDICTS = [("any verdict", ""), ("right", "right"), ("wrong", "wrong")]
+
+
+def _choice(label: str, choices: list[tuple[str, str]]) -> gr.Dropdown:
+    return gr.Dropdown(choices, value="", label=label, elem_id=f"or-filter-{label.lower()}", filterable=False)
 
 
 def gallery_page(client: Client) -> None:
@@ -23,18 +27,11 @@ def gallery_page(client: Client) -> None:
 
     header("gallery")
     with gr.Row(elem_id="or-filters"):
-        words = gr.Textbox(
-            placeholder="words of the question or answer", label="Words", elem_id="or-filter-words", min_width=160, type="text"
-        )
-        slice_ = gr.Dropdown(SLICES, value="", label="Slice", elem_id="or-filter-slice", min_width=120, filterable=False)
-        verdict = gr.Dropdown(
-            VERDICTS, value="", label="Verdict", elem_id="or-filter-verdict", min_width=120, filterable=False
-        )
-        checkpoint = gr.Dropdown(
-            [("any checkpoint", "")], value="", label="Checkpoint", elem_id="or-filter-checkpoint", min_width=120,
-            filterable=False,
-        )  # fmt: skip
-    ModuleHTML(
+        words = gr.Textbox(label="Words", placeholder="of the question or the answer", elem_id="or-filter-words")
+        slice_ = _choice("Slice", SLICES)
+        verdict = _choice("Verdict", VERDICTS)
+        checkpoint = _choice("Checkpoint", [("any checkpoint", "")])
+    module_html(
         "studio/gallery.js",
         "gallery.mount(element.querySelector('.or-part-gallery'))",
         '<div class="or-part-gallery"></div>',

@@ -11,23 +11,25 @@ import gradio as gr
 
 from app.ui.components import header, studio_part
 
+LINE = '<p class="or-budget" aria-live="polite"></p><p class="or-error" role="alert" hidden></p>'
 SAMPLING = ("temperature", "top_p", "seed", "max_images", "max_new_tokens")
 
 
-def _number(label: str, info: str, elem_id: str, *, minimum: float, maximum: float | None, step: float) -> gr.Number:
-    return gr.Number(
-        value=None, label=label, info=info, elem_id=elem_id, minimum=minimum, maximum=maximum, step=step, placeholder="default"
+def _sampling_fields() -> list[gr.Textbox]:
+    """Empty fields leave the decision to the checkpoint and the server. In the order of ``SAMPLING``.
+
+    Text, not gr.Number: that turns an empty field into 0, which is a decision.
+    """
+    rows = (
+        ("Temperature", "0 takes the likeliest", "or-temperature"),
+        ("Top-p", "share of likely tokens", "or-top-p"),
+        ("Seed", "same seed, same trace", "or-seed"),
+        ("Most pictures", "empty: what fits", "or-max-images"),
+        ("Most tokens", "empty: the room left", "or-max-new-tokens"),
     )
-
-
-def _sampling_fields() -> list[gr.Number]:
-    """Empty fields leave the decision to the checkpoint and the server. In the order of ``SAMPLING``."""
     return [
-        _number("Temperature", "0 = always the likeliest", "or-temperature", minimum=0, maximum=2, step=0.1),
-        _number("Top-p", "share of likely tokens", "or-top-p", minimum=0.01, maximum=1, step=0.05),
-        _number("Seed", "same seed, same trace", "or-seed", minimum=0, maximum=2**53 - 1, step=1),
-        _number("Most pictures", "empty = what fits", "or-max-images", minimum=0, maximum=64, step=1),
-        _number("Most tokens", "empty = the room left", "or-max-new-tokens", minimum=1, maximum=None, step=1),
+        gr.Textbox(value="", label=label, info=info, elem_id=elem_id, placeholder="default", max_lines=1)
+        for label, info, elem_id in rows
     ]
 
 
@@ -58,7 +60,9 @@ def studio_page() -> None:
                         ("stop", "Stop", "stop"),
                     )
                 }
-            studio_part("line", '<p class="or-budget" aria-live="polite"></p><p class="or-error" role="alert" hidden></p>')
+            studio_part(
+                "line", '<p class="or-budget" aria-live="polite"></p><p class="or-error" role="alert" hidden></p>'
+            )
             with gr.Accordion("Sampling", open=False, elem_id="or-sampling"), gr.Row():
                 fields = _sampling_fields()
         with gr.Column(elem_id="or-trace", min_width=0):

@@ -14,6 +14,23 @@ import { Well } from './well.js';
 
 const BUDGET_WAIT_MS = 150;
 
+/** The sampling fields that a person has filled, as numbers; what is no number is said, not sent. */
+export function numbersOf(fields) {
+  const given = {};
+  for (const [name, text] of Object.entries(fields)) {
+    const written = String(text ?? '').trim().replace(',', '.');
+    if (written === '') continue;
+    const value = Number(written);
+    if (!Number.isFinite(value)) throw new Error(`Sampling: “${text}” is not a number (${name.replaceAll('_', ' ')}).`);
+    given[name] = value;
+  }
+  return given;
+}
+
+/** A card's notes, whatever shape they have, as one paragraph. */
+export const wordsOf = (notes) =>
+  notes && typeof notes === 'object' ? Object.values(notes).join(' ') : String(notes ?? '');
+
 class Studio {
   #picture = null; // {image, own}
   #task = null; // {task_id, question, image_id}: what the picture and the question were, to be a task
@@ -159,7 +176,7 @@ class Studio {
   async #checkpoint(name) {
     let notes = '';
     try {
-      notes = (await api.checkpoint(name)).card_notes ?? '';
+      notes = wordsOf((await api.checkpoint(name)).card_notes);
     } catch {
       // the line is a help; without it nothing else changes
     }
@@ -168,7 +185,7 @@ class Studio {
 
   // ---- the buttons
 
-  /** Start a trace; `sampling` holds what a person has set, null where the checkpoint decides. */
+  /** Start a trace; `sampling` holds the texts of its fields, empty where the checkpoint decides. */
   async start(mode, sampling) {
     if (this.#starting || ['running', 'paused'].includes(this.viewer.phase)) return;
     const question = this.textarea.value;
@@ -187,14 +204,20 @@ class Studio {
     }
     const checkpoint = chosenCheckpoint();
     if (checkpoint) request.checkpoint = checkpoint;
-    const given = Object.entries(sampling).filter(([, value]) => value !== null && value !== undefined && value !== '');
-    if (given.length) request.sampling = Object.fromEntries(given);
+    try {
+      const given = numbersOf(sampling);
+      if (Object.keys(given).length) request.sampling = given;
+    } catch (error) {
+      this.fail(error);
+      return;
+    }
     this.#starting = true;
     this.fail(null);
     this.#setPhase('running', 'auto');
     try {
       const trace = await api.create(request);
       this.viewer.started(trace);
+      if (matchMedia('(max-width: 900px)').matches) this.viewer.root.scrollIntoView({ block: 'start' });
       history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
     } catch (error) {
       this.fail(error);

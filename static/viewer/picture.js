@@ -225,7 +225,7 @@ export class Picture {
 
   #sharpen() {
     for (const canvas of [this.before, this.after, this.changes]) {
-      const enlarged = canvas.clientWidth > canvas.width * ENLARGED;
+      const enlarged = canvas.clientWidth * devicePixelRatio > canvas.width * ENLARGED;
       canvas.classList.toggle('or-pixels', enlarged);
     }
   }

@@ -6,17 +6,34 @@
 
 export const TERMINAL = new Set(['completed', 'cancelled', 'failed', 'interrupted']);
 
-const SKILL_WORDS = [
-  ['predict', /\bnext state\b|\bpredict|\bafter the move\b|\bmove[sd]?\b/i],
-  ['zoom', /\bzoom/i],
-  ['box', /\bbox(?:ed|es)?\b/i],
-  ['line', /\bline[sd]?\b/i],
-  ['mark', /\bmark(?:ed|s|ing)?\b/i],
+// The same tables as training/skills.py (a test compares them): the first verb decides, then the nouns.
+const VERBS = [
+  ['zoom', /\bzoom(s|ing|ed)?\b|\bcrop\b|\blook closer\b/],
+  ['mark', /(?<!the )(?<!The )\bmark\b|\bmarking\b/],
+  ['box', /\b(draw|put|place|set|add)s? (a|the|another) box\b|\bI box\b/i],
+  [
+    'line',
+    /\b(a|the|another|second|straight) line (from|to|along|across|down|up|through|over|on|between)\b|\bextend\b|\bI trace\b/i,
+  ],
+  ['predict', /\b(moves?|slides?|tilts?|tilting|turns?|flips?|swaps?|drops?|falls?|rotates?|next state)\b/],
+];
+const NOUNS = [
+  ['box', /\bbox(es|ed)?\b/],
+  ['line', /\bline\b/],
+  ['mark', /\bmark(s|ed)?\b/],
+  ['predict', /\bpredict(s|ed|ion)?\b|\bnext (picture|position|board)\b/],
 ];
 
 /** The skill that a step's words name, or null. */
 export function skillOfText(text) {
-  for (const [skill, words] of SKILL_WORDS) if (words.test(text)) return skill;
+  for (const table of [VERBS, NOUNS]) {
+    let first = null;
+    for (const [skill, words] of table) {
+      const at = text.search(words);
+      if (at >= 0 && (first === null || at < first.at)) first = { at, skill };
+    }
+    if (first) return first.skill;
+  }
   return null;
 }
 

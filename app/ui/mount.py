@@ -1,0 +1,25 @@
+"""The pages as an application of their own, for `app.main` to put behind the API once it is built."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from app.client import Client
+from app.ui.page import mount_ui
+
+
+def build_page(base_url: str) -> FastAPI:
+    """The pages for the server at ``base_url``; the lifespan of the result has to run. Takes seconds."""
+    client = Client(base_url)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        client.close()
+
+    page = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    mount_ui(page, client)
+    return page
