@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from PIL import Image, ImageDraw
@@ -176,10 +177,18 @@ def _zoom(action: Action, image: Image.Image) -> Image.Image:
     return image.crop(box_pixels(action, image)).resize(image.size, Image.Resampling.BICUBIC)
 
 
+@cache
+def _disc_mask(half: int) -> Image.Image:
+    mask = Image.new("L", (8 * half, 8 * half), 0)
+    gap = 0.4 * half
+    ImageDraw.Draw(mask).ellipse((gap, gap, 8 * half - 1 - gap, 8 * half - 1 - gap), fill=255)
+    return mask.resize((2 * half, 2 * half), Image.Resampling.BOX)
+
+
 def _mark(action: Action, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     x, y = mark_pixels(action, image)
-    radius = max(3, round(min(image.size) * 3 / 64))
-    draw.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), fill=INK)
+    half = max(4, round(min(image.size) * 4 / 64))
+    image.paste(INK, (x - half, y - half), _disc_mask(half))
     if len(action.args) == 3 and min(image.size) >= _MIN_LABEL_SIZE:
         draw.text((x, y), str(action.args[2]), fill=(255, 255, 255), anchor="mm")
 

@@ -227,6 +227,14 @@ TURNS = {
 }
 
 
+_UNDOES = {
+    "turn right": "turn left",
+    "turn left": "turn right",
+    "flip sideways": "flip sideways",
+    "flip over": "flip over",
+}
+
+
 def turn(cells: Cells, change: str) -> Cells:
     """The pattern after one change."""
     if change == "turn right":
@@ -262,7 +270,11 @@ def make_rotate(rng: Random, seed: int, level: str) -> Task:
     size = 3 if level == "hard" else 2
     cells = random_pattern(rng, size)
     count = rng.randint(3, 4) if level == "hard" else rng.randint(2, 3)
-    changes = [rng.choice(tuple(TURNS)) for _ in range(count)]
+    changes: list[str] = []
+    while len(changes) < count:
+        change = rng.choice(tuple(TURNS))
+        if not changes or _UNDOES[change] != changes[-1]:
+            changes.append(change)
     corners = {"upper left": (0, 0), "upper right": (0, -1), "lower left": (-1, 0), "lower right": (-1, -1)}
     corner = rng.choice(tuple(corners))
     background = rng.choice(BACKGROUNDS)
