@@ -13,7 +13,7 @@ import pytest
 from app.client import BadInput, Client, Conflict
 from app.client_types import Trace
 from app.sse_reader import Event, EventParser
-from tests.e2e.conftest import ROOT, Server
+from tests.e2e.real_server import ROOT, Server
 
 
 def ask(client: Client, seed: int = 1_000_000_000, **options: object) -> Trace:

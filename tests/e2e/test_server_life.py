@@ -17,7 +17,7 @@ import pytest
 
 from app.client import Client, NotReady, OmniError
 from app.sse_reader import Event
-from tests.e2e.conftest import ROOT, Server, wait_until
+from tests.e2e.real_server import ROOT, Server, wait_until
 from tests.e2e.test_server import ask
 
 LIVE = ("queued", "running")

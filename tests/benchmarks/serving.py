@@ -1,0 +1,209 @@
+"""The whole studio under load, as its users meet it: latency, event streams that drop and resume, memory.
+
+    .venv/bin/python -m tests.benchmarks.serving [--clients 50] [--traces 100]
+
+Starts a server of its own and prints one JSON object a line, {name, ours, peer, ratio, unit}; there is no peer to these
+rows, so `peer` and `ratio` are null. Ends with exit code 1 when an event was lost, repeated or changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from app.client import Client
+from app.sse_reader import Cursor, EventParser
+from tests.e2e.real_server import Server, new_server
+
+PROBE_EVERY_S = 0.02
+LIVE_AT_ONCE = 8
+SLICES = ("natural", "structured", "diagrammatic", "operational")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure the studio under load.")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--traces", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        server = new_server(Path(folder))
+        try:
+            return measure(server, args.clients, args.traces, random.Random(args.seed))
+        finally:
+            server.kill()
+
+
+def measure(server: Server, num_clients: int, num_traces: int, rng: random.Random) -> int:
+    started = time.perf_counter()
+    server.start()
+    row("start_to_ready", time.perf_counter() - started, "s")
+    with server.client() as client:
+        one_at_a_time(client)
+        one_at_a_time(client, pictures=3)
+        row("memory_idle", resident(server), "MB")
+        quiet = asyncio.run(load(server.url, client, num_traces // 2, num_clients=LIVE_AT_ONCE, droppers=0, rng=rng))
+        with probing(server.url) as probe:
+            load_run = load(
+                server.url, client, num_traces // 2, num_clients=num_clients, droppers=num_clients // 2, rng=rng
+            )
+            loaded = asyncio.run(load_run)
+        row("livez_p99_under_load", percentile(probe["ms"], 0.99), "ms")
+        row("livez_worst_under_load", max(probe["ms"]), "ms")
+        row("ms_a_token_quiet", quiet["ms_a_token"], "ms")
+        row("ms_a_token_under_load", loaded["ms_a_token"], "ms")
+        row("slowdown_by_readers", loaded["ms_a_token"] / quiet["ms_a_token"], "times")
+        row("reconnections", loaded["reconnections"], "count")
+        row("events_read", loaded["events"], "count")
+        wrong = quiet["wrong"] + loaded["wrong"]
+        row("logs_lost_repeated_or_changed", wrong, "count")
+        row("memory_after_traces", resident(server), "MB")
+        row("memory_after_traces_pss", resident(server, shared_once=True), "MB")
+    return 1 if wrong else 0
+
+
+def one_at_a_time(client: Client, *, pictures: int | None = None, runs: int = 15) -> None:
+    """POST to first text and to the end, nothing else running; only traces with that many pictures count."""
+    first_text, total, seed = [], [], 1_000_000_000
+    for _ in range(4 * runs):
+        seed += 1
+        task = client.task(slice=SLICES[seed % 4] if pictures is None else "operational", seed=seed)
+        started = time.perf_counter()
+        trace = client.create_trace(task["question"], [task["image_id"]], sampling={"temperature": 0.0})
+        text_at, drawn = None, 0
+        for event in client.events(trace["id"]):
+            if event.type in ("text.delta", "answer.delta") and text_at is None:
+                text_at = time.perf_counter() - started
+            drawn += event.type == "image.completed"
+        if pictures is None or drawn == pictures:
+            total.append(time.perf_counter() - started)
+            if text_at is not None:
+                first_text.append(text_at)
+        if len(total) == runs:
+            break
+    name = "trace" if pictures is None else f"trace_with_{pictures}_pictures"
+    if total:
+        row(f"{name}_median", statistics.median(total) * 1000, "ms")
+    if first_text:
+        row(f"{name}_first_text_median", statistics.median(first_text) * 1000, "ms")
+
+
+async def load(
+    url: str, client: Client, num_traces: int, *, num_clients: int, droppers: int, rng: random.Random
+) -> dict[str, Any]:
+    """Runs traces, a few at a time, with all readers on the running ones; compares what each read with the log."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=num_clients)
+    reads: list[tuple[str, list[str]]] = []
+    counts = {"reconnections": 0}
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as http:
+        waiting = [LIVE_AT_ONCE] * (num_traces // LIVE_AT_ONCE) + [num_traces % LIVE_AT_ONCE] * (num_traces % 8 > 0)
+        ids: list[str] = []
+        for count in waiting:
+            batch = [await asyncio.to_thread(create, client, rng.randrange(10**9, 2 * 10**9)) for _ in range(count)]
+            ids += batch
+            readers = [read(http, batch[n % count], rng if n < droppers else None, counts) for n in range(num_clients)]
+            reads += await asyncio.gather(*readers)
+    logs = {trace_id: [event.raw for event in client.events(trace_id)] for trace_id in ids}
+    traces = [client.trace(trace_id) for trace_id in ids]
+    return {
+        "wrong": sum(raw != logs[trace_id] for trace_id, raw in reads),
+        "events": sum(len(raw) for _, raw in reads),
+        "ms_a_token": statistics.median(ms_a_token(trace) for trace in traces if trace["usage"]),
+        **counts,
+    }
+
+
+def create(client: Client, seed: int) -> str:
+    task = client.task(slice=SLICES[seed % 4], seed=seed)
+    return client.create_trace(task["question"], [task["image_id"]], partial_images=8, background=True)["id"]
+
+
+async def read(
+    http: httpx.AsyncClient, trace_id: str, drops: random.Random | None, counts: dict[str, int]
+) -> tuple[str, list[str]]:
+    """Follows one trace; with `drops` it hangs up after a few events and comes back, again and again."""
+    cursor, raw = Cursor(), []
+    while not cursor.done:
+        left = drops.randint(1, 25) if drops else 10**9
+        async with http.stream("GET", f"/v1/traces/{trace_id}/events", headers=cursor.headers()) as response:
+            parser = EventParser()
+            async for chunk in response.aiter_bytes():
+                for event in parser.feed(chunk):
+                    if left and cursor.accept(event):
+                        raw.append(event.raw)
+                        left -= 1
+                if not left:
+                    counts["reconnections"] += 1
+                    break
+    return trace_id, raw
+
+
+def ms_a_token(trace: Any) -> float:
+    """Milliseconds of a running trace per token; with equal numbers of traces at once this follows the step time."""
+    timings = trace["timings"]
+    return float((timings["total_ms"] - timings["queued_ms"]) / max(1, trace["usage"]["completion_tokens"]))
+
+
+@contextmanager
+def probing(url: str) -> Iterator[dict[str, list[float]]]:
+    """Asks for /livez from a process of its own meanwhile; the times are there when the block has ended."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=probe, args=(url, theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "running"
+    found: dict[str, list[float]] = {"ms": []}
+    try:
+        yield found
+    finally:
+        ours.send("stop")
+        found["ms"] = ours.recv()
+        process.join(10)
+
+
+def probe(url: str, pipe: Connection) -> None:
+    times = []
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        http.get("/livez")
+        pipe.send("running")
+        while not pipe.poll(PROBE_EVERY_S):
+            started = time.perf_counter()
+            http.get("/livez")
+            times.append((time.perf_counter() - started) * 1000)
+    pipe.send(times)
+
+
+def resident(server: Server, *, shared_once: bool = False) -> float:
+    """Megabytes of all processes together: resident, or (Linux) with shared pages counted once."""
+    assert server.process is not None
+    everyone = [psutil.Process(server.process.pid), *server.children()]
+    if shared_once:
+        return float(sum(getattr(p.memory_full_info(), "pss", 0) for p in everyone) / 1e6)
+    return float(sum(process.memory_info().rss for process in everyone) / 1e6)
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def row(name: str, value: float, unit: str) -> None:
+    print(json.dumps({"name": name, "ours": round(value, 3), "peer": None, "ratio": None, "unit": unit}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A real server: a process of its own, a free port, a home of its own. For tests and benchmarks.
+
+It serves the shipped checkpoint, or a tiny one made on the spot where the shipped one is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from app.client import Client, OmniError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "model" / "nano" / "nano-omni-r1"
+READY_S = 90.0  # on a busy machine; a start of its own takes a few seconds
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    """Asks again and again, for what sends no event (another process)."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:.0f} s in vain for: {what}")
+        time.sleep(0.02)
+
+
+@dataclass
+class Server:
+    """One `omni-r1 serve` on `home`; start it, stop it, kill it, start it again."""
+
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    process: subprocess.Popen[str] | None = None
+    url: str = ""
+
+    @property
+    def log(self) -> Path:
+        return self.home.parent / f"{self.home.name}.log"
+
+    def start(self, *, ready: bool = True) -> Server:
+        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.env(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                stdin=subprocess.DEVNULL,
+            )
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline()
+        assert "http://" in first, f"no address: {first!r}\n{self.tail()}"
+        self.url = next(word for word in first.split() if word.startswith("http://"))
+        if ready:
+            self.wait_ready()
+        return self
+
+    def env(self) -> dict[str, str]:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_R1_")}
+        return plain | {"OMNI_R1_HOME": str(self.home)} | self.environment
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the server ended\n{self.tail()}"
+            try:
+                return client.readiness()["phase"] == "ready"
+            except OmniError:
+                return False
+
+        with self.client() as client:
+            wait_until(ready, f"a ready server\n{self.tail()}", READY_S)
+
+    def client(self) -> Client:
+        return Client(self.url)
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+        """Sends the signal and returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+        code = self.process.wait(timeout_s)
+        self._close()
+        return code
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        self._close()
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-30:]) if self.log.exists() else ""
+
+    def _close(self) -> None:
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def new_server(folder: Path) -> Server:
+    """A server that has not been started, with a checkpoint to serve."""
+    home = folder / "home"
+    if (SHIPPED / "config.json").exists():
+        return Server(home)
+    from tests.tiny import make_tiny_checkpoint
+
+    (home / "checkpoints").mkdir(parents=True)
+    make_tiny_checkpoint(home / "checkpoints" / "tiny")
+    return Server(home, {"OMNI_R1_CHECKPOINT": "tiny"})
