@@ -258,9 +258,8 @@ export class Answer {
   update(state, reference) {
     setText(this.text, state.hasAnswer ? state.answer.trim() || '(empty)' : '');
     setAttr(this.element, 'data-current', state.hasAnswer ? 'true' : null);
-    const verdict = verdictOf(state);
-    const against = verdict && state.verdict && reference ? ` (reference: ${reference})` : '';
-    setText(this.verdict, verdict ? verdict.text + against : '');
+    const verdict = verdictOf(state, reference);
+    setText(this.verdict, verdict?.text ?? '');
     setAttr(this.verdict, 'data-tone', verdict?.tone);
     const trouble = troubleOf(state);
     setText(this.trouble, trouble ?? '');

@@ -104,12 +104,13 @@ export function altOf(step) {
 }
 
 /** The verdict on a task of the world: `{tone, text}`, or null for a question that nobody can check here. */
-export function verdictOf(state) {
+export function verdictOf(state, reference = null) {
   if (state.status !== 'completed' || !state.hasAnswer) return null;
   if (!state.verdict) return state.taskId ? null : { tone: 'unchecked', text: 'not checked' };
   const { answer, drawings_right: right, drawings_total: total } = state.verdict;
   const drawings = total ? ` · ${right} of ${plural(total, 'drawing')} right` : '';
-  return { tone: answer, text: (answer === 'right' ? '✓ right' : '✗ wrong') + drawings };
+  const against = answer === 'wrong' && reference !== null ? ` (reference: ${reference})` : '';
+  return { tone: answer, text: (answer === 'right' ? '✓ right' : '✗ wrong') + against + drawings };
 }
 
 /** The facts of a picture, as `[name, value]` rows. */

@@ -1,0 +1,295 @@
+// The stream of one trace: order, resume, who may hold it. Everything around it is a fake. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { PAUSED_MS, TraceStream } from '../../static/viewer/events.js';
+import { parser } from '../../static/viewer/sse.js';
+
+const settle = async () => {
+  for (let k = 0; k < 20; k += 1) await Promise.resolve();
+};
+
+/** A browser with one tab: its clock, its EventSources, and a server that holds `log`. */
+function makeTab({ locks = null, log = [] } = {}) {
+  const clock = { now: 0, timers: [] };
+  const tab = { log, sources: [], frames: [], clock, visibilityState: 'visible', fetches: [], row: { status: 'running' }, up: true };
+  class Source extends EventTarget {
+    constructor(url) {
+      super();
+      this.url = url;
+      this.closed = false;
+      tab.sources.push(this);
+    }
+
+    close() {
+      this.closed = true;
+    }
+
+    send(seq, type, data = {}) {
+      if (!this.closed) this.dispatchEvent(Object.assign(new Event(type), { lastEventId: String(seq), data: JSON.stringify(data) }));
+    }
+  }
+  const document = new EventTarget();
+  Object.defineProperty(document, 'visibilityState', { get: () => tab.visibilityState });
+  tab.window = new EventTarget();
+  tab.document = document;
+  tab.env = {
+    document,
+    window: tab.window,
+    locks,
+    EventSource: Source,
+    frame: (callback) => tab.frames.push(callback),
+    setTimeout: (callback, ms) => {
+      const timer = { at: clock.now + ms, callback };
+      clock.timers.push(timer);
+      return timer;
+    },
+    clearTimeout: (timer) => (clock.timers = clock.timers.filter((one) => one !== timer)),
+    fetch: async (url, options = {}) => {
+      tab.fetches.push(url);
+      if (!tab.up) throw new TypeError('failed');
+      if (!url.includes('/events')) return new Response(JSON.stringify(tab.row), { status: tab.row ? 200 : 404 });
+      const after = Number(new URL(url, 'http://x').searchParams.get('after'));
+      const text = tab.log.slice(after).map(([type, data], k) => `id: ${after + k + 1}\nevent: ${type}\ndata: ${JSON.stringify(data)}\n\n`).join('');
+      let cancelled;
+      const body = new ReadableStream({
+        start(controller) {
+          controller.enqueue(new TextEncoder().encode(text));
+          options.signal?.addEventListener('abort', () => !cancelled && controller.error(new DOMException('', 'AbortError')));
+        },
+        cancel() {
+          cancelled = true;
+        },
+      });
+      return new Response(body, { headers: { 'content-type': 'text/event-stream' } });
+    },
+  };
+  tab.advance = async (ms) => {
+    const end = clock.now + ms;
+    for (;;) {
+      await settle();
+      clock.timers.sort((a, b) => a.at - b.at);
+      if (!clock.timers.length || clock.timers[0].at > end) break;
+      const timer = clock.timers.shift();
+      clock.now = timer.at;
+      timer.callback();
+    }
+    clock.now = end;
+    await settle();
+  };
+  tab.paint = () => tab.frames.splice(0).forEach((callback) => callback());
+  tab.show = (visible) => {
+    tab.visibilityState = visible ? 'visible' : 'hidden';
+    document.dispatchEvent(new Event('visibilitychange'));
+  };
+  tab.open = (options = {}) => {
+    tab.batches = [];
+    tab.words = [];
+    tab.stream = new TraceStream({
+      traceId: 't', fresh: true, env: tab.env,
+      onEvents: (events) => tab.batches.push(events.map((event) => event.seq)),
+      onConnection: (word) => tab.words.push(word),
+      ...options,
+    });
+  };
+  Object.defineProperty(tab, 'source', { get: () => tab.sources[tab.sources.length - 1] });
+  Object.defineProperty(tab, 'seen', { get: () => tab.batches.flat() });
+  return tab;
+}
+
+/** navigator.locks with stealing and queueing, for one name. */
+function makeLocks() {
+  let held = null;
+  const queue = [];
+  const grant = (entry) => {
+    held = entry;
+    Promise.resolve(entry.callback()).then((value) => {
+      if (held !== entry) return;
+      entry.resolve(value);
+      held = null;
+      if (queue.length) grant(queue.shift());
+    });
+  };
+  return {
+    request: (name, options, callback) => new Promise((resolve, reject) => {
+      const entry = { callback, resolve, reject };
+      options.signal?.addEventListener('abort', () => {
+        const at = queue.indexOf(entry);
+        if (at >= 0) {
+          queue.splice(at, 1);
+          reject(new DOMException('', 'AbortError'));
+        }
+      });
+      if (options.steal && held) {
+        held.reject(new DOMException('', 'AbortError'));
+        grant(entry);
+      } else if (held) queue.push(entry);
+      else grant(entry);
+    }),
+  };
+}
+
+test('events of one frame come in one batch, in order', async () => {
+  const tab = makeTab();
+  tab.open();
+  assert.equal(tab.source.url, '/v1/traces/t/events?after=0');
+  tab.source.send(1, 'trace.queued');
+  tab.source.send(2, 'trace.started');
+  assert.deepEqual(tab.batches, []);
+  tab.paint();
+  tab.source.send(3, 'step.started', { step: 1 });
+  tab.paint();
+  assert.deepEqual(tab.batches, [[1, 2], [3]]);
+});
+
+test('an older trace is caught up with in one go, not event by event', async () => {
+  const tab = makeTab();
+  tab.open({ fresh: false });
+  for (let seq = 1; seq <= 100; seq += 1) tab.source.send(seq, 'text.delta', { step: 1, text: 'x' });
+  tab.paint();
+  assert.deepEqual(tab.batches, []);
+  await tab.advance(60);
+  assert.equal(tab.batches.length, 1);
+  assert.equal(tab.seen.length, 100);
+});
+
+test('repeated events are dropped', () => {
+  const tab = makeTab();
+  tab.open();
+  for (const seq of [1, 2, 2, 1, 3]) tab.source.send(seq, 'text.delta');
+  tab.paint();
+  assert.deepEqual(tab.seen, [1, 2, 3]);
+});
+
+test('a hole is read again; one that stays is a type this page does not know', () => {
+  const tab = makeTab();
+  tab.open();
+  tab.source.send(1, 'trace.queued');
+  tab.source.send(3, 'step.started');
+  tab.paint();
+  assert.deepEqual(tab.seen, [1]);
+  assert.equal(tab.sources.length, 2);
+  assert.equal(tab.source.url, '/v1/traces/t/events?after=1');
+  tab.source.send(3, 'step.started');
+  tab.paint();
+  assert.deepEqual(tab.seen, [1, 2, 3]);
+});
+
+test('a dropped connection resumes behind the last event', async () => {
+  const tab = makeTab();
+  tab.open();
+  tab.source.send(1, 'trace.queued');
+  tab.source.onerror();
+  assert.ok(tab.sources[0].closed);
+  await tab.advance(200);
+  assert.equal(tab.source.url, '/v1/traces/t/events?after=1');
+  assert.deepEqual(tab.seen, [1]);
+});
+
+test('a server that is gone is said, waited for, and found again', async () => {
+  const tab = makeTab();
+  tab.open();
+  tab.up = false;
+  tab.source.onerror();
+  await tab.advance(5000);
+  assert.equal(tab.words.at(-1), 'lost');
+  tab.up = true;
+  await tab.advance(8000);
+  tab.source.onopen();
+  assert.equal(tab.words.at(-1), 'live');
+});
+
+test('a deleted trace is said to be unknown; an ended one closes', async () => {
+  const gone = makeTab();
+  gone.open();
+  gone.row = null;
+  gone.source.onerror();
+  await gone.advance(200);
+  assert.equal(gone.words.at(-1), 'unknown');
+  const ended = makeTab();
+  ended.open();
+  ended.row = { status: 'completed' };
+  ended.source.onerror(); // the 204 behind the last event looks like this
+  await ended.advance(200);
+  ended.source.onerror();
+  await ended.advance(1000);
+  assert.equal(ended.words.at(-1), 'ended');
+});
+
+test('the terminal event closes the stream', () => {
+  const tab = makeTab();
+  tab.open();
+  tab.source.send(1, 'trace.cancelled', { reason: 'user' });
+  tab.paint();
+  assert.ok(tab.source.closed);
+  assert.equal(tab.words.at(-1), 'ended');
+});
+
+test('a hidden tab holds no stream and reads on when it is shown', () => {
+  const tab = makeTab();
+  tab.open();
+  tab.source.send(1, 'trace.queued');
+  tab.show(false);
+  assert.ok(tab.source.closed);
+  assert.deepEqual(tab.seen, [1]); // what had arrived is not lost, though no frame came
+  tab.show(true);
+  assert.equal(tab.source.url, '/v1/traces/t/events?after=1');
+  assert.equal(tab.sources.filter((source) => !source.closed).length, 1);
+});
+
+test('a trace that stays paused lets the stream go after 30 s, and any use brings it back', async () => {
+  const tab = makeTab();
+  tab.open();
+  tab.source.send(1, 'trace.paused', { step: 1 });
+  tab.paint();
+  await tab.advance(PAUSED_MS - 1);
+  assert.ok(!tab.source.closed);
+  await tab.advance(1);
+  assert.ok(tab.source.closed);
+  tab.document.dispatchEvent(new Event('pointerdown'));
+  assert.ok(!tab.source.closed);
+  await tab.advance(PAUSED_MS); // nothing new: it rests again
+  assert.ok(tab.source.closed);
+  tab.stream.wake();
+  tab.source.send(2, 'trace.resumed', { mode: 'auto' });
+  tab.paint();
+  await tab.advance(10 * PAUSED_MS);
+  assert.ok(!tab.source.closed);
+});
+
+test('of six tabs only the one used last holds a stream; the others look in and miss nothing', async () => {
+  const locks = makeLocks();
+  const log = [['trace.queued', {}], ['trace.started', {}]];
+  const tabs = [];
+  for (let k = 0; k < 6; k += 1) {
+    tabs.push(makeTab({ locks, log }));
+    tabs[k].open();
+    await settle();
+  }
+  const live = () => tabs.map((tab) => tab.sources.filter((source) => !source.closed).length);
+  assert.deepEqual(live(), [0, 0, 0, 0, 0, 1]);
+  for (const tab of tabs.slice(0, 5)) {
+    await tab.advance(200);
+    tab.paint();
+    assert.deepEqual(tab.seen, [1, 2]);
+  }
+  tabs[2].document.dispatchEvent(new Event('keydown'));
+  await settle();
+  assert.deepEqual(live(), [0, 0, 1, 0, 0, 0]);
+  assert.equal(tabs[2].source.url, '/v1/traces/t/events?after=2');
+  tabs[2].source.send(3, 'trace.cancelled', {});
+  tabs[2].paint();
+  await settle();
+  assert.equal(live().reduce((a, b) => a + b), 1); // the lock went on to a waiting one
+});
+
+test('the parser of event streams takes frames cut anywhere', () => {
+  const text = ': hello\r\n\r\nid: 1\nevent: a\ndata: {"x":\ndata: 1}\n\nid: 2\r\nevent: b\r\ndata:2\r\n\r\ndata: cut';
+  for (let cut = 0; cut <= text.length; cut += 1) {
+    const seen = [];
+    const feed = parser((event) => seen.push(event));
+    feed(text.slice(0, cut));
+    feed(text.slice(cut));
+    assert.deepEqual(seen, [{ id: '1', event: 'a', data: '{"x":\n1}' }, { id: '2', event: 'b', data: '2' }]);
+  }
+});

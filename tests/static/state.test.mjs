@@ -1,0 +1,142 @@
+// The reducer of the trace viewer. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+
+import {
+  fromTrace, initialState, isTerminal, phaseOf, reduce, reduceAll, skillOfText, withTrace,
+} from '../../static/viewer/state.js';
+
+const recorded = JSON.parse(readFileSync(new URL('./recorded.json', import.meta.url)));
+
+const number = (events) => events.map(([type, data], k) => ({ seq: k + 1, type, data }));
+const play = (...events) => reduceAll(initialState('t'), number(events));
+const STARTED = ['trace.started', { seed: 81, checkpoint: 'nano', weight_version: 3, prompt_tokens: 9, budget: { context_len: 768 } }];
+const freeze = (value) => {
+  if (value && typeof value === 'object') {
+    Object.values(value).forEach(freeze);
+    Object.freeze(value);
+  }
+  return value;
+};
+
+test('a recorded trace ends in the state that its row describes', () => {
+  const streamed = reduceAll(withTrace(initialState(recorded.trace.id), recorded.started), recorded.events);
+  const row = fromTrace(recorded.trace);
+  for (const name of ['status', 'answer', 'hasAnswer', 'finishReason', 'question', 'seed', 'taskId', 'usage']) {
+    assert.deepEqual(streamed[name], row[name], name);
+  }
+  assert.deepEqual(streamed.steps.map((step) => step.text.trim()), row.steps.map((step) => step.text.trim()));
+  assert.deepEqual(streamed.steps.map((step) => step.image.image_id), row.steps.map((step) => step.image.image_id));
+  assert.ok(isTerminal(streamed));
+});
+
+test('the same event twice changes nothing', () => {
+  const events = recorded.events.flatMap((event) => [event, event]);
+  const start = initialState('t');
+  assert.deepEqual(reduceAll(start, events), reduceAll(start, recorded.events));
+});
+
+test('any cut of the log, resumed, gives the same state', () => {
+  const whole = reduceAll(initialState('t'), recorded.events);
+  for (let cut = 0; cut <= recorded.events.length; cut += 7) {
+    const first = reduceAll(initialState('t'), recorded.events.slice(0, cut));
+    assert.deepEqual(reduceAll(first, recorded.events.slice(Math.max(0, cut - 3))), whole);
+  }
+});
+
+test('a hole is reported and nothing behind it is applied', () => {
+  const state = reduce(initialState('t'), { seq: 2, type: 'trace.queued', data: { position: 0 } });
+  assert.equal(state.gap, true);
+  assert.equal(state.status, 'loading');
+  assert.equal(state.lastSeq, 0);
+});
+
+test('reduce never changes the state it is given', () => {
+  let state = freeze(initialState('t'));
+  for (const event of recorded.events) state = freeze(reduce(state, freeze(event)));
+  assert.ok(isTerminal(state));
+});
+
+test('an event type of a newer server only moves the position', () => {
+  const before = play(STARTED);
+  const after = reduce(before, { seq: 2, type: 'trace.sparkled', data: {} });
+  assert.deepEqual(after, { ...before, lastSeq: 2 });
+});
+
+test('queue positions come and go', () => {
+  assert.equal(play(['trace.queued', { position: 2 }]).position, 2);
+  assert.equal(play(['trace.queued', { position: 2 }], ['trace.queued', { position: 0 }]).position, 0);
+  assert.equal(play(['trace.queued', { position: 2 }], STARTED).position, null);
+});
+
+test('text deltas of a step add up, and its words name its skill', () => {
+  const state = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I draw a ' }], ['text.delta', { step: 1, text: 'box there.' }]);
+  assert.equal(state.steps[0].text, 'I draw a box there.');
+  assert.equal(state.steps[0].skill, 'box');
+  assert.equal(state.activity, 'thinking');
+});
+
+test('partials count up; one without a picture keeps the last picture', () => {
+  const drawing = [STARTED, ['step.started', { step: 1 }], ['image.started', { step: 1, skill: 'zoom' }]];
+  const one = ['image.partial', { step: 1, index: 0, codes_done: 8, codes_total: 64, url: '/a' }];
+  const two = ['image.partial', { step: 1, index: 1, codes_done: 16, codes_total: 64, url: null }];
+  const state = play(...drawing, one, two);
+  assert.deepEqual(state.steps[0].partial, { url: '/a', index: 1, done: 16, total: 64 });
+  assert.equal(state.steps[0].skill, 'zoom');
+  assert.equal(state.activity, 'drawing');
+  assert.equal(state.tokens, 16);
+  const done = play(...drawing, one, two, ['image.completed', { step: 1, image_id: 'i', url: '/i', width: 64, height: 64, stats: { codes: 64 } }]);
+  assert.equal(done.steps[0].partial, null);
+  assert.equal(done.steps[0].image.url, '/i');
+  assert.equal(done.steps[0].image.skill, 'zoom');
+  assert.equal(done.tokens, 64);
+});
+
+test('phases follow the life of a trace', () => {
+  const step = [['step.started', { step: 1 }], ['step.completed', { step: 1 }]];
+  const paused = [STARTED, ...step, ['trace.paused', { step: 1 }]];
+  assert.equal(phaseOf(null), 'idle');
+  assert.equal(phaseOf(initialState('t')), 'idle');
+  assert.equal(phaseOf(play(['trace.queued', { position: 0 }])), 'running');
+  assert.equal(phaseOf(play(STARTED)), 'running');
+  assert.equal(phaseOf(play(...paused)), 'paused');
+  assert.equal(play(...paused).pausedAfter, 1);
+  assert.equal(phaseOf(play(...paused, ['trace.resumed', { mode: 'auto' }])), 'running');
+  assert.equal(play(...paused, ['trace.resumed', { mode: 'auto' }]).mode, 'auto');
+  assert.equal(phaseOf(play(...paused, ['trace.queued', { position: 0 }])), 'running');
+  assert.equal(phaseOf(play(STARTED, ['trace.cancelled', { reason: 'user' }])), 'ended');
+});
+
+test('a failed trace keeps what it had drawn and says why; interrupted is told apart', () => {
+  const error = { code: 'engine_died', detail: 'The engine ended.' };
+  const failed = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I' }], ['trace.failed', { error }]);
+  assert.equal(failed.status, 'failed');
+  assert.deepEqual(failed.error, error);
+  assert.equal(failed.steps[0].text, 'I');
+  assert.equal(play(STARTED, ['trace.failed', { error: { code: 'interrupted', detail: '' } }]).status, 'interrupted');
+});
+
+test('the answer grows and its final form is the stripped one of the terminal event', () => {
+  const parts = [STARTED, ['answer.delta', { text: ' re' }], ['answer.delta', { text: 'd' }]];
+  assert.equal(play(...parts).answer, ' red');
+  assert.equal(play(...parts, ['trace.completed', { answer: 'red', finish_reason: 'stop' }]).answer, 'red');
+  const none = play(STARTED, ['trace.completed', { answer: null, finish_reason: 'length' }]);
+  assert.equal(none.hasAnswer, false);
+  assert.equal(none.finishReason, 'length');
+});
+
+test('a row read while the trace lives does not overwrite what its events said', () => {
+  const state = play(STARTED);
+  const later = withTrace(state, { id: 't', status: 'queued', question: 'q', images: [], mode: 'auto', sampling: {} });
+  assert.equal(later.status, 'running');
+  assert.equal(later.question, 'q');
+});
+
+test('skills are read from words', () => {
+  assert.equal(skillOfText('I zoom in on the box.'), 'zoom');
+  assert.equal(skillOfText('I draw a line from A to B.'), 'line');
+  assert.equal(skillOfText('The ball moves to the right.'), 'predict');
+  assert.equal(skillOfText('I mark the crossing.'), 'mark');
+  assert.equal(skillOfText('I think.'), null);
+});

@@ -1,0 +1,98 @@
+// What the viewer says: pill, announcements, verdict, help with what went wrong. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { actionOf } from '../../static/viewer/keys.js';
+import { initialState, reduceAll } from '../../static/viewer/state.js';
+import {
+  altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, requestOf, seconds, troubleOf, verdictOf,
+} from '../../static/viewer/words.js';
+
+const state = (change) => ({ ...initialState('t'), ...change });
+const step = (change) => ({ index: 1, text: '', skill: null, image: null, partial: null, complete: false, ...change });
+
+test('the pill has words for every state', () => {
+  const said = (change) => {
+    const { text, count } = pillOf(state(change));
+    return count ? `${text} ${count}` : text;
+  };
+  assert.equal(said({ status: 'queued', position: 2 }), 'waiting (2 before you)');
+  assert.equal(said({ status: 'queued', position: 0 }), 'waiting (you are next)');
+  assert.equal(said({ status: 'running', activity: 'reading' }), 'reading the picture');
+  assert.equal(said({ status: 'running', activity: 'thinking' }), 'thinking');
+  const drawing = [step({ index: 2, partial: { done: 41, total: 64 } })];
+  assert.equal(said({ status: 'running', activity: 'drawing', steps: drawing }), 'drawing step 2 41/64 codes');
+  assert.equal(said({ status: 'paused', pausedAfter: 2 }), 'paused after step 2');
+  assert.equal(said({ status: 'completed', timings: { total_ms: 1900 } }), 'done in 1.9 s');
+  assert.equal(said({ status: 'cancelled' }), 'stopped');
+  assert.equal(said({ status: 'failed' }), 'failed');
+  assert.equal(said({ status: 'interrupted' }), 'interrupted');
+});
+
+test('every end without an answer says what to do now', () => {
+  const ends = [
+    { status: 'failed', error: { code: 'x', detail: 'It broke.' } }, { status: 'interrupted' }, { status: 'cancelled' },
+    { status: 'completed', finishReason: 'length' }, { status: 'completed', finishReason: 'stop' },
+  ];
+  for (const end of ends) assert.match(troubleOf(state(end)), /press Reason|Ask again/);
+  assert.match(troubleOf(state(ends[0])), /It broke\./);
+  assert.equal(troubleOf(state({ status: 'completed', hasAnswer: true })), null);
+});
+
+test('completed steps and the answer are spoken once, tokens never', () => {
+  const event = (seq, type, data) => ({ seq, type, data });
+  const before = reduceAll(initialState('t'), [event(1, 'trace.started', {}), event(2, 'step.started', { step: 1 })]);
+  const text = reduceAll(before, [event(3, 'text.delta', { step: 1, text: 'I look.' })]);
+  assert.equal(announcementOf(before, text), '');
+  const done = reduceAll(text, [event(4, 'step.completed', { step: 1 })]);
+  assert.equal(announcementOf(text, done), 'Step 1: I look.');
+  const ended = reduceAll(done, [event(5, 'answer.delta', { text: 'red' }), event(6, 'trace.completed', { answer: 'red' })]);
+  assert.equal(announcementOf(done, ended), 'The answer is red.');
+});
+
+test('the verdict is for tasks; other questions are not checked', () => {
+  const done = { status: 'completed', hasAnswer: true };
+  const wrong = { answer: 'wrong', drawings_right: 1, drawings_total: 2 };
+  assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: wrong }), 'red').text, '✗ wrong (reference: red) · 1 of 2 drawings right');
+  assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: { ...wrong, answer: 'right' } }), 'red').text, '✓ right · 1 of 2 drawings right');
+  assert.equal(verdictOf(state(done)).text, 'not checked');
+  assert.equal(verdictOf(state({ ...done, taskId: 'x' })), null); // its verdict is still on the way
+  assert.equal(verdictOf(state({ status: 'running' })), null);
+});
+
+test('pictures have words and facts', () => {
+  const drawn = step({ skill: 'box', text: ' around the star ', image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null } } });
+  assert.equal(altOf(drawn), 'Step 1, box drawn: around the star');
+  assert.deepEqual(factsOf(drawn), [['size', '64 × 64 px'], ['codes', '64'], ['flatness', '0.250'], ['TV score', '0.100']]);
+});
+
+test('tokens a second: an estimate while it runs, exact at the end, nothing too early', () => {
+  assert.equal(rateOf(state({ tokens: 100, timings: { total_ms: null } }), 500), 200);
+  assert.equal(rateOf(state({ tokens: 9, usage: { completion_tokens: 300 }, timings: { total_ms: 1100, queued_ms: 100 } }), 0), 300);
+  assert.equal(rateOf(state({ tokens: 3 }), 500), null);
+  assert.equal(seconds(1234), '1.2 s');
+  assert.equal(seconds(65_000), '65 s');
+});
+
+test('curl repeats the request, quotes included', () => {
+  const asked = state({ question: "What's this?", images: [{ image_id: 'i' }], checkpoint: 'nano', sampling: { temperature: 0, top_p: null }, seed: 8 });
+  const request = requestOf(asked);
+  assert.deepEqual(request.sampling, { temperature: 0, seed: 8 });
+  const line = curlOf('http://127.0.0.1:7860', request);
+  assert.match(line, /^curl -s http:\/\/127\.0\.0\.1:7860\/v1\/traces /);
+  assert.ok(line.includes("What'\\''s this?"));
+});
+
+test('keys act in the viewer, not in its slider, and space presses a focused button', () => {
+  const at = (key, change = {}) => actionOf({ key, inSlider: false, onControl: false, ...change });
+  assert.equal(at('ArrowLeft'), 'previous');
+  assert.equal(at('ArrowRight'), 'next');
+  assert.equal(at('End'), 'live');
+  assert.equal(at(' '), 'toggle');
+  assert.equal(at(' ', { onControl: true }), null);
+  assert.equal(at('ArrowLeft', { inSlider: true }), null);
+  assert.equal(at('Escape'), 'close');
+  assert.equal(at('Escape', { shiftKey: true }), 'stop');
+  assert.equal(at('?', { shiftKey: true }), 'help');
+  assert.equal(at('ArrowLeft', { altKey: true }), null); // the browser's own way back
+});
