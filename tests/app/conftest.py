@@ -1,0 +1,217 @@
+"""A real server on a free port, in this process, on a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from app.deps import Services
+from app.main import bind, create_app
+from app.runtime import Runtime
+from app.settings import Settings
+from tests.fakes import FakeGeneration, png, write_paper_checkpoint
+
+
+@dataclass(frozen=True)
+class Sse:
+    """One event as it came over the wire, and its exact bytes."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
+    raw: bytes = field(repr=False)
+
+
+def parse_sse(stream: bytes) -> list[Sse]:
+    """Whole events of a stream; comments are left out."""
+    found = []
+    for block in stream.split(b"\n\n")[:-1]:
+        fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if not line.startswith(b":"))
+        if fields:
+            raw = block + b"\n\n"
+            found.append(Sse(int(fields[b"id"]), fields[b"event"].decode(), json.loads(fields[b"data"]), raw))
+    return found
+
+
+class Server:
+    """A running server; `stop` and `start` make a restart on the same home."""
+
+    def __init__(self, home: Path, package: Path, generation: FakeGeneration, **settings: Any) -> None:
+        self.home = home
+        self.package = package
+        self.generation = generation
+        self.settings = Settings(**{"home": home, "port": 0, "ping_s": 15.0, **settings})
+        self.app: FastAPI
+        self.client: httpx.AsyncClient
+
+    @property
+    def services(self) -> Services:
+        """The server's parts, for looking inside."""
+        found: Services = self.app.state.services
+        return found
+
+    @property
+    def runtime(self) -> Runtime:
+        """The server's life."""
+        found: Runtime = self.app.state.runtime
+        return found
+
+    async def start(self, *, ready: bool = True) -> None:
+        self.app = create_app(self.settings, generation=self.generation, package_folder=self.package)
+        sock = bind("127.0.0.1", 0)
+        self.port = sock.getsockname()[1]
+        config = uvicorn.Config(
+            self.app, log_config=None, access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=2
+        )
+        self._server = uvicorn.Server(config)
+        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=20, limits=limits)
+        if ready:
+            async with asyncio.timeout(20):
+                while True:
+                    with contextlib.suppress(httpx.TransportError):
+                        if (await self.client.get("/readyz")).status_code == 200:
+                            return
+                    await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        """As a signal does it: the ends of the traces first, then the connections."""
+        await self.runtime.stop_traces()
+        self._server.should_exit = True
+        await self._task
+        await self.client.aclose()
+
+    async def crash(self) -> None:
+        """Go without a word: nothing of what is in work gets its end written."""
+        self.services.traces.stopping = True
+        for live in list(self.services.traces._live.values()):
+            live.ended = True
+            if live.runner is not None:
+                live.runner.cancel()
+        self._server.should_exit = True
+        await self._task
+        await self.client.aclose()
+
+    # ---- shorthands
+
+    async def image(self, data: bytes | None = None) -> str:
+        """The id of a stored picture."""
+        answer = await self.client.post("/v1/images", content=data or png(), headers={"content-type": "image/png"})
+        assert answer.status_code == 201, answer.text
+        found: str = answer.json()["image_id"]
+        return found
+
+    async def body(self, **more: Any) -> dict[str, Any]:
+        """A request that is all right."""
+        return {"question": "Where is the red star?", "images": [{"image_id": await self.image()}], **more}
+
+    async def create(self, **more: Any) -> dict[str, Any]:
+        """A trace, started."""
+        answer = await self.client.post("/v1/traces", json=await self.body(**more))
+        assert answer.status_code == 201, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def get(self, trace_id: str) -> dict[str, Any]:
+        """The whole trace."""
+        answer = await self.client.get(f"/v1/traces/{trace_id}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def stream(
+        self, trace_id: str, after: int | None = None, until: Callable[[Sse], bool] | None = None, **headers: str
+    ) -> list[Sse]:
+        """Events until the server closes, or until one satisfies `until` (then the connection is dropped)."""
+        params = {} if after is None else {"after": str(after)}
+        got: list[Sse] = []
+        buffer = b""
+        async with self.client.stream("GET", f"/v1/traces/{trace_id}/events", params=params, headers=headers) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            async for chunk in answer.aiter_raw():
+                buffer += chunk
+                *whole, buffer = buffer.split(b"\n\n")
+                for event in parse_sse(b"".join(block + b"\n\n" for block in whole)):
+                    got.append(event)
+                    if until is not None and until(event):
+                        return got
+        return got
+
+    async def until(self, trace_id: str, type_: str) -> list[Sse]:
+        """Events up to the first of `type_`."""
+        return await self.stream(trace_id, until=lambda event: event.type == type_)
+
+    async def finished(self, trace_id: str) -> dict[str, Any]:
+        """The trace once it has ended."""
+        await self.stream(trace_id)
+        return await self.get(trace_id)
+
+
+@pytest.fixture(scope="session")
+def paper_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder without tensors; copy it before changing it."""
+    return write_paper_checkpoint(tmp_path_factory.mktemp("paper") / "nano-omni-r1")
+
+
+@pytest.fixture
+def package(tmp_path: Path, paper_checkpoint: Path) -> Path:
+    """A package folder with the one shipped checkpoint."""
+    folder = tmp_path / "package"
+    shutil.copytree(paper_checkpoint, folder / "nano-omni-r1")
+    return folder
+
+
+@pytest.fixture
+def engine() -> FakeGeneration:
+    """The scripted engine of `server`."""
+    return FakeGeneration()
+
+
+@contextlib.asynccontextmanager
+async def running(home: Path, package: Path, engine: FakeGeneration, **settings: Any) -> AsyncIterator[Server]:
+    """A server, started and stopped."""
+    server = Server(home, package, engine, **settings)
+    await server.start()
+    try:
+        yield server
+    finally:
+        if not server._task.done():
+            await server.stop()
+
+
+@pytest.fixture
+def run_async() -> Iterator[Callable[[Any], Any]]:
+    """Run a coroutine to its end on a fresh loop."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+    assert not [thread for thread in threading.enumerate() if thread.name == "event-writer"]
+
+
+@pytest.fixture
+def with_server(
+    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """`with_server(scenario, **settings)` runs `await scenario(server)` against a running server."""
+
+    def go(scenario: Callable[[Server], Any], **settings: Any) -> Any:
+        async def main() -> Any:
+            async with running(tmp_path / "home", package, engine, **settings) as server:
+                return await scenario(server)
+
+        return run_async(main())
+
+    return go
