@@ -1,6 +1,29 @@
-"""The process-backed client of the engine: spawn, messages, per-request queues, restart when the child dies."""
+"""The engine as the server sees it: a child process behind the `Generation` protocol.
+
+The child (`model/engine/worker.py`) is started with a plain command line, so nothing of the parent's `__main__` runs in
+it, and it is spoken to over a socket pair in pickled frames. When it dies, its requests end with
+`Failed(code="engine_died")` and a new one is started; when the parent dies, however hard, the socket closes and the
+child goes. This module imports no torch.
+
+    engine = EngineProcess({"nano-omni-r1": folder})
+    await engine.start()
+    async for output in engine.generate(GenerationRequest("r1", "nano-omni-r1", "Where is the star?")):
+        ...
+"""
 
 from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from model.engine.messages import (
     Cancelled,
@@ -23,7 +46,9 @@ from model.engine.messages import (
 __all__ = [
     "Cancelled",
     "Emitted",
+    "EngineClient",
     "EngineError",
+    "EngineProcess",
     "EngineStatus",
     "Failed",
     "Finished",
@@ -37,3 +62,256 @@ __all__ = [
     "Started",
     "Terminal",
 ]
+
+HEADER = struct.Struct("!I")
+_TERMINAL = (Paused, Finished, Cancelled, Failed)
+_MOST_EARLY_DEATHS = 3  # children that die one after another before they were ready
+
+
+class EngineClient:
+    """What is common to every transport: requests, replies and the status. `_send` and `_receive` are its two ends.
+
+    Belongs to the event loop that called `start`; only that loop may call it.
+    """
+
+    def __init__(self) -> None:
+        self._status = EngineStatus("starting")
+        self._queues: dict[str, asyncio.Queue[Output]] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._next_ticket = 0
+
+    def status(self) -> EngineStatus:
+        return self._status
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
+        """Outputs in order, the last one Paused, Finished, Cancelled or Failed. Closing the iterator aborts."""
+        if request.request_id in self._queues:
+            raise ValueError(f"request {request.request_id} is running already")
+        if self._status.phase in ("stopping", "failed"):
+            yield Failed("not_ready", f"the engine is {self._status.phase}: {self._status.detail}")
+            return
+        queue = self._queues[request.request_id] = asyncio.Queue()
+        self._send(("generate", request))
+        ended = False
+        try:
+            while not ended:
+                output = await queue.get()
+                ended = isinstance(output, _TERMINAL)
+                yield output
+        finally:
+            self._queues.pop(request.request_id, None)
+            if not ended:
+                self._send(("abort", request.request_id, None))
+
+    async def pause(self, request_id: str) -> None:
+        """Switch to step mode: the request pauses when its running step ends."""
+        self._send(("mode", request_id, "step"))
+
+    async def resume_auto(self, request_id: str) -> None:
+        """Take a pause back that has not come into effect yet."""
+        self._send(("mode", request_id, "auto"))
+
+    async def abort(self, request_id: str) -> None:
+        """Returns when the request holds no slot any more; an unknown one has ended already."""
+        with contextlib.suppress(EngineError):  # the engine died: it holds nothing
+            await self._ask("abort", request_id)
+
+    async def load(self, name: str, folder: str, weight_version: int) -> None:
+        """Load a checkpoint beside the others; one of the same name goes when its requests have ended.
+
+        Raises:
+            EngineError: it is no valid checkpoint, or does not fit; nothing has changed.
+        """
+        await self._ask("load", name, str(folder), weight_version)
+
+    async def unload(self, name: str) -> None:
+        """Free a checkpoint once its requests have ended."""
+        await self._ask("unload", name)
+
+    async def memory(self) -> dict[str, Any]:
+        """Bytes held by the engine: {rss, weights, kv_cache, stash}, its device and number of threads."""
+        return dict(await self._ask("memory"))
+
+    async def wait_ready(self) -> EngineStatus:
+        """Wait until the engine is ready or has failed (for programs; a server asks `status`)."""
+        while self._status.phase == "starting":
+            await asyncio.sleep(0.01)
+        return self._status
+
+    async def _ask(self, command: str, *arguments: object) -> Any:
+        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        future = self._replies[ticket] = asyncio.get_running_loop().create_future()
+        self._send((command, *arguments, ticket))
+        try:
+            return await future
+        finally:
+            self._replies.pop(ticket, None)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        raise NotImplementedError
+
+    def _receive(self, message: tuple[Any, ...]) -> None:
+        """Take one message of the worker."""
+        match message:
+            case ("outputs", outputs):
+                for request_id, output in outputs:
+                    if (queue := self._queues.get(request_id)) is not None:
+                        queue.put_nowait(output)
+            case ("status", status):
+                if self._status.phase != "stopping":
+                    self._status = status
+            case ("reply", ticket, error, value):
+                future = self._replies.get(ticket)
+                if future is not None and not future.done():
+                    if error is None:
+                        future.set_result(value)
+                    else:
+                        future.set_exception(EngineError(*error))
+
+    def _fail_all(self, code: str, detail: str) -> None:
+        for queue in self._queues.values():
+            queue.put_nowait(Failed(code, detail))
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception(EngineError(code, detail))
+
+
+class EngineProcess(EngineClient):
+    """A `Generation` whose engine lives in a child process."""
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, str | os.PathLike[str]],
+        *,
+        weight_versions: Mapping[str, int] | None = None,
+        device: str = "auto",
+        num_slots: int = 16,
+        num_threads: int = 1,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        """`checkpoints` maps names to folders, the most important first; versions default to 1. `device` is auto, cpu,
+        cuda or mps. `command` replaces the child's command line in tests; the socket's number is appended."""
+        super().__init__()
+        versions = weight_versions or {}
+        self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
+        self._settings = {"device": device, "num_slots": num_slots, "num_threads": num_threads}
+        self._command = list(command or (sys.executable, "-m", "model.engine.worker"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._unsent: list[tuple[Any, ...]] = []
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return None if self._process is None else self._process.pid
+
+    def spawn(self) -> None:
+        """Start the child now, from any thread and without an event loop, so that it loads while the parent still
+        imports; `start` does it otherwise."""
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        threads = str(self._settings["num_threads"])
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "MALLOC_ARENA_MAX": "2",
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                [*self._command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        self._socket = ours
+        loads = [("load", name, folder, version, None) for name, (folder, version) in self._checkpoints.items()]
+        self._unsent = [("settings", dict(self._settings)), *loads, ("loaded_all",), *self._unsent]
+
+    async def start(self) -> None:
+        """Start the child; returns before it is ready."""
+        if self._supervisor is None:
+            self.spawn()
+            self._supervisor = asyncio.create_task(self._supervise(), name="engine-process")
+
+    async def close(self) -> None:
+        """End the child and wait until it is gone; live requests end with Failed(code="interrupted")."""
+        self._status = EngineStatus("stopping")
+        self._fail_all("interrupted", "the engine was stopped")
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        await self._bury(patience=3.0)
+
+    async def load(self, name: str, folder: str, weight_version: int) -> None:
+        await super().load(name, folder, weight_version)
+        self._checkpoints[name] = (str(folder), weight_version)
+
+    async def unload(self, name: str) -> None:
+        await super().unload(name)
+        self._checkpoints.pop(name, None)
+
+    async def _supervise(self) -> None:
+        """Read the child until it dies, bury it, start the next one."""
+        early_deaths = 0
+        while True:
+            self.spawn()
+            code = await self._read_until_death()
+            early_deaths = early_deaths + 1 if self._status.phase == "starting" else 0
+            failed = self._status.phase == "failed"
+            detail = f"the engine process ended with exit code {code}"
+            if early_deaths >= _MOST_EARLY_DEATHS or failed:
+                self._status = EngineStatus("failed", self._status.detail if failed else f"{detail} while starting")
+                self._fail_all("engine_died", detail)
+                return
+            self._status = EngineStatus("starting", f"{detail}; a new one is starting")
+            self._fail_all("engine_died", f"{detail}; ask again, a new one is starting")
+            self._unsent = []  # what was sent meanwhile has just failed
+
+    async def _read_until_death(self) -> int:
+        assert self._socket is not None
+        reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=1 << 22)
+        unsent, self._unsent = self._unsent, []
+        for message in unsent:
+            self._send(message)
+        try:
+            while True:
+                (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                self._receive(pickle.loads(await reader.readexactly(size)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return await self._bury(patience=1.0)
+
+    async def _bury(self, *, patience: float) -> int:
+        """Close the socket, which the child takes as its order to go, and wait for it; kill it if it does not go."""
+        process, self._process = self._process, None
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+        elif self._socket is not None:
+            self._socket.close()
+        self._writer = self._socket = None
+        if process is None:
+            return 0
+        try:
+            return await asyncio.to_thread(process.wait, patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return await asyncio.to_thread(process.wait)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        if self._writer is None:
+            self._unsent.append(message)
+            return
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(HEADER.pack(len(data)) + data)

@@ -113,6 +113,28 @@ class Engine:
         self._text_head = _packed(head[self._text_index])
         self._code_head = _packed(head[self._code_index])
 
+    def drop_parameters(self) -> None:
+        """Free the parameters that the engine has its own copies of, where nobody trains them; no `refresh` after."""
+        self.transformer.requires_grad_(False)
+        for parameter in (*self.transformer.model.layers.parameters(), self.transformer.lm_head.weight):
+            if parameter is not self.transformer.model.embed_tokens.weight:
+                parameter.data = parameter.data.new_empty(0)
+
+    def reset(self) -> None:
+        """Drop every sequence and whatever a failed step may have left in the cache."""
+        for sequence in list(self.sequences()):
+            self.scheduler.remove(sequence, Status.ABORTED)
+        for slot in range(self.cache.num_slots):
+            self.cache.clear(slot)
+        self._params = None
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Bytes of the weights that a step reads, the embedding included."""
+        tensors = [getattr(layer, f.name) for layer in self._layers for f in fields(layer)]
+        tensors += [self._text_head, self._code_head, self.transformer.model.embed_tokens.weight]
+        return sum(t.nbytes for t in tensors)
+
     @property
     def num_running(self) -> int:
         return len(self.scheduler.running)

@@ -1,0 +1,554 @@
+"""The engine process: `python -m model.engine.worker SOCKET_FD`, started by `model/engine/client.py`.
+
+One thread owns the engines: it drains the inbox, steps every engine that has work, and sends what came out, so that an
+abort takes effect within one token. A reader thread fills the inbox, one thread decodes pictures, one loads weights.
+A step that raises fails the requests of its engine and nothing else. Ctrl-C and SIGTERM are left to the parent: the
+child goes when its socket closes, which also happens when the parent is killed.
+
+:class:`Worker` knows no transport; :class:`InProcess` runs it in a thread, for tests, benchmarks and training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.engine.client import HEADER, EngineClient
+from model.engine.device import resident_bytes, resolve_device, serving_dtype
+from model.engine.engine import Engine, SequenceOutput
+from model.engine.live import KVStash, Live, ResumeError, ResumeState, sampling_params
+from model.engine.messages import (
+    Cancelled,
+    Emitted,
+    EngineStatus,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Output,
+    Paused,
+    QueuePosition,
+    Started,
+)
+from model.engine.picture_thread import PictureThread
+from model.engine.sequence import SamplingParams, Status
+from model.events import Narrator, PictureJob, PictureResult, Told
+from model.images import decode_codes, decode_partial, encode_pictures, image_stats
+from model.pictures import png_bytes
+
+log = logging.getLogger("omni_r1.engine")
+
+STASH_BYTES = 64 << 20
+Send = Callable[[tuple[Any, ...]], None]
+
+
+@dataclass(eq=False)
+class Model:
+    """A checkpoint that answers. A retired one takes no new request and goes with its last."""
+
+    name: str
+    version: int
+    loaded: LoadedCheckpoint
+    engine: Engine
+    retired: bool = False
+
+    @classmethod
+    def load(cls, name: str, folder: str, version: int, *, device: torch.device, num_slots: int) -> Model:
+        """Read a folder and make its first step, so that the first request does not pay for it."""
+        loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
+        engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots)
+        engine.drop_parameters()
+        prompt = loaded.template.prompt_ids("?", [])
+        engine.generate([prompt], SamplingParams(temperature=1.0, top_p=0.9, max_new_tokens=4))
+        if loaded.can_draw and loaded.vq is not None:
+            decode_codes(loaded.vq, [[0] * loaded.vocab.codes_per_image])
+        return cls(name, version, loaded, engine)
+
+
+class Worker:
+    """The step loop. `post` may be called from any thread, everything else from the thread in `run`."""
+
+    def __init__(
+        self, send: Send, *, device: str = "auto", num_slots: int = 16, num_threads: int | None = None
+    ) -> None:
+        self._send = send
+        self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
+        self._device: torch.device | None = None
+        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._models: dict[str, Model] = {}
+        self._retired: list[Model] = []
+        self._live: dict[str, Live] = {}
+        self._outbox: list[tuple[str, Output]] = []
+        self._pictures = PictureThread()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._stash = KVStash(STASH_BYTES)
+        self._loads = 0  # under way
+        self._all_named = False  # whether the first checkpoints have all been named
+        self._problem = ""
+        self._told: EngineStatus | None = None
+
+    def post(self, message: tuple[Any, ...]) -> None:
+        """Put a message into the inbox."""
+        self._inbox.put(message)
+
+    def run(self) -> None:
+        """Work until ("close",) arrives."""
+        try:
+            while self._drain():
+                for model in (*self._models.values(), *self._retired):
+                    self._step(model)
+                self._tell_positions()
+                self._flush()
+        finally:
+            self._pictures.close()
+            self._loader.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def _has_work(self) -> bool:
+        return any(not m.engine.scheduler.is_idle for m in (*self._models.values(), *self._retired))
+
+    def _drain(self) -> bool:
+        """Handle every message there is; wait for one when there is nothing else to do. False: close."""
+        wait = not self._has_work
+        while True:
+            try:
+                message = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if message[0] == "close":
+                return False
+            self._handle(message)
+            wait = False
+
+    def _handle(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("generate", request):
+                self._guarded(request.request_id, self._arrive, request)
+            case ("abort", request_id, ticket):
+                self._abort(request_id)
+                self._reply(ticket)
+            case ("mode", request_id, mode):
+                self._set_mode(request_id, mode == "step")
+            case ("encoded", live, codes, error):
+                self._encoded(live, codes, error)
+            case ("picture", live, ticket, result, error):
+                self._picture_done(live, ticket, result, error)
+            case ("settings", settings):
+                self._device_name, self._num_slots = settings["device"], settings["num_slots"]
+                self._num_threads = settings["num_threads"]
+            case ("load", name, folder, version, ticket):
+                self._start_load(name, folder, version, ticket)
+            case ("model", name, model, error, ticket):
+                self._end_load(name, model, error, ticket)
+            case ("loaded_all",):
+                self._all_named = True
+            case ("unload", name, ticket):
+                self._retire(self._models.pop(name, None))
+                self._reply(ticket)
+            case ("memory", ticket):
+                self._reply(ticket, value=self._memory())
+
+    # Checkpoints
+
+    def _start_load(self, name: str, folder: str, version: int, ticket: int | None) -> None:
+        self._loads += 1
+
+        def load() -> None:
+            model, error = None, None
+            try:
+                if self._device is None:
+                    if self._num_threads is not None:
+                        torch.set_num_threads(self._num_threads)
+                    self._device = resolve_device(self._device_name)
+                model = Model.load(name, folder, version, device=self._device, num_slots=self._num_slots)
+            except Exception as raised:
+                log.exception("checkpoint %s could not be loaded", name)
+                error = raised
+            self.post(("model", name, model, error, ticket))
+
+        self._loader.submit(load)
+
+    def _end_load(self, name: str, model: Model | None, error: Exception | None, ticket: int | None) -> None:
+        self._loads -= 1
+        if model is not None:
+            self._retire(self._models.get(name))
+            self._models[name] = model
+            self._reply(ticket)
+        elif ticket is None:
+            self._problem = f"{name}: {error}"
+        else:
+            self._reply(ticket, error=(str(getattr(error, "code", "load_failed")), str(error)))
+        for live in [live for live in self._live.values() if live.model is None]:
+            self._guarded(live.request.request_id, self._find_model, live)
+
+    def _retire(self, model: Model | None) -> None:
+        if model is not None:
+            model.retired = True
+            self._retired.append(model)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Let retired models go that no request uses."""
+        used = {id(live.model) for live in self._live.values()}
+        for model in [m for m in self._retired if id(m) not in used]:
+            self._retired.remove(model)
+            self._stash.forget(model)
+
+    def _memory(self) -> dict[str, Any]:
+        models = [*self._models.values(), *self._retired]
+        return {
+            "rss": resident_bytes(),
+            "weights": sum(m.engine.num_weight_bytes for m in models),
+            "kv_cache": sum(m.engine.cache.num_bytes for m in models),
+            "stash": self._stash.num_bytes,
+            "device": str(self._device),
+            "num_threads": torch.get_num_threads(),
+        }
+
+    # Requests
+
+    def _arrive(self, request: GenerationRequest) -> None:
+        live = self._live[request.request_id] = Live(request, step_mode=request.mode == "step")
+        self._find_model(live)
+
+    def _find_model(self, live: Live) -> None:
+        request = live.request
+        model = self._models.get(request.checkpoint)
+        if model is None:
+            if self._loads == 0 and self._all_named:
+                self._end(live, Failed("unknown_checkpoint", f"checkpoint {request.checkpoint} is not loaded"))
+            return  # otherwise it is tried again when a load has ended
+        live.model = model
+        if request.resume is not None:
+            state = ResumeState.from_bytes(request.resume)
+            live.previous = None if state.previous is None else tuple(state.previous)
+            self._begin(live, state.prompt, state)
+        elif not request.images:
+            self._begin(live, model.loaded.template.prompt_ids(request.question, []), None)
+        elif not model.loaded.can_see:
+            self._end(live, Failed("bad_image", f"checkpoint {model.name} has no picture encoder"))
+        else:
+            vq, images = model.loaded.vq, request.images
+            self._pictures.submit(
+                lambda: encode_pictures(vq, [i.png for i in images], [i.fit for i in images]),  # type: ignore[arg-type]
+                lambda codes, error: self.post(("encoded", live, codes, error)),
+            )
+
+    def _encoded(self, live: Live, codes: list[tuple[int, ...]], error: BaseException | None) -> None:
+        if not self._is_live(live):
+            return
+        if error is not None:
+            self._end(live, Failed("bad_image", f"a picture of the question cannot be read: {error}"))
+            return
+        live.previous = codes[-1]
+        prompt = live.model.loaded.template.prompt_ids(live.request.question, codes)
+        self._guarded(live.request.request_id, self._begin, live, prompt, None)
+
+    def _begin(self, live: Live, prompt: list[int], state: ResumeState | None) -> None:
+        """Queue the request at its engine."""
+        request, engine, loaded = live.request, live.model.engine, live.model.loaded
+        if len(prompt) >= engine.context_len:
+            detail = f"the prompt has {len(prompt)} tokens, {engine.context_len - 1} fit"
+            self._end(live, Failed("prompt_too_long", detail))
+            return
+        defaults = loaded.generation
+        params = state.sampling() if state else sampling_params(
+            request.sampling, temperature=defaults.temperature, top_p=defaults.top_p, can_draw=loaded.can_draw
+        )  # fmt: skip
+        live.prompt = prompt
+        live.narrator = Narrator(
+            loaded.template.parser(),
+            partial_images=request.partial_images,
+            previous=live.previous,
+            skip=state.num_parsed if state else 0,
+            step_mode=live.step_mode,
+        )
+        tokens = state.tokens if state else []
+        (live.sequence,) = engine.add_request(
+            prompt,
+            params,
+            request_id=request.request_id,
+            resumed=tokens,
+            num_draws=state.num_draws if state else 0,
+            kv=self._stash.take(live.model, state.key) if state else None,
+        )
+        for token in tokens:
+            self._decode(live, live.narrator.feed(token))
+        if live.narrator.paused_after is not None:
+            self._start(live)
+            self._pause(live)
+
+    def _guarded(self, request_id: str, work: Callable[..., None], *arguments: Any) -> None:
+        """An error while a request begins is that request's."""
+        try:
+            work(*arguments)
+        except Exception as error:
+            code = "bad_resume" if isinstance(error, ResumeError) else "engine_error"
+            if not isinstance(error, ValueError):
+                log.exception("request %s could not begin", request_id)
+            self._end(self._live[request_id], Failed(code, str(error)))
+
+    def _is_live(self, live: Live) -> bool:
+        return self._live.get(live.request.request_id) is live
+
+    def _abort(self, request_id: str) -> None:
+        live = self._live.get(request_id)
+        if live is not None:
+            self._end(live, Cancelled())
+        self._flush()
+
+    def _set_mode(self, request_id: str, step_mode: bool) -> None:
+        live = self._live.get(request_id)
+        if live is not None:
+            live.step_mode = step_mode
+            if live.narrator is not None:
+                live.narrator.step_mode = step_mode
+
+    def _end(self, live: Live, output: Output) -> None:
+        """The request's last output, at once."""
+        request_id = live.request.request_id
+        self._live.pop(request_id, None)
+        if live.model is not None:
+            live.model.engine.abort(request_id)
+        self._outbox.append((request_id, output))
+        self._sweep()
+
+    # Steps
+
+    def _step(self, model: Model) -> None:
+        if model.engine.scheduler.is_idle:
+            return
+        try:
+            outputs = model.engine.step()
+            for output in outputs:
+                self._take(self._live[output.request_id], output)
+        except Exception as error:
+            log.exception("a step of %s failed", model.name)
+            for live in [live for live in self._live.values() if live.model is model and live.sequence is not None]:
+                self._end(live, Failed("engine_error", f"a step failed: {type(error).__name__}: {error}"))
+            model.engine.reset()
+
+    def _take(self, live: Live, output: SequenceOutput) -> None:
+        narrator, sequence, request = live.narrator, live.sequence, live.request
+        assert narrator is not None
+        assert sequence is not None
+        self._start(live)
+        if output.finished_by == "error":
+            self._end(live, Failed("engine_error", "the weights give NaN for this question"))
+            return
+        self._decode(live, narrator.feed(output.token))
+        if output.finished_by is not None:
+            self._decode(live, narrator.finish())
+            usage = {
+                "prompt_tokens": len(sequence.prompt),
+                "completion_tokens": len(sequence.response),
+                "images": narrator.num_images,
+            }
+            reason = "stop" if output.finished_by == "stop" else "length"
+            narrator.end(Finished(reason, narrator.parser.answer or None, usage))
+        elif narrator.paused_after is not None:
+            self._pause(live)
+        self._tell(live)
+        log.debug("request %s: %d tokens", request.request_id, len(sequence.response))
+
+    def _start(self, live: Live) -> None:
+        if live.started or live.sequence is None:
+            return
+        live.started = True
+        sequence, model = live.sequence, live.model
+        state, params = sequence.state, sequence.params
+        self._outbox.append((live.request.request_id, Started(
+            prompt_tokens=len(sequence.prompt),
+            context_len=model.engine.context_len,
+            max_new_tokens=state.max_tokens,
+            room_images=max(0, state.max_images - state.images_done),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            weight_version=model.version,
+        )))  # fmt: skip
+
+    def _pause(self, live: Live) -> None:
+        """Free the slot; the request ends with Paused when its events have been told."""
+        narrator, sequence, engine = live.narrator, live.sequence, live.model.engine
+        assert narrator is not None
+        assert sequence is not None
+        key = ""
+        if sequence.status is Status.RUNNING:
+            key = self._stash.put(live.model, engine.export_kv(sequence))
+        state = ResumeState.of(live.prompt, sequence, narrator, live.previous, key)
+        engine.abort(live.request.request_id)
+        narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))
+        self._tell(live)
+
+    def _decode(self, live: Live, jobs: list[PictureJob]) -> None:
+        """Hand pictures to the picture thread; a partial one that would wait goes out without a picture."""
+        loaded: LoadedCheckpoint = live.model.loaded
+        for job in jobs:
+
+            def work(job: PictureJob = job) -> PictureResult:
+                vq = loaded.vq
+                assert vq is not None
+                if not job.is_final:
+                    image = decode_partial(vq, job.codes, job.previous)
+                    return PictureResult(png_bytes(image), *image.size)
+                image = decode_codes(vq, [job.codes])[0]
+                stats = image_stats(vq, job.codes, loaded.manifest.perception).to_json()
+                return PictureResult(png_bytes(image), *image.size, stats)
+
+            def post(result: Any, error: BaseException | None, job: PictureJob = job) -> None:
+                self.post(("picture", live, job.ticket, result, error))
+
+            if job.is_final:
+                self._pictures.submit(work, post)
+            elif not self._pictures.try_submit(work, post):
+                assert live.narrator is not None
+                live.narrator.picture_skipped(job.ticket)
+
+    def _picture_done(
+        self, live: Live, ticket: int, result: PictureResult | None, error: BaseException | None
+    ) -> None:
+        if not self._is_live(live) or live.narrator is None:
+            return
+        if result is None:
+            log.error("a picture of request %s could not be decoded", live.request.request_id, exc_info=error)
+            self._end(live, Failed("engine_error", f"a picture could not be decoded: {error}"))
+            return
+        live.narrator.picture_done(ticket, result)
+        self._tell(live)
+
+    # Outputs
+
+    def _tell(self, live: Live) -> None:
+        if not live.started or live.narrator is None or not self._is_live(live):
+            return
+        request_id = live.request.request_id
+        for told in live.narrator.take():
+            if isinstance(told, Told):
+                self._outbox.append((request_id, Emitted(told.event, told.png, told.codes)))
+            elif isinstance(told, Finished | Paused):
+                self._end(live, told)
+
+    def _tell_positions(self) -> None:
+        for model in (*self._models.values(), *self._retired):
+            scheduler = model.engine.scheduler
+            if not scheduler.waiting or len(scheduler.running) < scheduler.num_slots:
+                continue
+            for position, sequence in enumerate(scheduler.waiting):
+                live = self._live[sequence.request_id]
+                if live.position != position:
+                    live.position = position
+                    self._outbox.append((sequence.request_id, QueuePosition(position)))
+
+    def _flush(self) -> None:
+        if self._outbox:
+            outputs, self._outbox = self._outbox, []
+            self._send(("outputs", outputs))
+        models = [*self._models.values(), *self._retired]
+        ready = self._all_named and self._loads == 0
+        status = EngineStatus(
+            "starting" if not ready and not self._told_ready else "ready" if self._models else "failed",
+            self._problem,
+            {name: model.version for name, model in self._models.items()},
+            sum(m.engine.num_running for m in models),
+            sum(m.engine.num_waiting for m in models),
+        )
+        if status != self._told:
+            self._told = status
+            self._send(("status", status))
+
+    @property
+    def _told_ready(self) -> bool:
+        return self._told is not None and self._told.phase != "starting"
+
+    def _reply(self, ticket: int | None, *, error: tuple[str, str] | None = None, value: Any = None) -> None:
+        if ticket is not None:
+            self._send(("reply", ticket, error, value))
+
+
+class InProcess(EngineClient):
+    """A `Generation` whose worker is a thread of this process: for tests, benchmarks and notebooks."""
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, str | os.PathLike[str]],
+        *,
+        weight_versions: Mapping[str, int] | None = None,
+        device: str = "cpu",
+        num_slots: int = 16,
+    ) -> None:
+        super().__init__()
+        versions = weight_versions or {}
+        self._checkpoints = {name: (str(Path(path)), versions.get(name, 1)) for name, path in checkpoints.items()}
+        self.worker = Worker(self._from_thread, device=device, num_slots=num_slots)
+        self._thread = threading.Thread(target=self.worker.run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Start the thread; returns before it is ready."""
+        self._loop = asyncio.get_running_loop()
+        for name, (folder, version) in self._checkpoints.items():
+            self._send(("load", name, folder, version, None))
+        self._send(("loaded_all",))
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread; live requests end with Failed(code="interrupted")."""
+        self._status = EngineStatus("stopping")
+        self._fail_all("interrupted", "the engine was stopped")
+        self._send(("close",))
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        self.worker.post(message)
+
+    def _from_thread(self, message: tuple[Any, ...]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._receive, message)
+
+
+def main(fd: int) -> None:
+    """Serve the parent over an inherited socket until it closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    connection = socket.socket(fileno=fd)
+    stream = connection.makefile("rb")
+
+    def send(message: tuple[Any, ...]) -> None:
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        connection.sendall(HEADER.pack(len(data)) + data)
+
+    worker = Worker(send)
+
+    def read() -> None:
+        while True:
+            header = stream.read(HEADER.size)
+            if len(header) < HEADER.size:
+                os._exit(0)  # the parent closed the socket, or is gone
+            (size,) = HEADER.unpack(header)
+            worker.post(pickle.loads(stream.read(size)))
+
+    threading.Thread(target=read, name="reader", daemon=True).start()
+    try:
+        worker.run()
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
