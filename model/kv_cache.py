@@ -9,7 +9,7 @@ Legend: S slots, C context, J key/value heads, G query heads a key head, K head 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import TransformerConfig

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TransformerConfig
@@ -176,10 +176,11 @@ class Transformer(nn.Module):
         table = self._rope_table
         if table is None or table.device != positions.device:
             config = self.config
-            exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-            inv_freq = 1.0 / (config.rope_theta**exponent)
-            angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
-            table = torch.complex(angles.cos(), angles.sin()).to(positions.device)  # [context, K / 2]
+            with torch.inference_mode(False):  # built by an engine, it must still serve a training step
+                exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+                inv_freq = 1.0 / (config.rope_theta**exponent)
+                angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
+                table = torch.complex(angles.cos(), angles.sin()).to(positions.device)  # [context, K / 2]
             self._rope_table = table
         return table[positions].unsqueeze(-2)
 

@@ -12,13 +12,13 @@ CPU kernels give a row the same last bits whatever stands beside it), and attent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.engine.phases import Legal, PhaseRules
@@ -121,8 +121,8 @@ class Engine:
                 parameter.data = parameter.data.new_empty(0)
 
     def reset(self) -> None:
-        """Drop every sequence and whatever a failed step may have left in the cache."""
-        for sequence in list(self.sequences()):
+        """Drop the running sequences and whatever a failed step may have left in the cache."""
+        for sequence in list(self.scheduler.running):
             self.scheduler.remove(sequence, Status.ABORTED)
         for slot in range(self.cache.num_slots):
             self.cache.clear(slot)
@@ -327,11 +327,6 @@ class Engine:
         if moved is not None:
             self.cache.copy(self.num_running, slot, moved.position)
             self._attention.open(slot, moved.position)
-
-    def sequences(self) -> Iterator[Sequence]:
-        """Every live sequence, running ones first."""
-        yield from self.scheduler.running
-        yield from self.scheduler.waiting
 
 
 def _keep(layer: LayerWeights) -> LayerWeights:

@@ -338,9 +338,10 @@ class Worker:
                 self._take(self._live[output.request_id], output)
         except Exception as error:
             log.exception("a step of %s failed", model.name)
-            for live in [live for live in self._live.values() if live.model is model and live.sequence is not None]:
-                self._end(live, Failed("engine_error", f"a step failed: {type(error).__name__}: {error}"))
+            running = {sequence.request_id for sequence in model.engine.scheduler.running}
             model.engine.reset()
+            for live in [live for name, live in self._live.items() if live.model is model and name in running]:
+                self._end(live, Failed("engine_error", f"a step failed: {type(error).__name__}: {error}"))
 
     def _take(self, live: Live, output: SequenceOutput) -> None:
         narrator, sequence, request = live.narrator, live.sequence, live.request
