@@ -346,7 +346,7 @@ def serve(settings: Settings, *, generation: Generation | None = None, build_ui:
 def bind(host: str, port: int) -> socket.socket:
     """A listening address, taken before anything else starts; OSError with one line for a person."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host.strip("[]"), port))

@@ -245,7 +245,7 @@ def test_text_inside_a_picture_ends_it_and_is_kept(plain: Template) -> None:
 
 def test_a_picture_behind_the_answer_is_shown_and_not_well_formed(plain: Template) -> None:
     v = plain.vocab
-    ids = plain.response_ids([StepPart("a", PICTURE)], "b")[:-1] + [*v.image_ids(OTHER), v.eos_id]
+    ids = [*plain.response_ids([StepPart("a", PICTURE)], "b")[:-1], *v.image_ids(OTHER), v.eos_id]
     parser = feed(plain, ids)[0]
     assert parser.steps == [("a", PICTURE), ("", OTHER)]
     assert parser.answer == "b"

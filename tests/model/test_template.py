@@ -1,4 +1,4 @@
-"""Rendering: what stands before and behind the loss boundary, and that nothing a person writes becomes a special token."""
+"""Rendering: what stands before and behind the loss boundary; nothing a person writes becomes a special token."""
 
 from __future__ import annotations
 
