@@ -180,7 +180,7 @@ def _zoom(action: Action, image: Image.Image) -> Image.Image:
 @cache
 def _disc_mask(half: int) -> Image.Image:
     mask = Image.new("L", (8 * half, 8 * half), 0)
-    gap = 0.4 * half
+    gap = round(0.4 * half)  # whole, so that the disc is as wide on every side
     ImageDraw.Draw(mask).ellipse((gap, gap, 8 * half - 1 - gap, 8 * half - 1 - gap), fill=255)
     return mask.resize((2 * half, 2 * half), Image.Resampling.BOX)
 

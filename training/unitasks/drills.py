@@ -56,8 +56,12 @@ def make_drill(seed: int, *, kind: str | None = None) -> Drill:
         return _task_drill(name, rng, seed)
     if name == "describe":
         view = random_view(rng)
-        return Drill(name, say(rng, "Describe the picture.", "What does the picture show?", "What do you see?"),
-                     view.image, (view.caption,))  # fmt: skip
+        return Drill(
+            name,
+            say(rng, "Describe the picture.", "What does the picture show?", "What do you see?"),
+            view.image,
+            (view.caption,),
+        )
     if name == "picture":
         view = random_view(rng)
         return Drill(name, say(rng, "Draw this: ", "Make a picture: ") + view.caption, None, (view.image,))
@@ -94,9 +98,11 @@ def _draw_drill(rng: Random) -> Drill:
     while True:
         view = _perhaps_inked(rng, random_view(rng))
         given = drawing(rng, view)
-        if given is not None:
-            text, action = given
-            return Drill("draw", text, view.image, (apply(action, view.image),))
+        if given is None:
+            continue
+        drawn = apply(given[1], view.image)
+        if drawn.tobytes() != view.image.tobytes():  # it may have been drawn before
+            return Drill("draw", given[0], view.image, (drawn,))
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:

@@ -59,7 +59,7 @@ def draw_bars(bars: Bars, background: RGB) -> Image.Image:
 
 def random_bars(rng: Random, count: int, values: list[int]) -> Bars:
     """Bars of different colours; the first len(values) of a random order have these values."""
-    columns = sorted(rng.sample(range(2, 8), count))
+    columns = sorted(rng.sample(range(2 if count > 5 else 3, 8), count))  # room for a line to the axis
     order = rng.sample(range(count), count)
     heights = [rng.randint(1, TOP_VALUE) for _ in range(count)]
     for place, value in zip(order, values, strict=False):
@@ -236,8 +236,8 @@ def make_peak(rng: Random, seed: int, level: str) -> Task:
     count = 8 if level == "hard" else rng.randint(5, 7)
     place = rng.randrange(count)
     high = rng.random() < 0.5
-    values = [rng.randint(1, 4) if high else rng.randint(3, 6) for _ in range(count)]
-    values[place] = rng.randint(5, 6) if high else rng.randint(1, 2)
+    values = [rng.randint(1, 4) if high else rng.randint(4, 6) for _ in range(count)]
+    values[place] = rng.randint(5, 6) if high else rng.randint(2, 3)
     colour = rng.choice(COLOUR_NAMES)
     word = say(rng, "highest", "at its top") if high else say(rng, "lowest", "at its bottom")
     question = say(rng, f"At which number is the line {word}?", f"Over which number is the {colour} line {word}?")

@@ -48,8 +48,13 @@ def _listing(words: list[str]) -> str:
 
 def _place(centre: tuple[int, int]) -> str:
     word = place_word(*centre)
-    return f"at the {word}" if word in ("top", "bottom") else f"in the {word}" if " " in word or word == "middle" else (
-        f"on the {word}")  # fmt: skip
+    return (
+        f"at the {word}"
+        if word in ("top", "bottom")
+        else f"in the {word}"
+        if " " in word or word == "middle"
+        else (f"on the {word}")
+    )
 
 
 def _spot(name: str, centre: tuple[int, int], box: Box) -> Spot:
@@ -107,8 +112,10 @@ def dots(rng: Random) -> View:
             middle = diagrammatic.between(start, angle_end, rng.choice((0.3, 0.4, 0.5)))
             if _clear(start, middle, spots):
                 segments.append((start, middle))
-                extras += [(text, line(*middle, *angle_end)) for text in (
-                    "Extend the black line.", "Draw a line on from the end of the black line.")]  # fmt: skip
+                extras += [
+                    (text, line(*middle, *angle_end))
+                    for text in ("Extend the black line.", "Draw a line on from the end of the black line.")
+                ]
     caption = _listing([*(f"{spot.name} {spot.place}" for spot in spots), *(["a black line"] if segments else [])])
     image = diagrammatic.draw_segments(segments, [(c, p) for c, p in order], rng.choice(BACKGROUNDS))
     facts = tuple((f"Where is the {spot.name}?", spot.place) for spot in spots)
@@ -208,8 +215,14 @@ def tiles(rng: Random) -> View:
         spot = (at[0] + dx, at[1] + dy)
         if 0 <= spot[0] < 4 and 0 <= spot[1] < 4:
             after = operational.draw_walker(cells, spot, background)
-            moves += [(text, after) for text in (f"Move the walker {move}.", f"The walker moves {move}.",
-                                                 f"Move the black dot one tile {move}.")]  # fmt: skip
+            moves += [
+                (text, after)
+                for text in (
+                    f"Move the walker {move}.",
+                    f"The walker moves {move}.",
+                    f"Move the black dot one tile {move}.",
+                )
+            ]
     extras = []
     for _ in range(3):
         row, column = rng.randrange(4), rng.randrange(4)
@@ -232,12 +245,22 @@ def tray(rng: Random) -> View:
     moves = []
     for move in operational.MOVES:
         after = operational.draw_blocks(operational.slide(cells, move), background)
-        moves += [(text, after) for text in (f"Tilt the tray {move}.", f"The blocks slide {move}.",
-                                             f"Let all blocks slide {move}.")]  # fmt: skip
-    facts = tuple((f"Where is the {name} block?", f"row {r + 1}, column {c + 1}")
-                  for r, row in enumerate(cells) for c, name in enumerate(row) if name != "empty")  # fmt: skip
-    spots = tuple(Spot(f"{name} block", "", (16 * c + 8, 16 * r + 8), (16 * c, 16 * r, 16 * c + 16, 16 * r + 16))
-                  for r, row in enumerate(cells) for c, name in enumerate(row) if name != "empty")  # fmt: skip
+        moves += [
+            (text, after)
+            for text in (f"Tilt the tray {move}.", f"The blocks slide {move}.", f"Let all blocks slide {move}.")
+        ]
+    facts = tuple(
+        (f"Where is the {name} block?", f"row {r + 1}, column {c + 1}")
+        for r, row in enumerate(cells)
+        for c, name in enumerate(row)
+        if name != "empty"
+    )
+    spots = tuple(
+        Spot(f"{name} block", "", (16 * c + 8, 16 * r + 8), (16 * c, 16 * r, 16 * c + 16, 16 * r + 16))
+        for r, row in enumerate(cells)
+        for c, name in enumerate(row)
+        if name != "empty"
+    )
     image = operational.draw_blocks(cells, background)
     return View(image, operational.blocks_state(cells), spots, (), tuple(moves), facts)
 
@@ -249,18 +272,36 @@ def pattern(rng: Random) -> View:
     moves = []
     for change, (_, text) in operational.TURNS.items():
         after = operational.draw_pattern(operational.turn(cells, change), background)
-        order = {"turn right": "Turn the tile right.", "turn left": "Turn the tile left.",
-                 "flip sideways": "Flip the tile sideways.", "flip over": "Flip the tile upside down."}  # fmt: skip
+        order = {
+            "turn right": "Turn the tile right.",
+            "turn left": "Turn the tile left.",
+            "flip sideways": "Flip the tile sideways.",
+            "flip over": "Flip the tile upside down.",
+        }
         moves += [(text, after), (order[change], after)]
-    facts = tuple((f"What colour is {name}?", cells[r][c]) for name, r, c in (
-        ("upper left", 0, 0), ("upper right", 0, last), ("lower left", last, 0), ("lower right", last, last)))  # fmt: skip
+    facts = tuple(
+        (f"What colour is {name}?", cells[r][c])
+        for name, r, c in (
+            ("upper left", 0, 0),
+            ("upper right", 0, last),
+            ("lower left", last, 0),
+            ("lower right", last, last),
+        )
+    )
     return View(operational.draw_pattern(cells, background), _rows(cells), (), (), tuple(moves), facts)
 
 
 MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
-    "things": (things, 0.34), "dots": (dots, 0.12), "bars": (bars, 0.11), "table": (table, 0.09), "curve": (curve, 0.08),
-    "graph": (graph, 0.08), "tiles": (tiles, 0.07), "tray": (tray, 0.06), "pattern": (pattern, 0.05),
-}  # fmt: skip
+    "things": (things, 0.34),
+    "dots": (dots, 0.12),
+    "bars": (bars, 0.11),
+    "table": (table, 0.09),
+    "curve": (curve, 0.08),
+    "graph": (graph, 0.08),
+    "tiles": (tiles, 0.07),
+    "tray": (tray, 0.06),
+    "pattern": (pattern, 0.05),
+}
 MOVING = ("tiles", "tray", "pattern")
 
 
