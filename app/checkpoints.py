@@ -188,7 +188,7 @@ class CheckpointRegistry:
                 added = connection.execute(
                     sa.insert(loads).values(checkpoint=info.name, digest=info.digest, loaded_at=now())
                 )
-                version = added.inserted_primary_key[0]
+                (version,) = added.inserted_primary_key or (0,)
         self._versions[info.name] = (info.digest, int(version))
         return int(version)
 

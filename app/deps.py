@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -72,10 +73,13 @@ def position(
 Position = Annotated[int, Depends(position)]
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that may answer with these problem documents."""
+def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route: these problem documents, and `also` what else needs describing."""
     shape = {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}
-    return {status: {"description": _TITLES[status], "content": {MEDIA_TYPE: shape}} for status in sorted(statuses)}
+    answers: dict[int | str, dict[str, Any]] = {**(also or {})}
+    for status in sorted(statuses):
+        answers[status] = {"description": _TITLES[status], "content": {MEDIA_TYPE: shape}}
+    return answers
 
 
 _TITLES = {

@@ -94,7 +94,7 @@ class EventLog:
         self.trouble_since: float | None = None
         self.commits = 0
         self.committed_events = 0
-        self.on_reader_change: Callable[[str, int], None] = lambda _trace, _readers: None
+        self.on_reader_change: Callable[[str], None] = lambda _trace_id: None
 
     # ---- writing
 
@@ -182,7 +182,7 @@ class EventLog:
         wake = asyncio.Event()
         live = self._live.setdefault(trace_id, LiveLog())
         live.readers.add(wake)
-        self.on_reader_change(trace_id, len(live.readers))
+        self.on_reader_change(trace_id)
         try:
             while True:
                 wake.clear()
@@ -214,14 +214,14 @@ class EventLog:
         finally:
             live.readers.discard(wake)
             self._forget_if_idle(trace_id, live)
-            self.on_reader_change(trace_id, len(live.readers))
+            self.on_reader_change(trace_id)
 
     def stored(self, trace_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, str, str]]:
         """Committed events (seq, type, data) with seq > `after`; blocking."""
         e = tables.events.c
         query = sa.select(e.seq, e.type, e.data).where(e.trace_id == trace_id, e.seq > after).order_by(e.seq)
         with self._db.read() as connection:
-            return [tuple(row) for row in connection.execute(query.limit(limit))]  # type: ignore[misc]
+            return [tuple(row) for row in connection.execute(query.limit(limit))]
 
     def _forget_if_idle(self, trace_id: str, live: LiveLog) -> None:
         if not live.in_work and not live.readers and self._live.get(trace_id) is live:

@@ -32,6 +32,7 @@ class LiveTrace:
     resumed: bool = False
     submitted: bool = False  # the engine knows it
     ended: bool = False  # its terminal event is on the way
+    was_read: bool = False  # somebody has followed its events
     position: int | None = None
     cancel_reason: str | None = None
     step_text: dict[int, str] = field(default_factory=dict)

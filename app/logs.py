@@ -14,11 +14,10 @@ _ID = re.compile(r"\b(tr_[0-9a-z]{20})\b")
 class LineFormatter(logging.Formatter):
     """Time, level and message in one line; what has line breaks (a stack) is folded into it."""
 
-    converter = time.gmtime
-
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()

@@ -227,7 +227,7 @@ def _add_unknown(app: FastAPI) -> None:
         for module in ROUTES:
             for route in module.router.routes:
                 if isinstance(route, APIRoute) and route.matches(dict(request.scope))[0] is Match.PARTIAL:
-                    allowed |= route.methods
+                    allowed |= route.methods or set()
         if allowed:
             allow = ", ".join(sorted(allowed))
             raise Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
@@ -240,12 +240,9 @@ def _add_unknown(app: FastAPI) -> None:
 def build_page(base_url: str) -> ASGIApp:
     """The Gradio page on this server's own API; imports Gradio (seconds)."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from app.client import Client
-    from app.ui.page import mount_ui
+    from app.ui.mount import build_page as build
 
-    page = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    mount_ui(page, Client(base_url))
-    return page
+    return build(base_url)
 
 
 class StudioServer(uvicorn.Server):
@@ -328,7 +325,9 @@ def serve(settings: Settings, *, generation: Generation | None = None, build_ui:
     if generation is None:
         from model.engine.client import EngineProcess
 
-        generation = EngineProcess({}, device=settings.device)
+        process = EngineProcess({}, device=settings.device)
+        process.spawn()  # it imports torch while this process opens the database and builds the page
+        generation = process
     app = create_app(settings, generation=generation, build_ui=build_ui, home=home)
     try:
         app.state.runtime.prepare()

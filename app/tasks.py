@@ -94,23 +94,27 @@ class TaskWorld:
             first: the question's picture as the model got it.
             drawn: PNG of each step's functional image, None for a step without one.
         """
-        from training.unitasks.checkers import check_step
-
         from training.grading import is_right
+        from training.unitasks.checkers import check_step
         from training.unitasks.world import task_of_id
 
         task = task_of_id(task_id)
         right = 0
-        previous = first
+        previous = _sized(first, task.image.size)
         for index in range(1, len(task.steps) + 1):
             png = drawn[index - 1] if index <= len(drawn) else None
             if png is None:
                 continue
             with Image.open(io.BytesIO(png)) as opened:
-                picture = opened.convert("RGB")
+                picture = _sized(opened.convert("RGB"), task.image.size)
             right += bool(check_step(task, index, previous, picture))
             previous = picture
         return Verdict("right" if is_right(answer, task.answer) else "wrong", right, len(task.steps))
+
+
+def _sized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The checkers judge at the task's own size; a larger checkpoint's pictures are brought down to it."""
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def skill_of(text: str, task_id: str | None, step: int) -> str | None:

@@ -7,6 +7,7 @@ Knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 from collections.abc import Callable
@@ -30,10 +31,10 @@ from model.engine.messages import (
     Finished,
     Generation,
     GenerationRequest,
-    Output,
     Paused,
     QueuePosition,
     Started,
+    Terminal,
 )
 from model.pictures import model_view
 
@@ -85,20 +86,24 @@ class TraceRunner:
                 resume=resume,
             )
             live.submitted = True
-            async for output in self._generation.generate(request):
-                if await self._take(live, output):
-                    return
-            await self._failed(live, "engine_error", "the engine ended the trace without a word; ask again")
+            last: Terminal | None = None
+            async with contextlib.aclosing(self._generation.generate(request)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    if isinstance(output, Terminal):
+                        last = output
+                        break
+                    await self._take(live, output)
+            await self._leave_with(live, last)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             log.exception("trace %s failed", live.id)
             problem = from_storage(error)
-            code, detail = (
-                ("internal", "the server's log has the reason") if problem is None else (problem.code, problem.detail)
-            )
             await self._stop_engine(live)
-            await self._failed(live, code, detail)
+            if problem is None:
+                await self._failed(live, "internal", "the server's log has the reason; ask the question again")
+            else:
+                await self._failed(live, problem.code, problem.detail)
 
     async def _stop_engine(self, live: LiveTrace) -> None:
         try:
@@ -107,8 +112,8 @@ class TraceRunner:
         except Exception:
             log.exception("trace %s: the engine did not stop", live.id)
 
-    async def _take(self, live: LiveTrace, output: Output) -> bool:
-        """Act on one output; True when it was the last one."""
+    async def _take(self, live: LiveTrace, output: QueuePosition | Started | Emitted) -> None:
+        """Act on an output on the way."""
         match output:
             case QueuePosition(position):
                 self._queued(live, position)
@@ -116,24 +121,22 @@ class TraceRunner:
                 self._started(live, output)
             case Emitted(event, png, _codes):
                 await self._emitted(live, event.type, dict(event.data), png)
+
+    async def _leave_with(self, live: LiveTrace, output: Terminal | None) -> None:
+        """Act on the last output; by now the engine knows the request no more."""
+        match output:
+            case None:
+                await self._failed(live, "engine_error", "the engine ended the trace without a word; ask again")
             case Paused(step, resume):
                 await self._paused(live, step, resume)
-                return True
             case Finished():
                 await self._finished(live, output)
-                return True
-            case Cancelled():
+            case Failed(code="interrupted"):
+                await self.interrupt(live)
+            case Failed(code, detail) if live.cancel_reason is None:
+                await self._failed(live, code, detail)
+            case Cancelled() | Failed():
                 await self._cancelled(live)
-                return True
-            case Failed(code, detail):
-                if code == "interrupted":
-                    await self.interrupt(live)
-                elif live.cancel_reason is not None:
-                    await self._cancelled(live)
-                else:
-                    await self._failed(live, code, detail)
-                return True
-        return False
 
     # ---- on the way
 

@@ -20,6 +20,7 @@ from app.checkpoints import CheckpointRegistry
 from app.db import Database, now
 from app.errors import Problem
 from app.event_log import EventLog, encode
+from app.grace import GraceWatch
 from app.home import Home
 from app.idempotency import Claim
 from app.live import LiveTrace
@@ -65,14 +66,12 @@ class TraceService:
         self._metrics = metrics
         self._home = home
         self.max_queue = max_queue
-        self._grace_s = grace_s
         self._ids = store.TraceIds()
         self._live: dict[str, LiveTrace] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._grace: dict[str, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self.stopping = False
-        events.on_reader_change = self._readers_changed
+        self._grace = GraceWatch(events, self._live, grace_s, self._disconnected)
         runner.on_leave = self._left
 
     # ---- start and stop
@@ -88,8 +87,7 @@ class TraceService:
     async def stop(self) -> None:
         """No new trace; every trace in work gets its `interrupted` end, shown to its readers."""
         self.stopping = True
-        for handle in self._grace.values():
-            handle.cancel()
+        self._grace.close()
         # One that is just being created or resumed has no runner yet: its own coroutine sees `stopping`.
         live = [trace for trace in self._live.values() if trace.runner is not None]
         try:
@@ -298,6 +296,7 @@ class TraceService:
                 resolution=info.config.vq.resolution,
                 started=True,
                 resumed=True,
+                was_read=True,
             )
             self._live[trace_id] = live
             self._events.open(trace_id, last)
@@ -310,7 +309,7 @@ class TraceService:
                 await self._runner.interrupt(live)
                 return await self.get(trace_id)
             live.runner = asyncio.create_task(self._runner.run(live, row.resume), name=f"trace {trace_id}")
-            self._readers_changed(trace_id, self._events.readers(trace_id))
+            self._grace.look(trace_id)
             return await self.get(trace_id)
 
     async def cancel(self, trace_id: str, reason: str = "user") -> dict[str, Any]:
@@ -361,31 +360,16 @@ class TraceService:
             raise _no_trace()
         self._events.delete(trace_id)
 
-    # ---- readers that leave
-
-    def _readers_changed(self, trace_id: str, readers: int) -> None:
-        handle = self._grace.pop(trace_id, None)
-        if handle is not None:
-            handle.cancel()
-        live = self._live.get(trace_id)
-        if live is None or live.background or live.ended or readers or self.stopping:
-            return
-        loop = asyncio.get_running_loop()
-        self._grace[trace_id] = loop.call_later(self._grace_s, self._nobody_came_back, trace_id)
-
-    def _nobody_came_back(self, trace_id: str) -> None:
-        self._grace.pop(trace_id, None)
-        live = self._live.get(trace_id)
-        if live is not None and not live.ended and not self._events.readers(trace_id):
-            log.info("trace %s: its readers are gone", trace_id)
-            self._spawn(self.cancel(trace_id, "disconnected"))
+    # ---- helpers
 
     def _left(self, live: LiveTrace) -> None:
         """A live trace is out of work."""
         if self._live.get(live.id) is live:
             del self._live[live.id]
 
-    # ---- helpers
+    def _disconnected(self, trace_id: str) -> None:
+        log.info("trace %s: its readers are gone", trace_id)
+        self._spawn(self.cancel(trace_id, "disconnected"))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -58,8 +58,9 @@ async def _upload(request: Request) -> bytes:
     status_code=201,
     response_model=ImageOut,
     openapi_extra=UPLOAD,
-    responses={201: {"headers": {"Location": {"schema": {"type": "string"}}}}}
-    | problems(400, 403, 409, 413, 415, 422, 503, 507),
+    responses=problems(
+        400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": {"Location": {"schema": {"type": "string"}}}}}
+    ),
 )
 async def upload_image(
     request: Request,
@@ -85,7 +86,7 @@ def _store(app: Services, data: bytes, claim: Claim) -> tuple[dict[str, Any], bo
     return (replay.response, True) if replay else (answer, False)
 
 
-@router.get("/{image_id}", response_class=FileResponse, responses={200: PNG} | problems(404, 503))
+@router.get("/{image_id}", response_class=FileResponse, responses=problems(404, 503, also={200: PNG}))
 def get_image(image_id: str, app: App) -> Response:
     """The PNG; its id is the hash of its bytes, so it never changes."""
     stored = app.images.get(image_id)
@@ -95,7 +96,7 @@ def get_image(image_id: str, app: App) -> Response:
     return FileResponse(path, media_type="image/png", headers=FOREVER | {"ETag": f'"{stored.image_id}"'})
 
 
-@router.get("/{image_id}/model-view", response_class=Response, responses={200: PNG} | problems(404, 422, 503))
+@router.get("/{image_id}/model-view", response_class=Response, responses=problems(404, 422, 503, also={200: PNG}))
 def get_model_view(
     image_id: str,
     app: App,

@@ -29,17 +29,26 @@ def _wants_stream(request: Request) -> bool:
     "",
     status_code=201,
     response_model=Trace,
-    response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
     summary="Create a trace and start it",
-    responses={
-        201: {
-            "description": "The trace; with `Accept: text/event-stream` its events",
-            "content": EVENT_STREAM,
-            "headers": {"Location": {"schema": {"type": "string"}}},
-        }
-    }
-    | problems(400, 403, 409, 413, 415, 422, 429, 503, 507),
+    responses=problems(
+        400,
+        403,
+        409,
+        413,
+        415,
+        422,
+        429,
+        503,
+        507,
+        also={
+            201: {
+                "description": "The trace; with `Accept: text/event-stream` its events",
+                "content": EVENT_STREAM,
+                "headers": {"Location": {"schema": {"type": "string"}}},
+            }
+        },
+    ),
 )
 async def create_trace(request: Request, body: TraceCreate, app: App, idempotency_key: Key = None) -> Response:
     """Everything that can be refused is refused here, with its own status, before the first byte."""
@@ -57,7 +66,7 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
     return JSONResponse(trace, 201, headers)
 
 
-@router.get("", response_model=TraceList, response_model_exclude_unset=True, responses=problems(422, 503))
+@router.get("", response_model=TraceList, responses=problems(422, 503))
 def list_traces(
     app: App,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -83,7 +92,7 @@ def list_traces(
     return JSONResponse({"data": data, "has_more": has_more})
 
 
-@router.get("/{trace_id}", response_model=Trace, response_model_exclude_unset=True, responses=problems(404, 503))
+@router.get("/{trace_id}", response_model=Trace, responses=problems(404, 503))
 async def get_trace(trace_id: TraceId, app: App) -> Response:
     """The whole trace, as far as it has come."""
     return JSONResponse(await app.traces.get(trace_id))
@@ -93,11 +102,15 @@ async def get_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/events",
     response_class=Response,
     summary="The trace's events, live or replayed",
-    responses={
-        200: {"description": "Server-sent events", "content": EVENT_STREAM},
-        204: {"description": "The position is past the terminal event: nothing will come any more"},
-    }
-    | problems(400, 404, 503),
+    responses=problems(
+        400,
+        404,
+        503,
+        also={
+            200: {"description": "Server-sent events", "content": EVENT_STREAM},
+            204: {"description": "The position is past the terminal event: nothing will come any more"},
+        },
+    ),
 )
 async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
     """Committed events only; a comment every 15 s of silence; ends after the terminal event."""
@@ -106,9 +119,7 @@ async def trace_events(trace_id: TraceId, position: Position, app: App) -> Respo
     return EventStream(app.traces.read(trace_id, position))
 
 
-@router.post(
-    "/{trace_id}/pause", response_model=Trace, response_model_exclude_unset=True, responses=problems(403, 404, 503)
-)
+@router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 503))
 async def pause_trace(trace_id: TraceId, app: App) -> Response:
     """Let it pause when its running step ends; idempotent."""
     return JSONResponse(await app.traces.pause(trace_id))
@@ -117,7 +128,6 @@ async def pause_trace(trace_id: TraceId, app: App) -> Response:
 @router.post(
     "/{trace_id}/continue",
     response_model=Trace,
-    response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
     responses=problems(403, 404, 409, 415, 422, 429, 503),
 )
@@ -126,9 +136,7 @@ async def continue_trace(trace_id: TraceId, app: App, body: ContinueIn | None = 
     return JSONResponse(await app.traces.continue_(trace_id, body.mode if body else "step"))
 
 
-@router.post(
-    "/{trace_id}/cancel", response_model=Trace, response_model_exclude_unset=True, responses=problems(403, 404, 503)
-)
+@router.post("/{trace_id}/cancel", response_model=Trace, responses=problems(403, 404, 503))
 async def cancel_trace(trace_id: TraceId, app: App) -> Response:
     """Answers when the engine has really stopped; changes nothing for a trace that has ended."""
     return JSONResponse(await app.traces.cancel(trace_id))
@@ -145,7 +153,7 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/partials/{name}",
     response_class=FileResponse,
     summary="A partial picture of a trace",
-    responses={200: {"description": "PNG", "content": {"image/png": {}}}} | problems(404),
+    responses=problems(404, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
 )
 def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:
     """What `image.partial` links to; it goes with its trace."""

@@ -397,7 +397,13 @@ def test_lists_page_newest_first_and_leave_out_the_steps(with_server: WithServer
         assert not rest["has_more"]
         found = (await server.client.get("/v1/traces", params={"q": "STAR 3", "status": "completed"})).json()
         assert [entry["id"] for entry in found["data"]] == [ids[3]]
-        for params in ({"status": "paused"}, {"checkpoint": "other"}, {"slice": "natural"}, {"verdict": "right"}, {"q": "%"}):
+        for params in (
+            {"status": "paused"},
+            {"checkpoint": "other"},
+            {"slice": "natural"},
+            {"verdict": "right"},
+            {"q": "%"},
+        ):
             assert (await server.client.get("/v1/traces", params=params)).json()["data"] == []
 
     with_server(scenario)
