@@ -27,7 +27,7 @@ def gallery_page(client: Client) -> None:
 
     header("gallery")
     with gr.Row(elem_id="or-filters"):
-        words = gr.Textbox(label="Words", placeholder="of the question or the answer", elem_id="or-filter-words")
+        gr.Textbox(label="Words", placeholder="of the question or the answer", elem_id="or-filter-words")
         slice_ = _choice("Slice", SLICES)
         verdict = _choice("Verdict", VERDICTS)
         checkpoint = _choice("Checkpoint", [("any checkpoint", "")])
@@ -37,12 +37,11 @@ def gallery_page(client: Client) -> None:
         '<div class="or-part-gallery"></div>',
         elem_id="or-gallery",
     )
-    js = "(q, slice, verdict, checkpoint) => { window.omniGallery?.filter({q, slice, verdict, checkpoint}); }"
-    for part in (words, slice_, verdict, checkpoint):
-        part.input(
-            None, [words, slice_, verdict, checkpoint], None, js=js, show_progress="hidden", queue=False,
-            api_visibility="private",
-        )  # fmt: skip
+    # the module itself listens to the words: Gradio tells of keys, not of what is pasted
+    choices = [slice_, verdict, checkpoint]
+    js = "(slice, verdict, checkpoint) => { window.omniGallery?.filter({slice, verdict, checkpoint}); }"
+    for choice in choices:
+        choice.input(None, choices, None, js=js, show_progress="hidden", queue=False, api_visibility="private")
     blocks = gr.context.Context.root_block
     assert blocks is not None
     blocks.load(checkpoints, None, checkpoint, show_progress="hidden", api_visibility="private")

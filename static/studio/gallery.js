@@ -29,13 +29,16 @@ class Gallery {
     this.word = h('p', { class: 'or-quiet or-gallery-word', role: 'status' });
     this.more = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() }, 'show more');
     element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
+    const words = document.querySelector('#or-filter-words textarea, #or-filter-words input');
+    words.addEventListener('input', () => this.filter({ q: words.value.trim() }));
     this.#skeleton();
     this.#begin();
   }
 
-  /** The filters of the page; empty ones are left out. */
-  filter(filters) {
-    this.#filters = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
+  /** Change some filters of the page; empty ones are left out of the request. */
+  filter(changed) {
+    const all = Object.entries({ ...this.#filters, ...changed });
+    this.#filters = Object.fromEntries(all.filter(([, value]) => value));
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#begin(), WAIT_MS);
   }

@@ -6,37 +6,6 @@
 
 export const TERMINAL = new Set(['completed', 'cancelled', 'failed', 'interrupted']);
 
-// The same tables as training/skills.py (a test compares them): the first verb decides, then the nouns.
-const VERBS = [
-  ['zoom', /\bzoom(s|ing|ed)?\b|\bcrop\b|\blook closer\b/],
-  ['mark', /(?<!the )(?<!The )\bmark\b|\bmarking\b/],
-  ['box', /\b(draw|put|place|set|add)s? (a|the|another) box\b|\bI box\b/i],
-  [
-    'line',
-    /\b(a|the|another|second|straight) line (from|to|along|across|down|up|through|over|on|between)\b|\bextend\b|\bI trace\b/i,
-  ],
-  ['predict', /\b(moves?|slides?|tilts?|tilting|turns?|flips?|swaps?|drops?|falls?|rotates?|next state)\b/],
-];
-const NOUNS = [
-  ['box', /\bbox(es|ed)?\b/],
-  ['line', /\bline\b/],
-  ['mark', /\bmark(s|ed)?\b/],
-  ['predict', /\bpredict(s|ed|ion)?\b|\bnext (picture|position|board)\b/],
-];
-
-/** The skill that a step's words name, or null. */
-export function skillOfText(text) {
-  for (const table of [VERBS, NOUNS]) {
-    let first = null;
-    for (const [skill, words] of table) {
-      const at = text.search(words);
-      if (at >= 0 && (first === null || at < first.at)) first = { at, skill };
-    }
-    if (first) return first.skill;
-  }
-  return null;
-}
-
 export function initialState(traceId) {
   return {
     traceId,
@@ -118,10 +87,7 @@ const HANDLERS = {
   }),
   'step.started': (state, data) => withStep({ ...state, status: 'running', activity: 'thinking' }, data.step, () => ({})),
   'text.delta': (state, data) => ({
-    ...withStep({ ...state, activity: 'thinking' }, data.step, (step) => {
-      const text = step.text + data.text;
-      return { text, skill: step.image?.skill ?? skillOfText(text) };
-    }),
+    ...withStep({ ...state, activity: 'thinking' }, data.step, (step) => ({ text: step.text + data.text })),
     tokens: state.tokens + 1,
   }),
   'image.started': (state, data) =>
@@ -224,7 +190,7 @@ export function withTrace(state, trace) {
   return next;
 }
 
-/** The state of an ended trace from its row alone: nothing needs to be streamed to show it. */
+/** The state of a trace from its row alone: an ended one needs no stream, a live one is shown before its events come. */
 export function fromTrace(trace) {
   const state = withTrace(initialState(trace.id), trace);
   return {
@@ -233,11 +199,12 @@ export function fromTrace(trace) {
     steps: (trace.steps ?? []).map((step) => ({
       index: step.index,
       text: step.text ?? '',
-      skill: step.image?.skill ?? skillOfText(step.text ?? ''),
+      skill: step.image?.skill ?? null,
       image: step.image ?? null,
       partial: null,
       complete: true,
     })),
+    pausedAfter: trace.status === 'paused' ? (trace.steps ?? []).length : null,
     answer: trace.answer ?? '',
     hasAnswer: trace.answer !== null && trace.answer !== undefined,
     finishReason: trace.finish_reason ?? null,

@@ -21,6 +21,7 @@ export class Viewer {
   #state = initialState(null);
   #cursor = null; // null = live: the newest step; else a position 0 … n+1
   #stream = null;
+  #replay = null; // the state that stored events build up while the row is on show
   #opening = null;
   #connection = 'closed';
   #notice = null; // {text, links: [[label, href]], retry}
@@ -135,7 +136,9 @@ export class Viewer {
       this.#fetchReferenceAnswer();
       return;
     }
-    this.#set(withTrace(initialState(trace.id), trace));
+    // Its row is drawn at once; the stored events follow behind it and take over when they have come as far.
+    this.#replay = fresh ? null : withTrace(initialState(trace.id), trace);
+    this.#set(fresh ? withTrace(initialState(trace.id), trace) : ended);
     this.#stream = new TraceStream({
       traceId: trace.id,
       fresh,
@@ -149,6 +152,7 @@ export class Viewer {
     this.#opening = null;
     const stream = this.#stream;
     this.#stream = null;
+    this.#replay = null;
     stream?.close();
     this.#cursor = null;
     this.#notice = null;
@@ -169,7 +173,12 @@ export class Viewer {
       if ((type === 'image.partial' || type === 'image.completed') && data.url) loadPicture(data.url).catch(() => {});
     }
     const before = this.#state;
-    const after = reduceAll(before, events);
+    const after = reduceAll(this.#replay ?? before, events);
+    if (this.#replay && after.steps.length < before.steps.length && !isTerminal(after)) {
+      this.#replay = after;
+      return;
+    }
+    this.#replay = null;
     this.#set(after, announcementOf(before, after));
     if (isTerminal(after)) this.#refresh(after.traceId);
   }

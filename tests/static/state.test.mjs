@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import {
-  fromTrace, initialState, isTerminal, phaseOf, reduce, reduceAll, skillOfText, withTrace,
+  fromTrace, initialState, isTerminal, phaseOf, reduce, reduceAll, withTrace,
 } from '../../static/viewer/state.js';
 
 const recorded = JSON.parse(readFileSync(new URL('./recorded.json', import.meta.url)));
@@ -70,10 +70,9 @@ test('queue positions come and go', () => {
   assert.equal(play(['trace.queued', { position: 2 }], STARTED).position, null);
 });
 
-test('text deltas of a step add up, and its words name its skill', () => {
+test('text deltas of a step add up', () => {
   const state = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I draw a ' }], ['text.delta', { step: 1, text: 'box there.' }]);
   assert.equal(state.steps[0].text, 'I draw a box there.');
-  assert.equal(state.steps[0].skill, 'box');
   assert.equal(state.activity, 'thinking');
 });
 
@@ -131,12 +130,4 @@ test('a row read while the trace lives does not overwrite what its events said',
   const later = withTrace(state, { id: 't', status: 'queued', question: 'q', images: [], mode: 'auto', sampling: {} });
   assert.equal(later.status, 'running');
   assert.equal(later.question, 'q');
-});
-
-test('skills are read from words', () => {
-  assert.equal(skillOfText('I zoom in on the box.'), 'zoom');
-  assert.equal(skillOfText('I draw a line from A to B.'), 'line');
-  assert.equal(skillOfText('The ball moves to the right.'), 'predict');
-  assert.equal(skillOfText('I mark the crossing.'), 'mark');
-  assert.equal(skillOfText('I think.'), null);
 });

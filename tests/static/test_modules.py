@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from training import skills
-
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "static"
 MODULES = sorted(STATIC.glob("viewer/*.js")) + sorted(STATIC.glob("studio/*.js"))
+STYLES = sorted(STATIC.glob("*.css")) + sorted(STATIC.glob("viewer/*.css"))
 
 
 def test_the_modules_pass_their_own_tests() -> None:
@@ -21,7 +20,7 @@ def test_the_modules_pass_their_own_tests() -> None:
     if node is None:
         pytest.skip("node is not installed; the browser tests still run the modules")
     files = sorted(str(path) for path in HERE.glob("*.test.mjs"))
-    done = subprocess.run([node, "--test", *files], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([node, "--test", *files], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert re.search(r"# pass [1-9]", done.stdout)
 
@@ -33,17 +32,8 @@ def test_modules_put_data_into_the_page_as_text_only(path: Path) -> None:
         assert trap not in source, f"{path.name} uses {trap}"
 
 
-@pytest.mark.parametrize(
-    "path", [*MODULES, *STATIC.glob("*.css"), *STATIC.glob("viewer/*.css")], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [*MODULES, *STYLES], ids=lambda path: path.name)
 def test_no_static_file_names_another_host(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     found = re.findall(r"https?://[^\s'\"`)]+", source)
     assert [url for url in found if not url.startswith("http://www.w3.org/")] == []
-
-
-def test_the_viewer_reads_skills_from_words_as_the_world_does() -> None:
-    source = (STATIC / "viewer" / "state.js").read_text(encoding="utf-8")
-    for table in (skills._WORDS, skills._NOUNS):
-        for skill, pattern in table:
-            assert pattern.pattern in source, f"state.js lacks the words of {skill}"

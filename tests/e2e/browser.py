@@ -1,0 +1,126 @@
+"""A real browser against a real server, and what every page must keep: no console error, no request to elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.real_server import ROOT, Server
+
+CHROMIUM = "/usr/bin/chromium"
+READY_MS = 60_000  # a page on a busy machine; a second on a free one
+
+
+class FakeServer(Server):
+    """The real app on a scripted engine (`tests.fake_server`): needs no weights, draws at a pace of our choice."""
+
+    pace_s: float = 0.05
+
+    def start(self, *, ready: bool = True) -> Server:
+        command = [sys.executable, "-m", "tests.fake_server", "--port", "0", "--home", str(self.home)]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "--pace", str(self.pace_s)],
+                cwd=ROOT,
+                env=self.env(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                stdin=subprocess.DEVNULL,
+            )
+        assert self.process.stdout is not None
+        self.url = re.search(r"http://\S+", self.process.stdout.readline()).group()  # type: ignore[union-attr]
+        if ready:
+            self.wait_ready()
+        return self
+
+
+def missing_browser() -> str | None:
+    """Why there can be no browser test here, or None."""
+    if shutil.which(CHROMIUM) is None:
+        return f"{CHROMIUM} is not installed"
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "playwright is not installed"
+    return None
+
+
+def require_browser() -> None:
+    """Skips with the reason; fails instead where OMNI_R1_REQUIRE_BROWSER=1."""
+    reason = missing_browser()
+    if reason is None:
+        return
+    if os.environ.get("OMNI_R1_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"browser tests are required here, but {reason}")
+    pytest.skip(reason)
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Studio:
+    """A browser window on a server; `check()` says what its pages did wrong."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.url = url
+        self.errors: list[str] = []
+        self.expected: list[str] = []  # parts of console errors that the test provokes
+        self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+        self.context.set_default_timeout(READY_MS)
+
+    def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
+        page = self.context.new_page()
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("request", self._request)
+        page.goto(self.url + path)
+        page.wait_for_selector(ready, state="attached")
+        return page
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(f"console: {message.text} {message.location.get('url', '')}")
+
+    def _request(self, request: Any) -> None:
+        if not re.match(r"(http://127\.0\.0\.1[:/]|data:|blob:)", request.url):
+            self.errors.append(f"outside: {request.url}")
+
+    def check(self) -> None:
+        wrong = [error for error in self.errors if not any(part in error for part in self.expected)]
+        self.context.close()
+        assert wrong == []
+
+
+def status(page: Any, *wanted: str) -> str:
+    """Waits until the trace on the page has one of these statuses, and returns it."""
+    page.wait_for_selector(", ".join(f".or-viewer[data-status={one}]" for one in wanted))
+    return str(page.get_attribute(".or-viewer", "data-status"))
+
+
+def picture_file(folder: Path, size: tuple[int, int] = (96, 64)) -> Path:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", size, (240, 236, 220))
+    ImageDraw.Draw(picture).ellipse((20, 12, 60, 52), fill=(200, 30, 30))
+    path = folder / "own.png"
+    picture.save(path)
+    return path

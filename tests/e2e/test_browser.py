@@ -1,0 +1,222 @@
+"""The studio as a person uses it, in a real browser on a real server.
+
+With the shipped checkpoint where it is, else with the scripted engine. Every test fails on any console error and on
+any request that leaves this machine. `pytest tests/e2e/test_browser.py`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.browser import FakeServer, Studio, launched, picture_file, require_browser, status
+from tests.e2e.real_server import SHIPPED, Server
+
+Open = Callable[..., Studio]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    require_browser()
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
+    """A server whose traces take seconds, so that there is a middle to reload in."""
+    server = FakeServer(tmp_path_factory.mktemp("slow") / "home")
+    server.pace_s = 0.12
+    yield server.start().url
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def url(request: pytest.FixtureRequest) -> str:
+    """The real engine on the shipped checkpoint, or the scripted one before there is a checkpoint."""
+    if (SHIPPED / "config.json").exists():
+        server: Server = request.getfixturevalue("server")
+        return server.url
+    return str(request.getfixturevalue("slow"))
+
+
+@pytest.fixture
+def studio(browser: Any) -> Iterator[Open]:
+    opened: list[Studio] = []
+
+    def open_(url: str, **options: Any) -> Studio:
+        opened.append(Studio(browser, url, **options))
+        return opened[-1]
+
+    yield open_
+    for one in opened:
+        one.check()
+
+
+def words_of(page: Any) -> list[str]:
+    return [str(text) for text in page.locator(".or-step-text").all_inner_texts()]
+
+
+def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, url: str) -> None:
+    page = studio(url).page()
+    assert page.input_value("#or-question textarea")  # an example is chosen already
+    page.click("#or-step")
+    status(page, "paused")
+    assert re.search(r"\?trace=\w+", page.url)
+    first = words_of(page)
+    assert len(first) == 1
+    assert first[0]
+
+    page.reload()
+    assert status(page, "paused") == "paused"
+    assert words_of(page) == first
+    page.wait_for_selector("html[data-studio=ready]", state="attached")
+    assert page.input_value("#or-question textarea")
+
+    for _ in range(12):
+        page.click("#or-continue")
+        page.wait_for_function("document.documentElement.dataset.phase !== 'paused'")
+        if status(page, "paused", "completed") == "completed":
+            break
+    page.wait_for_selector(".or-answer-text:not(:empty)")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    assert words_of(page)[0] == first[0]
+    assert page.is_visible("#or-reason")
+
+    page.click("text=reference trace")
+    page.wait_for_selector("dialog .or-reference-row img")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+
+
+def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, url: str) -> None:
+    window = studio(url)
+    first = window.page()
+    first.click("#or-step")
+    status(first, "paused")
+    path = first.url.removeprefix(url)
+    tabs = [first, *(window.page(path) for _ in range(5))]
+    for tab in tabs:
+        status(tab, "paused")
+    sixth = tabs[5]
+    sixth.click("#or-finish")
+    status(sixth, "completed")
+    sixth.click(".or-chip >> nth=0")
+    assert sixth.get_attribute(".or-chip >> nth=0", "aria-current") == "step"
+    for tab in tabs:
+        status(tab, "completed")
+        assert words_of(tab) == words_of(sixth)
+
+
+def test_a_reload_in_the_middle_of_a_run_goes_on_with_the_same_trace(studio: Open, slow: str) -> None:
+    page = studio(slow).page()
+    page.click("#or-reason")
+    page.wait_for_selector(".or-chip[data-skill]")
+    seen = words_of(page)[0]
+    page.reload()
+    assert status(page, "running", "completed") == "running"
+    page.wait_for_selector(f".or-step-text:text-is({seen!r})")
+    assert page.is_visible("#or-pause")
+    page.click("#or-pause")
+    status(page, "paused")
+    page.click("#or-stop")
+    status(page, "cancelled")
+    assert "Reason" in page.inner_text(".or-trouble")
+    assert page.is_visible("#or-reason")
+
+
+def test_keys_do_what_the_list_says(studio: Open, slow: str) -> None:
+    page = studio(slow).page()
+    page.focus("#or-question textarea")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".or-step >> nth=1")
+    assert page.evaluate("document.activeElement.className") == "or-viewer"
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute(".or-chip >> nth=1", "aria-current") == "step"
+    page.wait_for_selector(".or-step >> nth=2")  # it went on behind
+    assert page.get_attribute(".or-chip >> nth=1", "aria-current") == "step"
+    page.keyboard.press("End")
+    assert page.get_attribute(".or-chip >> nth=1", "aria-current") is None
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog kbd >> nth=0")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert page.evaluate("document.activeElement.className") == "or-viewer"
+    page.keyboard.press("Shift+Escape")
+    status(page, "cancelled")
+
+
+def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
+    studio: Open, url: str, tmp_path: Path
+) -> None:
+    window = studio(url)
+    page = window.page()
+    page.set_input_files("input[type=file]", picture_file(tmp_path))
+    page.wait_for_selector(".or-fits:visible")
+    page.wait_for_selector("text=/the model sees · \\d+²/")
+    page.click("text=fit")
+    page.wait_for_function("document.querySelector('.or-seen img').src.includes('fit=pad')")
+    assert page.input_value("#or-question textarea") == ""  # the example's question was about another picture
+    page.click("#or-reason")
+    page.wait_for_selector("text=Write a question first")
+
+    window.expected = ["415"]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"this is no picture")
+    page.set_input_files("input[type=file]", broken)
+    page.wait_for_selector(".or-part-well .or-error:visible")
+
+
+def test_an_unknown_trace_says_so_and_offers_the_gallery(studio: Open, url: str) -> None:
+    window = studio(url)
+    window.expected = ["404"]
+    page = window.page("/?trace=tr_nothing")
+    page.wait_for_selector("text=There is no trace")
+    assert page.get_attribute(".or-notice a >> nth=0", "href") == "/gallery"
+    assert page.is_visible("#or-reason")
+
+
+def test_a_server_that_is_gone_is_said_and_the_question_stays(studio: Open, url: str) -> None:
+    window = studio(url)
+    window.expected = ["ERR_FAILED"]
+    page = window.page()
+    question = page.input_value("#or-question textarea")
+    page.route("**/v1/traces", lambda route: route.abort())
+    page.click("#or-reason")
+    page.wait_for_selector("text=The server does not answer")
+    assert page.input_value("#or-question textarea") == question
+    assert page.is_visible("#or-reason")
+
+
+def test_the_gallery_shows_filters_opens_and_deletes(studio: Open, url: str) -> None:
+    window = studio(url)
+    page = window.page()
+    page.click("#or-reason")
+    status(page, "completed")
+    page = window.page("/gallery", ready=".or-card[data-trace]")
+    page.fill("#or-filter-words input, #or-filter-words textarea", "no such words anywhere")
+    page.wait_for_selector("text=No trace matches")
+    page.fill("#or-filter-words input, #or-filter-words textarea", "")
+    page.wait_for_selector(".or-card[data-trace]")
+    newest = page.get_attribute(".or-card >> nth=0", "data-trace")
+    page.click(".or-card-open >> nth=0")
+    page.wait_for_selector("dialog .or-viewer[data-status=completed]")
+    page.keyboard.press("Escape")
+    page.click(".or-delete >> nth=0")
+    page.click("text=delete?")
+    page.wait_for_selector(f".or-card[data-trace={newest}]", state="detached")
+    window.expected = ["404"]
+    page = window.page(f"/?trace={newest}")
+    page.wait_for_selector("text=There is no trace")
+
+
+def test_about_tells_version_checkpoint_and_limits(studio: Open, url: str) -> None:
+    page = studio(url).page("/about", ready=".or-about-section >> nth=2")
+    text = page.inner_text(".or-about")
+    assert "version" in text
+    assert "MIT" in text
+    assert "tokens" in text

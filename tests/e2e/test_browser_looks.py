@@ -1,0 +1,111 @@
+"""What every width and both colour schemes must keep: contrast, targets for fingers, nothing wider than the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.browser import status
+from tests.e2e.test_browser import Open, browser, slow, studio, url
+
+__all__ = ["browser", "slow", "studio", "url"]  # fixtures
+
+# Every visible element with text of its own: its colour against the first opaque background behind it (WCAG 2.2).
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0.95) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const low = [];
+  for (const element of document.querySelectorAll('.gradio-container *')) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || element.closest(':disabled, .or-sr')) continue;
+    if (!element.checkVisibility({ visibilityProperty: true })) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(parse(style.color)), light(behind(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) low.push([element.tagName, element.className, element.textContent.trim().slice(0, 30), ratio]);
+  }
+  return low;
+}"""
+
+SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, summary, input[type=range], nav a')]
+  .filter((e) => e.checkVisibility({ visibilityProperty: true }) && e.getClientRects().length)
+  .map((e) => [e, e.getBoundingClientRect()])
+  .filter(([e, box]) => box.height < 43.5 || box.width < 43.5)
+  .map(([e, box]) => [e.tagName, e.className, e.textContent.trim().slice(0, 20), box.width, box.height])"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast_in_both_schemes(studio: Open, url: str, scheme: str) -> None:
+    window = studio(url, color_scheme=scheme)
+    page = window.page()
+    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    assert page.evaluate(CONTRAST) == []
+    page.click("#or-step")
+    status(page, "paused")
+    assert page.evaluate(CONTRAST) == []
+    page.click("#or-finish")
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    assert page.evaluate(CONTRAST) == []
+    page = window.page("/gallery", ready=".or-card[data-trace]")
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_the_chosen_scheme_stays(studio: Open, url: str) -> None:
+    window = studio(url, color_scheme="light")
+    page = window.page()
+    page.click(".or-theme")
+    page = window.page("/about", ready=".or-about-section")
+    assert page.evaluate("document.body.classList.contains('dark')")
+
+
+@pytest.mark.parametrize("width", [390, 640, 900, 1280, 1600])
+def test_nothing_is_wider_than_the_screen(studio: Open, url: str, width: int) -> None:
+    window = studio(url)
+    page = window.page()
+    page.set_viewport_size({"width": width, "height": 800})
+    page.fill("#or-question textarea", "Averylongwordwithoutanyspaces" * 12)
+    page.click("#or-step")
+    status(page, "paused", "completed", "failed")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page = window.page("/gallery", ready=".or-card[data-trace]")
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, url: str) -> None:
+    phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
+    page = studio(url, **phone).page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate(SMALL_TARGETS) == []
+    page.tap("#or-step")
+    status(page, "paused")
+    assert page.evaluate(SMALL_TARGETS) == []
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    box = page.locator("#or-continue").bounding_box()
+    assert box is not None
+    assert 700 < box["y"] < 844 - box["height"] + 1
+
+
+def test_nothing_jumps_while_a_trace_streams(studio: Open, slow: str) -> None:
+    page = studio(slow).page()
+    tops = """() => ['.or-bar', '.or-timeline', '.or-stage', '.or-picture-bar', '.or-answer', '#or-sampling']
+      .map((one) => document.querySelector(one).getBoundingClientRect().top)"""
+    before = page.evaluate(tops)
+    page.click("#or-reason")
+    for step in range(3):
+        page.wait_for_selector(f".or-step >> nth={step}")
+        assert page.evaluate(tops) == before
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    assert page.evaluate(tops) == before
