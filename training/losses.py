@@ -1,0 +1,63 @@
+"""The losses as free functions on tensors. They know no model, data format or optimiser.
+
+Legend: M positions, V vocabulary, H transformer width, D codebook width, K codes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["sum", "mean"]
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities [M] of the targets [M] under the full-vocabulary softmax of the logits [M, V], in fp32."""
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def sft_loss(logits: Tensor, targets: Tensor, is_code: Tensor, denominator: float) -> tuple[Tensor, dict[str, float]]:
+    """Next-token cross-entropy over response tokens, text and image alike (Eq. 1).
+
+    Args:
+        logits: [M, V], those that predict the targets.
+        targets: [M] token ids.
+        is_code: [M] bool, where the target is an image code.
+        denominator: response tokens of the whole optimiser batch, so that k micro-batches add up to one batch.
+
+    Returns:
+        The scalar sum / denominator, and ``loss/text`` and ``loss/image``: the plain means over each kind.
+    """
+    nll = -token_logprobs(logits, targets)
+    detached = nll.detach()
+    return nll.sum() / denominator, {
+        "loss/text": _masked_mean(detached, ~is_code),
+        "loss/image": _masked_mean(detached, is_code),
+    }
+
+
+def perception_loss(
+    projected: Tensor, codes: Tensor, codebook: Tensor, denominator: float, *, reduction: Reduction = "sum"
+) -> tuple[Tensor, dict[str, float]]:
+    """Perception alignment loss: mean over Omega of ||W h_t - E[c_t]||^2 (Eq. 2).
+
+    The codebook is a constant here: no gradient reaches E. With no image in the batch the loss is 0.
+
+    Args:
+        projected: [M, D], W h_t for the positions of Omega (image codes of the response only).
+        codes: [M], the code c_t at each position.
+        codebook: [K, D].
+        denominator: image-code positions of the whole optimiser batch.
+        reduction: "sum" over D as the paper writes it, or "mean" as the authors' code computes it (D times smaller).
+    """
+    error = (projected.float() - codebook.detach().float()[codes]).square()
+    per_position = error.sum(-1) if reduction == "sum" else error.mean(-1)
+    loss = per_position.sum() / max(denominator, 1.0)
+    return loss, {"loss/perception": float(per_position.detach().mean()) if len(codes) else 0.0}
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> float:
+    count = int(mask.sum())
+    return float(values[mask].sum()) / count if count else 0.0
