@@ -123,7 +123,7 @@ def make_difference(rng: Random, seed: int, level: str) -> Task:
     chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS)))
     image = chain.image
     order = [bars[0], bars[1]]
-    values = []
+    values: list[int] = []
     for i, bar in enumerate(order):
         x, y = bar_top(bar)
         found = "" if i == 0 else f"It is at {values[0]}. "
@@ -188,7 +188,8 @@ def make_table(rng: Random, seed: int, level: str) -> Task:
             f"The box is around {colour} in column {column + 1}.",
             BoxTarget(cell, centres),
         )
-        answer, choices = str(column + 1), ("1", "2", "3")
+        answer = str(column + 1)
+        choices: tuple[str, ...] = ("1", "2", "3")
     else:
         question = say(
             rng,

@@ -308,7 +308,8 @@ MOVING = ("tiles", "tray", "pattern")
 def random_view(rng: Random) -> View:
     """One view, by the makers' weights."""
     makers, weights = zip(*MAKERS.values(), strict=True)
-    return rng.choices(makers, weights)[0](rng)
+    maker: Callable[[Random], View] = rng.choices(makers, weights)[0]
+    return maker(rng)
 
 
 def drawing(rng: Random, view: View) -> tuple[str, Action] | None:
@@ -327,7 +328,7 @@ def drawing(rng: Random, view: View) -> tuple[str, Action] | None:
     pairs = [other for other in named if other.centre != spot.centre]
     kind = rng.choice(("box", "box", "mark", "mark", "zoom", "line"))
     if kind == "mark" or not spot.place:
-        texts = (f"Mark the {spot.name}.", f"Put a mark on the {spot.name}.")
+        texts: tuple[str, ...] = (f"Mark the {spot.name}.", f"Put a mark on the {spot.name}.")
         return rng.choice(texts), mark(*spot.centre)
     if kind == "zoom":
         return rng.choice((f"Zoom in on the {spot.name}.", f"Zoom to the {spot.name}.")), zoom(*spot.box)
