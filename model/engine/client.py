@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ class EngineClient:
             EngineError: it is no valid checkpoint, or does not fit; nothing has changed.
         """
         await self._ask("load", name, str(folder), weight_version)
+        loaded = {**self._status.loaded, name: weight_version}  # the worker's own word comes a moment later
+        self._status = replace(self._status, loaded=loaded)
 
     async def unload(self, name: str) -> None:
         """Free a checkpoint once its requests have ended."""
