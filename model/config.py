@@ -265,7 +265,7 @@ def _rope_theta(data: Mapping[str, Any]) -> float:
     """theta from ``rope_parameters`` (transformers 5) or the top level (4); scaled variants are refused."""
     parameters = data.get("rope_parameters") or {}
     scaling = data.get("rope_scaling") or {}
-    kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise ConfigError(f"rope type {kind!r} is not supported")
+    for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):
+        if kind not in (None, "default"):
+            raise ConfigError(f"rope type {kind!r} is not supported")
     return float(parameters.get("rope_theta") or data.get("rope_theta") or 10000.0)

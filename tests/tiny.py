@@ -46,7 +46,7 @@ def tiny_config(*, resolution: int = 16, num_codes: int = NUM_CODES, context_len
     vq = VQConfig(
         resolution=resolution,
         base_channels=32,
-        channel_multiplier=(1, 1, 1, 1),
+        channel_multiplier=(1, 1, 1, 2),  # 32 channels alone would be instance norm: blind to flat colours
         num_res_blocks=1,
         embed_dim=8,
         latent_channels=8,

@@ -150,5 +150,5 @@ def test_the_reward_of_a_trace_is_the_mean_and_nothing_without_pictures(vq: VQMo
 
 def test_a_copy_is_recognised() -> None:
     assert copied_share((1, 2, 3, 4), (1, 2, 3, 5)) == 0.75
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         copied_share((1, 2), (1, 2, 3))
