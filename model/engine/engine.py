@@ -98,6 +98,7 @@ class Engine:
         self._code_index = torch.tensor(self._code_ids, device=self.device)
         self._layers: list[LayerWeights] = []
         self._params: RowParams | None = None
+        self.num_steps = 0
         self.refresh()
 
     @torch.no_grad()
@@ -206,6 +207,7 @@ class Engine:
         running = self.scheduler.running
         if not running:
             return []
+        self.num_steps += 1
         hidden = self._decode(running)
         tokens, logprobs = self._draw(running, hidden)
         stepped = list(running)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -459,9 +459,8 @@ class Worker:
             outputs, self._outbox = self._outbox, []
             self._send(("outputs", outputs))
         models = [*self._models.values(), *self._retired]
-        ready = self._all_named and self._loads == 0
         status = EngineStatus(
-            "starting" if not ready and not self._told_ready else "ready" if self._models else "failed",
+            self._phase(),
             self._problem,
             {name: model.version for name, model in self._models.items()},
             sum(m.engine.num_running for m in models),
@@ -471,9 +470,13 @@ class Worker:
             self._told = status
             self._send(("status", status))
 
-    @property
-    def _told_ready(self) -> bool:
-        return self._told is not None and self._told.phase != "starting"
+    def _phase(self) -> Literal["starting", "ready", "failed"]:
+        """Ready once all that was named at the start has been tried and something was loaded; and then for good."""
+        if self._told is not None and self._told.phase == "ready":
+            return "ready"
+        if not self._all_named or self._loads:
+            return "starting"
+        return "ready" if self._models or not self._problem else "failed"  # nothing named is nothing failed
 
     def _reply(self, ticket: int | None, *, error: tuple[str, str] | None = None, value: Any = None) -> None:
         if ticket is not None:

@@ -1,0 +1,157 @@
+"""The engine as a child process: it starts, dies, comes back and never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from model.engine.client import EngineProcess, Failed, Finished, GenerationRequest, Output, SamplingRequest, Started
+
+
+def ask(name: str, tokens: int = 40) -> GenerationRequest:
+    return GenerationRequest(
+        name, "tiny", "Where is it?", sampling=SamplingRequest(temperature=1.0, seed=3, max_new_tokens=tokens)
+    )
+
+
+async def collect(engine: EngineProcess, request: GenerationRequest) -> list[Output]:
+    return [output async for output in engine.generate(request)]
+
+
+def run(folder: Path, work: Callable[[EngineProcess], Awaitable[None]], **settings: object) -> None:
+    async def main() -> None:
+        engine = EngineProcess({"tiny": folder}, device="cpu", **settings)  # type: ignore[arg-type]
+        await engine.start()
+        try:
+            await engine.wait_ready()
+            await work(engine)
+        finally:
+            await engine.close()
+        assert engine.pid is None
+
+    asyncio.run(main())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_child_fails_its_requests_and_is_replaced(tiny_checkpoint: Path) -> None:
+    async def work(engine: EngineProcess) -> None:
+        before = await collect(engine, ask("a"))
+        first = engine.pid
+        assert first is not None
+        outputs = []
+        async for output in engine.generate(ask("b", tokens=400)):
+            outputs.append(output)
+            if isinstance(output, Started):
+                os.kill(first, signal.SIGKILL)
+        assert isinstance(outputs[-1], Failed)
+        assert outputs[-1].code == "engine_died"
+        assert "-9" in outputs[-1].detail
+        assert engine.status().phase == "starting"
+        assert (await engine.wait_ready()).phase == "ready"
+        assert engine.pid not in (None, first)
+        assert await collect(engine, ask("c")) == before
+        assert not is_alive(first)
+
+    run(tiny_checkpoint, work)
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_the_child(tiny_checkpoint: Path) -> None:
+    async def work(engine: EngineProcess) -> None:
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        assert isinstance((await collect(engine, ask("a")))[-1], Finished)
+        assert engine.pid == pid
+
+    run(tiny_checkpoint, work)
+
+
+def test_closing_ends_live_requests_and_the_child(tiny_checkpoint: Path) -> None:
+    async def work(engine: EngineProcess) -> None:
+        stream = engine.generate(ask("a", tokens=480))
+        assert isinstance(await anext(stream), Started)
+        pid = engine.pid
+        assert pid is not None
+        await engine.close()
+        outputs = [output async for output in stream]
+        assert isinstance(outputs[-1], Failed)
+        assert outputs[-1].code == "interrupted"
+        assert not is_alive(pid)
+        assert engine.status().phase == "stopping"
+
+    run(tiny_checkpoint, work)
+
+
+def test_a_killed_parent_leaves_no_child_behind(tiny_checkpoint: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from model.engine.client import EngineProcess\n"
+        "async def main():\n"
+        "    engine = EngineProcess({'tiny': sys.argv[1]}, device='cpu')\n"
+        "    await engine.start()\n"
+        "    await engine.wait_ready()\n"
+        "    print(engine.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    root = str(Path(__file__).parents[3])
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tiny_checkpoint)], stdout=subprocess.PIPE, cwd=root, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        watch = os.pidfd_open(child)
+        try:
+            parent.kill()
+            parent.wait()
+            import select
+
+            assert select.select([watch], [], [], 5)[0], "the child outlived its parent"
+        finally:
+            os.close(watch)
+
+
+def test_a_device_that_is_not_there_is_named(tiny_checkpoint: Path) -> None:
+    async def main() -> None:
+        engine = EngineProcess({"tiny": tiny_checkpoint}, device="tpu")
+        await engine.start()
+        status = await engine.wait_ready()
+        assert status.phase == "failed"
+        assert "OMNI_R1_DEVICE=tpu" in status.detail
+        (output,) = await collect(engine, ask("a"))
+        assert isinstance(output, Failed)
+        assert output.code == "not_ready"
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_child_that_dies_while_starting_is_given_up(tiny_checkpoint: Path) -> None:
+    async def main() -> None:
+        command = (sys.executable, "-c", "import sys; sys.exit(3)")
+        engine = EngineProcess({"tiny": tiny_checkpoint}, command=command)
+        await engine.start()
+        status = await engine.wait_ready()
+        assert status.phase == "failed"
+        assert "exit code 3" in status.detail
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_the_serving_path_imports_no_transformers() -> None:
+    code = "import sys, model.engine.worker; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0

@@ -1,0 +1,286 @@
+"""The worker in a thread: streams, step mode, aborts, failing steps, checkpoints that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from model.engine.client import (
+    Cancelled,
+    Emitted,
+    EngineClient,
+    EngineError,
+    Failed,
+    Finished,
+    GenerationRequest,
+    ImageInput,
+    Output,
+    Paused,
+    QueuePosition,
+    SamplingRequest,
+    Started,
+)
+from model.engine.worker import InProcess
+
+
+def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:
+    out = io.BytesIO()
+    Image.new("RGB", size, (200, 10, 10)).save(out, "PNG")
+    return ImageInput(out.getvalue())
+
+
+def ask(name: str, *, seed: int = 1, tokens: int = 120, images: bool = True, **more: Any) -> GenerationRequest:
+    sampling = SamplingRequest(temperature=1.0, seed=seed, max_new_tokens=tokens, max_images=3)
+    pictures = (a_picture(),) if images else ()
+    return GenerationRequest(name, "drawing", "Where is the red star?", pictures, sampling, **more)
+
+
+async def collect(engine: EngineClient, request: GenerationRequest) -> list[Output]:
+    return [output async for output in engine.generate(request)]
+
+
+def run(
+    checkpoint: Path, work: Callable[[InProcess], Awaitable[None]], *, slots: int = 4, name: str = "drawing"
+) -> None:
+    async def main() -> None:
+        engine = InProcess({name: checkpoint}, num_slots=slots)
+        await engine.start()
+        try:
+            status = await engine.wait_ready()
+            assert status.phase == "ready", status.detail
+            await work(engine)
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
+
+
+def kinds(outputs: list[Output]) -> list[str]:
+    """Event types and class names, runs of deltas counted once."""
+    names = [o.event.type if isinstance(o, Emitted) else type(o).__name__ for o in outputs]
+    return [n for i, n in enumerate(names) if i == 0 or n != names[i - 1]]
+
+
+def events(outputs: list[Output]) -> list[Any]:
+    return [(o.event, o.png, o.codes) for o in outputs if isinstance(o, Emitted)]
+
+
+def test_a_trace_streams_its_steps_pictures_and_end(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        outputs = await collect(engine, ask("a", partial_images=2))
+        started, finished = outputs[0], outputs[-1]
+        assert isinstance(started, Started)
+        assert (started.weight_version, started.max_new_tokens, started.room_images) == (1, 120, 3)
+        assert isinstance(finished, Finished)
+        assert finished.usage["images"] == 3
+        assert finished.usage["prompt_tokens"] == started.prompt_tokens
+        names = kinds(outputs)
+        assert names.count("image.completed") == 3
+        assert names.count("step.started") == names.count("step.completed")
+        done = next(o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.completed")
+        assert done.png is not None
+        assert Image.open(io.BytesIO(done.png)).size == (16, 16)
+        assert done.codes is not None
+        assert len(done.codes) == 4
+        assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward"}
+        partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
+        assert {(o.event.data["index"], o.event.data["codes_done"]) for o in partials} <= {(0, 1), (1, 3)}
+
+    run(drawing_checkpoint, work)
+
+
+def test_the_same_request_gives_the_same_events_alone_and_among_others(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        alone = await collect(engine, ask("alone"))
+        many = await asyncio.gather(*(collect(engine, ask(f"r{i}", seed=i, tokens=60 + 20 * i)) for i in range(6)),
+                                    collect(engine, ask("again")))  # fmt: skip
+        assert events(many[-1]) == events(alone)
+        assert events(many[0]) != events(many[2])
+
+    run(drawing_checkpoint, work)
+
+
+@pytest.mark.parametrize("fresh_engine", [False, True])
+def test_stepping_gives_the_same_trace_as_running_through(drawing_checkpoint: Path, fresh_engine: bool) -> None:
+    whole: list[Output] = []
+    parts: list[Output] = []
+    resume: list[bytes] = []
+
+    async def auto(engine: InProcess) -> None:
+        whole.extend(await collect(engine, ask("whole")))
+
+    async def step(engine: InProcess) -> None:
+        if fresh_engine:  # nothing but the bytes survives
+            engine.worker._stash.budget = 0
+        outputs = await collect(engine, ask("a", mode="step", resume=resume[-1] if resume else None))
+        parts.extend(outputs)
+        if isinstance(outputs[-1], Paused):
+            assert outputs[-1].step == len(resume) + 1
+            resume.append(outputs[-1].resume)
+            assert kinds(outputs)[-2:] == ["step.completed", "Paused"]
+            assert engine.status().running == 0
+
+    async def all_steps(engine: InProcess) -> None:
+        while not (parts and isinstance(parts[-1], Finished)):
+            await step(engine)
+
+    run(drawing_checkpoint, auto)
+    if fresh_engine:
+        while not (parts and isinstance(parts[-1], Finished)):
+            run(drawing_checkpoint, step)
+    else:
+        run(drawing_checkpoint, all_steps)
+    assert len(resume) >= 3
+    assert events(parts) == events(whole)
+    assert parts[-1] == whole[-1]
+
+
+def test_pause_takes_effect_when_the_running_step_ends(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        outputs = []
+        async for output in engine.generate(ask("a", tokens=300)):
+            outputs.append(output)
+            if isinstance(output, Started):
+                await engine.pause("a")
+        assert isinstance(outputs[-1], Paused)
+        rest = await collect(engine, ask("a", tokens=300, resume=outputs[-1].resume))
+        assert isinstance(rest[-1], Finished)
+
+    run(drawing_checkpoint, work)
+
+
+def test_an_abort_answers_when_the_slot_is_free_and_ends_the_stream(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        outputs = []
+        async for output in engine.generate(ask("a", tokens=480, images=False)):
+            outputs.append(output)
+            if isinstance(output, Started):
+                await engine.abort("a")
+                assert engine.worker._models["drawing"].engine.scheduler.is_idle
+                steps = engine.worker._models["drawing"].engine.num_steps
+        assert isinstance(outputs[-1], Cancelled)
+        await engine.memory()
+        assert engine.worker._models["drawing"].engine.num_steps == steps, "no token after the abort"
+        await engine.abort("a")  # ended already: answers at once
+
+    run(drawing_checkpoint, work)
+
+
+def test_leaving_the_stream_aborts_the_request(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        async with aclosing(engine.generate(ask("a", tokens=480))) as stream:
+            async for output in stream:
+                if isinstance(output, Started):
+                    break
+        await engine.memory()  # handled behind the abort
+        assert engine.worker._models["drawing"].engine.scheduler.is_idle
+        assert not engine.worker._live
+
+    run(drawing_checkpoint, work)
+
+
+def test_who_waits_is_told_its_position(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        runs = await asyncio.gather(*(collect(engine, ask(f"r{i}", images=False)) for i in range(4)))
+        positions = [[o.position for o in outputs if isinstance(o, QueuePosition)] for outputs in runs]
+        assert positions == [[], [0], [1, 0], [2, 1, 0]]
+
+    run(drawing_checkpoint, work, slots=1)
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_lives(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        core = engine.worker._models["drawing"].engine
+        real, calls = core._decode, []
+
+        def fail(*arguments: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 5:
+                raise RuntimeError("out of memory, say")
+            return real(*arguments)
+
+        reference = await collect(engine, ask("r", images=False))
+        core._decode = fail
+        outputs = await collect(engine, ask("a", images=False))
+        assert isinstance(outputs[-1], Failed)
+        assert outputs[-1].code == "engine_error"
+        assert "out of memory, say" in outputs[-1].detail
+        assert events(await collect(engine, ask("b", images=False))) == events(reference)
+
+    run(drawing_checkpoint, work)
+
+
+def test_bad_requests_fail_alone_with_their_own_code(drawing_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        bad = [
+            (GenerationRequest("1", "nobody", "?"), "unknown_checkpoint"),
+            (GenerationRequest("2", "drawing", "why " * 5000), "prompt_too_long"),
+            (GenerationRequest("3", "drawing", "?", (ImageInput(b"no picture"),)), "bad_image"),
+            (GenerationRequest("4", "drawing", "?", resume=b"rubbish"), "bad_resume"),
+            (GenerationRequest("5", "drawing", "?", sampling=SamplingRequest(temperature=-1.0)), "engine_error"),
+        ]
+        for request, code in bad:
+            (output,) = await collect(engine, request)
+            assert isinstance(output, Failed), request
+            assert output.code == code, output
+        assert isinstance((await collect(engine, ask("good")))[-1], Finished)
+
+    run(drawing_checkpoint, work)
+
+
+def test_a_checkpoint_is_replaced_for_new_requests_only(drawing_checkpoint: Path, tmp_path: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        outputs: list[Output] = []
+        async for output in engine.generate(ask("old", tokens=200)):
+            outputs.append(output)
+            if isinstance(output, Started):
+                await engine.load("drawing", str(drawing_checkpoint), 2)
+                new = asyncio.create_task(collect(engine, ask("new", tokens=200)))
+        assert isinstance(outputs[-1], Finished)
+        assert events(await new) == events(outputs)
+        assert new.result()[0].weight_version == 2  # type: ignore[union-attr]
+        assert engine.status().loaded == {"drawing": 2}
+        assert not engine.worker._retired
+        with pytest.raises(EngineError) as caught:
+            await engine.load("broken", str(tmp_path), 3)
+        assert caught.value.code in ("missing_file", "not_found")
+        await engine.unload("drawing")
+        assert (await collect(engine, ask("gone")))[-1].code == "unknown_checkpoint"  # type: ignore[union-attr]
+
+    run(drawing_checkpoint, work)
+
+
+def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
+    import threading
+
+    from model.engine.picture_thread import PictureThread
+
+    thread, gate, running, results = PictureThread(), threading.Event(), threading.Event(), []
+    done = threading.Semaphore(0)
+
+    def slow() -> str:
+        running.set()
+        gate.wait(5)
+        return "slow"
+
+    def post(result: Any, error: BaseException | None) -> None:
+        results.append(result if error is None else type(error).__name__)
+        done.release()
+
+    assert thread.try_submit(slow, post)
+    assert running.wait(5)
+    assert not thread.try_submit(lambda: "partial", post)
+    thread.submit(lambda: "final", post)
+    thread.submit(lambda: 1 / 0, post)
+    gate.set()
+    for _ in range(3):
+        assert done.acquire(timeout=5)
+    assert results == ["slow", "final", "ZeroDivisionError"]
+    thread.close()
