@@ -22,9 +22,11 @@ def fresh_server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One running server for all tests that leave it running."""
-    running = new_server(tmp_path_factory.mktemp("server")).start()
-    yield running
-    running.kill()
+    running = new_server(tmp_path_factory.mktemp("server"))
+    try:
+        yield running.start()
+    finally:
+        running.kill()
 
 
 @pytest.fixture

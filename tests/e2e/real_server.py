@@ -20,6 +20,7 @@ from app.client import Client, OmniError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model" / "nano" / "nano-omni-r1"
+SERVE = ("app.cli", "serve")
 READY_S = 90.0  # on a busy machine; a start of its own takes a few seconds
 
 
@@ -47,7 +48,7 @@ class Server:
         return self.home.parent / f"{self.home.name}.log"
 
     def start(self, *, ready: bool = True) -> Server:
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", *SERVE, "--port", str(self.port)]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command,
