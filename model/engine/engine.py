@@ -240,9 +240,7 @@ class Engine:
                     reasons[output.request_id, output.index] = output.finished_by
                     if on_finish is not None:
                         on_finish(len(reasons))
-        return [
-            Completion(s.response, s.logprobs, bytes(s.legal), reasons[s.request_id, s.index]) for s in sequences
-        ]
+        return [Completion(s.response, s.logprobs, bytes(s.legal), reasons[s.request_id, s.index]) for s in sequences]
 
     def _fill(self, sequence: Sequence) -> None:
         """Bring the keys and values of all but the last token into the sequence's slot."""

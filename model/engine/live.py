@@ -85,9 +85,7 @@ class Live:
     position: int | None = None  # told last
 
 
-def sampling_params(
-    asked: SamplingRequest, *, temperature: float, top_p: float, can_draw: bool
-) -> SamplingParams:
+def sampling_params(asked: SamplingRequest, *, temperature: float, top_p: float, can_draw: bool) -> SamplingParams:
     """What was asked for, filled up with the checkpoint's defaults.
 
     Raises:

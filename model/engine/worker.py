@@ -419,9 +419,7 @@ class Worker:
                 assert live.narrator is not None
                 live.narrator.picture_skipped(job.ticket)
 
-    def _picture_done(
-        self, live: Live, ticket: int, result: PictureResult | None, error: BaseException | None
-    ) -> None:
+    def _picture_done(self, live: Live, ticket: int, result: PictureResult | None, error: BaseException | None) -> None:
         if not self._is_live(live) or live.narrator is None:
             return
         if result is None:

@@ -188,9 +188,7 @@ def test_a_resumed_sequence_goes_on_as_if_it_had_never_stopped(loaded: LoadedChe
         engine.abort("a")
         tokens, draws = list(sequence.response), sequence.draws.count
         engine.add_request(a_prompt(loaded, 70), params, request_id="other")
-        (resumed,) = engine.add_request(
-            prompt, params, request_id="a", resumed=tokens, num_draws=draws, kv=kv
-        )
+        (resumed,) = engine.add_request(prompt, params, request_id="a", resumed=tokens, num_draws=draws, kv=kv)
         while engine.scheduler.find("a"):
             engine.step()
         assert resumed.response == whole.token_ids

@@ -14,9 +14,7 @@ RULES = PhaseRules(boi_id=7, eoi_id=8, eos_id=2, codes_per_image=4)
 
 
 def waiting(name: str, **params: int) -> Sequence:
-    return Sequence.create(
-        name, 0, [0, 20, 21], SamplingParams(**params), rules=RULES, context_len=100, resumed=[]
-    )
+    return Sequence.create(name, 0, [0, 20, 21], SamplingParams(**params), rules=RULES, context_len=100, resumed=[])
 
 
 def test_an_image_is_n_codes_and_a_forced_end() -> None:
