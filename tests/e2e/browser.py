@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,9 @@ class Studio:
         wrong = [error for error in self.errors if not any(part in error for part in self.expected)]
         self.context.close()
         assert wrong == []
+
+
+Open = Callable[..., Studio]
 
 
 def status(page: Any, *wanted: str) -> str:

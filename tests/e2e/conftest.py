@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.client import Client
-from tests.e2e.real_server import Server, new_server
+from tests.e2e.browser import FakeServer, Open, Studio, launched, require_browser
+from tests.e2e.real_server import SHIPPED, Server, new_server
 
 
 @pytest.fixture
@@ -33,3 +35,42 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def client(server: Server) -> Iterator[Client]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; without it the test is skipped with the reason, or fails where OMNI_R1_REQUIRE_BROWSER=1."""
+    require_browser()
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def slow_url(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
+    """A scripted server whose traces take seconds, so that there is a middle to reload in."""
+    server = FakeServer(tmp_path_factory.mktemp("slow") / "home")
+    server.pace_s = 0.12
+    yield server.start().url
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def studio_url(request: pytest.FixtureRequest, browser: Any) -> str:
+    """The real engine on the shipped checkpoint, or the scripted one before there is a checkpoint."""
+    if (SHIPPED / "config.json").exists():
+        return str(request.getfixturevalue("server").url)
+    return str(request.getfixturevalue("slow_url"))
+
+
+@pytest.fixture
+def studio(browser: Any) -> Iterator[Open]:
+    """Opens a window on a server; at the end no page of it may have erred or asked another host."""
+    opened: list[Studio] = []
+
+    def open_(url: str, **options: Any) -> Studio:
+        opened.append(Studio(browser, url, **options))
+        return opened[-1]
+
+    yield open_
+    for one in opened:
+        one.check()

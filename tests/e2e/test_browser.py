@@ -7,62 +7,18 @@ any request that leaves this machine. `pytest tests/e2e/test_browser.py`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.e2e.browser import FakeServer, Studio, launched, picture_file, require_browser, status
-from tests.e2e.real_server import SHIPPED, Server
-
-Open = Callable[..., Studio]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    require_browser()
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
-    """A server whose traces take seconds, so that there is a middle to reload in."""
-    server = FakeServer(tmp_path_factory.mktemp("slow") / "home")
-    server.pace_s = 0.12
-    yield server.start().url
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def url(request: pytest.FixtureRequest) -> str:
-    """The real engine on the shipped checkpoint, or the scripted one before there is a checkpoint."""
-    if (SHIPPED / "config.json").exists():
-        server: Server = request.getfixturevalue("server")
-        return server.url
-    return str(request.getfixturevalue("slow"))
-
-
-@pytest.fixture
-def studio(browser: Any) -> Iterator[Open]:
-    opened: list[Studio] = []
-
-    def open_(url: str, **options: Any) -> Studio:
-        opened.append(Studio(browser, url, **options))
-        return opened[-1]
-
-    yield open_
-    for one in opened:
-        one.check()
+from tests.e2e.browser import Open, picture_file, status
 
 
 def words_of(page: Any) -> list[str]:
     return [str(text) for text in page.locator(".or-step-text").all_inner_texts()]
 
 
-def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, url: str) -> None:
-    page = studio(url).page()
+def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
     assert page.input_value("#or-question textarea")  # an example is chosen already
     page.click("#or-step")
     status(page, "paused")
@@ -93,12 +49,12 @@ def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, url
     page.wait_for_selector("dialog", state="detached")
 
 
-def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, url: str) -> None:
-    window = studio(url)
+def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url)
     first = window.page()
     first.click("#or-step")
     status(first, "paused")
-    path = first.url.removeprefix(url)
+    path = first.url.removeprefix(studio_url)
     tabs = [first, *(window.page(path) for _ in range(5))]
     for tab in tabs:
         status(tab, "paused")
@@ -112,8 +68,8 @@ def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, url: str) 
         assert words_of(tab) == words_of(sixth)
 
 
-def test_a_reload_in_the_middle_of_a_run_goes_on_with_the_same_trace(studio: Open, slow: str) -> None:
-    page = studio(slow).page()
+def test_a_reload_in_the_middle_of_a_run_goes_on_with_the_same_trace(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
     page.click("#or-reason")
     page.wait_for_selector(".or-chip[data-skill]")
     seen = words_of(page)[0]
@@ -129,8 +85,8 @@ def test_a_reload_in_the_middle_of_a_run_goes_on_with_the_same_trace(studio: Ope
     assert page.is_visible("#or-reason")
 
 
-def test_keys_do_what_the_list_says(studio: Open, slow: str) -> None:
-    page = studio(slow).page()
+def test_keys_do_what_the_list_says(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
     page.focus("#or-question textarea")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".or-step >> nth=1")
@@ -151,9 +107,9 @@ def test_keys_do_what_the_list_says(studio: Open, slow: str) -> None:
 
 
 def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
-    studio: Open, url: str, tmp_path: Path
+    studio: Open, studio_url: str, tmp_path: Path
 ) -> None:
-    window = studio(url)
+    window = studio(studio_url)
     page = window.page()
     page.set_input_files("input[type=file]", picture_file(tmp_path))
     page.wait_for_selector(".or-fits:visible")
@@ -171,8 +127,8 @@ def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
     page.wait_for_selector(".or-part-well .or-error:visible")
 
 
-def test_an_unknown_trace_says_so_and_offers_the_gallery(studio: Open, url: str) -> None:
-    window = studio(url)
+def test_an_unknown_trace_says_so_and_offers_the_gallery(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url)
     window.expected = ["404"]
     page = window.page("/?trace=tr_nothing")
     page.wait_for_selector("text=There is no trace")
@@ -180,8 +136,8 @@ def test_an_unknown_trace_says_so_and_offers_the_gallery(studio: Open, url: str)
     assert page.is_visible("#or-reason")
 
 
-def test_a_server_that_is_gone_is_said_and_the_question_stays(studio: Open, url: str) -> None:
-    window = studio(url)
+def test_a_server_that_is_gone_is_said_and_the_question_stays(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url)
     window.expected = ["ERR_FAILED"]
     page = window.page()
     question = page.input_value("#or-question textarea")
@@ -192,8 +148,8 @@ def test_a_server_that_is_gone_is_said_and_the_question_stays(studio: Open, url:
     assert page.is_visible("#or-reason")
 
 
-def test_the_gallery_shows_filters_opens_and_deletes(studio: Open, url: str) -> None:
-    window = studio(url)
+def test_the_gallery_shows_filters_opens_and_deletes(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url)
     page = window.page()
     page.click("#or-reason")
     status(page, "completed")
@@ -214,8 +170,8 @@ def test_the_gallery_shows_filters_opens_and_deletes(studio: Open, url: str) -> 
     page.wait_for_selector("text=There is no trace")
 
 
-def test_about_tells_version_checkpoint_and_limits(studio: Open, url: str) -> None:
-    page = studio(url).page("/about", ready=".or-about-section >> nth=2")
+def test_about_tells_version_checkpoint_and_limits(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page("/about", ready=".or-about-section >> nth=2")
     text = page.inner_text(".or-about")
     assert "version" in text
     assert "MIT" in text

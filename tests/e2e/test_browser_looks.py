@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import status
-from tests.e2e.test_browser import Open, browser, slow, studio, url
-
-__all__ = ["browser", "slow", "studio", "url"]  # fixtures
+from tests.e2e.browser import Open, status
 
 # Every visible element with text of its own: its colour against the first opaque background behind it (WCAG 2.2).
 CONTRAST = """() => {
@@ -45,8 +42,8 @@ SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, summary,
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast_in_both_schemes(studio: Open, url: str, scheme: str) -> None:
-    window = studio(url, color_scheme=scheme)
+def test_text_has_contrast_in_both_schemes(studio: Open, studio_url: str, scheme: str) -> None:
+    window = studio(studio_url, color_scheme=scheme)
     page = window.page()
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     assert page.evaluate(CONTRAST) == []
@@ -61,8 +58,8 @@ def test_text_has_contrast_in_both_schemes(studio: Open, url: str, scheme: str) 
     assert page.evaluate(CONTRAST) == []
 
 
-def test_the_chosen_scheme_stays(studio: Open, url: str) -> None:
-    window = studio(url, color_scheme="light")
+def test_the_chosen_scheme_stays(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url, color_scheme="light")
     page = window.page()
     page.click(".or-theme")
     page = window.page("/about", ready=".or-about-section")
@@ -70,8 +67,8 @@ def test_the_chosen_scheme_stays(studio: Open, url: str) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 640, 900, 1280, 1600])
-def test_nothing_is_wider_than_the_screen(studio: Open, url: str, width: int) -> None:
-    window = studio(url)
+def test_nothing_is_wider_than_the_screen(studio: Open, studio_url: str, width: int) -> None:
+    window = studio(studio_url)
     page = window.page()
     page.set_viewport_size({"width": width, "height": 800})
     page.fill("#or-question textarea", "Averylongwordwithoutanyspaces" * 12)
@@ -83,9 +80,9 @@ def test_nothing_is_wider_than_the_screen(studio: Open, url: str, width: int) ->
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, url: str) -> None:
+def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, studio_url: str) -> None:
     phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
-    page = studio(url, **phone).page()
+    page = studio(studio_url, **phone).page()
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate(SMALL_TARGETS) == []
     page.tap("#or-step")
@@ -97,8 +94,8 @@ def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, 
     assert 700 < box["y"] < 844 - box["height"] + 1
 
 
-def test_nothing_jumps_while_a_trace_streams(studio: Open, slow: str) -> None:
-    page = studio(slow).page()
+def test_nothing_jumps_while_a_trace_streams(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
     tops = """() => ['.or-bar', '.or-timeline', '.or-stage', '.or-picture-bar', '.or-answer', '#or-sampling']
       .map((one) => document.querySelector(one).getBoundingClientRect().top)"""
     before = page.evaluate(tops)
