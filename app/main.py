@@ -362,6 +362,8 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn takes the signals over
     try:
-        sys.exit(serve(read_settings()))
+        code = serve(read_settings())
     except SettingsError as refusal:
-        sys.exit(f"omni-r1: {refusal}")
+        sys.stderr.write(f"omni-r1: {refusal}\n")
+        code = BAD_START
+    sys.exit(code)

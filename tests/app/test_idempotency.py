@@ -1,0 +1,91 @@
+"""`Idempotency-Key`: one creation, one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.app.conftest import Server, parse_sse, running
+from tests.app.test_bad_input import is_problem
+from tests.fakes import FakeGeneration
+
+WithServer = Callable[..., Any]
+
+
+async def post(server: Server, body: Any, key: str, **headers: str) -> httpx.Response:
+    """A trace asked for under a key."""
+    return await server.client.post("/v1/traces", json=body, headers={"Idempotency-Key": key, **headers})
+
+
+def test_the_same_key_and_body_give_the_first_answer_also_after_a_restart(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "home", package, FakeGeneration()) as server:
+            body = await server.body()
+            first = await post(server, body, "one")
+            assert first.status_code == 201
+            assert "idempotent-replayed" not in first.headers
+            await server.finished(first.json()["id"])
+        async with running(tmp_path / "home", package, FakeGeneration()) as server:
+            again = await post(server, body, "one")
+            assert (again.status_code, again.json()) == (201, first.json())
+            assert again.headers["idempotent-replayed"] == "true"
+            assert again.headers["location"] == first.headers["location"]
+            stream = await post(server, body, "one", accept="text/event-stream")
+            events = parse_sse(stream.content)
+            assert (events[0].id, events[-1].type) == (1, "trace.completed")
+            is_problem(await post(server, {**body, "mode": "step"}, "one"), 422, "idempotency_mismatch")
+            assert len((await server.client.get("/v1/traces")).json()["data"]) == 1
+
+    run_async(main())
+
+
+def test_a_second_request_while_the_first_is_being_accepted_is_told_to_come_back(
+    with_server: WithServer, engine: FakeGeneration
+) -> None:
+    gate = asyncio.Event()
+    load = engine.load
+
+    async def slow_load(name: str, folder: str, version: int) -> None:
+        await gate.wait()
+        await load(name, folder, version)
+
+    async def scenario(server: Server) -> None:
+        body = await server.body()
+        engine.loaded.clear()
+        engine.load = slow_load  # type: ignore[method-assign]
+        first = asyncio.create_task(post(server, body, "k"))
+        while not server.services.idempotency._in_flight:
+            await asyncio.sleep(0.002)
+        second = await post(server, body, "k")
+        is_problem(second, 409, "request_in_progress")
+        assert second.headers["retry-after"] == "1"
+        gate.set()
+        assert (await first).status_code == 201
+        assert (await post(server, body, "k")).json() == (await first).json()
+
+    with_server(scenario)
+
+
+def test_a_refused_request_leaves_its_key_free(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        body = await server.body()
+        is_problem(await post(server, {**body, "checkpoint": "x"}, "k"), 422, "unknown_checkpoint")
+        assert (await post(server, body, "k")).status_code == 201
+
+    with_server(scenario)
+
+
+def test_a_key_is_1_to_128_visible_characters(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        body = await server.body()
+        for key in ("", "a b", "x" * 129):
+            is_problem(await post(server, body, key), 422, "invalid", "header.Idempotency-Key")
+        assert (await post(server, body, "x" * 128)).status_code == 201
+
+    with_server(scenario)

@@ -1,0 +1,255 @@
+"""What a home remembers: interrupted traces, weight numbers, the active checkpoint, one owner, one schema."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from app import db as tables
+from app.db import HEAD, Database, DatabaseTooNew
+from app.home import Home, HomeBusy
+from model.engine.messages import GenerationRequest
+from tests.app.conftest import Server, running
+from tests.app.test_bad_input import is_problem
+from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
+
+WithServer = Callable[..., Any]
+
+
+def held(request: GenerationRequest) -> list[Item]:
+    """One step, then a wait for `go("end")`, then the answer."""
+    return [*step_items(1, "I look.", png(box=9)), Wait("end"), *answer_items("red")]
+
+
+def test_a_stop_gives_running_and_queued_traces_their_interrupted_end_and_readers_read_it(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    async def main() -> None:
+        engine = FakeGeneration(held, num_slots=1)
+        async with running(tmp_path / "home", package, engine) as server:
+            paused = await server.create(mode="step")
+            await server.until(paused["id"], "trace.paused")
+            live = [await server.create() for _ in range(2)]
+            await server.until(live[0]["id"], "step.completed")
+            readers = [asyncio.create_task(server.stream(trace["id"])) for trace in live]
+            while server.services.events.open_streams < 2:
+                await asyncio.sleep(0.002)
+            await server.runtime.stop_traces()
+            ready = await server.client.get("/readyz")
+            assert (ready.status_code, ready.json()["phase"]) == (503, "stopping")
+            is_problem(await server.client.post("/v1/traces", json={"question": "?"}), 503, "stopping")
+            logs = [await reader for reader in readers]
+            for log in logs:
+                assert log[-1].type == "trace.failed"
+                assert log[-1].data["error"]["code"] == "interrupted"
+        assert engine.closed
+        async with running(tmp_path / "home", package, FakeGeneration()) as server:
+            for trace, log in zip(live, logs, strict=True):
+                ended = await server.get(trace["id"])
+                assert (ended["status"], ended["error"]["code"]) == ("interrupted", "interrupted")
+                assert [e.raw for e in await server.stream(trace["id"])] == [e.raw for e in log]
+            assert (await server.get(paused["id"]))["status"] == "paused"
+
+    run_async(main())
+
+
+def test_what_a_dead_process_left_in_work_is_interrupted_at_the_next_start(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    async def main() -> None:
+        server = Server(tmp_path / "home", package, FakeGeneration(held))
+        await server.start()
+        trace = await server.create()
+        seen = await server.until(trace["id"], "step.completed")
+        await server.crash()
+        async with running(tmp_path / "home", package, FakeGeneration()) as server:
+            log = await server.stream(trace["id"])
+            assert [e.raw for e in log[:-1]] == [e.raw for e in seen]
+            assert (log[-1].type, log[-1].data["error"]["code"]) == ("trace.failed", "interrupted")
+            ended = await server.get(trace["id"])
+            assert (ended["status"], len(ended["steps"])) == ("interrupted", 1)
+            newer = await server.create()
+            assert newer["id"] > trace["id"]
+
+    run_async(main())
+
+
+def test_weights_keep_their_number_across_restarts_and_others_take_the_next(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    home = tmp_path / "home"
+
+    async def version(name: str | None = None) -> int:
+        engine = FakeGeneration()
+        async with running(home, package, engine) as server:
+            trace = await server.create(**({"checkpoint": name} if name else {}))
+            number: int = (await server.finished(trace["id"]))["weight_version"]
+            assert engine.loaded[trace["checkpoint"]] == number
+            return number
+
+    async def main() -> None:
+        assert await version() == 1
+        write_paper_checkpoint(home / "checkpoints" / "mine")
+        assert await version("mine") == 2
+        assert await version() == 1
+        assert await version("mine") == 2
+        write_paper_checkpoint(home / "checkpoints" / "mine", salt="other")
+        assert await version("mine") == 3
+
+    run_async(main())
+
+
+def test_a_paused_trace_whose_weights_are_gone_cannot_go_on(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    home = tmp_path / "home"
+    mine = write_paper_checkpoint(home / "checkpoints" / "mine")
+
+    async def main() -> None:
+        async with running(home, package, FakeGeneration()) as server:
+            trace = await server.create(mode="step", checkpoint="mine")
+            await server.until(trace["id"], "trace.paused")
+            url = f"/v1/traces/{trace['id']}/continue"
+            saved = tmp_path / "saved"
+            shutil.move(mine, saved)
+            is_problem(await server.client.post(url), 409, "weights_gone")
+            write_paper_checkpoint(mine, salt="other")
+            is_problem(await server.client.post(url), 409, "weights_gone")
+            shutil.rmtree(mine)
+            shutil.move(saved, mine)
+            assert (await server.client.post(url)).status_code == 200
+
+    run_async(main())
+
+
+def test_the_checkpoint_active_last_answers_again_and_a_missing_one_is_replaced_with_a_word(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "home"
+
+    async def active(**settings: Any) -> str:
+        async with running(home, package, FakeGeneration(), **settings) as server:
+            name: str = (await server.client.get("/readyz")).json()["checkpoint"]
+            entries = (await server.client.get("/v1/checkpoints")).json()["data"]
+            assert [entry["id"] for entry in entries if entry["active"]] == [name]
+            return name
+
+    async def main() -> None:
+        assert await active() == "nano-omni-r1"
+        write_paper_checkpoint(home / "checkpoints" / "mine")
+        assert await active() == "nano-omni-r1"
+        assert await active(checkpoint="mine") == "mine"
+        assert await active() == "mine"
+        shutil.rmtree(home / "checkpoints" / "mine")
+        with caplog.at_level("WARNING"):
+            assert await active() == "nano-omni-r1"
+        assert "checkpoint mine is not there" in caplog.text
+        shutil.move(package / "nano-omni-r1", package / "nano-base")
+        assert await active() == "nano-base"
+
+    run_async(main())
+
+
+def test_a_home_is_private_has_one_owner_and_leaves_other_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    (path / "tmp").mkdir(parents=True)
+    (path / "tmp" / "old").write_text("x")
+    (path / "mine.txt").write_text("mine")
+    first, second = Home(path), Home(path)
+    first.open()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
+    assert (path / "mine.txt").read_text() == "mine"
+    assert list((path / "tmp").iterdir()) == []
+    first.note("127.0.0.1", 7860)
+    with pytest.raises(HomeBusy, match=rf"port 7860 with pid {os.getpid()}"):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
+
+
+def serve_exit(home: Path, **environment: str) -> tuple[int, str]:
+    """Exit code and stderr of a server that does not come up."""
+    env = {**os.environ, "OMNI_R1_HOME": str(home), "OMNI_R1_PORT": "0", **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", "app.main"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_second_server_a_taken_port_and_an_open_address_exit_with_2(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.open()
+    home.note("127.0.0.1", 7999)
+    code, said = serve_exit(home.path)
+    assert code == 2
+    assert f"port 7999 with pid {os.getpid()}" in said
+    home.close()
+    assert serve_exit(home.path, OMNI_R1_HOST="0.0.0.0")[0] == 2
+    assert serve_exit(home.path, OMNI_R1_TYPO="1")[0] == 2
+
+
+def test_a_database_newer_than_the_code_exits_with_2_and_stays_as_it_is(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    database = Database(f"sqlite:///{home / 'omni-r1.db'}")
+    database.migrate()
+    with database.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseTooNew):
+        database.migrate()
+    database.close()
+    code, said = serve_exit(home)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "newer version" in said
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(tables.MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+    database = Database(f"sqlite:///{tmp_path / 'x.db'}")
+    database.migrate()
+    with database._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "foreign_keys")]
+    assert pragmas == ["wal", 1]
+    database.close()
+
+
+def test_no_update_is_lost_between_threads(tmp_path: Path) -> None:
+    import threading
+
+    database = Database(f"sqlite:///{tmp_path / 'x.db'}")
+    database.migrate()
+    with database.write() as connection:
+        tables.set_fact(connection, "n", "0")
+
+    def add() -> None:
+        for _ in range(50):
+            with database.write() as connection:
+                tables.set_fact(connection, "n", str(int(tables.get_fact(connection, "n") or 0) + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as connection:
+        assert tables.get_fact(connection, "n") == "300"
+    database.close()
