@@ -60,7 +60,6 @@ CODES: dict[str, tuple[int, str]] = {
     "not_ready": (503, "The server is not ready yet"),
     "stopping": (503, "The server is stopping"),
     "database_unavailable": (503, "The database does not answer"),
-    "tasks_unavailable": (503, "The task world is not installed"),
     "disk_full": (507, "The disk is full"),
 }
 
