@@ -30,7 +30,7 @@ class CheckpointError(Exception):
     """A folder is no usable checkpoint.
 
     ``code`` is one of: ``not_found, missing_file, broken_file, pickle_only, unsupported, wrong_vocabulary,
-    missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists, no_decoder,
+    missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists,
     download_failed``. ``detail`` names the file or tensor and what to do.
     """
 
