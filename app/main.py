@@ -59,6 +59,7 @@ ROUTES = (system, traces, images, tasks, checkpoints)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 GRACEFUL_S = 2
+LAST_WORD_S = 9.0
 BAD_START = 2
 SAME_REQUEST_S = 0.5
 

@@ -182,7 +182,7 @@ def serve_exit(home: Path, **environment: str) -> tuple[int, str]:
     """Exit code and stderr of a server that does not come up."""
     env = {**os.environ, "OMNI_R1_HOME": str(home), "OMNI_R1_PORT": "0", **environment}
     done = subprocess.run(
-        [sys.executable, "-m", "app.main"], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "app.main"], env=env, capture_output=True, text=True, timeout=150, check=False
     )
     return done.returncode, done.stderr
 
