@@ -9,6 +9,7 @@ import { h, icon, openDialog, setAttr, setText, show } from './dom.js';
 const COMPARABLE = new Set(['box', 'line', 'mark', 'predict']);
 const DIFFERS = 36; // summed over the three channels, of 765: above the noise of the decoder
 const ENLARGED = 3;
+const TINT = [52, 82, 217]; // the accent: no skill draws in it
 
 const loaded = new Map(); // url -> Promise<HTMLImageElement>, so that scrubbing never flickers
 
@@ -219,8 +220,9 @@ export class Picture {
     };
     this.changes.width = width;
     this.changes.height = height;
-    const tinted = changesOf(pixels(before), pixels(after), [214, 42, 160]);
+    const tinted = changesOf(pixels(before), pixels(after), TINT);
     this.changes.getContext('2d').putImageData(new ImageData(tinted, width, height), 0, 0);
+    this.#sharpen();
   }
 
   #sharpen() {
