@@ -22,6 +22,7 @@ from app.cli_terminal import complain, one_line
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_SERVER, EXIT_INTERRUPTED = 1, 2, 3, 130
 SLICES = ("natural", "structured", "diagrammatic", "operational")
 STAGES = ("vq", "base", "pesft")
+VARIANTS = ("interleaved", "text", "state")
 
 
 class CommandError(Exception):
@@ -144,11 +145,20 @@ def _add_checkpoints(commands: _Commands[_Parser]) -> None:
 def _add_evaluate(commands: _Commands[_Parser]) -> None:
     text = "measure a checkpoint on held-out tasks of the embedded world"
     parser = _command(commands, "evaluate", "app.cli_train:evaluate", text)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="nano-omni-r1", help="name or folder")
-    parser.add_argument("--tasks", type=int, default=1000, help="in all, split evenly over the four slices (1000)")
-    parser.add_argument("--level", choices=("normal", "hard"), default="normal")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        default="nano-omni-r1",
+        help="name, folder or hub id (nano-omni-r1)",
+    )
+    parser.add_argument("--tasks", type=int, default=1000, help="in all, the four slices in turn (1000)")
+    parser.add_argument(
+        "--level", choices=("normal", "hard"), default="normal", help="hard is beyond the training range"
+    )
+    parser.add_argument("--text-only", action="store_true", help="allow no pictures in the answers")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
-    parser.add_argument("--out", metavar="FILE", help="write the whole report there as JSON")
+    parser.add_argument("--out", metavar="DIR", help="write every prediction and the summary there")
 
 
 def _add_train(commands: _Commands[_Parser]) -> None:
@@ -156,11 +166,15 @@ def _add_train(commands: _Commands[_Parser]) -> None:
     models = train.add_subparsers(title="models", metavar="MODEL", required=True)
     parser = _command(models, "nano", "app.cli_train:train_nano", "train the embedded family, one stage at a time")
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--preset", default="nano", help="sizes and step counts (nano)")
+    parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke to try it in seconds")
     parser.add_argument("--out", metavar="DIR", default="runs/nano", help="checkpoints and logs (runs/nano)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default); the same number, the same bits")
+    parser.add_argument(
+        "--variant", choices=VARIANTS, default="interleaved", help="of pesft: the recipe, or a control without pictures"
+    )
+    parser.add_argument("--perception-weight", type=_finite, help="of pesft: lambda instead of the recipe's")
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:

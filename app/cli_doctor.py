@@ -132,7 +132,7 @@ def _checkpoint() -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    while not folder.exists():
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 

@@ -12,12 +12,12 @@ from app.settings import SettingsError, read_settings
 
 def serve(args: Namespace) -> int:
     """Reads the settings (options win over the environment) and serves; 0 after a signal, 2 for a bad start."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over
     names = ("home", "host", "port", "device", "checkpoint")
     try:
         settings = read_settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     except SettingsError as error:
         raise CommandError(str(error), EXIT_BAD_INPUT) from error
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over
     from app import main
 
     try:

@@ -3,37 +3,88 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from app.cli import EXIT_BAD_INPUT, CommandError
-from app.cli_terminal import remark
+from app.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, CommandError
+from app.cli_terminal import remark, write
+from app.settings import SettingsError, read_settings
 
 EXIT_OK = 0
 
 
 def train_nano(args: Namespace) -> int:
-    """Runs one stage of the embedded family's training; Ctrl-C stops at a step that --resume goes on from."""
+    """Runs one stage of the embedded family's training; Ctrl-C finishes the step and saves, --resume goes on."""
     from training.nano import run
 
-    run(
-        args.stage,
-        preset=args.preset,
-        out=Path(args.out),
-        resume=args.resume,
-        seed=args.seed,
-        threads=args.threads,
-    )
+    try:
+        with _bad_input():
+            folder = run(
+                args.stage,
+                preset=args.preset,
+                out=Path(args.out),
+                resume=args.resume,
+                seed=args.seed,
+                threads=args.threads,
+                variant=args.variant,
+                perception_weight=args.perception_weight,
+            )
+    except KeyboardInterrupt:
+        raise CommandError("stopped; the same command with --resume goes on", EXIT_INTERRUPTED) from None
+    remark(f"done: {folder}")
+    return EXIT_OK
+
+
+def evaluate(args: Namespace) -> int:
+    """Asks a checkpoint held-out tasks, greedily, and prints the table of what was right."""
+    if args.tasks < 1:
+        raise CommandError("--tasks must be at least 1", EXIT_BAD_INPUT)
+    import torch
+    from tqdm import tqdm
+
+    from model.shards import resolve
+    from training.benchmark import run, table
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    with _bad_input():
+        folder = resolve(args.checkpoint, roots=[read_settings().home / "checkpoints"])
+        with tqdm(total=args.tasks, desc="tasks", unit="task") as bar:
+
+            def show(finished: int) -> None:
+                bar.update(finished - bar.n)
+
+            summary = run(
+                folder,
+                tasks=args.tasks,
+                level=args.level,
+                out=Path(args.out) if args.out else None,
+                text_only=args.text_only,
+                on_finish=show,
+            )
+    write(table(summary) + "\n")
     return EXIT_OK
 
 
 def convert(args: Namespace) -> int:
     """Turns Meta's release layout into a servable folder."""
     from model.convert import convert_meta
+
+    with _bad_input():
+        folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
+    remark(f"converted: {folder}")
+    return EXIT_OK
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """Says what was wrong with the arguments or the folders they name, in one line."""
     from model.shards import CheckpointError
 
     try:
-        folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
+        yield
     except CheckpointError as error:
         raise CommandError(error.detail, EXIT_BAD_INPUT) from error
-    remark(f"converted: {folder}")
-    return EXIT_OK
+    except (ValueError, SettingsError) as error:
+        raise CommandError(str(error), EXIT_BAD_INPUT) from error

@@ -238,6 +238,56 @@ def test_bad_input_is_exit_code_2_and_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "no-such-checkpoint"],
+        ["evaluate", "empty"],
+        ["evaluate", "--tasks", "0"],
+        ["train", "nano", "--stage", "base", "--out", "empty"],
+        ["train", "nano", "--stage", "vq", "--preset", "no-such-preset"],
+        ["train", "nano", "--stage", "rl"],
+        ["train", "nano", "--stage", "pesft", "--perception-weight", "inf"],
+        ["train"],
+        ["convert", "empty", "out"],
+        ["serve", "--port", "70000"],
+        ["serve", "--host", "0.0.0.0"],
+    ],
+)
+def test_bad_input_to_what_runs_by_itself_is_exit_code_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMNI_R1_HOME", str(tmp_path / "home"))
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("omni-r1: ")
+    assert err.count("\n") == 1
+
+
+def test_doctor_finds_a_home_that_cannot_be_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("OMNI_R1_HOME", str(tmp_path / "file" / "home"))
+    assert main(["doctor", "--json", "--port", "0"]) == 1
+    found = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert set(found) >= {"python", "packages", "device", "memory", "threads", "checkpoint", "home", "disk", "port"}
+    assert found["home"]["state"] == "bad"
+    assert "OMNI_R1_HOME" in found["home"]["detail"]
+    assert found["python"]["state"] == found["packages"]["state"] == found["port"]["state"] == "ok"
+
+
+def test_doctor_names_a_setting_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_R1_PORT", "http")
+    assert main(["doctor"]) == 1
+    assert "OMNI_R1_PORT" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv", [["task"], ["checkpoints"]])
 def test_no_server_is_exit_code_3_and_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
