@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -304,6 +305,7 @@ def run_app(app: FastAPI, sock: socket.socket) -> int:
     server = StudioServer(config, runtime)
     runtime.on_failure = server.stop
     server.run(sockets=[sock])
+    gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
     if runtime.failure is not None:
         sys.stderr.write(f"omni-r1: {runtime.failure}\n")
         return BAD_START
