@@ -76,7 +76,8 @@ Position = Annotated[int, Depends(position)]
 def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route: these problem documents, and `also` what else needs describing."""
     shape = {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}
-    answers: dict[int | str, dict[str, Any]] = {**(also or {})}
+    answers: dict[int | str, dict[str, Any]] = {}
+    answers.update((status, answer) for status, answer in (also or {}).items())
     for status in sorted(statuses):
         answers[status] = {"description": _TITLES[status], "content": {MEDIA_TYPE: shape}}
     return answers

@@ -97,12 +97,8 @@ def test_every_bad_field_is_refused_with_its_path_and_creates_nothing(with_serve
 def test_numbers_that_are_none_are_refused(with_server: WithServer, value: str) -> None:
     async def scenario(server: Server) -> None:
         body = json.dumps(await server.body(sampling={"temperature": "@"})).replace('"@"', value)
-        is_problem(
-            await server.client.post("/v1/traces", content=body, headers=JSON),
-            422,
-            "invalid",
-            "body.sampling.temperature",
-        )
+        answer = await server.client.post("/v1/traces", content=body, headers=JSON)
+        is_problem(answer, 422, "invalid", "body.sampling.temperature")
         body = json.dumps(await server.body(metadata={"x": "@"})).replace('"@"', value)
         is_problem(await server.client.post("/v1/traces", content=body, headers=JSON), 422, "invalid", "body.metadata")
         await well(server)
@@ -115,9 +111,8 @@ def test_lone_surrogates_are_refused_and_right_to_left_text_is_not(with_server: 
         for place in ("question", "metadata"):
             value: Any = "@" if place == "question" else {"x": "@"}
             body = json.dumps(await server.body(**{place: value})).replace("@", "\\ud800")
-            is_problem(
-                await server.client.post("/v1/traces", content=body, headers=JSON), 422, "invalid", f"body.{place}"
-            )
+            answer = await server.client.post("/v1/traces", content=body, headers=JSON)
+            is_problem(answer, 422, "invalid", f"body.{place}")
         trace = await server.create(question="איפה הכוכב האדום? \u202e <image> 🟥")
         ended = await server.finished(trace["id"])
         assert ended["question"] == "איפה הכוכב האדום? \u202e <image> 🟥"
