@@ -1,9 +1,9 @@
 """The picture tokenizer: VQ encoder, quantiser and **decoder** in the layout of the Chameleon / Anole checkpoints.
 
-A picture of R x R pixels becomes N = (R / f)^2 codes, row-major, and N codes become a picture again. The encoder and the
-quantiser carry the parameter names that transformers' ``ChameleonVQVAE`` uses, the decoder those of Anole's files (taming
-transformers), so that a released checkpoint loads without renaming. transformers ships no decoder, which is why nothing
-built on it can show what the model draws.
+A picture of R x R pixels becomes N = (R / f)^2 codes, row-major, and N codes become a picture again. The encoder and
+the quantiser carry the parameter names that transformers' ``ChameleonVQVAE`` uses, the decoder those of Anole's files
+(taming transformers), so that a released checkpoint loads without renaming. transformers ships no decoder, which is
+why nothing built on it can show what the model draws.
 
 It knows nothing of token ids (that is :mod:`model.vocab`), files or PIL (:mod:`model.images`).
 
@@ -91,8 +91,12 @@ class Upsample(nn.Module):
 class _Level(nn.Module):
     """One resolution: its residual blocks, their attention (often none) and the change of scale."""
 
-    block: nn.ModuleList
-    attn: nn.ModuleList
+    def __init__(self, block: list[ResnetBlock], attn: list[AttnBlock]) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(block)
+        self.attn = nn.ModuleList(attn)
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
 
     def run(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
@@ -103,10 +107,7 @@ class _Level(nn.Module):
 
 
 def _level(widths: list[tuple[int, int]], attend: bool, dropout: float) -> _Level:
-    level = _Level()
-    level.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in widths)
-    level.attn = nn.ModuleList(AttnBlock(b) for _, b in widths) if attend else nn.ModuleList()
-    return level
+    return _Level([ResnetBlock(a, b, dropout) for a, b in widths], [AttnBlock(b) for _, b in widths] if attend else [])
 
 
 class _Middle(nn.Module):
@@ -131,7 +132,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multiplier]
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
-        self.down = nn.ModuleList()
+        levels: list[_Level] = []
         channels, resolution = config.base_channels, config.resolution
         for i, width in enumerate(widths):
             pairs = [(channels if j == 0 else width, width) for j in range(config.num_res_blocks)]
@@ -140,18 +141,22 @@ class Encoder(nn.Module):
             if i + 1 < len(widths):
                 level.downsample = Downsample(channels)
                 resolution //= 2
-            self.down.append(level)
+            levels.append(level)
+        self.down = nn.ModuleList(levels)
         self.mid = _Middle(channels, config)
         self.norm_out = _norm(channels)
         self.conv_out = nn.Conv2d(channels, config.latent_channels * (2 if config.double_latent else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for level in self.down:
+        for level in self._levels():
             x = level.run(x)
-            if hasattr(level, "downsample"):
+            if level.downsample is not None:
                 x = level.downsample(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+    def _levels(self) -> list[_Level]:
+        return [level for level in self.down if isinstance(level, _Level)]
 
 
 class Decoder(nn.Module):
@@ -179,11 +184,14 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
+        for level in reversed(self._levels()):
             x = level.run(x)
-            if hasattr(level, "upsample"):
+            if level.upsample is not None:
                 x = level.upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def _levels(self) -> list[_Level]:
+        return [level for level in self.up if isinstance(level, _Level)]
 
 
 class Quantizer(nn.Module):

@@ -33,7 +33,7 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Give free slots to the first waiting sequences and return those that got one."""
-        admitted = []
+        admitted: list[Sequence] = []
         while self.waiting and len(self.running) < self.num_slots and len(admitted) < self.admissions_per_step:
             sequence = self.waiting.popleft()
             sequence.slot, sequence.status = len(self.running), Status.RUNNING

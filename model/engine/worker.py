@@ -5,12 +5,11 @@ abort takes effect within one token. A reader thread fills the inbox, one thread
 A step that raises fails the requests of its engine and nothing else. Ctrl-C and SIGTERM are left to the parent: the
 child goes when its socket closes, which also happens when the parent is killed.
 
-:class:`Worker` knows no transport; :class:`InProcess` runs it in a thread, for tests, benchmarks and training.
+:class:`Worker` knows no transport; `model/engine/inprocess.py` runs it in a thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import pickle
@@ -19,18 +18,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from model.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.engine.client import HEADER, EngineClient
-from model.engine.device import resident_bytes, resolve_device, serving_dtype
-from model.engine.engine import Engine, SequenceOutput
+from model.checkpoint import LoadedCheckpoint
+from model.engine.client import HEADER
+from model.engine.device import resident_bytes, resolve_device
+from model.engine.engine import SequenceOutput
 from model.engine.live import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.messages import (
     Cancelled,
@@ -44,8 +41,9 @@ from model.engine.messages import (
     QueuePosition,
     Started,
 )
+from model.engine.models import Model
 from model.engine.picture_thread import PictureThread
-from model.engine.sequence import SamplingParams, Status
+from model.engine.sequence import Status
 from model.events import Narrator, PictureJob, PictureResult, Told
 from model.images import decode_codes, decode_partial, encode_pictures, image_stats
 from model.pictures import png_bytes
@@ -54,29 +52,6 @@ log = logging.getLogger("omni_r1.engine")
 
 STASH_BYTES = 64 << 20
 Send = Callable[[tuple[Any, ...]], None]
-
-
-@dataclass(eq=False)
-class Model:
-    """A checkpoint that answers. A retired one takes no new request and goes with its last."""
-
-    name: str
-    version: int
-    loaded: LoadedCheckpoint
-    engine: Engine
-    retired: bool = False
-
-    @classmethod
-    def load(cls, name: str, folder: str, version: int, *, device: torch.device, num_slots: int) -> Model:
-        """Read a folder and make its first step, so that the first request does not pay for it."""
-        loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
-        engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots)
-        engine.drop_parameters()
-        prompt = loaded.template.prompt_ids("?", [])
-        engine.generate([prompt], SamplingParams(temperature=1.0, top_p=0.9, max_new_tokens=4))
-        if loaded.can_draw and loaded.vq is not None:
-            decode_codes(loaded.vq, [[0] * loaded.vocab.codes_per_image])
-        return cls(name, version, loaded, engine)
 
 
 class Worker:
@@ -359,7 +334,7 @@ class Worker:
                 "completion_tokens": len(sequence.response),
                 "images": narrator.num_images,
             }
-            reason = "stop" if output.finished_by == "stop" else "length"
+            reason = sequence.state.finish_reason or "length"
             narrator.end(Finished(reason, narrator.parser.answer or None, usage))
         elif narrator.paused_after is not None:
             self._pause(live)
@@ -479,48 +454,6 @@ class Worker:
     def _reply(self, ticket: int | None, *, error: tuple[str, str] | None = None, value: Any = None) -> None:
         if ticket is not None:
             self._send(("reply", ticket, error, value))
-
-
-class InProcess(EngineClient):
-    """A `Generation` whose worker is a thread of this process: for tests, benchmarks and notebooks."""
-
-    def __init__(
-        self,
-        checkpoints: Mapping[str, str | os.PathLike[str]],
-        *,
-        weight_versions: Mapping[str, int] | None = None,
-        device: str = "cpu",
-        num_slots: int = 16,
-    ) -> None:
-        super().__init__()
-        versions = weight_versions or {}
-        self._checkpoints = {name: (str(Path(path)), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self.worker = Worker(self._from_thread, device=device, num_slots=num_slots)
-        self._thread = threading.Thread(target=self.worker.run, name="engine", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def start(self) -> None:
-        """Start the thread; returns before it is ready."""
-        self._loop = asyncio.get_running_loop()
-        for name, (folder, version) in self._checkpoints.items():
-            self._send(("load", name, folder, version, None))
-        self._send(("loaded_all",))
-        self._thread.start()
-
-    async def close(self) -> None:
-        """End the thread; live requests end with Failed(code="interrupted")."""
-        self._status = EngineStatus("stopping")
-        self._fail_all("interrupted", "the engine was stopped")
-        self._send(("close",))
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        self.worker.post(message)
-
-    def _from_thread(self, message: tuple[Any, ...]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._receive, message)
 
 
 def main(fd: int) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.attention import CausalAttention, PackedAttention, PackedLayout, causal_sdpa
 from model.checkpoint import load_checkpoint
 from model.config import TransformerConfig
 from model.kv_cache import DecodeAttention, KVCache, PrefillAttention
-from model.transformer import CausalAttention, PackedAttention, PackedLayout, Transformer
+from model.transformer import Transformer
 from tests.tiny import make_tiny_checkpoint
 
 CONFIG = TransformerConfig(
@@ -107,8 +108,6 @@ def test_our_attention_backward_equals_autograd() -> None:
     shapes = ((2, 150, 4, 8), (2, 150, 2, 8), (2, 150, 2, 8))
     q, k, v = (torch.randn(s, dtype=torch.float64, generator=generator, requires_grad=True) for s in shapes)
     weights = torch.randn(shapes[0], dtype=torch.float64, generator=generator)
-    from model.transformer import causal_sdpa
-
     ours = torch.autograd.grad((causal_sdpa(q, k, v) * weights).sum(), (q, k, v))
     scores = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(2, 2)) * 8**-0.5
     scores = scores.masked_fill(torch.ones(150, 150).triu(1).bool(), float("-inf"))

@@ -27,7 +27,7 @@ from model.engine.client import (
     SamplingRequest,
     Started,
 )
-from model.engine.worker import InProcess
+from model.engine.inprocess import InProcess
 
 
 def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:

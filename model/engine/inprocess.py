@@ -1,0 +1,56 @@
+"""The engine in a thread of this process, behind the same protocol: for tests, benchmarks and notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.engine.client import EngineClient
+from model.engine.messages import EngineStatus
+from model.engine.worker import Worker
+
+
+class InProcess(EngineClient):
+    """A `Generation` whose worker is a thread of this process."""
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, str | os.PathLike[str]],
+        *,
+        weight_versions: Mapping[str, int] | None = None,
+        device: str = "cpu",
+        num_slots: int = 16,
+    ) -> None:
+        super().__init__()
+        versions = weight_versions or {}
+        self._checkpoints = {name: (str(Path(path)), versions.get(name, 1)) for name, path in checkpoints.items()}
+        self.worker = Worker(self._from_thread, device=device, num_slots=num_slots)
+        self._thread = threading.Thread(target=self.worker.run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Start the thread; returns before it is ready."""
+        self._loop = asyncio.get_running_loop()
+        for name, (folder, version) in self._checkpoints.items():
+            self._send(("load", name, folder, version, None))
+        self._send(("loaded_all",))
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread; live requests end with Failed(code="interrupted")."""
+        self._status = EngineStatus("stopping")
+        self._fail_all("interrupted", "the engine was stopped")
+        self._send(("close",))
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        self.worker.post(message)
+
+    def _from_thread(self, message: tuple[Any, ...]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._receive, message)
