@@ -6,7 +6,7 @@ The two layouts differ in names, in the rotary order of q and k (Meta interleave
 them; their norm vectors move along) and in one token (``<reserved08707>`` becomes ``<image>``). Pickles are read with
 ``weights_only=True``, and here alone.
 
-It knows nothing of inference. Run it as ``omni-r1 convert SOURCE TARGET``.
+It knows nothing of inference. Run it as ``convert_meta(source, target)``.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(
             "pickle_only",
             f"{folder} holds {pickles[0]} and no safetensors; pickle files can run code and are not loaded. "
-            "Convert it first (omni-r1 convert).",
+            "Convert it first (docs/checkpoints.md).",
         )
     raise CheckpointError("missing_file", f"{folder} holds neither {INDEX} nor {SINGLE}")
 
