@@ -17,20 +17,19 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn, cast
 
-from app.cli_terminal import complain, one_line
+from app.cli_terminal import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NO_SERVER,
+    CommandError,
+    complain,
+    one_line,
+)
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_SERVER, EXIT_INTERRUPTED = 1, 2, 3, 130
 SLICES = ("natural", "structured", "diagrammatic", "operational")
 STAGES = ("vq", "base", "pesft")
 VARIANTS = ("interleaved", "text", "state")
-
-
-class CommandError(Exception):
-    """A command cannot go on: one line for a person, and the exit code."""
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,12 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from app.cli_terminal import clean, remark, table, write
+from app.cli_terminal import EXIT_OK, clean, remark, table, write
 from app.client import BadInput, Client, OmniError
 from app.client_types import ImageRef, Sampling, Task, Trace
 from app.sse_reader import Event
-
-EXIT_OK = 0
 
 
 def ask(args: Namespace) -> int:

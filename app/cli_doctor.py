@@ -20,10 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from app.cli_terminal import coloured, table, write
+from app.cli_terminal import EXIT_FAILED, EXIT_OK, coloured, table, write
 from app.settings import Settings, SettingsError, read_settings
 
-EXIT_OK, EXIT_FAILED = 0, 1
 PACKAGES = ("torch", "transformers", "gradio", "fastapi", "sqlalchemy", "pillow")
 LEAST_MEMORY = 1_000_000_000
 LEAST_DISK = 500_000_000

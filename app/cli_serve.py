@@ -6,7 +6,7 @@ import signal
 import sys
 from argparse import Namespace
 
-from app.cli import EXIT_BAD_INPUT, CommandError
+from app.cli_terminal import EXIT_BAD_INPUT, CommandError
 from app.settings import SettingsError, read_settings
 
 

@@ -1,4 +1,4 @@
-"""What the command line writes: text on stdout, remarks and the one red error line on stderr.
+"""What the command line writes and ends with: text on stdout, remarks and the one red error line on stderr, exit codes.
 
 Whatever comes from a model or a server passes `clean`, so that no control sequence of theirs reaches the terminal.
 """
@@ -9,6 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class CommandError(Exception):
+    """A command cannot go on: one line for a person, and the exit code."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def coloured(stream: TextIO) -> bool:

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, CommandError
-from app.cli_terminal import remark, write
+from app.cli_terminal import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, CommandError, remark, write
 from app.settings import SettingsError, read_settings
-
-EXIT_OK = 0
 
 
 def train_nano(args: Namespace) -> int:
