@@ -63,11 +63,11 @@ class NanoRecipe:
     num_kv_heads: int = 2
     text_vocab: int = 1024
     drills: int = 60_000
-    base_steps: int = 2_000
+    base_steps: int = 1_200
     base_lr: float = 2e-3
-    traces: int = 24_000
-    pesft_steps: int = 1_200
-    pesft_lr: float = 1e-3
+    traces: int = 27_000
+    pesft_steps: int = 1_100
+    pesft_lr: float = 1.2e-3
     perception_weight: float = 1.0
     max_tokens: int = 6_144
 
@@ -76,7 +76,7 @@ RECIPES = {
     "nano": NanoRecipe(),
     # minutes become seconds: shows that every stage runs, not that it learns
     "smoke": NanoRecipe(
-        vq=VQSpec(pictures=128, crop_steps=8, full_steps=4, crop_batch=16, full_batch=4, plain_steps=3),
+        vq=VQSpec(pictures=128, crop_steps=8, full_steps=4, polish_steps=2, crop_batch=16, full_batch=4, plain_steps=3),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
         drills=64, base_steps=4, traces=32, pesft_steps=4, max_tokens=1_024,
     ),

@@ -1,8 +1,8 @@
 """One visible loop for supervised training: the base stage (cross-entropy) and PeSFT (with the perception loss).
 
-L = L_CE + lambda * L_Pe (Eqs. 1-3). W is learned: it is in the optimiser and saved with the state. h_t is the state that
-*predicts* c_t (position t - 1); the authors' code takes the state at the token itself, which has already read c_t, and
-never trains W. Weights are fp32, the forward runs under bf16 autocast.
+L = L_CE + lambda * L_Pe (Eqs. 1-3). W is learned: it is in the optimiser and saved with the state. h_t is the state
+that *predicts* c_t (position t - 1); the authors' code takes the state at the token itself, which has already read
+c_t, and never trains W. Weights are fp32, the forward runs under bf16 autocast.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def train_sft(
             optimizer.step()
             tokens += batch.num_tokens
             bar.update()
-            if (step + 1) % 25 == 0:
+            if (step + 1) % 25 == 0 or step + 1 == spec.steps:
                 now = time.monotonic()
                 metrics |= {"optim/grad_norm": norm.item(), "optim/lr": schedule.lr(step)}
                 metrics["speed/tokens_per_s"] = tokens / (now - since)

@@ -3,7 +3,8 @@
 Three phases, all by step count: code-aligned crops of half the side first (a quarter of the cost; the GroupNorms see
 varied statistics, which keeps codes local), then whole pictures, then whole pictures once more from a raised learning
 rate. The first steps run without quantisation; then the codebook starts from k-means and follows by exponential moving
-averages, and codes that nobody uses are moved onto live features. The reconstruction error counts more at edges and on ink, which a plain mean would let blur.
+averages, and codes that nobody uses are moved onto live features. The reconstruction error counts more at edges and on
+ink, which a plain mean would let blur.
 
 Launch: ``omni-r1 train nano --stage vq``.
 """
