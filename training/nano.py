@@ -38,7 +38,7 @@ from training.loop import provenance
 from training.sft import SFTSpec, train_sft
 from training.unitasks.drills import Drill, make_drill
 from training.unitasks.world import SLICES, make_task
-from training.vq import VQSpec, train_vq
+from training.vq import VQSpec, train_decoder, train_vq
 
 CONTEXT_LEN = 768
 PESFT_SEEDS = 20_000_000
@@ -76,7 +76,10 @@ RECIPES = {
     "nano": NanoRecipe(),
     # minutes become seconds: shows that every stage runs, not that it learns
     "smoke": NanoRecipe(
-        vq=VQSpec(pictures=128, crop_steps=8, full_steps=4, polish_steps=2, crop_batch=16, full_batch=4, plain_steps=3),
+        vq=VQSpec(
+            pictures=128, plain_steps=3, crop_steps=8, crop_batch=16, full_steps=4, full_batch=4, polish_steps=2,
+            decoder_steps=2, decoder_batch=4,
+        ),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
         drills=64, base_steps=4, traces=32, pesft_steps=4, max_tokens=1_024,
     ),
@@ -127,10 +130,18 @@ def run(
 
 def vq_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     """Train the picture tokenizer and write it rounded to bf16: every later stage reads the rounded one."""
-    model = train_vq(replace(recipe.vq, seed=recipe.seed), out / "vq", resume=resume)
+    spec = replace(recipe.vq, seed=recipe.seed)
+    folder = out / "vq"
+    model = _rounded(train_vq(spec, folder, resume=resume)).requires_grad_(False)
+    train_decoder(spec, model, folder / "decoder", resume=resume)
     state = {VQ_PREFIX + name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, out / "vq" / VQ_FILE, metadata={"format": "pt"})
-    return out / "vq"
+    save_file(state, folder / VQ_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def _rounded(model: VQModel) -> VQModel:
+    model.load_state_dict({name: t.to(torch.bfloat16).float() for name, t in model.state_dict().items()})
+    return model
 
 
 def load_stage_vq(recipe: NanoRecipe, out: Path) -> VQModel:

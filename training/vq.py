@@ -1,10 +1,11 @@
 """Train the picture tokenizer of the embedded family: pictures of the task world in, codes and a decoder out.
 
-Three phases, all by step count: code-aligned crops of half the side first (a quarter of the cost; the GroupNorms see
+Four phases, all by step count: code-aligned crops of half the side first (a quarter of the cost; the GroupNorms see
 varied statistics, which keeps codes local), then whole pictures, then whole pictures once more from a raised learning
-rate. The first steps run without quantisation; then the codebook starts from k-means and follows by exponential moving
-averages, and codes that nobody uses are moved onto live features. The reconstruction error counts more at edges and on
-ink, which a plain mean would let blur.
+rate, then the decoder alone, on the codes that the transformers will be trained to draw. The first steps run without
+quantisation; then the codebook starts from k-means and follows by exponential moving averages, and codes that nobody
+uses are moved onto live features. The reconstruction error counts more at edges and on ink, which a plain mean would
+let blur.
 
 Launch: ``omni-r1 train nano --stage vq``.
 """
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from model.config import VQConfig
 from model.vq import VQModel
+from training.data import PictureCoder, training_tasks
 from training.loop import CosineSchedule, RunFolder, StopFlag, adamw, set_lr
 from training.unitasks.scenes import random_picture
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CROP = 32  # pixels; a multiple of the code size
+DECODER_SEEDS = 18_000_000  # of the base's share
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class VQSpec:
     polish_steps: int = 900
     lr: float = 2e-3
     polish_lr: float = 1.2e-3
+    decoder_steps: int = 700
+    decoder_batch: int = 24
+    decoder_lr: float = 1e-3
     plain_steps: int = 250
     ema_decay: float = 0.98
     revive_every: int = 50
@@ -215,9 +221,67 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
             bar.update()
             if (step + 1) % save_every == 0 or step + 1 == total or stop:
                 save(step + 1)
-            if stop:
+            if stop and step + 1 < total:
                 raise KeyboardInterrupt
     return model
+
+
+def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = False, save_every: int = 100) -> None:
+    """Train the decoder alone, in place, on the codes that a model will draw: encoder and codebook stay as they are.
+
+    The codes are those of whole chains (:class:`training.data.PictureCoder`: what did not change keeps its codes) and
+    of single pictures, half and half. Since no code changes, a transformer trained before is as good afterwards.
+    """
+    run = RunFolder(folder, asdict(spec), resume=resume)
+    assert model.decoder is not None
+    assert model.post_quant_conv is not None
+    parts = [model.decoder.requires_grad_(True), model.post_quant_conv.requires_grad_(True)]
+    optimizer = adamw(parts, weight_decay=0.0)
+    schedule = CosineSchedule(spec.decoder_lr, spec.decoder_steps)
+    start = 0
+    if (state := run.load_state()) is not None:
+        model.decoder.load_state_dict(state["decoder"])
+        model.post_quant_conv.load_state_dict(state["post_quant_conv"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    count = max(spec.decoder_batch, min(spec.pictures // 4, 6_000))
+    coder = PictureCoder(model)
+    chains = [[t.image, *(s.image for s in t.steps)] for t in training_tasks(DECODER_SEEDS, count // 3)]
+    codes = [
+        row for start_ in range(0, len(chains), 64) for c in coder.chains(chains[start_ : start_ + 64]) for row in c
+    ]
+    single = make_pictures(count, spec.seed + 1, spec.resolution)
+    pictures = np.concatenate([np.stack([np.asarray(image) for chain in chains for image in chain]), single])
+    table = np.concatenate([np.array(codes, np.int32), coder.encode(single)])
+    with StopFlag() as stop, tqdm(total=spec.decoder_steps, initial=start, desc="decoder", mininterval=5) as bar:
+        for step in range(start, spec.decoder_steps):
+            chosen = np.random.default_rng((spec.seed, 1, step)).integers(len(pictures), size=spec.decoder_batch)
+            pixels = to_pixels(pictures[chosen])
+            set_lr(optimizer, schedule.lr(step))
+            with torch.autocast("cpu", torch.bfloat16):
+                output = model.decode_vectors(model.codebook.detach()[torch.from_numpy(table[chosen]).long()])
+            loss = reconstruction_loss(output, pixels, spec.edge_weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+            optimizer.step()
+            bar.update()
+            if (step + 1) % 25 == 0:
+                mse = (output.detach().float().clamp(-1, 1) - pixels).square().mean() / 4.0
+                psnr = -10.0 * torch.log10(mse.clamp(min=1e-8)).item()
+                run.log(step + 1, {"loss/reconstruction": loss.item(), "picture/psnr": psnr})
+                bar.set_postfix(psnr=f"{psnr:.1f}")
+            if (step + 1) % save_every == 0 or step + 1 == spec.decoder_steps or stop:
+                run.save_state(
+                    {
+                        "step": step + 1,
+                        "decoder": model.decoder.state_dict(),
+                        "post_quant_conv": model.post_quant_conv.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    }
+                )
+            if stop and step + 1 < spec.decoder_steps:
+                raise KeyboardInterrupt
 
 
 def _batch(pictures: np.ndarray, spec: VQSpec, step: int) -> Tensor:
