@@ -267,7 +267,7 @@ def id_to_code(vocab: Vocabulary) -> Tensor:
     return table
 
 
-def measure_perception(vq: VQModel, seed: int, count: int = 1_000) -> Perception:
+def measure_perception(vq: VQModel, seed: int, count: int = 400) -> Perception:
     """The scale of the perception score for this codebook, from reference pictures of the world (training seeds).
 
     tau is the median energy of the references, so that a typical drawing scores one half: the score is steepest there.

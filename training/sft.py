@@ -18,7 +18,7 @@ from tqdm import tqdm
 from model.transformer import PackedAttention
 from training.data import Batch, BatchPlan, TokenSet, make_batch
 from training.loop import CosineSchedule, RunFolder, StopFlag, adamw, set_lr
-from training.losses import perception_loss, sft_loss
+from training.losses import Reduction, perception_loss, sft_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class SFTSpec:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     perception_weight: float = 0.0
-    perception_reduction: str = "sum"
+    perception_reduction: Reduction = "sum"
     label: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -141,8 +141,9 @@ def batch_loss(
     loss, metrics = sft_loss(logits, batch.targets, batch.is_code, len(batch.targets))
     metrics["loss/ce"] = loss.item()
     if projected is not None:
-        reduction = "mean" if spec.perception_reduction == "mean" else "sum"
-        pe, pe_metrics = perception_loss(projected, batch.codes, codebook, len(batch.codes), reduction=reduction)
+        pe, pe_metrics = perception_loss(
+            projected, batch.codes, codebook, len(batch.codes), reduction=spec.perception_reduction
+        )
         loss = loss + spec.perception_weight * pe
         metrics |= pe_metrics
     return loss, metrics

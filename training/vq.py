@@ -181,9 +181,8 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
     torch.manual_seed(spec.seed)
     model = VQModel(spec.config())
     init_weights(model, spec.seed)
-    optimizer = adamw(
-        [model.encoder, model.quant_conv, model.post_quant_conv, model.decoder], weight_decay=0.0, betas=(0.9, 0.95)
-    )
+    decoder = [part for part in (model.post_quant_conv, model.decoder) if part is not None]
+    optimizer = adamw([model.encoder, model.quant_conv, *decoder], weight_decay=0.0)
     ema = CodebookEMA(spec.num_embeddings, spec.embed_dim, spec.ema_decay)
     first = spec.crop_steps + spec.full_steps
     total = first + spec.polish_steps

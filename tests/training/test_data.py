@@ -20,16 +20,14 @@ from training.data import (
     training_tasks,
     unchanged_cells,
 )
-from training.nano import id_to_code, run
+from training.nano import id_to_code
 from training.unitasks.world import EVAL_SEED_MIN
 
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> LoadedCheckpoint:
+def nano(family: Path) -> LoadedCheckpoint:
     """A checkpoint of the embedded family's shape after a few steps."""
-    out = tmp_path_factory.mktemp("nano")
-    run("vq", preset="smoke", out=out, threads=1)
-    return load_checkpoint(run("base", preset="smoke", out=out, threads=1))
+    return load_checkpoint(family / "nano-base")
 
 
 def test_unchanged_cells_are_those_without_one_different_pixel() -> None:
