@@ -40,17 +40,18 @@ class LayerWeights:
     """One layer's tensors in the form the forward reads: q, k, v stacked in one matrix, gate and up in another.
 
     The rows of every query and key head are interleaved (0, K/2, 1, K/2 + 1, ...), which turns the half-split rotation
-    into one complex product; scores do not change, since queries and keys are permuted alike.
+    one complex product; scores do not change, since queries and keys are permuted alike. Matrices stand as (in, out).
+    A norm may be None where its weight has been multiplied into the matrix behind it.
     """
 
-    input_norm: Tensor  # [D]
-    qkv: Tensor  # [(H + 2J) * K, D]
+    input_norm: Tensor | None  # [D]
+    qkv: Tensor  # [D, (H + 2J) * K]
     qk_norm: Tensor  # [H + J, K]
     qk_norm_bias: Tensor  # [H + J, K]
-    o: Tensor  # [D, H * K]
-    post_norm: Tensor  # [D]
-    gate_up: Tensor  # [2 * I, D]
-    down: Tensor  # [D, I]
+    o: Tensor  # [H * K, D]
+    post_norm: Tensor | None  # [D]
+    gate_up: Tensor  # [D, 2 * I]
+    down: Tensor  # [I, D]
 
 
 class _Scale(nn.Module):
@@ -115,13 +116,13 @@ class _Layer(nn.Module):
         q, k = interleave(attn.q_proj.weight, heads), interleave(attn.k_proj.weight, kv_heads)
         return LayerWeights(
             input_norm=self.input_layernorm.weight,
-            qkv=torch.cat([q, k, attn.v_proj.weight]),
+            qkv=torch.cat([q, k, attn.v_proj.weight]).t(),
             qk_norm=per_head(attn.q_norm.weight, attn.k_norm.weight),
             qk_norm_bias=per_head(attn.q_norm.bias, attn.k_norm.bias),
-            o=attn.o_proj.weight,
+            o=attn.o_proj.weight.t(),
             post_norm=self.post_attention_layernorm.weight,
-            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-            down=mlp.down_proj.weight,
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
+            down=mlp.down_proj.weight.t(),
         )
 
 
@@ -216,8 +217,15 @@ class Transformer(nn.Module):
         return F.linear(hidden, self.lm_head.weight)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x [..., D] over its root mean square, times `weight` if there is one."""
+    width = x.shape[-1]
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.rms_norm(x, (width,), weight, eps)
+    # Half the operations of PyTorch's own on a CPU, where small steps are made of calls.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    y = x * norm.square_().mul_(1.0 / width).add_(eps).rsqrt_()
+    return y if weight is None else y.mul_(weight)
 
 
 def _layer_forward(
@@ -227,23 +235,25 @@ def _layer_forward(
     heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
 
     y = x if swin else rms_norm(x, w.input_norm, eps)
-    qkv = F.linear(y, w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
+    qkv = (y @ w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
     qk = F.layer_norm(qkv[..., : heads + kv_heads, :], (head,), None, None, QK_NORM_EPS)
     qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
     y = attention(index, qk[..., :heads, :], qk[..., heads:, :], qkv[..., heads + kv_heads :, :])
-    x = x + rms_norm(F.linear(y, w.o), w.input_norm, eps) if swin else add_linear(x, y, w.o)
+    x = x + rms_norm(y @ w.o, w.input_norm, eps) if swin else add_linear(x, y, w.o)
 
     y = x if swin else rms_norm(x, w.post_norm, eps)
-    gate, up = F.linear(y, w.gate_up).chunk(2, dim=-1)
+    gate, up = (y @ w.gate_up).chunk(2, dim=-1)
     y = F.silu(gate) * up
-    return x + rms_norm(F.linear(y, w.down), w.post_norm, eps) if swin else add_linear(x, y, w.down)
+    return x + rms_norm(y @ w.down, w.post_norm, eps) if swin else add_linear(x, y, w.down)
 
 
 def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x + y @ weight.T; where no gradient is wanted in one operation that writes over x."""
+    """x + y @ weight; where no gradient is wanted in one operation that writes over x."""
     if torch.is_grad_enabled() or x.dtype != y.dtype:
-        return x + F.linear(y, weight)
-    x.view(-1, x.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), weight.t())
+        return x + y @ weight
+    if x.dim() == 2:
+        return x.addmm_(y, weight)
+    x.view(-1, x.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), weight)
     return x
 
 

@@ -2,8 +2,8 @@
 
 Knows token ids, slots and weights; it knows no text, no picture, no process and no clock. One call of `step` admits
 waiting sequences, prefills each alone and whole, and draws one token for every running sequence. A token's value does
-not depend on its batch mates: prefills are never shared, every linear of a decode step sees 4 to 64 rows (there the
-CPU kernels give a row the same last bits whatever stands beside it), and attention always gets a mask.
+not depend on its batch mates: prefills are never shared, every linear of a decode step sees 2 to 64 rows (there the
+CPU kernels give a row the same last bits whatever stands beside it, see `_keep`), and attention always gets a mask.
 
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
     completions = engine.generate(prompts, SamplingParams(temperature=0.0))
@@ -15,10 +15,9 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.engine.phases import Legal, PhaseRules
@@ -29,7 +28,7 @@ from model.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.transformer import LayerWeights, Transformer
 from model.vocab import Vocabulary
 
-MIN_ROWS, MAX_CPU_ROWS = 4, 64  # rows of a decode step between which a row's bits do not depend on their number
+MIN_ROWS, MAX_CPU_ROWS = 2, 64  # rows of a decode step between which a row's bits do not depend on their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,6 @@ class Engine:
         self._code_ids = list(vocab.code_ids)
         self._text_index = torch.tensor(self._text_ids, device=self.device)
         self._code_index = torch.tensor(self._code_ids, device=self.device)
-        self._layers: list[LayerWeights] = []
         self._params: RowParams | None = None
         self.num_steps = 0
         self.refresh()
@@ -104,15 +102,12 @@ class Engine:
     @torch.no_grad()
     def refresh(self) -> None:
         """Rebuild the stacked weights from the module's parameters; call it after every optimiser step."""
-        for index, layer in enumerate(self.transformer.layer_weights()):
-            if index == len(self._layers):
-                self._layers.append(_keep(layer))
-                continue
-            for field in fields(layer):
-                getattr(self._layers[index], field.name).copy_(getattr(layer, field.name))
+        # In bf16 a folded weight would lose bits; swin-norm normalises behind its matrices.
+        fold = self.dtype == torch.float32 and not self.transformer.config.swin_norm
+        self._layers = [_keep(layer, fold_norms=fold) for layer in self.transformer.layer_weights()]
         head = self.transformer.lm_head.weight
-        self._text_head = _packed(head[self._text_index])
-        self._code_head = _packed(head[self._code_index])
+        self._text_head = head[self._text_index].t().contiguous()
+        self._code_head = head[self._code_index].t().contiguous()
 
     def drop_parameters(self) -> None:
         """Free the parameters that the engine has its own copies of, where nobody trains them; no `refresh` after."""
@@ -134,7 +129,7 @@ class Engine:
         """Bytes of the weights that a step reads, the embedding included."""
         tensors = [getattr(layer, f.name) for layer in self._layers for f in fields(layer)]
         tensors += [self._text_head, self._code_head, self.transformer.model.embed_tokens.weight]
-        return sum(t.nbytes for t in tensors)
+        return sum(t.nbytes for t in tensors if t is not None)
 
     @property
     def num_running(self) -> int:
@@ -259,7 +254,7 @@ class Engine:
         self._attention.open(slot, length)
 
     def _decode(self, running: list[Sequence]) -> Tensor:
-        """The last token of every row -> hidden states [n, D], n padded to at least 4 rows."""
+        """The last token of every row -> hidden states [n, D], n padded to at least 2 rows."""
         padding = [0] * (MIN_ROWS - len(running))
         ids = [s.last_token for s in running] + padding
         positions = [s.position for s in running] + padding
@@ -278,7 +273,7 @@ class Engine:
         for rows, ids, head in ((text, self._text_ids, self._text_head), (codes, self._code_ids, self._code_head)):
             if not rows:
                 continue
-            logits = F.linear(hidden, head)  # all rows, padding too: a row's bits must not depend on its mates
+            logits = hidden @ head  # all rows, padding too: a row's bits must not depend on its mates
             params, group = self._params, [running[row] for row in rows]
             if len(rows) < logits.shape[0]:
                 index = torch.tensor(rows, device=self.device)
@@ -329,17 +324,16 @@ class Engine:
             self._attention.open(slot, moved.position)
 
 
-def _keep(layer: LayerWeights) -> LayerWeights:
-    """Copies of a layer's stacked weights, those of the linears packed."""
-    matrices = ("qkv", "o", "gate_up", "down")
-    values = {f.name: getattr(layer, f.name) for f in fields(layer)}
-    return LayerWeights(**{k: _packed(v) if k in matrices else v.detach().clone() for k, v in values.items()})
+def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
+    """Contiguous copies of a layer's stacked weights.
 
-
-def _packed(weight: Tensor) -> Tensor:
-    """A copy that is contiguous the other way round.
-
-    Small products read it nearly twice as fast, and MKL gives a row of the result the same last bits for 2 to 64 rows
-    (with the usual layout they change at 5 or 11 or 16 rows).
+    Contiguous as (in, out): small products read that nearly twice as fast as the usual layout, and MKL gives a row of
+    the result the same last bits for 2 to 64 rows (with the usual layout they change at 5, 11 or 16 rows).
     """
-    return weight.detach().t().contiguous().t()
+    values: dict[str, Any] = {f.name: getattr(layer, f.name) for f in fields(layer)}
+    if fold_norms:
+        values["qkv"] = values["qkv"] * values["input_norm"][:, None]
+        values["gate_up"] = values["gate_up"] * values["post_norm"][:, None]
+        values["input_norm"] = values["post_norm"] = None
+    return LayerWeights(**{k: None if v is None else v.detach().clone(memory_format=torch.contiguous_format)
+                           for k, v in values.items()})  # fmt: skip
