@@ -335,5 +335,8 @@ def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
         values["qkv"] = values["qkv"] * values["input_norm"][:, None]
         values["gate_up"] = values["gate_up"] * values["post_norm"][:, None]
         values["input_norm"] = values["post_norm"] = None
-    return LayerWeights(**{k: None if v is None else v.detach().clone(memory_format=torch.contiguous_format)
-                           for k, v in values.items()})  # fmt: skip
+    kept: dict[str, Any] = {
+        name: None if value is None else value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in values.items()
+    }
+    return LayerWeights(**kept)
