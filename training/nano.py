@@ -66,7 +66,7 @@ class NanoRecipe:
     base_steps: int = 1_200
     base_lr: float = 2e-3
     traces: int = 27_000
-    pesft_steps: int = 1_100
+    pesft_steps: int = 1_600
     pesft_lr: float = 1.2e-3
     perception_weight: float = 1.0
     max_tokens: int = 6_144
