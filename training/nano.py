@@ -35,6 +35,7 @@ from model.vocab import Vocabulary
 from model.vq import VQModel
 from training.data import EncodedTask, PictureCoder, TokenSet, encode_tasks, training_tasks
 from training.loop import provenance
+from training.losses import Reduction
 from training.sft import SFTSpec, train_sft
 from training.unitasks.drills import Drill, make_drill
 from training.unitasks.world import SLICES, make_task
@@ -66,9 +67,10 @@ class NanoRecipe:
     base_steps: int = 1_200
     base_lr: float = 2e-3
     traces: int = 27_000
-    pesft_steps: int = 1_600
+    pesft_steps: int = 1_500
     pesft_lr: float = 1.2e-3
     perception_weight: float = 1.0
+    perception_reduction: Reduction = "mean"
     max_tokens: int = 6_144
 
 
@@ -219,6 +221,7 @@ def pesft_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False, variant:
         # equal data and steps: a control's batch holds as many traces, not as many tokens
         max_tokens=round(recipe.max_tokens * _length_share(data, run_folder.parent, variant)),
         perception_weight=weight,
+        perception_reduction=recipe.perception_reduction,
         label=name,
     )
     transformer = base.transformer.train().requires_grad_(True)

@@ -76,10 +76,8 @@ def train_sft(
     """
     device = str(transformer.device)
     run = RunFolder(folder, asdict(spec), resume=resume)
-    generator = torch.Generator().manual_seed(spec.seed)
     projection = nn.Linear(transformer.config.hidden_size, codebook.shape[1], bias=False)
-    with torch.no_grad():
-        projection.weight.normal_(0.0, transformer.config.hidden_size**-0.5, generator=generator)
+    nn.init.zeros_(projection.weight)  # a random map would pull the transformer towards nowhere before it has learned
     projection.to(device)
     modules = [transformer, projection] if spec.perception_weight else [transformer]
     optimizer = adamw(modules, weight_decay=spec.weight_decay)

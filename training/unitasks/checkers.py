@@ -177,6 +177,7 @@ def _line_is_right(target: LineTarget, ink: Mask, new: Mask) -> bool:
     start, end = np.array(target.start, dtype=np.float64), np.array(target.end, dtype=np.float64)
     length = float(np.linalg.norm(end - start))
     direction = (end - start) / length
+    rim = length - target.end_radius
     ys, xs = np.nonzero(new)
     along, away = _project(xs, ys, start, direction)
     if np.median(away) > MAX_LINE_MEDIAN or np.quantile(away, 0.9) > 2 * MAX_LINE_MEDIAN:
@@ -186,11 +187,11 @@ def _line_is_right(target: LineTarget, ink: Mask, new: Mask) -> bool:
     all_ys, all_xs = np.nonzero(ink)
     all_along, all_away = _project(all_xs, all_ys, start, direction)
     on_line = all_along[all_away <= MAX_LINE_MEDIAN]
-    if on_line.size == 0 or on_line.min() > MAX_END_OFFSET or on_line.max() < length - MAX_END_OFFSET:
+    if on_line.size == 0 or on_line.min() > MAX_END_OFFSET or on_line.max() < rim - MAX_END_OFFSET:
         return False
-    bins = int(np.ceil(length))
-    covered = np.unique(np.clip(on_line, 0, length - 1e-6).astype(int)).size
-    fresh = np.unique(np.clip(along[away <= MAX_LINE_MEDIAN + 1], 0, length - 1e-6).astype(int)).size
+    bins = int(np.ceil(rim))
+    covered = np.unique(np.clip(on_line, 0, rim - 1e-6).astype(int)).size
+    fresh = np.unique(np.clip(along[away <= MAX_LINE_MEDIAN + 1], 0, rim - 1e-6).astype(int)).size
     return covered >= MIN_LINE_COVER * bins and fresh >= MIN_NEW_LINE * bins
 
 

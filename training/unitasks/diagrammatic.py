@@ -27,6 +27,8 @@ from training.unitasks.task import LineTarget, MarkTarget, Task
 Pixel = tuple[int, int]
 Symmetry = Callable[[int, int], Pixel]
 
+DOT_RADIUS = 7  # pixels; of the round targets
+
 SYMMETRIES: tuple[Symmetry, ...] = (
     lambda x, y: (x, y),
     lambda x, y: (64 - x, y),
@@ -39,7 +41,7 @@ def draw_segments(segments: list[tuple[Pixel, Pixel]], dots: list[tuple[str, Pix
     """Black segments and coloured round targets."""
     image = new_picture(background)
     for colour, centre in dots:
-        put_shape(image, "circle", COLOURS[colour], centre, 14)
+        put_shape(image, "circle", COLOURS[colour], centre, 2 * DOT_RADIUS)
     for start, end in segments:
         stroke(image, start, end, BLACK, 3)
     return image
@@ -79,7 +81,7 @@ def make_extend(rng: Random, seed: int, level: str) -> Task:
         ),
         line(*a, *b),
         f"The line ends on the {colours[hit]} dot.",
-        LineTarget(a, b),
+        LineTarget(a, b, DOT_RADIUS),
     )
     return Task("diagrammatic", "extend", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
 
@@ -124,7 +126,7 @@ def make_bounce(rng: Random, seed: int, level: str) -> Task:
         ),
         line(*b, *c),
         f"The ray ends on the {colours[hit]} dot.",
-        LineTarget(b, c),
+        LineTarget(b, c, DOT_RADIUS),
     )
     return Task("diagrammatic", "bounce", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
 

@@ -29,10 +29,14 @@ class MarkTarget:
 
 @dataclass(frozen=True)
 class LineTarget:
-    """A straight stroke of ink from `start` to `end` (either way round)."""
+    """A straight stroke of ink from `start` to `end` (either way round).
+
+    Where `end` is the centre of a thing, `end_radius` is the thing's: a line that reaches its rim has reached it.
+    """
 
     start: Point
     end: Point
+    end_radius: float = 0.0
 
 
 @dataclass(frozen=True)
