@@ -186,7 +186,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         images=ImageCount(0, 1),
         perception=measure_perception(vq, recipe.seed),
         card_notes=CARD_NOTES,
-        lineage={"stage": "base", "recipe": _recipe_json(recipe), "data": _data_json(data), **provenance()},
+        lineage={"stage": "base", "recipe": asdict(recipe), "data": _data_json(data), **provenance()},
     )
     return save_checkpoint(
         out / "nano-base",
@@ -238,7 +238,7 @@ def pesft_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False, variant:
         lineage={
             "stage": "pesft",
             "variant": variant,
-            "recipe": _recipe_json(recipe),
+            "recipe": asdict(recipe),
             "data": _data_json(data),
             **provenance(),
         },
@@ -391,10 +391,6 @@ def _cached(path: Path, build: Callable[[], TokenSet]) -> TokenSet:
     data = build()
     data.save(path)
     return data
-
-
-def _recipe_json(recipe: NanoRecipe) -> dict[str, Any]:
-    return asdict(recipe)
 
 
 def _data_json(data: TokenSet) -> dict[str, int]:
