@@ -38,15 +38,20 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium; without it the test is skipped with the reason, or fails where OMNI_R1_REQUIRE_BROWSER=1."""
+def chromium() -> None:
+    """Without chromium the test is skipped with the reason, or fails where OMNI_R1_REQUIRE_BROWSER=1."""
     require_browser()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: None) -> Iterator[Any]:
+    """A browser for one file: while it is open, its event loop runs in this thread and no other test may have one."""
     with launched() as browser:
         yield browser
 
 
 @pytest.fixture(scope="session")
-def slow_url(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
+def slow_url(tmp_path_factory: pytest.TempPathFactory, chromium: None) -> Iterator[str]:
     """A scripted server whose traces take seconds, so that there is a middle to reload in."""
     server = FakeServer(tmp_path_factory.mktemp("slow") / "home")
     server.pace_s = 0.12
@@ -55,7 +60,7 @@ def slow_url(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def studio_url(request: pytest.FixtureRequest, browser: Any) -> str:
+def studio_url(request: pytest.FixtureRequest, chromium: None) -> str:
     """The real engine on the shipped checkpoint, or the scripted one before there is a checkpoint."""
     if (SHIPPED / "config.json").exists():
         return str(request.getfixturevalue("server").url)
