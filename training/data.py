@@ -38,9 +38,12 @@ class PictureCoder:
     box in one corner flips codes in the others; those flips carry nothing and would have to be learnt. Where all
     pixels of a code's cell are those of the picture before, its code is taken over. Measured on 64 tasks: 12 % of the
     codes change from picture to picture instead of 24 %, and the checkers pass as many of the decoded pictures.
+
+    In the VQ's own precision, as questions are coded when they are asked: under bf16 autocast 1.1 % of the codes differ.
+    Batches of 16 stay in the cache, and cost what bf16 cost in batches of 64.
     """
 
-    def __init__(self, vq: VQModel, *, batch: int = 64, device: str = "cpu") -> None:
+    def __init__(self, vq: VQModel, *, batch: int = 16, device: str = "cpu") -> None:
         self.vq = vq
         self.batch = batch
         self.device = device
@@ -52,9 +55,7 @@ class PictureCoder:
         for start in range(0, len(pictures), self.batch):
             pixels = torch.from_numpy(pictures[start : start + self.batch]).permute(0, 3, 1, 2)
             pixels = pixels.contiguous().to(self.device).float() / 127.5 - 1.0
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-                features = self.vq.features(pixels)
-            out.append(self.vq.quantize.nearest(features.float()).cpu().numpy().astype(np.int32))
+            out.append(self.vq.quantize.nearest(self.vq.features(pixels)).cpu().numpy().astype(np.int32))
         return np.concatenate(out)
 
     def chains(self, chains: Sequence[Sequence[Image]]) -> list[list[Codes]]:

@@ -66,8 +66,8 @@ class NanoRecipe:
     drills: int = 60_000
     base_steps: int = 1_200
     base_lr: float = 2e-3
-    traces: int = 27_000
-    pesft_steps: int = 1_500
+    traces: int = 64_000
+    pesft_steps: int = 4_000
     pesft_lr: float = 1.2e-3
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"

@@ -21,7 +21,7 @@ from training.unitasks.canvas import (
     new_picture,
     put_shape,
 )
-from training.unitasks.chain import ORDINALS, Chain, say
+from training.unitasks.chain import Chain, say
 from training.unitasks.task import LineTarget, MarkTarget, Task
 
 Pixel = tuple[int, int]
@@ -61,7 +61,7 @@ def make_extend(rng: Random, seed: int, level: str) -> Task:
     hit = rng.randrange(count)
     target = (56, 8 + 16 * rows[hit])
     start = (4 * rng.randint(1, 2), 4 * rng.randint(2, 14))
-    end = between(start, target, 0.3 if level == "hard" else rng.choice((0.4, 0.45, 0.5)))
+    end = between(start, target, 0.3 if level == "hard" else rng.choice((0.45, 0.5, 0.55)))
     dots = [(colours[i], turned(56, 8 + 16 * row)) for i, row in enumerate(rows)]
     image = draw_segments([(turned(*start), turned(*end))], dots, rng.choice(BACKGROUNDS))
     question = say(
@@ -261,8 +261,8 @@ def tree_path(edges: list[tuple[int, int]], start: int, end: int) -> list[int]:
 
 def make_path(rng: Random, seed: int, level: str) -> Task:
     """How many edges lie between two nodes: follow them one by one."""
-    length = 5 if level == "hard" else rng.randint(1, 4)
-    count = 6 if level == "hard" else rng.randint(5, 6)
+    length = rng.randint(4, 5) if level == "hard" else rng.randint(1, 3)
+    count = 6 if level == "hard" else rng.randint(4, 5)
     while True:
         cells, edges = random_tree(rng, count)
         pairs = [(a, b) for a in range(count) for b in range(count) if len(tree_path(edges, a, b)) == length + 1]
@@ -283,9 +283,9 @@ def make_path(rng: Random, seed: int, level: str) -> Task:
     chain = Chain(image)
     for i, (here, there) in enumerate(pairwise(path)):
         text = (
-            f"I draw a line along the {ORDINALS[i]} link."
+            f"I draw a line from {colours[here]} to {colours[there]}."
             if style == 0
-            else f"Link {i + 1}: I draw a line from {colours[here]} towards {b}."
+            else f"Link {i + 1}: I draw a line from {colours[here]} to {colours[there]}."
         )
         p, q = node_centre(cells[here]), node_centre(cells[there])
         chain.act(text, line(*p, *q), f"The way has reached {colours[there]} after {i + 1}.", LineTarget(p, q))
@@ -298,5 +298,5 @@ def make_path(rng: Random, seed: int, level: str) -> Task:
         tuple(chain.steps),
         str(length),
         level,
-        ("5",) if level == "hard" else ("1", "2", "3", "4"),
+        ("4", "5") if level == "hard" else ("1", "2", "3"),
     )

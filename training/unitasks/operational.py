@@ -33,7 +33,7 @@ def draw_walker(cells: Cells, at: tuple[int, int], background: RGB) -> Image.Ima
         for column, name in enumerate(names):
             tile(draw, 16 * column, 16 * row, 16, COLOURS[name])
     x, y = 16 * at[0] + 8, 16 * at[1] + 8
-    draw.ellipse((x - 5, y - 5, x + 4, y + 4), fill=BLACK)
+    draw.ellipse((x - 6, y - 6, x + 5, y + 5), fill=BLACK)
     return image
 
 
