@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 from app.errors import DatabaseGone
 
 # The newest migration; `migrate()` skips Alembic altogether when the database is there already.
-HEAD = "0001"
+HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 5.0
 
@@ -113,6 +113,63 @@ weight_loads = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("loaded_at", sa.String(32), nullable=False),
     sqlite_autoincrement=True,
+)
+
+# A job's folder belongs to the server with `server_id`; only its runner writes the row. `log_offset` is how many bytes
+# of the worker's `events.jsonl` are in `job_events`: both are written in one transaction.
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("method", sa.String(16), nullable=False),
+    sa.Column("gpu", sa.String(16), nullable=False),
+    sa.Column("base_checkpoint", sa.String(200), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("output_prefix", sa.String(200), nullable=False),
+    sa.Column("progress", sa.JSON),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON),
+    sa.Column("error", sa.JSON),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("worker", sa.JSON),  # {pid, started}: told from another process with the same number
+    sa.Column("heartbeat_at", sa.String(32)),
+    sa.Column("log_offset", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("started_at", sa.String(32)),
+    sa.Column("finished_at", sa.String(32)),
+    sa.Index(None, "server_id", "status", "id"),
+    sa.Index(None, "status", "id"),
+)
+
+# The second index makes a page of one type's rows as cheap at the end of a long job as at its beginning.
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Index(None, "job_id", "type", "seq"),
+    sqlite_with_rowid=False,
+)
+
+# Checkpoints beside those found in the folders: what jobs wrote (`source` "job") and what people registered ("local",
+# "hub"). A job's deletion leaves its checkpoints, so `job_id` refers to nothing.
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("base", sa.String(200)),
+    sa.Column("job_id", sa.String(40), index=True),
+    sa.Column("stage", sa.String(32)),
+    sa.Column("step", sa.Integer),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
 )
 
 # First answers to requests that carried an Idempotency-Key, kept 24 h.
