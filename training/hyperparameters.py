@@ -1,0 +1,153 @@
+"""The numbers of every training method, strict and bounded, every default with its source.
+
+Sources in the descriptions: [P] the paper (arXiv 2601.09536), [C] its authors' code, [D] this project's own choice.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e4)]
+LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+Variant = Literal["interleaved", "text", "state"]
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys, values of another kind and NaN; cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Optimisation(Strict):
+    """What every method that changes weights shares."""
+
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward; the weights trained are fp32 [D]")
+    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
+    clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
+    save_every: Positive = Field(200, description="steps between two checkpoints")
+    keep_checkpoints: Positive = Field(3, description="the newest so many stay, the last one always")
+    log_every: Positive = Field(5, description="steps between two rows of metrics")
+
+
+class PeSFTHyperparameters(_Optimisation):
+    """L = L_CE + lambda * L_Pe (Eqs. 1-3) over packed batches. Defaults suit the embedded model."""
+
+    steps: Positive | None = Field(None, description="optimiser steps; from epochs when absent")
+    epochs: float = Field(1.0, gt=0.0, le=1e4, description="[C] 1")
+    lr: LearningRate = Field(4e-4, description="[D] a third of the embedded model's own run; [C] 1e-5 for the 7B")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: int = Field(20, ge=0)
+    floor: Share = Field(0.05, description="share of lr at the end of the cosine")
+    betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
+    batch_tokens: Positive = Field(6_144, description="tokens of an optimiser batch [D]")
+    batch_samples: Positive | None = Field(None, description="samples of an optimiser batch, instead of batch_tokens")
+    micro_batches: Positive = Field(1, description="parts of a batch whose gradients are added up")
+    max_len: Positive | None = Field(None, description="longer samples are dropped and counted; the context if absent")
+    normalisation: Literal["batch", "micro_batch"] = Field("batch", description="[C] micro_batch")
+    perception_weight: Weight = Field(1.0, description="lambda [P] 1")
+    perception_reduction: Literal["sum", "mean"] = Field("sum", description="over D: [P] sum, [C] mean")
+    perception_projection: Literal["learned", "frozen"] = Field("learned", description="W: [C] random and frozen")
+    perception_state: Literal["predict", "token"] = Field("predict", description="h_t: [C] the state at the token")
+    variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="[C] bf16; the weights trained are fp32")
+
+    @model_validator(mode="after")
+    def _micro_batches_have_samples(self) -> PeSFTHyperparameters:
+        if self.batch_samples is not None and self.micro_batches > self.batch_samples:
+            raise ValueError(f"{self.micro_batches} micro_batches cannot be made of {self.batch_samples} samples")
+        return self
+
+
+class RewardHyperparameters(Strict):
+    """R = alpha R_Acc + beta R_Fmt + gamma R_Pe, and the guards of R_Pe."""
+
+    alpha: Weight = Field(0.855, description="accuracy [C]")
+    beta: Weight = Field(0.095, description="format [C]")
+    gamma: Weight = Field(0.05, description="perception [C]; 0 is the ablation without R_Pe")
+    tau: float | None = Field(None, gt=0.0, le=1e6, description="the checkpoint's own when absent; [C] 3.0 for the 7B")
+    aggregation: Literal["mean", "min"] = Field("mean", description="over pictures: [P] mean, [C] min")
+    copied_share: Share = Field(0.95, description="codes equal to the picture before: a copy scores 0 [D]")
+    max_error_share: Share = Field(0.1, description="scoring errors above this share end the job [D]")
+
+
+class PeRPOHyperparameters(_Optimisation):
+    """Group-relative policy optimisation with the perception reward (Eqs. 4-16). Defaults: preset `nano` [D]."""
+
+    steps: Positive = 60
+    lr: LearningRate = Field(2e-5, description="[D]; [P] 1e-7 for the 7B")
+    warmup: int = Field(5, ge=0, description="[P] 5")
+    prompts_per_step: Positive = Field(16, description="[P] 64")
+    rollouts_per_prompt: Annotated[int, Field(ge=2, le=1024)] = Field(8, description="G: [P] 16")
+    oversampling: float = Field(2.0, ge=1.0, le=16.0, description="prompts drawn a prompt used: [P] 3")
+    mini_batch_prompts: Positive = Field(8, description="[P] 16")
+    refill_rounds: int = Field(3, ge=0, le=16)
+    filter_metric: Literal["accuracy", "total", "none"] = Field(
+        "accuracy", description="drop groups in which this is equal"
+    )
+    clip_low: Share = Field(0.20, description="[P]")
+    clip_high: Share = Field(0.28, description="[P]")
+    kl_coef: Weight = Field(0.003, description="[P]")
+    kl_estimator: Literal["k3", "k1"] = Field("k3", description="[P] k1")
+    entropy_coef: Weight = Field(0.001, description="[P]")
+    advantage_eps: float = Field(1e-6, gt=0.0, le=1.0, description="delta")
+    temperature: float = Field(1.0, gt=0.0, le=4.0, description="[P]")
+    top_p: float = Field(0.95, gt=0.0, le=1.0, description="[P]")
+    max_new_tokens: Positive = Field(330, description="of a completion")
+    max_images: int | None = Field(None, ge=0, description="of a completion; the checkpoint's own when absent")
+    sampler_ratio_cap: float = Field(2.0, ge=1.0, description="truncated weight of trainer over sampler")
+    reward: RewardHyperparameters = Field(default_factory=lambda: RewardHyperparameters())
+    sample_every: Positive = Field(1, description="steps between two sampled traces that are shown")
+    save_every: Positive = 20
+
+
+class ZeroHyperparameters(Strict):
+    """Text-only chains -> pictures drawn by the base model -> traces; then PeSFT on them unless that is left out."""
+
+    splitter: Literal["list", "numbered", "sentences", "auto"] = Field("auto", description="how a chain becomes steps")
+    max_steps: Positive = Field(4, description="more steps are merged")
+    candidates: Annotated[int, Field(ge=1, le=64)] = Field(4, description="pictures drawn a step; the best is kept")
+    score: Literal["perception", "likelihood", "first"] = "perception"
+    temperature: float = Field(1.0, ge=0.0, le=4.0)
+    top_p: float = Field(0.95, gt=0.0, le=1.0)
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="pictures drawn at once")
+    min_accepted: Share = Field(0.1, description="below this share of accepted traces the job fails")
+    pesft: PeSFTHyperparameters | None = Field(
+        default_factory=lambda: PeSFTHyperparameters(), description="null: bootstrap only"
+    )
+
+
+class JudgeHyperparameters(Strict):
+    """An OpenAI-compatible judge beside the rules; both verdicts are kept."""
+
+    url: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(None, description="environment variable that holds the key; never the key itself")
+    timeout_s: float = Field(30.0, gt=0.0, le=600.0)
+    retries: int = Field(2, ge=0, le=10)
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class BenchmarkHyperparameters(Strict):
+    """Greedy answers, graded by rules, by default."""
+
+    temperature: float = Field(0.0, ge=0.0, le=4.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_new_tokens: Positive | None = None
+    max_images: int | None = Field(None, ge=0, description="0: text only")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    compare_with: str | None = Field(None, description="another checkpoint on the same tasks, paired")
+    judge: JudgeHyperparameters | None = None
+    show_samples: int = Field(16, ge=0, le=1000, description="traces that are shown while it runs")
+
+
+class PipelineHyperparameters(Strict):
+    """The stages of the whole recipe, in this order; a stage that is null is left out."""
+
+    zero: ZeroHyperparameters | None = None
+    pesft: PeSFTHyperparameters | None = Field(default_factory=lambda: PeSFTHyperparameters())
+    perpo: PeRPOHyperparameters | None = Field(default_factory=lambda: PeRPOHyperparameters())
+    benchmark: BenchmarkHyperparameters | None = Field(default_factory=lambda: BenchmarkHyperparameters())

@@ -1,0 +1,101 @@
+"""What a job's loop is given, and how it says that it cannot go on. Knows neither tensors nor the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from training.job_log import JobLog
+    from training.spec import AnySpec
+
+
+class JobError(Exception):
+    """The job cannot go on: ``code`` for programs, ``detail`` for people. Written to ``error.json``."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
+
+
+class JobStopped(Exception):
+    """A signal asked the job to stop; it finished its step and saved its state."""
+
+
+class Stop(Protocol):
+    """True once the job shall stop at its next step boundary (`training.loop.StopFlag` is one)."""
+
+    def __bool__(self) -> bool: ...
+
+
+class NeverStop:
+    """For jobs that nobody can stop, as in tests."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """Everything a method's ``run(ctx)`` needs.
+
+    Attributes:
+        folder: the job's own (``job.json``, ``checkpoints/``, ``runs/``, ``samples/``).
+        spec: what was asked for.
+        base_folder: of the checkpoint to start from.
+        checkpoints: folders of all checkpoints known by name when the job began.
+        log: where progress, metrics, samples and checkpoints are told.
+        output_prefix: new checkpoints are called ``<output_prefix>-step-<N>``.
+        resume: go on with the states in ``runs/``.
+        stop: asked at every step boundary.
+        device: torch's name of the device to train on.
+        stage: name of the pipeline's stage, or None when the job is one method.
+        provenance: commit, versions and machine, for the lineage of what is made.
+    """
+
+    folder: Path
+    spec: AnySpec
+    base_folder: Path
+    checkpoints: Mapping[str, Path]
+    log: JobLog
+    output_prefix: str
+    resume: bool = False
+    stop: Stop = field(default_factory=NeverStop)
+    device: str = "cpu"
+    stage: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id: the name of its folder."""
+        return self.folder.name
+
+    def run_folder(self, stage: str) -> Path:
+        """Where a stage keeps its state and whatever it has worked out."""
+        folder = self.folder / "runs" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def checkpoint_name(self, step: int) -> str:
+        """``<prefix>-step-<N>``, in a pipeline ``<prefix>-<stage>-step-<N>``."""
+        middle = f"-{self.stage}" if self.stage else ""
+        return f"{self.output_prefix}{middle}-step-{step}"
+
+    def checkpoint_folder(self, step: int) -> Path:
+        """Where the checkpoint of a step goes."""
+        return self.folder / "checkpoints" / self.checkpoint_name(step)
+
+    def for_stage(self, stage: str, spec: AnySpec, base_folder: Path) -> JobContext:
+        """The same job as one of a pipeline's stages sees it."""
+        return replace(self, stage=stage, spec=spec, base_folder=base_folder)
+
+    def check_stop(self) -> None:
+        """Leave at a place where there is nothing to save.
+
+        Raises:
+            JobStopped: a signal arrived.
+        """
+        if self.stop:
+            raise JobStopped

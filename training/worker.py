@@ -1,0 +1,155 @@
+"""Runs one job: ``python -m training.worker JOB_DIR [--resume]``, as the server's job runner starts it.
+
+Reads ``job.json``, lowers its own priority, bounds its threads and hands over to the method. What happens is told in
+the job's folder: ``events.jsonl`` on the way, ``result.json`` or ``error.json`` at the end.
+
+Exit codes: 0 succeeded; 3 stopped at a step boundary with its state saved (SIGTERM or SIGINT); 1 failed.
+It knows nothing of HTTP or the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+SUCCEEDED, FAILED, STOPPED = 0, 1, 3
+NICENESS = 10  # the server's own threads come first
+MODULES = {
+    "pesft": "training.pesft",
+    "perpo": "training.perpo",
+    "zero": "training.zero",
+    "benchmark": "training.benchmark_job",
+    "pipeline": "training.pipeline",
+}
+
+Run = Callable[[Any], dict[str, Any]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.worker", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="JOB_DIR")
+    parser.add_argument("--resume", action="store_true", help="go on with the states that an earlier run saved")
+    arguments = parser.parse_args(argv)
+    folder = arguments.folder.resolve()
+    for name in ("result.json", "error.json"):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        job = json.loads((folder / "job.json").read_text("utf-8"))
+        threads = int(job["spec"].get("threads", 1))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return _fail(folder, "bad_job", f"{folder / 'job.json'}: {error}")
+    # Before anything imports torch: its pools take their size from here.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    _lower_priority()
+    return run_job(folder, job, resume=arguments.resume, threads=threads)
+
+
+def run_job(
+    folder: Path, job: Mapping[str, Any], *, resume: bool = False, threads: int = 1, run: Run | None = None
+) -> int:
+    """Run the job described by ``job.json``'s object in its folder; returns the exit code.
+
+    Args:
+        folder: of the job.
+        job: the object of ``job.json``.
+        resume: go on with saved states.
+        threads: of torch.
+        run: instead of the method's own.
+    """
+    import torch
+    from pydantic import ValidationError
+
+    from model.engine.device import resolve_device
+    from training.job_context import JobContext, JobError, JobStopped
+    from training.job_log import JobLog
+    from training.loop import StopFlag, provenance
+    from training.spec import parse_spec
+
+    torch.set_num_threads(threads)
+    with JobLog(folder) as log, StopFlag() as stop:
+        try:
+            spec = parse_spec(job["spec"])
+            context = JobContext(
+                folder=folder,
+                spec=spec,
+                base_folder=Path(job["base"]["folder"]),
+                checkpoints={name: Path(path) for name, path in job.get("checkpoints", {}).items()},
+                log=log,
+                output_prefix=job.get("output_prefix") or spec.output_name or folder.name,
+                resume=resume,
+                stop=stop,
+                device=str(resolve_device(os.environ.get("OMNI_R1_DEVICE", "auto"))),
+                provenance={**provenance(), "seed": spec.seed},
+            )
+            method = run if run is not None else importlib.import_module(MODULES[spec.method]).run
+            result = method(context)
+        except JobStopped:
+            log.log("stopped at a step boundary; the state is saved")
+            return STOPPED
+        except KeyboardInterrupt:  # the second signal
+            return _fail(folder, "killed", "a second signal ended the job before its state was saved")
+        except JobError as error:
+            return _fail(folder, error.code, error.detail)
+        except ValidationError as error:
+            return _fail(folder, "bad_spec", str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return _fail(folder, *_classify(error))
+    try:
+        _write(folder / "result.json", result)
+    except OSError as error:
+        return _fail(folder, "disk_full", f"result.json: {error}")
+    return SUCCEEDED
+
+
+def _classify(error: Exception) -> tuple[str, str]:
+    """A code and a sentence for what nobody expected."""
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full", detail
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory", detail
+    if isinstance(error, FloatingPointError):
+        return "loss_not_finite", str(error)
+    code = getattr(error, "code", None)
+    if type(error).__name__ == "CheckpointError":
+        return "bad_checkpoint", f"{code}: {error}" if code else str(error)
+    return "internal", detail
+
+
+def _fail(folder: Path, code: str, detail: str) -> int:
+    sys.stderr.write(f"failed, {code}: {detail}\n")
+    try:
+        _write(folder / "error.json", {"code": code, "detail": detail})
+    except OSError as error:
+        sys.stderr.write(f"error.json could not be written: {error}\n")
+    return FAILED
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", "utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lower_priority() -> None:
+    try:
+        os.nice(NICENESS)
+    except (AttributeError, OSError):
+        sys.stderr.write("the priority could not be lowered\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
