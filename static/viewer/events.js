@@ -1,4 +1,4 @@
-// The events of one trace, in order, without a hole and without a repetition, for as long as they are wanted.
+// The events of one trace or one job, in order, without a hole and without a repetition, for as long as they are wanted.
 //
 // A browser has six connections a server. So only the tab that was used last holds an EventSource (one lock for all
 // tabs of this server, taken over by whoever is used); every other visible tab looks in for a moment about once a
@@ -15,6 +15,17 @@ export const TYPES = [
   'step.completed', 'answer.delta',
 ];
 const ENDS = new Set(['trace.completed', 'trace.cancelled', 'trace.failed']);
+
+/** Where a trace's events are, which there are, and which of them end the stream or let it rest. */
+export const traceSource = (traceId) => ({
+  types: TYPES,
+  url: (after) => api.eventsUrl(traceId, after),
+  row: `/v1/traces/${encodeURIComponent(traceId)}`,
+  over: (row) => TERMINAL.has(row.status),
+  ends: ({ type }) => ENDS.has(type),
+  rests: ({ type }) => type === 'trace.paused',
+});
+
 const LOCK = 'omni-r1-live';
 export const PAUSED_MS = 30_000;
 const LOOK_IN_EVERY_MS = 800;
@@ -34,16 +45,16 @@ const browser = () => ({
   clearTimeout: (timer) => clearTimeout(timer),
 });
 
-export class TraceStream {
+export class EventStream {
   #env;
-  #traceId;
+  #source; // where the events come from: traceSource, jobSource
   #onEvents;
   #onConnection;
   #after;
   #buffer = [];
   #flushing = false;
   #catchUp; // collect the stored events first, so that they are drawn in one go
-  #source = null;
+  #wire = null;
   #release = null; // gives the lock back
   #waiting = null; // AbortController of our place in the queue for the lock
   #look = null; // AbortController of the look-in under way
@@ -58,8 +69,8 @@ export class TraceStream {
    * onEvents(events): one call a frame, events `{seq, type, data}` in order.
    * onConnection(word): 'live' | 'looking' | 'asleep' | 'lost' | 'unknown' | 'ended' | 'closed'.
    */
-  constructor({ traceId, after = 0, fresh = false, onEvents, onConnection = () => {}, env = browser() }) {
-    this.#traceId = traceId;
+  constructor({ source, after = 0, fresh = false, onEvents, onConnection = () => {}, env = browser() }) {
+    this.#source = source;
     this.#after = after;
     this.#catchUp = !fresh;
     this.#onEvents = onEvents;
@@ -147,8 +158,8 @@ export class TraceStream {
   }
 
   #closeSource() {
-    this.#source?.close();
-    this.#source = null;
+    this.#wire?.close();
+    this.#wire = null;
   }
 
   // ---- whose turn it is to hold the stream
@@ -187,17 +198,17 @@ export class TraceStream {
   #open() {
     this.#closeSource();
     this.#restWhenPaused();
-    const source = new this.#env.EventSource(api.eventsUrl(this.#traceId, this.#after));
-    this.#source = source;
+    const wire = new this.#env.EventSource(this.#source.url(this.#after));
+    this.#wire = wire;
     const receive = (message) => {
-      if (source === this.#source) this.#receive(message.type, message.lastEventId, message.data);
+      if (wire === this.#wire) this.#receive(message.type, message.lastEventId, message.data);
     };
-    for (const type of TYPES) source.addEventListener(type, receive);
-    source.onopen = () => {
+    for (const type of this.#source.types) wire.addEventListener(type, receive);
+    wire.onopen = () => {
       this.#tries = 0;
       this.#say('live');
     };
-    source.onerror = () => source === this.#source && this.#lost();
+    wire.onerror = () => wire === this.#wire && this.#lost();
   }
 
   #lost() {
@@ -211,12 +222,12 @@ export class TraceStream {
   async #retry(tries) {
     const stopped = () => this.#mode === 'closed' || this.#mode === 'asleep';
     try {
-      // an EventSource cannot say why it ended; the trace's row can
-      const response = await this.#env.fetch(`/v1/traces/${encodeURIComponent(this.#traceId)}`);
+      // an EventSource cannot say why it ended; the row of the trace or job can
+      const response = await this.#env.fetch(this.#source.row);
       if (stopped()) return;
       if (response.status === 404) return this.close('unknown');
       if (!response.ok) throw new Error(String(response.status));
-      if (TERMINAL.has((await response.json()).status) && tries > 0) return this.close('ended');
+      if (this.#source.over(await response.json()) && tries > 0) return this.close('ended');
     } catch {
       if (stopped()) return;
       this.#say('lost');
@@ -242,7 +253,7 @@ export class TraceStream {
   }
 
   async #read(look) {
-    const response = await this.#env.fetch(api.eventsUrl(this.#traceId, this.#after), {
+    const response = await this.#env.fetch(this.#source.url(this.#after), {
       signal: look.signal,
       headers: { Accept: 'text/event-stream' },
     });
@@ -276,7 +287,7 @@ export class TraceStream {
     if (this.#catchUp) {
       if (!this.#timers.has('most')) this.#timer('most', CATCH_UP_MAX_MS, () => this.#caughtUp());
       this.#timer('quietly', CATCH_UP_QUIET_MS, () => this.#caughtUp());
-      if (ENDS.has(type)) this.#caughtUp();
+      if (this.#source.ends({ type, data })) this.#caughtUp();
       return;
     }
     if (this.#flushing) return;
@@ -296,7 +307,7 @@ export class TraceStream {
     const batch = [];
     for (const event of this.#buffer.splice(0)) {
       if (!(event.seq > this.#after)) continue;
-      if (event.seq > this.#after + 1 && this.#source && this.#holes < 1) {
+      if (event.seq > this.#after + 1 && this.#wire && this.#holes < 1) {
         this.#holes += 1; // something got lost on the way: read again from the last one we have
         this.#open();
         break;
@@ -310,13 +321,20 @@ export class TraceStream {
     if (!batch.length) return;
     this.#onEvents(batch);
     const last = batch[batch.length - 1];
-    if (batch.some((event) => ENDS.has(event.type))) this.close('ended');
-    this.#paused = last.type === 'trace.paused';
+    if (batch.some((event) => this.#source.ends(event))) this.close('ended');
+    this.#paused = this.#source.rests(last);
     this.#restWhenPaused();
   }
 
   #restWhenPaused() {
     if (this.#paused && this.#mode !== 'closed') this.#timer('paused', PAUSED_MS, () => this.#sleep());
     else this.#clear('paused');
+  }
+}
+
+/** The stream of one trace. */
+export class TraceStream extends EventStream {
+  constructor({ traceId, ...options }) {
+    super({ source: traceSource(traceId), ...options });
   }
 }
