@@ -14,6 +14,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e4)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 Variant = Literal["interleaved", "text", "state"]
+TemplateName = Literal["plain", "tagged"]
 
 
 class Strict(BaseModel):
@@ -53,6 +54,7 @@ class PeSFTHyperparameters(_Optimisation):
     perception_projection: Literal["learned", "frozen"] = Field("learned", description="W: [C] random and frozen")
     perception_state: Literal["predict", "token"] = Field("predict", description="h_t: [C] the state at the token")
     variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
+    template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="[C] bf16; the weights trained are fp32")
 
     @model_validator(mode="after")
@@ -70,7 +72,11 @@ class RewardHyperparameters(Strict):
     gamma: Weight = Field(0.05, description="perception [C]; 0 is the ablation without R_Pe")
     tau: float | None = Field(None, gt=0.0, le=1e6, description="the checkpoint's own when absent; [C] 3.0 for the 7B")
     aggregation: Literal["mean", "min"] = Field("mean", description="over pictures: [P] mean, [C] min")
-    copied_share: Share = Field(0.95, description="codes equal to the picture before: a copy scores 0 [D]")
+    copied_share: Share = Field(
+        0.99,
+        description="this share of codes equal to the picture before: a copy, which scores 0 [D] "
+        "(a right mark changes 1 code of 64, so .95 would punish it)",
+    )
     max_error_share: Share = Field(0.1, description="scoring errors above this share end the job [D]")
 
 
@@ -110,7 +116,17 @@ class ZeroHyperparameters(Strict):
     splitter: Literal["list", "numbered", "sentences", "auto"] = Field("auto", description="how a chain becomes steps")
     max_steps: Positive = Field(4, description="more steps are merged")
     candidates: Annotated[int, Field(ge=1, le=64)] = Field(4, description="pictures drawn a step; the best is kept")
-    score: Literal["perception", "likelihood", "first"] = "perception"
+    score: Literal["perception", "likelihood", "first"] = Field(
+        "perception", description="which candidate is kept; first: no choice, the control"
+    )
+    context: Literal["trajectory", "picture"] = Field(
+        "trajectory", description="what the base sees: everything so far, or the newest picture and the step's text"
+    )
+    copied_share: Share = Field(0.99, description="a candidate this equal to the picture before is rejected")
+    on_rejected: Literal["drop", "text"] = Field(
+        "drop", description="no candidate is left: the trace is dropped, or the step stays text"
+    )
+    template: TemplateName = Field("tagged", description="of the checkpoint that PeSFT makes [C]")
     temperature: float = Field(1.0, ge=0.0, le=4.0)
     top_p: float = Field(0.95, gt=0.0, le=1.0)
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="pictures drawn at once")
@@ -123,9 +139,13 @@ class ZeroHyperparameters(Strict):
 class JudgeHyperparameters(Strict):
     """An OpenAI-compatible judge beside the rules; both verdicts are kept."""
 
-    url: str = Field(min_length=1)
-    model: str = Field(min_length=1)
-    api_key_env: str | None = Field(None, description="environment variable that holds the key; never the key itself")
+    url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=500, description="base, as http://127.0.0.1:8000/v1")
+    model: str = Field(min_length=1, max_length=200)
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^JUDGE_[A-Z0-9_]{1,100}$",
+        description="environment variable that holds the key; only those called JUDGE_... are ever read",
+    )
     timeout_s: float = Field(30.0, gt=0.0, le=600.0)
     retries: int = Field(2, ge=0, le=10)
     concurrency: Annotated[int, Field(ge=1, le=64)] = 4
