@@ -30,7 +30,9 @@ class _Optimisation(Strict):
     weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
     save_every: Positive = Field(200, description="steps between two checkpoints")
-    keep_checkpoints: Positive = Field(3, description="the newest so many stay, the last one always")
+    keep_states: Positive = Field(
+        3, description="the newest so many checkpoints keep their state (train/); all stay servable"
+    )
     log_every: Positive = Field(5, description="steps between two rows of metrics")
 
 
@@ -56,6 +58,8 @@ class PeSFTHyperparameters(_Optimisation):
     variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
     template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="[C] bf16; the weights trained are fp32")
+    sample_every: int = Field(100, ge=0, description="steps between two looks at what the model draws; 0: never")
+    show_samples: Annotated[int, Field(ge=1, le=16)] = Field(2, description="traces shown at each look")
 
     @model_validator(mode="after")
     def _micro_batches_have_samples(self) -> PeSFTHyperparameters:
