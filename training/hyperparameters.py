@@ -30,9 +30,7 @@ class _Optimisation(Strict):
     weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
     save_every: Positive = Field(200, description="steps between two checkpoints")
-    keep_states: Positive = Field(
-        3, description="the newest so many checkpoints keep their state (train/); all stay servable"
-    )
+    keep_states: Positive = Field(3, description="checkpoints that keep train/; all stay servable")
     log_every: Positive = Field(5, description="steps between two rows of metrics")
 
 
