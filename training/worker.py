@@ -14,7 +14,9 @@ import errno
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.worker", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="JOB_DIR")
     parser.add_argument("--resume", action="store_true", help="go on with the states that an earlier run saved")
+    parser.add_argument("--attached", action="store_true", help="stdin is the server's: stop when it ends")
     arguments = parser.parse_args(argv)
+    if arguments.attached:
+        threading.Thread(target=_stop_with_server, name="server watch", daemon=True).start()
     folder = arguments.folder.resolve()
     for name in ("result.json", "error.json"):
         (folder / name).unlink(missing_ok=True)
@@ -142,6 +147,18 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _stop_with_server() -> None:
+    """Ask this process to stop once standard input has ended: the server is gone, however it went."""
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        pass
+    asked = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once there is one
+    if not asked:  # a second signal would end the job before it has saved
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _lower_priority() -> None:

@@ -1,0 +1,424 @@
+"""Runs queued jobs: claims one, starts its worker as a process group of its own, follows it, and says how it ended.
+
+A job is one subprocess (`python -m training.worker JOB_DIR`) and one folder. The worker writes the folder, this runner
+the job's row, through a :class:`JobStore`; what a server adds (which folders a job starts from, where its checkpoints
+are registered, activation) comes in as :class:`JobHooks`. Knows no SQL, no HTTP and no tensors.
+
+A worker ends with exit code 0 (succeeded), 3 (stopped with its state saved) or anything else (failed). It is asked to
+stop by one SIGTERM, and by the end of its standard input, which ends with the server however that dies; who does not
+follow within `patience_s` is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from training.job_context import JobError
+from training.job_folder import WorkerEvent, last_progress_only, log_tail, read_events, read_object
+from training.worker_process import WorkerProcess, exit_code
+
+log = logging.getLogger("omni_r1.jobs")
+
+COMMAND = (sys.executable, "-m", "training.worker")
+ROOT = Path(__file__).resolve().parents[1]
+STOPPED = 3
+SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not the worker's business
+RETRY_S = 2.0
+INTERRUPTED = {"code": "interrupted", "detail": "the server stopped or died while the job ran; resume goes on with it"}
+
+End = Literal["succeeded", "failed", "cancelled", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the runner needs to know of a job."""
+
+    id: str
+    folder: Path
+    spec: Mapping[str, Any]
+    resume: bool = False
+    log_offset: int = 0  # bytes of events.jsonl that the store has
+    cancel_requested: bool = False
+    worker: WorkerProcess | None = None
+
+    @property
+    def method(self) -> str:
+        return str(self.spec["method"])
+
+
+class JobStore(Protocol):
+    """Where jobs are kept. Blocking; called from threads. Every method is one transaction."""
+
+    def claim(self, max_running: int) -> Job | None:
+        """Make the oldest queued job that may start now `running`, at most once whoever asks; None: none may."""
+        ...
+
+    def left_over(self) -> list[Job]:
+        """The jobs that are said to be running: at start, what a dead process left."""
+        ...
+
+    def started(self, job_id: str, worker: WorkerProcess) -> None:
+        """Note the job's process."""
+        ...
+
+    def beat(self, job_id: str) -> bool:
+        """Note that the process was seen alive; whether the job shall be cancelled."""
+        ...
+
+    def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
+        """Keep events and how far the file has been read, both or neither."""
+        ...
+
+    def finish(
+        self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
+    ) -> None:
+        """The job's end."""
+        ...
+
+
+class JobHooks(Protocol):
+    """What the server does around a job."""
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        """The object of `job.json`; blocking. Raises :class:`JobError` when the job cannot start any more."""
+        ...
+
+    def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
+        """The event as readers will see it, after whatever it asks for was done (a checkpoint's registration)."""
+        ...
+
+    async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The last act of a job whose worker succeeded; the result with what it adds. Raises :class:`JobError`."""
+        ...
+
+    def changed(self, job_id: str) -> None:
+        """Row or events of the job have changed; on the event loop."""
+        ...
+
+
+class JobRunner:
+    """The runner of one server. Its coroutines belong to one event loop; the constructor starts nothing."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        hooks: JobHooks,
+        *,
+        command: Sequence[str] = COMMAND,
+        max_running: int = 2,
+        patience_s: float = 60.0,
+        poll_s: float = 0.2,
+        beat_s: float = 2.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._store = store
+        self._hooks = hooks
+        self._command = tuple(command)
+        self._max_running = max_running
+        self._patience_s = patience_s
+        self._poll_s = poll_s
+        self._beat_s = beat_s
+        self._environment = dict(environment or {})
+        self._queue_changed = asyncio.Event()
+        self._watched: dict[str, _Watch] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._left: list[Job] = []
+        self.stopping = False
+
+    @property
+    def running(self) -> list[str]:
+        """Ids of the jobs in work."""
+        return list(self._tasks)
+
+    # ---- start and stop
+
+    def recover(self, wait_s: float = 3.0) -> int:
+        """Tell the truth about what a dead server left: their workers are stopped, they are `interrupted`; blocking.
+
+        Workers that need longer than `wait_s`, and jobs that ended on their own, are settled after :meth:`start`.
+        """
+        left = self._store.left_over()
+        for job in left:
+            if job.worker is not None:
+                job.worker.signal_group(signal.SIGTERM if job.worker.alive else signal.SIGKILL)
+        deadline = time.monotonic() + wait_s
+        while any(_alive(job) for job in left) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for job in left:
+            if _alive(job) or (job.folder / "result.json").exists():
+                self._left.append(job)
+            else:
+                self._drain(job)
+                end, error = _end_without_exit_code(job)
+                self._store.finish(job.id, end, error=error, result=None)
+        return len(left)
+
+    def start(self) -> None:
+        """Begin to work off the queue; on the running loop."""
+        for job in self._left:
+            self._tasks[job.id] = asyncio.create_task(self._settle(job), name=f"job {job.id}")
+        self._left = []
+        self._dispatcher = asyncio.create_task(self._dispatch(), name="job dispatcher")
+
+    def wake(self, job_id: str | None = None) -> None:
+        """Look at the queue now; with an id, look at that running job's wishes now."""
+        self._queue_changed.set()
+        watch = self._watched.get(job_id or "")
+        if watch is not None:
+            watch.nudge.set()
+
+    async def stop(self, timeout_s: float = 4.0) -> None:
+        """Start no more; ask every worker to stop, and wait a while for those that do.
+
+        Who needs longer saves on its own; the next start finds it and says how it ended.
+        """
+        self.stopping = True
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            await asyncio.gather(self._dispatcher, return_exceptions=True)
+        for watch in self._watched.values():
+            watch.nudge.set()
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- the queue
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._queue_changed.clear()
+            with _telling("the queue of jobs cannot be read"):
+                while (job := await asyncio.to_thread(self._store.claim, self._max_running)) is not None:
+                    task = asyncio.create_task(self._work(job), name=f"job {job.id}")
+                    self._tasks[job.id] = task
+                    self._hooks.changed(job.id)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._beat_s):  # a queue may also be filled by another process
+                    await self._queue_changed.wait()
+
+    async def _work(self, job: Job) -> None:
+        try:
+            try:
+                process = await asyncio.to_thread(self._spawn, job)
+            except JobError as refusal:
+                await self._finish(job, "failed", {"code": refusal.code, "detail": refusal.detail})
+                return
+            except Exception as error:
+                log.exception("job %s: its worker cannot be started", job.id)
+                await self._finish(job, "failed", {"code": "not_started", "detail": str(error)})
+                return
+            worker = WorkerProcess.of(process.pid)
+            watch = self._watched[job.id] = _Watch(job, process, worker, job.log_offset)
+            log.info("job %s (%s) runs as process %d", job.id, job.method, process.pid)
+            await self._until_done(lambda: self._store.started(job.id, worker))
+            code = await self._follow(watch)
+            await self._end(watch, code)
+        finally:
+            self._watched.pop(job.id, None)
+            self._tasks.pop(job.id, None)
+            self._queue_changed.set()
+
+    def _spawn(self, job: Job) -> subprocess.Popen[bytes]:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        described = json.dumps(self._hooks.describe(job), indent=2, ensure_ascii=False)
+        for name in ("result.json", "error.json"):
+            (job.folder / name).unlink(missing_ok=True)
+        (job.folder / "job.json").write_text(described + "\n", "utf-8")
+        threads = str(job.spec.get("threads") or 1)
+        bounds = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        environment = {k: v for k, v in os.environ.items() if k not in SECRETS} | bounds | self._environment
+        with (job.folder / "log.txt").open("ab") as output:
+            return subprocess.Popen(
+                [*self._command, str(job.folder), "--attached", *(["--resume"] if job.resume else [])],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    # ---- one job
+
+    async def _follow(self, watch: _Watch) -> int:
+        """Read what the worker tells until it has ended; its exit code."""
+        job, worker = watch.job, watch.worker
+        beat_at = time.monotonic() + self._beat_s
+        while True:
+            code = await asyncio.to_thread(exit_code, watch.process)
+            with _telling(f"job {job.id}: its events cannot be stored at present", watch):
+                while await asyncio.to_thread(self._tail, watch):
+                    self._hooks.changed(job.id)
+            if code is not None:
+                return code
+            if time.monotonic() >= beat_at or watch.nudge.is_set():
+                watch.nudge.clear()
+                beat_at = time.monotonic() + self._beat_s
+                with _telling(f"job {job.id}: its row cannot be written at present", watch):
+                    watch.cancelled = await asyncio.to_thread(self._store.beat, job.id) or watch.cancelled
+            self._press(watch, worker)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await watch.nudge.wait()
+
+    def _press(self, watch: _Watch, worker: WorkerProcess) -> None:
+        """One SIGTERM for who shall stop, SIGKILL for who does not."""
+        if not (watch.cancelled or self.stopping):
+            return
+        if watch.asked_at is None:
+            watch.asked_at = time.monotonic()
+            worker.signal_group(signal.SIGTERM)
+        elif time.monotonic() - watch.asked_at > self._patience_s and not watch.killed:
+            log.warning("job %s did not stop within %g s: its worker is killed", watch.job.id, self._patience_s)
+            watch.killed = True
+            worker.signal_group(signal.SIGKILL)
+
+    def _tail(self, watch: _Watch) -> bool:
+        """Store the next events; whether there were any. Blocking."""
+        before, watch.offset = watch.offset, self._store_next(watch.job, watch.offset)
+        return watch.offset != before
+
+    def _store_next(self, job: Job, offset: int) -> int:
+        events, end = read_events(job.folder / "events.jsonl", offset)
+        if end != offset:
+            shown = [self._hooks.before_record(job, event) for event in last_progress_only(events)]
+            self._store.record(job.id, shown, end)
+        return end
+
+    def _drain(self, job: Job) -> None:
+        offset = job.log_offset
+        while (end := self._store_next(job, offset)) != offset:
+            offset = end
+
+    async def _end(self, watch: _Watch, code: int) -> None:
+        job = watch.job
+        if watch.killed or code == -signal.SIGKILL:
+            watch.worker.signal_group(signal.SIGKILL)
+        stopped = code == STOPPED or (watch.asked_at is not None and (watch.killed or code == -signal.SIGTERM))
+        told = read_object(job.folder / "error.json") or {}
+        if code == 0:
+            await self._conclude(job)
+        elif stopped and watch.cancelled:
+            killed = {
+                "code": "killed",
+                "detail": f"it did not stop within {self._patience_s:g} s and was ended by force: "
+                "what came after its last checkpoint is lost",
+            }
+            await self._finish(job, "cancelled", killed if watch.killed else None)
+        elif stopped:
+            await self._finish(job, "interrupted", dict(INTERRUPTED))
+        else:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            died = {"code": "worker_died", "detail": f"the worker ended with {how} and gave no reason"}
+            error = {"code": str(told["code"]), "detail": str(told.get("detail", ""))} if "code" in told else died
+            await self._finish(job, "failed", error)
+
+    async def _conclude(self, job: Job) -> None:
+        result = read_object(job.folder / "result.json") or {}
+        try:
+            final = await self._hooks.conclude(job, result)
+        except JobError as error:
+            await self._finish(job, "failed", {"code": error.code, "detail": error.detail}, result)
+        else:
+            await self._finish(job, "succeeded", None, final)
+
+    async def _settle(self, job: Job) -> None:
+        """The end of a job whose server died: of a worker that still runs, or of one that came to its end."""
+        try:
+            deadline = time.monotonic() + self._patience_s
+            while _alive(job):
+                if time.monotonic() > deadline and job.worker is not None:
+                    log.warning("job %s: a worker that a dead server left is killed", job.id)
+                    job.worker.signal_group(signal.SIGKILL)
+                await asyncio.sleep(self._poll_s)
+            await self._until_done(lambda: self._drain(job))
+            if (job.folder / "result.json").exists():
+                await self._conclude(job)
+            else:
+                end, error = _end_without_exit_code(job)
+                await self._finish(job, end, error)
+        finally:
+            self._tasks.pop(job.id, None)
+            self._queue_changed.set()
+
+    async def _finish(
+        self, job: Job, status: End, error: dict[str, Any] | None, result: Mapping[str, Any] | None = None
+    ) -> None:
+        if error is not None and status == "failed":
+            error = {**error, "log_tail": log_tail(job.folder)}
+
+        def write() -> None:
+            self._store.finish(job.id, status, error=error, result=result)
+
+        await self._until_done(write)
+        log.info("job %s is %s%s", job.id, status, f" ({error['code']})" if error else "")
+        self._hooks.changed(job.id)
+
+    async def _until_done(self, work: Callable[[], None]) -> None:
+        """In a thread, again until the database takes it: an end that nobody wrote down would be a lie."""
+        done = False
+        while not done:
+            with _telling("a job's row cannot be written, trying again"):
+                await asyncio.to_thread(work)
+                done = True
+            if not done:
+                await asyncio.sleep(RETRY_S)
+
+
+@dataclass
+class _Watch:
+    """A worker in sight."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    worker: WorkerProcess
+    offset: int
+    nudge: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+    asked_at: float | None = None
+    killed: bool = False
+    trouble: str | None = None
+
+
+@contextlib.contextmanager
+def _telling(what: str, watch: _Watch | None = None) -> Iterator[None]:
+    """Log an error once instead of raising it: the database's trouble must not end a training run."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if watch is None or watch.trouble != text:
+            log.error("%s: %s", what, text)
+        if watch is not None:
+            watch.trouble = text
+    else:
+        if watch is not None:
+            watch.trouble = None
+
+
+def _alive(job: Job) -> bool:
+    return job.worker is not None and job.worker.alive
+
+
+def _end_without_exit_code(job: Job) -> tuple[End, dict[str, Any]]:
+    """What a job came to whose worker's exit nobody saw and that left no result."""
+    told = read_object(job.folder / "error.json")
+    if told is not None and "code" in told:
+        return "failed", {"code": str(told["code"]), "detail": str(told.get("detail", ""))}
+    return "interrupted", dict(INTERRUPTED)
