@@ -32,6 +32,7 @@ class Told:
     event: TraceEvent
     png: bytes | None = None
     codes: tuple[int, ...] | None = None
+    seen: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,19 @@ class PictureJob:
     is_final: bool
     codes: tuple[int, ...]
     previous: tuple[int, ...] | None
+    is_first: bool = False  # the trace's first whole picture: `previous` is the question's
 
 
 @dataclass(frozen=True, slots=True)
 class PictureResult:
-    """A decoded picture. `stats` only of final ones: {codes, flatness, tv, perception_reward}."""
+    """A decoded picture. `stats` only of final ones: {codes, flatness, tv, perception_reward}; `seen` is the decode of
+    the job's `previous`, where that was asked for."""
 
     png: bytes
     width: int
     height: int
     stats: dict[str, float] | None = None
+    seen: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -62,6 +66,7 @@ class _Entry:
     end: object = None
     png: bytes | None = None
     codes: tuple[int, ...] | None = None
+    seen: bytes | None = None
     waits: bool = False
     ticket: int = -1
 
@@ -112,7 +117,7 @@ class Narrator:
         entry = self._waiting.pop(ticket, None)
         if entry is None or entry.event is None:
             return
-        entry.png, entry.waits = result.png, False
+        entry.png, entry.seen, entry.waits = result.png, result.seen, False
         if entry.event.type == "image.completed":
             entry.event.data.update(width=result.width, height=result.height, stats=result.stats)
             self._drop_partials_before(entry)
@@ -128,7 +133,7 @@ class Narrator:
         told: list[Told | object] = []
         while self._entries and not self._entries[0].waits:
             entry = self._entries.popleft()
-            told.append(entry.end if entry.event is None else Told(entry.event, entry.png, entry.codes))
+            told.append(entry.end if entry.event is None else Told(entry.event, entry.png, entry.codes, entry.seen))
         return told
 
     def _tell(self, events: Iterable[ParseEvent]) -> list[PictureJob]:
@@ -185,7 +190,7 @@ class Narrator:
         entry = _Entry(event, codes=codes if final else None, waits=True, ticket=ticket)
         self._entries.append(entry)
         self._waiting[ticket] = entry
-        return PictureJob(ticket, final, codes, previous)
+        return PictureJob(ticket, final, codes, previous, is_first=final and self.num_images == 1)
 
     def _add(self, kind: str, data: dict[str, Any], silent: bool) -> None:
         if not silent:

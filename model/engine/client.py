@@ -1,6 +1,6 @@
 """The engine as the server sees it: a child process behind the `Generation` protocol.
 
-The child (`model/engine/worker.py`) is started with a plain command line, so nothing of the parent's `__main__` runs in
+The child (`model/engine/child.py`) is started with a plain command line, so nothing of the parent's `__main__` runs in
 it, and it is spoken to over a socket pair in pickled frames. When it dies, its requests end with
 `Failed(code="engine_died")` and a new one is started; when the parent dies, however hard, the socket closes and the
 child goes. This module imports no torch.
@@ -13,6 +13,7 @@ child goes. This module imports no torch.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import os
@@ -33,6 +34,7 @@ from model.engine.messages import (
     EngineStatus,
     Failed,
     Finished,
+    Footprint,
     Generation,
     GenerationRequest,
     ImageInput,
@@ -53,6 +55,7 @@ __all__ = [
     "EngineStatus",
     "Failed",
     "Finished",
+    "Footprint",
     "Generation",
     "GenerationRequest",
     "ImageInput",
@@ -69,7 +72,7 @@ _TERMINAL = (Paused, Finished, Cancelled, Failed)
 _MOST_EARLY_DEATHS = 3  # children that die one after another before they were ready
 
 
-class EngineClient:
+class EngineClient(abc.ABC):
     """What is common to every transport: requests, replies and the status. `_send` and `_receive` are its two ends.
 
     Belongs to the event loop that called `start`; only that loop may call it.
@@ -131,8 +134,17 @@ class EngineClient:
         """Free a checkpoint once its requests have ended."""
         await self._ask("unload", name)
 
+    async def check(self, folder: str) -> Footprint:
+        """Read a checkpoint folder from end to end; what it will take.
+
+        Raises:
+            EngineError: it is no valid checkpoint.
+        """
+        footprint: Footprint = await self._ask("check", str(folder))
+        return footprint
+
     async def memory(self) -> dict[str, Any]:
-        """Bytes held by the engine: {rss, weights, kv_cache, stash}, its device and number of threads."""
+        """Bytes held by the engine, its device, what is free there, and its number of threads (see the protocol)."""
         return dict(await self._ask("memory"))
 
     async def wait_ready(self) -> EngineStatus:
@@ -143,6 +155,8 @@ class EngineClient:
 
     async def _ask(self, command: str, *arguments: object) -> Any:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        if self._status.phase in ("stopping", "failed"):
+            raise EngineError("not_ready", f"the engine is {self._status.phase}: {self._status.detail}")
         future = self._replies[ticket] = asyncio.get_running_loop().create_future()
         self._send((command, *arguments, ticket))
         try:
@@ -150,8 +164,9 @@ class EngineClient:
         finally:
             self._replies.pop(ticket, None)
 
+    @abc.abstractmethod
     def _send(self, message: tuple[Any, ...]) -> None:
-        raise NotImplementedError
+        """Take one message to the worker."""
 
     def _receive(self, message: tuple[Any, ...]) -> None:
         """Take one message of the worker."""
@@ -198,7 +213,7 @@ class EngineProcess(EngineClient):
         versions = weight_versions or {}
         self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
         self._settings = {"device": device, "num_slots": num_slots, "num_threads": num_threads}
-        self._command = list(command or (sys.executable, "-m", "model.engine.worker"))
+        self._command = list(command or (sys.executable, "-m", "model.engine.child"))
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._writer: asyncio.StreamWriter | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psutil
 import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -41,11 +44,32 @@ def serving_dtype(device: torch.device) -> torch.dtype:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the platform does not tell."""
-    try:
-        with open("/proc/self/statm") as file:
-            import resource
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
 
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
+
+def total_bytes(device: torch.device | None) -> int:
+    """Memory of the device, or of the machine (or the container's share of it) where they are one."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return min([int(psutil.virtual_memory().total), *_cgroup("memory.max")])
+
+
+def free_bytes(device: torch.device | None) -> int:
+    """What can still be taken of `total_bytes`."""
+    if device is not None and device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
+    limits = zip(_cgroup("memory.max"), _cgroup("memory.current"), _cgroup("memory.stat"), strict=False)
+    left = [limit - used + cached for limit, used, cached in limits]
+    return max(0, min([int(psutil.virtual_memory().available), *left]))
+
+
+def _cgroup(name: str) -> list[int]:
+    """A figure of the container's control group, as a list of one (of `memory.stat` the files' share that can be
+    dropped at once); empty where there is none or it says "max"."""
+    try:
+        words = Path("/sys/fs/cgroup", name).read_text().split()
+        return [int(words[words.index("inactive_file") + 1 if len(words) > 1 else 0])]
+    except (OSError, ValueError):
+        return []

@@ -16,7 +16,7 @@ from model.events import Narrator
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ResumeError(ValueError):
@@ -27,6 +27,7 @@ class ResumeError(ValueError):
 class ResumeState:
     """All that a paused trace needs to go on: its tokens, how far its random numbers and its events have got."""
 
+    version: int  # of the weights it began with
     key: str  # of the cached rows, should they still be kept
     prompt: list[int]
     tokens: list[int]
@@ -36,16 +37,16 @@ class ResumeState:
     params: dict[str, Any]
 
     @classmethod
-    def of(cls, prompt: list[int], sequence: Sequence, narrator: Narrator, previous: tuple[int, ...] | None,
-           key: str) -> ResumeState:  # fmt: skip
-        """The state of a sequence whose narration has paused."""
+    def of(cls, live: Live, sequence: Sequence, narrator: Narrator, key: str) -> ResumeState:
+        """The state of a request whose narration has paused."""
         return cls(
+            version=live.model.version,
             key=key,
-            prompt=prompt,
+            prompt=live.prompt,
             tokens=list(sequence.response),
             num_draws=sequence.draws.count,
             num_parsed=narrator.num_parsed,
-            previous=None if previous is None else list(previous),
+            previous=None if live.previous is None else list(live.previous),
             params=asdict(sequence.params),
         )
 
@@ -75,7 +76,7 @@ class Live:
     """A request from its arrival until its last output."""
 
     request: GenerationRequest
-    model: Any = None  # worker.Model, once it is known
+    model: Any = None  # models.Model, once it is known
     prompt: list[int] = field(default_factory=list)
     previous: tuple[int, ...] | None = None
     narrator: Narrator | None = None

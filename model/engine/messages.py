@@ -43,6 +43,7 @@ class GenerationRequest:
     sampling: SamplingRequest = SamplingRequest()
     mode: Literal["auto", "step"] = "auto"
     partial_images: int = 0  # evenly spaced partial pictures per image, 0-8
+    show_seen: bool = False  # let the first drawing come with what it began from
     resume: bytes | None = None
 
 
@@ -71,12 +72,14 @@ class Emitted:
     """One event of the trace, in token order.
 
     `image.partial` carries `png` (None: the decoder was busy), `image.completed` carries `png` and `codes`, and its
-    `data["stats"]` is {codes, flatness, tv, perception_reward}.
+    `data["stats"]` is {codes, flatness, tv, perception_reward}. With `show_seen` the trace's first `image.completed`
+    carries `seen`: the question's last picture as the model sees it, the decode of its codes.
     """
 
     event: TraceEvent
     png: bytes | None = None
     codes: tuple[int, ...] | None = None
+    seen: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Cancelled:
 @dataclass(frozen=True, slots=True)
 class Failed:
     """The request ended in an error. Codes: engine_died, engine_error, unknown_checkpoint, prompt_too_long,
-    bad_image, bad_resume, not_ready."""
+    bad_image, bad_resume, weights_gone, not_ready."""
 
     code: str
     detail: str
@@ -123,6 +126,14 @@ class EngineStatus:
     loaded: Mapping[str, int] = field(default_factory=dict)
     running: int = 0
     waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of device memory that a checkpoint takes: `resident` while it answers, `loading` at most until then."""
+
+    resident: int
+    loading: int
 
 
 class EngineError(Exception):
@@ -155,6 +166,13 @@ class Generation(Protocol):
     async def unload(self, name: str) -> None:
         """Free a checkpoint once its running requests have ended."""
 
+    async def check(self, folder: str) -> Footprint:
+        """Read a checkpoint folder from end to end and say what it will take; nothing is kept of it.
+
+        Raises:
+            EngineError: it is no valid checkpoint; the codes are those of docs/checkpoints.md.
+        """
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
         """Outputs in order; the last is Paused, Finished, Cancelled or Failed. Closing the iterator aborts."""
 
@@ -168,4 +186,5 @@ class Generation(Protocol):
         """Returns when the request holds no slot any more; its iterator ends with Cancelled."""
 
     async def memory(self) -> dict[str, Any]:
-        """Bytes held by the engine: {rss, weights, kv_cache, stash}, and the device's name."""
+        """Bytes held by the engine: {rss, weights, kv_cache, stash, models {name: bytes}, retired}, `free` and `total`
+        of its device, and the device's name."""

@@ -1,32 +1,19 @@
-"""The engine process: `python -m model.engine.worker SOCKET_FD`, started by `model/engine/client.py`.
+"""The step loop over every model that answers: requests in, outputs out.
 
 One thread owns the engines: it drains the inbox, steps every engine that has work, and sends what came out, so that an
-abort takes effect within one token. A reader thread fills the inbox, one thread decodes pictures, one loads weights.
-A step that raises fails the requests of its engine and nothing else. Ctrl-C and SIGTERM are left to the parent: the
-child goes when its socket closes, which also happens when the parent is killed.
+abort takes effect within one token. One more thread decodes pictures, one loads weights (`models.py`). A step that
+raises fails the requests of its engine and nothing else.
 
-:class:`Worker` knows no transport; `model/engine/inprocess.py` runs it in a thread.
+Knows no transport: `child.py` runs it in a process of its own, `inprocess.py` in a thread.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import pickle
 import queue
-import signal
-import socket
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-import torch
-
-from model.checkpoint import LoadedCheckpoint
-from model.engine.client import HEADER
-from model.engine.device import resident_bytes, resolve_device
 from model.engine.engine import SequenceOutput
 from model.engine.live import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.messages import (
@@ -41,12 +28,10 @@ from model.engine.messages import (
     QueuePosition,
     Started,
 )
-from model.engine.models import Model
+from model.engine.models import Model, Models
 from model.engine.picture_thread import PictureThread
 from model.engine.sequence import Status
 from model.events import Narrator, PictureJob, PictureResult, Told
-from model.images import decode_codes, decode_partial, encode_pictures, image_stats
-from model.pictures import png_bytes
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -61,19 +46,12 @@ class Worker:
         self, send: Send, *, device: str = "auto", num_slots: int = 16, num_threads: int | None = None
     ) -> None:
         self._send = send
-        self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
-        self._device: torch.device | None = None
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._models: dict[str, Model] = {}
-        self._retired: list[Model] = []
+        self.models = Models(self.post, device=device, num_slots=num_slots, num_threads=num_threads)
         self._live: dict[str, Live] = {}
         self._outbox: list[tuple[str, Output]] = []
         self._pictures = PictureThread()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._stash = KVStash(STASH_BYTES)
-        self._loads = 0  # under way
-        self._all_named = False  # whether the first checkpoints have all been named
-        self._problem = ""
         self._told: EngineStatus | None = None
 
     def post(self, message: tuple[Any, ...]) -> None:
@@ -84,17 +62,17 @@ class Worker:
         """Work until ("close",) arrives."""
         try:
             while self._drain():
-                for model in (*self._models.values(), *self._retired):
+                for model in self.models:
                     self._step(model)
                 self._tell_positions()
                 self._flush()
         finally:
             self._pictures.close()
-            self._loader.shutdown(wait=True, cancel_futures=True)
+            self.models.close()
 
     @property
     def _has_work(self) -> bool:
-        return any(not m.engine.scheduler.is_idle for m in (*self._models.values(), *self._retired))
+        return any(not model.engine.scheduler.is_idle for model in self.models)
 
     def _drain(self) -> bool:
         """Handle every message there is; wait for one when there is nothing else to do. False: close."""
@@ -123,76 +101,40 @@ class Worker:
             case ("picture", live, ticket, result, error):
                 self._picture_done(live, ticket, result, error)
             case ("settings", settings):
-                self._device_name, self._num_slots = settings["device"], settings["num_slots"]
-                self._num_threads = settings["num_threads"]
+                self.models.configure(**settings)
             case ("load", name, folder, version, ticket):
-                self._start_load(name, folder, version, ticket)
+                self.models.load(name, folder, version, ticket)
             case ("model", name, model, error, ticket):
                 self._end_load(name, model, error, ticket)
             case ("loaded_all",):
-                self._all_named = True
+                self.models.all_named = True
             case ("unload", name, ticket):
-                self._retire(self._models.pop(name, None))
+                self.models.retire(name)
+                self._sweep()
                 self._reply(ticket)
+            case ("check", folder, ticket):
+                self.models.check(folder, ticket)
+            case ("checked", footprint, error, ticket):
+                self._reply(ticket, error=_told(error, "check_failed"), value=footprint)
             case ("memory", ticket):
-                self._reply(ticket, value=self._memory())
+                self._reply(ticket, value=self.models.memory() | {"stash": self._stash.num_bytes})
 
     # Checkpoints
 
-    def _start_load(self, name: str, folder: str, version: int, ticket: int | None) -> None:
-        self._loads += 1
-
-        def load() -> None:
-            model, error = None, None
-            try:
-                if self._device is None:
-                    if self._num_threads is not None:
-                        torch.set_num_threads(self._num_threads)
-                    self._device = resolve_device(self._device_name)
-                model = Model.load(name, folder, version, device=self._device, num_slots=self._num_slots)
-            except Exception as raised:
-                log.exception("checkpoint %s could not be loaded", name)
-                error = raised
-            self.post(("model", name, model, error, ticket))
-
-        self._loader.submit(load)
-
     def _end_load(self, name: str, model: Model | None, error: Exception | None, ticket: int | None) -> None:
-        self._loads -= 1
-        if model is not None:
-            self._retire(self._models.get(name))
-            self._models[name] = model
-            self._reply(ticket)
-        elif ticket is None:
-            self._problem = f"{name}: {error}"
-        else:
-            self._reply(ticket, error=(str(getattr(error, "code", "load_failed")), str(error)))
+        self.models.take(name, model)
+        self._sweep()
+        if model is None and ticket is None:
+            self.models.problem = f"{name}: {error}"
+        self._reply(ticket, error=_told(error, "load_failed"))
         for live in [live for live in self._live.values() if live.model is None]:
             self._guarded(live.request.request_id, self._find_model, live)
 
-    def _retire(self, model: Model | None) -> None:
-        if model is not None:
-            model.retired = True
-            self._retired.append(model)
-            self._sweep()
-
     def _sweep(self) -> None:
         """Let retired models go that no request uses."""
-        used = {id(live.model) for live in self._live.values()}
-        for model in [m for m in self._retired if id(m) not in used]:
-            self._retired.remove(model)
-            self._stash.forget(model)
-
-    def _memory(self) -> dict[str, Any]:
-        models = [*self._models.values(), *self._retired]
-        return {
-            "rss": resident_bytes(),
-            "weights": sum(m.engine.num_weight_bytes for m in models),
-            "kv_cache": sum(m.engine.cache.num_bytes for m in models),
-            "stash": self._stash.num_bytes,
-            "device": str(self._device),
-            "num_threads": torch.get_num_threads(),
-        }
+        if self.models.num_retired:
+            for model in self.models.sweep([live.model for live in self._live.values()]):
+                self._stash.forget(model)
 
     # Requests
 
@@ -201,15 +143,20 @@ class Worker:
         self._find_model(live)
 
     def _find_model(self, live: Live) -> None:
-        request = live.request
-        model = self._models.get(request.checkpoint)
+        request, name = live.request, live.request.checkpoint
+        state = None if request.resume is None else ResumeState.from_bytes(request.resume)
+        model = self.models.find(name, None if state is None else state.version)
         if model is None:
-            if self._loads == 0 and self._all_named:
-                self._end(live, Failed("unknown_checkpoint", f"checkpoint {request.checkpoint} is not loaded"))
-            return  # otherwise it is tried again when a load has ended
+            if not self.models.settled:
+                return  # it is tried again when a load has ended
+            if state is None or self.models.find(name) is None:
+                self._end(live, Failed("unknown_checkpoint", f"checkpoint {name} is not loaded"))
+            else:
+                detail = f"version {state.version} of {name}, with which the trace began, is not loaded any more"
+                self._end(live, Failed("weights_gone", detail))
+            return
         live.model = model
-        if request.resume is not None:
-            state = ResumeState.from_bytes(request.resume)
+        if state is not None:
             live.previous = None if state.previous is None else tuple(state.previous)
             self._begin(live, state.prompt, state)
         elif not request.images:
@@ -217,9 +164,8 @@ class Worker:
         elif not model.loaded.can_see:
             self._end(live, Failed("bad_image", f"checkpoint {model.name} has no picture encoder"))
         else:
-            vq, images = model.loaded.vq, request.images
             self._pictures.submit(
-                lambda: encode_pictures(vq, [i.png for i in images], [i.fit for i in images]),  # type: ignore[arg-type]
+                lambda: model.see(request.images),
                 lambda codes, error: self.post(("encoded", live, codes, error)),
             )
 
@@ -365,25 +311,18 @@ class Worker:
         key = ""
         if sequence.status is Status.RUNNING:
             key = self._stash.put(live.model, engine.export_kv(sequence))
-        state = ResumeState.of(live.prompt, sequence, narrator, live.previous, key)
+        state = ResumeState.of(live, sequence, narrator, key)
         engine.abort(live.request.request_id)
         narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))
         self._tell(live)
 
     def _decode(self, live: Live, jobs: list[PictureJob]) -> None:
         """Hand pictures to the picture thread; a partial one that would wait goes out without a picture."""
-        loaded: LoadedCheckpoint = live.model.loaded
+        model: Model = live.model
         for job in jobs:
 
             def work(job: PictureJob = job) -> PictureResult:
-                vq = loaded.vq
-                assert vq is not None
-                if not job.is_final:
-                    image = decode_partial(vq, job.codes, job.previous)
-                    return PictureResult(png_bytes(image), *image.size)
-                image = decode_codes(vq, [job.codes])[0]
-                stats = image_stats(vq, job.codes, loaded.manifest.perception).to_json()
-                return PictureResult(png_bytes(image), *image.size, stats)
+                return model.draw(job, show_seen=live.request.show_seen)
 
             def post(result: Any, error: BaseException | None, job: PictureJob = job) -> None:
                 self.post(("picture", live, job.ticket, result, error))
@@ -412,12 +351,12 @@ class Worker:
         request_id = live.request.request_id
         for told in live.narrator.take():
             if isinstance(told, Told):
-                self._outbox.append((request_id, Emitted(told.event, told.png, told.codes)))
+                self._outbox.append((request_id, Emitted(told.event, told.png, told.codes, told.seen)))
             elif isinstance(told, Finished | Paused):
                 self._end(live, told)
 
     def _tell_positions(self) -> None:
-        for model in (*self._models.values(), *self._retired):
+        for model in self.models:
             scheduler = model.engine.scheduler
             if not scheduler.waiting or len(scheduler.running) < scheduler.num_slots:
                 continue
@@ -431,13 +370,12 @@ class Worker:
         if self._outbox:
             outputs, self._outbox = self._outbox, []
             self._send(("outputs", outputs))
-        models = [*self._models.values(), *self._retired]
         status = EngineStatus(
             self._phase(),
-            self._problem,
-            {name: model.version for name, model in self._models.items()},
-            sum(m.engine.num_running for m in models),
-            sum(m.engine.num_waiting for m in models),
+            self.models.problem,
+            self.models.versions,
+            sum(model.engine.num_running for model in self.models),
+            sum(model.engine.num_waiting for model in self.models),
         )
         if status != self._told:
             self._told = status
@@ -447,43 +385,15 @@ class Worker:
         """Ready once all that was named at the start has been tried and something was loaded; and then for good."""
         if self._told is not None and self._told.phase == "ready":
             return "ready"
-        if not self._all_named or self._loads:
+        if not self.models.settled:
             return "starting"
-        return "ready" if self._models or not self._problem else "failed"  # nothing named is nothing failed
+        return "ready" if self.models.versions or not self.models.problem else "failed"  # nothing named, nothing failed
 
     def _reply(self, ticket: int | None, *, error: tuple[str, str] | None = None, value: Any = None) -> None:
         if ticket is not None:
             self._send(("reply", ticket, error, value))
 
 
-def main(fd: int) -> None:
-    """Serve the parent over an inherited socket until it closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    connection = socket.socket(fileno=fd)
-    stream = connection.makefile("rb")
-
-    def send(message: tuple[Any, ...]) -> None:
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        connection.sendall(HEADER.pack(len(data)) + data)
-
-    worker = Worker(send)
-
-    def read() -> None:
-        while True:
-            header = stream.read(HEADER.size)
-            if len(header) < HEADER.size:
-                os._exit(0)  # the parent closed the socket, or is gone
-            (size,) = HEADER.unpack(header)
-            worker.post(pickle.loads(stream.read(size)))
-
-    threading.Thread(target=read, name="reader", daemon=True).start()
-    try:
-        worker.run()
-    except (BrokenPipeError, ConnectionResetError):
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+def _told(error: Exception | None, fallback: str) -> tuple[str, str] | None:
+    """An error as a reply carries it: its code and its words."""
+    return None if error is None else (str(getattr(error, "code", fallback)), str(error))

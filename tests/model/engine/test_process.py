@@ -153,5 +153,5 @@ def test_a_child_that_dies_while_starting_is_given_up(tiny_checkpoint: Path) -> 
 
 
 def test_the_serving_path_imports_no_transformers() -> None:
-    code = "import sys, model.engine.worker; sys.exit('transformers' in sys.modules)"
+    code = "import sys, model.engine.child; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0

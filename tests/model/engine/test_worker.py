@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from model.checkpoint import load_checkpoint
 from model.engine.client import (
     Cancelled,
     Emitted,
@@ -28,6 +29,8 @@ from model.engine.client import (
     Started,
 )
 from model.engine.inprocess import InProcess
+from model.images import decode_codes, encode_pictures
+from model.pictures import png_bytes
 
 
 def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:
@@ -107,6 +110,26 @@ def test_the_same_request_gives_the_same_events_alone_and_among_others(drawing_c
     run(drawing_checkpoint, work)
 
 
+def test_the_first_drawing_comes_with_the_question_as_the_model_sees_it(drawing_checkpoint: Path) -> None:
+    loaded = load_checkpoint(drawing_checkpoint)
+    assert loaded.vq is not None
+    codes = encode_pictures(loaded.vq, [a_picture().png])
+    wanted = png_bytes(decode_codes(loaded.vq, codes)[0])
+
+    async def work(engine: InProcess) -> None:
+        seen: list[bytes | None] = []
+        resume: bytes | None = None
+        while len(seen) < 2:
+            outputs = await collect(engine, ask("a", mode="step", show_seen=True, resume=resume))
+            seen += [o.seen for o in outputs if isinstance(o, Emitted) and o.event.type == "image.completed"]
+            resume = outputs[-1].resume if isinstance(outputs[-1], Paused) else None
+        assert seen[:2] == [wanted, None]
+        unasked = await collect(engine, ask("b"))
+        assert all(o.seen is None for o in unasked if isinstance(o, Emitted))
+
+    run(drawing_checkpoint, work)
+
+
 @pytest.mark.parametrize("fresh_engine", [False, True])
 def test_stepping_gives_the_same_trace_as_running_through(drawing_checkpoint: Path, fresh_engine: bool) -> None:
     whole: list[Output] = []
@@ -163,11 +186,11 @@ def test_an_abort_answers_when_the_slot_is_free_and_ends_the_stream(drawing_chec
             outputs.append(output)
             if isinstance(output, Started):
                 await engine.abort("a")
-                assert engine.worker._models["drawing"].engine.scheduler.is_idle
-                steps = engine.worker._models["drawing"].engine.num_steps
+                assert engine.worker.models["drawing"].engine.scheduler.is_idle
+                steps = engine.worker.models["drawing"].engine.num_steps
         assert isinstance(outputs[-1], Cancelled)
         await engine.memory()
-        assert engine.worker._models["drawing"].engine.num_steps == steps, "no token after the abort"
+        assert engine.worker.models["drawing"].engine.num_steps == steps, "no token after the abort"
         await engine.abort("a")  # ended already: answers at once
 
     run(drawing_checkpoint, work)
@@ -180,7 +203,7 @@ def test_leaving_the_stream_aborts_the_request(drawing_checkpoint: Path) -> None
                 if isinstance(output, Started):
                     break
         await engine.memory()  # handled behind the abort
-        assert engine.worker._models["drawing"].engine.scheduler.is_idle
+        assert engine.worker.models["drawing"].engine.scheduler.is_idle
         assert not engine.worker._live
 
     run(drawing_checkpoint, work)
@@ -197,7 +220,7 @@ def test_who_waits_is_told_its_position(drawing_checkpoint: Path) -> None:
 
 def test_a_failing_step_fails_its_requests_and_the_engine_lives(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
-        core = engine.worker._models["drawing"].engine
+        core = engine.worker.models["drawing"].engine
         real, calls = core._decode, []
 
         def fail(*arguments: Any) -> Any:
@@ -247,7 +270,7 @@ def test_a_checkpoint_is_replaced_for_new_requests_only(drawing_checkpoint: Path
         assert events(await new) == events(outputs)
         assert new.result()[0].weight_version == 2  # type: ignore[union-attr]
         assert engine.status().loaded == {"drawing": 2}
-        assert not engine.worker._retired
+        assert engine.worker.models.num_retired == 0
         with pytest.raises(EngineError) as caught:
             await engine.load("broken", str(tmp_path), 3)
         assert caught.value.code in ("missing_file", "not_found")

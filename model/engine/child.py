@@ -1,0 +1,52 @@
+"""The engine process: `python -m model.engine.child SOCKET_FD`, started by `model/engine/client.py`.
+
+A reader thread fills the worker's inbox from an inherited socket. Ctrl-C and SIGTERM are left to the parent: the child
+goes when its socket closes, which also happens when the parent is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from model.engine.client import HEADER
+from model.engine.worker import Worker
+
+
+def main(fd: int) -> None:
+    """Serve the parent over an inherited socket until it closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    connection = socket.socket(fileno=fd)
+    stream = connection.makefile("rb")
+
+    def send(message: tuple[Any, ...]) -> None:
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        connection.sendall(HEADER.pack(len(data)) + data)
+
+    worker = Worker(send)
+
+    def read() -> None:
+        while True:
+            header = stream.read(HEADER.size)
+            if len(header) < HEADER.size:
+                os._exit(0)  # the parent closed the socket, or is gone
+            (size,) = HEADER.unpack(header)
+            worker.post(pickle.loads(stream.read(size)))
+
+    threading.Thread(target=read, name="reader", daemon=True).start()
+    try:
+        worker.run()
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
