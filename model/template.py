@@ -163,14 +163,19 @@ class Template:
         if self.name == "plain":
             return [*steps_ids, *encode(f"\n{FINAL_ANSWER} {answer}"), vocab.eos_id]
         return [
-            *encode(LEAD_PHRASE),
-            *_present(vocab.thought_open_id),
+            *self.opening_ids(),
             *steps_ids,
             *_present(vocab.thought_close_id, vocab.answer_open_id),
             *encode(answer),
             *_present(vocab.answer_close_id),
             vocab.eos_id,
         ]
+
+    def opening_ids(self) -> list[int]:
+        """What stands between the loss boundary and the first step."""
+        if self.name == "plain":
+            return []
+        return [*self.tokenizer.encode(LEAD_PHRASE), *_present(self.vocab.thought_open_id)]
 
     def steps_ids(self, steps: Sequence[StepPart], first: int = 1) -> list[int]:
         """The steps alone, numbered from ``first``.
