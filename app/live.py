@@ -27,7 +27,6 @@ class LiveTrace:
     task_id: str | None
     created: float  # seconds since the epoch
     timings: dict[str, Any]
-    resolution: int
     started: bool = False  # it has a slot (or is just being resumed into one)
     resumed: bool = False
     submitted: bool = False  # the engine knows it

@@ -85,36 +85,29 @@ class TaskWorld:
             raise field_problem("task_mismatch", "body.task_id", "the picture is not that task's picture")
         return task
 
-    def judge(self, task_id: str, answer: str | None, first: Image.Image, drawn: Sequence[bytes | None]) -> Verdict:
-        """The verdict on a finished trace.
+    def judge(self, task_id: str, answer: str | None, seen: bytes | None, drawn: Sequence[bytes | None]) -> Verdict:
+        """The verdict on a finished trace, the same as the evaluation's.
 
         Args:
             task_id: the task that was asked.
             answer: the trace's answer.
-            first: the question's picture as the model got it.
+            seen: PNG of the question's picture as the model saw it, the decode of its codes; None if nothing was drawn.
             drawn: PNG of each step's functional image, None for a step without one.
         """
         from training.grading import is_right
-        from training.unitasks.checkers import check_step
+        from training.unitasks.checkers import judge_drawings
         from training.unitasks.world import task_of_id
 
         task = task_of_id(task_id)
-        right = 0
-        previous = _sized(first, task.image.size)
-        for index in range(1, len(task.steps) + 1):
-            png = drawn[index - 1] if index <= len(drawn) else None
-            if png is None:
-                continue
-            with Image.open(io.BytesIO(png)) as opened:
-                picture = _sized(opened.convert("RGB"), task.image.size)
-            right += bool(check_step(task, index, previous, picture))
-            previous = picture
-        return Verdict("right" if is_right(answer, task.answer) else "wrong", right, len(task.steps))
+        right, total = 0, len(task.steps)
+        if seen is not None:
+            right, total = judge_drawings(task, _open(seen), [None if png is None else _open(png) for png in drawn])
+        return Verdict("right" if is_right(answer, task.answer) else "wrong", right, total)
 
 
-def _sized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The checkers judge at the task's own size; a larger checkpoint's pictures are brought down to it."""
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+def _open(png: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(png)) as opened:
+        return opened.convert("RGB")
 
 
 def skill_of(text: str, task_id: str | None, step: int) -> str | None:

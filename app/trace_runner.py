@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
 from sqlalchemy.engine import Connection
 
 from app import metrics as m
 from app import trace_store as store
-from app.artifacts import ImageStore, PartialStore
+from app.artifacts import ImageStore, PartialStore, StoredImage
 from app.db import Database, now
 from app.errors import from_storage
 from app.event_log import EventLog
@@ -36,10 +34,10 @@ from model.engine.messages import (
     Started,
     Terminal,
 )
-from model.pictures import model_view
 
 log = logging.getLogger("omni_r1.traces")
 
+SEEN = "0-0"  # among a trace's partial pictures: the question's picture as the model sees it, for the checkers
 INTERRUPTED = {
     "code": "interrupted",
     "detail": "the server stopped before the trace was finished; ask the question again",
@@ -83,6 +81,7 @@ class TraceRunner:
                 sampling=live.sampling,
                 mode=live.mode,
                 partial_images=live.partial_images,
+                show_seen=live.task_id is not None,
                 resume=resume,
             )
             live.submitted = True
@@ -119,7 +118,9 @@ class TraceRunner:
                 self._queued(live, position)
             case Started():
                 self._started(live, output)
-            case Emitted(event, png, _codes):
+            case Emitted(event, png, _codes, seen):
+                if seen is not None:
+                    await asyncio.to_thread(self._partials.put, live.id, SEEN, seen)
                 await self._emitted(live, event.type, dict(event.data), png)
 
     async def _leave_with(self, live: LiveTrace, output: Terminal | None) -> None:
@@ -205,7 +206,7 @@ class TraceRunner:
                 live.pngs[data["step"]] = png
                 stored = await asyncio.to_thread(self._images.put_png, png)
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
-                update = _linker(live.id, stored.image_id)
+                update = _drawn(live.id, stored)
         if not live.ended:  # a thread may have let the end overtake
             self._events.append(live.id, type_, data, urgent=urgent, update=update)
 
@@ -292,10 +293,8 @@ class TraceRunner:
                 if "image" in step and step["index"] not in pngs:
                     pngs[step["index"]] = self._images.read(step["image"]["image_id"])
         drawn = [pngs.get(step) for step in range(1, max(pngs, default=0) + 1)]
-        asked = live.images[0]
-        with Image.open(io.BytesIO(asked.png)) as picture:
-            first = model_view(picture, live.resolution, asked.fit)
-        return self._world.judge(task_id, answer, first, drawn)
+        seen = self._partials.path(live.id, SEEN).read_bytes() if drawn else None
+        return self._world.judge(task_id, answer, seen, drawn)
 
 
 def _setter(trace_id: str, **values: Any) -> Callable[[Connection], None]:
@@ -305,8 +304,9 @@ def _setter(trace_id: str, **values: Any) -> Callable[[Connection], None]:
     return update
 
 
-def _linker(trace_id: str, image_id: str) -> Callable[[Connection], None]:
+def _drawn(trace_id: str, image: StoredImage) -> Callable[[Connection], None]:
     def update(connection: Connection) -> None:
-        store.link_image(connection, trace_id, image_id)
+        store.link_image(connection, trace_id, image.image_id)
+        store.update(connection, trace_id, last_image=image.as_json())
 
     return update

@@ -133,7 +133,6 @@ class TraceService:
         version = await self._checkpoints.ensure_loaded(info)
         prepared = await asyncio.to_thread(self._intake.prepare, body, info)
         self._admit()
-        assert info.config is not None
         live = LiveTrace(
             id=self._ids.new(),
             checkpoint=info.name,
@@ -147,7 +146,6 @@ class TraceService:
             task_id=prepared.task_id,
             created=time.time(),
             timings={"queued_ms": None, "first_text_ms": None, "total_ms": None},
-            resolution=info.config.vq.resolution,
         )
         live.position = self.waiting
         self._live[live.id] = live
@@ -279,7 +277,6 @@ class TraceService:
             inputs = await asyncio.to_thread(self._inputs, row.images)
             last = await asyncio.to_thread(self._last_seq, trace_id)
             self._admit()
-            assert info.config is not None
             live = LiveTrace(
                 id=trace_id,
                 checkpoint=row.checkpoint,
@@ -293,7 +290,6 @@ class TraceService:
                 task_id=row.task_id,
                 created=datetime.fromisoformat(row.created_at).timestamp(),
                 timings=dict(row.timings),
-                resolution=info.config.vq.resolution,
                 started=True,
                 resumed=True,
                 was_read=True,

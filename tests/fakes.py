@@ -9,7 +9,7 @@ import random
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,7 @@ class FakeGeneration:
                 case _:
                     if self.pace_s:
                         await asyncio.sleep(self.pace_s)
-                    yield item
+                    yield _with_seen(item, request) if request.show_seen else item
                     if isinstance(item, Finished | Failed | Cancelled | Paused):
                         return
 
@@ -285,6 +285,13 @@ class FakeGeneration:
             for wait in waits:
                 wait.cancel()
         return aborted.is_set()
+
+
+def _with_seen(item: Output, request: GenerationRequest) -> Output:
+    """The first drawing with the question's picture, unless the script says what the model saw."""
+    if isinstance(item, Emitted) and item.event.type == "image.completed" and item.event.data["step"] == 1:
+        return replace(item, seen=item.seen or request.images[-1].png)
+    return item
 
 
 # ---- a checkpoint without tensors

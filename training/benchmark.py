@@ -22,7 +22,7 @@ from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams
 from model.images import decode_codes, encode_pictures, flatness
 from training.grading import is_right
-from training.unitasks.checkers import check_step
+from training.unitasks.checkers import judge_drawings
 from training.unitasks.task import Task
 from training.unitasks.world import EVAL_SEED_MIN, SLICES, make_task
 
@@ -100,11 +100,9 @@ def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], comp
         parser.feed(token)
     parser.finish()
     drawn = [codes for _, codes in parser.steps if codes is not None]
-    pictures = decode_codes(loaded.vq, [question, *drawn]) if drawn else []
-    reference_drawings = len(task.steps)
-    right = sum(
-        check_step(task, k, pictures[k - 1], pictures[k]) for k in range(1, min(len(drawn), reference_drawings) + 1)
-    )
+    pictures = iter(decode_codes(loaded.vq, [question, *drawn]))
+    seen = next(pictures)
+    right, total = judge_drawings(task, seen, [next(pictures) if codes else None for _, codes in parser.steps])
     perception = loaded.manifest.perception
     limit = FLAT_SHARE
     if perception is not None and perception.flat_share_max is not None:
@@ -118,7 +116,7 @@ def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], comp
         right=parser.answer is not None and is_right(parser.answer, task.answer),
         malformed=not parser.well_formed,
         drawings_right=right,
-        drawings_total=max(reference_drawings, len(drawn)),
+        drawings_total=total,
         pictures=len(drawn),
         blank=sum(flatness(codes) > limit for codes in drawn),
         tokens=len(completion.token_ids),

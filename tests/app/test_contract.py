@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from PIL import ImageEnhance
 
 from app import db as tables
 from app.artifacts import encode_png
@@ -16,9 +18,10 @@ from app.errors import CODES
 from app.main import create_app
 from app.schemas import CheckpointList, LimitsOut, ModelList, ProblemOut, Ready, RoomOut, TaskOut, Trace
 from app.settings import Settings
-from model.engine.messages import GenerationRequest
+from model.engine.messages import Emitted, GenerationRequest
 from tests.app.conftest import Server
 from tests.fakes import FakeGeneration, Item, answer_items, step_items
+from training.skills import Action, apply
 from training.unitasks.world import EVAL_SEED_MIN, make_task
 
 WithServer = Callable[..., Any]
@@ -132,6 +135,38 @@ def test_a_trace_on_a_task_carries_the_checkers_verdict(with_server: WithServer,
         assert verdicts[1]["drawings_right"] < steps
         right = (await server.client.get("/v1/traces", params={"verdict": "right", "slice": "operational"})).json()
         assert len(right["data"]) == 1
+
+    with_server(scenario)
+
+
+def test_a_first_drawing_is_judged_against_the_picture_that_the_model_saw(
+    with_server: WithServer, engine: FakeGeneration
+) -> None:
+    """As in the evaluation: the decode of the question's codes, kept over a pause; not the picture itself."""
+    task = make_task("natural", EVAL_SEED_MIN + 1)
+    dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # what a poor tokenizer might make of it
+    drawn = encode_png(apply(Action.parse(task.steps[0].action), dimmed))
+    seen = [encode_png(dimmed), encode_png(task.image)]
+
+    def script(request: GenerationRequest) -> list[Item]:
+        items = step_items(1, "Now what.", drawn)
+        return [replace(i, seen=seen[0]) if isinstance(i, Emitted) and i.png else i for i in items] + answer_items("x")
+
+    engine.script = script
+
+    async def scenario(server: Server) -> None:
+        shown = (await server.client.get("/v1/tasks", params={"slice": "natural", "seed": task.seed})).json()
+        body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
+        counts = []
+        for mode in ("auto", "step", "auto"):
+            created = (await server.client.post("/v1/traces", json=body | {"mode": mode})).json()
+            if mode == "step":
+                await server.until(created["id"], "trace.paused")
+                await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
+            counts.append((await server.finished(created["id"]))["verdict"]["drawings_right"])
+            if mode == "step":
+                del seen[0]
+        assert counts == [1, 1, 0]
 
     with_server(scenario)
 

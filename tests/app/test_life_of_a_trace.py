@@ -114,6 +114,8 @@ def test_step_mode_pauses_after_each_step_and_continue_brings_the_answer(with_se
         assert events[-1].data == {"step": 1}
         paused = await server.get(created["id"])
         assert (paused["status"], len(paused["steps"]), paused["answer"]) == ("paused", 1, None)
+        (entry,) = (await server.client.get("/v1/traces")).json()["data"]
+        assert entry["last_image"]["image_id"] == paused["steps"][0]["image"]["image_id"]
         assert server.generation.running == 0
         answer = await server.client.post(f"{url}/continue")
         assert answer.status_code == 200

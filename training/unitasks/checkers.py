@@ -9,6 +9,7 @@ model's score. Knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -46,6 +47,28 @@ MAX_CHANGED_PATCHES = 2  # of 8x8 px
 PATCH_CHANGED = 40.0  # grey levels
 MAX_CROP_MEAN = 24.0  # grey levels from the right crop
 CELL_RADIUS = 2  # pixels around a cell's centre
+
+
+def judge_drawings(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | None]) -> tuple[int, int]:
+    """How many drawings of a whole trace are right, and of how many: the reference's, or more if more were drawn.
+
+    Args:
+        task: what was asked.
+        seen: the question's picture as the model saw it, the decode of its codes.
+        drawn: the picture of each step, None for a step without one. A larger checkpoint's are brought to 64x64.
+    """
+    right = 0
+    previous = _sized(seen)
+    for k, picture in enumerate(drawn[: len(task.steps)], 1):
+        if picture is not None:
+            picture = _sized(picture)
+            right += check_step(task, k, previous, picture)
+            previous = picture
+    return right, max(len(task.steps), sum(picture is not None for picture in drawn))
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    return picture if picture.size == (SIZE, SIZE) else picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) -> bool:
