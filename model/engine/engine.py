@@ -15,12 +15,12 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.engine.phases import Legal, PhaseRules
+from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import FinishedBy, SamplingParams, Sequence, Status
@@ -51,12 +51,6 @@ class Completion:
     logprobs: list[float]
     mask_bytes: bytes
     finish_reason: FinishedBy
-
-
-class LegalText(Protocol):
-    """What the engine asks of a template."""
-
-    def text_legal_ids(self) -> list[int]: ...
 
 
 class Engine:
@@ -90,9 +84,8 @@ class Engine:
         self.cache = KVCache(config, max(num_slots, MIN_ROWS), context_len, device=self.device, dtype=self.dtype)
         self._groups = config.num_heads // config.num_kv_heads
         self._attention = DecodeAttention(self.cache, groups=self._groups)
-        # begin-image is the last text column, so that forbidding it is one addition
-        self._text_ids = [*(i for i in template.text_legal_ids() if i != vocab.boi_id), vocab.boi_id]
-        self._code_ids = list(vocab.code_ids)
+        legal = LegalIds.of(template, vocab)  # begin-image is the last text column: forbidding it is one addition
+        self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
         self._text_index = torch.tensor(self._text_ids, device=self.device)
         self._code_index = torch.tensor(self._code_ids, device=self.device)
         self._params: RowParams | None = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Literal
+from typing import Literal, Protocol
+
+from model.vocab import Vocabulary
 
 ANSWER_ROOM = 32  # tokens that must be left behind a picture, so that an answer fits (method.md, section 3)
 
@@ -28,6 +30,31 @@ class Legal(IntEnum):
     TEXT = 1
     TEXT_OR_IMAGE = 2
     CODE = 3
+
+
+class LegalText(Protocol):
+    """What is asked of a template: the ids that may be drawn as text, begin-image apart."""
+
+    def text_legal_ids(self) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LegalIds:
+    """Which ids a position may be drawn from; who draws and who trains must use the same.
+
+    Attributes:
+        text: for TEXT_OR_IMAGE; begin-image is the last one, and TEXT is all but the last.
+        codes: for CODE, in the order of the codebook.
+    """
+
+    text: tuple[int, ...]
+    codes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, template: LegalText, vocab: Vocabulary) -> LegalIds:
+        """Those of a checkpoint."""
+        text = (*(i for i in template.text_legal_ids() if i != vocab.boi_id), vocab.boi_id)
+        return cls(text, tuple(vocab.code_ids))
 
 
 @dataclass(frozen=True, slots=True)
