@@ -6,10 +6,8 @@ committed events on every read, so that there is one truth; its final row gets t
 
 from __future__ import annotations
 
+import functools
 import json
-import secrets
-import threading
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,40 +16,18 @@ from sqlalchemy.engine import Connection, Row
 
 from app import db as tables
 from app.db import now
+from app.ids import SortableIds
 from app.schemas import TERMINAL
 
 T = tables.traces
 E = tables.events
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # What a list page needs: everything but the steps and the resume state.
 _ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resume")]
 _NO_RESUME = [column for column in T.c if column.name != "resume"]
 
 
-class TraceIds:
-    """Ids that sort by creation, also within a millisecond and when the clock steps back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._last = 0
-
-    def not_before(self, trace_id: str | None) -> None:
-        """Let every new id sort behind `trace_id`."""
-        if trace_id is not None and trace_id.startswith("tr_"):
-            value = 0
-            for char in trace_id[3:15]:
-                value = value * 32 + max(0, _ALPHABET.find(char))
-            self._last = max(self._last, value)
-
-    def new(self) -> str:
-        """A fresh id: 12 characters of time and counter, 8 random ones."""
-        with self._lock:
-            # 45 bits of milliseconds, 15 bits for those within one.
-            self._last = max(self._last + 1, int(time.time() * 1000) << 15)
-            value = self._last
-        digits = [_ALPHABET[(value >> shift) & 31] for shift in range(55, -5, -5)]
-        return "tr_" + "".join(digits) + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+TraceIds = functools.partial(SortableIds, "tr_")
 
 
 def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
