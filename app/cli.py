@@ -174,6 +174,7 @@ def _add_train(commands: _Commands[_Parser]) -> None:
         "--variant", choices=VARIANTS, default="interleaved", help="of pesft: the recipe, or a control without pictures"
     )
     parser.add_argument("--perception-weight", type=_finite, help="of pesft: lambda instead of the recipe's")
+    parser.add_argument("--steps", type=_positive, help="of pesft: a shorter run than the recipe's, named after it")
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:
@@ -204,6 +205,13 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"not a finite number: {text}")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"not a positive number: {text}")
     return number
 
 

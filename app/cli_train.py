@@ -26,6 +26,7 @@ def train_nano(args: Namespace) -> int:
                 threads=args.threads,
                 variant=args.variant,
                 perception_weight=args.perception_weight,
+                steps=args.steps,
             )
     except KeyboardInterrupt:
         raise CommandError("stopped; the same command with --resume goes on", EXIT_INTERRUPTED) from None

@@ -66,12 +66,13 @@ class NanoRecipe:
     drills: int = 60_000
     base_steps: int = 1_200
     base_lr: float = 2e-3
+    base_tokens: int = 6_144
     traces: int = 64_000
-    pesft_steps: int = 4_000
-    pesft_lr: float = 1.2e-3
+    pesft_steps: int = 6_800
+    pesft_lr: float = 2e-3
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"
-    max_tokens: int = 6_144
+    pesft_tokens: int = 3_072
 
 
 RECIPES = {
@@ -83,7 +84,7 @@ RECIPES = {
             decoder_steps=2, decoder_batch=4,
         ),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
-        drills=64, base_steps=4, traces=32, pesft_steps=4, max_tokens=1_024,
+        drills=64, base_steps=4, traces=32, pesft_steps=4, base_tokens=1_024, pesft_tokens=1_024,
     ),
 }  # fmt: skip
 
@@ -98,6 +99,7 @@ def run(
     threads: int | None = None,
     variant: str = "interleaved",
     perception_weight: float | None = None,
+    steps: int | None = None,
 ) -> Path:
     """Run one stage and return the folder it left: the VQ's run, or a checkpoint.
 
@@ -110,6 +112,7 @@ def run(
         threads: torch threads; the same number gives the same bits.
         variant: of ``pesft``: ``interleaved``, or the controls ``text`` and ``state``.
         perception_weight: lambda of ``pesft`` instead of the recipe's.
+        steps: of ``pesft``, instead of the recipe's: a shorter schedule, under a name that says so.
 
     Raises:
         ValueError: unknown stage or preset, or an earlier stage's result is missing.
@@ -126,7 +129,10 @@ def run(
     if stage == "pesft":
         if perception_weight is not None:
             recipe = replace(recipe, perception_weight=perception_weight)
-        return pesft_stage(recipe, out, resume=resume, variant=variant)
+        name = pesft_name(variant, recipe.perception_weight)
+        if steps is not None:
+            recipe, name = replace(recipe, pesft_steps=steps), f"{name}-{steps}"
+        return pesft_stage(recipe, out, name=name, resume=resume, variant=variant)
     raise ValueError(f"unknown stage {stage!r}: use vq, base or pesft")
 
 
@@ -175,7 +181,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     transformer.init_weights(recipe.seed)
     _start_codes_from_codebook(transformer, vq, vocab, recipe.seed)
     spec = SFTSpec(
-        steps=recipe.base_steps, lr=recipe.base_lr, seed=recipe.seed, max_tokens=recipe.max_tokens, label="base"
+        steps=recipe.base_steps, lr=recipe.base_lr, seed=recipe.seed, max_tokens=recipe.base_tokens, label="base"
     )
     train_sft(spec, transformer, vq.codebook, id_to_code(vocab), data, run_folder, resume=resume)
     manifest = Manifest(
@@ -200,7 +206,9 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     )
 
 
-def pesft_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False, variant: str = "interleaved") -> Path:
+def pesft_stage(
+    recipe: NanoRecipe, out: Path, *, name: str = "nano-omni-r1", resume: bool = False, variant: str = "interleaved"
+) -> Path:
     """PeSFT from ``nano-base`` on annotated traces (L_CE + lambda L_Pe); the controls are variants of the same run."""
     folder = out / "nano-base"
     if not (folder / "manifest.json").exists():
@@ -208,7 +216,6 @@ def pesft_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False, variant:
     base = load_checkpoint(folder)
     if base.vq is None:
         raise ValueError(f"{folder} has no VQ")
-    name = pesft_name(variant, recipe.perception_weight)
     run_folder = out / "runs" / name
     run_folder.mkdir(parents=True, exist_ok=True)
     vq, template = base.vq, base.template
@@ -219,7 +226,7 @@ def pesft_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False, variant:
         lr=recipe.pesft_lr,
         seed=recipe.seed,
         # equal data and steps: a control's batch holds as many traces, not as many tokens
-        max_tokens=round(recipe.max_tokens * _length_share(data, run_folder.parent, variant)),
+        max_tokens=round(recipe.pesft_tokens * _length_share(data, run_folder.parent, variant)),
         perception_weight=weight,
         perception_reduction=recipe.perception_reduction,
         label=name,

@@ -33,14 +33,15 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 MAX_INK_DISTANCE = 35.0  # Lab; nearer is ink
-MIN_BLOB = 5  # pixels; smaller specks of new ink are the tokenizer's
+MIN_BLOB = 5  # pixels; smaller specks of new ink are the tokenizer's,
+MIN_BLOB_SHARE = 0.25  # and in a box or mark those smaller than this share of the largest
 MIN_BOX_IOU = 0.6
 MIN_BOX_OUTLINE = 0.75  # share of the outline that is inked
 MAX_MARK_OFFSET = 4.0  # pixels
 MARK_EXTENT = (3, 13)  # pixels, smallest and largest width and height
 MAX_END_OFFSET = 4.0  # pixels
 MAX_LINE_MEDIAN = 2.0  # pixels from the line
-MIN_LINE_COVER = 0.8  # share of the line that is inked
+MIN_LINE_COVER = 0.6  # share of the line that is inked
 MIN_NEW_LINE = 0.4  # share of the line whose ink is new
 MAX_REST_MEAN = 12.0  # grey levels, outside the ink
 MAX_CHANGED_PATCHES = 2  # of 8x8 px
@@ -85,9 +86,9 @@ def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) ->
     if not new.any() or not _rest_is_kept(before, after, ink):
         return False
     if isinstance(target, BoxTarget):
-        return _box_is_right(target, ink, new)
+        return _box_is_right(target, ink, _without_crumbs(new))
     if isinstance(target, MarkTarget):
-        return _mark_is_right(target, new)
+        return _mark_is_right(target, _without_crumbs(new))
     return _line_is_right(target, ink, new)
 
 
@@ -131,11 +132,16 @@ def _new_ink(before: Floats, after: Floats) -> tuple[Mask, Mask]:
     """All ink, and the ink that was not there before, without specks."""
     ink = _ink_distance(after) < MAX_INK_DISTANCE
     new = ink & ~_grow(_ink_distance(before) < MAX_INK_DISTANCE)
-    return ink, _without_specks(new)
+    return ink, _joined(_blobs(new))
 
 
-def _without_specks(mask: Mask) -> Mask:
-    out, seen = np.zeros_like(mask), np.zeros_like(mask)
+Blob = list[tuple[int, int]]  # (row, column) of its pixels
+
+
+def _blobs(mask: Mask) -> list[Blob]:
+    """The connected parts (8 neighbours) of at least `MIN_BLOB` pixels."""
+    out: list[Blob] = []
+    seen = np.zeros_like(mask)
     for y, x in zip(*np.nonzero(mask), strict=True):
         if seen[y, x]:
             continue
@@ -148,9 +154,23 @@ def _without_specks(mask: Mask) -> Mask:
                         seen[c, d] = True
                         blob.append((c, d))
         if len(blob) >= MIN_BLOB:
-            rows, columns = zip(*blob, strict=True)
-            out[list(rows), list(columns)] = True
+            out.append(blob)
     return out
+
+
+def _joined(blobs: list[Blob]) -> Mask:
+    out = np.zeros((SIZE, SIZE), dtype=np.bool_)
+    for blob in blobs:
+        rows, columns = zip(*blob, strict=True)
+        out[list(rows), list(columns)] = True
+    return out
+
+
+def _without_crumbs(new: Mask) -> Mask:
+    """New ink without the parts that are small beside the largest: a box or a mark is one thing."""
+    blobs = _blobs(new)
+    least = MIN_BLOB_SHARE * max(map(len, blobs))
+    return _joined([blob for blob in blobs if len(blob) >= least])
 
 
 def _rest_is_kept(before: Floats, after: Floats, ink: Mask) -> bool:

@@ -171,7 +171,7 @@ def make_table(rng: Random, seed: int, level: str) -> Task:
         say(rng, f"I draw a line along the {shape} row.", f"I draw a line from the {shape} along its row."),
         line(16, y, 62, y),
         f"The line runs along row {row + 1}: {', '.join(cells[row])}.",
-        LineTarget((16, y), (62, y)),
+        LineTarget((16, y), (60, y)),
     )
     if reverse:
         question = say(
@@ -201,7 +201,7 @@ def make_table(rng: Random, seed: int, level: str) -> Task:
             say(rng, f"I draw a line down column {column + 1}.", f"I draw another line down column {column + 1}."),
             line(x, 16, x, 62),
             f"The lines cross at row {row + 1}, column {column + 1}, on {colour}.",
-            LineTarget((x, 16), (x, 62)),
+            LineTarget((x, 16), (x, 60)),
         )
         answer, choices = colour, COLOUR_NAMES
     return Task("structured", "table", seed, question, image, tuple(chain.steps), answer, level, choices)
