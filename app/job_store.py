@@ -1,0 +1,315 @@
+"""Jobs in SQL: the rows and events that the runner writes, and the shapes that the contract shows.
+
+`JobTable` is the `training.jobs.JobStore` of one server: it claims and changes only rows with its `server_id`. Whoever
+asks to cancel a job may be another server on the same database. Blocking; knows no HTTP and no processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from app import db as tables
+from app.db import Database, now
+from app.ids import SortableIds
+from training.job_folder import WorkerEvent
+from training.jobs import End, Job, WorkerProcess
+
+J = tables.jobs
+E = tables.job_events
+C = tables.checkpoints
+
+ENDED = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
+LIVE = ("queued", "running")
+STATUS_EVENT = "job.status"
+
+JobIds = functools.partial(SortableIds, "job_")
+
+
+class JobTable:
+    """The jobs of one server, as its runner sees them."""
+
+    def __init__(self, db: Database, server_id: Callable[[], str], folder: Path) -> None:
+        self._db = db
+        self._server_id = server_id
+        self._folder = folder
+
+    def folder(self, job_id: str) -> Path:
+        """Where the job's files are."""
+        return self._folder / job_id
+
+    def claim(self, max_running: int) -> Job | None:
+        """The oldest queued job, made `running`; None while it must wait.
+
+        An `exclusive` job waits until nothing runs, lets nothing start beside it, and is not overtaken.
+        """
+        with self._db.read() as connection:
+            if self._next(connection, max_running) is None:
+                return None
+        with self._db.write() as connection:
+            head = self._next(connection, max_running)
+            if head is None:
+                return None
+            claimed = sa.select(J.c.id).where(J.c.id == head, J.c.status == "queued").scalar_subquery()
+            values = {"status": "running", "attempt": J.c.attempt + 1, "worker": None, "heartbeat_at": now()}
+            update = sa.update(J).where(J.c.id == claimed, J.c.status == "queued")
+            row = connection.execute(
+                update.values(**values, started_at=sa.func.coalesce(J.c.started_at, now())).returning(*J.c)
+            ).one_or_none()
+            if row is None:
+                return None
+            _append(connection, row.id, STATUS_EVENT, _status(row))
+            return self._job(row)
+
+    def _next(self, connection: Connection, max_running: int) -> str | None:
+        mine = J.c.server_id == self._server_id()
+        running = connection.execute(sa.select(J.c.gpu).where(mine, J.c.status == "running")).scalars().all()
+        query = sa.select(J.c.id, J.c.gpu).where(mine, J.c.status == "queued").order_by(J.c.id).limit(1)
+        head = connection.execute(query).one_or_none()
+        if head is None or len(running) >= max_running or "exclusive" in running:
+            return None
+        return None if head.gpu == "exclusive" and running else str(head.id)
+
+    def left_over(self) -> list[Job]:
+        """This server's jobs that are said to be running, oldest first."""
+        query = sa.select(J).where(J.c.server_id == self._server_id(), J.c.status == "running").order_by(J.c.id)
+        with self._db.read() as connection:
+            return [self._job(row) for row in connection.execute(query)]
+
+    def started(self, job_id: str, worker: WorkerProcess) -> None:
+        """Note the job's process."""
+        with self._db.write() as connection:
+            update(connection, job_id, worker={"pid": worker.pid, "started": worker.started}, heartbeat_at=now())
+
+    def beat(self, job_id: str) -> bool:
+        """Note that the process was seen alive; whether the job shall be cancelled."""
+        with self._db.write() as connection:
+            changed = sa.update(J).where(J.c.id == job_id).values(heartbeat_at=now()).returning(J.c.cancel_requested)
+            return bool(connection.execute(changed).scalar())
+
+    def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
+        """Keep events, what they tell of progress and metrics, and how far the file has been read."""
+        values: dict[str, Any] = {"log_offset": log_offset}
+        metrics: dict[str, Any] = {}
+        rows = []
+        for event in events:
+            data = _plain({**event.data, "time": event.time})
+            rows.append((event.type, data))
+            if event.type == "progress":
+                values["progress"] = {key: data.get(key) for key in ("stage", "step", "total", "eta_s")}
+            elif event.type == "metrics" and isinstance(data.get("values"), dict):
+                metrics |= data["values"]
+        with self._db.write() as connection:
+            if metrics:
+                known = connection.execute(sa.select(J.c.metrics).where(J.c.id == job_id)).scalar() or {}
+                values["metrics"] = known | metrics
+            update(connection, job_id, **values)
+            seq = last_seq(connection, job_id)
+            if rows:
+                connection.execute(
+                    sa.insert(E),
+                    [
+                        {"job_id": job_id, "seq": seq + at, "type": type_, "data": _encode(data)}
+                        for at, (type_, data) in enumerate(rows, 1)
+                    ],
+                )
+
+    def finish(
+        self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
+    ) -> None:
+        """The job's end and its last event, in one transaction."""
+        with self._db.write() as connection:
+            change_status(
+                connection,
+                job_id,
+                from_=("running",),
+                status=status,
+                error=_plain(dict(error)) if error is not None else None,
+                result=_plain(dict(result)) if result is not None else None,
+                finished_at=now(),
+                worker=None,
+            )
+
+    def _job(self, row: Row[Any]) -> Job:
+        worker = WorkerProcess(int(row.worker["pid"]), float(row.worker["started"])) if row.worker else None
+        return Job(
+            id=row.id,
+            folder=self.folder(row.id),
+            spec=row.spec,
+            resume=row.attempt > 1,
+            log_offset=row.log_offset,
+            cancel_requested=row.cancel_requested,
+            worker=worker,
+        )
+
+
+# ---- rows
+
+
+def insert(connection: Connection, **values: Any) -> None:
+    """A queued job and its first event."""
+    row = {
+        "status": "queued",
+        "metrics": {},
+        "attempt": 0,
+        "cancel_requested": False,
+        "log_offset": 0,
+        "created_at": now(),
+        **values,
+    }
+    connection.execute(sa.insert(J).values(**row))
+    _append(connection, values["id"], STATUS_EVENT, {"status": "queued", "time": row["created_at"]})
+
+
+def update(connection: Connection, job_id: str, **values: Any) -> None:
+    """Set columns of the job's row."""
+    connection.execute(sa.update(J).where(J.c.id == job_id).values(**values))
+
+
+def change_status(connection: Connection, job_id: str, *, from_: Iterable[str], **values: Any) -> bool:
+    """Give the job another status, and say so in its log; False where it has none of the statuses `from_`."""
+    changed = sa.update(J).where(J.c.id == job_id, J.c.status.in_(tuple(from_))).values(**values).returning(*J.c)
+    row = connection.execute(changed).one_or_none()
+    if row is None:
+        return False
+    _append(connection, job_id, STATUS_EVENT, _status(row))
+    return True
+
+
+def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
+    """The job's row."""
+    return connection.execute(sa.select(J).where(J.c.id == job_id)).one_or_none()
+
+
+def delete(connection: Connection, job_id: str) -> bool:
+    """Remove an ended job and its events; False for one that has not ended or does not exist."""
+    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(ENDED)))
+    return connection.execute(ended).rowcount > 0
+
+
+def newest_id(connection: Connection) -> str | None:
+    """The id of the job created last."""
+    return connection.execute(sa.select(sa.func.max(J.c.id))).scalar()
+
+
+def prefixes(connection: Connection) -> set[str]:
+    """What the checkpoints of all jobs are called before their step."""
+    return set(connection.execute(sa.select(J.c.output_prefix)).scalars())
+
+
+# ---- events
+
+
+def last_seq(connection: Connection, job_id: str) -> int:
+    """Number of the job's last event."""
+    return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == job_id)).scalar() or 0
+
+
+def events_after(connection: Connection, job_id: str, after: int, limit: int) -> list[tuple[int, str, str]]:
+    """Events (seq, type, data) with seq > `after`, in order."""
+    query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.job_id == job_id, E.c.seq > after).order_by(E.c.seq)
+    return [(row.seq, row.type, row.data) for row in connection.execute(query.limit(limit))]
+
+
+def metrics_page(connection: Connection, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of metrics with seq > `after`, oldest first, and whether there are more; a page costs the same anywhere."""
+    query = sa.select(E.c.seq, E.c.data).where(E.c.job_id == job_id, E.c.type == "metrics", E.c.seq > after)
+    rows = connection.execute(query.order_by(E.c.seq).limit(limit + 1)).all()
+    return [{"seq": row.seq, **json.loads(row.data)} for row in rows[:limit]], len(rows) > limit
+
+
+def _append(connection: Connection, job_id: str, type_: str, data: Mapping[str, Any]) -> None:
+    seq = last_seq(connection, job_id) + 1
+    connection.execute(sa.insert(E).values(job_id=job_id, seq=seq, type=type_, data=_encode(data)))
+
+
+def _status(row: Row[Any]) -> dict[str, Any]:
+    shown = {
+        "status": row.status,
+        "attempt": row.attempt,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "time": now(),
+    }
+    return shown | {key: value for key in ("error", "result") if (value := getattr(row, key)) is not None}
+
+
+def _encode(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinity are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+# ---- as the contract shows them
+
+
+def whole(connection: Connection, job_id: str) -> dict[str, Any] | None:
+    """The job as the contract shows it, or None."""
+    row = get_row(connection, job_id)
+    return None if row is None else _shown(row, _checkpoints(connection, [job_id]))
+
+
+def page(
+    connection: Connection,
+    *,
+    limit: int,
+    after: str | None = None,
+    status: str | None = None,
+    method: str | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of jobs, newest first, and whether there are more."""
+    query = sa.select(J).order_by(J.c.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(J.c.id < after)
+    if status is not None:
+        query = query.where(J.c.status == status)
+    if method is not None:
+        query = query.where(J.c.method == method)
+    rows = connection.execute(query).all()
+    made = _checkpoints(connection, [row.id for row in rows[:limit]])
+    return [_shown(row, made) for row in rows[:limit]], len(rows) > limit
+
+
+def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    query = sa.select(C).where(C.c.job_id.in_(job_ids)).order_by(C.c.created_at, C.c.step, C.c.name)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in connection.execute(query):
+        shown = {key: getattr(row, key) for key in ("name", "stage", "step", "metrics", "created_at")}
+        found.setdefault(row.job_id, []).append(shown)
+    return found
+
+
+def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "status": row.status,
+        "method": row.method,
+        "progress": row.progress,
+        "metrics": row.metrics,
+        "spec": row.spec,
+        "result": row.result,
+        "error": row.error,
+        "checkpoints": made.get(row.id, []),
+        "attempt": row.attempt,
+        "cancel_requested": row.cancel_requested and row.status == "running",
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "heartbeat_at": row.heartbeat_at if row.status == "running" else None,
+    }
