@@ -1,0 +1,154 @@
+"""What PeRPO optimises, as free functions on tensors: log-probabilities, advantages, ratio, KL, entropy (Eqs. 12-16).
+
+Log-probabilities are those of the *sampler's* distribution: over the ids that were legal at a position, at the sampling
+temperature, without top-p. Which ids those were stands in one byte per response token (`model.engine.phases.Legal`):
+0 forced, 1 text, 2 text with begin-image, 3 code. A forced token has no choice in it and takes no part.
+
+It knows no model, no reward and no optimiser.
+
+Legend: M drawn positions, H width, V vocabulary, G group, N trajectories of an optimiser batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.engine.phases import Legal, LegalIds
+
+KLEstimator = Literal["k3", "k1"]
+MAX_LOG_RATIO = 20.0  # beyond it exp() says nothing more, and in fp32 it would soon be infinite
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The rows of the output matrix that can be drawn: ``text`` [V_text, H], begin-image last, ``codes`` [K, H].
+
+    ``text_index`` and ``code_index`` [V] give a token id's row in either, -1 where it is not drawn from it.
+    """
+
+    text: Tensor
+    codes: Tensor
+    text_index: Tensor
+    code_index: Tensor
+
+    @classmethod
+    def of(cls, lm_head: Tensor, legal: LegalIds) -> Heads:
+        """Of the output matrix [V, H]; gradients flow back through the selection."""
+        size, device = lm_head.shape[0], lm_head.device
+        rows, indices = [], []
+        for ids in (legal.text, legal.codes):
+            chosen = torch.tensor(ids, device=device)
+            index = torch.full((size,), -1, dtype=torch.long, device=device)
+            index[chosen] = torch.arange(len(ids), device=device)
+            rows.append(lm_head.index_select(0, chosen))
+            indices.append(index)
+        return cls(rows[0], rows[1], indices[0], indices[1])
+
+
+def legal_logprobs(
+    hidden: Tensor, targets: Tensor, legal: Tensor, heads: Heads, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of drawn tokens under the sampler's mask.
+
+    Args:
+        hidden: [M, H], the states that predict the targets.
+        targets: [M] token ids that were drawn.
+        legal: [M] uint8, what each was drawn from; no position may be forced.
+        heads: the output matrix's rows.
+        temperature: of the sampling.
+
+    Returns:
+        log-probabilities [M] and entropies [M] in nats, both fp32.
+
+    Raises:
+        ValueError: a target was not legal where it stands, or a position is forced.
+    """
+    is_code = legal == Legal.CODE
+    index = torch.where(is_code, heads.code_index[targets], heads.text_index[targets])
+    closed = legal == Legal.TEXT
+    last = heads.text.shape[0] - 1
+    if bool(((legal == Legal.FORCED) | (index < 0) | (closed & (index == last))).any()):
+        raise ValueError("a token stands where it was not legal, or was forced: it has no log-probability")
+    logprobs = hidden.new_empty(targets.shape, dtype=torch.float32)
+    entropies = torch.empty_like(logprobs)
+    for rows, head in (((~is_code).nonzero()[:, 0], heads.text), (is_code.nonzero()[:, 0], heads.codes)):
+        if not len(rows):
+            continue
+        logits = (hidden[rows] @ head.t()).float() / temperature
+        if head is heads.text:
+            shut = torch.zeros_like(logits)
+            shut[closed[rows], last] = float("-inf")
+            logits = logits + shut
+        log_softmax = torch.log_softmax(logits, dim=-1)
+        logprobs = logprobs.index_copy(0, rows, log_softmax.gather(1, index[rows, None])[:, 0])
+        entropy = -(log_softmax.exp() * log_softmax.masked_fill(log_softmax.isinf(), 0.0)).sum(-1)
+        entropies = entropies.index_copy(0, rows, entropy)
+    return logprobs, entropies
+
+
+def group_advantages(rewards: Sequence[float], eps: float) -> list[float]:
+    """A = (r - mu) / (sigma + eps) within one group, sigma of the population (Eq. 13).
+
+    Raises:
+        ValueError: fewer than two rewards: nothing to compare with.
+    """
+    if len(rewards) < 2:
+        raise ValueError(f"a group of {len(rewards)} has no advantages: it takes at least 2")
+    mean = sum(rewards) / len(rewards)
+    sigma = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+    return [(r - mean) / (sigma + eps) for r in rewards]
+
+
+def token_weights(lengths: Sequence[int], trajectories: int) -> Tensor:
+    """Weight [M] of every drawn token: 1 / (L_i * N), the mean over a trajectory's tokens, then over trajectories.
+
+    Args:
+        lengths: L_i, drawn tokens of each trajectory in the order of their tokens.
+        trajectories: N of the whole optimiser batch, so that micro-batches add up to one batch.
+    """
+    counts = torch.tensor(lengths)
+    return (1.0 / (counts.float() * trajectories)).repeat_interleave(counts)
+
+
+def clipped_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The clipped surrogate, negated, per token (Eqs. 14, 15).
+
+    Args:
+        logprobs: [M] under the policy that is optimised.
+        old_logprobs: [M] under the policy that drew.
+        advantages: [M], each token its trajectory's.
+        clip_low: the ratio counts from 1 - clip_low ...
+        clip_high: ... up to 1 + clip_high.
+
+    Returns:
+        loss [M], ratio [M] and whether the bound took the gradient away [M].
+    """
+    ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    free, held = ratio * advantages, bounded * advantages
+    return -torch.minimum(free, held), ratio.detach(), (held < free).detach()
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+    """KL(policy || reference) per token [M] from the drawn tokens alone (Eq. 16).
+
+    ``k1`` is the plain log-ratio of the paper, whose gradient has no expected value as a loss term; ``k3`` is
+    exp(-d) - 1 + d for the log-ratio d: never negative, of the same expectation, and its gradient pulls back.
+    """
+    difference = logprobs - ref_logprobs
+    if estimator == "k1":
+        return difference
+    bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.exp(-bounded) - 1.0 + bounded
+
+
+def truncated_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi_old / pi_sampler, cap) [M], for a sampler that computes in another precision than the trainer."""
+    return (old_logprobs - sampler_logprobs).clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
