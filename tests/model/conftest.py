@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,3 +39,9 @@ def plain(vocab: Vocabulary, tokenizer: TextTokenizer) -> Template:
 @pytest.fixture(scope="session")
 def tagged(vocab: Vocabulary, tokenizer: TextTokenizer) -> Template:
     return Template("tagged", vocab, tokenizer)
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to be spoilt."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
