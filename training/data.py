@@ -39,8 +39,8 @@ class PictureCoder:
     pixels of a code's cell are those of the picture before, its code is taken over. Measured on 64 tasks: 12 % of the
     codes change from picture to picture instead of 24 %, and the checkers pass as many of the decoded pictures.
 
-    In the VQ's own precision, as questions are coded when they are asked: under bf16 autocast 1.1 % of the codes differ.
-    Batches of 16 stay in the cache, and cost what bf16 cost in batches of 64.
+    In the VQ's own precision, as questions are coded when they are asked: under bf16 autocast 1.1 % of the codes
+    differ. Batches of 16 stay in the cache, and cost what bf16 cost in batches of 64.
     """
 
     def __init__(self, vq: VQModel, *, batch: int = 16, device: str = "cpu") -> None:
@@ -99,15 +99,27 @@ class EncodedTask:
             variant: "interleaved" (text and pictures), "text" (control A: the pictures cut) or "state" (control B: text
                 that writes the state out instead of drawing it).
         """
-        if variant == "interleaved":
-            steps = [StepPart(text, codes) for text, _, codes in self.steps]
-        elif variant == "text":
-            steps = [StepPart(text) for text, _, _ in self.steps]
-        elif variant == "state":
-            steps = [StepPart(f"{text} {state}") for text, state, _ in self.steps]
-        else:
-            raise ValueError(f"unknown variant {variant!r}: use interleaved, text or state")
-        return template.render(self.question, [self.image], steps, self.answer)
+        return render_trace(template, self.question, [self.image], self.steps, self.answer, variant)
+
+
+def render_trace(
+    template: Template,
+    question: str,
+    images: Sequence[Codes],
+    steps: Sequence[tuple[str, str, Codes | None]],
+    answer: str,
+    variant: str = "interleaved",
+) -> Rendered:
+    """A trajectory in one of the variants of :meth:`EncodedTask.render`; ``steps`` are (text, state, codes) each."""
+    if variant == "interleaved":
+        parts = [StepPart(text, codes) for text, _, codes in steps]
+    elif variant == "text":
+        parts = [StepPart(text) for text, _, _ in steps]
+    elif variant == "state":
+        parts = [StepPart(f"{text} {state}" if state else text) for text, state, _ in steps]
+    else:
+        raise ValueError(f"unknown variant {variant!r}: use interleaved, text or state")
+    return template.render(question, images, parts, answer)
 
 
 def encode_tasks(tasks: Iterable[Task], coder: PictureCoder, *, total: int | None = None) -> list[EncodedTask]:
@@ -189,14 +201,26 @@ class TokenSet:
 
 
 class BatchPlan:
-    """Which sequences each step sees: every epoch a new shuffle, cut into batches of about ``max_tokens`` tokens."""
+    """Which sequences each step sees: every epoch a new shuffle, cut into batches of about ``max_tokens`` tokens.
 
-    def __init__(self, lengths: np.ndarray, max_tokens: int, seed: int) -> None:
-        self.lengths, self.max_tokens, self.seed = lengths, max_tokens, seed
+    With ``batch_samples`` a batch holds exactly so many sequences instead, and an epoch leaves out the rest that does
+    not fill one.
+    """
+
+    def __init__(self, lengths: np.ndarray, max_tokens: int, seed: int, *, batch_samples: int | None = None) -> None:
+        self.lengths, self.max_tokens, self.seed, self.batch_samples = lengths, max_tokens, seed, batch_samples
         self._epoch = cache(self._make_epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of the first epoch."""
+        return len(self._epoch(0))
 
     def _make_epoch(self, epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        if self.batch_samples is not None:
+            size = min(self.batch_samples, len(order))
+            return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
         total = np.cumsum(self.lengths[order])
         number = max(1, round(int(total[-1]) / self.max_tokens))
         cuts = np.searchsorted(total, np.arange(1, number) * (int(total[-1]) / number))
@@ -209,6 +233,23 @@ class BatchPlan:
             step -= len(self._epoch(epoch))
             epoch += 1
         return self._epoch(epoch)[step]
+
+
+def micro_batches(indices: np.ndarray, lengths: np.ndarray, count: int, *, by: str = "tokens") -> list[np.ndarray]:
+    """The sequences of one batch in at most ``count`` parts, none empty, in order.
+
+    Args:
+        indices: of the batch.
+        lengths: tokens of every sequence of the set.
+        count: of parts.
+        by: ``tokens`` or ``samples``: of what the parts hold about as many.
+    """
+    if by == "samples":
+        parts = np.array_split(indices, count)
+    else:
+        ends = np.cumsum(lengths[indices])
+        parts = np.split(indices, np.searchsorted(ends, np.arange(1, count) * (int(ends[-1]) / count)))
+    return [part for part in parts if len(part)]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -27,6 +28,41 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torch import nn
+
+
+class Schedule(Protocol):
+    """The learning rate as a function of the step alone."""
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSchedule:
+    """Linear warm-up to ``peak``, then a straight line to zero at ``total`` steps (transformers' default)."""
+
+    peak: float
+    total: int
+    warmup: int = 0
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        return self.peak * max(0.0, (self.total - step) / max(1, self.total - self.warmup))
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSchedule:
+    """Linear warm-up to ``peak``, which then stays."""
+
+    peak: float
+    warmup: int = 0
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        return self.peak * min(1.0, (step + 1) / max(1, self.warmup))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +106,10 @@ class StopFlag:
     def __init__(self) -> None:
         self._stop = False
 
+    def request(self) -> None:
+        """Ask for the stop without a signal."""
+        self._stop = True
+
     def __enter__(self) -> StopFlag:
         self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -99,6 +139,12 @@ def atomic_write(path: Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _save_tensors(state: dict[str, Any], path: Path) -> None:
+    """`torch.save` that says OSError where the disk is full (its own writer says RuntimeError)."""
+    with path.open("wb") as handle:
+        torch.save(state, handle)
+
+
 def provenance() -> dict[str, Any]:
     """Commit, versions and machine of this run, to be written beside its results."""
     try:
@@ -120,15 +166,29 @@ def provenance() -> dict[str, Any]:
 class RunFolder:
     """The folder of one run: its specification, its metrics and its newest state."""
 
-    def __init__(self, path: Path, spec: dict[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self, path: Path, spec: dict[str, Any], *, resume: bool, defaults: dict[str, Any] | None = None
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            path: made where it is missing.
+            spec: what is asked for.
+            resume: keep the state and the metrics that are there.
+            defaults: of settings that a run from before they existed does not name.
+
+        Raises:
+            ValueError: the run to resume was started with other settings.
+        """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self.state_path = path / "state.pt"
         spec_path = path / "spec.json"
         if resume and self.state_path.exists():
-            old = json.loads(spec_path.read_text())["spec"]
-            if old != json.loads(json.dumps(spec)):
-                changed = sorted(k for k in {*old, *spec} if old.get(k) != json.loads(json.dumps(spec)).get(k))
+            old = {**(defaults or {}), **json.loads(spec_path.read_text())["spec"]}
+            old, new = json.loads(json.dumps(old)), json.loads(json.dumps(spec))
+            if old != new:
+                changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
                 raise ValueError(f"{path} was started with other settings ({', '.join(changed)}): use a new folder")
         else:
             self.state_path.unlink(missing_ok=True)
@@ -137,6 +197,7 @@ class RunFolder:
             atomic_write(spec_path, lambda p: p.write_text(text + "\n"))
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._log_failed = False
 
     @property
     def seconds(self) -> float:
@@ -155,16 +216,29 @@ class RunFolder:
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state atomically; ``state["step"]`` is the number of finished steps."""
         state = {**state, "seconds": self.seconds}
-        atomic_write(self.state_path, lambda p: torch.save(state, p))
+        atomic_write(self.state_path, lambda p: _save_tensors(state, p))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to ``metrics.jsonl``; keys are ``group/name``."""
         row = {"step": step, "seconds": round(self.seconds, 2), **{k: round(float(v), 6) for k, v in metrics.items()}}
-        with (self.path / "metrics.jsonl").open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
+        try:
+            with (self.path / "metrics.jsonl").open("a") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:  # a full disk must not end a run that can still learn
+            if not self._log_failed:
+                sys.stderr.write(f"metrics are being lost: {error}\n")
+            self._log_failed = True
 
     def _drop_metrics_from(self, step: int) -> None:
         path = self.path / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             atomic_write(path, lambda p: p.write_text("".join(line + "\n" for line in kept)))
+
+
+def _step_of(line: str) -> float:
+    """The step of a row of metrics; infinity for half a line that a killed run left."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
