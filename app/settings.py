@@ -42,6 +42,10 @@ class Settings(BaseSettings):
         None, description="Checkpoint to start with: a name, a folder or a hub id (default: the one active last)."
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="Traces that may wait before POST answers 429.")
+    max_jobs: int = Field(2, ge=1, le=1000, description="Jobs that run at once; an `exclusive` one runs alone.")
+    job_patience_s: float = Field(
+        60.0, gt=0, le=86_400, description="Seconds a job's worker may take to save and stop before it is killed."
+    )
     grace_s: float = Field(
         10.0, ge=0, le=3600, description="Seconds a trace with `background: false` outlives its last reader."
     )
