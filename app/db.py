@@ -1,30 +1,26 @@
-"""Tables, connections and migrations: one synchronous SQLAlchemy layer over SQLite.
+"""Tables, connections and migrations: one synchronous SQLAlchemy layer over SQLite or PostgreSQL.
 
-``db.read()`` gives a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement
-(``BEGIN IMMEDIATE``; the driver's own transactions lose updates). Call both from threads (`def` routes, `to_thread`),
-never from the event loop. Knows no HTTP and no trace logic.
+``db.read()`` gives a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement (the
+drivers' own transactions lose updates). Call both from threads (`def` routes, `to_thread`), never from the event loop.
+Knows no HTTP and no trace logic; what differs between the two databases is in :mod:`app.dialects`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
-from app.errors import DatabaseGone
+from app.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Text, dialect_of
 
 # The newest migration; `migrate()` skips Alembic altogether when the database is there already.
 HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_TIMEOUT_S = 5.0
 
 metadata = sa.MetaData(
     naming_convention={
@@ -42,11 +38,11 @@ traces = sa.Table(
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("server_id", sa.String(40), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("question", sa.Text, nullable=False),
+    sa.Column("question", Text, nullable=False),
     sa.Column("images", sa.JSON, nullable=False),
     sa.Column("mode", sa.String(8), nullable=False),
     sa.Column("steps", sa.JSON),
-    sa.Column("answer", sa.Text),
+    sa.Column("answer", Text),
     sa.Column("finish_reason", sa.String(16)),
     sa.Column("checkpoint", sa.String(200), nullable=False),
     sa.Column("weight_version", sa.Integer, nullable=False),
@@ -194,7 +190,7 @@ facts = sa.Table(
 )
 
 
-class DatabaseTooNew(RuntimeError):
+class DatabaseTooNew(DatabaseUnusable):
     """The database was written by newer code than this."""
 
 
@@ -212,39 +208,30 @@ class Database:
     """Connections to one database; the constructor opens nothing."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self._path = Path(sa.make_url(url).database or "")
-        self._inode: int | None = None
+        self._dialect = dialect_of(url)
         self._write_lock = threading.Lock()
-        self._engine: Engine = sa.create_engine(
-            url,
-            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S, "isolation_level": None},
-            pool_size=8,
-            max_overflow=32,
-            pool_timeout=10,
-        )
-        event.listen(self._engine, "connect", _on_connect)
-        event.listen(self._engine, "begin", _on_begin)
+        self._engine = self._dialect.engine
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection in a read transaction: one consistent state, never in a writer's way."""
-        self._check_there()
-        with self._engine.connect() as connection:
+        self._dialect.check_there()
+        with self._dialect.readers.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A connection in a write transaction; committed at the end, rolled back on an error.
 
-        The threads of this process queue on a lock of their own: SQLite's busy handler polls.
+        The threads of this process queue on a lock of their own: SQLite's busy handler polls, and a thread that waits
+        in PostgreSQL holds a connection.
         """
-        self._check_there()
+        self._dialect.check_there()
         if not self._write_lock.acquire(timeout=2 * BUSY_TIMEOUT_S):
             raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, TimeoutError("the write lock is held"))
         try:
             with self._engine.connect() as connection:
-                connection = connection.execution_options(omni_write=True)
+                connection = connection.execution_options(**WRITE)
                 with connection.begin():
                     yield connection
         finally:
@@ -256,48 +243,50 @@ class Database:
             connection.execute(sa.text("SELECT 1"))
 
     def migrate(self) -> None:
-        """Bring the schema to `HEAD`; raises :class:`DatabaseTooNew` when newer code was here."""
-        version = self._version()
-        if version != HEAD:
-            known = {path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
-            if version is not None and version not in known:
-                raise DatabaseTooNew(
-                    f"{self._path} was written by a newer version of this program (schema {version}, known: {HEAD}); "
-                    "update the program or choose another OMNI_R1_HOME"
-                )
-            from alembic import command
-            from alembic.config import Config
+        """Bring the schema to `HEAD`; raises :class:`DatabaseTooNew` when newer code was here.
 
-            config = Config()
-            config.set_main_option("script_location", str(MIGRATIONS))
+        Servers that share a database migrate one after the other.
+        """
+        with self._engine.connect() as connection:
+            self._dialect.check(connection)
+            version = _version(connection)
+        if version != HEAD:
             with self._engine.connect() as connection:
-                connection = connection.execution_options(omni_write=True)
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                connection.detach()  # not back to the pool, with the patience it gets
+                self._dialect.be_patient(connection)
                 connection.commit()
-        self._inode = self._path.stat().st_ino
-        self._path.chmod(0o600)
+                with connection.execution_options(**WRITE).begin():
+                    self._upgrade(connection)
+        self._dialect.migrated()
+
+    def _upgrade(self, connection: Connection) -> None:
+        version = _version(connection)
+        if version == HEAD:
+            return  # another server was here first
+        known = {path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
+        if version is not None and version not in known:
+            raise DatabaseTooNew(
+                f"{self._dialect.place} was written by a newer version of this program (schema {version}, known: "
+                f"{HEAD}); update the program or choose another OMNI_R1_HOME or OMNI_R1_DATABASE_URL"
+            )
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
 
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
 
-    def _version(self) -> str | None:
-        with self._engine.connect() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
-                return None
-            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
-    def _check_there(self) -> None:
-        # An open SQLite file that was deleted goes on taking writes that nobody will ever read.
-        if self._inode is None:
-            return
-        try:
-            there = os.stat(self._path).st_ino == self._inode
-        except OSError:
-            there = False
-        if not there:
-            raise DatabaseGone(f"{self._path} was removed or replaced while the server ran; restart the server")
+def _version(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return found
 
 
 def get_fact(connection: Connection, name: str) -> str | None:
@@ -309,18 +298,3 @@ def set_fact(connection: Connection, name: str, value: str) -> None:
     """Keep `value` under `name`."""
     if connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value)).rowcount == 0:
         connection.execute(sa.insert(facts).values(name=name, value=value))
-
-
-def _on_connect(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    # FULL: what a reader has been shown survives a power cut as well.
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _on_begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("omni_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 PREFIX = "OMNI_R1_"
 # Variables of the same prefix that belong to other programs of the project (client, tests, installation).
-FOREIGN = frozenset({"OMNI_R1_URL", "OMNI_R1_REQUIRE_BROWSER"})
+FOREIGN = frozenset({"OMNI_R1_URL", "OMNI_R1_REQUIRE_BROWSER", "OMNI_R1_REQUIRE_POSTGRES"})
 
 StringList = Annotated[tuple[str, ...], NoDecode]
 PathList = Annotated[tuple[Path, ...], NoDecode]
@@ -35,7 +37,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to bind; loopback only.")
     port: int = Field(7860, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL of another database than the home's `omni-r1.db` (SQLite)."
+        None, description="Another database than the home's `omni-r1.db`: `sqlite:///…` or `postgresql://…`."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the engine computes.")
     checkpoint: str | None = Field(
@@ -71,9 +73,17 @@ class Settings(BaseSettings):
     @field_validator("database_url", mode="after")
     @classmethod
     def _known_database(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("sqlite:///"):
-            raise ValueError("only sqlite:/// URLs are supported")
-        return value
+        if value is None:
+            return None
+        try:
+            url = make_url(value)
+        except (ArgumentError, ValueError):
+            raise ValueError(
+                "not a database URL; write sqlite:///path or postgresql://user:password@host/name"
+            ) from None
+        if url.drivername not in ("sqlite", "postgresql", "postgres", "postgresql+psycopg") or not url.database:
+            raise ValueError("only sqlite:///path and postgresql://user:password@host/name are supported")
+        return value.replace("postgres://", "postgresql://", 1)
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Settings:

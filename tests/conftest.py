@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgres import Cluster, require_postgres
 
 # Before anything imports torch: tensors here are tiny, and a second thread only waits for the first on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,3 +29,22 @@ def tiny_tagged_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-zero", template="tagged", resolution=32)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A running PostgreSQL of the tests' own. Skips without one, fails where OMNI_R1_REQUIRE_POSTGRES=1."""
+    require_postgres()
+    cluster = Cluster()
+    try:
+        yield cluster.start()
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres: Cluster) -> Iterator[str]:
+    """A fresh database with the tables in it."""
+    url = postgres.new()
+    yield url
+    postgres.drop(url)
