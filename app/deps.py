@@ -14,6 +14,7 @@ from app.db import Database
 from app.errors import MEDIA_TYPE, Problem
 from app.event_log import EventLog
 from app.idempotency import IdempotencyKeys
+from app.jobs import JobService
 from app.metrics import Metrics
 from app.schemas import ProblemOut
 from app.settings import Settings
@@ -37,6 +38,7 @@ class Services:
     world: TaskWorld
     intake: Intake
     traces: TraceService
+    jobs: JobService
     idempotency: IdempotencyKeys
     metrics: Metrics
 

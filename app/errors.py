@@ -34,10 +34,14 @@ CODES: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is nothing here"),
     "trace_not_found": (404, "No such trace"),
     "image_not_found": (404, "No such picture"),
+    "job_not_found": (404, "No such job"),
     "checkpoint_not_found": (404, "No such checkpoint"),
     "method_not_allowed": (405, "Not this method"),
     "not_paused": (409, "The trace is not paused"),
     "weights_gone": (409, "The weights this trace began with are gone"),
+    "not_resumable": (409, "The job cannot be resumed"),
+    "job_live": (409, "The job has not ended"),
+    "job_elsewhere": (409, "The job belongs to another server"),
     "request_in_progress": (409, "The first request with this key is still being accepted"),
     "body_too_large": (413, "The body is too large"),
     "not_json": (415, "The body must be JSON"),
@@ -117,13 +121,28 @@ def from_validation(error: RequestValidationError) -> Problem:
         return Problem("malformed", "the body is not valid JSON")
     errors = [
         {
-            "path": ".".join(str(part) for part in entry["loc"]),
+            "path": ".".join(_path(entry["loc"], error.body)),
             "message": str(entry["msg"]).removeprefix("Value error, ").encode("ascii", "replace").decode(),
         }
         for entry in found
     ]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Problem("invalid", f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
+
+
+def _path(loc: Sequence[Any], body: object) -> list[str]:
+    """Where a field stands in what was sent: without the names that pydantic gives the members of a tagged union."""
+    path: list[str] = []
+    at: Any = {"body": body}
+    for part in loc:
+        if isinstance(at, dict) and part not in at and part in (at.get("method"), at.get("source")):
+            continue
+        path.append(str(part))
+        try:
+            at = at[part]
+        except (LookupError, TypeError):
+            at = None
+    return path
 
 
 def from_storage(error: BaseException) -> Problem | None:

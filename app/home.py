@@ -26,6 +26,7 @@ class Home:
         self.images = path / "images"
         self.partials = path / "partials"
         self.checkpoints = path / "checkpoints"
+        self.jobs = path / "jobs"
         self.tmp = path / "tmp"
         self._fd: int | None = None
         self._server_id: str | None = None
@@ -49,7 +50,7 @@ class Home:
         self._fd = fd
         self._write({"pid": os.getpid()})
         shutil.rmtree(self.tmp, ignore_errors=True)
-        for folder in (self.images, self.partials, self.checkpoints, self.tmp):
+        for folder in (self.images, self.partials, self.checkpoints, self.jobs, self.tmp):
             folder.mkdir(exist_ok=True)
 
     def note(self, host: str, port: int) -> None:

@@ -20,7 +20,8 @@ from app import db as tables
 from app.db import Database, now
 from app.ids import SortableIds
 from training.job_folder import WorkerEvent
-from training.jobs import End, Job, WorkerProcess
+from training.jobs import End, Job
+from training.worker_process import WorkerProcess
 
 J = tables.jobs
 E = tables.job_events

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -36,14 +36,17 @@ from app import logs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import GuardMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
-from app.db import Database, DatabaseTooNew
+from app.db import Database
+from app.dialects import DatabaseUnusable
 from app.deps import Services
 from app.errors import MEDIA_TYPE, Problem, install_handlers
 from app.event_log import EventLog
 from app.home import Home, HomeBusy
 from app.idempotency import IdempotencyKeys
+from app.job_intake import JobIntake
+from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
-from app.routes import checkpoints, images, system, tasks, traces
+from app.routes import checkpoints, images, jobs, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
 from app.schemas import ProblemOut
 from app.settings import Settings
@@ -53,10 +56,11 @@ from app.trace_runner import TraceRunner
 from app.traces import TraceService
 from app.ui.assets import static_files
 from model.engine.messages import Generation
+from training.jobs import COMMAND
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, traces, images, tasks, checkpoints)
+ROUTES = (system, traces, images, tasks, jobs, checkpoints)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 GRACEFUL_S = 2
@@ -72,11 +76,14 @@ def create_app(
     build_ui: BuildUI | None = None,
     home: Home | None = None,
     package_folder: Path = PACKAGE_FOLDER,
+    job_command: Sequence[str] = COMMAND,
 ) -> FastAPI:
     """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its life."""
     home = home or Home(settings.home)
     slot = UISlot()
-    services = build_services(settings, generation=generation, home=home, package_folder=package_folder)
+    services = build_services(
+        settings, generation=generation, home=home, package_folder=package_folder, job_command=job_command
+    )
     runtime = Runtime(services, home, slot, build_ui)
 
     @contextlib.asynccontextmanager
@@ -119,7 +126,14 @@ def create_app(
     return app
 
 
-def build_services(settings: Settings, *, generation: Generation, home: Home, package_folder: Path) -> Services:
+def build_services(
+    settings: Settings,
+    *,
+    generation: Generation,
+    home: Home,
+    package_folder: Path,
+    job_command: Sequence[str] = COMMAND,
+) -> Services:
     """Every part, wired; nothing is opened or started."""
     db = Database(settings.sqlalchemy_url)
     metrics = Metrics()
@@ -159,9 +173,23 @@ def build_services(settings: Settings, *, generation: Generation, home: Home, pa
         max_queue=settings.max_queue,
         grace_s=settings.grace_s,
     )
+    job_service = JobService(
+        db=db,
+        home=home,
+        checkpoints=registry,
+        intake=JobIntake(db, registry, image_store, home=home.path, roots=settings.allowed_roots),
+        ping_s=settings.ping_s,
+        max_running=settings.max_jobs,
+        patience_s=settings.job_patience_s,
+        device=settings.device,
+        command=job_command,
+    )
+    metrics.watch("omni_r1_jobs_running", "Jobs in work.", lambda: job_service.running)
     metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
     metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)
-    metrics.watch("omni_r1_event_streams", "Open event streams.", lambda: events.open_streams)
+    metrics.watch(
+        "omni_r1_event_streams", "Open event streams.", lambda: events.open_streams + job_service.open_streams
+    )
     metrics.watch("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
     metrics.watch("omni_r1_events", "Events committed.", lambda: events.committed_events)
     metrics.watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: generation.status().phase == "ready")
@@ -176,6 +204,7 @@ def build_services(settings: Settings, *, generation: Generation, home: Home, pa
         world=world,
         intake=intake,
         traces=service,
+        jobs=job_service,
         idempotency=IdempotencyKeys(db),
         metrics=metrics,
     )
@@ -334,7 +363,7 @@ def serve(settings: Settings, *, generation: Generation | None = None, build_ui:
     app = create_app(settings, generation=generation, build_ui=build_ui, home=home)
     try:
         app.state.runtime.prepare()
-    except (DatabaseTooNew, SQLAlchemyError, OSError) as error:
+    except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
         sys.stderr.write(f"omni-r1: {str(error).splitlines()[0]}\n")

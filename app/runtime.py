@@ -79,6 +79,7 @@ class Runtime:
         os.environ.setdefault("GRADIO_TEMP_DIR", str(self._home.tmp))
         self._services.db.migrate()
         self._services.traces.recover()
+        self._services.jobs.recover()
         self._prepared = True
 
     async def start(self) -> None:
@@ -115,6 +116,7 @@ class Runtime:
             await asyncio.sleep(0.02)
         status = s.generation.status()
         if status.phase == "failed":
+            s.jobs.start()
             return  # readyz says why; the engine's client goes on trying
         try:
             version = await s.checkpoints.ensure_loaded(info)
@@ -122,6 +124,7 @@ class Runtime:
             raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
         await asyncio.to_thread(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
         del self._waits_for["engine"]
+        s.jobs.start()
         log.info("checkpoint %s (version %d) answers after %.1f s", info.name, version, time.monotonic() - self._born)
 
     async def _boot_page(self) -> None:
@@ -202,7 +205,7 @@ class Runtime:
         """The first half of stopping: readers get the ends of their traces while the server still answers."""
         if not self._services.traces.stopping:
             log.info("stopping")
-            await self._services.traces.stop()
+            await asyncio.gather(self._services.traces.stop(), self._services.jobs.stop())
 
     async def close(self) -> None:
         """The second half: everything is closed, the home given back."""

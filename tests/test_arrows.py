@@ -27,13 +27,17 @@ APP_MAY_IMPORT = {
     "model.template",
     "model.tokenizer",
     "model.vocab",
+    "training.formats",
     "training.grading",
+    "training.job_context",
+    "training.job_folder",
     "training.jobs",
     "training.skills",
     "training.spec",
     "training.unitasks",
+    "training.worker_process",
 }
-UI_MAY_IMPORT = {"app.client", "app.client_types", "app.sse_reader", "app.ui"}
+UI_MAY_IMPORT = {"app.client", "app.client_types", "app.sse_reader", "app.ui", "training.spec"}
 
 # Import without these, so that the server and the command line start at once. Named with ○ in docs/architecture.md.
 HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow")
@@ -45,6 +49,7 @@ LIGHT = {
     "app.db",
     "app.deps",
     "app.errors",
+    "app.jobs",
     "app.main",
     "app.metrics",
     "app.schemas",
@@ -65,7 +70,11 @@ LIGHT = {
     "model.tokenizer",
     "model.vocab",
     "training.grading",
+    "training.job_context",
+    "training.job_log",
+    "training.jobs",
     "training.skills",
+    "training.spec",
     "training.unitasks.checkers",
     "training.unitasks.task",
     "training.unitasks.world",

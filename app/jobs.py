@@ -1,0 +1,378 @@
+"""The job service: create, show, cancel, resume and delete training jobs, and what the server does around one.
+
+The runner (`training.jobs`) works them off; this service is its hooks: it writes down where a job starts from,
+registers its checkpoints before anybody hears of them, and activates the last one where that was asked for. Public
+coroutines live on the server's event loop, blocking work goes to threads. Knows no HTTP: refusals are
+:class:`app.errors.Problem`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.engine import Connection
+
+from app import job_store as store
+from app.db import Database, now
+from app.errors import Problem
+from app.home import Home
+from app.idempotency import Claim
+from app.job_events import JobEvents
+from app.job_intake import JobIntake
+from training.job_context import JobError
+from training.job_folder import WorkerEvent
+from training.jobs import COMMAND, Job, JobRunner
+from training.spec import AnySpec
+
+OWN_FILES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
+PRIVATE_FOLDERS = frozenset({"checkpoints", "runs", "data"})
+_PICTURE = re.compile(r"(samples|reports)/[\w./-]+\.png")
+
+
+class JobCheckpoints(Protocol):
+    """What jobs need of the registry of checkpoints."""
+
+    def register_job_checkpoint(
+        self,
+        name: str,
+        folder: Path,
+        base: str,
+        job_id: str,
+        stage: str | None,
+        step: int | None,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Make a folder known under its name; the same again changes nothing. Blocking."""
+        ...
+
+    async def activate(self, name: str) -> Any:
+        """Load it beside what is loaded and let new traces run on it. Raises :class:`Problem`."""
+        ...
+
+
+class JobService:
+    """All jobs of one server."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        home: Home,
+        checkpoints: JobCheckpoints,
+        intake: JobIntake,
+        ping_s: float = 15.0,
+        command: Sequence[str] = COMMAND,
+        max_running: int = 2,
+        patience_s: float = 60.0,
+        device: str = "auto",
+        poll_s: float = 0.2,
+    ) -> None:
+        self._db = db
+        self._home = home
+        self._checkpoints = checkpoints
+        self._intake = intake
+        self._ids = store.JobIds()
+        self._table = store.JobTable(db, lambda: home.server_id, home.jobs)
+        self._events = JobEvents(db, server_id=lambda: home.server_id, ping_s=ping_s)
+        self._runner = JobRunner(
+            self._table,
+            self,
+            command=command,
+            max_running=max_running,
+            patience_s=patience_s,
+            poll_s=poll_s,
+            environment={"OMNI_R1_DEVICE": device},
+        )
+
+    # ---- start and stop
+
+    def recover(self) -> int:
+        """Say how the jobs ended that a dead process left running; blocking, before the first request."""
+        with self._db.read() as connection:
+            self._ids.not_before(store.newest_id(connection))
+        return self._runner.recover()
+
+    def start(self) -> None:
+        """Work off the queue; on the loop, once checkpoints can be loaded."""
+        if not self._runner.stopping:
+            self._runner.start()
+
+    async def stop(self) -> None:
+        """Ask the workers to save and end; readers get what came until then."""
+        await self._runner.stop()
+        self._events.close()
+
+    @property
+    def running(self) -> int:
+        """Jobs in work."""
+        return len(self._runner.running)
+
+    @property
+    def open_streams(self) -> int:
+        """Event streams with a reader."""
+        return self._events.open_streams
+
+    # ---- create and read
+
+    async def create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
+        """Check everything, then queue it; the whole job."""
+        if self._runner.stopping:
+            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+        job = await asyncio.to_thread(self._create, spec, claim)
+        self._runner.wake()
+        return job
+
+    def _create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
+        job_id = self._ids.new()
+        resolved, prefix = self._intake.check(spec, job_id)
+        with self._db.write() as connection:
+            store.insert(
+                connection,
+                id=job_id,
+                server_id=self._home.server_id,
+                method=spec.method,
+                gpu=spec.gpu,
+                base_checkpoint=spec.base_checkpoint,
+                spec=resolved,
+                output_prefix=prefix,
+            )
+            job = store.whole(connection, job_id)
+            assert job is not None
+            claim.store(connection, job_id, job, status=202)
+        return job
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        """The whole job."""
+        return await asyncio.to_thread(self._whole, job_id)
+
+    def _whole(self, job_id: str) -> dict[str, Any]:
+        with self._db.read() as connection:
+            job = store.whole(connection, job_id)
+        if job is None:
+            raise _no_job()
+        return job
+
+    def metrics(self, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """A page of metrics, oldest first; blocking."""
+        with self._db.read() as connection:
+            if store.get_row(connection, job_id) is None:
+                raise _no_job()
+            return store.metrics_page(connection, job_id, after=after, limit=limit)
+
+    async def past_the_end(self, job_id: str, after: int) -> bool:
+        """Whether a reader at `after` has had everything there will be; 404 for an unknown job."""
+        past = await asyncio.to_thread(self._events.past_the_end, job_id, after)
+        if past is None:
+            raise _no_job()
+        return past
+
+    def read(self, job_id: str, after: int) -> AsyncIterator[bytes]:
+        """The job's events behind `after`, as frames of a stream."""
+        return self._events.read(job_id, after)
+
+    def file(self, job_id: str, name: str) -> Path:
+        """A picture, report or log of the job; 404 for anything else in its folder. Blocking."""
+        folder = self._table.folder(job_id).resolve()
+        path = (folder / name).resolve() if "\0" not in name else folder
+        inside = path.is_relative_to(folder) and folder.parent == self._home.jobs.resolve()
+        hidden = any(part.startswith(".") for part in path.parts[len(folder.parts) :])
+        private = inside and path != folder and path.relative_to(folder).parts[0] in PRIVATE_FOLDERS
+        if not inside or hidden or private or path.suffix not in OWN_FILES or not path.is_file():
+            raise Problem("not_found", "the job has no such file; its sample and report events name those it has")
+        return path
+
+    # ---- steer
+
+    async def cancel(self, job_id: str) -> dict[str, Any]:
+        """Let it end at its next step boundary, at once when it is queued; nothing changes for one that has ended."""
+
+        def ask(connection: Connection) -> None:
+            ended = store.change_status(connection, job_id, from_=("queued",), status="cancelled", finished_at=now())
+            if not ended:
+                store.update(connection, job_id, cancel_requested=True)
+
+        await self._change(job_id, ask)
+        self._runner.wake(job_id)
+        self.changed(job_id)
+        return await self.get(job_id)
+
+    async def resume(self, job_id: str) -> dict[str, Any]:
+        """Queue an ended job again, to go on where its saved state is; 409 where there is none."""
+        if self._runner.stopping:
+            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+
+        def again(connection: Connection) -> None:
+            self._require_here(connection, job_id)
+            row = store.get_row(connection, job_id)
+            assert row is not None
+            if row.status not in RESUMABLE:
+                may = "only a cancelled, failed or interrupted job can be resumed"
+                raise Problem("not_resumable", f"it is {row.status}; {may}")
+            if not has_saved_state(self._table.folder(job_id)):
+                raise Problem(
+                    "not_resumable", "it ended before its first checkpoint; start it again with POST /v1/jobs"
+                )
+            store.change_status(
+                connection,
+                job_id,
+                from_=RESUMABLE,
+                status="queued",
+                cancel_requested=False,
+                error=None,
+                result=None,
+                finished_at=None,
+            )
+
+        await self._change(job_id, again)
+        self._runner.wake()
+        self.changed(job_id)
+        return await self.get(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Remove row, log and samples of an ended job, never its checkpoints."""
+
+        def remove(connection: Connection) -> None:
+            self._require_here(connection, job_id)
+            if not store.delete(connection, job_id):
+                raise Problem("job_live", "it is queued or running; cancel it first")
+
+        await self._change(job_id, remove)
+        self.changed(job_id)
+        await asyncio.to_thread(_remove_all_but_checkpoints, self._table.folder(job_id))
+
+    async def _change(self, job_id: str, change: Any) -> None:
+        def work() -> None:
+            with self._db.write() as connection:
+                if store.get_row(connection, job_id) is None:
+                    raise _no_job()
+                change(connection)
+
+        await asyncio.to_thread(work)
+
+    def _require_here(self, connection: Connection, job_id: str) -> None:
+        row = store.get_row(connection, job_id)
+        if row is not None and row.server_id != self._home.server_id:
+            raise Problem("job_elsewhere", "another server on this database has the job's files; ask that one")
+
+    # ---- hooks of the runner
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        """The object of `job.json`."""
+        described = self._intake.describe(job.id, job.spec, job.folder)
+        with self._db.read() as connection:
+            row = store.get_row(connection, job.id)
+        assert row is not None
+        return described | {
+            "output_prefix": row.output_prefix,
+            "created_at": row.created_at,
+            "provenance": provenance(),
+        }
+
+    def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
+        """Register a checkpoint; turn paths of pictures into their addresses."""
+        data = dict(event.data)
+        if event.type == "checkpoint":
+            self._checkpoints.register_job_checkpoint(
+                name=str(data["name"]),
+                folder=job.folder / data.pop("folder"),
+                base=str(job.spec["base_checkpoint"]),
+                job_id=job.id,
+                stage=data.get("stage"),
+                step=data.get("step"),
+                metrics=data.get("metrics") or {},
+            )
+        elif event.type in ("sample", "report"):
+            data = _with_addresses(data, f"/v1/jobs/{job.id}/files/")
+        return WorkerEvent(event.type, event.time, data)
+
+    async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Activate what the job made, where that was asked for."""
+        if not job.spec.get("activate"):
+            return result
+        name = result.get("checkpoint") or await asyncio.to_thread(self._last_checkpoint, job.id)
+        if not isinstance(name, str):
+            raise JobError("activation_failed", "the job made no checkpoint that could be activated")
+        try:
+            activated = await self._checkpoints.activate(name)
+        except Problem as problem:
+            raise JobError("activation_failed", f"{name}: {problem.detail}") from None
+        except Exception as error:
+            raise JobError("activation_failed", f"{name}: {type(error).__name__}: {error}") from error
+        return {**result, "activated": {"checkpoint": name, "weight_version": activated.weight_version}}
+
+    def _last_checkpoint(self, job_id: str) -> str | None:
+        made = self._whole(job_id)["checkpoints"]
+        return made[-1]["name"] if made else None
+
+    def changed(self, job_id: str) -> None:
+        """Wake the readers."""
+        self._events.wake(job_id)
+
+
+RESUMABLE = ("cancelled", "failed", "interrupted")
+
+
+def has_saved_state(folder: Path) -> bool:
+    """Whether a worker could go on from what is in a job's folder."""
+    return any((folder / "runs").glob("**/state.pt")) or any((folder / "checkpoints").glob("*/manifest.json"))
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """What made the results: commit, Python and the packages whose versions matter."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+        commit: str | None = found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    versions: dict[str, str] = {}
+    for package in ("omni-r1-studio", "torch", "numpy", "tokenizers", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"commit": commit, "python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+def _with_addresses(value: Any, prefix: str) -> Any:
+    if isinstance(value, str):
+        return prefix + value if _PICTURE.fullmatch(value) else value
+    if isinstance(value, dict):
+        return {key: _with_addresses(item, prefix) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_addresses(item, prefix) for item in value]
+    return value
+
+
+def _remove_all_but_checkpoints(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name == "checkpoints" and any(path.iterdir()):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _no_job() -> Problem:
+    return Problem("job_not_found", "no job has this id; GET /v1/jobs lists them")
