@@ -56,10 +56,10 @@ def tokenizer_round_trip(folder: Path) -> RoundTrip:
 
     def round_trip(pictures: Pictures) -> list[Image.Image]:
         out: list[Image.Image] = []
-        for i in range(0, len(pictures), 64):
-            batch = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures[i : i + 64]])
+        for i in range(0, len(pictures), 8):  # so few stay in the cache: half the time of 64
+            batch = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures[i : i + 8]])
             with torch.inference_mode():
-                pixels = torch.from_numpy(batch / 127.5 - 1.0).permute(0, 3, 1, 2)
+                pixels = torch.from_numpy(batch / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
                 decoded = vq.decode(vq.encode(pixels)).permute(0, 2, 3, 1)
                 levels = ((decoded + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
             out.extend(Image.fromarray(level) for level in levels)
