@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from model.vocab import Vocabulary
     from model.vq import VQModel
     from training.unitasks.task import Task
 
@@ -233,6 +234,13 @@ class BatchPlan:
             step -= len(self._epoch(epoch))
             epoch += 1
         return self._epoch(epoch)[step]
+
+
+def id_to_code(vocab: Vocabulary) -> Tensor:
+    """[V] int64: the codebook index of a token id, -1 where it is no code."""
+    table = torch.full((vocab.size,), -1, dtype=torch.long)
+    table[torch.tensor(vocab.code_ids)] = torch.arange(len(vocab.code_ids))
+    return table
 
 
 def micro_batches(indices: np.ndarray, lengths: np.ndarray, count: int, *, by: str = "tokens") -> list[np.ndarray]:

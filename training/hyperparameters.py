@@ -39,25 +39,27 @@ class PeSFTHyperparameters(_Optimisation):
 
     steps: Positive | None = Field(None, description="optimiser steps; from epochs when absent")
     epochs: float = Field(1.0, gt=0.0, le=1e4, description="[C] 1")
-    lr: LearningRate = Field(4e-4, description="[D] a third of the embedded model's own run; [C] 1e-5 for the 7B")
+    lr: LearningRate = Field(5e-4, description="[D] a quarter of the embedded model's own run; [C] 1e-5 for the 7B")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = Field(20, ge=0)
     floor: Share = Field(0.05, description="share of lr at the end of the cosine")
     betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
-    batch_tokens: Positive = Field(6_144, description="tokens of an optimiser batch [D]")
+    batch_tokens: Positive = Field(3_072, description="tokens of an optimiser batch [D]")
     batch_samples: Positive | None = Field(None, description="samples of an optimiser batch, instead of batch_tokens")
     micro_batches: Positive = Field(1, description="parts of a batch whose gradients are added up")
     max_len: Positive | None = Field(None, description="longer samples are dropped and counted; the context if absent")
     normalisation: Literal["batch", "micro_batch"] = Field("batch", description="[C] micro_batch")
     perception_weight: Weight = Field(1.0, description="lambda [P] 1")
-    perception_reduction: Literal["sum", "mean"] = Field("sum", description="over D: [P] sum, [C] mean")
+    perception_reduction: Literal["sum", "mean"] = Field(
+        "mean", description="over D: [P] sum; [C], [D] mean: the sum undid a small base (docs/lab-log.md)"
+    )
     perception_projection: Literal["learned", "frozen"] = Field("learned", description="W: [C] random and frozen")
     perception_state: Literal["predict", "token"] = Field("predict", description="h_t: [C] the state at the token")
     variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
     template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="[C] bf16; the weights trained are fp32")
     sample_every: int = Field(100, ge=0, description="steps between two looks at what the model draws; 0: never")
-    show_samples: Annotated[int, Field(ge=1, le=16)] = Field(2, description="traces shown at each look")
+    show_samples: Annotated[int, Field(ge=1, le=16)] = Field(4, description="traces shown at each look")
 
     @model_validator(mode="after")
     def _micro_batches_have_samples(self) -> PeSFTHyperparameters:

@@ -100,6 +100,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+class RunStopped(KeyboardInterrupt):
+    """The run was asked to stop, finished its step and saved its state (a bare KeyboardInterrupt saved nothing)."""
+
+
 class StopFlag:
     """True once SIGINT or SIGTERM arrived: the loop finishes its step, saves and leaves. A second one stops at once."""
 

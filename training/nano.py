@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from model.checkpoint import VQ_FILE, VQ_PREFIX, load_checkpoint, save_checkpoint
@@ -33,7 +32,7 @@ from model.tokenizer import TextTokenizer, train_bpe
 from model.transformer import Transformer
 from model.vocab import Vocabulary
 from model.vq import VQModel
-from training.data import EncodedTask, PictureCoder, TokenSet, encode_tasks, training_tasks
+from training.data import EncodedTask, PictureCoder, TokenSet, encode_tasks, id_to_code, training_tasks
 from training.loop import provenance
 from training.losses import Reduction
 from training.sft import SFTSpec, train_sft
@@ -268,13 +267,6 @@ def pesft_name(variant: str, perception_weight: float) -> str:
     if variant == "interleaved":
         return "nano-omni-r1" if perception_weight else "nano-lambda0"
     return f"nano-{variant}-only"
-
-
-def id_to_code(vocab: Vocabulary) -> Tensor:
-    """[V] int64: the codebook index of a token id, -1 where it is no code."""
-    table = torch.full((vocab.size,), -1, dtype=torch.long)
-    table[torch.tensor(vocab.code_ids)] = torch.arange(len(vocab.code_ids))
-    return table
 
 
 def measure_perception(vq: VQModel, seed: int, count: int = 400) -> Perception:

@@ -31,11 +31,10 @@ PRESETS: dict[str, Preset] = {
                 "base_checkpoint": "nano-base",
                 "data": {**_WORLD, "num_samples": 8_000},
                 "hyperparameters": {
-                    "steps": 500,
-                    "lr": 1.2e-3,
+                    "steps": 1_000,
+                    "lr": 2e-3,
                     "warmup": 100,
-                    "perception_reduction": "mean",
-                    "save_every": 100,
+                    "save_every": 200,
                 },
             },
             card=True,
@@ -66,7 +65,7 @@ PRESETS: dict[str, Preset] = {
                 },
                 "hyperparameters": {
                     "zero": {"pesft": None},
-                    "pesft": {"steps": 300, "lr": 1.2e-3, "warmup": 50, "perception_reduction": "mean"},
+                    "pesft": {"steps": 600, "lr": 2e-3, "warmup": 50, "template": "tagged"},
                     "perpo": {"steps": 40},
                     "benchmark": {},
                 },

@@ -22,7 +22,17 @@ from tqdm import tqdm
 
 from model.transformer import PackedAttention
 from training.data import Batch, BatchPlan, TokenSet, make_batch, micro_batches
-from training.loop import ConstantSchedule, CosineSchedule, LinearSchedule, RunFolder, Schedule, StopFlag, adamw, set_lr
+from training.loop import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    RunFolder,
+    RunStopped,
+    Schedule,
+    StopFlag,
+    adamw,
+    set_lr,
+)
 from training.losses import Reduction, perception_loss, sft_loss
 
 if TYPE_CHECKING:
@@ -89,6 +99,7 @@ def train_sft(
     log_every: int = 25,
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     on_save: Callable[[int, RunFolder, State], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     stop: Any = None,
 ) -> nn.Linear:
     """Train ``transformer`` in place; returns the projection W.
@@ -106,11 +117,12 @@ def train_sft(
         on_log: called with (step, metrics) for every logged step.
         on_save: called with (step, run, state) instead of ``run.save_state(state)``; also once for a resumed run that
             has nothing left to do.
+        on_step: called with the number of finished steps after each; the weights are those of that step.
         stop: true once the run shall stop; None: SIGINT and SIGTERM do that.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last saved state stays as it was.
-        KeyboardInterrupt: the run was asked to stop; the state is saved.
+        RunStopped: the run was asked to stop; the state is saved.
     """
     device = str(transformer.device)
     run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults())
@@ -173,11 +185,13 @@ def train_sft(
                 bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{metrics['speed/tokens_per_s']:.0f}")
                 if on_log is not None:
                     on_log(step + 1, metrics)
+            if on_step is not None:
+                on_step(step + 1)
             stopped = bool(stopping)
             if (step + 1) % save_every == 0 or step + 1 == spec.steps or stopped:
                 save(step + 1)
             if stopped and step + 1 < spec.steps:
-                raise KeyboardInterrupt
+                raise RunStopped
     return projection
 
 

@@ -16,11 +16,11 @@ from training.data import (
     PictureCoder,
     TokenSet,
     encode_tasks,
+    id_to_code,
     make_batch,
     training_tasks,
     unchanged_cells,
 )
-from training.nano import id_to_code
 from training.unitasks.world import EVAL_SEED_MIN
 
 
