@@ -341,7 +341,13 @@ def run_app(app: FastAPI, sock: socket.socket) -> int:
     return 0
 
 
-def serve(settings: Settings, *, generation: Generation | None = None, build_ui: BuildUI | None = build_page) -> int:
+def serve(
+    settings: Settings,
+    *,
+    generation: Generation | None = None,
+    build_ui: BuildUI | None = build_page,
+    job_command: Sequence[str] = COMMAND,
+) -> int:
     """Run the studio until it is stopped; the exit code (0; 2 when it cannot start as asked)."""
     logs.configure(settings.log_format, settings.log_level)
     home = Home(settings.home)
@@ -360,7 +366,7 @@ def serve(settings: Settings, *, generation: Generation | None = None, build_ui:
         process = EngineProcess({}, device=settings.device)
         process.spawn()  # it imports torch while this process opens the database and builds the page
         generation = process
-    app = create_app(settings, generation=generation, build_ui=build_ui, home=home)
+    app = create_app(settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command)
     try:
         app.state.runtime.prepare()
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:

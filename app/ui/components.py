@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import gradio as gr
 
-NAVIGATION = (("studio", "/", "Studio"), ("gallery", "/gallery", "Gallery"), ("about", "/about", "About"))
+NAVIGATION = (
+    ("studio", "/", "Studio"),
+    ("gallery", "/gallery", "Gallery"),
+    ("training", "/training", "Training"),
+    ("checkpoints", "/checkpoints", "Checkpoints"),
+    ("about", "/about", "About"),
+)
 
 
 def module_html(module: str, mount: str, template: str, *, elem_id: str, value: str = "") -> gr.HTML:

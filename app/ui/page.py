@@ -14,8 +14,10 @@ from fastapi import FastAPI
 from app.client import Client
 from app.ui.about import about_page
 from app.ui.assets import STATIC
+from app.ui.checkpoints import checkpoints_page
 from app.ui.gallery import gallery_page
 from app.ui.studio import studio_page
+from app.ui.training import training_page
 
 TITLE = "Omni-R1 Studio"
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -26,6 +28,8 @@ HEAD = """
 <link rel="stylesheet" href="/static/styles.css">
 <link rel="stylesheet" href="/static/viewer/viewer.css">
 <link rel="stylesheet" href="/static/pages.css">
+<link rel="stylesheet" href="/static/training/training.css">
+<link rel="stylesheet" href="/static/checkpoints/checkpoints.css">
 <link rel="icon" type="image/svg+xml" href="/static/logo.svg">
 <link rel="modulepreload" href="/static/viewer/viewer.js">
 <script>
@@ -38,11 +42,15 @@ try {
 
 
 def build_ui(client: Client) -> gr.Blocks:
-    """Studio, Gallery and About. Nothing is asked of ``client`` before somebody opens a page."""
+    """Studio, Gallery, Training, Checkpoints and About. Nothing is asked of ``client`` before somebody opens a page."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as blocks:
         studio_page()
     with blocks.route("Gallery", "gallery", show_in_navbar=False):
         gallery_page(client)
+    with blocks.route("Training", "training", show_in_navbar=False):
+        training_page()
+    with blocks.route("Checkpoints", "checkpoints", show_in_navbar=False):
+        checkpoints_page()
     with blocks.route("About", "about", show_in_navbar=False):
         about_page(client)
     return blocks

@@ -1,22 +1,13 @@
 // The Gallery: every trace as a card, newest first, a page at a time. Opens them in the same viewer as the Studio.
 
 import { api } from '../viewer/api.js';
-import { copyButton, h, icon, openDialog, setText, show } from '../viewer/dom.js';
+import { copyButton, h, icon, openDialog, setText, show, sureButton } from '../viewer/dom.js';
 import { Viewer } from '../viewer/viewer.js';
+import { whenOf } from './when.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
 const STATUS = { queued: 'waiting', running: 'running', paused: 'paused', cancelled: 'stopped', failed: 'failed', interrupted: 'interrupted' };
-
-/** `2 min ago`, for a time in RFC 3339. */
-export function whenOf(time, now = Date.now()) {
-  const minutes = Math.max(0, (now - Date.parse(time)) / 60_000);
-  const ago = (value, unit) => new Intl.RelativeTimeFormat('en', { numeric: 'auto' }).format(-Math.round(value), unit);
-  if (minutes < 1) return 'just now';
-  if (minutes < 60) return ago(minutes, 'minute');
-  if (minutes < 60 * 24) return ago(minutes / 60, 'hour');
-  return ago(minutes / 60 / 24, 'day');
-}
 
 class Gallery {
   #filters = {};
@@ -109,25 +100,8 @@ class Gallery {
     return item;
   }
 
-  // Deleting cannot be undone: the first click asks, the second one does it.
   #deleteButton(trace, itemOf) {
-    const button = h('button', { type: 'button', class: 'or-round or-delete', 'aria-label': 'Delete this trace', title: 'Delete this trace' }, icon('trash'));
-    let asked = 0;
-    const reset = () => {
-      asked = 0;
-      button.classList.remove('sure');
-      button.replaceChildren(icon('trash'));
-      button.setAttribute('aria-label', 'Delete this trace');
-    };
-    button.addEventListener('blur', reset);
-    button.addEventListener('click', async () => {
-      if (!asked) {
-        asked = 1;
-        button.classList.add('sure');
-        button.replaceChildren('delete?');
-        button.setAttribute('aria-label', 'Really delete this trace?');
-        return;
-      }
+    return sureButton('Delete this trace', 'delete?', async () => {
       try {
         await api.remove(trace.id);
       } catch (error) {
@@ -137,8 +111,7 @@ class Gallery {
       itemOf().remove();
       next?.querySelector('button')?.focus();
       if (!this.grid.children.length) this.#begin();
-    });
-    return button;
+    }, icon('trash'));
   }
 
   #open(trace) {

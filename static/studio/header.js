@@ -33,23 +33,34 @@ export const chosenCheckpoint = () => stored(CHECKPOINT);
 const listeners = new Set();
 export const onCheckpoint = (listener) => listeners.add(listener);
 
-async function fillCheckpoints(select) {
+let menu = null; // the select on top of this page
+
+async function fillCheckpoints() {
   const [{ data }, ready] = await Promise.all([api.checkpoints(), api.ready()]);
+  const usable = data.filter((one) => !one.problem);
   const active = data.find((one) => one.active)?.id ?? ready.checkpoint;
-  const chosen = data.some((one) => one.id === chosenCheckpoint()) ? chosenCheckpoint() : active;
+  const chosen = usable.some((one) => one.id === chosenCheckpoint()) ? chosenCheckpoint() : active;
   store(CHECKPOINT, chosen === active ? null : chosen);
-  select.replaceChildren(
-    ...data.map((one) => {
-      const version = one.id === active && ready.weight_version ? ` · v${ready.weight_version}` : '';
-      return h('option', { value: one.id, selected: one.id === chosen }, one.id + version);
+  menu.dataset.active = active ?? '';
+  menu.replaceChildren(
+    ...usable.map((one) => {
+      const version = one.weight_version ?? (one.id === active ? ready.weight_version : null);
+      return h('option', { value: one.id, selected: one.id === chosen }, version ? `${one.id} · v${version}` : one.id);
     }),
   );
-  select.addEventListener('change', () => {
-    store(CHECKPOINT, select.value === active ? null : select.value);
-    for (const listener of listeners) listener(select.value);
-  });
-  select.disabled = data.length < 2;
+  menu.value = chosen;
+  menu.disabled = usable.length < 2;
   for (const listener of listeners) listener(chosen);
+}
+
+/** Read the checkpoints again: one was activated, registered or deleted. `forget` drops what was chosen on this page. */
+export async function refreshCheckpoints({ forget = false } = {}) {
+  if (forget) store(CHECKPOINT, null);
+  if (!menu) return;
+  await fillCheckpoints().then(
+    () => show(menu, true),
+    () => show(menu, false), // the page itself says that the server is gone
+  );
 }
 
 export function mountHeader(element) {
@@ -75,9 +86,10 @@ export function mountHeader(element) {
     label();
   });
   label();
-  const select = element.querySelector('select');
-  fillCheckpoints(select).then(
-    () => show(select, true),
-    () => show(select, false), // the page itself says that the server is gone
-  );
+  menu = element.querySelector('select');
+  menu.addEventListener('change', () => {
+    store(CHECKPOINT, menu.value === menu.dataset.active ? null : menu.value);
+    for (const listener of listeners) listener(menu.value);
+  });
+  refreshCheckpoints();
 }

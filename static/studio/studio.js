@@ -10,6 +10,7 @@ import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
+import { wordsOf } from './notes.js';
 import { Well } from './well.js';
 
 const BUDGET_WAIT_MS = 150;
@@ -26,10 +27,6 @@ export function numbersOf(fields) {
   }
   return given;
 }
-
-/** A card's notes, whatever shape they have, as one paragraph. */
-export const wordsOf = (notes) =>
-  notes && typeof notes === 'object' ? Object.values(notes).join(' ') : String(notes ?? '');
 
 class Studio {
   #picture = null; // {image, own}

@@ -1,12 +1,14 @@
 // fetch with the server's own words: every refusal becomes an `ApiError` that says what happened and what to do.
 
 export class ApiError extends Error {
-  constructor(message, { status = 0, code = 'unknown', retryAfter = null } = {}) {
+  constructor(message, { status = 0, code = 'unknown', retryAfter = null, errors = [], problem = {} } = {}) {
     super(message);
     this.name = 'ApiError';
     this.status = status;
     this.code = code;
     this.retryAfter = retryAfter;
+    this.errors = errors; // [{path, message}] of the fields that are to blame
+    this.problem = problem;
   }
 }
 
@@ -24,7 +26,8 @@ async function problemOf(response) {
   if (response.status === 429) {
     message = `${message} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }
-  return new ApiError(message, { status: response.status, code: problem.code ?? String(response.status), retryAfter });
+  const { code = String(response.status), errors = [] } = problem;
+  return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });
 }
 
 /** Parsed JSON of `path` (null for 204). Throws ApiError, with status 0 when nobody answers. */
@@ -67,6 +70,16 @@ export const api = {
     }),
   checkpoints: () => call('/v1/checkpoints'),
   checkpoint: (name) => call(`/v1/checkpoints/${id(name)}`),
+  activate: (name, body = {}) => call(`/v1/checkpoints/${id(name)}/activate`, { method: 'POST', json: body }),
+  register: (body) => call('/v1/checkpoints', { method: 'POST', json: body }),
+  removeCheckpoint: (name) => call(`/v1/checkpoints/${id(name)}`, { method: 'DELETE' }),
+  jobs: (filters = {}, options = {}) => call(`/v1/jobs?${new URLSearchParams(filters)}`, options),
+  job: (jobId, options) => call(`/v1/jobs/${id(jobId)}`, options),
+  startJob: (spec) => call('/v1/jobs', { method: 'POST', json: spec }),
+  cancelJob: (jobId) => call(`/v1/jobs/${id(jobId)}/cancel`, { method: 'POST' }),
+  resumeJob: (jobId) => call(`/v1/jobs/${id(jobId)}/resume`, { method: 'POST' }),
+  removeJob: (jobId) => call(`/v1/jobs/${id(jobId)}`, { method: 'DELETE' }),
+  jobEventsUrl: (jobId, after) => `/v1/jobs/${id(jobId)}/events?after=${after}`,
   ready: () => fetch('/readyz').then((response) => response.json()),
   eventsUrl: (traceId, after) => `/v1/traces/${id(traceId)}/events?after=${after}`,
   modelViewUrl: (imageId, fit = 'crop') => `/v1/images/${id(imageId)}/model-view?fit=${fit}`,

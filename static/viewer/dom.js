@@ -99,6 +99,28 @@ export function copyButton(label, text, said = () => {}) {
   return button;
 }
 
+/** A button for what cannot be undone: the first click asks `question`, the second one does it; leaving takes it back. */
+export function sureButton(label, question, act, ...face) {
+  const button = h('button', { type: 'button', class: 'or-round or-delete', 'aria-label': label, title: label }, ...face);
+  let asked = false;
+  const reset = () => {
+    asked = false;
+    button.classList.remove('sure');
+    button.replaceChildren(...face);
+    button.setAttribute('aria-label', label);
+  };
+  button.addEventListener('blur', reset);
+  button.addEventListener('click', () => {
+    if (asked) return act();
+    asked = true;
+    button.classList.add('sure');
+    button.replaceChildren(question);
+    button.setAttribute('aria-label', `Really? ${label}`);
+    return undefined;
+  });
+  return button;
+}
+
 /** A modal dialog that takes its content, closes on Esc and on a click beside it, and gives the focus back. */
 export function openDialog(label, ...content) {
   const opener = document.activeElement;

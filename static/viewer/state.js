@@ -36,6 +36,7 @@ export function initialState(traceId) {
     tokens: 0, // codes and text deltas seen so far: an estimate until usage arrives
     createdAt: null,
     startedAt: null,
+    sample: null, // where a job drew it, for a trace that nobody asked for
   };
 }
 
@@ -209,6 +210,7 @@ export function fromTrace(trace) {
     hasAnswer: trace.answer !== null && trace.answer !== undefined,
     finishReason: trace.finish_reason ?? null,
     error: trace.error ?? null,
+    sample: trace.sample ?? null,
   };
 }
 

@@ -1,4 +1,4 @@
-// The trace viewer: shows one trace, live or ended, wherever it is mounted (Studio, Gallery, later Training).
+// The trace viewer: shows one trace, live or ended, wherever it is mounted (Studio, Gallery, Training, Checkpoints).
 //
 //   const viewer = mount(element, {traceId})        follow or show a stored trace
 //   const viewer = mount(element, {trace, events})  show a recorded one, no server needed
@@ -27,6 +27,7 @@ export class Viewer {
   #notice = null; // {text, links: [[label, href]], retry}
   #reference = null;
   #busy = false;
+  #given = null; // a trace that the page handed over: it has no address and no row of its own
   #options;
 
   constructor(element, options = {}) {
@@ -44,10 +45,11 @@ export class Viewer {
     this.picture = new Picture();
     this.words = new Steps((at) => this.go(at));
     this.referenceButton = h('button', { type: 'button', class: 'or-link', onclick: () => this.#openReference() }, 'reference trace');
+    this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
     this.answer = new Answer([
       this.referenceButton,
       copyButton('copy JSON', () => this.json(), say),
-      copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say),
+      this.curl,
     ]);
     this.notice = h('div', { class: 'or-notice', role: 'alert' });
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
@@ -88,7 +90,7 @@ export class Viewer {
   }
 
   async json() {
-    return JSON.stringify(await api.trace(this.#state.traceId), null, 2);
+    return JSON.stringify(this.#given ?? (await api.trace(this.#state.traceId)), null, 2);
   }
 
   // ---- what to show
@@ -104,6 +106,14 @@ export class Viewer {
     this.#leave();
     const start = trace ? withTrace(initialState(trace.id), trace) : initialState('recorded');
     this.#set(reduceAll(start, events));
+  }
+
+  /** Show a trace that no server stores, such as a job's sample; `reference` is the right answer. */
+  show(trace, { reference = null } = {}) {
+    this.#leave();
+    this.#given = trace;
+    this.#reference = reference;
+    this.#set(fromTrace(trace));
   }
 
   /** Show a stored trace, and follow it while it lives. */
@@ -157,6 +167,7 @@ export class Viewer {
     this.#cursor = null;
     this.#notice = null;
     this.#reference = null;
+    this.#given = null;
     this.#busy = false;
     this.timeline.reset();
     this.words.reset();
@@ -252,6 +263,13 @@ export class Viewer {
     if (at < 0 || at > this.#newest) return;
     this.#cursor = at === this.#newest ? null : at;
     this.#draw();
+    this.#options.onGo?.(this.#cursor);
+  }
+
+  /** Go where another viewer has gone (null = the newest), as far as this trace has come; says so to nobody. */
+  keepStep(at) {
+    this.#cursor = at === null || at >= this.#newest ? null : at;
+    this.#draw();
   }
 
   step(by) {
@@ -261,6 +279,7 @@ export class Viewer {
   follow() {
     this.#cursor = null;
     this.#draw();
+    this.#options.onGo?.(null);
   }
 
   // ---- what people can do to it
@@ -336,8 +355,9 @@ export class Viewer {
     // the answer has no picture of its own: the last one stays
     this.picture.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
     this.answer.update(fresh, this.#reference);
-    show(this.link, picked && state.traceId !== 'recorded');
+    show(this.link, picked && !this.#given && state.traceId !== 'recorded');
     show(this.answer.buttons, picked && state.status !== 'loading');
+    show(this.curl, !this.#given);
     show(this.referenceButton, Boolean(state.taskId) && isTerminal(state));
     this.previous.disabled = at <= 0;
     this.next.disabled = at >= this.#newest;

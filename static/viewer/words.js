@@ -16,6 +16,7 @@ const plural = (count, word) => `${count} ${word}${count === 1 ? '' : 's'}`;
 /** `{tone, text, live}` of the status pill. tone: wait | run | pause | done | stop | fail. */
 export function pillOf(state) {
   const last = state.steps[state.steps.length - 1];
+  if (state.sample) return { tone: 'done', text: state.sample };
   switch (state.status) {
     case 'idle':
       return { tone: 'idle', text: 'ready' };
@@ -58,6 +59,7 @@ export function rateOf(state, elapsedMs) {
 /** The sentence that says what happened and what to do now; null when all is well. */
 export function troubleOf(state) {
   const detail = state.error?.detail ? ` ${state.error.detail}` : '';
+  if (state.sample) return state.hasAnswer ? null : 'It ended without an answer.';
   if (state.status === 'interrupted') {
     return `The server stopped while this trace ran.${detail} What it had drawn is kept; press Reason to ask again.`;
   }
@@ -117,7 +119,7 @@ export function verdictOf(state, reference = null) {
 export function factsOf(step) {
   const stats = step.image?.stats;
   const rows = [];
-  if (step.image) rows.push(['size', `${step.image.width} × ${step.image.height} px`]);
+  if (step.image?.width) rows.push(['size', `${step.image.width} × ${step.image.height} px`]);
   if (!stats) return rows;
   const number = (value) => (typeof value === 'number' ? value.toFixed(3) : String(value));
   if (stats.codes !== undefined) rows.push(['codes', String(stats.codes)]);

@@ -11,8 +11,9 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "static"
-MODULES = sorted(STATIC.glob("viewer/*.js")) + sorted(STATIC.glob("studio/*.js"))
-STYLES = sorted(STATIC.glob("*.css")) + sorted(STATIC.glob("viewer/*.css"))
+HOUSES = ("viewer", "studio", "training", "checkpoints")
+MODULES = [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.js"))]
+STYLES = sorted(STATIC.glob("*.css")) + [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.css"))]
 
 
 def test_the_modules_pass_their_own_tests() -> None:

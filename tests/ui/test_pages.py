@@ -54,7 +54,7 @@ def config() -> dict[str, Any]:
 
 
 def test_building_the_pages_asks_the_server_nothing(config: dict[str, Any]) -> None:
-    assert [page[0] for page in config["pages"]] == ["", "gallery", "about"]
+    assert [page[0] for page in config["pages"]] == ["", "gallery", "training", "checkpoints", "about"]
 
 
 def test_no_tab_keeps_a_connection_to_gradio_open(config: dict[str, Any]) -> None:

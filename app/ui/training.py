@@ -1,0 +1,29 @@
+"""The Training page: a place for `static/training/training.js`, and the presets that the program ships.
+
+Everything else on the page, jobs, numbers and pictures, its module asks the REST API for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from app.ui.components import header, module_html
+from training.spec import PRESETS
+
+
+def presets() -> str:
+    """The presets as the page reads them: a JSON list of `{name, title, what, spec, card}`."""
+    return json.dumps([dataclasses.asdict(preset) for preset in PRESETS.values()])
+
+
+def training_page() -> None:
+    """Builds the page inside the current Blocks."""
+    header("training")
+    module_html(
+        "training/training.js",
+        "mountTraining(element, props)",
+        '<div data-training class="or-training"><div class="or-skeleton or-page-skeleton"></div></div>',
+        elem_id="or-training",
+        value=presets(),
+    )

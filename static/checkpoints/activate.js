@@ -1,0 +1,103 @@
+// Putting a checkpoint to work while the server answers: what is going on in words, and the way back.
+//
+// The weights are loaded beside the running ones; running traces keep theirs. Where memory cannot hold both the server
+// says so with its figures, and a person decides whether running traces are waited for or stopped.
+
+import { api } from '../viewer/api.js';
+import { h, setText, show } from '../viewer/dom.js';
+import { refreshCheckpoints } from '../studio/header.js';
+
+const LOOK_EVERY_MS = 250;
+const PREVIOUS = 'omni-r1-previous-checkpoint';
+
+/** The checkpoint that answered before the last activation on this browser. */
+export function previous() {
+  try {
+    return localStorage.getItem(PREVIOUS);
+  } catch {
+    return null;
+  }
+}
+
+function remember(name) {
+  try {
+    localStorage.setItem(PREVIOUS, name);
+  } catch {
+    // without storage there is no way back but choosing it in the tree
+  }
+}
+
+export class Activation {
+  #busy = false;
+
+  /** changed(): another checkpoint is active now. */
+  constructor({ changed }) {
+    this.changed = changed;
+    this.text = h('span', { class: 'or-activation-text' });
+    this.bar = h('span', { class: 'or-activation-bar', 'aria-hidden': 'true' }, h('span'));
+    this.choices = h('span', { class: 'or-row' });
+    this.element = h('div', { class: 'or-activation', role: 'status', 'aria-live': 'polite', hidden: true }, this.bar, this.text, this.choices);
+  }
+
+  get busy() {
+    return this.#busy;
+  }
+
+  #say(tone, text, ...choices) {
+    this.element.dataset.tone = tone;
+    show(this.element, true);
+    show(this.bar, tone === 'run');
+    setText(this.text, text);
+    this.choices.replaceChildren(...choices);
+  }
+
+  /** Put `name` to work. `from` is the checkpoint that answers now. */
+  async activate(name, from, drain = null) {
+    if (this.#busy) return;
+    this.#busy = true;
+    this.#say('run', `Checking ${name} …`);
+    const began = performance.now();
+    const timer = setInterval(() => this.#look(name, began), LOOK_EVERY_MS);
+    try {
+      const answer = await api.activate(name, drain ? { drain } : {});
+      if (from && from !== name) remember(from);
+      const version = answer?.weight_version ? ` (version ${answer.weight_version})` : '';
+      const seconds = ((performance.now() - began) / 1000).toFixed(1);
+      const back = from && from !== name ? [this.#button(`Back to ${from}`, () => this.activate(from, name))] : [];
+      this.#say('done', `${name}${version} answers new questions since now; it took ${seconds} s. Traces that were running keep their weights.`, ...back);
+      await refreshCheckpoints({ forget: true });
+      this.changed();
+    } catch (error) {
+      this.#refused(error, name, from);
+    } finally {
+      clearInterval(timer);
+      this.#busy = false;
+    }
+  }
+
+  async #look(name, began) {
+    try {
+      const { detail } = await api.ready();
+      if (!this.#busy) return;
+      const seconds = Math.round((performance.now() - began) / 1000);
+      this.#say('run', `${detail || `Loading ${name}`}${seconds > 1 ? ` · ${seconds} s` : ''}`);
+    } catch {
+      // the answer of the activation itself will tell
+    }
+  }
+
+  #refused(error, name, from) {
+    if (error.status === 507 && error.code !== 'disk_full') {
+      this.#say('fail', `${error.message} Nothing has changed. It can replace the running weights instead:`,
+        this.#button('Wait for running traces, then replace', () => this.activate(name, from, 'wait')),
+        this.#button('Stop running traces and replace', () => this.activate(name, from, 'cancel')));
+      return;
+    }
+    const what = error.status === 409 ? error.message : `${error.message} The weights from before still answer.`;
+    this.#say('fail', what);
+  }
+
+  #button(label, act) {
+    return h('button', { type: 'button', class: 'or-secondary', onclick: act }, label);
+  }
+}

@@ -1,0 +1,173 @@
+// One question, two checkpoints, two viewers in step: the same picture, the same seed, other weights.
+//
+// Two traces of the server's, each with its own log. Only one of the two viewers holds the page's EventSource; the
+// other reads its log by short requests (see viewer/events.js). Going to a step in one goes there in the other.
+
+import { Examples } from '../studio/examples.js';
+import { Well } from '../studio/well.js';
+import { api } from '../viewer/api.js';
+import { h, setText, show } from '../viewer/dom.js';
+import { isLive } from '../viewer/state.js';
+import { Viewer } from '../viewer/viewer.js';
+
+const SIDES = ['left', 'right'];
+
+export class Compare {
+  #task = null;
+  #picture = null; // {image, own}
+  #names = [];
+  #viewers = {};
+  #starting = false;
+  #begun = false;
+
+  constructor() {
+    this.selects = Object.fromEntries(SIDES.map((side) => [side, h('select', { 'aria-label': side === 'left' ? 'First checkpoint' : 'Second checkpoint' })]));
+    this.well = h('div', { class: 'or-part-well' });
+    this.examples = h('div', {});
+    this.question = h('textarea', { class: 'or-input or-compare-question', rows: 3, 'aria-label': 'The question for both', placeholder: 'One question for both' });
+    this.ask = h('button', { type: 'button', class: 'or-primary', onclick: () => this.#ask() }, 'Ask both');
+    this.stop = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#stop() }, 'Stop');
+    this.close = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.hide() }, 'Close');
+    this.error = h('p', { class: 'or-error', role: 'alert', hidden: true });
+    this.outcome = h('p', { class: 'or-quiet', role: 'status' });
+    this.places = Object.fromEntries(SIDES.map((side) => [side, h('div', { class: 'or-compare-viewer' })]));
+    const column = (side) => h('div', { class: 'or-compare-column', 'data-side': side }, h('label', { class: 'or-field' }, h('span', {}, side === 'left' ? 'first' : 'second'), this.selects[side]), this.places[side]);
+    this.element = h(
+      'section', { class: 'or-block or-compare-page', 'aria-label': 'Compare two checkpoints', hidden: true },
+      h('div', { class: 'or-block-head' }, h('h2', {}, 'Compare'), h('span', { class: 'or-quiet' }, 'one question, the same seed, two checkpoints'), h('span', { class: 'or-spring' }), this.close),
+      h('div', { class: 'or-compare-ask' },
+        this.well,
+        h('div', { class: 'or-compare-words' }, this.examples, this.question, this.error, h('div', { class: 'or-row' }, this.ask, this.stop, this.outcome))),
+      h('div', { class: 'or-compare-pair' }, SIDES.map(column)),
+    );
+    this.question.addEventListener('input', () => this.fail(null));
+    this.question.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) this.#ask();
+    });
+  }
+
+  /** The names that can be asked; what was chosen stays. */
+  names(names) {
+    this.#names = names;
+    for (const side of SIDES) {
+      const select = this.selects[side];
+      const chosen = select.value;
+      select.replaceChildren(...names.map((name) => h('option', { value: name }, name)));
+      if (names.includes(chosen)) select.value = chosen;
+    }
+  }
+
+  get open() {
+    return !this.element.hidden;
+  }
+
+  async show(left, right) {
+    show(this.element, true);
+    if (this.#names.includes(left)) this.selects.left.value = left;
+    if (this.#names.includes(right)) this.selects.right.value = right;
+    this.#begin();
+    this.element.scrollIntoView({ block: 'start' });
+    this.question.focus({ preventScroll: true });
+  }
+
+  hide() {
+    this.#stop();
+    show(this.element, false);
+  }
+
+  #begin() {
+    if (this.#begun) return;
+    this.#begun = true;
+    this.picture = new Well(this.well, { onPicture: (image) => this.#ownPicture(image), onFit: () => {} });
+    const examples = new Examples(this.examples, { onPick: (task) => this.#pick(task), onError: (error) => this.fail(error) });
+    for (const side of SIDES) {
+      const other = side === 'left' ? 'right' : 'left';
+      this.#viewers[side] = new Viewer(this.places[side], {
+        label: side === 'left' ? 'Trace of the first checkpoint' : 'Trace of the second checkpoint',
+        hint: 'Press Ask both: the two reason about the same question.',
+        onGo: (at) => this.#viewers[other].keepStep(at),
+        onState: () => this.#follow(),
+      });
+    }
+    examples.load().then(() => this.#picture ?? examples.pickFirst());
+  }
+
+  #pick(task) {
+    if (!task) return;
+    this.#task = { task_id: task.task_id, question: task.question, image_id: task.image.image_id };
+    this.#picture = { image: task.image, own: false };
+    this.picture.show(task.image, { own: false, alt: `Picture of the task: ${task.question}` });
+    this.question.value = task.question;
+    this.fail(null);
+  }
+
+  #ownPicture(image) {
+    this.#task = null;
+    this.#picture = { image, own: true };
+    this.question.focus();
+  }
+
+  fail(error) {
+    setText(this.error, error?.message ?? '');
+    show(this.error, Boolean(error));
+  }
+
+  async #ask() {
+    if (this.#starting) return;
+    const question = this.question.value;
+    if (!question.trim()) {
+      this.fail({ message: 'Write a question first, or choose an example.' });
+      this.question.focus();
+      return;
+    }
+    const request = { question, images: [], partial_images: 8, background: true, sampling: { seed: Math.floor(Math.random() * 2 ** 31) } };
+    if (this.#picture) {
+      const { image, own } = this.#picture;
+      request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.picture.fit } : { image_id: image.image_id });
+      if (this.#task?.question === question && this.#task.image_id === image.image_id) request.task_id = this.#task.task_id;
+    }
+    this.#starting = true;
+    this.fail(null);
+    this.ask.disabled = true;
+    try {
+      const asked = await Promise.allSettled(SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })));
+      const refused = asked.find((one) => one.status === 'rejected');
+      if (refused) {
+        // half a comparison is none: the other one is taken back
+        for (const one of asked) if (one.status === 'fulfilled') api.cancel(one.value.id).catch(() => {});
+        this.fail(refused.reason);
+        return;
+      }
+      for (const [k, side] of SIDES.entries()) this.#viewers[side].started(asked[k].value);
+    } finally {
+      this.#starting = false;
+      this.ask.disabled = false;
+      this.#follow();
+    }
+  }
+
+  #stop() {
+    for (const side of SIDES) {
+      const viewer = this.#viewers[side];
+      if (viewer && isLive(viewer.state)) viewer.stop();
+    }
+  }
+
+  #follow() {
+    const [left, right] = SIDES.map((side) => this.#viewers[side]?.state);
+    if (!left || !right || this.#starting) return;
+    show(this.stop, [left, right].some((state) => state.traceId && isLive(state)));
+    setText(this.outcome, outcomeOf(left, right));
+  }
+}
+
+/** What the comparison showed, once both have ended (pure). */
+export function outcomeOf(left, right) {
+  if (![left, right].every((state) => state.status === 'completed' && state.hasAnswer)) return '';
+  const verdicts = [left, right].map((state) => state.verdict?.answer ?? null);
+  if (verdicts.every((one) => one === 'right')) return 'Both are right.';
+  if (verdicts.every((one) => one === 'wrong')) return 'Both are wrong.';
+  if (verdicts.every(Boolean)) return verdicts[0] === 'right' ? 'Only the first is right.' : 'Only the second is right.';
+  const same = left.answer.trim().toLowerCase() === right.answer.trim().toLowerCase();
+  return same ? 'Both give the same answer.' : 'They give different answers.';
+}

@@ -1,0 +1,92 @@
+// Which checkpoint was made from which: a list as a small forest. Pure.
+
+import { short } from '../training/series.js';
+import { stageName } from '../training/words.js';
+
+export const parentOf = (one) => one.base ?? one.lineage?.base ?? null;
+export const stageOf = (one) => one.stage ?? one.lineage?.stage ?? null;
+export const stepOf = (one) => one.step ?? one.lineage?.step ?? null;
+export const jobOf = (one) => one.job_id ?? one.job ?? one.lineage?.job_id ?? one.lineage?.job ?? null;
+
+const byAge = (a, b) =>
+  (a.created_at ?? '').localeCompare(b.created_at ?? '') || (stepOf(a) ?? 0) - (stepOf(b) ?? 0) || a.id.localeCompare(b.id);
+
+/** `[{one, children, missing}]`: roots first made first; a base that is not here becomes a root of its own, `missing`. */
+export function forestOf(checkpoints) {
+  const nodes = new Map(checkpoints.map((one) => [one.id, { one, children: [], missing: false }]));
+  const roots = [];
+  for (const one of [...checkpoints].sort(byAge)) {
+    const parent = parentOf(one);
+    if (!parent || leadsBack(parent, one.id, nodes)) {
+      roots.push(nodes.get(one.id));
+      continue;
+    }
+    if (!nodes.has(parent)) {
+      const node = { one: { id: parent }, children: [], missing: true };
+      nodes.set(parent, node);
+      roots.push(node);
+    }
+    nodes.get(parent).children.push(nodes.get(one.id));
+  }
+  return roots;
+}
+
+function leadsBack(from, to, nodes) {
+  const seen = new Set();
+  for (let at = from; at && !seen.has(at); at = nodes.get(at) && parentOf(nodes.get(at).one)) {
+    if (at === to) return true;
+    seen.add(at);
+  }
+  return false;
+}
+
+/** How a checkpoint came about: `PeRPO, step 60`. */
+export function madeBy(one) {
+  const stage = stageOf(one);
+  const step = stepOf(one);
+  if (!stage) return '';
+  return step === null ? stageName(stage) : `${stageName(stage)}, step ${Number(step).toLocaleString('en')}`;
+}
+
+const share = (value) => `${Math.round(value * 100)} %`;
+const FIRST = [
+  ['accuracy/all', (value) => `${share(value)} right`],
+  ['reward/accuracy', (value) => `${share(value)} right in training`],
+  ['drawings/right', (value) => `${share(value)} drawings right`],
+  ['loss/ce', (value) => `loss ${short(value)}`],
+  ['reward/total', (value) => `reward ${short(value)}`],
+];
+
+/** The one or two measures worth a line in the tree. */
+export function measureOf(one) {
+  const metrics = one.metrics ?? {};
+  return FIRST.filter(([name]) => typeof metrics[name] === 'number').slice(0, 2).map(([name, words]) => words(metrics[name])).join(' · ');
+}
+
+export const megabytes = (bytes) => (typeof bytes === 'number' ? `${Math.round(bytes / 2 ** 20).toLocaleString('en')} MB` : '');
+
+/** `[name, text]` rows about one checkpoint; what is not known is not shown. */
+export function factsOf(one) {
+  const rows = [
+    ['made by', madeBy(one)],
+    ['from', parentOf(one)],
+    ['licence', one.licence],
+    ['size', megabytes(one.size_bytes)],
+    ['pictures', one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null],
+    ['context', one.context_len ? `${one.context_len.toLocaleString('en')} tokens` : null],
+    ['template', one.template],
+    ['weights', one.weight_version ? `version ${one.weight_version}${one.loaded ? ', in memory' : ''}` : null],
+    ['made', one.created_at],
+    ['folder', one.folder],
+  ];
+  return rows.filter(([, value]) => value);
+}
+
+/** What can be done with it, and why not where it cannot: `{activate, remove}` are null or the reason in words. */
+export function whyNot(one) {
+  if (one.problem) return { activate: 'It cannot be used; the reason is above.', remove: null };
+  return {
+    activate: one.active ? 'It answers already.' : null,
+    remove: one.active ? 'The active checkpoint cannot be deleted: activate another one first.' : null,
+  };
+}

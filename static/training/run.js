@@ -1,0 +1,299 @@
+// One job: stages and time left, warnings, charts, samples, checkpoints, reports, log. Live while it runs.
+//
+// The job's row is asked for first; then its events come in order by one EventSource, the stored ones in one go. While
+// those are still arriving the row has the last word on status and progress, so that an old "queued" never flickers by.
+
+import { api } from '../viewer/api.js';
+import { copyButton, h, setAttr, setText, show } from '../viewer/dom.js';
+import { EventStream } from '../viewer/events.js';
+import { Charts } from './charts.js';
+import { reportBlock } from './report.js';
+import { Samples } from './samples.js';
+import { RESUMABLE, TERMINAL, TYPES, initialJob, isLive, isTerminal, reduceAll, shownStage, stageBar, withJob } from './state.js';
+import { METHODS, announcementOf, curlOf, dataOf, duration, progressOf, stageName, statusOf, troubleOf, warningOf } from './words.js';
+
+const SETTLED_MS = 300;
+
+/** Where a job's events are. Its terminal status ends nothing by itself: a job may have been resumed after it. */
+export const jobSource = (jobId) => ({
+  types: TYPES,
+  url: (after) => api.jobEventsUrl(jobId, after),
+  row: `/v1/jobs/${encodeURIComponent(jobId)}`,
+  over: (row) => TERMINAL.has(row.status),
+  ends: () => false,
+  rests: () => false,
+});
+
+export class Run {
+  #state = initialJob(null);
+  #row = null;
+  #stream = null;
+  #replaying = false;
+  #timer = 0;
+  #stage = null; // the stage a person chose to see; null = the running one
+  #turn = 0;
+  #connection = 'closed';
+  #drawn = { warnings: null, checkpoints: null, reports: null, log: null };
+
+  /** handlers: cancel, resume (a job's id); changed(): its status is another one now. */
+  constructor(handlers) {
+    this.handlers = handlers;
+    this.title = h('h2', {});
+    this.dot = h('span', { class: 'or-dot', 'aria-hidden': 'true' });
+    this.word = h('span', { class: 'or-pill-text' });
+    this.pill = h('div', { class: 'or-pill' }, this.dot, this.word);
+    this.where = h('span', { class: 'or-quiet or-num' });
+    this.facts = h('p', { class: 'or-quiet or-run-facts' });
+    this.cancel = h('button', { type: 'button', class: 'or-secondary', onclick: () => handlers.cancel(this.#state.jobId) }, 'Stop');
+    this.resume = h('button', { type: 'button', class: 'or-secondary', onclick: () => handlers.resume(this.#state.jobId) }, 'Resume');
+    this.stages = h('ol', { class: 'or-stages', 'aria-label': 'Stages' });
+    this.trouble = h('p', { class: 'or-trouble or-run-trouble', hidden: true });
+    this.tail = h('pre', { class: 'or-code or-tail', tabindex: '0', 'aria-label': 'Last lines of the log', hidden: true });
+    this.warnings = h('ul', { class: 'or-warnings', 'aria-label': 'Warnings' });
+    this.charts = new Charts();
+    this.tabs = h('div', { class: 'or-tabs', role: 'group', 'aria-label': 'Stage on show' });
+    this.samples = new Samples();
+    this.made = h('ul', { class: 'or-made' });
+    this.madeBlock = h('section', { class: 'or-block', 'aria-label': 'Checkpoints of this job' }, h('h3', {}, 'Checkpoints'), this.made);
+    this.reports = h('div', { class: 'or-reports' });
+    this.log = h('pre', { class: 'or-code or-log', tabindex: '0', 'aria-label': 'Log of the job' });
+    this.logBox = h('details', { class: 'or-details' }, h('summary', {}, 'log'), this.log);
+    this.logBox.addEventListener('toggle', () => this.#drawLog());
+    this.spec = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The resolved spec' });
+    this.specBox = h('details', { class: 'or-details' }, h('summary', {}, 'spec with every default'), this.spec);
+    this.again = copyButton('copy curl', () => curlOf(location.origin, this.#state.spec), (text) => setText(this.spoken, text));
+    this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
+    this.body = h(
+      'div', { class: 'or-run-body', hidden: true },
+      h('header', { class: 'or-block or-run-head' },
+        h('div', { class: 'or-block-head' }, this.title, h('span', { class: 'or-spring' }), this.again, this.cancel, this.resume),
+        h('div', { class: 'or-run-line' }, this.pill, this.where), this.stages, this.facts, this.trouble, this.tail),
+      this.warnings,
+      h('section', { class: 'or-block', 'aria-label': 'Charts' }, h('div', { class: 'or-block-head' }, h('h3', {}, 'Numbers'), h('span', { class: 'or-spring' }), this.tabs), this.charts.element),
+      this.samples.element, this.madeBlock, this.reports,
+      h('section', { class: 'or-block', 'aria-label': 'Spec and log' }, this.specBox, this.logBox),
+    );
+    this.empty = h('p', { class: 'or-quiet or-run-empty' }, 'Start a job, or choose one from the list: its losses, rewards and pictures appear here while it runs.');
+    this.element = h('section', { class: 'or-run', 'aria-label': 'Job' }, this.empty, this.body, this.spoken);
+  }
+
+  get jobId() {
+    return this.#state.jobId;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** Show a job: `row` when the page has it already. */
+  async open(jobId, row = null) {
+    this.close();
+    const turn = ++this.#turn;
+    this.#set({ ...initialJob(jobId) });
+    let job = row;
+    try {
+      job ??= await api.job(jobId);
+    } catch (error) {
+      if (turn === this.#turn) this.#gone(error, jobId);
+      return;
+    }
+    if (turn === this.#turn) this.#begin(job);
+  }
+
+  /** The job goes on after a resume: read on from where its events ended. */
+  again(row) {
+    if (row.id !== this.#state.jobId) return this.open(row.id, row);
+    this.#stream?.close();
+    return this.#begin(row);
+  }
+
+  close() {
+    this.#turn += 1;
+    clearTimeout(this.#timer);
+    this.#stream?.close();
+    this.#stream = null;
+    this.#row = null;
+    this.#stage = null;
+    this.samples.reset();
+    show(this.body, false);
+    show(this.empty, true);
+    this.#state = initialJob(null);
+  }
+
+  #begin(job) {
+    this.#row = job;
+    this.#replaying = true;
+    this.#settle();
+    this.#set(withJob(this.#state, job));
+    const stream = new EventStream({
+      source: jobSource(job.id),
+      after: this.#state.lastSeq,
+      onEvents: (events) => stream === this.#stream && this.#receive(events),
+      onConnection: (word) => stream === this.#stream && this.#connected(word),
+    });
+    this.#stream = stream;
+  }
+
+  #receive(events) {
+    const before = this.#state;
+    const after = reduceAll(before, events);
+    if (this.#replaying) this.#settle();
+    const row = this.#row;
+    this.#set(this.#replaying && row ? { ...after, status: row.status, progress: row.progress ?? after.progress, error: row.error ?? null } : after,
+      this.#replaying ? '' : announcementOf(before, after));
+    if (!this.#replaying && isTerminal(after) && before.status !== after.status) this.#refresh();
+  }
+
+  // Stored events have come in when none arrives for a moment.
+  #settle() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.#replaying = false;
+      this.#refresh();
+    }, SETTLED_MS);
+  }
+
+  async #refresh() {
+    const { jobId } = this.#state;
+    try {
+      const job = await api.job(jobId);
+      if (jobId !== this.#state.jobId) return;
+      const changed = job.status !== this.#row?.status;
+      this.#row = job;
+      this.#set(withJob(this.#state, job));
+      if (TERMINAL.has(job.status)) this.#stream?.close('ended');
+      if (changed) this.handlers.changed();
+    } catch {
+      // what the events said stays on the page
+    }
+  }
+
+  #connected(word) {
+    this.#connection = word;
+    if (word === 'unknown') this.#gone({ status: 404 }, this.#state.jobId);
+    else this.#draw();
+  }
+
+  #gone(error, jobId) {
+    this.close();
+    setText(this.empty, error.status === 404 ? `There is no job “${jobId}” on this server. It may have been deleted.` : error.message);
+  }
+
+  /** Something a person asked for was refused. */
+  fail(error) {
+    setText(this.trouble, error.message);
+    setAttr(this.trouble, 'data-tone', 'fail');
+    show(this.trouble, true);
+  }
+
+  #set(state, announcement = '') {
+    const changed = state.status !== this.#state.status && this.#state.status !== 'loading';
+    this.#state = state;
+    if (announcement) setText(this.spoken, announcement);
+    this.#draw();
+    if (changed && !this.#replaying) this.handlers.changed();
+  }
+
+  // ---- drawing
+
+  #draw() {
+    const state = this.#state;
+    const known = state.status !== 'loading';
+    show(this.body, known);
+    show(this.empty, !known);
+    if (!known) return setText(this.empty, state.jobId ? 'Opening the job …' : this.empty.textContent);
+    setAttr(this.element, 'data-job', state.jobId);
+    setAttr(this.element, 'data-status', state.status);
+    setAttr(this.element, 'data-seq', state.lastSeq);
+    const { tone, text } = this.#connection === 'lost' ? { tone: 'fail', text: 'connection lost, trying again' } : statusOf({ ...state, cancelRequested: this.#row?.cancel_requested });
+    setText(this.title, `${METHODS[state.method] ?? state.method} from ${state.base}`);
+    setText(this.word, text);
+    setAttr(this.pill, 'data-tone', tone);
+    const took = state.startedAt && state.finishedAt ? (Date.parse(state.finishedAt) - Date.parse(state.startedAt)) / 1000 : null;
+    setText(this.where, isLive(state) ? progressOf(state.progress) : took === null ? '' : `took ${duration(took)}`);
+    setText(this.facts, [dataOf(state.spec ?? {}), state.spec?.seed !== undefined ? `seed ${state.spec.seed}` : ''].filter(Boolean).join(' · '));
+    show(this.cancel, isLive(state));
+    show(this.resume, RESUMABLE.has(state.status));
+    this.#drawStages();
+    const trouble = troubleOf(state);
+    setText(this.trouble, trouble ?? '');
+    setAttr(this.trouble, 'data-tone', state.status === 'cancelled' ? 'quiet' : 'fail');
+    show(this.trouble, Boolean(trouble));
+    setText(this.tail, tailOf(state.error));
+    show(this.tail, Boolean(this.tail.textContent));
+    this.#drawTabs();
+    const shown = shownStage(state, this.#stage);
+    this.charts.update(state.stages[shown] ?? null, isLive(state) ? 'The first numbers come with the first steps.' : 'This job has measured nothing.');
+    this.samples.update(state.samples);
+    this.#once('warnings', state.warnings, () => this.#drawWarnings());
+    this.#once('checkpoints', state.checkpoints, () => this.#drawMade());
+    this.#once('reports', state.reports, () => this.reports.replaceChildren(...state.reports.map(reportBlock)));
+    this.#once('log', state.log, () => this.#drawLog());
+    setText(this.spec, JSON.stringify(state.spec, null, 2));
+    return undefined;
+  }
+
+  #once(name, value, draw) {
+    if (this.#drawn[name] === value) return;
+    this.#drawn[name] = value;
+    draw();
+  }
+
+  #drawStages() {
+    const bars = stageBar(this.#state);
+    if (this.stages.children.length !== bars.length) {
+      this.stages.replaceChildren(...bars.map(() => h('li', {}, h('span', { class: 'or-stage-name' }), h('span', { class: 'or-stage-bar' }, h('span')), h('span', { class: 'or-sr' }))));
+    }
+    for (const [k, { stage, share, state }] of bars.entries()) {
+      const item = this.stages.children[k];
+      setAttr(item, 'data-state', state);
+      setAttr(item, 'aria-current', state === 'running' ? 'step' : null);
+      setText(item.children[0], stageName(stage));
+      item.children[1].firstChild.style.width = `${(share * 100).toFixed(1)}%`;
+      setText(item.children[2], state === 'done' ? 'done' : state === 'waiting' ? 'not yet' : `${Math.round(share * 100)} percent`);
+    }
+  }
+
+  #drawTabs() {
+    const { order } = this.#state;
+    const shown = shownStage(this.#state, this.#stage);
+    show(this.tabs, order.length > 1);
+    if (this.tabs.children.length !== order.length) {
+      this.tabs.replaceChildren(...order.map((stage) => h('button', { type: 'button', class: 'or-chipbutton', onclick: () => {
+        this.#stage = stage === this.#state.progress?.stage ? null : stage;
+        this.#draw();
+      } }, stageName(stage))));
+    }
+    for (const [k, stage] of order.entries()) setAttr(this.tabs.children[k], 'aria-pressed', String(stage === shown));
+  }
+
+  #drawWarnings() {
+    this.warnings.replaceChildren(...this.#state.warnings.map((warning) => {
+      const { title, means, todo } = warningOf(warning);
+      return h('li', { class: 'or-warning', 'data-code': warning.code },
+        h('h4', {}, title, warning.count > 1 ? h('span', { class: 'or-quiet' }, ` · ${warning.count} times`) : null),
+        warning.detail && warning.detail !== means ? h('p', { class: 'or-num' }, warning.detail) : null,
+        h('p', {}, means), h('p', {}, h('strong', {}, 'What to do: '), todo));
+    }));
+    show(this.warnings, this.#state.warnings.length > 0);
+  }
+
+  #drawMade() {
+    const made = [...this.#state.checkpoints].reverse();
+    show(this.madeBlock, made.length > 0);
+    this.made.replaceChildren(...made.map((one) => h('li', {},
+      h('a', { class: 'or-link', href: `/checkpoints?name=${encodeURIComponent(one.name)}` }, one.name),
+      h('span', { class: 'or-quiet' }, one.step === null || one.step === undefined ? '' : `${stageName(one.stage)}, step ${one.step}`))));
+  }
+
+  #drawLog() {
+    const { log, dropped } = this.#state;
+    show(this.logBox, log.length > 0);
+    if (!this.logBox.open) return;
+    const atEnd = this.log.scrollTop + this.log.clientHeight >= this.log.scrollHeight - 8;
+    setText(this.log, (dropped ? `… ${dropped.toLocaleString('en')} older lines\n` : '') + log.join('\n'));
+    if (atEnd) this.log.scrollTop = this.log.scrollHeight;
+  }
+}
+
+const tailOf = (error) => (Array.isArray(error?.log_tail) ? error.log_tail.join('\n') : error?.log_tail ?? '');

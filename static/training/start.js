@@ -1,0 +1,186 @@
+// How a job begins: three presets as cards, or the full spec with the very request and command that start it.
+
+import { api } from '../viewer/api.js';
+import { copyButton, h, setText, show } from '../viewer/dom.js';
+import { METHODS, cliOf, curlOf, dataOf, howLong, parseSpec, stepsOf } from './words.js';
+
+const pretty = (spec) => JSON.stringify(spec, null, 2);
+
+class Card {
+  constructor(preset, { onStart, onEdit }) {
+    this.preset = preset;
+    const { spec } = preset;
+    const fact = (name, value) => (value ? [h('dt', {}, name), h('dd', {}, value)] : []);
+    this.time = h('dd', { class: 'or-num' });
+    this.start = h('button', { type: 'button', class: 'or-primary', 'aria-label': `Start ${preset.title}` }, 'Start');
+    this.edit = h('button', { type: 'button', class: 'or-secondary', 'aria-label': `Full spec of ${preset.title}` }, 'Full spec');
+    this.start.addEventListener('click', () => onStart(preset.spec, this));
+    this.edit.addEventListener('click', () => onEdit(preset, this.edit));
+    this.error = h('p', { class: 'or-error', role: 'alert', hidden: true });
+    this.element = h(
+      'li', { class: 'or-preset', 'data-preset': preset.name },
+      h('h3', {}, preset.title),
+      h('p', { class: 'or-quiet' }, preset.what),
+      h('dl', {},
+        fact('starts from', spec.base_checkpoint), fact('on', dataOf(spec)), fact('does', stepsOf(spec)), h('dt', {}, 'takes'), this.time),
+      this.error,
+      h('div', { class: 'or-row' }, this.start, this.edit),
+    );
+    this.jobs([]);
+  }
+
+  jobs(jobs) {
+    setText(this.time, howLong(this.preset.spec, jobs).text);
+  }
+
+  fail(error) {
+    setText(this.error, error?.message ?? '');
+    show(this.error, Boolean(error));
+  }
+}
+
+class Editor {
+  #opener = null;
+
+  constructor({ presets, onStart }) {
+    this.presets = presets;
+    this.onStart = onStart;
+    this.preset = h('select', { 'aria-label': 'Begin with' }, presets.map((one) => h('option', { value: one.name }, one.title)));
+    this.base = h('select', {});
+    this.seed = h('input', { type: 'text', inputmode: 'numeric', class: 'or-input', size: 8 });
+    this.activate = h('input', { type: 'checkbox' });
+    this.text = h('textarea', { class: 'or-code', rows: 18, spellcheck: 'false', autocomplete: 'off', 'aria-label': 'The spec as JSON', 'aria-describedby': 'or-spec-error' });
+    this.error = h('div', { class: 'or-error', id: 'or-spec-error', role: 'alert', hidden: true });
+    this.curl = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The same as curl' });
+    this.cli = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The same on the command line' });
+    this.start = h('button', { type: 'button', class: 'or-primary', onclick: () => this.#start() }, 'Start this job');
+    this.close = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.hide() }, 'Close');
+    const field = (label, input) => h('label', { class: 'or-field' }, h('span', {}, label), input);
+    const line = (label, box) => h('div', { class: 'or-line-of-code' }, h('div', { class: 'or-block-head' }, h('h4', {}, label), h('span', { class: 'or-spring' }), copyButton('copy', () => box.textContent)), box);
+    this.element = h(
+      'section', { class: 'or-block or-editor', 'aria-label': 'Full spec', hidden: true },
+      h('div', { class: 'or-block-head' }, h('h3', {}, 'Full spec'), h('span', { class: 'or-spring' }), this.close),
+      h('div', { class: 'or-editor-fields' },
+        field('begin with', this.preset), field('starts from', this.base), field('seed', this.seed),
+        h('label', { class: 'or-check' }, this.activate, h('span', {}, 'put the result to work when it is done'))),
+      h('div', { class: 'or-editor-main' },
+        h('div', { class: 'or-editor-json' }, this.text, this.error, h('div', { class: 'or-row' }, this.start)),
+        h('div', { class: 'or-editor-lines' }, line('curl', this.curl), line('command line', this.cli),
+          h('p', { class: 'or-quiet' }, 'What is left out takes its default. The whole spec, every default included, is checked before anything starts and stands beside the results.'))),
+    );
+    this.preset.addEventListener('change', () => this.#fill(this.presets.find((one) => one.name === this.preset.value).spec));
+    this.text.addEventListener('input', () => this.#changed());
+    this.base.addEventListener('change', () => this.#set('base_checkpoint', this.base.value));
+    this.seed.addEventListener('change', () => {
+      const seed = Number(this.seed.value.trim());
+      if (Number.isInteger(seed) && seed >= 0) this.#set('seed', seed);
+      else this.fail({ message: 'The seed is a whole number from 0 up.' });
+    });
+    this.activate.addEventListener('change', () => this.#set('activate', this.activate.checked));
+    this.element.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape') this.hide();
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) this.#start();
+    });
+  }
+
+  async open(preset, opener) {
+    this.#opener = opener;
+    show(this.element, true);
+    this.preset.value = preset.name;
+    this.#fill(preset.spec);
+    this.text.focus({ preventScroll: true });
+    this.element.scrollIntoView({ block: 'nearest' });
+    try {
+      const { data } = await api.checkpoints();
+      const names = data.filter((one) => !one.problem).map((one) => one.id);
+      this.base.replaceChildren(...names.map((name) => h('option', { value: name }, name)));
+      this.#mirror();
+    } catch {
+      // the text can still be edited and sent
+    }
+  }
+
+  hide() {
+    show(this.element, false);
+    this.#opener?.focus({ preventScroll: true });
+  }
+
+  #fill(spec) {
+    this.text.value = pretty(spec);
+    this.#changed();
+  }
+
+  #set(name, value) {
+    const { value: spec } = parseSpec(this.text.value);
+    if (spec) this.#fill({ ...spec, [name]: value });
+  }
+
+  #changed() {
+    const { value, error } = parseSpec(this.text.value);
+    this.fail(error ? { message: error } : null);
+    this.start.disabled = Boolean(error);
+    if (!value) return;
+    setText(this.curl, curlOf(location.origin, value));
+    setText(this.cli, cliOf(location.origin, value));
+    this.#mirror();
+  }
+
+  #mirror() {
+    const { value } = parseSpec(this.text.value);
+    if (!value) return;
+    const base = value.base_checkpoint ?? '';
+    if (base && ![...this.base.options].some((one) => one.value === base)) this.base.append(h('option', { value: base }, base));
+    this.base.value = base;
+    this.seed.value = value.seed ?? 0;
+    this.activate.checked = value.activate === true;
+    this.activate.disabled = value.method === 'benchmark';
+  }
+
+  #start() {
+    const { value } = parseSpec(this.text.value);
+    if (value && !this.start.disabled) this.onStart(value, this);
+  }
+
+  fail(error) {
+    const fields = error?.errors ?? [];
+    this.error.replaceChildren(...(!error ? [] : fields.length
+      ? [h('ul', {}, fields.map((one) => h('li', {}, h('strong', {}, one.path.replace(/^body\.?/, '') || 'spec'), `: ${one.message}`)))]
+      : [error.message]));
+    show(this.error, Boolean(error));
+  }
+}
+
+export class Start {
+  /** presets: those of `training.presets`, as plain objects. onJob(job): a job has been accepted. */
+  constructor(presets, { onJob }) {
+    this.onJob = onJob;
+    this.editor = new Editor({ presets, onStart: (spec, from) => this.#start(spec, from) });
+    const handlers = { onStart: (spec, from) => this.#start(spec, from), onEdit: (preset, opener) => this.editor.open(preset, opener) };
+    this.cards = presets.filter((one) => one.card).map((preset) => new Card(preset, handlers));
+    this.element = h(
+      'section', { class: 'or-start', 'aria-label': 'Start a job' },
+      h('ul', { class: 'or-presets' }, this.cards.map((card) => card.element)),
+      this.editor.element,
+    );
+  }
+
+  jobs(jobs) {
+    for (const card of this.cards) card.jobs(jobs);
+  }
+
+  async #start(spec, from) {
+    from.fail(null);
+    from.start.disabled = true;
+    try {
+      const job = await api.startJob(spec);
+      if (from === this.editor) this.editor.hide();
+      this.onJob(job);
+    } catch (error) {
+      from.fail(error);
+    } finally {
+      from.start.disabled = false;
+    }
+  }
+}
+
+export const methodName = (method) => METHODS[method] ?? method;

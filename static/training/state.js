@@ -1,0 +1,217 @@
+// What one job looks like at a moment, as a plain value, and how its events change it.
+//
+// Pure: no DOM, no network, no clock. `reduceAll` never changes the state it is given. Events are `{seq, type, data}`
+// as GET /v1/jobs/{id}/events sends them. A pipeline counts the steps of each stage from the start, so numbers are kept
+// by stage.
+
+import { emptySeries, push } from './series.js';
+
+export const TERMINAL = new Set(['succeeded', 'failed', 'cancelled', 'interrupted']);
+export const RESUMABLE = new Set(['failed', 'cancelled', 'interrupted']);
+export const isTerminal = (state) => TERMINAL.has(state.status);
+export const isLive = (state) => state.status === 'queued' || state.status === 'running';
+
+export const KEEP_SAMPLES = 24;
+export const KEEP_LINES = 400;
+
+export function initialJob(jobId) {
+  return {
+    jobId,
+    lastSeq: 0,
+    status: 'loading', // loading | queued | running | succeeded | failed | cancelled | interrupted
+    method: null,
+    spec: null,
+    base: null,
+    progress: null, // {stage, step, total, eta_s}
+    stages: {}, // stage -> {series: {name: series}, latest: {name: value}, step}
+    order: [], // the stages in the order in which they were first heard of
+    samples: [], // the newest last
+    checkpoints: [], // {name, stage, step, metrics}
+    warnings: [], // {code, detail, count}, the newest last
+    reports: [], // {kind, ...}
+    log: [],
+    dropped: 0, // lines of the log that are not kept here
+    error: null,
+    createdAt: null,
+    startedAt: null,
+    finishedAt: null,
+  };
+}
+
+/** What a job's row says; the events that follow refine it. */
+export function withJob(state, job) {
+  return {
+    ...state,
+    status: job.status,
+    method: job.method ?? state.method,
+    spec: job.spec ?? state.spec,
+    base: job.spec?.base_checkpoint ?? state.base,
+    progress: job.progress ?? state.progress,
+    error: job.error ?? null,
+    createdAt: job.created_at ?? state.createdAt,
+    startedAt: job.started_at ?? state.startedAt,
+    finishedAt: job.finished_at ?? null,
+    checkpoints: state.checkpoints.length ? state.checkpoints : (job.checkpoints ?? []).map(asCheckpoint),
+  };
+}
+
+const asCheckpoint = (one) => (typeof one === 'string' ? { name: one, stage: null, step: null, metrics: {} } : one);
+
+/** The stages that a spec will go through, in order. */
+export function stagesOf(spec) {
+  const given = spec?.hyperparameters ?? {};
+  if (spec?.method === 'pipeline') return ['zero', 'pesft', 'perpo', 'benchmark'].filter((stage) => given[stage]);
+  if (spec?.method === 'zero') return given.pesft === null ? ['zero'] : ['zero', 'pesft'];
+  return spec?.method ? [spec.method] : [];
+}
+
+/** `[{stage, share, state}]` for the stage bar: done | running | waiting, and how far. */
+export function stageBar(state) {
+  const planned = stagesOf(state.spec);
+  const current = state.progress?.stage ?? null;
+  const all = [...planned, ...state.order.filter((stage) => !planned.includes(stage))];
+  if (current && !all.includes(current)) all.push(current);
+  const at = all.indexOf(current);
+  return all.map((stage, k) => {
+    if (state.status === 'succeeded' || k < at) return { stage, share: 1, state: 'done' };
+    if (k > at) return { stage, share: 0, state: 'waiting' };
+    const { step = 0, total = 0 } = state.progress;
+    return { stage, share: total ? Math.min(1, step / total) : 0, state: isLive(state) ? 'running' : 'stopped' };
+  });
+}
+
+// One batch of events copies what it changes once, not once an event: a long job is replayed in one go.
+class Draft {
+  #own = new Set();
+
+  constructor(state) {
+    this.state = { ...state };
+  }
+
+  list(name) {
+    if (!this.#own.has(name)) {
+      this.#own.add(name);
+      this.state[name] = this.state[name].slice();
+    }
+    return this.state[name];
+  }
+
+  stage(name) {
+    const key = `stage ${name}`;
+    if (!this.#own.has(key)) {
+      this.#own.add(key);
+      const before = this.state.stages[name];
+      const stage = { series: { ...before?.series }, latest: { ...before?.latest }, step: before?.step ?? 0 };
+      this.state.stages = { ...this.state.stages, [name]: stage };
+      if (!before) this.list('order').push(name);
+    }
+    return this.state.stages[name];
+  }
+
+  series(stageName, name) {
+    const stage = this.stage(stageName);
+    const key = `series ${stageName} ${name}`;
+    if (!this.#own.has(key)) {
+      this.#own.add(key);
+      const before = stage.series[name];
+      stage.series[name] = before ? { width: before.width, points: before.points.slice() } : emptySeries();
+    }
+    return stage.series[name];
+  }
+}
+
+const HANDLERS = {
+  'job.status': ({ state }, data) => {
+    state.status = data.status ?? state.status;
+    state.error = data.error ?? (RESUMABLE.has(state.status) ? state.error : null);
+    if (data.progress) state.progress = data.progress;
+    if (data.started_at) state.startedAt = data.started_at;
+    if (data.finished_at !== undefined) state.finishedAt = data.finished_at;
+  },
+  progress: ({ state }, data) => {
+    state.progress = data;
+  },
+  metrics: (draft, data) => {
+    const name = data.stage ?? draft.state.progress?.stage ?? draft.state.method ?? 'training';
+    const stage = draft.stage(name);
+    stage.step = data.step ?? stage.step;
+    for (const [key, value] of Object.entries(data.values ?? {})) {
+      if (typeof value !== 'number') continue; // NaN cannot be written as JSON: it arrives as null
+      stage.latest[key] = value;
+      push(draft.series(name, key), stage.step, value);
+    }
+  },
+  sample: (draft, data, seq) => {
+    const samples = draft.list('samples');
+    samples.push({ ...data, seq });
+    if (samples.length > KEEP_SAMPLES) samples.shift();
+  },
+  checkpoint: (draft, data) => {
+    const checkpoints = draft.list('checkpoints');
+    const at = checkpoints.findIndex((one) => one.name === data.name);
+    if (at < 0) checkpoints.push(data);
+    else checkpoints[at] = data;
+  },
+  warning: (draft, data) => {
+    const warnings = draft.list('warnings');
+    const at = warnings.findIndex((one) => one.code === data.code);
+    const count = at < 0 ? 1 : warnings.splice(at, 1)[0].count + 1;
+    warnings.push({ code: data.code, detail: data.detail ?? '', count });
+  },
+  report: (draft, data) => {
+    draft.list('reports').push(data);
+  },
+  log: (draft, data) => {
+    const lines = draft.list('log');
+    lines.push(String(data.line ?? ''));
+    if (lines.length > KEEP_LINES) {
+      lines.shift();
+      draft.state.dropped += 1;
+    }
+  },
+};
+
+export const TYPES = Object.keys(HANDLERS);
+
+/** The state after `events`, which must be in order; one that was applied before changes nothing. */
+export function reduceAll(state, events) {
+  const draft = new Draft(state);
+  for (const { seq, type, data } of events) {
+    if (seq <= draft.state.lastSeq) continue;
+    draft.state.lastSeq = seq;
+    HANDLERS[type]?.(draft, data, seq);
+  }
+  return draft.state;
+}
+
+export const reduce = (state, event) => reduceAll(state, [event]);
+
+/** The stage whose numbers belong on show: the one asked for, else the running one, else the last with numbers. */
+export function shownStage(state, asked = null) {
+  if (asked && state.stages[asked]) return asked;
+  const current = state.progress?.stage;
+  if (current && state.stages[current]) return current;
+  return state.order[state.order.length - 1] ?? null;
+}
+
+/** A sample as the trace that the viewer shows; its pictures are addresses on this server. */
+export function traceOf(sample) {
+  const picture = (image) => {
+    if (!image) return null;
+    return typeof image === 'string' ? { image_id: image, url: image } : { image_id: image.url, ...image };
+  };
+  const right = sample.rewards?.accuracy;
+  const question = picture(sample.question_image);
+  return {
+    id: `sample-${sample.seq}`,
+    status: 'completed',
+    question: sample.question ?? '',
+    images: question ? [question] : [],
+    mode: 'auto',
+    steps: (sample.steps ?? []).map((step, k) => ({ index: k + 1, text: step.text ?? '', image: picture(step.image) })),
+    answer: sample.answer ?? null,
+    finish_reason: null,
+    verdict: typeof right === 'number' ? { answer: right >= 0.5 ? 'right' : 'wrong', drawings_total: 0 } : null,
+    sampling: null,
+  };
+}

@@ -1,0 +1,126 @@
+// The Training page: presets, the list of jobs, and one job in full. `?job=ID` in the address leads back to it.
+//
+// It holds no truth of its own: everything comes from GET /v1/jobs and from the events of the job on show.
+
+import { api } from '../viewer/api.js';
+import { h } from '../viewer/dom.js';
+import { JobList } from './list.js';
+import { Run } from './run.js';
+import { Start } from './start.js';
+
+const PAGE = 20;
+const LOOK_EVERY_MS = 3000;
+const LIVE = new Set(['queued', 'running']);
+
+class Training {
+  #jobs = [];
+  #hasMore = false;
+  #timer = 0;
+  #turn = 0;
+
+  async mount(element, presets) {
+    this.start = new Start(presets, { onJob: (job) => this.#started(job) });
+    this.list = new JobList({
+      open: (jobId) => this.open(jobId),
+      cancel: (jobId) => this.#act(jobId, api.cancelJob),
+      resume: (jobId) => this.#act(jobId, api.resumeJob),
+      remove: (jobId) => this.#remove(jobId),
+      more: () => this.#page(),
+    });
+    this.run = new Run({
+      cancel: (jobId) => this.#act(jobId, api.cancelJob),
+      resume: (jobId) => this.#act(jobId, api.resumeJob),
+      changed: () => this.refresh(),
+    });
+    element.replaceChildren(this.start.element, h('div', { class: 'or-training-main' }, this.list.element, this.run.element));
+    document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
+    await this.refresh();
+    const asked = new URLSearchParams(location.search).get('job');
+    const wanted = asked ?? this.#jobs.find((job) => LIVE.has(job.status))?.id;
+    if (wanted) this.open(wanted);
+    document.documentElement.dataset.training = 'ready';
+  }
+
+  open(jobId) {
+    const row = this.#jobs.find((job) => job.id === jobId) ?? null;
+    history.replaceState(null, '', `/training?job=${encodeURIComponent(jobId)}`);
+    this.run.open(jobId, row);
+    this.#draw();
+    if (matchMedia('(max-width: 900px)').matches) this.run.element.scrollIntoView({ block: 'start' });
+  }
+
+  /** Ask again for the newest jobs; while one lives and the page is looked at, ask every few seconds. */
+  async refresh() {
+    clearTimeout(this.#timer);
+    const turn = ++this.#turn;
+    try {
+      const { data, has_more: hasMore } = await api.jobs({ limit: PAGE });
+      if (turn !== this.#turn) return;
+      const older = this.#jobs.slice(PAGE).filter((job) => !data.some((one) => one.id === job.id));
+      this.#jobs = [...data, ...(data.length === PAGE ? older : [])];
+      if (!older.length) this.#hasMore = hasMore;
+      this.#draw();
+    } catch (error) {
+      if (turn === this.#turn) this.list.say(error.message);
+    }
+    if (document.visibilityState === 'visible' && this.#jobs.some((job) => LIVE.has(job.status))) {
+      this.#timer = setTimeout(() => this.refresh(), LOOK_EVERY_MS);
+    }
+  }
+
+  async #page() {
+    const last = this.#jobs[this.#jobs.length - 1];
+    try {
+      const { data, has_more: hasMore } = await api.jobs({ limit: PAGE, after: last.id });
+      this.#jobs = [...this.#jobs, ...data.filter((job) => !this.#jobs.some((one) => one.id === job.id))];
+      this.#hasMore = hasMore;
+      this.#draw();
+    } catch (error) {
+      this.list.say(error.message);
+    }
+  }
+
+  #started(job) {
+    this.#jobs = [job, ...this.#jobs.filter((one) => one.id !== job.id)];
+    this.open(job.id);
+    this.refresh();
+  }
+
+  async #act(jobId, call) {
+    try {
+      const job = await call(jobId);
+      if (call === api.resumeJob) this.run.again(job);
+      await this.refresh();
+    } catch (error) {
+      if (this.run.jobId === jobId) this.run.fail(error);
+      else this.list.say(error.message);
+    }
+  }
+
+  async #remove(jobId) {
+    try {
+      await api.removeJob(jobId);
+    } catch (error) {
+      if (error.status !== 404) return this.list.say(error.message);
+    }
+    if (this.run.jobId === jobId) {
+      this.run.close();
+      history.replaceState(null, '', '/training');
+    }
+    this.#jobs = this.#jobs.filter((job) => job.id !== jobId);
+    this.#draw();
+    return this.refresh();
+  }
+
+  #draw() {
+    this.list.update(this.#jobs, this.run.jobId, this.#hasMore);
+    this.start.jobs(this.#jobs);
+  }
+}
+
+export const training = (window.omniTraining = new Training());
+
+/** For the gr.HTML component: its value is the presets as JSON. */
+export function mountTraining(element, props) {
+  training.mount(element.querySelector('[data-training]'), JSON.parse(props.value));
+}

@@ -1,0 +1,90 @@
+"""A job's worker in a few lines: `fake_worker.py WHAT JOB_DIR [--attached] [--resume]`.
+
+WHAT: succeed | fail | crash | obey (until SIGTERM, then saves; --resume finishes) | stubborn (ignores SIGTERM) |
+wait (until there is a file `go` in the job's folder).
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+WHAT, FOLDER = sys.argv[1], Path(sys.argv[2])
+STOP = threading.Event()
+
+
+def tell(kind, **data):
+    with (FOLDER / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": "2026-01-01T00:00:00.000Z", "type": kind, "data": data}) + "\n")
+
+
+def step(number, total=4):
+    tell("progress", stage="pesft", step=number, total=total, eta_s=1.5)
+    tell("metrics", stage="pesft", step=number, values={"loss/ce": 2.0 / number, "loss/text": float("nan")})
+
+
+def checkpoint(number):
+    name = f"{json.loads((FOLDER / 'job.json').read_text())['output_prefix']}-step-{number}"
+    folder = FOLDER / "checkpoints" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
+    (FOLDER / "runs" / "pesft").mkdir(parents=True, exist_ok=True)
+    (FOLDER / "runs" / "pesft" / "state.pt").write_bytes(b"state")
+    tell("checkpoint", name=name, folder=str(folder), stage="pesft", step=number, metrics={"loss/ce": 2.0 / number})
+    return name
+
+
+def finish(number):
+    (FOLDER / "samples").mkdir(exist_ok=True)
+    (FOLDER / "samples" / "a-1.png").write_bytes(b"\x89PNG")
+    tell(
+        "sample",
+        stage="pesft",
+        step=number,
+        question="?",
+        question_image="samples/a-1.png",
+        steps=[{"text": "I look", "image": "samples/a-1.png"}, {"text": "and see", "image": None}],
+        answer="red",
+    )
+    (FOLDER / "result.json").write_text(json.dumps({"checkpoint": checkpoint(number), "loss/ce": 0.5}))
+    sys.exit(0)
+
+
+def watch_stdin():
+    while os.read(0, 100):
+        pass
+    STOP.set()
+
+
+print("the worker says hello", flush=True)
+if WHAT == "fail":
+    tell("log", line="something is odd")
+    (FOLDER / "error.json").write_text(json.dumps({"code": "loss_not_finite", "detail": "NaN at step 3"}))
+    sys.exit(1)
+if WHAT == "crash":
+    step(1)
+    print("boom\x1b[31m", flush=True)
+    os._exit(7)
+if WHAT == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    step(1)
+    checkpoint(1)
+    time.sleep(600)
+if WHAT == "obey":
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+    threading.Thread(target=watch_stdin, daemon=True).start()
+    if "--resume" not in sys.argv:
+        step(1)
+        STOP.wait(600)
+        checkpoint(2)
+        sys.exit(3)
+if WHAT == "wait":
+    step(1)
+    while not (FOLDER / "go").exists():
+        time.sleep(0.02)
+for number in (3, 4):
+    step(number)
+finish(4)
