@@ -1,8 +1,8 @@
 """The real app on a scripted engine, for work on the page: `python -m tests.fake_server --port 7861`.
 
-Needs no weights. Jobs are played by `tests.fake_worker`. Every trace draws three pictures around the things of the task that was asked, at a humane speed.
-`--home DIR` keeps its state there (default: a temporary folder), `--no-page` leaves Gradio out, `--pace S` is the time
-between two outputs.
+Needs no weights. Every trace draws three pictures around the things of the task that was asked, at a humane speed; jobs
+are played by `tests.play_worker`. `--home DIR` keeps its state there (default: a temporary folder), `--no-page` leaves
+Gradio out, `--pace S` is the time between two outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.engine.messages import GenerationRequest
 from model.pictures import model_view
 from tests.fakes import FakeGeneration, Item, answer_items, emitted, step_items, write_paper_checkpoint
 
-FAKE_WORKER = (sys.executable, "-m", "tests.fake_worker")
+PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
 STEPS = (
     ("I look for the things in the picture and mark the first one.", "mark"),
     ("I draw a box around the one that the question asks for.", "box"),
@@ -97,7 +97,7 @@ def main() -> int:
             return 2
         engine = FakeGeneration(script, pace_s=arguments.pace)
         return serve(
-            settings, generation=engine, build_ui=None if arguments.no_page else build_page, job_command=FAKE_WORKER
+            settings, generation=engine, build_ui=None if arguments.no_page else build_page, job_command=PLAY_WORKER
         )
 
 
