@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from training.unitasks.task import Task
-from training.unitasks.world import SLICES, make_task, require_training_seed
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from PIL.Image import Image
+
+    from training.unitasks.task import Task
 
 SplitBy = Literal["auto", "list", "numbered", "sentences"]
 LETTERS = "ABCDEFGHIJ"
@@ -96,28 +95,11 @@ def _merged(steps: list[str], limit: int) -> list[str]:
     return steps
 
 
-def world_chains(
-    start: int, count: int, *, max_steps: int, slices: Sequence[str] = SLICES, written_state: bool = False
-) -> Iterator[TextChain]:
-    """The text of `count` tasks of the world from seed `start` on, the slices in turn; their pictures stay unread.
-
-    Args:
-        start: first seed.
-        count: how many.
-        max_steps: at most so many steps.
-        slices: which slices.
-        written_state: whether each step also writes out what its picture would show.
-
-    Raises:
-        ValueError: a seed lies in the evaluation range.
-    """
-    for i in range(count):
-        seed = require_training_seed(start + i)
-        task = make_task(slices[i % len(slices)], seed)
-        texts = [f"{step.text} {step.state}" if written_state else step.text for step in task.steps]
-        steps = tuple(split_steps(texts, max_steps=max_steps))
-        known = task if len(steps) == len(task.steps) else None  # merged steps have no picture to be compared with
-        yield TextChain(task.task_id, task.slice, task.question, task.image, steps, task.answer, known)
+def world_chain(task: Task, *, max_steps: int) -> TextChain:
+    """The words of a task of the world; its pictures stay unread, and are only known to whoever judges drawings."""
+    steps = tuple(split_steps([step.text for step in task.steps], max_steps=max_steps))
+    known = task if len(steps) == len(task.steps) else None  # merged steps have no picture to be compared with
+    return TextChain(task.task_id, task.slice, task.question, task.image, steps, task.answer, known)
 
 
 def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, by: SplitBy = "auto") -> TextChain:

@@ -1,0 +1,260 @@
+"""The Zero job: text-only chains of thought -> pictures that the base draws -> traces -> PeSFT (method, section 4).
+
+Chains are drawn in chunks by :class:`training.visualiser.Visualiser`, and every chunk is kept in the run's folder: a job
+that was stopped or killed goes on with the next one and ends with the same traces. What is left of them, after the
+guards, is written as a PeSFT data set in the authors' jsonl format; the report says how many pictures were drawn and
+rejected, how blank and how diverse they are, and shows a sheet of them. Nobody selects by what the world knows.
+
+Launch: ``python -m training.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "zero", ...}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import LoadedCheckpoint
+from model.images import decode_codes
+from model.manifest import Perception
+from model.template import Template
+from model.vocab import Vocabulary
+from training import pesft
+from training.chain_sources import read_chains
+from training.chains import TextChain, assigned_ids
+from training.job_checkpoint import load_base
+from training.job_context import JobContext, JobError
+from training.loop import atomic_write
+from training.rows import DataError, Intake, Rejection
+from training.spec import JsonlData, PeSFTSpec, ZeroHyperparameters, ZeroSpec
+from training.visualiser import DrawnChain, Visualiser
+from training.zero_report import bootstrap_report, contact_sheet
+
+STAGE = "zero"
+SHOWN = 12  # traces that are told as samples
+BLANK_WARNING = 0.2  # share of blank candidates
+COPIED_WARNING = 0.2
+
+
+def run(ctx: JobContext) -> dict[str, Any]:
+    """Bootstrap, then PeSFT on what was drawn unless that is left out; returns what ``result.json`` shall say.
+
+    Raises:
+        JobError: the base cannot draw, the chains cannot be used, or too few traces were accepted.
+        JobStopped: as asked; what has been drawn is kept.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, ZeroSpec)
+    result = bootstrap(ctx)
+    settings = spec.hyperparameters.pesft
+    if settings is None:
+        return result
+    hyper = settings.model_copy(update={"template": settings.template or spec.hyperparameters.template})
+    stage = PeSFTSpec(
+        **{name: getattr(spec, name) for name in ("base_checkpoint", "seed", "gpu", "output_name", "threads")},
+        data=JsonlData(path=result["traces"]),
+        hyperparameters=hyper,
+    )
+    trained = pesft.run(ctx.for_stage("pesft", stage, ctx.base_folder))
+    return {**trained, "zero": result}
+
+
+def bootstrap(ctx: JobContext) -> dict[str, Any]:
+    """Draw the pictures, write traces, report and contact sheet; an earlier sitting's result is given back at once.
+
+    Raises:
+        JobError: the base cannot draw, the chains cannot be used, or too few traces were accepted.
+        JobStopped: as asked; what has been drawn is kept.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, ZeroSpec)
+    settings = spec.hyperparameters
+    folder = ctx.run_folder(STAGE)
+    finished = folder / "result.json"
+    if ctx.resume and finished.exists():
+        known: dict[str, Any] = json.loads(finished.read_text("utf-8"))
+        return known
+    base = load_base(ctx)
+    base.transformer.eval().requires_grad_(False)
+    try:
+        output = Template(settings.template, base.vocab, base.tokenizer)
+    except ValueError as error:
+        raise JobError("bad_template", str(error)) from error
+    started = time.monotonic()
+    try:
+        drawn, intake = _draw(ctx, Visualiser(base, settings, seed=spec.seed, output=output), spec, folder)
+    except DataError as error:
+        raise JobError("bad_data", str(error)) from error
+    result = _finish(ctx, base, drawn, intake, folder)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    _accept(ctx, result, settings)
+    atomic_write(finished, lambda path: path.write_text(json.dumps(result), "utf-8"))
+    return result
+
+
+def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path) -> tuple[list[DrawnChain], Intake]:
+    """Every chain with its pictures, chunk by chunk; those of an earlier sitting are read back."""
+    path, size = folder / "drawn.jsonl", spec.hyperparameters.batch_size
+    drawn = _read_back(path, size) if ctx.resume else []
+    _rewrite(path, drawn)
+    if drawn:
+        ctx.log.log(f"{len(drawn)} chains had been drawn before")
+    rejected: list[Rejection] = []
+    chains = assigned_ids(_kept(read_chains(spec.data, spec.seed, spec.hyperparameters), rejected))
+    total, began, fresh = spec.data.num_samples or 0, time.monotonic(), 0
+    for _ in islice(chains, len(drawn)):
+        pass
+    ctx.log.progress(STAGE, len(drawn), max(total, len(drawn)))
+    while chunk := list(islice(chains, size)):
+        ctx.check_stop()
+        new = visualiser.draw(chunk)
+        _append(path, new)
+        drawn += new
+        fresh += len(new)
+        left = max(0, total - len(drawn))
+        ctx.log.progress(
+            STAGE, len(drawn), max(total, len(drawn)), left * (time.monotonic() - began) / fresh if total else None
+        )
+        ctx.log.metrics(STAGE, len(drawn), _chunk_metrics(new))
+        _show(ctx, visualiser.loaded, chunk, new, first=len(drawn) - len(new))
+    return drawn, Intake(len(drawn), tuple(rejected))
+
+
+def _kept(items: Iterable[TextChain | Rejection], rejected: list[Rejection]) -> Iterator[TextChain]:
+    for item in items:
+        if isinstance(item, Rejection):
+            rejected.append(item)
+        else:
+            yield item
+
+
+def _finish(
+    ctx: JobContext, base: LoadedCheckpoint, drawn: Sequence[DrawnChain], intake: Intake, folder: Path
+) -> dict[str, Any]:
+    """Traces, report and contact sheet."""
+    assert base.vq is not None
+    if intake.rejected:
+        intake.write(folder / "rejected.jsonl")
+        ctx.log.warning("samples_rejected", intake.summary())
+    if not drawn:
+        raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
+    traces = ctx.folder / "data" / "zero" / "traces.jsonl"
+    traces.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(
+        json.dumps(trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
+    )
+    atomic_write(traces, lambda path: path.write_text(text, "utf-8"))
+    report = bootstrap_report(drawn, base.manifest.perception or Perception())
+    sheet = ctx.log.picture(contact_sheet(base.vq, drawn), "zero-contact-sheet")
+    report |= {"contact_sheet": sheet, "traces": str(traces.relative_to(ctx.folder)), "data": intake.to_json()}
+    ctx.log.report("bootstrapping", report)
+    for share, limit, code in (
+        (report["blank_share"], BLANK_WARNING, "blank_pictures"),
+        (report["copied_share"], COPIED_WARNING, "copied_pictures"),
+    ):
+        if share is not None and share > limit:
+            ctx.log.warning(code, f"{share:.0%} of the drawn pictures were rejected as such: look at the contact sheet")
+    return {"traces": str(traces), "accepted": report["accepted"], "report": report}
+
+
+def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparameters) -> None:
+    report = result["report"]
+    accepted, total = report["accepted"], report["chains"]
+    if accepted == total:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report["rejected"].items())
+    detail = f"{total - accepted} of {total} chains are no traces ({reasons}): look at the contact sheet"
+    if not accepted or accepted < settings.min_accepted * total:
+        raise JobError("too_few_accepted", detail)
+    ctx.log.warning("samples_rejected", detail)
+
+
+def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
+    """A drawn chain as a row of the authors' jsonl format, its pictures as token ids with begin- and end-image."""
+    row: dict[str, Any] = {}
+    question = one.question
+    if one.question_codes is not None:
+        question = f"<image_start>[problem_image_1]<image_end>{question}"
+        row["problem_image_1"] = vocab.image_ids(one.question_codes)
+    texts, number = [], 0
+    for k, step in enumerate(one.steps, 1):
+        place = ""
+        if step.picture is not None:
+            number += 1
+            place = f"<image_start>[reasoning_image_{number}]<image_end>"
+            row[f"reasoning_image_{number}"] = vocab.image_ids(step.picture)
+        texts.append(f"THOUGHT {k}: {step.text}{place}")
+    return {
+        "Question": question,
+        "Text Reasoning Trace": "\n".join(texts),
+        "Final Answer": one.answer,
+        "id": one.chain_id,
+        "slice": one.slice,
+        **row,
+    }
+
+
+def _chunk_metrics(new: Sequence[DrawnChain]) -> dict[str, float]:
+    candidates = [c for one in new for step in one.steps for c in step.candidates]
+    kept = [step.candidates[step.kept] for one in new for step in one.steps if step.kept is not None]
+    n = max(1, len(candidates))
+    return {
+        "zero/accepted_share": sum(one.rejected is None for one in new) / max(1, len(new)),
+        "pictures/blank_share": sum(c.flat for c in candidates) / n,
+        "pictures/copied_share": sum(c.copied for c in candidates) / n,
+        "reward/perception": sum(c.score for c in kept) / max(1, len(kept)),
+    }
+
+
+def _show(
+    ctx: JobContext, base: LoadedCheckpoint, chunk: Sequence[TextChain], new: Sequence[DrawnChain], *, first: int
+) -> None:
+    """Tell one trace of every chunk, and the first few whole ones of the first chunk."""
+    assert base.vq is not None
+    whole = [i for i, one in enumerate(new) if one.rejected is None]
+    shown = whole[:4] if first == 0 else whole[:1] if first < SHOWN * len(new) else []
+    for i in shown:
+        one = new[i]
+        pictures = iter(decode_codes(base.vq, [step.picture for step in one.steps if step.picture is not None]))
+        scores = [step.candidates[step.kept].score for step in one.steps if step.kept is not None]
+        ctx.log.sample(
+            STAGE,
+            first + len(new),
+            question=one.question,
+            question_image=chunk[i].image,
+            steps=[{"text": s.text, "image": None if s.picture is None else next(pictures)} for s in one.steps],
+            answer=one.answer,
+            reference=one.answer,
+            slice=one.slice,
+            rewards={"perception": sum(scores) / len(scores)} if scores else None,
+            prompt=first + i,
+        )
+
+
+def _read_back(path: Path, size: int) -> list[DrawnChain]:
+    """The whole chunks of an earlier sitting; a chunk that was cut short is drawn again."""
+    if not path.exists():
+        return []
+    drawn = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            drawn.append(DrawnChain.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError):
+            break
+    return drawn[: len(drawn) // size * size]
+
+
+def _rewrite(path: Path, drawn: Sequence[DrawnChain]) -> None:
+    text = "".join(json.dumps(one.to_json()) + "\n" for one in drawn)
+    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def _append(path: Path, new: Sequence[DrawnChain]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(one.to_json()) + "\n" for one in new))
+        file.flush()
+        os.fsync(file.fileno())
