@@ -1,6 +1,6 @@
 """The Zero job: text-only chains of thought -> pictures that the base draws -> traces -> PeSFT (method, section 4).
 
-Chains are drawn in chunks by :class:`training.visualiser.Visualiser`, and every chunk is kept in the run's folder: a job
+Chains are drawn in chunks by :class:`training.visualiser.Visualiser`, and each chunk is kept in the run's folder: a job
 that was stopped or killed goes on with the next one and ends with the same traces. What is left of them, after the
 guards, is written as a PeSFT data set in the authors' jsonl format; the report says how many pictures were drawn and
 rejected, how blank and how diverse they are, and shows a sheet of them. Nobody selects by what the world knows.
