@@ -1,19 +1,9 @@
 """A typed client for the studio's REST API: `Client("http://127.0.0.1:7860").create_trace("How many?", [image_id])`.
 
 Used by the pages, the command line and the tests alike, so that there is one way to speak to a server. It knows HTTP
-and nothing of the server's insides. Answers are plain dictionaries, typed in `app.client_types`.
+and nothing of the server's insides. Answers are plain dictionaries, typed in `app.client_types`; what it raises is
+drawn as a tree in `app.client_errors`.
 
-    OmniError
-    ├── ServerUnreachable        nobody answers there, or the connection broke and could not be restored
-    ├── MalformedAnswer          what answers is not this API
-    └── ApiError                 the server said no: status, code, detail (problem+json)
-        ├── BadInput             400, 413, 415, 421, 422: the request must change
-        ├── NotAllowed           401, 403
-        ├── NotFound             404
-        ├── Conflict             409
-        ├── QueueFull            429, with retry_after
-        └── ServerFailed         5xx
-            └── NotReady         503
 """
 
 from __future__ import annotations
@@ -28,6 +18,22 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from app.client_errors import (
+    ApiError,
+    BadInput,
+    Conflict,
+    MalformedAnswer,
+    NotAllowed,
+    NotFound,
+    NotReady,
+    OmniError,
+    QueueFull,
+    ServerFailed,
+    ServerUnreachable,
+    api_error,
+)
+from app.client_jobs import JobCalls
+from app.client_streams import GIVE_UP_S, follow, unreachable
 from app.client_types import (
     Budget,
     Fit,
@@ -41,79 +47,24 @@ from app.client_types import (
     Task,
     Trace,
 )
-from app.sse_reader import Cursor, Event, EventParser, MalformedStream
+from app.sse_reader import Cursor, Event
+
+__all__ = [
+    "ApiError",
+    "BadInput",
+    "Client",
+    "Conflict",
+    "MalformedAnswer",
+    "NotAllowed",
+    "NotFound",
+    "NotReady",
+    "OmniError",
+    "QueueFull",
+    "ServerFailed",
+    "ServerUnreachable",
+]
 
 DEFAULT_URL = "http://127.0.0.1:7860"
-PING_S = 15.0  # the server sends a comment that often; three missed ones mean that the connection is dead
-GIVE_UP_S = 30.0  # how long a reader tries to come back to a server that does not answer
-
-
-class OmniError(Exception):
-    """Whatever can go wrong between this client and a server; the text is one line for people."""
-
-
-class ServerUnreachable(OmniError):
-    pass
-
-
-class MalformedAnswer(OmniError):
-    pass
-
-
-class ApiError(OmniError):
-    """The server refused: `status`, the stable `code`, `detail`, and the whole problem as it came."""
-
-    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
-        self.status = status
-        self.problem = dict(problem)
-        self.code = str(problem.get("code", f"http_{status}"))
-        self.title = str(problem.get("title", ""))
-        self.detail = str(problem.get("detail") or self.title or f"the server answered {status}")
-        self.retry_after = retry_after
-        super().__init__(self.detail)
-
-
-class BadInput(ApiError):
-    pass
-
-
-class NotAllowed(ApiError):
-    pass
-
-
-class NotFound(ApiError):
-    pass
-
-
-class Conflict(ApiError):
-    pass
-
-
-class QueueFull(ApiError):
-    pass
-
-
-class ServerFailed(ApiError):
-    pass
-
-
-class NotReady(ServerFailed):
-    pass
-
-
-_BY_STATUS: dict[int, type[ApiError]] = {
-    400: BadInput,
-    401: NotAllowed,
-    403: NotAllowed,
-    404: NotFound,
-    409: Conflict,
-    413: BadInput,
-    415: BadInput,
-    421: BadInput,
-    422: BadInput,
-    429: QueueFull,
-    503: NotReady,
-}
 
 
 def default_url() -> str:
@@ -121,30 +72,24 @@ def default_url() -> str:
     return os.environ.get("OMNI_R1_URL", "").strip() or DEFAULT_URL
 
 
-def api_error(response: httpx.Response) -> ApiError:
-    """The exception for an answer of status 400 and above whose body has been read."""
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = {}
-    if not isinstance(problem, dict):
-        problem = {}
-    after = response.headers.get("retry-after", "")
-    fallback = ServerFailed if response.status_code >= 500 else ApiError
-    kind = _BY_STATUS.get(response.status_code, fallback)
-    return kind(response.status_code, problem, float(after) if after.isdigit() else None)
+def default_key() -> str:
+    """The key for that server: OMNI_R1_API_KEY; empty when there is none."""
+    key = os.environ.get("OMNI_R1_API_KEY", "").strip()
+    return key if key.isascii() and key.isprintable() else ""  # no header could carry it
 
 
-class Client:
+class Client(JobCalls):
     """One connection pool to one server, for use by one or many threads; close it, or use it with `with`.
 
-    `transport` is for tests (httpx.MockTransport); `sleep` and `clock` as well.
+    `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` is for tests (httpx.MockTransport);
+    `sleep` and `clock` as well.
     """
 
     def __init__(
         self,
         base_url: str | None = None,
         *,
+        api_key: str | None = None,
         timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -156,12 +101,13 @@ class Client:
             raise BadInput(422, {"code": "bad_url", "detail": f"not a server's address: {self.base_url!r}"})
         self._sleep = sleep
         self._clock = clock
+        key = default_key() if api_key is None else api_key
         self._http = httpx.Client(
             base_url=self.base_url,
             timeout=httpx.Timeout(timeout_s, connect=5.0),
             transport=transport,
             trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy never leads to this machine
-            headers={"User-Agent": "omni-r1"},
+            headers={"User-Agent": "omni-r1", **({"Authorization": f"Bearer {key}"} if key else {})},
         )
 
     def __enter__(self) -> Self:
@@ -251,26 +197,8 @@ class Client:
         A broken connection or a restarting server is bridged for `give_up_s` seconds without any event; then
         ServerUnreachable. ApiError when the server refuses (NotFound for an unknown trace).
         """
-        cursor = Cursor(after)
         url = _path("traces", trace_id, "events")
-        last_sign, pause_s = self._clock(), 0.1
-        while not cursor.done:
-            try:
-                with self._http.stream("GET", url, headers=cursor.headers(), timeout=_stream_timeout()) as response:
-                    if response.status_code == 204:
-                        return
-                    _raise_for_stream(response)
-                    for event in _read(response, cursor):
-                        last_sign, pause_s = self._clock(), 0.1
-                        yield event
-            except (httpx.TransportError, MalformedStream, NotReady) as error:
-                if self._clock() - last_sign > give_up_s:
-                    raise self._unreachable(error) from error
-            if not cursor.done:
-                if self._clock() - last_sign > give_up_s:
-                    raise ServerUnreachable(f"the stream of trace {trace_id} ended early again and again")
-                self._sleep(pause_s)
-                pause_s = min(2 * pause_s, 2.0)
+        return follow(self._http, url, Cursor(after), give_up_s=give_up_s, sleep=self._sleep, clock=self._clock)
 
     # Pictures and tasks
 
@@ -350,13 +278,9 @@ class Client:
         try:
             return self._http.request(method, url, **options)
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self._http, error) from error
         except ValueError as error:  # NaN, lone surrogates
             raise BadInput(422, {"code": "not_json", "detail": f"cannot be sent as JSON: {error}"}) from error
-
-    def _unreachable(self, error: Exception) -> ServerUnreachable:
-        reason = str(error) or type(error).__name__
-        return ServerUnreachable(f"no answer from {self.base_url} ({reason})")
 
 
 def _path(collection: str, *parts: str) -> str:
@@ -371,25 +295,3 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise MalformedAnswer(f"{response.request.url} answered JSON that is not an object")
     return answer
-
-
-def _stream_timeout() -> httpx.Timeout:
-    return httpx.Timeout(5.0, read=3 * PING_S)
-
-
-def _raise_for_stream(response: httpx.Response) -> None:
-    if response.is_error:
-        response.read()
-        raise api_error(response)
-    if not response.headers.get("content-type", "").startswith("text/event-stream"):
-        raise MalformedAnswer(f"{response.request.url} answered no event stream")
-
-
-def _read(response: httpx.Response, cursor: Cursor) -> Iterator[Event]:
-    parser = EventParser()
-    for chunk in response.iter_bytes():
-        for event in parser.feed(chunk):
-            if cursor.accept(event):
-                yield event
-                if cursor.done:
-                    return

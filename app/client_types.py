@@ -122,3 +122,65 @@ class Readiness(TypedDict):
     checkpoint: str | None
     weight_version: int | None
     detail: str
+
+
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
+
+
+class Progress(TypedDict):
+    stage: str | None
+    step: int | None
+    total: int | None
+    eta_s: float | None
+
+
+class JobError(TypedDict):
+    code: str
+    detail: str
+    log_tail: NotRequired[list[str]]
+
+
+class JobCheckpoint(TypedDict):
+    name: str
+    stage: str | None
+    step: int | None
+    metrics: dict[str, Any]
+    created_at: str
+
+
+class Job(TypedDict):
+    """A job as `GET /v1/jobs/{id}` gives it."""
+
+    id: str
+    status: JobStatus
+    method: str
+    progress: Progress | None
+    metrics: dict[str, float | None]
+    spec: dict[str, Any]
+    result: dict[str, Any] | None
+    error: JobError | None
+    checkpoints: list[JobCheckpoint]
+    attempt: int
+    cancel_requested: bool
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    heartbeat_at: str | None
+
+
+class JobPage(TypedDict):
+    data: list[Job]
+    has_more: bool
+
+
+class MetricsRow(TypedDict):
+    seq: int
+    stage: str
+    step: int
+    values: dict[str, float | None]
+    time: str
+
+
+class MetricsPage(TypedDict):
+    data: list[MetricsRow]
+    has_more: bool

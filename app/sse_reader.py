@@ -1,6 +1,6 @@
 """Reading `text/event-stream`: bytes in, events out, and where to go on after a broken connection.
 
-Knows the wire format and the numbering of a trace's log (contiguous from 1), and nothing of HTTP: `app.client` feeds
+Knows the wire format and the numbering of a log (contiguous from 1), and nothing of HTTP: `app.client_streams` feeds
 it. Lines may end in LF, CR or CRLF and may be split anywhere, inside a character too.
 """
 
@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled", "interrupted"})  # of a job
 TERMINAL_EVENTS = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
 
 
@@ -119,6 +120,26 @@ class Cursor:
         self.done = event.terminal
         return True
 
+    def closed(self) -> None:
+        """The server has closed the stream; a trace's own last event says whether there is more."""
+
     def headers(self) -> dict[str, str]:
         position = {"Last-Event-ID": str(self.seq)} if self.seq else {}
         return {"Accept": "text/event-stream", "Cache-Control": "no-store", **position}
+
+
+class JobCursor(Cursor):
+    """The same in a job's log. A resumed job goes on after an end, so only the server knows which end is the last."""
+
+    def __init__(self, after: int = 0) -> None:
+        super().__init__(after)
+        self._ended = False
+
+    def accept(self, event: Event) -> bool:
+        fresh = super().accept(event)
+        if fresh:
+            self._ended = event.type == "job.status" and event.data.get("status") in TERMINAL_STATUSES
+        return fresh
+
+    def closed(self) -> None:
+        self.done = self._ended

@@ -1,0 +1,103 @@
+"""What `app.client` raises, and how a refusal of the server becomes one of these.
+
+OmniError
+├── ServerUnreachable        nobody answers there, or the connection broke and could not be restored
+├── MalformedAnswer          what answers is not this API
+└── ApiError                 the server said no: status, code, detail (problem+json)
+    ├── BadInput             400, 413, 415, 421, 422: the request must change
+    ├── NotAllowed           401, 403
+    ├── NotFound             404
+    ├── Conflict             409
+    ├── QueueFull            429, with retry_after
+    └── ServerFailed         5xx
+        └── NotReady         503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+
+class OmniError(Exception):
+    """Whatever can go wrong between this client and a server; the text is one line for people."""
+
+
+class ServerUnreachable(OmniError):
+    pass
+
+
+class MalformedAnswer(OmniError):
+    pass
+
+
+class ApiError(OmniError):
+    """The server refused: `status`, the stable `code`, `detail`, and the whole problem as it came."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
+        self.status = status
+        self.problem = dict(problem)
+        self.code = str(problem.get("code", f"http_{status}"))
+        self.title = str(problem.get("title", ""))
+        self.detail = str(problem.get("detail") or self.title or f"the server answered {status}")
+        self.retry_after = retry_after
+        super().__init__(self.detail)
+
+
+class BadInput(ApiError):
+    pass
+
+
+class NotAllowed(ApiError):
+    pass
+
+
+class NotFound(ApiError):
+    pass
+
+
+class Conflict(ApiError):
+    pass
+
+
+class QueueFull(ApiError):
+    pass
+
+
+class ServerFailed(ApiError):
+    pass
+
+
+class NotReady(ServerFailed):
+    pass
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: BadInput,
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NotFound,
+    409: Conflict,
+    413: BadInput,
+    415: BadInput,
+    421: BadInput,
+    422: BadInput,
+    429: QueueFull,
+    503: NotReady,
+}
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The exception for an answer of status 400 and above whose body has been read."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    after = response.headers.get("retry-after", "")
+    fallback = ServerFailed if response.status_code >= 500 else ApiError
+    kind = _BY_STATUS.get(response.status_code, fallback)
+    return kind(response.status_code, problem, float(after) if after.isdigit() else None)
