@@ -112,6 +112,7 @@ class PeRPOHyperparameters(_Optimisation):
     reward: RewardHyperparameters = Field(default_factory=lambda: RewardHyperparameters())
     sample_every: Positive = Field(1, description="steps between two sampled traces that are shown")
     save_every: Positive = 20
+    log_every: Positive = Field(1, description="a step takes long enough to be told")
 
 
 class ZeroHyperparameters(Strict):
