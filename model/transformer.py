@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention, CausalAttention, PackedAttention, PackedLayout
 from model.config import TransformerConfig
+from model.train_ops import QKNormRotate, RMSNorm
 
 __all__ = [
     "Attention",
@@ -220,6 +221,8 @@ class Transformer(nn.Module):
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x [..., D] over its root mean square, times `weight` if there is one."""
     width = x.shape[-1]
+    if weight is not None and _trains_on_cpu(x):
+        return RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
         return F.rms_norm(x, (width,), weight, eps)
     # Half the operations of PyTorch's own on a CPU, where small steps are made of calls.
@@ -236,8 +239,12 @@ def _layer_forward(
 
     y = x if swin else rms_norm(x, w.input_norm, eps)
     qkv = (y @ w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
-    qk = F.layer_norm(qkv[..., : heads + kv_heads, :], (head,), None, None, QK_NORM_EPS)
-    qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
+    qk = qkv[..., : heads + kv_heads, :]
+    if _trains_on_cpu(qk):
+        qk = QKNormRotate.apply(qk, w.qk_norm, w.qk_norm_bias, rotation, QK_NORM_EPS)
+    else:
+        qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
+        qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
     y = attention(index, qk[..., :heads, :], qk[..., heads:, :], qkv[..., heads + kv_heads :, :])
     x = x + rms_norm(y @ w.o, w.input_norm, eps) if swin else add_linear(x, y, w.o)
 
@@ -245,6 +252,10 @@ def _layer_forward(
     gate, up = (y @ w.gate_up).chunk(2, dim=-1)
     y = F.silu(gate) * up
     return x + rms_norm(y @ w.down, w.post_norm, eps) if swin else add_linear(x, y, w.down)
+
+
+def _trains_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
