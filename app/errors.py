@@ -30,6 +30,8 @@ MEDIA_TYPE = "application/problem+json"
 CODES: dict[str, tuple[int, str]] = {
     "malformed": (400, "The request cannot be read"),
     "bad_position": (400, "The stream position is not an integer from 0 up"),
+    "key_required": (401, "The server wants its key"),
+    "wrong_key": (401, "Not the server's key"),
     "forbidden_origin": (403, "Another site may not do this"),
     "not_found": (404, "There is nothing here"),
     "trace_not_found": (404, "No such trace"),
@@ -42,6 +44,10 @@ CODES: dict[str, tuple[int, str]] = {
     "not_resumable": (409, "The job cannot be resumed"),
     "job_live": (409, "The job has not ended"),
     "job_elsewhere": (409, "The job belongs to another server"),
+    "checkpoint_exists": (409, "The name is taken"),
+    "checkpoint_in_use": (409, "The checkpoint is in use"),
+    "checkpoint_protected": (409, "The checkpoint belongs to the installation"),
+    "activation_in_progress": (409, "Another checkpoint is being activated"),
     "request_in_progress": (409, "The first request with this key is still being accepted"),
     "body_too_large": (413, "The body is too large"),
     "not_json": (415, "The body must be JSON"),
@@ -50,6 +56,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid": (422, "A field is not valid"),
     "unknown_checkpoint": (422, "No such checkpoint"),
     "checkpoint_invalid": (422, "The checkpoint cannot be used"),
+    "path_not_allowed": (422, "The path lies outside the allowed folders"),
     "unknown_image": (422, "No such picture"),
     "image_broken": (422, "The picture cannot be read"),
     "image_too_large": (422, "The picture has too many pixels"),
@@ -65,6 +72,7 @@ CODES: dict[str, tuple[int, str]] = {
     "stopping": (503, "The server is stopping"),
     "database_unavailable": (503, "The database does not answer"),
     "disk_full": (507, "The disk is full"),
+    "insufficient_memory": (507, "Memory cannot hold it"),
 }
 
 
@@ -121,7 +129,7 @@ def from_validation(error: RequestValidationError) -> Problem:
         return Problem("malformed", "the body is not valid JSON")
     errors = [
         {
-            "path": ".".join(_path(entry["loc"], error.body)),
+            "path": ".".join([*_path(entry["loc"], error.body), *_tag(entry)]),
             "message": str(entry["msg"]).removeprefix("Value error, ").encode("ascii", "replace").decode(),
         }
         for entry in found
@@ -143,6 +151,12 @@ def _path(loc: Sequence[Any], body: object) -> list[str]:
         except (LookupError, TypeError):
             at = None
     return path
+
+
+def _tag(entry: Mapping[str, Any]) -> list[str]:
+    """The field that chooses the member of a tagged union, where that is missing or names none."""
+    wrong = entry["type"] in ("union_tag_invalid", "union_tag_not_found")
+    return [str(entry["ctx"]["discriminator"]).strip("'")] if wrong else []
 
 
 def from_storage(error: BaseException) -> Problem | None:

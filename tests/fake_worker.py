@@ -59,14 +59,14 @@ def watch_stdin():
     STOP.set()
 
 
-print("the worker says hello", flush=True)
+sys.stderr.write("the worker says hello\n")
 if WHAT == "fail":
     tell("log", line="something is odd")
     (FOLDER / "error.json").write_text(json.dumps({"code": "loss_not_finite", "detail": "NaN at step 3"}))
     sys.exit(1)
 if WHAT == "crash":
     step(1)
-    print("boom\x1b[31m", flush=True)
+    sys.stderr.write("boom\x1b[31m\n")
     os._exit(7)
 if WHAT == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from app.main import bind, create_app
 from app.runtime import Runtime
 from app.settings import Settings
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
+from training.jobs import COMMAND
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Server:
         self.home = home
         self.package = package
         self.generation = generation
+        self.job_command: Sequence[str] = settings.pop("job_command", COMMAND)
         self.settings = Settings(**{"home": home, "port": 0, "ping_s": 15.0, **settings})
         self.app: FastAPI
         self.client: httpx.AsyncClient
@@ -69,7 +71,9 @@ class Server:
         return found
 
     async def start(self, *, ready: bool = True) -> None:
-        self.app = create_app(self.settings, generation=self.generation, package_folder=self.package)
+        self.app = create_app(
+            self.settings, generation=self.generation, package_folder=self.package, job_command=self.job_command
+        )
         sock = bind("127.0.0.1", 0)
         self.port = sock.getsockname()[1]
         config = uvicorn.Config(
@@ -134,13 +138,18 @@ class Server:
         return found
 
     async def stream(
-        self, trace_id: str, after: int | None = None, until: Callable[[Sse], bool] | None = None, **headers: str
+        self,
+        trace_id: str,
+        after: int | None = None,
+        until: Callable[[Sse], bool] | None = None,
+        kind: str = "traces",
+        **headers: str,
     ) -> list[Sse]:
         """Events until the server closes, or until one satisfies `until` (then the connection is dropped)."""
         params = {} if after is None else {"after": str(after)}
         got: list[Sse] = []
         buffer = b""
-        async with self.client.stream("GET", f"/v1/traces/{trace_id}/events", params=params, headers=headers) as answer:
+        async with self.client.stream("GET", f"/v1/{kind}/{trace_id}/events", params=params, headers=headers) as answer:
             assert answer.status_code == 200, await answer.aread()
             async for chunk in answer.aiter_raw():
                 buffer += chunk
