@@ -192,7 +192,8 @@ class TokenSet:
 
     def save(self, path: Path) -> None:
         """Write as npz."""
-        np.savez(path, ids=self.ids, loss_mask=self.loss_mask, offsets=self.offsets, dropped=self.dropped)
+        with path.open("wb") as handle:  # given a path, numpy would append to its name
+            np.savez(handle, ids=self.ids, loss_mask=self.loss_mask, offsets=self.offsets, dropped=self.dropped)
 
     @classmethod
     def load(cls, path: Path) -> TokenSet:

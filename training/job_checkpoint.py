@@ -91,11 +91,7 @@ def save_training_checkpoint(
 
     Raises:
         OSError, SafetensorError: it could not be written; nothing of it is visible then.
-        FloatingPointError: a weight is not finite; nothing was written.
     """
-    for name, tensor in transformer_state.items():
-        if not torch.isfinite(tensor).all():
-            raise FloatingPointError(f"{name} is not finite after step {step}")
     folder = ctx.checkpoint_folder(step)
     manifest = replace(
         base.manifest,
@@ -146,6 +142,13 @@ def save_training_checkpoint(
     for old in stage_checkpoints(ctx)[:-keep_states]:
         shutil.rmtree(old / TRAIN, ignore_errors=True)
     return folder
+
+
+def check_finite(state: Mapping[str, Tensor], step: int) -> None:
+    """Raises FloatingPointError where a weight is not finite; to be called before a good state is replaced."""
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} is not finite after step {step}")
 
 
 def stage_checkpoints(ctx: JobContext) -> list[Path]:

@@ -60,12 +60,15 @@ def trace_samples(data: TraceSource, seed: int) -> Iterator[TraceSample | Reject
     yield from found if data.num_samples is None else islice(found, data.num_samples)
 
 
+def first_seed(data: UniTasksData, seed: int) -> int:
+    """Where the tasks begin: as asked, or in PeSFT's own range, apart for jobs with different seeds."""
+    return PESFT_SEEDS.start + seed % 100 * SEEDS_A_RUN if data.first_seed is None else data.first_seed
+
+
 def world_samples(data: UniTasksData, seed: int) -> Iterator[TraceSample]:
     """Tasks of the world with their reference steps, the slices in turn."""
     slices = data.slices or SLICES
-    first = data.first_seed
-    if first is None:
-        first = PESFT_SEEDS.start + seed % 100 * SEEDS_A_RUN
+    first = first_seed(data, seed)
     for i in range(data.num_samples):
         task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=data.level)
         steps = tuple(SampleStep(step.text, step.image, step.state) for step in task.steps)
