@@ -1,31 +1,32 @@
-"""Which checkpoints there are, which number their weights carry, and that the engine has them loaded.
+"""Which checkpoints there are, which number their weights carry, which of them is active.
 
-A checkpoint's id is its name. Folders come from the package (`model/nano`), from `OMNI_R1_HOME/checkpoints` and from
-`OMNI_R1_CHECKPOINT`; only their JSON and safetensors headers are read here. The number (`weight_version`) belongs to
-name and content: the same weights keep it across restarts, other weights under the same name take the next one.
-Knows no HTTP and no torch.
+A checkpoint's id is its name. Folders come from the package (`model/nano`), from `OMNI_R1_HOME/checkpoints`, from
+`OMNI_R1_CHECKPOINT` and from the table `checkpoints` (what jobs wrote, what people registered); only their JSON and
+safetensors headers are read here. The number (`weight_version`) belongs to name and content: the same weights keep it
+across restarts, other weights under the same name take the next one. Knows no HTTP and no torch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from app import checkpoint_table as table
 from app import db as tables
+from app.activation import Activation, ActivationResult
+from app.checkpoint_folder import CheckpointInfo, Record, Source, changed, hub_root, outside, read_folder, unreadable
 from app.db import Database, get_fact, now, set_fact
+from app.engine_pool import Drain, EnginePool, Lease
 from app.errors import Problem, field_problem
-from model.config import ConfigError, ModelConfig
-from model.engine.messages import EngineError, Generation
-from model.manifest import GenerationDefaults, Manifest
-from model.shards import CheckpointError, read_entries, resolve
+from model.manifest import Manifest
+from model.shards import CheckpointError, resolve
 from model.template import Template
 
 log = logging.getLogger("omni_r1.checkpoints")
@@ -33,6 +34,7 @@ log = logging.getLogger("omni_r1.checkpoints")
 DEFAULT = "nano-omni-r1"
 ACTIVE = "active_checkpoint"
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent / "model" / "nano"
+KEPT_TEMPLATES = 8
 
 
 class NoCheckpoint(RuntimeError):
@@ -40,53 +42,13 @@ class NoCheckpoint(RuntimeError):
 
 
 @dataclass(frozen=True)
-class CheckpointInfo:
-    """One folder, as far as it can be read; `problem` says why it cannot be used."""
+class _Place:
+    """Where a name leads."""
 
     name: str
     folder: Path
-    digest: str
-    size_bytes: int
-    manifest: Manifest | None = None
-    config: ModelConfig | None = None
-    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
-    problem: str | None = None
-
-    @property
-    def context_len(self) -> int:
-        return self.config.transformer.context_len if self.config else 0
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Codes and the two marks around them."""
-        return self.config.vq.codes_per_image + 2 if self.config else 0
-
-
-def read_folder(folder: Path, *, name: str | None = None) -> CheckpointInfo:
-    """What a checkpoint folder says of itself; never raises for a bad one."""
-    name = name or folder.name
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    try:
-        config = ModelConfig.read(folder)
-        read_entries(folder)
-        manifest = Manifest.read(folder)
-        return CheckpointInfo(
-            name, folder, _digest(folder, manifest), size, manifest, config, GenerationDefaults.read(folder)
-        )
-    except CheckpointError as error:
-        problem = error.detail
-    except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
-        problem = str(error)
-    return CheckpointInfo(name, folder, "", size, problem=problem)
-
-
-def _digest(folder: Path, manifest: Manifest) -> str:
-    """Identity of the weights: the manifest's hashes, or names, sizes and times where there are none."""
-    facts: Any = manifest.files
-    if not facts:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    source: Source
+    record: Record | None = None
 
 
 class CheckpointRegistry:
@@ -95,69 +57,90 @@ class CheckpointRegistry:
     def __init__(
         self,
         db: Database,
-        generation: Generation,
+        pool: EnginePool,
         *,
-        home_folder: Path,
+        home: Path,
         package_folder: Path = PACKAGE_FOLDER,
         extra: str | None = None,
         roots: tuple[Path, ...] = (),
     ) -> None:
+        """`home` is OMNI_R1_HOME; `roots` are further folders that checkpoints may lie in."""
         self._db = db
-        self._generation = generation
-        self._home_folder = home_folder
+        self.pool = pool
+        self.roots = (home, *roots)
+        self._home_folder = home / "checkpoints"
         self._package_folder = package_folder
         self._extra = extra
-        self._roots = (home_folder, package_folder, *roots)
-        self._found: dict[str, CheckpointInfo] = {}
-        self._stamp: object = None
-        self._templates: dict[str, Template] = {}
+        self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
+        self._hidden: set[tuple[str, Path]] = set()  # told already
+        self._templates: OrderedDict[tuple[str, str], Template] = OrderedDict()
         self._versions: dict[str, tuple[str, int]] = {}  # name -> (digest, number) of this run
-        self._loading: dict[str, asyncio.Lock] = {}
         self._extra_folder: Path | None = None
         self._extra_name = ""
-        self.active: str | None = None
+        self._wanted = DEFAULT  # what should answer from the start
+        self._activation = Activation(self)
+        self.note: str | None = None  # why another checkpoint answers than the one that should
 
     # ---- what is there
 
     def scan(self) -> dict[str, CheckpointInfo]:
-        """Every checkpoint by name; blocking, and free while no folder has changed."""
-        folders = list(self._folders())
-        stamp = [(name, str(folder), _changed(folder)) for name, folder in folders]
-        if stamp != self._stamp:
-            found: dict[str, CheckpointInfo] = {}
-            for name, folder in folders:
-                if name in found:
-                    log.warning("checkpoint %s in %s is hidden by the one in %s", name, folder, found[name].folder)
-                    continue
-                found[name] = self._read(name, folder)
-            self._found, self._stamp = found, stamp
-        return self._found
+        """Every checkpoint by name; blocking. A folder that has not changed is not read again."""
+        found: dict[str, CheckpointInfo] = {}
+        for place in self._places():
+            first = found.get(place.name)
+            if first is None:
+                found[place.name] = self._read(place)
+            elif first.folder != place.folder and (place.name, place.folder) not in self._hidden:
+                self._hidden.add((place.name, place.folder))
+                log.warning("checkpoint %s in %s is hidden by the one in %s", place.name, place.folder, first.folder)
+        before = self._read_before
+        self._read_before = {i.folder: before[i.folder] for i in found.values() if i.folder in before}
+        return found
 
-    def _folders(self) -> Iterator[tuple[str, Path]]:
-        if self._extra_folder is not None:
-            yield self._extra_name, self._extra_folder
-        for root in (self._package_folder, self._home_folder):
-            if root.is_dir():
-                for folder in sorted(root.iterdir()):
-                    if not folder.name.startswith((".", "_")) and folder.is_dir() and folder != self._extra_folder:
-                        yield folder.name, folder
+    def find(self, name: str) -> CheckpointInfo | None:
+        """One checkpoint, without a look at the others; blocking."""
+        place = next(self._places(name), None)
+        return None if place is None else self._read(place)
 
-    def _read(self, name: str, folder: Path) -> CheckpointInfo:
-        real = folder.resolve()
-        if folder != self._extra_folder and not any(real.is_relative_to(root.resolve()) for root in self._roots):
-            return CheckpointInfo(
-                name, folder, "", 0, problem=f"{real} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS"
-            )
-        return read_folder(folder, name=name)
+    def _places(self, only: str | None = None) -> Iterator[_Place]:
+        """Folders by name, those that win first; `only` those of one name."""
+        if self._extra_folder is not None and only in (None, self._extra_name):
+            yield _Place(self._extra_name, self._extra_folder, "setting")
+        with self._db.read() as connection:
+            records = {record.name: record for record in table.rows(connection, only)}
+        sources: tuple[tuple[Source, Path], ...] = (("package", self._package_folder), ("home", self._home_folder))
+        for source, root in sources:
+            for folder in _folders(root, only):
+                if folder != self._extra_folder:
+                    record = records.get(folder.name)
+                    same = record is not None and record.folder == str(folder.resolve())
+                    yield _Place(folder.name, folder, source, record if same else None)
+        for record in records.values():
+            yield _Place(record.name, Path(record.folder), record.source, record)
+
+    def _read(self, place: _Place) -> CheckpointInfo:
+        folder, stamp = place.folder, changed(place.folder)
+        before = self._read_before.get(folder)
+        if before is None or before[0] != stamp:
+            before = self._read_before[folder] = (stamp, self._read_anew(place))
+        return replace(before[1], name=place.name, source=place.source, record=place.record)
+
+    def _read_anew(self, place: _Place) -> CheckpointInfo:
+        if place.source != "setting":
+            roots = (hub_root(place.folder),) if place.source == "hub" else (*self.roots, self._package_folder)
+            target = outside(place.folder, roots)
+            if target is not None:
+                return unreadable(place.folder, f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS")
+        return read_folder(place.folder)
 
     def usable(self, name: str | None, *, path: str = "body.checkpoint") -> CheckpointInfo:
         """The checkpoint asked for (None: the active one); blocking; raises :class:`Problem` with the field's path."""
         wanted = name or self.active
         if wanted is None:
             raise Problem("not_ready", "no checkpoint is active yet", headers={"Retry-After": "1"})
-        info = self.scan().get(wanted)
+        info = self.find(wanted)
         if info is None:
-            there = ", ".join(sorted(self._found)) or "none"
+            there = ", ".join(sorted(self.scan())) or "none"
             raise field_problem("unknown_checkpoint", path, f"no checkpoint has this name; there are: {there}")
         if info.problem is not None:
             raise field_problem("checkpoint_invalid", path, info.problem)
@@ -165,10 +148,27 @@ class CheckpointRegistry:
 
     def template(self, info: CheckpointInfo) -> Template:
         """The checkpoint's renderer, read once; blocking."""
-        key = f"{info.name}/{info.digest}"
-        if key not in self._templates:
-            self._templates[key] = Template.read(info.folder)
-        return self._templates[key]
+        key = (info.name, info.digest)
+        template = self._templates.pop(key, None) or Template.read(info.folder)
+        self._templates[key] = template
+        if len(self._templates) > KEPT_TEMPLATES:
+            self._templates.popitem(last=False)
+        return template
+
+    def register_job_checkpoint(
+        self,
+        name: str,
+        folder: Path,
+        base: str,
+        job_id: str,
+        stage: str | None,
+        step: int | None,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Make a folder known under its name; the same again changes nothing, newer metrics apart. Blocking."""
+        record = Record(name, str(folder.resolve()), base, job_id, stage, step, dict(metrics), "job", now())
+        with self._db.write() as connection:
+            table.put(connection, record)
 
     # ---- numbers
 
@@ -199,7 +199,7 @@ class CheckpointRegistry:
 
     def with_version(self, name: str, version: int) -> CheckpointInfo:
         """The checkpoint whose weights carry that number; blocking; ``weights_gone`` when they are not there."""
-        info = self.scan().get(name)
+        info = self.find(name)
         if info is None or info.problem is not None or self.version_of(info) != version:
             raise Problem(
                 "weights_gone",
@@ -208,10 +208,81 @@ class CheckpointRegistry:
             )
         return info
 
-    # ---- start and load
+    # ---- answering
 
-    def choose_active(self) -> CheckpointInfo:
-        """Decide which checkpoint answers: the setting's, the one active last, the shipped one; blocking."""
+    @property
+    def active(self) -> str | None:
+        """The checkpoint that answers who names none."""
+        return self.pool.pinned
+
+    async def lend(self, name: str | None) -> tuple[CheckpointInfo, Lease]:
+        """The checkpoint asked for (None: the active one), loaded; raises :class:`Problem`."""
+        while True:
+            info = await asyncio.to_thread(self.usable, name)
+            try:
+                lease = await self.lend_this(info)
+            except Problem:
+                if name is None and self.active != info.name:
+                    continue  # another one was activated meanwhile
+                raise
+            if name is not None or self.active == info.name:
+                return info, lease
+            lease.release()
+
+    async def lend_this(self, info: CheckpointInfo) -> Lease:
+        """A checkpoint that was found, loaded; raises :class:`Problem`."""
+        return await self.pool.borrow(info, await asyncio.to_thread(self.version_of, info))
+
+    async def activate(self, name: str, *, drain: Drain | None = None) -> ActivationResult:
+        """Check it, load it beside what runs, let new traces run on it; raises :class:`Problem`, and then nothing has
+        changed."""
+        return await self._activation.activate(name, drain)
+
+    def remember(self, name: str) -> None:
+        """Let it be active at the next start; blocking."""
+        with self._db.write() as connection:
+            set_fact(connection, ACTIVE, name)
+
+    # ---- start
+
+    def choose(self) -> list[CheckpointInfo]:
+        """What may answer from the start, the best first: the setting's, the one active last, the shipped one, any
+        other; blocking. The first is active from now on.
+
+        Raises:
+            NoCheckpoint: none can be used, or the one that OMNI_R1_CHECKPOINT names cannot.
+        """
+        candidates = self._candidates()
+        self.pool.pinned = candidates[0].name
+        return candidates
+
+    async def start(self, candidates: list[CheckpointInfo]) -> tuple[CheckpointInfo, int]:
+        """Load the first one that can be; its number.
+
+        Raises:
+            NoCheckpoint: none can be loaded, or the one that OMNI_R1_CHECKPOINT names cannot.
+        """
+        refused = None
+        for info in candidates:
+            self.pool.pinned = info.name
+            version = await asyncio.to_thread(self.version_of, info)
+            try:
+                (await self.pool.borrow(info, version, check=True, first=True)).release()
+            except Problem as problem:
+                if problem.code != "checkpoint_invalid" or self._extra is not None:
+                    raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
+                log.warning("checkpoint %s cannot be used: %s", info.name, problem.detail)
+                refused = problem
+                continue
+            if info.name != self._wanted:
+                self.note = f"checkpoint {info.name} answers instead of {self._wanted}, which cannot be used"
+                log.warning("%s", self.note)
+            elif self._extra is not None:
+                await asyncio.to_thread(self.remember, info.name)
+            return info, version
+        raise NoCheckpoint(f"no checkpoint can be loaded: {refused.detail if refused else 'there is none'}")
+
+    def _candidates(self) -> list[CheckpointInfo]:
         if self._extra is not None:
             self._take_extra(self._extra)
         found = self.scan()
@@ -219,97 +290,42 @@ class CheckpointRegistry:
             last = get_fact(connection, ACTIVE)
         extra = self._extra_name if self._extra_folder else self._extra
         wanted = extra or last or DEFAULT
-        for name in dict.fromkeys((wanted, DEFAULT)):
-            info = found.get(name)
-            if info is not None and info.problem is None:
-                break
+        info = found.get(wanted)
+        if info is None or info.problem is not None:
             reason = "is not there" if info is None else f"cannot be used: {info.problem}"
-            log.warning("checkpoint %s %s", name, reason)
-            if name == extra:
-                raise NoCheckpoint(f"OMNI_R1_CHECKPOINT={self._extra}: {name} {reason}")
-        else:
-            shipped = [i for i in found.values() if i.problem is None and i.folder.parent == self._package_folder]
-            others = [i for i in found.values() if i.problem is None]
-            if not others:
-                raise NoCheckpoint(
-                    f"no checkpoint can be used: {self._package_folder} holds none; "
-                    "clone the repository again or set OMNI_R1_CHECKPOINT"
-                )
-            info = (shipped or others)[0]
-            log.warning("checkpoint %s answers instead of %s", info.name, wanted)
-        assert info is not None
-        self.active = info.name
-        if info.name == wanted:
-            with self._db.write() as connection:
-                set_fact(connection, ACTIVE, info.name)
-        return info
+            log.warning("checkpoint %s %s", wanted, reason)
+            if extra:
+                raise NoCheckpoint(f"OMNI_R1_CHECKPOINT={self._extra}: {wanted} {reason}")
+        usable = [info for info in found.values() if info.problem is None]
+        if not usable:
+            raise NoCheckpoint(
+                f"no checkpoint can be used: {self._package_folder} holds none; "
+                "clone the repository again or set OMNI_R1_CHECKPOINT"
+            )
+        order = {wanted: 0, DEFAULT: 1}
+        self._wanted = wanted
+        return sorted(usable, key=lambda info: order.get(info.name, 2 if info.source == "package" else 3))
 
     def _take_extra(self, wanted: str) -> None:
         """`wanted` is a name among the known ones, a folder or a hub id (fetched)."""
-        if wanted in self.scan():
+        known = self.scan()
+        if wanted in known:
             return
         try:
             folder = resolve(wanted)
+            same = next((i.name for i in known.values() if i.folder.resolve() == folder.resolve()), None)
+            if same is not None:
+                self._extra = same
+            else:
+                self._extra_name, self._extra_folder = Manifest.read(folder).name, folder
         except CheckpointError as error:
             raise NoCheckpoint(f"OMNI_R1_CHECKPOINT: {error.detail}") from None
-        known = {info.folder.resolve() for info in self._found.values()}
-        if folder.resolve() in known:
-            self._extra = next(i.name for i in self._found.values() if i.folder.resolve() == folder.resolve())
-        else:
-            try:
-                self._extra_name = Manifest.read(folder).name
-            except CheckpointError as error:
-                raise NoCheckpoint(f"OMNI_R1_CHECKPOINT: {error.detail}") from None
-            self._extra_folder = folder
-
-    async def ensure_loaded(self, info: CheckpointInfo) -> int:
-        """Have the engine load the checkpoint unless it has it; its number. Raises :class:`Problem`."""
-        version = await asyncio.to_thread(self.version_of, info)
-        async with self._loading.setdefault(info.name, asyncio.Lock()):
-            if self._generation.status().loaded.get(info.name) == version:
-                return version
-            try:
-                await self._generation.load(info.name, str(info.folder), version)
-            except EngineError as error:
-                if error.code in ("not_ready", "engine_died"):
-                    raise Problem("not_ready", error.detail, headers={"Retry-After": "2"}) from None
-                raise field_problem("checkpoint_invalid", "body.checkpoint", error.detail) from None
-        return version
-
-    # ---- as the contract shows it
-
-    def as_json(self, info: CheckpointInfo, loaded: Callable[[str], int | None]) -> dict[str, Any]:
-        """One entry of `GET /v1/checkpoints`; blocking only for reading folders."""
-        manifest, config = info.manifest, info.config
-        shown: dict[str, Any] = {
-            "id": info.name,
-            "name": info.name,
-            "active": info.name == self.active,
-            "loaded": loaded(info.name) is not None,
-            "weight_version": loaded(info.name) or self.known_version(info.name),
-            "template": manifest.template if manifest else "",
-            "base": manifest.base if manifest else None,
-            "licence": (manifest.licence or None) if manifest else None,
-            "description": manifest.description if manifest else "",
-            "size_bytes": info.size_bytes,
-            "created_at": (manifest.created_at or None) if manifest else None,
-            "capabilities": vars(manifest.capabilities) if manifest else {},
-            "images": vars(manifest.images) if manifest else {"min": 0, "max": 0},
-            "context_len": info.context_len,
-            "tokens_per_image": info.tokens_per_image,
-            "resolution": config.vq.resolution if config else 0,
-            "lineage": manifest.lineage if manifest else {},
-            "metrics": manifest.extra.get("metrics", {}) if manifest else {},
-            "card_notes": manifest.card_notes if manifest else None,
-        }
-        if info.problem is not None:
-            shown["problem"] = info.problem
-        return shown
 
 
-def _changed(folder: Path) -> object:
-    """Something that differs when a file of the folder was replaced."""
-    try:
-        return sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir() if p.is_file())
-    except OSError:
-        return None
+def _folders(root: Path, only: str | None) -> Iterator[Path]:
+    """The checkpoint folders in `root`, or the one of that name."""
+    if only is not None:
+        candidates = [root / only] if "/" not in only and "\0" not in only else []
+    else:
+        candidates = sorted(root.iterdir()) if root.is_dir() else []
+    return (folder for folder in candidates if not folder.name.startswith((".", "_")) and folder.is_dir())

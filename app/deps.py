@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Query, Request
 
 from app.artifacts import ImageStore, PartialStore
+from app.auth import ApiKey
 from app.checkpoints import CheckpointRegistry
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem
@@ -16,6 +17,7 @@ from app.event_log import EventLog
 from app.idempotency import IdempotencyKeys
 from app.jobs import JobService
 from app.metrics import Metrics
+from app.registration import Registration
 from app.schemas import ProblemOut
 from app.settings import Settings
 from app.tasks import TaskWorld
@@ -33,6 +35,7 @@ class Services:
     events: EventLog
     generation: Generation
     checkpoints: CheckpointRegistry
+    registration: Registration
     images: ImageStore
     partials: PartialStore
     world: TaskWorld
@@ -41,10 +44,11 @@ class Services:
     jobs: JobService
     idempotency: IdempotencyKeys
     metrics: Metrics
+    key: ApiKey | None = None
 
 
-def services(request: Request) -> Services:
-    """The parts of the server that answers this request."""
+async def services(request: Request) -> Services:
+    """The parts of the server that answers this request. (A coroutine: FastAPI runs plain functions in a thread.)"""
     found: Services = request.app.state.services
     return found
 
@@ -59,7 +63,7 @@ async def require_json(request: Request) -> None:
         raise Problem("not_json", "send the body with Content-Type: application/json")
 
 
-def position(
+async def position(
     after: Annotated[str | None, Query(description="events with larger ids only; an integer from 0 up")] = None,
     last_event_id: Annotated[str | None, Header(description="wins over `after`")] = None,
 ) -> int:
@@ -87,6 +91,7 @@ def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -
 
 _TITLES = {
     400: "Malformed",
+    401: "The server wants its key",
     403: "Another site may not do this",
     404: "Not there",
     409: "Conflict",
@@ -96,5 +101,5 @@ _TITLES = {
     422: "A field is not valid",
     429: "Queue full",
     503: "Not ready",
-    507: "Disk full",
+    507: "Disk full, or memory cannot hold it",
 }

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.engine_pool import Lease
 from app.schemas import Mode
 from model.engine.messages import ImageInput, SamplingRequest
 
@@ -27,6 +28,7 @@ class LiveTrace:
     task_id: str | None
     created: float  # seconds since the epoch
     timings: dict[str, Any]
+    lease: Lease  # on its checkpoint, until it is out of work
     started: bool = False  # it has a slot (or is just being resumed into one)
     resumed: bool = False
     submitted: bool = False  # the engine knows it

@@ -19,36 +19,34 @@ from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from app import logs
+from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
-from app.auth import GuardMiddleware
+from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
 from app.db import Database
-from app.dialects import DatabaseUnusable
 from app.deps import Services
-from app.errors import MEDIA_TYPE, Problem, install_handlers
+from app.dialects import DatabaseUnusable
+from app.engine_pool import EnginePool
+from app.errors import Problem, install_handlers
 from app.event_log import EventLog
 from app.home import Home, HomeBusy
 from app.idempotency import IdempotencyKeys
 from app.job_intake import JobIntake
 from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
-from app.routes import checkpoints, images, jobs, system, tasks, traces
+from app.registration import Registration
+from app.routes import checkpoints, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
-from app.schemas import ProblemOut
 from app.settings import Settings
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
@@ -60,7 +58,7 @@ from training.jobs import COMMAND
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, traces, images, tasks, jobs, checkpoints)
+ROUTES = (system, login, traces, images, tasks, jobs, checkpoints)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 GRACEFUL_S = 2
@@ -106,11 +104,13 @@ def create_app(
     install_handlers(app)
     for module in ROUTES:
         app.include_router(module.router)
-    _add_docs(app)
+    add_docs(app, with_key=services.key is not None)
     _add_unknown(app)
     app.mount("/static", static_files(), name="static")
     app.mount("/", slot, name="page")
-    # The last one added stands outermost.
+    # The last one added stands outermost; a browser's CORS preflight carries no key.
+    if services.key is not None:
+        app.add_middleware(KeyMiddleware, key=services.key)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],
@@ -141,10 +141,11 @@ def build_services(
     image_store = ImageStore(home.images, db)
     partials = PartialStore(home.partials)
     world = TaskWorld(image_store)
+    pool = EnginePool(generation, budget_mb=settings.memory_mb)
     registry = CheckpointRegistry(
         db,
-        generation,
-        home_folder=home.checkpoints,
+        pool,
+        home=home.path,
         package_folder=package_folder,
         extra=settings.checkpoint,
         roots=settings.allowed_roots,
@@ -185,6 +186,8 @@ def build_services(
         command=job_command,
     )
     metrics.watch("omni_r1_jobs_running", "Jobs in work.", lambda: job_service.running)
+    pool.cancel_running = service.cancel_running
+    metrics.watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(generation.status().loaded))
     metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
     metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)
     metrics.watch(
@@ -199,6 +202,7 @@ def build_services(
         events=events,
         generation=generation,
         checkpoints=registry,
+        registration=Registration(db, registry, home=home),
         images=image_store,
         partials=partials,
         world=world,
@@ -207,47 +211,8 @@ def build_services(
         jobs=job_service,
         idempotency=IdempotencyKeys(db),
         metrics=metrics,
+        key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
-
-
-def _add_docs(app: FastAPI) -> None:
-    """Swagger UI from our own files, and an OpenAPI document that says what errors look like."""
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title}: API",
-            swagger_js_url="/static/swagger/swagger-ui-bundle.js",
-            swagger_css_url="/static/swagger/swagger-ui.css",
-            swagger_favicon_url="/static/swagger/favicon-32x32.png",
-            swagger_ui_parameters={"validatorUrl": None},
-        )
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _tell_problems(schema)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _tell_problems(schema: dict[str, Any]) -> None:
-    shapes = schema["components"]["schemas"]
-    document = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
-    shapes |= document.pop("$defs", {})
-    shapes[ProblemOut.__name__] = document
-    shapes.pop("HTTPValidationError", None)
-    shapes.pop("ValidationError", None)
-    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}}
-    for path in schema["paths"].values():
-        for operation in path.values():
-            answers = operation["responses"]
-            answers["421"] = {"description": "Wrong host", "content": content}
-            if "422" in answers:
-                answers["422"] = {"description": "A field is not valid", "content": content}
 
 
 def _add_unknown(app: FastAPI) -> None:
@@ -268,12 +233,12 @@ def _add_unknown(app: FastAPI) -> None:
     app.add_api_route("/v1/{rest:path}", unknown, methods=methods, include_in_schema=False)
 
 
-def build_page(base_url: str) -> ASGIApp:
+def build_page(base_url: str, api_key: str) -> ASGIApp:
     """The Gradio page on this server's own API; imports Gradio (seconds)."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from app.ui.mount import build_page as build
 
-    return build(base_url)
+    return build(base_url, api_key)
 
 
 class StudioServer(uvicorn.Server):
@@ -321,7 +286,8 @@ def run_app(app: FastAPI, sock: socket.socket) -> int:
     """Serve `app` on a bound socket until a signal; the exit code."""
     runtime: Runtime = app.state.runtime
     host, port = sock.getsockname()[:2]
-    runtime.base_url = f"http://{'[' + host + ']' if ':' in host else host}:{port}"
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    runtime.base_url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
     config = uvicorn.Config(
         app,
         log_config=None,

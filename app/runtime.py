@@ -20,9 +20,8 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import db as tables
-from app.checkpoints import CheckpointInfo, NoCheckpoint
+from app.checkpoints import NoCheckpoint
 from app.deps import Services
-from app.errors import Problem
 from app.home import Home
 
 log = logging.getLogger("omni_r1.server")
@@ -30,8 +29,9 @@ log = logging.getLogger("omni_r1.server")
 SWEEP_EVERY_S = 3600.0
 ENGINE_CLOSE_S = 3.0
 
-# Builds the page at "/" as an ASGI app with a lifespan of its own; blocking (imports Gradio).
-BuildUI = Callable[[str], ASGIApp]
+# Builds the page at "/" as an ASGI app with a lifespan of its own, from this server's address and key ("" without);
+# blocking (imports Gradio).
+BuildUI = Callable[[str, str], ASGIApp]
 
 
 class UISlot:
@@ -111,17 +111,14 @@ class Runtime:
 
     async def _boot_engine(self) -> None:
         s = self._services
-        info: CheckpointInfo = await asyncio.to_thread(s.checkpoints.choose_active)
+        candidates = await asyncio.to_thread(s.checkpoints.choose)
         while s.generation.status().phase == "starting":
             await asyncio.sleep(0.02)
         status = s.generation.status()
         if status.phase == "failed":
             s.jobs.start()
             return  # readyz says why; the engine's client goes on trying
-        try:
-            version = await s.checkpoints.ensure_loaded(info)
-        except Problem as problem:
-            raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
+        info, version = await s.checkpoints.start(candidates)
         await asyncio.to_thread(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
         del self._waits_for["engine"]
         s.jobs.start()
@@ -132,7 +129,9 @@ class Runtime:
             del self._waits_for["page"]
             return
         build_ui = self._build_ui
-        page = await _in_daemon_thread(lambda: build_ui(self.base_url))
+        secret = self._services.settings.api_key
+        key = secret.get_secret_value() if secret else ""
+        page = await _in_daemon_thread(lambda: build_ui(self.base_url, key))
         # Entered and left by one task, as lifespans want it.
         started = asyncio.Event()
         self._tasks.append(asyncio.create_task(self._hold_page(page, started), name="page"))
@@ -181,7 +180,7 @@ class Runtime:
         status = s.generation.status()
         active = s.checkpoints.active
         version = status.loaded.get(active) if active else None
-        phase, detail = "ready", status.detail
+        phase, detail = "ready", s.checkpoints.pool.busy_with or s.checkpoints.note or status.detail
         if s.traces.stopping:
             phase, detail = "stopping", "the server stops"
         elif self.failure is not None:

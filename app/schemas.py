@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
 MAX_METADATA_BYTES = 16_384
+CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "interrupted"})
@@ -111,6 +112,23 @@ class LimitsIn(In):
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_clean_text)]
     images: int = Field(1, ge=0, le=16)
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
+
+
+class CheckpointCreate(In):
+    """Body of `POST /v1/checkpoints`."""
+
+    source: Annotated[str, Field(max_length=4096), AfterValidator(_some_text)] = Field(
+        description="a folder on the server's machine, or a hub id (`owner/name`)"
+    )
+    name: str | None = Field(None, pattern=f"^{CHECKPOINT_NAME}$", description="default: what its manifest says")
+
+
+class ActivateIn(In):
+    """Body of `POST /v1/checkpoints/{id}/activate`."""
+
+    drain: Literal["wait", "cancel"] | None = Field(
+        None, description="where memory cannot hold both: let running traces end, or end them"
+    )
 
 
 # ---- out
@@ -285,6 +303,8 @@ class CheckpointOut(Out):
     lineage: dict[str, Any]
     metrics: dict[str, Any]
     card_notes: dict[str, Any] | list[Any] | str | None
+    source: Literal["package", "home", "setting", "job", "local", "hub"]
+    folder: str
     problem: str | None = Field(None, description="why it cannot be used, when it cannot")
 
 

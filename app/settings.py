@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -34,14 +35,22 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     home: Path = Field(Path("~/.omni-r1"), description="Folder for the database, pictures and checkpoints (mode 0700).")
-    host: str = Field("127.0.0.1", min_length=1, description="Address to bind; loopback only.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to bind; one that other machines reach needs an API key."
+    )
     port: int = Field(7860, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    api_key: SecretStr | None = Field(None, description="Who calls needs it: as a bearer token, or once at /login.")
     database_url: str | None = Field(
-        None, description="Another database than the home's `omni-r1.db`: `sqlite:///…` or `postgresql://…`."
+        None,
+        repr=False,
+        description="Another database than the home's `omni-r1.db`: `sqlite:///…` or `postgresql://…`.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the engine computes.")
     checkpoint: str | None = Field(
         None, description="Checkpoint to start with: a name, a folder or a hub id (default: the one active last)."
+    )
+    memory_mb: int | None = Field(
+        None, ge=1, description="MiB that loaded checkpoints may take together (default: half of the device's memory)."
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="Traces that may wait before POST answers 429.")
     max_jobs: int = Field(2, ge=1, le=1000, description="Jobs that run at once; an `exclusive` one runs alone.")
@@ -70,6 +79,13 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("api_key", mode="after")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
+            raise ValueError("must be 1 to 1000 visible ASCII characters without spaces; unset it to ask for no key")
+        return value
+
     @field_validator("database_url", mode="after")
     @classmethod
     def _known_database(cls, value: str | None) -> str | None:
@@ -86,11 +102,11 @@ class Settings(BaseSettings):
         return value.replace("postgres://", "postgresql://", 1)
 
     @model_validator(mode="after")
-    def _loopback_only(self) -> Settings:
-        if not is_loopback(self.host):
+    def _others_need_a_key(self) -> Settings:
+        if self.api_key is None and not is_loopback(self.host):
             raise ValueError(
-                f"OMNI_R1_HOST={self.host} would let other machines in, and this server asks nobody for a key: "
-                "use 127.0.0.1 (and an SSH tunnel from elsewhere)"
+                f"OMNI_R1_HOST={self.host} would let other machines in, and nobody is asked for a key: "
+                "set OMNI_R1_API_KEY, or use 127.0.0.1 (and an SSH tunnel from elsewhere)"
             )
         return self
 

@@ -16,8 +16,10 @@ from weakref import WeakValueDictionary
 
 from app import trace_store as store
 from app.artifacts import ImageStore, PartialStore
+from app.checkpoint_folder import CheckpointInfo
 from app.checkpoints import CheckpointRegistry
 from app.db import Database, now
+from app.engine_pool import Lease
 from app.errors import Problem
 from app.event_log import EventLog, encode
 from app.grace import GraceWatch
@@ -129,14 +131,19 @@ class TraceService:
     async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
         """Check, store, start; the whole trace."""
         self._admit()
-        info = await asyncio.to_thread(self._checkpoints.usable, body.checkpoint)
-        version = await self._checkpoints.ensure_loaded(info)
+        info, lease = await self._checkpoints.lend(body.checkpoint)
+        with lease:
+            return await self._start(body, info, lease, background=background, claim=claim)
+
+    async def _start(
+        self, body: TraceCreate, info: CheckpointInfo, lease: Lease, *, background: bool, claim: Claim
+    ) -> dict[str, Any]:
         prepared = await asyncio.to_thread(self._intake.prepare, body, info)
         self._admit()
         live = LiveTrace(
             id=self._ids.new(),
             checkpoint=info.name,
-            weight_version=version,
+            weight_version=lease.version,
             question=body.question,
             images=prepared.inputs,
             sampling=prepared.sampling,
@@ -146,6 +153,7 @@ class TraceService:
             task_id=prepared.task_id,
             created=time.time(),
             timings={"queued_ms": None, "first_text_ms": None, "total_ms": None},
+            lease=lease,
         )
         live.position = self.waiting
         self._live[live.id] = live
@@ -159,7 +167,7 @@ class TraceService:
             ],
             "mode": body.mode,
             "checkpoint": info.name,
-            "weight_version": version,
+            "weight_version": lease.version,
             "sampling": prepared.sampling_json,
             "partial_images": body.partial_images,
             "background": background,
@@ -226,6 +234,8 @@ class TraceService:
 
     async def past_the_end(self, trace_id: str, after: int) -> bool:
         """Whether a reader at `after` has had the terminal event; 404 for an unknown trace."""
+        if self._events.is_running(trace_id):
+            return False
 
         def look() -> bool | None:
             with self._db.read() as connection:
@@ -273,40 +283,44 @@ class TraceService:
                 await asyncio.wait([leaving.runner])
             self._admit()
             info = await asyncio.to_thread(self._checkpoints.with_version, row.checkpoint, row.weight_version)
-            await self._checkpoints.ensure_loaded(info)
-            inputs = await asyncio.to_thread(self._inputs, row.images)
-            last = await asyncio.to_thread(self._last_seq, trace_id)
-            self._admit()
-            live = LiveTrace(
-                id=trace_id,
-                checkpoint=row.checkpoint,
-                weight_version=row.weight_version,
-                question=row.question,
-                images=inputs,
-                sampling=SamplingRequest(**row.sampling),
-                mode=mode,
-                partial_images=row.partial_images,
-                background=row.background,
-                task_id=row.task_id,
-                created=datetime.fromisoformat(row.created_at).timestamp(),
-                timings=dict(row.timings),
-                started=True,
-                resumed=True,
-                was_read=True,
-            )
-            self._live[trace_id] = live
-            self._events.open(trace_id, last)
-
-            def update(connection: Any) -> None:
-                store.update(connection, trace_id, status="running", mode=mode)
-
-            await self._events.append(trace_id, "trace.resumed", {"mode": mode}, urgent=True, update=update)
-            if self.stopping:
-                await self._runner.interrupt(live)
-                return await self.get(trace_id)
-            live.runner = asyncio.create_task(self._runner.run(live, row.resume), name=f"trace {trace_id}")
-            self._grace.look(trace_id)
+            with await self._checkpoints.lend_this(info) as lease:
+                await self._go_on(row, mode, lease)
             return await self.get(trace_id)
+
+    async def _go_on(self, row: Any, mode: Mode, lease: Lease) -> None:
+        inputs = await asyncio.to_thread(self._inputs, row.images)
+        last = await asyncio.to_thread(self._last_seq, row.id)
+        self._admit()
+        live = LiveTrace(
+            id=row.id,
+            checkpoint=row.checkpoint,
+            weight_version=row.weight_version,
+            question=row.question,
+            images=inputs,
+            sampling=SamplingRequest(**row.sampling),
+            mode=mode,
+            partial_images=row.partial_images,
+            background=row.background,
+            task_id=row.task_id,
+            created=datetime.fromisoformat(row.created_at).timestamp(),
+            timings=dict(row.timings),
+            lease=lease,
+            started=True,
+            resumed=True,
+            was_read=True,
+        )
+        self._live[row.id] = live
+        self._events.open(row.id, last)
+
+        def update(connection: Any) -> None:
+            store.update(connection, row.id, status="running", mode=mode)
+
+        await self._events.append(row.id, "trace.resumed", {"mode": mode}, urgent=True, update=update)
+        if self.stopping:
+            await self._runner.interrupt(live)
+            return
+        live.runner = asyncio.create_task(self._runner.run(live, row.resume), name=f"trace {row.id}")
+        self._grace.look(row.id)
 
     async def cancel(self, trace_id: str, reason: str = "user") -> dict[str, Any]:
         """End it; returns when the engine has really stopped. Nothing changes for one that has ended."""
@@ -319,6 +333,10 @@ class TraceService:
                 await self._cancel_paused(trace_id, reason)
                 trace = await self.get(trace_id)
             return trace
+
+    async def cancel_running(self) -> None:
+        """End every trace in work; the paused ones stay."""
+        await asyncio.gather(*(self.cancel(trace_id) for trace_id in list(self._live)))
 
     async def _stop_live(self, live: LiveTrace, reason: str) -> None:
         live.cancel_reason = live.cancel_reason or reason
@@ -360,6 +378,7 @@ class TraceService:
 
     def _left(self, live: LiveTrace) -> None:
         """A live trace is out of work."""
+        live.lease.release()
         if self._live.get(live.id) is live:
             del self._live[live.id]
 

@@ -21,7 +21,7 @@ SINGLE = "model.safetensors"
 SHIPPED = Path(__file__).parent / "nano"
 _MAX_HEADER = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
 
@@ -134,7 +134,7 @@ def resolve(
                 return (root / name).resolve()
     if path.is_dir():
         raise CheckpointError("missing_file", f"{path} holds no config.json, so it is no checkpoint")
-    if _HUB_ID.fullmatch(name) and not path.exists():
+    if HUB_ID.fullmatch(name) and not path.exists():
         return _download(name, download)
     raise CheckpointError("not_found", f"{name!r} is no folder, no known checkpoint and no hub id (owner/name)")
 

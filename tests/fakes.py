@@ -22,6 +22,7 @@ from model.engine.messages import (
     EngineStatus,
     Failed,
     Finished,
+    Footprint,
     GenerationRequest,
     Output,
     Paused,
@@ -132,12 +133,16 @@ class FakeGeneration:
         pace_s: float = 0.0,
         abort_takes: asyncio.Event | None = None,
         bad_folders: Mapping[str, str] | None = None,
+        memory_mb: int = 1 << 20,
+        sizes_mb: Mapping[str, int] | None = None,
     ) -> None:
         self.script = script
         self.num_slots = num_slots
         self.pace_s = pace_s
         self.abort_takes = abort_takes
         self.bad_folders = dict(bad_folders or {})
+        self.memory_mb, self.sizes_mb = memory_mb, dict(sizes_mb or {})
+        self.checks: list[str] = []
         self.phase = "ready"
         self.detail = ""
         self.loaded: dict[str, int] = {}
@@ -145,6 +150,8 @@ class FakeGeneration:
         self.requests: list[GenerationRequest] = []
         self.aborts: list[str] = []
         self.pauses: list[str] = []
+        self.bad_loads: dict[str, tuple[str, str]] = {}  # name -> code and detail
+        self.closed_gates: set[str] = set()  # "check NAME" and "load NAME" wait for `go`
         self.closed = False
         self._open: dict[str, asyncio.Event] = {}
         self._jobs: dict[str, _Job] = {}
@@ -176,11 +183,29 @@ class FakeGeneration:
     def status(self) -> EngineStatus:
         return EngineStatus(self.phase, self.detail, dict(self.loaded), self._running, len(self._queue))  # type: ignore[arg-type]
 
-    async def load(self, name: str, folder: str, weight_version: int) -> None:
-        self.loads.append((name, folder, weight_version))
+    async def check(self, folder: str) -> Footprint:
+        name = Path(folder).name
+        self.checks.append(name)
+        await self._pass(f"check {name}")
         if name in self.bad_folders:
             raise EngineError("missing_tensor", self.bad_folders[name])
+        size = self._size(name)
+        return Footprint(size, size)
+
+    async def load(self, name: str, folder: str, weight_version: int) -> None:
+        self.loads.append((name, folder, weight_version))
+        await self._pass(f"load {name}")
+        if name in self.bad_loads:
+            raise EngineError(*self.bad_loads[name])
         self.loaded[name] = weight_version
+
+    async def _pass(self, name: str) -> None:
+        """Wait where the test has closed this gate."""
+        if name in self.closed_gates:
+            await self._open.setdefault(name, asyncio.Event()).wait()
+
+    def _size(self, name: str) -> int:
+        return self.sizes_mb.get(name, 1) << 20
 
     async def unload(self, name: str) -> None:
         self.loaded.pop(name, None)
@@ -208,7 +233,10 @@ class FakeGeneration:
         await job.stopped.wait()
 
     async def memory(self) -> dict[str, Any]:
-        return {"device": "fake"}
+        models = {name: self._size(name) for name in self.loaded}
+        total = self.memory_mb << 20
+        free = total - sum(models.values())
+        return {"device": "fake", "models": models, "retired": 0, "total": total, "free": free}
 
     # ---- playing
 

@@ -1,38 +1,91 @@
-"""`/v1/checkpoints` and `/v1/models`: what can be asked for (read only)."""
+"""`/v1/checkpoints` and `/v1/models`: what can be asked for, what becomes known, what answers."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
 
-from app.deps import App, problems
+from app.checkpoint_view import as_json
+from app.deps import App, problems, require_json
 from app.errors import Problem
-from app.schemas import CheckpointList, CheckpointOut, ModelList
+from app.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList
 
 router = APIRouter(prefix="/v1", tags=["checkpoints"])
 
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 
-@router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True)
+
+@router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True, responses=problems(503))
 def list_checkpoints(app: App) -> dict[str, Any]:
     """Every checkpoint found, also those that cannot be used (with the reason)."""
-    loaded = app.generation.status().loaded.get
-    return {"data": [app.checkpoints.as_json(info, loaded) for info in app.checkpoints.scan().values()]}
+    return {"data": [as_json(info, app.checkpoints) for info in app.checkpoints.scan().values()]}
+
+
+@router.post(
+    "/checkpoints",
+    status_code=201,
+    response_model=CheckpointOut,
+    response_model_exclude_unset=True,
+    dependencies=[Depends(require_json)],
+    summary="Register a local folder or a hub id",
+    responses=problems(
+        400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": {"Location": {"schema": {"type": "string"}}}}}
+    ),
+)
+async def register_checkpoint(
+    request: Request, body: CheckpointCreate, app: App, idempotency_key: Key = None
+) -> Response:
+    """The folder stays where it is; it is read from end to end first."""
+    with app.idempotency.hold("POST /v1/checkpoints", idempotency_key, await request.body()) as claim:
+        replay = await asyncio.to_thread(app.idempotency.replay, claim)
+        shown = replay.response if replay else await app.registration.register(body, claim)
+    headers = {"Location": f"/v1/checkpoints/{shown['id']}"}
+    if replay:
+        headers["Idempotent-Replayed"] = "true"
+    return JSONResponse(shown, 201, headers)
 
 
 @router.get(
     "/checkpoints/{checkpoint_id}",
     response_model=CheckpointOut,
     response_model_exclude_unset=True,
-    responses=problems(404),
+    responses=problems(404, 503),
 )
 def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
     """One checkpoint; its id is its name."""
-    info = app.checkpoints.scan().get(checkpoint_id)
+    info = app.checkpoints.find(checkpoint_id)
     if info is None:
         raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
-    return app.checkpoints.as_json(info, app.generation.status().loaded.get)
+    return as_json(info, app.checkpoints)
+
+
+@router.post(
+    "/checkpoints/{checkpoint_id}/activate",
+    response_model=CheckpointOut,
+    response_model_exclude_unset=True,
+    dependencies=[Depends(require_json)],
+    summary="Let new traces run on it",
+    responses=problems(403, 404, 409, 415, 422, 503, 507),
+)
+async def activate_checkpoint(checkpoint_id: str, app: App, body: ActivateIn | None = None) -> Response:
+    """Checked, loaded beside what runs, then answering; running and paused traces keep their weights."""
+    await app.checkpoints.activate(checkpoint_id, drain=body.drain if body else None)
+    return JSONResponse(await asyncio.to_thread(get_checkpoint, checkpoint_id, app))
+
+
+@router.delete("/checkpoints/{checkpoint_id}", status_code=204, responses=problems(403, 404, 409, 503))
+async def delete_checkpoint(
+    checkpoint_id: str,
+    app: App,
+    unload: Annotated[bool, Query(description="take it out of memory first, if no trace runs on it")] = False,
+) -> Response:
+    """Forget it; its files go where jobs or this home made them, and stay where they were only registered."""
+    await app.registration.delete(checkpoint_id, unload=unload)
+    return Response(status_code=204)
 
 
 @router.get("/models", response_model=ModelList)

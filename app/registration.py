@@ -1,0 +1,156 @@
+"""Making checkpoints known and letting them go: a folder or a hub id in, a name out; deletion of what nobody uses.
+
+Nothing is copied and nothing is loaded: a registered folder stays where it is, and it is read from end to end before
+its name is given. Knows no HTTP; refusals are :class:`app.errors.Problem`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from app import checkpoint_table as table
+from app.checkpoint_folder import CheckpointInfo, Record, Source, outside, read_folder
+from app.checkpoint_view import as_json
+from app.checkpoints import CheckpointRegistry
+from app.db import Database, now
+from app.errors import Problem, field_problem
+from app.home import Home
+from app.idempotency import Claim
+from app.schemas import CHECKPOINT_NAME, CheckpointCreate
+from model.shards import HUB_ID, CheckpointError, resolve
+
+log = logging.getLogger("omni_r1.checkpoints")
+
+SOURCE = "body.source"
+
+
+class Registration:
+    """Registers and deletes checkpoints of one server."""
+
+    def __init__(
+        self,
+        db: Database,
+        registry: CheckpointRegistry,
+        *,
+        home: Home,
+        fetch: Callable[[str], Path] = resolve,
+    ) -> None:
+        """`fetch` brings a hub id to this machine and gives its folder; CheckpointError when it cannot."""
+        self._db = db
+        self._registry = registry
+        self._home = home
+        self._fetch = fetch
+
+    async def register(self, body: CheckpointCreate, claim: Claim) -> dict[str, Any]:
+        """The new checkpoint as the contract shows it.
+
+        Raises:
+            Problem: ``path_not_allowed``, ``checkpoint_invalid``, ``checkpoint_exists`` or ``not_ready``.
+        """
+        info = await asyncio.to_thread(self._look, body)
+        await self._registry.pool.check(info, path=SOURCE)
+        shown = await asyncio.to_thread(self._store, info, claim)
+        log.info("checkpoint %s was registered from %s", info.name, body.source)
+        return shown
+
+    def _look(self, body: CheckpointCreate) -> CheckpointInfo:
+        path = (self._home.path / Path(body.source).expanduser()).resolve()
+        if HUB_ID.fullmatch(body.source) and not path.is_dir():
+            folder = self._fetched(body.source)
+            info = _named(read_folder(folder), body.name, "hub")
+        else:
+            target = outside(path, self._registry.roots)
+            if target is not None:
+                detail = f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
+                raise field_problem("path_not_allowed", SOURCE, detail)
+            if not path.is_dir():
+                raise _invalid("not_found", "there is no such folder")
+            info = _named(read_folder(path), body.name, "local")
+        if info.problem is not None:
+            raise _invalid("", info.problem)
+        if self._registry.find(info.name) is not None:
+            raise table.taken(info.name)
+        return info
+
+    def _fetched(self, hub_id: str) -> Path:
+        try:
+            return self._fetch(hub_id)
+        except CheckpointError as error:
+            raise _invalid(error.code, error.detail) from None
+
+    def _store(self, info: CheckpointInfo, claim: Claim) -> dict[str, Any]:
+        assert info.manifest is not None
+        base, source = info.manifest.base, info.source
+        record = Record(info.name, str(info.folder), base, None, None, None, {}, source, now())
+        shown = as_json(replace(info, record=record), self._registry)
+        try:
+            with self._db.write() as connection:
+                table.add(connection, record)
+                claim.store(connection, info.name, shown)
+        except IntegrityError:  # another server on this database was faster
+            raise table.taken(info.name) from None
+        return shown
+
+    async def delete(self, name: str, *, unload: bool) -> None:
+        """Forget the checkpoint; its files go where this installation made them. `unload` frees it first if idle.
+
+        Raises:
+            Problem: ``checkpoint_not_found``; ``checkpoint_in_use`` when active, loaded or the base of a live job;
+                ``checkpoint_protected`` when it was not registered or made here.
+        """
+        info = await asyncio.to_thread(self._registry.find, name)
+        if info is None:
+            raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
+        if name == self._registry.active:
+            raise Problem("checkpoint_in_use", f"{name} is active; activate another checkpoint first")
+        if info.source == "package":
+            raise Problem("checkpoint_protected", f"{name} came with the program")
+        if info.source == "setting":
+            raise Problem("checkpoint_protected", f"OMNI_R1_CHECKPOINT names {name}; start without it first")
+        async with self._registry.pool.without(name, unload=unload) as is_out:
+            if not is_out:
+                detail = f"{name} is loaded; wait until its traces have ended, and delete it with unload=true"
+                raise Problem("checkpoint_in_use", detail)
+            await asyncio.to_thread(self._remove, info)
+        log.info("checkpoint %s was deleted", name)
+
+    def _remove(self, info: CheckpointInfo) -> None:
+        with self._db.write() as connection:
+            job = table.live_job_on(connection, info.name)
+            if job is not None:
+                raise Problem("checkpoint_in_use", f"job {job} begins with {info.name}; wait for its end or cancel it")
+            table.remove(connection, info.name)
+            if info.source in ("home", "job") and outside(info.folder, (self._home.path,)) is None:
+                self._remove_files(info.folder)
+
+    def _remove_files(self, folder: Path) -> None:
+        """Out of sight in one step, then gone: a crash on the way leaves nothing that looks like a checkpoint."""
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.is_dir():
+            trash = folder.rename(self._home.tmp / f"deleted-{uuid.uuid4().hex}")
+            shutil.rmtree(trash, ignore_errors=True)  # the next start empties the folder
+
+
+def _named(info: CheckpointInfo, wanted: str | None, source: Source) -> CheckpointInfo:
+    name = wanted or (info.manifest.name if info.manifest else "")
+    if not re.fullmatch(CHECKPOINT_NAME, name):
+        name = info.folder.name
+    return replace(info, name=name, source=source)
+
+
+def _invalid(reason: str, detail: str) -> Problem:
+    problem = field_problem("checkpoint_invalid", SOURCE, detail)
+    if reason:
+        problem.members["reason"] = reason
+    return problem
