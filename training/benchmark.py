@@ -10,7 +10,6 @@ Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard]``.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +19,13 @@ from typing import Any
 from model.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams
-from model.images import decode_codes, encode_pictures, flatness
+from model.images import decode_codes, encode_pictures, is_flat
+from model.manifest import Perception
 from training.grading import is_right
+from training.stats import wilson
 from training.unitasks.checkers import judge_drawings
 from training.unitasks.task import Task
 from training.unitasks.world import EVAL_SEED_MIN, SLICES, make_task
-
-FLAT_SHARE = (
-    0.5  # a picture with one code on more than this share is blank (or the checkpoint's references' share + .1)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,44 +90,66 @@ def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, 
     return out
 
 
-def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], completion: Completion) -> Prediction:
-    assert loaded.vq is not None
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response read under the checkpoint's template. Drawings are judged where the world knows the task."""
+
+    answer: str | None
+    steps: tuple[tuple[str, tuple[int, ...] | None], ...]
+    well_formed: bool
+    blank: int
+    drawings_right: int
+    drawings_total: int
+
+    @property
+    def pictures(self) -> list[tuple[int, ...]]:
+        """Codes of the whole pictures."""
+        return [codes for _, codes in self.steps if codes is not None]
+
+
+def read_response(
+    loaded: LoadedCheckpoint, token_ids: Sequence[int], seen: tuple[int, ...] | None, task: Task | None
+) -> Response:
+    """What a response says and draws.
+
+    Args:
+        loaded: the checkpoint that answered.
+        token_ids: the response.
+        seen: codes of the question's picture.
+        task: of the world, if it is one.
+    """
     parser = loaded.template.parser()
-    for token in completion.token_ids:
+    for token in token_ids:
         parser.feed(token)
     parser.finish()
-    drawn = [codes for _, codes in parser.steps if codes is not None]
-    pictures = iter(decode_codes(loaded.vq, [question, *drawn]))
-    seen = next(pictures)
-    right, total = judge_drawings(task, seen, [next(pictures) if codes else None for _, codes in parser.steps])
-    perception = loaded.manifest.perception
-    limit = FLAT_SHARE
-    if perception is not None and perception.flat_share_max is not None:
-        limit = max(FLAT_SHARE, perception.flat_share_max + 0.1)
+    steps = tuple(parser.steps)
+    drawn = [codes for _, codes in steps if codes is not None]
+    right, total = 0, len(drawn)
+    if task is not None and seen is not None and loaded.vq is not None and loaded.can_draw:
+        pictures = iter(decode_codes(loaded.vq, [seen, *drawn]))
+        before = next(pictures)
+        right, total = judge_drawings(task, before, [next(pictures) if codes else None for _, codes in steps])
+    perception = loaded.manifest.perception or Perception()
+    blank = sum(is_flat(codes, perception) for codes in drawn)
+    return Response(parser.answer, steps, parser.well_formed, blank, right, total)
+
+
+def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], completion: Completion) -> Prediction:
+    response = read_response(loaded, completion.token_ids, question, task)
     return Prediction(
         task_id=task.task_id,
         slice=task.slice,
         family=task.family,
-        answer=parser.answer,
+        answer=response.answer,
         reference=task.answer,
-        right=parser.answer is not None and is_right(parser.answer, task.answer),
-        malformed=not parser.well_formed,
-        drawings_right=right,
-        drawings_total=total,
-        pictures=len(drawn),
-        blank=sum(flatness(codes) > limit for codes in drawn),
+        right=is_right(response.answer, task.answer),
+        malformed=not response.well_formed,
+        drawings_right=response.drawings_right,
+        drawings_total=response.drawings_total,
+        pictures=len(response.pictures),
+        blank=response.blank,
         tokens=len(completion.token_ids),
     )
-
-
-def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share."""
-    if total == 0:
-        return 0.0, 1.0
-    share, square = successes / total, z * z
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    half = z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:

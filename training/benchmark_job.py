@@ -1,0 +1,349 @@
+"""The benchmark job: a checkpoint answers questions, rules (and perhaps an endpoint) judge, every answer is kept.
+
+Questions come from the procedural world (seeds that never train), Omni-Bench's parquet files, M3CoT or a jsonl. Every
+answer is one line of ``benchmark/<checkpoint>/predictions.jsonl`` with both verdicts; a job that was stopped goes on
+behind the last whole chunk. Accuracy is told for each slice with a 95 % interval and, weighted by samples, over all.
+``compare_with`` asks a second checkpoint the same questions and compares in pairs.
+
+Launch: ``python -m training.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "benchmark", ...}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.engine.engine import MAX_CPU_ROWS, Completion, Engine
+from model.engine.sequence import SamplingParams
+from model.images import decode_codes
+from training.benchmark import read_response
+from training.benchmark_report import Answer, Verdicts, compare, flat_metrics, summarize_answers
+from training.formats import Picture
+from training.grading import grade, is_right
+from training.job_context import JobContext, JobError
+from training.judge import Case, EndpointJudge, JudgeError
+from training.loop import atomic_write
+from training.questions import picture_codes, read_questions
+from training.rows import DataError, Intake, Rejection, SampleError
+from training.spec import BenchmarkSpec, UniTasksData
+from training.unitasks.task import Task
+from training.unitasks.world import EVAL_SEED_MIN, SLICES, make_task
+
+STAGE = "benchmark"
+CHUNKS_OF_SLOTS = 4  # a chunk holds so many times the sequences that run at once, so that short ones make room
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question as every checkpoint is asked it."""
+
+    item_id: str
+    slice: str
+    group: str | None
+    question: str
+    pictures: tuple[Picture, ...]
+    reference: str
+    choices: tuple[str, ...] = ()
+    task: Task | None = None
+
+
+def run(ctx: JobContext) -> dict[str, Any]:
+    """Ask, judge and compare; returns what ``result.json`` shall say.
+
+    Raises:
+        JobError: a checkpoint or the questions cannot be used, or the judge refuses us.
+        JobStopped: as asked; the answers so far are kept.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, BenchmarkSpec)
+    hyper = spec.hyperparameters
+    asked = {spec.base_checkpoint: ctx.base_folder}
+    if hyper.compare_with is not None:
+        if hyper.compare_with == spec.base_checkpoint:
+            raise JobError("same_checkpoint", "compare_with names the very checkpoint that is measured")
+        if hyper.compare_with not in ctx.checkpoints:
+            raise JobError("unknown_checkpoint", f"compare_with: there is no checkpoint called {hyper.compare_with!r}")
+        asked[hyper.compare_with] = Path(ctx.checkpoints[hyper.compare_with])
+    items = _items(ctx, spec)
+    started = time.monotonic()
+    answers: dict[str, list[Answer]] = {}
+    with ExitStack() as stack:
+        try:
+            judge = None if hyper.judge is None else stack.enter_context(EndpointJudge(hyper.judge))
+            for number, (name, folder) in enumerate(asked.items()):
+                asking = _Asking(
+                    ctx, spec, name, folder, judge, done=number * len(items), total=len(asked) * len(items)
+                )
+                answers[name] = asking.answer_all(items)
+        except JudgeError as error:
+            raise JobError("judge_refused", str(error)) from error
+    return _tell(ctx, spec, answers, round(time.monotonic() - started, 1))
+
+
+def _items(ctx: JobContext, spec: BenchmarkSpec) -> list[Item]:
+    data = spec.data
+    if isinstance(data, UniTasksData):
+        first = EVAL_SEED_MIN if data.first_seed is None else data.first_seed
+        if first < EVAL_SEED_MIN:
+            ctx.log.log(f"seeds from {first} may have been trained on: the numbers are not held-out ones")
+        slices = data.slices or SLICES
+        tasks = [make_task(slices[i % len(slices)], first + i, level=data.level) for i in range(data.num_samples)]
+        return [Item(t.task_id, t.slice, t.family, t.question, (t.image,), t.answer, t.choices, t) for t in tasks]
+    items: list[Item] = []
+    rejected: list[Rejection] = []
+    try:
+        for number, found in enumerate(islice(read_questions(data), data.num_samples)):
+            ctx.check_stop()
+            if isinstance(found, Rejection):
+                rejected.append(found)
+                continue
+            name, slice_ = found.question_id or f"question-{number}", found.slice or "all"
+            group = found.source if found.source != found.slice else None
+            items.append(Item(name, slice_, group, found.text, found.pictures, found.answer, found.choices))
+    except (DataError, ValueError) as error:
+        raise JobError("bad_data", str(error)) from error
+    intake = Intake(len(items), tuple(rejected))
+    ctx.log.log(intake.summary())
+    ctx.log.report("data", intake.to_json())
+    if rejected:
+        intake.write(ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl")
+        ctx.log.warning("samples_rejected", intake.summary())
+    if not items:
+        raise JobError("no_samples", f"there is no question to ask: {intake.summary()}")
+    return items
+
+
+class _Asking:
+    """One checkpoint answers all questions."""
+
+    def __init__(
+        self,
+        ctx: JobContext,
+        spec: BenchmarkSpec,
+        name: str,
+        folder: Path,
+        judge: EndpointJudge | None,
+        *,
+        done: int,
+        total: int,
+    ) -> None:
+        self.ctx, self.spec, self.name, self.judge = ctx, spec, name, judge
+        self.hyper = spec.hyperparameters
+        self._done, self._total = done, total
+        try:
+            self.loaded = load_checkpoint(folder, device=ctx.device)
+        except CheckpointError as error:
+            raise JobError("bad_checkpoint", f"{name}: {error.code}: {error.detail}") from error
+        slots = min(self.hyper.batch_size, MAX_CPU_ROWS) if ctx.device == "cpu" else self.hyper.batch_size
+        loaded = self.loaded
+        self.engine = Engine(
+            loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots
+        )
+        self._size = slots * CHUNKS_OF_SLOTS
+        self.path = ctx.folder / "benchmark" / _file_name(name) / "predictions.jsonl"
+
+    def answer_all(self, items: Sequence[Item]) -> list[Answer]:
+        """Answers in order; those of an earlier sitting are read back."""
+        if any(item.pictures for item in items) and not self.loaded.can_see:
+            raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' pictures")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        answers = self._read_back(items)
+        text = "".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in answers)
+        atomic_write(self.path, lambda path: path.write_text(text, "utf-8"))
+        stage, began, before = self.ctx.stage or STAGE, time.monotonic(), len(answers)
+        while len(answers) < len(items):
+            self.ctx.check_stop()
+            chunk = items[len(answers) : len(answers) + self._size]
+            fresh = self._answer(chunk, first=len(answers))
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in fresh))
+                file.flush()
+                os.fsync(file.fileno())
+            answers += fresh
+            pace = (time.monotonic() - began) / (len(answers) - before)
+            step = self._done + len(answers)
+            self.ctx.log.progress(stage, step, self._total, pace * (self._total - step))
+        if self.judge is not None and (failed := sum(a.judge is not None and a.judge.right is None for a in answers)):
+            reason = next(a.judge.detail for a in answers if a.judge is not None and a.judge.right is None)
+            self.ctx.log.warning(
+                "scoring_errors",
+                f"the judge could not say for {failed} of {len(answers)} answers ({reason}); the rules count",
+            )
+        return answers
+
+    def _answer(self, chunk: Sequence[Item], *, first: int) -> list[Answer]:
+        loaded, hyper = self.loaded, self.hyper
+        room = loaded.config.transformer.context_len
+        prompts: list[list[int]] = []
+        params: list[SamplingParams] = []
+        seen: list[tuple[int, ...] | None] = []
+        problems: list[str | None] = []
+        for item in chunk:
+            ids, last, problem = self._prompt(item)
+            if problem is None and len(ids) >= room:
+                problem = f"a prompt of {len(ids)} tokens leaves no room in a context of {room}"
+            problems.append(problem)
+            seen.append(last)
+            if problem is None:
+                prompts.append(ids)
+                params.append(
+                    SamplingParams(
+                        temperature=hyper.temperature,
+                        top_p=hyper.top_p,
+                        seed=_seed(self.spec.seed, item.item_id),
+                        max_new_tokens=hyper.max_new_tokens,
+                        max_images=hyper.max_images if loaded.can_draw else 0,
+                    )
+                )
+        completions = iter(self.engine.generate(prompts, params))
+        answers = []
+        for item, codes, problem in zip(chunk, seen, problems, strict=True):
+            if problem is not None:
+                answers.append(_unanswered(item, problem))
+            else:
+                answers.append(self._read(item, codes, next(completions), number=first + len(answers)))
+        if self.judge is None:
+            return answers
+        cases = [Case(i.question, i.reference, a.answer) for i, a in zip(chunk, answers, strict=True)]
+        return [a.judged(v) for a, v in zip(answers, self.judge.judge_all(cases), strict=True)]
+
+    def _prompt(self, item: Item) -> tuple[list[int], tuple[int, ...] | None, str | None]:
+        vq, template = self.loaded.vq, self.loaded.template
+        try:
+            codes = [picture_codes(p, template, vq) for p in item.pictures] if vq is not None else []
+        except SampleError as error:
+            return [], None, error.detail
+        return template.prompt_ids(item.question, codes), codes[-1] if codes else None, None
+
+    def _read(self, item: Item, seen: tuple[int, ...] | None, completion: Completion, *, number: int) -> Answer:
+        loaded = self.loaded
+        response = read_response(loaded, completion.token_ids, seen, item.task)
+        if item.task is not None:  # the world's answers are single words and numbers: nothing to be read into them
+            score, check = float(is_right(response.answer, item.reference)), "exact"
+        else:
+            graded = grade(response.answer, item.reference, item.choices)
+            score, check = graded.score, graded.check
+        answer = Answer(
+            item_id=item.item_id,
+            slice=item.slice,
+            group=item.group,
+            question=item.question,
+            reference=item.reference,
+            answer=response.answer,
+            texts=tuple(text for text, _ in response.steps),
+            rules=Verdicts(score >= 1.0, score, check),
+            judge=None,
+            malformed=not response.well_formed,
+            pictures=len(response.pictures),
+            blank=response.blank,
+            drawings_right=response.drawings_right if item.task is not None else None,
+            drawings_total=response.drawings_total if item.task is not None else None,
+            tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+            error="the model's numbers were not finite" if completion.finish_reason == "error" else None,
+        )
+        if number < self.hyper.show_samples and self._done == 0:
+            self._show(item, answer, response.steps, number)
+        return answer
+
+    def _show(
+        self, item: Item, answer: Answer, steps: Sequence[tuple[str, tuple[int, ...] | None]], number: int
+    ) -> None:
+        vq = self.loaded.vq
+        codes = [c for _, c in steps if c is not None]
+        drawn = iter(decode_codes(vq, codes) if vq is not None and self.loaded.can_draw else [])
+        images = [picture for picture in item.pictures if isinstance(picture, Image.Image)]
+        self.ctx.log.sample(
+            self.ctx.stage or STAGE,
+            0,
+            question=item.question,
+            question_image=images[0].convert("RGB") if images else None,
+            steps=[{"text": text, "image": None if c is None else next(drawn, None)} for text, c in steps],
+            answer=answer.answer,
+            reference=item.reference,
+            slice=item.slice,
+            rewards={"accuracy": answer.rules.score, "format": float(not answer.malformed)},
+            prompt=number,
+        )
+
+    def _read_back(self, items: Sequence[Item]) -> list[Answer]:
+        """Whole chunks of an earlier sitting, as long as they answer these questions."""
+        if not (self.ctx.resume and self.path.exists()):
+            return []
+        answers: list[Answer] = []
+        for line, item in zip(self.path.read_bytes().split(b"\n")[:-1], items, strict=False):
+            try:
+                answer = Answer.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                break
+            if answer.item_id != item.item_id:
+                break
+            answers.append(answer)
+        return answers if len(answers) == len(items) else answers[: len(answers) // self._size * self._size]
+
+
+def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]], seconds: float) -> dict[str, Any]:
+    """Metrics, reports and files of all checkpoints that were asked."""
+    stage = ctx.stage or STAGE
+    result: dict[str, Any] = {"seconds": seconds, "checkpoints": {}}
+    for name, given in answers.items():
+        summary = summarize_answers(given)
+        metrics = flat_metrics(summary)
+        folder = ctx.folder / "benchmark" / _file_name(name)
+        about = {"checkpoint": name, "data": spec.data.model_dump(mode="json"), "summary": summary, **ctx.provenance}
+        text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
+        atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"))
+        ctx.log.metrics(stage if name == spec.base_checkpoint else f"{stage}:{name}", len(given), metrics)
+        predictions = str((folder / "predictions.jsonl").relative_to(ctx.folder))
+        ctx.log.report("benchmark", {"checkpoint": name, "predictions": predictions, "summary": summary})
+        result["checkpoints"][name] = {"metrics": metrics, "summary": summary, "predictions": predictions}
+    names = list(answers)
+    result["metrics"] = result["checkpoints"][names[0]]["metrics"]
+    if len(names) == 2:
+        result["comparison"] = compare(names[1], answers[names[1]], names[0], answers[names[0]], seed=spec.seed)
+        ctx.log.report("comparison", result["comparison"])
+    return result
+
+
+def _unanswered(item: Item, problem: str) -> Answer:
+    """A question that could not be asked counts as answered wrong, and says why."""
+    return Answer(
+        item_id=item.item_id,
+        slice=item.slice,
+        group=item.group,
+        question=item.question,
+        reference=item.reference,
+        answer=None,
+        texts=(),
+        rules=Verdicts(False, 0.0, "none"),
+        judge=None,
+        malformed=True,
+        pictures=0,
+        blank=0,
+        drawings_right=None,
+        drawings_total=None,
+        tokens=0,
+        finish_reason="error",
+        error=problem,
+    )
+
+
+def _seed(seed: int, item_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{item_id}".encode(), digest_size=7).digest(), "big")
+
+
+def _file_name(name: str) -> str:
+    """A checkpoint's name as a folder: a hub id holds a slash."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "checkpoint"

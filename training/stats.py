@@ -1,0 +1,73 @@
+"""How sure a share is, and how sure a difference: plain numbers in and out.
+
+Two checkpoints that answered the same questions are compared in pairs. The pairs that both answer alike say nothing
+about the difference. McNemar's exact test asks whether the others fall to both sides like coins; the interval of the
+difference comes from resampling the pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share."""
+    if total == 0:
+        return 0.0, 1.0
+    share, square = successes / total, z * z
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    half = z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired(first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> dict[str, Any]:
+    """How the second does against the first on the same questions.
+
+    Returns:
+        ``tasks``, ``accuracy`` of both, ``difference`` (second minus first) with its 95 % bootstrap interval
+        ``difference_ci95``, the four counts ``both_right, only_first, only_second, both_wrong``, and ``p_value`` of
+        McNemar's exact two-sided test.
+
+    Raises:
+        ValueError: lists of different lengths, or empty ones.
+    """
+    total = len(first)
+    if total != len(second) or not total:
+        raise ValueError(f"pairs are needed: {len(first)} and {len(second)} answers")
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    only_first, only_second = sum(map(bool, first)) - both, sum(map(bool, second)) - both
+    low, high = _bootstrap(only_first, only_second, total, seed)
+    return {
+        "tasks": total,
+        "accuracy": [round((both + only_first) / total, 4), round((both + only_second) / total, 4)],
+        "difference": round((only_second - only_first) / total, 4),
+        "difference_ci95": [round(low, 4), round(high, 4)],
+        "both_right": both,
+        "only_first": only_first,
+        "only_second": only_second,
+        "both_wrong": total - both - only_first - only_second,
+        "p_value": mcnemar(only_first, only_second),
+    }
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided exact p-value: how likely coins would part the differing pairs as unevenly or more."""
+    differing = only_first + only_second
+    tail = sum(math.comb(differing, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, float(2 * tail / 2**differing))
+
+
+def _bootstrap(only_first: int, only_second: int, total: int, seed: int) -> tuple[float, float]:
+    """Resampling pairs draws the counts of the three kinds (first alone, second alone, alike) from a multinomial."""
+    alike = total - only_first - only_second
+    shares = np.array([only_first, only_second, alike], float) / total
+    drawn = np.random.default_rng(seed).multinomial(total, shares, RESAMPLES)
+    differences = (drawn[:, 1] - drawn[:, 0]) / total
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return float(low), float(high)
