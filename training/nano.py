@@ -67,7 +67,7 @@ class NanoRecipe:
     base_lr: float = 2e-3
     base_tokens: int = 6_144
     traces: int = 64_000
-    pesft_steps: int = 6_800
+    pesft_steps: int = 6_000
     pesft_lr: float = 2e-3
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"
