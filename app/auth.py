@@ -1,17 +1,23 @@
-"""Who may call: one ASGI middleware in front of everything, Gradio's mount included.
+"""Who may call: two ASGI middlewares in front of everything, Gradio's mount included.
 
-`Host` must be a name of this machine (DNS rebinding), unsafe methods must not come from another site, bodies are
-limited before they are read, and every answer says `nosniff`. There is no key: the server binds loopback only
-(:mod:`app.settings`).
+The guard: `Host` must be a name of this machine (DNS rebinding), unsafe methods must not come from another site, bodies
+are limited before they are read, and every answer says `nosniff`. The key, where OMNI_R1_API_KEY is set: only who has
+it, or the signed cookie that :mod:`app.routes.login` gives for it, gets past `OPEN`. Without a key the server binds
+loopback only (:mod:`app.settings`). The key itself is never logged and never stands in a URL.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from urllib.parse import urlsplit
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Iterable
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Problem, response_for
@@ -21,6 +27,9 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # A refused body is still read (and dropped) this far, so that the client sees the answer instead of a broken pipe.
 _DRAIN_BYTES = 200_000_000
 _DRAIN_S = 10.0
+# What answers without the key: is it up, and where the key is given.
+OPEN = frozenset({"/livez", "/readyz", "/login"})
+COOKIE_S = 7 * 24 * 3600
 
 
 class _TooLarge(Exception):
@@ -69,7 +78,7 @@ class GuardMiddleware:
         if problem is None and length.isdecimal() and int(length) > self._max_body:
             problem = self._too_large()
         if problem is not None:
-            await self._drain(receive, int(length) if length.isdecimal() else None)
+            await _drain(receive, int(length) if length.isdecimal() else None)
             await response_for(problem, scope["path"])(scope, receive, guarded_send)
             return
 
@@ -88,7 +97,7 @@ class GuardMiddleware:
             await self._app(scope, limited_receive, guarded_send)
         except _TooLarge:
             if not started:
-                await self._drain(receive, None)
+                await _drain(receive, None)
                 await response_for(self._too_large(), scope["path"])(scope, receive, guarded_send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
@@ -111,21 +120,107 @@ class GuardMiddleware:
     def _too_large(self) -> Problem:
         return Problem("body_too_large", f"a body may have {self._max_body} bytes; send a smaller picture")
 
-    async def _drain(self, receive: Receive, expected: int | None) -> None:
-        if expected == 0 or (expected is not None and expected > _DRAIN_BYTES):
+
+class ApiKey:
+    """The server's key: tells the right one, makes and checks the cookies that stand for it.
+
+    A cookie is its end (seconds since the epoch) and an HMAC over it; other servers' keys give other cookie names, so
+    that two servers on one host do not log each other out.
+    """
+
+    def __init__(self, key: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._digest = hashlib.sha256(key.encode()).digest()
+        # Slow on purpose, once a start: a stolen cookie is no shortcut to a weak key.
+        self._secret = hashlib.scrypt(key.encode(), salt=b"omni-r1 login cookie", n=2**14, r=8, p=1)
+        self._clock = clock
+        self.cookie_name = f"omni_r1_{self._sign('name')[:12]}"
+
+    def is_key(self, given: bytes) -> bool:
+        """Whether `given` is the key; takes as long for any other."""
+        return hmac.compare_digest(hashlib.sha256(given).digest(), self._digest)
+
+    def new_cookie(self) -> str:
+        """A value that `is_cookie` takes for 7 days."""
+        end = str(int(self._clock()) + COOKIE_S)
+        return f"{end}.{self._sign(end)}"
+
+    def is_cookie(self, value: str) -> bool:
+        """Whether `value` was given by a server with this key and has not run out."""
+        end, _, signature = value.partition(".")
+        right = hmac.compare_digest(self._sign(end).encode(), signature.encode("utf-8", "replace"))
+        return right and int(end) > self._clock()
+
+    def admits(self, headers: Headers) -> bool:
+        """Whether a request with these headers comes from somebody who has the key."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self.is_key(given.strip().encode("latin-1")):
+            return True
+        cookies = (cookie_parser(header).get(self.cookie_name) for header in headers.getlist("cookie"))
+        return any(cookie is not None and self.is_cookie(cookie) for cookie in cookies)
+
+    def _sign(self, text: str) -> str:
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+class KeyMiddleware:
+    """Lets nobody past `OPEN` without the key."""
+
+    def __init__(self, app: ASGIApp, *, key: ApiKey) -> None:
+        self._app = app
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
             return
-        read = 0
-        try:
-            async with asyncio.timeout(_DRAIN_S):
-                while read <= _DRAIN_BYTES:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        return
-                    read += len(message.get("body", b""))
-                    if not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
+        headers = Headers(scope=scope)
+        if self._key.admits(headers):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await _drain(receive, None)
+            await _refusal(scope, headers)(scope, receive, send)
+
+
+def _refusal(scope: Scope, headers: Headers) -> Response:
+    """401; a browser that wants to show a page is sent to the login instead."""
+    wants_page = scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", "")
+    if wants_page and headers.get("sec-fetch-mode", "navigate") == "navigate":
+        wanted = quote(scope["path"])
+        if scope["query_string"]:
+            wanted += "?" + scope["query_string"].decode("latin-1")
+        where = "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='/')}"
+        return RedirectResponse(where, 303, {"Cache-Control": "no-store"})
+    given = "authorization" in headers
+    problem = Problem(
+        "wrong_key" if given else "key_required",
+        "this is not the server's key"
+        if given
+        else "sign in at /login, or send the server's key as Authorization: Bearer KEY (OMNI_R1_API_KEY)",
+        headers={
+            "WWW-Authenticate": 'Bearer realm="omni-r1"' + (', error="invalid_token"' if given else ""),
+            "Cache-Control": "no-store",
+        },
+    )
+    return response_for(problem, scope["path"])
+
+
+async def _drain(receive: Receive, expected: int | None) -> None:
+    if expected == 0 or (expected is not None and expected > _DRAIN_BYTES):
+        return
+    read = 0
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            while read <= _DRAIN_BYTES:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                read += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 def _bare(host: str) -> str:

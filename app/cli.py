@@ -90,7 +90,7 @@ def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _P
 def _add_serve(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "serve", "app.cli_serve:serve", "serve the studio and the REST API on this machine")
     parser.add_argument("--port", type=int, help="default 7860; 0 takes a free one")
-    parser.add_argument("--host", help="loopback address to bind (127.0.0.1)")
+    parser.add_argument("--host", help="address to bind (127.0.0.1); others than loopback need OMNI_R1_API_KEY")
     parser.add_argument("--home", help="folder for everything the server keeps (~/.omni-r1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where the model computes (auto)")
     parser.add_argument("--checkpoint", help="checkpoint to start with (the one active last)")
@@ -222,12 +222,23 @@ def _load(name: str) -> Callable[[argparse.Namespace], object]:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code for what a command let through."""
-    from app.client import ApiError, BadInput, Conflict, MalformedAnswer, NotFound, OmniError, ServerUnreachable
+    from app.client import (
+        ApiError,
+        BadInput,
+        Conflict,
+        MalformedAnswer,
+        NotAllowed,
+        NotFound,
+        OmniError,
+        ServerUnreachable,
+    )
 
     if isinstance(error, ServerUnreachable):
         return f"{error}. Start one with `omni-r1 serve`, or set OMNI_R1_URL to its address", EXIT_NO_SERVER
     if isinstance(error, MalformedAnswer):
         return f"{error}. Is this another program? Set OMNI_R1_URL to the studio's address", EXIT_NO_SERVER
+    if isinstance(error, NotAllowed) and error.status == 401:
+        return f"{error.title or error}. Set OMNI_R1_API_KEY to the key of that server", EXIT_BAD_INPUT
     if isinstance(error, BadInput | NotFound | Conflict):
         return str(error), EXIT_BAD_INPUT
     if isinstance(error, ApiError) and error.retry_after is not None:

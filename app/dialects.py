@@ -122,7 +122,7 @@ class PostgreSQL:
             pool_pre_ping=True,
             **_POOL,
         )
-        self.readers = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self.readers: Engine = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         event.listen(self.engine, "connect", self._on_connect)
         event.listen(self.engine, "begin", self._on_begin)
 

@@ -11,9 +11,9 @@ from app.client import Client
 from app.ui.page import mount_ui
 
 
-def build_page(base_url: str) -> FastAPI:
+def build_page(base_url: str, api_key: str = "") -> FastAPI:
     """The pages for the server at ``base_url``; the lifespan of the result has to run. Takes seconds."""
-    client = Client(base_url)
+    client = Client(base_url, api_key=api_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
