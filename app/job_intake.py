@@ -45,7 +45,8 @@ class JobIntake:
         info = self._checkpoints.usable(spec.base_checkpoint, path="body.base_checkpoint")
         _require_pictures(info, "body.base_checkpoint")
         for path, benchmark in _benchmarks(spec):
-            if benchmark.compare_with is not None:
+            stages = spec.stages if isinstance(spec, PipelineSpec) else ()
+            if benchmark.compare_with is not None and benchmark.compare_with not in stages:
                 self._checkpoints.usable(benchmark.compare_with, path=f"{path}.compare_with")
         if spec.activate and not _makes_checkpoint(spec):
             raise field_problem("invalid", "body.activate", "this job makes no checkpoint that could be activated")

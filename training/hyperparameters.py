@@ -137,7 +137,8 @@ class ZeroHyperparameters(Strict):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="pictures drawn at once")
     min_accepted: Share = Field(0.1, description="below this share of accepted traces the job fails")
     pesft: PeSFTHyperparameters | None = Field(
-        default_factory=lambda: PeSFTHyperparameters(), description="null: bootstrap only"
+        default_factory=lambda: PeSFTHyperparameters(),
+        description="null: bootstrap only; in a pipeline its own stage pesft comes instead",
     )
 
 
@@ -164,7 +165,9 @@ class BenchmarkHyperparameters(Strict):
     max_new_tokens: Positive | None = None
     max_images: int | None = Field(None, ge=0, description="0: text only")
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
-    compare_with: str | None = Field(None, description="another checkpoint on the same tasks, paired")
+    compare_with: str | None = Field(
+        None, description="another checkpoint on the same tasks, paired; in a pipeline also an earlier stage's name"
+    )
     judge: JudgeHyperparameters | None = None
     show_samples: int = Field(16, ge=0, le=1000, description="traces that are shown while it runs")
 

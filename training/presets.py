@@ -64,10 +64,12 @@ PRESETS: dict[str, Preset] = {
                     "benchmark": {**_WORLD, "num_samples": 200},
                 },
                 "hyperparameters": {
-                    "zero": {"pesft": None},
+                    # Drills taught this base to draw on the newest picture: 9 % of the world's drawings are right so,
+                    # and 1 % where it is shown the whole trajectory.
+                    "zero": {"context": "picture"},
                     "pesft": {"steps": 600, "lr": 2e-3, "warmup": 50, "template": "tagged"},
                     "perpo": {"steps": 40},
-                    "benchmark": {},
+                    "benchmark": {"compare_with": "pesft"},
                 },
             },
             card=True,
