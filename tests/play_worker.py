@@ -85,7 +85,15 @@ class Play:
             self.log.metrics("zero", step, {"pictures/blank_share": 0.02 + 0.01 * self.random.random()})
             if step % 5 == 0:
                 self.sample("zero", step, 0.5)
-        told = {"traces": 79, "pictures": 214, "rejected": 11, "blank_share": 0.023, "diversity": 0.81}
+        told = {
+            "chains": 90,
+            "accepted": 79,
+            "rejected": {"blank": 7, "copied": 4},
+            "blank_share": 0.023,
+            "diversity": {"kept": 0.81, "candidates_of_a_step": 0.44},
+            "by_slice": {name: {"chains": 20, "accepted": 17, "kept_right": 0.6} for name, _, _ in QUESTIONS},
+            "scores": {"edges": [k / 24 for k in range(25)], "counts": [min(k, 24 - k) ** 2 for k in range(24)]},
+        }
         sheet = self.log.picture(contact_sheet(self.random), "contact-sheet")
         self.log.report("bootstrapping", {"stage": "zero", **told, "contact_sheet": sheet})
 
@@ -146,9 +154,9 @@ class Play:
     def benchmark(self, _given: dict[str, Any]) -> None:
         for step in self.steps("benchmark", 8):
             self.sample("benchmark", step, 0.8)
-        slices = {name: {"right": 0.7 + 0.05 * k, "n": 50} for k, (name, _, _) in enumerate(QUESTIONS)}
-        told = {"accuracy": 0.775, "interval": [0.71, 0.83], "slices": slices}
-        self.log.report("benchmark", {"stage": "benchmark", **told})
+        row = {"tasks": 50, "accuracy": 0.78, "accuracy_ci95": [0.71, 0.83], "malformed": 0.0, "drawings_right": 0.8}
+        summary = dict.fromkeys(("all", *(name for name, _, _ in QUESTIONS)), row)
+        self.log.report("benchmark", {"checkpoint": self.job["base"]["name"], "summary": summary})
 
     # ---- things
 

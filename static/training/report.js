@@ -1,53 +1,87 @@
-// What a job reports at the end of a stage: tables of numbers, the contact sheet of drawn pictures, paths of files.
+// What a job reports: tables of numbers, histograms, the contact sheet of drawn pictures, files to fetch.
+//
+// A report is a JSON object whose shape belongs to its stage; this module shows any by the shape of its values.
 
 import { h, openDialog } from '../viewer/dom.js';
 import { short } from './series.js';
 
-const TITLES = { bootstrapping: 'Bootstrapping report', bootstrap: 'Bootstrapping report', benchmark: 'Benchmark', comparison: 'Comparison' };
-const words = (key) => key.replaceAll('_', ' ').replaceAll('/', ' · ');
-const isPicture = (value) => typeof value === 'string' && value.startsWith('/') && /(\.png|\/v1\/images\/[^/]+)$/.test(value);
+const TITLES = { bootstrapping: 'What Zero drew', benchmark: 'Benchmark', comparison: 'Comparison in pairs', data: 'Data taken in' };
+const words = (key) => key.replaceAll('_', ' ').replaceAll('/', ' · ').replace('ci95', '95 % interval');
 
-function valueOf(value) {
+const isRecord = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
+const isInterval = (value) => Array.isArray(value) && value.length === 2 && value.every((one) => typeof one === 'number');
+const isPlain = (value) => isInterval(value) || (typeof value !== 'object' && value !== undefined);
+const isHistogram = (value) => isRecord(value) && Array.isArray(value.counts) && Array.isArray(value.edges);
+const isTable = (value) => isRecord(value) && Object.values(value).some(isRecord) && Object.values(value).every((row) => isRecord(row) && !isHistogram(row));
+const isPicture = (value) => typeof value === 'string' && /^\/v1\/.*\.png$/.test(value);
+const isFile = (value) => typeof value === 'string' && /^[\w./-]+\.(jsonl|json|txt|csv)$/.test(value);
+
+/** Sort a report's values by how they are shown: `{facts: [[name, value]], tables, histograms, pictures}` (pure). */
+export function sorted(report) {
+  const parts = { facts: [], tables: [], histograms: [], pictures: [] };
+  const take = (record, prefix) => {
+    for (const [key, value] of Object.entries(record)) {
+      const name = prefix ? `${prefix}, ${words(key)}` : words(key);
+      if (value === null || value === undefined) continue;
+      if (isPicture(value)) parts.pictures.push([name, value]);
+      else if (isPlain(value)) parts.facts.push([name, value]);
+      else if (isHistogram(value)) {
+        const { counts, edges, ...rest } = value;
+        if (counts.length) parts.histograms.push([name, { counts, edges }]);
+        take(rest, name);
+      } else if (isTable(value)) parts.tables.push([name, value]);
+      else if (isRecord(value)) take(value, name);
+    }
+  };
+  const { kind: _kind, time: _time, stage: _stage, ...rest } = report;
+  take(rest, '');
+  return parts;
+}
+
+function valueOf(value, fileUrl) {
   if (typeof value === 'number') return h('span', { class: 'or-num' }, short(value));
   if (typeof value === 'boolean') return value ? 'yes' : 'no';
-  if (Array.isArray(value) && value.length === 2 && value.every((one) => typeof one === 'number')) {
-    return h('span', { class: 'or-num' }, `${short(value[0])} – ${short(value[1])}`); // an interval
-  }
+  if (isInterval(value)) return h('span', { class: 'or-num' }, `${short(value[0])} – ${short(value[1])}`);
+  if (isFile(value)) return h('a', { class: 'or-link', href: fileUrl(value), download: '' }, value.split('/').pop());
   return String(value);
 }
 
-function picture(key, url) {
-  const image = () => h('img', { src: url, alt: words(key), loading: 'lazy' });
-  return h('button', { type: 'button', class: 'or-report-picture', 'aria-label': `Open ${words(key)}`, onclick: () => openDialog(words(key), h('h2', {}, words(key)), image()).classList.add('or-wide') }, image());
+function picture([name, url]) {
+  const image = () => h('img', { src: url, alt: name });
+  const open = () => openDialog(name, h('h2', {}, name), image()).classList.add('or-wide');
+  return h('button', { type: 'button', class: 'or-report-picture', 'aria-label': `Open the ${name}`, onclick: open }, image());
 }
 
-const isRecord = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
-const isPlain = (value) => !isRecord(value) && (!Array.isArray(value) || (value.length === 2 && value.every((one) => typeof one === 'number')));
-
-/** Records that have the same keys are rows of one table. */
-function tableOf(record) {
-  const rows = Object.entries(record).filter(([, value]) => isRecord(value) && Object.values(value).every(isPlain));
-  const columns = [...new Set(rows.flatMap(([, value]) => Object.keys(value)))];
-  return h('div', { class: 'or-scroll', tabindex: '0', role: 'group', 'aria-label': 'Table' }, h(
+function table([name, rows], fileUrl) {
+  const columns = [...new Set(Object.values(rows).flatMap((row) => Object.keys(row).filter((key) => isPlain(row[key]))))];
+  return [h('h4', {}, name), h('div', { class: 'or-scroll', tabindex: '0', role: 'group', 'aria-label': name }, h(
     'table', { class: 'or-table' },
     h('thead', {}, h('tr', {}, h('td'), columns.map((one) => h('th', { scope: 'col' }, words(one))))),
-    h('tbody', {}, rows.map(([name, value]) => h('tr', {}, h('th', { scope: 'row' }, words(name)), columns.map((one) => h('td', {}, value[one] === undefined || value[one] === null ? '–' : valueOf(value[one])))))),
-  ));
+    h('tbody', {}, Object.entries(rows).map(([row, value]) => h('tr', {}, h('th', { scope: 'row' }, words(row)),
+      columns.map((one) => h('td', {}, isPlain(value[one]) ? valueOf(value[one], fileUrl) : '–'))))),
+  ))];
 }
 
-/** A `report` event as a block of the page; `kind` is its heading, pictures are paths on this server. */
-export function reportBlock({ kind, stage, ...rest }) {
-  const facts = [];
-  const parts = [];
-  const take = (record, prefix = '') => {
-    for (const [key, value] of Object.entries(record)) {
-      if (value === null || value === undefined || key === 'time') continue;
-      if (isPicture(value)) parts.push(picture(key, value));
-      else if (isPlain(value)) facts.push(h('dt', {}, prefix + words(key)), h('dd', {}, valueOf(value)));
-      else if (isRecord(value) && Object.values(value).some(isRecord)) parts.push(h('h4', {}, words(key)), tableOf(value));
-      else if (isRecord(value)) take(value, `${words(key)} · `);
-    }
-  };
-  take(rest);
-  return h('section', { class: 'or-block or-report', 'data-kind': kind }, h('h3', {}, TITLES[kind] ?? words(kind ?? stage ?? 'report')), facts.length ? h('dl', { class: 'or-facts-grid' }, facts) : null, parts);
+function histogram([name, { counts, edges }]) {
+  const most = counts.reduce((a, b) => Math.max(a, b), 1);
+  const total = counts.reduce((a, b) => a + b, 0);
+  const peak = counts.indexOf(most);
+  const label = `${name}: ${total} values from ${short(edges[0])} to ${short(edges[edges.length - 1])}, most between ${short(edges[peak])} and ${short(edges[peak + 1])}`;
+  return h('figure', { class: 'or-histogram', role: 'img', 'aria-label': label },
+    h('figcaption', {}, name),
+    h('div', { class: 'or-histogram-bars' }, counts.map((count, k) => h('span', { style: `height:${(100 * count) / most}%`, title: `${short(edges[k])} – ${short(edges[k + 1])}: ${count}` }))),
+    h('div', { class: 'or-histogram-ends or-num' }, h('span', {}, short(edges[0])), h('span', {}, short(edges[edges.length - 1]))));
+}
+
+/** A `report` event as a block of the page; `fileUrl(path)` is the address of a file of its job. */
+export function reportBlock(report, fileUrl) {
+  const { facts, tables, histograms, pictures } = sorted(report);
+  return h(
+    'section', { class: 'or-block or-report', 'data-kind': report.kind },
+    h('h3', {}, TITLES[report.kind] ?? words(report.kind ?? 'report')),
+    facts.length ? h('dl', { class: 'or-facts-grid' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(value, fileUrl))])) : null,
+    tables.map((one) => table(one, fileUrl)),
+    histograms.length ? h('div', { class: 'or-histograms' }, histograms.map(histogram)) : null,
+    pictures.map(picture),
+  );
 }

@@ -227,7 +227,7 @@ export class Run {
     this.samples.update(state.samples);
     this.#once('warnings', state.warnings, () => this.#drawWarnings());
     this.#once('checkpoints', state.checkpoints, () => this.#drawMade());
-    this.#once('reports', state.reports, () => this.reports.replaceChildren(...state.reports.map(reportBlock)));
+    this.#once('reports', state.reports, () => this.reports.replaceChildren(...state.reports.map((one) => reportBlock(one, (path) => api.jobFileUrl(state.jobId, path)))));
     this.#once('log', state.log, () => this.#drawLog());
     setText(this.spec, JSON.stringify(state.spec, null, 2));
     return undefined;

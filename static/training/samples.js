@@ -4,7 +4,7 @@ import { h, setAttr, setText, show } from '../viewer/dom.js';
 import { Viewer } from '../viewer/viewer.js';
 import { short } from './series.js';
 import { traceOf } from './state.js';
-import { rewardRows, stageName } from './words.js';
+import { rewardRows, stageName, whereOf } from './words.js';
 
 const SHOWN = 12;
 
@@ -69,11 +69,11 @@ export class Samples {
     const trace = traceOf(sample);
     const last = [...trace.steps].reverse().find((step) => step.image)?.image ?? trace.images[0];
     const total = sample.rewards?.total;
-    const words = `${stageName(sample.stage)} step ${sample.step}`;
+    const words = `${stageName(sample.stage)}, ${whereOf(sample)}`;
     const button = h(
       'button', { type: 'button', class: 'or-sample-chip', 'aria-label': `Sample of ${words}: ${sample.question ?? ''}` },
       h('span', { class: 'or-thumb' }, last ? h('img', { src: last.url, alt: '', class: 'or-pixels' }) : null),
-      h('span', {}, `step ${sample.step}`),
+      h('span', {}, whereOf(sample)),
       typeof total === 'number' ? h('strong', { class: 'or-num' }, short(total)) : null,
     );
     button.addEventListener('click', () => this.#pick(sample.seq));
@@ -83,7 +83,7 @@ export class Samples {
   #show(sample) {
     this.#shown = sample.seq;
     this.viewer ??= new Viewer(this.place, { label: 'Sampled trace', hint: 'This trace has no picture.' });
-    const words = `${stageName(sample.stage)}, step ${sample.step}`;
+    const words = `${stageName(sample.stage)}, ${whereOf(sample)}`;
     this.viewer.show({ ...traceOf(sample), sample: words }, { reference: sample.reference ?? null });
     this.rewards.replaceChildren(...rewardRows(sample.rewards).flatMap(([name, value, share]) => [
       h('dt', {}, name),

@@ -29,7 +29,7 @@ export function push(series, step, value) {
   const bucket = (at) => Math.floor(at / series.width);
   if (newest && bucket(newest.step) === bucket(step)) points[points.length - 1] = merged(newest, point);
   else points.push(point);
-  while (points.length > LIMIT) widen(series);
+  while (series.points.length > LIMIT) widen(series);
 }
 
 function widen(series) {

@@ -2,10 +2,16 @@
 // and as a command line. Pure functions, so that they are tested without a browser.
 
 export const METHODS = { pesft: 'PeSFT', perpo: 'PeRPO', zero: 'Zero', benchmark: 'Benchmark', pipeline: 'Whole recipe' };
-export const STAGES = { zero: 'Zero: draw the traces', pesft: 'PeSFT', perpo: 'PeRPO', benchmark: 'Benchmark' };
 
-/** What is said where a stage is named among others: short. */
-export const stageName = (stage) => METHODS[stage] ?? stage;
+/** The name of a stage; `benchmark:NAME` is that of the checkpoint compared with. */
+export function stageName(stage) {
+  const [name, other] = String(stage ?? '').split(':');
+  return `${METHODS[name] ?? name}${other ? ` of ${other}` : ''}`;
+}
+
+/** Where in a job a sample was drawn. */
+export const whereOf = ({ stage, step, prompt }) =>
+  (String(stage).startsWith('benchmark') ? `question ${(prompt ?? 0) + 1}` : `step ${Number(step).toLocaleString('en')}`);
 
 /** `{tone, text}` of a job's status. tone: wait | run | done | stop | fail, as in the trace viewer. */
 export function statusOf(job) {

@@ -80,6 +80,7 @@ export const api = {
   resumeJob: (jobId) => call(`/v1/jobs/${id(jobId)}/resume`, { method: 'POST' }),
   removeJob: (jobId) => call(`/v1/jobs/${id(jobId)}`, { method: 'DELETE' }),
   jobEventsUrl: (jobId, after) => `/v1/jobs/${id(jobId)}/events?after=${after}`,
+  jobFileUrl: (jobId, path) => `/v1/jobs/${id(jobId)}/files/${path.split('/').map(id).join('/')}`,
   ready: () => fetch('/readyz').then((response) => response.json()),
   eventsUrl: (traceId, after) => `/v1/traces/${id(traceId)}/events?after=${after}`,
   modelViewUrl: (imageId, fit = 'crop') => `/v1/images/${id(imageId)}/model-view?fit=${fit}`,
