@@ -29,6 +29,7 @@ from app.cli_terminal import (
 
 SLICES = ("natural", "structured", "diagrammatic", "operational")
 STAGES = ("vq", "base", "pesft")
+_URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
 VARIANTS = ("interleaved", "text", "state")
 
 
@@ -130,15 +131,32 @@ def _add_running_options(parser: _Parser) -> None:
 
 
 def _add_url(parser: _Parser) -> None:
-    parser.add_argument("--url", help="the server ($OMNI_R1_URL, else http://127.0.0.1:7860)")
+    parser.add_argument("--url", help=_URL_HELP)
 
 
 def _add_checkpoints(commands: _Commands[_Parser]) -> None:
-    parser = _command(commands, "checkpoints", "app.cli_ask:checkpoints", "list a server's checkpoints, or show one")
-    parser.add_argument("action", choices=("list", "show"), nargs="?", default="list")
-    parser.add_argument("id", metavar="ID", nargs="?", help="for show")
-    parser.add_argument("--json", action="store_true")
-    _add_url(parser)
+    text = "list a server's checkpoints; show, register, activate or delete one"
+    parser = _command(commands, "checkpoints", "app.cli_checkpoints:list_all", text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    _command(actions, "list", "app.cli_checkpoints:list_all", "list them all (the default)")
+    show = _command(actions, "show", "app.cli_checkpoints:show", "print all that is known of one, as JSON")
+    register = _command(
+        actions, "register", "app.cli_checkpoints:register", "make a folder of the server's machine or a hub id known"
+    )
+    register.add_argument("source", metavar="SOURCE", help="folder, or owner/name on the hub")
+    register.add_argument("--name", help="(what its manifest says)")
+    activate = _command(actions, "activate", "app.cli_checkpoints:activate", "let new traces run on one, now")
+    activate.add_argument(
+        "--drain", choices=("wait", "cancel"), help="where memory cannot hold both: let running traces end, or end them"
+    )
+    delete = _command(actions, "delete", "app.cli_checkpoints:delete", "remove one that nobody uses")
+    delete.add_argument("--unload", action="store_true", help="take it out of memory first, if no trace runs on it")
+    for action in (show, activate, delete):
+        action.add_argument("id", metavar="ID")
+    for action in (parser, *actions.choices.values()):
+        default = None if action is parser else argparse.SUPPRESS
+        action.add_argument("--json", action="store_true", default=default, help="print JSON")
+        action.add_argument("--url", default=default, help=_URL_HELP)
 
 
 def _add_evaluate(commands: _Commands[_Parser]) -> None:

@@ -1,4 +1,4 @@
-"""`omni-r1 ask`, `task` and `checkpoints`: what the command line does with a running server, over HTTP only."""
+"""`omni-r1 ask` and `task`: what the command line does with a running server, over HTTP only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from app.cli_terminal import EXIT_OK, clean, remark, table, write
+from app.cli_terminal import EXIT_OK, clean, remark, write
 from app.client import BadInput, Client, OmniError
 from app.client_types import ImageRef, Sampling, Task, Trace
 from app.sse_reader import Event
@@ -40,23 +40,6 @@ def task(args: Namespace) -> int:
             _show_task(client, found)
         if args.out:
             _save_task(client, found, Path(args.out))
-    return EXIT_OK
-
-
-def checkpoints(args: Namespace) -> int:
-    """Lists the checkpoints that the server knows, or shows one as JSON."""
-    if (args.action == "show") != bool(args.id):
-        raise BadInput(422, {"code": "bad_arguments", "detail": "checkpoints show ID, or checkpoints list"})
-    with Client(args.url) as client:
-        if args.action == "show":
-            write(json.dumps(client.checkpoint(args.id), ensure_ascii=False, indent=2) + "\n")
-            return EXIT_OK
-        found = client.checkpoints()
-    if args.json:
-        write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
-        return EXIT_OK
-    header = ["checkpoint", "state", "size", "licence", "base"]
-    write(table(header, [_row(entry) for entry in found]))
     return EXIT_OK
 
 
@@ -212,15 +195,3 @@ def _save_task(client: Client, found: Task, folder: Path) -> None:
         (folder / f"step-{step['index']}.png").write_bytes(client.fetch(step["image"]["url"]))
     (folder / "task.json").write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", "utf-8")
     remark(f"saved in {folder}/")
-
-
-def _row(entry: dict[str, Any]) -> list[str]:
-    size = f"{entry['size_bytes'] / 1e6:.1f} MB" if entry.get("size_bytes") else ""
-    return [entry["id"], _state(entry), size, entry.get("licence") or "", entry.get("base") or ""]
-
-
-def _state(entry: dict[str, Any]) -> str:
-    if entry.get("problem"):
-        return f"unusable: {entry['problem']}"
-    words = [word for word in ("active", "loaded") if entry.get(word)]
-    return ", ".join(words) or "-"

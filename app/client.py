@@ -36,6 +36,7 @@ from app.client_jobs import JobCalls
 from app.client_streams import GIVE_UP_S, follow, unreachable
 from app.client_types import (
     Budget,
+    Drain,
     Fit,
     ImageRef,
     Limits,
@@ -64,6 +65,7 @@ __all__ = [
     "ServerUnreachable",
 ]
 
+PATIENT = httpx.Timeout(None, connect=5.0)  # for what waits for a disk, a hub or running traces
 DEFAULT_URL = "http://127.0.0.1:7860"
 
 
@@ -246,6 +248,25 @@ class Client(JobCalls):
 
     def checkpoint(self, checkpoint_id: str) -> dict[str, Any]:
         return self._json("GET", _path("checkpoints", checkpoint_id))
+
+    def register_checkpoint(
+        self, source: str, *, name: str | None = None, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Makes a folder on the server's machine, or a hub id, known; waits until it has been read (and fetched)."""
+        body = {"source": source} | ({"name": name} if name else {})
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", "/v1/checkpoints", json=body, headers=headers, timeout=PATIENT)
+
+    def activate(self, checkpoint_id: str, *, drain: Drain | None = None) -> dict[str, Any]:
+        """Lets new traces run on it and returns when they do. Where memory cannot hold both, `drain` lets running traces
+        end, or ends them. Raises Conflict, BadInput, ServerFailed (507: memory); nothing has changed then."""
+        body = {"drain": drain} if drain else {}
+        return self._json("POST", _path("checkpoints", checkpoint_id, "activate"), json=body, timeout=PATIENT)
+
+    def delete_checkpoint(self, checkpoint_id: str, *, unload: bool = False) -> None:
+        """Removes one that nobody uses; `unload` takes it out of memory first. Raises Conflict while it is used."""
+        params = {"unload": "true"} if unload else {}
+        self._request("DELETE", _path("checkpoints", checkpoint_id), params=params)
 
     def models(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], self._json("GET", "/v1/models")["data"])

@@ -9,6 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 Mode = Literal["auto", "step"]
 Fit = Literal["crop", "pad"]
+Drain = Literal["wait", "cancel"]
 Slice = Literal["natural", "structured", "diagrammatic", "operational"]
 Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
 

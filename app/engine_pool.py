@@ -259,7 +259,7 @@ async def _asked(answer: Awaitable[T], path: str = "body.checkpoint") -> T:
 
 
 def _held(facts: dict[str, Any]) -> int:
-    return sum(facts["models"].values()) + int(facts["retired"])
+    return int(sum(facts["models"].values()) + facts["retired"])
 
 
 async def _nothing() -> None:

@@ -92,6 +92,9 @@ class Canned(ThreadingHTTPServer):
                 },
             ),
             "GET /v1/checkpoints/nano-omni-r1": (200, {"id": "nano-omni-r1"}),
+            "POST /v1/checkpoints": (201, {"id": "mine"}),
+            "POST /v1/checkpoints/mine/activate": (200, {"id": "mine", "active": True, "weight_version": 7}),
+            "DELETE /v1/checkpoints/mine": (204, b""),
         }
 
     @property
@@ -127,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.endswith("/cancel"):
             self.server.cancelled.set()
 
-    do_GET = do_POST = answer
+    do_GET = do_POST = do_DELETE = answer
 
     def stream(self) -> None:
         self.send_response(200)
@@ -353,6 +356,25 @@ def test_checkpoints_are_listed_and_shown(server: Canned, capsys: pytest.Capture
     assert "unusable: no tokenizer" in lines[2]
     assert main(["checkpoints", "show", "nano-omni-r1"]) == 0
     assert json.loads(capsys.readouterr().out) == {"id": "nano-omni-r1"}
+
+
+def test_a_checkpoint_is_registered_put_to_work_and_deleted(
+    server: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert main(["checkpoints", "register", "folder", "--name", "mine"]) == 0
+    assert capsys.readouterr().out == "mine\n"
+    assert server.body_of("POST /v1/checkpoints") == {"source": str(tmp_path / "folder"), "name": "mine"}
+    assert main(["checkpoints", "activate", "mine", "--drain", "wait"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "mine answers, version 7\n"
+    assert "checkpoints activate nano-omni-r1" in err, "the way back"
+    assert server.body_of("POST /v1/checkpoints/mine/activate") == {"drain": "wait"}
+    assert main(["checkpoints", "delete", "mine", "--unload"]) == 0
+    assert server.calls[-1][1].endswith("/v1/checkpoints/mine?unload=true")
+    assert main(["checkpoints", "register", "owner/name"]) == 0
+    assert json.loads(server.calls[-1][2]) == {"source": "owner/name"}
 
 
 def test_help_and_version_end_well(capsys: pytest.CaptureFixture[str]) -> None:

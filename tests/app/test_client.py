@@ -298,6 +298,9 @@ def test_every_call_goes_where_the_contract_says(tmp_path: Path) -> None:
         client.count("q", 1)
         client.checkpoints()
         client.checkpoint("c")
+        client.register_checkpoint("/c")
+        client.activate("c/d", drain="wait")
+        client.delete_checkpoint("c", unload=True)
         client.models()
         client.readiness()
         assert client.alive()
@@ -317,6 +320,9 @@ def test_every_call_goes_where_the_contract_says(tmp_path: Path) -> None:
         "POST /v1/limits",
         "GET /v1/checkpoints",
         "GET /v1/checkpoints/c",
+        "POST /v1/checkpoints",
+        "POST /v1/checkpoints/c%2Fd/activate",
+        "DELETE /v1/checkpoints/c?unload=true",
         "GET /v1/models",
         "GET /readyz",
         "GET /livez",
