@@ -1,7 +1,8 @@
 """The event log: committed first, shown second.
 
 ``append`` numbers an event and hands it to one writer thread, which commits the events of all traces together: at
-most one commit in 20 ms, at once for urgent ones. Only after the commit are the events put where readers look and the
+most one commit in 20 ms (in more with many readers, who would otherwise all be woken so often), at once for urgent
+ones. Only after the commit are the events put where readers look and the
 readers woken. A trace's last event takes the trace's final row with it in the same transaction.
 
 Frames (the bytes of one SSE event) of traces in work are kept in memory and shared by all readers; everything else
@@ -29,6 +30,8 @@ from app.db import Database
 log = logging.getLogger("omni_r1.events")
 
 BATCH_S = 0.02
+READERS_A_BATCH = 16  # beyond these, commits and with them wake-ups are spaced out in proportion,
+MOST_BATCHES = 3  # up to this many times
 REPLAY_CHUNK = 500
 TERMINAL_TYPES = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
 PING = b": ping\n\n"
@@ -44,6 +47,11 @@ def encode(data: Mapping[str, Any]) -> str:
 def frame(seq: int, type_: str, data: str) -> bytes:
     """The bytes of one event on the wire; the same from memory and from storage."""
     return f"id: {seq}\nevent: {type_}\ndata: {data}\n\n".encode()
+
+
+def num_batches(readers: int) -> float:
+    """By how much commits are spaced out for so many readers."""
+    return min(max(readers / READERS_A_BATCH, 1.0), MOST_BATCHES)
 
 
 @dataclass
@@ -63,7 +71,7 @@ class LiveLog:
     base: int | None = None
     frames: list[bytes] = field(default_factory=list)
     ended: bool = False
-    readers: set[asyncio.Event] = field(default_factory=set)
+    readers: set[Reader] = field(default_factory=set)
     in_work: bool = False
 
     @property
@@ -72,7 +80,55 @@ class LiveLog:
 
     def wake(self) -> None:
         for reader in self.readers:
-            reader.set()
+            reader.wake()
+
+
+class Reader:
+    """What one stream waits on: `wake`, or that `ping_s` seconds pass without one. On the event loop.
+
+    A timer is set once and moved on when it fires, so that a wake-up costs no timer.
+    """
+
+    def __init__(self, ping_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ping_s = ping_s
+        self._waiter: asyncio.Future[None] | None = None
+        self.woken = False
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(ping_s, self._ring)
+
+    def arm(self) -> None:
+        """From here on wake-ups count."""
+        self.woken = False
+
+    def wake(self) -> None:
+        self.woken = True
+        self._go_on()
+
+    async def wait(self) -> bool:
+        """True when woken since `arm`, False when it is time for a comment."""
+        if not self.woken:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._last = self._loop.time()
+        return self.woken
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _ring(self) -> None:
+        left = self._last + self._ping_s - self._loop.time()
+        if left <= 0:
+            self._go_on()
+            left = self._ping_s
+        self._timer = self._loop.call_later(left, self._ring)
+
+    def _go_on(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class EventLog:
@@ -94,6 +150,7 @@ class EventLog:
         self.trouble_since: float | None = None
         self.commits = 0
         self.committed_events = 0
+        self.open_streams = 0
         self.on_reader_change: Callable[[str], None] = lambda _trace_id: None
 
     # ---- writing
@@ -166,9 +223,10 @@ class EventLog:
         live = self._live.get(trace_id)
         return len(live.readers) if live else 0
 
-    @property
-    def open_streams(self) -> int:
-        return sum(len(live.readers) for live in self._live.values())
+    def is_running(self, trace_id: str) -> bool:
+        """Whether the trace is in work and its last event still to come."""
+        live = self._live.get(trace_id)
+        return live is not None and live.in_work and not live.ended
 
     @property
     def traces_in_memory(self) -> int:
@@ -179,13 +237,14 @@ class EventLog:
 
         Yields as many frames at once as there are: a slow reader catches up in few writes and holds nothing up.
         """
-        wake = asyncio.Event()
+        reader = Reader(self._ping_s)
         live = self._live.setdefault(trace_id, LiveLog())
-        live.readers.add(wake)
+        live.readers.add(reader)
+        self.open_streams += 1
         self.on_reader_change(trace_id)
         try:
             while True:
-                wake.clear()
+                reader.arm()
                 if live.base is not None and after >= live.base:
                     chunk = live.frames[after - live.base :]
                     if chunk:
@@ -204,15 +263,14 @@ class EventLog:
                         continue
                     if live.ended:
                         return
-                    if live.base is not None and not wake.is_set() and after < live.base:
+                    if live.base is not None and not reader.woken and after < live.base:
                         return  # the rows are gone: the trace was deleted
-                try:
-                    async with asyncio.timeout(self._ping_s):
-                        await wake.wait()
-                except TimeoutError:
+                if not await reader.wait():
                     yield PING
         finally:
-            live.readers.discard(wake)
+            reader.close()
+            live.readers.discard(reader)
+            self.open_streams -= 1
             self._forget_if_idle(trace_id, live)
             self.on_reader_change(trace_id)
 
@@ -235,9 +293,9 @@ class EventLog:
             with self._wakeup:
                 while not self._pending and not self._closing:
                     self._wakeup.wait()
-                # The first event after a quiet while goes at once; under load one commit takes 20 ms of events.
+                # The first event after a quiet while goes at once; under load one commit takes 20 ms of events or more.
                 while not self._urgent and not self._closing:
-                    left = last_commit + self._batch_s - time.monotonic()
+                    left = last_commit + self._batch_s * num_batches(self.open_streams) - time.monotonic()
                     if left <= 0:
                         break
                     self._wakeup.wait(left)

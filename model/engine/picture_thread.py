@@ -1,12 +1,15 @@
 """One thread that encodes and decodes pictures beside the step loop.
 
-A partial picture that would have to wait is refused; whole pictures and the question's pictures always get their turn.
+A partial picture that would have to wait is refused, and so is one that comes right after another job: partials take
+half of a core at most, since the step loop needs the rest of the machine more. Whole pictures and the question's
+pictures always get their turn.
 It knows no events: it runs functions and posts their results.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +26,7 @@ class PictureThread:
         self._condition = threading.Condition()
         self._busy = False
         self._closed = False
+        self._rests_until = 0.0  # for partial pictures: as long as the last job took
         self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
         self._thread.start()
 
@@ -33,9 +37,9 @@ class PictureThread:
             self._condition.notify()
 
     def try_submit(self, work: Work, post: Post) -> bool:
-        """Queue a job only if it can begin at once; returns whether it was taken."""
+        """Queue a job only if it can begin at once and the thread has rested; returns whether it was taken."""
         with self._condition:
-            if self._busy or self._jobs:
+            if self._busy or self._jobs or time.monotonic() < self._rests_until:
                 return False
             self._jobs.append((work, post))
             self._condition.notify()
@@ -59,8 +63,11 @@ class PictureThread:
                     return
                 work, post = self._jobs.popleft()
                 self._busy = True
+            started = time.monotonic()
             try:
                 result, error = work(), None
             except Exception as raised:
                 result, error = None, raised
+            ended = time.monotonic()
+            self._rests_until = 2 * ended - started
             post(result, error)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from app import db as tables
 from app import trace_store as store
 from app.db import Database, now
-from app.event_log import EventLog
+from app.event_log import EventLog, num_batches
 from model.engine.messages import GenerationRequest
 from tests.app.conftest import Server, Sse, parse_sse, running
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, emitted, png, step_items
@@ -106,6 +106,10 @@ def test_one_writer_batches_the_commits_of_all_traces(db: Database, run_async: C
         await log.close()
 
     run_async(main())
+
+
+def test_commits_are_spaced_out_with_many_readers_but_not_without_end() -> None:
+    assert [num_batches(readers) for readers in (0, 1, 16, 24, 50, 1000)] == [1, 1, 1, 1.5, 3, 3]
 
 
 def test_an_urgent_event_does_not_wait_for_the_batch(db: Database, run_async: Callable[[Any], Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import random
@@ -17,17 +18,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import psutil
 
 from app.client import Client
-from app.sse_reader import Cursor, EventParser
+from app.sse_reader import TERMINAL_EVENTS
 from tests.e2e.real_server import Server, new_server
 
 PROBE_EVERY_S = 0.02
@@ -107,17 +109,15 @@ async def load(
     url: str, client: Client, num_traces: int, *, num_clients: int, droppers: int, rng: random.Random
 ) -> dict[str, Any]:
     """Runs traces, a few at a time, with all readers on the running ones; compares what each read with the log."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=num_clients)
     reads: list[tuple[str, list[str]]] = []
     counts = {"reconnections": 0}
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as http:
-        waiting = [LIVE_AT_ONCE] * (num_traces // LIVE_AT_ONCE) + [num_traces % LIVE_AT_ONCE] * (num_traces % 8 > 0)
-        ids: list[str] = []
-        for count in waiting:
-            batch = [await asyncio.to_thread(create, client, rng.randrange(10**9, 2 * 10**9)) for _ in range(count)]
-            ids += batch
-            readers = [read(http, batch[n % count], rng if n < droppers else None, counts) for n in range(num_clients)]
-            reads += await asyncio.gather(*readers)
+    waiting = [LIVE_AT_ONCE] * (num_traces // LIVE_AT_ONCE) + [num_traces % LIVE_AT_ONCE] * (num_traces % 8 > 0)
+    ids: list[str] = []
+    for count in waiting:
+        batch = [await asyncio.to_thread(create, client, rng.randrange(10**9, 2 * 10**9)) for _ in range(count)]
+        ids += batch
+        readers = [read(url, batch[n % count], rng if n < droppers else None, counts) for n in range(num_clients)]
+        reads += await asyncio.gather(*readers)
     logs = {trace_id: [event.raw for event in client.events(trace_id)] for trace_id in ids}
     traces = [client.trace(trace_id) for trace_id in ids]
     return {
@@ -133,24 +133,44 @@ def create(client: Client, seed: int) -> str:
     return client.create_trace(task["question"], [task["image_id"]], partial_images=8, background=True)["id"]
 
 
-async def read(
-    http: httpx.AsyncClient, trace_id: str, drops: random.Random | None, counts: dict[str, int]
-) -> tuple[str, list[str]]:
-    """Follows one trace; with `drops` it hangs up after a few events and comes back, again and again."""
-    cursor, raw = Cursor(), []
-    while not cursor.done:
+async def read(url: str, trace_id: str, drops: random.Random | None, counts: dict[str, int]) -> tuple[str, list[str]]:
+    """Follows one trace; with `drops` it hangs up after a few events and comes back, again and again.
+
+    What comes twice stays in the list, so that it differs from the log.
+    """
+    raw: list[str] = []
+    number, kind = 0, ""
+    while kind not in TERMINAL_EVENTS:
         left = drops.randint(1, 25) if drops else 10**9
-        async with http.stream("GET", f"/v1/traces/{trace_id}/events", headers=cursor.headers()) as response:
-            parser = EventParser()
-            async for chunk in response.aiter_bytes():
-                for event in parser.feed(chunk):
-                    if left and cursor.accept(event):
-                        raw.append(event.raw)
-                        left -= 1
+        async with contextlib.aclosing(frames(url, f"/v1/traces/{trace_id}/events", number)) as stream:
+            async for frame in stream:
+                head, event, data = frame.decode().split("\n")
+                number, kind = int(head.removeprefix("id: ")), event.removeprefix("event: ")
+                raw.append(data.removeprefix("data: "))
+                left -= 1
                 if not left:
                     counts["reconnections"] += 1
                     break
     return trace_id, raw
+
+
+async def frames(url: str, path: str, after: int) -> AsyncGenerator[bytes]:
+    """The events of one connection, on a bare socket: fifty readers should cost the server that they measure little."""
+    address = urlsplit(url)
+    stream, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\nLast-Event-ID: {after}\r\n\r\n".encode())
+        head = await stream.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        rest = b""
+        while size := int(await stream.readuntil(b"\r\n"), 16):
+            rest += (await stream.readexactly(size + 2))[:-2]
+            *whole, rest = rest.split(b"\n\n")
+            for frame in whole:
+                if not frame.startswith(b":"):
+                    yield frame
+    finally:
+        writer.close()
 
 
 def ms_a_token(trace: Any) -> float:
@@ -177,14 +197,22 @@ def probing(url: str) -> Iterator[dict[str, list[float]]]:
 
 
 def probe(url: str, pipe: Connection) -> None:
-    times = []
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
-        http.get("/livez")
-        pipe.send("running")
-        while not pipe.poll(PROBE_EVERY_S):
+    address = urlsplit(url)
+    with contextlib.closing(HTTPConnection(str(address.hostname), address.port, timeout=30)) as http:
+
+        def ask() -> float:
             started = time.perf_counter()
-            http.get("/livez")
-            times.append((time.perf_counter() - started) * 1000)
+            http.request("GET", "/livez")
+            answer = http.getresponse()
+            answer.read()
+            assert answer.status == 200
+            return (time.perf_counter() - started) * 1000
+
+        ask()
+        pipe.send("running")
+        times = []
+        while not pipe.poll(PROBE_EVERY_S):
+            times.append(ask())
     pipe.send(times)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
+from model.engine import picture_thread
 from model.engine.client import (
     Cancelled,
     Emitted,
@@ -29,6 +31,7 @@ from model.engine.client import (
     Started,
 )
 from model.engine.inprocess import InProcess
+from model.engine.picture_thread import PictureThread
 from model.images import decode_codes, encode_pictures
 from model.pictures import png_bytes
 
@@ -281,10 +284,6 @@ def test_a_checkpoint_is_replaced_for_new_requests_only(drawing_checkpoint: Path
 
 
 def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
-    import threading
-
-    from model.engine.picture_thread import PictureThread
-
     thread, gate, running, results = PictureThread(), threading.Event(), threading.Event(), []
     done = threading.Semaphore(0)
 
@@ -306,4 +305,27 @@ def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
     for _ in range(3):
         assert done.acquire(timeout=5)
     assert results == ["slow", "final", "ZeroDivisionError"]
+    thread.close()
+
+
+def test_partials_leave_the_machine_as_much_time_as_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: clock[0])
+    thread, done = PictureThread(), threading.Semaphore(0)
+
+    def work() -> None:
+        clock[0] += 3.0
+
+    def post(result: Any, error: BaseException | None) -> None:
+        done.release()
+
+    assert thread.try_submit(work, post)
+    assert done.acquire(timeout=5)
+    thread.submit(work, post)  # a whole picture waits for nothing
+    assert done.acquire(timeout=5)
+    clock[0] += 2.9
+    assert not thread.try_submit(work, post)
+    clock[0] += 0.2
+    assert thread.try_submit(work, post)
+    assert done.acquire(timeout=5)
     thread.close()
