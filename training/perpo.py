@@ -132,11 +132,12 @@ def run(ctx: JobContext) -> dict[str, Any]:
             ctx.log.progress(stage, step + 1, hp.steps, (time.monotonic() - began) / (step + 1 - start) * left)
             run_folder.log(step + 1, metrics)
             bar.update()
-            if (step + 1) % hp.save_every == 0 or step + 1 == hp.steps:
+            last, stopping = step + 1 == hp.steps, bool(ctx.stop)
+            if last or (step + 1) % hp.save_every == 0:
                 save(step + 1)
-            elif ctx.stop:
+            elif stopping:
                 save_state(step + 1)
-            if ctx.stop and step + 1 < hp.steps:
+            if stopping and not last:
                 raise JobStopped
     if ctx.checkpoint_folder(hp.steps) not in stage_checkpoints(ctx):  # resumed between the last state and its folder
         save(hp.steps)

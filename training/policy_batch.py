@@ -20,7 +20,7 @@ from model.transformer import PackedAttention, PackedLayout, Transformer
 from training.policy_losses import Heads, legal_logprobs, token_weights
 from training.rollout import Rollout, RolloutGroup
 
-MICRO_BATCH_TOKENS = 4_096  # bounds the memory of a backward; says nothing about the result
+MICRO_BATCH_TOKENS = 2_048  # bounds the memory of a backward; says nothing about the result
 
 
 @dataclass(frozen=True)

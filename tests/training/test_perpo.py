@@ -1,0 +1,410 @@
+"""The PeRPO loop on a tiny checkpoint: what it keeps, what it changes, what it tells, and how it stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.checkpoint import LoadedCheckpoint, load_checkpoint, validate_checkpoint
+from model.engine.phases import LegalIds
+from tests.tiny import make_tiny_checkpoint
+from training import perpo, policy_update
+from training.hyperparameters import PeRPOHyperparameters
+from training.job_context import JobContext, JobError, JobStopped
+from training.job_log import JobLog
+from training.perpo import collect
+from training.policy_batch import micro_batches, policy_logprobs
+from training.policy_update import Updater, set_advantages
+from training.prompts import PromptOrder
+from training.rewards import RewardBreakdown
+from training.rollout import Prompt, Rollout, RolloutGroup, Sampler
+from training.spec import parse_spec
+
+HYPER = {
+    "steps": 3,
+    "lr": 1e-3,
+    "warmup": 0,
+    "prompts_per_step": 2,
+    "rollouts_per_prompt": 3,
+    "oversampling": 1.0,
+    "mini_batch_prompts": 1,
+    "filter_metric": "none",
+    "max_new_tokens": 48,
+    "save_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+class StopAfter:
+    """True from the n-th time on that somebody asks."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps  # the loop asks once a step
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def context(base: Path, folder: Path, *, resume: bool = False, stop: Any = None, **hyper: Any) -> JobContext:
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "method": "perpo",
+        "base_checkpoint": "tiny",
+        "data": {"source": "unitasks", "num_samples": 40},
+        "hyperparameters": {**HYPER, **hyper},
+        "seed": 5,
+    }
+    ctx = JobContext(
+        folder=folder,
+        spec=parse_spec(spec),
+        base_folder=base,
+        checkpoints={},
+        log=JobLog(folder, tensorboard=False),
+        output_prefix="try",
+        resume=resume,
+    )
+    return ctx if stop is None else replace(ctx, stop=stop)
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [row["data"] for row in rows if row["type"] == kind]
+
+
+def step_metrics(folder: Path) -> dict[int, dict[str, float]]:
+    """The last row of each step, without the clock's."""
+    return {
+        row["step"]: {k: v for k, v in row["values"].items() if not k.startswith("speed/")}
+        for row in events(folder, "metrics")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of three steps, each of two mini-batches."""
+    folder = tmp_path_factory.mktemp("job") / "whole"
+    return folder, perpo.run(context(base, folder))
+
+
+def test_the_first_mini_batch_of_every_step_has_ratio_exactly_one(whole: tuple[Path, dict[str, Any]]) -> None:
+    metrics = step_metrics(whole[0])
+    assert sorted(metrics) == [1, 2, 3]
+    for values in metrics.values():
+        assert values["policy/first_ratio_off"] == 0.0
+        assert values["policy/first_clip_frac"] == 0.0
+        assert values["policy/ratio_max"] > 1.0  # the second mini-batch meets changed weights
+        assert values["mismatch/max"] <= 1e-4
+        assert values["optim/updates"] == 2.0
+
+
+def test_the_reference_stays_the_start_checkpoint(whole: tuple[Path, dict[str, Any]]) -> None:
+    metrics = step_metrics(whole[0])
+    assert 0.0 < metrics[1]["policy/kl"] < metrics[2]["policy/kl"] < metrics[3]["policy/kl"]
+
+
+def test_a_run_leaves_servable_checkpoints_that_moved(base: Path, whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = whole
+    told = events(folder, "checkpoint")
+    assert [row["name"] for row in told] == ["try-step-2", "try-step-3"]
+    assert result["checkpoint"] == "try-step-3"
+    assert result["folder"] == told[-1]["folder"]
+    manifest = validate_checkpoint(told[-1]["folder"])
+    assert (manifest.base, manifest.lineage["stage"], manifest.lineage["step"]) == ("tiny", "perpo", 3)
+    assert (Path(told[-1]["folder"]) / "train" / "state.pt").is_file()
+    start = load_file(base / "model-lm.safetensors")
+    end = load_file(Path(told[-1]["folder"]) / "model-lm.safetensors")
+    changed = sum(int((end[k].float() != start[k].bfloat16().float()).sum()) for k in start)
+    assert changed / sum(t.numel() for t in start.values()) > 0.1
+    vq = [(f / "model-vq.safetensors").read_bytes() for f in (base, Path(told[-1]["folder"]))]
+    assert vq[0] == vq[1]
+
+
+def test_sampled_traces_are_told_with_rewards_and_pictures(whole: tuple[Path, dict[str, Any]]) -> None:
+    samples = events(whole[0], "sample")
+    assert {row["step"] for row in samples} == {1, 2, 3}
+    for row in samples:
+        assert set(row["rewards"]) == {"total", "accuracy", "format", "perception"}
+        assert row["reference"]
+        assert row["advantage"] is not None
+        assert (whole[0] / row["question_image"]).is_file()
+        for step in row["steps"]:
+            assert step["image"] is None or (whole[0] / step["image"]).is_file()
+    by_step = [[row["rewards"]["total"] for row in samples if row["step"] == k] for k in (1, 2, 3)]
+    assert all(len(totals) == 2 and totals[0] >= totals[1] for totals in by_step)  # the best and the worst
+
+
+@pytest.mark.parametrize("steps", [1, 2])  # behind a step without a checkpoint, and behind one with
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
+    base: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, steps: int
+) -> None:
+    folder = tmp_path / "parts"
+    with pytest.raises(JobStopped):
+        perpo.run(context(base, folder, stop=StopAfter(steps)))
+    assert sorted(step_metrics(folder)) == list(range(1, steps + 1))
+    result = perpo.run(context(base, folder, resume=True))
+    assert step_metrics(folder) == step_metrics(whole[0])
+    one, other = (load_file(Path(r["folder"]) / "model-lm.safetensors") for r in (result, whole[1]))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_run_is_not_resumed_with_other_settings(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobStopped):
+        perpo.run(context(base, tmp_path, stop=StopAfter(1)))
+    with pytest.raises(JobError, match="other settings"):
+        perpo.run(context(base, tmp_path, resume=True, lr=0.5))
+
+
+def test_a_step_without_an_informative_group_changes_nothing_and_says_so(base: Path, tmp_path: Path) -> None:
+    # random weights never answer right: all accuracies of a group are 0
+    perpo.run(context(base, tmp_path, filter_metric="accuracy", steps=1, refill_rounds=1, max_new_tokens=12))
+    values = step_metrics(tmp_path)[1]
+    assert (values["groups/kept"], values["groups/dropped_share"], values["groups/skipped"]) == (0.0, 1.0, 1.0)
+    assert values["groups/refills"] == 1.0
+    assert "policy/kl" not in values
+    assert "degenerate_groups" in [row["code"] for row in events(tmp_path, "warning")]
+    start, end = (load_file(f / "model-lm.safetensors") for f in (base, tmp_path / "checkpoints" / "try-step-1"))
+    assert all(torch.equal(end[k], start[k].bfloat16()) for k in start)
+
+
+def test_a_loss_that_is_no_number_ends_the_job_and_keeps_the_last_checkpoint(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def broken(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
+        calls.append(1)
+        return (logprobs - reference) * (1.0 if len(calls) <= 4 else float("nan"))
+
+    monkeypatch.setattr(policy_update, "kl_estimate", broken)
+    with pytest.raises(JobError, match="step 3: the loss is nan; the last good checkpoint is try-step-2") as error:
+        perpo.run(context(base, tmp_path))
+    assert error.value.code == "loss_not_finite"
+    validate_checkpoint(tmp_path / "checkpoints" / "try-step-2")
+    assert not (tmp_path / "checkpoints" / "try-step-3").exists()
+
+
+def test_scoring_errors_are_counted_and_above_a_share_end_the_job(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = perpo.Scorer.score
+    calls = []
+
+    def sometimes(self: perpo.Scorer, *args: Any, **kwargs: Any) -> RewardBreakdown:
+        calls.append(1)
+        if len(calls) % 6 == 1:
+            raise RuntimeError("no codebook")
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(perpo.Scorer, "score", sometimes)
+    perpo.run(context(base, tmp_path / "few", steps=1, reward={"max_error_share": 0.2}))
+    assert step_metrics(tmp_path / "few")[1]["scoring/error_share"] == pytest.approx(1 / 6)
+    warnings = {row["code"]: row["detail"] for row in events(tmp_path / "few", "warning")}
+    assert "RuntimeError: no codebook" in warnings["scoring_errors"]
+    with pytest.raises(JobError, match=r"1 of 6 trajectories could not be scored \(RuntimeError: no codebook\)"):
+        perpo.run(context(base, tmp_path / "many", steps=1))
+
+
+def test_a_base_that_cannot_draw_is_refused(tmp_path: Path) -> None:
+    blind = make_tiny_checkpoint(tmp_path / "no-decoder", decoder=False)
+    with pytest.raises(JobError, match="decoder"):
+        perpo.run(context(blind, tmp_path / "job"))
+
+
+# --- what a step keeps, with a sampler that draws nothing ---
+
+
+class FakeSampler:
+    """Groups of two whose accuracies are told beforehand, in the order in which they are asked."""
+
+    def __init__(self, accuracies: Sequence[tuple[float, float]]) -> None:
+        self.accuracies = list(accuracies)
+        self.asked: list[tuple[int, int]] = []  # first place and number of prompts of each call
+
+    def sample(self, prompts: Sequence[Prompt], *, seed: int, step: int, first: int) -> list[RolloutGroup]:
+        self.asked.append((first, len(prompts)))
+        groups = []
+        for prompt in prompts:
+            told = self.accuracies.pop(0)
+            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop", 1) for i, a in enumerate(told)]
+            groups.append(RolloutGroup(prompt, rollouts))
+        return groups
+
+
+class FakeScorer:
+    """The accuracy is the token's hundredth; every total differs, as a continuous reward's would."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def score(self, response: list[int], reference: str, **_: Any) -> RewardBreakdown:
+        self.calls += 1
+        accuracy = response[0] / 100
+        return RewardBreakdown(accuracy + self.calls / 1e4, accuracy, 1.0, 0.0)
+
+
+class FakePrompts:
+    longest = 4
+
+    def __len__(self) -> int:
+        return 100
+
+    def take(self, numbers: Sequence[int]) -> list[Prompt]:
+        return [Prompt(n, (1, 2), "?", (), "red") for n in numbers]
+
+
+def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[Any, FakeSampler]:
+    sampler = FakeSampler(accuracies)
+    hp = PeRPOHyperparameters(**{"prompts_per_step": 2, "oversampling": 2.0, "refill_rounds": 3, **hyper})
+    batch = collect(
+        sampler, FakeScorer(), FakePrompts(), PromptOrder(100, 0), 0, hp, seed=0, step=0  # type: ignore[arg-type]
+    )  # fmt: skip
+    return batch, sampler
+
+
+EQUAL, MIXED = (1.0, 1.0), (0.0, 1.0)
+
+
+def test_groups_that_all_did_equally_well_are_dropped_though_their_totals_differ() -> None:
+    batch, sampler = collected([EQUAL, MIXED, (0.0, 0.0), MIXED])
+    assert sampler.asked == [(0, 4)]  # 2 groups wanted, oversampling 2
+    assert len(batch.kept) == 2
+    assert (batch.dropped, batch.refills, batch.asked) == (2, 0, 4)
+
+
+def test_missing_groups_are_asked_for_again_and_no_more_than_the_rounds_allow() -> None:
+    batch, sampler = collected([EQUAL] * 4 + [MIXED] + [EQUAL] * 3 + [EQUAL, MIXED])
+    # 4 asked, none kept: 2 missing, 4 asked, one kept: 1 missing, 2 asked, one kept
+    assert sampler.asked == [(0, 4), (4, 4), (8, 2)]
+    assert (len(batch.kept), batch.refills, batch.asked) == (2, 2, 10)
+    batch, sampler = collected([EQUAL] * 100)
+    assert sampler.asked == [(0, 4), (4, 4), (8, 4), (12, 4)]
+    assert (len(batch.kept), batch.refills, batch.dropped) == (0, 3, 16)
+
+
+def test_more_groups_than_wanted_are_left_out_and_do_not_count_as_dropped() -> None:
+    batch, _ = collected([MIXED] * 4)
+    assert (len(batch.kept), len(batch.seen), batch.dropped) == (2, 4, 0)
+
+
+def test_the_filter_can_look_at_the_total_or_at_nothing() -> None:
+    assert len(collected([EQUAL] * 4, filter_metric="total")[0].kept) == 2
+    assert len(collected([EQUAL] * 4, filter_metric="none")[0].kept) == 2
+
+
+def test_every_epoch_asks_every_prompt_once_in_another_order() -> None:
+    order = PromptOrder(10, seed=3)
+    epochs = [[order[e * 10 + i] for i in range(10)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] == [PromptOrder(10, seed=3)[i] for i in range(10)]
+    assert epochs[0] != [PromptOrder(10, seed=4)[i] for i in range(10)]
+
+
+# --- what an update does ---
+
+
+@pytest.fixture
+def tiny(base: Path) -> LoadedCheckpoint:
+    loaded = load_checkpoint(base)
+    loaded.transformer.requires_grad_(True)
+    return loaded
+
+
+def drawn(loaded: LoadedCheckpoint, totals: Sequence[float]) -> RolloutGroup:
+    ids = tuple(loaded.template.prompt_ids("Where is the red star?", []))
+    draw = Sampler(
+        loaded.transformer, loaded.vocab, loaded.template, group_size=len(totals), max_new_tokens=24,
+        max_prompt_len=len(ids),
+    )  # fmt: skip
+    group = draw.sample([Prompt(0, ids, "?", (), "red")], seed=0, step=0)[0]
+    for rollout, total in zip(group.rollouts, totals, strict=True):
+        rollout.reward = RewardBreakdown(total, total, 1.0, 0.0)
+    return group
+
+
+def mean_logprobs(loaded: LoadedCheckpoint, group: RolloutGroup) -> list[float]:
+    legal = LegalIds.of(loaded.template, loaded.vocab)
+    return [
+        policy_logprobs(loaded.transformer, micro_batches([RolloutGroup(group.prompt, [r])])[0], legal)[0].mean().item()
+        for r in group.rollouts
+    ]
+
+
+def test_an_update_makes_the_better_trajectory_likelier_and_the_worse_one_rarer(tiny: LoadedCheckpoint) -> None:
+    group = drawn(tiny, [1.0, 0.0])
+    legal = LegalIds.of(tiny.template, tiny.vocab)
+    updater = Updater(tiny.transformer, None, legal, PeRPOHyperparameters(lr=1e-3, warmup=0, kl_coef=0.0))
+    before = mean_logprobs(tiny, group)
+    metrics = updater.step([group], 0)
+    after = mean_logprobs(tiny, group)
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert metrics["policy/kl"] == 0.0
+    assert [r.advantage for r in group.rollouts] == pytest.approx([1.0, -1.0], abs=1e-5)
+
+
+def test_the_reference_pulls_back_what_no_reward_holds(tiny: LoadedCheckpoint, base: Path) -> None:
+    reference = load_checkpoint(base).transformer
+    with torch.no_grad():
+        for parameter in tiny.transformer.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02)
+    group = drawn(tiny, [0.5, 0.5, 0.5, 0.5])  # no advantage
+    legal = LegalIds.of(tiny.template, tiny.vocab)
+    hp = PeRPOHyperparameters(lr=2e-3, warmup=0, kl_coef=1.0, entropy_coef=0.0, weight_decay=0.0)
+    updater = Updater(tiny.transformer, reference, legal, hp)
+    kl = [updater.step([group], k)["policy/kl"] for k in range(4)]
+    assert kl[0] > 0.0
+    assert kl[3] < 0.7 * kl[0]
+
+
+def test_the_learning_rate_warms_up(tiny: LoadedCheckpoint) -> None:
+    group = drawn(tiny, [1.0, 0.0])
+    hp = PeRPOHyperparameters(lr=1e-4, warmup=5, kl_coef=0.0)
+    updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
+    assert [updater.step([group], k)["optim/lr"] for k in (0, 4, 50)] == pytest.approx([2e-5, 1e-4, 1e-4])
+
+
+def test_tokens_that_the_sampler_saw_otherwise_get_a_truncated_weight(tiny: LoadedCheckpoint) -> None:
+    group = drawn(tiny, [1.0, 0.0])
+    exact = [list(r.logprobs) for r in group.rollouts]
+    gradients = []
+    for shift in (0.0, -5.0):  # the sampler says e**5 times rarer: weights min(e**5, 2) = 2
+        for rollout, logprobs in zip(group.rollouts, exact, strict=True):
+            rollout.logprobs = [value + shift for value in logprobs]
+        hp = PeRPOHyperparameters(lr=1e-9, warmup=0, kl_coef=0.0, entropy_coef=0.0, clip_norm=1e3)
+        metrics = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp).step([group], 0)
+        gradients.append(metrics["optim/grad_norm"])
+        assert metrics["mismatch/max"] == pytest.approx(-shift, abs=1e-4)
+    assert gradients[1] == pytest.approx(2 * gradients[0], rel=1e-3)
+
+
+def test_advantages_are_those_of_the_total_within_each_group(tiny: LoadedCheckpoint) -> None:
+    def group(*totals: float) -> RolloutGroup:
+        rollouts = [Rollout(i, [1], b"\1", [0.0], "stop", 1, RewardBreakdown(t, 0, 0, 0)) for i, t in enumerate(totals)]
+        return RolloutGroup(Prompt(0, (1,), "?", (), "red"), rollouts)
+
+    groups = [group(0.6, 0.4, 0.8, 0.4), group(0.0, 1.0)]
+    set_advantages(groups, eps=0.01)
+    assert [r.advantage for r in groups[0].rollouts] == pytest.approx([0.2844, -0.8531, 1.4218, -0.8531], abs=1e-4)
+    assert [r.advantage for r in groups[1].rollouts] == pytest.approx([-0.5 / 0.51, 0.5 / 0.51])
+
+
+def test_metrics_are_over_all_groups_and_dropped_ones_with_them() -> None:
+    batch, _ = collected([EQUAL, MIXED, EQUAL, MIXED])
+    values = perpo.batch_metrics(batch, SimpleNamespace())  # type: ignore[arg-type]
+    assert values["reward/accuracy"] == pytest.approx(6 / 8)
+    assert values["groups/dropped_share"] == 0.5
+    assert values["response/len"] == 1.0
