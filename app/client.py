@@ -258,8 +258,8 @@ class Client(JobCalls):
         return self._json("POST", "/v1/checkpoints", json=body, headers=headers, timeout=PATIENT)
 
     def activate(self, checkpoint_id: str, *, drain: Drain | None = None) -> dict[str, Any]:
-        """Lets new traces run on it and returns when they do. Where memory cannot hold both, `drain` lets running traces
-        end, or ends them. Raises Conflict, BadInput, ServerFailed (507: memory); nothing has changed then."""
+        """Lets new traces run on it and returns when they do. Where memory cannot hold both, `drain` lets running
+        traces end, or ends them. Raises Conflict, BadInput, ServerFailed (507: memory); nothing has changed then."""
         body = {"drain": drain} if drain else {}
         return self._json("POST", _path("checkpoints", checkpoint_id, "activate"), json=body, timeout=PATIENT)
 
