@@ -22,9 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.engine.device import serving_dtype
 from model.engine.engine import MAX_CPU_ROWS, Completion, Engine
 from model.engine.sequence import SamplingParams
 from model.images import decode_codes
@@ -143,7 +145,7 @@ class _Asking:
         self.hyper = spec.hyperparameters
         self._done, self._total = done, total
         try:
-            self.loaded = load_checkpoint(folder, device=ctx.device)
+            self.loaded = load_checkpoint(folder, device=ctx.device, dtype=serving_dtype(torch.device(ctx.device)))
         except CheckpointError as error:
             raise JobError("bad_checkpoint", f"{name}: {error.code}: {error.detail}") from error
         slots = min(self.hyper.batch_size, MAX_CPU_ROWS) if ctx.device == "cpu" else self.hyper.batch_size

@@ -23,6 +23,7 @@ from model.engine.sequence import SamplingParams, Status
 from model.images import copied_share, decode_codes, encode_pictures, is_flat, perception_score, tv_energy
 from model.manifest import Perception
 from model.template import ImagePart, StepPart, Template, TextPart
+from training.rewards import changes_nothing
 from training.unitasks.checkers import check_step
 from training.unitasks.task import SIZE
 
@@ -210,7 +211,9 @@ class Visualiser:
         steps = []
         for one, sequences in zip(live, running, strict=True):
             whole = [s for s in sequences if (s.request_id, s.index) not in broken and s.status is Status.FINISHED]
-            candidates = self._candidates(whole, one.newest_picture)
+            # a step that says that nothing changes may be drawn by a copy
+            previous = None if changes_nothing(one.texts[k]) else one.newest_picture
+            candidates = self._candidates(whole, previous)
             kept = best(candidates, self.settings.score)
             steps.append(DrawnStep(one.texts[k], tuple(candidates), kept, len(sequences) - len(whole)))
         return steps

@@ -18,7 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import LoadedCheckpoint
+import torch
+
+from model.checkpoint import CheckpointError, LoadedCheckpoint, load_checkpoint
+from model.engine.device import serving_dtype
 from model.images import decode_codes
 from model.manifest import Perception
 from model.template import Template
@@ -26,7 +29,6 @@ from model.vocab import Vocabulary
 from training import pesft
 from training.chain_sources import read_chains
 from training.chains import TextChain, assigned_ids
-from training.job_checkpoint import load_base
 from training.job_context import JobContext, JobError
 from training.loop import atomic_write
 from training.rows import DataError, Intake, Rejection
@@ -78,12 +80,7 @@ def bootstrap(ctx: JobContext) -> dict[str, Any]:
     if ctx.resume and finished.exists():
         known: dict[str, Any] = json.loads(finished.read_text("utf-8"))
         return known
-    base = load_base(ctx)
-    base.transformer.eval().requires_grad_(False)
-    try:
-        output = Template(settings.template, base.vocab, base.tokenizer)
-    except ValueError as error:
-        raise JobError("bad_template", str(error)) from error
+    base, output = _load(ctx, settings)
     started = time.monotonic()
     try:
         drawn, intake = _draw(ctx, Visualiser(base, settings, seed=spec.seed, output=output), spec, folder)
@@ -94,6 +91,21 @@ def bootstrap(ctx: JobContext) -> dict[str, Any]:
     _accept(ctx, result, settings)
     atomic_write(finished, lambda path: path.write_text(json.dumps(result), "utf-8"))
     return result
+
+
+def _load(ctx: JobContext, settings: ZeroHyperparameters) -> tuple[LoadedCheckpoint, Template]:
+    """The base as it would be served, and the template of the traces."""
+    name = ctx.spec.base_checkpoint
+    try:
+        base = load_checkpoint(ctx.base_folder, device=ctx.device, dtype=serving_dtype(torch.device(ctx.device)))
+        output = Template(settings.template, base.vocab, base.tokenizer)
+    except CheckpointError as error:
+        raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
+    except ValueError as error:
+        raise JobError("bad_template", f"{name}: {error}") from error
+    if not base.can_draw:
+        raise JobError("base_cannot_draw", f"{name} has no VQ decoder: it cannot draw the pictures of a chain")
+    return base, output
 
 
 def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path) -> tuple[list[DrawnChain], Intake]:

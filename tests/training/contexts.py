@@ -1,0 +1,54 @@
+"""Jobs for tests: a context without a worker, and what its log told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.job_context import JobContext
+from training.job_log import JobLog
+from training.spec import parse_spec
+
+
+class StopAfter:
+    """A stop flag that is raised the n-th time it is asked."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def job(
+    folder: Path,
+    spec: Mapping[str, Any],
+    base: Path,
+    *,
+    resume: bool = False,
+    stop: Any = None,
+    checkpoints: Mapping[str, Path] | None = None,
+) -> JobContext:
+    """The context of a job in ``folder``, with ``base`` as the checkpoint that its specification names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {} if stop is None else {"stop": stop}
+    return JobContext(
+        folder=folder,
+        spec=parse_spec({"base_checkpoint": "tiny", **spec}),
+        base_folder=base,
+        checkpoints=checkpoints or {},
+        log=JobLog(folder, tensorboard=False),
+        output_prefix="made",
+        resume=resume,
+        **given,
+    )
+
+
+def told(ctx: JobContext, kind: str) -> list[dict[str, Any]]:
+    """The data of every event of one kind."""
+    ctx.log.close()
+    lines = (ctx.folder / "events.jsonl").read_text().splitlines()
+    return [event["data"] for event in map(json.loads, lines) if event["type"] == kind]
