@@ -22,6 +22,7 @@ from app.main import bind, create_app
 from app.runtime import Runtime
 from app.settings import Settings
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
+from tests.postgres import Cluster
 from training.jobs import COMMAND
 
 
@@ -46,15 +47,23 @@ def parse_sse(stream: bytes) -> list[Sse]:
     return found
 
 
+# A test that means both databases: it runs on SQLite, and again on PostgreSQL. For what the database decides.
+both_databases = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+
+
 class Server:
     """A running server; `stop` and `start` make a restart on the same home."""
+
+    database_url: str | None = None  # of every server of the running test; None: each home's own
 
     def __init__(self, home: Path, package: Path, generation: FakeGeneration, **settings: Any) -> None:
         self.home = home
         self.package = package
         self.generation = generation
         self.job_command: Sequence[str] = settings.pop("job_command", COMMAND)
-        self.settings = Settings(**{"home": home, "port": 0, "ping_s": 15.0, **settings})
+        self.settings = Settings(
+            **{"home": home, "port": 0, "ping_s": 15.0, "database_url": self.database_url, **settings}
+        )
         self.app: FastAPI
         self.client: httpx.AsyncClient
 
@@ -168,6 +177,20 @@ class Server:
         """The trace once it has ended."""
         await self.stream(trace_id)
         return await self.get(trace_id)
+
+
+@pytest.fixture(autouse=True)
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the test's servers keep their rows: "sqlite", and with `both_databases` also "postgresql"."""
+    kind: str = getattr(request, "param", "sqlite")
+    if kind == "postgresql":
+        cluster: Cluster = request.getfixturevalue("postgres")
+        url = cluster.new()
+        monkeypatch.setattr(Server, "database_url", url)
+        yield kind
+        cluster.drop(url)
+    else:
+        yield kind
 
 
 @pytest.fixture(scope="session")
