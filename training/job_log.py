@@ -171,11 +171,10 @@ class JobLog:
             self._torn = _ends_within_a_line(path)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         whole = b"\n" + line if self._torn else line
-        self._torn = True  # until it is known to have ended
-        written = os.write(self._file, whole)
-        if written < len(whole):
+        written = os.write(self._file, whole)  # what raises has written nothing
+        self._torn = written < len(whole)
+        if self._torn:
             raise OSError(f"{written} of {len(whole)} bytes were written")
-        self._torn = False
 
     def _track(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         trackers = self._trackers

@@ -157,8 +157,12 @@ def train_sft(
     plan = spec.make_plan(data)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tokens, since = 0, time.monotonic()
+    quiet = None if on_log is not None else False  # whoever is told the metrics needs no bar in a file
     watch = StopFlag() if stop is None else contextlib.nullcontext(stop)
-    with watch as stopping, tqdm(total=spec.steps, initial=start, desc=spec.label or "sft", mininterval=5) as bar:
+    with (
+        watch as stopping,
+        tqdm(total=spec.steps, initial=start, desc=spec.label or "sft", mininterval=5, disable=quiet) as bar,
+    ):
         for step in range(start, spec.steps):
             set_lr(optimizer, schedule.lr(step))
             optimizer.zero_grad(set_to_none=True)

@@ -45,12 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.attached:
         threading.Thread(target=_stop_with_server, name="server watch", daemon=True).start()
     folder = arguments.folder.resolve()
-    for name in ("result.json", "error.json"):
-        (folder / name).unlink(missing_ok=True)
     try:
         job = json.loads((folder / "job.json").read_text("utf-8"))
         threads = int(job["spec"].get("threads", 1))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return _fail(folder, "bad_job", f"{folder / 'job.json'}: {error}")
     # Before anything imports torch: its pools take their size from here.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -80,6 +78,8 @@ def run_job(
     from training.spec import parse_spec
 
     torch.set_num_threads(threads)
+    for name in ("result.json", "error.json"):  # of an earlier sitting
+        (folder / name).unlink(missing_ok=True)
     with JobLog(folder) as log, StopFlag() as stop:
         try:
             spec = parse_spec(job["spec"])

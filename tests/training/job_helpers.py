@@ -1,0 +1,49 @@
+"""A job's context and its events, for tests of the training methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from training.job_context import JobContext
+from training.job_log import JobLog
+from training.loop import StopFlag
+from training.spec import parse_spec
+
+
+def make_context(
+    folder: Path, spec: dict[str, Any], base: Path, *, resume: bool = False, stop: StopFlag | None = None
+) -> JobContext:
+    """What the worker would build for a job in this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return JobContext(
+        folder=folder,
+        spec=parse_spec({"base_checkpoint": base.name, **spec}),
+        base_folder=base,
+        checkpoints={base.name: base},
+        log=JobLog(folder, tensorboard=False),
+        output_prefix="job",
+        resume=resume,
+        stop=stop or StopFlag(),
+    )
+
+
+def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The data of every event told in a job's folder, or of those of one type."""
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [row["data"] for row in rows if kind in (None, row["type"])]
+
+
+def write_job(folder: Path, spec: dict[str, Any], base: Path) -> Path:
+    """A job's folder as the server leaves it for the worker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job = {
+        "id": folder.name,
+        "spec": {"base_checkpoint": base.name, **spec},
+        "base": {"name": base.name, "folder": str(base)},
+        "checkpoints": {base.name: str(base)},
+        "output_prefix": "job",
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    return folder
