@@ -20,7 +20,7 @@ from app import db as tables
 from app.db import Database, now
 from app.ids import SortableIds
 from training.job_folder import WorkerEvent
-from training.jobs import End, Job
+from training.job_watch import End, Job
 from training.worker_process import WorkerProcess
 
 J = tables.jobs

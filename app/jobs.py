@@ -30,7 +30,8 @@ from app.job_events import JobEvents
 from app.job_intake import JobIntake
 from training.job_context import JobError
 from training.job_folder import WorkerEvent
-from training.jobs import COMMAND, Job, JobRunner
+from training.job_watch import Job
+from training.jobs import COMMAND, JobRunner
 from training.spec import AnySpec
 
 OWN_FILES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})

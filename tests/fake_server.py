@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -84,6 +85,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path)
     parser.add_argument("--pace", type=float, default=0.05)
     parser.add_argument("--no-page", action="store_true")
+    parser.add_argument("--worker", help="command line of another worker for jobs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         home = arguments.home or Path(scratch) / "home"
@@ -96,8 +98,9 @@ def main() -> int:
             sys.stderr.write(f"fake_server: {error}\n")
             return 2
         engine = FakeGeneration(script, pace_s=arguments.pace)
+        worker = tuple(shlex.split(arguments.worker)) if arguments.worker else PLAY_WORKER
         return serve(
-            settings, generation=engine, build_ui=None if arguments.no_page else build_page, job_command=PLAY_WORKER
+            settings, generation=engine, build_ui=None if arguments.no_page else build_page, job_command=worker
         )
 
 

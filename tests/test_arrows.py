@@ -31,6 +31,7 @@ APP_MAY_IMPORT = {
     "training.grading",
     "training.job_context",
     "training.job_folder",
+    "training.job_watch",
     "training.jobs",
     "training.skills",
     "training.spec",

@@ -20,13 +20,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from training.job_context import JobError
 from training.job_folder import WorkerEvent, last_progress_only, log_tail, read_events, read_object
+from training.job_watch import INTERRUPTED, End, Job, Told, Watch, alive, end_without_exit_code, telling
 from training.worker_process import WorkerProcess, exit_code
 
 log = logging.getLogger("omni_r1.jobs")
@@ -36,26 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 3
 SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not the worker's business
 RETRY_S = 2.0
-INTERRUPTED = {"code": "interrupted", "detail": "the server stopped or died while the job ran; resume goes on with it"}
-
-End = Literal["succeeded", "failed", "cancelled", "interrupted"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the runner needs to know of a job."""
-
-    id: str
-    folder: Path
-    spec: Mapping[str, Any]
-    resume: bool = False
-    log_offset: int = 0  # bytes of events.jsonl that the store has
-    cancel_requested: bool = False
-    worker: WorkerProcess | None = None
-
-    @property
-    def method(self) -> str:
-        return str(self.spec["method"])
 
 
 class JobStore(Protocol):
@@ -132,7 +112,7 @@ class JobRunner:
         self._beat_s = beat_s
         self._environment = dict(environment or {})
         self._queue_changed = asyncio.Event()
-        self._watched: dict[str, _Watch] = {}
+        self._watched: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dispatcher: asyncio.Task[None] | None = None
         self._left: list[Job] = []
@@ -155,14 +135,14 @@ class JobRunner:
             if job.worker is not None:
                 job.worker.signal_group(signal.SIGTERM if job.worker.alive else signal.SIGKILL)
         deadline = time.monotonic() + wait_s
-        while any(_alive(job) for job in left) and time.monotonic() < deadline:
+        while any(alive(job) for job in left) and time.monotonic() < deadline:
             time.sleep(0.05)
         for job in left:
-            if _alive(job) or (job.folder / "result.json").exists():
+            if alive(job) or (job.folder / "result.json").exists():
                 self._left.append(job)
             else:
-                self._drain(job)
-                end, error = _end_without_exit_code(job)
+                self._drain(Told(job, job.log_offset))
+                end, error = end_without_exit_code(job)
                 self._store.finish(job.id, end, error=error, result=None)
         return len(left)
 
@@ -203,7 +183,7 @@ class JobRunner:
     async def _dispatch(self) -> None:
         while True:
             self._queue_changed.clear()
-            with _telling("the queue of jobs cannot be read"):
+            with telling("the queue of jobs cannot be read"):
                 while (job := await asyncio.to_thread(self._store.claim, self._max_running)) is not None:
                     task = asyncio.create_task(self._work(job), name=f"job {job.id}")
                     self._tasks[job.id] = task
@@ -224,7 +204,7 @@ class JobRunner:
                 await self._finish(job, "failed", {"code": "not_started", "detail": str(error)})
                 return
             worker = WorkerProcess.of(process.pid)
-            watch = self._watched[job.id] = _Watch(job, process, worker, job.log_offset)
+            watch = self._watched[job.id] = Watch(job, job.log_offset, process, worker)
             log.info("job %s (%s) runs as process %d", job.id, job.method, process.pid)
             await self._until_done(lambda: self._store.started(job.id, worker))
             code = await self._follow(watch)
@@ -256,28 +236,29 @@ class JobRunner:
 
     # ---- one job
 
-    async def _follow(self, watch: _Watch) -> int:
+    async def _follow(self, watch: Watch) -> int:
         """Read what the worker tells until it has ended; its exit code."""
         job, worker = watch.job, watch.worker
         beat_at = time.monotonic() + self._beat_s
         while True:
             code = await asyncio.to_thread(exit_code, watch.process)
-            with _telling(f"job {job.id}: its events cannot be stored at present", watch):
+            if code is not None:
+                await self._until_done(lambda: self._drain(watch))
+                return code
+            with telling(f"job {job.id}: its events cannot be stored at present", watch):
                 while await asyncio.to_thread(self._tail, watch):
                     self._hooks.changed(job.id)
-            if code is not None:
-                return code
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
                 beat_at = time.monotonic() + self._beat_s
-                with _telling(f"job {job.id}: its row cannot be written at present", watch):
+                with telling(f"job {job.id}: its row cannot be written at present", watch):
                     watch.cancelled = await asyncio.to_thread(self._store.beat, job.id) or watch.cancelled
             self._press(watch, worker)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await watch.nudge.wait()
 
-    def _press(self, watch: _Watch, worker: WorkerProcess) -> None:
+    def _press(self, watch: Watch, worker: WorkerProcess) -> None:
         """One SIGTERM for who shall stop, SIGKILL for who does not."""
         if not (watch.cancelled or self.stopping):
             return
@@ -289,24 +270,21 @@ class JobRunner:
             watch.killed = True
             worker.signal_group(signal.SIGKILL)
 
-    def _tail(self, watch: _Watch) -> bool:
+    def _tail(self, told: Told) -> bool:
         """Store the next events; whether there were any. Blocking."""
-        before, watch.offset = watch.offset, self._store_next(watch.job, watch.offset)
-        return watch.offset != before
+        events, end = read_events(told.job.folder / "events.jsonl", told.offset)
+        if end == told.offset:
+            return False
+        shown = [self._hooks.before_record(told.job, event) for event in last_progress_only(events)]
+        self._store.record(told.job.id, shown, end)
+        told.offset = end
+        return True
 
-    def _store_next(self, job: Job, offset: int) -> int:
-        events, end = read_events(job.folder / "events.jsonl", offset)
-        if end != offset:
-            shown = [self._hooks.before_record(job, event) for event in last_progress_only(events)]
-            self._store.record(job.id, shown, end)
-        return end
+    def _drain(self, told: Told) -> None:
+        while self._tail(told):
+            pass
 
-    def _drain(self, job: Job) -> None:
-        offset = job.log_offset
-        while (end := self._store_next(job, offset)) != offset:
-            offset = end
-
-    async def _end(self, watch: _Watch, code: int) -> None:
+    async def _end(self, watch: Watch, code: int) -> None:
         job = watch.job
         if watch.killed or code == -signal.SIGKILL:
             watch.worker.signal_group(signal.SIGKILL)
@@ -342,16 +320,17 @@ class JobRunner:
         """The end of a job whose server died: of a worker that still runs, or of one that came to its end."""
         try:
             deadline = time.monotonic() + self._patience_s
-            while _alive(job):
+            while alive(job):
                 if time.monotonic() > deadline and job.worker is not None:
                     log.warning("job %s: a worker that a dead server left is killed", job.id)
                     job.worker.signal_group(signal.SIGKILL)
                 await asyncio.sleep(self._poll_s)
-            await self._until_done(lambda: self._drain(job))
+            told = Told(job, job.log_offset)
+            await self._until_done(lambda: self._drain(told))
             if (job.folder / "result.json").exists():
                 await self._conclude(job)
             else:
-                end, error = _end_without_exit_code(job)
+                end, error = end_without_exit_code(job)
                 await self._finish(job, end, error)
         finally:
             self._tasks.pop(job.id, None)
@@ -374,51 +353,8 @@ class JobRunner:
         """In a thread, again until the database takes it: an end that nobody wrote down would be a lie."""
         done = False
         while not done:
-            with _telling("a job's row cannot be written, trying again"):
+            with telling("a job's row cannot be written, trying again"):
                 await asyncio.to_thread(work)
                 done = True
             if not done:
                 await asyncio.sleep(RETRY_S)
-
-
-@dataclass
-class _Watch:
-    """A worker in sight."""
-
-    job: Job
-    process: subprocess.Popen[bytes]
-    worker: WorkerProcess
-    offset: int
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)
-    cancelled: bool = False
-    asked_at: float | None = None
-    killed: bool = False
-    trouble: str | None = None
-
-
-@contextlib.contextmanager
-def _telling(what: str, watch: _Watch | None = None) -> Iterator[None]:
-    """Log an error once instead of raising it: the database's trouble must not end a training run."""
-    try:
-        yield
-    except Exception as error:
-        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if watch is None or watch.trouble != text:
-            log.error("%s: %s", what, text)
-        if watch is not None:
-            watch.trouble = text
-    else:
-        if watch is not None:
-            watch.trouble = None
-
-
-def _alive(job: Job) -> bool:
-    return job.worker is not None and job.worker.alive
-
-
-def _end_without_exit_code(job: Job) -> tuple[End, dict[str, Any]]:
-    """What a job came to whose worker's exit nobody saw and that left no result."""
-    told = read_object(job.folder / "error.json")
-    if told is not None and "code" in told:
-        return "failed", {"code": str(told["code"]), "detail": str(told.get("detail", ""))}
-    return "interrupted", dict(INTERRUPTED)
