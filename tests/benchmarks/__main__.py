@@ -17,7 +17,11 @@ import tempfile
 from pathlib import Path
 
 from tests.benchmarks import serving
-from tests.benchmarks.decoding import ROWS, Sides
+from tests.benchmarks.decoding import ROWS as DECODING
+from tests.benchmarks.decoding import Sides
+from tests.benchmarks.rollouts import ROWS as ROLLOUTS
+
+ROWS = {**DECODING, **ROLLOUTS}
 
 
 def main() -> int:

@@ -56,7 +56,7 @@ def make_checkpoint(folder: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TextOf:
+class TextOf:
     """The legal text of a benchmark: every id that `generate` may write, too, but the end."""
 
     ids: list[int]
@@ -86,7 +86,7 @@ class Sides:
 
     def engine(self, slots: int) -> Engine:
         """Ours, with begin-image and the end kept out as on the other side."""
-        return Engine(self.loaded.transformer, self.loaded.vocab, _TextOf(self.text_ids), num_slots=slots)
+        return Engine(self.loaded.transformer, self.loaded.vocab, TextOf(self.text_ids), num_slots=slots)
 
     def params(self, tokens: int, seed: int) -> SamplingParams:
         return SamplingParams(temperature=1.0, top_p=0.95, seed=seed, max_new_tokens=tokens, max_images=0)
