@@ -97,5 +97,5 @@ class Activation:
         if info is None:
             raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
         if info.problem is not None:
-            raise Problem("checkpoint_invalid", info.problem)
+            raise Problem("checkpoint_invalid", info.problem, members={"reason": info.reason})
         return info

@@ -46,6 +46,7 @@ class CheckpointInfo:
     config: ModelConfig | None = None
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     problem: str | None = None
+    reason: str | None = None  # the problem's code (docs/checkpoints.md)
     source: Source = "home"
     record: Record | None = None
 
@@ -71,12 +72,13 @@ def read_folder(folder: Path) -> CheckpointInfo:
             name, folder, _digest(folder, manifest), size, manifest, config, GenerationDefaults.read(folder)
         )
     except CheckpointError as error:
-        problem = error.detail
+        reason, problem = error.code, error.detail
     except FileNotFoundError:
-        problem = f"{folder} is not there any more"
+        reason, problem = "not_found", f"{folder} is not there any more"
     except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = "unsupported" if (folder / "config.json").is_file() else "missing_file"
         problem = str(error)
-    return CheckpointInfo(name, folder, "", size, problem=problem)
+    return CheckpointInfo(name, folder, "", size, problem=problem, reason=reason)
 
 
 def unreadable(folder: Path, problem: str) -> CheckpointInfo:

@@ -77,7 +77,7 @@ class Registration:
                 raise _invalid("not_found", "there is no such folder")
             info = _named(read_folder(path), body.name, "local")
         if info.problem is not None:
-            raise _invalid("", info.problem)
+            raise _invalid(info.reason, info.problem)
         if self._registry.find(info.name) is not None:
             raise table.taken(info.name)
         return info
@@ -149,8 +149,7 @@ def _named(info: CheckpointInfo, wanted: str | None, source: Source) -> Checkpoi
     return replace(info, name=name, source=source)
 
 
-def _invalid(reason: str, detail: str) -> Problem:
+def _invalid(reason: str | None, detail: str) -> Problem:
     problem = field_problem("checkpoint_invalid", SOURCE, detail)
-    if reason:
-        problem.members["reason"] = reason
+    problem.members["reason"] = reason
     return problem

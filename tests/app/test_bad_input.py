@@ -21,11 +21,11 @@ WithServer = Callable[..., Any]
 JSON = {"content-type": "application/json"}
 
 
-def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> None:
-    """The answer is that problem document, and blames that field."""
+def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> dict[str, Any]:
+    """The answer is that problem document, and blames that field; the document."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    document = answer.json()
+    document: dict[str, Any] = answer.json()
     assert document["code"] == code, document
     assert document.keys() >= {"type", "title", "status", "detail", "instance", "code"}
     assert document["status"] == status
@@ -33,6 +33,7 @@ def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> 
     assert "Traceback" not in answer.text
     if path is not None:
         assert [error["path"] for error in document["errors"]] == [path]
+    return document
 
 
 async def well(server: Server) -> None:
