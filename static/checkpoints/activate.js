@@ -63,8 +63,7 @@ export class Activation {
       if (from && from !== name) remember(from);
       const version = answer?.weight_version ? ` (version ${answer.weight_version})` : '';
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
-      const back = from && from !== name ? [this.#button(`Back to ${from}`, () => this.activate(from, name))] : [];
-      this.#say('done', `${name}${version} answers new questions since now; it took ${seconds} s. Traces that were running keep their weights.`, ...back);
+      this.#say('done', `${name}${version} answers new questions since now; it took ${seconds} s. Traces that were running keep their weights.`);
       await refreshCheckpoints({ forget: true });
       this.changed();
     } catch (error) {

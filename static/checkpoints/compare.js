@@ -9,6 +9,7 @@ import { api } from '../viewer/api.js';
 import { h, setText, show } from '../viewer/dom.js';
 import { isLive } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
+import { outcomeOf } from './lineage.js';
 
 const SIDES = ['left', 'right'];
 
@@ -159,15 +160,4 @@ export class Compare {
     show(this.stop, [left, right].some((state) => state.traceId && isLive(state)));
     setText(this.outcome, outcomeOf(left, right));
   }
-}
-
-/** What the comparison showed, once both have ended (pure). */
-export function outcomeOf(left, right) {
-  if (![left, right].every((state) => state.status === 'completed' && state.hasAnswer)) return '';
-  const verdicts = [left, right].map((state) => state.verdict?.answer ?? null);
-  if (verdicts.every((one) => one === 'right')) return 'Both are right.';
-  if (verdicts.every((one) => one === 'wrong')) return 'Both are wrong.';
-  if (verdicts.every(Boolean)) return verdicts[0] === 'right' ? 'Only the first is right.' : 'Only the second is right.';
-  const same = left.answer.trim().toLowerCase() === right.answer.trim().toLowerCase();
-  return same ? 'Both give the same answer.' : 'They give different answers.';
 }

@@ -1,4 +1,4 @@
-// Which checkpoint was made from which: a list as a small forest. Pure.
+// What is known of checkpoints, as values and words: which was made from which, what may be done, who was right. Pure.
 
 import { short } from '../training/series.js';
 import { stageName } from '../training/words.js';
@@ -8,14 +8,16 @@ export const stageOf = (one) => one.stage ?? one.lineage?.stage ?? null;
 export const stepOf = (one) => one.step ?? one.lineage?.step ?? null;
 export const jobOf = (one) => one.job_id ?? one.job ?? one.lineage?.job_id ?? one.lineage?.job ?? null;
 
-const byAge = (a, b) =>
-  (a.created_at ?? '').localeCompare(b.created_at ?? '') || (stepOf(a) ?? 0) - (stepOf(b) ?? 0) || a.id.localeCompare(b.id);
+const STAGES = ['base', 'zero', 'pesft', 'perpo'];
+const inJob = (a, b) => STAGES.indexOf(stageOf(a)) - STAGES.indexOf(stageOf(b)) || (stepOf(a) ?? 0) - (stepOf(b) ?? 0);
+const byAge = (a, b) => (a.created_at ?? '').localeCompare(b.created_at ?? '') || a.id.localeCompare(b.id);
+const byMaking = (a, b) => (jobOf(a) && jobOf(a) === jobOf(b) ? inJob(a, b) : byAge(a, b));
 
 /** `[{one, children, missing}]`: roots first made first; a base that is not here becomes a root of its own, `missing`. */
 export function forestOf(checkpoints) {
   const nodes = new Map(checkpoints.map((one) => [one.id, { one, children: [], missing: false }]));
   const roots = [];
-  for (const one of [...checkpoints].sort(byAge)) {
+  for (const one of checkpoints) {
     const parent = parentOf(one);
     if (!parent || leadsBack(parent, one.id, nodes)) {
       roots.push(nodes.get(one.id));
@@ -28,6 +30,8 @@ export function forestOf(checkpoints) {
     }
     nodes.get(parent).children.push(nodes.get(one.id));
   }
+  const order = (list) => list.sort((a, b) => byMaking(a.one, b.one)).forEach((node) => order(node.children));
+  order(roots);
   return roots;
 }
 
@@ -82,11 +86,23 @@ export function factsOf(one) {
   return rows.filter(([, value]) => value);
 }
 
+const KEPT = new Set(['package', 'setting']); // came with the program, or is named by its settings
+
 /** What can be done with it, and why not where it cannot: `{activate, remove}` are null or the reason in words. */
 export function whyNot(one) {
-  if (one.problem) return { activate: 'It cannot be used; the reason is above.', remove: null };
   return {
-    activate: one.active ? 'It answers already.' : null,
-    remove: one.active ? 'The active checkpoint cannot be deleted: activate another one first.' : null,
+    activate: one.problem ? 'It cannot be used; the reason is above.' : one.active ? 'It answers already.' : null,
+    remove: one.active || KEPT.has(one.source) ? 'It is active, or belongs to the installation.' : null,
   };
+}
+
+/** What the comparison showed, once both have ended. */
+export function outcomeOf(left, right) {
+  if (![left, right].every((state) => state.status === 'completed' && state.hasAnswer)) return '';
+  const verdicts = [left, right].map((state) => state.verdict?.answer ?? null);
+  if (verdicts.every((one) => one === 'right')) return 'Both are right.';
+  if (verdicts.every((one) => one === 'wrong')) return 'Both are wrong.';
+  if (verdicts.every(Boolean)) return verdicts[0] === 'right' ? 'Only the first is right.' : 'Only the second is right.';
+  const same = left.answer.trim().toLowerCase() === right.answer.trim().toLowerCase();
+  return same ? 'Both give the same answer.' : 'They give different answers.';
 }

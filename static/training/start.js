@@ -2,7 +2,7 @@
 
 import { api } from '../viewer/api.js';
 import { copyButton, h, setText, show } from '../viewer/dom.js';
-import { METHODS, cliOf, curlOf, dataOf, howLong, parseSpec, stepsOf } from './words.js';
+import { cliOf, curlOf, dataOf, howLong, parseSpec, stepsOf } from './words.js';
 
 const pretty = (spec) => JSON.stringify(spec, null, 2);
 
@@ -101,6 +101,7 @@ class Editor {
   }
 
   hide() {
+    if (this.element.hidden) return;
     show(this.element, false);
     this.#opener?.focus({ preventScroll: true });
   }
@@ -119,6 +120,7 @@ class Editor {
     const { value, error } = parseSpec(this.text.value);
     this.fail(error ? { message: error } : null);
     this.start.disabled = Boolean(error);
+    this.text.rows = Math.max(10, Math.min(26, this.text.value.split('\n').length + 1));
     if (!value) return;
     setText(this.curl, curlOf(location.origin, value));
     setText(this.cli, cliOf(location.origin, value));
@@ -173,7 +175,7 @@ export class Start {
     from.start.disabled = true;
     try {
       const job = await api.startJob(spec);
-      if (from === this.editor) this.editor.hide();
+      this.editor.hide();
       this.onJob(job);
     } catch (error) {
       from.fail(error);
@@ -182,5 +184,3 @@ export class Start {
     }
   }
 }
-
-export const methodName = (method) => METHODS[method] ?? method;

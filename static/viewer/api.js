@@ -72,7 +72,7 @@ export const api = {
   checkpoint: (name) => call(`/v1/checkpoints/${id(name)}`),
   activate: (name, body = {}) => call(`/v1/checkpoints/${id(name)}/activate`, { method: 'POST', json: body }),
   register: (body) => call('/v1/checkpoints', { method: 'POST', json: body }),
-  removeCheckpoint: (name) => call(`/v1/checkpoints/${id(name)}`, { method: 'DELETE' }),
+  removeCheckpoint: (name) => call(`/v1/checkpoints/${id(name)}?unload=true`, { method: 'DELETE' }),
   jobs: (filters = {}, options = {}) => call(`/v1/jobs?${new URLSearchParams(filters)}`, options),
   job: (jobId, options) => call(`/v1/jobs/${id(jobId)}`, options),
   startJob: (spec) => call('/v1/jobs', { method: 'POST', json: spec }),

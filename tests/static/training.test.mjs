@@ -1,0 +1,273 @@
+// Jobs as values: bounded series, the reducer, the words. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { sorted } from '../../static/training/report.js';
+import { LIMIT, emptySeries, meanOf, nearest, push, rangeOf, short, stepsOf, ticksOf, wantsLog } from '../../static/training/series.js';
+import {
+  KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob,
+} from '../../static/training/state.js';
+import {
+  METHODS, WARNINGS, announcementOf, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
+  troubleOf, warningOf,
+} from '../../static/training/words.js';
+
+const seriesOf = (...values) => {
+  const series = emptySeries();
+  values.forEach((value, k) => push(series, k + 1, value));
+  return series;
+};
+const number = (events) => events.map(([type, data], k) => ({ seq: k + 1, type, data }));
+const play = (...events) => reduceAll(initialJob('j'), number(events));
+const row = (step, values, stage = 'pesft') => ['metrics', { stage, step, values }];
+const freeze = (value) => {
+  if (value && typeof value === 'object') {
+    Object.values(value).forEach(freeze);
+    Object.freeze(value);
+  }
+  return value;
+};
+
+// ---- series
+
+test('a hundred thousand steps are as few points as five hundred, and their mean stays exact', () => {
+  const series = emptySeries();
+  for (let step = 1; step <= 100_000; step += 1) push(series, step, step % 7);
+  assert.ok(series.points.length <= LIMIT);
+  assert.ok(series.points.length > LIMIT / 4);
+  const count = series.points.reduce((all, point) => all + point.count, 0);
+  assert.equal(count, 100_000);
+  const sum = series.points.reduce((all, point) => all + point.sum, 0);
+  assert.equal(sum, Array.from({ length: 100_000 }, (_, k) => (k + 1) % 7).reduce((a, b) => a + b));
+  assert.deepEqual([Math.min(...series.points.map((p) => p.low)), Math.max(...series.points.map((p) => p.high))], [0, 6]);
+});
+
+test('a step that is told again replaces what lay behind it, as a resumed job does', () => {
+  const series = seriesOf(1, 2, 3, 4);
+  push(series, 3, 30);
+  assert.deepEqual(series.points.map((point) => [point.last, meanOf(point)]), [[1, 1], [2, 2], [3, 30]]);
+});
+
+test('the nearest point is found, and an empty series has none', () => {
+  assert.equal(nearest(seriesOf(5, 6, 7), 2.2).last, 2);
+  assert.equal(nearest(seriesOf(5, 6, 7), 99).last, 3);
+  assert.equal(nearest(emptySeries(), 1), null);
+  assert.equal(nearest(undefined, 1), null);
+});
+
+test('series of a chart share the steps of all', () => {
+  const other = emptySeries();
+  push(other, 2, 0);
+  push(other, 10, 0);
+  assert.deepEqual(stepsOf([seriesOf(1, 1, 1), other]), [1, 2, 3, 10]);
+});
+
+test('ticks are round, few, and there for a flat line and the tiniest range too', () => {
+  assert.deepEqual(ticksOf(0, 1, 4), [0, 0.25, 0.5, 0.75, 1]);
+  assert.deepEqual(ticksOf(0, 60, 5), [0, 20, 40, 60]);
+  assert.deepEqual(ticksOf(3, 3), [3]);
+  for (const [low, high] of [[0.775, 0.775 + 2e-16], [1e9, 1e9 + 3], [-4, 4], [0, 1e-9]]) {
+    const ticks = ticksOf(low, high);
+    assert.ok(ticks.length >= 1 && ticks.length <= 9, `${low} ${high}: ${ticks}`);
+  }
+});
+
+test('a range holds every value, begins at zero where asked, and is fixed where asked', () => {
+  const [low, high] = rangeOf([seriesOf(0.31, 0.62), seriesOf(0.9)]);
+  assert.ok(low <= 0.31 && high >= 0.9);
+  assert.equal(rangeOf([seriesOf(0.3, 0.4)], { zero: true })[0], 0);
+  assert.deepEqual(rangeOf([seriesOf(5)], { within: [0, 1] }), [0, 1]);
+  assert.deepEqual(rangeOf([]), [0, 1]);
+  const flat = rangeOf([seriesOf(2, 2)]);
+  assert.ok(flat[0] < 2 && flat[1] > 2);
+});
+
+test('losses that lie far apart share a logarithmic axis, others do not', () => {
+  assert.equal(wantsLog([seriesOf(0.5, 0.4), seriesOf(40, 30)]), true);
+  assert.equal(wantsLog([seriesOf(0.5, 0.4), seriesOf(2, 1)]), false);
+  assert.equal(wantsLog([seriesOf(0, 100)]), false); // zero has no logarithm
+  assert.equal(wantsLog([seriesOf(1)]), false);
+});
+
+test('numbers are short and honest', () => {
+  assert.deepEqual([0, 0.0312, 1.234, 12.34, 4096, 2.4e6, 1.2e-5, -0.5].map(short), ['0', '0.031', '1.23', '12.3', '4,096', '2.4 M', '1.2e−5', '−0.5']);
+  assert.deepEqual([null, undefined, NaN, Infinity].map(short), ['–', '–', '–', '∞']);
+});
+
+// ---- the reducer
+
+test('metrics of each stage are kept apart, since a pipeline counts its steps anew', () => {
+  const state = play(row(1, { 'loss/ce': 4 }), row(2, { 'loss/ce': 3 }), row(1, { 'reward/total': 0.5 }, 'perpo'));
+  assert.deepEqual(state.order, ['pesft', 'perpo']);
+  assert.equal(state.stages.pesft.series['loss/ce'].points.length, 2);
+  assert.equal(state.stages.pesft.latest['loss/ce'], 3);
+  assert.equal(state.stages.perpo.latest['reward/total'], 0.5);
+  assert.equal(shownStage({ ...state, progress: { stage: 'perpo' } }), 'perpo');
+  assert.equal(shownStage(state, 'pesft'), 'pesft');
+  assert.equal(shownStage(play()), null);
+});
+
+test('a number that was not finite arrives as null and leaves no point', () => {
+  const state = play(row(1, { 'loss/ce': 4 }), row(2, { 'loss/ce': null }));
+  assert.equal(state.stages.pesft.series['loss/ce'].points.length, 1);
+});
+
+test('the same events twice, or in two batches, give the same state', () => {
+  const events = number([
+    ['job.status', { status: 'running', started_at: 't' }], ['progress', { stage: 'pesft', step: 1, total: 4, eta_s: 3 }],
+    row(1, { a: 1 }), ['log', { line: 'x' }], ['warning', { code: 'c', detail: 'd' }], ['checkpoint', { name: 'n', step: 1 }],
+    ['sample', { question: 'q' }], ['report', { kind: 'data' }], ['of_a_newer_server', {}], row(2, { a: 2 }),
+  ]);
+  const whole = reduceAll(initialJob('j'), events);
+  assert.deepEqual(reduceAll(whole, events), whole);
+  for (let cut = 0; cut <= events.length; cut += 1) {
+    assert.deepEqual(reduceAll(reduceAll(initialJob('j'), events.slice(0, cut)), events.slice(Math.max(0, cut - 2))), whole);
+  }
+  assert.equal(whole.lastSeq, events.length);
+});
+
+test('reducing never changes the state it is given', () => {
+  let state = freeze(play(row(1, { a: 1 }), ['sample', {}], ['log', { line: '1' }], ['warning', { code: 'c' }]));
+  for (const [k, [type, data]] of [row(2, { a: 2 }), ['sample', {}], ['log', { line: '2' }], ['warning', { code: 'c' }], ['checkpoint', { name: 'n' }]].entries()) {
+    state = freeze(reduce(state, freeze({ seq: 5 + k, type, data })));
+  }
+  assert.equal(state.stages.pesft.series.a.points.length, 2);
+});
+
+test('a page that stays open for days keeps the newest samples and lines only, and counts the rest', () => {
+  const state = reduceAll(initialJob('j'), number([
+    ...Array.from({ length: KEEP_SAMPLES + 5 }, (_, k) => ['sample', { step: k }]),
+    ...Array.from({ length: KEEP_LINES + 3 }, (_, k) => ['log', { line: `line ${k}` }]),
+  ]));
+  assert.equal(state.samples.length, KEEP_SAMPLES);
+  assert.equal(state.samples.at(-1).step, KEEP_SAMPLES + 4);
+  assert.equal(state.log.length, KEEP_LINES);
+  assert.equal(state.dropped, 3);
+});
+
+test('a warning that comes again is one warning, counted, with its newest detail', () => {
+  const state = play(['warning', { code: 'a', detail: '1' }], ['warning', { code: 'b', detail: '2' }], ['warning', { code: 'a', detail: '3' }]);
+  assert.deepEqual(state.warnings, [{ code: 'b', detail: '2', count: 1 }, { code: 'a', detail: '3', count: 2 }]);
+});
+
+test('a resumed job is live again and forgets its error', () => {
+  const failed = play(['job.status', { status: 'failed', error: { code: 'x', detail: 'y' } }]);
+  assert.ok(isTerminal(failed));
+  assert.equal(failed.error.code, 'x');
+  const again = reduce(failed, { seq: 2, type: 'job.status', data: { status: 'queued', finished_at: null } });
+  assert.equal(again.status, 'queued');
+  assert.equal(again.error, null);
+  assert.equal(again.finishedAt, null);
+});
+
+test('the stage bar knows what is done, what runs and what waits', () => {
+  const spec = { method: 'pipeline', hyperparameters: { zero: {}, pesft: {}, perpo: {}, benchmark: null } };
+  assert.deepEqual(stagesOf(spec), ['zero', 'pesft', 'perpo']);
+  assert.deepEqual(stagesOf({ method: 'zero', hyperparameters: { pesft: null } }), ['zero']);
+  const running = { ...withJob(initialJob('j'), { status: 'running', spec, method: 'pipeline' }), progress: { stage: 'pesft', step: 30, total: 120 } };
+  assert.deepEqual(stageBar(running), [
+    { stage: 'zero', share: 1, state: 'done' }, { stage: 'pesft', share: 0.25, state: 'running' }, { stage: 'perpo', share: 0, state: 'waiting' },
+  ]);
+  assert.equal(stageBar({ ...running, status: 'cancelled' })[1].state, 'stopped');
+  assert.ok(stageBar({ ...running, status: 'succeeded' }).every((one) => one.share === 1));
+  assert.ok(stageBar({ ...running, progress: null }).every((one) => one.state === 'waiting'));
+});
+
+test('the numbers of a compared checkpoint are no stage of the bar', () => {
+  const state = reduce(withJob(initialJob('j'), { status: 'running', spec: { method: 'benchmark' }, progress: { stage: 'benchmark', step: 1, total: 2 } }),
+    { seq: 1, type: 'metrics', data: { stage: 'benchmark:other', step: 1, values: { 'accuracy/all': 1 } } });
+  assert.deepEqual(stageBar(state).map((one) => one.stage), ['benchmark']);
+});
+
+test('a sample becomes a trace for the viewer, with a verdict where it was graded', () => {
+  const trace = traceOf({ seq: 4, question: 'q', question_image: '/v1/q.png', steps: [{ text: 'a', image: '/v1/1.png' }, { text: 'b', image: null }], answer: 'red', rewards: { accuracy: 1 } });
+  assert.equal(trace.images[0].url, '/v1/q.png');
+  assert.deepEqual(trace.steps.map((step) => step.image?.url ?? null), ['/v1/1.png', null]);
+  assert.equal(trace.verdict.answer, 'right');
+  assert.equal(traceOf({ seq: 5, steps: [], answer: null }).verdict, null);
+  assert.equal(traceOf({ seq: 6, rewards: { accuracy: 0.2 } }).verdict.answer, 'wrong');
+});
+
+// ---- words
+
+test('every status has words, and every bad end says what to do', () => {
+  for (const status of ['queued', 'running', 'succeeded', 'failed', 'cancelled', 'interrupted']) assert.ok(statusOf({ status }).text);
+  for (const status of ['failed', 'cancelled', 'interrupted']) assert.match(troubleOf({ status }), /[Rr]esume/);
+  assert.match(troubleOf({ status: 'failed', error: { code: 'nan_loss', detail: 'the loss is not a number' } }), /the loss is not a number\./);
+  assert.match(troubleOf({ status: 'failed', error: { code: 'activation_failed', detail: 'x' } }), /Checkpoints page/);
+  assert.equal(troubleOf({ status: 'running' }), null);
+  assert.match(statusOf({ status: 'running', cancelRequested: true }).text, /stopping/);
+});
+
+test('every warning that a job may send says what it means and what to do', () => {
+  const codes = ['blank_pictures', 'reward_collapse', 'format_errors_rising', 'degenerate_groups', 'copied_pictures', 'capped_pictures',
+    'logprob_mismatch', 'samples_rejected', 'scoring_errors'];
+  for (const code of codes) {
+    for (const part of ['title', 'means', 'todo']) assert.ok(WARNINGS[code][part].length > 10, `${code} ${part}`);
+  }
+  assert.deepEqual(warningOf({ code: 'quite_new', detail: 'this happened' }).means, 'this happened');
+});
+
+test('times are told in two units at most', () => {
+  assert.deepEqual([0, 41.4, 60, 250, 3599, 3600, 5400, null, Infinity].map(duration), ['0 s', '41 s', '1 min', '4 min 10 s', '60 min', '1 h', '1 h 30 min', '', '']);
+  assert.equal(progressOf({ stage: 'a', step: 40, total: 60, eta_s: 120 }), 'step 40 of 60 · 2 min left');
+  assert.equal(progressOf({ stage: 'a', step: 40, total: 60, eta_s: null }), 'step 40 of 60');
+  assert.equal(progressOf(null), '');
+});
+
+test('how long a preset takes here comes from what has run here', () => {
+  const spec = { method: 'pesft', hyperparameters: { steps: 400 } };
+  const job = { method: 'pesft', status: 'succeeded', spec: { hyperparameters: { steps: 100 } }, started_at: '2026-01-01T00:00:00Z', finished_at: '2026-01-01T00:01:00Z' };
+  assert.equal(howLong(spec, []).known, false);
+  assert.equal(howLong(spec, [{ ...job, status: 'failed' }, { ...job, method: 'perpo' }]).known, false);
+  assert.equal(howLong(spec, [job]).text, 'about 4 min here (100 steps took 1 min)');
+  assert.equal(howLong(job.spec.hyperparameters && { method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min here the last time');
+});
+
+test('data and steps of a spec are told in words', () => {
+  assert.equal(dataOf({ data: { source: 'unitasks', num_samples: 8000 } }), '8,000 tasks of the procedural world');
+  assert.equal(dataOf({ data: { source: 'jsonl', path: 'mine' } }), 'all samples of a jsonl folder (mine)');
+  assert.equal(dataOf({ data: { zero: { source: 'unitasks', num_samples: 8 }, pesft: null, perpo: { source: 'unitasks', num_samples: 9 } } }),
+    'Zero 8 tasks, PeRPO 9 tasks of the procedural world');
+  assert.equal(stepsIn({ method: 'pipeline', hyperparameters: { pesft: { steps: 300 }, perpo: { steps: 40 }, benchmark: {} } }), 'PeSFT 300 steps · PeRPO 40 steps');
+});
+
+test('an apostrophe in a spec survives both shells', () => {
+  const spec = { method: 'pesft', data: { path: "it's" } };
+  assert.ok(curlOf('http://x', spec).endsWith(`-d '{"method":"pesft","data":{"path":"it'\\''s"}}'`));
+  assert.match(cliOf('http://127.0.0.1:7860', spec), /^\.venv\/bin\/omni-r1 train pesft /);
+  assert.match(cliOf('http://127.0.0.1:8000', spec), /^OMNI_R1_URL=http:\/\/127\.0\.0\.1:8000 /);
+});
+
+test('a broken spec is said before anything is sent', () => {
+  assert.deepEqual(parseSpec('{"method": "pesft"}').value, { method: 'pesft' });
+  assert.match(parseSpec('{"method": }').error, /not valid JSON/);
+  assert.match(parseSpec('[]').error, /one JSON object/);
+  assert.match(parseSpec('{"method": "magic"}').error, new RegExp(Object.keys(METHODS)[0]));
+});
+
+test('a screen reader hears ends, stages, checkpoints and warnings, not every step', () => {
+  const before = play(row(1, { a: 1 }));
+  assert.equal(announcementOf(before, reduce(before, { seq: 2, ...{ type: 'metrics', data: { stage: 'pesft', step: 2, values: { a: 1 } } } })), '');
+  const after = reduceAll(before, [
+    { seq: 2, type: 'checkpoint', data: { name: 'n-step-4' } }, { seq: 3, type: 'warning', data: { code: 'blank_pictures' } },
+    { seq: 4, type: 'job.status', data: { status: 'succeeded' } },
+  ]);
+  assert.match(announcementOf(before, after), /Job done\..*n-step-4 saved\..*blank/);
+});
+
+test('a reward is broken down in a fixed order, what was not scored is left out', () => {
+  assert.deepEqual(rewardRows({ perception: 0.4, total: 1.2, accuracy: 1 }), [['reward', 1.2, 1], ['accuracy', 1, 1], ['perception', 0.4, 0.4]]);
+  assert.deepEqual(rewardRows(null), []);
+});
+
+test('a report is sorted by the shape of its values', () => {
+  const parts = sorted({
+    kind: 'bootstrapping', time: 't', accepted: 7, rejected: { blank: 2 }, interval: [0.1, 0.2], ids: ['a', 'b'], none: null,
+    by_slice: { natural: { chains: 3 }, grids: { chains: 4 } }, tv: { edges: [0, 1, 2], counts: [3, 4], mean: 0.5 }, sheet: '/v1/jobs/j/files/samples/x.png',
+  });
+  assert.deepEqual(parts.facts, [['accepted', 7], ['rejected, blank', 2], ['interval', [0.1, 0.2]], ['tv, mean', 0.5]]);
+  assert.deepEqual(parts.tables.map(([name]) => name), ['by slice']);
+  assert.deepEqual(parts.histograms, [['tv', { counts: [3, 4], edges: [0, 1, 2] }]]);
+  assert.deepEqual(parts.pictures, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
+});
