@@ -20,11 +20,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger("omni_r1.errors")
 
 MEDIA_TYPE = "application/problem+json"
+_FULL = ("disk is full", "No space left on device")  # SQLite's words, and what PostgreSQL passes on
 
 # code -> (status, title). The codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {
@@ -40,6 +42,7 @@ CODES: dict[str, tuple[int, str]] = {
     "checkpoint_not_found": (404, "No such checkpoint"),
     "method_not_allowed": (405, "Not this method"),
     "not_paused": (409, "The trace is not paused"),
+    "trace_elsewhere": (409, "Another server has the trace"),
     "weights_gone": (409, "The weights this trace began with are gone"),
     "not_resumable": (409, "The job cannot be resumed"),
     "job_live": (409, "The job has not ended"),
@@ -164,9 +167,10 @@ def from_storage(error: BaseException) -> Problem | None:
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause)
-        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
+        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in text for said in _FULL):
             return Problem("disk_full", "no space left on the disk; free some and try again; nothing was lost")
-        if isinstance(cause, OperationalError | DatabaseGone):
+        lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
+        if lost or isinstance(cause, OperationalError | DatabaseGone | PoolTimeout):
             return Problem(
                 "database_unavailable",
                 "the database is locked or gone; see the server's log, then try again",
@@ -218,6 +222,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(DBAPIError, on_storage)
+    app.add_exception_handler(PoolTimeout, on_storage)
     app.add_exception_handler(OSError, on_storage)
     app.add_exception_handler(DatabaseGone, on_storage)
     app.add_exception_handler(Exception, on_any)

@@ -310,7 +310,7 @@ class EventLog:
         while True:
             try:
                 self._commit(batch)
-            except sa.exc.IntegrityError:
+            except (sa.exc.IntegrityError, sa.exc.DataError):  # of one trace; trying again would not help
                 if len({entry.trace_id for entry in batch}) > 1:
                     for trace_id in dict.fromkeys(entry.trace_id for entry in batch):
                         self._commit_until_done([entry for entry in batch if entry.trace_id == trace_id])

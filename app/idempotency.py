@@ -1,7 +1,7 @@
 """`Idempotency-Key`: the first answer again for the same key and body, kept 24 h per route.
 
 The claim is written in the transaction that creates; between the arrival of a request and that transaction the key is
-held in memory (one server per home). Knows no HTTP beyond the refusals.
+held in memory (one server per home; two on one database meet in that transaction). Knows no HTTP beyond the refusals.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class Claim:
         if self.key is None:
             return
         table = tables.idempotency
-        old = (table.c.route == self.route) & (table.c.key == self.key)
-        connection.execute(sa.delete(table).where(old))
+        mine = (table.c.route == self.route) & (table.c.key == self.key)
+        fresh = table.c.created_at >= stamp(datetime.now(UTC) - KEEP)
+        if connection.execute(sa.select(table.c.key).where(mine, fresh)).first() is not None:
+            raise _in_progress()  # another server on this database was faster
+        connection.execute(sa.delete(table).where(mine))
         connection.execute(
             sa.insert(table).values(
                 route=self.route,
@@ -79,9 +82,7 @@ class IdempotencyKeys:
         if not _KEY.fullmatch(key):
             raise field_problem("invalid", "header.Idempotency-Key", "must be 1 to 128 visible ASCII characters")
         if (route, key) in self._in_flight:
-            raise Problem(
-                "request_in_progress", "send it again in a second for its answer", headers={"Retry-After": "1"}
-            )
+            raise _in_progress()
         self._in_flight.add((route, key))
         try:
             yield Claim(route, key, hashlib.sha256(body).hexdigest())
@@ -111,3 +112,7 @@ class IdempotencyKeys:
         table = tables.idempotency
         with self._db.write() as connection:
             connection.execute(sa.delete(table).where(table.c.created_at < stamp(datetime.now(UTC) - KEEP)))
+
+
+def _in_progress() -> Problem:
+    return Problem("request_in_progress", "send it again in a second for its answer", headers={"Retry-After": "1"})

@@ -50,6 +50,7 @@ from app.runtime import BuildUI, Runtime, UISlot
 from app.settings import Settings
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
+from app.trace_reader import TraceReader
 from app.trace_runner import TraceRunner
 from app.traces import TraceService
 from app.ui.assets import static_files
@@ -169,6 +170,7 @@ def build_services(
         partials=partials,
         intake=intake,
         runner=runner,
+        reader=TraceReader(db, events, lambda: home.server_id, ping_s=settings.ping_s),
         metrics=metrics,
         home=home,
         max_queue=settings.max_queue,

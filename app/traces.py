@@ -27,8 +27,9 @@ from app.home import Home
 from app.idempotency import Claim
 from app.live import LiveTrace
 from app.metrics import Metrics
-from app.schemas import TERMINAL, Mode, TraceCreate
+from app.schemas import Mode, TraceCreate
 from app.trace_intake import Intake
+from app.trace_reader import TraceReader, no_trace
 from app.trace_runner import INTERRUPTED, TraceRunner
 from model.engine.messages import Generation, ImageInput, SamplingRequest
 
@@ -52,6 +53,7 @@ class TraceService:
         partials: PartialStore,
         intake: Intake,
         runner: TraceRunner,
+        reader: TraceReader,
         metrics: Metrics,
         home: Home,
         max_queue: int,
@@ -65,6 +67,7 @@ class TraceService:
         self._partials = partials
         self._intake = intake
         self._runner = runner
+        self._reader = reader
         self._metrics = metrics
         self._home = home
         self.max_queue = max_queue
@@ -223,42 +226,24 @@ class TraceService:
 
     async def get(self, trace_id: str) -> dict[str, Any]:
         """The whole trace."""
-        trace = await asyncio.to_thread(self._whole, trace_id)
-        if trace is None:
-            raise _no_trace()
-        return trace
-
-    def _whole(self, trace_id: str) -> dict[str, Any] | None:
-        with self._db.read() as connection:
-            return store.whole(connection, trace_id)
+        return await self._reader.get(trace_id)
 
     async def past_the_end(self, trace_id: str, after: int) -> bool:
         """Whether a reader at `after` has had the terminal event; 404 for an unknown trace."""
-        if self._events.is_running(trace_id):
-            return False
-
-        def look() -> bool | None:
-            with self._db.read() as connection:
-                row = store.get_row(connection, trace_id)
-                if row is None:
-                    return None
-                return row.status in TERMINAL and after >= store.last_seq(connection, trace_id)
-
-        past = await asyncio.to_thread(look)
-        if past is None:
-            raise _no_trace()
-        return past
+        return await self._reader.past_the_end(trace_id, after)
 
     def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
         """The trace's events behind `after`, as frames of a stream."""
-        return self._events.read(trace_id, after)
+        return self._reader.read(trace_id, after)
 
     # ---- steer
 
     async def pause(self, trace_id: str) -> dict[str, Any]:
         """Let it pause when its running step ends; nothing changes for one that is paused or has ended."""
         live = self._live.get(trace_id)
-        if live is not None and not live.ended and live.mode != "step":
+        if live is None:
+            await self._reader.require_here(trace_id)
+        elif not live.ended and live.mode != "step":
             live.mode = "step"
 
             def note() -> None:
@@ -273,9 +258,10 @@ class TraceService:
     async def continue_(self, trace_id: str, mode: Mode) -> dict[str, Any]:
         """Let a paused trace go on; 409 unless it is paused and its weights are there."""
         async with self._lock(trace_id):
+            await self._reader.require_here(trace_id)
             row = await asyncio.to_thread(self._row_with_resume, trace_id)
             if row is None:
-                raise _no_trace()
+                raise no_trace()
             leaving = self._live.get(trace_id)
             if row.status != "paused" or (leaving is not None and not leaving.ended):
                 raise Problem("not_paused", f"it is {row.status}; only a paused trace can be continued")
@@ -328,6 +314,8 @@ class TraceService:
             live = self._live.get(trace_id)
             if live is not None:
                 await self._stop_live(live, reason)
+            else:
+                await self._reader.require_here(trace_id)
             trace = await self.get(trace_id)
             if trace["status"] == "paused":
                 await self._cancel_paused(trace_id, reason)
@@ -371,7 +359,7 @@ class TraceService:
             return found
 
         if not await asyncio.to_thread(remove):
-            raise _no_trace()
+            raise no_trace()
         self._events.delete(trace_id)
 
     # ---- helpers
@@ -407,7 +395,3 @@ class TraceService:
 
     def _inputs(self, images: list[dict[str, Any]]) -> tuple[ImageInput, ...]:
         return tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in images)
-
-
-def _no_trace() -> Problem:
-    return Problem("trace_not_found", "no trace has this id; it may have been deleted")

@@ -119,7 +119,7 @@ async def trace_events(trace_id: TraceId, position: Position, app: App) -> Respo
     return EventStream(app.traces.read(trace_id, position))
 
 
-@router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 503))
+@router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 409, 503))
 async def pause_trace(trace_id: TraceId, app: App) -> Response:
     """Let it pause when its running step ends; idempotent."""
     return JSONResponse(await app.traces.pause(trace_id))
@@ -136,13 +136,13 @@ async def continue_trace(trace_id: TraceId, app: App, body: ContinueIn | None = 
     return JSONResponse(await app.traces.continue_(trace_id, body.mode if body else "step"))
 
 
-@router.post("/{trace_id}/cancel", response_model=Trace, responses=problems(403, 404, 503))
+@router.post("/{trace_id}/cancel", response_model=Trace, responses=problems(403, 404, 409, 503))
 async def cancel_trace(trace_id: TraceId, app: App) -> Response:
     """Answers when the engine has really stopped; changes nothing for a trace that has ended."""
     return JSONResponse(await app.traces.cancel(trace_id))
 
 
-@router.delete("/{trace_id}", status_code=204, responses=problems(403, 404, 503))
+@router.delete("/{trace_id}", status_code=204, responses=problems(403, 404, 409, 503))
 async def delete_trace(trace_id: TraceId, app: App) -> Response:
     """Remove it with its events and partial pictures; a live one is cancelled first."""
     await app.traces.delete(trace_id)
