@@ -1,8 +1,9 @@
 """`omni-r1`: serve the studio, ask it from a terminal, train and evaluate the embedded models, look for trouble.
 
-`ask`, `task` and `checkpoints` speak to a running server over HTTP (OMNI_R1_URL, default http://127.0.0.1:7860);
-`serve`, `evaluate`, `train`, `convert` and `doctor` run by themselves. This file only reads arguments and turns what
-went wrong into one line and an exit code; each command is imported when it is called, so that `--help` is instant.
+`ask`, `task`, `checkpoints`, `jobs` and `train` speak to a running server over HTTP (OMNI_R1_URL, default
+http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` run by themselves. This file only
+reads arguments and turns what went wrong into one line and an exit code; each command is imported when it is called, so
+that `--help` is instant.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 3 no server there, 130 interrupted.
 """
@@ -30,6 +31,14 @@ from app.cli_terminal import (
 SLICES = ("natural", "structured", "diagrammatic", "operational")
 STAGES = ("vq", "base", "pesft")
 _URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
+METHODS = {
+    "pesft": "learn from traces with pictures (PeSFT)",
+    "perpo": "learn from rewards (PeRPO)",
+    "zero": "let the base draw the pictures of text-only chains, and learn from them (Omni-R1-Zero)",
+    "pipeline": "do the whole recipe, stage by stage",
+    "benchmark": "measure a checkpoint",
+}
+JOB_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "interrupted")
 VARIANTS = ("interleaved", "text", "state")
 
 
@@ -73,6 +82,7 @@ def build_parser() -> _Parser:
     _add_checkpoints(commands)
     _add_evaluate(commands)
     _add_train(commands)
+    _add_jobs(commands)
     _add_convert(commands)
     _add_doctor(commands)
     return parser
@@ -179,9 +189,12 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
 
 
 def _add_train(commands: _Commands[_Parser]) -> None:
-    train = commands.add_parser("train", help="train the embedded models", description="Train the embedded models.")
-    models = train.add_subparsers(title="models", metavar="MODEL", required=True)
-    parser = _command(models, "nano", "app.cli_train:train_nano", "train the embedded family, one stage at a time")
+    text = "train: a job of a running server, or the embedded models from the beginning"
+    train = commands.add_parser("train", help=text, description=text[0].upper() + text[1:] + ".")
+    methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
+    for name, what in METHODS.items():
+        _add_method(methods, name, what)
+    parser = _command(methods, "nano", "app.cli_train:train_nano", "train the embedded family, one stage at a time")
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke to try it in seconds")
     parser.add_argument("--out", metavar="DIR", default="runs/nano", help="checkpoints and logs (runs/nano)")
@@ -193,6 +206,51 @@ def _add_train(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument("--perception-weight", type=_finite, help="of pesft: lambda instead of the recipe's")
     parser.add_argument("--steps", type=_positive, help="of pesft: a shorter run than the recipe's, named after it")
+
+
+def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
+    parser = _command(methods, name, "app.cli_jobs:train", f"{what}, as a job of a running server")
+    parser.set_defaults(method=name)
+    parser.add_argument("--preset", help="what to begin with (the one of the training page)")
+    parser.add_argument("--spec", help="the whole specification instead: JSON, a file with it, or - for stdin")
+    parser.add_argument("--base", metavar="CHECKPOINT", help="checkpoint to start from (the preset's)")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="one value, like hyperparameters.steps=40"
+    )
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--output-name", metavar="NAME", help="what its checkpoints are called before their step")
+    parser.add_argument("--gpu", choices=("shared", "exclusive"), help="exclusive: no other job beside it (shared)")
+    parser.add_argument("--activate", action="store_true", help="let the server answer with the result")
+    parser.add_argument("--detach", action="store_true", help="print the job's id and leave it alone")
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines")
+    _add_url(parser)
+
+
+def _add_jobs(commands: _Commands[_Parser]) -> None:
+    text = "list a server's training jobs; show, watch, cancel, resume or delete one"
+    parser = _command(commands, "jobs", "app.cli_jobs:jobs_list", text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    listing = _command(actions, "list", "app.cli_jobs:jobs_list", "list the newest (the default)")
+    for one in (parser, listing):
+        quiet = argparse.SUPPRESS
+        one.add_argument("--status", choices=JOB_STATUSES, default=None if one is parser else quiet)
+        one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
+        one.add_argument("--limit", type=int, default=20 if one is parser else quiet, help="at most 100 (20)")
+    actions_of_one = {
+        "show": "print all that is known of one",
+        "watch": "follow one to its end",
+        "cancel": "let one stop at the end of its step, with a checkpoint",
+        "resume": "let one that has ended go on where it stopped",
+        "delete": "remove one that has ended; its checkpoints stay",
+    }
+    for name, what in actions_of_one.items():
+        _command(actions, name, f"app.cli_jobs:{name}", what).add_argument("id", metavar="ID")
+    actions.choices["cancel"].add_argument("--wait", action="store_true", help="return when it has stopped")
+    actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
+    for action in (parser, *actions.choices.values()):
+        default = None if action is parser else argparse.SUPPRESS
+        action.add_argument("--json", action="store_true", default=default, help="print JSON")
+        action.add_argument("--url", default=default, help=_URL_HELP)
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:

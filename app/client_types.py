@@ -167,6 +167,7 @@ class Job(TypedDict):
     started_at: str | None
     finished_at: str | None
     heartbeat_at: str | None
+    last_event: int
 
 
 class JobPage(TypedDict):

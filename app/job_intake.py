@@ -17,7 +17,8 @@ from app import db as tables
 from app import job_store as jobs
 from app import trace_store as traces
 from app.artifacts import ImageStore
-from app.checkpoints import CheckpointInfo, CheckpointRegistry
+from app.checkpoint_folder import CheckpointInfo
+from app.checkpoints import CheckpointRegistry
 from app.db import Database
 from app.errors import Problem, field_problem
 from training.formats import trace_row

@@ -259,10 +259,14 @@ def _plain(value: Any) -> Any:
 
 # ---- as the contract shows them
 
+_SHOWN: sa.Select[Any] = sa.select(
+    *J.c, sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == J.c.id).correlate(J).scalar_subquery().label("last_event")
+)
+
 
 def whole(connection: Connection, job_id: str) -> dict[str, Any] | None:
     """The job as the contract shows it, or None."""
-    row = get_row(connection, job_id)
+    row = connection.execute(_SHOWN.where(J.c.id == job_id)).one_or_none()
     return None if row is None else _shown(row, _checkpoints(connection, [job_id]))
 
 
@@ -275,7 +279,7 @@ def page(
     method: str | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
     """A page of jobs, newest first, and whether there are more."""
-    query = sa.select(J).order_by(J.c.id.desc()).limit(limit + 1)
+    query = _SHOWN.order_by(J.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(J.c.id < after)
     if status is not None:
@@ -313,4 +317,5 @@ def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]]) -> dict[str,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
         "heartbeat_at": row.heartbeat_at if row.status == "running" else None,
+        "last_event": row.last_event,
     }

@@ -9,18 +9,13 @@ coroutines live on the server's event loop, blocking work goes to threads. Knows
 from __future__ import annotations
 
 import asyncio
-import functools
-import platform
-import re
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy.engine import Connection
 
+from app import job_files as files
 from app import job_store as store
 from app.db import Database, now
 from app.errors import Problem
@@ -34,9 +29,7 @@ from training.job_watch import Job
 from training.jobs import COMMAND, JobRunner
 from training.spec import AnySpec
 
-OWN_FILES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
-PRIVATE_FOLDERS = frozenset({"checkpoints", "runs", "data"})
-_PICTURE = re.compile(r"(samples|reports)/[\w./-]+\.png")
+RESUMABLE = ("cancelled", "failed", "interrupted")
 
 
 class JobCheckpoints(Protocol):
@@ -182,12 +175,8 @@ class JobService:
 
     def file(self, job_id: str, name: str) -> Path:
         """A picture, report or log of the job; 404 for anything else in its folder. Blocking."""
-        folder = self._table.folder(job_id).resolve()
-        path = (folder / name).resolve() if "\0" not in name else folder
-        inside = path.is_relative_to(folder) and folder.parent == self._home.jobs.resolve()
-        hidden = any(part.startswith(".") for part in path.parts[len(folder.parts) :])
-        private = inside and path != folder and path.relative_to(folder).parts[0] in PRIVATE_FOLDERS
-        if not inside or hidden or private or path.suffix not in OWN_FILES or not path.is_file():
+        path = files.public_file(self._home.jobs, job_id, name)
+        if path is None:
             raise Problem("not_found", "the job has no such file; its sample and report events name those it has")
         return path
 
@@ -218,7 +207,7 @@ class JobService:
             if row.status not in RESUMABLE:
                 may = "only a cancelled, failed or interrupted job can be resumed"
                 raise Problem("not_resumable", f"it is {row.status}; {may}")
-            if not has_saved_state(self._table.folder(job_id)):
+            if not files.has_saved_state(self._table.folder(job_id)):
                 raise Problem(
                     "not_resumable", "it ended before its first checkpoint; start it again with POST /v1/jobs"
                 )
@@ -248,7 +237,7 @@ class JobService:
 
         await self._change(job_id, remove)
         self.changed(job_id)
-        await asyncio.to_thread(_remove_all_but_checkpoints, self._table.folder(job_id))
+        await asyncio.to_thread(files.remove_all_but_checkpoints, self._table.folder(job_id))
 
     async def _change(self, job_id: str, change: Any) -> None:
         def work() -> None:
@@ -275,7 +264,7 @@ class JobService:
         return described | {
             "output_prefix": row.output_prefix,
             "created_at": row.created_at,
-            "provenance": provenance(),
+            "provenance": files.provenance(),
         }
 
     def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
@@ -292,7 +281,7 @@ class JobService:
                 metrics=data.get("metrics") or {},
             )
         elif event.type in ("sample", "report"):
-            data = _with_addresses(data, f"/v1/jobs/{job.id}/files/")
+            data = files.with_addresses(data, job.folder, f"/v1/jobs/{job.id}/files/")
         return WorkerEvent(event.type, event.time, data)
 
     async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -317,62 +306,6 @@ class JobService:
     def changed(self, job_id: str) -> None:
         """Wake the readers."""
         self._events.wake(job_id)
-
-
-RESUMABLE = ("cancelled", "failed", "interrupted")
-
-
-def has_saved_state(folder: Path) -> bool:
-    """Whether a worker could go on from what is in a job's folder."""
-    return any((folder / "runs").glob("**/state.pt")) or any((folder / "checkpoints").glob("*/manifest.json"))
-
-
-@functools.cache
-def provenance() -> dict[str, Any]:
-    """What made the results: commit, Python and the packages whose versions matter."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-        commit: str | None = found.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    versions: dict[str, str] = {}
-    for package in ("omni-r1-studio", "torch", "numpy", "tokenizers", "safetensors"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"commit": commit, "python": platform.python_version(), "machine": platform.machine(), **versions}
-
-
-def _with_addresses(value: Any, prefix: str) -> Any:
-    if isinstance(value, str):
-        return prefix + value if _PICTURE.fullmatch(value) else value
-    if isinstance(value, dict):
-        return {key: _with_addresses(item, prefix) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_addresses(item, prefix) for item in value]
-    return value
-
-
-def _remove_all_but_checkpoints(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.name == "checkpoints" and any(path.iterdir()):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _no_job() -> Problem:

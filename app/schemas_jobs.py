@@ -57,6 +57,7 @@ class JobOut(Out):
     started_at: str | None
     finished_at: str | None
     heartbeat_at: str | None = Field(description="when its running worker was last seen alive")
+    last_event: int = Field(description="number of its newest event")
 
 
 class JobList(Out):

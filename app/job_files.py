@@ -1,0 +1,98 @@
+"""A job's folder as the server sees it: what may be read from outside, what can be resumed, what a deletion leaves.
+
+Blocking; knows no database and no HTTP.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PUBLIC_SUFFIXES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
+PRIVATE_FOLDERS = frozenset({"checkpoints", "runs", "data"})
+# What a worker leaves that it can go on from, by method: weights, drawn chains, stages done, answers given.
+SAVED_STATE = (
+    "checkpoints/*/manifest.json",
+    "runs/**/state.pt",
+    "runs/**/drawn.jsonl",
+    "runs/**/result.json",
+    "runs/pipeline.json",
+    "benchmark/*/predictions.jsonl",
+)
+_RELATIVE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*\.[a-z]+")
+
+
+def public_file(jobs: Path, job_id: str, name: str) -> Path | None:
+    """A file of the job that may be read by whoever may read the job; None for any other and for none."""
+    folder = jobs.resolve() / job_id
+    if "\0" in name or "\0" in job_id or folder.parent != jobs.resolve():
+        return None
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder) or path == folder:
+        return None
+    parts = path.relative_to(folder).parts
+    if parts[0] in PRIVATE_FOLDERS or any(part.startswith(".") for part in parts):
+        return None
+    return path if path.suffix in PUBLIC_SUFFIXES and path.is_file() else None
+
+
+def with_addresses(value: Any, folder: Path, prefix: str) -> Any:
+    """A worker's data with the paths of its public files turned into their addresses on this server."""
+    if isinstance(value, str):
+        short = len(value) < 300 and _RELATIVE.fullmatch(value) is not None
+        return prefix + value if short and public_file(folder.parent, folder.name, value) is not None else value
+    if isinstance(value, dict):
+        return {key: with_addresses(item, folder, prefix) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_addresses(item, folder, prefix) for item in value]
+    return value
+
+
+def has_saved_state(folder: Path) -> bool:
+    """Whether a worker could go on from what is there."""
+    return any(any(folder.glob(pattern)) for pattern in SAVED_STATE)
+
+
+def remove_all_but_checkpoints(folder: Path) -> None:
+    """Log, samples and states go; checkpoints stay, the folder too while it holds any."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name == "checkpoints" and any(path.iterdir()):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """What made the results: commit, Python and the packages whose versions matter."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+        commit: str | None = found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    versions: dict[str, str] = {}
+    for package in ("omni-r1-studio", "torch", "numpy", "tokenizers", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"commit": commit, "python": platform.python_version(), "machine": platform.machine(), **versions}
