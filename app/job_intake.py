@@ -72,7 +72,7 @@ class JobIntake:
         path = (self._home / Path(given).expanduser()).resolve()
         if not any(path.is_relative_to(root.resolve()) for root in self._roots):
             detail = "lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; put the data there, or allow its folder"
-            raise field_problem("invalid", where, detail)
+            raise field_problem("path_not_allowed", where, detail)
         try:
             empty = not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
         except OSError as error:
