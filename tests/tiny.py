@@ -17,7 +17,8 @@ from model.checkpoint import save_checkpoint
 from model.config import ModelConfig, TransformerConfig, VQConfig
 from model.manifest import Capabilities, GenerationDefaults, ImageCount, Manifest, Perception
 from model.tokenizer import train_bpe
-from model.transformer import Transformer
+from model.transformer import CausalAttention, Transformer
+from model.vocab import Vocabulary
 from model.vq import VQModel
 
 TEXTS = [
@@ -132,6 +133,42 @@ def make_tiny_checkpoint(
     if qk_norm == "dim":
         _shrink_qk_norms(folder)
     return folder
+
+
+def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a tiny checkpoint that draws often (about every tenth token at temperature 1) and never ends by itself.
+
+    Column 0 of the residual stream is made a positive constant, on which those two logits alone depend.
+    """
+    config, tokenizer = tiny_config()
+    vocab = Vocabulary.from_parts(config, tokenizer)
+    transformer, vq = tiny_modules(config, seed=seed)
+    state = {key: value.clone() for key, value in transformer.state_dict().items()}
+    state["model.embed_tokens.weight"][:, 0] = 1.0
+    for name, value in state.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            value[0] = 0.0
+    head = state["lm_head.weight"]
+    head[:, 0] = head[vocab.boi_id] = head[vocab.eos_id] = 0.0
+    transformer.load_state_dict(state)
+    ids = torch.tensor(vocab.text_ids).repeat(3)[None, :500]
+    with torch.no_grad():
+        hidden = transformer(ids, torch.arange(ids.shape[1])[None], CausalAttention())[0]
+        usual = transformer.logits(hidden)[:, list(vocab.text_ids)].logsumexp(-1).mean()
+        head[vocab.boi_id, 0] = (usual - 2.0) / hidden[:, 0].mean()
+        head[vocab.eos_id, 0] = -1000.0
+    return save_checkpoint(
+        folder,
+        config=config,
+        transformer_state=state,
+        vq_state=vq.state_dict(),
+        tokenizer=tokenizer,
+        manifest=Manifest(
+            Path(folder).name, licence="MIT", description="Random weights for tests.", images=ImageCount(0, 2),
+            perception=Perception(tau=3.0),
+        ),
+        dtype=torch.float32,
+    )  # fmt: skip
 
 
 def _shrink_qk_norms(folder: Path) -> None:
