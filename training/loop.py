@@ -144,9 +144,13 @@ def atomic_write(path: Path, write: Any) -> None:
 
 
 def _save_tensors(state: dict[str, Any], path: Path) -> None:
-    """`torch.save` that says OSError where the disk is full (its own writer says RuntimeError)."""
-    with path.open("wb") as handle:
-        torch.save(state, handle)
+    """`torch.save` that says OSError where the disk is full: its own writer says RuntimeError on top of that."""
+    try:
+        with path.open("wb") as handle:
+            torch.save(state, handle)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(f"{path.name}: {error}") from error
 
 
 def provenance() -> dict[str, Any]:
@@ -167,6 +171,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
+class SettingsChanged(ValueError):
+    """A run cannot go on with other settings than it began with."""
+
+
 class RunFolder:
     """The folder of one run: its specification, its metrics and its newest state."""
 
@@ -182,7 +190,7 @@ class RunFolder:
             defaults: of settings that a run from before they existed does not name.
 
         Raises:
-            ValueError: the run to resume was started with other settings.
+            SettingsChanged: the run to resume was started with other settings.
         """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
@@ -193,7 +201,9 @@ class RunFolder:
             old, new = json.loads(json.dumps(old)), json.loads(json.dumps(spec))
             if old != new:
                 changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-                raise ValueError(f"{path} was started with other settings ({', '.join(changed)}): use a new folder")
+                raise SettingsChanged(
+                    f"{path} was started with other settings ({', '.join(changed)}): use a new folder"
+                )
         else:
             self.state_path.unlink(missing_ok=True)
             (path / "metrics.jsonl").unlink(missing_ok=True)

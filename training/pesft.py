@@ -29,7 +29,7 @@ from training.job_checkpoint import (
 )
 from training.job_context import JobContext, JobError, JobStopped
 from training.looks import Looks
-from training.loop import RunFolder, RunStopped, atomic_write
+from training.loop import RunFolder, RunStopped, SettingsChanged, atomic_write
 from training.rows import DataError, Intake
 from training.samples import SampleEncoder, build_token_set, trace_samples
 from training.sft import SFTSpec, State, train_sft
@@ -76,6 +76,8 @@ def run(ctx: JobContext) -> dict[str, Any]:
         )
     except RunStopped as stop:
         raise JobStopped from stop
+    except SettingsChanged as error:
+        raise JobError("settings_changed", str(error)) from error
     except FloatingPointError as error:
         raise JobError("loss_not_finite", f"{error}; {last_good(ctx)}") from error
     last = stage_checkpoints(ctx)[-1]

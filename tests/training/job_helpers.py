@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from training.job_context import JobContext
 from training.job_log import JobLog
 from training.loop import StopFlag
@@ -25,7 +28,7 @@ def make_context(
         log=JobLog(folder, tensorboard=False),
         output_prefix="job",
         resume=resume,
-        stop=stop or StopFlag(),
+        stop=StopFlag() if stop is None else stop,  # a flag that is not set is false
     )
 
 
@@ -47,3 +50,26 @@ def write_job(folder: Path, spec: dict[str, Any], base: Path) -> Path:
     }
     (folder / "job.json").write_text(json.dumps(job))
     return folder
+
+
+WORLD = {"source": "unitasks", "num_samples": 12}
+HYPER: dict[str, Any] = {
+    "steps": 6, "save_every": 2, "log_every": 1, "lr": 1e-2, "warmup": 1, "batch_tokens": 256, "sample_every": 0,
+}  # fmt: skip
+
+
+def pesft_spec(data: dict[str, Any] | None = None, **hyper: Any) -> dict[str, Any]:
+    """Six steps on twelve tasks, or what is asked for instead."""
+    return {"method": "pesft", "data": data or WORLD, "hyperparameters": {**HYPER, **hyper}, "seed": 1}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """The loss of each step; of two rows for one step the later counts."""
+    return {e["step"]: e["values"]["loss/ce"] for e in events(folder, "metrics")}
+
+
+def masters(job: Path, step: int) -> dict[str, Tensor]:
+    """The fp32 weights in the training checkpoint of a step."""
+    path = job / "checkpoints" / f"job-step-{step}" / "train" / "state.pt"
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
+    return state
