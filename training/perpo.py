@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from training.failure_signs import FailureSigns
 from training.hyperparameters import PeRPOHyperparameters
 from training.job_checkpoint import (
     SAVE_ERRORS,
+    check_finite,
     last_good,
     load_base,
     save_failed,
@@ -36,7 +38,7 @@ from training.job_checkpoint import (
     stage_checkpoints,
 )
 from training.job_context import JobContext, JobError, JobStopped
-from training.loop import RunFolder
+from training.loop import RunFolder, SettingsChanged
 from training.policy_update import Updater
 from training.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
 from training.rewards import RewardBreakdown, Scorer, reward_metrics, score_all
@@ -92,51 +94,54 @@ def run(ctx: JobContext) -> dict[str, Any]:
         signs = FailureSigns(precision=hp.precision, state=state["signs"])
         ctx.log.log(f"resumed behind step {start}")
 
-    def save_state(step: int) -> None:
-        run_folder.save_state(
-            {
-                "step": step,
-                "cursor": cursor,
-                "model": policy.state_dict(),
-                "optimizer": updater.optimizer.state_dict(),
-                "signs": signs.state(),
-                "metrics": metrics,
-            }
-        )
-
-    def save(step: int) -> None:
+    def save(step: int, *, whole: bool = True) -> None:
+        """The state, and a checkpoint with it if it is to be ``whole``."""
         try:
-            save_state(step)
-            save_training_checkpoint(
-                ctx, base, stage=stage, step=step, transformer_state=policy.state_dict(), run=run_folder,
-                metrics=metrics, description=_description(base), keep_states=hp.keep_states,
-            )  # fmt: skip
+            run_folder.save_state(
+                {
+                    "step": step,
+                    "cursor": cursor,
+                    "model": policy.state_dict(),
+                    "optimizer": updater.optimizer.state_dict(),
+                    "signs": signs.state(),
+                    "metrics": metrics,
+                }
+            )
+            if whole:
+                save_training_checkpoint(
+                    ctx, base, stage=stage, step=step, transformer_state=policy.state_dict(), run=run_folder,
+                    metrics=metrics, description=_description(base), keep_states=hp.keep_states,
+                )  # fmt: skip
         except SAVE_ERRORS as error:
-            save_failed(ctx, error, step=step, final=step == hp.steps)
+            save_failed(ctx, error, step=step, final=step == hp.steps or bool(ctx.stop))
 
     began = time.monotonic()
+    ctx.log.progress(stage, start, hp.steps)
     with tqdm(total=hp.steps, initial=start, desc=stage, mininterval=5) as bar:
         for step in range(start, hp.steps):
             tick = time.monotonic()
-            batch = collect(sampler, scorer, prompts, order, cursor, hp, seed=spec.seed, step=step)
-            cursor += batch.asked
-            drawn = time.monotonic()
             try:
+                batch = collect(sampler, scorer, prompts, order, cursor, hp, seed=spec.seed, step=step,
+                                check_stop=ctx.check_stop)  # fmt: skip
+                drawn = time.monotonic()
                 updated = updater.step(batch.kept, step) if batch.kept else {}
+                check_finite(policy.state_dict(), step + 1)  # before a good state is replaced
+            except JobStopped:  # what this step drew is drawn again: it changed nothing yet
+                save(step, whole=False)
+                raise
             except FloatingPointError as error:
                 raise JobError("loss_not_finite", f"step {step + 1}: {error}; {last_good(ctx)}") from error
+            cursor += batch.asked
             metrics = batch_metrics(batch, hp) | updated
             metrics |= _speed(batch, drawn - tick, time.monotonic() - drawn)
             _tell(ctx, stage, step + 1, batch, metrics, signs, hp, base)
             left = hp.steps - step - 1
             ctx.log.progress(stage, step + 1, hp.steps, (time.monotonic() - began) / (step + 1 - start) * left)
-            run_folder.log(step + 1, metrics)
             bar.update()
             last, stopping = step + 1 == hp.steps, bool(ctx.stop)
-            if last or (step + 1) % hp.save_every == 0:
-                save(step + 1)
-            elif stopping:
-                save_state(step + 1)
+            at_turn = last or (step + 1) % hp.save_every == 0
+            if at_turn or stopping:
+                save(step + 1, whole=at_turn)
             if stopping and not last:
                 raise JobStopped
     if ctx.checkpoint_folder(hp.steps) not in stage_checkpoints(ctx):  # resumed between the last state and its folder
@@ -149,7 +154,7 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
     """The prompts of a specification; what was left out is told.
 
     Raises:
-        JobError: ``bad_data`` or ``empty_data``.
+        JobError: ``bad_data`` or ``no_samples``.
     """
     spec = ctx.spec
     assert isinstance(spec, PeRPOSpec)
@@ -157,16 +162,14 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
     if isinstance(spec.data, UniTasksData):
         return WorldPrompts(spec.data, spec.seed, base.template, base.vq)
     try:
-        found = FilePrompts(
-            spec.data, base.template, base.vq, context_len=base.config.transformer.max_position_embeddings
-        )
+        found = FilePrompts(spec.data, base.template, base.vq, context_len=base.config.transformer.context_len)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
     if found.intake.rejected:
         found.intake.write(ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl")
         ctx.log.warning("samples_rejected", found.intake.summary())
     if not len(found):
-        raise JobError("empty_data", f"no prompt is left: {found.intake.summary()}")
+        raise JobError("no_samples", f"no prompt is left: {found.intake.summary()}")
     return found
 
 
@@ -180,11 +183,12 @@ def collect(
     *,
     seed: int,
     step: int,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> StepBatch:
     """Draw and score groups until a step has enough to learn from, or its refills are used up.
 
     A refill asks as many prompts as the missing groups need at the same oversampling. A trajectory that could not be
-    scored is left out of its group.
+    scored is left out of its group. ``check_stop`` is called after every trajectory and may raise to leave.
 
     Raises:
         JobError: ``scoring_failed``, where more than a share of the trajectories could not be scored.
@@ -196,7 +200,7 @@ def collect(
             break
         count = math.ceil(missing * hp.oversampling)
         asked = prompts.take([order[cursor + batch.asked + i] for i in range(count)])
-        groups = sampler.sample(asked, seed=seed, step=step, first=batch.asked)
+        groups = sampler.sample(asked, seed=seed, step=step, first=batch.asked, on_finish=lambda _: check_stop())
         batch.refills, batch.asked = round_, batch.asked + count
         for group in groups:
             _score(group, scorer, batch)
@@ -336,8 +340,8 @@ def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameter
 def _open_run(ctx: JobContext, stage: str) -> tuple[RunFolder, dict[str, Any] | None]:
     try:
         folder = RunFolder(ctx.run_folder(stage), ctx.spec.resolved(), resume=ctx.resume)
-    except ValueError as error:
-        raise JobError("bad_spec", str(error)) from error
+    except SettingsChanged as error:
+        raise JobError("settings_changed", str(error)) from error
     return folder, folder.load_state()
 
 

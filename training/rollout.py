@@ -120,7 +120,7 @@ class Sampler:
         """
         if group_size < 2:
             raise ValueError(f"rollouts_per_prompt is {group_size}: a group of one has nothing to be compared with")
-        context = transformer.config.max_position_embeddings
+        context = transformer.config.context_len
         if max_prompt_len >= context:
             raise ValueError(f"a prompt of {max_prompt_len} tokens leaves no room in a context of {context}")
         context = min(context, max_prompt_len + max_new_tokens)

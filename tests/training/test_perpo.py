@@ -45,14 +45,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class StopAfter:
-    """True from the n-th time on that somebody asks."""
+    """True from the n-th time on that somebody asks: after each of the 6 rollouts of a step, and at the step's end."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps  # the loop asks once a step
+    def __init__(self, asks: int) -> None:
+        self.left = asks
 
     def __bool__(self) -> bool:
         self.left -= 1
         return self.left <= 0
+
+
+STEP = 7  # asks a step
 
 
 def context(base: Path, folder: Path, *, resume: bool = False, stop: Any = None, **hyper: Any) -> JobContext:
@@ -143,13 +146,17 @@ def test_sampled_traces_are_told_with_rewards_and_pictures(whole: tuple[Path, di
     assert all(len(totals) == 2 and totals[0] >= totals[1] for totals in by_step)  # the best and the worst
 
 
-@pytest.mark.parametrize("steps", [1, 2])  # behind a step without a checkpoint, and behind one with
+@pytest.mark.parametrize(
+    ("asks", "steps"),
+    [(STEP, 1), (2 * STEP, 2), (STEP + 3, 1)],
+    ids=["behind a step without a checkpoint", "behind one with a checkpoint", "in the middle of the second step"],
+)
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
-    base: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, steps: int
+    base: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, asks: int, steps: int
 ) -> None:
     folder = tmp_path / "parts"
     with pytest.raises(JobStopped):
-        perpo.run(context(base, folder, stop=StopAfter(steps)))
+        perpo.run(context(base, folder, stop=StopAfter(asks)))
     assert sorted(step_metrics(folder)) == list(range(1, steps + 1))
     result = perpo.run(context(base, folder, resume=True))
     assert step_metrics(folder) == step_metrics(whole[0])
@@ -159,7 +166,7 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
 
 def test_a_run_is_not_resumed_with_other_settings(base: Path, tmp_path: Path) -> None:
     with pytest.raises(JobStopped):
-        perpo.run(context(base, tmp_path, stop=StopAfter(1)))
+        perpo.run(context(base, tmp_path, stop=StopAfter(STEP)))
     with pytest.raises(JobError, match="other settings"):
         perpo.run(context(base, tmp_path, resume=True, lr=0.5))
 
@@ -230,7 +237,7 @@ class FakeSampler:
         self.accuracies = list(accuracies)
         self.asked: list[tuple[int, int]] = []  # first place and number of prompts of each call
 
-    def sample(self, prompts: Sequence[Prompt], *, seed: int, step: int, first: int) -> list[RolloutGroup]:
+    def sample(self, prompts: Sequence[Prompt], *, first: int, **_: Any) -> list[RolloutGroup]:
         self.asked.append((first, len(prompts)))
         groups = []
         for prompt in prompts:
