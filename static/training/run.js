@@ -1,7 +1,7 @@
 // One job: stages and time left, warnings, charts, samples, checkpoints, reports, log. Live while it runs.
 //
-// The job's row is asked for first; then its events come in order by one EventSource, the stored ones in one go. While
-// those are still arriving the row has the last word on status and progress, so that an old "queued" never flickers by.
+// The job's row is asked for first; then its events come in order by one EventSource, the stored ones in one go. Until
+// those are all here (the row says how many) the row has the last word on the status: an old "queued" never flickers by.
 
 import { api } from '../viewer/api.js';
 import { copyButton, h, setAttr, setText, show } from '../viewer/dom.js';
@@ -11,8 +11,6 @@ import { reportBlock } from './report.js';
 import { Samples } from './samples.js';
 import { RESUMABLE, TERMINAL, TYPES, initialJob, isLive, isTerminal, reduceAll, shownStage, stageBar, withJob } from './state.js';
 import { METHODS, announcementOf, curlOf, dataOf, duration, progressOf, stageName, statusOf, troubleOf, warningOf } from './words.js';
-
-const SETTLED_MS = 300;
 
 /** Where a job's events are. Its terminal status ends nothing by itself: a job may have been resumed after it. */
 export const jobSource = (jobId) => ({
@@ -28,10 +26,10 @@ export class Run {
   #state = initialJob(null);
   #row = null;
   #stream = null;
-  #replaying = false;
-  #timer = 0;
+  #stored = 0; // how many events there were when the row was read
   #stage = null; // the stage a person chose to see; null = the running one
   #turn = 0;
+  #refused = null; // what the server said to the last wish, until the status changes
   #connection = 'closed';
   #drawn = { warnings: null, checkpoints: null, reports: null, log: null };
 
@@ -109,10 +107,10 @@ export class Run {
 
   close() {
     this.#turn += 1;
-    clearTimeout(this.#timer);
     this.#stream?.close();
     this.#stream = null;
     this.#row = null;
+    this.#refused = null;
     this.#stage = null;
     this.samples.reset();
     show(this.body, false);
@@ -122,35 +120,34 @@ export class Run {
 
   #begin(job) {
     this.#row = job;
-    this.#replaying = true;
-    this.#settle();
+    this.#stored = job.last_event ?? 0;
     this.#set(withJob(this.#state, job));
-    const stream = new EventStream({
+    let stream = null; // it may speak while it is being made
+    const mine = () => stream === null || stream === this.#stream;
+    stream = new EventStream({
       source: jobSource(job.id),
       after: this.#state.lastSeq,
-      onEvents: (events) => stream === this.#stream && this.#receive(events),
-      onConnection: (word) => stream === this.#stream && this.#connected(word),
+      onEvents: (events) => mine() && this.#receive(events),
+      onConnection: (word) => mine() && this.#connected(word),
     });
     this.#stream = stream;
   }
 
-  #receive(events) {
-    const before = this.#state;
-    const after = reduceAll(before, events);
-    if (this.#replaying) this.#settle();
-    const row = this.#row;
-    this.#set(this.#replaying && row ? { ...after, status: row.status, progress: row.progress ?? after.progress, error: row.error ?? null } : after,
-      this.#replaying ? '' : announcementOf(before, after));
-    if (!this.#replaying && isTerminal(after) && before.status !== after.status) this.#refresh();
+  get #replaying() {
+    return this.#state.lastSeq < this.#stored;
   }
 
-  // Stored events have come in when none arrives for a moment.
-  #settle() {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      this.#replaying = false;
-      this.#refresh();
-    }, SETTLED_MS);
+  #receive(events) {
+    const before = this.#state;
+    const replayed = this.#replaying;
+    const after = reduceAll(before, events);
+    if (after.lastSeq < this.#stored) {
+      const { status, progress, error } = this.#row;
+      this.#set({ ...after, status, progress: progress ?? after.progress, error: error ?? null });
+      return;
+    }
+    this.#set(after, replayed ? '' : announcementOf(before, after));
+    if (isTerminal(after)) this.#refresh(); // it may have been resumed since
   }
 
   async #refresh() {
@@ -181,13 +178,13 @@ export class Run {
 
   /** Something a person asked for was refused. */
   fail(error) {
-    setText(this.trouble, error.message);
-    setAttr(this.trouble, 'data-tone', 'fail');
-    show(this.trouble, true);
+    this.#refused = error.message;
+    this.#draw();
   }
 
   #set(state, announcement = '') {
     const changed = state.status !== this.#state.status && this.#state.status !== 'loading';
+    if (changed) this.#refused = null;
     this.#state = state;
     if (announcement) setText(this.spoken, announcement);
     this.#draw();
@@ -215,9 +212,9 @@ export class Run {
     show(this.cancel, isLive(state));
     show(this.resume, RESUMABLE.has(state.status));
     this.#drawStages();
-    const trouble = troubleOf(state);
+    const trouble = this.#refused ?? troubleOf(state);
     setText(this.trouble, trouble ?? '');
-    setAttr(this.trouble, 'data-tone', state.status === 'cancelled' ? 'quiet' : 'fail');
+    setAttr(this.trouble, 'data-tone', state.status === 'cancelled' && !this.#refused ? 'quiet' : 'fail');
     show(this.trouble, Boolean(trouble));
     setText(this.tail, tailOf(state.error));
     show(this.tail, Boolean(this.tail.textContent));

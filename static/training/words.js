@@ -113,7 +113,8 @@ export function curlOf(origin, spec) {
 
 /** The command that starts this job. */
 export function cliOf(origin, spec) {
-  const address = origin === 'http://127.0.0.1:7860' ? '' : `OMNI_R1_URL=${origin} `;
+  const { host } = new URL(origin);
+  const address = host === '127.0.0.1:7860' ? '' : `OMNI_R1_URL=${origin} `; // that one it finds by itself
   const { method, ...rest } = spec;
   return `${address}.venv/bin/omni-r1 train ${method} --spec ${quoted(JSON.stringify(rest))}`;
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from app.client import Client
 from app.ui.about import sections, words_of
 from app.ui.assets import static_files
 from app.ui.page import build_ui, theme
+from app.ui.training import presets
+from training.spec import parse_spec
 
 LIMITS = {
     "context_len": 768,
@@ -115,3 +119,24 @@ def test_static_files_are_checked_back_and_gradios_own_are_there() -> None:
     assert "javascript" in ours.headers["content-type"]
     assert client.get("/static/viewer/viewer.js", headers={"if-none-match": ours.headers["etag"]}).status_code == 304
     assert client.get("/static/js/iframeResizer.contentWindow.min.js").status_code == 200
+
+
+def test_every_page_links_to_every_other(config: dict[str, Any]) -> None:
+    headers = [part["props"]["html_template"] for part in config["components"] if "or-header" in str(part["props"])]
+    assert len(headers) == len(config["pages"])
+    for template in headers:
+        assert re.findall(r'data-link="(\w+)"', template)[1:] == [
+            "studio",
+            "gallery",
+            "training",
+            "checkpoints",
+            "about",
+        ]
+        assert template.count("aria-current=page") == 1
+
+
+def test_the_page_offers_presets_that_the_server_takes() -> None:
+    offered = json.loads(presets())
+    assert [one["title"] for one in offered if one["card"]] == ["PeSFT", "PeRPO", "Zero"]
+    for one in offered:
+        assert parse_spec(one["spec"]).method == one["spec"]["method"]
