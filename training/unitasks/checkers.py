@@ -59,16 +59,17 @@ def judge_drawings(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | 
         drawn: the picture of each step, None for a step without one. A larger checkpoint's are brought to 64x64.
     """
     right = 0
-    previous = _sized(seen)
+    previous = sized(seen)
     for k, picture in enumerate(drawn[: len(task.steps)], 1):
         if picture is not None:
-            picture = _sized(picture)
+            picture = sized(picture)
             right += check_step(task, k, previous, picture)
             previous = picture
     return right, max(len(task.steps), sum(picture is not None for picture in drawn))
 
 
-def _sized(picture: Image.Image) -> Image.Image:
+def sized(picture: Image.Image) -> Image.Image:
+    """A picture at the size of the world's."""
     return picture if picture.size == (SIZE, SIZE) else picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
