@@ -147,6 +147,7 @@ def build_services(
         db,
         pool,
         home=home.path,
+        server_id=lambda: home.server_id,
         package_folder=package_folder,
         extra=settings.checkpoint,
         roots=settings.allowed_roots,
@@ -238,7 +239,10 @@ def _add_unknown(app: FastAPI) -> None:
 def build_page(base_url: str, api_key: str) -> ASGIApp:
     """The Gradio page on this server's own API; imports Gradio (seconds)."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from app.ui.mount import build_page as build
+    from app.ui.quick_start import without_stubs
+
+    with without_stubs():
+        from app.ui.mount import build_page as build
 
     return build(base_url, api_key)
 
@@ -340,12 +344,18 @@ def serve(
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
-        sys.stderr.write(f"omni-r1: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"omni-r1: {_why_not(error)}\n")
         return BAD_START
     shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"Omni-R1 Studio: http://{shown}:{port}  (Ctrl-C stops it)\n")
     sys.stdout.flush()
     return run_app(app, sock)
+
+
+def _why_not(error: Exception) -> str:
+    """One line on what is wrong with home or database; a driver's message names the place but no password."""
+    first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return f"the database cannot be used: {first}" if isinstance(error, SQLAlchemyError) else first
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -108,6 +109,9 @@ class Runtime:
                 log.error("the server cannot start", exc_info=first)
             self.failure = str(first)
             self.on_failure()
+        if not gc.isenabled():  # everything is imported; what has come so far is never looked at again
+            gc.freeze()
+            gc.enable()
 
     async def _boot_engine(self) -> None:
         s = self._services

@@ -10,12 +10,14 @@ import warnings
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from app.client import Client
 from app.ui.about import about_page
 from app.ui.assets import STATIC
 from app.ui.checkpoints import checkpoints_page
 from app.ui.gallery import gallery_page
+from app.ui.quick_start import without_spare_apps
 from app.ui.studio import studio_page
 from app.ui.training import training_page
 
@@ -63,7 +65,8 @@ def theme() -> gr.themes.Base:
 
 def mount_ui(app: FastAPI, client: Client) -> None:
     """Mounts the pages at `/`, behind every route that ``app`` has by now; its lifespan takes in Gradio's."""
-    blocks = build_ui(client)
+    with without_spare_apps():
+        blocks = build_ui(client)
     with warnings.catch_warnings():
         # it says that there is no server-side rendering with several pages, although none was asked for
         warnings.filterwarnings("ignore", message="SSR mode is not supported", category=UserWarning)
@@ -79,3 +82,4 @@ def mount_ui(app: FastAPI, client: Client) -> None:
             ssr_mode=False,
             show_error=True,
         )
+    blocks.app = next(route.app for route in app.routes if isinstance(route, Mount))  # for its queue
