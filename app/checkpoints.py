@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,14 @@ class CheckpointRegistry:
         pool: EnginePool,
         *,
         home: Path,
+        server_id: Callable[[], str],
         package_folder: Path = PACKAGE_FOLDER,
         extra: str | None = None,
         roots: tuple[Path, ...] = (),
     ) -> None:
         """`home` is OMNI_R1_HOME; `roots` are further folders that checkpoints may lie in."""
         self._db = db
+        self._server_id = server_id
         self.pool = pool
         self.roots = (home, *roots)
         self._home_folder = home / "checkpoints"
@@ -241,7 +243,11 @@ class CheckpointRegistry:
     def remember(self, name: str) -> None:
         """Let it be active at the next start; blocking."""
         with self._db.write() as connection:
-            set_fact(connection, ACTIVE, name)
+            set_fact(connection, self._active_fact(), name)
+
+    def _active_fact(self) -> str:
+        """Servers with different homes on one database have other checkpoints, and each its active one."""
+        return f"{ACTIVE}:{self._server_id()}"
 
     # ---- start
 
@@ -287,7 +293,7 @@ class CheckpointRegistry:
             self._take_extra(self._extra)
         found = self.scan()
         with self._db.read() as connection:
-            last = get_fact(connection, ACTIVE)
+            last = get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # as written before
         extra = self._extra_name if self._extra_folder else self._extra
         wanted = extra or last or DEFAULT
         info = found.get(wanted)
