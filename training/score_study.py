@@ -191,6 +191,8 @@ def plot(result: dict[str, Any], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4))
     bins = np.linspace(0, float(np.quantile(np.concatenate(list(energy.values())), 0.99)), 50).tolist()
     for name, values in energy.items():
+        if not len(values):
+            continue
         axes.hist(values, bins=bins, histtype="step", density=True, label=f"{name} ({len(values)})")
     axes.set(xlabel="E_2D (blank: 0)", ylabel="density", title="Energy of drawn and reference pictures")
     axes.legend()
