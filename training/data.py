@@ -256,8 +256,9 @@ def micro_batches(indices: np.ndarray, lengths: np.ndarray, count: int, *, by: s
     if by == "samples":
         parts = np.array_split(indices, count)
     else:
-        ends = np.cumsum(lengths[indices])
-        parts = np.split(indices, np.searchsorted(ends, np.arange(1, count) * (int(ends[-1]) / count)))
+        starts = np.concatenate([[0], np.cumsum(lengths[indices])])
+        ideal = np.arange(1, count) * (int(starts[-1]) / count)
+        parts = np.split(indices, np.abs(starts[None] - ideal[:, None]).argmin(1))
     return [part for part in parts if len(part)]
 
 

@@ -89,10 +89,7 @@ def test_a_job_that_died_within_a_step_resumes_to_the_same_bits(
     run(make_context(tmp_path, spec(), tiny_checkpoint, resume=True))
     assert [e["step"] for e in events(tmp_path, "metrics")] == [1, 2, 3, 3, 4, 5, 6]
     assert losses(tmp_path) == losses(pesft_job)
-    final, expected = (
-        masters(tmp_path / "checkpoints" / "job-step-6"),
-        masters(pesft_job / "checkpoints" / "job-step-6"),
-    )
+    final, expected = masters(tmp_path, 6), masters(pesft_job, 6)
     for name, value in expected.items():
         assert torch.equal(final[name], value), name
 
@@ -116,10 +113,7 @@ def test_a_stopped_job_saves_at_its_step_and_resumes_to_the_same_bits(
     validate_checkpoint(tmp_path / "checkpoints" / "job-step-3")
     run(make_context(tmp_path, spec(), tiny_checkpoint, resume=True))
     assert losses(tmp_path) == losses(pesft_job)
-    final, expected = (
-        masters(tmp_path / "checkpoints" / "job-step-6"),
-        masters(pesft_job / "checkpoints" / "job-step-6"),
-    )
+    final, expected = masters(tmp_path, 6), masters(pesft_job, 6)
     assert all(torch.equal(final[name], value) for name, value in expected.items())
 
 
