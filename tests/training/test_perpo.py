@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.prompts import PromptOrder
 from training.rewards import RewardBreakdown
 from training.rollout import Prompt, Rollout, RolloutGroup
 from training.spec import parse_spec
+from training.worker import SUCCEEDED, run_job
 
 HYPER = {
     "steps": 3,
@@ -130,6 +132,29 @@ def test_a_run_leaves_servable_checkpoints_that_moved(base: Path, whole: tuple[P
     assert changed / sum(t.numel() for t in start.values()) > 0.1
     vq = [(f / "model-vq.safetensors").read_bytes() for f in (base, Path(told[-1]["folder"]))]
     assert vq[0] == vq[1]
+
+
+def test_every_metric_and_warning_is_documented(whole: tuple[Path, dict[str, Any]]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "perpo.md").read_text()
+    told = {key.removesuffix("_std") for row in events(whole[0], "metrics") for key in row["values"]}
+    assert {key for key in told if f"`{key}`" not in page} == set()
+    source = Path(perpo.__file__).read_text() + Path(perpo.__file__).with_name("failure_signs.py").read_text()
+    codes = set(re.findall(r'(?:tell|warning)\(\s*"(\w+)"', source)) | {"copied_pictures", "capped_pictures"}
+    assert len(codes) >= 9
+    assert {code for code in codes if f"`{code}`" not in page} == set()
+
+
+def test_the_worker_runs_it_as_a_job(base: Path, tmp_path: Path) -> None:
+    spec = {
+        "method": "perpo",
+        "base_checkpoint": "tiny",
+        "data": {"source": "unitasks", "num_samples": 4},
+        "hyperparameters": {**HYPER, "steps": 1, "max_new_tokens": 12},
+    }
+    job = {"spec": spec, "base": {"name": "tiny", "folder": str(base)}, "output_prefix": "job"}
+    assert run_job(tmp_path, job) == SUCCEEDED
+    assert json.loads((tmp_path / "result.json").read_text())["checkpoint"] == "job-step-1"
+    assert list((tmp_path / "tensorboard").rglob("events.out.*"))
 
 
 def test_sampled_traces_are_told_with_rewards_and_pictures(whole: tuple[Path, dict[str, Any]]) -> None:
