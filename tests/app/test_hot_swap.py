@@ -98,7 +98,7 @@ def test_invariant_15_a_hot_swap_under_load_drops_no_trace_and_never_mixes_two_v
     serve: Callable[[Scenario], Any],
 ) -> None:
     async def scenario(server: Server) -> None:
-        seeds, tokens = range(5), 300
+        seeds, tokens = range(5), 160
         alone = await references(server, NAMES[:2], seeds, tokens)
         assert all(alone[NAMES[0], seed] != alone[NAMES[1], seed] for seed in seeds)
         versions = {name: await activate(server, name) for name in (NAMES[1], NAMES[0])}
