@@ -70,15 +70,18 @@ LIGHT = {
     "model.template",
     "model.tokenizer",
     "model.vocab",
+    "training.formats",
     "training.grading",
     "training.job_context",
     "training.job_log",
     "training.jobs",
+    "training.rows",
     "training.skills",
     "training.spec",
     "training.unitasks.checkers",
     "training.unitasks.task",
     "training.unitasks.world",
+    "training.worker",
 }
 
 

@@ -127,7 +127,7 @@ def train_sft(
     device = str(transformer.device)
     run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults())
     projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1]).to(device)
-    modules = [transformer]
+    modules: list[nn.Module] = [transformer]
     if spec.perception_weight and spec.perception_projection == "learned":
         modules.append(projection)
     optimizer = adamw(modules, weight_decay=spec.weight_decay, betas=spec.betas)
