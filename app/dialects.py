@@ -122,7 +122,9 @@ class PostgreSQL:
             pool_pre_ping=True,
             **_POOL,
         )
-        self.readers: Engine = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self.readers: Engine = self.engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
         event.listen(self.engine, "connect", self._on_connect)
         event.listen(self.engine, "begin", self._on_begin)
 
@@ -147,6 +149,11 @@ class PostgreSQL:
     def _on_connect(connection: Any, _record: Any) -> None:
         before, connection.autocommit = connection.autocommit, True
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        # What a reader has been shown survives a crash of the database as well, whatever its administrator prefers.
+        sure = (
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        connection.execute(sure)
         connection.autocommit = before
 
     def _on_begin(self, connection: Connection) -> None:

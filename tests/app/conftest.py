@@ -193,6 +193,12 @@ def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         yield kind
 
 
+@pytest.fixture
+def database_url(database: str, tmp_path: Path) -> str:
+    """A database for a test that needs no server; without tables unless it is PostgreSQL."""
+    return Server.database_url or f"sqlite:///{tmp_path / 'x.db'}"
+
+
 @pytest.fixture(scope="session")
 def paper_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder without tensors; copy it before changing it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.app.conftest import Server, parse_sse, running
+from tests.app.conftest import Server, both_databases, parse_sse, running
 from tests.app.test_bad_input import is_problem
 from tests.fakes import FakeGeneration
 
@@ -21,6 +21,7 @@ async def post(server: Server, body: Any, key: str, **headers: str) -> httpx.Res
     return await server.client.post("/v1/traces", json=body, headers={"Idempotency-Key": key, **headers})
 
 
+@both_databases
 def test_the_same_key_and_body_give_the_first_answer_also_after_a_restart(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
@@ -45,6 +46,7 @@ def test_the_same_key_and_body_give_the_first_answer_also_after_a_restart(
     run_async(main())
 
 
+@both_databases
 def test_a_second_request_while_the_first_is_being_accepted_is_told_to_come_back(
     with_server: WithServer, engine: FakeGeneration
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from app.errors import Problem
-from tests.app.conftest import Server, Sse
+from tests.app.conftest import Server, Sse, both_databases
 
 FAKE_WORKER = Path(__file__).parents[1] / "fake_worker.py"
 SPEC = {
@@ -76,6 +76,7 @@ def code(answer: httpx.Response) -> str:
     return str(answer.json()["code"])
 
 
+@both_databases
 def test_a_job_runs_and_tells_what_it_does(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
@@ -248,6 +249,7 @@ def test_a_worker_that_cannot_be_started_is_a_failed_job(with_server: Callable[.
     with_server(scenario, job_command=("/nowhere/python",))
 
 
+@both_databases
 def test_cancel_stops_at_a_step_boundary_and_resume_goes_on(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
@@ -294,6 +296,7 @@ def test_a_worker_that_ignores_the_request_is_killed_when_patience_ends(with_ser
     with_server(scenario, job_command=worker("stubborn"), job_patience_s=0.3)
 
 
+@both_databases
 def test_jobs_wait_for_their_turn_and_an_exclusive_one_runs_alone(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
@@ -328,6 +331,7 @@ def test_jobs_wait_for_their_turn_and_an_exclusive_one_runs_alone(with_server: C
     with_server(scenario, job_command=worker("wait"), max_jobs=2)
 
 
+@both_databases
 def test_deleting_a_job_leaves_its_checkpoints(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
@@ -343,6 +347,7 @@ def test_deleting_a_job_leaves_its_checkpoints(with_server: Callable[..., Any]) 
     with_server(scenario, job_command=worker("succeed"))
 
 
+@both_databases
 def test_the_same_key_and_body_start_one_job(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
@@ -359,6 +364,7 @@ def test_the_same_key_and_body_start_one_job(with_server: Callable[..., Any]) ->
     with_server(scenario, job_command=worker("succeed"))
 
 
+@both_databases
 def test_lists_are_paged_newest_first_and_filtered(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         made = [(await post(server, output_name=f"run-{k}"))["id"] for k in range(3)]

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from app import db as tables
 from app.client import Client
-from tests.app.conftest import Server, running
+from tests.app.conftest import Server, both_databases, running
 from tests.app.test_jobs import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration
@@ -48,6 +48,7 @@ async def started(server: Server, job_id: str) -> int:
     return pid
 
 
+@both_databases
 def test_a_server_that_stops_lets_workers_save_and_the_job_goes_on_after_the_restart(
     tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
 ) -> None:
@@ -152,11 +153,12 @@ def test_a_database_that_takes_nothing_for_a_while_ends_no_job(
     with_server(scenario, job_command=worker("succeed"))
 
 
+@both_databases
 def test_two_servers_on_one_database_keep_to_their_own_jobs(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
+    tmp_path: Path, package: Path, engine: FakeGeneration, database_url: str, run_async: RUN
 ) -> None:
     async def main() -> None:
-        shared = {"database_url": f"sqlite:///{tmp_path}/shared.db", "job_command": worker("obey")}
+        shared = {"database_url": database_url, "job_command": worker("obey")}
         async with running(tmp_path / "one", package, engine, **shared) as one:
             one.services.jobs._checkpoints = FakeCheckpoints()
             job = await post(one)

@@ -10,7 +10,7 @@ import pytest
 
 from app.schemas import Trace, TraceList
 from model.engine.messages import Failed, GenerationRequest
-from tests.app.conftest import Server, parse_sse
+from tests.app.conftest import Server, both_databases, parse_sse
 from tests.fakes import Crash, FakeGeneration, Item, Wait, answer_items, emitted, png, step_items
 
 WithServer = Callable[..., Any]
@@ -27,6 +27,7 @@ def held_early(request: GenerationRequest) -> list[Item]:
     return [*step_items(1, "I look.", png(box=9), wait="step"), *answer_items("red")]
 
 
+@both_databases
 def test_a_posted_trace_runs_to_its_answer(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.post("/v1/traces", json=await server.body(sampling={"seed": 7}))
@@ -105,6 +106,7 @@ def test_exactly_one_terminal_event(with_server: WithServer, engine: FakeGenerat
     with_server(scenario)
 
 
+@both_databases
 def test_step_mode_pauses_after_each_step_and_continue_brings_the_answer(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create(mode="step")
@@ -169,6 +171,7 @@ def test_continue_is_refused_unless_paused(with_server: WithServer, engine: Fake
     with_server(scenario)
 
 
+@both_databases
 def test_two_continues_at_once_resume_once(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
@@ -304,6 +307,7 @@ def test_an_engine_error_fails_the_trace_and_leaves_the_server_well(
     with_server(scenario)
 
 
+@both_databases
 def test_a_deleted_trace_is_gone_with_its_partial_pictures_and_a_live_one_is_cancelled_first(
     with_server: WithServer, engine: FakeGeneration
 ) -> None:
@@ -379,6 +383,7 @@ def test_a_disconnected_streaming_post_is_cancelled_as_disconnected(
     with_server(scenario, grace_s=0.05)
 
 
+@both_databases
 def test_lists_page_newest_first_and_leave_out_the_steps(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         ids = []

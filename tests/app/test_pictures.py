@@ -11,11 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
+from app import db as tables
 from app.artifacts import MAX_UPLOAD_BYTES, normalise
 from app.errors import Problem
-from tests.app.conftest import Server
+from tests.app.conftest import Server, both_databases
 from tests.app.test_bad_input import is_problem
 from tests.fakes import png
 
@@ -183,6 +185,7 @@ def test_the_same_picture_is_stored_once(with_server: WithServer) -> None:
     with_server(scenario)
 
 
+@both_databases
 def test_the_sweep_takes_only_what_nobody_shows_stored_or_asked_for_in_a_day(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         images = server.services.images
@@ -191,7 +194,8 @@ def test_the_sweep_takes_only_what_nobody_shows_stored_or_asked_for_in_a_day(wit
         tomorrow = datetime.now(UTC) + timedelta(hours=25, minutes=5)
         assert images.sweep(at=datetime.now(UTC) + timedelta(hours=24)) == 0
         with server.services.db.write() as connection:  # `asked` was stored long ago, and is asked for now
-            connection.exec_driver_sql("UPDATE images SET last_used_at = '2020-01-01' WHERE id = ?", (asked,))
+            rows = tables.images
+            connection.execute(sa.update(rows).where(rows.c.id == asked).values(last_used_at="2020-01-01"))
         assert (await server.client.get(f"/v1/images/{asked}")).status_code == 200
         assert images.sweep() == 0
         assert images.sweep(at=tomorrow) == 2

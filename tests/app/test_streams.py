@@ -17,7 +17,7 @@ from app import trace_store as store
 from app.db import Database, now
 from app.event_log import EventLog, num_batches
 from model.engine.messages import GenerationRequest
-from tests.app.conftest import Server, Sse, parse_sse, running
+from tests.app.conftest import Server, Sse, both_databases, parse_sse, running
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, emitted, png, step_items
 
 WithServer = Callable[..., Any]
@@ -37,9 +37,9 @@ def held(request: GenerationRequest) -> list[Item]:
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Any:
+def db(database_url: str) -> Any:
     """A migrated database."""
-    database = Database(f"sqlite:///{tmp_path / 'x.db'}")
+    database = Database(database_url)
     database.migrate()
     yield database
     database.close()
@@ -56,6 +56,7 @@ def insert_trace(db: Database, trace_id: str) -> None:
         store.insert(connection, row, ("trace.queued", "{}"))
 
 
+@both_databases
 def test_an_event_is_committed_before_any_reader_sees_it(db: Database, run_async: Callable[[Any], Any]) -> None:
     insert_trace(db, "t")
     seen_uncommitted = []
@@ -130,6 +131,7 @@ def test_an_urgent_event_does_not_wait_for_the_batch(db: Database, run_async: Ca
     run_async(main())
 
 
+@both_databases
 def test_the_terminal_event_and_the_final_row_are_one_transaction(
     db: Database, run_async: Callable[[Any], Any]
 ) -> None:
@@ -275,6 +277,7 @@ def test_a_paused_trace_keeps_its_stream_open_and_goes_on_in_it(
     with_server(scenario)
 
 
+@both_databases
 def test_invariant_13_reconnecting_loses_and_repeats_no_event_also_across_a_restart(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
@@ -375,6 +378,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up(with_server: WithServer, en
     with_server(scenario)
 
 
+@both_databases
 def test_the_log_of_a_deleted_trace_leaves_no_row(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create()
