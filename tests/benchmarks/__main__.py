@@ -20,8 +20,9 @@ from tests.benchmarks import serving
 from tests.benchmarks.decoding import ROWS as DECODING
 from tests.benchmarks.decoding import Sides
 from tests.benchmarks.rollouts import ROWS as ROLLOUTS
+from tests.benchmarks.training import ROWS as TRAINING
 
-ROWS = {**DECODING, **ROLLOUTS}
+ROWS = {**DECODING, **ROLLOUTS, **TRAINING}
 
 
 def main() -> int:
