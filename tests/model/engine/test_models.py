@@ -1,0 +1,121 @@
+"""Checkpoints in one engine process: checked without being kept, told apart by version, let go when unused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from model.engine.client import EngineError, Failed, Finished, GenerationRequest, Paused, SamplingRequest, Started
+from model.engine.inprocess import InProcess
+from model.engine.live import ResumeState
+from tests.model.engine.test_worker import ask, collect, events, run
+from tests.tiny import make_drawing_checkpoint
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights of the same shapes."""
+    return make_drawing_checkpoint(tmp_path_factory.mktemp("checkpoints") / "other", seed=1)
+
+
+def test_a_check_tells_what_the_checkpoint_will_take_and_keeps_nothing(
+    drawing_checkpoint: Path, other_checkpoint: Path
+) -> None:
+    async def work(engine: InProcess) -> None:
+        before = await engine.memory()
+        footprint = await engine.check(str(other_checkpoint))
+        after = await engine.memory()
+        assert after["models"] == before["models"]
+        assert engine.status().loaded == {"drawing": 1}
+        assert footprint.resident == pytest.approx(after["models"]["drawing"], rel=0.05)
+        assert footprint.loading > footprint.resident
+        assert 0 < after["free"] <= after["total"]
+
+    run(drawing_checkpoint, work)
+
+
+def test_a_check_reads_values_and_hashes_while_traces_run(drawing_checkpoint: Path, tmp_path: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        running = asyncio.create_task(collect(engine, ask("a")))
+        spoilt = make_drawing_checkpoint(tmp_path / "spoilt")
+        path = spoilt / "model-vq.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(EngineError) as caught:
+            await engine.check(str(spoilt))
+        assert caught.value.code == "hash_mismatch"
+        assert "model-vq.safetensors" in caught.value.detail
+        assert isinstance((await running)[-1], Finished)
+
+    run(drawing_checkpoint, work)
+
+
+def test_what_is_in_use_goes_with_its_last_request(drawing_checkpoint: Path, other_checkpoint: Path) -> None:
+    async def work(engine: InProcess) -> None:
+        await engine.load("other", str(other_checkpoint), 2)
+        stream = engine.generate(ask("a", tokens=300))
+        assert isinstance(await anext(stream), Started)
+        await engine.unload("drawing")
+        memory = await engine.memory()
+        assert memory["models"].keys() == {"other"}
+        assert memory["retired"] == memory["models"]["other"]
+        (refused,) = await collect(engine, ask("b"))
+        assert isinstance(refused, Failed)
+        assert refused.code == "unknown_checkpoint"
+        outputs = [output async for output in stream]
+        assert isinstance(outputs[-1], Finished)
+        assert (await engine.memory())["retired"] == 0
+
+    run(drawing_checkpoint, work)
+
+
+def test_a_paused_request_goes_on_with_its_own_version_or_not_at_all(
+    drawing_checkpoint: Path, other_checkpoint: Path
+) -> None:
+    async def work(engine: InProcess) -> None:
+        whole = await collect(engine, ask("whole"))
+        first = await collect(engine, ask("a", mode="step"))
+        paused = first[-1]
+        assert isinstance(paused, Paused)
+        assert ResumeState.from_bytes(paused.resume).version == 1
+
+        keeper = engine.generate(ask("keeper", tokens=400))
+        assert isinstance(await anext(keeper), Started)
+        await engine.load("drawing", str(other_checkpoint), 2)  # other weights under the same name
+        rest = await collect(engine, ask("b", resume=paused.resume))
+        assert isinstance(rest[0], Started)
+        assert rest[0].weight_version == 1, "the replaced ones are there as long as somebody uses them"
+        assert events(first) + events(rest) == events(whole)
+
+        await keeper.aclose()
+        await engine.memory()  # handled behind the abort
+        (refused,) = await collect(engine, ask("c", resume=paused.resume))
+        assert isinstance(refused, Failed)
+        assert refused.code == "weights_gone"
+
+        await engine.load("drawing", str(drawing_checkpoint), 1)  # read back under its number
+        rest = await collect(engine, ask("d", resume=paused.resume))
+        assert events(first) + events(rest) == events(whole)
+
+    run(drawing_checkpoint, work)
+
+
+def test_two_checkpoints_answer_beside_each_other_as_each_does_alone(
+    drawing_checkpoint: Path, other_checkpoint: Path
+) -> None:
+    def asked(name: str, checkpoint: str) -> GenerationRequest:
+        sampling = SamplingRequest(temperature=1.0, seed=1, max_new_tokens=80, max_images=3)
+        return GenerationRequest(name, checkpoint, "Where is the red star?", (), sampling)
+
+    async def work(engine: InProcess) -> None:
+        await engine.load("other", str(other_checkpoint), 2)
+        alone = [await collect(engine, asked(f"{name} alone", name)) for name in ("drawing", "other")]
+        beside = await asyncio.gather(*(collect(engine, asked(name, name)) for name in ("drawing", "other")))
+        assert [events(outputs) for outputs in beside] == [events(outputs) for outputs in alone]
+        assert events(alone[0]) != events(alone[1])
+        assert [outputs[0].weight_version for outputs in beside] == [1, 2]  # type: ignore[union-attr]
+
+    run(drawing_checkpoint, work)
