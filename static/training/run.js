@@ -99,7 +99,7 @@ export class Run {
   }
 
   /** The job goes on after a resume: read on from where its events ended. */
-  again(row) {
+  resumed(row) {
     if (row.id !== this.#state.jobId) return this.open(row.id, row);
     this.#stream?.close();
     return this.#begin(row);

@@ -89,7 +89,7 @@ class Training {
   async #act(jobId, call) {
     try {
       const job = await call(jobId);
-      if (call === api.resumeJob) this.run.again(job);
+      if (call === api.resumeJob) this.run.resumed(job);
       await this.refresh();
     } catch (error) {
       if (this.run.jobId === jobId) this.run.fail(error);
