@@ -107,3 +107,24 @@ def test_advantages_are_those_of_the_total_within_each_group(tiny: LoadedCheckpo
     set_advantages(groups, eps=0.01)
     assert [r.advantage for r in groups[0].rollouts] == pytest.approx([0.2844, -0.8531, 1.4218, -0.8531], abs=1e-4)
     assert [r.advantage for r in groups[1].rollouts] == pytest.approx([-0.5 / 0.51, 0.5 / 0.51])
+
+
+def test_a_policy_learns_what_is_rewarded(tiny: LoadedCheckpoint) -> None:
+    """Ten steps of drawing and updating; what pays is the share of tokens with an even id."""
+    ids = tuple(tiny.template.prompt_ids("Where is the red star?", []))
+    sampler = Sampler(
+        tiny.transformer, tiny.vocab, tiny.template, group_size=16, max_new_tokens=16, max_prompt_len=len(ids),
+        max_images=0, top_p=1.0,
+    )  # fmt: skip
+    hp = PeRPOHyperparameters(lr=3e-3, warmup=0, kl_coef=0.0, weight_decay=0.0)
+    updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
+    earned = []
+    for step in range(10):
+        group = sampler.sample([Prompt(0, ids, "?", (), "red")], seed=0, step=step)[0]
+        for rollout in group.rollouts:
+            share = sum(token % 2 == 0 for token in rollout.token_ids) / len(rollout.token_ids)
+            rollout.reward = RewardBreakdown(share, share, 1.0, 0.0)
+        earned.append(sum(r.reward.total for r in group.rollouts if r.reward) / 16)
+        updater.step([group], step)
+    assert earned[0] < 0.65
+    assert earned[-1] > earned[0] + 0.2
