@@ -81,7 +81,7 @@ class Play:
     # ---- stages
 
     def zero(self, _given: dict[str, Any]) -> None:
-        for step in self.steps("zero", 20):
+        for step in self.steps("zero", 10):
             self.log.metrics("zero", step, {"pictures/blank_share": 0.02 + 0.01 * self.random.random()})
             if step % 5 == 0:
                 self.sample("zero", step, 0.5)

@@ -1,0 +1,282 @@
+"""Training and Checkpoints in a real browser: played jobs on the scripted engine, a real one on the shipped base."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import build_parser
+from app.client import Client
+from tests.e2e.browser import READY_MS, Open, Studio, status
+from tests.e2e.real_server import SHIPPED
+from tests.e2e.test_browser_looks import CONTRAST, SMALL_TARGETS
+
+TRAINING = "html[data-training=ready]"
+CHECKPOINTS = "html[data-checkpoints=ready]"
+DATA = {"source": "unitasks", "num_samples": 8}
+PERPO = {
+    "method": "perpo",
+    "base_checkpoint": "nano-omni-r1",
+    "data": DATA,
+    "hyperparameters": {"steps": 4000},
+}
+RECIPE = {
+    "method": "pipeline",
+    "base_checkpoint": "nano-base",
+    "data": {"zero": DATA, "perpo": DATA, "benchmark": DATA},
+    "hyperparameters": {"zero": {"pesft": None}, "pesft": {"steps": 12}, "perpo": {"steps": 10}, "benchmark": {}},
+}
+
+
+def start(page: Any, spec: dict[str, Any]) -> str:
+    """Starts a job through the full spec; its id."""
+    page.click("[data-preset=nano-perpo] .or-secondary")
+    page.fill(".or-editor textarea", json.dumps(spec))
+    page.click("text=Start this job")
+    page.wait_for_selector(".or-editor", state="hidden")
+    page.wait_for_selector(".or-run[data-job]")
+    return str(re.search(r"job=(\w+)", page.url).group(1))  # type: ignore[union-attr]
+
+
+def ended(page: Any, wanted: str = "succeeded", *, timeout_ms: float = READY_MS) -> None:
+    page.wait_for_selector(f".or-run[data-status={wanted}]", timeout=timeout_ms)
+
+
+def count_connections(window: Studio) -> None:
+    """From the next page on `connections` counts the EventSources that it holds open."""
+    window.context.add_init_script(
+        "window.sources = []; const Real = EventSource;"
+        "window.EventSource = class extends Real { constructor(...all) { super(...all); window.sources.push(this); } };"
+    )
+
+
+def connections(page: Any) -> int:
+    return int(page.evaluate("window.sources.filter((one) => one.readyState !== 2).length"))
+
+
+@pytest.fixture(scope="module")
+def recipe(slow_url: str) -> str:
+    """The whole recipe, played to its end; its id."""
+    with Client(slow_url) as client:
+        job = client.create_job(RECIPE)
+        for _ in client.job_events(job["id"]):
+            pass
+        assert client.job(job["id"])["status"] == "succeeded"
+    return str(job["id"])
+
+
+def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    count_connections(window)
+    page = window.page("/training", ready=TRAINING)
+    job = start(page, PERPO)
+    page.wait_for_selector(".or-run[data-status=running]")
+    page.wait_for_selector(".or-sample-chip >> nth=1")
+    assert connections(page) == 1
+    words = page.get_attribute(".or-chart:visible svg[role=img]", "aria-label")
+    assert re.match(r"Reward: accuracy [\d.]+ at step \d+, from", words)
+    page.wait_for_selector(".or-sample .or-viewer[data-status=completed]")
+    assert page.locator(".or-rewards dt").all_inner_texts() == ["reward", "accuracy", "format", "perception"]
+    assert re.search(r"step \d+ of 4,000 · .* left", page.inner_text(".or-run-line"))
+
+    page.click(".or-run-head >> text=Stop")
+    ended(page, "cancelled")
+    assert "Resume" in page.inner_text(".or-run-trouble")
+    page.wait_for_selector(f"[data-job={job}][data-status=cancelled] >> text=Resume")
+    done = page.evaluate("omniTraining.run.state.stages.perpo.step")
+
+    page.reload()  # the address leads back to it
+    page.wait_for_selector(f".or-run[data-job={job}][data-status=cancelled]")
+    page.wait_for_function(f"omniTraining.run.state.stages.perpo?.step === {done}")
+    page.click(".or-run-head >> text=Resume")
+    page.wait_for_selector(".or-run[data-status=running]")
+    page.wait_for_function(f"omniTraining.run.state.stages.perpo.step > {done}")
+    page.click(".or-run-head >> text=Stop")
+    ended(page, "cancelled")
+    page.wait_for_function("window.sources.every((one) => one.readyState === 2)")
+
+    page.click(f"li[data-job={job}] .or-delete")
+    page.click("text=delete?")
+    page.wait_for_selector(f"li[data-job={job}]", state="detached")
+    assert "job=" not in page.url
+    page.wait_for_selector(".or-run-empty:visible")
+
+
+def test_the_whole_recipe_shows_its_stages_warnings_reports_and_checkpoints(
+    studio: Open, slow_url: str, recipe: str
+) -> None:
+    page = studio(slow_url).page(f"/training?job={recipe}", ready=TRAINING)
+    ended(page)
+    page.wait_for_selector(".or-stages li[data-state=done] >> nth=3")
+    assert page.locator(".or-stage-name").all_inner_texts() == ["Zero", "PeSFT", "PeRPO", "Benchmark"]
+    blank = page.locator("[data-code=blank_pictures]").inner_text()
+    assert "What to do:" in blank
+    assert "learning rate" in blank
+    page.click(".or-tabs >> text=PeSFT")
+    assert page.locator(".or-chart:visible .or-chart-title").all_inner_texts() == ["Loss", "Speed"]
+    page.focus(".or-charts")
+    page.keyboard.press("Home")
+    page.wait_for_selector("text=values at step 1")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("text=values at step 2")
+    page.keyboard.press("End")
+    page.wait_for_selector("text=values at step 12")
+    page.click("text=every number of the newest step")
+    page.wait_for_selector("tr[data-metric='optim/grad_norm']")
+    page.wait_for_selector("[data-kind=bootstrapping] img")
+    page.wait_for_selector("[data-kind=benchmark] td >> text=0.78")
+    page.click(".or-made a >> nth=0")
+    page.wait_for_selector(CHECKPOINTS, state="attached")
+    page.wait_for_selector(".or-checkpoint-detail h2 >> text=perpo-step-10")
+    page.click("text=open the job")
+    page.wait_for_selector(".or-run[data-status=succeeded]")
+
+
+def test_the_editor_shows_what_is_sent_and_refuses_what_is_broken(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["422"]
+    page = window.page("/training", ready=TRAINING)
+    page.click("[data-preset=nano-pesft] .or-secondary")
+    page.wait_for_selector(".or-editor option[value=nano-base]", state="attached")
+    page.fill(".or-editor input[inputmode=numeric]", "7")
+    page.check(".or-editor input[type=checkbox]")
+    spec = json.loads(page.input_value(".or-editor textarea"))
+    assert (spec["seed"], spec["activate"]) == (7, True)
+    curl, command = (shlex.split(text) for text in page.locator(".or-editor pre").all_inner_texts())
+    assert json.loads(curl[-1]) == spec
+    assert command[0] == f"OMNI_R1_URL={slow_url}"
+    given = build_parser().parse_args(command[2:])
+    assert {"method": "pesft", **json.loads(given.spec)} == spec
+
+    page.fill(".or-editor textarea", '{"method": "pesft",')
+    page.wait_for_selector("text=not valid JSON")
+    assert page.is_disabled("text=Start this job")
+    page.fill(".or-editor textarea", json.dumps(spec | {"hyperparameters": {"steps": 0, "magic": 1}}))
+    page.click("text=Start this job")
+    told = page.inner_text(".or-editor .or-error")
+    assert "steps" in told
+    assert "magic" in told
+    page.focus(".or-editor textarea")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".or-editor", state="hidden")
+    assert page.evaluate("document.activeElement.textContent") == "Full spec"
+
+
+def test_two_checkpoints_answer_one_question_in_step(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    count_connections(window)
+    page = window.page("/checkpoints", ready=CHECKPOINTS)
+    page.click("text=Compare two")
+    page.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
+    names = [page.input_value(f"[data-side={side}] select") for side in ("left", "right")]
+    assert len(set(names)) == 2
+    page.click("text=Ask both")
+    page.wait_for_selector("[data-side=right] .or-step >> nth=0")
+    assert connections(page) <= 1
+    for side in ("left", "right"):
+        page.wait_for_selector(f"[data-side={side}] .or-viewer[data-status=completed]")
+    page.wait_for_selector("text=/Both are|Only the/")
+    page.click("[data-side=left] .or-chip >> nth=1")
+    page.wait_for_selector("[data-side=right] li:nth-child(2) .or-chip[aria-current=step]")
+    page.keyboard.press("End")
+    page.wait_for_selector("[data-side=right] li:last-child .or-chip[aria-current=step]")
+    seeds = page.locator(".or-compare-page .or-seed").all_inner_texts()
+    assert seeds[0] == seeds[1]
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_in_words(studio: Open, slow_url: str, tmp_path: Path) -> None:
+    window = studio(slow_url)
+    window.expected = ["422"]
+    page = window.page("/checkpoints", ready=CHECKPOINTS)
+    page.fill(".or-register input", str(tmp_path))
+    page.click("text=Register >> nth=-1")
+    page.wait_for_selector(".or-register .or-error:visible")
+    assert len(page.inner_text(".or-register .or-error")) > 20
+    assert page.input_value(".or-register input") == str(tmp_path)
+
+
+def test_an_unknown_job_says_so(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["404"]
+    page = window.page("/training?job=job_nothing", ready=TRAINING)
+    page.wait_for_selector("text=There is no job")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_pages_have_contrast_and_nothing_wider_than_the_screen(
+    studio: Open, slow_url: str, recipe: str, scheme: str
+) -> None:
+    window = studio(slow_url, color_scheme=scheme)
+    page = window.page(f"/training?job={recipe}", ready=TRAINING)
+    ended(page)
+    page.wait_for_selector("[data-kind=benchmark]")
+    for details in page.locator("details:visible > summary").all():
+        details.click()
+    page.click("[data-preset=nano-zero] .or-secondary")
+    other = window.page("/checkpoints?compare=nano-omni-r1,nano-base", ready=CHECKPOINTS)
+    other.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
+    for one in (page, other):
+        assert one.evaluate(CONTRAST) == []
+        for width in (390, 640, 900, 1280, 1600):
+            one.set_viewport_size({"width": width, "height": 800})
+            assert one.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_phone_has_targets_for_fingers_on_both_pages(studio: Open, slow_url: str, recipe: str) -> None:
+    phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
+    window = studio(slow_url, **phone)
+    page = window.page(f"/training?job={recipe}", ready=TRAINING)
+    page.set_viewport_size({"width": 390, "height": 844})
+    ended(page)
+    page.wait_for_selector(".or-sample-chip")
+    assert page.evaluate(SMALL_TARGETS) == []
+    page = window.page("/checkpoints", ready=CHECKPOINTS)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate(SMALL_TARGETS) == []
+
+
+@pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no shipped checkpoint to train from")
+def test_a_real_job_makes_a_checkpoint_that_answers_without_a_restart(
+    studio: Open, studio_url: str, client: Client
+) -> None:
+    before = client.readiness()
+    page = studio(studio_url).page("/training", ready=TRAINING)
+    spec = {
+        "method": "pesft",
+        "base_checkpoint": "nano-base",
+        "data": {"source": "unitasks", "num_samples": 64},
+        "hyperparameters": {"steps": 4, "log_every": 1, "save_every": 4},
+        "seed": 1,
+    }
+    start(page, spec)
+    ended(page, timeout_ms=5 * READY_MS)
+    loss = page.evaluate("omniTraining.run.state.stages.pesft.series['loss/text'].points.length")
+    assert loss == 4
+    page.click(".or-made a >> nth=0")
+    page.wait_for_selector(CHECKPOINTS, state="attached")
+    name = page.inner_text(".or-checkpoint-detail h2")
+    assert name.endswith("step-4")
+    page.click(".or-checkpoint-detail >> text=Activate")
+    page.wait_for_selector(".or-activation[data-tone=done]")
+    page.wait_for_selector(f".or-tree [data-name='{name}'] .or-flag[data-tone=good]")
+    now = client.readiness()
+    assert now["checkpoint"] == name
+    assert now["weight_version"] > before["weight_version"]
+    assert f"{name} · v{now['weight_version']}" in page.inner_text(".or-checkpoint select")
+
+    asking = page.context.new_page()
+    asking.goto(studio_url)
+    asking.wait_for_selector("html[data-studio=ready]", state="attached")
+    asking.click("#or-step")
+    status(asking, "paused", "completed")
+    trace = client.trace(str(re.search(r"trace=(\w+)", asking.url).group(1)))  # type: ignore[union-attr]
+    assert (trace["checkpoint"], trace["weight_version"]) == (name, now["weight_version"])
+
+    page.click(f"text=Back to {before['checkpoint']}")
+    page.wait_for_selector(f".or-tree [data-name='{before['checkpoint']}'] .or-flag[data-tone=good]")
+    assert client.readiness()["weight_version"] == before["weight_version"]
