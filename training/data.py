@@ -156,6 +156,10 @@ def training_tasks(start: int, count: int) -> Iterable[Task]:
         yield make_task(SLICES[i % len(SLICES)], seed)
 
 
+class EmptySetError(ValueError):
+    """No sequence is left to train on."""
+
+
 @dataclass(frozen=True)
 class TokenSet:
     """Many sequences in flat arrays: sequence i is ids[offsets[i]:offsets[i + 1]]."""
@@ -186,7 +190,7 @@ class TokenSet:
             ids.append(np.asarray(item.ids, np.int32))
             masks.append(np.asarray(item.loss_mask, np.uint8))
         if not ids:
-            raise ValueError(f"no sequence is left: {dropped} were longer than {max_len} tokens")
+            raise EmptySetError(f"no sequence is left: {dropped} were longer than {max_len} tokens")
         offsets = np.concatenate([[0], np.cumsum([len(x) for x in ids])]).astype(np.int64)
         return cls(np.concatenate(ids), np.concatenate(masks), offsets, dropped)
 

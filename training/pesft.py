@@ -26,6 +26,7 @@ from training.job_checkpoint import (
     save_failed,
     save_training_checkpoint,
     stage_checkpoints,
+    step_of,
 )
 from training.job_context import JobContext, JobError, JobStopped
 from training.looks import Looks
@@ -109,7 +110,8 @@ class _Job:
             self._looks = Looks.of(self.ctx, self.base, self.hyper.show_samples)
             if self._looks is not None and not self.ctx.resume:
                 self._looks.show(self.stage, 0)
-        self.ctx.log.progress(self.stage, 0, self.total)
+        done = stage_checkpoints(self.ctx) if self.ctx.resume else []
+        self.ctx.log.progress(self.stage, step_of(done[-1]) if done else 0, self.total)
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics = metrics

@@ -16,7 +16,7 @@ from PIL import Image
 from model.pictures import model_view
 from model.template import Rendered, Template
 from model.vocab import Vocabulary
-from training.data import Codes, PictureCoder, TokenSet, render_trace
+from training.data import Codes, EmptySetError, PictureCoder, TokenSet, render_trace
 from training.formats import Picture, SampleStep, TokenIds, TraceSample, read_traces
 from training.rows import Intake, Rejection, SampleError
 from training.spec import JsonlData, TracesData, UniTasksData, ZebraCoTData
@@ -142,23 +142,28 @@ def build_token_set(
         max_len: longer samples are left out as ``too_long``.
         on_chunk: called with the samples read so far after every chunk; may raise to stop.
     """
-    kept: list[Rendered] = []
     rejected: list[Rejection] = []
-    source, seen = iter(samples), 0
-    while chunk := list(islice(source, CHUNK)):
-        seen += len(chunk)
-        rejected += [item for item in chunk if isinstance(item, Rejection)]
-        for item in encoder.encode([item for item in chunk if isinstance(item, TraceSample)]):
-            if isinstance(item, Rejection):
-                rejected.append(item)
-                continue
-            rendered = item.render(template, variant)
-            if len(rendered.ids) > max_len:
-                detail = f"{len(rendered.ids)} tokens are more than {max_len}"
-                rejected.append(Rejection(item.where, "too_long", detail))
-            else:
-                kept.append(rendered)
-        if on_chunk is not None:
-            on_chunk(seen)
-    intake = Intake(len(kept), tuple(rejected))
-    return (TokenSet.build(kept, max_len) if kept else None), intake
+
+    def kept() -> Iterator[Rendered]:
+        source, seen = iter(samples), 0
+        while chunk := list(islice(source, CHUNK)):
+            seen += len(chunk)
+            rejected.extend(item for item in chunk if isinstance(item, Rejection))
+            for item in encoder.encode([item for item in chunk if isinstance(item, TraceSample)]):
+                if isinstance(item, Rejection):
+                    rejected.append(item)
+                    continue
+                rendered = item.render(template, variant)
+                if len(rendered.ids) <= max_len:
+                    yield rendered
+                else:
+                    detail = f"{len(rendered.ids)} tokens are more than {max_len}"
+                    rejected.append(Rejection(item.where, "too_long", detail))
+            if on_chunk is not None:
+                on_chunk(seen)
+
+    try:
+        data = TokenSet.build(kept(), max_len)
+    except EmptySetError:
+        return None, Intake(0, tuple(rejected))
+    return data, Intake(len(data), tuple(rejected))
