@@ -30,6 +30,7 @@ import psutil
 
 from app.client import Client
 from app.sse_reader import TERMINAL_EVENTS
+from tests.e2e.browser import Studio, click_to_first_text, launched, missing_browser
 from tests.e2e.real_server import Server, new_server
 
 PROBE_EVERY_S = 0.02
@@ -58,6 +59,7 @@ def measure(server: Server, num_clients: int, num_traces: int, rng: random.Rando
     with server.client() as client:
         one_at_a_time(client)
         one_at_a_time(client, pictures=3)
+        clicks(server.url)
         row("memory_idle", resident(server), "MB")
         quiet = asyncio.run(load(server.url, client, num_traces // 2, num_clients=LIVE_AT_ONCE, droppers=0, rng=rng))
         with probing(server.url) as probe:
@@ -103,6 +105,19 @@ def one_at_a_time(client: Client, *, pictures: int | None = None, runs: int = 15
         row(f"{name}_median", statistics.median(total) * 1000, "ms")
     if first_text:
         row(f"{name}_first_text_median", statistics.median(first_text) * 1000, "ms")
+
+
+def clicks(url: str, runs: int = 7) -> None:
+    """A click on "Reason" in a real browser to the model's first words on the page; nothing where there is none."""
+    reason = missing_browser()
+    if reason is not None:
+        sys.stderr.write(f"click_to_first_text is left out: {reason}\n")
+        return
+    with launched() as browser:
+        window = Studio(browser, url)
+        times = [click_to_first_text(window.page())[0] for _ in range(runs)]
+        window.check()
+    row("click_to_first_text_median", statistics.median(times), "ms")
 
 
 async def load(

@@ -119,6 +119,28 @@ def status(page: Any, *wanted: str) -> str:
     return str(page.get_attribute(".or-viewer", "data-status"))
 
 
+FIRST_TEXT = """
+() => new Promise((resolve) => {
+  const start = performance.now();
+  const observer = new MutationObserver(() => {
+    const text = document.querySelector('.or-step-text, .or-answer-text')?.textContent;
+    if (!text) return;
+    observer.disconnect();
+    resolve([performance.now() - start, text]);
+  });
+  observer.observe(document.body, { subtree: true, childList: true, characterData: true });
+  document.querySelector('#or-reason').click();
+})
+"""
+
+
+def click_to_first_text(page: Any) -> tuple[float, str]:
+    """Clicks "Reason" on a page that shows no trace yet; milliseconds until the model's first words stand there, and
+    they."""
+    took, text = page.evaluate(FIRST_TEXT)
+    return float(took), str(text)
+
+
 def picture_file(folder: Path, size: tuple[int, int] = (96, 64)) -> Path:
     from PIL import Image, ImageDraw
 

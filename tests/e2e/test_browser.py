@@ -7,10 +7,11 @@ any request that leaves this machine. `pytest tests/e2e/test_browser.py`
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.browser import Open, picture_file, status
+from tests.e2e.browser import Open, click_to_first_text, picture_file, status
 
 
 def words_of(page: Any) -> list[str]:
@@ -47,6 +48,18 @@ def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, stu
     page.wait_for_selector("dialog .or-reference-row img")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
+
+
+def test_a_click_brings_the_models_first_words(
+    studio: Open, studio_url: str, record_property: Callable[[str, object], None]
+) -> None:
+    """How long that took is reported (`--junitxml`) and measured by `tests/benchmarks/serving.py`."""
+    page = studio(studio_url).page()
+    took, text = click_to_first_text(page)
+    record_property("click_to_first_text_ms", took)
+    status(page, "completed")
+    whole = [*words_of(page), page.inner_text(".or-answer-text")][0]
+    assert whole.startswith(text.strip())
 
 
 def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, studio_url: str) -> None:
