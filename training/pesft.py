@@ -108,8 +108,8 @@ class _Job:
         """Before the first step of this sitting."""
         if self.hyper.sample_every and self.hyper.variant == "interleaved":
             self._looks = Looks.of(self.ctx, self.base, self.hyper.show_samples)
-            if self._looks is not None and not self.ctx.resume:
-                self._looks.show(self.stage, 0)
+            if not self.ctx.resume:
+                self._look(0)
         done = stage_checkpoints(self.ctx) if self.ctx.resume else []
         self.ctx.log.progress(self.stage, step_of(done[-1]) if done else 0, self.total)
 
@@ -124,7 +124,16 @@ class _Job:
 
     def on_step(self, step: int) -> None:
         if self._looks is not None and (step % self.hyper.sample_every == 0 or step == self.total):
+            self._look(step)
+
+    def _look(self, step: int) -> None:
+        if self._looks is None:
+            return
+        try:
             self._looks.show(self.stage, step)
+        except Exception as error:  # a look is a convenience, as a tracker is: without it the job goes on
+            self._looks = None
+            self.ctx.log.log(f"looks at the model are given up: {type(error).__name__}: {error}")
 
     def on_save(self, step: int, run: RunFolder, state: State) -> None:
         weights = state["model"]
