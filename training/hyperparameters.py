@@ -124,8 +124,10 @@ class ZeroHyperparameters(Strict):
     score: Literal["perception", "likelihood", "first"] = Field(
         "perception", description="which candidate is kept; first: no choice, the control"
     )
-    context: Literal["trajectory", "picture"] = Field(
-        "trajectory", description="what the base sees: everything so far, or the newest picture and the step's text"
+    context: Literal["trajectory", "picture", "instruction"] = Field(
+        "trajectory",
+        description="what the base sees: everything so far; or the newest picture with the step's text, as it stands "
+        "or as an instruction ('I draw a box' -> 'Draw a box')",
     )
     copied_share: Share = Field(0.99, description="a candidate this equal to the picture before is rejected")
     on_rejected: Literal["drop", "text"] = Field(

@@ -11,6 +11,7 @@ It knows nothing of jobs, files or training. `right` of a candidate, where the w
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -221,10 +222,11 @@ class Visualiser:
     def _context(self, one: DrawnChain, k: int) -> tuple[list[int], list[int]]:
         """The prompt, and the response up to and with the begin-image that is forced."""
         text, boi = one.texts[k], self.loaded.vocab.boi_id
-        if self.settings.context == "picture":
+        if self.settings.context != "trajectory":
             newest = one.newest_picture
             given = [] if newest is None else [ImagePart(newest)]
-            asked = self.template.render_parts([*given, TextPart(text)], []).ids[:-1]  # without EOS
+            said = as_instruction(text) if self.settings.context == "instruction" else text
+            asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
             return asked, [boi]
         images = [] if one.question_codes is None else [one.question_codes]
         steps = self.template.steps_ids([*one.step_parts(), StepPart(text)])
@@ -271,6 +273,20 @@ class Visualiser:
 
 
 _LANCZOS = Image.Resampling.LANCZOS
+_SUBJECT = re.compile(r"^(?:(?:first|now|next|then|so|finally),?\s+)?I\s+(?:now\s+|then\s+|will\s+)?", re.IGNORECASE)
+
+
+def as_instruction(text: str) -> str:
+    """A thought in the first person as an instruction: a base that was taught to draw was taught by instructions.
+
+    >>> as_instruction("Link 1: I draw a line from red to blue.")
+    'Draw a line from red to blue.'
+    """
+    parts = re.split(r"(?<=\w):\s+|(?<=[.!?])\s+", text.strip())
+    said = next((part for part in parts if re.search(r"\bI\s+\w", part)), parts[-1])
+    said = _SUBJECT.sub("", said) if _SUBJECT.match(said) else re.sub(r"\s+I\s+(?=\w)", " ", said, count=1)
+    said = said.rstrip(" .:") + "."
+    return said[0].upper() + said[1:]
 
 
 def best(candidates: Sequence[Candidate], score: str) -> int | None:

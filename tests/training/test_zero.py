@@ -24,7 +24,7 @@ from training.hyperparameters import ZeroHyperparameters
 from training.job_context import JobError, JobStopped
 from training.samples import EncodedSample, SampleEncoder
 from training.spec import UniTasksData
-from training.visualiser import Candidate, DrawnChain, DrawnStep, Visualiser, best
+from training.visualiser import Candidate, DrawnChain, DrawnStep, Visualiser, as_instruction, best
 from training.zero_report import bootstrap_report, contact_sheet, correlation, pairwise_distance
 
 SETTINGS: dict[str, Any] = {"candidates": 3, "batch_size": 4, "max_steps": 2, "copied_share": 1.0}
@@ -75,6 +75,27 @@ def test_the_base_is_shown_the_picture_the_steps_so_far_and_the_steps_text_and_t
     prompt, begun = visualiser(tiny, context="picture")._context(one, 1)
     assert prompt == [vocab.bos_id, *vocab.image_ids(drawn), *tiny.tokenizer.encode("There.")]
     assert begun == [vocab.boi_id]
+    one.texts = ("I look.", "There I draw a box.")
+    asked, _ = visualiser(tiny, context="instruction")._context(one, 1)
+    assert asked == [*prompt[: -len(tiny.tokenizer.encode("There."))], *tiny.tokenizer.encode("There draw a box.")]
+
+
+@pytest.mark.parametrize(
+    ("thought", "instruction"),
+    [
+        ("I draw a box around the red star.", "Draw a box around the red star."),
+        ("First I draw a box around it.", "Draw a box around it."),
+        ("Link 1: I draw a line from red to blue.", "Draw a line from red to blue."),
+        ("I mark a circle: that is one.", "Mark a circle."),
+        ("From its top I draw a line across.", "From its top draw a line across."),
+        ("It is at 6. I draw a line to the axis.", "Draw a line to the axis."),
+        ("Next state: everything slides right.", "Everything slides right."),
+        ("The walker moves up.", "The walker moves up."),
+        ("", "."),
+    ],
+)
+def test_a_thought_becomes_an_instruction(thought: str, instruction: str) -> None:
+    assert as_instruction(thought) == instruction
 
 
 def test_candidates_come_from_the_models_distribution_over_codes(tiny: LoadedCheckpoint) -> None:
