@@ -8,7 +8,7 @@ import { api } from '../viewer/api.js';
 import { h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
 import { Activation, previous } from './activate.js';
 import { Compare } from './compare.js';
-import { factsOf, forestOf, jobOf, madeBy, measureOf, whyNot } from './lineage.js';
+import { factsOf, folded, forestOf, jobOf, madeBy, measureOf, whyNot } from './lineage.js';
 
 class Checkpoints {
   #all = [];
@@ -103,7 +103,13 @@ class Checkpoints {
           one.active ? flag('active', 'good') : null, one.loaded && !one.active ? flag('in memory', 'quiet') : null, one.problem ? flag('cannot be used', 'bad') : null),
         h('span', { class: 'or-node-line or-quiet' }, [madeBy(one), measureOf(one)].filter(Boolean).join(' · ') || one.description || ''),
       );
-    return h('li', {}, face, children.length ? h('ul', {}, children.map((child) => this.#node(child))) : null);
+    const list = (nodes) => h('ul', {}, nodes.map((child) => this.#node(child)));
+    const rows = folded(children, this.#selected).map(({ node, earlier }) => {
+      if (node) return this.#node(node);
+      const words = `${earlier.length} earlier ${earlier.length === 1 ? 'step' : 'steps'} of this job`;
+      return h('li', {}, h('details', { class: 'or-details or-earlier' }, h('summary', {}, words), list(earlier)));
+    });
+    return h('li', {}, face, rows.length ? h('ul', {}, rows) : null);
   }
 
   // ---- the chosen one

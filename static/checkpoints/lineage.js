@@ -44,6 +44,23 @@ function leadsBack(from, to, nodes) {
   return false;
 }
 
+/**
+ * The children of a node as they are listed: `[{node}]`, and `[{earlier: [nodes]}]` for the steps of one job that a later
+ * step of the same stage has overtaken. One that is active, chosen (`kept`) or a base of others stays in sight.
+ */
+export function folded(children, kept) {
+  const key = ({ one }) => (jobOf(one) ? `${jobOf(one)} ${stageOf(one)}` : null);
+  const newest = new Map(children.map((node) => [key(node), node]));
+  const shown = [];
+  for (const node of children) {
+    const { one } = node;
+    if (!key(node) || newest.get(key(node)) === node || node.children.length || one.active || one.id === kept) shown.push({ node });
+    else if (shown.length && shown[shown.length - 1].key === key(node)) shown[shown.length - 1].earlier.push(node);
+    else shown.push({ key: key(node), earlier: [node] });
+  }
+  return shown;
+}
+
 /** How a checkpoint came about: `PeRPO, step 60`. */
 export function madeBy(one) {
   const stage = stageOf(one);

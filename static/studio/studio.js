@@ -8,6 +8,7 @@ import { api } from '../viewer/api.js';
 import { setAttr, setText, show } from '../viewer/dom.js';
 import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
+import { budgetWords, refusedBudget } from './budget.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
 import { wordsOf } from './notes.js';
@@ -32,7 +33,7 @@ class Studio {
   #picture = null; // {image, own}
   #task = null; // {task_id, question, image_id}: what the picture and the question were, to be a task
   #starting = false;
-  #budget = { timer: 0, turn: 0 };
+  #budget = { timer: 0, turn: 0, tooLong: false };
   #parts = {};
   #wanted = ['well', 'examples', 'viewer', 'line'];
 
@@ -116,6 +117,7 @@ class Studio {
 
   #questionChanged() {
     this.fail(null);
+    this.#budget.tooLong = false; // until it has been counted
     this.#preview();
     this.#count();
   }
@@ -150,24 +152,19 @@ class Studio {
   async #askBudget() {
     const turn = ++this.#budget.turn;
     const question = this.textarea.value;
-    let words = '';
-    let over = false;
+    let said = null;
     if (question.trim()) {
       try {
-        const { room_images: room, room_tokens: tokens } = await api.budget(question, this.#picture ? 1 : 0);
-        over = room < 1;
-        words = over
-          ? `This question leaves no room for a picture (${Math.max(0, tokens)} tokens): shorten it.`
-          : `room for ${room} ${room === 1 ? 'picture' : 'pictures'}`;
+        said = budgetWords(await api.budget(question, this.#picture ? 1 : 0));
       } catch (error) {
-        over = error.status === 422 || error.status === 413;
-        words = over ? error.message : '';
+        said = refusedBudget(error);
       }
     }
     if (turn !== this.#budget.turn) return;
+    this.#budget.tooLong = said?.tooLong ?? false;
     const line = this.line.querySelector('.or-budget');
-    setText(line, words);
-    setAttr(line, 'data-over', over ? 'true' : null);
+    setText(line, said?.text ?? '');
+    setAttr(line, 'data-over', said?.over ? 'true' : null);
   }
 
   async #checkpoint(name) {
@@ -189,6 +186,10 @@ class Studio {
     if (!question.trim()) {
       this.fail('Write a question first, or choose an example.');
       this.textarea.focus();
+      return;
+    }
+    if (this.#budget.tooLong) {
+      this.textarea.focus(); // the line below it says why, once
       return;
     }
     const request = { question, images: [], mode, partial_images: 8, background: true };
@@ -217,7 +218,8 @@ class Studio {
       if (matchMedia('(max-width: 900px)').matches) this.viewer.root.scrollIntoView({ block: 'start' });
       history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
     } catch (error) {
-      this.fail(error);
+      if (error.code === 'prompt_too_long') await this.#askBudget(); // one sentence, in its own place
+      if (!this.#budget.tooLong) this.fail(error);
       this.#setPhase(phaseOf(this.viewer.state), 'auto');
     } finally {
       this.#starting = false;

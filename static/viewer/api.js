@@ -22,7 +22,8 @@ async function problemOf(response) {
     // a proxy's page instead of problem+json: the status has to do
   }
   const retryAfter = Number(response.headers.get('retry-after')) || null;
-  let message = problem.detail || problem.title || `The server said ${response.status}.`;
+  // the path of a field helps a program; a person sees the field
+  let message = problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server said ${response.status}.`;
   if (response.status === 429) {
     message = `${message} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { factsOf, forestOf, jobOf, madeBy, measureOf, outcomeOf, whyNot } from '../../static/checkpoints/lineage.js';
+import { factsOf, folded, forestOf, jobOf, madeBy, measureOf, outcomeOf, whyNot } from '../../static/checkpoints/lineage.js';
 
 const draw = (nodes) => nodes.map(({ one, children }) => (children.length ? [one.id, draw(children)] : one.id));
 const made = (id, base, stage, step, job = 'j') => ({ id, base, created_at: '2026', lineage: { stage, step, job_id: job } });
@@ -55,4 +55,14 @@ test('a comparison is summed up only when both have answered', () => {
   assert.equal(outcomeOf(state('a', 'wrong'), state('b', 'wrong')), 'Both are wrong.');
   assert.equal(outcomeOf(state(' Red'), state('red ')), 'Both give the same answer.');
   assert.equal(outcomeOf(state('red'), state('blue')), 'They give different answers.');
+});
+
+test('steps that a later one of the same job has overtaken are folded away, unless one matters', () => {
+  const steps = [100, 200, 300, 400].map((step) => made(`s-${step}`, 'base', 'pesft', step));
+  const list = (all, kept) => folded(forestOf([{ id: 'base' }, ...all])[0].children, kept)
+    .map(({ node, earlier }) => node?.one.id ?? earlier.map((one) => one.one.id));
+  assert.deepEqual(list(steps, null), [['s-100', 's-200', 's-300'], 's-400']);
+  assert.deepEqual(list(steps, 's-200'), [['s-100'], 's-200', ['s-300'], 's-400']);
+  assert.deepEqual(list([...steps, made('p', 's-300', 'perpo', 1, 'k')], null), [['s-100', 's-200'], 's-300', 's-400']);
+  assert.deepEqual(list([{ id: 'a', base: 'base' }, { id: 'b', base: 'base' }], null), ['a', 'b']);
 });

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { budgetWords, refusedBudget } from '../../static/studio/budget.js';
 import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
@@ -95,4 +96,15 @@ test('keys act in the viewer, not in its slider, and space presses a focused but
   assert.equal(at('Escape', { shiftKey: true }), 'stop');
   assert.equal(at('?', { shiftKey: true }), 'help');
   assert.equal(at('ArrowLeft', { altKey: true }), null); // the browser's own way back
+});
+
+test('a question that is too long is said once, with a number that means something', () => {
+  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), { text: 'room for 3 pictures', over: false, tooLong: false });
+  assert.equal(budgetWords({ prompt_tokens: 600, room_tokens: 150, room_images: 1 }).text, 'room for 1 picture');
+  const long = budgetWords({ prompt_tokens: 2167, room_tokens: 0, room_images: 0 });
+  assert.ok(long.tooLong && long.text.includes('2,167') && !/\b0 tokens/.test(long.text));
+  const words = budgetWords({ prompt_tokens: 700, room_tokens: 60, room_images: 0 });
+  assert.ok(words.over && !words.tooLong);
+  assert.match(refusedBudget({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
+  assert.equal(refusedBudget({ status: 0, message: 'gone' }), null);
 });
