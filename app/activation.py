@@ -73,17 +73,17 @@ class Activation:
         version = await asyncio.to_thread(registry.version_of, info)
         previous = registry.active
         before = await asyncio.to_thread(registry.find, previous) if previous else None
-        try:
-            lease = await pool.borrow(info, version, check=True, drain=drain)
-        except BaseException:
-            await self._restore(before)
-            raise
-        try:
+
+        async def answer() -> None:
             await asyncio.to_thread(registry.remember, name)
             pool.pinned = name
             registry.note = None
-        finally:
-            lease.release()
+
+        try:
+            await pool.swap(info, version, answer, drain=drain)
+        except BaseException:
+            await self._restore(before)
+            raise
         return ActivationResult(name, version, previous)
 
     async def _restore(self, info: CheckpointInfo | None) -> None:

@@ -83,7 +83,7 @@ def read_folder(folder: Path) -> CheckpointInfo:
 
 def unreadable(folder: Path, problem: str) -> CheckpointInfo:
     """A folder that is not even looked into."""
-    return CheckpointInfo(folder.name, folder, "", 0, problem=problem)
+    return CheckpointInfo(folder.name, folder, "", 0, problem=problem, reason="path_not_allowed")
 
 
 def outside(folder: Path, roots: Iterable[Path]) -> Path | None:

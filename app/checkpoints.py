@@ -145,7 +145,9 @@ class CheckpointRegistry:
             there = ", ".join(sorted(self.scan())) or "none"
             raise field_problem("unknown_checkpoint", path, f"no checkpoint has this name; there are: {there}")
         if info.problem is not None:
-            raise field_problem("checkpoint_invalid", path, info.problem)
+            problem = field_problem("checkpoint_invalid", path, info.problem)
+            problem.members["reason"] = info.reason
+            raise problem
         return info
 
     def template(self, info: CheckpointInfo) -> Template:
@@ -273,7 +275,7 @@ class CheckpointRegistry:
             self.pool.pinned = info.name
             version = await asyncio.to_thread(self.version_of, info)
             try:
-                (await self.pool.borrow(info, version, check=True, first=True)).release()
+                await self.pool.load_first(info, version)
             except Problem as problem:
                 if problem.code != "checkpoint_invalid" or self._extra is not None:
                     raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None

@@ -69,33 +69,50 @@ class EnginePool:
 
     # ---- borrowing
 
-    async def borrow(
-        self,
-        info: CheckpointInfo,
-        version: int,
-        *,
-        check: bool = False,
-        drain: Drain | None = None,
-        first: bool = False,
-    ) -> Lease:
-        """The checkpoint, loaded unless it is; with `check` its folder is read from end to end even then.
-
-        `drain` lets running traces end (or ends them) where memory cannot hold both; `first` asks for no room.
+    async def borrow(self, info: CheckpointInfo, version: int) -> Lease:
+        """The checkpoint, loaded unless it is.
 
         Raises:
             Problem: ``checkpoint_invalid``, ``insufficient_memory``, ``not_ready``; nothing has changed.
         """
         self._refuse_while_draining()
-        if not check and self._has(info, version):
-            return self._lend(info.name, version)
-        async with self._lock:
-            self._refuse_while_draining()
-            if check or not self._has(info, version):
+        if not self._has(info, version):
+            async with self._lock, self._busy():
+                if not self._has(info, version):
+                    need = await self._checked(info)
+                    await self._make_room(info, need)
+                    await self._load(info, version)
+                return self._lend(info.name, version)
+        return self._lend(info.name, version)
+
+    async def swap(
+        self, info: CheckpointInfo, version: int, commit: Callable[[], Awaitable[None]], *, drain: Drain | None = None
+    ) -> None:
+        """Check the folder from end to end, load it beside what runs, then `commit`, which lets it answer; nobody
+        borrows in between. `drain` lets running traces end (or ends them) where memory cannot hold both.
+
+        Raises:
+            Problem: as `borrow`, and what `commit` raises. Where running traces were drained the engine may be empty
+                then; otherwise nothing has changed.
+        """
+        async with self._lock, self._busy():
+            need = await self._checked(info)
+            if not self._has(info, version):
                 try:
-                    await self._bring(info, version, drain, first)
-                finally:
-                    self.busy_with = None
-            return self._lend(info.name, version)
+                    await self._make_room(info, need)
+                except Problem:
+                    if drain is None:
+                        raise
+                    await self._empty(info, need, drain)
+                await self._load(info, version)
+            await commit()
+
+    async def load_first(self, info: CheckpointInfo, version: int) -> None:
+        """Check and load at the start, when there is nothing that could make room; raises as `borrow`."""
+        async with self._lock, self._busy():
+            await self._checked(info)
+            if not self._has(info, version):
+                await self._load(info, version)
 
     async def check(self, info: CheckpointInfo, *, path: str) -> None:
         """Read the folder from end to end; raises :class:`Problem` with the field that named it."""
@@ -132,20 +149,16 @@ class EnginePool:
 
     # ---- loading
 
-    async def _bring(self, info: CheckpointInfo, version: int, drain: Drain | None, first: bool) -> None:
+    @contextlib.asynccontextmanager
+    async def _busy(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self.busy_with, self.draining = None, False
+
+    async def _checked(self, info: CheckpointInfo) -> Footprint:
         self.busy_with = f"checkpoint {info.name} is being checked"
-        need = await _asked(self._generation.check(str(info.folder)))
-        if self._has(info, version):
-            return
-        if not first:
-            try:
-                await self._make_room(info, need)
-            except Problem:
-                if drain is None:
-                    raise
-                await self._load_alone(info, version, need, drain)
-                return
-        await self._load(info, version)
+        return await _asked(self._generation.check(str(info.folder)))
 
     async def _load(self, info: CheckpointInfo, version: int) -> None:
         self.busy_with = f"checkpoint {info.name} is being loaded"
@@ -157,7 +170,7 @@ class EnginePool:
         held, free = _held(facts), int(facts["free"])
         victims: list[str] = []
         while (lack := self._lack(facts, need, held, free)) is not None:
-            victim = self._victim(info.name, *victims)
+            victim = self._victim(*victims)
             if victim is None:
                 raise self._no_room(info, need, facts, lack)
             victims.append(victim)
@@ -166,19 +179,15 @@ class EnginePool:
             log.info("checkpoint %s makes room for %s", victim, info.name)
             await self._unload(victim)
 
-    async def _load_alone(self, info: CheckpointInfo, version: int, need: Footprint, drain: Drain) -> None:
-        """Let the traces end, take everything out, load."""
+    async def _empty(self, info: CheckpointInfo, need: Footprint, drain: Drain) -> None:
+        """Let the running traces end and take everything out."""
         facts = await _asked(self._generation.memory())
         if need.loading > facts["free"] + _held(facts):
             raise self._no_room(info, need, facts, "even alone it would not fit")
         self.draining = True
-        try:
-            await self._drain(info.name, drain)
-            for name in list(self._generation.status().loaded):
-                await self._unload(name)
-            await self._load(info, version)
-        finally:
-            self.draining = False
+        await self._drain(info.name, drain)
+        for name in list(self._generation.status().loaded):
+            await self._unload(name)
 
     async def _drain(self, name: str, drain: Drain) -> None:
         while self._borrowed:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.artifacts import ImageStore, StoredImage, from_data_url
-from app.checkpoints import CheckpointInfo, CheckpointRegistry
+from app.checkpoint_folder import CheckpointInfo
+from app.checkpoints import CheckpointRegistry
 from app.errors import Problem, field_problem
 from app.schemas import MAX_SEED, ImageIn, SamplingIn, TraceCreate
 from app.tasks import TaskWorld
