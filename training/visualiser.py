@@ -241,7 +241,7 @@ class Visualiser:
             ids = sequence.response[sequence.num_resumed : sequence.num_resumed + n]
             drawn.append(tuple(code for code in map(vocab.id_to_code, ids) if code is not None))
         grids = self.vq.codebook.detach()[torch.tensor(drawn, device=self.vq.codebook.device)]
-        energies = tv_energy(grids.unflatten(1, vocab.grid)).tolist()
+        energies = tv_energy(grids.view(len(drawn), *vocab.grid, -1)).tolist()
         out = []
         for sequence, codes, energy in zip(sequences, drawn, energies, strict=True):
             flat = is_flat(codes, self.perception)

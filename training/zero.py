@@ -154,7 +154,7 @@ def _finish(
         ctx.log.warning("samples_rejected", intake.summary())
     if not drawn:
         raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
-    traces = ctx.folder / "data" / "zero" / "traces.jsonl"
+    traces = ctx.folder / "zero" / "traces.jsonl"
     traces.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(
         json.dumps(trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected

@@ -73,12 +73,8 @@ def pairwise_distance(pictures: Sequence[Codes]) -> float | None:
     total = len(pictures)
     if total < 2:
         return None
-    grid = np.asarray(pictures)
-    agreeing = 0
-    for column in grid.T:
-        counts = np.unique(column, return_counts=True)[1].astype(np.int64)
-        agreeing += int((counts * (counts - 1)).sum())
-    return round(1.0 - agreeing / (grid.shape[1] * total * (total - 1)), 6)
+    agreeing = sum(count * (count - 1) for column in zip(*pictures, strict=True) for count in Counter(column).values())
+    return round(1.0 - agreeing / (len(pictures[0]) * total * (total - 1)), 6)
 
 
 def _changes(drawn: Sequence[DrawnChain]) -> list[tuple[Codes, Codes]]:
