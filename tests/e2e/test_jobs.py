@@ -1,0 +1,134 @@
+"""A real training job on a real server: it trains, its checkpoint answers, and a killed server costs no step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from app.client import Client
+from app.client_types import Trace
+from app.sse_reader import Event
+from tests.e2e.real_server import Server, wait_until
+from tests.fakes import png
+
+STEPS = 60  # of some milliseconds each: there must be a middle to kill the server in
+SPEC: dict[str, Any] = {
+    "method": "pesft",
+    "base_checkpoint": "tiny",
+    "data": {"source": "unitasks", "num_samples": 8},
+    "hyperparameters": {
+        "steps": STEPS, "batch_tokens": 256, "log_every": 1, "save_every": 1000, "show_samples": 1, "sample_every": 100,
+    },
+    "seed": 1,
+}  # fmt: skip
+
+
+pytestmark = pytest.mark.timeout(400)  # an upper bound for a very busy machine
+
+
+@dataclass
+class Trained:
+    """A server, and what a job on it told; `before` and `after` are traces around its activation."""
+
+    server: Server
+    job_id: str
+    events: list[Event]
+    before: Trace
+    after: Trace
+
+
+def ask(client: Client) -> Trace:
+    picture = client.upload_image(png(box=10))["image_id"]
+    trace = client.create_trace("Where is the star?", [picture], sampling={"max_new_tokens": 4, "seed": 1})
+    for _ in client.events(trace["id"]):
+        pass
+    return client.trace(trace["id"])
+
+
+def losses(client: Client, job_id: str) -> dict[int, dict[str, float | None]]:
+    """What each step's row says, speed aside; of two rows for a step the later one counts."""
+    rows, after, more = {}, 0, True
+    while more:
+        page = client.job_metrics(job_id, after=after, limit=50)
+        for row in page["data"]:
+            rows[row["step"]] = {k: v for k, v in row["values"].items() if not k.startswith("speed/")}
+            after = row["seq"]
+        more = page["has_more"]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Trained]:
+    home = tmp_path_factory.mktemp("training") / "home"
+    (home / "checkpoints").mkdir(parents=True)
+    (home / "checkpoints" / "tiny").symlink_to(tiny_checkpoint)
+    allowed = {"OMNI_R1_ALLOWED_ROOTS": str(tiny_checkpoint.parent)}
+    server = Server(home, {"OMNI_R1_CHECKPOINT": "tiny", **allowed})
+    try:
+        with server.start().client() as client:
+            before = ask(client)
+            job = client.create_job({**SPEC, "activate": True, "output_name": "first"})
+            events = list(client.job_events(job["id"], give_up_s=120))
+            yield Trained(server, job["id"], events, before, ask(client))
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
+    told = [event.type for event in trained.events]
+    assert [event.data["status"] for event in trained.events if event.type == "job.status"] == [
+        "queued", "running", "succeeded",
+    ]  # fmt: skip
+    assert told.count("metrics") == STEPS
+    sample = next(event.data for event in trained.events if event.type == "sample")
+    made = next(event.data for event in trained.events if event.type == "checkpoint")
+    assert (made["name"], made["step"]) == (f"first-step-{STEPS}", STEPS)
+    with trained.server.client() as client:
+        assert client.fetch(sample["question_image"]).startswith(b"\x89PNG")
+        job = client.job(trained.job_id)
+        assert job["metrics"]["loss/ce"] is not None
+        first = next(event.data["values"] for event in trained.events if event.type == "metrics")
+        assert job["metrics"]["loss/ce"] < first["loss/ce"]  # it has learned something
+        assert [one["name"] for one in job["checkpoints"]] == [made["name"]]
+        result = job["result"] or {}
+        version = result["activated"]["weight_version"]
+        shown = client.checkpoint(made["name"])
+        assert (shown["active"], shown["weight_version"]) == (True, version)
+        assert client.readiness()["weight_version"] == version
+    assert version > trained.before["weight_version"]
+    assert (trained.after["checkpoint"], trained.after["weight_version"]) == (made["name"], version)
+    assert (trained.before["checkpoint"], trained.after["status"]) == ("tiny", "completed")
+
+
+@pytest.mark.slow
+def test_a_server_killed_mid_job_tells_the_truth_and_the_job_resumes_to_the_same_losses(trained: Trained) -> None:
+    """Invariant 14, with the real worker: it notices, saves at its step, and goes on to the same numbers."""
+    server = trained.server
+    with server.client() as client:
+        job = client.create_job(SPEC)
+        for event in client.job_events(job["id"], give_up_s=120):
+            if event.type == "metrics":
+                break
+    workers = [child for child in server.children() if "training.worker" in child.cmdline()]
+    (worker,) = workers
+    server.kill()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 60)
+
+    with server.start().client() as client:
+        found = client.job(job["id"])
+        assert (found["status"], found["attempt"]) == ("interrupted", 1)
+        seen = losses(client, job["id"])
+        assert 0 < len(seen) < STEPS
+        client.resume_job(job["id"])
+        rest = list(client.job_events(job["id"], found["last_event"], give_up_s=120))
+        assert rest[0].seq == found["last_event"] + 1
+        assert rest[-1].data["status"] == "succeeded"
+        again = losses(client, job["id"])
+        assert again == losses(client, trained.job_id)
+        assert {step: again[step] for step in seen} == seen
