@@ -25,8 +25,9 @@ async function problemOf(response) {
   // the path of a field helps a program; a person sees the field
   let message = problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server said ${response.status}.`;
   if (response.status === 429) {
-    message = `${message} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
+    message = `${message.replace(/[;,]? ?try again.*$/i, '').replace(/[.;]?$/, '.')} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }
+  if (response.status === 401) message = 'You are signed out. Reload the page to sign in again.';
   const { code = String(response.status), errors = [] } = problem;
   return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });
 }

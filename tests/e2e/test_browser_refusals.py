@@ -1,0 +1,73 @@
+"""What a person sees when the server says no or a trace fails: one sentence that says what to do, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.e2e.browser import Open, status
+
+
+def texts(page: Any) -> list[str]:
+    """Every red or quiet line under the question that says something."""
+    return [str(text) for text in page.locator(".or-part-line p:visible").all_inner_texts() if text]
+
+
+def test_a_question_that_is_too_long_gets_one_message(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
+    page.fill("#or-question textarea", "word " * 420)
+    page.wait_for_selector(".or-budget[data-over]")
+    page.click("#or-reason")
+    (said,) = texts(page)
+    assert "ask in fewer words" in said
+    assert " 0 tokens" not in said
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    page.fill("#or-question textarea", "Where is the star?")
+    page.wait_for_selector(".or-budget:not([data-over]) >> text=room for")
+
+
+def test_a_full_queue_says_when_to_try_again_and_keeps_the_question(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["429"]
+    page = window.page()
+    question = page.input_value("#or-question textarea")
+    problem = {"status": 429, "code": "queue_full", "detail": "64 traces are waiting; try again soon"}
+
+    def full(route: Any) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+            return
+        headers = {"Retry-After": "5", "Content-Type": "application/problem+json"}
+        route.fulfill(status=429, headers=headers, body=json.dumps(problem))
+
+    page.route("**/v1/traces", full)
+    page.click("#or-reason")
+    page.wait_for_selector("text=64 traces are waiting. Try again in 5 s.")
+    assert page.input_value("#or-question textarea") == question
+    assert page.is_visible("#or-reason")
+    page.unroute("**/v1/traces")
+    page.click("#or-step")
+    status(page, "running", "paused")
+    assert not page.is_visible("text=Try again in 5 s.")
+
+
+def test_a_failed_trace_keeps_what_was_drawn_and_says_what_to_do(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
+    page.click("#or-step")
+    status(page, "paused")
+    trace = page.url.split("trace=")[1]
+
+    def failed(route: Any) -> None:
+        row = route.fetch().json()
+        row |= {"status": "failed", "error": {"code": "engine_died", "detail": "The engine's process ended."}}
+        route.fulfill(json=row)
+
+    page.route(f"**/v1/traces/{trace}", failed)
+    page.reload()
+    assert status(page, "failed") == "failed"
+    said = page.inner_text(".or-trouble")
+    assert "The engine's process ended." in said
+    assert "press Reason" in said
+    assert page.locator(".or-step").count() == 1
+    page.wait_for_selector("html[data-studio=ready]", state="attached")
+    assert page.is_visible("#or-reason")
