@@ -156,7 +156,7 @@ def train_sft(
         return projection
     plan = spec.make_plan(data)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    tokens, since = 0, time.monotonic()
+    tokens, seconds = 0, 0.0  # of the steps alone: looks and saves are not training
     quiet = None if on_log is not None else False  # whoever is told the metrics needs no bar in a file
     watch = StopFlag() if stop is None else contextlib.nullcontext(stop)
     with (
@@ -164,6 +164,7 @@ def train_sft(
         tqdm(total=spec.steps, initial=start, desc=spec.label or "sft", mininterval=5, disable=quiet) as bar,
     ):
         for step in range(start, spec.steps):
+            began = time.monotonic()
             set_lr(optimizer, schedule.lr(step))
             optimizer.zero_grad(set_to_none=True)
             by = "tokens" if spec.batch_samples is None else "samples"
@@ -179,12 +180,12 @@ def train_sft(
                 )
             optimizer.step()
             tokens += sum(batch.num_tokens for batch in batches)
+            seconds += time.monotonic() - began
             bar.update()
             if (step + 1) % log_every == 0 or step + 1 == spec.steps:
-                now = time.monotonic()
                 metrics |= {"optim/grad_norm": norm.item(), "optim/lr": schedule.lr(step)}
-                metrics["speed/tokens_per_s"] = tokens / (now - since)
-                tokens, since = 0, now
+                metrics["speed/tokens_per_s"] = tokens / max(seconds, 1e-9)
+                tokens, seconds = 0, 0.0
                 run.log(step + 1, metrics)
                 bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{metrics['speed/tokens_per_s']:.0f}")
                 if on_log is not None:

@@ -10,6 +10,7 @@ It knows nothing of HTTP or the database.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import json
@@ -107,7 +108,7 @@ def run_job(
         except ValidationError as error:
             return _fail(folder, "bad_spec", str(error))
         except Exception as error:
-            traceback.print_exc()
+            _say(traceback.format_exc())
             return _fail(folder, *_classify(error))
     try:
         _write(folder / "result.json", result)
@@ -132,12 +133,19 @@ def _classify(error: Exception) -> tuple[str, str]:
 
 
 def _fail(folder: Path, code: str, detail: str) -> int:
-    sys.stderr.write(f"failed, {code}: {detail}\n")
+    _say(f"failed, {code}: {detail}\n")
     try:
         _write(folder / "error.json", {"code": code, "detail": detail})
     except OSError as error:
-        sys.stderr.write(f"error.json could not be written: {error}\n")
+        _say(f"error.json could not be written: {error}\n")
     return FAILED
+
+
+def _say(text: str) -> None:
+    """To `log.txt`, which may stand on a full disk."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
@@ -165,7 +173,7 @@ def _lower_priority() -> None:
     try:
         os.nice(NICENESS)
     except (AttributeError, OSError):
-        sys.stderr.write("the priority could not be lowered\n")
+        _say("the priority could not be lowered\n")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,24 @@ def test_every_failure_has_a_code_and_a_sentence(
     assert not (folder / "result.json").exists()
 
 
+def test_a_disk_without_room_for_the_error_still_ends_with_the_exit_code(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk:
+        def write(self, *_: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        flush = write
+
+    folder, job = job_of(tmp_path / "job", tiny_checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", FullDisk())
+        patch.setattr(Path, "write_text", FullDisk.write)
+        assert run_job(folder, job, run=raising(JobError("disk_full", "no room"))) == FAILED
+        assert run_job(folder, job, run=lambda ctx: {}) == FAILED  # a result that cannot be kept is no success
+    assert not (folder / "result.json").exists()
+
+
 def test_a_stop_at_a_step_boundary_is_its_own_exit_code(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
 
