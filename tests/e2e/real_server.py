@@ -47,11 +47,13 @@ class Server:
     def log(self) -> Path:
         return self.home.parent / f"{self.home.name}.log"
 
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", *SERVE, "--port", str(self.port)]
+
     def start(self, *, ready: bool = True) -> Server:
-        command = [sys.executable, "-m", *SERVE, "--port", str(self.port)]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command,
+                self.command(),
                 cwd=ROOT,
                 env=self.env(),
                 stdout=subprocess.PIPE,
@@ -84,7 +86,7 @@ class Server:
             wait_until(ready, f"a ready server\n{self.tail()}", READY_S)
 
     def client(self) -> Client:
-        return Client(self.url)
+        return Client(self.url, api_key=self.environment.get("OMNI_R1_API_KEY", ""))
 
     def children(self) -> list[psutil.Process]:
         assert self.process is not None
