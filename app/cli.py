@@ -217,6 +217,7 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="one value, like hyperparameters.steps=40"
     )
+    parser.add_argument("--data", metavar="FILE", help="jsonl file of this machine to train on, uploaded first")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--output-name", metavar="NAME", help="what its checkpoints are called before their step")
     parser.add_argument("--gpu", choices=("shared", "exclusive"), help="exclusive: no other job beside it (shared)")

@@ -27,7 +27,12 @@ def train(args: Namespace) -> int:
     """Starts a job and follows it to its end, unless --detach."""
     with Client(args.url) as client:
         try:
-            job = client.create_job(build_spec(args))
+            spec = build_spec(args)
+            if args.data:
+                uploaded = client.upload_dataset(args.data)
+                spec["data"] = {"source": "jsonl", "path": uploaded["path"]}
+                remark(f"{uploaded['rows']} rows of {args.data} are uploaded")
+            job = client.create_job(spec)
         except BadInput as error:
             raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
         if args.detach:

@@ -170,6 +170,12 @@ class Job(TypedDict):
     last_event: int
 
 
+class Dataset(TypedDict):
+    path: str
+    rows: int
+    bytes: int
+
+
 class JobPage(TypedDict):
     data: list[Job]
     has_more: bool

@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request
 from app.artifacts import ImageStore, PartialStore
 from app.auth import ApiKey
 from app.checkpoints import CheckpointRegistry
+from app.datasets import DatasetStore
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem
 from app.event_log import EventLog
@@ -42,6 +43,7 @@ class Services:
     intake: Intake
     traces: TraceService
     jobs: JobService
+    datasets: DatasetStore
     idempotency: IdempotencyKeys
     metrics: Metrics
     key: ApiKey | None = None

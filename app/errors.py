@@ -54,6 +54,7 @@ CODES: dict[str, tuple[int, str]] = {
     "request_in_progress": (409, "The first request with this key is still being accepted"),
     "body_too_large": (413, "The body is too large"),
     "not_json": (415, "The body must be JSON"),
+    "unsupported_dataset": (415, "Not a kind of training file this server reads"),
     "unsupported_image": (415, "Not a picture this server reads"),
     "wrong_host": (421, "This server does not answer under that name"),
     "invalid": (422, "A field is not valid"),

@@ -33,6 +33,7 @@ from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
+from app.datasets import DatasetStore
 from app.db import Database
 from app.deps import Services
 from app.dialects import DatabaseUnusable
@@ -45,7 +46,7 @@ from app.job_intake import JobIntake
 from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
 from app.registration import Registration
-from app.routes import checkpoints, images, jobs, login, system, tasks, traces
+from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
 from app.settings import Settings
 from app.tasks import TaskWorld
@@ -59,7 +60,7 @@ from training.jobs import COMMAND
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, images, tasks, jobs, checkpoints)
+ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 GRACEFUL_S = 2
@@ -212,6 +213,7 @@ def build_services(
         intake=intake,
         traces=service,
         jobs=job_service,
+        datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(db),
         metrics=metrics,
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,

@@ -67,6 +67,14 @@ class JobList(Out):
     has_more: bool
 
 
+class DatasetOut(Out):
+    """An uploaded training file; `path` is what `data.path` of a job may say."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
 class MetricsRow(Out):
     """The metrics of one step; `seq` is the number of its event."""
 

@@ -87,6 +87,25 @@ def test_every_wrong_field_is_named_at_once(with_server: Callable[..., Any], cap
     with_server(scenario, job_command=worker("succeed"))
 
 
+def test_a_file_of_this_machine_is_uploaded_first(with_server: Callable[..., Any], capsys: Say, tmp_path: Path) -> None:
+    async def scenario(server: Server) -> None:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        data = tmp_path / "mine.jsonl"
+        data.write_text('{"Question": "?"}\n\n{"Question": "!"}\n')
+        argv = ["train", "pesft", "--base", "nano-omni-r1", "--data", str(data)]
+        assert await cli(server, *argv) == 0
+        assert "2 rows" in capsys.readouterr().err
+        (job,) = (await server.client.get("/v1/jobs")).json()["data"]
+        assert job["spec"]["data"]["source"] == "jsonl"
+        assert Path(job["spec"]["data"]["path"]).read_bytes() == data.read_bytes()
+        data.write_text('{"Question": "?"}\n{"Question"\n')
+        assert await cli(server, *argv) == 2
+        assert "line 2 is no JSON" in capsys.readouterr().err
+        assert await cli(server, *argv[:-1], str(tmp_path / "nowhere.jsonl")) == 1
+
+    with_server(scenario, job_command=worker("succeed"))
+
+
 def test_a_job_is_detached_cancelled_and_resumed(with_server: Callable[..., Any], capsys: Say) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()

@@ -436,6 +436,25 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(with_server: Call
     with_server(scenario, job_command=worker("succeed"))
 
 
+def test_an_upload_is_checked_and_kept_by_its_content(with_server: Callable[..., Any]) -> None:
+    async def scenario(server: Server) -> None:
+        async def upload(data: bytes, kind: str = "application/x-ndjson") -> httpx.Response:
+            return await server.client.post("/v1/datasets", content=data, headers={"Content-Type": kind})
+
+        first = await upload(b'{"Question": "?"}\r\n\n{"a": 1}')
+        assert (first.status_code, first.json()["rows"]) == (201, 2)
+        files = {"file": ("x.jsonl", b'{"Question": "?"}\r\n\n{"a": 1}')}
+        assert (await server.client.post("/v1/datasets", files=files)).json() == first.json()
+        assert [path.suffix for path in (server.home / "uploads").iterdir()] == [".jsonl"]
+        for data, line in ((b'{"a": 1}\n[1]\n', "line 2"), (b"\xff\n", "line 1"), (b"\n \n", "empty"), (b"", "empty")):
+            answer = await upload(data)
+            assert (answer.status_code, line in answer.json()["detail"]) == (422, True), data
+        assert code(await upload(b"{}", "text/plain")) == "unsupported_dataset"
+        assert (await upload(b"{}\n" * 6_700_000)).status_code == 413
+
+    with_server(scenario)
+
+
 def test_saved_traces_become_the_data_of_a_job(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
