@@ -31,34 +31,19 @@ from model.engine.engine import MAX_CPU_ROWS, Completion, Engine
 from model.engine.sequence import SamplingParams
 from model.images import decode_codes
 from training.benchmark import read_response
+from training.benchmark_items import Item, first_seed, read_items
 from training.benchmark_report import Answer, Verdicts, compare, flat_metrics, summarize_answers
-from training.formats import Picture
 from training.grading import grade, is_right
 from training.job_context import JobContext, JobError
 from training.judge import Case, EndpointJudge, JudgeError
 from training.loop import atomic_write
-from training.questions import picture_codes, read_questions
+from training.questions import picture_codes
 from training.rows import DataError, Intake, Rejection, SampleError
 from training.spec import BenchmarkSpec, UniTasksData
-from training.unitasks.task import Task
-from training.unitasks.world import EVAL_SEED_MIN, SLICES, make_task
+from training.unitasks.world import EVAL_SEED_MIN
 
 STAGE = "benchmark"
 CHUNKS_OF_SLOTS = 4  # a chunk holds so many times the sequences that run at once, so that short ones make room
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question as every checkpoint is asked it."""
-
-    item_id: str
-    slice: str
-    group: str | None
-    question: str
-    pictures: tuple[Picture, ...]
-    reference: str
-    choices: tuple[str, ...] = ()
-    task: Task | None = None
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
@@ -78,53 +63,57 @@ def run(ctx: JobContext) -> dict[str, Any]:
         if hyper.compare_with not in ctx.checkpoints:
             raise JobError("unknown_checkpoint", f"compare_with: there is no checkpoint called {hyper.compare_with!r}")
         asked[hyper.compare_with] = Path(ctx.checkpoints[hyper.compare_with])
-    items = _items(ctx, spec)
+    survey = _survey(ctx, spec)
+    count = len(survey.ids)
     started = time.monotonic()
     answers: dict[str, list[Answer]] = {}
     with ExitStack() as stack:
         try:
             judge = None if hyper.judge is None else stack.enter_context(EndpointJudge(hyper.judge))
             for number, (name, folder) in enumerate(asked.items()):
-                asking = _Asking(
-                    ctx, spec, name, folder, judge, done=number * len(items), total=len(asked) * len(items)
-                )
-                answers[name] = asking.answer_all(items)
+                asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(asked) * count)
+                answers[name] = asking.answer_all(survey)
         except JudgeError as error:
             raise JobError("judge_refused", str(error)) from error
     return _tell(ctx, spec, answers, round(time.monotonic() - started, 1))
 
 
-def _items(ctx: JobContext, spec: BenchmarkSpec) -> list[Item]:
+@dataclass(frozen=True)
+class _Survey:
+    """What will be asked, without the questions themselves."""
+
+    ids: list[str]
+    with_pictures: bool
+
+
+def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
+    """Read all questions once: what cannot be used is told before anybody is asked."""
     data = spec.data
-    if isinstance(data, UniTasksData):
-        first = EVAL_SEED_MIN if data.first_seed is None else data.first_seed
-        if first < EVAL_SEED_MIN:
-            ctx.log.log(f"seeds from {first} may have been trained on: the numbers are not held-out ones")
-        slices = data.slices or SLICES
-        tasks = [make_task(slices[i % len(slices)], first + i, level=data.level) for i in range(data.num_samples)]
-        return [Item(t.task_id, t.slice, t.family, t.question, (t.image,), t.answer, t.choices, t) for t in tasks]
-    items: list[Item] = []
+    if isinstance(data, UniTasksData) and first_seed(data) < EVAL_SEED_MIN:
+        ctx.log.log(f"seeds from {first_seed(data)} may have been trained on: the numbers are not held-out ones")
+    ids: list[str] = []
     rejected: list[Rejection] = []
+    with_pictures = False
     try:
-        for number, found in enumerate(islice(read_questions(data), data.num_samples)):
+        for item in read_items(data):
             ctx.check_stop()
-            if isinstance(found, Rejection):
-                rejected.append(found)
-                continue
-            name, slice_ = found.question_id or f"question-{number}", found.slice or "all"
-            group = found.source if found.source != found.slice else None
-            items.append(Item(name, slice_, group, found.text, found.pictures, found.answer, found.choices))
+            if isinstance(item, Rejection):
+                rejected.append(item)
+            else:
+                ids.append(item.item_id)
+                with_pictures |= bool(item.pictures)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
-    intake = Intake(len(items), tuple(rejected))
-    ctx.log.log(intake.summary())
-    ctx.log.report("data", intake.to_json())
+    intake = Intake(len(ids), tuple(rejected))
+    if not isinstance(data, UniTasksData):
+        ctx.log.log(intake.summary())
+        ctx.log.report("data", intake.to_json())
     if rejected:
         intake.write(ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl")
         ctx.log.warning("samples_rejected", intake.summary())
-    if not items:
+    if not ids:
         raise JobError("no_samples", f"there is no question to ask: {intake.summary()}")
-    return items
+    return _Survey(ids, with_pictures)
 
 
 class _Asking:
@@ -156,18 +145,21 @@ class _Asking:
         self._size = slots * CHUNKS_OF_SLOTS
         self.path = ctx.folder / "benchmark" / _file_name(name) / "predictions.jsonl"
 
-    def answer_all(self, items: Sequence[Item]) -> list[Answer]:
+    def answer_all(self, survey: _Survey) -> list[Answer]:
         """Answers in order; those of an earlier sitting are read back."""
-        if any(item.pictures for item in items) and not self.loaded.can_see:
+        if survey.with_pictures and not self.loaded.can_see:
             raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' pictures")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        answers = self._read_back(items)
+        answers = self._read_back(survey.ids)
+        items = islice((i for i in read_items(self.spec.data) if isinstance(i, Item)), len(answers), None)
         text = "".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in answers)
         atomic_write(self.path, lambda path: path.write_text(text, "utf-8"))
         stage, began, before = self.ctx.stage or STAGE, time.monotonic(), len(answers)
-        while len(answers) < len(items):
+        while len(answers) < len(survey.ids):
             self.ctx.check_stop()
-            chunk = items[len(answers) : len(answers) + self._size]
+            chunk = list(islice(items, self._size))
+            if [item.item_id for item in chunk] != survey.ids[len(answers) : len(answers) + self._size]:
+                raise JobError("bad_data", "the questions changed while they were asked")
             fresh = self._answer(chunk, first=len(answers))
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in fresh))
@@ -280,20 +272,20 @@ class _Asking:
             prompt=number,
         )
 
-    def _read_back(self, items: Sequence[Item]) -> list[Answer]:
+    def _read_back(self, ids: Sequence[str]) -> list[Answer]:
         """Whole chunks of an earlier sitting, as long as they answer these questions."""
         if not (self.ctx.resume and self.path.exists()):
             return []
         answers: list[Answer] = []
-        for line, item in zip(self.path.read_bytes().split(b"\n")[:-1], items, strict=False):
+        for line, item_id in zip(self.path.read_bytes().split(b"\n")[:-1], ids, strict=False):
             try:
                 answer = Answer.from_json(json.loads(line))
             except (ValueError, KeyError, TypeError):
                 break
-            if answer.item_id != item.item_id:
+            if answer.item_id != item_id:
                 break
             answers.append(answer)
-        return answers if len(answers) == len(items) else answers[: len(answers) // self._size * self._size]
+        return answers if len(answers) == len(ids) else answers[: len(answers) // self._size * self._size]
 
 
 def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]], seconds: float) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _share(part: int, total: int) -> float | None:
 def flat_metrics(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The summary as metrics: ``accuracy/all``, ``accuracy/<slice>``, ``drawings/right``, ``malformed/share`` ..."""
     whole = summary["all"]
-    values = {f"accuracy/{name}": row["accuracy"] for name, row in summary.items()}
+    values = {f"accuracy/{name}": row["accuracy"] for name, row in summary.items() if "/" not in name}
     values |= {
         "drawings/right": whole.get("drawings_right"),
         "malformed/share": whole["malformed"],
