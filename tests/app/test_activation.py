@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from app.errors import DatabaseGone
+from model.engine.messages import Failed
 from tests.app.conftest import Server, running
 from tests.app.test_bad_input import is_problem
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
@@ -317,6 +318,38 @@ def test_what_would_not_fit_even_alone_disturbs_nobody(serve: Callable[..., None
         assert (await server.get(trace_id))["status"] == "running"
 
     serve(scenario, memory_mb=150)
+
+
+def test_every_way_out_of_work_gives_the_checkpoint_back(serve: Callable[..., None], engine: FakeGeneration) -> None:
+    """What a trace that is gone still held could never make room again."""
+    small(engine)
+    engine.num_slots = 2
+
+    async def scenario(server: Server) -> None:
+        running = await started(server, checkpoint=NEW)
+        await started(server, checkpoint=NEW)
+        queued = (await server.create(checkpoint=NEW))["id"]
+        refused = await server.client.post("/v1/traces", json=await server.body(checkpoint=NEW, task_id="natural-1"))
+        assert refused.status_code == 422
+        for trace_id in (running, queued):
+            assert (await server.client.post(f"/v1/traces/{trace_id}/cancel")).json()["status"] == "cancelled"
+        paused = (await server.create(checkpoint=NEW, mode="step"))["id"]
+        await server.until(paused, "trace.paused")
+        is_problem(
+            await server.client.post("/v1/traces", json=await server.body(checkpoint="third")),
+            507, "insufficient_memory",
+        )  # fmt: skip
+        engine.go("go")
+        engine.script = lambda _request: [Failed("engine_error", "a step failed")]
+        failed = await server.create(checkpoint=NEW)
+        assert (await server.finished(failed["id"]))["status"] == "failed"
+        await server.client.delete(f"/v1/traces/{paused}")
+        for entry in (await server.client.get("/v1/traces")).json()["data"]:
+            await server.finished(entry["id"])
+        assert (await server.create(checkpoint="third"))["checkpoint"] == "third"
+        assert engine.loaded == {OLD: 1, "third": 3}
+
+    serve(scenario, memory_mb=250)
 
 
 # ---- paused traces
