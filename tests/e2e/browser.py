@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.real_server import ROOT, Server
+from tests.e2e.real_server import Server
 
 CHROMIUM = "/usr/bin/chromium"
 READY_MS = 60_000  # a page on a busy machine; a second on a free one
@@ -25,23 +24,9 @@ class FakeServer(Server):
 
     pace_s: float = 0.05
 
-    def start(self, *, ready: bool = True) -> Server:
-        command = [sys.executable, "-m", "tests.fake_server", "--port", "0", "--home", str(self.home)]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "--pace", str(self.pace_s)],
-                cwd=ROOT,
-                env=self.env(),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                stdin=subprocess.DEVNULL,
-            )
-        assert self.process.stdout is not None
-        self.url = re.search(r"http://\S+", self.process.stdout.readline()).group()  # type: ignore[union-attr]
-        if ready:
-            self.wait_ready()
-        return self
+    def command(self) -> list[str]:
+        options = ("--port", "0", "--home", str(self.home), "--pace", str(self.pace_s))
+        return [sys.executable, "-m", "tests.fake_server", *options]
 
 
 def missing_browser() -> str | None:
