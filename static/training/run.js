@@ -12,6 +12,8 @@ import { Samples } from './samples.js';
 import { RESUMABLE, TERMINAL, TYPES, initialJob, isLive, isTerminal, reduceAll, shownStage, stageBar, withJob } from './state.js';
 import { METHODS, announcementOf, curlOf, dataOf, duration, progressOf, stageName, statusOf, troubleOf, warningOf } from './words.js';
 
+const DRAW_EVERY_MS = 250;
+
 /** Where a job's events are. Its terminal status ends nothing by itself: a job may have been resumed after it. */
 export const jobSource = (jobId) => ({
   types: TYPES,
@@ -29,6 +31,7 @@ export class Run {
   #stored = 0; // how many events there were when the row was read
   #stage = null; // the stage a person chose to see; null = the running one
   #turn = 0;
+  #timer = 0; // a drawing to come: steps may come faster than anybody can read
   #refused = null; // what the server said to the last wish, until the status changes
   #connection = 'closed';
   #drawn = { warnings: null, checkpoints: null, reports: null, log: null };
@@ -107,6 +110,8 @@ export class Run {
 
   close() {
     this.#turn += 1;
+    clearTimeout(this.#timer);
+    this.#timer = 0;
     this.#stream?.close();
     this.#stream = null;
     this.#row = null;
@@ -187,13 +192,16 @@ export class Run {
     if (changed) this.#refused = null;
     this.#state = state;
     if (announcement) setText(this.spoken, announcement);
-    this.#draw();
+    if (changed || announcement || !isLive(state)) this.#draw();
+    else if (!this.#timer) this.#timer = setTimeout(() => this.#draw(), DRAW_EVERY_MS);
     if (changed && !this.#replaying) this.handlers.changed();
   }
 
   // ---- drawing
 
   #draw() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
     const state = this.#state;
     const known = state.status !== 'loading';
     show(this.body, known);
@@ -221,7 +229,7 @@ export class Run {
     this.#drawTabs();
     const shown = shownStage(state, this.#stage);
     this.charts.update(state.stages[shown] ?? null, isLive(state) ? 'The first numbers come with the first steps.' : 'This job has measured nothing.');
-    this.samples.update(state.samples);
+    this.samples.update(state.samples, isLive(state));
     this.#once('warnings', state.warnings, () => this.#drawWarnings());
     this.#once('checkpoints', state.checkpoints, () => this.#drawMade());
     this.#once('reports', state.reports, () => this.reports.replaceChildren(...state.reports.map((one) => reportBlock(one, (path) => api.jobFileUrl(state.jobId, path)))));

@@ -7,11 +7,14 @@ import { traceOf } from './state.js';
 import { rewardRows, stageName, whereOf } from './words.js';
 
 const SHOWN = 12;
+const STAYS_MS = 1500;
 
 export class Samples {
   #picked = null; // seq of the sample that a person chose; null = follow the newest
   #shown = null;
   #samples = [];
+  #since = 0; // when the newest was shown
+  #timer = 0;
 
   constructor() {
     this.list = h('ul', { class: 'or-sample-list', 'aria-label': 'Sampled traces, newest first' });
@@ -28,13 +31,22 @@ export class Samples {
   }
 
   reset() {
+    clearTimeout(this.#timer);
     this.#picked = null;
     this.#shown = null;
     this.#samples = [];
   }
 
-  update(samples) {
+  /** Of a job that draws them quickly, the newest one is shown for a moment before the next one. */
+  update(samples, live) {
     if (samples === this.#samples) return;
+    clearTimeout(this.#timer);
+    const left = STAYS_MS - (performance.now() - this.#since);
+    if (live && this.#samples.length && left > 0) {
+      this.#timer = setTimeout(() => this.update(samples, false), left);
+      return;
+    }
+    this.#since = performance.now();
     this.#samples = samples;
     show(this.empty, samples.length === 0);
     show(this.live, samples.length > 0);
