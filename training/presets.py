@@ -64,8 +64,7 @@ PRESETS: dict[str, Preset] = {
                     "benchmark": {**_WORLD, "num_samples": 200},
                 },
                 "hyperparameters": {
-                    # Drills taught this base to draw on one picture when it is told to: of 49 drawings 14 % are right
-                    # so, 8 % where it reads the thought as it stands and 2 % where it is shown the whole trajectory.
+                    # Drills taught this base to draw on one picture when it is told to (docs/zero.md has the numbers).
                     "zero": {"context": "instruction"},
                     "pesft": {"steps": 600, "lr": 2e-3, "warmup": 50, "template": "tagged"},
                     "perpo": {"steps": 40},
