@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Sequence
@@ -250,6 +251,37 @@ def test_a_base_that_cannot_draw_is_refused(tmp_path: Path) -> None:
     blind = make_tiny_checkpoint(tmp_path / "no-decoder", decoder=False)
     with pytest.raises(JobError, match="decoder"):
         perpo.run(context(blind, tmp_path / "job"))
+
+
+def test_a_full_disk_costs_a_checkpoint_and_at_the_end_the_job(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, full = perpo.save_training_checkpoint, {2}
+
+    def maybe(ctx: JobContext, *args: Any, step: int, **kwargs: Any) -> Path:
+        if step in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(ctx, *args, step=step, **kwargs)
+
+    monkeypatch.setattr(perpo, "save_training_checkpoint", maybe)
+    hyper = {"max_new_tokens": 8, "sample_every": 10}
+    assert perpo.run(context(base, tmp_path / "once", **hyper))["checkpoint"] == "try-step-3"
+    assert [row["code"] for row in events(tmp_path / "once", "warning")].count("save_failed") == 1
+    full.add(3)
+    with pytest.raises(JobError, match="step 3 could not be written") as error:
+        perpo.run(context(base, tmp_path / "always", **hyper))
+    assert error.value.code == "save_failed"
+
+
+def test_data_that_cannot_be_asked_is_refused(base: Path, tmp_path: Path) -> None:
+    ctx = context(base, tmp_path)
+    for path, code in ((tmp_path / "missing", "bad_data"), (tmp_path / "empty.jsonl", "no_samples")):
+        (tmp_path / "empty.jsonl").write_text('{"Question": ""}\n')
+        spec = {**ctx.spec.resolved(), "data": {"source": "jsonl", "path": str(path)}}
+        with pytest.raises(JobError) as error:
+            perpo.run(replace(ctx, spec=parse_spec(spec)))
+        assert error.value.code == code
+    assert "empty.jsonl:1" in (tmp_path / "runs" / "perpo" / "rejected.jsonl").read_text()
 
 
 # --- what a step keeps, with a sampler that draws nothing ---
