@@ -66,16 +66,19 @@ const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) 
 /** How long an ended job took; null for one that runs or never began. */
 export const tookOf = (job) => between(job.started_at, job.finished_at);
 
-/** What a preset will take here, from the jobs that have run here: `{text, known}`. */
+const TOO_SHORT = 10; // a job this many times shorter says more about its start than about its steps
+
+/** What a preset will take here, from the longest of the jobs that have run here: `{text, known}`. */
 export function howLong(spec, jobs) {
   const steps = (one) => one?.hyperparameters?.steps ?? null;
   const done = jobs.filter((job) => job.status === 'succeeded' && job.method === spec.method && tookOf(job) > 0);
   if (!done.length) return { known: false, text: 'not run here yet' };
-  const last = done[0];
-  const took = tookOf(last);
-  const scale = steps(spec) && steps(last.spec) ? steps(spec) / steps(last.spec) : null;
+  const longest = done.reduce((a, b) => ((steps(b.spec) ?? 0) > (steps(a.spec) ?? 0) ? b : a));
+  const took = tookOf(longest);
+  const scale = steps(spec) && steps(longest.spec) ? steps(spec) / steps(longest.spec) : null;
   if (scale === null || scale === 1) return { known: true, text: `${duration(took)} here the last time` };
-  return { known: true, text: `about ${duration(took * scale)} here (${steps(last.spec)} steps took ${duration(took)})` };
+  if (scale > TOO_SHORT) return { known: false, text: 'not run here at this length yet' };
+  return { known: true, text: `about ${duration(took * scale)} here (${steps(longest.spec)} steps took ${duration(took)})` };
 }
 
 const count = (value) => Number(value).toLocaleString('en');

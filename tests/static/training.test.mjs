@@ -221,7 +221,10 @@ test('how long a preset takes here comes from what has run here', () => {
   assert.equal(howLong(spec, []).known, false);
   assert.equal(howLong(spec, [{ ...job, status: 'failed' }, { ...job, method: 'perpo' }]).known, false);
   assert.equal(howLong(spec, [job]).text, 'about 4 min here (100 steps took 1 min)');
-  assert.equal(howLong(job.spec.hyperparameters && { method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min here the last time');
+  assert.equal(howLong({ method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min here the last time');
+  const tiny = { ...job, spec: { hyperparameters: { steps: 4 } } };
+  assert.equal(howLong(spec, [tiny]).known, false); // four steps say more about the start than about four hundred
+  assert.equal(howLong(spec, [tiny, job]).text, howLong(spec, [job]).text);
 });
 
 test('data and steps of a spec are told in words', () => {
