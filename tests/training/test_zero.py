@@ -80,6 +80,23 @@ def test_the_base_is_shown_the_picture_the_steps_so_far_and_the_steps_text_and_t
     assert asked == [*prompt[: -len(tiny.tokenizer.encode("There."))], *tiny.tokenizer.encode("There draw a box.")]
 
 
+def test_a_tagged_base_draws_inside_its_brackets(tiny_tagged_checkpoint: Path) -> None:
+    tagged = load_checkpoint(tiny_tagged_checkpoint)
+    one = DrawnChain("c", "natural", "Where?", "left", None, ("I look.", "There."), [])
+    one.steps.append(DrawnStep("I look.", (candidate(range(16)),), 0))
+    _, begun = visualiser(tagged)._context(one, 1)
+    assert begun[-1] == tagged.vocab.boi_id
+    rest = [*tagged.vocab.image_ids(range(20, 36))[1:], tagged.vocab.thought_close_id, tagged.vocab.answer_open_id]
+    ends = [*tagged.tokenizer.encode("left"), tagged.vocab.answer_close_id, tagged.vocab.eos_id]
+    parser = tagged.template.parser()
+    for token in [*begun, *rest, *ends]:
+        assert token is not None
+        parser.feed(token)
+    parser.finish()
+    assert parser.well_formed
+    assert parser.steps == [("I look.", tuple(range(16))), ("There.", tuple(range(20, 36)))]
+
+
 @pytest.mark.parametrize(
     ("thought", "instruction"),
     [
