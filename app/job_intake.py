@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from PIL import Image
 
 from app import db as tables
-from app import job_store as jobs
 from app import trace_store as traces
 from app.artifacts import ImageStore
 from app.checkpoint_folder import CheckpointInfo
@@ -98,12 +97,8 @@ class JobIntake:
     def _prefix(self, spec: AnySpec, job_id: str) -> str:
         if spec.output_name is None:
             return f"{spec.base_checkpoint[:PREFIX_LEN]}-{spec.method}-{job_id[-4:]}"
-        with self._db.read() as connection:
-            taken = jobs.prefixes(connection)
-        names = self._checkpoints.scan()
-        if spec.output_name in taken or any(
-            name == spec.output_name or name.startswith(f"{spec.output_name}-") for name in names
-        ):
+        name = spec.output_name
+        if any(known == name or known.startswith(f"{name}-") for known in self._checkpoints.scan()):
             raise field_problem("invalid", "body.output_name", "checkpoints of this name are there already")
         return spec.output_name
 

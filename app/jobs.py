@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from app import job_files as files
 from app import job_store as store
 from app.db import Database, now
-from app.errors import Problem
+from app.errors import Problem, field_problem
 from app.home import Home
 from app.idempotency import Claim
 from app.job_events import JobEvents
@@ -129,6 +129,8 @@ class JobService:
         job_id = self._ids.new()
         resolved, prefix = self._intake.check(spec, job_id)
         with self._db.write() as connection:
+            if prefix in store.prefixes(connection):
+                raise field_problem("invalid", "body.output_name", "checkpoints of this name are there already")
             store.insert(
                 connection,
                 id=job_id,

@@ -132,8 +132,10 @@ class JobRunner:
         """
         left = self._store.left_over()
         for job in left:
-            if job.worker is not None:
-                job.worker.signal_group(signal.SIGTERM if job.worker.alive else signal.SIGKILL)
+            if job.worker is not None and job.worker.alive:
+                job.worker.signal_group(signal.SIGTERM)
+            elif job.worker is not None:
+                job.worker.kill_survivors()
         deadline = time.monotonic() + wait_s
         while any(alive(job) for job in left) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -209,6 +211,9 @@ class JobRunner:
             await self._until_done(lambda: self._store.started(job.id, worker))
             code = await self._follow(watch)
             await self._end(watch, code)
+        except Exception as error:
+            log.exception("job %s cannot be followed", job.id)
+            await self._finish(job, "failed", {"code": "internal", "detail": f"{type(error).__name__}: {error}"})
         finally:
             self._watched.pop(job.id, None)
             self._tasks.pop(job.id, None)
@@ -286,8 +291,6 @@ class JobRunner:
 
     async def _end(self, watch: Watch, code: int) -> None:
         job = watch.job
-        if watch.killed or code == -signal.SIGKILL:
-            watch.worker.signal_group(signal.SIGKILL)
         stopped = code == STOPPED or (watch.asked_at is not None and (watch.killed or code == -signal.SIGTERM))
         told = read_object(job.folder / "error.json") or {}
         if code == 0:

@@ -37,6 +37,12 @@ class WorkerProcess:
         except psutil.Error:
             return False
 
+    def kill_survivors(self) -> None:
+        """End what it had started, once it has ended itself; never a group that only has its number."""
+        if psutil.pid_exists(self.pid) or psutil.boot_time() > self.started:
+            return  # its number is another's by now
+        self.signal_group(signal.SIGKILL)
+
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to it and to everything it has started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
