@@ -26,6 +26,7 @@ from app.settings import Settings, SettingsError, read_settings
 PACKAGES = ("torch", "transformers", "gradio", "fastapi", "sqlalchemy", "pillow")
 LEAST_MEMORY = 1_000_000_000
 LEAST_DISK = 500_000_000
+GUESSABLE = 16
 SHIPPED = Path(__file__).parents[1] / "model" / "nano"
 
 
@@ -66,6 +67,8 @@ def examine(port: int | None = None) -> Iterator[Finding]:
         ("checkpoint", _checkpoint),
         ("home", lambda: _home(settings.home)),
         ("disk", lambda: _disk(settings.home)),
+        ("database", lambda: _database(settings)),
+        ("key", lambda: _key(settings)),
         ("port", lambda: _port(settings.host, settings.port if port is None else port)),
     ]
     for name, check in checks:
@@ -150,6 +153,32 @@ def _home(home: Path) -> Finding:
 def _disk(home: Path) -> Finding:
     free = shutil.disk_usage(_existing(home)).free
     return Finding("disk", "ok" if free >= LEAST_DISK else "note", f"{free / 1e9:.1f} GB free")
+
+
+def _database(settings: Settings) -> Finding:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.db import Database
+
+    if not settings.sqlalchemy_url.startswith("postgresql"):
+        return Finding("database", "ok", "SQLite")
+    database = Database(settings.sqlalchemy_url)
+    try:
+        database.ping()
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        return Finding("database", "bad", f"{database.place} does not answer: {reason}")
+    finally:
+        database.close()
+    return Finding("database", "ok", f"{database.place} answers")
+
+
+def _key(settings: Settings) -> Finding:
+    if settings.api_key is None:
+        return Finding("key", "ok", f"nobody is asked for one; {settings.host} is reached from this machine only")
+    if len(settings.api_key.get_secret_value()) < GUESSABLE:
+        return Finding("key", "note", "OMNI_R1_API_KEY is short enough to be guessed; take a long random text")
+    return Finding("key", "ok", "everybody is asked for OMNI_R1_API_KEY")
 
 
 def _port(host: str, port: int) -> Finding:

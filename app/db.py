@@ -211,6 +211,7 @@ class Database:
         self._dialect = dialect_of(url)
         self._write_lock = threading.Lock()
         self._engine = self._dialect.engine
+        self.place = self._dialect.place  # without a password
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -266,7 +267,7 @@ class Database:
         known = {path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
         if version is not None and version not in known:
             raise DatabaseTooNew(
-                f"{self._dialect.place} was written by a newer version of this program (schema {version}, known: "
+                f"{self.place} was written by a newer version of this program (schema {version}, known: "
                 f"{HEAD}); update the program or choose another OMNI_R1_HOME or OMNI_R1_DATABASE_URL"
             )
         from alembic import command

@@ -217,6 +217,18 @@ def test_a_postgresql_url_is_taken_and_its_password_shown_nowhere(url: str) -> N
     assert ":p@" not in dialect.place
 
 
+def test_the_doctor_looks_at_the_database_and_the_key_and_tells_neither(postgres_url: str) -> None:
+    from app.cli_doctor import _database, _key
+
+    there = _database(Settings(database_url=postgres_url))
+    assert (there.state, there.detail.endswith("answers")) == ("ok", True)
+    gone = _database(Settings(database_url="postgresql://me:secret@127.0.0.1:1/studio"))
+    assert (gone.state, "127.0.0.1" in gone.detail, "secret" in gone.detail) == ("bad", True, False)
+    short = _key(Settings(api_key="short-key"))  # type: ignore[arg-type]
+    assert (short.state, "short-key" in short.detail) == ("note", False)
+    assert _key(Settings(api_key="a" * 32)).state == "ok"  # type: ignore[arg-type]
+
+
 # ---- several servers
 
 
