@@ -13,7 +13,7 @@ import pytest
 from app.cli import build_parser
 from app.client import Client
 from tests.e2e.browser import READY_MS, Open, Studio, status
-from tests.e2e.real_server import SHIPPED
+from tests.e2e.real_server import SHIPPED, Server
 from tests.e2e.test_browser_looks import CONTRAST, SMALL_TARGETS
 
 TRAINING = "html[data-training=ready]"
@@ -240,10 +240,21 @@ def test_a_phone_has_targets_for_fingers_on_both_pages(studio: Open, slow_url: s
     assert page.evaluate(SMALL_TARGETS) == []
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def on_both(request: pytest.FixtureRequest) -> Server:
+    """The real server on its own SQLite, and one on PostgreSQL."""
+    found: Server = request.getfixturevalue("server" if request.param == "sqlite" else "postgres_server")
+    return found
+
+
+@pytest.mark.timeout(600)  # starts a server, trains: an upper bound for a very busy machine
 @pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no shipped checkpoint to train from")
-def test_a_real_job_makes_a_checkpoint_that_answers_without_a_restart(
-    studio: Open, studio_url: str, client: Client
-) -> None:
+def test_a_real_job_makes_a_checkpoint_that_answers_without_a_restart(studio: Open, on_both: Server) -> None:
+    with on_both.client() as client:
+        a_job_s_checkpoint_answers(studio, on_both.url, client)
+
+
+def a_job_s_checkpoint_answers(studio: Open, studio_url: str, client: Client) -> None:
     before = client.readiness()
     page = studio(studio_url).page("/training", ready=TRAINING)
     spec = {

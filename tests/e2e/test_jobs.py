@@ -62,13 +62,17 @@ def losses(client: Client, job_id: str) -> dict[int, dict[str, float | None]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Trained]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> Iterator[Trained]:
     home = tmp_path_factory.mktemp("training") / "home"
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "tiny").symlink_to(tiny_checkpoint)
     allowed = {"OMNI_R1_ALLOWED_ROOTS": str(tiny_checkpoint.parent)}
     server = Server(home, {"OMNI_R1_CHECKPOINT": "tiny", **allowed})
+    if request.param == "postgresql":
+        server.environment["OMNI_R1_DATABASE_URL"] = request.getfixturevalue("postgres").new()
     try:
         with server.start().client() as client:
             before = ask(client)
