@@ -41,11 +41,12 @@ class Training {
     document.documentElement.dataset.training = 'ready';
   }
 
-  open(jobId) {
+  async open(jobId) {
     const row = this.#jobs.find((job) => job.id === jobId) ?? null;
     history.replaceState(null, '', `/training?job=${encodeURIComponent(jobId)}`);
-    this.run.open(jobId, row);
+    const opened = this.run.open(jobId, row);
     this.#draw();
+    await opened;
     if (matchMedia('(max-width: 900px)').matches) this.run.element.scrollIntoView({ block: 'start' });
   }
 
