@@ -11,7 +11,6 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 
 @contextlib.contextmanager
@@ -24,7 +23,7 @@ def without_stubs() -> Iterator[None]:
             raise OSError("no stubs are wanted")
         return getfile(thing)
 
-    with mock.patch.object(inspect, "getfile", getfile_of_others):
+    with _standing_in(inspect, "getfile", getfile_of_others):
         yield
 
 
@@ -33,9 +32,25 @@ def without_spare_apps() -> Iterator[None]:
     """While pages are laid out: no application is built for them. Whoever mounts them makes one."""
     from gradio import blocks
 
-    app = getattr(blocks, "App", None)
-    if hasattr(app, "create_app"):
-        with mock.patch.object(blocks, "App", mock.Mock(spec=["create_app"])):
-            yield
-    else:
+    with _standing_in(blocks, "App", _NoApp):
         yield
+
+
+class _NoApp:
+    @staticmethod
+    def create_app(*_: object, **__: object) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def _standing_in(module: Any, name: str, value: object) -> Iterator[None]:
+    missing = object()
+    real = getattr(module, name, missing)
+    if real is missing:
+        yield
+        return
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, real)
