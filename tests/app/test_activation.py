@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import DatabaseGone
 from model.engine.messages import Failed
-from tests.app.conftest import Server, running
+from tests.app.conftest import Server, both_databases, running
 from tests.app.test_bad_input import is_problem
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
 
@@ -88,6 +88,7 @@ def test_new_traces_run_on_the_new_weights_and_running_ones_keep_theirs(
     serve(scenario)
 
 
+@both_databases
 def test_an_activation_is_remembered_by_the_next_start(serve: Callable[..., None], engine: FakeGeneration) -> None:
     async def put_to_work(server: Server) -> None:
         await activate(server)

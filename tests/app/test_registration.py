@@ -15,7 +15,7 @@ from app import db as tables
 from app.db import now
 from app.errors import Problem
 from model.shards import CheckpointError
-from tests.app.conftest import Server
+from tests.app.conftest import Server, both_databases
 from tests.app.test_bad_input import is_problem
 from tests.fakes import FakeGeneration, Wait, answer_items, png, step_items, write_paper_checkpoint
 
@@ -67,6 +67,7 @@ def test_a_registered_folder_can_be_asked_for_stays_where_it_is_and_is_only_forg
     with_server(scenario, allowed_roots=(mine.parent,))
 
 
+@both_databases
 def test_registering_again_with_the_same_key_gives_the_first_answer_and_without_it_a_conflict(
     with_server: WithServer, mine: Path, engine: FakeGeneration
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_hub_id_is_fetched_and_its_links_into_the_hubs_cache_are_no_way_out(
     with_server(scenario)
 
 
+@both_databases
 def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         folder = server.home / "jobs" / "job_1" / "checkpoints" / "tuned-step-2"
@@ -235,6 +237,7 @@ def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(wit
     with_server(scenario)
 
 
+@both_databases
 def test_the_active_one_the_shipped_one_and_the_base_of_a_live_job_stay(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         mine = write_paper_checkpoint(server.home / "checkpoints" / "mine")
