@@ -44,13 +44,16 @@ UI_MAY_IMPORT = {"app.client", "app.client_types", "app.sse_reader", "app.ui", "
 HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow")
 LIGHT = {
     "app.artifacts",
+    "app.auth",
     "app.cli",
     "app.client",
     "app.client_types",
     "app.db",
     "app.deps",
+    "app.dialects",
     "app.errors",
     "app.jobs",
+    "app.login",
     "app.main",
     "app.metrics",
     "app.schemas",
