@@ -27,6 +27,8 @@ function remember(name) {
   }
 }
 
+const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
+
 export class Activation {
   #busy = false;
 
@@ -87,12 +89,12 @@ export class Activation {
 
   #refused(error, name, from) {
     if (error.status === 507 && error.code !== 'disk_full') {
-      this.#say('fail', `${error.message} Nothing has changed. It can replace the running weights instead:`,
+      this.#say('fail', `${sentence(error.message)} Nothing has changed. It can replace the running weights instead:`,
         this.#button('Wait for running traces, then replace', () => this.activate(name, from, 'wait')),
         this.#button('Stop running traces and replace', () => this.activate(name, from, 'cancel')));
       return;
     }
-    const what = error.status === 409 ? error.message : `${error.message} The weights from before still answer.`;
+    const what = error.status === 409 ? sentence(error.message) : `${sentence(error.message)} The weights from before still answer.`;
     this.#say('fail', what);
   }
 

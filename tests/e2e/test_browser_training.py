@@ -189,6 +189,26 @@ def test_two_checkpoints_answer_one_question_in_step(studio: Open, slow_url: str
     assert seeds[0] == seeds[1]
 
 
+def test_memory_that_cannot_hold_both_leaves_the_choice_to_a_person(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["507"]
+    page = window.page("/checkpoints?name=nano-base", ready=CHECKPOINTS)
+    asked: list[Any] = []
+
+    def refuse(route: Any) -> None:
+        asked.append(route.request.post_data_json)
+        problem = {"status": 507, "code": "insufficient_memory", "detail": "it needs 96 MB and 38 MB are left"}
+        route.fulfill(status=507, headers={"Content-Type": "application/problem+json"}, body=json.dumps(problem))
+
+    page.route("**/activate", refuse)
+    page.click(".or-checkpoint-detail .or-primary")
+    page.wait_for_selector("text=it needs 96 MB and 38 MB are left. Nothing has changed.")
+    page.click("text=Wait for running traces")
+    page.wait_for_function("document.querySelectorAll('.or-activation button').length === 2")
+    assert asked == [{}, {"drain": "wait"}]
+    page.wait_for_selector(".or-tree [data-name=nano-omni-r1] .or-flag[data-tone=good]")
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused_in_words(studio: Open, slow_url: str, tmp_path: Path) -> None:
     window = studio(slow_url)
     window.expected = ["422"]
