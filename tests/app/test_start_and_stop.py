@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import stat
@@ -260,3 +261,17 @@ def test_no_update_is_lost_between_threads(database_url: str) -> None:
     with database.read() as connection:
         assert tables.get_fact(connection, "n") == "300"
     database.close()
+
+
+def test_garbage_is_collected_again_once_everything_is_imported(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        assert (await server.client.get("/livez")).status_code == 200
+
+    gc.disable()  # as `omni-r1 serve` does before it imports
+    try:
+        with_server(scenario)
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.enable()
