@@ -69,6 +69,8 @@ class NanoRecipe:
     traces: int = 64_000
     pesft_steps: int = 6_000
     pesft_lr: float = 2e-3
+    polish_steps: int = 1_300
+    polish_lr: float = 8e-4
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"
     pesft_tokens: int = 3_072
@@ -83,7 +85,7 @@ RECIPES = {
             decoder_steps=2, decoder_batch=4,
         ),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
-        drills=64, base_steps=4, traces=32, pesft_steps=4, base_tokens=1_024, pesft_tokens=1_024,
+        drills=64, base_steps=4, traces=32, pesft_steps=4, polish_steps=2, base_tokens=1_024, pesft_tokens=1_024,
     ),
 }  # fmt: skip
 
@@ -130,7 +132,7 @@ def run(
             recipe = replace(recipe, perception_weight=perception_weight)
         name = pesft_name(variant, recipe.perception_weight)
         if steps is not None:
-            recipe, name = replace(recipe, pesft_steps=steps), f"{name}-{steps}"
+            recipe, name = replace(recipe, pesft_steps=steps, polish_steps=0), f"{name}-{steps}"
         return pesft_stage(recipe, out, name=name, resume=resume, variant=variant)
     raise ValueError(f"unknown stage {stage!r}: use vq, base or pesft")
 
@@ -231,7 +233,12 @@ def pesft_stage(
         label=name,
     )
     transformer = base.transformer.train().requires_grad_(True)
-    projection = train_sft(spec, transformer, vq.codebook, id_to_code(base.vocab), data, run_folder, resume=resume)
+    ids = id_to_code(base.vocab)
+    projection = train_sft(spec, transformer, vq.codebook, ids, data, run_folder, resume=resume)
+    if recipe.polish_steps:  # once more from a raised learning rate
+        polish = replace(spec, steps=recipe.polish_steps, lr=recipe.polish_lr, label=f"{name} polish")
+        again = run_folder / "polish"
+        train_sft(polish, transformer, vq.codebook, ids, data, again, projection=projection, resume=resume)
     manifest = Manifest(
         name=name,
         template="plain",
@@ -241,13 +248,8 @@ def pesft_stage(
         images=ImageCount(1, 1),
         perception=base.manifest.perception,
         card_notes=CARD_NOTES,
-        lineage={
-            "stage": "pesft",
-            "variant": variant,
-            "recipe": asdict(recipe),
-            "data": _data_json(data),
-            **provenance(),
-        },
+        lineage={"stage": "pesft", "variant": variant, "recipe": asdict(recipe), "data": _data_json(data)}
+        | provenance(),
     )
     return save_checkpoint(
         out / name,

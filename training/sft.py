@@ -94,6 +94,7 @@ def train_sft(
     data: TokenSet,
     folder: Path,
     *,
+    projection: nn.Linear | None = None,
     resume: bool = False,
     save_every: int = 200,
     log_every: int = 25,
@@ -111,6 +112,7 @@ def train_sft(
         id_to_code: [V] codebook index of a token id, -1 where it is no code.
         data: the sequences.
         folder: where metrics and state go.
+        projection: W to go on with; None: a new one.
         resume: go on with the state in ``folder``.
         save_every: steps between two saved states.
         log_every: steps between two rows of metrics.
@@ -126,7 +128,9 @@ def train_sft(
     """
     device = str(transformer.device)
     run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults())
-    projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1]).to(device)
+    if projection is None:
+        projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1])
+    projection = projection.to(device)
     modules: list[nn.Module] = [transformer]
     if spec.perception_weight and spec.perception_projection == "learned":
         modules.append(projection)

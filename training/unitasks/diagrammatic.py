@@ -1,9 +1,8 @@
-"""Diagrams: families `extend`, `bounce`, `mirror`, `path`."""
+"""Diagrams: families `extend`, `bounce`, `mirror`; and small graphs for the drills."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from random import Random
 
 from PIL import Image
@@ -214,7 +213,7 @@ def _length(a: Pixel, b: Pixel) -> int:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1])) // 4
 
 
-# ---- path: a tree of coloured nodes on a 3x3 grid
+# ---- a tree of coloured nodes on a 3x3 grid, which the base has seen
 
 Cell = tuple[int, int]
 
@@ -245,58 +244,3 @@ def draw_graph(cells: list[Cell], edges: list[tuple[int, int]], colours: list[st
     for cell, colour in zip(cells, colours, strict=True):
         put_shape(image, "circle", COLOURS[colour], node_centre(cell), 14)
     return image
-
-
-def tree_path(edges: list[tuple[int, int]], start: int, end: int) -> list[int]:
-    """Nodes on the only way from start to end."""
-    parents = {child: parent for parent, child in edges}
-
-    def up(node: int) -> list[int]:
-        return [node] if node not in parents else [node, *up(parents[node])]
-
-    one, two = up(start), up(end)
-    meet = next(node for node in one if node in two)
-    return one[: one.index(meet) + 1] + two[: two.index(meet)][::-1]
-
-
-def make_path(rng: Random, seed: int, level: str) -> Task:
-    """How many edges lie between two nodes: follow them one by one."""
-    length = rng.randint(4, 5) if level == "hard" else rng.randint(1, 3)
-    count = 6 if level == "hard" else rng.randint(4, 5)
-    while True:
-        cells, edges = random_tree(rng, count)
-        pairs = [(a, b) for a in range(count) for b in range(count) if len(tree_path(edges, a, b)) == length + 1]
-        if pairs:
-            break
-    start, end = rng.choice(pairs)
-    path = tree_path(edges, start, end)
-    colours = rng.sample(COLOUR_NAMES, count)
-    image = draw_graph(cells, edges, colours, rng.choice(BACKGROUNDS))
-    a, b = colours[start], colours[end]
-    question = say(
-        rng,
-        f"How many steps is it from {a} to {b} along the lines?",
-        f"How many lines must you follow from {a} to {b}?",
-        f"Count the links on the way from {a} to {b}.",
-    )
-    style = rng.randrange(2)
-    chain = Chain(image)
-    for i, (here, there) in enumerate(pairwise(path)):
-        text = (
-            f"I draw a line from {colours[here]} to {colours[there]}."
-            if style == 0
-            else f"Link {i + 1}: I draw a line from {colours[here]} to {colours[there]}."
-        )
-        p, q = node_centre(cells[here]), node_centre(cells[there])
-        chain.act(text, line(*p, *q), f"The way has reached {colours[there]} after {i + 1}.", LineTarget(p, q))
-    return Task(
-        "diagrammatic",
-        "path",
-        seed,
-        question,
-        image,
-        tuple(chain.steps),
-        str(length),
-        level,
-        ("4", "5") if level == "hard" else ("1", "2", "3"),
-    )

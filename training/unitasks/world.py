@@ -38,7 +38,6 @@ FAMILIES: Final[dict[str, dict[str, Maker]]] = {
         "extend": diagrammatic.make_extend,
         "bounce": diagrammatic.make_bounce,
         "mirror": diagrammatic.make_mirror,
-        "path": diagrammatic.make_path,
     },
     "operational": {
         "walker": operational.make_walker,
