@@ -142,7 +142,7 @@ class Play:
                 "response/len": 212 + 40 * wobble,
             }
             self.log.metrics("perpo", step, values)
-            if step % 2 == 0:
+            if step % 4 == 0:
                 self.sample("perpo", step, accuracy)
             if step == int(total * 0.8):
                 self.log.warning(

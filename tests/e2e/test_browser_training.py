@@ -70,6 +70,7 @@ def recipe(slow_url: str) -> str:
     return str(job["id"])
 
 
+@pytest.mark.timeout(600)  # the first one here starts the server: an upper bound for a very busy machine
 def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     count_connections(window)
