@@ -29,7 +29,7 @@ serve: setup
 	@exec $(BIN)/omni-r1 serve --port $(PORT) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .

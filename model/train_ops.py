@@ -25,10 +25,11 @@ class RMSNorm(torch.autograd.Function):
         unit = x * scale
         ctx.save_for_backward(unit, weight, scale)
         ctx.input_dtype = x.dtype
-        return (unit * weight).to(_result_dtype(x))
+        out: Tensor = (unit * weight).to(_result_dtype(x))
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         unit, weight, scale = ctx.saved_tensors
         grad = grad.to(unit.dtype)
         product = grad * unit
@@ -47,15 +48,15 @@ class QKNormRotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rotation: Tensor, eps: float) -> Tensor:
         source = x.to(_at_least_fp32(x))
         unit, mean, rstd = torch.native_layer_norm(source, (x.shape[-1],), None, None, eps)
-        pairs = torch.view_as_complex(torch.addcmul(bias, unit, weight).unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(_pairs(torch.addcmul(bias, unit, weight)))
         ctx.save_for_backward(source, unit, mean, rstd, weight, rotation)
         ctx.input_dtype = x.dtype
         return torch.view_as_real(pairs.mul_(rotation)).flatten(-2).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         source, unit, mean, rstd, weight, rotation = ctx.saved_tensors
-        pairs = torch.view_as_complex(grad.to(source.dtype, copy=True).unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(_pairs(grad.to(source.dtype, copy=True)))
         turned = torch.view_as_real(pairs.mul_(rotation.conj())).flatten(-2)
         grad_bias = turned.flatten(0, -3).sum(0)
         grad_weight = (turned * unit).flatten(0, -3).sum(0)
@@ -63,6 +64,10 @@ class QKNormRotate(torch.autograd.Function):
             turned.mul_(weight), source, [source.shape[-1]], mean, rstd, None, None, [True, False, False]
         )[0]
         return grad_source.to(ctx.input_dtype), grad_weight, grad_bias, None, None
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return x.contiguous().view(*x.shape[:-1], -1, 2)
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
