@@ -69,8 +69,7 @@ class NanoRecipe:
     traces: int = 64_000
     pesft_steps: int = 6_000
     pesft_lr: float = 2e-3
-    polish_steps: int = 1_300
-    polish_lr: float = 8e-4
+    polish: tuple[tuple[int, float], ...] = ((1_300, 8e-4), (600, 6e-4))  # steps and learning rates
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"
     pesft_tokens: int = 3_072
@@ -85,7 +84,7 @@ RECIPES = {
             decoder_steps=2, decoder_batch=4,
         ),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
-        drills=64, base_steps=4, traces=32, pesft_steps=4, polish_steps=2, base_tokens=1_024, pesft_tokens=1_024,
+        drills=64, base_steps=4, traces=32, pesft_steps=4, polish=((2, 1e-4),), base_tokens=1_024, pesft_tokens=1_024,
     ),
 }  # fmt: skip
 
@@ -132,7 +131,7 @@ def run(
             recipe = replace(recipe, perception_weight=perception_weight)
         name = pesft_name(variant, recipe.perception_weight)
         if steps is not None:
-            recipe, name = replace(recipe, pesft_steps=steps, polish_steps=0), f"{name}-{steps}"
+            recipe, name = replace(recipe, pesft_steps=steps, polish=()), f"{name}-{steps}"
         return pesft_stage(recipe, out, name=name, resume=resume, variant=variant)
     raise ValueError(f"unknown stage {stage!r}: use vq, base or pesft")
 
@@ -235,10 +234,10 @@ def pesft_stage(
     transformer = base.transformer.train().requires_grad_(True)
     ids = id_to_code(base.vocab)
     projection = train_sft(spec, transformer, vq.codebook, ids, data, run_folder, resume=resume)
-    if recipe.polish_steps:  # once more from a raised learning rate
-        polish = replace(spec, steps=recipe.polish_steps, lr=recipe.polish_lr, label=f"{name} polish")
-        again = run_folder / "polish"
-        train_sft(polish, transformer, vq.codebook, ids, data, again, projection=projection, resume=resume)
+    for number, (steps, lr) in enumerate(recipe.polish):  # again and again from a raised learning rate
+        again = run_folder / ("polish" if number == 0 else f"polish-{number + 1}")
+        part = replace(spec, steps=steps, lr=lr, seed=spec.seed + number, label=again.name)
+        projection = train_sft(part, transformer, vq.codebook, ids, data, again, projection=projection, resume=resume)
     manifest = Manifest(
         name=name,
         template="plain",
