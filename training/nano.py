@@ -69,7 +69,7 @@ class NanoRecipe:
     traces: int = 64_000
     pesft_steps: int = 6_000
     pesft_lr: float = 2e-3
-    polish: tuple[tuple[int, float], ...] = ((1_300, 8e-4), (600, 6e-4))  # steps and learning rates
+    polish: tuple[tuple[int, float], ...] = ((1_300, 8e-4),)  # steps and learning rates
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"
     pesft_tokens: int = 3_072

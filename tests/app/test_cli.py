@@ -312,7 +312,12 @@ def test_another_program_on_the_port_is_exit_code_3(server: Canned, capsys: pyte
 def test_ctrl_c_cancels_the_trace_and_is_exit_code_130(server: Canned, tmp_path: Path) -> None:
     server.hang = True
     command = [sys.executable, "-m", "app.cli", "ask", str(tmp_path / "picture.png"), "Why?"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Started in the background of a script, the tests ignore Ctrl-C, and a child would inherit that.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    with process:
         assert process.stdout is not None
         assert process.stdout.read(8) == "1  I box"
         process.send_signal(signal.SIGINT)
