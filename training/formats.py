@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from training.rows import Rejection, Row, SampleError, is_picture, open_value, read_rows
+from training.rows import Rejection, Row, SampleError, is_picture, open_value, read_parsed
 
 QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
 _PLACEHOLDER = re.compile(r"<image_start>\[(.*?)\]<image_end>")
@@ -68,14 +68,7 @@ def read_traces(path: str | Path) -> Iterator[TraceSample | Rejection]:
     Raises:
         training.rows.DataError: nothing of a known kind is there.
     """
-    for row in read_rows(path):
-        if isinstance(row, Rejection):
-            yield row
-            continue
-        try:
-            yield parse_trace(row)
-        except SampleError as error:
-            yield Rejection(row.where, error.code, error.detail)
+    return read_parsed(path, parse_trace)
 
 
 def parse_trace(row: Row) -> TraceSample:

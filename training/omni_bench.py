@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from training.rows import Rejection, Row, SampleError, open_value, read_rows
+from training.rows import Rejection, Row, SampleError, open_value, read_parsed
 
 MISSING = "<TLTS>"
 SLICE_OF = {
@@ -53,14 +53,7 @@ def read_omni_bench(path: str | Path) -> Iterator[BenchQuestion | Rejection]:
     Raises:
         training.rows.DataError: nothing of a known kind is there.
     """
-    for row in read_rows(path):
-        if isinstance(row, Rejection):
-            yield row
-            continue
-        try:
-            yield parse_question(row)
-        except SampleError as error:
-            yield Rejection(row.where, error.code, error.detail)
+    return read_parsed(path, parse_question)
 
 
 def parse_question(row: Row) -> BenchQuestion:

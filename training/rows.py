@@ -13,10 +13,10 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -24,6 +24,9 @@ SUFFIXES = (".jsonl", ".parquet", ".arrow")
 MAX_PIXELS = 64_000_000
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _BATCH = 32  # rows of a parquet file that are in memory at once: pictures are large
+
+
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,22 @@ def read_rows(path: str | Path) -> Iterator[Row | Rejection]:
     """
     for file in data_files(path):
         yield from _jsonl(file) if file.suffix == ".jsonl" else _table(file)
+
+
+def read_parsed(path: str | Path, parse: Callable[[Row], Sample]) -> Iterator[Sample | Rejection]:
+    """Every row as ``parse`` reads it; one for which it raises SampleError is told with its file and line.
+
+    Raises:
+        DataError: see :func:`data_files`.
+    """
+    for row in read_rows(path):
+        if isinstance(row, Rejection):
+            yield row
+            continue
+        try:
+            yield parse(row)
+        except SampleError as error:
+            yield Rejection(row.where, error.code, error.detail)
 
 
 def _jsonl(file: Path) -> Iterator[Row | Rejection]:

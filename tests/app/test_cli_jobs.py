@@ -15,7 +15,7 @@ from app.cli import build_parser, main
 from app.cli_jobs import build_spec
 from app.cli_terminal import CommandError
 from tests.app.conftest import Server
-from tests.app.test_jobs import FakeCheckpoints, events, of_type, worker
+from tests.app.jobs import FakeCheckpoints, events, of_type, worker
 from training.spec import PRESETS, parse_spec
 
 Say = pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from app import db as tables
 from app.client import Client
 from tests.app.conftest import Server, both_databases, running
-from tests.app.test_jobs import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
+from tests.app.jobs import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration
 
