@@ -6,9 +6,10 @@ would have seen. Samples that do not fit are dropped and counted, never cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from model.template import Rendered, StepPart, Template
 from model.transformer import PackedLayout
-from training.unitasks.world import SLICES, make_task, require_training_seed
+from training.unitasks.world import FAMILIES, SLICES, make_task, require_training_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,16 +145,22 @@ def encode_tasks(tasks: Iterable[Task], coder: PictureCoder, *, total: int | Non
     return out
 
 
-def training_tasks(start: int, count: int) -> Iterable[Task]:
-    """`count` tasks from seed `start` on, the slices in turn.
+def training_tasks(start: int, count: int, shares: Mapping[str, float] | None = None) -> Iterable[Task]:
+    """`count` tasks from seed `start` on: the slices in turn, or the families as often as their shares say.
 
     Raises:
-        ValueError: a seed lies in the evaluation range.
+        ValueError: a seed lies in the evaluation range, or a family is unknown.
     """
+    slice_of = {family: name for name, families in FAMILIES.items() for family in families}
+    if unknown := set(shares or ()) - set(slice_of):
+        raise ValueError(f"unknown families: {', '.join(sorted(unknown))}")
     for i in range(count):
-        seed = start + i
-        require_training_seed(seed)
-        yield make_task(SLICES[i % len(SLICES)], seed)
+        seed = require_training_seed(start + i)
+        if shares:
+            (family,) = Random(f"family/{seed}").choices(tuple(shares), tuple(shares.values()))
+            yield make_task(slice_of[family], seed, family=family)
+        else:
+            yield make_task(SLICES[i % len(SLICES)], seed)
 
 
 class EmptySetError(ValueError):

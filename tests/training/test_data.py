@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,17 @@ def test_variants_of_a_trace_cut_or_replace_the_pictures(nano: LoadedCheckpoint)
 def test_training_refuses_evaluation_seeds() -> None:
     with pytest.raises(ValueError, match="evaluation"):
         list(training_tasks(EVAL_SEED_MIN - 1, 2))
+
+
+def test_shares_say_how_often_each_family_comes() -> None:
+    shares = {"find": 3.0, "tilt": 1.0}
+    families = Counter(task.family for task in training_tasks(20_000_000, 400, shares))
+    assert families.keys() == shares.keys()
+    assert 0.65 < families["find"] / 400 < 0.85
+    again = list(training_tasks(20_000_100, 3, shares))
+    assert [t.question for t in again] == [t.question for t in list(training_tasks(20_000_000, 103, shares))[100:]]
+    with pytest.raises(ValueError, match="unknown families: bend"):
+        list(training_tasks(20_000_000, 1, {"bend": 1.0}))
 
 
 def test_long_sequences_are_dropped_and_counted_never_cut() -> None:
