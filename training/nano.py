@@ -37,7 +37,7 @@ from training.data import EncodedTask, PictureCoder, TokenSet, encode_tasks, id_
 from training.loop import provenance
 from training.nano_recipe import RECIPES, NanoRecipe
 from training.sft import SFTSpec, train_sft
-from training.unitasks.drills import Drill, make_drill
+from training.unitasks.drills import KINDS, Drill, make_drill
 from training.unitasks.world import SLICES, make_task
 from training.vq import train_decoder, train_vq
 
@@ -139,7 +139,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     vocab = Vocabulary.from_parts(config, tokenizer)
     text = TextTokenizer.from_object(tokenizer)
     templates = [Template("plain", vocab, text), Template("tagged", vocab, text)]
-    data = _cached(run_folder / "data.npz", lambda: _drill_set(recipe, vq, templates))
+    data = _cached(run_folder / "data.npz", partial(_drill_set, recipe, vq, templates, count=recipe.drills))
     transformer = Transformer(config.transformer)
     transformer.init_weights(recipe.seed)
     _start_codes_from_codebook(transformer, vq, vocab, recipe.seed)
@@ -147,6 +147,17 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         steps=recipe.base_steps, lr=recipe.base_lr, seed=recipe.seed, max_tokens=recipe.base_tokens, label="base"
     )
     train_sft(spec, transformer, vq.codebook, id_to_code(vocab), data, run_folder, resume=resume)
+    seen = recipe.drills
+    for number, polish in enumerate(recipe.base_polish, 2):
+        again = out / "runs" / f"base-{number}"
+        again.mkdir(exist_ok=True)
+        if polish.traces:
+            make = partial(_drill_set, recipe, vq, templates, first=seen, count=polish.traces, shares=polish.shares)
+            data = _cached(again / "data.npz", make)
+            seen += polish.traces
+        part = replace(spec, steps=polish.steps, lr=polish.lr, seed=spec.seed + number, label=again.name)
+        part = replace(part, max_tokens=polish.tokens or spec.max_tokens)
+        train_sft(part, transformer, vq.codebook, id_to_code(vocab), data, again, resume=resume)
     manifest = Manifest(
         name="nano-base",
         template="plain",
@@ -309,14 +320,22 @@ def _start_codes_from_codebook(transformer: Transformer, vq: VQModel, vocab: Voc
         table[ids] = 0.02 * (vectors @ mix) + 0.3 * table[ids]
 
 
-def _drill_set(recipe: NanoRecipe, vq: VQModel, templates: Sequence[Template]) -> TokenSet:
+def _drill_set(
+    recipe: NanoRecipe,
+    vq: VQModel,
+    templates: Sequence[Template],
+    *,
+    count: int,
+    first: int = 0,
+    shares: Sequence[tuple[str, float]] = (),
+) -> TokenSet:
     coder = PictureCoder(vq)
-    seeds = iter(
-        tqdm(range(recipe.seed * 1_000_000, recipe.seed * 1_000_000 + recipe.drills), desc="drills", mininterval=5)
-    )
+    start = recipe.seed * 1_000_000 + first
+    seeds = iter(tqdm(range(start, start + count), desc="drills", mininterval=5))
+    kinds = dict(shares) or KINDS
 
     def rendered() -> Iterator[Rendered]:
-        while chunk := [make_drill(seed) for seed in islice(seeds, 64)]:
+        while chunk := [make_drill(seed, shares=kinds) for seed in islice(seeds, 64)]:
             coded = coder.chains([_pictures(drill) or [BLANK] for drill in chunk])
             for number, (drill, codes) in enumerate(zip(chunk, coded, strict=True)):
                 yield _render_drill(drill, codes, templates[number % 8 == 0])

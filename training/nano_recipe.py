@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.losses import Reduction
+from training.unitasks.drills import DRAWING
 from training.vq import VQSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Polish:
-    """PeSFT again, from a raised learning rate: on the same traces, or on fresh ones in other shares."""
+    """A stage again, from a raised learning rate: on the same traces (drills), or on fresh ones in other shares."""
 
     steps: int
     lr: float
-    traces: int = 0  # fresh ones, from the seeds behind those of before; 0: the same again
-    shares: tuple[tuple[str, float], ...] = ()  # how often each family comes; none: the slices in turn
+    traces: int = 0  # (drills) fresh ones, from the seeds behind those of before; 0: the same again
+    shares: tuple[tuple[str, float], ...] = ()  # how often each family (kind of drill) comes; none: as before
+    tokens: int | None = None  # of a step, instead of the stage's
 
 
 # One less the accuracy after the first polish, plus a tenth; `find`, the worst, doubled.
@@ -42,6 +44,7 @@ class NanoRecipe:
     base_steps: int = 1_200
     base_lr: float = 2e-3
     base_tokens: int = 6_144
+    base_polish: tuple[Polish, ...] = (Polish(1_600, 1.5e-3, 18_000, tuple(DRAWING.items()), 3_072),)
     traces: int = 64_000
     pesft_steps: int = 6_000
     pesft_lr: float = 2e-3
@@ -61,6 +64,7 @@ RECIPES = {
         ),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
         drills=64, base_steps=4, traces=32, pesft_steps=4, base_tokens=1_024, pesft_tokens=1_024,
+        base_polish=(Polish(2, 1e-4, 32, (("draw", 1.0),), 512),),
         polish=(Polish(2, 1e-4), Polish(2, 1e-4, 32, (("find", 1.0), ("tilt", 1.0)))),
     ),
 }  # fmt: skip

@@ -130,7 +130,7 @@ def make_bounce(rng: Random, seed: int, level: str) -> Task:
     return Task("diagrammatic", "bounce", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
 
 
-_AXES: dict[str, tuple[Pixel, Pixel, Symmetry]] = {
+AXES: dict[str, tuple[Pixel, Pixel, Symmetry]] = {
     "upright24": ((24, 0), (24, 64), lambda x, y: (48 - x, y)),
     "upright32": ((32, 0), (32, 64), lambda x, y: (64 - x, y)),
     "upright40": ((40, 0), (40, 64), lambda x, y: (80 - x, y)),
@@ -149,8 +149,8 @@ def _inside(point: Pixel) -> bool:
 
 def make_mirror(rng: Random, seed: int, level: str) -> Task:
     """Where the mirror image of a black dot lies: a line to the axis, a mark as far behind it."""
-    axis = rng.choice(tuple(_AXES))
-    start, end, flip = _AXES[axis]
+    axis = rng.choice(tuple(AXES))
+    start, end, flip = AXES[axis]
     far = [p for p in _SPOTS if _inside(flip(*p)) and max(abs(flip(*p)[0] - p[0]), abs(flip(*p)[1] - p[1])) >= 24]
     dot = rng.choice(far)
     target = flip(*dot)

@@ -8,6 +8,7 @@ of tasks come as text without their pictures. Seeds of the evaluation are refuse
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -15,9 +16,10 @@ from typing import Final
 from PIL import Image
 
 from training.skills import apply
+from training.unitasks.asking import MAKERS, MOVING, drawing, random_view, worded
 from training.unitasks.chain import say
 from training.unitasks.scenes import random_action, random_picture
-from training.unitasks.views import MAKERS, MOVING, View, drawing, random_view
+from training.unitasks.views import View
 from training.unitasks.world import SLICES, make_task, require_training_seed
 
 KINDS: Final[dict[str, float]] = {
@@ -29,6 +31,17 @@ KINDS: Final[dict[str, float]] = {
     "ask": 0.09,
     "direct": 0.08,
     "chain": 0.10,
+}
+# Of the drills that come last: a base that draws what it is told, in many words.
+DRAWING: Final[dict[str, float]] = {
+    "describe": 0.04,
+    "picture": 0.02,
+    "copy": 0.01,
+    "draw": 0.62,
+    "move": 0.2,
+    "ask": 0.04,
+    "direct": 0.03,
+    "chain": 0.04,
 }
 
 
@@ -48,10 +61,14 @@ class Drill:
     answer: str | None = None
 
 
-def make_drill(seed: int, *, kind: str | None = None) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS`. Raises ValueError for a seed of the evaluation."""
+def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
+    """The drill of a seed; `kind` forces one of `KINDS`, `shares` say how often each comes.
+
+    Raises:
+        ValueError: a seed of the evaluation, or an unknown kind.
+    """
     rng = Random(f"drill/{require_training_seed(seed)}")
-    name = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0] if kind is None else kind
+    name = rng.choices(tuple(shares), tuple(shares.values()))[0] if kind is None else kind
     if name in ("direct", "chain"):
         return _task_drill(name, rng, seed)
     if name == "describe":
@@ -73,7 +90,7 @@ def make_drill(seed: int, *, kind: str | None = None) -> Drill:
     if name == "move":
         view = MAKERS[rng.choice(MOVING)][0](rng)
         text, after = rng.choice(view.moves)
-        return Drill(name, text, view.image, (after,))
+        return Drill(name, worded(rng, text, view), view.image, (after,))
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
@@ -88,7 +105,7 @@ def _perhaps_inked(rng: Random, view: View) -> View:
     image = view.image
     for _ in range(rng.randint(1, 2)):
         given = drawing(rng, view)
-        action = random_action(rng) if given is None or rng.random() < 0.3 else given[1]
+        action = random_action(rng) if given is None or rng.random() < 0.3 else given.action
         if action.name != "ZOOM":
             image = apply(action, image)
     return View(image, view.caption, view.spots, view.extras, (), view.facts)
@@ -96,13 +113,16 @@ def _perhaps_inked(rng: Random, view: View) -> View:
 
 def _draw_drill(rng: Random) -> Drill:
     while True:
-        view = _perhaps_inked(rng, random_view(rng))
+        view = random_view(rng)
         given = drawing(rng, view)
         if given is None:
             continue
-        drawn = apply(given[1], view.image)
-        if drawn.tobytes() != view.image.tobytes():  # it may have been drawn before
-            return Drill("draw", given[0], view.image, (drawn,))
+        before = _perhaps_inked(rng, view).image if given.before is None else view.image
+        for action in given.before or ():
+            before = apply(action, before)
+        drawn = apply(given.action, before)
+        if drawn.tobytes() != before.tobytes():  # it may have been drawn before
+            return Drill("draw", worded(rng, given.text, view), before, (drawn,))
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:

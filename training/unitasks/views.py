@@ -6,7 +6,6 @@ nothing of prompts (see `drills.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -15,18 +14,31 @@ from PIL import Image
 from training.skills import Action
 from training.unitasks import diagrammatic, natural, operational, structured
 from training.unitasks.canvas import BACKGROUNDS, COLOUR_NAMES, SHAPES, bbox, line, mark, place_word, zoom
-from training.unitasks.chain import ring
+from training.unitasks.chain import ORDINALS, ring, say
 from training.unitasks.task import Box
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Something that an instruction can name: by `name`, or by `place` ("in the upper left")."""
+    """Something that an instruction can name: by `name`, `place` ("in the upper left"), or what is `also` its own."""
 
     name: str
     place: str
     centre: tuple[int, int]
     box: Box
+    also: tuple[str, ...] = ()  # other names that nothing else in the picture has: "red thing"
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Something to draw that is no single spot.
+
+    `before` is the ink that the text speaks of, and is drawn first; None: whatever ink there is does not matter.
+    """
+
+    text: str
+    action: Action
+    before: tuple[Action, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,13 @@ class View:
     image: Image.Image
     caption: str
     spots: tuple[Spot, ...] = ()
-    extras: tuple[tuple[str, Action], ...] = ()
+    extras: tuple[Extra, ...] = ()
     moves: tuple[tuple[str, Image.Image], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()  # short questions and their answers
 
 
-def _listing(words: list[str]) -> str:
+def listing(words: list[str]) -> str:
+    """The words as one sentence."""
     text = ", ".join(words)
     return text[:1].upper() + text[1:] + "."
 
@@ -57,40 +70,117 @@ def _place(centre: tuple[int, int]) -> str:
     )
 
 
-def _spot(name: str, centre: tuple[int, int], box: Box) -> Spot:
+def spot_at(name: str, centre: tuple[int, int], box: Box) -> Spot:
+    """A spot with the place of its centre in words."""
     return Spot(name, _place(centre), centre, box)
 
 
-def _around(centre: tuple[int, int], half: int = 8) -> Box:
+def around(centre: tuple[int, int], half: int = 8) -> Box:
+    """The box `half` a side away from a point."""
     return centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half
+
+
+NOUNS = ("shape", "object", "thing")
 
 
 def things(rng: Random) -> View:
     """Scattered shapes."""
-    looks = [(rng.choice(SHAPES), rng.choice(COLOUR_NAMES)) for _ in range(rng.choice((1, 2, 3, 3, 4, 4, 5, 6)))]
-    if rng.random() < 0.3:
+    looks = [(rng.choice(SHAPES), rng.choice(COLOUR_NAMES)) for _ in range(rng.choice((1, 2, 3, 3, 4, 4, 5, 6, 7)))]
+    if rng.random() < 0.25:  # several of a kind
+        looks = [(looks[0][0], c) if rng.random() < 0.6 else (s, c) for s, c in looks]
+    elif rng.random() < 0.33:
+        looks = [(s, looks[0][1]) if rng.random() < 0.6 else (s, c) for s, c in looks]
+    on_grid = rng.random() < 0.4
+    if on_grid:
         grid = rng.sample([(24 * c, 24 * r) for c in range(3) for r in range(3)], len(looks))
         scene = [natural.make_thing(rng, *look, *corner) for look, corner in zip(looks, grid, strict=True)]
     else:
         scene = natural.scatter_things(rng, looks)
     scene.sort(key=lambda thing: (thing.y, thing.x))
-    spots = tuple(_spot(thing.name, thing.centre, thing.box) for thing in scene)
+    shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
+    spots = tuple(
+        replace(
+            spot_at(thing.name, thing.centre, thing.box),
+            also=(thing.shape,) * (shapes.count(thing.shape) == 1)
+            + tuple(f"{thing.colour} {noun}" for noun in NOUNS if colours.count(thing.colour) == 1),
+        )
+        for thing in scene
+    )
     facts = [("How many things are there?", str(len(scene)))]
     for spot in spots:
-        if _is_unique(spots, spot, "place"):
+        if is_unique(spots, spot, "place"):
             facts.append((f"What is {spot.place}?", spot.name))
-        if _is_unique(spots, spot, "name"):
+        if is_unique(spots, spot, "name"):
             facts.append((f"Where is the {spot.name}?", spot.place))
-    caption = _listing([f"{spot.name} {spot.place}" for spot in spots])
-    return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, spots, facts=tuple(facts))
+    caption = listing([f"{spot.name} {spot.place}" for spot in spots])
+    extras = (*_in_order(rng, scene), *_in_the_box(rng, spots), *(_beside(rng, scene) if on_grid else ()))
+    return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, spots, extras, facts=tuple(facts))
 
 
-def _is_unique(spots: tuple[Spot, ...], spot: Spot, attribute: str) -> bool:
+def _in_order(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
+    """Marks that count: the next, or the third of a kind, in reading order, those before it being marked."""
+    kinds = [(f"{thing.colour} {rng.choice(NOUNS)}", "colour", thing.colour) for thing in scene]
+    kinds += [(thing.shape, "shape", thing.shape) for thing in scene]
+    extras = []
+    for name, attribute, value in rng.sample(kinds, min(3, len(kinds))):
+        alike = [thing for thing in scene if getattr(thing, attribute) == value]
+        place = rng.randrange(len(alike))
+        before = tuple(mark(*thing.centre) for thing in alike[:place])
+        article = "an" if name[0] in "aeiou" else "a"
+        texts = [f"Mark the {ORDINALS[place]} {name}.", f"Mark {article} {name}.", f"Mark the next {name}."]
+        extras.append(Extra(rng.choice(texts[: 2 + (place > 0)]), mark(*alike[place].centre), before))
+    return extras
+
+
+def _in_the_box(rng: Random, spots: tuple[Spot, ...]) -> list[Extra]:
+    """A closer look at what has a box around it."""
+    spot = rng.choice(spots)
+    text = say(rng, "Zoom in on the box.", "Zoom in there.", "Zoom in to see it better.", "Zoom to the box.")
+    return [Extra(text, zoom(*spot.box), (bbox(*ring(spot.box)),))] * 2
+
+
+def _beside(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
+    """What stands beside a thing that is named, or that has the newest mark."""
+    at = {(thing.x // 24, thing.y // 24): thing for thing in scene}
+    pairs = [
+        (words, one, at[cell])
+        for one in scene
+        for words, (dx, dy) in _SIDES.items()
+        if (cell := (one.x // 24 + dx, one.y // 24 + dy)) in at
+    ]
+    extras = []
+    for (of, its), one, other in rng.sample(pairs, min(3, len(pairs))):
+        named = [thing.name for thing in scene].count(one.name) == 1 and rng.random() < 0.4
+        where = f"{of} the {one.name}" if named else its
+        before = [] if named else [mark(*one.centre)]
+        earlier = [a for _, a, b in pairs if b is one and a is not other]
+        if before and earlier and rng.random() < 0.4:
+            before.insert(0, mark(*rng.choice(earlier).centre))
+        noun = say(rng, "thing", "one", "object")
+        if rng.random() < 0.55:
+            extras.append(Extra(f"Mark the {noun} {where}.", mark(*other.centre), tuple(before) or None))
+        else:
+            extras.append(
+                Extra(f"Draw a box around the {noun} {where}.", bbox(*ring(other.box)), tuple(before) or None)
+            )
+    return extras
+
+
+_SIDES = {
+    ("right of", "to its right"): (1, 0),
+    ("left of", "to its left"): (-1, 0),
+    ("below", "below it"): (0, 1),
+    ("above", "above it"): (0, -1),
+}
+
+
+def is_unique(spots: tuple[Spot, ...], spot: Spot, attribute: str) -> bool:
+    """Whether no other spot has the same `attribute`."""
     return [getattr(other, attribute) for other in spots].count(getattr(spot, attribute)) == 1
 
 
 def dots(rng: Random) -> View:
-    """Round dots and perhaps a short black line that points somewhere."""
+    """Round dots."""
     colours = rng.sample(COLOUR_NAMES, rng.randint(2, 5))
     centres: list[tuple[int, int]] = []
     while len(centres) < len(colours):
@@ -98,33 +188,15 @@ def dots(rng: Random) -> View:
         if all(abs(centre[0] - x) >= 16 or abs(centre[1] - y) >= 16 for x, y in centres):
             centres.append(centre)
     order = sorted(zip(colours, centres, strict=True), key=lambda dot: (dot[1][1], dot[1][0]))
-    spots = tuple(_spot(f"{colour} dot", centre, _around(centre)) for colour, centre in order)
-    segments, extras = [], []
+    spots = tuple(spot_at(f"{colour} dot", centre, around(centre)) for colour, centre in order)
+    extras = []
     pairs = [(a, b) for a in spots for b in spots if a is not b]
     for a, b in rng.sample(pairs, min(2, len(pairs))):
-        extras.append((f"Draw a line from the {a.name} to the {b.name}.", line(*a.centre, *b.centre)))
-    if rng.random() < 0.6:
-        start, angle_end = (
-            (4 * rng.randint(1, 15), 4 * rng.randint(1, 15)),
-            (4 * rng.randint(1, 15), 4 * rng.randint(1, 15)),
-        )
-        if max(abs(start[0] - angle_end[0]), abs(start[1] - angle_end[1])) >= 24:
-            middle = diagrammatic.between(start, angle_end, rng.choice((0.3, 0.4, 0.5)))
-            if _clear(start, middle, spots):
-                segments.append((start, middle))
-                extras += [
-                    (text, line(*middle, *angle_end))
-                    for text in ("Extend the black line.", "Draw a line on from the end of the black line.")
-                ]
-    caption = _listing([*(f"{spot.name} {spot.place}" for spot in spots), *(["a black line"] if segments else [])])
-    image = diagrammatic.draw_segments(segments, [(c, p) for c, p in order], rng.choice(BACKGROUNDS))
+        extras.append(Extra(f"Draw a line from the {a.name} to the {b.name}.", line(*a.centre, *b.centre)))
+    caption = listing([f"{spot.name} {spot.place}" for spot in spots])
+    image = diagrammatic.draw_segments([], order, rng.choice(BACKGROUNDS))
     facts = tuple((f"Where is the {spot.name}?", spot.place) for spot in spots)
     return View(image, caption, spots, tuple(extras), facts=facts)
-
-
-def _clear(start: tuple[int, int], end: tuple[int, int], spots: tuple[Spot, ...]) -> bool:
-    points = [diagrammatic.between(start, end, i / 6) for i in range(7)]
-    return all(max(abs(x - s.centre[0]), abs(y - s.centre[1])) >= 10 for x, y in points for s in spots)
 
 
 def bars(rng: Random) -> View:
@@ -134,12 +206,18 @@ def bars(rng: Random) -> View:
     for colour, column, value in chart:
         x, y = structured.bar_top((colour, column, value))
         spots.append(Spot(f"top of the {colour} bar", "", (x, y), (x - 4, y - 4, x + 4, structured.BASE_Y)))
-        extras.append((f"Draw a box around the {colour} bar.", bbox(*ring((x - 4, y, x + 4, 60)))))
-        extras.append((f"Draw a line from the {colour} bar to the axis.", line(x, y, structured.AXIS_X, y)))
+        extras.append(Extra(f"Draw a box around the {colour} bar.", bbox(*ring((x - 4, y, x + 4, 60)))))
+        across = line(x, y, structured.AXIS_X, y)
+        extras += [
+            Extra(f"{text} the {colour} bar{end}.", across)
+            for text, end in (("Draw a line from", " to the axis"), ("Draw a line across from the top of", ""))
+        ]
+        text = say(rng, "Draw a line from there to the axis.", "From its top draw a line across to the axis.")
+        extras.append(Extra(text, across, (mark(x, y),)))
         facts.append((f"What is the {colour} bar's value?", str(value)))
     level = rng.randint(1, 6)
-    extras.append((f"Draw a line across at {level}.", line(structured.AXIS_X, 60 - 8 * level, 62, 60 - 8 * level)))
-    caption = _listing([f"{colour} bar {value}" for colour, _, value in chart])
+    extras.append(Extra(f"Draw a line across at {level}.", line(structured.AXIS_X, 60 - 8 * level, 62, 60 - 8 * level)))
+    caption = listing([f"{colour} bar {value}" for colour, _, value in chart])
     image = structured.draw_bars(tuple(chart), rng.choice(BACKGROUNDS))
     return View(image, caption, tuple(spots), tuple(extras), facts=tuple(facts))
 
@@ -151,12 +229,29 @@ def table(rng: Random) -> View:
     extras, facts = [], []
     for i in range(3):
         c = 24 + 16 * i
-        extras.append((f"Draw a line along the {shapes[i]} row.", line(16, c, 62, c)))
-        extras.append((f"Draw a line down column {i + 1}.", line(c, 16, c, 62)))
+        along, down = line(16, c, 62, c), line(c, 16, c, 62)
+        text = say(rng, f"Draw a line along the {shapes[i]} row.", f"Draw a line from the {shapes[i]} along its row.")
+        extras.append(Extra(text, along))
+        extras.append(Extra(f"Draw a line down column {i + 1}.", down))
+        row = rng.randrange(3)
+        other = line(16, 24 + 16 * row, 62, 24 + 16 * row)
+        extras.append(
+            Extra(
+                say(rng, f"Draw another line down column {i + 1}.", f"Draw a line down column {i + 1}."), down, (other,)
+            )
+        )
         for j in range(3):
             x = 24 + 16 * j
             text = f"Draw a box around the cell in the {shapes[i]} row, column {j + 1}."
-            extras.append((text, bbox(x - 8, c - 8, x + 8, c + 8)))
+            box = bbox(x - 8, c - 8, x + 8, c + 8)
+            if rng.random() < 0.4:
+                extras.append(Extra(text, box))
+            if cells[i].count(cells[i][j]) == 1:
+                colour = cells[i][j]
+                text = say(
+                    rng, f"Draw a box around the {colour} cell on it.", f"On this row draw a box around {colour}."
+                )
+                extras.append(Extra(text, box, (along,)))
             facts.append((f"{shapes[i].capitalize()} row, column {j + 1}?", cells[i][j]))
     caption = " ".join(f"{shape.capitalize()} row: {', '.join(row)}." for shape, row in zip(shapes, cells, strict=True))
     image = structured.draw_table(shapes, cells, rng.choice(BACKGROUNDS))
@@ -170,8 +265,14 @@ def curve(rng: Random) -> View:
     spots, extras, facts = [], [], []
     for i, value in enumerate(values):
         x, y = structured.point_at(i, value)
-        spots.append(Spot(f"point over number {i + 1}", "", (x, y), _around((x, y), 4)))
-        extras.append((f"Draw a line down from the point over {i + 1}.", line(x, y, x, structured.PLOT_Y)))
+        spots.append(Spot(f"point over number {i + 1}", "", (x, y), around((x, y), 4)))
+        down = line(x, y, x, structured.PLOT_Y)
+        extras.append(Extra(f"Draw a line down from the point over {i + 1}.", down))
+        text = say(rng, "Draw a line down to the axis.", "From the mark draw a line down to the numbers.")
+        extras.append(Extra(text, down, (mark(x, y),)))
+        if values.count(value) == 1 and value in (max(values), min(values)):
+            end = "highest" if value == max(values) else "lowest"
+            extras += [Extra(f"Mark the {end} point.", mark(x, y))] * 6
         facts.append((f"How high is the point over {i + 1}?", str(value)))
     image = structured.draw_curve(values, colour, rng.choice(BACKGROUNDS))
     caption = f"The {colour} line goes {', '.join(map(str, values))}."
@@ -184,20 +285,19 @@ def graph(rng: Random) -> View:
     colours = rng.sample(COLOUR_NAMES, len(cells))
     centres = [diagrammatic.node_centre(cell) for cell in cells]
     order = sorted(range(len(cells)), key=lambda i: (centres[i][1], centres[i][0]))
-    spots = tuple(_spot(f"{colours[i]} dot", centres[i], _around(centres[i])) for i in order)
+    spots = tuple(spot_at(f"{colours[i]} dot", centres[i], around(centres[i])) for i in order)
     extras, facts = [], []
     for a, b in edges:
         a, b = rng.sample((a, b), 2)
-        extras.append(
-            (f"Draw a line from the {colours[a]} dot to the {colours[b]} dot.", line(*centres[a], *centres[b]))
-        )
+        text = f"Draw a line from the {colours[a]} dot to the {colours[b]} dot."
+        extras.append(Extra(text, line(*centres[a], *centres[b])))
         facts.append((f"Is {colours[a]} linked to {colours[b]}?", "yes"))
     for _ in range(2):
         a, b = rng.sample(range(len(cells)), 2)
         if (a, b) not in edges and (b, a) not in edges:
             facts.append((f"Is {colours[a]} linked to {colours[b]}?", "no"))
-    links = _listing([f"{colours[a]} to {colours[b]}" for a, b in edges])
-    caption = _listing([f"{spot.name} {spot.place}" for spot in spots]) + " Links: " + links
+    links = listing([f"{colours[a]} to {colours[b]}" for a, b in edges])
+    caption = listing([f"{spot.name} {spot.place}" for spot in spots]) + " Links: " + links
     image = diagrammatic.draw_graph(cells, edges, colours, rng.choice(BACKGROUNDS))
     return View(image, caption, spots, tuple(extras), facts=tuple(facts))
 
@@ -221,13 +321,15 @@ def tiles(rng: Random) -> View:
                     f"Move the walker {move}.",
                     f"The walker moves {move}.",
                     f"Move the black dot one tile {move}.",
+                    f"It moves {move}.",
+                    f"It moves one tile {move}.",
                 )
             ]
     extras = []
     for _ in range(3):
         row, column = rng.randrange(4), rng.randrange(4)
         box = (16 * column, 16 * row, 16 * column + 16, 16 * row + 16)
-        extras.append((f"Draw a box around the tile in row {row + 1}, column {column + 1}.", bbox(*box)))
+        extras.append(Extra(f"Draw a box around the tile in row {row + 1}, column {column + 1}.", bbox(*box)))
     where = f"row {at[1] + 1}, column {at[0] + 1}"
     facts = [("Where is the walker?", where), ("What colour is the walker on?", cells[at[1]][at[0]])]
     for _ in range(3):
@@ -247,7 +349,12 @@ def tray(rng: Random) -> View:
         after = operational.draw_blocks(operational.slide(cells, move), background)
         moves += [
             (text, after)
-            for text in (f"Tilt the tray {move}.", f"The blocks slide {move}.", f"Let all blocks slide {move}.")
+            for text in (
+                f"Tilt the tray {move}.",
+                f"The blocks slide {move}.",
+                f"Let all blocks slide {move}.",
+                f"Everything slides {move}.",
+            )
         ]
     facts = tuple(
         (f"Where is the {name} block?", f"row {r + 1}, column {c + 1}")
@@ -289,54 +396,3 @@ def pattern(rng: Random) -> View:
         )
     )
     return View(operational.draw_pattern(cells, background), _rows(cells), (), (), tuple(moves), facts)
-
-
-MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
-    "things": (things, 0.34),
-    "dots": (dots, 0.12),
-    "bars": (bars, 0.11),
-    "table": (table, 0.09),
-    "curve": (curve, 0.08),
-    "graph": (graph, 0.08),
-    "tiles": (tiles, 0.07),
-    "tray": (tray, 0.06),
-    "pattern": (pattern, 0.05),
-}
-MOVING = ("tiles", "tray", "pattern")
-
-
-def random_view(rng: Random) -> View:
-    """One view, by the makers' weights."""
-    makers, weights = zip(*MAKERS.values(), strict=True)
-    maker: Callable[[Random], View] = rng.choices(makers, weights)[0]
-    return maker(rng)
-
-
-def drawing(rng: Random, view: View) -> tuple[str, Action] | None:
-    """An instruction to draw on this view, and its action; None where nothing can be drawn."""
-    named = [spot for spot in view.spots if _is_unique(view.spots, spot, "name")]
-    placed = [spot for spot in view.spots if spot.place and _is_unique(view.spots, spot, "place")]
-    if view.extras and (not named or rng.random() < 0.5):
-        return rng.choice(view.extras)
-    if placed and (not named or rng.random() < 0.3):
-        spot = rng.choice(placed)
-        spot = replace(spot, name=f"thing {spot.place}")
-    elif named:
-        spot = rng.choice(named)
-    else:
-        return None
-    pairs = [other for other in named if other.centre != spot.centre]
-    kind = rng.choice(("box", "box", "mark", "mark", "zoom", "line"))
-    if kind == "mark" or not spot.place:
-        texts: tuple[str, ...] = (f"Mark the {spot.name}.", f"Put a mark on the {spot.name}.")
-        return rng.choice(texts), mark(*spot.centre)
-    if kind == "zoom":
-        return rng.choice((f"Zoom in on the {spot.name}.", f"Zoom to the {spot.name}.")), zoom(*spot.box)
-    if kind == "line" and pairs:
-        other = rng.choice(pairs)
-        return f"Draw a line from the {spot.name} to the {other.name}.", line(*spot.centre, *other.centre)
-    texts = (f"Draw a box around the {spot.name}.", f"Put a box around the {spot.name}.", f"Box the {spot.name}.")
-    return rng.choice(texts), bbox(*ring(spot.box))
-
-
-__all__ = ["MAKERS", "MOVING", "Spot", "View", "drawing", "random_view"]
