@@ -105,7 +105,7 @@ def plot(runs: dict[str, Curves], out: Path, *, smooth: int = 5) -> list[str]:
                 label = ", ".join(part for part in (run if len(runs) > 1 else "", _short(name, shown)) if part)
                 axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
                 axes.plot(steps, smoothed(values, smooth), line, color=colour, linewidth=1.6, label=label)
-        if ON_A_LOG_SCALE >= set(shown):
+        if set(shown) <= ON_A_LOG_SCALE:
             axes.set_yscale("log")
         dress(axes, title, x="step", legend=len(runs) > 1 or len(shown) > 1)
     save(figure, out)

@@ -46,7 +46,7 @@ def dress(axes: Axes, title: str, *, x: str = "", y: str = "", legend: bool = Fa
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     if legend:
-        axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+        axes.legend(fontsize=7, labelcolor=INK, framealpha=0.7, edgecolor="none")
 
 
 def save(figure: Figure, path: Path) -> None:
