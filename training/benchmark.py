@@ -71,6 +71,22 @@ def evaluate(
     Raises:
         ValueError: the checkpoint cannot read pictures.
     """
+    answered = ask(loaded, tasks, num_slots=num_slots, max_images=max_images, on_finish=on_finish)
+    return [_judge(loaded, task, *answer) for task, answer in zip(tasks, answered, strict=True)]
+
+
+def ask(
+    loaded: LoadedCheckpoint,
+    tasks: Sequence[Task],
+    *,
+    num_slots: int = 64,
+    max_images: int | None = None,
+    on_finish: Callable[[int], None] | None = None,
+) -> list[tuple[tuple[int, ...], Completion]]:
+    """Greedy answers to the tasks as they were drawn, each behind the codes of its question's picture.
+
+    Arguments and errors are those of :func:`evaluate`.
+    """
     if loaded.vq is None:
         raise ValueError(f"{loaded.name} has no VQ: it cannot read pictures")
     template = loaded.template
@@ -78,8 +94,7 @@ def evaluate(
     prompts = [template.prompt_ids(task.question, [codes]) for task, codes in zip(tasks, questions, strict=True)]
     engine = Engine(loaded.transformer, loaded.vocab, template, num_slots=num_slots, admissions_per_step=num_slots)
     params = SamplingParams(temperature=0.0, max_images=max_images)
-    completions = engine.generate(prompts, params, on_finish=on_finish)
-    return [_judge(loaded, *row) for row in zip(tasks, questions, completions, strict=True)]
+    return list(zip(questions, engine.generate(prompts, params, on_finish=on_finish), strict=True))
 
 
 def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 Two checkpoints that answered the same questions are compared in pairs. The pairs that both answer alike say nothing
 about the difference. McNemar's exact test asks whether the others fall to both sides like coins; the interval of the
-difference comes from resampling the pairs.
+difference comes from resampling the pairs. Means over things of which a task has several (drawings, tokens) are
+ratios, and their intervals come from resampling the tasks.
 """
 
 from __future__ import annotations
@@ -71,3 +72,45 @@ def _bootstrap(only_first: int, only_second: int, total: int, seed: int) -> tupl
     differences = (drawn[:, 1] - drawn[:, 0]) / total
     low, high = np.quantile(differences, (0.025, 0.975))
     return float(low), float(high)
+
+
+Part = tuple[float, float]  # of one task: a sum, and over how many things it goes
+
+
+def ratio(rows: Sequence[Part], *, seed: int = 0) -> tuple[float, float, float] | None:
+    """All sums over all counts, with the 95 % bootstrap interval; None where nothing was counted."""
+    if not sum(count for _, count in rows):
+        return None
+    return _spread(_ratio(np.array([rows], float).sum(1))[0], _resampled(rows, seed))
+
+
+def ratio_difference(
+    first: Sequence[Part], second: Sequence[Part], *, seed: int = 0
+) -> tuple[float, float, float] | None:
+    """The second ratio minus the first over the same tasks, and its 95 % interval: tasks are drawn for both together.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"pairs are needed: {len(first)} and {len(second)} tasks")
+    one, two = ratio(first, seed=seed), ratio(second, seed=seed)
+    if one is None or two is None:
+        return None
+    return _spread(two[0] - one[0], _resampled(second, seed) - _resampled(first, seed))
+
+
+def _resampled(rows: Sequence[Part], seed: int) -> np.ndarray:
+    total = len(rows)
+    times = np.random.default_rng(seed).multinomial(total, np.full(total, 1 / total), RESAMPLES // 5)
+    return _ratio(times @ np.array(rows, float))
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """[R, 2] -> [R], NaN where nothing was counted."""
+    return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+
+
+def _spread(value: float, resampled: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.nanquantile(resampled, (0.025, 0.975))
+    return float(value), float(low), float(high)

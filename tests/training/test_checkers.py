@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from training.skills import INK
 from training.unitasks.calibrate import KINDS, RoundTrip, blurred, pass_shares, plain, tokenizer_round_trip
-from training.unitasks.checkers import check_step
+from training.unitasks.checkers import change_outside_ink, check_step
 from training.unitasks.world import FAMILIES, make_task
 
 NUM_TASKS = int(os.environ.get("OMNI_R1_CALIBRATION", "12"))
@@ -55,3 +56,13 @@ def test_a_picture_of_another_size_is_refused() -> None:
     task = make_task("natural", 1)
     with pytest.raises(ValueError, match="64x64"):
         check_step(task, 1, task.image, Image.new("RGB", (32, 32)))
+
+
+def test_the_change_outside_the_ink_sees_the_background_and_not_the_mark() -> None:
+    before = Image.new("RGB", (64, 64), "white")
+    marked = before.copy()
+    marked.paste(INK, (10, 10, 30, 30))
+    assert change_outside_ink(before, marked) == 0.0
+    darker = Image.new("RGB", (64, 64), (245, 245, 245))
+    darker.paste(INK, (10, 10, 30, 30))
+    assert change_outside_ink(before, darker) == pytest.approx(10.0)

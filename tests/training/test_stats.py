@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.stats import mcnemar, paired, wilson
+from training.stats import mcnemar, paired, ratio, ratio_difference, wilson
 
 
 def test_wilson_is_the_textbooks_interval() -> None:
@@ -50,3 +50,28 @@ def test_unequal_lists_are_no_pairs() -> None:
         paired([True], [True, False])
     with pytest.raises(ValueError, match="pairs are needed"):
         paired([], [])
+
+
+def test_a_ratio_weighs_tasks_by_what_they_hold() -> None:
+    # 3 of 4 and 0 of 1 drawings: 3/5, not the mean of 3/4 and 0
+    assert ratio([(3.0, 4.0), (0.0, 1.0)])[0] == pytest.approx(0.6)
+    assert ratio([(0.0, 0.0)]) is None
+
+
+def test_a_ratio_of_one_thing_a_task_has_the_interval_of_a_share() -> None:
+    value, low, high = ratio([(1.0, 1.0)] * 300 + [(0.0, 1.0)] * 100)
+    half = 1.96 * (0.75 * 0.25 / 400) ** 0.5  # .0424
+    assert value == 0.75
+    assert (value - low, high - value) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
+
+
+def test_the_difference_of_ratios_is_taken_task_by_task() -> None:
+    first = [(float(k % 7), 2.0) for k in range(200)]
+    second = [(total + 1.0, count) for total, count in first]  # exactly one half more on every task
+    value, low, high = ratio_difference(first, second)
+    assert (value, low, high) == (pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5))
+    apart = ratio_difference(first, second[::-1])  # the same values, paired with others
+    assert apart[0] == pytest.approx(0.5)
+    assert apart[2] - apart[1] > 0.1
+    with pytest.raises(ValueError, match="pairs"):
+        ratio_difference(first, second[1:])

@@ -174,9 +174,21 @@ def _without_crumbs(new: Mask) -> Mask:
     return _joined([blob for blob in blobs if len(blob) >= least])
 
 
-def _rest_is_kept(before: Floats, after: Floats, ink: Mask) -> bool:
+def change_outside_ink(previous: Image.Image, drawn: Image.Image) -> float:
+    """Mean change in grey levels of what no ink is on or beside (64x64 pictures): a mark should leave it alone."""
+    before, after = _array(previous), _array(drawn)
+    change, rest = _change_of_rest(before, after, _new_ink(before, after)[0])
+    return float(change.sum() / max(int(rest.sum()), 1))
+
+
+def _change_of_rest(before: Floats, after: Floats, ink: Mask) -> tuple[Floats, Mask]:
+    """The change of every pixel away from ink (0 elsewhere), and which pixels those are."""
     rest = ~_grow(_grow(ink))
-    change = np.abs(after - before).mean(axis=-1) * rest
+    return np.abs(after - before).mean(axis=-1) * rest, rest
+
+
+def _rest_is_kept(before: Floats, after: Floats, ink: Mask) -> bool:
+    change, rest = _change_of_rest(before, after, ink)
     if change.sum() > MAX_REST_MEAN * max(int(rest.sum()), 1):
         return False
     patches = change.reshape(8, 8, 8, 8).mean(axis=(1, 3))
