@@ -1,12 +1,13 @@
-"""What routes receive: the built services, and small checks shared by several routes."""
+"""What routes share: the built services, their common parameters, and how they create once and follow a log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Query, Request, Response
 
 from app.artifacts import ImageStore, PartialStore
 from app.auth import ApiKey
@@ -15,12 +16,13 @@ from app.datasets import DatasetStore
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem
 from app.event_log import EventLog
-from app.idempotency import IdempotencyKeys
+from app.idempotency import Claim, IdempotencyKeys
 from app.jobs import JobService
 from app.metrics import Metrics
 from app.registration import Registration
 from app.schemas import ProblemOut
 from app.settings import Settings
+from app.streams import EventStream
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
 from app.traces import TraceService
@@ -79,6 +81,44 @@ async def position(
 
 
 Position = Annotated[int, Depends(position)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(max_length=64, description="id of the last entry of the page before")]
+
+LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
+EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+async def create_once(
+    request: Request, app: Services, key: str | None, where: str, make: Callable[[Claim], Awaitable[dict[str, Any]]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `make` creates under the path `where`, or the first answer to this key; and the headers of the answer."""
+    with app.idempotency.hold(f"POST {where}", key, await request.body()) as claim:
+        replay = await asyncio.to_thread(app.idempotency.replay, claim)
+        made = replay.response if replay else await make(claim)
+    headers = {"Location": f"{where}/{made['id']}"}
+    return made, headers | ({"Idempotent-Replayed": "true"} if replay else {})
+
+
+class Followed(Protocol):
+    """What has an event log: traces, jobs."""
+
+    async def past_the_end(self, id_: str, after: int, /) -> bool: ...
+
+    def read(self, id_: str, after: int, /) -> AsyncIterator[bytes]: ...
+
+
+async def follow(service: Followed, id_: str, after: int) -> Response:
+    """The events behind `after`, live or replayed; 204, which stops an EventSource, where none will come any more."""
+    if await service.past_the_end(id_, after):
+        return Response(status_code=204)
+    return EventStream(service.read(id_, after))
+
+
+def stream_answers(past_the_end: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that ends in `follow`; the words are those of its 204."""
+    streamed = {"description": "Server-sent events", "content": EVENT_STREAM}
+    return problems(400, 404, 503, also={200: streamed, 204: {"description": past_the_end}})
 
 
 def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -> dict[int | str, dict[str, Any]]:

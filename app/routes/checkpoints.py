@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.checkpoint_view import as_json
-from app.deps import App, problems, require_json
+from app.deps import LOCATION, App, Key, create_once, problems, require_json
 from app.errors import Problem
 from app.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList
 
 router = APIRouter(prefix="/v1", tags=["checkpoints"])
-
-Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 
 
 @router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True, responses=problems(503))
@@ -32,20 +31,14 @@ def list_checkpoints(app: App) -> dict[str, Any]:
     response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
     summary="Register a local folder or a hub id",
-    responses=problems(
-        400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": {"Location": {"schema": {"type": "string"}}}}}
-    ),
+    responses=problems(400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": LOCATION}}),
 )
 async def register_checkpoint(
     request: Request, body: CheckpointCreate, app: App, idempotency_key: Key = None
 ) -> Response:
     """The folder stays where it is; it is read from end to end first."""
-    with app.idempotency.hold("POST /v1/checkpoints", idempotency_key, await request.body()) as claim:
-        replay = await asyncio.to_thread(app.idempotency.replay, claim)
-        shown = replay.response if replay else await app.registration.register(body, claim)
-    headers = {"Location": f"/v1/checkpoints/{shown['id']}"}
-    if replay:
-        headers["Idempotent-Replayed"] = "true"
+    make = partial(app.registration.register, body)
+    shown, headers = await create_once(request, app, idempotency_key, "/v1/checkpoints", make)
     return JSONResponse(shown, 201, headers)
 
 

@@ -6,53 +6,26 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
 
 from app.deps import App, problems
-from app.errors import Problem, field_problem
 from app.schemas_jobs import DatasetOut
+from app.uploads import upload_body, uploaded
 
 router = APIRouter(prefix="/v1/datasets", tags=["jobs"])
 
 RAW = ("application/x-ndjson", "application/jsonl")
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
-                }
-            },
-            RAW[0]: {"schema": {"type": "string"}},
-        },
-    }
-}
-
-
-async def _upload(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in RAW:
-        return await request.body()
-    if kind != "multipart/form-data":
-        raise Problem("unsupported_dataset", f"send multipart/form-data with a field `file`, or jsonl as {RAW[0]}")
-    async with request.form(max_files=4, max_fields=16) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise field_problem("invalid", "body.file", "the form needs a file field called `file`")
-        return await file.read()
+REFUSAL = f"send multipart/form-data with a field `file`, or jsonl as {RAW[0]}"
 
 
 @router.post(
     "",
     status_code=201,
     response_model=DatasetOut,
-    openapi_extra=BODY,
+    openapi_extra=upload_body(RAW[0]),
     summary="Upload a training file",
     responses=problems(400, 403, 413, 415, 422, 507),
 )
 async def upload_dataset(request: Request, app: App) -> Response:
     """A jsonl file; every line is looked at, and a broken one is named. The same file again is the same upload."""
-    return JSONResponse(await asyncio.to_thread(app.datasets.put, await _upload(request)), 201)
+    data = await uploaded(request, RAW, "unsupported_dataset", REFUSAL)
+    return JSONResponse(await asyncio.to_thread(app.datasets.put, data), 201)

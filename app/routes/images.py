@@ -7,68 +7,36 @@ import hashlib
 import io
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
-from starlette.datastructures import UploadFile
 
 from app.artifacts import StoredImage
-from app.deps import App, Services, problems
-from app.errors import Problem, field_problem
+from app.deps import LOCATION, App, Key, Services, problems
+from app.errors import Problem
 from app.idempotency import Claim, Replay
 from app.schemas import Fit, ImageOut
+from app.uploads import upload_body, uploaded
 from model.pictures import model_view, png_bytes
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 PNG: dict[str, Any] = {"description": "PNG", "content": {"image/png": {}}}
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
-UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}},
-                }
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
-
-
-async def _upload(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        async with request.form(max_files=4, max_fields=16) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise field_problem("invalid", "body.file", "the form needs a file field called `file`")
-            return await file.read()
-    if kind.startswith("image/"):
-        return await request.body()
-    raise Problem("unsupported_image", "send multipart/form-data with a field `file`, or the picture as image/…")
+RAW = ("image/*",)
+REFUSAL = "send multipart/form-data with a field `file`, or the picture as image/…"
 
 
 @router.post(
     "",
     status_code=201,
     response_model=ImageOut,
-    openapi_extra=UPLOAD,
-    responses=problems(
-        400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": {"Location": {"schema": {"type": "string"}}}}}
-    ),
+    openapi_extra=upload_body(RAW[0]),
+    responses=problems(400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": LOCATION}}),
 )
-async def upload_image(
-    request: Request,
-    app: App,
-    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
-) -> Response:
+async def upload_image(request: Request, app: App, idempotency_key: Key = None) -> Response:
     """A PNG, JPEG, WebP, GIF or BMP picture, known by its content; stored as an RGB PNG without metadata."""
-    data = await _upload(request)
+    data = await uploaded(request, RAW, "unsupported_image", REFUSAL)
     digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
     with app.idempotency.hold("POST /v1/images", idempotency_key, digest) as claim:
         answer, replayed = await asyncio.to_thread(_store, app, data, claim)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from app import job_store as store
-from app.deps import App, Position, problems, require_json
-from app.routes.traces import EVENT_STREAM, Key
+from app.deps import (
+    LOCATION,
+    After,
+    App,
+    Key,
+    Limit,
+    Position,
+    create_once,
+    follow,
+    problems,
+    require_json,
+    stream_answers,
+)
 from app.schemas_jobs import JobList, JobOut, JobStatus, Method, MetricsPage
-from app.streams import EventStream
 from training.spec import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-
-LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
 
 
 @router.post(
@@ -34,20 +42,16 @@ async def create_job(
     request: Request, body: Annotated[JobSpec, Body()], app: App, idempotency_key: Key = None
 ) -> Response:
     """The whole spec is checked before anything starts; a 422 names every field that is to blame."""
-    with app.idempotency.hold("POST /v1/jobs", idempotency_key, await request.body()) as claim:
-        replay = await asyncio.to_thread(app.idempotency.replay, claim)
-        job = replay.response if replay else await app.jobs.create(body, claim)
-    headers = {"Location": f"/v1/jobs/{job['id']}"}
-    if replay:
-        headers["Idempotent-Replayed"] = "true"
+    make = partial(app.jobs.create, body)
+    job, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     return JSONResponse(job, 202, headers)
 
 
 @router.get("", response_model=JobList, responses=problems(422, 503))
 def list_jobs(
     app: App,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="id of the last entry of the page before")] = None,
+    limit: Limit = 20,
+    after: After = None,
     status: JobStatus | None = None,
     method: Method | None = None,
 ) -> Any:
@@ -67,21 +71,11 @@ async def get_job(job_id: str, app: App) -> Response:
     "/{job_id}/events",
     response_class=Response,
     summary="The job's events, live or replayed",
-    responses=problems(
-        400,
-        404,
-        503,
-        also={
-            200: {"description": "Server-sent events", "content": EVENT_STREAM},
-            204: {"description": "The job has ended and the position is past its last event"},
-        },
-    ),
+    responses=stream_answers("The job has ended and the position is past its last event"),
 )
 async def job_events(job_id: str, position: Position, app: App) -> Response:
     """The same resume rules as for traces; ends after the `job.status` that ends the job."""
-    if await app.jobs.past_the_end(job_id, position):
-        return Response(status_code=204)
-    return EventStream(app.jobs.read(job_id, position))
+    return await follow(app.jobs, job_id, position)
 
 
 @router.get("/{job_id}/metrics", response_model=MetricsPage, responses=problems(404, 422, 503))

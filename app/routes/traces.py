@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from app import trace_store as store
-from app.deps import App, Position, problems, require_json
+from app.deps import (
+    EVENT_STREAM,
+    LOCATION,
+    After,
+    App,
+    Key,
+    Limit,
+    Position,
+    create_once,
+    follow,
+    problems,
+    require_json,
+    stream_answers,
+)
 from app.errors import Problem
+from app.idempotency import Claim
 from app.schemas import ContinueIn, Slice, Status, Trace, TraceCreate, TraceList
 from app.streams import EventStream
 
 router = APIRouter(prefix="/v1/traces", tags=["traces"])
 
-EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 TraceId = str
-Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 
 
 def _wants_stream(request: Request) -> bool:
@@ -45,7 +57,7 @@ def _wants_stream(request: Request) -> bool:
             201: {
                 "description": "The trace; with `Accept: text/event-stream` its events",
                 "content": EVENT_STREAM,
-                "headers": {"Location": {"schema": {"type": "string"}}},
+                "headers": LOCATION,
             }
         },
     ),
@@ -54,12 +66,11 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
     """Everything that can be refused is refused here, with its own status, before the first byte."""
     stream = _wants_stream(request)
     background = body.background if body.background is not None else not stream
-    with app.idempotency.hold("POST /v1/traces", idempotency_key, await request.body()) as claim:
-        replay = await asyncio.to_thread(app.idempotency.replay, claim)
-        trace = replay.response if replay else await app.traces.create(body, background=background, claim=claim)
-    headers = {"Location": f"/v1/traces/{trace['id']}"}
-    if replay:
-        headers["Idempotent-Replayed"] = "true"
+
+    def make(claim: Claim) -> Awaitable[dict[str, Any]]:
+        return app.traces.create(body, background=background, claim=claim)
+
+    trace, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     if stream:
         await app.traces.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
         return EventStream(app.traces.read(trace["id"], 0), status_code=201, headers=headers)
@@ -69,8 +80,8 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
 @router.get("", response_model=TraceList, responses=problems(422, 503))
 def list_traces(
     app: App,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="id of the last entry of the page before")] = None,
+    limit: Limit = 20,
+    after: After = None,
     status: Status | None = None,
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
     slice: Slice | None = None,
@@ -102,21 +113,11 @@ async def get_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/events",
     response_class=Response,
     summary="The trace's events, live or replayed",
-    responses=problems(
-        400,
-        404,
-        503,
-        also={
-            200: {"description": "Server-sent events", "content": EVENT_STREAM},
-            204: {"description": "The position is past the terminal event: nothing will come any more"},
-        },
-    ),
+    responses=stream_answers("The position is past the terminal event: nothing will come any more"),
 )
 async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
     """Committed events only; a comment every 15 s of silence; ends after the terminal event."""
-    if await app.traces.past_the_end(trace_id, position):
-        return Response(status_code=204)
-    return EventStream(app.traces.read(trace_id, position))
+    return await follow(app.traces, trace_id, position)
 
 
 @router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 409, 503))
