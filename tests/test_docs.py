@@ -142,3 +142,16 @@ def test_every_route_is_documented_and_every_documented_route_exists() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_is_unfinished(page: Path) -> None:
     assert not re.search(r"TODO|FIXME|TBD|lorem", page.read_text(), re.IGNORECASE)
+
+
+def test_every_invariant_has_the_tests_that_are_named_for_it() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("## What must stay true")[2]
+    rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.MULTILINE)
+    named = {(number, file) for number, files in rows for file in re.findall(r"`([^`]+)`", files)}
+    assert sorted({int(number) for number, _ in named}) == list(range(1, 16))
+    written = {
+        (number, str(path.relative_to(ROOT)))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for number in re.findall(r"^(?:async )?def test_invariant_(\d+)_", path.read_text(), re.MULTILINE)
+    }
+    assert named == written

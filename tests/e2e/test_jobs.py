@@ -111,8 +111,10 @@ def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_killed_mid_job_tells_the_truth_and_the_job_resumes_to_the_same_losses(trained: Trained) -> None:
-    """Invariant 14, with the real worker: it notices, saves at its step, and goes on to the same numbers."""
+def test_invariant_14_a_server_killed_mid_job_tells_the_truth_and_the_job_resumes_to_the_same_losses(
+    trained: Trained,
+) -> None:
+    """With the real worker: it notices, saves at its step, and goes on to the same numbers."""
     server = trained.server
     with server.client() as client:
         job = client.create_job(SPEC)

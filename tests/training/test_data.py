@@ -100,7 +100,7 @@ def test_every_epoch_sees_every_sequence_once_and_depends_on_seed_and_step_alone
     assert [BatchPlan(lengths, 16, seed=4)[i].tolist() for i in range(4)] != [plan[i].tolist() for i in range(4)]
 
 
-def test_targets_are_the_response_tokens_and_codes_are_told_apart(nano: LoadedCheckpoint) -> None:
+def test_invariant_9_targets_are_the_response_and_omega_its_image_codes_only(nano: LoadedCheckpoint) -> None:
     vocab = nano.vocab
     prompt, codes = [vocab.bos_id, *vocab.image_ids((5,) * 64)], tuple(range(64))
     response = [*vocab.image_ids(codes), vocab.eos_id]

@@ -116,8 +116,8 @@ def gradients(batches: list[np.ndarray], spec: SFTSpec) -> tuple[float, dict[str
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8], ids=["two", "three", "one sequence at a time"])
-def test_k_micro_batches_are_one_batch_and_packed_is_unpacked(parts: int) -> None:
-    """Invariant 8: loss, metrics and every gradient, the perception loss and W included."""
+def test_invariant_8_k_micro_batches_are_one_batch_and_packed_is_unpacked(parts: int) -> None:
+    """Loss, metrics and every gradient, the perception loss and W included."""
     spec = replace(SPEC, precision="fp32")
     indices = np.arange(8)
     loss, metrics, whole = gradients([indices], spec)
