@@ -48,7 +48,11 @@ class NanoRecipe:
     traces: int = 64_000
     pesft_steps: int = 6_000
     pesft_lr: float = 2e-3
-    polish: tuple[Polish, ...] = (Polish(1_300, 8e-4), Polish(3_000, 1.5e-3, 36_000, MISSED))
+    polish: tuple[Polish, ...] = (
+        Polish(1_300, 8e-4),
+        Polish(1_900, 1.5e-3, 36_000, MISSED),
+        Polish(1_700, 1.2e-3),
+    )
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"
     pesft_tokens: int = 3_072

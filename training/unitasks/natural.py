@@ -129,9 +129,9 @@ def make_find(rng: Random, seed: int, level: str) -> Task:
     chain.act(
         say(
             rng,
-            f"I draw a box around the {what}.",
-            f"I look for the {what} and draw a box around it.",
-            f"First I draw a box around the {what}.",
+            f"I draw a box around the {what} at the {target.place}.",
+            f"I see the {what} at the {target.place} and draw a box around it.",
+            f"First I draw a box around the {what} at the {target.place}.",
         ),
         bbox(*ring(target.box)),
         f"The box is around the {target.name} at the {target.place}.",
