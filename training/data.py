@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.pictures import model_view
 from model.template import Rendered, StepPart, Template
 from model.transformer import PackedLayout
 from training.unitasks.world import FAMILIES, SLICES, make_task, require_training_seed
@@ -125,12 +126,13 @@ def render_trace(
 
 
 def encode_tasks(tasks: Iterable[Task], coder: PictureCoder, *, total: int | None = None) -> list[EncodedTask]:
-    """Tasks with their pictures as codes, in order."""
+    """Tasks with their pictures, at the size the checkpoint sees them, as codes, in order."""
     out: list[EncodedTask] = []
     chunk: list[Task] = []
 
     def flush() -> None:
-        coded = coder.chains([[task.image, *(step.image for step in task.steps)] for task in chunk])
+        pictures = [[task.image, *(step.image for step in task.steps)] for task in chunk]
+        coded = coder.chains([[model_view(picture, coder.vq.config) for picture in chain] for chain in pictures])
         for task, codes in zip(chunk, coded, strict=True):
             steps = tuple((s.text, s.state, c) for s, c in zip(task.steps, codes[1:], strict=True))
             out.append(EncodedTask(task.question, codes[0], steps, task.answer))
