@@ -44,6 +44,7 @@ from training.vq import train_decoder, train_vq
 CONTEXT_LEN = 768
 PESFT_SEEDS = 20_000_000
 SEEDS_OF_A_RUN = 200_000
+TRACES_A_STEP = 16  # of a short run; about 13 fill a batch
 LICENCE = "MIT"
 BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without pictures, thrown away
 CARD_NOTES = (
@@ -94,7 +95,8 @@ def run(
             recipe = replace(recipe, perception_weight=perception_weight)
         name = pesft_name(variant, recipe.perception_weight)
         if steps is not None:
-            recipe, name = replace(recipe, pesft_steps=steps, polish=()), f"{name}-{steps}"
+            enough = min(recipe.traces, TRACES_A_STEP * steps)
+            recipe, name = replace(recipe, pesft_steps=steps, traces=enough, polish=()), f"{name}-{steps}"
         return pesft_stage(recipe, out, name=name, resume=resume, variant=variant)
     raise ValueError(f"unknown stage {stage!r}: use vq, base or pesft")
 
@@ -195,12 +197,13 @@ def pesft_stage(
     vq, template = base.vq, base.template
     data = _cached(run_folder / "data.npz", partial(_trace_set, recipe, vq, template, variant, count=recipe.traces))
     weight = recipe.perception_weight if variant == "interleaved" else 0.0
+    main = run_folder.with_name(pesft_name("interleaved", 1.0) + name.removeprefix(pesft_name(variant, weight)))
     spec = SFTSpec(
         steps=recipe.pesft_steps,
         lr=recipe.pesft_lr,
         seed=recipe.seed,
         # equal data and steps: a control's batch holds as many traces, not as many tokens
-        max_tokens=round(recipe.pesft_tokens * _length_share(data, run_folder.parent, variant)),
+        max_tokens=round(recipe.pesft_tokens * (1.0 if variant == "interleaved" else _length_share(data, main))),
         perception_weight=weight,
         perception_reduction=recipe.perception_reduction,
         label=name,
@@ -374,12 +377,11 @@ def _trace_set(
     return TokenSet.build((task.render(template, variant) for task in encoded), CONTEXT_LEN)
 
 
-def _length_share(data: TokenSet, runs: Path, variant: str) -> float:
-    """Mean length of a control's traces as a share of the interleaved ones'."""
-    path = runs / "nano-omni-r1" / "data.npz"
-    if variant == "interleaved" or not path.exists():
+def _length_share(data: TokenSet, main: Path) -> float:
+    """Mean length of a control's traces as a share of the interleaved ones', if those are there."""
+    if not (main / "data.npz").exists():
         return 1.0
-    return float(data.lengths.mean() / TokenSet.load(path).lengths.mean())
+    return float(data.lengths.mean() / TokenSet.load(main / "data.npz").lengths.mean())
 
 
 def _cached(path: Path, build: Callable[[], TokenSet]) -> TokenSet:

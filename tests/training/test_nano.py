@@ -53,6 +53,16 @@ def test_controls_see_the_same_traces_in_as_many_steps(family: Path, variant: st
     assert spec["perception_weight"] == 0.0
 
 
+def test_a_short_run_has_its_own_name_and_no_more_traces_than_it_can_see(family: Path) -> None:
+    main = json.loads((run("pesft", preset="smoke", out=family, threads=1, steps=1) / "manifest.json").read_text())
+    assert main["name"] == "nano-omni-r1-1"
+    assert main["lineage"]["data"]["sequences"] == 16
+    control = run("pesft", preset="smoke", out=family, threads=1, steps=1, variant="text")
+    assert control.name == "nano-text-only-1"
+    spec = json.loads((family / "runs" / control.name / "spec.json").read_text())["spec"]
+    assert spec["max_tokens"] < 1_024  # as many traces as the interleaved one's batch, in fewer tokens
+
+
 def test_a_stage_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the vq stage first"):
         run("base", preset="smoke", out=tmp_path)
