@@ -50,8 +50,8 @@ class NanoRecipe:
     pesft_lr: float = 2e-3
     polish: tuple[Polish, ...] = (
         Polish(1_300, 8e-4),
-        Polish(1_900, 1.5e-3, 36_000, MISSED),
-        Polish(1_700, 1.2e-3),
+        Polish(2_600, 1.5e-3, 36_000, MISSED),
+        Polish(1_500, 1.2e-3),
     )
     perception_weight: float = 1.0
     perception_reduction: Reduction = "mean"

@@ -101,7 +101,7 @@ def others(things: list[Thing], one: Thing) -> tuple[Point, ...]:
 
 
 def make_find(rng: Random, seed: int, level: str) -> Task:
-    """Find the one thing of a colour (or shape), zoom in, tell its shape (or colour)."""
+    """Mark the one thing of a colour (or shape), zoom in, tell its shape (or colour)."""
     by_colour = rng.random() < 0.5
     keys, values = (COLOUR_NAMES, SHAPES) if by_colour else (SHAPES, COLOUR_NAMES)
     key, answer = rng.choice(keys), rng.choice(values)
@@ -127,18 +127,13 @@ def make_find(rng: Random, seed: int, level: str) -> Task:
         )
     chain = Chain(image)
     chain.act(
-        say(
-            rng,
-            f"I draw a box around the {what} at the {target.place}.",
-            f"I see the {what} at the {target.place} and draw a box around it.",
-            f"First I draw a box around the {what} at the {target.place}.",
-        ),
-        bbox(*ring(target.box)),
-        f"The box is around the {target.name} at the {target.place}.",
-        BoxTarget(ring(target.box), others(things, target)),
+        say(rng, f"I mark the {what}.", f"I look for the {what} and mark it.", f"First I mark the {what}."),
+        mark(*target.centre),
+        f"The mark is on the {target.name} at the {target.place}.",
+        MarkTarget(target.centre),
     )
     chain.act(
-        say(rng, "I zoom in on the box.", "Now I zoom in to see it better.", "I zoom in there."),
+        say(rng, "I zoom in on the mark.", "Now I zoom in to see it better.", "I zoom in there."),
         zoom(*target.box),
         f"The picture shows a large {target.name}.",
         ZoomTarget(tuple(thing.box for thing in things), things.index(target)),
