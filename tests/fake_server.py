@@ -1,8 +1,9 @@
 """The real app on a scripted engine, for work on the page: `python -m tests.fake_server --port 7861`.
 
 Needs no weights. Every trace draws three pictures around the things of the task that was asked, at a humane speed; jobs
-are played by `tests.play_worker`. `--home DIR` keeps its state there (default: a temporary folder), `--no-page` leaves
-Gradio out, `--pace S` is the time between two outputs.
+are played by `tests.play_worker`. A question with `LONG` in it gets thirty pictures: a middle that a busy machine does
+not miss. `--home DIR` keeps its state there (default: a temporary folder), `--no-page` leaves Gradio out, `--pace S` is
+the time between two outputs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from model.pictures import model_view
 from tests.fakes import FakeGeneration, Item, answer_items, emitted, step_items, write_paper_checkpoint
 
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
+LONG = "step after step"
 STEPS = (
     ("I look for the things in the picture and mark the first one.", "mark"),
     ("I draw a box around the one that the question asks for.", "box"),
@@ -31,11 +33,11 @@ STEPS = (
 
 
 def script(request: GenerationRequest) -> list[Item]:
-    """Three steps on the question's own picture."""
+    """Three steps on the question's own picture, or thirty."""
     with Image.open(io.BytesIO(request.images[0].png)) as opened:
         picture = model_view(opened, 64, request.images[0].fit)
     items: list[Item] = []
-    for number, (text, kind) in enumerate(STEPS, 1):
+    for number, (text, kind) in enumerate(STEPS * (10 if LONG in request.question else 1), 1):
         before = picture
         picture = _draw(picture.copy(), kind, request.sampling.seed + number)
         items += _slowly_drawn(step_items(number, text, _png(picture)), before, picture, number, request.partial_images)

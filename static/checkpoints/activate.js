@@ -31,6 +31,7 @@ const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 export class Activation {
   #busy = false;
+  #watch = 0; // the timer that looks how far the server is; 0 = nothing it finds may be shown any more
 
   /** changed(): another checkpoint is active now. */
   constructor({ changed }) {
@@ -59,9 +60,14 @@ export class Activation {
     this.#busy = true;
     this.#say('run', `Checking ${name} …`);
     const began = performance.now();
-    const timer = setInterval(() => this.#look(name, began), LOOK_EVERY_MS);
+    const watch = setInterval(() => this.#look(name, began, watch), LOOK_EVERY_MS);
+    this.#watch = watch;
+    const told = () => {
+      clearInterval(watch);
+      this.#watch = 0;
+    };
     try {
-      const answer = await api.activate(name, drain ? { drain } : {});
+      const answer = await api.activate(name, drain ? { drain } : {}).finally(told);
       if (from && from !== name) remember(from);
       const version = answer?.weight_version ? ` (version ${answer.weight_version})` : '';
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -71,17 +77,17 @@ export class Activation {
     } catch (error) {
       this.#refused(error, name, from);
     } finally {
-      clearInterval(timer);
       this.#busy = false;
     }
   }
 
-  async #look(name, began) {
+  async #look(name, began, watch) {
     try {
       const { detail } = await api.ready();
-      if (!this.#busy) return;
+      if (this.#watch !== watch) return;
       const seconds = Math.round((performance.now() - began) / 1000);
-      this.#say('run', `${detail || `Loading ${name}`}${seconds > 1 ? ` · ${seconds} s` : ''}`);
+      const what = detail || `loading ${name}`;
+      this.#say('run', `${what[0].toUpperCase()}${what.slice(1)}${seconds > 1 ? ` · ${seconds} s` : ''}`);
     } catch {
       // the answer of the activation itself will tell
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.e2e.real_server import Server
 
 CHROMIUM = "/usr/bin/chromium"
 READY_MS = 60_000  # a page on a busy machine; a second on a free one
+SETTLED_MS = 20_000  # what follows by itself, on a busy machine
 
 
 class FakeServer(Server):
@@ -100,8 +102,29 @@ Open = Callable[..., Studio]
 
 def status(page: Any, *wanted: str) -> str:
     """Waits until the trace on the page has one of these statuses, and returns it."""
-    page.wait_for_selector(", ".join(f".or-viewer[data-status={one}]" for one in wanted))
-    return str(page.get_attribute(".or-viewer", "data-status"))
+    found = page.wait_for_selector(", ".join(f".or-viewer[data-status={one}]" for one in wanted))
+    return str(found.get_attribute("data-status"))
+
+
+def becomes(page: Any, script: str, wanted: Any) -> None:
+    """Waits until this arrow function gives `wanted` in the page; fails with what it gives instead."""
+    from playwright.sync_api import TimeoutError as Late
+
+    text = json.dumps(wanted, separators=(",", ":"))
+    with suppress(Late):
+        page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=SETTLED_MS)
+    assert page.evaluate(script) == wanted
+
+
+def fits(page: Any, width: int, height: int = 800) -> None:
+    """Gives the page this size and waits until nothing on it is wider."""
+    page.set_viewport_size({"width": width, "height": height})
+    becomes(page, f"() => innerWidth === {width} && document.documentElement.scrollWidth <= {width}", True)
+
+
+def asked_in_address(page: Any, name: str) -> str:
+    """What the page's address says for `name`, as the page itself knows it (`page.url` hears of it later)."""
+    return str(page.evaluate("(name) => new URLSearchParams(location.search).get(name) ?? ''", name))
 
 
 FIRST_TEXT = """
