@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,7 +23,18 @@ def _version() -> str:
 
 
 def _megabytes(count: object) -> str:
-    return f"{count / 2**20:,.0f} MB" if isinstance(count, int | float) and not isinstance(count, bool) else "unknown"
+    return f"{count / 10**6:,.0f} MB" if isinstance(count, int | float) and not isinstance(count, bool) else "unknown"
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _day(moment: object) -> str:
+    try:
+        return f"{datetime.fromisoformat(str(moment)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return ""
 
 
 def words_of(notes: object) -> str:
@@ -55,7 +67,7 @@ def _checkpoint(one: dict[str, Any]) -> Section:
         ("template", one.get("template")),
         ("base", one.get("base") or lineage.get("base")),
         ("size", _megabytes(one.get("size_bytes"))),
-        ("made", one.get("created_at")),
+        ("made", _day(one.get("created_at"))),
         ("pictures", f"{one['resolution']} × {one['resolution']} px" if one.get("resolution") else None),
         ("note", words_of(one.get("card_notes"))),
         ("problem", one.get("problem")),
@@ -70,7 +82,7 @@ def _limits(client: Client) -> Section:
     rows = [
         ["context", f"{limits['context_len']:,} tokens"],
         ["a picture", f"{limits['tokens_per_image']:,} tokens"],
-        ["pictures in a question", f"{images['min']} to {images['max']}"],
+        ["pictures in a question", _range(images["min"], images["max"])],
         ["longest question", f"{limits['max_question_chars']:,} characters"],
         ["largest picture file", _megabytes(limits["max_upload_bytes"])],
         ["traces that may wait", f"{queue['max']:,}"],

@@ -43,7 +43,8 @@ def header(page: str) -> gr.HTML:
         '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
         "<h1>Omni-R1 Studio</h1></a>"
         '<span class="or-spring"></span>'
-        '<label class="or-checkpoint"><span class="or-sr">Checkpoint</span><select hidden></select></label>'
+        '<label class="or-checkpoint" title="The checkpoint that answers, and the version of its weights">'
+        '<span class="or-sr">Checkpoint</span><select hidden></select></label>'
         f'<nav aria-label="Pages">{links}</nav>'
         '<button type="button" class="or-round or-theme" aria-label="Light or dark"></button>'
         "</div>"

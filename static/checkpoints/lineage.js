@@ -84,7 +84,7 @@ export function measureOf(one) {
   return FIRST.filter(([name]) => typeof metrics[name] === 'number').slice(0, 2).map(([name, words]) => words(metrics[name])).join(' · ');
 }
 
-export const megabytes = (bytes) => (typeof bytes === 'number' ? `${Math.round(bytes / 2 ** 20).toLocaleString('en')} MB` : '');
+export const megabytes = (bytes) => (typeof bytes === 'number' ? `${Math.round(bytes / 1e6).toLocaleString('en')} MB` : '');
 
 /** `[name, text]` rows about one checkpoint; what is not known is not shown. */
 export function factsOf(one) {

@@ -57,7 +57,7 @@ class Studio {
     this.examples = new Examples(examples, { onPick: (task) => this.#pickTask(task), onError: (error) => this.fail(error) });
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
-      hint: 'Press Reason: the model thinks in pictures, and each one appears here while it is drawn.',
+      hint: 'Press Reason: the model thinks in pictures, and each one appears here while it is drawn. Step pauses after each.',
       onState: (one) => this.#follow(one),
     });
     this.textarea.addEventListener('input', () => this.#questionChanged());

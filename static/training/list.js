@@ -2,10 +2,8 @@
 
 import { whenOf } from '../studio/when.js';
 import { h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
-import { RESUMABLE } from './state.js';
+import { RESUMABLE, isLive } from './state.js';
 import { METHODS, duration, progressOf, statusOf, tookOf } from './words.js';
-
-const LIVE = new Set(['queued', 'running']);
 
 class Row {
   constructor(job, handlers) {
@@ -27,18 +25,19 @@ class Row {
 
   update(job, current) {
     const { tone, text } = statusOf({ ...job, cancelRequested: job.cancel_requested });
-    const live = LIVE.has(job.status);
+    const live = isLive(job);
     setText(this.title, `${METHODS[job.method] ?? job.method} from ${job.spec?.base_checkpoint ?? '?'}`);
     setText(this.status, text);
     setAttr(this.pill, 'data-tone', tone);
     setAttr(this.element, 'data-status', job.status);
     const took = tookOf(job);
-    setText(this.where, live ? progressOf(job.progress) : took === null ? '' : duration(took));
+    setText(this.where, live ? progressOf(job) : took === null ? '' : duration(took));
     setAttr(this.when, 'datetime', job.created_at);
     setAttr(this.when, 'title', job.created_at);
     setText(this.when, whenOf(job.created_at));
     setAttr(this.open, 'aria-current', current ? 'true' : null);
     show(this.cancel, live);
+    this.cancel.disabled = Boolean(job.cancel_requested);
     show(this.resume, RESUMABLE.has(job.status));
     show(this.remove, !live);
     const name = `${this.title.textContent}, ${this.when.textContent}`;

@@ -108,6 +108,13 @@ export class Run {
     return this.#begin(row);
   }
 
+  /** What the server answered when the job was asked to stop. */
+  asked(row) {
+    if (row.id !== this.#state.jobId || !this.#row) return;
+    this.#row = { ...this.#row, cancel_requested: row.cancel_requested };
+    this.#draw();
+  }
+
   close() {
     this.#turn += 1;
     clearTimeout(this.#timer);
@@ -210,14 +217,16 @@ export class Run {
     setAttr(this.element, 'data-job', state.jobId);
     setAttr(this.element, 'data-status', state.status);
     setAttr(this.element, 'data-seq', state.lastSeq);
-    const { tone, text } = this.#connection === 'lost' ? { tone: 'fail', text: 'connection lost, trying again' } : statusOf({ ...state, cancelRequested: this.#row?.cancel_requested });
+    const cancelRequested = this.#row?.cancel_requested ?? false;
+    const { tone, text } = this.#connection === 'lost' ? { tone: 'fail', text: 'connection lost, trying again' } : statusOf({ ...state, cancelRequested });
     setText(this.title, `${METHODS[state.method] ?? state.method} from ${state.base}`);
     setText(this.word, text);
     setAttr(this.pill, 'data-tone', tone);
     const took = state.startedAt && state.finishedAt ? (Date.parse(state.finishedAt) - Date.parse(state.startedAt)) / 1000 : null;
-    setText(this.where, isLive(state) ? progressOf(state.progress) : took === null ? '' : `took ${duration(took)}`);
+    setText(this.where, isLive(state) ? progressOf(state) : took === null ? '' : `took ${duration(took)}`);
     setText(this.facts, [dataOf(state.spec ?? {}), state.spec?.seed !== undefined ? `seed ${state.spec.seed}` : ''].filter(Boolean).join(' · '));
     show(this.cancel, isLive(state));
+    this.cancel.disabled = cancelRequested;
     show(this.resume, RESUMABLE.has(state.status));
     this.#drawStages();
     const trouble = this.#refused ?? troubleOf(state);

@@ -161,6 +161,8 @@ export class Start {
     this.cards = presets.filter((one) => one.card).map((preset) => new Card(preset, handlers));
     this.element = h(
       'section', { class: 'or-start', 'aria-label': 'Start a job' },
+      h('header', { class: 'or-start-head' }, h('h2', {}, 'Start a job'),
+        h('p', { class: 'or-quiet' }, 'A job trains beside the running studio, at a lower priority. Watch it below while it works; it can be stopped and resumed, and what it makes can be put to work on Checkpoints.')),
       h('ul', { class: 'or-presets' }, this.cards.map((card) => card.element)),
       this.editor.element,
     );

@@ -7,10 +7,10 @@ import { h } from '../viewer/dom.js';
 import { JobList } from './list.js';
 import { Run } from './run.js';
 import { Start } from './start.js';
+import { isLive } from './state.js';
 
 const PAGE = 20;
 const LOOK_EVERY_MS = 3000;
-const LIVE = new Set(['queued', 'running']);
 
 class Training {
   #jobs = [];
@@ -36,7 +36,7 @@ class Training {
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
     await this.refresh();
     const asked = new URLSearchParams(location.search).get('job');
-    const wanted = asked ?? this.#jobs.find((job) => LIVE.has(job.status))?.id;
+    const wanted = asked ?? this.#jobs.find(isLive)?.id;
     if (wanted) this.open(wanted);
     document.documentElement.dataset.training = 'ready';
   }
@@ -64,7 +64,7 @@ class Training {
     } catch (error) {
       if (turn === this.#turn) this.list.say(error.message);
     }
-    if (document.visibilityState === 'visible' && this.#jobs.some((job) => LIVE.has(job.status))) {
+    if (document.visibilityState === 'visible' && this.#jobs.some(isLive)) {
       this.#timer = setTimeout(() => this.refresh(), LOOK_EVERY_MS);
     }
   }
@@ -91,6 +91,7 @@ class Training {
     try {
       const job = await call(jobId);
       if (call === api.resumeJob) this.run.resumed(job);
+      else this.run.asked(job);
       await this.refresh();
     } catch (error) {
       if (this.run.jobId === jobId) this.run.fail(error);

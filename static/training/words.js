@@ -46,6 +46,8 @@ export function troubleOf(job) {
   if (job.status === 'failed') {
     return `This job failed.${full} Its last good checkpoint is kept; mend the cause and press Resume, or start again with another spec.`;
   }
+  if (job.status === 'cancelled' && full) return `Stopped by force:${full} Resume goes on from there.`;
+  if (job.status === 'cancelled' && !job.startedAt) return 'Stopped before it began.';
   if (job.status === 'cancelled') return 'Stopped at the end of a step, with a checkpoint. Resume goes on from there.';
   return null;
 }
@@ -72,12 +74,12 @@ const TOO_SHORT = 10; // a job this many times shorter says more about its start
 export function howLong(spec, jobs) {
   const steps = (one) => one?.hyperparameters?.steps ?? null;
   const done = jobs.filter((job) => job.status === 'succeeded' && job.method === spec.method && tookOf(job) > 0);
-  if (!done.length) return { known: false, text: 'not run here yet' };
+  if (!done.length) return { known: false, text: 'known once it has run here' };
   const longest = done.reduce((a, b) => ((steps(b.spec) ?? 0) > (steps(a.spec) ?? 0) ? b : a));
   const took = tookOf(longest);
   const scale = steps(spec) && steps(longest.spec) ? steps(spec) / steps(longest.spec) : null;
   if (scale === null || scale === 1) return { known: true, text: `${duration(took)} here the last time` };
-  if (scale > TOO_SHORT) return { known: false, text: 'not run here at this length yet' };
+  if (scale > TOO_SHORT) return { known: false, text: 'known once it has run here at this length' };
   return { known: true, text: `about ${duration(took * scale)} here (${steps(longest.spec)} steps took ${duration(took)})` };
 }
 
@@ -206,8 +208,8 @@ export function announcementOf(before, after) {
 }
 
 /** `step 40 of 60 · 2 min left` for a running job. */
-export function progressOf(progress) {
-  if (!progress) return '';
+export function progressOf({ status, progress }) {
+  if (!progress) return status === 'running' ? 'getting ready' : '';
   const { step = 0, total = 0, eta_s: eta } = progress;
   const where = total ? `step ${count(step)} of ${count(total)}` : `step ${count(step)}`;
   return eta > 0 ? `${where} · ${duration(eta)} left` : where;

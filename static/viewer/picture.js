@@ -64,7 +64,7 @@ export function changesOf(before, after, [red, green, blue]) {
 export class Picture {
   #url = { before: null, after: null };
   #images = { before: null, after: null };
-  #divide = 0; // where the slider stands, in percent: the older picture on its left, the newer one on its right
+  #divide = 100; // where the slider stands, in percent: so much of the newer picture lies over the older one
   #tint = false;
   #stage = null;
 
@@ -72,17 +72,18 @@ export class Picture {
     this.before = h('canvas', { class: 'or-canvas', role: 'img' });
     this.after = h('canvas', { class: 'or-canvas', role: 'img' });
     this.changes = h('canvas', { class: 'or-canvas or-changes', 'aria-hidden': 'true' });
+    this.line = h('div', { class: 'or-canvas or-changes or-divide', 'aria-hidden': 'true' });
     this.empty = h('p', { class: 'or-stage-hint' });
     this.captions = { before: h('figcaption'), after: h('figcaption') };
     this.figures = {
       before: h('figure', { class: 'or-figure' }, this.before, this.captions.before),
-      after: h('figure', { class: 'or-figure' }, this.after, this.changes, this.captions.after),
+      after: h('figure', { class: 'or-figure' }, this.after, this.changes, this.line, this.captions.after),
     };
     this.pane = h('div', { class: 'or-stage' }, this.figures.before, this.figures.after, this.empty);
     this.pane.addEventListener('click', (event) => event.target instanceof HTMLCanvasElement && this.#enlarge(event));
     this.slider = h('input', {
-      type: 'range', min: 0, max: 100, value: 0, class: 'or-slider',
-      'aria-label': 'Before and after: the picture before is shown left of this slider',
+      type: 'range', min: 0, max: 100, value: 100, class: 'or-slider',
+      'aria-label': 'From the picture before to the picture after',
     });
     this.slider.addEventListener('input', () => {
       this.#divide = Number(this.slider.value);
@@ -187,8 +188,8 @@ export class Picture {
         canvas.height = image.naturalHeight;
       }
       canvas.getContext('2d').drawImage(image, 0, 0);
-      canvas.style.setProperty('--ratio', String(image.naturalWidth / image.naturalHeight));
-      if (which === 'after') this.changes.style.setProperty('--ratio', String(image.naturalWidth / image.naturalHeight));
+      const same = which === 'after' ? [canvas, this.changes, this.line] : [canvas];
+      for (const one of same) one.style.setProperty('--ratio', String(image.naturalWidth / image.naturalHeight));
     }
     show(this.figures[which], image !== null);
     this.#drawChanges();
@@ -198,12 +199,12 @@ export class Picture {
 
   #lay() {
     const on = !this.slider.disabled && this.#images.before;
-    const cut = on ? `inset(0 0 0 ${this.#divide}%)` : 'none';
+    const cut = on ? `inset(0 ${100 - this.#divide}% 0 0)` : 'none';
     this.after.style.clipPath = cut;
     this.changes.style.clipPath = cut;
     setAttr(this.pane, 'data-split', on && this.#divide > 0 && this.#divide < 100 ? 'true' : null);
-    this.pane.style.setProperty('--divide', `${this.#divide}%`);
-    setAttr(this.slider, 'aria-valuetext', on ? `${this.#divide} % before, ${100 - this.#divide} % after` : null);
+    this.line.style.setProperty('--divide', `${this.#divide}%`);
+    setAttr(this.slider, 'aria-valuetext', on ? `${100 - this.#divide} % before, ${this.#divide} % after` : null);
   }
 
   #drawChanges() {

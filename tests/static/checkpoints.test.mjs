@@ -37,7 +37,7 @@ test('a line says how it was made and what it measured', () => {
 });
 
 test('what is not known is not shown', () => {
-  assert.deepEqual(factsOf({ id: 'x', licence: 'MIT', size_bytes: 30 * 2 ** 20 }), [['licence', 'MIT'], ['size', '30 MB']]);
+  assert.deepEqual(factsOf({ id: 'x', licence: 'MIT', size_bytes: 30e6 }), [['licence', 'MIT'], ['size', '30 MB']]);
 });
 
 test('the active one, the broken one and the program’s own say what cannot be done with them', () => {

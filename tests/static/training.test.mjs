@@ -192,7 +192,11 @@ test('a sample becomes a trace for the viewer, with a verdict where it was grade
 
 test('every status has words, and every bad end says what to do', () => {
   for (const status of ['queued', 'running', 'succeeded', 'failed', 'cancelled', 'interrupted']) assert.ok(statusOf({ status }).text);
-  for (const status of ['failed', 'cancelled', 'interrupted']) assert.match(troubleOf({ status }), /[Rr]esume/);
+  const startedAt = '2026-11-22T10:00:00Z';
+  for (const status of ['failed', 'cancelled', 'interrupted']) assert.match(troubleOf({ status, startedAt }), /[Rr]esume/);
+  assert.equal(troubleOf({ status: 'cancelled', startedAt: null }), 'Stopped before it began.');
+  const killed = { code: 'killed', detail: 'it did not stop within 60 s' };
+  assert.match(troubleOf({ status: 'cancelled', startedAt, error: killed }), /^Stopped by force: it did not stop within 60 s\. Resume/);
   assert.match(troubleOf({ status: 'failed', error: { code: 'nan_loss', detail: 'the loss is not a number' } }), /the loss is not a number\./);
   assert.match(troubleOf({ status: 'failed', error: { code: 'activation_failed', detail: 'x' } }), /Checkpoints page/);
   assert.equal(troubleOf({ status: 'running' }), null);
@@ -210,9 +214,11 @@ test('every warning that a job may send says what it means and what to do', () =
 
 test('times are told in two units at most', () => {
   assert.deepEqual([0, 41.4, 60, 250, 3599, 3600, 5400, null, Infinity].map(duration), ['0 s', '41 s', '1 min', '4 min 10 s', '60 min', '1 h', '1 h 30 min', '', '']);
-  assert.equal(progressOf({ stage: 'a', step: 40, total: 60, eta_s: 120 }), 'step 40 of 60 · 2 min left');
-  assert.equal(progressOf({ stage: 'a', step: 40, total: 60, eta_s: null }), 'step 40 of 60');
-  assert.equal(progressOf(null), '');
+  const at = (eta) => ({ status: 'running', progress: { stage: 'a', step: 40, total: 60, eta_s: eta } });
+  assert.equal(progressOf(at(120)), 'step 40 of 60 · 2 min left');
+  assert.equal(progressOf(at(null)), 'step 40 of 60');
+  assert.equal(progressOf({ status: 'running', progress: null }), 'getting ready');
+  assert.equal(progressOf({ status: 'queued', progress: null }), '');
 });
 
 test('how long a preset takes here comes from what has run here', () => {

@@ -26,7 +26,7 @@ LIMITS = {
     "tokens_per_image": 66,
     "images": {"min": 1, "max": 1},
     "max_question_chars": 4000,
-    "max_upload_bytes": 20 * 2**20,
+    "max_upload_bytes": 20_000_000,
     "queue": {"running": 0, "waiting": 0, "max": 64},
 }
 CHECKPOINT = {
@@ -34,7 +34,8 @@ CHECKPOINT = {
     "active": True,
     "licence": "MIT",
     "description": "The embedded model.",
-    "size_bytes": 30 * 2**20,
+    "size_bytes": 30_000_000,
+    "created_at": "2026-11-22T19:57:00+02:00",
     "resolution": 64,
     "card_notes": {"own_pictures": "On a photo its answer is a guess."},
 }
@@ -95,9 +96,13 @@ def test_about_tells_the_checkpoints_card_and_the_limits() -> None:
     assert [section["title"] for section in told] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
     rows = dict(told[1]["rows"])
     assert rows["size"] == "30 MB"
+    assert rows["made"] == "2026-11-22 17:57 UTC"
     assert rows["note"] == "On a photo its answer is a guess."
     assert "base" not in rows  # not known, not shown
-    assert dict(told[2]["rows"])["context"] == "768 tokens"
+    limits = dict(told[2]["rows"])
+    assert limits["context"] == "768 tokens"
+    assert limits["pictures in a question"] == "1"
+    assert limits["largest picture file"] == "20 MB"
 
 
 def test_about_says_what_to_do_when_no_server_answers() -> None:
