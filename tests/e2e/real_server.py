@@ -92,7 +92,7 @@ class Server:
         assert self.process is not None
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Sends the signal and returns the exit code."""
         assert self.process is not None
         self.process.send_signal(sig)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import Open, status
+from tests.e2e.browser import Open, becomes, fits, status
 
 # Every visible element with text of its own: its colour against the first opaque background behind it (WCAG 2.2).
 CONTRAST = """() => {
@@ -40,62 +40,68 @@ SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, summary,
   .filter(([e, box]) => box.height < 43.5 || box.width < 43.5)
   .map(([e, box]) => [e.tagName, e.className, e.textContent.trim().slice(0, 20), box.width, box.height])"""
 
+DARK = "() => document.body.classList.contains('dark')"
+AT_THE_THUMB = """() => {
+  const { y, height } = document.querySelector('#or-continue').getBoundingClientRect();
+  return y > innerHeight - 144 && y < innerHeight - height + 1;
+}"""
+
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_in_both_schemes(studio: Open, studio_url: str, scheme: str) -> None:
     window = studio(studio_url, color_scheme=scheme)
     page = window.page()
-    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
-    assert page.evaluate(CONTRAST) == []
+    becomes(page, DARK, scheme == "dark")
+    becomes(page, CONTRAST, [])
     page.click("#or-step")
     status(page, "paused")
-    assert page.evaluate(CONTRAST) == []
+    becomes(page, CONTRAST, [])
     page.click("#or-finish")
     status(page, "completed")
     page.wait_for_selector(".or-verdict:not(:empty)")
-    assert page.evaluate(CONTRAST) == []
+    becomes(page, CONTRAST, [])
     page = window.page("/gallery", ready=".or-card[data-trace]")
-    assert page.evaluate(CONTRAST) == []
+    becomes(page, CONTRAST, [])
 
 
 def test_the_chosen_scheme_stays(studio: Open, studio_url: str) -> None:
     window = studio(studio_url, color_scheme="light")
     page = window.page()
     page.click(".or-theme")
+    becomes(page, DARK, True)
     page = window.page("/about", ready=".or-about-section")
-    assert page.evaluate("document.body.classList.contains('dark')")
+    becomes(page, DARK, True)
 
 
 @pytest.mark.parametrize("width", [390, 640, 900, 1280, 1600])
 def test_nothing_is_wider_than_the_screen(studio: Open, studio_url: str, width: int) -> None:
     window = studio(studio_url)
     page = window.page()
-    page.set_viewport_size({"width": width, "height": 800})
+    fits(page, width)
     page.fill("#or-question textarea", "Averylongwordwithoutanyspaces" * 12)
     page.click("#or-step")
     status(page, "paused", "completed", "failed")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    fits(page, width)
     page = window.page("/gallery", ready=".or-card[data-trace]")
-    page.set_viewport_size({"width": width, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    fits(page, width)
 
 
 def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, studio_url: str) -> None:
     phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
     page = studio(studio_url, **phone).page()
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate(SMALL_TARGETS) == []
+    becomes(page, SMALL_TARGETS, [])
     page.tap("#or-step")
     status(page, "paused")
-    assert page.evaluate(SMALL_TARGETS) == []
+    becomes(page, SMALL_TARGETS, [])
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-    box = page.locator("#or-continue").bounding_box()
-    assert box is not None
-    assert 700 < box["y"] < 844 - box["height"] + 1
+    becomes(page, AT_THE_THUMB, True)
 
 
 def test_nothing_jumps_while_a_trace_streams(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
+    page.wait_for_selector(".or-checkpoint select option", state="attached")
+    page.wait_for_selector(".or-budget:not(:empty)")
     tops = """() => ['.or-bar', '.or-timeline', '.or-stage', '.or-picture-bar', '.or-answer', '#or-sampling']
       .map((one) => document.querySelector(one).getBoundingClientRect().top)"""
     before = page.evaluate(tops)

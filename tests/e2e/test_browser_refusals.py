@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.e2e.browser import Open, status
+from tests.e2e.browser import Open, asked_in_address, becomes, status
 
 
 def texts(page: Any) -> list[str]:
@@ -18,10 +18,10 @@ def test_a_question_that_is_too_long_gets_one_message(studio: Open, slow_url: st
     page.fill("#or-question textarea", "word " * 420)
     page.wait_for_selector(".or-budget[data-over]")
     page.click("#or-reason")
+    becomes(page, "() => document.activeElement.tagName", "TEXTAREA")
     (said,) = texts(page)
     assert "ask in fewer words" in said
     assert " 0 tokens" not in said
-    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     page.fill("#or-question textarea", "Where is the star?")
     page.wait_for_selector(".or-budget:not([data-over]) >> text=room for")
 
@@ -44,7 +44,7 @@ def test_a_full_queue_says_when_to_try_again_and_keeps_the_question(studio: Open
     page.click("#or-reason")
     page.wait_for_selector("text=64 traces are waiting. Try again in 5 s.")
     assert page.input_value("#or-question textarea") == question
-    assert page.is_visible("#or-reason")
+    page.wait_for_selector("#or-reason:visible")
     page.unroute("**/v1/traces")
     page.click("#or-step")
     status(page, "running", "paused")
@@ -55,7 +55,7 @@ def test_a_failed_trace_keeps_what_was_drawn_and_says_what_to_do(studio: Open, s
     page = studio(slow_url).page()
     page.click("#or-step")
     status(page, "paused")
-    trace = page.url.split("trace=")[1]
+    trace = asked_in_address(page, "trace")
 
     def failed(route: Any) -> None:
         row = route.fetch().json()
@@ -70,4 +70,4 @@ def test_a_failed_trace_keeps_what_was_drawn_and_says_what_to_do(studio: Open, s
     assert "press Reason" in said
     assert page.locator(".or-step").count() == 1
     page.wait_for_selector("html[data-studio=ready]", state="attached")
-    assert page.is_visible("#or-reason")
+    page.wait_for_selector("#or-reason:visible")

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.client import NotAllowed
-from tests.e2e.browser import FakeServer, Open, status
+from tests.e2e.browser import FakeServer, Open, becomes, status
 from tests.e2e.real_server import ROOT, Server
 
 KEY = "a-key-of-the-browser-test"
@@ -72,7 +72,8 @@ def test_a_browser_signs_in_once_and_the_studio_works_as_ever(studio: Open, lock
     page = window.page("/?trace=", ready="#key")
     assert urlsplit(page.url).path == "/login"
     page.fill("#key", "wrong")
-    page.press("#key", "Enter")
+    with page.expect_console_message(lambda message: "401" in message.text):
+        page.press("#key", "Enter")
     page.wait_for_selector("[role=alert]")
     assert urlsplit(page.url).path == "/login"
     window.expected = []
@@ -112,7 +113,7 @@ def test_the_login_fits_every_window_in_light_and_dark(studio: Open, locked: Ser
     page.wait_for_selector("#key")
     assert asked == [f"{locked.url}/login?next=/gallery"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("document.activeElement.id") == "key"
+    becomes(page, "() => document.activeElement.id", "key")
     assert page.locator("button").bounding_box()["height"] >= 44
     colours = [page.eval_on_selector(selector, "e => getComputedStyle(e)[name]".replace("name", f"'{name}'"))
                for selector, name in (("main", "backgroundColor"), ("h1", "color"))]  # fmt: skip
