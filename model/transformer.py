@@ -42,7 +42,7 @@ class LayerWeights:
 
     The rows of every query and key head are interleaved (0, K/2, 1, K/2 + 1, ...), which turns the half-split rotation
     one complex product; scores do not change, since queries and keys are permuted alike. Matrices stand as (in, out).
-    A norm may be None where its weight has been multiplied into the matrix behind it.
+    A norm may be None where its weight times the square root of D has been multiplied into the matrix behind it.
     """
 
     input_norm: Tensor | None  # [D]
@@ -219,16 +219,15 @@ class Transformer(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x [..., D] over its root mean square, times `weight` if there is one."""
+    """x [..., D] over its root mean square, times `weight`; without one over the square root of D times that."""
     width = x.shape[-1]
-    if weight is not None and _trains_on_cpu(x):
+    if weight is None:
+        # sqrt(|x|^2 + D * eps): half the operations of PyTorch's own norm, where small steps are made of calls.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / norm.hypot(norm.new_tensor((eps * width) ** 0.5))
+    if _trains_on_cpu(x):
         return RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
-        return F.rms_norm(x, (width,), weight, eps)
-    # Half the operations of PyTorch's own on a CPU, where small steps are made of calls.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    y = x * norm.square_().mul_(1.0 / width).add_(eps).rsqrt_()
-    return y if weight is None else y.mul_(weight)
+    return F.rms_norm(x, (width,), weight, eps)
 
 
 def _layer_forward(

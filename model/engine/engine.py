@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.decode import DecodeStep
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
@@ -84,6 +85,7 @@ class Engine:
         self.cache = KVCache(config, max(num_slots, MIN_ROWS), context_len, device=self.device, dtype=self.dtype)
         self._groups = config.num_heads // config.num_kv_heads
         self._attention = DecodeAttention(self.cache, groups=self._groups)
+        self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
         legal = LegalIds.of(template, vocab)  # begin-image is the last text column: forbidding it is one addition
         self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
         self._text_index = torch.tensor(self._text_ids, device=self.device)
@@ -96,8 +98,10 @@ class Engine:
     def refresh(self) -> None:
         """Rebuild the stacked weights from the module's parameters; call it after every optimiser step."""
         # In bf16 a folded weight would lose bits; swin-norm normalises behind its matrices.
-        fold = self.dtype == torch.float32 and not self.transformer.config.swin_norm
+        config = self.transformer.config
+        fold = self.dtype == torch.float32 and not config.swin_norm
         self._layers = [_keep(layer, fold_norms=fold) for layer in self.transformer.layer_weights()]
+        self._final_norm = self.transformer.model.norm.weight * config.hidden_size**0.5
         head = self.transformer.lm_head.weight
         self._text_head = head[self._text_index].t().contiguous()
         self._code_head = head[self._code_index].t().contiguous()
@@ -234,7 +238,7 @@ class Engine:
         """Bring the keys and values of all but the last token into the sequence's slot."""
         length, slot = sequence.position, sequence.slot
         sibling = next((s for s in self.scheduler.running[:slot] if s.shares_prefix(sequence)), None)
-        if sequence.kv is not None and sequence.kv.shape[2] == length:
+        if sequence.kv is not None and sequence.kv.shape[-2] == length:
             self.cache.restore(slot, sequence.kv)
         elif sibling is not None:
             self.cache.copy(sibling.slot, slot, length)
@@ -253,6 +257,8 @@ class Engine:
         positions = [s.position for s in running] + padding
         both = torch.tensor([ids, positions]).to(self.device)
         self._attention.begin(both[1], max(positions) + 1)
+        if self._step is not None:
+            return self._step(both[0], both[1], self._layers, self._final_norm)
         return self.transformer(both[0], both[1], self._attention, weights=self._layers)  # type: ignore[no-any-return]
 
     def _draw(self, running: list[Sequence], hidden: Tensor) -> tuple[list[int], list[float]]:
@@ -268,14 +274,18 @@ class Engine:
                 continue
             logits = hidden @ head  # all rows, padding too: a row's bits must not depend on its mates
             params, group = self._params, [running[row] for row in rows]
-            if len(rows) < logits.shape[0]:
+            if len(rows) < len(running):
                 index = torch.tensor(rows, device=self.device)
-                logits = logits.index_select(0, index)
-                if len(rows) < len(running):
-                    params = params.select(index)
-            if rows is text and any(s.state.legal is Legal.TEXT for s in group):
-                closed = [float("-inf") if s.state.legal is Legal.TEXT else 0.0 for s in group]
-                logits[:, -1] += torch.tensor(closed, device=self.device)
+                logits, params = logits.index_select(0, index), params.select(index)
+            elif len(rows) < logits.shape[0]:
+                logits = logits[: len(rows)]
+            if rows is text:
+                is_closed = [s.state.legal is Legal.TEXT for s in group]
+                if all(is_closed):
+                    logits[:, -1] = float("-inf")
+                elif any(is_closed):
+                    closed = [float("-inf") if c else 0.0 for c in is_closed]
+                    logits[:, -1] += torch.tensor(closed, device=self.device)
             for row, choice, logprob in zip(rows, *self._choose(logits, params, group), strict=True):
                 tokens[row] = -1 if math.isnan(logprob) else ids[choice]
                 logprobs[row] = logprob
@@ -325,8 +335,9 @@ def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
     """
     values: dict[str, Any] = {f.name: getattr(layer, f.name) for f in fields(layer)}
     if fold_norms:
-        values["qkv"] = values["qkv"] * values["input_norm"][:, None]
-        values["gate_up"] = values["gate_up"] * values["post_norm"][:, None]
+        scale = values["o"].shape[1] ** 0.5
+        values["qkv"] = values["qkv"] * (values["input_norm"] * scale)[:, None]
+        values["gate_up"] = values["gate_up"] * (values["post_norm"] * scale)[:, None]
         values["input_norm"] = values["post_norm"] = None
     kept: dict[str, Any] = {
         name: None if value is None else value.detach().clone(memory_format=torch.contiguous_format)

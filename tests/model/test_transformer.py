@@ -12,6 +12,7 @@ import torch
 from model.attention import CausalAttention, PackedAttention, PackedLayout, causal_sdpa
 from model.checkpoint import load_checkpoint
 from model.config import TransformerConfig
+from model.decode import DecodeStep
 from model.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.transformer import Transformer
 from tests.tiny import make_tiny_checkpoint
@@ -38,10 +39,10 @@ def some_ids(count: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("swin_norm", [False, True])
 def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool) -> None:
-    transformer = a_transformer(dataclasses.replace(CONFIG, swin_norm=swin_norm)).requires_grad_(False)
+    transformer = a_transformer(dataclasses.replace(CONFIG, swin_norm=swin_norm)).requires_grad_(False).double()
     ids, prompt = some_ids(300), 40
     whole = transformer(ids[None], torch.arange(300)[None], CausalAttention())[0]
-    cache = KVCache(CONFIG, 6, 512)
+    cache = KVCache(CONFIG, 6, 512, dtype=torch.float64)
     decode = DecodeAttention(cache, groups=2)
     transformer(ids[:prompt], torch.arange(prompt), PrefillAttention(cache, 2, prompt, groups=2))
     cache.copy(2, 0, prompt)
@@ -52,7 +53,42 @@ def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool) -> 
         decode.begin(torch.full((3,), position), position + 1)
         hidden = transformer(ids[position].expand(3), torch.full((3,), position), decode)
         for row in hidden:
-            torch.testing.assert_close(row, whole[position], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(row, whole[position], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_kv_heads", "per_head"), [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize("rows", [2, 5])
+def test_the_step_on_kept_buffers_equals_the_forward(num_kv_heads: int, per_head: bool, rows: int) -> None:
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, qk_norm_per_head=per_head, rms_norm_eps=0.3)
+    transformer = a_transformer(config).requires_grad_(False)
+    cache = KVCache(config, 5, 512)
+    attention = DecodeAttention(cache, groups=config.num_heads // num_kv_heads)
+    step, scale = DecodeStep(transformer, attention), config.hidden_size**0.5
+    folded = [
+        dataclasses.replace(
+            w,
+            qkv=w.qkv * (w.input_norm * scale)[:, None],
+            gate_up=w.gate_up * (w.post_norm * scale)[:, None],
+            input_norm=None,
+            post_norm=None,
+        )
+        for w in transformer.layer_weights()
+        if w.input_norm is not None and w.post_norm is not None
+    ]
+    for length in (1, 70, 300):
+        prefix = [length + 3 * row for row in range(rows)]
+        for row, count in enumerate(prefix):
+            transformer(some_ids(count, row), torch.arange(count),
+                        PrefillAttention(cache, row, count, groups=config.num_heads // num_kv_heads))  # fmt: skip
+            attention.open(row, count)
+        ids, positions = some_ids(rows, 9), torch.tensor(prefix)
+        attention.begin(positions, max(prefix) + 1)
+        seen = step(ids, positions, folded, transformer.model.norm.weight * scale).clone()
+        expected = transformer(ids, positions, attention)
+        torch.testing.assert_close(seen, expected, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(
+            transformer(ids, positions, attention, weights=folded), expected, atol=2e-4, rtol=2e-4
+        )
 
 
 @pytest.mark.parametrize("qk_norm", ["heads", "dim"])
