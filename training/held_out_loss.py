@@ -68,9 +68,11 @@ def held_out_losses(
     """
     assert loaded.vq is not None
     book = loaded.vq.codebook.float()
-    maps = {"fitted": _fit(loaded, others), "own": saved_projection(loaded.folder)}
+    maps = {"fitted": _fit(loaded, others)}
+    if (own := saved_projection(loaded.folder)) is not None:
+        maps["own"] = own
     text, image = _Parts(len(tasks)), _Parts(len(tasks))
-    left = {name: _Parts(len(tasks)) for name, found in maps.items() if found is not None}
+    left = {name: _Parts(len(tasks)) for name in maps}
     vectors = [book[:0]]
     for batch, states, logits, owner in _forwards(loaded, tasks):
         nll = -token_logprobs(logits, batch.targets)
@@ -80,11 +82,10 @@ def held_out_losses(
         for name, parts in left.items():
             error = _with_one(states[batch.is_code]) @ maps[name] - vectors[-1]
             parts.add(error.square().mean(-1), owner[batch.is_code])
-    own = left.get("own")
     return HeldOutLosses(
         text=text.to_list(),
         image=image.to_list(),
-        perception=None if own is None else own.to_list(),
+        perception=left["own"].to_list() if own is not None else None,
         perception_fitted=left["fitted"].to_list(),
         spread=float(torch.cat(vectors).var(0, correction=0).mean()),
     )
@@ -138,7 +139,8 @@ def _fit(loaded: LoadedCheckpoint, tasks: Sequence[EncodedTask]) -> Tensor:
         square += known.T @ known
         cross += known.T @ book[batch.codes]
     weight = RIDGE * float(square.diagonal().mean()) + 1e-12
-    return torch.linalg.solve(square + weight * torch.eye(width, dtype=torch.double), cross).float()
+    found: Tensor = torch.linalg.solve(square + weight * torch.eye(width, dtype=torch.double), cross)
+    return found.float()
 
 
 def _with_one(states: Tensor) -> Tensor:

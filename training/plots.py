@@ -6,9 +6,11 @@ imported when something is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -47,6 +49,26 @@ def dress(axes: Axes, title: str, *, x: str = "", y: str = "", legend: bool = Fa
     axes.set_axisbelow(True)
     if legend:
         axes.legend(fontsize=7, labelcolor=INK, framealpha=0.7, edgecolor="none")
+
+
+def shares(
+    axes: Axes,
+    values: Sequence[float] | np.ndarray,
+    edges: Sequence[float],
+    colour: str,
+    label: str,
+    *,
+    filled: bool = False,
+) -> None:
+    """A histogram of shares: a line, an area for what others are compared with. What lies beyond counts as the end."""
+    if not len(values):
+        return
+    inside = np.clip(values, edges[0], edges[-1])
+    weights = np.full(len(inside), 1 / len(inside))
+    if filled:
+        axes.hist(inside, list(edges), weights=weights, histtype="stepfilled", color=colour, alpha=0.35, label=label)
+    else:
+        axes.hist(inside, list(edges), weights=weights, histtype="step", color=colour, linewidth=1.4, label=label)
 
 
 def save(figure: Figure, path: Path) -> None:

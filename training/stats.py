@@ -108,7 +108,8 @@ def _resampled(rows: Sequence[Part], seed: int) -> np.ndarray:
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
     """[R, 2] -> [R], NaN where nothing was counted."""
-    return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+    ratios: np.ndarray = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+    return ratios
 
 
 def _spread(value: float, resampled: np.ndarray) -> tuple[float, float, float]:
