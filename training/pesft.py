@@ -16,7 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.checkpoint import LoadedCheckpoint
+from model.manifest import ImageCount
 from training.data import PictureCoder, TokenSet, id_to_code
 from training.job_checkpoint import (
     SAVE_ERRORS,
@@ -55,6 +58,8 @@ def run(ctx: JobContext) -> dict[str, Any]:
     base = load_base(ctx, template=hyper.template, must_draw=hyper.variant == "interleaved")
     folder = ctx.run_folder(stage)
     data, account = load_data(ctx, base, folder)
+    images = question_images(data, base.vocab.boi_id, base.manifest.images)
+    base = replace(base, manifest=replace(base.manifest, images=images))
     settings = sft_settings(spec, data, stage)
     job = _Job(ctx, base, stage, settings)
     assert base.vq is not None
@@ -156,6 +161,13 @@ class _Job:
             )
         except SAVE_ERRORS as error:
             save_failed(self.ctx, error, step=step, final=step == self.total or bool(self.ctx.stop))
+
+
+def question_images(data: TokenSet, boi_id: int, before: ImageCount) -> ImageCount:
+    """How many pictures a question must and may have: at least what every question of the data had."""
+    starts = (data.ids == boi_id) & ~data.loss_mask.astype(bool)
+    counts = np.add.reduceat(starts, data.offsets[:-1], dtype=np.int64)
+    return ImageCount(int(counts.min()), max(int(counts.max()), before.max))
 
 
 def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:

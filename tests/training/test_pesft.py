@@ -14,15 +14,18 @@ from safetensors.torch import load_file
 import training.pesft
 import training.sft
 from model.checkpoint import load_checkpoint, validate_checkpoint
+from model.manifest import ImageCount
+from model.template import Rendered
 from tests.tiny import make_tiny_checkpoint
 from tests.training.job_helpers import events, losses, make_context, masters
 from tests.training.job_helpers import pesft_spec as spec
+from training.data import TokenSet
 from training.formats import ANSWER, QUESTION, REASONING
 from training.job_checkpoint import stage_checkpoints
 from training.job_context import JobError, JobStopped
 from training.job_log import JobLog
 from training.loop import StopFlag
-from training.pesft import run
+from training.pesft import question_images, run
 from training.spec import PRESETS
 
 
@@ -43,6 +46,7 @@ def test_a_job_leaves_servable_checkpoints_with_their_training_state(pesft_job: 
     folder = pesft_job / "checkpoints" / "job-step-6"
     manifest = validate_checkpoint(folder)
     assert (manifest.name, manifest.base, manifest.template) == ("job-step-6", tiny_checkpoint.name, "plain")
+    assert (manifest.images.min, manifest.images.max) == (1, 2)  # every question of the world has its picture
     assert manifest.lineage["step"] == 6
     assert manifest.lineage["spec"]["hyperparameters"]["lr"] == 1e-2
     loaded = load_checkpoint(folder)
@@ -153,6 +157,14 @@ def test_only_the_newest_states_are_kept_and_every_checkpoint_stays_servable(
     assert with_state == ["job-step-6"]
     for step in (2, 4, 6):
         validate_checkpoint(tmp_path / "checkpoints" / f"job-step-{step}")
+
+
+def test_a_question_needs_as_many_pictures_as_those_of_the_data_had() -> None:
+    boi, answered = 9, [0, 0, 0, 1, 1]
+    rows = [Rendered([1, boi, boi, 2, boi], answered), Rendered([1, boi, 2, boi, 3], answered)]
+    assert question_images(TokenSet.build(rows, 8), boi, ImageCount(0, 1)) == ImageCount(1, 2)
+    text_only = TokenSet.build([*rows, Rendered([1, 2, boi], [0, 0, 1])], 8)
+    assert question_images(text_only, boi, ImageCount(1, 4)) == ImageCount(0, 4)
 
 
 def test_epochs_become_steps(tmp_path: Path, tiny_checkpoint: Path) -> None:
