@@ -1,0 +1,145 @@
+"""The pictures of README and docs, from a real server with the shipped model, in a real browser.
+
+    .venv/bin/python -m tests.e2e.screenshots                        all of them, to docs/images
+    .venv/bin/python -m tests.e2e.screenshots running dark --out DIR  some, elsewhere
+
+Take them on a quiet machine: times stand in them. `training` starts a real PeRPO job and waits for its seventh step,
+some minutes; the others take seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app.client import Client
+from tests.e2e.browser import Studio, launched, status
+from tests.e2e.real_server import ROOT, Server
+
+FOLDER = ROOT / "docs" / "images"
+LONG_MS = 30 * 60_000
+PHONE: dict[str, Any] = {"has_touch": True, "is_mobile": True}
+JOB: dict[str, Any] = {
+    "method": "perpo",
+    "base_checkpoint": "nano-omni-r1",
+    "data": {"source": "unitasks", "num_samples": 400},
+    "hyperparameters": {"steps": 30},
+    "seed": 3,
+}
+
+
+def running(window: Studio) -> Any:
+    page = window.page()
+    page.click(".or-example >> nth=3")
+    page.click("#or-reason")
+    page.wait_for_selector("li:nth-child(3) > .or-chip[data-live][data-skill] img:visible")
+    return page
+
+
+def step_mode(window: Studio) -> Any:
+    page = window.page()
+    page.click(".or-example >> nth=0")
+    page.click("#or-step")
+    status(page, "paused")
+    page.click("#or-continue")
+    page.wait_for_selector(".or-step >> nth=1")
+    status(page, "paused")
+    return page
+
+
+def dark(window: Studio) -> Any:
+    page = window.page()
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    page.click(".or-chip >> nth=-2")
+    return page
+
+
+def phone(window: Studio) -> Any:
+    page = window.page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.click(".or-example >> nth=2")
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    return page
+
+
+def error(window: Studio) -> Any:
+    page = window.page()
+    page.fill("#or-question textarea", "Which of all these many things is it? " * 90)
+    page.wait_for_selector(".or-budget[data-over]")
+    page.click("#or-reason")
+    return page
+
+
+def training(window: Studio) -> Any:
+    with Client(window.url) as client:
+        job = client.create_job(JOB)
+    page = window.page(f"/training?job={job['id']}", ready="html[data-training=ready]")
+    page.set_viewport_size({"width": 1280, "height": 1180})
+    page.wait_for_function("omniTraining.run.state.stages.perpo?.step >= 7", timeout=LONG_MS)
+    page.wait_for_selector(".or-sample-chip")
+    page.locator(".or-training-main").evaluate("(main) => main.scrollIntoView()")
+    return page
+
+
+def checkpoints(window: Studio) -> Any:
+    page = window.page("/checkpoints?compare=nano-omni-r1,nano-base", ready="html[data-checkpoints=ready]")
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    page.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
+    page.click("text=Ask both")
+    for side in ("left", "right"):
+        page.wait_for_selector(f"[data-side={side}] .or-viewer[data-status=completed]")
+    page.wait_for_selector(".or-compare-words [role=status]:not(:empty)")
+    page.click("[data-side=left] .or-chip >> nth=2")
+    page.locator(".or-compare-page").evaluate("(one) => one.scrollIntoView()")
+    return page
+
+
+SHOTS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "running": (running, {}),
+    "step-mode": (step_mode, {}),
+    "dark": (dark, {"color_scheme": "dark"}),
+    "phone": (phone, PHONE),
+    "error": (error, {}),
+    "checkpoints": (checkpoints, {}),
+    "training": (training, {}),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.screenshots", description="Take the docs' pictures.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHOTS))
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(SHOTS):
+        parser.error(f"no such picture: {', '.join(sorted(unknown))}; there are {', '.join(SHOTS)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = Server(Path(folder) / "home")
+        try:
+            server.start()
+            with launched() as browser:
+                for name in arguments.names or SHOTS:
+                    take, options = SHOTS[name]
+                    window = Studio(browser, server.url, **options)
+                    page = take(window)
+                    if name != "running":
+                        page.wait_for_timeout(500)  # colours fade, and a job's numbers are drawn four times a second
+                    page.screenshot(path=arguments.out / f"{name}.png")
+                    window.check()
+                    sys.stdout.write(f"{arguments.out / name}.png\n")
+            server.stop()  # its job is told to end
+        finally:
+            server.kill()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
