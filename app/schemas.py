@@ -46,9 +46,9 @@ def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class In(BaseModel):
-    """Anything that comes in: unknown fields are refused, and so are NaN and infinity."""
+    """Anything that comes in: unknown fields, values of another kind, NaN and infinity are refused."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Out(BaseModel):
