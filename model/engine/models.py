@@ -61,7 +61,7 @@ class Model:
         assert self.loaded.vq is not None
         return encode_pictures(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
 
-    def draw(self, job: PictureJob, *, show_seen: bool) -> PictureResult:
+    def draw(self, job: PictureJob) -> PictureResult:
         """A picture from its codes, whole or as far as it has come."""
         vq = self.loaded.vq
         assert vq is not None
@@ -70,10 +70,12 @@ class Model:
             return PictureResult(png_bytes(image), *image.size)
         image = decode_codes(vq, [job.codes])[0]
         stats = image_stats(vq, job.codes, self.loaded.manifest.perception).to_json()
-        seen = None
-        if show_seen and job.is_first and job.previous is not None:
-            seen = png_bytes(decode_codes(vq, [job.previous])[0])
-        return PictureResult(png_bytes(image), *image.size, stats, seen)
+        return PictureResult(png_bytes(image), *image.size, stats)
+
+    def show(self, codes: Sequence[int]) -> bytes:
+        """The PNG of a picture as the model sees it."""
+        assert self.loaded.vq is not None
+        return png_bytes(decode_codes(self.loaded.vq, [codes])[0])
 
     @property
     def num_bytes(self) -> int:

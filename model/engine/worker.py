@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from model.engine.engine import SequenceOutput
@@ -66,6 +67,7 @@ class Worker:
                     self._step(model)
                 self._tell_positions()
                 self._flush()
+                self._pictures.let_catch_up()
         finally:
             self._pictures.close()
             self.models.close()
@@ -176,6 +178,8 @@ class Worker:
             self._end(live, Failed("bad_image", f"a picture of the question cannot be read: {error}"))
             return
         live.previous = codes[-1]
+        if live.request.show_seen:
+            self._pictures.when_idle(lambda: self._is_live(live) and live.show_seen(codes[-1]))
         prompt = live.model.loaded.template.prompt_ids(live.request.question, codes)
         self._guarded(live.request.request_id, self._begin, live, prompt, None)
 
@@ -322,7 +326,10 @@ class Worker:
         for job in jobs:
 
             def work(job: PictureJob = job) -> PictureResult:
-                return model.draw(job, show_seen=live.request.show_seen)
+                result = model.draw(job)
+                if live.request.show_seen and job.is_first and job.previous is not None:
+                    result = replace(result, seen=live.show_seen(job.previous))
+                return result
 
             def post(result: Any, error: BaseException | None, job: PictureJob = job) -> None:
                 self.post(("picture", live, job.ticket, result, error))

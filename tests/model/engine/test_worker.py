@@ -308,6 +308,59 @@ def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
     thread.close()
 
 
+def test_what_nobody_waits_for_is_done_last() -> None:
+    thread, gate, order, done = PictureThread(), threading.Event(), [], threading.Semaphore(0)
+
+    def post(result: Any, error: BaseException | None) -> None:
+        order.append(result)
+        done.release()
+
+    thread.submit(lambda: gate.wait(5), post)
+    thread.when_idle(lambda: post("idle", None))
+    thread.when_idle(lambda: 1 / 0)
+    thread.submit(lambda: "final", post)
+    gate.set()
+    for _ in range(3):
+        assert done.acquire(timeout=5)
+    assert order == [True, "final", "idle"]
+    thread.submit(lambda: "after an error", post)
+    assert done.acquire(timeout=5)
+    thread.close()
+
+
+def test_the_step_loop_holds_back_only_while_a_picture_has_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(picture_thread, "CATCH_UP_S", 60.0)
+    thread, gate, begun, done = PictureThread(), threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def slow() -> None:
+        begun.set()
+        gate.wait(5)
+
+    def post(_result: Any, _error: BaseException | None) -> None:
+        done.release()
+
+    thread.let_catch_up()  # nothing to do
+    thread.submit(slow, post)
+    assert begun.wait(5)
+    clock[0] += 10.0
+    thread.let_catch_up()  # the one that runs keeps nobody
+    thread.submit(slow, post)
+    clock[0] += picture_thread.BEHIND_S / 2
+    thread.let_catch_up()
+    clock[0] += picture_thread.BEHIND_S
+    held = threading.Thread(target=thread.let_catch_up)
+    held.start()
+    assert held.is_alive()
+    gate.set()
+    held.join(5)
+    assert not held.is_alive()
+    for _ in range(2):
+        assert done.acquire(timeout=5)
+    thread.close()
+
+
 def test_partials_leave_the_machine_as_much_time_as_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(picture_thread.time, "monotonic", lambda: clock[0])
