@@ -355,12 +355,17 @@ def test_a_reader_that_comes_back_in_time_keeps_the_trace_alive(
     async def scenario(server: Server) -> None:
         created = await server.create(background=False)
         got = await server.until(created["id"], "step.completed")
-        rest = asyncio.create_task(server.stream(created["id"], after=got[-1].id))
-        await asyncio.sleep(0.8)
+        counting_down = server.services.traces._grace._timers
+        async with asyncio.timeout(60):
+            while created["id"] not in counting_down:
+                await asyncio.sleep(0.01)
+            rest = asyncio.create_task(server.stream(created["id"], after=got[-1].id))
+            while created["id"] in counting_down:
+                await asyncio.sleep(0.01)
         engine.go("end")
         assert (await rest)[-1].type == "trace.completed"
 
-    with_server(scenario, grace_s=0.5)
+    with_server(scenario, grace_s=60.0)
 
 
 def test_a_disconnected_streaming_post_is_cancelled_as_disconnected(

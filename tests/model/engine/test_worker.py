@@ -289,7 +289,7 @@ def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
 
     def slow() -> str:
         running.set()
-        gate.wait(5)
+        gate.wait(60)
         return "slow"
 
     def post(result: Any, error: BaseException | None) -> None:
@@ -297,13 +297,13 @@ def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
         done.release()
 
     assert thread.try_submit(slow, post)
-    assert running.wait(5)
+    assert running.wait(60)
     assert not thread.try_submit(lambda: "partial", post)
     thread.submit(lambda: "final", post)
     thread.submit(lambda: 1 / 0, post)
     gate.set()
     for _ in range(3):
-        assert done.acquire(timeout=5)
+        assert done.acquire(timeout=60)
     assert results == ["slow", "final", "ZeroDivisionError"]
     thread.close()
 
@@ -315,16 +315,16 @@ def test_what_nobody_waits_for_is_done_last() -> None:
         order.append(result)
         done.release()
 
-    thread.submit(lambda: gate.wait(5), post)
+    thread.submit(lambda: gate.wait(60), post)
     thread.when_idle(lambda: post("idle", None))
     thread.when_idle(lambda: 1 / 0)
     thread.submit(lambda: "final", post)
     gate.set()
     for _ in range(3):
-        assert done.acquire(timeout=5)
+        assert done.acquire(timeout=60)
     assert order == [True, "final", "idle"]
     thread.submit(lambda: "after an error", post)
-    assert done.acquire(timeout=5)
+    assert done.acquire(timeout=60)
     thread.close()
 
 
@@ -336,7 +336,7 @@ def test_the_step_loop_holds_back_only_while_a_picture_has_waited_for_long(monke
 
     def slow() -> None:
         begun.set()
-        gate.wait(5)
+        gate.wait(60)
 
     def post(_result: Any, _error: BaseException | None) -> None:
         done.release()
@@ -357,7 +357,7 @@ def test_the_step_loop_holds_back_only_while_a_picture_has_waited_for_long(monke
     held.join(5)
     assert not held.is_alive()
     for _ in range(2):
-        assert done.acquire(timeout=5)
+        assert done.acquire(timeout=60)
     thread.close()
 
 
@@ -373,12 +373,12 @@ def test_partials_leave_the_machine_as_much_time_as_they_take(monkeypatch: pytes
         done.release()
 
     assert thread.try_submit(work, post)
-    assert done.acquire(timeout=5)
+    assert done.acquire(timeout=60)
     thread.submit(work, post)  # a whole picture waits for nothing
-    assert done.acquire(timeout=5)
+    assert done.acquire(timeout=60)
     clock[0] += 2.9
     assert not thread.try_submit(work, post)
     clock[0] += 0.2
     assert thread.try_submit(work, post)
-    assert done.acquire(timeout=5)
+    assert done.acquire(timeout=60)
     thread.close()
