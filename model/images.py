@@ -23,7 +23,8 @@ from model.pictures import Fit, model_view
 from model.vq import VQModel
 
 FLAT_SHARE = 0.5  # a picture is flat when one code covers more than this,
-FLAT_MARGIN = 0.1  # or more than the flattest reference picture and this
+FLAT_MARGIN = 0.1  # or more than the flattest reference picture and this,
+FLAT_ENERGY = 1 / 3  # or when its energy is less than this share of what 95 % of the reference pictures exceed
 
 
 def to_pixels(images: Sequence[Image.Image], device: str | torch.device = "cpu") -> Tensor:
@@ -112,12 +113,26 @@ def flatness(codes: Sequence[int]) -> float:
     return max(Counter(codes).values()) / len(codes) if codes else 0.0
 
 
-def is_flat(codes: Sequence[int], perception: Perception) -> bool:
-    """Whether a picture is blank or nearly so: then its perception score counts as 0 (TV is least for a blank one)."""
+def is_flat(codes: Sequence[int], perception: Perception, energy: float) -> bool:
+    """Whether a picture is blank or nearly so: then its perception score counts as 0 (TV is least for a blank one).
+
+    Its energy E_2D is asked as well, since an encoder gives a canvas of one colour several codes that look alike.
+    """
+    if perception.energy_p95 is not None and energy < FLAT_ENERGY * perception.energy_p95:
+        return True
     limit = FLAT_SHARE
     if perception.flat_share_max is not None:
         limit = max(limit, perception.flat_share_max + FLAT_MARGIN)
     return flatness(codes) > limit
+
+
+def picture_energies(vq: VQModel, pictures: Sequence[Sequence[int]]) -> list[float]:
+    """E_2D of pictures given by their whole code grids."""
+    if not pictures:
+        return []
+    book = vq.codebook.detach()
+    vectors = book[torch.tensor([list(codes) for codes in pictures], device=book.device)]
+    return [float(energy) for energy in tv_energy(vectors.unflatten(1, vq.config.grid))]
 
 
 def copied_share(codes: Sequence[int], previous: Sequence[int]) -> float:
@@ -149,10 +164,8 @@ class ImageStats:
 def image_stats(vq: VQModel, codes: Sequence[int], perception: Perception | None = None) -> ImageStats:
     """Facts of a whole code grid under the checkpoint's perception scale (tau 3.0 where it states none)."""
     perception = perception or Perception()
-    rows, columns = vq.config.grid
-    grid = vq.codebook.detach()[torch.tensor(list(codes), device=vq.codebook.device)].view(rows, columns, -1)
-    energy = float(tv_energy(grid))
-    score = 0.0 if is_flat(codes, perception) else perception_score(energy, perception)
+    (energy,) = picture_energies(vq, [codes])
+    score = 0.0 if is_flat(codes, perception, energy) else perception_score(energy, perception)
     return ImageStats(len(set(codes)), flatness(codes), energy, score)
 
 

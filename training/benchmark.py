@@ -19,7 +19,7 @@ from typing import Any
 from model.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams
-from model.images import decode_codes, encode_pictures, is_flat
+from model.images import decode_codes, encode_pictures, is_flat, picture_energies
 from model.manifest import Perception
 from training.grading import is_right
 from training.stats import wilson
@@ -145,7 +145,8 @@ def read_response(
         before = next(pictures)
         right, total = judge_drawings(task, before, [next(pictures) if codes else None for _, codes in steps])
     perception = loaded.manifest.perception or Perception()
-    blank = sum(is_flat(codes, perception) for codes in drawn)
+    energies = picture_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
+    blank = sum(is_flat(codes, perception, energy) for codes, energy in zip(drawn, energies, strict=True))
     return Response(parser.answer, steps, parser.well_formed, blank, right, total)
 
 

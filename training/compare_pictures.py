@@ -23,8 +23,7 @@ import numpy as np
 from PIL import Image
 
 from model.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.images import copied_share, decode_codes, image_stats, is_flat
-from model.manifest import Perception
+from model.images import copied_share, decode_codes, picture_energies
 from model.shards import resolve
 from training.benchmark import ask, evaluation_tasks, read_response
 from training.data import EncodedTask, PictureCoder, encode_tasks
@@ -85,20 +84,19 @@ def look_at_drawings(
     if not loaded.can_draw:
         raise ValueError(f"{loaded.name} cannot draw")
     look, reference = Look(), Look()
-    perception = loaded.manifest.perception or Perception()
     for task, known, (seen, completion) in zip(tasks, references, ask(loaded, tasks), strict=True):
         response = read_response(loaded, completion.token_ids, None, None)
         wanted = [codes for _, _, codes in known.steps]
         _measure(reference, loaded, task, known.image, wanted, wanted)
         _measure(look, loaded, task, seen, [codes for _, codes in response.steps], wanted)
         right = is_right(response.answer, task.answer)
-        whole = response.pictures
+        pictures = len(response.pictures)
         look.add(
             {
                 "accuracy": (float(right), 1.0),
                 "malformed": (float(not response.well_formed), 1.0),
-                "blank": (float(sum(is_flat(codes, perception) for codes in whole)), float(len(whole))),
-                "pictures": (float(len(whole)), 1.0),
+                "blank": (float(response.blank), float(pictures)),
+                "pictures": (float(pictures), 1.0),
             }
         )
         look.rows[-1].answer, look.rows[-1].right = response.answer, right
@@ -130,7 +128,7 @@ def _measure(
         verdict = check_step(task, k + 1, previous, picture)
         right += verdict
         row.pictures.append((picture, verdict))
-        values["energy"].append(image_stats(loaded.vq, codes).tv)
+        values["energy"] += picture_energies(loaded.vq, [codes])
         values["changed"].append(1.0 - copied_share(codes, before))
         values["from_reference"].append(_difference(picture, references[k]))
         if isinstance(task.steps[k].target, INKED):

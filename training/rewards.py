@@ -5,7 +5,7 @@ template. R_Pe (Eqs. 4-11) is the mean score of its pictures, s = 1 / (1 + E_2D 
 picture is the smoothest of all:
 
 * *malformed*: a picture cut short scores 0 (and fails R_Fmt);
-* *flat*: one code covers too much of it: 0;
+* *flat*: one code covers too much of it, or it is far smoother than any real picture: 0;
 * *copied*: it is the picture before it once more, though its step was to change something: 0;
 * *capped*: it is smoother than 95 % of real pictures: it scores no more than those.
 
@@ -152,7 +152,7 @@ class Scorer:
             return PictureScore(math.nan, 0.0, "malformed")
         rows, columns = self._template.vocab.grid
         energy = float(tv_energy(self._codebook[torch.tensor(list(codes))].view(rows, columns, -1)))
-        if is_flat(codes, self.perception):
+        if is_flat(codes, self.perception, energy):
             return PictureScore(energy, 0.0, "flat")
         if previous is not None and copied_share(codes, previous) >= self.settings.copied_share:
             return PictureScore(energy, 0.0, "copied")

@@ -54,8 +54,8 @@ def plot(result: dict[str, Any], out: Path) -> None:
     for name, colour in (("reference", GREY), ("right", COLOURS[0]), ("wrong", COLOURS[1])):
         label = f"{name} ({len(energy[name])})"
         shares(left, energy[name], edges, colour, label, filled=name == "reference")
-    blank = result["kinds"]["white canvas"]["energy"]
-    left.axvline(blank, color=COLOURS[3], linestyle="--", linewidth=1.2, label="white canvas")
+    blank = result["kinds"]["one colour"]["energy"]
+    left.axvline(blank, color=COLOURS[3], linestyle="--", linewidth=1.2, label="canvas of one colour")
     dress(left, "energy of the pictures", x="E_2D (small: smooth, high score)", y="share of the pictures", legend=True)
     _plot_auc(result["verdict"], right)
     save(figure, out / "verdict.png")

@@ -1,8 +1,8 @@
 """What the perception score says about pictures: which tau spreads it, and whether it knows right drawings from wrong.
 
 Tasks of the RL range are answered by sampling, several times each, as rollouts are. Every drawing gets its energy E_2D,
-its guarded score and the world's verdict; reference pictures, a copy of the picture before, a blank canvas and random
-codes stand beside them. Intervals come from resampling the tasks. Nothing is trained.
+its guarded score and the world's verdict; reference pictures, a copy of the picture before, a canvas of one colour and
+random codes stand beside them. Intervals come from resampling the tasks. Nothing is trained.
 
     python -m training.score_study nano-omni-r1 --tasks 150 --rollouts 4 --out results/score
 
@@ -17,7 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from training.unitasks.world import RL_SEEDS, SLICES, make_task
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the checkpoint's own tau
 UPSTREAM_TAU = 3.0
 RESAMPLES = 500
+COLOURS = ("white", "black", "grey", "red", "green", "blue", "orange", "magenta")  # of blank canvases
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,11 @@ def sample_drawings(
 
 
 def stand_ins(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> dict[str, list[PictureScore]]:
-    """Scores of what might have been drawn at every step: the reference, the picture before, a white canvas, noise."""
+    """Scores of what might have been drawn at every step: the reference, the picture before, one colour, noise."""
     assert loaded.vq is not None
     scorer, config = _scorer(loaded), loaded.vq.config
-    (canvas,) = encode_pictures(loaded.vq, [Image.new("RGB", (config.resolution, config.resolution), "white")])
+    canvases = [Image.new("RGB", (config.resolution, config.resolution), colour) for colour in COLOURS]
+    blank = cycle(encode_pictures(loaded.vq, canvases))
     noise = torch.Generator().manual_seed(0)
     out: dict[str, list[PictureScore]] = defaultdict(list)
     for known in encode_tasks(tasks, PictureCoder(loaded.vq), total=len(tasks)):
@@ -105,7 +107,7 @@ def stand_ins(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> dict[str, list
         for text, _, codes in known.steps:
             previous = None if changes_nothing(text) else before
             random = torch.randint(len(loaded.vq.codebook), (config.codes_per_image,), generator=noise).tolist()
-            choices = {"reference": codes, "picture before": before, "white canvas": canvas, "random codes": random}
+            choices = {"reference": codes, "picture before": before, "one colour": next(blank), "random codes": random}
             for name, chosen in choices.items():
                 out[name].append(scorer.score_picture(chosen, previous))
             before = codes

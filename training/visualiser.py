@@ -244,7 +244,7 @@ class Visualiser:
         energies = tv_energy(grids.view(len(drawn), *vocab.grid, -1)).tolist()
         out = []
         for sequence, codes, energy in zip(sequences, drawn, energies, strict=True):
-            flat = is_flat(codes, self.perception)
+            flat = is_flat(codes, self.perception, energy)
             copied = previous is not None and copied_share(codes, previous) >= self.settings.copied_share
             logprobs = sequence.logprobs[sequence.num_resumed : sequence.num_resumed + n]
             out.append(

@@ -26,6 +26,7 @@ from model.images import (
     tv_energy,
 )
 from model.manifest import Perception
+from model.shards import SHIPPED
 from model.vq import VQModel
 
 
@@ -123,12 +124,29 @@ def test_flatness_is_the_share_of_the_commonest_code() -> None:
 
 
 def test_a_blank_picture_is_flat_and_earns_nothing(vq: VQModel) -> None:
-    assert is_flat((5, 5, 5, 5), Perception())
-    assert not is_flat((5, 5, 6, 6), Perception())
-    assert not is_flat((5, 5, 5, 6), Perception(flat_share_max=0.7))
+    assert is_flat((5, 5, 5, 5), Perception(), 0.0)
+    assert not is_flat((5, 5, 6, 6), Perception(), 1.0)
+    assert not is_flat((5, 5, 5, 6), Perception(flat_share_max=0.7), 1.0)
     assert image_stats(vq, (5, 5, 5, 5)).perception_reward == 0.0
     assert image_stats(vq, (5, 5, 5, 5)).tv == 0.0
     assert 0.0 < image_stats(vq, (5, 6, 7, 8)).perception_reward < 1.0
+
+
+def test_a_picture_of_many_codes_that_look_alike_is_flat_too() -> None:
+    perception = Perception(energy_p95=1.5)  # 95 % of the references have more energy; a third of it is .5
+    assert is_flat((1, 2, 3, 4), perception, 0.49)
+    assert not is_flat((1, 2, 3, 4), perception, 0.51)
+    assert not is_flat((1, 2, 3, 4), Perception(), 0.0)  # without a scale only the codes can be asked
+
+
+def test_the_shipped_guard_catches_a_canvas_of_any_colour() -> None:
+    loaded = load_checkpoint(SHIPPED / "nano-base")
+    assert loaded.vq is not None
+    colours = ["white", "black", "grey", "red", "green", "blue", "orange", "magenta"]
+    canvases = encode_pictures(loaded.vq, [Image.new("RGB", (64, 64), colour) for colour in colours])
+    assert max(len(set(codes)) for codes in canvases) > 3  # one colour, several codes
+    rewards = [image_stats(loaded.vq, codes, loaded.manifest.perception).perception_reward for codes in canvases]
+    assert rewards == [0.0] * len(colours)
 
 
 def test_the_facts_of_a_picture_use_the_codebook(vq: VQModel) -> None:

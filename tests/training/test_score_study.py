@@ -73,7 +73,7 @@ def test_a_study_tells_drawings_from_stand_ins_and_its_scores_rise_with_tau(
     write(result, tmp_path / "out")
     printed = capsys.readouterr().out
     assert "| tau |" in printed
-    assert "| white canvas |" in printed
+    assert "| one colour |" in printed
     assert json.loads((tmp_path / "out" / "score.json").read_text())["tasks"] == 4
     for name in ("tau.png", "verdict.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1_000
