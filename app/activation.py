@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.engine_pool import Drain
 from app.errors import Problem
+from app.words import Drain
 
 if TYPE_CHECKING:
     from app.checkpoint_folder import CheckpointInfo

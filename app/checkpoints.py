@@ -23,8 +23,9 @@ from app import db as tables
 from app.activation import Activation, ActivationResult
 from app.checkpoint_folder import CheckpointInfo, Record, Source, changed, hub_root, outside, read_folder, unreadable
 from app.db import Database, get_fact, now, set_fact
-from app.engine_pool import Drain, EnginePool, Lease
+from app.engine_pool import EnginePool, Lease
 from app.errors import Problem, field_problem
+from app.words import Drain
 from model.manifest import Manifest
 from model.shards import CheckpointError, resolve
 from model.template import Template

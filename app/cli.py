@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn, cast
+from typing import NoReturn, cast, get_args
 
 from app.cli_terminal import (
     EXIT_BAD_INPUT,
@@ -27,8 +27,8 @@ from app.cli_terminal import (
     complain,
     one_line,
 )
+from app.words import Drain, JobStatus, Slice
 
-SLICES = ("natural", "structured", "diagrammatic", "operational")
 STAGES = ("vq", "base", "pesft")
 _URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
 METHODS = {
@@ -38,7 +38,6 @@ METHODS = {
     "pipeline": "do the whole recipe, stage by stage",
     "benchmark": "measure a checkpoint",
 }
-JOB_STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "interrupted")
 VARIANTS = ("interleaved", "text", "state")
 
 
@@ -125,7 +124,7 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     text = "show a task of the embedded world, with its solution if wanted, or have it answered"
     parser = _command(commands, "task", "app.cli_ask:task", text)
     parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="like natural-1000000123 (drawn)")
-    parser.add_argument("--slice", choices=SLICES, help="(drawn)")
+    parser.add_argument("--slice", choices=get_args(Slice), help="(drawn)")
     parser.add_argument("--seed", type=int, help="(drawn from the held-out range)")
     parser.add_argument("--reveal", action="store_true", help="with the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
@@ -157,7 +156,7 @@ def _add_checkpoints(commands: _Commands[_Parser]) -> None:
     register.add_argument("--name", help="(what its manifest says)")
     activate = _command(actions, "activate", "app.cli_checkpoints:activate", "let new traces run on one, now")
     activate.add_argument(
-        "--drain", choices=("wait", "cancel"), help="where memory cannot hold both: let running traces end, or end them"
+        "--drain", choices=get_args(Drain), help="where memory cannot hold both: let running traces end, or end them"
     )
     delete = _command(actions, "delete", "app.cli_checkpoints:delete", "remove one that nobody uses")
     delete.add_argument("--unload", action="store_true", help="take it out of memory first, if no trace runs on it")
@@ -234,7 +233,7 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
     listing = _command(actions, "list", "app.cli_jobs:jobs_list", "list the newest (the default)")
     for one in (parser, listing):
         quiet = argparse.SUPPRESS
-        one.add_argument("--status", choices=JOB_STATUSES, default=None if one is parser else quiet)
+        one.add_argument("--status", choices=get_args(JobStatus), default=None if one is parser else quiet)
         one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
         one.add_argument("--limit", type=int, default=20 if one is parser else quiet, help="at most 100 (20)")
     actions_of_one = {

@@ -36,11 +36,8 @@ from app.client_jobs import JobCalls
 from app.client_streams import GIVE_UP_S, follow, unreachable
 from app.client_types import (
     Budget,
-    Drain,
-    Fit,
     ImageRef,
     Limits,
-    Mode,
     Page,
     Readiness,
     Sampling,
@@ -49,6 +46,7 @@ from app.client_types import (
     Trace,
 )
 from app.sse_reader import Cursor, Event
+from app.words import Drain, Fit, Mode
 
 __all__ = [
     "ApiError",

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-Mode = Literal["auto", "step"]
-Fit = Literal["crop", "pad"]
-Drain = Literal["wait", "cancel"]
-Slice = Literal["natural", "structured", "diagrammatic", "operational"]
-Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
+from app.words import Fit, JobStatus, Mode, Slice, Status
 
 
 class ImageRef(TypedDict):
@@ -123,9 +119,6 @@ class Readiness(TypedDict):
     checkpoint: str | None
     weight_version: int | None
     detail: str
-
-
-JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 
 
 class Progress(TypedDict):

@@ -12,15 +12,15 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from app.checkpoint_folder import CheckpointInfo
 from app.errors import Problem, field_problem
+from app.words import Drain
 from model.engine.messages import EngineError, Footprint, Generation
 
 log = logging.getLogger("omni_r1.checkpoints")
 
-Drain = Literal["wait", "cancel"]
 MIB = 1 << 20
 T = TypeVar("T")
 

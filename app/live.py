@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.engine_pool import Lease
-from app.schemas import Mode
+from app.words import Mode
 from model.engine.messages import ImageInput, SamplingRequest
 
 

@@ -10,16 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from app.words import Drain, Fit, Mode, Slice, Status
+
 MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
 MAX_METADATA_BYTES = 16_384
 CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
-Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
-TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "interrupted"})
-Mode = Literal["auto", "step"]
-Fit = Literal["crop", "pad"]
-Slice = Literal["natural", "structured", "diagrammatic", "operational"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -126,9 +123,7 @@ class CheckpointCreate(In):
 class ActivateIn(In):
     """Body of `POST /v1/checkpoints/{id}/activate`."""
 
-    drain: Literal["wait", "cancel"] | None = Field(
-        None, description="where memory cannot hold both: let running traces end, or end them"
-    )
+    drain: Drain | None = Field(None, description="where memory cannot hold both: let running traces end, or end them")
 
 
 # ---- out

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from app.schemas import Out
-
-JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
-Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]
+from app.words import JobStatus, Method
 
 
 class ProgressOut(Out):

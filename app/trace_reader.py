@@ -17,7 +17,7 @@ from app import trace_store as store
 from app.db import Database
 from app.errors import Problem
 from app.event_log import PING, REPLAY_CHUNK, TERMINAL_TYPES, EventLog, frame
-from app.schemas import TERMINAL
+from app.words import TERMINAL
 
 LOOK_EVERY_S = 0.5
 

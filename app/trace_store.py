@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Row
 from app import db as tables
 from app.db import now
 from app.ids import SortableIds
-from app.schemas import TERMINAL
+from app.words import TERMINAL
 
 T = tables.traces
 E = tables.events

@@ -27,10 +27,11 @@ from app.home import Home
 from app.idempotency import Claim
 from app.live import LiveTrace
 from app.metrics import Metrics
-from app.schemas import Mode, TraceCreate
+from app.schemas import TraceCreate
 from app.trace_intake import Intake
 from app.trace_reader import TraceReader, no_trace
 from app.trace_runner import INTERRUPTED, TraceRunner
+from app.words import Mode
 from model.engine.messages import Generation, ImageInput, SamplingRequest
 
 log = logging.getLogger("omni_r1.traces")

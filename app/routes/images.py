@@ -15,8 +15,9 @@ from app.artifacts import StoredImage
 from app.deps import LOCATION, App, Key, Services, problems
 from app.errors import Problem
 from app.idempotency import Claim, Replay
-from app.schemas import Fit, ImageOut
+from app.schemas import ImageOut
 from app.uploads import upload_body, uploaded
+from app.words import Fit
 from model.pictures import model_view, png_bytes
 
 router = APIRouter(prefix="/v1/images", tags=["images"])

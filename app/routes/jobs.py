@@ -22,7 +22,8 @@ from app.deps import (
     require_json,
     stream_answers,
 )
-from app.schemas_jobs import JobList, JobOut, JobStatus, Method, MetricsPage
+from app.schemas_jobs import JobList, JobOut, MetricsPage
+from app.words import JobStatus, Method
 from training.spec import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

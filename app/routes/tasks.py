@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from app.deps import App, problems
-from app.schemas import MAX_SEED, Slice, TaskOut
+from app.schemas import MAX_SEED, TaskOut
+from app.words import Slice
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 

@@ -25,8 +25,9 @@ from app.deps import (
 )
 from app.errors import Problem
 from app.idempotency import Claim
-from app.schemas import ContinueIn, Slice, Status, Trace, TraceCreate, TraceList
+from app.schemas import ContinueIn, Trace, TraceCreate, TraceList
 from app.streams import EventStream
+from app.words import Slice, Status
 
 router = APIRouter(prefix="/v1/traces", tags=["traces"])
 

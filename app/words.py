@@ -1,0 +1,14 @@
+"""The words of the contract that server, client and command line share, each written once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Mode = Literal["auto", "step"]
+Fit = Literal["crop", "pad"]
+Drain = Literal["wait", "cancel"]
+Slice = Literal["natural", "structured", "diagrammatic", "operational"]
+Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
+TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "interrupted"})
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
+Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]
