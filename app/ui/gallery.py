@@ -27,7 +27,7 @@ def gallery_page(client: Client) -> None:
 
     header("gallery")
     with gr.Row(elem_id="or-filters"):
-        gr.Textbox(label="Words", placeholder="of the question or the answer", elem_id="or-filter-words")
+        gr.Textbox(label="Words", placeholder="any words", elem_id="or-filter-words")
         slice_ = _choice("Slice", SLICES)
         verdict = _choice("Verdict", VERDICTS)
         checkpoint = _choice("Checkpoint", [("any checkpoint", "")])
