@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from PIL import Image, ImageOps
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
 
 from app import db as tables
 from app.db import Database, now, stamp
@@ -128,6 +131,7 @@ class ImageStore:
         self._db = db
         # The sweep takes row and file together; a picture that is stored again meanwhile must wait for it.
         self._lock = threading.Lock()
+        self._arriving: Counter[str] = Counter()
 
     def path(self, image_id: str) -> Path:
         """Where the file of `image_id` lies; raises ``image_not_found`` for what is no id at all."""
@@ -142,22 +146,37 @@ class ImageStore:
         with self._lock:
             if not path.exists():
                 write_durably(path, png)
-            i = tables.images
             with self._db.write() as connection:
-                moment = now()
-                used = sa.update(i).where(i.c.id == image_id).values(last_used_at=moment)
-                if connection.execute(used).rowcount == 0:
-                    connection.execute(
-                        sa.insert(i).values(
-                            id=image_id,
-                            width=width,
-                            height=height,
-                            bytes=len(png),
-                            created_at=moment,
-                            last_used_at=moment,
-                        )
-                    )
+                _enter(connection, image_id, width, height, len(png))
         return StoredImage(image_id, width, height)
+
+    def bring(self, png: bytes) -> StoredImage:
+        """Write the file of a PNG from the engine, as it is. Its row is `enter`ed with the event that shows it: one
+        commit for both. Until `settle` no sweep takes the file."""
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            width, height = picture.size
+        image_id = hashlib.sha256(png).hexdigest()
+        path = self.path(image_id)
+        with self._lock:
+            self._arriving[image_id] += 1
+        stored = StoredImage(image_id, width, height)
+        try:
+            if not path.exists():
+                write_durably(path, png)
+        except BaseException:
+            self.settle(stored)
+            raise
+        return stored
+
+    def enter(self, connection: Connection, image: StoredImage, num_bytes: int) -> None:
+        """The row of a picture whose file is there, in the caller's transaction."""
+        _enter(connection, image.image_id, image.width, image.height, num_bytes)
+
+    def settle(self, image: StoredImage) -> None:
+        """What was brought has its row, or will never have one."""
+        with self._lock:
+            self._arriving[image.image_id] -= 1
+            self._arriving += Counter()  # drops what has come to zero
 
     def put_upload(self, data: bytes) -> StoredImage:
         """Make an upload safe and store it."""
@@ -166,12 +185,6 @@ class ImageStore:
     def put_picture(self, picture: Image.Image) -> StoredImage:
         """Store a picture the server made itself."""
         return self.put(encode_png(picture), picture.width, picture.height)
-
-    def put_png(self, png: bytes) -> StoredImage:
-        """Store a PNG from the engine, as it is."""
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-            width, height = picture.size
-        return self.put(png, width, height)
 
     def get(self, image_id: str) -> StoredImage:
         """The picture's facts, marked as asked for; raises ``image_not_found``."""
@@ -205,6 +218,8 @@ class ImageStore:
         swept = 0
         for image_id in candidates:
             with self._lock, self._db.write() as connection:
+                if image_id in self._arriving:
+                    continue
                 gone = connection.execute(
                     sa.delete(i).where(
                         i.c.id == image_id,
@@ -216,6 +231,15 @@ class ImageStore:
                     self.path(image_id).unlink(missing_ok=True)
                     swept += 1
         return swept
+
+
+def _enter(connection: Connection, image_id: str, width: int, height: int, num_bytes: int) -> None:
+    """A picture's row; one that is there already is marked as used."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    moment = now()
+    row = {"id": image_id, "width": width, "height": height, "bytes": num_bytes}
+    values = insert(tables.images).values(**row, created_at=moment, last_used_at=moment)
+    connection.execute(values.on_conflict_do_update(index_elements=["id"], set_={"last_used_at": moment}))
 
 
 class PartialStore:

@@ -180,6 +180,7 @@ class TraceRunner:
         if live.ended:
             return
         urgent = False
+        stored: StoredImage | None = None
         update: Callable[[Connection], None] | None = None
         match type_:
             case "text.delta" | "answer.delta":
@@ -204,11 +205,24 @@ class TraceRunner:
             case "image.completed":
                 assert png is not None, "a completed picture comes with its pixels"
                 live.pngs[data["step"]] = png
-                stored = await asyncio.to_thread(self._images.put_png, png)
+                stored = await asyncio.to_thread(self._images.bring, png)
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
-                update = _drawn(live.id, stored)
+                update = self._drawn(live.id, stored, len(png))
         if not live.ended:  # a thread may have let the end overtake
-            self._events.append(live.id, type_, data, urgent=urgent, update=update)
+            written = self._events.append(live.id, type_, data, urgent=urgent, update=update)
+            if stored is not None:
+                written.add_done_callback(lambda _: self._images.settle(stored))
+        elif stored is not None and png is not None:
+            self._images.settle(stored)
+            await asyncio.to_thread(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+
+    def _drawn(self, trace_id: str, image: StoredImage, num_bytes: int) -> Callable[[Connection], None]:
+        def update(connection: Connection) -> None:
+            self._images.enter(connection, image, num_bytes)
+            store.link_image(connection, trace_id, image.image_id)
+            store.update(connection, trace_id, last_image=image.as_json())
+
+        return update
 
     async def _paused(self, live: LiveTrace, step: int, resume: bytes) -> None:
         if live.ended:
@@ -300,13 +314,5 @@ class TraceRunner:
 def _setter(trace_id: str, **values: Any) -> Callable[[Connection], None]:
     def update(connection: Connection) -> None:
         store.update(connection, trace_id, **values)
-
-    return update
-
-
-def _drawn(trace_id: str, image: StoredImage) -> Callable[[Connection], None]:
-    def update(connection: Connection) -> None:
-        store.link_image(connection, trace_id, image.image_id)
-        store.update(connection, trace_id, last_image=image.as_json())
 
     return update

@@ -209,6 +209,25 @@ def test_the_sweep_takes_only_what_nobody_shows_stored_or_asked_for_in_a_day(wit
     with_server(scenario)
 
 
+@both_databases
+def test_the_sweep_leaves_a_picture_whose_event_is_on_its_way(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        images, old = server.services.images, png((3, 3, 3))
+        image_id = await server.image(old)
+        tomorrow = datetime.now(UTC) + timedelta(hours=25, minutes=5)
+        twice = images.bring(images.read(image_id)), images.bring(images.read(image_id))
+        assert twice[0].image_id == image_id
+        assert images.sweep(at=tomorrow) == 0
+        images.settle(twice[0])
+        assert images.sweep(at=tomorrow) == 0
+        images.settle(twice[1])
+        assert images.sweep(at=tomorrow) == 1
+        with pytest.raises(Problem):
+            images.read(image_id)
+
+    with_server(scenario)
+
+
 def test_model_view_shows_what_the_model_gets(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         wide = Image.new("RGB", (200, 100), (255, 0, 0))
