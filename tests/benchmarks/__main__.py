@@ -1,6 +1,7 @@
 """`python -m tests.benchmarks [NAME ...]`: ours against transformers' `generate`, one JSON object a line on stdout.
 
-Without names the rows of the whole studio under load (`tests/benchmarks/serving.py`) follow.
+Without names the rows of the whole studio follow: under load (`serving.py`), while checkpoints are swapped (`swap.py`)
+and beside a training job (`jobs.py`).
 
 A line is {name, ours, peer, ratio, unit}; `ratio` says how many times better ours is. Both sides run the same weights
 (a random checkpoint of the nano shape), the same sampling (temperature 1, top-p .95, top-k 0) and text ids only, since
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import serving
+from tests.benchmarks import jobs, serving, swap
 from tests.benchmarks.decoding import ROWS as DECODING
 from tests.benchmarks.decoding import Sides
 from tests.benchmarks.rollouts import ROWS as ROLLOUTS
@@ -41,7 +42,9 @@ def main() -> int:
             row = ROWS[name](sides, rounds=arguments.rounds, threads=arguments.threads)
             sys.stdout.write(json.dumps({"name": name, **row}) + "\n")
             sys.stdout.flush()
-    return 0 if arguments.names else serving.main([])
+    if arguments.names:
+        return 0
+    return max([part.main([]) for part in (serving, swap, jobs)])
 
 
 if __name__ == "__main__":
