@@ -26,8 +26,7 @@ export class Well {
     this.seenFrame = h('div', { class: 'or-seen' }, this.seen);
     this.seenLabel = h('figcaption', {}, 'the model sees');
     this.fits = ['crop', 'pad'].map((fit) => {
-      const button = h('button', { type: 'button', class: 'or-chipbutton', 'aria-pressed': fit === 'crop' }, fit === 'crop' ? 'cut' : 'fit');
-      button.title = fit === 'crop' ? 'cut to a square' : 'fit whole into a square';
+      const button = h('button', { type: 'button', class: 'or-chipbutton', 'aria-pressed': fit === 'crop' }, fit === 'crop' ? 'cut to a square' : 'fit in whole');
       button.addEventListener('click', () => this.setFit(fit));
       return button;
     });

@@ -27,6 +27,7 @@ async function problemOf(response) {
   if (response.status === 429) {
     message = `${message.replace(/[;,]? ?try again.*$/i, '').replace(/[.;]?$/, '.')} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }
+  message = message.replace(/^[a-z](?=[a-z]*[ ,])/, (letter) => letter.toUpperCase()); // a name with dots stays as it is
   if (response.status === 401) message = 'You are signed out. Reload the page to sign in again.';
   const { code = String(response.status), errors = [] } = problem;
   return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });

@@ -143,7 +143,7 @@ def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
     page.set_input_files("input[type=file]", picture_file(tmp_path))
     page.wait_for_selector(".or-fits:visible")
     page.wait_for_selector("text=/the model sees · \\d+²/")
-    page.click("text=fit")
+    page.click("text=fit in whole")
     page.wait_for_function("document.querySelector('.or-seen img').src.includes('fit=pad')")
     becomes(page, QUESTION, "")  # the example's question was about another picture
     page.click("#or-reason")
