@@ -120,7 +120,7 @@ class Cluster:
         import psycopg
 
         address = f"host={self.folder} dbname={database} user={self._name}"
-        with psycopg.connect(address, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(address, autocommit=True, connect_timeout=60) as connection:
             cursor = connection.execute(statement)  # type: ignore[arg-type]  # our own words
             return cursor.fetchall() if cursor.description else []
 

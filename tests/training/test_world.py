@@ -176,7 +176,7 @@ def test_a_drill_is_repeatable_and_never_an_interleaved_chain(kind: str) -> None
 
 def test_the_world_imports_without_torch_and_fast() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import training.unitasks.world, training.unitasks.checkers, "
-        "training.skills, training.grading; assert 'torch' not in sys.modules; assert time.perf_counter() - start < 5"
+        "import sys, time; start = time.process_time(); import training.unitasks.world, training.unitasks.checkers, "
+        "training.skills, training.grading; assert 'torch' not in sys.modules; assert time.process_time() - start < 5"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
