@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.unitasks.task import Task
 
-TILE, GAP, LINE, LABEL = 66, 4, 14, 96
+TILE, GAP, LINE, LABEL, FRAME = 68, 4, 14, 96, 2
 COLUMNS, MAX_PICTURES = 3, 4
 _GREEN, _RED, _GREY, _BLACK = (0, 140, 60), (205, 40, 40), (190, 190, 190), (20, 20, 20)
 
@@ -56,8 +56,9 @@ def _paste(
     tiles = [(row.seen, _GREY), *((picture, _GREEN if right else _RED) for picture, right in row.pictures)]
     for column, (picture, frame) in enumerate(tiles[: 1 + MAX_PICTURES]):
         x = left + LABEL + column * (TILE + GAP)
-        draw.rectangle((x, top, x + TILE - 1, top + TILE - 1), outline=frame)
-        sheet.paste(picture.resize((TILE - 2, TILE - 2), Image.Resampling.NEAREST), (x + 1, top + 1))
+        draw.rectangle((x, top, x + TILE - 1, top + TILE - 1), outline=frame, width=FRAME)
+        inner = TILE - 2 * FRAME
+        sheet.paste(picture.resize((inner, inner), Image.Resampling.NEAREST), (x + FRAME, top + FRAME))
 
 
 def _first_of_each(tasks: Sequence[Task]) -> list[int]:
