@@ -132,6 +132,7 @@ class ImageStore:
         # The sweep takes row and file together; a picture that is stored again meanwhile must wait for it.
         self._lock = threading.Lock()
         self._arriving: Counter[str] = Counter()
+        self._counting = threading.Lock()  # held for no longer than a count takes
 
     def path(self, image_id: str) -> Path:
         """Where the file of `image_id` lies; raises ``image_not_found`` for what is no id at all."""
@@ -157,7 +158,7 @@ class ImageStore:
             width, height = picture.size
         image_id = hashlib.sha256(png).hexdigest()
         path = self.path(image_id)
-        with self._lock:
+        with self._lock, self._counting:
             self._arriving[image_id] += 1
         stored = StoredImage(image_id, width, height)
         try:
@@ -173,10 +174,11 @@ class ImageStore:
         _enter(connection, image.image_id, image.width, image.height, num_bytes)
 
     def settle(self, image: StoredImage) -> None:
-        """What was brought has its row, or will never have one."""
-        with self._lock:
+        """What was brought has its row, or will never have one. Does not block."""
+        with self._counting:
             self._arriving[image.image_id] -= 1
-            self._arriving += Counter()  # drops what has come to zero
+            if not self._arriving[image.image_id]:
+                del self._arriving[image.image_id]
 
     def put_upload(self, data: bytes) -> StoredImage:
         """Make an upload safe and store it."""

@@ -208,13 +208,26 @@ class TraceRunner:
                 stored = await asyncio.to_thread(self._images.bring, png)
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
                 update = self._drawn(live.id, stored, len(png))
-        if not live.ended:  # a thread may have let the end overtake
-            written = self._events.append(live.id, type_, data, urgent=urgent, update=update)
-            if stored is not None:
-                written.add_done_callback(lambda _: self._images.settle(stored))
-        elif stored is not None and png is not None:
+        written = self._append(live, type_, data, urgent=urgent, update=update)
+        if stored is None or png is None:
+            return
+        if written is not None:
+            written.add_done_callback(lambda _: self._images.settle(stored))
+        else:
             self._images.settle(stored)
             await asyncio.to_thread(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+
+    def _append(
+        self,
+        live: LiveTrace,
+        type_: str,
+        data: dict[str, Any],
+        *,
+        urgent: bool,
+        update: Callable[[Connection], None] | None,
+    ) -> asyncio.Future[None] | None:
+        """None if the trace has ended: work in a thread may let the end overtake."""
+        return None if live.ended else self._events.append(live.id, type_, data, urgent=urgent, update=update)
 
     def _drawn(self, trace_id: str, image: StoredImage, num_bytes: int) -> Callable[[Connection], None]:
         def update(connection: Connection) -> None:

@@ -90,12 +90,11 @@ def beside_a_job(server: Server, client: Client, seconds: float, num_traces: int
 
     quiet = streams()
     job_id = client.create_job(SPEC)["id"]
-    wait_until(lambda: has_trained(client, job_id), "the first step of the job", 300)
+    wait_until(lambda: steps_of(client, job_id) >= 1, "the first step of the job", 300)
     with probing(server.url) as probe:
         times = job_api(client, job_id, seconds)
         beside = streams()
-    steps = client.job(job_id)["progress"]["step"]
-    row("job_steps_meanwhile", steps, "count")
+    row("job_steps_meanwhile", steps_of(client, job_id), "count")
     client.cancel_job(job_id)
     everything = [ms for each in times.values() for ms in each]
     for name, each in times.items():
@@ -110,10 +109,11 @@ def beside_a_job(server: Server, client: Client, seconds: float, num_traces: int
     wait_until(lambda: client.job(job_id)["status"] == "cancelled", "the end of the job", 120)
 
 
-def has_trained(client: Client, job_id: str) -> bool:
+def steps_of(client: Client, job_id: str) -> int:
     job = client.job(job_id)
     assert job["status"] in ("queued", "running"), job["error"]
-    return (job["progress"] or {}).get("step", 0) >= 1
+    progress = job["progress"]
+    return 0 if progress is None else progress["step"] or 0
 
 
 def job_api(client: Client, job_id: str, seconds: float) -> dict[str, list[float]]:
@@ -131,8 +131,8 @@ def job_api(client: Client, job_id: str, seconds: float) -> dict[str, list[float
         ask("get", lambda: client.job(job_id))
         ask("metrics", lambda: client.job_metrics(job_id))
         other = ask("create", lambda: client.create_job({**SPEC, "gpu": "exclusive"}))["id"]  # waits behind the first
-        ask("cancel", lambda other=other: client.cancel_job(other))
-        ask("delete", lambda other=other: client.delete_job(other))
+        ask("cancel", partial(client.cancel_job, other))
+        ask("delete", partial(client.delete_job, other))
         time.sleep(0.05)
     return times
 
