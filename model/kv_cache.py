@@ -135,14 +135,15 @@ class DecodeAttention:
         if self._shape != (rows, length):
             self._shape = (rows, length)
             self._begin_shape(rows, length)
-        self._target = (self._starts[:rows] + positions[:, None]).view(-1)
+        self._target = (self._rows_starts + positions[:, None]).view(-1)
         self._flat_mask.index_fill_(0, self._target, 0.0)
         if self.cache.keys_turned:
-            self._key_target = self._key_starts[:rows] + positions[:, None, None]
+            self._key_target = self._rows_key_starts + positions[:, None, None]
 
     def _begin_shape(self, rows: int, length: int) -> None:
         kv_heads, dim = self.cache.keys.shape[2], self.cache.keys.shape[4]
         matrices, groups = rows * kv_heads, self.groups
+        self._rows_starts = self._starts[:rows]
         if not self.cache.keys_turned:
             mask = self._mask.view(self.cache.num_slots, kv_heads, 1, -1)
             self._rows_mask = mask[:rows, :, :, :length].expand(rows, kv_heads, groups, length)
@@ -150,6 +151,7 @@ class DecodeAttention:
             self._rows_values = list(self.cache.values[:, :rows, :, :length])
             return
         self._rows_mask = self._mask[:matrices, None, :length].expand(matrices, groups, length)
+        self._rows_key_starts = self._key_starts[:rows]
         self._rows_keys = [keys[:matrices, :, :length] for keys in self._turned_keys]
         self._scores = torch.empty(matrices, groups, length, dtype=self.cache.keys.dtype)
         self._out = torch.empty(matrices, groups, dim, dtype=self.cache.keys.dtype)

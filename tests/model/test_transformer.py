@@ -37,12 +37,14 @@ def some_ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("swin_norm", [False, True])
-def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool) -> None:
+@pytest.mark.parametrize(("swin_norm", "as_on_a_gpu"), [(False, False), (False, True), (True, False)])
+def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool, as_on_a_gpu: bool) -> None:
     transformer = a_transformer(dataclasses.replace(CONFIG, swin_norm=swin_norm)).requires_grad_(False).double()
     ids, prompt = some_ids(300), 40
     whole = transformer(ids[None], torch.arange(300)[None], CausalAttention())[0]
     cache = KVCache(CONFIG, 6, 512, dtype=torch.float64)
+    if as_on_a_gpu:
+        cache.keys, cache.keys_turned = torch.zeros_like(cache.values), False
     decode = DecodeAttention(cache, groups=2)
     transformer(ids[:prompt], torch.arange(prompt), PrefillAttention(cache, 2, prompt, groups=2))
     cache.copy(2, 0, prompt)
