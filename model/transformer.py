@@ -1,4 +1,5 @@
-"""The Chameleon transformer: one forward for training, prefill and decode.
+"""The Chameleon transformer: one forward for training, prefill and decode (in fp32 on a CPU a decode step makes the
+same operations on kept buffers, see :mod:`model.decode`).
 
 Parameter names are those of the HF checkpoints (``model.*``, ``lm_head.*``), so a state dict loads without a map. The
 module knows token ids and positions only: which ids are codes, which are legal and how a prompt is written stand
