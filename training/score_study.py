@@ -43,6 +43,7 @@ from training.unitasks.world import RL_SEEDS, SLICES, make_task
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the checkpoint's own tau
 UPSTREAM_TAU = 3.0
 RESAMPLES = 500
+MIN_TASKS = 3  # with right, and with wrong drawings: of fewer nothing is said
 COLOURS = ("white", "black", "grey", "red", "green", "blue", "orange", "magenta")  # of blank canvases
 
 
@@ -214,7 +215,7 @@ def auc(right: Sequence[float], wrong: Sequence[float]) -> float | None:
 
 
 def _against(drawings: Sequence[Drawing], value: Value) -> dict[str, Any]:
-    """Correlation and AUC of a value with being right, with intervals from resampling the tasks."""
+    """Correlation and AUC of a value with being right, with intervals from resampling the tasks (None for too few)."""
     values = np.array([value(d) for d in drawings])
     right = np.array([d.right for d in drawings])
     of_task: dict[int, list[int]] = defaultdict(list)
@@ -225,6 +226,8 @@ def _against(drawings: Sequence[Drawing], value: Value) -> dict[str, Any]:
     drawn = [
         np.concatenate([places[i] for i in random.integers(len(places), size=len(places))]) for _ in range(RESAMPLES)
     ]
+    if min(len({d.task for d in drawings if d.right is kind}) for kind in (True, False)) < MIN_TASKS:
+        drawn = []
     return {
         "drawings": len(drawings),
         "tasks": len(places),
@@ -246,9 +249,9 @@ def _interval(
     right: np.ndarray,
     resampled: Sequence[np.ndarray],
 ) -> list[float] | None:
-    """The statistic and its 95 % interval; None where it is not defined."""
+    """The statistic and its 95 % interval; None where it is not defined, or nothing was resampled."""
     found = statistic(values, right)
-    if found is None:
+    if found is None or not resampled:
         return None
     again = [s for places in resampled if (s := statistic(values[places], right[places])) is not None]
     low, high = np.quantile(again, (0.025, 0.975))

@@ -50,7 +50,9 @@ def test_the_interval_of_the_auc_holds_it_and_narrows_with_the_tasks() -> None:
         return high - low
 
     assert spread(200) < 0.6 * spread(30)
-    assert _against([drawing(0, 1.0, True)], lambda d: d.energy)["auc"] is None
+    two = [drawing(t, float(k), k == 1) for t in (0, 1) for k in (0, 1)]
+    assert _against(two, lambda d: -d.energy)["auc"] is None  # two tasks: no interval would mean anything
+    assert _against([*two, drawing(2, 0.0, False), drawing(2, 1.0, True)], lambda d: d.energy)["auc"][0] == 1.0
 
 
 def test_a_study_tells_drawings_from_stand_ins_and_its_scores_rise_with_tau(
