@@ -88,7 +88,7 @@ class PeRPOHyperparameters(_Optimisation):
     """Group-relative policy optimisation with the perception reward (Eqs. 4-16). Defaults: preset `nano` [D]."""
 
     steps: Positive = 60
-    lr: LearningRate = Field(2e-5, description="[D]; [P] 1e-7 for the 7B")
+    lr: LearningRate = Field(1e-4, description="[D] 3e-4 unlearned (docs/results.md); [P] 1e-7 for the 7B")
     warmup: int = Field(5, ge=0, description="[P] 5")
     prompts_per_step: Positive = Field(16, description="[P] 64")
     rollouts_per_prompt: Annotated[int, Field(ge=2, le=1024)] = Field(8, description="G: [P] 16")
