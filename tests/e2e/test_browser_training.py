@@ -16,6 +16,7 @@ from tests.e2e.browser import READY_MS, Open, Studio, asked_in_address, becomes,
 from tests.e2e.real_server import SHIPPED, Server
 from tests.e2e.test_browser_looks import CONTRAST, SMALL_TARGETS
 
+pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 TRAINING = "html[data-training=ready]"
 CHECKPOINTS = "html[data-checkpoints=ready]"
 DATA = {"source": "unitasks", "num_samples": 8}
@@ -78,7 +79,6 @@ def recipe(slow_url: str) -> str:
     return str(job["id"])
 
 
-@pytest.mark.timeout(600)  # the first one here starts the server: an upper bound for a very busy machine
 def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     count_connections(window)
@@ -294,7 +294,6 @@ def on_both(request: pytest.FixtureRequest) -> Server:
     return found
 
 
-@pytest.mark.timeout(600)  # starts a server, trains: an upper bound for a very busy machine
 @pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no shipped checkpoint to train from")
 def test_a_real_job_makes_a_checkpoint_that_answers_without_a_restart(studio: Open, on_both: Server) -> None:
     with on_both.client() as client:

@@ -17,6 +17,7 @@ from app.client import NotAllowed
 from tests.e2e.browser import FakeServer, Open, becomes, status
 from tests.e2e.real_server import ROOT, Server
 
+pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 KEY = "a-key-of-the-browser-test"
 
 
