@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from training.job_folder import read_events
-from training.plots import COLOURS, LINES, dress, panels, save
+from training.plots import COLOURS, LINES, dress, name_lines, panels, save
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("reward", ("reward/total", "reward/accuracy")),
@@ -95,27 +95,28 @@ def plot(runs: dict[str, Curves], out: Path, *, smooth: int = 5) -> list[str]:
     figure, all_axes = panels(len(wanted), columns=3)
     for (title, names), axes in zip(wanted, all_axes, strict=True):
         shown = [name for name in names if any(name in curves for curves in runs.values())]
-        for number, (run, curves) in enumerate(runs.items()):
+        for number, curves in enumerate(runs.values()):
             for place, name in enumerate(shown):
                 if name not in curves:
                     continue
                 steps, values = list(curves[name]), list(curves[name].values())
                 colour = COLOURS[(place if len(runs) == 1 else number) % len(COLOURS)]
                 line = LINES[0 if len(runs) == 1 else place % len(LINES)]
-                label = ", ".join(part for part in (run if len(runs) > 1 else "", _short(name, shown)) if part)
                 axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+                label = _short(name) if not any(name in earlier for earlier in [*runs.values()][:number]) else None
                 axes.plot(steps, smoothed(values, smooth), line, color=colour, linewidth=1.6, label=label)
         if set(shown) <= ON_A_LOG_SCALE:
             axes.set_yscale("log")
-        dress(axes, title, x="step", legend=len(runs) > 1 or len(shown) > 1)
+        dress(axes, title, x="step", legend=len(shown) > 1)
+    if len(runs) > 1:
+        name_lines(figure, list(runs))
     save(figure, out)
     return [title for title, _ in wanted]
 
 
-def _short(name: str, shown: Sequence[str]) -> str:
+def _short(name: str) -> str:
     """What tells a metric from the others of its panel."""
-    last = name.split("/")[-1]
-    return last.removesuffix("_share").removeprefix("entropy_") if len(shown) > 1 else ""
+    return name.split("/")[-1].removesuffix("_share").removeprefix("entropy_")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,7 +48,18 @@ def dress(axes: Axes, title: str, *, x: str = "", y: str = "", legend: bool = Fa
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     if legend:
-        axes.legend(fontsize=7, labelcolor=INK, framealpha=0.7, edgecolor="none")
+        axes.legend(fontsize=7, labelcolor=INK, framealpha=0.4, edgecolor="none")
+
+
+def name_lines(figure: Figure, names: Sequence[str]) -> None:
+    """Above all panels: which colour is whose."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=2) for k in range(len(names))]
+    figure.legend(
+        lines, list(names), loc="outside upper center", ncols=min(4, len(names)), fontsize=8, frameon=False,
+        labelcolor=INK,
+    )  # fmt: skip
 
 
 def shares(

@@ -54,7 +54,7 @@ def test_only_panels_with_something_in_them_are_drawn(tmp_path: Path) -> None:
     curves = {"reward/total": {1: 0.1, 2: 0.2}, "policy/entropy_image": {1: 1.0, 2: math.nan}}
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     assert plot({"a": curves}, one) == ["reward", "entropy, nats a token"]
-    assert plot({"a": curves, "b": {"policy/kl": {1: 0.0}}}, two) == [
+    assert plot({"a": curves, "b": {"policy/kl": {1: 0.0}, "policy/entropy_text": {1: 0.5}}}, two) == [
         "reward", "KL to the reference, nats a token", "entropy, nats a token",
     ]  # fmt: skip
     with Image.open(one) as first, Image.open(two) as second:
