@@ -236,7 +236,7 @@ def table(result: dict[str, Any], names: Sequence[str]) -> str:
 
 def plot(looks: Sequence[Look], names: Sequence[str], out: Path) -> None:
     """Distributions over the pictures of the reference and of both checkpoints."""
-    figure, all_axes = panels(len(SHOWN), columns=2, width=3.6)
+    figure, all_axes = panels(len(SHOWN), columns=2, width=4.0)
     for name, axes in zip(SHOWN, all_axes, strict=True):
         everything = np.concatenate([np.asarray(look.values[name]) for look in looks])
         top = float(np.quantile(everything, 0.99)) if len(everything) else 1.0
