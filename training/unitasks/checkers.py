@@ -46,7 +46,7 @@ MIN_NEW_LINE = 0.4  # share of the line whose ink is new
 MAX_REST_MEAN = 12.0  # grey levels, outside the ink
 MAX_CHANGED_PATCHES = 2  # of 8x8 px
 PATCH_CHANGED = 40.0  # grey levels
-MAX_CROP_MEAN = 24.0  # grey levels from the right crop
+MAX_CROP_MEAN = 18.0  # grey levels from the right crop; another shape of the same colour is 26 away (median)
 CELL_RADIUS = 2  # pixels around a cell's centre
 
 
