@@ -56,7 +56,7 @@ def release(
         CheckpointError: the source, or what would be written, is no valid checkpoint.
     """
     manifest = validate_checkpoint(source)
-    stages = [manifest.lineage, *(Manifest.read(folder).lineage for folder in before)]
+    stages = [_portable(m.lineage) for m in (manifest, *(Manifest.read(folder) for folder in before))]
     results = None if evaluation is None else evaluation["results"]
     lineage = dict(stages[0])
     if len(stages) > 1:
@@ -140,6 +140,15 @@ def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What lineage keeps of a summary: how it was asked, the whole and the slices."""
     kept = {key: evaluation[key] for key in ("level", "first_seed", "text_only") if key in evaluation}
     return {**kept, "results": {k: v for k, v in evaluation["results"].items() if k == "all" or k in SLICES}}
+
+
+def _portable(value: Any) -> Any:
+    """A lineage without the places of the machine that it was made on: of an absolute path the name is kept."""
+    if isinstance(value, Mapping):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _sizes(folder: Path) -> dict[str, Any]:
