@@ -36,7 +36,7 @@ def running(window: Studio) -> Any:
     page = window.page()
     page.click(".or-example >> nth=3")
     page.click("#or-reason")
-    page.wait_for_selector("li:nth-child(3) > .or-chip[data-live][data-skill] img:visible")
+    page.wait_for_selector("li:nth-child(2) > .or-chip[data-live][data-skill] img:visible")
     return page
 
 
