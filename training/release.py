@@ -97,8 +97,8 @@ def card(
         sizes: numbers of the architecture.
         notes: markdown at the end.
     """
-    base = f" Trained from `{manifest.base}`:" if manifest.base else " Trained:"
-    parts = [f"# {manifest.name}", manifest.description, ARCHITECTURE.format(**sizes), base.strip()]
+    base = f"Trained from `{manifest.base}`:" if manifest.base else "Trained:"
+    parts = [f"# {manifest.name}", manifest.description, ARCHITECTURE.format(**sizes), base]
     parts.append("\n".join(f"- {_stage_line(stage)}" for stage in reversed(stages)))
     if results is not None:
         parts.append(_result_lines(results))
