@@ -13,7 +13,7 @@ import pytest
 from app.cli import build_parser
 from app.client import Client
 from tests.e2e.browser import READY_MS, Open, Studio, asked_in_address, becomes, fits, status
-from tests.e2e.real_server import SHIPPED, Server
+from tests.e2e.real_server import Server
 from tests.e2e.test_browser_looks import CONTRAST, SMALL_TARGETS
 
 pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
@@ -294,7 +294,6 @@ def on_both(request: pytest.FixtureRequest) -> Server:
     return found
 
 
-@pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="no shipped checkpoint to train from")
 def test_a_real_job_makes_a_checkpoint_that_answers_without_a_restart(studio: Open, on_both: Server) -> None:
     with on_both.client() as client:
         a_job_s_checkpoint_answers(studio, on_both.url, client)

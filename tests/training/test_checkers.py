@@ -37,7 +37,6 @@ def test_right_drawings_pass_and_wrong_ones_fail(slice_: str, family: str) -> No
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not (NANO_BASE / "model-vq.safetensors").exists(), reason="the trained tokenizer is not there yet")
 @pytest.mark.parametrize(("slice_", "family"), ALL)
 def test_the_calibration_holds_after_the_shipped_tokenizer(slice_: str, family: str) -> None:
     _holds(slice_, family, tokenizer_round_trip(NANO_BASE))
