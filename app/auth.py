@@ -118,7 +118,7 @@ class GuardMiddleware:
         return None
 
     def _too_large(self) -> Problem:
-        return Problem("body_too_large", f"a body may have {self._max_body} bytes; send a smaller picture")
+        return Problem("body_too_large", f"a body may have {self._max_body} bytes; send a smaller file")
 
 
 class ApiKey:

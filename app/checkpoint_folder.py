@@ -92,7 +92,7 @@ def outside(folder: Path, roots: Iterable[Path]) -> Path | None:
     real = folder.resolve()
     if not any(real.is_relative_to(root) for root in allowed):
         return real
-    if real.is_dir():
+    if os.path.isdir(real):
         for path in real.iterdir():
             target = path.resolve()
             if not any(target.is_relative_to(root) for root in allowed):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -334,7 +335,8 @@ class CheckpointRegistry:
 def _folders(root: Path, only: str | None) -> Iterator[Path]:
     """The checkpoint folders in `root`, or the one of that name."""
     if only is not None:
-        candidates = [root / only] if "/" not in only and "\0" not in only else []
+        candidates = [root / only] if "/" not in only else []
     else:
         candidates = sorted(root.iterdir()) if root.is_dir() else []
-    return (folder for folder in candidates if not folder.name.startswith((".", "_")) and folder.is_dir())
+    # os.path: a name that no folder can have is none, and no error
+    return (folder for folder in candidates if not folder.name.startswith((".", "_")) and os.path.isdir(folder))

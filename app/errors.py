@@ -202,6 +202,8 @@ def install_handlers(app: FastAPI) -> None:
         if code is None:
             code = "internal" if error.status_code >= 500 else "malformed"
         detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+        if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
+            detail = "the body cannot be read as JSON: it is nested too deeply, or a number in it is too long"
         problem = Problem(code, detail, headers=dict(error.headers or {}))
         problem.status = error.status_code
         return response_for(problem, request.url.path)

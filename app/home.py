@@ -53,6 +53,10 @@ class Home:
         for folder in (self.images, self.partials, self.checkpoints, self.jobs, self.tmp):
             folder.mkdir(exist_ok=True)
 
+    def resolve(self, given: str) -> Path:
+        """Where a path that a client gave leads: from here unless absolute, `~`, links and `..` resolved."""
+        return (self.path / os.path.expanduser(given)).resolve()  # Path's own raises for the home of nobody
+
     def note(self, host: str, port: int) -> None:
         """Say where this server answers, for a second one."""
         self._write({"pid": os.getpid(), "host": host, "port": port})

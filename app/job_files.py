@@ -6,6 +6,7 @@ Blocking; knows no database and no HTTP.
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 import shutil
@@ -39,7 +40,7 @@ def public_file(jobs: Path, job_id: str, name: str) -> Path | None:
     parts = path.relative_to(folder).parts
     if parts[0] in PRIVATE_FOLDERS or any(part.startswith(".") for part in parts):
         return None
-    return path if path.suffix in PUBLIC_SUFFIXES and path.is_file() else None
+    return path if path.suffix in PUBLIC_SUFFIXES and os.path.isfile(path) else None  # False for an impossible name
 
 
 def with_addresses(value: Any, folder: Path, prefix: str) -> Any:

@@ -20,6 +20,7 @@ from app.checkpoint_folder import CheckpointInfo
 from app.checkpoints import CheckpointRegistry
 from app.db import Database
 from app.errors import Problem, field_problem
+from app.home import Home
 from training.formats import trace_row
 from training.job_context import JobError
 from training.spec import AnySpec, BenchmarkHyperparameters, PipelineSpec
@@ -32,13 +33,13 @@ class JobIntake:
     """Checks of one server."""
 
     def __init__(
-        self, db: Database, checkpoints: CheckpointRegistry, images: ImageStore, *, home: Path, roots: Sequence[Path]
+        self, db: Database, checkpoints: CheckpointRegistry, images: ImageStore, *, home: Home, roots: Sequence[Path]
     ) -> None:
         self._db = db
         self._checkpoints = checkpoints
         self._images = images
         self._home = home
-        self._roots = (home, *roots)
+        self._roots = (home.path, *roots)
 
     def check(self, spec: AnySpec, job_id: str) -> tuple[dict[str, Any], str]:
         """The specification with every default and path resolved, and what its checkpoints will be called."""
@@ -60,6 +61,8 @@ class JobIntake:
         for key in keys:
             data = data[key]
         where = ".".join(("body", *keys))
+        if data["source"] == "traces" and None not in (data["path"], data["trace_ids"]):
+            raise field_problem("invalid", where, "give either path or trace_ids, not both")
         if data.get("path") is not None:
             data["path"] = str(self._allowed(data["path"], f"{where}.path"))
         elif data["source"] == "traces":
@@ -68,7 +71,7 @@ class JobIntake:
     def _allowed(self, given: str, where: str) -> Path:
         if "\0" in given:
             raise field_problem("invalid", where, "must not contain the NUL character")
-        path = (self._home / Path(given).expanduser()).resolve()
+        path = self._home.resolve(given)
         if not any(path.is_relative_to(root.resolve()) for root in self._roots):
             detail = "lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; put the data there, or allow its folder"
             raise field_problem("path_not_allowed", where, detail)

@@ -182,7 +182,7 @@ def build_services(
         db=db,
         home=home,
         checkpoints=registry,
-        intake=JobIntake(db, registry, image_store, home=home.path, roots=settings.allowed_roots),
+        intake=JobIntake(db, registry, image_store, home=home, roots=settings.allowed_roots),
         ping_s=settings.ping_s,
         max_running=settings.max_jobs,
         patience_s=settings.job_patience_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -64,8 +65,9 @@ class Registration:
         return shown
 
     def _look(self, body: CheckpointCreate) -> CheckpointInfo:
-        path = (self._home.path / Path(body.source).expanduser()).resolve()
-        if HUB_ID.fullmatch(body.source) and not path.is_dir():
+        path = self._home.resolve(body.source)
+        is_folder = os.path.isdir(path)  # False, too, for a name that no file can have
+        if HUB_ID.fullmatch(body.source) and not is_folder:
             folder = self._fetched(body.source)
             info = _named(read_folder(folder), body.name, "hub")
         else:
@@ -73,7 +75,7 @@ class Registration:
             if target is not None:
                 detail = f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
                 raise field_problem("path_not_allowed", SOURCE, detail)
-            if not path.is_dir():
+            if not is_folder:
                 raise _invalid("not_found", "there is no such folder")
             info = _named(read_folder(path), body.name, "local")
         if info.problem is not None:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e4)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -41,7 +42,7 @@ class PeSFTHyperparameters(_Optimisation):
     epochs: float = Field(1.0, gt=0.0, le=1e4, description="[C] 1")
     lr: LearningRate = Field(5e-4, description="[D] a quarter of the embedded model's own run; [C] 1e-5 for the 7B")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = Field(20, ge=0)
+    warmup: Count = 20
     floor: Share = Field(0.05, description="share of lr at the end of the cosine")
     betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
     batch_tokens: Positive = Field(3_072, description="tokens of an optimiser batch [D]")
@@ -58,7 +59,7 @@ class PeSFTHyperparameters(_Optimisation):
     variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
     template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="[C] bf16; the weights trained are fp32")
-    sample_every: int = Field(100, ge=0, description="steps between two looks at what the model draws; 0: never")
+    sample_every: Count = Field(100, description="steps between two looks at what the model draws; 0: never")
     show_samples: Annotated[int, Field(ge=1, le=16)] = Field(4, description="traces shown at each look")
 
     @model_validator(mode="after")
@@ -89,8 +90,8 @@ class PeRPOHyperparameters(_Optimisation):
 
     steps: Positive = 60
     lr: LearningRate = Field(1e-4, description="[D] 3e-4 unlearned (docs/results.md); [P] 1e-7 for the 7B")
-    warmup: int = Field(5, ge=0, description="[P] 5")
-    prompts_per_step: Positive = Field(16, description="[P] 64")
+    warmup: Count = Field(5, description="[P] 5")
+    prompts_per_step: Annotated[int, Field(ge=1, le=65_536)] = Field(16, description="[P] 64")
     rollouts_per_prompt: Annotated[int, Field(ge=2, le=1024)] = Field(8, description="G: [P] 16")
     oversampling: float = Field(2.0, ge=1.0, le=16.0, description="prompts drawn a prompt used: [P] 3")
     mini_batch_prompts: Positive = Field(8, description="[P] 16")
@@ -107,8 +108,8 @@ class PeRPOHyperparameters(_Optimisation):
     temperature: float = Field(1.0, gt=0.0, le=4.0, description="[P]")
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="[P]")
     max_new_tokens: Positive = Field(330, description="of a completion")
-    max_images: int | None = Field(None, ge=0, description="of a completion; the checkpoint's own when absent")
-    sampler_ratio_cap: float = Field(2.0, ge=1.0, description="truncated weight of trainer over sampler")
+    max_images: Count | None = Field(None, description="of a completion; the checkpoint's own when absent")
+    sampler_ratio_cap: float = Field(2.0, ge=1.0, le=1e3, description="truncated weight of trainer over sampler")
     reward: RewardHyperparameters = Field(default_factory=lambda: RewardHyperparameters())
     sample_every: Positive = Field(1, description="steps between two sampled traces that are shown")
     save_every: Positive = 20
@@ -165,10 +166,13 @@ class BenchmarkHyperparameters(Strict):
     temperature: float = Field(0.0, ge=0.0, le=4.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_new_tokens: Positive | None = None
-    max_images: int | None = Field(None, ge=0, description="0: text only")
+    max_images: Count | None = Field(None, description="0: text only")
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     compare_with: str | None = Field(
-        None, description="another checkpoint on the same tasks, paired; in a pipeline also an earlier stage's name"
+        None,
+        min_length=1,
+        max_length=200,
+        description="another checkpoint on the same tasks, paired; in a pipeline also an earlier stage's name",
     )
     judge: JudgeHyperparameters | None = None
     show_samples: int = Field(16, ge=0, le=1000, description="traces that are shown while it runs")

@@ -55,15 +55,18 @@ __all__ = [
 Slice = Literal["natural", "structured", "diagrammatic", "operational"]
 
 EVAL_SEEDS = 1_000_000_000  # from here on; training.unitasks.world says the same
+MOST_TASKS = 10_000_000
 
 
 class UniTasksData(Strict):
     """Tasks of the procedural world: pictures, answers and traces made from seeds."""
 
     source: Literal["unitasks"] = "unitasks"
-    num_samples: Annotated[int, Field(ge=1, le=10_000_000)] = 1_000
+    num_samples: Annotated[int, Field(ge=1, le=MOST_TASKS)] = 1_000
     slices: list[Slice] | None = Field(None, min_length=1, description="all four when absent")
-    first_seed: int | None = Field(None, ge=0, description="the method's own range of seeds when absent")
+    first_seed: int | None = Field(
+        None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
+    )
     level: Literal["normal", "hard"] = "normal"
 
 
@@ -83,7 +86,7 @@ class TracesData(Strict):
 
     source: Literal["traces"] = "traces"
     path: str | None = Field(None, min_length=1)
-    trace_ids: list[str] | None = Field(None, min_length=1)
+    trace_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(None, min_length=1, max_length=10_000)
     num_samples: Positive | None = None
 
     @model_validator(mode="after")

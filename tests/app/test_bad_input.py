@@ -146,7 +146,9 @@ def test_bodies_that_are_no_json_are_told_apart(with_server: WithServer) -> None
     async def scenario(server: Server) -> None:
         post = server.client.post
         is_problem(await post("/v1/traces", content=b"{", headers=JSON), 400, "malformed")
-        is_problem(await post("/v1/traces", content=b"[" * 100_000, headers=JSON), 400, "malformed")
+        for body in (b"[" * 100_000, b"[" + b"9" * 5_000 + b"]"):
+            document = is_problem(await post("/v1/traces", content=body, headers=JSON), 400, "malformed")
+            assert "nested too deeply" in document["detail"]
         is_problem(await post("/v1/traces", content=b"\xff\xfe{}", headers=JSON), 400, "malformed")
         is_problem(await post("/v1/traces", content=b"", headers=JSON), 422, "invalid", "body")
         is_problem(await post("/v1/traces", content=b"[]", headers=JSON), 422, "invalid", "body")
@@ -196,6 +198,12 @@ def test_an_unknown_id_is_a_404_everywhere(with_server: WithServer) -> None:
             ("GET", f"/v1/images/{'0' * 64}", "image_not_found"),
             ("GET", f"/v1/images/{'0' * 64}/model-view", "image_not_found"),
             ("GET", "/v1/checkpoints/nothing", "checkpoint_not_found"),
+            ("GET", f"/v1/checkpoints/{'a' * 300}", "checkpoint_not_found"),  # longer than a file's name may be
+            ("POST", f"/v1/checkpoints/{'a' * 300}/activate", "checkpoint_not_found"),
+            ("DELETE", f"/v1/checkpoints/{'a' * 300}", "checkpoint_not_found"),
+            ("DELETE", "/v1/checkpoints/a%00b", "checkpoint_not_found"),
+            ("GET", f"/v1/jobs/{'a' * 300}/files/log.txt", "not_found"),
+            ("POST", "/v1/jobs/a%00b/cancel", "job_not_found"),
             ("GET", "/v1/nothing", "not_found"),
         ):
             is_problem(await server.client.request(method, path), 404, code)

@@ -77,6 +77,7 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"method": "magic"}, "body.method"),
     ({"data": {"source": "magic"}}, "body.data.source"),
     ({"hyperparameters": {"steps": 0}}, "body.hyperparameters.steps"),
+    ({"hyperparameters": {"steps": 10**30}}, "body.hyperparameters.steps"),
     ({"hyperparameters": {"stepz": 4}}, "body.hyperparameters.stepz"),
     ({"data": {"source": "unitasks", "num_samples": "many"}}, "body.data.num_samples"),
     ({"data": {"source": "jsonl", "path": "/etc/passwd"}}, "body.data.path"),
@@ -84,7 +85,14 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"source": "jsonl", "path": "not-there.jsonl"}}, "body.data.path"),
     ({"data": {"source": "jsonl", "path": "empty.jsonl"}}, "body.data.path"),
     ({"data": {"source": "traces", "trace_ids": ["tr_nobody"]}}, "body.data.trace_ids.0"),
+    ({"data": {"source": "jsonl", "path": "~no-such-user/a.jsonl"}}, "body.data.path"),
+    ({"data": {"source": "jsonl", "path": "a" * 5_000}}, "body.data.path"),
+    ({"data": {"source": "jsonl", "path": "a\0b"}}, "body.data.path"),
+    ({"data": {"source": "traces", "trace_ids": ["\ud800"]}}, "body.data.trace_ids.0"),
+    ({"data": {"source": "traces", "trace_ids": ["tr"] * 10_001}}, "body.data.trace_ids"),
+    ({"data": {"source": "traces", "trace_ids": ["tr_nobody"], "path": "empty.jsonl"}}, "body.data"),
     ({"base_checkpoint": "nobody"}, "body.base_checkpoint"),
+    ({"base_checkpoint": "\ud800"}, "body.base_checkpoint"),
     ({"base_checkpoint": "blind"}, "body.base_checkpoint"),
     ({"output_name": "a/b"}, "body.output_name"),
     ({"output_name": "nano-omni"}, "body.output_name"),
@@ -95,9 +103,13 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
         "body.hyperparameters.rollouts_per_prompt",
     ),
     ({"method": "zero", "hyperparameters": {"pesft": None}, "activate": True}, "body.activate"),
+    *(
+        ({"method": "benchmark", "hyperparameters": {"compare_with": name}}, "body.hyperparameters.compare_with")
+        for name in ("nobody", "\ud800", "a\0", "a" * 200, "")
+    ),
     (
-        {"method": "benchmark", "hyperparameters": {"compare_with": "nobody"}},
-        "body.hyperparameters.compare_with",
+        {"method": "benchmark", "hyperparameters": {}, "data": {"source": "unitasks", "first_seed": 2**53}},
+        "body.data.first_seed",
     ),
     (
         {"method": "pipeline", "data": {"pesft": {"source": "unitasks", "num_samples": 0}}, "hyperparameters": {}},
@@ -118,7 +130,8 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(with_server: Call
     async def scenario(server: Server) -> None:
         (server.home / "empty.jsonl").touch()
         for change, path in BAD_SPECS:
-            answer = await server.client.post("/v1/jobs", json={**SPEC, **change})
+            body = json.dumps({**SPEC, **change})
+            answer = await server.client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
             assert answer.status_code == 422, (change, answer.text)
             assert path in [error["path"] for error in answer.json()["errors"]], (change, answer.text)
         assert (await server.client.get("/v1/jobs")).json()["data"] == []

@@ -104,6 +104,7 @@ def test_pictures_of_a_sample_are_served_and_nothing_else_of_the_folder(with_ser
             "%2e%2e/../server-id",
             ".hidden.txt",
             "a%00b",
+            "a" * 300 + ".png",  # longer than a file's name may be
         ):
             answer = await server.client.get(f"/v1/jobs/{job['id']}/files/{name}")
             assert answer.status_code == 404, name

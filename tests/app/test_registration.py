@@ -111,7 +111,7 @@ def test_no_path_leads_out_of_the_allowed_folders(
             "/no/such/folder",  # whether it exists is nobody's business
         ):
             is_problem(await register(server, source, name="x"), 422, "path_not_allowed", "body.source")
-        for source in (mine.parent / "nothing", mine / "manifest.json"):
+        for source in (mine.parent / "nothing", mine / "manifest.json", "~no-such-user/x", "a" * 300):
             problem = is_problem(await register(server, source, name="x"), 422, "checkpoint_invalid", "body.source")
             assert problem["reason"] == "not_found"
         assert len(engine.checks) == checked, "nothing of it was read"
