@@ -107,6 +107,11 @@ def two_steps(request: GenerationRequest) -> list[Item]:
     ]
 
 
+def held(request: GenerationRequest) -> list[Item]:
+    """One step, then a wait for `go("end")`, then the answer."""
+    return [*step_items(1, "I look.", png(box=9)), Wait("end"), *answer_items("red")]
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\s*\S+", text)
 

@@ -21,6 +21,7 @@ from app.deps import Services
 from app.main import bind, create_app
 from app.runtime import Runtime
 from app.settings import Settings
+from tests.app.canned import Canned
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 from tests.postgres import Cluster
 from training.jobs import COMMAND
@@ -46,6 +47,23 @@ def parse_sse(stream: bytes) -> list[Sse]:
             found.append(Sse(int(fields[b"id"]), fields[b"event"].decode(), json.loads(fields[b"data"]), raw))
     return found
 
+
+def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> dict[str, Any]:
+    """The answer is that problem document, and blames that field; the document."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json()
+    assert document["code"] == code, document
+    assert document.keys() >= {"type", "title", "status", "detail", "instance", "code"}
+    assert document["status"] == status
+    assert document["detail"]
+    assert "Traceback" not in answer.text
+    if path is not None:
+        assert [error["path"] for error in document["errors"]] == [path]
+    return document
+
+
+WithServer = Callable[..., Any]  # the fixture `with_server`
 
 # A test that means both databases: it runs on SQLite, and again on PostgreSQL. For what the database decides.
 both_databases = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
@@ -253,3 +271,19 @@ def with_server(
         return run_async(main())
 
     return go
+
+
+@pytest.fixture
+def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Canned]:
+    """The canned server as the command line's own, in an empty folder with a picture."""
+    server = Canned()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("OMNI_R1_URL", server.url)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes(b"picture")
+    yield server
+    server.cancelled.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()

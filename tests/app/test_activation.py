@@ -12,8 +12,7 @@ import pytest
 
 from app.errors import DatabaseGone
 from model.engine.messages import Failed
-from tests.app.conftest import Server, both_databases, running
-from tests.app.test_bad_input import is_problem
+from tests.app.conftest import Server, both_databases, is_problem, running
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
 
 OLD, NEW = "nano-omni-r1", "new"

@@ -7,33 +7,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from tests.app.conftest import Server
+from tests.app.conftest import Server, WithServer, is_problem
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 
-WithServer = Callable[..., Any]
 JSON = {"content-type": "application/json"}
-
-
-def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> dict[str, Any]:
-    """The answer is that problem document, and blames that field; the document."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = answer.json()
-    assert document["code"] == code, document
-    assert document.keys() >= {"type", "title", "status", "detail", "instance", "code"}
-    assert document["status"] == status
-    assert document["detail"]
-    assert "Traceback" not in answer.text
-    if path is not None:
-        assert [error["path"] for error in document["errors"]] == [path]
-    return document
 
 
 async def well(server: Server) -> None:

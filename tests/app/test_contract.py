@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from app.main import create_app
 from app.schemas import CheckpointList, LimitsOut, ModelList, ProblemOut, Ready, RoomOut, TaskOut, Trace
 from app.settings import Settings
 from model.engine.messages import Emitted, GenerationRequest
-from tests.app.conftest import Server
+from tests.app.conftest import Server, WithServer
 from tests.fakes import FakeGeneration, Item, answer_items, step_items
 from training.skills import Action, apply
 from training.unitasks.world import EVAL_SEED_MIN, make_task
 
-WithServer = Callable[..., Any]
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 

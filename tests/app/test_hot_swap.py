@@ -14,8 +14,7 @@ import torch
 
 from model.engine.client import EngineProcess
 from model.manifest import Manifest
-from tests.app.conftest import Server
-from tests.app.test_bad_input import is_problem
+from tests.app.conftest import Server, is_problem
 from tests.model.spoil import LM, change_json, change_lm
 from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
 

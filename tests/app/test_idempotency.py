@@ -9,11 +9,8 @@ from typing import Any
 
 import httpx
 
-from tests.app.conftest import Server, both_databases, parse_sse, running
-from tests.app.test_bad_input import is_problem
+from tests.app.conftest import Server, WithServer, both_databases, is_problem, parse_sse, running
 from tests.fakes import FakeGeneration
-
-WithServer = Callable[..., Any]
 
 
 async def post(server: Server, body: Any, key: str, **headers: str) -> httpx.Response:

@@ -20,11 +20,9 @@ from app.auth import COOKIE_S, OPEN, ApiKey
 from app.login import local_path
 from app.main import build_page, create_app
 from app.settings import Settings, SettingsError, read_settings
-from tests.app.conftest import Server, parse_sse
-from tests.app.test_bad_input import is_problem
+from tests.app.conftest import Server, WithServer, is_problem, parse_sse
 from tests.fakes import FakeGeneration, png
 
-WithServer = Callable[..., Any]
 KEY = "correct-horse-battery-staple"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 PAGE = {"Accept": "text/html,application/xhtml+xml"}

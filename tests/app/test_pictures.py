@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,11 +16,9 @@ from PIL import Image
 from app import db as tables
 from app.artifacts import MAX_UPLOAD_BYTES, normalise
 from app.errors import Problem
-from tests.app.conftest import Server, both_databases
-from tests.app.test_bad_input import is_problem
+from tests.app.conftest import Server, WithServer, both_databases, is_problem
 from tests.fakes import png
 
-WithServer = Callable[..., Any]
 PNG = {"content-type": "image/png"}
 
 

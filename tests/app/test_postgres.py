@@ -18,10 +18,8 @@ from app.dialects import DatabaseUnusable, to_json
 from app.errors import Problem
 from app.idempotency import Claim
 from app.settings import Settings, SettingsError, read_settings
-from tests.app.conftest import Server, running
-from tests.app.test_bad_input import is_problem
-from tests.app.test_start_and_stop import held
-from tests.fakes import FakeGeneration, write_paper_checkpoint
+from tests.app.conftest import Server, is_problem, running
+from tests.fakes import FakeGeneration, held, write_paper_checkpoint
 from tests.postgres import Cluster, require_postgres
 
 RUN = Callable[[Any], Any]

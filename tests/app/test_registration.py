@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,8 @@ from app import db as tables
 from app.db import now
 from app.errors import Problem
 from model.shards import CheckpointError
-from tests.app.conftest import Server, both_databases
-from tests.app.test_bad_input import is_problem
+from tests.app.conftest import Server, WithServer, both_databases, is_problem
 from tests.fakes import FakeGeneration, Wait, answer_items, png, step_items, write_paper_checkpoint
-
-WithServer = Callable[..., Any]
 
 
 @pytest.fixture

@@ -19,17 +19,8 @@ import sqlalchemy as sa
 from app import db as tables
 from app.db import HEAD, Database, DatabaseTooNew
 from app.home import Home, HomeBusy
-from model.engine.messages import GenerationRequest
-from tests.app.conftest import Server, both_databases, running
-from tests.app.test_bad_input import is_problem
-from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
-
-WithServer = Callable[..., Any]
-
-
-def held(request: GenerationRequest) -> list[Item]:
-    """One step, then a wait for `go("end")`, then the answer."""
-    return [*step_items(1, "I look.", png(box=9)), Wait("end"), *answer_items("red")]
+from tests.app.conftest import Server, WithServer, both_databases, is_problem, running
+from tests.fakes import FakeGeneration, held, write_paper_checkpoint
 
 
 @both_databases

@@ -17,20 +17,13 @@ from app import trace_store as store
 from app.db import Database, now
 from app.event_log import EventLog, num_batches
 from model.engine.messages import GenerationRequest
-from tests.app.conftest import Server, Sse, both_databases, parse_sse, running
-from tests.fakes import FakeGeneration, Item, Wait, answer_items, emitted, png, step_items
-
-WithServer = Callable[..., Any]
+from tests.app.conftest import Server, Sse, WithServer, both_databases, parse_sse, running
+from tests.fakes import FakeGeneration, Item, Wait, answer_items, emitted, held, png, step_items
 
 
 def bytes_of(events: list[Sse]) -> bytes:
     """What came over the wire."""
     return b"".join(event.raw for event in events)
-
-
-def held(request: GenerationRequest) -> list[Item]:
-    """One step, then a wait for `go("end")`, then the answer."""
-    return [*step_items(1, "I look.", png(box=9)), Wait("end"), *answer_items("red")]
 
 
 # ---- the log alone

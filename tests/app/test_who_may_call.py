@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from app.settings import Settings, SettingsError, read_settings
-from tests.app.conftest import Server
-from tests.app.test_bad_input import is_problem
-
-WithServer = Callable[..., Any]
+from tests.app.conftest import Server, WithServer, is_problem
 
 
 def test_only_names_of_this_machine_are_answered(with_server: WithServer) -> None:
