@@ -77,6 +77,14 @@ def test_the_reference_pulls_back_what_no_reward_holds(tiny: LoadedCheckpoint, b
     assert kl[3] < 0.7 * kl[0]
 
 
+def test_the_entropy_term_spreads_what_no_reward_holds(tiny: LoadedCheckpoint) -> None:
+    group = drawn(tiny, [0.5, 0.5, 0.5, 0.5])  # no advantage
+    hp = PeRPOHyperparameters(lr=5e-4, warmup=0, kl_coef=0.0, entropy_coef=1.0, weight_decay=0.0)
+    updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
+    entropy = [updater.step([group], k)["policy/entropy_text"] for k in range(4)]
+    assert entropy[3] > entropy[0] + 0.1
+
+
 def test_the_learning_rate_warms_up(tiny: LoadedCheckpoint) -> None:
     group = drawn(tiny, [1.0, 0.0])
     hp = PeRPOHyperparameters(lr=1e-4, warmup=5, kl_coef=0.0)
