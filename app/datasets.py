@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from app.artifacts import write_durably
 from app.errors import Problem, field_problem
+from training.rows import SampleError, parse_line
 
 FOLDER = "uploads"
 MAX_DATASET_BYTES = 20_000_000
@@ -40,12 +40,9 @@ def _count_rows(data: bytes) -> int:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is no JSON"
-            raise field_problem("invalid", "body", f"line {number} {reason}") from None
-        if not isinstance(row, dict):
-            raise field_problem("invalid", "body", f"line {number} is no JSON object")
+            parse_line(line, first=number == 1)
+        except SampleError as error:
+            raise field_problem("invalid", "body", f"line {number}: {error.detail}") from None
         rows += 1
     if not rows:
         raise field_problem("invalid", "body", "the file is empty")

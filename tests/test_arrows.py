@@ -33,6 +33,7 @@ APP_MAY_IMPORT = {
     "training.job_folder",
     "training.job_watch",
     "training.jobs",
+    "training.rows",
     "training.skills",
     "training.spec",
     "training.unitasks",

@@ -154,7 +154,8 @@ class JobLog:
 
     def _emit(self, kind: str, data: Mapping[str, Any]) -> None:
         event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "type": kind, "data": data}
-        line = json.dumps(event, ensure_ascii=False, default=str).encode() + b"\n"
+        text = json.dumps(event, ensure_ascii=False, default=str)
+        line = text.encode(errors="replace") + b"\n"  # a file's name need not be text
         with self._lock:
             lost = self._lost
             try:

@@ -115,14 +115,30 @@ def _jsonl(file: Path) -> Iterator[Row | Rejection]:
             if not line.strip():
                 continue
             try:
-                data = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield Rejection(f"{file.name}:{number}", "broken_line", f"no JSON: {error}")
-                continue
-            if isinstance(data, dict):
-                yield Row(file, number, data)
-            else:
-                yield Rejection(f"{file.name}:{number}", "broken_line", "the line is no JSON object")
+                yield Row(file, number, parse_line(line, first=number == 1))
+            except SampleError as error:
+                yield Rejection(f"{file.name}:{number}", error.code, error.detail)
+
+
+def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
+    """The object that a line of a jsonl file holds; the first line may begin with a byte order mark.
+
+    Raises:
+        SampleError: ``broken_line``.
+    """
+    try:
+        data = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        if rb"\ud" in line.lower():  # half a character is JSON, and no text that could be stored or tokenised
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise SampleError("broken_line", f"not UTF-8: {error}") from None
+    except UnicodeEncodeError:
+        raise SampleError("broken_line", "half of a character (a lone surrogate)") from None
+    except (ValueError, RecursionError) as error:
+        raise SampleError("broken_line", f"no JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise SampleError("broken_line", "no JSON object")
+    return data
 
 
 def _table(file: Path) -> Iterator[Row | Rejection]:
@@ -134,7 +150,7 @@ def _table(file: Path) -> Iterator[Row | Rejection]:
             for data in batch.to_pylist():
                 number += 1
                 yield Row(file, number, data)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
         yield Rejection(f"{file.name}:{number + 1}", "broken_file", f"unreadable from here on: {error}")
 
 
@@ -256,7 +272,7 @@ class Intake:
 
     def write(self, path: Path) -> None:
         """Every rejection, one JSON object a line."""
-        path.write_text(_jsonl_text(asdict(r) for r in self.rejected), "utf-8")
+        path.write_text(_jsonl_text(asdict(r) for r in self.rejected), "utf-8", "replace")
 
 
 def _jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -151,7 +151,8 @@ def _say(text: str) -> None:
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", "utf-8")
+        text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+        temporary.write_text(text, "utf-8", "replace")  # a file's name need not be text
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

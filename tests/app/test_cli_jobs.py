@@ -100,7 +100,7 @@ def test_a_file_of_this_machine_is_uploaded_first(with_server: Callable[..., Any
         assert Path(job["spec"]["data"]["path"]).read_bytes() == data.read_bytes()
         data.write_text('{"Question": "?"}\n{"Question"\n')
         assert await cli(server, *argv) == 2
-        assert "line 2 is no JSON" in capsys.readouterr().err
+        assert "line 2: no JSON" in capsys.readouterr().err
         assert await cli(server, *argv[:-1], str(tmp_path / "nowhere.jsonl")) == 1
 
     with_server(scenario, job_command=worker("succeed"))

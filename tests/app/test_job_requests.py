@@ -150,7 +150,13 @@ def test_an_upload_is_checked_and_kept_by_its_content(with_server: Callable[...,
         files = {"file": ("x.jsonl", b'{"Question": "?"}\r\n\n{"a": 1}')}
         assert (await server.client.post("/v1/datasets", files=files)).json() == first.json()
         assert [path.suffix for path in (server.home / "uploads").iterdir()] == [".jsonl"]
-        for data, line in ((b'{"a": 1}\n[1]\n', "line 2"), (b"\xff\n", "line 1"), (b"\n \n", "empty"), (b"", "empty")):
+        for data, line in (
+            (b'{"a": 1}\n[1]\n', "line 2: no JSON object"),
+            (b"\xff\n", "line 1: not UTF-8"),
+            (b'{}\n{"a": "\\uD800"}', "line 2: half of a character"),
+            (b"\n \n", "empty"),
+            (b"", "empty"),
+        ):
             answer = await upload(data)
             assert (answer.status_code, line in answer.json()["detail"]) == (422, True), data
         assert code(await upload(b"{}", "text/plain")) == "unsupported_dataset"

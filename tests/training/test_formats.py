@@ -122,6 +122,8 @@ def test_token_ids_that_are_no_picture_reject_their_sample(
     [
         ('{"Question": "Where', "broken_line", "no JSON"),
         ("[1]", "broken_line", "no JSON object"),
+        ("[" * 100_000, "broken_line", "no JSON"),
+        (json.dumps(official(**{ANSWER: "\ud800"})), "broken_line", "half of a character"),
         (official(reasoning_image_1=None), "missing_picture", "'reasoning_image_1'"),
         (official(problem_image_1=None), "missing_picture", "'problem_image_1'"),
         (official(problem_image_1="gone.png"), "missing_picture", "gone.png"),

@@ -36,6 +36,12 @@ def test_every_event_is_one_line_with_time_type_and_data(tmp_path: Path) -> None
     assert rows[5]["data"] == {"kind": "data", "kept": 3}
 
 
+def test_a_name_that_is_no_text_ends_no_run(tmp_path: Path) -> None:
+    with JobLog(tmp_path, tensorboard=False) as log:
+        log.warning("samples_rejected", os.fsdecode(b"caf\xe9.jsonl:1"))
+    assert events(tmp_path, "warning") == [{"code": "samples_rejected", "detail": "caf?.jsonl:1"}]
+
+
 def test_a_sample_keeps_its_pictures_below_the_job(tmp_path: Path) -> None:
     picture = Image.new("RGB", (8, 8), (1, 2, 3))
     with JobLog(tmp_path, tensorboard=False) as log:

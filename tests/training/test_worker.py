@@ -57,6 +57,7 @@ def test_a_method_gets_its_context_and_its_result_is_written(tmp_path: Path, tin
     ("error", "code", "words"),
     [
         (JobError("no_samples", "nothing is left"), "no_samples", "nothing is left"),
+        (JobError("bad_data", os.fsdecode(b"caf\xe9.jsonl is empty")), "bad_data", "caf?.jsonl is empty"),
         (FloatingPointError("the loss of step 3 is nan"), "loss_not_finite", "step 3"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", "No space"),
         (MemoryError(), "out_of_memory", "MemoryError"),
