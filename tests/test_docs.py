@@ -13,6 +13,7 @@ import pytest
 from app.cli import build_parser
 from app.settings import PREFIX, Settings
 from app.sse_reader import TERMINAL_EVENTS
+from training.spec import METHODS, parse_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -137,6 +138,24 @@ def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     assert served
     assert {f"{method} {path}" for method, path in served - documented} == set()
     assert {f"{method} {path}" for method, path in documented - served} <= {"GET /docs", "GET /openapi.json", "GET /"}
+
+
+def test_every_warning_of_a_job_is_explained_and_the_pages_say_the_same() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "training").glob("*.py"))
+    sent = set(re.findall(r'(?:log\.warning|tell)\(\s*"([a-z_]+)"', source)) | {"copied_pictures", "capped_pictures"}
+    script = (ROOT / "static" / "training" / "words.js").read_text()
+    shown = re.findall(r"^  (\w+): \{\n    title: '.*',\n    means: '(.*)',\n    todo: '(.*)',$", script, re.MULTILINE)
+    page = (ROOT / "docs" / "training-page.md").read_text()
+    assert {code for code, _, _ in shown} == sent
+    assert re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, re.MULTILINE) == shown
+
+
+def test_every_job_that_is_shown_would_be_accepted() -> None:
+    shown = [json.loads(block) for page in PAGES for block in blocks(page, "json")]
+    jobs = [spec for spec in shown if "method" in spec]
+    assert {spec["method"] for spec in jobs} == set(METHODS)
+    for spec in jobs:
+        parse_spec(spec)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -172,7 +172,7 @@ class _Asking:
         if self.judge is not None and (failed := sum(a.judge is not None and a.judge.right is None for a in answers)):
             reason = next(a.judge.detail for a in answers if a.judge is not None and a.judge.right is None)
             self.ctx.log.warning(
-                "scoring_errors",
+                "judge_silent",
                 f"the judge could not say for {failed} of {len(answers)} answers ({reason}); the rules count",
             )
         return answers

@@ -179,12 +179,22 @@ export const WARNINGS = {
   samples_rejected: {
     title: 'Some samples were left out',
     means: 'They were broken, too long, or lacked a picture. Nothing is cut or repaired silently.',
-    todo: 'The log names each one with the reason. Mend the file, or raise max_len if they are only too long.',
+    todo: 'The first of each kind is named here with its line; all stand in runs/…/rejected.jsonl of the job’s folder. Mend the file, or raise max_len if they are only too long.',
   },
   scoring_errors: {
     title: 'Some traces could not be scored',
     means: 'Scoring raised an error; these traces were left out of the update instead of being counted as wrong.',
     todo: 'The log has the reason. Above a tenth of them the job ends by itself.',
+  },
+  judge_silent: {
+    title: 'The judge gave no verdict on some answers',
+    means: 'The endpoint did not answer, or not with a verdict. For these answers the verdict of the rules counts.',
+    todo: 'Check the endpoint’s address, key and load, then start the benchmark again.',
+  },
+  save_failed: {
+    title: 'A checkpoint could not be written',
+    means: 'The disk is full, or the folder cannot be written. Training goes on, and the next checkpoint is tried at its turn.',
+    todo: 'Make room on the disk. The job fails only where its last checkpoint cannot be written; then make room and press Resume.',
   },
 };
 

@@ -244,7 +244,7 @@ def test_a_judge_that_fails_leaves_the_rules_verdict_and_a_warning(
         benchmark_job.run(ctx)
     rows = [r for r in predictions(ctx) if not r["error"]]
     assert all(r["right"] and r["rules"]["right"] and r["judge"]["right"] is None for r in rows)
-    assert "scoring_errors" in [w["code"] for w in told(ctx, "warning")]
+    assert "judge_silent" in [w["code"] for w in told(ctx, "warning")]
 
 
 def test_a_judge_that_refuses_the_key_fails_the_job(tmp_path: Path, bases: dict[str, Path]) -> None:
