@@ -20,6 +20,7 @@ from training.spec import PRESETS
 
 # What a method starts from where neither a preset of its own nor --base says it.
 BASES = {"zero": "nano-base", "benchmark": "nano-omni-r1"}
+ZERO = PRESETS["nano-zero"]
 SHOWN_METRICS = ("loss/ce", "reward/total", "reward/accuracy", "accuracy/all", "zero/accepted_share")
 
 
@@ -204,7 +205,9 @@ def _preset(method: str, name: str | None) -> dict[str, Any]:
     if name is None:
         name = next((p.name for p in PRESETS.values() if p.card and p.spec["method"] == method), None)
         if name is None:
-            return {"base_checkpoint": BASES.get(method, "nano-base"), "data": {"source": "unitasks"}}
+            spec = {"base_checkpoint": BASES.get(method, "nano-base"), "data": {"source": "unitasks"}}
+            # Zero alone begins as it does in the whole recipe.
+            return spec | ({"hyperparameters": dict(ZERO.spec["hyperparameters"]["zero"])} if method == "zero" else {})
     if name not in PRESETS:
         raise _bad(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
     found: dict[str, Any] = json.loads(json.dumps(PRESETS[name].spec))

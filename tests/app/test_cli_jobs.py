@@ -132,6 +132,13 @@ def test_every_method_has_something_valid_to_begin_with(method: str) -> None:
     assert parse_spec(spec_of(method)).method == method
 
 
+def test_zero_alone_begins_as_it_does_in_the_whole_recipe() -> None:
+    stage = dict(PRESETS["nano-zero"].spec["hyperparameters"]["zero"])
+    assert spec_of("zero")["hyperparameters"] == stage
+    assert spec_of("zero", "--set", "hyperparameters.candidates=2")["hyperparameters"] == stage | {"candidates": 2}
+    assert PRESETS["nano-zero"].spec["hyperparameters"]["zero"] == stage  # the preset itself is left alone
+
+
 def test_a_spec_comes_from_a_preset_a_text_or_a_file(tmp_path: Path) -> None:
     preset = PRESETS["nano-perpo"].spec
     assert spec_of("perpo", "--preset", "nano-perpo") == preset
