@@ -241,6 +241,9 @@ class EngineProcess(EngineClient):
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "MALLOC_ARENA_MAX": "2",
+            # What a decoded picture needs stays with the process: to fault it in again takes a quarter of the time.
+            "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
+            "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
         }
         with theirs:
             self._process = subprocess.Popen(

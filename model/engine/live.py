@@ -79,18 +79,12 @@ class Live:
     model: Any = None  # models.Model, once it is known
     prompt: list[int] = field(default_factory=list)
     previous: tuple[int, ...] | None = None  # codes of the question's last picture,
-    seen: bytes | None = None  # and what they look like, once that is known
+    seen: bytes | None = None  # and what they look like, once that is asked for and known
     narrator: Narrator | None = None
     sequence: Sequence | None = None
     step_mode: bool = False
     started: bool = False
     position: int | None = None  # told last
-
-    def show_seen(self, codes: tuple[int, ...]) -> bytes:
-        """The question's picture as the model sees it, decoded once; in the picture thread only."""
-        if self.seen is None:
-            self.seen = self.model.show(codes)
-        return self.seen
 
 
 def sampling_params(asked: SamplingRequest, *, temperature: float, top_p: float, can_draw: bool) -> SamplingParams:

@@ -1,58 +1,82 @@
 """One thread that encodes and decodes pictures beside the step loop.
 
+What a stream is silent for comes first: whole pictures. Those that wait side by side are done together, a few at once,
+which costs less than one after another. Where they pile up all the same (traces that began together finish their
+drawings together) the step loop lends a hand: what stands behind a picture in a stream waits for it anyway.
 A partial picture that would have to wait is refused, and so is one that comes right after another job: partials take
-half of a core at most, since the step loop needs the rest of the machine more. Whole pictures and the question's
-pictures always get their turn, and where they pile up (traces that began together finish their drawings together) the
-step loop lets the thread catch up: what stands behind a picture in a stream waits for it. What nobody waits for yet
-is done when there is nothing else to do.
+half of a core at most, since the step loop needs the rest of the machine more. What nobody waits for yet is done when
+there is nothing else to do.
 It knows no events: it runs functions and posts their results.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Work = Callable[[], Any]
+WorkTogether = Callable[[list[Any]], list[Any]]
 Post = Callable[[Any, BaseException | None], None]
+_Done = tuple[Post, Any, BaseException | None]
 
 log = logging.getLogger("omni_r1.engine")
 
-BEHIND_S = 0.05  # how long a job may wait before the step loop holds back,
-CATCH_UP_S = 0.02  # and for how long at a time
+TOGETHER = 4  # whole pictures at once: the first waits for the last, so few
+BEHIND_S = 0.02  # how long one may wait before the step loop lends a hand
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Whole:
+    """A whole picture that waits."""
+
+    come: float
+    work: WorkTogether
+    item: Any
+    post: Post
+    together: bool
 
 
 class PictureThread:
-    """Runs jobs one after another; `post` is called from the thread with (result, error)."""
+    """Runs jobs; `post` is called with (result, error) from the thread that ran the job."""
 
     def __init__(self) -> None:
-        self._jobs: deque[tuple[float, Work, Post]] = deque()  # with the time at which each came
+        self._whole: deque[_Whole] = deque()
+        self._jobs: deque[tuple[Work, Post]] = deque()
         self._idle_jobs: deque[Work] = deque()
         self._lock = threading.Lock()
         self._come = threading.Condition(self._lock)
-        self._gone = threading.Condition(self._lock)
         self._busy = False
         self._closed = False
         self._rests_until = 0.0  # for partial pictures: as long as the last job took
         self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work, post: Post) -> None:
-        """Queue a job that must be done."""
+    def submit_whole(self, work: WorkTogether, item: Any, post: Post, *, together: bool = True) -> None:
+        """Queue a whole picture. Several that wait for an equal `work` are done by one call with a list of items, those
+        apart that are not to be done `together`."""
         with self._lock:
-            self._jobs.append((time.monotonic(), work, post))
+            self._whole.append(_Whole(time.monotonic(), work, item, post, together))
+            self._come.notify()
+
+    def submit(self, work: Work, post: Post) -> None:
+        """Queue another job that must be done."""
+        with self._lock:
+            self._jobs.append((work, post))
             self._come.notify()
 
     def try_submit(self, work: Work, post: Post) -> bool:
         """Queue a job only if it can begin at once and the thread has rested; returns whether it was taken."""
         with self._lock:
-            if self._busy or self._jobs or time.monotonic() < self._rests_until:
+            if self._busy or self._whole or self._jobs or time.monotonic() < self._rests_until:
                 return False
-            self._jobs.append((time.monotonic(), work, post))
+            self._jobs.append((work, post))
             self._come.notify()
             return True
 
@@ -62,40 +86,74 @@ class PictureThread:
             self._idle_jobs.append(work)
             self._come.notify()
 
-    def let_catch_up(self) -> None:
-        """Return at once while no job has waited for long; otherwise when one has been taken up, or after a moment."""
+    def lend_a_hand(self) -> None:
+        """Return at once while no whole picture has waited for long; otherwise do the first few that wait, here."""
         with self._lock:
-            if self._jobs and time.monotonic() - self._jobs[0][0] > BEHIND_S:
-                self._gone.wait(CATCH_UP_S)
+            behind = bool(self._whole) and time.monotonic() - self._whole[0].come > BEHIND_S
+            jobs = self._next_whole() if behind else []
+        for post, result, error in _done_together(jobs):
+            post(result, error)
 
     def close(self) -> None:
         """Finish the running job, drop the others, end the thread."""
         with self._lock:
             self._closed = True
+            self._whole.clear()
             self._jobs.clear()
             self._idle_jobs.clear()
             self._come.notify()
         self._thread.join()
 
+    def _next_whole(self) -> list[_Whole]:
+        """Take the oldest whole picture out of the queue, and the next few that can be done with it."""
+        first = self._whole[0]
+        jobs = [first]
+        if first.together:
+            jobs = [job for job in self._whole if job.together and job.work == first.work][:TOGETHER]
+        for job in jobs:
+            self._whole.remove(job)
+        return jobs
+
+    def _next(self) -> Callable[[], list[_Done]]:
+        """What to do next; there is something."""
+        if self._whole:
+            return partial(_done_together, self._next_whole())
+        if self._jobs:
+            return partial(_done, *self._jobs.popleft())
+        return partial(_done, self._idle_jobs.popleft(), _log)
+
     def _run(self) -> None:
         while True:
             with self._lock:
                 self._busy = False
-                while not (self._jobs or self._idle_jobs or self._closed):
+                while not (self._whole or self._jobs or self._idle_jobs or self._closed):
                     self._come.wait()
                 if self._closed:
                     return
                 self._busy = True
-                _, work, post = self._jobs.popleft() if self._jobs else (0.0, self._idle_jobs.popleft(), _log)
-                self._gone.notify()
+                do = self._next()
             started = time.monotonic()
-            try:
-                result, error = work(), None
-            except Exception as raised:
-                result, error = None, raised
+            done = do()
             ended = time.monotonic()
             self._rests_until = 2 * ended - started
-            post(result, error)
+            for post, result, error in done:
+                post(result, error)
+
+
+def _done(work: Work, post: Post) -> list[_Done]:
+    try:
+        return [(post, work(), None)]
+    except Exception as error:
+        return [(post, None, error)]
+
+
+def _done_together(jobs: list[_Whole]) -> list[_Done]:
+    """Do them in one call; when that fails each alone, so that an error is told to its own job and no other."""
+    if len(jobs) > 1:
+        with contextlib.suppress(Exception):
+            results = jobs[0].work([job.item for job in jobs])
+            return [(job.post, result, None) for job, result in zip(jobs, results, strict=True)]
+    return [done for job in jobs for done in _done(lambda job=job: job.work([job.item])[0], job.post)]
 
 
 def _log(_result: Any, error: BaseException | None) -> None:

@@ -1,8 +1,8 @@
 """The step loop over every model that answers: requests in, outputs out.
 
 One thread owns the engines: it drains the inbox, steps every engine that has work, and sends what came out, so that an
-abort takes effect within one token. One more thread decodes pictures, one loads weights (`models.py`). A step that
-raises fails the requests of its engine and nothing else.
+abort takes effect within one token. One more thread decodes pictures (`drawings.py`), one loads weights
+(`models.py`). A step that raises fails the requests of its engine and nothing else.
 
 Knows no transport: `child.py` runs it in a process of its own, `inprocess.py` in a thread.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
+from model.engine.drawings import Drawings
 from model.engine.engine import SequenceOutput
 from model.engine.live import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.messages import (
@@ -30,9 +30,8 @@ from model.engine.messages import (
     Started,
 )
 from model.engine.models import Model, Models
-from model.engine.picture_thread import PictureThread
 from model.engine.sequence import Status
-from model.events import Narrator, PictureJob, PictureResult, Told
+from model.events import Narrator, PictureResult, Told
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -51,7 +50,7 @@ class Worker:
         self.models = Models(self.post, device=device, num_slots=num_slots, num_threads=num_threads)
         self._live: dict[str, Live] = {}
         self._outbox: list[tuple[str, Output]] = []
-        self._pictures = PictureThread()
+        self._drawings = Drawings(self.post)
         self._stash = KVStash(STASH_BYTES)
         self._told: EngineStatus | None = None
 
@@ -63,13 +62,15 @@ class Worker:
         """Work until ("close",) arrives."""
         try:
             while self._drain():
+                if self._outbox:
+                    self._flush()  # pictures have come: their streams need not wait for the step
                 for model in self.models:
                     self._step(model)
                 self._tell_positions()
                 self._flush()
-                self._pictures.let_catch_up()
+                self._drawings.lend_a_hand()
         finally:
-            self._pictures.close()
+            self._drawings.close()
             self.models.close()
 
     @property
@@ -166,10 +167,7 @@ class Worker:
         elif not model.loaded.can_see:
             self._end(live, Failed("bad_image", f"checkpoint {model.name} has no picture encoder"))
         else:
-            self._pictures.submit(
-                lambda: model.see(request.images),
-                lambda codes, error: self.post(("encoded", live, codes, error)),
-            )
+            self._drawings.see(live)
 
     def _encoded(self, live: Live, codes: list[tuple[int, ...]], error: BaseException | None) -> None:
         if not self._is_live(live):
@@ -179,7 +177,7 @@ class Worker:
             return
         live.previous = codes[-1]
         if live.request.show_seen:
-            self._pictures.when_idle(lambda: self._is_live(live) and live.show_seen(codes[-1]))
+            self._drawings.show_seen(live, self._is_live)
         prompt = live.model.loaded.template.prompt_ids(live.request.question, codes)
         self._guarded(live.request.request_id, self._begin, live, prompt, None)
 
@@ -212,7 +210,7 @@ class Worker:
             kv=self._stash.take(live.model, state.key) if state else None,
         )
         for token in tokens:
-            self._decode(live, live.narrator.feed(token))
+            self._drawings.draw(live, live.narrator.feed(token))
         if live.narrator.paused_after is not None:
             self._start(live)
             self._pause(live)
@@ -276,9 +274,9 @@ class Worker:
         if output.finished_by == "error":
             self._end(live, Failed("engine_error", "the weights give NaN for this question"))
             return
-        self._decode(live, narrator.feed(output.token))
+        self._drawings.draw(live, narrator.feed(output.token))
         if output.finished_by is not None:
-            self._decode(live, narrator.finish())
+            self._drawings.draw(live, narrator.finish())
             usage = {
                 "prompt_tokens": len(sequence.prompt),
                 "completion_tokens": len(sequence.response),
@@ -319,26 +317,6 @@ class Worker:
         engine.abort(live.request.request_id)
         narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))
         self._tell(live)
-
-    def _decode(self, live: Live, jobs: list[PictureJob]) -> None:
-        """Hand pictures to the picture thread; a partial one that would wait goes out without a picture."""
-        model: Model = live.model
-        for job in jobs:
-
-            def work(job: PictureJob = job) -> PictureResult:
-                result = model.draw(job)
-                if live.request.show_seen and job.is_first and job.previous is not None:
-                    result = replace(result, seen=live.show_seen(job.previous))
-                return result
-
-            def post(result: Any, error: BaseException | None, job: PictureJob = job) -> None:
-                self.post(("picture", live, job.ticket, result, error))
-
-            if job.is_final:
-                self._pictures.submit(work, post)
-            elif not self._pictures.try_submit(work, post):
-                assert live.narrator is not None
-                live.narrator.picture_skipped(job.ticket)
 
     def _picture_done(self, live: Live, ticket: int, result: PictureResult | None, error: BaseException | None) -> None:
         if not self._is_live(live) or live.narrator is None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
+from model.engine.models import Model
 from model.images import (
     copied_share,
     decode_codes,
@@ -27,7 +28,7 @@ from model.images import (
 )
 from model.manifest import Perception
 from model.shards import SHIPPED
-from model.vq import VQModel
+from model.vq import VQModel, computes_bf16
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,18 @@ def test_a_copy_is_recognised() -> None:
     assert copied_share((1, 2, 3, 4), (1, 2, 3, 5)) == 0.75
     with pytest.raises(ValueError, match="longer"):
         copied_share((1, 2), (1, 2, 3))
+
+
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_a_drawing_has_the_same_bits_alone_and_among_others(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the embedded decoder, as it serves on a CPU with bf16 and on one without."""
+    if in_bf16 and not computes_bf16():
+        pytest.skip("this CPU does not compute bf16")
+    monkeypatch.setattr("model.vq.computes_bf16", lambda: in_bf16)
+    model = Model.load("nano", str(SHIPPED / "nano-omni-r1"), 1, device=torch.device("cpu"), num_slots=2)
+    codes = torch.randint(0, 512, (5, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    alone = [model.draw([grid])[0] for grid in codes]
+    assert len({result.png for result in alone}) == 5
+    for company in (2, 4, 5):
+        together = [result for i in range(0, 5, company) for result in model.draw(codes[i : i + company])]
+        assert together == alone

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -31,7 +30,8 @@ from model.engine.client import (
     Started,
 )
 from model.engine.inprocess import InProcess
-from model.engine.picture_thread import PictureThread
+from model.engine.models import Model
+from model.events import PictureResult
 from model.images import decode_codes, encode_pictures
 from model.pictures import png_bytes
 
@@ -212,6 +212,35 @@ def test_leaving_the_stream_aborts_the_request(drawing_checkpoint: Path) -> None
     run(drawing_checkpoint, work)
 
 
+def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
+    drawing_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever were decoded with it."""
+    first: list[tuple[int, ...]] = []
+    monkeypatch.setattr(picture_thread, "BEHIND_S", -1.0)  # every whole picture has waited for too long
+
+    async def work(engine: InProcess) -> None:
+        alone = await collect(engine, ask("alone", seed=2))
+        marked = await collect(engine, ask("marked", seed=1))
+        first.append(next(o.codes for o in marked if isinstance(o, Emitted) and o.codes))
+        real = Model.draw
+
+        def draw(model: Model, pictures: list[tuple[int, ...]]) -> list[PictureResult]:
+            if first[0] in pictures:
+                raise RuntimeError("no decoder for this one")
+            return real(model, pictures)
+
+        monkeypatch.setattr(Model, "draw", draw)
+        bad, *good = await asyncio.gather(
+            collect(engine, ask("bad", seed=1)), *(collect(engine, ask(f"good-{i}", seed=2)) for i in range(3))
+        )
+        assert isinstance(bad[-1], Failed)
+        assert "no decoder for this one" in bad[-1].detail
+        assert all(events(outputs) == events(alone) for outputs in good)
+
+    run(drawing_checkpoint, work)
+
+
 def test_who_waits_is_told_its_position(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         runs = await asyncio.gather(*(collect(engine, ask(f"r{i}", images=False)) for i in range(4)))
@@ -281,104 +310,3 @@ def test_a_checkpoint_is_replaced_for_new_requests_only(drawing_checkpoint: Path
         assert (await collect(engine, ask("gone")))[-1].code == "unknown_checkpoint"  # type: ignore[union-attr]
 
     run(drawing_checkpoint, work)
-
-
-def test_a_partial_that_would_wait_goes_out_without_its_picture() -> None:
-    thread, gate, running, results = PictureThread(), threading.Event(), threading.Event(), []
-    done = threading.Semaphore(0)
-
-    def slow() -> str:
-        running.set()
-        gate.wait(60)
-        return "slow"
-
-    def post(result: Any, error: BaseException | None) -> None:
-        results.append(result if error is None else type(error).__name__)
-        done.release()
-
-    assert thread.try_submit(slow, post)
-    assert running.wait(60)
-    assert not thread.try_submit(lambda: "partial", post)
-    thread.submit(lambda: "final", post)
-    thread.submit(lambda: 1 / 0, post)
-    gate.set()
-    for _ in range(3):
-        assert done.acquire(timeout=60)
-    assert results == ["slow", "final", "ZeroDivisionError"]
-    thread.close()
-
-
-def test_what_nobody_waits_for_is_done_last() -> None:
-    thread, gate, order, done = PictureThread(), threading.Event(), [], threading.Semaphore(0)
-
-    def post(result: Any, error: BaseException | None) -> None:
-        order.append(result)
-        done.release()
-
-    thread.submit(lambda: gate.wait(60), post)
-    thread.when_idle(lambda: post("idle", None))
-    thread.when_idle(lambda: 1 / 0)
-    thread.submit(lambda: "final", post)
-    gate.set()
-    for _ in range(3):
-        assert done.acquire(timeout=60)
-    assert order == [True, "final", "idle"]
-    thread.submit(lambda: "after an error", post)
-    assert done.acquire(timeout=60)
-    thread.close()
-
-
-def test_the_step_loop_holds_back_only_while_a_picture_has_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(picture_thread, "CATCH_UP_S", 60.0)
-    thread, gate, begun, done = PictureThread(), threading.Event(), threading.Event(), threading.Semaphore(0)
-
-    def slow() -> None:
-        begun.set()
-        gate.wait(60)
-
-    def post(_result: Any, _error: BaseException | None) -> None:
-        done.release()
-
-    thread.let_catch_up()  # nothing to do
-    thread.submit(slow, post)
-    assert begun.wait(5)
-    clock[0] += 10.0
-    thread.let_catch_up()  # the one that runs keeps nobody
-    thread.submit(slow, post)
-    clock[0] += picture_thread.BEHIND_S / 2
-    thread.let_catch_up()
-    clock[0] += picture_thread.BEHIND_S
-    held = threading.Thread(target=thread.let_catch_up)
-    held.start()
-    assert held.is_alive()
-    gate.set()
-    held.join(5)
-    assert not held.is_alive()
-    for _ in range(2):
-        assert done.acquire(timeout=60)
-    thread.close()
-
-
-def test_partials_leave_the_machine_as_much_time_as_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: clock[0])
-    thread, done = PictureThread(), threading.Semaphore(0)
-
-    def work() -> None:
-        clock[0] += 3.0
-
-    def post(result: Any, error: BaseException | None) -> None:
-        done.release()
-
-    assert thread.try_submit(work, post)
-    assert done.acquire(timeout=60)
-    thread.submit(work, post)  # a whole picture waits for nothing
-    assert done.acquire(timeout=60)
-    clock[0] += 2.9
-    assert not thread.try_submit(work, post)
-    clock[0] += 0.2
-    assert thread.try_submit(work, post)
-    assert done.acquire(timeout=60)
-    thread.close()
