@@ -187,9 +187,10 @@ def _disc_mask(half: int) -> Image.Image:
 
 def _mark(action: Action, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     x, y = mark_pixels(action, image)
-    half = max(4, round(min(image.size) * 4 / 64))
+    numbered = len(action.args) == 3  # wide enough for its number, where the picture has room for one
+    half = max(4, round(min(image.size) * (6 if numbered else 4) / 64))
     image.paste(INK, (x - half, y - half), _disc_mask(half))
-    if len(action.args) == 3 and min(image.size) >= _MIN_LABEL_SIZE:
+    if numbered and min(image.size) >= _MIN_LABEL_SIZE:
         draw.text((x, y), str(action.args[2]), fill=(255, 255, 255), anchor="mm")
 
 

@@ -59,6 +59,16 @@ def test_a_mark_is_a_disc_around_its_point() -> None:
     assert (xs.mean() + 0.5, ys.mean() + 0.5) == (32, 16)
 
 
+def test_a_numbered_mark_has_the_same_middle_and_is_wide_enough_for_its_number() -> None:
+    plain, numbered = (_inked(apply(Action.parse(text), _white())) for text in ("MARK(0.5,0.25)", "MARK(0.5,0.25,3)"))
+    ys, xs = np.nonzero(numbered)
+    assert (xs.mean() + 0.5, ys.mean() + 0.5) == (32, 16)
+    assert numbered.sum() > 2 * plain.sum()
+    large = apply(Action.parse("MARK(0.5,0.5,3)"), _white().resize((256, 256)))
+    assert large.getpixel((128, 108)) == INK  # the disc reaches beyond the number that stands in it
+    assert set(large.crop((122, 122, 134, 134)).get_flattened_data()) != {INK}
+
+
 def test_a_zoom_fills_the_picture_with_the_crop() -> None:
     image = _white()
     image.paste((225, 30, 30), (32, 0, 48, 16))

@@ -17,7 +17,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageFilter
 
-from training.skills import apply
+from training.skills import Action, apply
 from training.unitasks.canvas import bbox, line, mark, new_picture, zoom
 from training.unitasks.checkers import MAX_CROP_MEAN, check_step
 from training.unitasks.task import SIZE, BoxTarget, LineTarget, MarkTarget, Step, Task, ZoomTarget
@@ -77,7 +77,8 @@ def wrong_drawing(task: Task, k: int, rng: Random) -> Image.Image:
         w, h = (target.box[2] - target.box[0]) / 2, (target.box[3] - target.box[1]) / 2
         return apply(bbox(x - w, y - h, x + w, y + h), before)
     if isinstance(target, MarkTarget):
-        return apply(mark(*_elsewhere(rng, target.point)), before)
+        number = Action.parse(step.action).args[2:]
+        return apply(Action("MARK", (*mark(*_elsewhere(rng, target.point)).args, *number)), before)
     if isinstance(target, LineTarget):
         return apply(line(*target.start, *_elsewhere(rng, target.end)), before)
     if isinstance(target, ZoomTarget):

@@ -155,9 +155,9 @@ def zoom(left: float, top: float, right: float, bottom: float) -> Action:
     return Action("ZOOM", bbox(left, top, right, bottom).args)
 
 
-def mark(x: float, y: float) -> Action:
-    """MARK a pixel."""
-    return Action("MARK", (x / SIZE, y / SIZE))
+def mark(x: float, y: float, number: int | None = None) -> Action:
+    """MARK a pixel; a numbered mark is wider and hides most of a thing."""
+    return Action("MARK", (x / SIZE, y / SIZE) if number is None else (x / SIZE, y / SIZE, number))
 
 
 def line(x1: float, y1: float, x2: float, y2: float) -> Action:

@@ -260,7 +260,7 @@ def make_count(rng: Random, seed: int, level: str) -> Task:
         noun_i = "thing is" if i == 0 else "things are"
         chain.act(
             text,
-            mark(*thing.centre),
+            mark(*thing.centre, i + 1),
             f"{COUNT_WORDS[i + 1].capitalize()} {noun_i} marked, the newest is the {thing.name} at the {thing.place}.",
             MarkTarget(thing.centre),
         )
