@@ -22,7 +22,7 @@ from training.hyperparameters import PeRPOHyperparameters
 from training.job_context import JobContext, JobError, JobStopped
 from training.job_log import JobLog
 from training.perpo import collect
-from training.prompts import PromptOrder
+from training.prompts import PromptOrder, WorldPrompts
 from training.rewards import RewardBreakdown
 from training.rollout import Prompt, Rollout, RolloutGroup
 from training.spec import parse_spec
@@ -188,6 +188,23 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
     assert step_metrics(folder) == step_metrics(whole[0])
     one, other = (load_file(Path(r["folder"]) / "model-lm.safetensors") for r in (result, whole[1]))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_every_step_asks_new_prompts_in_the_runs_order(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    take = WorldPrompts.take
+
+    def noted(self: WorldPrompts, numbers: Sequence[int]) -> list[Prompt]:
+        asked.extend(numbers)
+        return take(self, numbers)
+
+    monkeypatch.setattr(WorldPrompts, "take", noted)
+    perpo.run(context(base, tmp_path, steps=2))
+    order = PromptOrder(40, seed=5)
+    assert asked == [order[n] for n in range(4)]  # two a step
+    assert len(set(asked)) == 4
 
 
 def test_a_run_is_not_resumed_with_other_settings(base: Path, tmp_path: Path) -> None:

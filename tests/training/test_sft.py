@@ -223,6 +223,15 @@ def test_the_perception_loss_trains_w_and_falls(tmp_path: Path) -> None:
     assert after < 0.8 * before
 
 
+def test_lambda_weighs_the_perception_loss() -> None:
+    batch = make_batch(sequences(), np.arange(4), ID_TO_CODE)
+    projection = torch.nn.Linear(32, WIDTH, bias=False)
+    for weight in (1.0, 0.25):
+        loss, metrics = batch_loss(small(), projection, codebook(), batch, replace(SPEC, perception_weight=weight))
+        assert metrics["loss/perception"] > 1.0
+        assert loss.item() == pytest.approx(metrics["loss/ce"] + weight * metrics["loss/perception"])
+
+
 def test_lambda_zero_has_no_perception_term() -> None:
     batch = make_batch(sequences(), np.arange(4), ID_TO_CODE)
     projection = torch.nn.Linear(32, WIDTH, bias=False)
