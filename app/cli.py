@@ -162,6 +162,11 @@ def _add_checkpoints(commands: _Commands[_Parser]) -> None:
     delete.add_argument("--unload", action="store_true", help="take it out of memory first, if no trace runs on it")
     for action in (show, activate, delete):
         action.add_argument("id", metavar="ID")
+    _everywhere(parser, actions)
+
+
+def _everywhere(parser: _Parser, actions: _Commands[_Parser]) -> None:
+    """The options that may stand before an action and behind it."""
     for action in (parser, *actions.choices.values()):
         default = None if action is parser else argparse.SUPPRESS
         action.add_argument("--json", action="store_true", default=default, help="print JSON")
@@ -247,10 +252,7 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
         _command(actions, name, f"app.cli_jobs:{name}", what).add_argument("id", metavar="ID")
     actions.choices["cancel"].add_argument("--wait", action="store_true", help="return when it has stopped")
     actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
-    for action in (parser, *actions.choices.values()):
-        default = None if action is parser else argparse.SUPPRESS
-        action.add_argument("--json", action="store_true", default=default, help="print JSON")
-        action.add_argument("--url", default=default, help=_URL_HELP)
+    _everywhere(parser, actions)
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:

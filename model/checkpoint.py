@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.atomic import replace_folder, staging_folder, sync_tree
-from model.config import ConfigError, ModelConfig
+from model.config import ConfigError, ModelConfig, read_json
 from model.descriptions import description_files, model_card
 from model.manifest import Capabilities, GenerationDefaults, Manifest
 from model.shards import INDEX, CheckpointError, TensorEntry, header_entries, read_entries, resolve
 from model.template import Template, TemplateName
 from model.tokenizer import TextTokenizer
 from model.transformer import Transformer
-from model.vocab import Vocabulary, VocabularyError, read_json
+from model.vocab import Vocabulary, VocabularyError
 from model.vq import VQModel
 
 __all__ = [

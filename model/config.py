@@ -29,6 +29,23 @@ class ConfigError(ValueError):
     """``config.json`` is missing, broken, or describes something this code cannot run."""
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON or holds no object.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return data
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """Widths and switches of the transformer; lengths in tokens."""
@@ -218,16 +235,7 @@ class ModelConfig:
         Raises:
             ConfigError: the file is missing, is not JSON, or describes something else.
         """
-        path = Path(folder) / "config.json"
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path} does not exist") from error
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} is not a JSON object")
-        return cls.from_json(data)
+        return cls.from_json(read_json(Path(folder) / "config.json"))
 
     def to_json(self) -> dict[str, Any]:
         """An HF ``ChameleonConfig`` object; what was read and is not ours is kept."""

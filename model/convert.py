@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import save_checkpoint
-from model.config import ConfigError, ModelConfig, TransformerConfig, VQConfig
+from model.config import ConfigError, ModelConfig, TransformerConfig, VQConfig, read_json
 from model.manifest import CHAMELEON_LICENCE, Capabilities, ImageCount, Manifest, Perception
 from model.shards import CheckpointError
-from model.vocab import IMAGE, read_json, tokenizer_tokens
+from model.vocab import IMAGE, tokenizer_tokens
 
 _META_IMAGE = "<reserved08707>"
 _LAYER_NAMES = {

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model.config import ConfigError
+from model.config import ConfigError, read_json
 from model.shards import CheckpointError, file_hash, read_entries
-from model.vocab import read_json
 
 FILE = "manifest.json"
 FORMAT = 1

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.config import ConfigError
-from model.vocab import read_json
+from model.config import ConfigError, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -100,7 +99,7 @@ def header_entries(path: Path) -> dict[str, TensorEntry]:
             raise ValueError(f"it should have {8 + length + end} bytes and has {size}")
     except FileNotFoundError as error:
         raise CheckpointError("missing_file", f"{path} does not exist") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError("broken_file", f"{path} is not a whole safetensors file: {error}") from error
     return entries
 

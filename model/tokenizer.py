@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from model.config import read_json
 from model.vocab import (
     BEGIN_IMAGE,
     BOS,
@@ -27,7 +28,6 @@ from model.vocab import (
     UNK,
     VocabularyError,
     code_token,
-    read_json,
     special_ids,
     tokenizer_tokens,
 )

@@ -9,7 +9,6 @@ Words: a *code* is a codebook index, 0 ... K-1; a *token id* is what the transfo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from model.config import ConfigError, ModelConfig
+from model.config import ConfigError, ModelConfig, read_json
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 END_IMAGE, BEGIN_IMAGE, IMAGE = "<eoss>", "<racm3:break>", "<image>"
@@ -215,23 +214,6 @@ def special_ids(tokenizer: Mapping[str, Any], tokens: Mapping[str, int]) -> set[
     return special | {
         i for token, i in tokens.items() if token in fixed or _CODE.fullmatch(token) or _RESERVED.fullmatch(token)
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ConfigError: the file is missing, is not JSON or holds no object.
-    """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return data
 
 
 def _token_name(value: Any) -> str | None:

@@ -143,7 +143,7 @@ def test_a_changed_file_does_not_match_its_hash(folder: Path) -> None:
     refused(folder, "hash_mismatch", LM, loads=True)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "not safetensors", "empty", "absurd header"])
+@pytest.mark.parametrize("damage", ["truncated", "not safetensors", "empty", "absurd header", "deep header"])
 def test_a_damaged_weight_file_is_named(folder: Path, damage: str) -> None:
     path = folder / LM
     whole = path.read_bytes()
@@ -152,14 +152,16 @@ def test_a_damaged_weight_file_is_named(folder: Path, damage: str) -> None:
         "not safetensors": b"x" * 500,
         "empty": b"",
         "absurd header": b"\xff" * 8 + whole[8:],
+        "deep header": (100_000).to_bytes(8, "little") + b"[" * 100_000,
     }
     path.write_bytes(broken[damage])
     refused(folder, "broken_file", LM)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "manifest.json", "model.safetensors.index.json"])
-def test_broken_json_is_named(folder: Path, name: str) -> None:
-    (folder / name).write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000], ids=["cut", "deep"])
+def test_broken_json_is_named(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
     with pytest.raises(CheckpointError) as error:
         validate_checkpoint(folder)
     assert error.value.code in ("broken_file", "unsupported")
