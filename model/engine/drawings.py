@@ -25,6 +25,7 @@ class Drawings:
         self._post = post
         self._thread = PictureThread()
         self.lend_a_hand = self._thread.lend_a_hand
+        self.give_way = self._thread.give_way
         self.close = self._thread.close
 
     def see(self, live: Live) -> None:
@@ -37,7 +38,12 @@ class Drawings:
 
     def show_seen(self, live: Live, is_live: Callable[[Live], bool]) -> None:
         """Decode the question's picture for the checkers, who want it with the first drawing: when there is time."""
-        self._thread.when_idle(lambda: is_live(live) and _show_seen(live))
+
+        def show() -> None:
+            if live.seen is None and live.previous is not None and is_live(live):
+                live.seen = live.model.draw([live.previous])[0].png
+
+        self._thread.when_idle(show)
 
     def draw(self, live: Live, jobs: list[PictureJob]) -> None:
         """Decode pictures; a partial one that would wait goes out without a picture."""
@@ -62,17 +68,12 @@ class _Draw:
 
     def __call__(self, asked: list[Asked]) -> list[PictureResult]:
         """With a trace's first one goes what its model sees of the question's picture, where that is asked for."""
-        firsts = [live for live, job in asked if live.request.show_seen and job.is_first and live.previous is not None]
-        unseen = [live for live in firsts if live.seen is None]
-        drawn = self.model.draw([job.codes for _, job in asked] + [live.previous for live in unseen])
-        for live, seen in zip(unseen, drawn[len(asked) :], strict=True):
+        firsts = [live for live, job in asked if live.request.show_seen and job.is_first]
+        unseen = [(live, live.previous) for live in firsts if live.seen is None and live.previous is not None]
+        drawn = self.model.draw([job.codes for _, job in asked] + [codes for _, codes in unseen])
+        for (live, _), seen in zip(unseen, drawn[len(asked) :], strict=True):
             live.seen = seen.png
         return [
             replace(result, seen=live.seen) if live in firsts else result
             for (live, _), result in zip(asked, drawn[: len(asked)], strict=True)
         ]
-
-
-def _show_seen(live: Live) -> None:
-    if live.seen is None and live.previous is not None:
-        live.seen = live.model.draw([live.previous])[0].png

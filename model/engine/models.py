@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from model.shards import CheckpointError, read_entries
 
 log = logging.getLogger("omni_r1.engine")
 
+GIVE_WAY_S = 0.1  # to the streams, at most, before each piece of a load
 Post = Callable[[tuple[Any, ...]], None]
 
 
@@ -45,13 +47,25 @@ class Model:
     engine: Engine
 
     @classmethod
-    def load(cls, name: str, folder: str, version: int, *, device: torch.device, num_slots: int) -> Model:
+    def load(
+        cls,
+        name: str,
+        folder: str,
+        version: int,
+        *,
+        device: torch.device,
+        num_slots: int,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> Model:
         """Read a folder and make its first step, so that the first request does not pay for it."""
         loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
+        give_way()
         engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots)
         engine.drop_parameters()
+        give_way()
         prompt = loaded.template.prompt_ids("?", [])
         engine.generate([prompt], SamplingParams(temperature=1.0, top_p=0.9, max_new_tokens=4))
+        give_way()
         if loaded.can_draw and loaded.vq is not None:
             decode_codes(loaded.vq, [[0] * loaded.vocab.codes_per_image])
         return cls(name, version, loaded, engine)
@@ -112,8 +126,18 @@ def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint
 class Models:
     """Every model by name; replaced and unloaded ones stay until nobody uses them."""
 
-    def __init__(self, post: Post, *, device: str, num_slots: int, num_threads: int | None) -> None:
-        self._post = post
+    def __init__(
+        self,
+        post: Post,
+        *,
+        device: str,
+        num_slots: int,
+        num_threads: int | None,
+        give_way: Callable[[float], None] = lambda _most_s: None,
+    ) -> None:
+        """`give_way` is asked by the loading thread between two pieces of its work and returns after that long at
+        most: loading takes the core, and the interpreter's lock, from the streams."""
+        self._post, self._give_way = post, partial(give_way, GIVE_WAY_S)
         self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
         self._device: torch.device | None = None
         self._loaded: dict[str, Model] = {}
@@ -183,6 +207,7 @@ class Models:
         """Post ("checked", footprint, error, ticket) once the folder has been read from end to end."""
 
         def check() -> tuple[Any, ...]:
+            self._give_way()
             validate_checkpoint(folder)
             return ("checked", footprint(folder, device=self._prepare(), num_slots=self._num_slots), None, ticket)
 
@@ -193,7 +218,10 @@ class Models:
         self._under_way += 1
 
         def load() -> tuple[Any, ...]:
-            model = Model.load(name, folder, version, device=self._prepare(), num_slots=self._num_slots)
+            self._give_way()
+            model = Model.load(
+                name, folder, version, device=self._prepare(), num_slots=self._num_slots, give_way=self._give_way
+            )
             return ("model", name, model, None, ticket)
 
         def failed(error: Exception) -> tuple[Any, ...]:

@@ -52,6 +52,7 @@ class PictureThread:
         self._idle_jobs: deque[Work] = deque()
         self._lock = threading.Lock()
         self._come = threading.Condition(self._lock)
+        self._taken = threading.Condition(self._lock)
         self._busy = False
         self._closed = False
         self._rests_until = 0.0  # for partial pictures: as long as the last job took
@@ -94,6 +95,11 @@ class PictureThread:
         for post, result, error in _done_together(jobs):
             post(result, error)
 
+    def give_way(self, most_s: float) -> None:
+        """For work that nobody sees: return once no whole picture waits, or after that long."""
+        with self._lock:
+            self._taken.wait_for(lambda: not self._whole, most_s)
+
     def close(self) -> None:
         """Finish the running job, drop the others, end the thread."""
         with self._lock:
@@ -102,6 +108,7 @@ class PictureThread:
             self._jobs.clear()
             self._idle_jobs.clear()
             self._come.notify()
+            self._taken.notify_all()
         self._thread.join()
 
     def _next_whole(self) -> list[_Whole]:
@@ -112,6 +119,8 @@ class PictureThread:
             jobs = [job for job in self._whole if job.together and job.work == first.work][:TOGETHER]
         for job in jobs:
             self._whole.remove(job)
+        if not self._whole:
+            self._taken.notify_all()
         return jobs
 
     def _next(self) -> Callable[[], list[_Done]]:
@@ -153,7 +162,11 @@ def _done_together(jobs: list[_Whole]) -> list[_Done]:
         with contextlib.suppress(Exception):
             results = jobs[0].work([job.item for job in jobs])
             return [(job.post, result, None) for job, result in zip(jobs, results, strict=True)]
-    return [done for job in jobs for done in _done(lambda job=job: job.work([job.item])[0], job.post)]
+    return [done for job in jobs for done in _done(partial(_alone, job), job.post)]
+
+
+def _alone(job: _Whole) -> Any:
+    return job.work([job.item])[0]
 
 
 def _log(_result: Any, error: BaseException | None) -> None:

@@ -1,8 +1,8 @@
 """The step loop over every model that answers: requests in, outputs out.
 
 One thread owns the engines: it drains the inbox, steps every engine that has work, and sends what came out, so that an
-abort takes effect within one token. One more thread decodes pictures (`drawings.py`), one loads weights
-(`models.py`). A step that raises fails the requests of its engine and nothing else.
+abort takes effect within one token (and a few pictures, where they pile up). One more thread decodes pictures
+(`drawings.py`), one loads weights (`models.py`). A step that raises fails the requests of its engine and nothing else.
 
 Knows no transport: `child.py` runs it in a process of its own, `inprocess.py` in a thread.
 """
@@ -47,10 +47,16 @@ class Worker:
     ) -> None:
         self._send = send
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self.models = Models(self.post, device=device, num_slots=num_slots, num_threads=num_threads)
+        self._drawings = Drawings(self.post)
+        self.models = Models(
+            self.post,
+            device=device,
+            num_slots=num_slots,
+            num_threads=num_threads,
+            give_way=self._drawings.give_way,
+        )
         self._live: dict[str, Live] = {}
         self._outbox: list[tuple[str, Output]] = []
-        self._drawings = Drawings(self.post)
         self._stash = KVStash(STASH_BYTES)
         self._told: EngineStatus | None = None
 

@@ -163,6 +163,24 @@ def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_lo
     assert results.wait(TOGETHER + 3)[TOGETHER:] == ["gate", names[-1].upper(), "question"]
 
 
+def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: PictureThread) -> None:
+    results, gate = Results(), Gate()
+    thread.give_way(PATIENCE_S)  # nothing waits
+    thread.submit(gate, results.post)
+    gate.wait()
+    thread.submit(lambda: "question", results.post)
+    thread.give_way(PATIENCE_S)  # nor does it for others
+    thread.submit_whole(Draw(), "p", results.post)
+    thread.give_way(0.0)  # as long as it was told
+    loader = threading.Thread(target=lambda: (thread.give_way(PATIENCE_S), results.post("load", None)))
+    loader.start()
+    assert results.all == []
+    gate.let_go()
+    assert "load" in results.wait(4)
+    loader.join(PATIENCE_S)
+    assert results.all[0] == "gate", "it began behind the picture's turn"
+
+
 def test_partials_leave_the_machine_as_much_time_as_they_take(thread: PictureThread, clock: list[float]) -> None:
     results = Results()
 
