@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.errors import Problem
 from tests.app.conftest import Server, both_databases
 from tests.app.jobs import (
@@ -114,11 +116,17 @@ def test_pictures_of_a_sample_are_served_and_nothing_else_of_the_folder(with_ser
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_reader_loses_and_repeats_nothing_wherever_it_begins(with_server: Callable[..., Any]) -> None:
+def test_a_reader_loses_and_repeats_nothing_wherever_it_begins(
+    with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.job_events.REPLAY_CHUNK", 3)  # a long log comes in pieces
+
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         live = await events(server, job["id"])
+        assert [event.id for event in live] == list(range(1, len(live) + 1))
+        assert statuses(live)[-1] == "succeeded"
         for after in range(len(live)):
             again = await events(server, job["id"], after=after)
             assert b"".join(event.raw for event in again) == b"".join(event.raw for event in live[after:])
