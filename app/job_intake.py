@@ -61,6 +61,7 @@ class JobIntake:
         for key in keys:
             data = data[key]
         where = ".".join(("body", *keys))
+        # Not the specification's to refuse: the one that a worker reads has both, once the traces are exported.
         if data["source"] == "traces" and None not in (data["path"], data["trace_ids"]):
             raise field_problem("invalid", where, "give either path or trace_ids, not both")
         if data.get("path") is not None:

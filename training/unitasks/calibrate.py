@@ -77,8 +77,8 @@ def wrong_drawing(task: Task, k: int, rng: Random) -> Image.Image:
         w, h = (target.box[2] - target.box[0]) / 2, (target.box[3] - target.box[1]) / 2
         return apply(bbox(x - w, y - h, x + w, y + h), before)
     if isinstance(target, MarkTarget):
-        number = Action.parse(step.action).args[2:]
-        return apply(Action("MARK", (*mark(*_elsewhere(rng, target.point)).args, *number)), before)
+        number = map(int, Action.parse(step.action).args[2:])  # numbered, if the right one is
+        return apply(mark(*_elsewhere(rng, target.point), *number), before)
     if isinstance(target, LineTarget):
         return apply(line(*target.start, *_elsewhere(rng, target.end)), before)
     if isinstance(target, ZoomTarget):
