@@ -130,7 +130,7 @@ class PackedLayout:
 
     @classmethod
     def from_lengths(
-        cls, lengths: Sequence[int], device: torch.device | str = "cpu", *, multiple: int = 16
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", *, multiple: int = 64
     ) -> PackedLayout:
         """Lengths of the documents in the order of their tokens; lengths are padded to a `multiple` in attention."""
         if not lengths or min(lengths) < 1:
