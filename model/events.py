@@ -174,13 +174,16 @@ class Narrator:
     def _code(self, event: Any, silent: bool) -> list[PictureJob]:
         if not self._codes:
             count, parts = event.count, self._partial_images
-            self._partial_at = {round(count * (i + 1) / (parts + 1)): i for i in range(parts)}
+            self._partial_at = {round(count * (i + 1) / (parts + 1)): i for i in range(parts + 1)} if parts else {}
         self._codes.append(event.code)
         done = len(self._codes)
         index = self._partial_at.get(done)
-        if index is None or silent or done == event.count:
+        if index is None or silent:
             return []
         data = {"step": event.step, "index": index, "codes_done": done, "codes_total": event.count}
+        if done == event.count:  # the whole picture comes next; until it is decoded, this says what is waited for
+            self._add("image.partial", data, silent)
+            return []
         return [self._picture(TraceEvent("image.partial", data), tuple(self._codes), self._previous, final=False)]
 
     def _picture(

@@ -60,11 +60,24 @@ def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -
     narrator.picture_done(jobs[2].ticket, result(True))
     told = narrator.take()
     assert squeeze(types(told)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
-    partial = next(t for t in told if isinstance(t, Told) and t.event.type == "image.partial")
-    assert partial.png is None
-    assert partial.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
+    first, all_codes = (t for t in told if isinstance(t, Told) and t.event.type == "image.partial")
+    assert first.png is all_codes.png is None
+    assert first.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
+    assert all_codes.event.data == {"step": 1, "index": 2, "codes_done": 4, "codes_total": 4}
     narrator.picture_done(jobs[1].ticket, result(False))
     assert narrator.take() == []
+
+
+@pytest.mark.parametrize("partial_images", [0, 1, 8])
+def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, partial_images: int) -> None:
+    narrator = Narrator(plain.parser(), partial_images=partial_images)
+    jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
+    for job in jobs[:-1]:
+        narrator.picture_skipped(job.ticket)
+    told = [t.event for t in narrator.take() if isinstance(t, Told) and t.event.type == "image.partial"]
+    assert jobs[-1].is_final
+    assert [event.data["codes_done"] for event in told][-1:] == [4] * bool(partial_images)
+    assert len({event.data["index"] for event in told}) == len(told)
 
 
 @pytest.mark.parametrize("template", ["plain", "tagged"])
