@@ -196,9 +196,17 @@ class Template:
 
     def render_parts(self, prompt: Sequence[Part], response: Sequence[Part]) -> Rendered:
         """BOS + prompt ‖ response + EOS without any mark: captions, drawing instructions and the like."""
-        before = [self.vocab.bos_id, *self._parts_ids(prompt)]
-        after = [*self._parts_ids(response), self.vocab.eos_id]
-        return Rendered(before + after, [0] * len(before) + [1] * len(after))
+        return self.render_turns([(prompt, response)])
+
+    def render_turns(self, turns: Sequence[tuple[Sequence[Part], Sequence[Part]]]) -> Rendered:
+        """BOS + (prompt ‖ response) in turn + EOS, unmarked: several orders in a row. Prompts are not learnt."""
+        ids, mask = [self.vocab.bos_id], [0]
+        for prompt, response in turns:
+            for parts, learnt in ((prompt, 0), (response, 1)):
+                piece = self._parts_ids(parts)
+                ids += piece
+                mask += [learnt] * len(piece)
+        return Rendered([*ids, self.vocab.eos_id], [*mask, 1])
 
     def text_legal_ids(self) -> list[int]:
         """Ids a model may sample as text: plain BPE tokens, this template's brackets and EOS (begin-image apart)."""

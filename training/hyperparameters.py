@@ -127,8 +127,11 @@ class ZeroHyperparameters(Strict):
     )
     context: Literal["trajectory", "picture", "instruction"] = Field(
         "trajectory",
-        description="what the base sees: everything so far; or the newest picture with the step's text, as it stands "
+        description="what the base sees: everything so far; or the newest picture and the step's text, as it stands "
         "or as an instruction ('I draw a box' -> 'Draw a box')",
+    )
+    pictures_shown: Annotated[int, Field(ge=1, le=4)] = Field(
+        1, description="how many of the newest pictures the base sees where it does not see everything"
     )
     copied_share: Share = Field(0.99, description="a candidate this equal to the picture before is rejected")
     on_rejected: Literal["drop", "text"] = Field(

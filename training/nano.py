@@ -347,19 +347,22 @@ def _drill_set(
 
 
 def _pictures(drill: Drill) -> list[Image.Image]:
-    given = [] if drill.image is None else [drill.image]
-    return given + [part for part in drill.response if not isinstance(part, str)]
+    given = [image for image in (drill.earlier, drill.image) if image is not None]
+    drawn = [part for part in drill.response if not isinstance(part, str)]
+    return [*given, *drawn, *(picture for _, picture in drill.more)]
 
 
 def _render_drill(drill: Drill, codes: Sequence[tuple[int, ...]], template: Template) -> Rendered:
     """A drill as a sequence; ``codes`` are those of its pictures in order, the given one first."""
     left = iter(codes)
-    given = [] if drill.image is None else [next(left)]
+    given = [next(left) for image in (drill.earlier, drill.image) if image is not None]
     if drill.answer is not None:
         return template.render(drill.prompt_text, given, [StepPart(text) for text in drill.steps], drill.answer)
     prompt: list[Part] = [*(ImagePart(c) for c in given), TextPart(drill.prompt_text)]
     response: list[Part] = [TextPart(p) if isinstance(p, str) else ImagePart(next(left)) for p in drill.response]
-    return template.render_parts(prompt, response)
+    turns: list[tuple[list[Part], list[Part]]] = [(prompt, response)]
+    turns += [([TextPart(order)], [ImagePart(next(left))]) for order, _ in drill.more]
+    return template.render_turns(turns)
 
 
 def _trace_set(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.losses import Reduction
-from training.unitasks.drills import DRAWING
+from training.unitasks.drills import DRAWING, LOCATING
 from training.vq import VQSpec
 
 
@@ -56,7 +56,10 @@ class NanoRecipe:
     base_steps: int = 1_200
     base_lr: float = 2e-3
     base_tokens: int = 6_144
-    base_polish: tuple[Polish, ...] = (Polish(1_600, 1.5e-3, 18_000, tuple(DRAWING.items()), 3_072),)
+    base_polish: tuple[Polish, ...] = (
+        Polish(1_600, 1.5e-3, 18_000, tuple(DRAWING.items()), 3_072),
+        Polish(6_000, 2e-3, 56_000, tuple(LOCATING.items()), 3_072),
+    )
     traces: int = 64_000
     pesft_steps: int = 6_000
     pesft_lr: float = 2e-3

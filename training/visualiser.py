@@ -96,9 +96,15 @@ class DrawnChain:
     rejected: str | None = None
 
     @property
+    def pictures(self) -> list[Codes]:
+        """The question's picture and those that were kept, in order."""
+        every = (self.question_codes, *(step.picture for step in self.steps))
+        return [codes for codes in every if codes is not None]
+
+    @property
     def newest_picture(self) -> Codes | None:
         """The picture that the next step starts from."""
-        return next((s.picture for s in reversed(self.steps) if s.picture is not None), self.question_codes)
+        return next(reversed(self.pictures), None)
 
     def step_parts(self) -> list[StepPart]:
         """What has been drawn so far, for the template."""
@@ -223,8 +229,7 @@ class Visualiser:
         """The prompt, and the response up to and with the begin-image that is forced."""
         text, boi = one.texts[k], self.loaded.vocab.boi_id
         if self.settings.context != "trajectory":
-            newest = one.newest_picture
-            given = [] if newest is None else [ImagePart(newest)]
+            given = [ImagePart(codes) for codes in one.pictures[-self.settings.pictures_shown :]]
             said = as_instruction(text) if self.settings.context == "instruction" else text
             asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
             return asked, [boi]
@@ -274,18 +279,21 @@ class Visualiser:
 
 _LANCZOS = Image.Resampling.LANCZOS
 _SUBJECT = re.compile(r"^(?:(?:first|now|next|then|so|finally),?\s+)?I\s+(?:now\s+|then\s+|will\s+)?", re.IGNORECASE)
+_LABEL = re.compile(r"[^:]*\w:\s+(?=I\s)")  # "Number two: "
 
 
 def as_instruction(text: str) -> str:
     """A thought in the first person as an instruction: a base that was taught to draw was taught by instructions.
 
-    >>> as_instruction("Link 1: I draw a line from red to blue.")
-    'Draw a line from red to blue.'
+    >>> as_instruction("It is at 4. Link 2: I draw a line from red to blue.")
+    'Link 2: draw a line from red to blue.'
     """
-    parts = re.split(r"(?<=\w):\s+|(?<=[.!?])\s+", text.strip())
+    parts = re.split(r"(?<=[.!?])\s+", text.strip())
     said = next((part for part in parts if re.search(r"\bI\s+\w", part)), parts[-1])
+    label = match[0] if (match := _LABEL.match(said)) else ""
+    said = said[len(label) :]
     said = _SUBJECT.sub("", said) if _SUBJECT.match(said) else re.sub(r"\s+I\s+(?=\w)", " ", said, count=1)
-    said = said.rstrip(" .:") + "."
+    said = label + said.rstrip(" .:") + "."
     return said[0].upper() + said[1:]
 
 

@@ -1,17 +1,24 @@
-"""The drills that come last: one drawing each, told in many words, and drawn where the words say."""
+"""The drills that come last: drawings told in many words, one or some that have nothing to do with each other."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from model.checkpoint import load_checkpoint
+from training.nano import _pictures, _render_drill
 from training.skills import Action, apply
 from training.unitasks.asking import MAKERS, drawing, random_view, worded
 from training.unitasks.canvas import COLOURS
-from training.unitasks.drills import DRAWING, make_drill
+from training.unitasks.drills import DRAWING, LOCATING, make_drill
 from training.unitasks.lines import axes, rays, walls
+
+
+INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # words for what was drawn before
 
 
 def pixels(action: Action) -> list[tuple[int, int]]:
@@ -51,9 +58,56 @@ def test_every_view_can_be_drawn_on_and_the_ink_it_speaks_of_comes_first() -> No
                 assert given.before, given.text
 
 
+def test_orders_in_a_row_speak_of_no_earlier_drawing_and_change_the_newest_picture() -> None:
+    rows = [drill for seed in range(200) if (drill := make_drill(seed, kind="draw")).more]
+    assert {len(drill.more) for drill in rows} == {1, 2, 3}
+    for drill in rows:
+        newest = drill.response[0]
+        for order, picture in drill.more:
+            assert isinstance(newest, Image.Image)
+            assert picture.tobytes() != newest.tobytes(), order
+            if not picture_is_a_crop(order):
+                assert changed(newest, picture) < 0.35, order
+            words = order.rpartition("\n")[2]
+            assert not any(
+                word in words for word in ("in there", "from there", "to its", "below it.", "above it.", "next ")
+            ), order
+            newest = picture
+
+
+def picture_is_a_crop(order: str) -> bool:
+    return "oom" in order
+
+
+def changed(one: Image.Image, other: Image.Image) -> float:
+    different = np.any(np.asarray(one) != np.asarray(other), axis=-1)
+    return float(different.mean())
+
+
+def test_the_picture_before_the_newest_ink_may_be_shown_as_well() -> None:
+    drills = [make_drill(seed, kind="draw") for seed in range(100)]
+    shown = [drill for drill in drills if drill.earlier is not None]
+    assert 10 < len(shown) < 60
+    for drill in shown:
+        assert drill.image is not None
+        assert drill.earlier is not None
+        assert 0 < changed(drill.earlier, drill.image) < 0.35
+
+
+def test_only_drawings_are_learnt_where_orders_are_given_in_a_row(tiny_checkpoint: Path) -> None:
+    template = load_checkpoint(tiny_checkpoint).template
+    drill = next(d for seed in range(100) if len((d := make_drill(seed, kind="draw")).more) == 2)
+    pictures = _pictures(drill)
+    n = template.vocab.codes_per_image
+    rendered = _render_drill(drill, [(number,) * n for number in range(len(pictures))], template)
+    learnt = [token for token, mask in zip(rendered.ids, rendered.loss_mask, strict=True) if mask]
+    drawn = [template.vocab.image_ids((number,) * n) for number in range(len(pictures) - 3, len(pictures))]
+    assert learnt == [*(token for ids in drawn for token in ids), template.vocab.eos_id]
+
+
 def test_shares_decide_how_often_a_kind_of_drill_comes() -> None:
     assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
-    assert sum(DRAWING.values()) == pytest.approx(1.0)
+    assert sum(DRAWING.values()) == sum(LOCATING.values()) == pytest.approx(1.0)
     drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
     assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from random import Random
 
 from training.unitasks.canvas import bbox, line, mark, zoom
-from training.unitasks.chain import COUNT_WORDS, ring, say
+from training.unitasks.chain import ring, say
 from training.unitasks.lines import axes, rays, walls
+from training.unitasks.things import things
 from training.unitasks.views import (
     Extra,
     View,
@@ -23,26 +24,25 @@ from training.unitasks.views import (
     is_unique,
     pattern,
     table,
-    things,
     tiles,
     tray,
 )
 
 MAKERS: dict[str, tuple[Callable[[Random], View], float]] = {
-    "things": (things, 0.33),
-    "dots": (dots, 0.06),
-    "rays": (rays, 0.06),
-    "walls": (walls, 0.06),
-    "axes": (axes, 0.06),
+    "things": (things, 0.37),
+    "dots": (dots, 0.03),
+    "rays": (rays, 0.08),
+    "walls": (walls, 0.08),
+    "axes": (axes, 0.08),
     "bars": (bars, 0.11),
     "table": (table, 0.08),
     "curve": (curve, 0.07),
-    "graph": (graph, 0.05),
-    "tiles": (tiles, 0.05),
-    "tray": (tray, 0.04),
-    "pattern": (pattern, 0.03),
+    "graph": (graph, 0.03),
+    "tiles": (tiles, 0.03),
+    "tray": (tray, 0.02),
+    "pattern": (pattern, 0.02),
 }
-MOVING = ("tiles", "tray", "pattern")
+MOVING = ("tray", "tray", "tiles", "pattern")
 
 
 def random_view(rng: Random) -> View:
@@ -94,6 +94,9 @@ _THOUGHTS = ("I", "I", "Now I", "First I", "Next I", "Then I", "I now", "I will"
 
 def worded(rng: Random, text: str, view: View) -> str:
     """An order ("Mark the red star.") as it may be told: as it is, after lead-ins and remarks, or as a thought."""
+    number, colon, order = text.partition(": ")
+    if colon and number.startswith("Number"):
+        return f"{_remark(rng, view)}{number}: {say(rng, '', 'I ')}{order}"
     said = text
     lower = text[0].lower() + text[1:]
     style = rng.random()
@@ -104,10 +107,8 @@ def worded(rng: Random, text: str, view: View) -> str:
     elif style < 0.65:
         said = say(rng, f"Next state: {lower}", f"I see: {lower}", text)
     if rng.random() < 0.15:
-        number = rng.randint(1, 4)
-        said = (
-            say(rng, f"THOUGHT {number}: ", f"Step {number}: ", f"Number {COUNT_WORDS[number]}: ", f"{number}. ") + said
-        )
+        place = rng.randint(1, 4)
+        said = say(rng, f"THOUGHT {place}: ", f"Step {place}: ", f"{place}. ") + said
     if rng.random() < 0.1:
         said = said.removesuffix(".") + say(rng, "", ":", "!", " now.")
     return _remark(rng, view) + said

@@ -2,8 +2,9 @@
 
     drill = make_drill(12)        # the same seed, the same drill
 
-They teach a model to look and to draw, never to reason in pictures: a drill holds one drawing at most, and the chains
-of tasks come as text without their pictures. Seeds of the evaluation are refused.
+They teach a model to look and to draw, never to reason in pictures: an order asks for one drawing, orders in a row have
+nothing to do with each other, and the chains of tasks come as text without their pictures. Seeds of the evaluation are
+refused.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ DRAWING: Final[dict[str, float]] = {
     "direct": 0.03,
     "chain": 0.04,
 }
+# And of those behind them: the same with hardly anything else, until it finds the place that the words name.
+LOCATING: Final[dict[str, float]] = {
+    "describe": 0.05,
+    "picture": 0.01,
+    "copy": 0.01,
+    "draw": 0.68,
+    "move": 0.17,
+    "ask": 0.04,
+    "direct": 0.01,
+    "chain": 0.03,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ class Drill:
     """One example. `prompt_text` (and `image`, if any) is given; `response` (texts and pictures) is learnt.
 
     "direct" and "chain" are tasks without pictures in the response: `steps` (texts; none for "direct") and `answer` are
-    for the template to render, and `response` holds the same as plain text.
+    for the template to render, and `response` holds the same as plain text. `earlier` is given in front of `image`: the
+    picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for.
     """
 
     kind: str
@@ -59,6 +72,8 @@ class Drill:
     response: tuple[str | Image.Image, ...]
     steps: tuple[str, ...] = ()
     answer: str | None = None
+    earlier: Image.Image | None = None
+    more: tuple[tuple[str, Image.Image], ...] = ()
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
@@ -94,35 +109,49 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
-        return Drill(name, question, _perhaps_inked(rng, view).image if "Where" in question else view.image, (answer,))
+        return Drill(name, question, _inked(rng, view, 0.4)[-1] if "Where" in question else view.image, (answer,))
     raise ValueError(f"unknown kind {name!r}: one of {', '.join(KINDS)}")
 
 
-def _perhaps_inked(rng: Random, view: View) -> View:
-    """In two of five cases a view on which something has been drawn before."""
-    if rng.random() < 0.6:
-        return view
-    image = view.image
-    for _ in range(rng.randint(1, 2)):
-        given = drawing(rng, view)
-        action = random_action(rng) if given is None or rng.random() < 0.3 else given.action
-        if action.name != "ZOOM":
-            image = apply(action, image)
-    return View(image, view.caption, view.spots, view.extras, (), view.facts)
+def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
+    """The view's picture and, in `share` of the cases, one or two more on which something has been drawn."""
+    pictures = [view.image]
+    if rng.random() < share:
+        for _ in range(rng.randint(1, 2)):
+            given = drawing(rng, view)
+            action = random_action(rng) if given is None or rng.random() < 0.3 else given.action
+            if action.name != "ZOOM":
+                pictures.append(apply(action, pictures[-1]))
+    return pictures
 
 
 def _draw_drill(rng: Random) -> Drill:
+    """One order that may speak of the newest ink, and up to three more that speak of nothing drawn before."""
     while True:
         view = random_view(rng)
         given = drawing(rng, view)
         if given is None:
             continue
-        before = _perhaps_inked(rng, view).image if given.before is None else view.image
+        pictures = _inked(rng, view, 0.4) if given.before is None else [view.image]
         for action in given.before or ():
-            before = apply(action, before)
-        drawn = apply(given.action, before)
-        if drawn.tobytes() != before.tobytes():  # it may have been drawn before
-            return Drill("draw", worded(rng, given.text, view), before, (drawn,))
+            pictures.append(apply(action, pictures[-1]))
+        drawn = apply(given.action, pictures[-1])
+        if drawn.tobytes() != pictures[-1].tobytes():  # it may have been drawn before
+            break
+    more: list[tuple[str, Image.Image]] = []
+    newest, last, wanted = drawn, given.action.name, rng.choice((0, 1, 2, 3))
+    for _ in range(3 * wanted):
+        following = drawing(rng, view)
+        if last == "ZOOM" or len(more) == wanted:
+            break
+        if following is None or following.before is not None:
+            continue
+        picture = apply(following.action, newest)
+        if picture.tobytes() != newest.tobytes():
+            more.append((worded(rng, following.text, view), picture))
+            newest, last = picture, following.action.name
+    earlier = pictures[-2] if len(pictures) > 1 and rng.random() < 0.5 else None
+    return Drill("draw", worded(rng, given.text, view), pictures[-1], (drawn,), earlier=earlier, more=tuple(more))
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:

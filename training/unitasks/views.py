@@ -6,15 +6,15 @@ nothing of prompts (see `drills.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from PIL import Image
 
 from training.skills import Action
-from training.unitasks import diagrammatic, natural, operational, structured
-from training.unitasks.canvas import BACKGROUNDS, COLOUR_NAMES, SHAPES, bbox, line, mark, place_word, zoom
-from training.unitasks.chain import ORDINALS, ring, say
+from training.unitasks import diagrammatic, operational, structured
+from training.unitasks.canvas import BACKGROUNDS, COLOUR_NAMES, SHAPES, bbox, line, mark, place_word
+from training.unitasks.chain import ring, say
 from training.unitasks.task import Box
 
 
@@ -78,100 +78,6 @@ def spot_at(name: str, centre: tuple[int, int], box: Box) -> Spot:
 def around(centre: tuple[int, int], half: int = 8) -> Box:
     """The box `half` a side away from a point."""
     return centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half
-
-
-NOUNS = ("shape", "object", "thing")
-
-
-def things(rng: Random) -> View:
-    """Scattered shapes."""
-    looks = [(rng.choice(SHAPES), rng.choice(COLOUR_NAMES)) for _ in range(rng.choice((1, 2, 3, 3, 4, 4, 5, 6, 7)))]
-    if rng.random() < 0.25:  # several of a kind
-        looks = [(looks[0][0], c) if rng.random() < 0.6 else (s, c) for s, c in looks]
-    elif rng.random() < 0.33:
-        looks = [(s, looks[0][1]) if rng.random() < 0.6 else (s, c) for s, c in looks]
-    on_grid = rng.random() < 0.4
-    if on_grid:
-        grid = rng.sample([(24 * c, 24 * r) for c in range(3) for r in range(3)], len(looks))
-        scene = [natural.make_thing(rng, *look, *corner) for look, corner in zip(looks, grid, strict=True)]
-    else:
-        scene = natural.scatter_things(rng, looks)
-    scene.sort(key=lambda thing: (thing.y, thing.x))
-    shapes, colours = [thing.shape for thing in scene], [thing.colour for thing in scene]
-    spots = tuple(
-        replace(
-            spot_at(thing.name, thing.centre, thing.box),
-            also=(thing.shape,) * (shapes.count(thing.shape) == 1)
-            + tuple(f"{thing.colour} {noun}" for noun in NOUNS if colours.count(thing.colour) == 1),
-        )
-        for thing in scene
-    )
-    facts = [("How many things are there?", str(len(scene)))]
-    for spot in spots:
-        if is_unique(spots, spot, "place"):
-            facts.append((f"What is {spot.place}?", spot.name))
-        if is_unique(spots, spot, "name"):
-            facts.append((f"Where is the {spot.name}?", spot.place))
-    caption = listing([f"{spot.name} {spot.place}" for spot in spots])
-    extras = (*_in_order(rng, scene), *_in_the_box(rng, spots), *(_beside(rng, scene) if on_grid else ()))
-    return View(natural.draw_things(scene, rng.choice(BACKGROUNDS)), caption, spots, extras, facts=tuple(facts))
-
-
-def _in_order(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
-    """Marks that count: the next, or the third of a kind, in reading order, those before it being marked."""
-    kinds = [(f"{thing.colour} {rng.choice(NOUNS)}", "colour", thing.colour) for thing in scene]
-    kinds += [(thing.shape, "shape", thing.shape) for thing in scene]
-    extras = []
-    for name, attribute, value in rng.sample(kinds, min(3, len(kinds))):
-        alike = [thing for thing in scene if getattr(thing, attribute) == value]
-        place = rng.randrange(len(alike))
-        before = tuple(mark(*thing.centre) for thing in alike[:place])
-        article = "an" if name[0] in "aeiou" else "a"
-        texts = [f"Mark the {ORDINALS[place]} {name}.", f"Mark {article} {name}.", f"Mark the next {name}."]
-        extras.append(Extra(rng.choice(texts[: 2 + (place > 0)]), mark(*alike[place].centre), before))
-    return extras
-
-
-def _in_the_box(rng: Random, spots: tuple[Spot, ...]) -> list[Extra]:
-    """A closer look at what has a box around it."""
-    spot = rng.choice(spots)
-    text = say(rng, "Zoom in on the box.", "Zoom in there.", "Zoom in to see it better.", "Zoom to the box.")
-    return [Extra(text, zoom(*spot.box), (bbox(*ring(spot.box)),))] * 2
-
-
-def _beside(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
-    """What stands beside a thing that is named, or that has the newest mark."""
-    at = {(thing.x // 24, thing.y // 24): thing for thing in scene}
-    pairs = [
-        (words, one, at[cell])
-        for one in scene
-        for words, (dx, dy) in _SIDES.items()
-        if (cell := (one.x // 24 + dx, one.y // 24 + dy)) in at
-    ]
-    extras = []
-    for (of, its), one, other in rng.sample(pairs, min(3, len(pairs))):
-        named = [thing.name for thing in scene].count(one.name) == 1 and rng.random() < 0.4
-        where = f"{of} the {one.name}" if named else its
-        before = [] if named else [mark(*one.centre)]
-        earlier = [a for _, a, b in pairs if b is one and a is not other]
-        if before and earlier and rng.random() < 0.4:
-            before.insert(0, mark(*rng.choice(earlier).centre))
-        noun = say(rng, "thing", "one", "object")
-        if rng.random() < 0.55:
-            extras.append(Extra(f"Mark the {noun} {where}.", mark(*other.centre), tuple(before) or None))
-        else:
-            extras.append(
-                Extra(f"Draw a box around the {noun} {where}.", bbox(*ring(other.box)), tuple(before) or None)
-            )
-    return extras
-
-
-_SIDES = {
-    ("right of", "to its right"): (1, 0),
-    ("left of", "to its left"): (-1, 0),
-    ("below", "below it"): (0, 1),
-    ("above", "above it"): (0, -1),
-}
 
 
 def is_unique(spots: tuple[Spot, ...], spot: Spot, attribute: str) -> bool:
