@@ -17,7 +17,6 @@ from training.unitasks.canvas import COLOURS
 from training.unitasks.drills import DRAWING, LOCATING, make_drill
 from training.unitasks.lines import axes, rays, walls
 
-
 INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # words for what was drawn before
 
 
