@@ -14,39 +14,37 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from model.checkpoint import VQ_FILE, VQ_PREFIX, load_checkpoint, save_checkpoint
 from model.config import ModelConfig, TransformerConfig
 from model.images import tv_energy
 from model.manifest import GenerationDefaults, ImageCount, Manifest, Perception
-from model.template import ImagePart, Part, Rendered, StepPart, Template, TextPart
+from model.template import Template
 from model.tokenizer import TextTokenizer, train_bpe
 from model.transformer import Transformer
 from model.vocab import Vocabulary
 from model.vq import VQModel
 from training.data import EncodedTask, PictureCoder, TokenSet, encode_tasks, id_to_code, training_tasks
+from training.drill_data import drill_set
 from training.loop import provenance
 from training.nano_recipe import RECIPES, NanoRecipe
 from training.sft import SFTSpec, train_sft
-from training.unitasks.drills import KINDS, Drill, make_drill
+from training.unitasks.drills import KINDS, make_drill
 from training.unitasks.world import SLICES, make_task
 from training.vq import train_decoder, train_vq
 
 CONTEXT_LEN = 768
 PESFT_SEEDS = 20_000_000
+DRILLS_OF_A_SEED = 1_000_000
 SEEDS_OF_A_RUN = 200_000
 TRACES_A_STEP = 16  # of a short run; about 13 fill a batch
 LICENCE = "MIT"
-BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without pictures, thrown away
 CARD_NOTES = (
     "This small model learned drawn objects, charts, diagrams and grids. On a photo its answer is a guess; a 7B "
     "checkpoint reads photos."
@@ -141,7 +139,9 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     vocab = Vocabulary.from_parts(config, tokenizer)
     text = TextTokenizer.from_object(tokenizer)
     templates = [Template("plain", vocab, text), Template("tagged", vocab, text)]
-    data = _cached(run_folder / "data.npz", partial(_drill_set, recipe, vq, templates, count=recipe.drills))
+    coded = partial(drill_set, coder=PictureCoder(vq), templates=templates, context_len=CONTEXT_LEN)
+    first = recipe.seed * DRILLS_OF_A_SEED
+    data = _cached(run_folder / "data.npz", partial(coded, first, recipe.drills))
     transformer = Transformer(config.transformer)
     transformer.init_weights(recipe.seed)
     _start_codes_from_codebook(transformer, vq, vocab, recipe.seed)
@@ -154,8 +154,8 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         again = out / "runs" / f"base-{number}"
         again.mkdir(exist_ok=True)
         if polish.traces:
-            make = partial(_drill_set, recipe, vq, templates, first=seen, count=polish.traces, shares=polish.shares)
-            data = _cached(again / "data.npz", make)
+            fresh = partial(coded, first + seen, polish.traces, shares=dict(polish.shares) or KINDS)
+            data = _cached(again / "data.npz", fresh)
             seen += polish.traces
         part = replace(spec, steps=polish.steps, lr=polish.lr, seed=spec.seed + number, label=again.name)
         part = replace(part, max_tokens=polish.tokens or spec.max_tokens)
@@ -321,48 +321,6 @@ def _start_codes_from_codebook(transformer: Transformer, vq: VQModel, vocab: Voc
     for table in (transformer.model.embed_tokens.weight, transformer.lm_head.weight):
         mix = torch.randn(vectors.shape[1], table.shape[1], generator=generator) * vectors.shape[1] ** -0.5
         table[ids] = 0.02 * (vectors @ mix) + 0.3 * table[ids]
-
-
-def _drill_set(
-    recipe: NanoRecipe,
-    vq: VQModel,
-    templates: Sequence[Template],
-    *,
-    count: int,
-    first: int = 0,
-    shares: Sequence[tuple[str, float]] = (),
-) -> TokenSet:
-    coder = PictureCoder(vq)
-    start = recipe.seed * 1_000_000 + first
-    seeds = iter(tqdm(range(start, start + count), desc="drills", mininterval=5))
-    kinds = dict(shares) or KINDS
-
-    def rendered() -> Iterator[Rendered]:
-        while chunk := [make_drill(seed, shares=kinds) for seed in islice(seeds, 64)]:
-            coded = coder.chains([_pictures(drill) or [BLANK] for drill in chunk])
-            for number, (drill, codes) in enumerate(zip(chunk, coded, strict=True)):
-                yield _render_drill(drill, codes, templates[number % 8 == 0])
-
-    return TokenSet.build(rendered(), CONTEXT_LEN)
-
-
-def _pictures(drill: Drill) -> list[Image.Image]:
-    given = [image for image in (drill.earlier, drill.image) if image is not None]
-    drawn = [part for part in drill.response if not isinstance(part, str)]
-    return [*given, *drawn, *(picture for _, picture in drill.more)]
-
-
-def _render_drill(drill: Drill, codes: Sequence[tuple[int, ...]], template: Template) -> Rendered:
-    """A drill as a sequence; ``codes`` are those of its pictures in order, the given one first."""
-    left = iter(codes)
-    given = [next(left) for image in (drill.earlier, drill.image) if image is not None]
-    if drill.answer is not None:
-        return template.render(drill.prompt_text, given, [StepPart(text) for text in drill.steps], drill.answer)
-    prompt: list[Part] = [*(ImagePart(c) for c in given), TextPart(drill.prompt_text)]
-    response: list[Part] = [TextPart(p) if isinstance(p, str) else ImagePart(next(left)) for p in drill.response]
-    turns: list[tuple[list[Part], list[Part]]] = [(prompt, response)]
-    turns += [([TextPart(order)], [ImagePart(next(left))]) for order, _ in drill.more]
-    return template.render_turns(turns)
 
 
 def _trace_set(

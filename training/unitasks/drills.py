@@ -10,7 +10,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -44,13 +44,14 @@ DRAWING: Final[dict[str, float]] = {
     "direct": 0.03,
     "chain": 0.04,
 }
-# And of those behind them: the same with hardly anything else, until it finds the place that the words name.
+# And of those behind them: the order stands in front of the picture, which is then read with the order in mind.
 LOCATING: Final[dict[str, float]] = {
     "describe": 0.05,
     "picture": 0.01,
     "copy": 0.01,
-    "draw": 0.68,
-    "move": 0.17,
+    "draw": 0.09,
+    "move": 0.02,
+    "order": 0.74,
     "ask": 0.04,
     "direct": 0.01,
     "chain": 0.03,
@@ -63,7 +64,8 @@ class Drill:
 
     "direct" and "chain" are tasks without pictures in the response: `steps` (texts; none for "direct") and `answer` are
     for the template to render, and `response` holds the same as plain text. `earlier` is given in front of `image`: the
-    picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for.
+    picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for. "order"
+    is "draw" or "move" with the order to be put in front of the picture.
     """
 
     kind: str
@@ -77,7 +79,7 @@ class Drill:
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS`, `shares` say how often each comes.
+    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` say how often each comes.
 
     Raises:
         ValueError: a seed of the evaluation, or an unknown kind.
@@ -103,14 +105,14 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
     if name == "draw":
         return _draw_drill(rng)
     if name == "move":
-        view = MAKERS[rng.choice(MOVING)][0](rng)
-        text, after = rng.choice(view.moves)
-        return Drill(name, worded(rng, text, view), view.image, (after,))
+        return _move_drill(rng)
+    if name == "order":
+        return replace(_draw_drill(rng) if rng.random() < 0.8 else _move_drill(rng), kind=name)
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
         return Drill(name, question, _inked(rng, view, 0.4)[-1] if "Where" in question else view.image, (answer,))
-    raise ValueError(f"unknown kind {name!r}: one of {', '.join(KINDS)}")
+    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order'))}")
 
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
@@ -123,6 +125,12 @@ def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
             if action.name != "ZOOM":
                 pictures.append(apply(action, pictures[-1]))
     return pictures
+
+
+def _move_drill(rng: Random) -> Drill:
+    view = MAKERS[rng.choice(MOVING)][0](rng)
+    text, after = rng.choice(view.moves)
+    return Drill("move", worded(rng, text, view), view.image, (after,))
 
 
 def _draw_drill(rng: Random) -> Drill:
