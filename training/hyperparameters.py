@@ -134,6 +134,9 @@ class ZeroHyperparameters(Strict):
         1, description="how many of the newest pictures the base sees where it does not see everything"
     )
     copied_share: Share = Field(0.99, description="a candidate this equal to the picture before is rejected")
+    keep_share: float = Field(
+        1.0, gt=0.0, le=1.0, description="of each slice's finished chains, those drawn with the most confidence"
+    )
     on_rejected: Literal["drop", "text"] = Field(
         "drop", description="no candidate is left: the trace is dropped, or the step stays text"
     )

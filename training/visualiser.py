@@ -84,7 +84,7 @@ class DrawnStep:
 
 @dataclass(slots=True)
 class DrawnChain:
-    """A chain with its pictures, or the reason why it is no trace: ``too_long`` or ``no_picture``."""
+    """A chain with its pictures, or why it is no trace: ``no_steps``, ``too_long``, ``no_picture``, ``unsure``."""
 
     chain_id: str
     slice: str
@@ -316,6 +316,27 @@ def best(candidates: Sequence[Candidate], score: str) -> int | None:
     if score == "likelihood":
         return max(accepted, key=lambda i: (candidates[i].logprob, -i))
     raise ValueError(f"unknown score {score!r}: use perception, likelihood or first")
+
+
+def confidence(one: DrawnChain) -> float:
+    """How sure the base was of a chain's pictures: the mean log-probability of the codes of the least likely one."""
+    kept = [step.candidates[step.kept].logprob for step in one.steps if step.kept is not None]
+    return min(kept, default=0.0)
+
+
+def leave_out_the_unsure(drawn: Sequence[DrawnChain], keep_share: float) -> None:
+    """Reject as ``unsure`` all finished chains of a slice but the share that was drawn with the most confidence.
+
+    By slices, since what is drawn differs: a next state has more new codes than a mark, and is less likely for it.
+    """
+    by_slice: dict[str, list[DrawnChain]] = {}
+    for one in drawn:
+        if one.rejected is None:
+            by_slice.setdefault(one.slice, []).append(one)
+    for chains in by_slice.values():
+        chains.sort(key=confidence, reverse=True)  # of equals, the earlier one is kept
+        for one in chains[max(1, round(keep_share * len(chains))) :]:
+            one.rejected = "unsure"
 
 
 def step_seed(seed: int, chain_id: str, k: int) -> int:

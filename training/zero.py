@@ -33,7 +33,7 @@ from training.job_context import JobContext, JobError
 from training.loop import atomic_write
 from training.rows import DataError, Intake, Rejection
 from training.spec import JsonlData, PeSFTSpec, ZeroHyperparameters, ZeroSpec
-from training.visualiser import DrawnChain, Visualiser
+from training.visualiser import DrawnChain, Visualiser, leave_out_the_unsure
 from training.zero_report import bootstrap_report, contact_sheet
 
 STAGE = "zero"
@@ -154,6 +154,9 @@ def _finish(
         ctx.log.warning("samples_rejected", intake.summary())
     if not drawn:
         raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
+    spec = ctx.spec
+    assert isinstance(spec, ZeroSpec)
+    leave_out_the_unsure(drawn, spec.hyperparameters.keep_share)
     traces = ctx.folder / "zero" / "traces.jsonl"
     traces.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(
@@ -180,7 +183,8 @@ def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparamete
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["rejected"].items())
     detail = f"{total - accepted} of {total} chains are no traces ({reasons}): look at the contact sheet"
-    if not accepted or accepted < settings.min_accepted * total:
+    whole = accepted + report["rejected"].get("unsure", 0)  # left out by choice
+    if not accepted or whole < settings.min_accepted * total:
         raise JobError("too_few_accepted", detail)
     ctx.log.warning("samples_rejected", detail)
 

@@ -29,12 +29,13 @@ def bootstrap_report(drawn: Sequence[DrawnChain], perception: Perception) -> dic
     * ``diversity``: mean pairwise code distance (share of positions at which two pictures differ) among all kept
       pictures, among the candidates of one step, and of a kept picture from the one before it;
     * ``tv``: histogram of the energies E_2D of all candidates; ``scores``: of 1 / (1 + E_2D / tau);
-    * ``checkers``: where the world knows the right picture, how often a candidate and a kept picture was right, and how
-      the score goes along with being right (correlation). It never decides what is kept.
+    * ``checkers``: where the world knows the right picture, how often a candidate, a kept picture and a picture of an
+      accepted trace was right, and how the score and the log-probability go along with being right (correlation). It
+      never decides what is kept.
     """
     steps = [step for one in drawn for step in one.steps]
     candidates = [c for step in steps for c in step.candidates]
-    kept = [step.candidates[step.kept] for step in steps if step.kept is not None]
+    kept = [candidate for one in drawn for candidate in _kept(one)]
     accepted = sum(one.rejected is None for one in drawn)
     return {
         "chains": len(drawn),
@@ -61,7 +62,7 @@ def bootstrap_report(drawn: Sequence[DrawnChain], perception: Perception) -> dic
         | {"tau": perception.tau, "reference_p05": perception.energy_p95, "mean_kept": _mean([c.energy for c in kept])},
         "scores": _histogram([c.perception for c in candidates], (0.0, 1.0))
         | {"mean_kept": _mean([c.score for c in kept])},
-        "checkers": _checkers(candidates, kept),
+        "checkers": _checkers(candidates, kept, [c for one in drawn if one.rejected is None for c in _kept(one)]),
     }
 
 
@@ -75,6 +76,10 @@ def pairwise_distance(pictures: Sequence[Codes]) -> float | None:
         return None
     agreeing = sum(count * (count - 1) for column in zip(*pictures, strict=True) for count in Counter(column).values())
     return round(1.0 - agreeing / (len(pictures[0]) * total * (total - 1)), 6)
+
+
+def _kept(one: DrawnChain) -> list[Candidate]:
+    return [step.candidates[step.kept] for step in one.steps if step.kept is not None]
 
 
 def _changes(drawn: Sequence[DrawnChain]) -> list[tuple[Codes, Codes]]:
@@ -96,28 +101,35 @@ def _by_slice(drawn: Sequence[DrawnChain]) -> dict[str, dict[str, Any]]:
         groups[one.slice].append(one)
     out: dict[str, dict[str, Any]] = {}
     for name in sorted(groups):
-        kept = [s.candidates[s.kept] for one in groups[name] for s in one.steps if s.kept is not None]
-        verdicts = [c.right for c in kept if c.right is not None]
+        kept = [candidate for one in groups[name] for candidate in _kept(one)]
         out[name] = {
             "chains": len(groups[name]),
             "accepted": sum(one.rejected is None for one in groups[name]),
-            "kept_right": _share(sum(verdicts), len(verdicts)),
+            "kept_right": _right(kept),
         }
     return out
 
 
-def _checkers(candidates: Sequence[Candidate], kept: Sequence[Candidate]) -> dict[str, Any] | None:
+def _checkers(
+    candidates: Sequence[Candidate], kept: Sequence[Candidate], in_traces: Sequence[Candidate]
+) -> dict[str, Any] | None:
     judged = [c for c in candidates if c.right is not None]
     if not judged:
         return None
-    right = [bool(c.right) for c in judged]
-    kept_right = [bool(c.right) for c in kept if c.right is not None]
+    right = [float(bool(c.right)) for c in judged]
     return {
         "judged": len(judged),
-        "candidates_right": _share(sum(right), len(right)),
-        "kept_right": _share(sum(kept_right), len(kept_right)),
-        "score_correlation": correlation([c.perception for c in judged], [float(r) for r in right]),
+        "candidates_right": _right(judged),
+        "kept_right": _right(kept),
+        "traces_right": _right(in_traces),
+        "score_correlation": correlation([c.perception for c in judged], right),
+        "confidence_correlation": correlation([c.logprob for c in judged], right),
     }
+
+
+def _right(candidates: Sequence[Candidate]) -> float | None:
+    verdicts = [c.right for c in candidates if c.right is not None]
+    return _share(sum(verdicts), len(verdicts))
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:

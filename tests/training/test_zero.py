@@ -24,7 +24,7 @@ from training.hyperparameters import ZeroHyperparameters
 from training.job_context import JobError, JobStopped
 from training.samples import EncodedSample, SampleEncoder
 from training.spec import UniTasksData
-from training.visualiser import Candidate, DrawnChain, DrawnStep, Visualiser, as_instruction, best
+from training.visualiser import Candidate, DrawnChain, DrawnStep, Visualiser, as_instruction, best, leave_out_the_unsure
 from training.zero_report import bootstrap_report, contact_sheet, correlation, pairwise_distance
 
 SETTINGS: dict[str, Any] = {"candidates": 3, "batch_size": 4, "max_steps": 2, "copied_share": 1.0}
@@ -214,6 +214,29 @@ def test_drawn_chains_survive_their_line(tiny: LoadedCheckpoint) -> None:
         assert DrawnChain.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
+def test_of_each_slice_the_chains_with_the_likeliest_least_likely_picture_are_kept() -> None:
+    def chain(name: str, slice_: str, *logprobs: float, rejected: str | None = None) -> DrawnChain:
+        steps = [DrawnStep("s", (candidate(range(16), logprob=p),), 0) for p in logprobs]
+        return DrawnChain(name, slice_, "q", "x", None, ("s",) * len(steps), steps, rejected)
+
+    drawn = [
+        chain("sure", "natural", -0.1, -0.2),
+        chain("one bad step", "natural", -0.01, -2.0),
+        chain("bad", "natural", -1.0, -1.0),
+        chain("middling", "natural", -0.5),
+        chain("other slice", "structured", -5.0),
+        chain("gone", "natural", -0.01, rejected="no_picture"),
+    ]
+    leave_out_the_unsure(drawn, 0.5)
+    assert {one.chain_id: one.rejected for one in drawn} == {
+        "sure": None, "middling": None, "bad": "unsure", "one bad step": "unsure", "other slice": None,
+        "gone": "no_picture",
+    }  # fmt: skip
+    everything = [chain("a", "natural", -9.0), chain("b", "natural", -1.0)]
+    leave_out_the_unsure(everything, 1.0)
+    assert all(one.rejected is None for one in everything)
+
+
 # The report
 
 
@@ -244,7 +267,8 @@ def test_the_report_counts_what_was_drawn_kept_and_rejected(tiny: LoadedCheckpoi
     assert report["diversity"]["from_picture_before"] == 0.5  # half of the codes, twice
     assert sum(report["tv"]["counts"]) == 4
     assert report["checkers"] == {
-        "judged": 4, "candidates_right": 0.25, "kept_right": 0.5, "score_correlation": None,
+        "judged": 4, "candidates_right": 0.25, "kept_right": 0.5, "traces_right": 0.5, "score_correlation": None,
+        "confidence_correlation": None,
     }  # fmt: skip
     assert report["by_slice"]["natural"] == {"chains": 1, "accepted": 1, "kept_right": 0.5}
 
