@@ -31,7 +31,7 @@ def drill_set(
         while chunk := [make_drill(seed, shares=shares) for seed in islice(seeds, 64)]:
             coded = coder.chains([drill_pictures(drill) or [BLANK] for drill in chunk])
             for number, (drill, codes) in enumerate(zip(chunk, coded, strict=True)):
-                yield from render_drill(drill, codes, templates[number % 8 == 0])
+                yield render_drill(drill, codes, templates[number % 8 == 0])
 
     return TokenSet.build(rendered(), context_len)
 
@@ -43,24 +43,14 @@ def drill_pictures(drill: Drill) -> list[Image.Image]:
     return [*given, *drawn, *(picture for _, picture in drill.more)]
 
 
-def render_drill(drill: Drill, codes: Sequence[Codes], template: Template) -> list[Rendered]:
-    """A drill as one sequence, or one for each order that stands in front of its picture.
-
-    ``codes`` are those of :func:`drill_pictures`.
-    """
+def render_drill(drill: Drill, codes: Sequence[Codes], template: Template) -> Rendered:
+    """A drill as a sequence; ``codes`` are those of :func:`drill_pictures`."""
     left = iter(codes)
     given: list[Part] = [ImagePart(next(left)) for image in (drill.earlier, drill.image) if image is not None]
     if drill.answer is not None:
         images = [part.codes for part in given if isinstance(part, ImagePart)]
-        return [template.render(drill.prompt_text, images, [StepPart(text) for text in drill.steps], drill.answer)]
+        return template.render(drill.prompt_text, images, [StepPart(text) for text in drill.steps], drill.answer)
     response: list[Part] = [TextPart(p) if isinstance(p, str) else ImagePart(next(left)) for p in drill.response]
-    turns: list[tuple[list[Part], list[Part]]] = [([TextPart(drill.prompt_text)], response)]
+    turns: list[tuple[list[Part], list[Part]]] = [([*given, TextPart(drill.prompt_text)], response)]
     turns += [([TextPart(order)], [ImagePart(next(left))]) for order, _ in drill.more]
-    if drill.kind != "order":
-        turns[0][0][:0] = given
-        return [template.render_turns(turns)]
-    rendered = []
-    for order, drawn in turns:
-        rendered.append(template.render_parts([*order, *given], drawn))
-        given = [*given[-1:], *drawn] if len(given) > 1 else [*drawn]
-    return rendered
+    return template.render_turns(turns)

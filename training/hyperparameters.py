@@ -125,10 +125,10 @@ class ZeroHyperparameters(Strict):
     score: Literal["perception", "likelihood", "first"] = Field(
         "perception", description="which candidate is kept; first: no choice, the control"
     )
-    context: Literal["trajectory", "picture", "instruction", "instruction_first"] = Field(
+    context: Literal["trajectory", "picture", "instruction"] = Field(
         "trajectory",
         description="what the base sees: everything so far; or the newest picture and the step's text, as it stands "
-        "or as an instruction ('I draw a box' -> 'Draw a box'), behind the picture or in front of it",
+        "or as an instruction ('I draw a box' -> 'Draw a box')",
     )
     pictures_shown: Annotated[int, Field(ge=1, le=4)] = Field(
         1, description="how many of the newest pictures the base sees where it does not see everything"

@@ -58,7 +58,8 @@ class NanoRecipe:
     base_tokens: int = 6_144
     base_polish: tuple[Polish, ...] = (
         Polish(1_600, 1.5e-3, 18_000, tuple(DRAWING.items()), 3_072),
-        Polish(6_000, 2e-3, 56_000, tuple(LOCATING.items()), 3_072),
+        Polish(984, 2e-3, 56_000, tuple(DRAWING.items()), 3_072),
+        Polish(2_400, 2e-3, 44_000, tuple(LOCATING.items()), 3_072),
     )
     traces: int = 64_000
     pesft_steps: int = 6_000

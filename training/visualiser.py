@@ -23,7 +23,7 @@ from model.engine.engine import MAX_CPU_ROWS, Engine
 from model.engine.sequence import SamplingParams, Status
 from model.images import copied_share, decode_codes, encode_pictures, is_flat, perception_score, tv_energy
 from model.manifest import Perception
-from model.template import ImagePart, Part, StepPart, Template, TextPart
+from model.template import ImagePart, StepPart, Template, TextPart
 from training.rewards import changes_nothing
 from training.unitasks.checkers import check_step
 from training.unitasks.task import SIZE
@@ -229,10 +229,9 @@ class Visualiser:
         """The prompt, and the response up to and with the begin-image that is forced."""
         text, boi = one.texts[k], self.loaded.vocab.boi_id
         if self.settings.context != "trajectory":
-            given: list[Part] = [ImagePart(codes) for codes in one.pictures[-self.settings.pictures_shown :]]
-            said = TextPart(text if self.settings.context == "picture" else as_instruction(text))
-            parts = [said, *given] if self.settings.context == "instruction_first" else [*given, said]
-            asked = self.template.render_parts(parts, []).ids[:-1]  # without EOS
+            given = [ImagePart(codes) for codes in one.pictures[-self.settings.pictures_shown :]]
+            said = as_instruction(text) if self.settings.context == "instruction" else text
+            asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
             return asked, [boi]
         images = [] if one.question_codes is None else [one.question_codes]
         steps = self.template.steps_ids([*one.step_parts(), StepPart(text)])

@@ -78,7 +78,6 @@ def test_the_base_is_shown_the_picture_the_steps_so_far_and_the_steps_text_and_t
     one.texts = ("I look.", "There I draw a box.")
     bos, picture, order = [vocab.bos_id], vocab.image_ids(drawn), tiny.tokenizer.encode("There draw a box.")
     assert visualiser(tiny, context="instruction")._context(one, 1)[0] == [*bos, *picture, *order]
-    assert visualiser(tiny, context="instruction_first")._context(one, 1)[0] == [*bos, *order, *picture]
     both = visualiser(tiny, context="instruction", pictures_shown=2)._context(one, 1)[0]
     assert both == [*bos, *vocab.image_ids(codes), *picture, *order]
 

@@ -52,11 +52,19 @@ def random_view(rng: Random) -> View:
     return maker(rng)
 
 
-def drawing(rng: Random, view: View) -> Extra | None:
-    """Something to draw on this view and how it is told; None where nothing can be drawn."""
+def bare_view(rng: Random) -> View:
+    """One view of those that hold more than scattered dots and tiles, the diagrams more often."""
+    return rng.choices((things, rays, walls, axes, bars, table, curve), (40, 10, 12, 12, 12, 8, 6))[0](rng)
+
+
+def drawing(rng: Random, view: View, extras_share: float = 0.6) -> Extra | None:
+    """Something to draw on this view and how it is told, no single thing in `extras_share` of the cases.
+
+    None where nothing can be drawn.
+    """
     named = [spot for spot in view.spots if spot.also or is_unique(view.spots, spot, "name")]
     placed = [spot for spot in view.spots if spot.place and is_unique(view.spots, spot, "place")]
-    if view.extras and (not named or rng.random() < 0.6):
+    if view.extras and (not named or rng.random() < extras_share):
         return rng.choice(view.extras)
     if placed and (not named or rng.random() < 0.2):
         spot = rng.choice(placed)
@@ -90,6 +98,16 @@ def drawing(rng: Random, view: View) -> Extra | None:
 _VERBS = ("Mark", "Put", "Find", "Look", "Zoom", "Draw", "Box", "Extend", "Move", "Tilt", "Let", "Turn", "Flip")
 _LEADS = ("Now", "Now,", "First", "First,", "Next", "Next,", "Then", "Then,", "Please", "So", "Finally,")
 _THOUGHTS = ("I", "I", "Now I", "First I", "Next I", "Then I", "I now", "I will", "So I", "Next, I", "Finally I")
+
+
+def told(rng: Random, text: str) -> str:
+    """An order as it is, or as a thought ("I mark the red star."), and nothing else."""
+    number, colon, order = text.partition(": ")
+    if colon and number.startswith("Number"):
+        return f"{number}: {say(rng, '', 'I ')}{order}"
+    if text.split()[0] not in _VERBS or rng.random() < 0.5:
+        return text
+    return f"{say(rng, 'I', 'I', 'Now I', 'First I', 'Next I')} {text[0].lower()}{text[1:]}"
 
 
 def worded(rng: Random, text: str, view: View) -> str:

@@ -17,10 +17,10 @@ from typing import Final
 from PIL import Image
 
 from training.skills import apply
-from training.unitasks.asking import MAKERS, MOVING, drawing, random_view, worded
+from training.unitasks.asking import MAKERS, MOVING, bare_view, drawing, random_view, told, worded
 from training.unitasks.chain import say
 from training.unitasks.scenes import random_action, random_picture
-from training.unitasks.views import View
+from training.unitasks.views import Extra, View
 from training.unitasks.world import SLICES, make_task, require_training_seed
 
 KINDS: Final[dict[str, float]] = {
@@ -44,17 +44,18 @@ DRAWING: Final[dict[str, float]] = {
     "direct": 0.03,
     "chain": 0.04,
 }
-# And of those behind them: the order stands in front of the picture, which is then read with the order in mind.
+# And of those behind them: hardly anything else, in bare words and on pictures without other ink, until the drawings
+# are where the words say.
 LOCATING: Final[dict[str, float]] = {
-    "describe": 0.05,
+    "describe": 0.03,
     "picture": 0.01,
     "copy": 0.01,
-    "draw": 0.09,
+    "draw": 0.05,
     "move": 0.02,
-    "order": 0.74,
-    "ask": 0.04,
+    "order": 0.83,
+    "ask": 0.02,
     "direct": 0.01,
-    "chain": 0.03,
+    "chain": 0.02,
 }
 
 
@@ -65,7 +66,7 @@ class Drill:
     "direct" and "chain" are tasks without pictures in the response: `steps` (texts; none for "direct") and `answer` are
     for the template to render, and `response` holds the same as plain text. `earlier` is given in front of `image`: the
     picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for. "order"
-    is "draw" or "move" with the order to be put in front of the picture.
+    is "draw" or "move" in bare words, on a picture without other ink.
     """
 
     kind: str
@@ -107,7 +108,7 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
     if name == "move":
         return _move_drill(rng)
     if name == "order":
-        return replace(_draw_drill(rng) if rng.random() < 0.8 else _move_drill(rng), kind=name)
+        return replace((_draw_drill if rng.random() < 0.8 else _move_drill)(rng, bare=True), kind=name)
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
@@ -127,20 +128,25 @@ def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
     return pictures
 
 
-def _move_drill(rng: Random) -> Drill:
+def _move_drill(rng: Random, *, bare: bool = False) -> Drill:
     view = MAKERS[rng.choice(MOVING)][0](rng)
     text, after = rng.choice(view.moves)
-    return Drill("move", worded(rng, text, view), view.image, (after,))
+    words = say(rng, text, f"Next state: {text[0].lower()}{text[1:]}") if bare else worded(rng, text, view)
+    return Drill("move", words, view.image, (after,))
 
 
-def _draw_drill(rng: Random) -> Drill:
+def _is_named_zoom(given: Extra) -> bool:
+    return given.action.name == "ZOOM" and given.before is None
+
+
+def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
     """One order that may speak of the newest ink, and up to three more that speak of nothing drawn before."""
     while True:
-        view = random_view(rng)
-        given = drawing(rng, view)
-        if given is None:
+        view = bare_view(rng) if bare else random_view(rng)
+        given = drawing(rng, view, 0.8 if bare else 0.6)
+        if given is None or (bare and _is_named_zoom(given)):
             continue
-        pictures = _inked(rng, view, 0.4) if given.before is None else [view.image]
+        pictures = _inked(rng, view, 0.0 if bare else 0.4) if given.before is None else [view.image]
         for action in given.before or ():
             pictures.append(apply(action, pictures[-1]))
         drawn = apply(given.action, pictures[-1])
@@ -152,14 +158,16 @@ def _draw_drill(rng: Random) -> Drill:
         following = drawing(rng, view)
         if last == "ZOOM" or len(more) == wanted:
             break
-        if following is None or following.before is not None:
+        if following is None or following.before is not None or (bare and _is_named_zoom(following)):
             continue
         picture = apply(following.action, newest)
         if picture.tobytes() != newest.tobytes():
-            more.append((worded(rng, following.text, view), picture))
+            more.append((following.text, picture))
             newest, last = picture, following.action.name
     earlier = pictures[-2] if len(pictures) > 1 and rng.random() < 0.5 else None
-    return Drill("draw", worded(rng, given.text, view), pictures[-1], (drawn,), earlier=earlier, more=tuple(more))
+    words = [told(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))]
+    further = tuple((text, picture) for text, (_, picture) in zip(words[1:], more, strict=True))
+    return Drill("draw", words[0], pictures[-1], (drawn,), earlier=earlier, more=further)
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:
