@@ -10,7 +10,9 @@ import ctypes
 import gc
 import logging
 import math
+import os
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from model.shards import CheckpointError, read_entries
 log = logging.getLogger("omni_r1.engine")
 
 GIVE_WAY_S = 0.1  # to the streams, at most, before each piece of a load
+LOADER_NICENESS = 15
 Post = Callable[[tuple[Any, ...]], None]
 
 
@@ -142,7 +145,7 @@ class Models:
         self._device: torch.device | None = None
         self._loaded: dict[str, Model] = {}
         self._retired: list[Model] = []
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_step_back)
         self._under_way = 0
         self.all_named = False  # whether the first checkpoints have all been named
         self.problem = ""  # of the last one that was named at the start and could not be loaded
@@ -268,6 +271,12 @@ class Models:
             self._post(message)
 
         self._loader.submit(run)
+
+
+def _step_back() -> None:
+    """Lower the running thread's priority, where threads have one: whoever waits for a load has time, streams have none."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
 
 def _give_back_memory() -> None:
