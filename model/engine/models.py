@@ -274,7 +274,7 @@ class Models:
 
 
 def _step_back() -> None:
-    """Lower the running thread's priority, where threads have one: whoever waits for a load has time, streams have none."""
+    """Lower the priority of the thread that runs this, where threads have one: a load has time, streams have none."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
