@@ -38,6 +38,7 @@ class TextChain:
     steps: tuple[str, ...]
     answer: str
     task: Task | None = None
+    kind: str = ""  # of question, within the slice
 
 
 class ChainError(ValueError):
@@ -99,7 +100,7 @@ def world_chain(task: Task, *, max_steps: int) -> TextChain:
     """The words of a task of the world; its pictures stay unread, and are only known to whoever judges drawings."""
     steps = tuple(split_steps([step.text for step in task.steps], max_steps=max_steps))
     known = task if len(steps) == len(task.steps) else None  # merged steps have no picture to be compared with
-    return TextChain(task.task_id, task.slice, task.question, task.image, steps, task.answer, known)
+    return TextChain(task.task_id, task.slice, task.question, task.image, steps, task.answer, known, task.family)
 
 
 def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, by: SplitBy = "auto") -> TextChain:

@@ -135,7 +135,7 @@ class ZeroHyperparameters(Strict):
     )
     copied_share: Share = Field(0.99, description="a candidate this equal to the picture before is rejected")
     keep_share: float = Field(
-        1.0, gt=0.0, le=1.0, description="of each slice's finished chains, those drawn with the most confidence"
+        1.0, gt=0.0, le=1.0, description="of the finished chains of each kind of question, those drawn surest"
     )
     on_rejected: Literal["drop", "text"] = Field(
         "drop", description="no candidate is left: the trace is dropped, or the step stays text"

@@ -59,7 +59,9 @@ class NanoRecipe:
     base_polish: tuple[Polish, ...] = (
         Polish(1_600, 1.5e-3, 18_000, tuple(DRAWING.items()), 3_072),
         Polish(984, 2e-3, 56_000, tuple(DRAWING.items()), 3_072),
-        Polish(2_400, 2e-3, 44_000, tuple(LOCATING.items()), 3_072),
+        Polish(1_650, 2e-3, 44_000, tuple(LOCATING.items()), 3_072),
+        Polish(1_640, 1.5e-3, tokens=3_072),
+        Polish(600, 1.2e-3, tokens=3_072),
     )
     traces: int = 64_000
     pesft_steps: int = 6_000

@@ -94,6 +94,7 @@ class DrawnChain:
     texts: tuple[str, ...]
     steps: list[DrawnStep] = field(default_factory=list)
     rejected: str | None = None
+    kind: str = ""
 
     @property
     def pictures(self) -> list[Codes]:
@@ -169,7 +170,7 @@ class Visualiser:
         for chain in chains:
             question = next(codes) if chain.image is not None else None
             texts = (chain.chain_id, chain.slice, chain.question, chain.answer)
-            drawn.append(DrawnChain(*texts, question, chain.steps))
+            drawn.append(DrawnChain(*texts, question, chain.steps, kind=chain.kind))
         for one in drawn:
             if not one.texts or not self._fits(one):
                 one.rejected = "too_long" if one.texts else "no_steps"
@@ -324,15 +325,15 @@ def confidence(one: DrawnChain) -> float:
 
 
 def leave_out_the_unsure(drawn: Sequence[DrawnChain], keep_share: float) -> None:
-    """Reject as ``unsure`` all finished chains of a slice but the share that was drawn with the most confidence.
+    """Reject as ``unsure`` all finished chains of a slice and kind but the share drawn with the most confidence.
 
-    By slices, since what is drawn differs: a next state has more new codes than a mark, and is less likely for it.
+    By kinds, since what is drawn differs: a next state has more new codes than a mark, and is less likely for it.
     """
-    by_slice: dict[str, list[DrawnChain]] = {}
+    groups: dict[tuple[str, str], list[DrawnChain]] = {}
     for one in drawn:
         if one.rejected is None:
-            by_slice.setdefault(one.slice, []).append(one)
-    for chains in by_slice.values():
+            groups.setdefault((one.slice, one.kind), []).append(one)
+    for chains in groups.values():
         chains.sort(key=confidence, reverse=True)  # of equals, the earlier one is kept
         for one in chains[max(1, round(keep_share * len(chains))) :]:
             one.rejected = "unsure"

@@ -213,10 +213,10 @@ def test_drawn_chains_survive_their_line(tiny: LoadedCheckpoint) -> None:
         assert DrawnChain.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
-def test_of_each_slice_the_chains_with_the_likeliest_least_likely_picture_are_kept() -> None:
-    def chain(name: str, slice_: str, *logprobs: float, rejected: str | None = None) -> DrawnChain:
+def test_of_each_kind_the_chains_with_the_likeliest_least_likely_picture_are_kept() -> None:
+    def chain(name: str, slice_: str, *logprobs: float, rejected: str | None = None, kind: str = "") -> DrawnChain:
         steps = [DrawnStep("s", (candidate(range(16), logprob=p),), 0) for p in logprobs]
-        return DrawnChain(name, slice_, "q", "x", None, ("s",) * len(steps), steps, rejected)
+        return DrawnChain(name, slice_, "q", "x", None, ("s",) * len(steps), steps, rejected, kind)
 
     drawn = [
         chain("sure", "natural", -0.1, -0.2),
@@ -224,12 +224,13 @@ def test_of_each_slice_the_chains_with_the_likeliest_least_likely_picture_are_ke
         chain("bad", "natural", -1.0, -1.0),
         chain("middling", "natural", -0.5),
         chain("other slice", "structured", -5.0),
+        chain("other kind", "natural", -5.0, kind="count"),
         chain("gone", "natural", -0.01, rejected="no_picture"),
     ]
     leave_out_the_unsure(drawn, 0.5)
     assert {one.chain_id: one.rejected for one in drawn} == {
         "sure": None, "middling": None, "bad": "unsure", "one bad step": "unsure", "other slice": None,
-        "gone": "no_picture",
+        "other kind": None, "gone": "no_picture",
     }  # fmt: skip
     everything = [chain("a", "natural", -9.0), chain("b", "natural", -1.0)]
     leave_out_the_unsure(everything, 1.0)
