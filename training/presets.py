@@ -59,13 +59,20 @@ PRESETS: dict[str, Preset] = {
                 "method": "pipeline",
                 "base_checkpoint": "nano-base",
                 "data": {
-                    "zero": {**_WORLD, "num_samples": 800},
+                    "zero": {**_WORLD, "num_samples": 2_000},
                     "perpo": {**_WORLD, "num_samples": 4_000},
                     "benchmark": {**_WORLD, "num_samples": 200},
                 },
                 "hyperparameters": {
-                    # Drills taught this base to draw on one picture when it is told to (docs/zero.md has the numbers).
-                    "zero": {"context": "instruction"},
+                    # What this base was drilled in, and of that what it is sure of (docs/zero.md has the numbers).
+                    "zero": {
+                        "context": "instruction",
+                        "pictures_shown": 2,
+                        "temperature": 0.0,
+                        "candidates": 1,
+                        "score": "first",
+                        "keep_share": 0.4,
+                    },
                     "pesft": {"steps": 600, "lr": 2e-3, "warmup": 50, "template": "tagged"},
                     "perpo": {"steps": 40},
                     "benchmark": {"compare_with": "pesft"},
