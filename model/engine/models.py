@@ -10,9 +10,7 @@ import ctypes
 import gc
 import logging
 import math
-import os
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +34,6 @@ from model.shards import CheckpointError, read_entries
 log = logging.getLogger("omni_r1.engine")
 
 GIVE_WAY_S = 0.1  # to the streams, at most, before each piece of a load
-LOADER_NICENESS = 15
 Post = Callable[[tuple[Any, ...]], None]
 
 
@@ -145,7 +142,7 @@ class Models:
         self._device: torch.device | None = None
         self._loaded: dict[str, Model] = {}
         self._retired: list[Model] = []
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_step_back)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._under_way = 0
         self.all_named = False  # whether the first checkpoints have all been named
         self.problem = ""  # of the last one that was named at the start and could not be loaded
@@ -271,12 +268,6 @@ class Models:
             self._post(message)
 
         self._loader.submit(run)
-
-
-def _step_back() -> None:
-    """Lower the priority of the thread that runs this, where threads have one: a load has time, streams have none."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
 
 
 def _give_back_memory() -> None:
