@@ -11,6 +11,7 @@ It knows nothing of jobs, files or training. `right` of a candidate, where the w
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -319,9 +320,12 @@ def best(candidates: Sequence[Candidate], score: str) -> int | None:
 
 
 def confidence(one: DrawnChain) -> float:
-    """How sure the base was of a chain's pictures: the mean log-probability of the codes of the least likely one."""
+    """How sure the base was of a chain's pictures: the mean log-probability of the codes of the least likely one.
+
+    A chain without any picture (all its steps stayed text) is the least sure of all.
+    """
     kept = [step.candidates[step.kept].logprob for step in one.steps if step.kept is not None]
-    return min(kept, default=0.0)
+    return min(kept, default=-math.inf)
 
 
 def leave_out_the_unsure(drawn: Sequence[DrawnChain], keep_share: float) -> None:

@@ -232,6 +232,9 @@ def test_of_each_kind_the_chains_with_the_likeliest_least_likely_picture_are_kep
         "sure": None, "middling": None, "bad": "unsure", "one bad step": "unsure", "other slice": None,
         "other kind": None, "gone": "no_picture",
     }  # fmt: skip
+    words_alone = [chain("no picture at all", "natural"), chain("a picture", "natural", -9.0)]
+    leave_out_the_unsure(words_alone, 0.5)
+    assert [one.rejected for one in words_alone] == ["unsure", None]
     everything = [chain("a", "natural", -9.0), chain("b", "natural", -1.0)]
     leave_out_the_unsure(everything, 1.0)
     assert all(one.rejected is None for one in everything)
