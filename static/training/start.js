@@ -94,7 +94,7 @@ class Editor {
       const { data } = await api.checkpoints();
       const names = data.filter((one) => !one.problem).map((one) => one.id);
       this.base.replaceChildren(...names.map((name) => h('option', { value: name }, name)));
-      this.#mirror();
+      this.#mirrorBase(); // the other fields may hold what is being typed
     } catch {
       // the text can still be edited and sent
     }
@@ -127,12 +127,16 @@ class Editor {
     this.#mirror();
   }
 
+  #mirrorBase() {
+    const base = parseSpec(this.text.value).value?.base_checkpoint ?? '';
+    if (base && ![...this.base.options].some((one) => one.value === base)) this.base.append(h('option', { value: base }, base));
+    this.base.value = base;
+  }
+
   #mirror() {
     const { value } = parseSpec(this.text.value);
     if (!value) return;
-    const base = value.base_checkpoint ?? '';
-    if (base && ![...this.base.options].some((one) => one.value === base)) this.base.append(h('option', { value: base }, base));
-    this.base.value = base;
+    this.#mirrorBase();
     this.seed.value = value.seed ?? 0;
     this.activate.checked = value.activate === true;
     this.activate.disabled = value.method === 'benchmark';

@@ -149,9 +149,15 @@ def test_the_editor_shows_what_is_sent_and_refuses_what_is_broken(studio: Open, 
     window = studio(slow_url)
     window.expected = ["422"]
     page = window.page("/training", ready=TRAINING)
-    page.click("[data-preset=nano-pesft] .or-secondary")
-    page.wait_for_selector(".or-editor option[value=nano-base]", state="attached")
+    late: list[Any] = []  # the list of checkpoints, held back until something is typed
+    page.route("**/v1/checkpoints*", lambda route: late.append(route))
+    with page.expect_request("**/v1/checkpoints*"):
+        page.click("[data-preset=nano-pesft] .or-secondary")
     page.fill(".or-editor input[inputmode=numeric]", "7")
+    for route in late:
+        route.continue_()
+    page.wait_for_selector(".or-editor option[value=nano-base] ~ option", state="attached")
+    page.unroute("**/v1/checkpoints*")
     page.check(".or-editor input[type=checkbox]")
     spec = json.loads(page.input_value(".or-editor textarea"))
     assert (spec["seed"], spec["activate"]) == (7, True)
