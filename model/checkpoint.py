@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.atomic import replace_folder, staging_folder, sync_tree
-from model.config import ConfigError, ModelConfig, read_json
+from model.config import ConfigError, ModelConfig, TransformerConfig, VQConfig, read_json
 from model.descriptions import description_files, model_card
 from model.manifest import Capabilities, GenerationDefaults, Manifest
 from model.shards import INDEX, CheckpointError, TensorEntry, header_entries, read_entries, resolve
@@ -98,8 +99,8 @@ def load_checkpoint(
     folder = Path(folder)
     config, vocab, tokenizer, manifest = _read_descriptions(folder)
     entries = read_entries(folder)
+    _check_names(entries, config)
     transformer = _skeleton(lambda: Transformer(config.transformer))
-    _check_names(transformer, entries, config)
     wanted = [name for name in transformer.state_dict() if name in entries]
     state = _read_tensors(folder, entries, wanted, dtype)
     _fit_state(state, config)
@@ -161,7 +162,7 @@ def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool
     entries = read_entries(folder)
     if hashes:
         manifest.verify_hashes(folder)
-    _check_names(_skeleton(lambda: Transformer(config.transformer)), entries, config)
+    _check_names(entries, config)
     vq_names = {name.removeprefix(VQ_PREFIX) for name in entries if name.startswith(VQ_PREFIX)}
     if vq_names:
         _check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
@@ -281,12 +282,23 @@ def _skeleton(build: Callable[[], M]) -> M:
         return build()
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+# The next checkpoint is mostly of the same shape, and one that is read takes time from the streams.
+@lru_cache(maxsize=8)
+def _transformer_shapes(config: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
+    return _shapes(_skeleton(lambda: Transformer(config)))
+
+
+@lru_cache(maxsize=8)
+def _vq_shapes(config: VQConfig, *, draws: bool) -> Mapping[str, tuple[int, ...]]:
+    return _shapes(_skeleton(lambda: VQModel(config, with_decoder=draws)))
+
+
+def _shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _check_names(transformer: Transformer, entries: Mapping[str, TensorEntry], config: ModelConfig) -> None:
-    expected = _shapes(transformer)
+def _check_names(entries: Mapping[str, TensorEntry], config: ModelConfig) -> None:
+    expected = _transformer_shapes(config.transformer)
     head_dim = config.transformer.head_dim
     for name, shape in expected.items():
         entry = entries.get(name)
@@ -315,10 +327,9 @@ def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
         state[_HEAD] = state[_EMBEDDING].clone()
 
 
-def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig, *, draws: bool) -> VQModel:
-    """The skeleton that fits the stored VQ, every name and shape checked."""
-    model = _skeleton(lambda: VQModel(config.vq, with_decoder=draws))
-    for name, shape in _shapes(model).items():
+def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig, *, draws: bool) -> None:
+    """Names and shapes of the stored VQ."""
+    for name, shape in _vq_shapes(config.vq, draws=draws).items():
         entry = entries.get(prefix + name)
         if entry is None:
             raise CheckpointError("missing_tensor", f"{prefix}{name} is in no file of this checkpoint")
@@ -327,7 +338,6 @@ def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConf
                 "unexpected_shape",
                 f"{prefix}{name} has shape {list(entry.shape)}, and vq_config wants {list(shape)}",
             )
-    return model
 
 
 def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig) -> VQModel | None:
@@ -335,7 +345,9 @@ def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, con
     names = {name.removeprefix(prefix) for name in entries if name.startswith(prefix)}
     if not any(name.startswith("encoder.") for name in names):
         return None
-    model = _check_vq(entries, prefix, config, draws=any(name.startswith("decoder.") for name in names))
+    draws = any(name.startswith("decoder.") for name in names)
+    _check_vq(entries, prefix, config, draws=draws)
+    model = _skeleton(lambda: VQModel(config.vq, with_decoder=draws))
     wanted = [prefix + name for name in model.state_dict()]
     state = _read_tensors(folder, entries, wanted, torch.float32)
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)

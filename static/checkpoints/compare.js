@@ -5,7 +5,7 @@
 
 import { Examples } from '../studio/examples.js';
 import { Well } from '../studio/well.js';
-import { api } from '../viewer/api.js';
+import { api, PARTIAL_IMAGES } from '../viewer/api.js';
 import { h, setText, show } from '../viewer/dom.js';
 import { isLive } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
@@ -121,7 +121,7 @@ export class Compare {
       this.question.focus();
       return;
     }
-    const request = { question, images: [], partial_images: 8, background: true, sampling: { seed: Math.floor(Math.random() * 2 ** 31) } };
+    const request = { question, images: [], partial_images: PARTIAL_IMAGES, background: true, sampling: { seed: Math.floor(Math.random() * 2 ** 31) } };
     if (this.#picture) {
       const { image, own } = this.#picture;
       request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.picture.fit } : { image_id: image.image_id });

@@ -4,7 +4,7 @@
 // browser (`js=` of their events), so nothing stands between a click and the request. What a person sees in the
 // question box is what is sent. Nothing about a trace lives here: the viewer shows what the server says.
 
-import { api } from '../viewer/api.js';
+import { api, PARTIAL_IMAGES } from '../viewer/api.js';
 import { setAttr, setText, show } from '../viewer/dom.js';
 import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
@@ -192,7 +192,7 @@ class Studio {
       this.textarea.focus(); // the line below it says why, once
       return;
     }
-    const request = { question, images: [], mode, partial_images: 8, background: true };
+    const request = { question, images: [], mode, partial_images: PARTIAL_IMAGES, background: true };
     if (this.#picture) {
       const { image, own } = this.#picture;
       request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });

@@ -53,6 +53,9 @@ export async function call(path, { method = 'GET', json, body, signal, headers =
 
 const id = encodeURIComponent;
 
+// Of each picture while it is drawn: so many that a busy server's streams still move several times a second.
+export const PARTIAL_IMAGES = 16;
+
 export const api = {
   trace: (traceId, options) => call(`/v1/traces/${id(traceId)}`, options),
   create: (request) => call('/v1/traces', { method: 'POST', json: request }),

@@ -35,6 +35,7 @@ from tests.e2e.real_server import Server, new_server
 
 PROBE_EVERY_S = 0.02
 LIVE_AT_ONCE = 8
+PARTIAL_IMAGES = 16  # as the studio asks for them
 SLICES = ("natural", "structured", "diagrammatic", "operational")
 
 
@@ -145,7 +146,8 @@ async def load(
 
 def create(client: Client, seed: int) -> str:
     task = client.task(slice=SLICES[seed % 4], seed=seed)
-    return client.create_trace(task["question"], [task["image_id"]], partial_images=8, background=True)["id"]
+    asked = task["question"], [task["image_id"]]
+    return client.create_trace(*asked, partial_images=PARTIAL_IMAGES, background=True)["id"]
 
 
 async def read(url: str, trace_id: str, drops: random.Random | None, counts: dict[str, int]) -> tuple[str, list[str]]:

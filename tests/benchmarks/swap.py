@@ -25,7 +25,7 @@ import torch
 
 from app.client import Client, ServerFailed
 from model.engine.models import footprint
-from tests.benchmarks.serving import SLICES, frames, percentile, row
+from tests.benchmarks.serving import PARTIAL_IMAGES, SLICES, frames, percentile, row
 from tests.e2e.real_server import SHIPPED, Server, new_server
 
 NAMES = (*(f"copy-{number}" for number in range(1, 8)), SHIPPED.name)
@@ -121,7 +121,7 @@ async def follow(client: Client, http: httpx.AsyncClient, number: int, rounds: i
             "question": task["question"],
             "images": [{"image_id": task["image_id"]}],
             "sampling": {"temperature": 1.0, "seed": 1000 * turn + number},
-            "partial_images": 8,
+            "partial_images": PARTIAL_IMAGES,
         }
         trace = (await http.post("/v1/traces", json=body)).raise_for_status().json()
         worst, between, last, before = 0.0, "", None, ""
