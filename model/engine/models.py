@@ -34,6 +34,7 @@ from model.shards import CheckpointError, read_entries
 log = logging.getLogger("omni_r1.engine")
 
 GIVE_WAY_S = 0.1  # to the streams, at most, before each piece of a load
+ADMISSIONS = 1  # prompts a step: streams that run wait for each
 Post = Callable[[tuple[Any, ...]], None]
 
 
@@ -60,7 +61,9 @@ class Model:
         """Read a folder and make its first step, so that the first request does not pay for it."""
         loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
         give_way()
-        engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots)
+        engine = Engine(
+            loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots, admissions_per_step=ADMISSIONS
+        )
         engine.drop_parameters()
         give_way()
         prompt = loaded.template.prompt_ids("?", [])
