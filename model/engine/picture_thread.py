@@ -3,8 +3,8 @@
 What a stream is silent for comes first: whole pictures. Those that wait side by side are done together, a few at once,
 which costs less than one after another. Where they pile up all the same (traces that began together finish their
 drawings together) the step loop lends a hand: what stands behind a picture in a stream waits for it anyway.
-A partial picture that would have to wait is refused, and so is one that comes right after another job: partials take
-half of a core at most, since the step loop needs the rest of the machine more. What nobody waits for yet is done when
+A partial picture that would have to wait is refused, and so is one that comes soon after another job: partials take a
+fifth of a core at most, since the step loop needs the rest of the machine more. What nobody waits for yet is done when
 there is nothing else to do.
 It knows no events: it runs functions and posts their results.
 """
@@ -29,6 +29,7 @@ _Done = tuple[Post, Any, BaseException | None]
 log = logging.getLogger("omni_r1.engine")
 
 TOGETHER = 4  # whole pictures at once: the first waits for the last, so few
+REST = 4  # times as long as the last job took, before a partial picture is taken
 BEHIND_S = 0.02  # how long one may wait before the step loop lends a hand
 
 
@@ -55,7 +56,7 @@ class PictureThread:
         self._taken = threading.Condition(self._lock)
         self._busy = False
         self._closed = False
-        self._rests_until = 0.0  # for partial pictures: as long as the last job took
+        self._rests_until = 0.0  # for partial pictures
         self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
         self._thread.start()
 
@@ -144,7 +145,7 @@ class PictureThread:
             started = time.monotonic()
             done = do()
             ended = time.monotonic()
-            self._rests_until = 2 * ended - started
+            self._rests_until = ended + REST * (ended - started)
             for post, result, error in done:
                 post(result, error)
 
