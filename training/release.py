@@ -21,6 +21,7 @@ from model.atomic import replace_folder, staging_folder
 from model.checkpoint import validate_checkpoint
 from model.manifest import FILE, Manifest
 from model.shards import CheckpointError
+from training.benchmark_report import flat_metrics
 from training.unitasks.world import SLICES
 
 ARCHITECTURE = """\
@@ -48,7 +49,7 @@ def release(
         name: the destination's name when absent.
         before: checkpoints between the released base and this one, newest first; their lineage comes along, and the
             oldest one's base becomes this one's.
-        evaluation: ``summary.json`` of ``omni-r1 evaluate``; its numbers stand in lineage and card.
+        evaluation: ``summary.json`` of ``omni-r1 evaluate``; its numbers stand in metrics, lineage and card.
         description: instead of the source's.
         notes: markdown below the card's results: data, known failures.
 
@@ -69,6 +70,7 @@ def release(
         base=Manifest.read(before[-1]).base if before else manifest.base,
         description=description or manifest.description,
         lineage=lineage,
+        extra={**manifest.extra, "metrics": flat_metrics(results)} if results else manifest.extra,
     )
     with staging_folder(destination) as staging:
         for path in sorted(source.iterdir()):

@@ -8,7 +8,7 @@ import { api } from '../viewer/api.js';
 import { h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
 import { Activation, previous } from './activate.js';
 import { Compare } from './compare.js';
-import { factsOf, folded, forestOf, jobOf, madeBy, measureOf, whyNot } from './lineage.js';
+import { factsOf, folded, forestOf, madeBy, measureOf, whyNot } from './lineage.js';
 
 class Checkpoints {
   #all = [];
@@ -123,7 +123,7 @@ class Checkpoints {
     const active = this.#active()?.id;
     const compare = one.active || one.problem ? null : h('button', { type: 'button', class: 'or-secondary', onclick: () => this.compare.show(active, one.id) }, `Compare with ${active}`);
     const remove = why.remove ? null : sureButton(`Delete ${one.id}`, 'delete?', () => this.#remove(one.id), icon('trash'));
-    const job = jobOf(one);
+    const job = one.lineage?.job_id; // a job of this server, not one that only the manifest names
     const measures = Object.entries(one.metrics ?? {}).filter(([, value]) => typeof value === 'number');
     const parts = [
       h('h2', {}, one.id),

@@ -18,6 +18,8 @@ NUMBERS = {
     "drawings_right": 0.75,
     "malformed": 0.0,
     "blank": 0.0,
+    "pictures": 2.0,
+    "tokens": 170.0,
 }
 EVALUATION = {
     "level": "normal",
@@ -38,6 +40,9 @@ def test_a_release_has_the_jobs_weights_and_none_of_its_training_state(pesft_job
     assert manifest.lineage["spec"]["hyperparameters"] == Manifest.read(source).lineage["spec"]["hyperparameters"]
     assert str(pesft_job.parent) not in (tmp_path / "handed-out" / "manifest.json").read_text()
     assert manifest.lineage["evaluation"]["results"].keys() == {"all", "natural"}
+    reached = manifest.extra["metrics"]
+    assert (reached["accuracy/all"], reached["accuracy/natural"], reached["drawings/right"]) == (0.825, 0.825, 0.75)
+    assert "accuracy/natural/find" not in reached
 
 
 def test_the_card_says_what_was_reached_and_how_it_was_trained(pesft_job: Path, tmp_path: Path) -> None:
