@@ -183,6 +183,13 @@ def test_the_editor_shows_what_is_sent_and_refuses_what_is_broken(studio: Open, 
     becomes(page, "() => document.activeElement.textContent", "Full spec")
 
 
+def test_a_shipped_checkpoint_shows_what_it_reaches_and_no_job_of_another_machine(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page("/checkpoints?name=nano-omni-r1-zero", ready=CHECKPOINTS)
+    page.wait_for_selector(".or-checkpoint-detail th >> text=accuracy/all")
+    assert page.locator("text=open the job").count() == 0
+    assert "drawings right" in page.inner_text(".or-tree [data-name=nano-omni-r1-zero]")
+
+
 def test_two_checkpoints_answer_one_question_in_step(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     count_connections(window)
