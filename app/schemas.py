@@ -90,7 +90,7 @@ class TraceCreate(In):
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
     mode: Mode = "auto"
     sampling: SamplingIn = Field(default_factory=SamplingIn)
-    partial_images: int = Field(0, ge=0, le=16, description="parts of each picture to show while it is drawn")
+    partial_images: int = Field(0, ge=0, le=64, description="parts of each picture to show while it is drawn")
     background: bool | None = Field(
         None, description="false: leaving cancels. Default: true for a JSON answer, false when this POST streams"
     )
@@ -107,7 +107,7 @@ class LimitsIn(In):
     """Body of `POST /v1/limits`."""
 
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_clean_text)]
-    images: int = Field(1, ge=0, le=16)
+    images: int = Field(1, ge=0, le=64)
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
 
 

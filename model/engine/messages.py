@@ -42,7 +42,7 @@ class GenerationRequest:
     images: tuple[ImageInput, ...] = ()
     sampling: SamplingRequest = SamplingRequest()
     mode: Literal["auto", "step"] = "auto"
-    partial_images: int = 0  # evenly spaced partial pictures per image, 0-16
+    partial_images: int = 0  # evenly spaced partial pictures per image, 0-64
     show_seen: bool = False  # let the first drawing come with what it began from
     resume: bytes | None = None
 

@@ -54,7 +54,7 @@ export async function call(path, { method = 'GET', json, body, signal, headers =
 const id = encodeURIComponent;
 
 // Of each picture while it is drawn: so many that a busy server's streams still move several times a second.
-export const PARTIAL_IMAGES = 16;
+export const PARTIAL_IMAGES = 32;
 
 export const api = {
   trace: (traceId, options) => call(`/v1/traces/${id(traceId)}`, options),

@@ -34,7 +34,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"question": None}, "body.question"),
     ({"unknown": 1}, "body.unknown"),
     ({"mode": "fast"}, "body.mode"),
-    ({"partial_images": 17}, "body.partial_images"),
+    ({"partial_images": 65}, "body.partial_images"),
     ({"partial_images": -1}, "body.partial_images"),
     ({"partial_images": True}, "body.partial_images"),
     ({"background": "yes"}, "body.background"),

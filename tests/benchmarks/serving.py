@@ -35,7 +35,7 @@ from tests.e2e.real_server import Server, new_server
 
 PROBE_EVERY_S = 0.02
 LIVE_AT_ONCE = 8
-PARTIAL_IMAGES = 16  # as the studio asks for them
+PARTIAL_IMAGES = 32  # as the studio asks for them
 SLICES = ("natural", "structured", "diagrammatic", "operational")
 
 

@@ -68,7 +68,7 @@ def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -
     assert narrator.take() == []
 
 
-@pytest.mark.parametrize("partial_images", [0, 1, 16])
+@pytest.mark.parametrize("partial_images", [0, 1, 16, 64])
 def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, partial_images: int) -> None:
     narrator = Narrator(plain.parser(), partial_images=partial_images)
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]

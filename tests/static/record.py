@@ -13,7 +13,7 @@ def main(url: str) -> None:
     with Client(url) as client:
         task = client.task(slice="natural", seed=1_000_000_007)
         started = client.create_trace(
-            task["question"], [task["image_id"]], task_id=task["task_id"], partial_images=16, sampling={"seed": 81}
+            task["question"], [task["image_id"]], task_id=task["task_id"], partial_images=32, sampling={"seed": 81}
         )
         events = [{"seq": event.seq, "type": event.type, "data": event.data} for event in client.events(started["id"])]
         record = {"started": started, "events": events, "trace": client.trace(started["id"])}
