@@ -25,6 +25,7 @@ from tests.fakes import FakeGeneration, Item, answer_items, emitted, step_items,
 
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
 LONG = "step after step"
+MOST_PARTS = 8  # of a picture: each takes the time of an output
 STEPS = (
     ("I look for the things in the picture and mark the first one.", "mark"),
     ("I draw a box around the one that the question asks for.", "box"),
@@ -40,7 +41,8 @@ def script(request: GenerationRequest) -> list[Item]:
     for number, (text, kind) in enumerate(STEPS * (10 if LONG in request.question else 1), 1):
         before = picture
         picture = _draw(picture.copy(), kind, request.sampling.seed + number)
-        items += _slowly_drawn(step_items(number, text, _png(picture)), before, picture, number, request.partial_images)
+        parts = min(request.partial_images, MOST_PARTS)
+        items += _slowly_drawn(step_items(number, text, _png(picture)), before, picture, number, parts)
     return [*items, *answer_items(" red")]
 
 
