@@ -42,6 +42,7 @@ SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, summary,
   .filter(([e, box]) => box.height < 43.5 || box.width < 43.5)
   .map(([e, box]) => [e.tagName, e.className, e.textContent.trim().slice(0, 20), box.width, box.height])"""
 
+WIDTHS = (390, 640, 900, 1280, 1600)
 DARK = "() => document.body.classList.contains('dark')"
 AT_THE_THUMB = """() => {
   const { y, height } = document.querySelector('#or-continue').getBoundingClientRect();
@@ -49,43 +50,51 @@ AT_THE_THUMB = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast_in_both_schemes(studio: Open, studio_url: str, scheme: str) -> None:
-    window = studio(studio_url, color_scheme=scheme)
+def readable(page: Any) -> None:
+    """Contrast in both schemes; the page is light before and after."""
+    for dark in (False, True):
+        becomes(page, DARK, dark)
+        becomes(page, CONTRAST, [])
+        page.click(".or-theme")
+
+
+def test_text_has_contrast_in_both_schemes(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url, color_scheme="light")
     page = window.page()
-    becomes(page, DARK, scheme == "dark")
-    becomes(page, CONTRAST, [])
+    readable(page)
     page.click("#or-step")
     status(page, "paused")
-    becomes(page, CONTRAST, [])
+    readable(page)
     page.click("#or-finish")
     status(page, "completed")
     page.wait_for_selector(".or-verdict:not(:empty)")
-    becomes(page, CONTRAST, [])
-    page = window.page("/gallery", ready=".or-card[data-trace]")
-    becomes(page, CONTRAST, [])
+    readable(page)
+    readable(window.page("/gallery", ready=".or-card[data-trace]"))
 
 
-def test_the_chosen_scheme_stays(studio: Open, studio_url: str) -> None:
-    window = studio(studio_url, color_scheme="light")
+def test_the_systems_scheme_comes_first_and_the_chosen_one_stays(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url, color_scheme="dark")
     page = window.page()
+    becomes(page, DARK, True)
     page.click(".or-theme")
-    becomes(page, DARK, True)
+    becomes(page, DARK, False)
     page = window.page("/about", ready=".or-about-section")
-    becomes(page, DARK, True)
+    becomes(page, DARK, False)
 
 
-@pytest.mark.parametrize("width", [390, 640, 900, 1280, 1600])
-def test_nothing_is_wider_than_the_screen(studio: Open, studio_url: str, width: int) -> None:
+def test_nothing_is_wider_than_the_screen(studio: Open, studio_url: str) -> None:
     window = studio(studio_url)
     page = window.page()
-    fits(page, width)
+    for width in WIDTHS:
+        fits(page, width)
     page.fill("#or-question textarea", "Averylongwordwithoutanyspaces" * 12)
     page.click("#or-step")
     status(page, "paused", "completed", "failed")
-    fits(page, width)
+    for width in WIDTHS:
+        fits(page, width)
     page = window.page("/gallery", ready=".or-card[data-trace]")
-    fits(page, width)
+    for width in WIDTHS:
+        fits(page, width)
 
 
 def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, studio_url: str) -> None:

@@ -62,7 +62,7 @@ def losses(client: Client, job_id: str) -> dict[int, dict[str, float | None]]:
     return rows
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module")
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 ) -> Iterator[Trained]:
@@ -84,6 +84,7 @@ def trained(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["sqlite", "postgresql"], indirect=True)
 def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
     told = [event.type for event in trained.events]
     assert [event.data["status"] for event in trained.events if event.type == "job.status"] == [
@@ -111,6 +112,7 @@ def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["sqlite"], indirect=True)
 def test_invariant_14_a_server_killed_mid_job_tells_the_truth_and_the_job_resumes_to_the_same_losses(
     trained: Trained,
 ) -> None:

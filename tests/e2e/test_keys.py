@@ -92,7 +92,6 @@ def test_a_browser_signs_in_once_and_the_studio_works_as_ever(studio: Open, lock
     for path in ("/gallery", "/training", "/checkpoints", "/about"):
         page.goto(locked.url + path)
         page.wait_for_selector("gradio-app", state="attached")
-        page.wait_for_load_state("networkidle")
         assert urlsplit(page.url).path.rstrip("/") == path
 
     (cookie,) = window.context.cookies()

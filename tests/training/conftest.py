@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock  # torch brings it
 
 from tests.training.job_helpers import make_context, pesft_spec
 from training.nano import run
@@ -14,11 +17,16 @@ from training.pesft import run as run_pesft
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``vq``, ``nano-base`` and ``nano-omni-r1`` of the smoke preset."""
-    out = tmp_path_factory.mktemp("family")
-    for stage in ("vq", "base", "pesft"):
-        run(stage, preset="smoke", out=out, threads=1)
-    return out
+    """A folder with ``vq``, ``nano-base`` and ``nano-omni-r1`` of the smoke preset, trained once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-family"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            trained = tmp_path_factory.mktemp("training")
+            for stage in ("vq", "base", "pesft"):
+                run(stage, preset="smoke", out=trained, threads=1)
+            trained.rename(made)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("family") / "own"))
 
 
 @pytest.fixture(scope="session")
