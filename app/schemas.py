@@ -14,6 +14,7 @@ from app.words import Drain, Fit, Mode, Slice, Status
 
 MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
+MAX_IMAGES = 16  # of a question
 MAX_METADATA_BYTES = 16_384
 CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
@@ -85,7 +86,7 @@ class TraceCreate(In):
     """Body of `POST /v1/traces`."""
 
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_some_text)]
-    images: list[ImageIn] = Field(default_factory=list, max_length=16)
+    images: list[ImageIn] = Field(default_factory=list, max_length=MAX_IMAGES)
     task_id: str | None = Field(None, min_length=1, max_length=64)
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
     mode: Mode = "auto"
@@ -107,7 +108,7 @@ class LimitsIn(In):
     """Body of `POST /v1/limits`."""
 
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_clean_text)]
-    images: int = Field(1, ge=0, le=64)
+    images: int = Field(1, ge=0, le=MAX_IMAGES)
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
 
 

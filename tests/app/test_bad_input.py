@@ -82,6 +82,15 @@ def test_every_bad_field_is_refused_with_its_path_and_creates_nothing(with_serve
     with_server(scenario)
 
 
+def test_limits_are_asked_for_as_many_pictures_as_a_question_may_have(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        for images, wanted in ((-1, 422), (0, 200), (16, 200), (17, 422)):
+            answer = await server.client.post("/v1/limits", json={"question": "Where?", "images": images})
+            assert answer.status_code == wanted, (images, answer.text)
+
+    with_server(scenario)
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(with_server: WithServer, value: str) -> None:
     async def scenario(server: Server) -> None:
