@@ -2,6 +2,7 @@
 # make test       every test; browser tests are skipped with the reason where chromium is missing
 # make check      ruff, formatting, mypy, import arrows          make format    mend what ruff can mend
 # make bench      ratios against peers, one JSON object a line on stdout
+# make attack     kills, hostile requests, floods and a soak against servers of its own (ARGS="kill --scale 0.1")
 # make setup      .venv with exact pins; the others run it first (TORCH_INDEX=URL adds a package index for torch)
 # Needs git, make and Python 3.11 or newer; PYTHON=/path/to/python chooses one.
 
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 SOURCES := app model training
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format bench clean
+.PHONY: help setup serve test check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
@@ -43,6 +44,9 @@ format: setup
 
 bench: setup
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+attack: setup
+	@exec $(BIN)/python -m tests.attack $(ARGS)
 
 clean:
 	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,45 @@
+"""Attack a studio of our own and count what breaks: `python -m tests.attack [NAME ...]` (`make attack`).
+
+    kill      random kills of server, engine and worker: is any event lost or repeated, does any status lie?
+    fuzz      hostile requests with and without a key: is any answer a 5xx?
+    flood     image bombs and idle sockets: memory, latency, and do running traces survive?
+    soak      many traces with readers that hang up: does memory grow?
+
+Each starts servers of its own on loopback and stops by itself. Results are JSON objects, one a line, on stdout:
+{name, value, unit, limit?, ok?}. The exit code is 1 where a limit is exceeded. docs/reliability.md holds the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.attack import flood, fuzz, kill, soak
+from tests.attack.report import Report
+
+ATTACKS = {"kill": kill.attack, "fuzz": fuzz.attack, "flood": flood.attack, "soak": soak.attack}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(ATTACKS)}")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the rounds, requests and traces (1)")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(ATTACKS)
+    if unknown:
+        parser.error(f"unknown attack {', '.join(sorted(unknown))}: choose from {', '.join(ATTACKS)}")
+    report = Report()
+    for name in arguments.names or ATTACKS:
+        with tempfile.TemporaryDirectory(prefix=f"omni-r1-{name}-") as folder:
+            ATTACKS[name](Path(folder), report, random.Random(arguments.seed), arguments.scale)
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Results of an attack as JSON lines, and the checks that several attacks share."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from app.client import Client
+from app.sse_reader import Event
+from tests.e2e.real_server import Server
+
+STOP_LIMIT_S = 10.0
+END_STATUS = {
+    "trace.completed": ("completed",),
+    "trace.cancelled": ("cancelled",),
+    "trace.failed": ("failed", "interrupted"),
+}
+
+
+class Report:
+    """Prints one JSON object a row and remembers whether any limit was exceeded."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def row(self, name: str, value: float, unit: str, *, limit: float | None = None) -> None:
+        """One figure; with `limit` it must not be larger."""
+        entry: dict[str, object] = {"name": name, "value": round(value, 3), "unit": unit}
+        if limit is not None:
+            entry |= {"limit": limit, "ok": value <= limit}
+            self.failed |= value > limit
+        sys.stdout.write(json.dumps(entry) + "\n")
+        sys.stdout.flush()
+
+    def finding(self, name: str, detail: str) -> None:
+        """One fault, on stderr; counted by the row that sums its kind."""
+        sys.stderr.write(f"{name}: {detail}\n")
+
+
+def stop(server: Server, report: Report, name: str) -> None:
+    """Sends SIGTERM and reports how long the process took to end."""
+    started = time.monotonic()
+    code = server.stop(signal.SIGTERM, timeout_s=120)
+    report.row(f"{name}_sigterm", time.monotonic() - started, "s", limit=STOP_LIMIT_S)
+    report.row(f"{name}_exit_code", abs(code), "code", limit=0)
+
+
+def faults_of_trace(client: Client, trace_id: str, seen: Sequence[Event]) -> list[str]:
+    """What is wrong with the log of a trace that must have ended, given what a reader saw of it before."""
+    log = list(client.events(trace_id))
+    status = client.trace(trace_id)["status"]
+    faults = []
+    if [event.seq for event in log] != list(range(1, len(log) + 1)):
+        faults.append("ids with gaps or repetitions")
+    if [event.raw for event in log[: len(seen)]] != [event.raw for event in seen]:
+        faults.append("a reader saw other events than are stored")
+    if [event.terminal for event in log] != [False] * (len(log) - 1) + [True]:
+        faults.append("not exactly one terminal event at the end")
+    elif status not in END_STATUS[log[-1].type]:
+        faults.append(f"status {status} after {log[-1].type}")
+    return faults
