@@ -34,6 +34,7 @@ SIDE = 6324  # 40 megapixels, the largest image that is accepted
 SETTLE_S = 30.0
 SOCKETS = 500
 OPEN_FILES = 256
+SERVED_S = 60.0
 TRACES = 16
 
 
@@ -150,10 +151,8 @@ def sockets(folder: Path, report: Report, rng: random.Random, count: int) -> Non
         with server.client() as client:
             ids = [create(client, rng) for _ in range(TRACES)]
             opened = [half_said(server.url, rng) for _ in range(count)]
-            started = time.monotonic()
-            served = served_again(server.url)
             report.row("sockets_opened", len(opened), "count")
-            report.row("sockets_new_request_served_after", served - started, "s")
+            report.row("sockets_new_request_served_after", time_to_be_served(server.url), "s", limit=SERVED_S)
             late = [create_patiently(server, rng) for _ in range(TRACES)]
             wait_until(lambda: not any(live(client, trace_id) for trace_id in [*ids, *late]), "the traces' ends", 600)
             failed = [trace_id for trace_id in [*ids, *late] if client.trace(trace_id)["status"] != "completed"]
@@ -178,16 +177,16 @@ def half_said(url: str, rng: random.Random) -> socket.socket:
     return connection
 
 
-def served_again(url: str) -> float:
-    """When an ordinary request was answered."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
+def time_to_be_served(url: str) -> float:
+    """Seconds until an ordinary request is answered; gives up after twice the limit."""
+    started = time.monotonic()
+    while (passed := time.monotonic() - started) < 2 * SERVED_S:
         try:
-            if httpx.get(f"{url}/livez", timeout=10).status_code == 200:
-                return time.monotonic()
+            if httpx.get(f"{url}/livez", timeout=5).status_code == 200:
+                break
         except httpx.TransportError:
             time.sleep(0.1)
-    raise AssertionError("no ordinary request was answered for 300 s")
+    return passed
 
 
 def create_patiently(server: Server, rng: random.Random) -> str:
