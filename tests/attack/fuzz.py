@@ -70,7 +70,10 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
                 report.row(f"fuzz_{name}_ready_after", float(client.readiness()["phase"] == "ready"), "bool")
             stop(server, report, f"fuzz_{name}")
             log = server.log.read_bytes()
-            report.row(f"fuzz_{name}_tracebacks", log.count(b"Traceback (most"), "count", limit=0)
+            tracebacks = [line for line in log.decode(errors="replace").splitlines() if "Traceback (most" in line]
+            for line in tracebacks:
+                report.finding("fuzz log", f"{line[:200]} … {line[-300:]}")
+            report.row(f"fuzz_{name}_tracebacks", len(tracebacks), "count", limit=0)
             controls = sum(log.count(bytes([code])) for code in range(32) if code not in (9, 10))
             report.row(f"fuzz_{name}_control_characters_logged", controls, "count", limit=0)
             if name == "locked":
