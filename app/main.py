@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,9 +33,11 @@ from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
+from app.compression import Gzip
+from app.conditional import ConditionalMiddleware
 from app.datasets import DatasetStore
 from app.db import Database
-from app.deps import Services
+from app.deps import Services, known_query
 from app.dialects import DatabaseUnusable
 from app.engine_pool import EnginePool
 from app.errors import Problem, install_handlers
@@ -45,6 +47,7 @@ from app.idempotency import IdempotencyKeys
 from app.job_intake import JobIntake
 from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
+from app.page_gate import PageGate
 from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
@@ -105,11 +108,11 @@ def create_app(
     app.state.runtime = runtime
     install_handlers(app)
     for module in ROUTES:
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(known_query)])
     add_docs(app, with_key=services.key is not None)
     _add_unknown(app)
     app.mount("/static", static_files(), name="static")
-    app.mount("/", slot, name="page")
+    app.mount("/", PageGate(slot), name="page")
     # The last one added stands outermost; a browser's CORS preflight carries no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)
@@ -125,6 +128,8 @@ def create_app(
         max_body=MAX_UPLOAD_BYTES + ENVELOPE_BYTES,
     )
     app.add_middleware(MetricsMiddleware, metrics=services.metrics)
+    app.add_middleware(Gzip)
+    app.add_middleware(ConditionalMiddleware)
     return app
 
 
@@ -197,8 +202,8 @@ def build_services(
     metrics.watch(
         "omni_r1_event_streams", "Open event streams.", lambda: events.open_streams + job_service.open_streams
     )
-    metrics.watch("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
-    metrics.watch("omni_r1_events", "Events committed.", lambda: events.committed_events)
+    metrics.count("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
+    metrics.count("omni_r1_events", "Events committed.", lambda: events.committed_events)
     metrics.watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: generation.status().phase == "ready")
     return Services(
         settings=settings,
