@@ -21,11 +21,9 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from app import logs
@@ -40,7 +38,7 @@ from app.db import Database
 from app.deps import Services, known_query
 from app.dialects import DatabaseUnusable
 from app.engine_pool import EnginePool
-from app.errors import Problem, install_handlers
+from app.errors import install_handlers
 from app.event_log import EventLog
 from app.home import Home, HomeBusy
 from app.idempotency import IdempotencyKeys
@@ -110,9 +108,8 @@ def create_app(
     for module in ROUTES:
         app.include_router(module.router, dependencies=[Depends(known_query)])
     add_docs(app, with_key=services.key is not None)
-    _add_unknown(app)
     app.mount("/static", static_files(), name="static")
-    app.mount("/", PageGate(slot), name="page")
+    app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
     # The last one added stands outermost; a browser's CORS preflight carries no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)
@@ -223,24 +220,6 @@ def build_services(
         metrics=metrics,
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
-
-
-def _add_unknown(app: FastAPI) -> None:
-    """404 and 405 under /v1 as problems; without this the page's mount would answer."""
-
-    async def unknown(request: Request, rest: str) -> None:
-        allowed: set[str] = set()
-        for module in ROUTES:
-            for route in module.router.routes:
-                if isinstance(route, APIRoute) and route.matches(dict(request.scope))[0] is Match.PARTIAL:
-                    allowed |= route.methods or set()
-        if allowed:
-            allow = ", ".join(sorted(allowed))
-            raise Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
-        raise Problem("not_found", "no such path; /docs shows what there is")
-
-    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    app.add_api_route("/v1/{rest:path}", unknown, methods=methods, include_in_schema=False)
 
 
 def build_page(base_url: str, api_key: str) -> ASGIApp:

@@ -10,9 +10,12 @@ import html
 import json
 import logging
 import re
+from collections.abc import Sequence
 
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Problem, response_for
@@ -23,7 +26,7 @@ log = logging.getLogger("omni_r1.page")
 MAX_EVENT_BYTES = 1_000_000  # what a page sends to Gradio's queue is far smaller
 _GET = re.compile(
     rf"/|/(?:{'|'.join(PAGES)})/?|/(?:assets|svelte)/.+|/(?:config|theme\.css|favicon\.ico|manifest\.json)"
-    r"|/gradio_api/(?:info|app_id|startup-events|queue/data|heartbeat/[^/]+)"
+    r"|/gradio_api/(?:info|app_id|startup-events|queue/data|heartbeat/[0-9A-Za-z_-]+)"
 )
 _POST = re.compile(r"/gradio_api/(?:queue/join|cancel|reset)/?")
 _GONE = """<!doctype html>
@@ -43,10 +46,14 @@ _GONE = """<!doctype html>
 
 
 class PageGate:
-    """An ASGI app that hands `page` what its pages need and answers everything else by itself."""
+    """An ASGI app that hands `page` what its pages need and answers everything else by itself.
 
-    def __init__(self, page: ASGIApp) -> None:
+    It stands after the API's own routes: `api` are those, so that a wrong method on one of them gets a 405.
+    """
+
+    def __init__(self, page: ASGIApp, api: Sequence[BaseRoute] = ()) -> None:
         self._page = page
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,12 +68,24 @@ class PageGate:
                 await response_for(Problem("malformed", "the body is not a JSON object"), path)(scope, receive, send)
             else:
                 await self._guarded(scope, _once(body, receive), send)
-        elif _GET.fullmatch(path) or _POST.fullmatch(path):
-            allow = "GET, HEAD" if _GET.fullmatch(path) else "POST"
+        elif allowed := self._methods(scope):
+            allow = ", ".join(sorted(allowed))
             problem = Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
             await response_for(problem, path)(scope, receive, send)
         else:
             await not_found(scope)(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> set[str]:
+        """What a path does answer to that does not answer to this method; empty for an unknown one."""
+        found: set[str] = set()
+        for route in self._api:
+            if isinstance(route, APIRoute) and route.matches(dict(scope))[0] is Match.PARTIAL:
+                found |= route.methods or set()
+        if _GET.fullmatch(scope["path"]):
+            found.add("GET")
+        if _POST.fullmatch(scope["path"]):
+            found.add("POST")
+        return found | {"HEAD"} if "GET" in found else found
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio answers 500 or raises where a request names a function or a session that it does not know."""
@@ -93,7 +112,8 @@ class PageGate:
 
 def not_found(scope: Scope) -> Response:
     """The 404 for an address outside the API: a page for a browser, a problem for a program."""
-    if "text/html" in Headers(scope=scope).get("accept", "") and scope["method"] in ("GET", "HEAD"):
+    api = scope["path"] == "/v1" or scope["path"].startswith("/v1/")
+    if not api and "text/html" in Headers(scope=scope).get("accept", "") and scope["method"] in ("GET", "HEAD"):
         return HTMLResponse(_GONE.replace("{path}", html.escape(scope["path"])), 404, {"Cache-Control": "no-store"})
     return response_for(Problem("not_found", "no such path; /docs shows what there is"), scope["path"])
 

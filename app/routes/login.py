@@ -31,6 +31,15 @@ _BODY = {
     }
 }
 _SET_COOKIE = {"Set-Cookie": {"schema": {"type": "string"}}}
+_ANSWERS = problems(
+    400, 401, 403, 413, 415, 422, 429,
+    also={
+        204: {"description": "To a JSON body: the cookie", "headers": _SET_COOKIE},
+        303: {"description": "To a form: the cookie, and on to `next`", "headers": _SET_COOKIE},
+    },
+)  # fmt: skip
+for _status in (401, 429):  # to a form: the page again
+    _ANSWERS[_status]["content"]["text/html"] = {"schema": {"type": "string"}}
 
 
 @router.get(
@@ -53,14 +62,8 @@ def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)
     response_class=Response,
     status_code=204,
     openapi_extra=_BODY,
-    responses=problems(
-        400, 401, 403, 413, 415, 422, 429,
-        also={
-            204: {"description": "To a JSON body: the cookie", "headers": _SET_COOKIE},
-            303: {"description": "To a form: the cookie, and on to `next`", "headers": _SET_COOKIE},
-        },
-    ),
-)  # fmt: skip
+    responses=_ANSWERS,
+)
 async def login(request: Request, app: App) -> Response:
     """Gives the cookie for the key: a form leads on to `next`, JSON (`{"key": …}`) gets an empty answer."""
     body = bytearray()
@@ -71,7 +74,9 @@ async def login(request: Request, app: App) -> Response:
     wait_s = app.key.brake.wait_s(_address(request)) if app.key else 0
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
-        fields = parse_qs(body.decode("utf-8", "replace"))
+        fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+        if "key" not in fields:
+            raise field_problem("invalid", "body.key", "the form has no field `key`")
         given, next_ = fields.get("key", [""])[0], fields.get("next", ["/"])[0]
         if wait_s:
             return login_page(next_, problem=too_many_tries(wait_s))
@@ -81,7 +86,8 @@ async def login(request: Request, app: App) -> Response:
     elif kind == "application/json":
         if wait_s:
             raise too_many_tries(wait_s)
-        if app.key is not None and not _right(app.key, _key_in(bytes(body)), request):
+        key = _key_in(bytes(body))
+        if app.key is not None and not _right(app.key, key, request):
             raise Problem("wrong_key", "this is not the server's key")
         answer = Response(None, 204, {"Cache-Control": "no-store"})
     else:
