@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -48,12 +49,22 @@ def _tell_problems(schema: dict[str, Any]) -> None:
     shapes.pop("HTTPValidationError", None)
     shapes.pop("ValidationError", None)
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}}
-    for path in schema["paths"].values():
-        for operation in path.values():
-            answers = operation["responses"]
-            answers["421"] = {"description": "Wrong host", "content": content}
-            if "422" in answers:
-                answers["422"] = {"description": "A field is not valid", "content": content}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            for status, text in list(_everywhere(path, method, operation)):
+                operation["responses"][status] = {"description": text, "content": content}
+
+
+def _everywhere(path: str, method: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The refusals that a route shares with its kind: status and description."""
+    yield "421", "Wrong host"
+    if path.startswith("/v1/") or "422" in operation["responses"]:
+        yield "422", "A field is not valid"
+    if method != "get":
+        yield "403", "Another site may not do this"
+    if "requestBody" in operation:
+        yield "400", "Malformed"
+        yield "413", "Too large"
 
 
 def _tell_key(schema: dict[str, Any]) -> None:

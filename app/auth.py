@@ -20,6 +20,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.brake import Brake
 from app.errors import Problem, response_for
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -71,7 +72,7 @@ class GuardMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+                _protect(MutableHeaders(scope=message))
             await send(message)
 
         length = headers.get("content-length", "")
@@ -111,7 +112,7 @@ class GuardMiddleware:
         origin = headers.get("origin")
         if origin is not None and origin.lower() in self._origins:
             return None
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _authority(origin) != host.lower():
             return Problem("forbidden_origin", "the request comes from a page of another site")
         if headers.get("sec-fetch-site", "none") == "cross-site":
             return Problem("forbidden_origin", "the request comes from a page of another site")
@@ -119,6 +120,14 @@ class GuardMiddleware:
 
     def _too_large(self) -> Problem:
         return Problem("body_too_large", f"a body may have {self._max_body} bytes; send a smaller file")
+
+
+def _protect(headers: MutableHeaders) -> None:
+    """No page of this server is shown inside another one, guessed to be something else, or named to other sites."""
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["X-Frame-Options"] = "DENY"
+    headers.setdefault("Referrer-Policy", "same-origin")
+    headers.setdefault("Content-Security-Policy", "frame-ancestors 'none'")
 
 
 class ApiKey:
@@ -133,6 +142,7 @@ class ApiKey:
         # Slow on purpose, once a start: a stolen cookie is no shortcut to a weak key.
         self._secret = hashlib.scrypt(key.encode(), salt=b"omni-r1 login cookie", n=2**14, r=8, p=1)
         self._clock = clock
+        self.brake = Brake()
         self.cookie_name = f"omni_r1_{self._sign('name')[:12]}"
 
     def is_key(self, given: bytes) -> bool:
@@ -183,6 +193,15 @@ class KeyMiddleware:
             await _refusal(scope, headers)(scope, receive, send)
 
 
+def too_many_tries(wait_s: int) -> Problem:
+    """429: too many wrong keys from one address."""
+    return Problem(
+        "too_many_tries",
+        f"too many wrong keys; try again in {wait_s} s",
+        headers={"Retry-After": str(wait_s), "Cache-Control": "no-store"},
+    )
+
+
 def _refusal(scope: Scope, headers: Headers) -> Response:
     """401; a browser that wants to show a page is sent to the login instead."""
     wants_page = scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", "")
@@ -221,6 +240,14 @@ async def _drain(receive: Receive, expected: int | None) -> None:
                     return
     except TimeoutError:
         return
+
+
+def _authority(origin: str) -> str | None:
+    """Host and port of an origin; None for what is no URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _bare(host: str) -> str:

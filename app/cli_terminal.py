@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -28,7 +29,7 @@ def coloured(stream: TextIO) -> bool:
 
 def clean(text: str) -> str:
     """The text without control and format characters and lone surrogates; line feeds and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or c.isprintable() or (c.isspace() and c not in "\r\v\f\x85"))
+    return "".join(c for c in text if c in "\n\t" or c.isprintable() or unicodedata.category(c) == "Zs")
 
 
 def one_line(text: str) -> str:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Header, Query, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
 from app.artifacts import ImageStore, PartialStore
 from app.auth import ApiKey
 from app.checkpoints import CheckpointRegistry
 from app.datasets import DatasetStore
 from app.db import Database
-from app.errors import MEDIA_TYPE, Problem
+from app.errors import MEDIA_TYPE, Problem, field_problem
 from app.event_log import EventLog
 from app.idempotency import Claim, IdempotencyKeys
+from app.ids import JOB_ID, TRACE_ID
 from app.jobs import JobService
 from app.metrics import Metrics
 from app.registration import Registration
@@ -67,9 +70,32 @@ async def require_json(request: Request) -> None:
         raise Problem("not_json", "send the body with Content-Type: application/json")
 
 
+async def known_query(request: Request) -> None:
+    """422 for a query parameter that the route does not have: a filter with a typing error would filter nothing."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute) or not route.path.startswith("/v1/"):
+        return
+    known = _query_names(route.dependant)
+    for name in request.query_params:
+        if name not in known:
+            has = f"this path takes {', '.join(sorted(known))}" if known else "this path takes none"
+            raise field_problem("invalid", f"query.{name[:100]}", f"unknown parameter; {has}")
+
+
+def _query_names(dependant: Dependant) -> set[str]:
+    names = {param.alias for param in dependant.query_params}
+    return names.union(*(_query_names(inner) for inner in dependant.dependencies))
+
+
+# In the schema only: the route answers 400 where the general rule would be 422.
+_POSITION = {"pattern": "^[0-9]{1,15}$"}
+
+
 async def position(
-    after: Annotated[str | None, Query(description="events with larger ids only; an integer from 0 up")] = None,
-    last_event_id: Annotated[str | None, Header(description="wins over `after`")] = None,
+    after: Annotated[
+        str | None, Query(description="events with larger ids only; an integer from 0 up", json_schema_extra=_POSITION)
+    ] = None,
+    last_event_id: Annotated[str | None, Header(description="wins over `after`", json_schema_extra=_POSITION)] = None,
 ) -> int:
     """Where a stream begins: `Last-Event-ID` before `after` before the first event; 400 for anything but 0, 1, …"""
     given = last_event_id if last_event_id is not None else after
@@ -83,7 +109,9 @@ async def position(
 Position = Annotated[int, Depends(position)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=64, description="id of the last entry of the page before")]
+_AFTER = "id of the last entry of the page before"
+AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_AFTER)]
+AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
 
 LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
 EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
@@ -141,7 +169,7 @@ _TITLES = {
     415: "Not a kind of body this route reads",
     421: "Wrong host",
     422: "A field is not valid",
-    429: "Queue full",
+    429: "Queue full, or too many wrong keys",
     503: "Not ready",
     507: "Disk full, or memory cannot hold it",
 }

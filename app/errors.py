@@ -71,6 +71,7 @@ CODES: dict[str, tuple[int, str]] = {
     "task_mismatch": (422, "The trace does not ask that task's question"),
     "idempotency_mismatch": (422, "The key was used for another request"),
     "queue_full": (429, "Too many traces are waiting"),
+    "too_many_tries": (429, "Too many wrong keys"),
     "internal": (500, "Something broke on the server"),
     "not_ready": (503, "The server is not ready yet"),
     "stopping": (503, "The server is stopping"),

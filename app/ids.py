@@ -7,6 +7,7 @@ import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+TRACE_ID, JOB_ID = r"tr_[0-9a-z]{20}", r"job_[0-9a-z]{20}"  # as regular expressions
 
 
 class SortableIds:

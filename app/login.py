@@ -10,6 +10,8 @@ from pathlib import Path
 
 from starlette.responses import HTMLResponse
 
+from app.errors import Problem
+
 PAGE = Path(__file__).resolve().parent.parent / "static" / "login.html"
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -21,12 +23,13 @@ _HEADERS = {
 }
 
 
-def login_page(next_: str, *, problem: str | None = None) -> HTMLResponse:
-    """The page that asks for the key and then leads to `next_` (a local path); 401 when `problem` is told."""
+def login_page(next_: str, *, problem: Problem | None = None) -> HTMLResponse:
+    """The page that asks for the key and then leads to `next_` (a local path); it shows `problem`, with its status."""
     page = PAGE.read_text("utf-8").replace("{next}", html.escape(local_path(next_)))
     if problem is not None:
-        page = page.replace("<!-- message -->", f'<p class="bad" role="alert">{html.escape(problem)}</p>')
-    return HTMLResponse(page, 401 if problem else 200, _HEADERS)
+        shown = html.escape(problem.detail.capitalize())
+        page = page.replace("<!-- message -->", f'<p class="bad" role="alert">{shown}</p>')
+    return HTMLResponse(page, problem.status if problem else 200, _HEADERS | (problem.headers if problem else {}))
 
 
 def local_path(wanted: str) -> str:

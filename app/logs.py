@@ -30,8 +30,13 @@ class LineFormatter(logging.Formatter):
             if found:
                 line["trace"] = found[1]
             return json.dumps(line)
-        folded = message.replace("\r", "").replace("\n", " ⏎ ")
-        return f"{moment} {record.levelname:<7} {record.name}: {folded}".encode("utf-8", "replace").decode()
+        return f"{moment} {record.levelname:<7} {record.name}: {plain(message)}"
+
+
+def plain(text: str) -> str:
+    """`text` on one line that no terminal takes for a command: control, format and separator characters escaped."""
+    folded = text.replace("\r\n", "\n").replace("\n", " ⏎ ")
+    return "".join(char if char == " " or char.isprintable() else ascii(char)[1:-1] for char in folded)
 
 
 def configure(log_format: str, level: str) -> None:

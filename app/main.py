@@ -21,11 +21,9 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from app import logs
@@ -33,18 +31,21 @@ from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
+from app.compression import Gzip
+from app.conditional import ConditionalMiddleware
 from app.datasets import DatasetStore
 from app.db import Database
-from app.deps import Services
+from app.deps import Services, known_query
 from app.dialects import DatabaseUnusable
 from app.engine_pool import EnginePool
-from app.errors import Problem, install_handlers
+from app.errors import install_handlers
 from app.event_log import EventLog
 from app.home import Home, HomeBusy
 from app.idempotency import IdempotencyKeys
 from app.job_intake import JobIntake
 from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
+from app.page_gate import PageGate
 from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
@@ -105,11 +106,10 @@ def create_app(
     app.state.runtime = runtime
     install_handlers(app)
     for module in ROUTES:
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(known_query)])
     add_docs(app, with_key=services.key is not None)
-    _add_unknown(app)
     app.mount("/static", static_files(), name="static")
-    app.mount("/", slot, name="page")
+    app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
     # The last one added stands outermost; a browser's CORS preflight carries no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)
@@ -125,6 +125,8 @@ def create_app(
         max_body=MAX_UPLOAD_BYTES + ENVELOPE_BYTES,
     )
     app.add_middleware(MetricsMiddleware, metrics=services.metrics)
+    app.add_middleware(Gzip)
+    app.add_middleware(ConditionalMiddleware)
     return app
 
 
@@ -197,8 +199,8 @@ def build_services(
     metrics.watch(
         "omni_r1_event_streams", "Open event streams.", lambda: events.open_streams + job_service.open_streams
     )
-    metrics.watch("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
-    metrics.watch("omni_r1_events", "Events committed.", lambda: events.committed_events)
+    metrics.count("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
+    metrics.count("omni_r1_events", "Events committed.", lambda: events.committed_events)
     metrics.watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: generation.status().phase == "ready")
     return Services(
         settings=settings,
@@ -218,24 +220,6 @@ def build_services(
         metrics=metrics,
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
-
-
-def _add_unknown(app: FastAPI) -> None:
-    """404 and 405 under /v1 as problems; without this the page's mount would answer."""
-
-    async def unknown(request: Request, rest: str) -> None:
-        allowed: set[str] = set()
-        for module in ROUTES:
-            for route in module.router.routes:
-                if isinstance(route, APIRoute) and route.matches(dict(request.scope))[0] is Match.PARTIAL:
-                    allowed |= route.methods or set()
-        if allowed:
-            allow = ", ".join(sorted(allowed))
-            raise Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
-        raise Problem("not_found", "no such path; /docs shows what there is")
-
-    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    app.add_api_route("/v1/{rest:path}", unknown, methods=methods, include_in_schema=False)
 
 
 def build_page(base_url: str, api_key: str) -> ASGIApp:

@@ -64,6 +64,7 @@ class Runtime:
         self._tasks: list[asyncio.Task[Any]] = []
         self._stop_page = asyncio.Event()
         self._prepared = False
+        self._logged = ""
         self._born = time.monotonic()
 
     # ---- up
@@ -188,19 +189,26 @@ class Runtime:
         if s.traces.stopping:
             phase, detail = "stopping", "the server stops"
         elif self.failure is not None:
-            phase, detail = "failed", self.failure
+            phase, detail = "failed", "the server cannot start; see its log"
         elif status.phase != "ready":
             phase, detail = status.phase, status.detail or f"the engine is {status.phase}"
         elif self._waits_for:
             phase, detail = "starting", "; ".join(self._waits_for.values())
         elif s.events.trouble is not None:
-            phase, detail = "failed", f"the database takes no events: {s.events.trouble}"
+            phase, detail = "failed", "the database takes no events; see the server's log"
         else:
             try:
                 await asyncio.to_thread(s.db.ping)
             except Exception as error:
-                phase, detail = "failed", f"the database does not answer: {str(error).splitlines()[0]}"
+                self._log_once(f"the database does not answer: {str(error).splitlines()[0]}")
+                phase, detail = "failed", "the database does not answer; see the server's log"
         return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail}
+
+    def _log_once(self, message: str) -> None:
+        """A reason that `/readyz` keeps from strangers; whoever asks again does not fill the log."""
+        if message != self._logged:
+            log.error("%s", message)
+            self._logged = message
 
     # ---- down
 

@@ -9,6 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.conditional import HEAD_ONLY
+
+# No cache and no proxy keeps an event back or packs it.
+_UNBUFFERED = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
 
 class EventStream(Response):
     """Sends what `frames` yields until it ends or the client is gone; `frames` is closed in either case, at once."""
@@ -20,11 +25,16 @@ class EventStream(Response):
     ) -> None:
         super().__init__(None, status_code)
         self._frames = frames
-        for name, value in {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}.items():
-            self.headers[name] = value
+        self.headers.update(_UNBUFFERED)
+        self.headers.update(headers or {})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if HEAD_ONLY in scope:
+            async with contextlib.aclosing(self._frames):  # type: ignore[type-var]
+                await self._head(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         sender = asyncio.create_task(self._send(send))
         watcher = asyncio.create_task(_gone(receive))
         try:
@@ -37,10 +47,13 @@ class EventStream(Response):
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
-    async def _send(self, send: Send) -> None:
+    async def _head(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         # The head goes out at once, also when the first event is not there yet.
         await send({"type": "http.response.body", "body": b"", "more_body": True})
+
+    async def _send(self, send: Send) -> None:
+        await self._head(send)
         async with contextlib.aclosing(self._frames) as frames:  # type: ignore[type-var]
             async for frame in frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})

@@ -11,4 +11,5 @@ Slice = Literal["natural", "structured", "diagrammatic", "operational"]
 Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "interrupted"})
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
+PAGES = ("gallery", "training", "checkpoints", "about")  # besides the studio at /
 Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from app import job_store as store
 from app.deps import (
     LOCATION,
-    After,
+    AfterJob,
     App,
     Key,
     Limit,
@@ -52,7 +52,7 @@ async def create_job(
 def list_jobs(
     app: App,
     limit: Limit = 20,
-    after: After = None,
+    after: AfterJob = None,
     status: JobStatus | None = None,
     method: Method | None = None,
 ) -> Any:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from app.auth import COOKIE_S, ApiKey
+from app.auth import COOKIE_S, ApiKey, too_many_tries
 from app.deps import App, problems
 from app.errors import Problem, field_problem
 from app.login import local_path, login_page
@@ -31,6 +31,15 @@ _BODY = {
     }
 }
 _SET_COOKIE = {"Set-Cookie": {"schema": {"type": "string"}}}
+_ANSWERS = problems(
+    400, 401, 403, 413, 415, 422, 429,
+    also={
+        204: {"description": "To a JSON body: the cookie", "headers": _SET_COOKIE},
+        303: {"description": "To a form: the cookie, and on to `next`", "headers": _SET_COOKIE},
+    },
+)  # fmt: skip
+for _status in (401, 429):  # to a form: the page again
+    _ANSWERS[_status]["content"]["text/html"] = {"schema": {"type": "string"}}
 
 
 @router.get(
@@ -53,14 +62,8 @@ def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)
     response_class=Response,
     status_code=204,
     openapi_extra=_BODY,
-    responses=problems(
-        400, 401, 403, 413, 415, 422,
-        also={
-            204: {"description": "To a JSON body: the cookie", "headers": _SET_COOKIE},
-            303: {"description": "To a form: the cookie, and on to `next`", "headers": _SET_COOKIE},
-        },
-    ),
-)  # fmt: skip
+    responses=_ANSWERS,
+)
 async def login(request: Request, app: App) -> Response:
     """Gives the cookie for the key: a form leads on to `next`, JSON (`{"key": …}`) gets an empty answer."""
     body = bytearray()
@@ -68,15 +71,23 @@ async def login(request: Request, app: App) -> Response:
         body += chunk
         if len(body) > MAX_BODY:
             raise Problem("body_too_large", f"a login has {MAX_BODY} bytes at most")
+    wait_s = app.key.brake.wait_s(_address(request)) if app.key else 0
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
-        fields = parse_qs(body.decode("utf-8", "replace"))
+        fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+        if "key" not in fields:
+            raise field_problem("invalid", "body.key", "the form has no field `key`")
         given, next_ = fields.get("key", [""])[0], fields.get("next", ["/"])[0]
+        if wait_s:
+            return login_page(next_, problem=too_many_tries(wait_s))
         if app.key is not None and not _right(app.key, given.strip(), request):
-            return login_page(next_, problem="That is not the key.")
+            return login_page(next_, problem=Problem("wrong_key", "That is not the key."))
         answer: Response = RedirectResponse(local_path(next_), 303, {"Cache-Control": "no-store"})
     elif kind == "application/json":
-        if app.key is not None and not _right(app.key, _key_in(bytes(body)), request):
+        if wait_s:
+            raise too_many_tries(wait_s)
+        key = _key_in(bytes(body))
+        if app.key is not None and not _right(app.key, key, request):
             raise Problem("wrong_key", "this is not the server's key")
         answer = Response(None, 204, {"Cache-Control": "no-store"})
     else:
@@ -96,14 +107,19 @@ async def login(request: Request, app: App) -> Response:
 def _right(key: ApiKey, given: str, request: Request) -> bool:
     right = key.is_key(given.encode("utf-8", "surrogatepass"))
     if not right:
-        log.warning("a wrong key was given at /login by %s", request.client.host if request.client else "somebody")
+        key.brake.note_wrong(_address(request))
+        log.warning("a wrong key was given at /login from %s", _address(request))
     return right
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "somebody"
 
 
 def _key_in(body: bytes) -> str:
     try:
         content: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Problem("malformed", "the body is not valid JSON") from None
     if not isinstance(content, dict) or set(content) != {"key"} or not isinstance(content["key"], str):
         raise field_problem("invalid", "body.key", 'send {"key": "…"} and nothing else')

@@ -12,7 +12,7 @@ from app import trace_store as store
 from app.deps import (
     EVENT_STREAM,
     LOCATION,
-    After,
+    AfterTrace,
     App,
     Key,
     Limit,
@@ -82,7 +82,7 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
 def list_traces(
     app: App,
     limit: Limit = 20,
-    after: After = None,
+    after: AfterTrace = None,
     status: Status | None = None,
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
     slice: Slice | None = None,
@@ -131,7 +131,7 @@ async def pause_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/continue",
     response_model=Trace,
     dependencies=[Depends(require_json)],
-    responses=problems(403, 404, 409, 415, 422, 429, 503),
+    responses=problems(400, 403, 404, 409, 415, 422, 429, 503),
 )
 async def continue_trace(trace_id: TraceId, app: App, body: ContinueIn | None = None) -> Response:
     """One more step, or to the end; 409 unless it is paused."""

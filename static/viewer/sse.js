@@ -15,12 +15,19 @@ export function parser(push) {
     const name = colon < 0 ? text : text.slice(0, colon);
     const value = colon < 0 ? '' : text.slice(colon + 1).replace(/^ /, '');
     if (name === 'data') fields.data.push(value);
-    else if (name === 'event' || name === 'id') fields[name] = value;
+    else if (name === 'event') fields.event = value;
+    else if (name === 'id' && !value.includes('\0')) fields.id = value;
   };
+  let first = true;
+  let afterCr = false;
   return (chunk) => {
-    rest += chunk;
-    // a lone CR at the very end may be the first half of CR LF: wait for the next chunk
-    const lines = rest.split(/\r\n|\n|\r(?!$)/);
+    if (!chunk) return;
+    // CR LF may be cut in the middle: the CR has ended its line already, the LF that follows ends none
+    rest += afterCr ? chunk.replace(/^\n/, '') : chunk;
+    if (first) rest = rest.replace(/^\uFEFF/, '');
+    first = false;
+    afterCr = chunk.endsWith('\r');
+    const lines = rest.split(/\r\n|\n|\r/);
     rest = lines.pop();
     for (const text of lines) line(text);
   };

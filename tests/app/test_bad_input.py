@@ -200,7 +200,7 @@ def test_an_unknown_id_is_a_404_everywhere(with_server: WithServer) -> None:
         ):
             is_problem(await server.client.request(method, path), 404, code)
         is_problem(await server.client.put("/v1/traces"), 405, "method_not_allowed")
-        assert (await server.client.put("/v1/traces")).headers["allow"] == "GET, POST"
+        assert (await server.client.put("/v1/traces")).headers["allow"] == "GET, HEAD, POST"
 
     with_server(scenario)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.cli_terminal import clean
 from app.client import (
     ApiError,
     BadInput,
@@ -352,3 +354,37 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_address_is_refused() -> None:
     with pytest.raises(BadInput, match="address"):
         Client("studio")
+
+
+AWKWARD = [
+    "\u2028\u2029\x85",
+    "a\x00b\x1b[31m",
+    "\ufeffx",
+    "a: b",
+    " lead",
+    "\r\n",
+    "\r",
+    "😀 é \u202e",
+    "\x1c\x1d\x1e\x1f",
+]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_awkward_text_survives_the_stream(newline: str, escaped: bool) -> None:
+    frames = [
+        f"id: {n}\nevent: text.delta\ndata: {json.dumps({'text': text}, ensure_ascii=escaped)}\n\n"
+        for n, text in enumerate(AWKWARD, 1)
+    ]
+    wire = "".join(frames).replace("\n", newline).encode()
+    for size in (1, 2, 3, 10_000):
+        parser = EventParser()
+        events = [event for at in range(0, len(wire), size) for event in parser.feed(wire[at : at + size])]
+        assert [event.data["text"] for event in events] == AWKWARD
+
+
+def test_the_terminal_gets_no_control_characters() -> None:
+    for text in AWKWARD:
+        shown = clean(text)
+        assert all(char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs" for char in shown), text
+        assert "\x1b" not in shown

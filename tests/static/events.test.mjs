@@ -293,3 +293,23 @@ test('the parser of event streams takes frames cut anywhere', () => {
     assert.deepEqual(seen, [{ id: '1', event: 'a', data: '{"x":\n1}' }, { id: '2', event: 'b', data: '2' }]);
   }
 });
+
+test('awkward text survives any line ending and any cut', () => {
+  const texts = ['\u2028\u2029\u0085', 'a\u0000b\u001b[31m', '\ufeffx', 'a: b', ' lead', '\\r\\n', '😀 é \u202e'];
+  for (const ending of ['\n', '\r\n', '\r']) {
+    const wire = `\ufeff: hello${ending}${ending}` + texts.map((text, k) => `id: ${k + 1}${ending}event: text.delta${ending}data: ${JSON.stringify({ text })}${ending}${ending}`).join('');
+    for (const size of [1, 2, 3, 5, 1000]) {
+      const seen = [];
+      const feed = parser((event) => seen.push(event));
+      for (let at = 0; at < wire.length; at += size) feed(wire.slice(at, at + size));
+      assert.deepEqual(seen.map((event) => JSON.parse(event.data).text), texts, `${JSON.stringify(ending)} ${size}`);
+      assert.deepEqual(seen.map((event) => event.id), texts.map((_, k) => String(k + 1)));
+    }
+  }
+});
+
+test('an id with a NUL is passed over', () => {
+  const seen = [];
+  parser((event) => seen.push(event))('id: 1\ndata: {}\n\nid: 2\0\ndata: {}\n\n');
+  assert.deepEqual(seen.map((event) => event.id), ['1', '1']);
+});
