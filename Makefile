@@ -46,6 +46,7 @@ bench: setup
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
 attack: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[attack]' 1>&2
 	@exec $(BIN)/python -m tests.attack $(ARGS)
 
 clean:

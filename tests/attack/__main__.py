@@ -4,6 +4,7 @@
     fuzz      hostile requests with and without a key: is any answer a 5xx?
     flood     image bombs and idle sockets: memory, latency, and do running traces survive?
     soak      many traces with readers that hang up: does memory grow?
+    schema    what /openapi.json promises, by schemathesis: is any promise broken?
 
 Each starts servers of its own on loopback and stops by itself. Results are JSON objects, one a line, on stdout:
 {name, value, unit, limit?, ok?}. The exit code is 1 where a limit is exceeded. docs/reliability.md holds the figures.
@@ -17,10 +18,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.attack import flood, fuzz, kill, soak
+from tests.attack import flood, fuzz, kill, schema, soak
 from tests.attack.report import Report
 
-ATTACKS = {"kill": kill.attack, "fuzz": fuzz.attack, "flood": flood.attack, "soak": soak.attack}
+ATTACKS = {
+    "kill": kill.attack,
+    "fuzz": fuzz.attack,
+    "flood": flood.attack,
+    "soak": soak.attack,
+    "schema": schema.attack,
+}
 
 
 def main() -> int:
