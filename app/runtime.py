@@ -227,6 +227,8 @@ class Runtime:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENGINE_CLOSE_S):
                 await s.generation.close()
+        s.image_intake.close()
+        s.spool.close()
         await s.events.close()
         await asyncio.to_thread(s.db.close)
         self._home.close()

@@ -91,8 +91,8 @@ def parse_trace(row: Row) -> TraceSample:
 
 def trace_row(
     question: str,
-    pictures: Sequence[Image.Image],
-    steps: Sequence[tuple[str, Image.Image | None]],
+    pictures: Sequence[Image.Image | bytes],
+    steps: Sequence[tuple[str, Image.Image | bytes | None]],
     answer: str,
     **extra: Any,
 ) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def trace_row(
 
     Args:
         question: and its pictures.
-        pictures: of the question.
+        pictures: of the question, each an image or the bytes of its file.
         steps: text and picture of each.
         answer: what the trace ends with.
         extra: further keys, carried along.
@@ -178,7 +178,9 @@ def _text(data: Mapping[str, Any], field: str) -> str:
     return value.strip()
 
 
-def _png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+def _png(image: Image.Image | bytes) -> str:
+    if not isinstance(image, bytes):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        image = buffer.getvalue()
+    return base64.b64encode(image).decode()
