@@ -32,6 +32,7 @@ MAX_SIDE = 4096
 MAX_RATIO = 32  # of the longer to the shorter side
 REFUSED = 3  # exit code
 
+_TOO_LARGE = f"an image may have {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
 _BAND_PIXELS = 1 << 20
 _WHITE = (255, 255, 255)
 _TURNS = {
@@ -143,7 +144,7 @@ def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
         file = take_apart(kind, data)
         size = file.canvas[:2] if file.canvas else _open(file.data, kind).size
     except Image.DecompressionBombError:
-        raise ImageError("image_too_large", _too_large(None)) from None
+        raise ImageError("image_too_large", _TOO_LARGE) from None
     except MemoryError:
         raise
     except Exception:
@@ -159,16 +160,11 @@ def _check_size(size: tuple[int, int]) -> None:
     if width < 1 or height < 1:
         raise ImageError("image_broken", f"an image of {width} × {height} pixels has none")
     if width * height > MAX_PIXELS:
-        raise ImageError("image_too_large", _too_large(size))
+        raise ImageError("image_too_large", f"{width} × {height} pixels are too many: {_TOO_LARGE}")
     if max(size) > MAX_RATIO * min(size):
         ratio = f"{width} × {height} pixels are {max(size) / min(size):.0f} : 1"
         detail = f"{ratio}, and a side may be at most {MAX_RATIO} times the other; cut the image into pieces"
         raise ImageError("image_too_narrow", detail)
-
-
-def _too_large(size: tuple[int, int] | None) -> str:
-    have = f"; this one has {size[0]} × {size[1]}" if size else ""
-    return f"an image may have {MAX_PIXELS // 1_000_000} megapixels{have}; make it smaller"
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
