@@ -25,10 +25,10 @@ from app.uploads import Spool
 from model.image_reader import REFUSED, ImageError, image_size, read_image
 from model.pictures import Fit, model_view, png_bytes
 
-SMALL_PIXELS = 2_000_000
+SMALL_PIXELS = 1_000_000
 SMALL_BYTES = 4_000_000
 SMALL_AT_ONCE = 2
-THREADS = 16
+WAITING = 16  # threads
 DECODE_S = 120.0  # for the largest image, on a busy machine
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,8 +41,9 @@ class ImageIntake:
 
     def __init__(self, store: ImageStore, spool: Spool) -> None:
         self._store, self._spool = store, spool
-        self._threads = ThreadPoolExecutor(THREADS, "images")
-        self._small = threading.Semaphore(SMALL_AT_ONCE)
+        self._threads = ThreadPoolExecutor(WAITING, "images")
+        # Few threads that decode: each keeps the memory of its largest image.
+        self._decoders = ThreadPoolExecutor(SMALL_AT_ONCE, "decode")
         self._large = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -54,16 +55,16 @@ class ImageIntake:
     def close(self) -> None:
         """Give up what is being decoded or waits for it."""
         self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._decoders):
+            threads.shutdown(wait=False, cancel_futures=True)
         child = self._child
         if child is not None:
             child.kill()
 
     def store(self, data: bytes) -> StoredImage:
         """Read and store an image of any format; raises :class:`Problem`."""
-        if _is_small(data):
-            with self._small:
-                return self._read_and_store(data)
+        if stored := self._decoders.submit(self._store_if_small, data).result():
+            return stored
         with self._spool.file() as path:
             path.write_bytes(data)
             return self._store_large(path)
@@ -73,18 +74,19 @@ class ImageIntake:
         size = path.stat().st_size
         if size > MAX_UPLOAD_BYTES:
             raise Problem("body_too_large", f"an image may have {MAX_UPLOAD_BYTES} bytes, this one has {size}")
-        with self._small:
-            data = path.read_bytes() if size <= SMALL_BYTES else None
-            if data is not None and _is_small(data):
-                return self._read_and_store(data)
+        if size <= SMALL_BYTES:
+            stored = self._decoders.submit(lambda: self._store_if_small(path.read_bytes())).result()
+            if stored is not None:
+                return stored
         return self._store_large(path)
 
     def view(self, image_id: str, resolution: int, fit: Fit) -> bytes:
         """PNG of what a model of that resolution gets of a stored image; raises :class:`Problem`."""
         stored = self._store.get(image_id)
         if stored.width * stored.height <= SMALL_PIXELS:
-            with self._small:
-                return png_bytes(model_view(self._store.read(image_id), resolution, fit))
+            return self._decoders.submit(
+                lambda: png_bytes(model_view(self._store.read(image_id), resolution, fit))
+            ).result()
         path = self._store.path(image_id)
         if not path.is_file():
             raise Problem("image_not_found", "the image's file is gone; upload it again")
@@ -92,8 +94,12 @@ class ImageIntake:
             self._decode(path, target, str(resolution), fit)
             return target.read_bytes()
 
-    def _read_and_store(self, data: bytes) -> StoredImage:
+    def _store_if_small(self, data: bytes) -> StoredImage | None:
+        """None for an image that this process shall not decode."""
         try:
+            size = image_size(data) if len(data) <= SMALL_BYTES else None
+            if size is None or size[0] * size[1] > SMALL_PIXELS:
+                return None
             image = read_image(data)
         except ImageError as error:
             raise Problem(error.code, error.detail) from None
@@ -131,14 +137,3 @@ class ImageIntake:
             raise Problem("image_broken", "the image cannot be decoded; save it again and retry")
         found: dict[str, Any] = json.loads(said)
         return found
-
-
-def _is_small(data: bytes) -> bool:
-    """Whether it may be decoded in this process; a header that is refused need not be read in another one."""
-    if len(data) > SMALL_BYTES:
-        return False
-    try:
-        size = image_size(data)
-    except ImageError:
-        return True
-    return size is not None and size[0] * size[1] <= SMALL_PIXELS

@@ -327,7 +327,8 @@ def _avif(data: bytes) -> ImageFile:
     head = _EXIF_ITEM.sub(rb"\1free", data[:_BOX_HEAD])
     profile, at = None, head.find(b"colrnclx")
     if at >= 0 and b"colrprof" not in head and b"colrrICC" not in head:
-        profile = profile_of_code_points(*struct.unpack_from(">HH", head, at + 8))
+        primaries, transfer = struct.unpack_from(">HH", head, at + 8)
+        profile = profile_of_code_points(primaries, 13 if transfer in (1, 6, 14, 15) else transfer)  # as browsers do
     return ImageFile("AVIF", head + data[_BOX_HEAD:], profile)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -19,8 +19,15 @@ _BY_CODE: dict[int, Primaries] = {  # ITU-T H.273, ColourPrimaries
     11: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, 0.314, 0.351),
     12: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, 0.3127, 0.3290),
 }
-_SRGB_CURVES = frozenset({1, 6, 13, 14, 15})  # TransferCharacteristics close to that of sRGB
-_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+Curve = tuple[int, tuple[float, ...]]  # kind and parameters of ICC's parametricCurveType
+SRGB_CURVE: Curve = (3, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))
+_CURVES: dict[int, Curve] = {  # ITU-T H.273, TransferCharacteristics, without those of HDR
+    **dict.fromkeys((1, 6, 14, 15), (0, (2.4,))),  # shown as on a video display (BT.1886)
+    4: (0, (2.2,)),
+    5: (0, (2.8,)),
+    8: (0, (1.0,)),
+    13: SRGB_CURVE,
+}
 _MODE_OF = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _D50 = np.array([0.9642, 1.0, 0.8249])
@@ -54,36 +61,34 @@ def to_srgb_transform(profile: bytes | None, mode: str) -> Transform | None:
 
 def profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
     """The profile that H.273 code points name (`cICP` of a PNG, `nclx` of an AVIF); None for sRGB and unknown ones."""
-    found = _BY_CODE.get(primaries)
-    gamma = None if transfer in _SRGB_CURVES else _GAMMAS.get(transfer, 0.0)
-    if found is None or gamma == 0.0 or (found == SRGB and gamma is None):
+    found, curve = _BY_CODE.get(primaries), _CURVES.get(transfer)
+    if found is None or curve is None or (found, curve) == (SRGB, SRGB_CURVE):
         return None
-    return rgb_profile(found, gamma)
+    return rgb_profile(found, curve)
 
 
 def profile_of_gamma(gamma: float | None, primaries: Primaries | None) -> bytes | None:
     """The profile of a PNG's `gAMA` (the encoding exponent) and `cHRM`; None for what is sRGB or makes no sense."""
-    near_srgb = gamma is None or abs(gamma - 1 / 2.2) < 0.02
     same_primaries = primaries is None or np.abs(np.subtract(primaries, SRGB)).max() < 0.005
-    if near_srgb and same_primaries:
+    if same_primaries and (gamma is None or abs(gamma - 1 / 2.2) < 0.02):
         return None
     if gamma is not None and not 0.1 <= gamma <= 10:
         return None
-    return rgb_profile(primaries or SRGB, None if near_srgb or gamma is None else 1 / gamma)
+    return rgb_profile(primaries or SRGB, SRGB_CURVE if gamma is None else (0, (1 / gamma,)))
 
 
-def rgb_profile(primaries: Primaries, gamma: float | None) -> bytes | None:
-    """An ICC profile of primaries and a curve (`gamma`, or sRGB's where None); None for impossible primaries."""
+def rgb_profile(primaries: Primaries, curve: Curve) -> bytes | None:
+    """An ICC profile of primaries and a curve; None for impossible primaries."""
     try:
         columns = _adapted_columns(primaries)
     except (np.linalg.LinAlgError, ZeroDivisionError, FloatingPointError):
         return None
     if not np.isfinite(columns).all() or np.abs(columns).max() > 100:
         return None
-    srgb_curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-    curve = _curve(3, srgb_curve) if gamma is None else _curve(0, (gamma,))
+    kind, values = curve
+    curve_tag = b"para\0\0\0\0" + struct.pack(">HH", kind, 0) + b"".join(_fixed(value) for value in values)
     tags = [(f"{name}XYZ".encode(), _xyz(columns[:, i])) for i, name in enumerate("rgb")]
-    tags += [(f"{name}TRC".encode(), curve) for name in "rgb"] + [(b"wtpt", _xyz(_D50))]
+    tags += [(f"{name}TRC".encode(), curve_tag) for name in "rgb"] + [(b"wtpt", _xyz(_D50))]
     table, body, offset = b"", b"", 128 + 4 + 12 * len(tags)
     for name, data in tags:
         data += b"\0" * (-len(data) % 4)
@@ -107,10 +112,6 @@ def _adapted_columns(primaries: Primaries) -> np.ndarray:
 
 def _xyz_of(x: float, y: float) -> np.ndarray:
     return np.array([x / y, 1.0, (1 - x - y) / y])
-
-
-def _curve(kind: int, values: Sequence[float]) -> bytes:
-    return b"para\0\0\0\0" + struct.pack(">HH", kind, 0) + b"".join(_fixed(value) for value in values)
 
 
 def _xyz(values: np.ndarray) -> bytes:
