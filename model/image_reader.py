@@ -60,9 +60,9 @@ def read_image(data: bytes) -> Image.Image:
     Raises:
         ImageError: it is none, too large, too narrow, or broken.
     """
-    file, _ = _checked(data)
+    file, size = _checked(data)
     try:
-        source, factor = _decode(file)
+        source, factor = _decode(file, size)
         image = _in_srgb(source, file, factor)
         # A JPEG, PNG or WebP came without its EXIF; an AVIF's is what its own properties say.
         orientation = orientation_of(source.info.get("exif")) if file.kind == "AVIF" else file.orientation
@@ -172,16 +172,17 @@ def _open(data: bytes, kind: str) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=(kind,))
 
 
-def _decode(file: ImageFile) -> tuple[Image.Image, int]:
-    """The decoded image, and by which factor it is still to be made smaller."""
+def _decode(file: ImageFile, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
+    """The decoded image, and the factor by which it is still to be made smaller."""
+    factor = 1 if size is None else _factor(size)
+    drafted = min(8, factor & -factor) if file.kind == "JPEG" else 1  # it decodes at a half, a quarter or an eighth
 
     def load(data: bytes) -> Image.Image:
         image = _open(data, file.kind)
-        if file.kind in ("WEBP", "AVIF"):
+        if size is None:
             _check_size(image.size)
-        if file.kind == "JPEG":  # decodes at a half, a quarter or an eighth
-            factor = _factor(image.size)
-            image.draft(None, (image.width // factor, image.height // factor))
+        if drafted > 1:
+            image.draft(None, (image.width // drafted, image.height // drafted))
         image.load()
         return image
 
@@ -198,7 +199,7 @@ def _decode(file: ImageFile) -> tuple[Image.Image, int]:
             raise error from None
     else:
         require_whole(file, image, load)
-    return image, _factor(image.size if file.canvas is None else file.canvas[:2])
+    return image, _factor(image.size) if size is None else factor // drafted
 
 
 def _factor(size: tuple[int, int]) -> int:

@@ -130,17 +130,28 @@ def _complete_gif(data: bytes, decode: Decode) -> Image.Image:
         raise Incomplete("its only row is missing")
     struct.pack_into("<H", changed, at + 7, height - 1)
     struct.pack_into("<H", changed, 8, height - 1)
-    interlaced = data[at + 9] & 0x40
+    flags = data[at + 9]
     changed[at + 9] &= ~0x40
+    _shorten_last_block(changed, at + 11 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0))
     stored = _decoded(bytes(changed), decode)
     stored = stored.crop((0, 0, stored.width, height))
-    if not interlaced:
+    if not flags & 0x40:
         return stored
     image = stored.copy()
     order = (y for first, step in ((0, 8), (4, 8), (2, 4), (1, 2)) for y in range(first, height, step))
     for row, y in enumerate(order):
         image.paste(stored.crop((0, row, stored.width, row + 1)), (0, y))
     return image
+
+
+def _shorten_last_block(data: bytearray, at: int) -> None:
+    """Give a block that breaks off the length that it has: a decoder reads whole blocks only."""
+    while at < len(data) and data[at]:
+        if at + 1 + data[at] > len(data):
+            data[at] = len(data) - at - 1
+            data += b"\0"
+            return
+        at += 1 + data[at]
 
 
 def _decoded(data: bytes, decode: Decode) -> Image.Image:
