@@ -127,14 +127,16 @@ def _read_file(name: str, folder: Path) -> bytes | None:
         if error.errno in _ABSENT:
             return None
         raise SampleError("broken_picture", f"{_shown(name)} cannot be read: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise SampleError("broken_picture", f"{_shown(name)} is {what}")
         if found.st_size > MAX_FILE_BYTES:
             raise SampleError("broken_picture", f"{_shown(name)} has more than {MAX_FILE_BYTES} bytes")
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise SampleError("broken_picture", f"{_shown(name)} cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise SampleError("broken_picture", f"{_shown(name)} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
