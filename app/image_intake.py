@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -50,20 +50,22 @@ class ImageIntake:
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Blocking work with images, in one of the threads that are there for it."""
+        if self._closed:
+            raise _stopping()
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     def close(self) -> None:
         """Give up what is being decoded or waits for it."""
         self._closed = True
-        for threads in (self._threads, self._decoders):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)  # what waits there runs on, to be refused
+        self._decoders.shutdown(wait=False, cancel_futures=True)
         child = self._child
         if child is not None:
             child.kill()
 
     def store(self, data: bytes) -> StoredImage:
         """Read and store an image of any format; raises :class:`Problem`."""
-        if stored := self._decoders.submit(self._store_if_small, data).result():
+        if stored := self._here(self._store_if_small, data):
             return stored
         with self._spool.file() as path:
             path.write_bytes(data)
@@ -75,7 +77,7 @@ class ImageIntake:
         if size > MAX_UPLOAD_BYTES:
             raise Problem("body_too_large", f"an image may have {MAX_UPLOAD_BYTES} bytes, this one has {size}")
         if size <= SMALL_BYTES:
-            stored = self._decoders.submit(lambda: self._store_if_small(path.read_bytes())).result()
+            stored = self._here(lambda: self._store_if_small(path.read_bytes()))
             if stored is not None:
                 return stored
         return self._store_large(path)
@@ -84,15 +86,22 @@ class ImageIntake:
         """PNG of what a model of that resolution gets of a stored image; raises :class:`Problem`."""
         stored = self._store.get(image_id)
         if stored.width * stored.height <= SMALL_PIXELS:
-            return self._decoders.submit(
-                lambda: png_bytes(model_view(self._store.read(image_id), resolution, fit))
-            ).result()
+            return self._here(lambda: png_bytes(model_view(self._store.read(image_id), resolution, fit)))
         path = self._store.path(image_id)
         if not path.is_file():
             raise Problem("image_not_found", "the image's file is gone; upload it again")
         with self._spool.file() as target:
             self._decode(path, target, str(resolution), fit)
             return target.read_bytes()
+
+    def _here(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work that decodes a small image, in one of the threads for that."""
+        try:
+            return self._decoders.submit(work, *args, **kwargs).result()
+        except (CancelledError, RuntimeError):
+            if self._closed:
+                raise _stopping() from None
+            raise
 
     def _store_if_small(self, data: bytes) -> StoredImage | None:
         """None for an image that this process shall not decode."""
@@ -117,7 +126,7 @@ class ImageIntake:
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with self._large:
             if self._closed:
-                raise Problem("stopping", "the server stops")
+                raise _stopping()
             with subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
             ) as self._child:
@@ -132,8 +141,12 @@ class ImageIntake:
             refusal = json.loads(said)
             raise Problem(refusal["code"], refusal["detail"])
         if self._closed:
-            raise Problem("stopping", "the server stops")
+            raise _stopping()
         if code != 0:
             raise Problem("image_broken", "the image cannot be decoded; save it again and retry")
         found: dict[str, Any] = json.loads(said)
         return found
+
+
+def _stopping() -> Problem:
+    return Problem("stopping", "the server stops")
