@@ -33,7 +33,7 @@ __all__ = [
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 MAX_LINE_BYTES = 256_000_000
-_BATCH = 8  # rows of a parquet file that are in memory at once: images are large
+_BATCH = 4  # rows of a table that are in memory at once: images are large
 
 Sample = TypeVar("Sample")
 
@@ -211,7 +211,7 @@ def _batches(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     if file.suffix == ".parquet":
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, buffer_size=1 << 20) as table:  # page by page, not a whole column of a row group
             yield from table.iter_batches(batch_size=_BATCH)
         return
     with pa.memory_map(str(file)) as source:
