@@ -1,8 +1,7 @@
-"""Pictures on disk, content-addressed: uploads made safe, PNGs stored once, partial pictures kept with their trace.
+"""Images on disk, content-addressed: PNGs stored once, partial images kept with their trace.
 
-An upload is recognised by its content, measured from its header before it is decoded, turned as its EXIF says, laid
-on white and encoded again as an RGB PNG, so that no metadata survives. Files are written beside, synced and renamed.
-Blocking throughout: call from threads. Knows no HTTP.
+Files are written under another name, synced and renamed. Blocking throughout: call from threads. Knows no HTTP, and
+nothing of other formats: :mod:`app.image_intake` turns uploads into the PNGs that are stored here.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from PIL import Image, ImageOps
+from PIL import Image
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
@@ -32,8 +31,6 @@ from app.db import Database, now, stamp
 from app.errors import Problem, field_problem
 
 MAX_UPLOAD_BYTES = 20_000_000
-MAX_PIXELS = 40_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 KEEP = timedelta(hours=24)
 # `last_used_at` is written at most once an hour a picture, so the sweep gives that hour on top.
 TOUCH_EVERY = timedelta(hours=1)
@@ -59,28 +56,6 @@ def image_url(image_id: str) -> str:
     return f"/v1/images/{image_id}"
 
 
-def normalise(data: bytes) -> tuple[bytes, int, int]:
-    """Any picture of the known formats as (RGB PNG, width, height); raises :class:`Problem`."""
-    if len(data) > MAX_UPLOAD_BYTES:
-        raise Problem("body_too_large", f"a picture may have {MAX_UPLOAD_BYTES} bytes, this one has {len(data)}")
-    try:
-        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Problem("image_too_large", _too_large(None)) from None
-    except Exception:
-        raise Problem("unsupported_image", "send a PNG, JPEG, WebP, GIF or BMP picture") from None
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise Problem("image_too_large", _too_large((width, height)))
-    try:
-        picture.seek(0)
-        picture.load()
-        rgb = _to_rgb(ImageOps.exif_transpose(picture))
-    except Exception:
-        raise Problem("image_broken", "the picture is damaged or cut off; save it again and retry") from None
-    return encode_png(rgb), rgb.width, rgb.height
-
-
 def encode_png(picture: Image.Image) -> bytes:
     """The picture as PNG bytes, always the same for the same pixels, without metadata."""
     out = io.BytesIO()
@@ -102,27 +77,6 @@ def from_data_url(url: str, path: str) -> bytes:
         raise field_problem("image_broken", path, "the base64 in the data URL is broken") from None
 
 
-def _too_large(size: tuple[int, int] | None) -> str:
-    have = f"; this one has {size[0]} × {size[1]}" if size else ""
-    return f"a picture may have {MAX_PIXELS // 1_000_000} megapixels{have}; make it smaller"
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 and 32 bit greys: Pillow's own conversion clips instead of scaling
-        high = 65535 if max(_extrema(picture)) > 255 else 255
-        return picture.convert("F").point(lambda value: value * (255 / high)).convert("L").convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _extrema(picture: Image.Image) -> tuple[float, float]:
-    low, high = picture.getextrema()
-    return float(low), float(high)  # type: ignore[arg-type]
-
-
 class ImageStore:
     """Content-addressed PNGs under `folder`, their rows in the database."""
 
@@ -142,14 +96,24 @@ class ImageStore:
 
     def put(self, png: bytes, width: int, height: int) -> StoredImage:
         """Store an RGB PNG (durably) and return it; storing it again only marks it as used."""
-        image_id = hashlib.sha256(png).hexdigest()
-        path = self.path(image_id)
+        stored = StoredImage(hashlib.sha256(png).hexdigest(), width, height)
+        return self._put(stored, len(png), lambda path: write_durably(path, png))
+
+    def put_file(self, file: Path, width: int, height: int) -> StoredImage:
+        """Store the RGB PNG in a file of the home, which is taken away."""
+        with file.open("rb") as opened:
+            image_id = hashlib.file_digest(opened, "sha256").hexdigest()
+        stored = StoredImage(image_id, width, height)
+        return self._put(stored, file.stat().st_size, lambda path: move_durably(file, path))
+
+    def _put(self, stored: StoredImage, num_bytes: int, write: Callable[[Path], None]) -> StoredImage:
+        path = self.path(stored.image_id)
         with self._lock:
             if not path.exists():
-                write_durably(path, png)
+                write(path)
             with self._db.write() as connection:
-                _enter(connection, image_id, width, height, len(png))
-        return StoredImage(image_id, width, height)
+                self.enter(connection, stored, num_bytes)
+        return stored
 
     def bring(self, png: bytes) -> StoredImage:
         """Write the file of a PNG from the engine, as it is. Its row is `enter`ed with the event that shows it: one
@@ -179,10 +143,6 @@ class ImageStore:
             self._arriving[image.image_id] -= 1
             if not self._arriving[image.image_id]:
                 del self._arriving[image.image_id]
-
-    def put_upload(self, data: bytes) -> StoredImage:
-        """Make an upload safe and store it."""
-        return self.put(*normalise(data))
 
     def put_picture(self, picture: Image.Image) -> StoredImage:
         """Store a picture the server made itself."""
@@ -279,18 +239,23 @@ class PartialStore:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write beside, sync, rename, sync the folder: the file is there whole or not at all."""
+    """Write under another name, sync, rename, sync the folder: the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
+        temporary.write_bytes(data)
+        move_durably(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def move_durably(file: Path, path: Path) -> None:
+    """Sync, rename, sync the folder; both lie on one file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file.rename(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

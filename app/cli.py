@@ -109,7 +109,7 @@ def _add_serve(commands: _Commands[_Parser]) -> None:
 def _add_ask(commands: _Commands[_Parser]) -> None:
     text = "ask a running server about a picture; streams the text, saves the pictures"
     parser = _command(commands, "ask", "app.cli_ask:ask", text)
-    parser.add_argument("picture", metavar="PICTURE", help="PNG, JPEG, WebP, GIF or BMP; - reads stdin")
+    parser.add_argument("picture", metavar="PICTURE", help="PNG, JPEG, WebP, GIF, BMP or AVIF; - reads stdin")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make it square (crop)")
     parser.add_argument("--temperature", type=_finite, help="0 is greedy (the checkpoint's own)")

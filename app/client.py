@@ -203,7 +203,7 @@ class Client(JobCalls):
     # Pictures and tasks
 
     def upload_image(self, picture: bytes | str | Path, filename: str = "picture") -> StoredImage:
-        """Stores a picture (PNG, JPEG, WebP, GIF or BMP; bytes or a path). Raises BadInput, OSError for the path."""
+        """Stores an image (PNG, JPEG, WebP, GIF, BMP, AVIF; bytes or a path). Raises BadInput, OSError for the path."""
         if not isinstance(picture, bytes):
             filename = Path(picture).name
             picture = Path(picture).read_bytes()

@@ -20,6 +20,7 @@ from app.errors import MEDIA_TYPE, Problem, field_problem
 from app.event_log import EventLog
 from app.idempotency import Claim, IdempotencyKeys
 from app.ids import JOB_ID, TRACE_ID
+from app.image_intake import ImageIntake
 from app.jobs import JobService
 from app.metrics import Metrics
 from app.registration import Registration
@@ -29,6 +30,7 @@ from app.streams import EventStream
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
 from app.traces import TraceService
+from app.uploads import Spool
 from model.engine.messages import Generation
 
 
@@ -43,6 +45,8 @@ class Services:
     checkpoints: CheckpointRegistry
     registration: Registration
     images: ImageStore
+    image_intake: ImageIntake
+    spool: Spool
     partials: PartialStore
     world: TaskWorld
     intake: Intake

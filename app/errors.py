@@ -64,6 +64,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_image": (422, "No such picture"),
     "image_broken": (422, "The picture cannot be read"),
     "image_too_large": (422, "The picture has too many pixels"),
+    "image_too_narrow": (422, "The image is far longer than wide"),
     "image_required": (422, "The question needs a picture"),
     "too_many_images": (422, "Too many pictures"),
     "unsupported_url": (422, "Only data: URLs of pictures are read"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from PIL import Image
 
 from app import db as tables
 from app import trace_store as traces
@@ -146,13 +145,12 @@ class JobIntake:
         temporary.replace(path)
 
     def _row(self, trace: Mapping[str, Any]) -> dict[str, Any]:
-        steps = [(step["text"], self._open(step["image"]) if step.get("image") else None) for step in trace["steps"]]
-        pictures = [self._open(image) for image in trace["images"]]
+        steps = [(step["text"], self._png(step["image"]) if step.get("image") else None) for step in trace["steps"]]
+        pictures = [self._png(image) for image in trace["images"]]
         return trace_row(trace["question"], pictures, steps, trace["answer"] or "", trace_id=trace["id"])
 
-    def _open(self, image: Mapping[str, Any]) -> Image.Image:
-        with Image.open(self._images.path(image["image_id"])) as opened:
-            return opened.convert("RGB")
+    def _png(self, image: Mapping[str, Any]) -> bytes:
+        return self._images.read(image["image_id"])
 
 
 def _require_pictures(info: CheckpointInfo, path: str) -> None:

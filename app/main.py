@@ -42,6 +42,7 @@ from app.errors import install_handlers
 from app.event_log import EventLog
 from app.home import Home, HomeBusy
 from app.idempotency import IdempotencyKeys
+from app.image_intake import ImageIntake
 from app.job_intake import JobIntake
 from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
@@ -56,6 +57,7 @@ from app.trace_reader import TraceReader
 from app.trace_runner import TraceRunner
 from app.traces import TraceService
 from app.ui.assets import static_files
+from app.uploads import Spool
 from model.engine.messages import Generation
 from training.jobs import COMMAND
 
@@ -143,6 +145,8 @@ def build_services(
     metrics = Metrics()
     events = EventLog(db, ping_s=settings.ping_s)
     image_store = ImageStore(home.images, db)
+    spool = Spool(home.tmp)
+    image_intake = ImageIntake(image_store, spool)
     partials = PartialStore(home.partials)
     world = TaskWorld(image_store)
     pool = EnginePool(generation, budget_mb=settings.memory_mb)
@@ -155,7 +159,7 @@ def build_services(
         extra=settings.checkpoint,
         roots=settings.allowed_roots,
     )
-    intake = Intake(image_store, registry, world)
+    intake = Intake(image_store, image_intake, registry, world)
     runner = TraceRunner(
         db=db,
         events=events,
@@ -210,6 +214,8 @@ def build_services(
         checkpoints=registry,
         registration=Registration(db, registry, home=home),
         images=image_store,
+        image_intake=image_intake,
+        spool=spool,
         partials=partials,
         world=world,
         intake=intake,

@@ -216,6 +216,7 @@ class Runtime:
         """The first half of stopping: readers get the ends of their traces while the server still answers."""
         if not self._services.traces.stopping:
             log.info("stopping")
+            self._services.image_intake.close()
             await asyncio.gather(self._services.traces.stop(), self._services.jobs.stop())
 
     async def close(self) -> None:
@@ -235,6 +236,7 @@ class Runtime:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENGINE_CLOSE_S):
                 await s.generation.close()
+        s.spool.close()
         await s.events.close()
         await asyncio.to_thread(s.db.close)
         self._home.close()

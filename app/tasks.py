@@ -106,7 +106,7 @@ class TaskWorld:
 
 
 def _open(png: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(png)) as opened:
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
         return opened.convert("RGB")
 
 

@@ -5,6 +5,7 @@ Blocking: call from a thread. Counts tokens through the checkpoint's own templat
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from app.artifacts import ImageStore, StoredImage, from_data_url
 from app.checkpoint_folder import CheckpointInfo
 from app.checkpoints import CheckpointRegistry
 from app.errors import Problem, field_problem
+from app.image_intake import ImageIntake
 from app.schemas import MAX_SEED, ImageIn, SamplingIn, TraceCreate
 from app.tasks import TaskWorld
 from model.engine.messages import ImageInput, SamplingRequest
@@ -42,10 +44,19 @@ class Prepared:
 class Intake:
     """Turns a request body into a `Prepared`, or raises the :class:`Problem` that says why not."""
 
-    def __init__(self, images: ImageStore, checkpoints: CheckpointRegistry, world: TaskWorld) -> None:
+    def __init__(
+        self, images: ImageStore, image_intake: ImageIntake, checkpoints: CheckpointRegistry, world: TaskWorld
+    ) -> None:
         self._images = images
+        self._image_intake = image_intake
         self._checkpoints = checkpoints
         self._world = world
+
+    async def prepared(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
+        """As `prepare`, in a thread; one that has images to decode waits where nothing else does."""
+        if any(image.data_url is not None for image in body.images):
+            return await self._image_intake.run(self.prepare, body, info)
+        return await asyncio.to_thread(self.prepare, body, info)
 
     def prepare(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
         """Check everything and store the pictures."""
@@ -103,7 +114,7 @@ class Intake:
             except Problem as problem:
                 raise field_problem("unknown_image", f"{path}.image_id", problem.detail) from None
         assert image.data_url is not None
-        return self._images.put_upload(from_data_url(image.data_url, f"{path}.data_url"))
+        return self._image_intake.store(from_data_url(image.data_url, f"{path}.data_url"))
 
     def _sampling(self, asked: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingRequest:
         if asked.max_new_tokens is not None and asked.max_new_tokens > info.context_len:

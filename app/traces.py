@@ -142,7 +142,7 @@ class TraceService:
     async def _start(
         self, body: TraceCreate, info: CheckpointInfo, lease: Lease, *, background: bool, claim: Claim
     ) -> dict[str, Any]:
-        prepared = await asyncio.to_thread(self._intake.prepare, body, info)
+        prepared = await self._intake.prepared(body, info)
         self._admit()
         live = LiveTrace(
             id=self._ids.new(),

@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from model.config import ModelConfig, VQConfig
+from model.image_files import orientation_of
+from model.image_kinds import READABLE
+from model.image_reader import on_white, turned
 
 Fit = Literal["crop", "pad"]
 WHITE = (255, 255, 255)
@@ -20,19 +23,13 @@ _LONGEST = 16  # sides beyond this many times the shorter edge are cut off befor
 
 def open_picture(png: bytes | Image.Image) -> Image.Image:
     """RGB picture of encoded bytes (or of a picture already open)."""
-    image = png if isinstance(png, Image.Image) else Image.open(io.BytesIO(png))
-    return to_rgb(image)
+    return to_rgb(png if isinstance(png, Image.Image) else Image.open(io.BytesIO(png), formats=READABLE))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB on white, turned as its EXIF says."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*WHITE, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
+    orientation = orientation_of(image.info.get("exif"))
+    return turned(image if image.mode == "RGB" and "transparency" not in image.info else on_white(image), orientation)
 
 
 def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, fit: Fit = "crop") -> Image.Image:

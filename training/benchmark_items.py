@@ -31,8 +31,12 @@ class Item:
     task: Task | None = None
 
 
-def read_items(data: UniTasksData | QuestionFiles) -> Iterator[Item | Rejection]:
+def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None) -> Iterator[Item | Rejection]:
     """The questions of a specification, in the same order whenever they are read.
+
+    Args:
+        data: the part of the specification.
+        image_size: pixels a side of the model that the images are for.
 
     Raises:
         training.rows.DataError: nothing of a known kind is there.
@@ -43,7 +47,7 @@ def read_items(data: UniTasksData | QuestionFiles) -> Iterator[Item | Rejection]
             t = make_task(slices[i % len(slices)], first + i, level=data.level)
             yield Item(t.task_id, t.slice, t.family, t.question, (t.image,), t.answer, t.choices, t)
         return
-    for number, found in enumerate(islice(read_questions(data), data.num_samples)):
+    for number, found in enumerate(islice(read_questions(data, image_size), data.num_samples)):
         if isinstance(found, Rejection):
             yield found
             continue

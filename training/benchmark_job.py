@@ -38,11 +38,13 @@ from training.job_context import JobContext, JobError
 from training.judge import Case, EndpointJudge, JudgeError
 from training.loop import atomic_write
 from training.questions import picture_codes
-from training.rows import DataError, Intake, Rejection, SampleError
+from training.row_images import SampleError
+from training.rows import DataError, Intake, Rejection
 from training.spec import BenchmarkSpec, UniTasksData
 from training.unitasks.world import EVAL_SEED_MIN
 
 STAGE = "benchmark"
+SURVEY_SIZE = 64  # pixels a side of images that are only looked at for being there
 CHUNKS_OF_SLOTS = 4  # a chunk holds so many times the sequences that run at once, so that short ones make room
 
 
@@ -95,7 +97,7 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
     rejected: list[Rejection] = []
     with_pictures = False
     try:
-        for item in read_items(data):
+        for item in read_items(data, SURVEY_SIZE):
             ctx.check_stop()
             if isinstance(item, Rejection):
                 rejected.append(item)
@@ -143,6 +145,7 @@ class _Asking:
             loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots
         )
         self._size = slots * CHUNKS_OF_SLOTS
+        self._image_size = SURVEY_SIZE if loaded.vq is None else loaded.vq.config.resolution
         self.path = ctx.folder / "benchmark" / _file_name(name) / "predictions.jsonl"
 
     def answer_all(self, survey: _Survey) -> list[Answer]:
@@ -151,7 +154,9 @@ class _Asking:
             raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' pictures")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         answers = self._read_back(survey.ids)
-        items = islice((i for i in read_items(self.spec.data) if isinstance(i, Item)), len(answers), None)
+        items = islice(
+            (i for i in read_items(self.spec.data, self._image_size) if isinstance(i, Item)), len(answers), None
+        )
         text = "".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in answers)
         atomic_write(self.path, lambda path: path.write_text(text, "utf-8"))
         stage, began, before = self.ctx.stage or STAGE, time.monotonic(), len(answers)

@@ -10,10 +10,10 @@ from itertools import islice
 
 from PIL import Image
 
-from training.chains import ChainError, TextChain, m3cot_chain, split_steps, world_chain
+from training.chains import TextChain, m3cot_chain, split_steps, world_chain
 from training.formats import TokenIds, TraceSample, read_traces
 from training.hyperparameters import ZeroHyperparameters
-from training.rows import Rejection, SampleError, open_value, read_rows
+from training.rows import Rejection, Row, parsed, read_rows
 from training.spec import JsonlData, M3CoTData, UniTasksData, ZebraCoTData
 from training.unitasks.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
 
@@ -21,7 +21,9 @@ SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 ChainSource = UniTasksData | JsonlData | ZebraCoTData | M3CoTData
 
 
-def read_chains(data: ChainSource, seed: int, settings: ZeroHyperparameters) -> Iterator[TextChain | Rejection]:
+def read_chains(
+    data: ChainSource, seed: int, settings: ZeroHyperparameters, image_size: int | None = None
+) -> Iterator[TextChain | Rejection]:
     """The chains that a specification asks for, in its order.
 
     Raises:
@@ -31,9 +33,9 @@ def read_chains(data: ChainSource, seed: int, settings: ZeroHyperparameters) -> 
     if isinstance(data, UniTasksData):
         yield from _world(data, seed, settings)
     elif isinstance(data, M3CoTData):
-        yield from islice(_m3cot(data, settings), data.num_samples)
+        yield from islice(_m3cot(data, settings, image_size), data.num_samples)
     else:
-        for item in islice(read_traces(data.path), data.num_samples):
+        for item in islice(read_traces(data.path, image_size), data.num_samples):
             yield item if isinstance(item, Rejection) else _of_trace(item, settings)
 
 
@@ -45,21 +47,17 @@ def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iter
         yield world_chain(task, max_steps=settings.max_steps)
 
 
-def _m3cot(data: M3CoTData, settings: ZeroHyperparameters) -> Iterator[TextChain | Rejection]:
-    for row in read_rows(data.path):
+def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | None) -> Iterator[TextChain | Rejection]:
+    def chain(row: Row) -> TextChain:
+        picture = row.data.get("image")
+        image = None if picture is None else row.image(picture)
+        return m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
+
+    for row in read_rows(data.path, image_size):
         if isinstance(row, Rejection):
             yield row
-            continue
-        if data.split is not None and row.data.get("split") != data.split:
-            continue
-        try:
-            picture = row.data.get("image")
-            image = None if picture is None else open_value(picture, row.file.parent)
-            yield m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
-        except SampleError as error:
-            yield Rejection(row.where, error.code, error.detail)
-        except (ChainError, ValueError) as error:
-            yield Rejection(row.where, "broken_row", str(error))
+        elif data.split is None or row.data.get("split") == data.split:
+            yield parsed(row, chain)
 
 
 def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from training.row_images import SampleError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -41,8 +43,11 @@ class TextChain:
     kind: str = ""  # of question, within the slice
 
 
-class ChainError(ValueError):
+class ChainError(SampleError):
     """A row that is no usable chain; the message names the field."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("broken_row", detail)
 
 
 def split_steps(rationale: str | Sequence[str], *, max_steps: int, by: SplitBy = "auto") -> list[str]:
@@ -120,7 +125,9 @@ def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, 
         rationale = rationale.strip()
     if not rationale:
         raise ChainError("rationale is empty")
-    choices = [str(choice).strip() for choice in row.get("choices") or ()]
+    if not isinstance(rationale, str) and not _are_texts(rationale):
+        raise ChainError("rationale is neither a text nor a list of texts")
+    choices = choices_of(row)
     answer = _text(row, "answer")
     if choices:
         letter = answer.strip("(). ").upper()
@@ -130,6 +137,24 @@ def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, 
         question, answer = f"{question}\n{options}", f"({letter}) {choices[LETTERS.index(letter)]}"
     steps = split_steps(rationale, max_steps=max_steps, by=by)
     return TextChain(str(row.get("id", "")), str(row.get("domain") or "m3cot"), question, image, tuple(steps), answer)
+
+
+def choices_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options of a row of M3CoT, none where it has none.
+
+    Raises:
+        ChainError: they are no list of texts or numbers.
+    """
+    choices = row.get("choices")
+    if choices is None:
+        return ()
+    if not isinstance(choices, list | tuple) or not all(isinstance(c, str | int | float) for c in choices):
+        raise ChainError("choices is no list of texts")
+    return tuple(str(choice).strip() for choice in choices)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:

@@ -21,7 +21,8 @@ from typing import Any
 
 from PIL import Image
 
-from training.rows import Rejection, Row, SampleError, is_picture, open_value, read_parsed
+from training.row_images import SampleError, is_picture
+from training.rows import Rejection, Row, read_parsed
 
 QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
 _PLACEHOLDER = re.compile(r"<image_start>\[(.*?)\]<image_end>")
@@ -62,13 +63,17 @@ class TraceSample:
     slice: str | None = None
 
 
-def read_traces(path: str | Path) -> Iterator[TraceSample | Rejection]:
-    """Every trace of a file or folder; what cannot be used is told with its file and line.
+def read_traces(path: str | Path, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
+    """Every trace of a file or folder, or a rejection with file and line.
+
+    Args:
+        path: of a file or folder.
+        image_size: pixels a side of the model that the images are for.
 
     Raises:
         training.rows.DataError: nothing of a known kind is there.
     """
-    return read_parsed(path, parse_trace)
+    return read_parsed(path, parse_trace, image_size)
 
 
 def parse_trace(row: Row) -> TraceSample:
@@ -91,8 +96,8 @@ def parse_trace(row: Row) -> TraceSample:
 
 def trace_row(
     question: str,
-    pictures: Sequence[Image.Image],
-    steps: Sequence[tuple[str, Image.Image | None]],
+    pictures: Sequence[Image.Image | bytes],
+    steps: Sequence[tuple[str, Image.Image | bytes | None]],
     answer: str,
     **extra: Any,
 ) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def trace_row(
 
     Args:
         question: and its pictures.
-        pictures: of the question.
+        pictures: of the question, each an image or the bytes of its file.
         steps: text and picture of each.
         answer: what the trace ends with.
         extra: further keys, carried along.
@@ -164,7 +169,7 @@ def _picture(row: Row, key: str) -> Picture:
     if not is_picture(value):
         raise SampleError("broken_picture", f"{key!r} is neither token ids nor a picture")
     try:
-        return open_value(value, row.file.parent)
+        return row.image(value)
     except SampleError as error:
         raise SampleError(error.code, f"{key!r}: {error.detail}") from error
 
@@ -178,7 +183,9 @@ def _text(data: Mapping[str, Any], field: str) -> str:
     return value.strip()
 
 
-def _png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+def _png(image: Image.Image | bytes) -> str:
+    if not isinstance(image, bytes):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        image = buffer.getvalue()
+    return base64.b64encode(image).decode()

@@ -51,7 +51,8 @@ class Looks:
             after = first_seed(data, spec.seed) + data.num_samples
             data = data.model_copy(update={"first_seed": after, "num_samples": count})
         try:
-            found: Iterable[TraceSample] = (s for s in trace_samples(data, spec.seed) if isinstance(s, TraceSample))
+            samples = trace_samples(data, spec.seed, base.vq.config.resolution)
+            found: Iterable[TraceSample] = (s for s in samples if isinstance(s, TraceSample))
             encoder = SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab)
             encoded = [s for s in encoder.encode(list(islice(found, count))) if isinstance(s, EncodedSample)]
         except (DataError, ValueError) as error:

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from training.rows import Rejection, Row, SampleError, open_value, read_parsed
+from training.row_images import SampleError
+from training.rows import Rejection, Row, read_parsed
 
 MISSING = "<TLTS>"
 SLICE_OF = {
@@ -47,13 +48,13 @@ class BenchQuestion:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_omni_bench(path: str | Path) -> Iterator[BenchQuestion | Rejection]:
+def read_omni_bench(path: str | Path, image_size: int | None = None) -> Iterator[BenchQuestion | Rejection]:
     """Every question of a file or folder; what cannot be used is told with its file and row.
 
     Raises:
         training.rows.DataError: nothing of a known kind is there.
     """
-    return read_parsed(path, parse_question)
+    return read_parsed(path, parse_question, image_size)
 
 
 def parse_question(row: Row) -> BenchQuestion:
@@ -74,7 +75,7 @@ def parse_question(row: Row) -> BenchQuestion:
         where=row.where,
         question_id=_text(data.get("id") or data.get("question_id")) or row.where,
         text=text,
-        pictures=_pictures(data.get("image"), row.file.parent),
+        pictures=_pictures(data.get("image"), row),
         answer=answer,
         source=source,
         slice=slice_of(source),
@@ -87,7 +88,7 @@ def source_of(row: Row) -> str:
     """The data set that a row belongs to: what a column says, else its file's name without the split's."""
     for column in _SOURCE_COLUMNS:
         if name := _text(row.data.get(column)):
-            return name
+            return name[:100]
     return _SPLITS.sub("", row.file.stem).strip("-_. ") or row.file.stem
 
 
@@ -109,21 +110,23 @@ def _choices(data: Mapping[str, Any], text: str) -> tuple[str, ...]:
     for column in _CHOICE_COLUMNS:
         value = data.get(column)
         if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 1:
+            if any(not isinstance(choice, str | int | float) for choice in value):
+                raise SampleError("wrong_type", f"{column!r} is no list of texts")
             return tuple(str(choice).strip() for choice in value)
     return options_in(text)
 
 
-def _pictures(value: Any, folder: Path) -> tuple[Image.Image, ...]:
+def _pictures(value: Any, row: Row) -> tuple[Image.Image, ...]:
     if value is None or value == MISSING or value == "":
         return ()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(picture for one in value for picture in _pictures(one, folder))
-    return (open_value(value, folder),)
+        return tuple(picture for one in value for picture in _pictures(one, row))
+    return (row.image(value),)
 
 
 def _text(value: Any) -> str:
-    """Text of a field; numbers are written out, lists are not."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """Text of a field; numbers are written out, lists are not, and NaN is how tables write that nothing is there."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return ""
     return str(value).strip()
 

@@ -233,7 +233,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
 
     try:
         data, intake = build_token_set(
-            trace_samples(spec.data, spec.seed),
+            trace_samples(spec.data, spec.seed, base.vq.config.resolution),
             SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab),
             base.template,
             variant=hyper.variant,

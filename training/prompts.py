@@ -20,7 +20,8 @@ from model.template import Template
 from model.vq import VQModel
 from training.questions import QuestionFiles, picture_codes, read_questions
 from training.rollout import Prompt
-from training.rows import Intake, Rejection, SampleError
+from training.row_images import SampleError
+from training.rows import Intake, Rejection
 from training.spec import UniTasksData
 from training.unitasks.task import Task
 from training.unitasks.world import RL_SEEDS, SLICES, make_task, require_training_seed
@@ -124,7 +125,7 @@ class FilePrompts:
         """
         self._prompts: list[Prompt] = []
         rejected: list[Rejection] = []
-        for item in islice(read_questions(data), data.num_samples):
+        for item in islice(read_questions(data, vq.config.resolution), data.num_samples):
             if isinstance(item, Rejection):
                 rejected.append(item)
                 continue

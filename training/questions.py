@@ -14,10 +14,11 @@ from PIL import Image
 from model.images import encode_pictures
 from model.template import Template
 from model.vq import VQModel
-from training.chains import ChainError, m3cot_chain
+from training.chains import choices_of, m3cot_chain
 from training.formats import Picture, TokenIds, read_traces
 from training.omni_bench import read_omni_bench
-from training.rows import Rejection, Row, SampleError, open_value, read_rows
+from training.row_images import SampleError
+from training.rows import Rejection, Row, parsed, read_rows
 from training.spec import JsonlData, M3CoTData, OmniBenchData, TracesData, ZebraCoTData
 
 QuestionFiles = JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData
@@ -48,20 +49,24 @@ class Question:
     source: str | None = None
 
 
-def read_questions(data: QuestionFiles) -> Iterator[Question | Rejection]:
-    """Every question of the files; what cannot be used is told with its place.
+def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterator[Question | Rejection]:
+    """Every question of the files, or a rejection with its place.
+
+    Args:
+        data: which files.
+        image_size: pixels a side of the model that the images are for.
 
     Raises:
         training.rows.DataError: nothing of a known kind is there.
         ValueError: traces that were to be exported have not been.
     """
     if isinstance(data, M3CoTData):
-        yield from _m3cot(data)
+        yield from _m3cot(data, image_size)
         return
     if data.path is None:
         raise ValueError("these traces have not been exported: the server does that before it starts the job")
     if isinstance(data, OmniBenchData):
-        for item in read_omni_bench(data.path):
+        for item in read_omni_bench(data.path, image_size):
             if isinstance(item, Rejection):
                 yield item
             else:
@@ -76,7 +81,7 @@ def read_questions(data: QuestionFiles) -> Iterator[Question | Rejection]:
                     source=item.source,
                 )
         return
-    for sample in read_traces(data.path):
+    for sample in read_traces(data.path, image_size):
         if isinstance(sample, Rejection):
             yield sample
         else:
@@ -85,22 +90,17 @@ def read_questions(data: QuestionFiles) -> Iterator[Question | Rejection]:
             )
 
 
-def _m3cot(data: M3CoTData) -> Iterator[Question | Rejection]:
-    for row in read_rows(data.path):
+def _m3cot(data: M3CoTData, image_size: int | None) -> Iterator[Question | Rejection]:
+    for row in read_rows(data.path, image_size):
         if isinstance(row, Rejection):
             yield row
         elif data.split is None or row.data.get("split") == data.split:
-            try:
-                yield _m3cot_question(row)
-            except SampleError as error:
-                yield Rejection(row.where, error.code, error.detail)
-            except ChainError as error:
-                yield Rejection(row.where, "broken_row", str(error))
+            yield parsed(row, _m3cot_question)
 
 
 def _m3cot_question(row: Row) -> Question:
     value = row.data.get("image")
-    pictures = () if value is None else (open_value(value, row.file.parent),)
+    pictures = () if value is None else (row.image(value),)
     # the chain's own thoughts are not asked for here
     chain = m3cot_chain({**row.data, "rationale": row.data.get("rationale") or "-"}, None, max_steps=1)
     return Question(
@@ -109,7 +109,7 @@ def _m3cot_question(row: Row) -> Question:
         pictures=pictures,
         answer=chain.answer,
         slice=chain.slice,
-        choices=tuple(str(choice).strip() for choice in row.data.get("choices") or ()),
+        choices=choices_of(row.data),
         question_id=chain.chain_id or row.where,
     )
 

@@ -1,46 +1,67 @@
 """Rows of data sets from disk: jsonl, parquet and the folders that `datasets` writes, each with its file and line.
 
-A row that cannot be read is told as a :class:`Rejection` with its place and does not end the reading. Pictures in rows
-come as paths, base64, data URLs, bytes or the objects that `datasets` writes; :func:`open_value` opens all of them.
-Knows no fields, models or tokens.
+Whatever is wrong with a row becomes a :class:`Rejection` with its place and reason, and the reading goes on.
+:mod:`training.row_images` opens the images in rows. Knows no fields, models or tokens.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from training.row_images import SampleError, open_value
+
+__all__ = [
+    "DataError",
+    "Intake",
+    "Rejection",
+    "Row",
+    "SampleError",
+    "data_files",
+    "open_value",
+    "parse_line",
+    "parsed",
+    "read_parsed",
+    "read_rows",
+]
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
-MAX_PIXELS = 64_000_000
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
-_BATCH = 32  # rows of a parquet file that are in memory at once: pictures are large
-
+MAX_LINE_BYTES = 256_000_000
+_BATCH = 4  # rows of a table that are in memory at once: images are large
 
 Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file; ``number`` counts lines of a jsonl and rows of other files, from 1."""
+    """One row as it stands in its file.
+
+    Attributes:
+        file: where it stands.
+        number: its line of a jsonl, its row of another file, from 1.
+        data: its fields.
+        image_size: what :meth:`image` brings images to; None leaves them as large as they are read.
+    """
 
     file: Path
     number: int
     data: Mapping[str, Any]
+    image_size: int | None = None
 
     @property
     def where(self) -> str:
         """``file:line``."""
         return f"{self.file.name}:{self.number}"
+
+    def image(self, value: Any) -> Image.Image:
+        """The image in a field, as the model gets it; see :func:`training.row_images.open_value`."""
+        return open_value(value, self.file.parent, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -50,14 +71,6 @@ class Rejection:
     where: str
     code: str
     detail: str
-
-
-class SampleError(ValueError):
-    """This sample cannot be used; the others can."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code, self.detail = code, detail
 
 
 class DataError(ValueError):
@@ -71,53 +84,90 @@ def data_files(path: str | Path) -> list[Path]:
         DataError: nothing is there, or nothing of a known kind.
     """
     path = Path(path)
-    if path.is_file():
+    if _is_file(path):
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path.name} is none of {', '.join(SUFFIXES)}")
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist")
-    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and _is_file(file))
     if not found:
         raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
     return found
 
 
-def read_rows(path: str | Path) -> Iterator[Row | Rejection]:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # below a folder that may not be entered
+        return False
+
+
+def read_rows(path: str | Path, image_size: int | None = None) -> Iterator[Row | Rejection]:
     """Every row of a file or folder, in the order of names and lines.
+
+    Args:
+        path: of a file or folder.
+        image_size: pixels a side of the model that the images are for.
 
     Raises:
         DataError: see :func:`data_files`.
     """
     for file in data_files(path):
-        yield from _jsonl(file) if file.suffix == ".jsonl" else _table(file)
+        rows = _jsonl(file) if file.suffix == ".jsonl" else _table(file)
+        for number, data in rows:
+            if isinstance(data, SampleError):
+                yield Rejection(f"{file.name}:{number}", data.code, data.detail)
+            else:
+                yield Row(file, number, data, image_size)
 
 
-def read_parsed(path: str | Path, parse: Callable[[Row], Sample]) -> Iterator[Sample | Rejection]:
-    """Every row as ``parse`` reads it; one for which it raises SampleError is told with its file and line.
+def read_parsed(
+    path: str | Path, parse: Callable[[Row], Sample], image_size: int | None = None
+) -> Iterator[Sample | Rejection]:
+    """Every row as ``parse`` reads it, or a rejection with file and line.
 
     Raises:
         DataError: see :func:`data_files`.
     """
-    for row in read_rows(path):
-        if isinstance(row, Rejection):
-            yield row
-            continue
-        try:
-            yield parse(row)
-        except SampleError as error:
-            yield Rejection(row.where, error.code, error.detail)
+    for row in read_rows(path, image_size):
+        yield row if isinstance(row, Rejection) else parsed(row, parse)
 
 
-def _jsonl(file: Path) -> Iterator[Row | Rejection]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield Row(file, number, parse_line(line, first=number == 1))
-            except SampleError as error:
-                yield Rejection(f"{file.name}:{number}", error.code, error.detail)
+def parsed(row: Row, parse: Callable[[Row], Sample]) -> Sample | Rejection:
+    """What ``parse`` makes of a row; whatever it raises is the row's fault and rejects it."""
+    try:
+        return parse(row)
+    except SampleError as error:
+        return Rejection(row.where, error.code, error.detail)
+    except MemoryError:
+        raise
+    except Exception as error:
+        detail = str(SampleError("broken_row", f"{type(error).__name__}: {error}"))
+        return Rejection(row.where, "broken_row", detail)
+
+
+Numbered = Iterator[tuple[int, dict[str, Any] | SampleError]]
+
+
+def _jsonl(file: Path) -> Numbered:
+    number = 0
+    try:
+        with file.open("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    while not line.endswith(b"\n") and (line := lines.readline(MAX_LINE_BYTES)):
+                        pass
+                    yield number, SampleError("broken_line", f"longer than {MAX_LINE_BYTES} bytes")
+                elif line.strip():
+                    try:
+                        data: dict[str, Any] | SampleError = parse_line(line, first=number == 1)
+                    except SampleError as error:
+                        data = error
+                    yield number, data
+    except OSError as error:
+        yield number + 1, SampleError("broken_file", f"unreadable from here on: {error.strerror or error}")
 
 
 def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
@@ -141,17 +191,19 @@ def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
     return data
 
 
-def _table(file: Path) -> Iterator[Row | Rejection]:
-    import pyarrow as pa
-
+def _table(file: Path) -> Numbered:
     number = 0
     try:
         for batch in _batches(file):
-            for data in batch.to_pylist():
+            for at in range(batch.num_rows):
                 number += 1
-                yield Row(file, number, data)
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
-        yield Rejection(f"{file.name}:{number + 1}", "broken_file", f"unreadable from here on: {error}")
+                try:
+                    data = batch.slice(at, 1).to_pylist()[0]
+                except Exception as error:  # text that is not UTF-8, a time beyond all calendars, …
+                    data = SampleError("broken_row", f"{type(error).__name__}: {error}")
+                yield number, data
+    except Exception as error:  # pyarrow raises errors of many kinds for a file that is broken
+        yield number + 1, SampleError("broken_file", f"unreadable from here on: {error}")
 
 
 def _batches(file: Path) -> Iterator[Any]:
@@ -159,7 +211,7 @@ def _batches(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     if file.suffix == ".parquet":
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, buffer_size=1 << 20) as table:  # page by page, not a whole column of a row group
             yield from table.iter_batches(batch_size=_BATCH)
         return
     with pa.memory_map(str(file)) as source:
@@ -173,67 +225,6 @@ def _batches(file: Path) -> Iterator[Any]:
         for batch in batches:
             for start in range(0, batch.num_rows, _BATCH):
                 yield batch.slice(start, _BATCH)
-
-
-def is_picture(value: Any) -> bool:
-    """Whether a field's value can hold a picture (and is not a list of token ids)."""
-    return isinstance(value, str | bytes | Image.Image) or (
-        isinstance(value, Mapping) and ("bytes" in value or "path" in value)
-    )
-
-
-def open_value(value: Any, folder: Path) -> Image.Image:
-    """The picture in a field.
-
-    Args:
-        value: a path below ``folder``, base64, a data URL, bytes, ``{"bytes": ..., "path": ...}`` or a picture.
-        folder: of the data file; a path may not lead out of it.
-
-    Raises:
-        SampleError: ``missing_picture`` or ``broken_picture``.
-    """
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping):
-        inner = value.get("bytes") or value.get("path")
-        if inner is None or isinstance(inner, Mapping):
-            raise SampleError("missing_picture", "the picture has neither bytes nor a path")
-        return open_value(inner, folder)
-    if isinstance(value, str):
-        return _open_bytes(_bytes_of_text(value, folder))
-    if isinstance(value, bytes | bytearray):
-        return _open_bytes(bytes(value))
-    raise SampleError("broken_picture", f"a picture cannot be made of {type(value).__name__}")
-
-
-def _bytes_of_text(text: str, folder: Path) -> bytes:
-    text = text.strip()
-    encoded = _DATA_URL.match(text)
-    if encoded is None and len(text) < 1024:
-        root, path = folder.resolve(), (folder / text).resolve()
-        if path.is_relative_to(root) and path.is_file():
-            return path.read_bytes()
-        if Path(text).suffix:
-            raise SampleError("missing_picture", f"there is no picture {text!r} below the data's folder")
-    try:
-        return base64.b64decode(text[encoded.end() :] if encoded else text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise SampleError("broken_picture", f"neither a path nor base64: {text[:40]!r}") from error
-
-
-def _open_bytes(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise SampleError("broken_picture", f"{image.width} x {image.height} pixels are too many")
-        image.load()
-    except UnidentifiedImageError as error:
-        raise SampleError("broken_picture", "the bytes are no picture") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        if isinstance(error, SampleError):
-            raise
-        raise SampleError("broken_picture", f"the picture is broken: {error}") from error
-    return image
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from model.template import Rendered, Template
 from model.vocab import Vocabulary
 from training.data import Codes, EmptySetError, PictureCoder, TokenSet, render_trace
 from training.formats import Picture, SampleStep, TokenIds, TraceSample, read_traces
-from training.rows import Intake, Rejection, SampleError
+from training.row_images import SampleError
+from training.rows import Intake, Rejection
 from training.spec import JsonlData, TracesData, UniTasksData, ZebraCoTData
 from training.unitasks.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
 
@@ -44,8 +45,13 @@ class EncodedSample:
         return render_trace(template, self.question, self.images, self.steps, self.answer, variant)
 
 
-def trace_samples(data: TraceSource, seed: int) -> Iterator[TraceSample | Rejection]:
-    """The samples that a specification asks for, in its order.
+def trace_samples(data: TraceSource, seed: int, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
+    """The samples that a specification names, in its order.
+
+    Args:
+        data: the part of the specification.
+        seed: of the job.
+        image_size: pixels a side of the model that the images are for.
 
     Raises:
         training.rows.DataError: nothing of a known kind is there.
@@ -56,7 +62,7 @@ def trace_samples(data: TraceSource, seed: int) -> Iterator[TraceSample | Reject
         return
     if data.path is None:
         raise ValueError("these traces have not been exported: the server does that before it starts the job")
-    found: Iterable[TraceSample | Rejection] = read_traces(data.path)
+    found: Iterable[TraceSample | Rejection] = read_traces(data.path, image_size)
     yield from found if data.num_samples is None else islice(found, data.num_samples)
 
 

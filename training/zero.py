@@ -116,7 +116,9 @@ def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path)
     if drawn:
         ctx.log.log(f"{len(drawn)} chains had been drawn before")
     rejected: list[Rejection] = []
-    chains = assigned_ids(_kept(read_chains(spec.data, spec.seed, spec.hyperparameters), rejected))
+    chains = assigned_ids(
+        _kept(read_chains(spec.data, spec.seed, spec.hyperparameters, visualiser.vq.config.resolution), rejected)
+    )
     total, began, fresh = spec.data.num_samples or 0, time.monotonic(), 0
     for _ in islice(chains, len(drawn)):
         pass

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from app.deps import App, problems
 from app.schemas_jobs import DatasetOut
-from app.uploads import upload_body, uploaded
+from app.uploads import upload_body
 
 router = APIRouter(prefix="/v1/datasets", tags=["jobs"])
 
@@ -27,5 +27,5 @@ REFUSAL = f"send multipart/form-data with a field `file`, or jsonl as {RAW[0]}"
 )
 async def upload_dataset(request: Request, app: App) -> Response:
     """A jsonl file; every line is looked at, and a broken one is named. The same file again is the same upload."""
-    data = await uploaded(request, RAW, "unsupported_dataset", REFUSAL)
-    return JSONResponse(await asyncio.to_thread(app.datasets.put, data), 201)
+    async with app.spool.receive(request, RAW, "unsupported_dataset", REFUSAL) as upload:
+        return JSONResponse(await asyncio.to_thread(app.datasets.take, upload), 201)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from PIL import Image
 
-from app.artifacts import StoredImage
 from app.deps import LOCATION, App, Key, Services, problems
 from app.errors import Problem
 from app.idempotency import Claim, Replay
 from app.schemas import ImageOut
-from app.uploads import upload_body, uploaded
+from app.uploads import upload_body
 from app.words import Fit
-from model.pictures import model_view, png_bytes
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -36,18 +32,17 @@ REFUSAL = "send multipart/form-data with a field `file`, or the picture as image
     responses=problems(400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": LOCATION}}),
 )
 async def upload_image(request: Request, app: App, idempotency_key: Key = None) -> Response:
-    """A PNG, JPEG, WebP, GIF or BMP picture, known by its content; stored as an RGB PNG without metadata."""
-    data = await uploaded(request, RAW, "unsupported_image", REFUSAL)
-    digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
-    with app.idempotency.hold("POST /v1/images", idempotency_key, digest) as claim:
-        answer, replayed = await asyncio.to_thread(_store, app, data, claim)
+    """A PNG, JPEG, WebP, GIF, BMP or AVIF image, known by its content; stored as an RGB PNG without metadata."""
+    async with app.spool.receive(request, RAW, "unsupported_image", REFUSAL) as upload:
+        with app.idempotency.hold("POST /v1/images", idempotency_key, upload.digest) as claim:
+            answer, replayed = await app.image_intake.run(_store, app, upload.path, claim)
     headers = {"Location": answer["url"]} | ({"Idempotent-Replayed": "true"} if replayed else {})
     return JSONResponse(answer, 201, headers)
 
 
-def _store(app: Services, data: bytes, claim: Claim) -> tuple[dict[str, Any], bool]:
+def _store(app: Services, path: Path, claim: Claim) -> tuple[dict[str, Any], bool]:
     replay: Replay | None = app.idempotency.replay(claim)
-    stored: StoredImage = app.images.put_upload(data)  # also on a replay: the picture is there again and young
+    stored = app.image_intake.store_file(path)  # also on a replay: the image is there again and young
     answer = stored.as_json()
     if replay is None and claim.key is not None:
         with app.db.write() as connection:
@@ -66,16 +61,14 @@ def get_image(image_id: str, app: App) -> Response:
 
 
 @router.get("/{image_id}/model-view", response_class=Response, responses=problems(404, 422, 503, also={200: PNG}))
-def get_model_view(
+async def get_model_view(
     image_id: str,
     app: App,
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
     fit: Fit = "crop",
 ) -> Response:
     """What the model gets of the picture, at its resolution."""
-    info = app.checkpoints.usable(checkpoint, path="query.checkpoint")
+    info = await asyncio.to_thread(app.checkpoints.usable, checkpoint, path="query.checkpoint")
     assert info.config is not None
-    app.images.get(image_id)
-    with Image.open(io.BytesIO(app.images.read(image_id))) as picture:
-        view = model_view(picture, info.config.vq.resolution, fit)
-    return Response(png_bytes(view), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    view = await app.image_intake.run(app.image_intake.view, image_id, info.config.vq.resolution, fit)
+    return Response(view, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
