@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Header, Query, Request, Response
 
+from app import pools
 from app.artifacts import ImageStore, PartialStore
 from app.auth import ApiKey
 from app.checkpoints import CheckpointRegistry
@@ -16,6 +16,7 @@ from app.datasets import DatasetStore
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem
 from app.event_log import EventLog
+from app.hub import HubFetcher
 from app.idempotency import Claim, IdempotencyKeys
 from app.jobs import JobService
 from app.metrics import Metrics
@@ -39,6 +40,7 @@ class Services:
     generation: Generation
     checkpoints: CheckpointRegistry
     registration: Registration
+    hub: HubFetcher
     images: ImageStore
     partials: PartialStore
     world: TaskWorld
@@ -94,7 +96,7 @@ async def create_once(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What `make` creates under the path `where`, or the first answer to this key; and the headers of the answer."""
     with app.idempotency.hold(f"POST {where}", key, await request.body()) as claim:
-        replay = await asyncio.to_thread(app.idempotency.replay, claim)
+        replay = await pools.reads.run(app.idempotency.replay, claim)
         made = replay.response if replay else await make(claim)
     headers = {"Location": f"{where}/{made['id']}"}
     return made, headers | ({"Idempotent-Replayed": "true"} if replay else {})
@@ -143,5 +145,6 @@ _TITLES = {
     422: "A field is not valid",
     429: "Queue full",
     503: "Not ready",
+    504: "The hub does not answer",
     507: "Disk full, or memory cannot hold it",
 }

@@ -21,14 +21,17 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import db as tables
+from app import pools
 from app.checkpoints import NoCheckpoint
 from app.deps import Services
 from app.home import Home
+from app.pools import TooSlow
 
 log = logging.getLogger("omni_r1.server")
 
 SWEEP_EVERY_S = 3600.0
 ENGINE_CLOSE_S = 3.0
+CLOSE_S = 2.0
 
 # Builds the page at "/" as an ASGI app with a lifespan of its own, from this server's address and key ("" without);
 # blocking (imports Gradio).
@@ -86,7 +89,7 @@ class Runtime:
     async def start(self) -> None:
         """Everything else, in the background; returns at once."""
         if not self._prepared:
-            await asyncio.to_thread(self.prepare)
+            await pools.jobs.run(self.prepare)
         self._services.events.start()
         self._tasks = [
             asyncio.create_task(self._boot(), name="boot"),
@@ -115,7 +118,7 @@ class Runtime:
 
     async def _boot_engine(self) -> None:
         s = self._services
-        candidates = await asyncio.to_thread(s.checkpoints.choose)
+        candidates = await s.checkpoints.choose()
         while s.generation.status().phase == "starting":
             await asyncio.sleep(0.02)
         status = s.generation.status()
@@ -123,7 +126,7 @@ class Runtime:
             s.jobs.start()
             return  # readyz says why; the engine's client goes on trying
         info, version = await s.checkpoints.start(candidates)
-        await asyncio.to_thread(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
+        await pools.intake.run(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
         del self._waits_for["engine"]
         s.jobs.start()
         log.info("checkpoint %s (version %d) answers after %.1f s", info.name, version, time.monotonic() - self._born)
@@ -161,7 +164,7 @@ class Runtime:
     async def _sweep(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._sweep_now)
+                await pools.files.run(self._sweep_now)
             except Exception:
                 log.exception("the sweep failed")
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -197,7 +200,7 @@ class Runtime:
             phase, detail = "failed", f"the database takes no events: {s.events.trouble}"
         else:
             try:
-                await asyncio.to_thread(s.db.ping)
+                await pools.probe.run(s.db.ping)
             except Exception as error:
                 phase, detail = "failed", f"the database does not answer: {str(error).splitlines()[0]}"
         return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail}
@@ -208,12 +211,21 @@ class Runtime:
         """The first half of stopping: readers get the ends of their traces while the server still answers."""
         if not self._services.traces.stopping:
             log.info("stopping")
+            self._services.hub.kill()
             await asyncio.gather(self._services.traces.stop(), self._services.jobs.stop())
 
     async def close(self) -> None:
         """The second half: everything is closed, the home given back."""
         s = self._services
         await self.stop_traces()
+        # Side by side: one that hangs must not take the others' time.
+        await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S))
+        with contextlib.suppress(TooSlow):
+            await pools.probe.run(s.db.close)
+        self._home.close()
+        log.info("stopped")
+
+    async def _close_tasks(self) -> None:
         self._stop_page.set()
         pages = [task for task in self._tasks if task.get_name() == "page"]
         others = [task for task in self._tasks if task.get_name() != "page"]
@@ -223,14 +235,12 @@ class Runtime:
             await asyncio.wait(pages, timeout=1)
             for task in pages:
                 task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait(self._tasks, timeout=CLOSE_S)
+
+    async def _close_engine(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENGINE_CLOSE_S):
-                await s.generation.close()
-        await s.events.close()
-        await asyncio.to_thread(s.db.close)
-        self._home.close()
-        log.info("stopped")
+                await self._services.generation.close()
 
 
 async def _in_daemon_thread(work: Callable[[], Any]) -> Any:

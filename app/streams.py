@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Mapping
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.connections import STATE, Connection, too_many
+from app.errors import response_for
+
 
 class EventStream(Response):
     """Sends what `frames` yields until it ends or the client is gone; `frames` is closed in either case, at once."""
@@ -16,15 +19,30 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, frames: AsyncIterator[bytes], *, status_code: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        frames: AsyncIterator[bytes],
+        *,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        refusable: bool = True,
     ) -> None:
+        """`refusable`: 503 instead, where too many streams are open."""
         super().__init__(None, status_code)
+        self._refusable = refusable
         self._frames = frames
         for name, value in {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}.items():
             self.headers[name] = value
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: Connection | None = scope.get("state", {}).get(STATE)
+        with connection.stream() if connection is not None else contextlib.nullcontext(True) as admitted:
+            if admitted or not self._refusable:
+                await self._stream(receive, send)
+                return
+        await response_for(too_many(), scope["path"])(scope, receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         sender = asyncio.create_task(self._send(send))
         watcher = asyncio.create_task(_gone(receive))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 from typing import Annotated, Any
@@ -11,10 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
 
+from app import pools
 from app.artifacts import StoredImage
 from app.deps import LOCATION, App, Key, Services, problems
 from app.errors import Problem
 from app.idempotency import Claim, Replay
+from app.pools import in_pool
 from app.schemas import ImageOut
 from app.uploads import upload_body, uploaded
 from app.words import Fit
@@ -38,9 +39,9 @@ REFUSAL = "send multipart/form-data with a field `file`, or the picture as image
 async def upload_image(request: Request, app: App, idempotency_key: Key = None) -> Response:
     """A PNG, JPEG, WebP, GIF or BMP picture, known by its content; stored as an RGB PNG without metadata."""
     data = await uploaded(request, RAW, "unsupported_image", REFUSAL)
-    digest = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+    digest = await pools.intake.run(lambda: hashlib.sha256(data).digest())
     with app.idempotency.hold("POST /v1/images", idempotency_key, digest) as claim:
-        answer, replayed = await asyncio.to_thread(_store, app, data, claim)
+        answer, replayed = await pools.intake.run(_store, app, data, claim)
     headers = {"Location": answer["url"]} | ({"Idempotent-Replayed": "true"} if replayed else {})
     return JSONResponse(answer, 201, headers)
 
@@ -56,6 +57,7 @@ def _store(app: Services, data: bytes, claim: Claim) -> tuple[dict[str, Any], bo
 
 
 @router.get("/{image_id}", response_class=FileResponse, responses=problems(404, 503, also={200: PNG}))
+@in_pool(pools.reads)
 def get_image(image_id: str, app: App) -> Response:
     """The PNG; its id is the hash of its bytes, so it never changes."""
     stored = app.images.get(image_id)
@@ -66,6 +68,7 @@ def get_image(image_id: str, app: App) -> Response:
 
 
 @router.get("/{image_id}/model-view", response_class=Response, responses=problems(404, 422, 503, also={200: PNG}))
+@in_pool(pools.intake)
 def get_model_view(
     image_id: str,
     app: App,

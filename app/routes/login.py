@@ -41,7 +41,7 @@ _SET_COOKIE = {"Set-Cookie": {"schema": {"type": "string"}}}
         303: {"description": "Nothing to ask: signed in already, or this server has no key"},
     },
 )
-def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
+async def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
     """The login page, for browsers."""
     if app.key is None or app.key.admits(request.headers):
         return RedirectResponse(local_path(next), 303)
