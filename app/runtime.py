@@ -105,16 +105,20 @@ class Runtime:
                 group.create_task(self._boot_engine())
                 group.create_task(self._boot_page())
         except* Exception as group_error:
-            first = group_error.exceptions[0]
-            if isinstance(first, NoCheckpoint):
-                log.error("%s", first)
-            else:
-                log.error("the server cannot start", exc_info=first)
-            self.failure = str(first)
-            self.on_failure()
+            if not s.traces.stopping:  # else it was interrupted, and nothing is wrong with it
+                self._fail(group_error.exceptions[0])
         if not gc.isenabled():  # everything is imported; what has come so far is never looked at again
             gc.freeze()
             gc.enable()
+
+    def _fail(self, error: Exception) -> None:
+        """The server will never be ready: let it end."""
+        if isinstance(error, NoCheckpoint):
+            log.error("%s", error)
+        else:
+            log.error("the server cannot start", exc_info=error)
+        self.failure = str(error)
+        self.on_failure()
 
     async def _boot_engine(self) -> None:
         s = self._services

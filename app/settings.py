@@ -94,9 +94,7 @@ class Settings(BaseSettings):
         try:
             return value.expanduser().absolute()
         except (RuntimeError, OSError) as error:  # no HOME and no such user; no current folder
-            raise ValueError(
-                f"{value} leads nowhere ({str(error).rstrip('.')}); set OMNI_R1_HOME to a folder of yours"
-            ) from None
+            raise ValueError(f"{value} leads nowhere ({str(error).rstrip('.')}); set it to a folder of yours") from None
 
     @field_validator("home", mode="before")
     @classmethod

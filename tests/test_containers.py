@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
 import shlex
@@ -91,7 +92,7 @@ def test_group_0_may_write_the_volume() -> None:
     """OpenShift runs an image as any user, with group 0."""
     made = [words for run in all_of("RUN") for words in map(shlex.split, run.split("&&")) if words[-1:] == ["/data"]]
     (install,) = [words for words in made if words[0] == "install"]
-    options = dict(zip(install[1:-1], install[2:], strict=False))
+    options = dict(itertools.pairwise(install))
     assert options["-g"] in ("0", "root")
     mode = int(options["-m"], 8)
     assert mode & 0o070 == 0o070
