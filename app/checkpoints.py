@@ -28,7 +28,7 @@ from app.engine_pool import EnginePool, Lease
 from app.errors import Problem, field_problem
 from app.words import Drain
 from model.manifest import Manifest
-from model.shards import CheckpointError, find_local
+from model.shards import CheckpointError, find_local, require_plain_files
 from model.template import Template
 
 log = logging.getLogger("omni_r1.checkpoints")
@@ -342,6 +342,7 @@ class CheckpointRegistry:
         if same is not None:
             self._extra = same
         else:
+            require_plain_files(folder)
             self._extra_name, self._extra_folder = Manifest.read(folder).name, folder
 
 

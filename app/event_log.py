@@ -358,16 +358,19 @@ class EventLog:
             return
 
     def _commit(self, batch: list[_Pending]) -> None:
-        rows = [{"trace_id": e.trace_id, "seq": e.seq, "type": e.type, "data": e.data} for e in batch]
         self._committing_since = time.monotonic()
         try:
-            with self._db.write() as connection:
-                connection.execute(sa.insert(tables.events), rows)
-                for entry in batch:
-                    if entry.update is not None:
-                        entry.update(connection)
+            self._commit_rows(batch)
         finally:
             self._committing_since = None
+
+    def _commit_rows(self, batch: list[_Pending]) -> None:
+        rows = [{"trace_id": e.trace_id, "seq": e.seq, "type": e.type, "data": e.data} for e in batch]
+        with self._db.write() as connection:
+            connection.execute(sa.insert(tables.events), rows)
+            for entry in batch:
+                if entry.update is not None:
+                    entry.update(connection)
 
     def _show_batch(self, batch: list[_Pending]) -> None:
         self.commits += 1

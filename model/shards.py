@@ -5,10 +5,12 @@ Only safetensors are looked at: their header is plain JSON. Knows nothing of wha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,6 +53,19 @@ class TensorEntry:
     file: str
     shape: tuple[int, ...]
     dtype: str
+
+
+def require_plain_files(folder: Path) -> None:
+    """Refuse a folder with anything in it that may keep a reader waiting for ever, such as a named pipe.
+
+    Raises:
+        CheckpointError: ``broken_file``.
+    """
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a link to nothing; who needs the file will say so
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise CheckpointError("broken_file", f"{path} is no regular file")
 
 
 def read_entries(folder: Path) -> dict[str, TensorEntry]:
