@@ -25,15 +25,17 @@ COPY static static
 COPY containers/start /usr/local/bin/omni-r1-start
 RUN pip install --no-deps -e . \
  && python -m compileall -q app model training \
- && useradd --uid 10001 --user-group --no-create-home --home-dir /data --shell /usr/sbin/nologin omni \
- && install -d -m 700 -o omni -g omni /data
+ && useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin omni \
+ && install -d -m 770 -o 10001 -g 0 /data
 
 ENV HOME=/data \
     OMNI_R1_HOME=/data \
     OMNI_R1_HOST=0.0.0.0 \
     OMNI_R1_PORT=7860
 
-USER omni
+# By number, so that Kubernetes sees that it is not root. OpenShift takes another number, always with group 0: it may write
+# /data, and nothing else.
+USER 10001:0
 VOLUME /data
 EXPOSE 7860
 STOPSIGNAL SIGTERM

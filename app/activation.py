@@ -6,13 +6,13 @@ that run or pause keep theirs. A failure on the way changes nothing. One activat
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app import pools
 from app.errors import Problem
 from app.words import Drain
 
@@ -69,13 +69,13 @@ class Activation:
 
     async def _activate(self, name: str, drain: Drain | None) -> ActivationResult:
         registry, pool = self._registry, self._registry.pool
-        info = await asyncio.to_thread(self._find, name)
-        version = await asyncio.to_thread(registry.version_of, info)
+        info = await pools.intake.run(self._find, name)
+        version = await pools.writes.run(registry.version_of, info)
         previous = registry.active
-        before = await asyncio.to_thread(registry.find, previous) if previous else None
+        before = await pools.intake.run(registry.find, previous) if previous else None
 
         async def answer() -> None:
-            await asyncio.to_thread(registry.remember, name)
+            await pools.writes.run(registry.remember, name)
             pool.pinned = name
             registry.note = None
 

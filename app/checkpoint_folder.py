@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from model.config import ConfigError, ModelConfig
 from model.manifest import GenerationDefaults, Manifest
-from model.shards import CheckpointError, read_entries
+from model.shards import CheckpointError, read_entries, require_plain_files
 
 # package: shipped in model/nano · home: found in OMNI_R1_HOME/checkpoints · setting: OMNI_R1_CHECKPOINT ·
 # job, local, hub: rows of the table `checkpoints`
@@ -65,6 +65,7 @@ def read_folder(folder: Path) -> CheckpointInfo:
     name, size = folder.name, 0
     try:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        require_plain_files(folder)
         config = ModelConfig.read(folder)
         read_entries(folder)
         manifest = Manifest.read(folder)

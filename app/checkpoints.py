@@ -8,11 +8,10 @@ across restarts, other weights under the same name take the next one. Knows no H
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 
 from app import checkpoint_table as table
 from app import db as tables
+from app import pools
 from app.activation import Activation, ActivationResult
 from app.checkpoint_folder import CheckpointInfo, Record, Source, changed, hub_root, outside, read_folder, unreadable
 from app.db import Database, get_fact, now, set_fact
@@ -28,7 +28,7 @@ from app.engine_pool import EnginePool, Lease
 from app.errors import Problem, field_problem
 from app.words import Drain
 from model.manifest import Manifest
-from model.shards import CheckpointError, resolve
+from model.shards import CheckpointError, find_local, require_plain_files
 from model.template import Template
 
 log = logging.getLogger("omni_r1.checkpoints")
@@ -66,8 +66,10 @@ class CheckpointRegistry:
         package_folder: Path = PACKAGE_FOLDER,
         extra: str | None = None,
         roots: tuple[Path, ...] = (),
+        fetch: Callable[[str], Awaitable[Path]],
     ) -> None:
-        """`home` is OMNI_R1_HOME; `roots` are further folders that checkpoints may lie in."""
+        """`home` is OMNI_R1_HOME; `roots` are further folders that checkpoints may lie in; `fetch` brings a hub id to
+        this machine (:class:`app.hub.HubFetcher`)."""
         self._db = db
         self._server_id = server_id
         self.pool = pool
@@ -75,6 +77,7 @@ class CheckpointRegistry:
         self._home_folder = home / "checkpoints"
         self._package_folder = package_folder
         self._extra = extra
+        self._fetch = fetch
         self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
         self._hidden: set[tuple[str, Path]] = set()  # told already
         self._templates: OrderedDict[tuple[str, str], Template] = OrderedDict()
@@ -224,7 +227,7 @@ class CheckpointRegistry:
     async def lend(self, name: str | None) -> tuple[CheckpointInfo, Lease]:
         """The checkpoint asked for (None: the active one), loaded; raises :class:`Problem`."""
         while True:
-            info = await asyncio.to_thread(self.usable, name)
+            info = await pools.reads.run(self.usable, name)
             try:
                 lease = await self.lend_this(info)
             except Problem:
@@ -237,7 +240,7 @@ class CheckpointRegistry:
 
     async def lend_this(self, info: CheckpointInfo) -> Lease:
         """A checkpoint that was found, loaded; raises :class:`Problem`."""
-        return await self.pool.borrow(info, await asyncio.to_thread(self.version_of, info))
+        return await self.pool.borrow(info, await pools.writes.run(self.version_of, info))
 
     async def activate(self, name: str, *, drain: Drain | None = None) -> ActivationResult:
         """Check it, load it beside what runs, let new traces run on it; raises :class:`Problem`, and then nothing has
@@ -255,14 +258,16 @@ class CheckpointRegistry:
 
     # ---- start
 
-    def choose(self) -> list[CheckpointInfo]:
-        """What may answer from the start, the best first: the setting's, the one active last, the shipped one, any
-        other; blocking. The first is active from now on.
+    async def choose(self) -> list[CheckpointInfo]:
+        """What may answer from the start, the best first: the setting's (fetched where it is a hub id), the one active
+        last, the shipped one, any other. The first is active from now on.
 
         Raises:
             NoCheckpoint: none can be used, or the one that OMNI_R1_CHECKPOINT names cannot.
         """
-        candidates = self._candidates()
+        if self._extra is not None:
+            await self._take_extra(self._extra)
+        candidates = await pools.files.run(self._candidates)
         self.pool.pinned = candidates[0].name
         return candidates
 
@@ -275,7 +280,7 @@ class CheckpointRegistry:
         refused = None
         for info in candidates:
             self.pool.pinned = info.name
-            version = await asyncio.to_thread(self.version_of, info)
+            version = await pools.writes.run(self.version_of, info)
             try:
                 await self.pool.load_first(info, version)
             except Problem as problem:
@@ -288,13 +293,11 @@ class CheckpointRegistry:
                 self.note = f"checkpoint {info.name} answers instead of {self._wanted}, which cannot be used"
                 log.warning("%s", self.note)
             elif self._extra is not None:
-                await asyncio.to_thread(self.remember, info.name)
+                await pools.writes.run(self.remember, info.name)
             return info, version
         raise NoCheckpoint(f"no checkpoint can be loaded: {refused.detail if refused else 'there is none'}")
 
     def _candidates(self) -> list[CheckpointInfo]:
-        if self._extra is not None:
-            self._take_extra(self._extra)
         found = self.scan()
         with self._db.read() as connection:
             last = get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # as written before
@@ -316,20 +319,31 @@ class CheckpointRegistry:
         self._wanted = wanted
         return sorted(usable, key=lambda info: order.get(info.name, 2 if info.source == "package" else 3))
 
-    def _take_extra(self, wanted: str) -> None:
-        """`wanted` is a name among the known ones, a folder or a hub id (fetched)."""
-        known = self.scan()
-        if wanted in known:
-            return
+    async def _take_extra(self, wanted: str) -> None:
+        """`wanted` is a name among the known ones, a folder or a hub id."""
         try:
-            folder = resolve(wanted)
-            same = next((i.name for i in known.values() if i.folder.resolve() == folder.resolve()), None)
-            if same is not None:
-                self._extra = same
-            else:
-                self._extra_name, self._extra_folder = Manifest.read(folder).name, folder
-        except CheckpointError as error:
+            if not await pools.files.run(self._find_extra, wanted):
+                await pools.files.run(self._adopt, await self._fetch(wanted))
+        except (CheckpointError, Problem) as error:
             raise NoCheckpoint(f"OMNI_R1_CHECKPOINT: {error.detail}") from None
+
+    def _find_extra(self, wanted: str) -> bool:
+        """Look for `wanted` on this machine; whether it is there."""
+        if wanted in self.scan():
+            return True
+        folder = find_local(wanted)
+        if folder is not None:
+            self._adopt(folder)
+        return folder is not None
+
+    def _adopt(self, folder: Path) -> None:
+        """Serve a folder that the setting named, under its name among the known ones if it is one of them."""
+        same = next((i.name for i in self.scan().values() if i.folder.resolve() == folder.resolve()), None)
+        if same is not None:
+            self._extra = same
+        else:
+            require_plain_files(folder)
+            self._extra_name, self._extra_folder = Manifest.read(folder).name, folder
 
 
 def _folders(root: Path, only: str | None) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def show(args: Namespace) -> int:
 
 def register(args: Namespace) -> int:
     """Makes a folder or a hub id known; a folder of this machine may be given relative to where one stands."""
-    local = Path(args.source).expanduser()
+    local = Path(os.path.expanduser(args.source))
     source = str(local.absolute()) if local.is_dir() else args.source
     with Client(args.url) as client:
         entry = client.register_checkpoint(source, name=args.name)

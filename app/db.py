@@ -1,7 +1,7 @@
 """Tables, connections and migrations: one synchronous SQLAlchemy layer over SQLite or PostgreSQL.
 
 ``db.read()`` gives a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement (the
-drivers' own transactions lose updates). Call both from threads (`def` routes, `to_thread`), never from the event loop.
+drivers' own transactions lose updates). Call both from the threads of :mod:`app.pools`, never from the event loop.
 Knows no HTTP and no trace logic; what differs between the two databases is in :mod:`app.dialects`.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -11,6 +10,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from app import pools
 from app.artifacts import ImageStore, PartialStore
 from app.auth import ApiKey
 from app.checkpoints import CheckpointRegistry
@@ -18,6 +18,7 @@ from app.datasets import DatasetStore
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem, field_problem
 from app.event_log import EventLog
+from app.hub import HubFetcher
 from app.idempotency import Claim, IdempotencyKeys
 from app.ids import JOB_ID, TRACE_ID
 from app.image_intake import ImageIntake
@@ -44,6 +45,7 @@ class Services:
     generation: Generation
     checkpoints: CheckpointRegistry
     registration: Registration
+    hub: HubFetcher
     images: ImageStore
     image_intake: ImageIntake
     spool: Spool
@@ -126,7 +128,7 @@ async def create_once(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What `make` creates under the path `where`, or the first answer to this key; and the headers of the answer."""
     with app.idempotency.hold(f"POST {where}", key, await request.body()) as claim:
-        replay = await asyncio.to_thread(app.idempotency.replay, claim)
+        replay = await pools.reads.run(app.idempotency.replay, claim)
         made = replay.response if replay else await make(claim)
     headers = {"Location": f"{where}/{made['id']}"}
     return made, headers | ({"Idempotent-Replayed": "true"} if replay else {})
@@ -175,5 +177,6 @@ _TITLES = {
     422: "A field is not valid",
     429: "Queue full, or too many wrong keys",
     503: "Not ready",
+    504: "The hub does not answer",
     507: "Disk full, or memory cannot hold it",
 }

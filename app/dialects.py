@@ -7,6 +7,7 @@ transaction sees one state. Knows no tables.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,8 @@ from app.errors import DatabaseGone
 
 BUSY_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 10
+# The second one: a server that hangs in a transaction gives back the write lock that all others wait for.
+DEADLINES = {"statement_timeout": 30, "idle_in_transaction_session_timeout": 60}
 MIGRATION_LOCK_TIMEOUT_S = 120
 # Any number, the same in every server of a database: "omni-r1" in ASCII.
 WRITE_LOCK = 0x6F6D6E692D7231
@@ -78,7 +81,8 @@ class SQLite:
 
     def migrated(self) -> None:
         self._inode = self._path.stat().st_ino
-        self._path.chmod(0o600)
+        with contextlib.suppress(PermissionError):  # another user of the same group made it
+            self._path.chmod(0o600)
 
     def check_there(self) -> None:
         # An open SQLite file that was deleted goes on taking writes that nobody will ever read.
@@ -114,7 +118,13 @@ class PostgreSQL:
         url = url.set(drivername="postgresql+psycopg")
         self.place = url.render_as_string(hide_password=True).replace("+psycopg", "")
         # A server that vanished without a word is noticed within a minute, not after TCP's two hours.
-        quick = {"connect_timeout": 5, "keepalives_idle": 30, "keepalives_interval": 5, "keepalives_count": 4}
+        quick = {
+            "connect_timeout": 5,
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 4,
+            "tcp_user_timeout": 30_000,
+        }
         self.engine = sa.create_engine(
             url,
             connect_args={name: value for name, value in quick.items() if name not in url.query},
@@ -138,6 +148,8 @@ class PostgreSQL:
 
     def be_patient(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SET lock_timeout = '{MIGRATION_LOCK_TIMEOUT_S}s'")
+        for name in DEADLINES:
+            connection.exec_driver_sql(f"SET {name} = 0")
 
     def migrated(self) -> None:
         pass
@@ -149,6 +161,9 @@ class PostgreSQL:
     def _on_connect(connection: Any, _record: Any) -> None:
         before, connection.autocommit = connection.autocommit, True
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        for name, seconds in DEADLINES.items():  # unless the database or the URL sets its own
+            unset = f"SELECT set_config('{name}', '{seconds}s', false) WHERE current_setting('{name}') = '0'"
+            connection.execute(unset)
         # What a reader has been shown survives a crash of the database as well, whatever its administrator prefers.
         sure = (
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"

@@ -22,6 +22,7 @@ from model.engine.messages import EngineError, Footprint, Generation
 log = logging.getLogger("omni_r1.checkpoints")
 
 MIB = 1 << 20
+ENGINE_S = 1800.0  # to read or load a checkpoint from end to end: 14 GB at 8 MB/s
 T = TypeVar("T")
 
 
@@ -258,7 +259,11 @@ class EnginePool:
 async def _asked(answer: Awaitable[T], path: str = "body.checkpoint") -> T:
     """The engine's answer, its refusals as problems; `path` is the field that named the checkpoint."""
     try:
-        return await answer
+        async with asyncio.timeout(ENGINE_S):
+            return await answer
+    except TimeoutError:
+        detail = f"the engine has not answered for {ENGINE_S:g} s: its disk or its device hangs"
+        raise Problem("storage_unavailable", detail, headers={"Retry-After": "60"}) from None
     except EngineError as error:
         if error.code in ("not_ready", "engine_died", "interrupted"):
             raise Problem("not_ready", error.detail, headers={"Retry-After": "2"}) from None

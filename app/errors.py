@@ -23,6 +23,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from app.pools import TooSlow
+
 log = logging.getLogger("omni_r1.errors")
 
 MEDIA_TYPE = "application/problem+json"
@@ -41,6 +43,7 @@ CODES: dict[str, tuple[int, str]] = {
     "job_not_found": (404, "No such job"),
     "checkpoint_not_found": (404, "No such checkpoint"),
     "method_not_allowed": (405, "Not this method"),
+    "request_timeout": (408, "The request did not arrive in time"),
     "not_paused": (409, "The trace is not paused"),
     "trace_elsewhere": (409, "Another server has the trace"),
     "weights_gone": (409, "The weights this trace began with are gone"),
@@ -77,6 +80,9 @@ CODES: dict[str, tuple[int, str]] = {
     "not_ready": (503, "The server is not ready yet"),
     "stopping": (503, "The server is stopping"),
     "database_unavailable": (503, "The database does not answer"),
+    "storage_unavailable": (503, "The disk does not answer"),
+    "too_many_connections": (503, "Too many connections are open"),
+    "hub_unavailable": (504, "The hub does not answer"),
     "disk_full": (507, "The disk is full"),
     "insufficient_memory": (507, "Memory cannot hold it"),
 }
@@ -172,13 +178,17 @@ def from_storage(error: BaseException) -> Problem | None:
         text = str(cause)
         if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in text for said in _FULL):
             return Problem("disk_full", "no space left on the disk; free some and try again; nothing was lost")
+        gone = isinstance(cause, TooSlow) and cause.waits_for == "database"
         lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
-        if lost or isinstance(cause, OperationalError | DatabaseGone | PoolTimeout):
+        if lost or gone or isinstance(cause, OperationalError | DatabaseGone | PoolTimeout):
             return Problem(
                 "database_unavailable",
                 "the database is locked or gone; see the server's log, then try again",
                 headers={"Retry-After": "2"},
             )
+        if isinstance(cause, TooSlow) and cause.waits_for == "disk":
+            detail = "the server's disk did not answer in time; try again"
+            return Problem("storage_unavailable", detail, headers={"Retry-After": "10"})
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -229,5 +239,6 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(DBAPIError, on_storage)
     app.add_exception_handler(PoolTimeout, on_storage)
     app.add_exception_handler(OSError, on_storage)
+    app.add_exception_handler(TooSlow, on_storage)
     app.add_exception_handler(DatabaseGone, on_storage)
     app.add_exception_handler(Exception, on_any)

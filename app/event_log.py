@@ -25,11 +25,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app import db as tables
+from app import pools
 from app.db import Database
 
 log = logging.getLogger("omni_r1.events")
 
 BATCH_S = 0.02
+COMMIT_PATIENCE_S = 10.0  # a commit that takes longer is trouble, although it may still succeed
 READERS_A_BATCH = 16  # beyond these, commits and with them wake-ups are spaced out in proportion,
 MOST_BATCHES = 3  # up to this many times
 REPLAY_CHUNK = 500
@@ -146,12 +148,30 @@ class EventLog:
         self._wakeup = threading.Condition()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.trouble: str | None = None  # why the writer cannot commit at present
-        self.trouble_since: float | None = None
+        self._trouble: str | None = None
+        self._trouble_since: float | None = None
+        self._committing_since: float | None = None
         self.commits = 0
         self.committed_events = 0
         self.open_streams = 0
         self.on_reader_change: Callable[[str], None] = lambda _trace_id: None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the writer cannot commit at present."""
+        if self._trouble is None and self._stuck_since is not None:
+            return f"a commit has taken more than {COMMIT_PATIENCE_S:g} s"
+        return self._trouble
+
+    @property
+    def trouble_since(self) -> float | None:
+        """Since when, on the monotonic clock."""
+        return self._trouble_since or self._stuck_since
+
+    @property
+    def _stuck_since(self) -> float | None:
+        since = self._committing_since
+        return since if since is not None and time.monotonic() - since > COMMIT_PATIENCE_S else None
 
     # ---- writing
 
@@ -166,8 +186,10 @@ class EventLog:
         with self._wakeup:
             self._closing = True
             self._wakeup.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._thread is not None and self._thread.is_alive():
+                    await asyncio.sleep(0.005)
 
     def open(self, trace_id: str, last_seq: int) -> None:
         """Let `trace_id` go on after event `last_seq`, its frames kept in memory from here."""
@@ -254,7 +276,7 @@ class EventLog:
                     if live.ended:
                         return
                 else:
-                    stored = await asyncio.to_thread(self.stored, trace_id, after, REPLAY_CHUNK)
+                    stored = await pools.streams.run(self.stored, trace_id, after, REPLAY_CHUNK)
                     if stored:
                         after = stored[-1][0]
                         yield b"".join(frame(*row) for row in stored)
@@ -308,6 +330,7 @@ class EventLog:
     def _commit_until_done(self, batch: list[_Pending]) -> None:
         delay = 0.1
         while True:
+            began = time.monotonic()
             try:
                 self._commit(batch)
             except (sa.exc.IntegrityError, sa.exc.DataError):  # of one trace; trying again would not help
@@ -317,24 +340,31 @@ class EventLog:
                     return
                 log.exception("trace %s: %d events do not fit the database", batch[0].trace_id, len(batch))
             except Exception as error:
-                self.trouble = str(error).splitlines()[0] or type(error).__name__
-                self.trouble_since = self.trouble_since or time.monotonic()
-                log.error("events cannot be committed, trying again: %s", self.trouble)
+                self._trouble_since = self._trouble_since or began
+                self._trouble = str(error).splitlines()[0] or type(error).__name__
+                log.error("events cannot be committed, trying again: %s", self._trouble)
                 with self._wakeup:
                     if self._closing:
                         return
                     self._wakeup.wait(delay)
                 delay = min(2 * delay, 2.0)
                 continue
-            if self.trouble is not None:
+            if self._trouble is not None:
                 log.info("events are committed again")
-            self.trouble = self.trouble_since = None
+            self._trouble = self._trouble_since = None
             assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be shown anything
                 self._loop.call_soon_threadsafe(self._show_batch, batch)
             return
 
     def _commit(self, batch: list[_Pending]) -> None:
+        self._committing_since = time.monotonic()
+        try:
+            self._commit_rows(batch)
+        finally:
+            self._committing_since = None
+
+    def _commit_rows(self, batch: list[_Pending]) -> None:
         rows = [{"trace_id": e.trace_id, "seq": e.seq, "type": e.type, "data": e.data} for e in batch]
         with self._db.write() as connection:
             connection.execute(sa.insert(tables.events), rows)

@@ -6,15 +6,21 @@ for the second one's message. Files of others in the folder are left alone.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
 
-class HomeBusy(RuntimeError):
+class HomeError(RuntimeError):
+    """The home cannot be used; one line that says why."""
+
+
+class HomeBusy(HomeError):
     """Another server owns this home; one line that names its port and pid."""
 
 
@@ -37,9 +43,22 @@ class Home:
         return self._fd is not None
 
     def open(self) -> None:
-        """Create the folder (mode 0700) and take it; raises :class:`HomeBusy`. `tmp` is emptied."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(0o700)
+        """Create the folder (private) and take it; `tmp` is emptied.
+
+        Raises:
+            HomeBusy: another server has it.
+            HomeError: it cannot be created or written.
+        """
+        try:
+            self._open()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            place = getattr(error, "filename", None) or self.path
+            raise HomeError(f"cannot write {place} ({reason}); set OMNI_R1_HOME to a folder of yours") from None
+
+    def _open(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._close_to_others()
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,6 +71,13 @@ class Home:
         shutil.rmtree(self.tmp, ignore_errors=True)
         for folder in (self.images, self.partials, self.checkpoints, self.jobs, self.tmp):
             folder.mkdir(exist_ok=True)
+
+    def _close_to_others(self) -> None:
+        """Mode 0700; a group 0 that may write keeps its rights: containers run with any user of that group."""
+        found = self.path.stat()
+        shared = found.st_gid == 0 and found.st_mode & stat.S_IWGRP
+        with contextlib.suppress(PermissionError):  # the folder of another user of that group
+            self.path.chmod(0o770 if shared else 0o700)
 
     def resolve(self, given: str) -> Path:
         """Where a path that a client gave leads: from here unless absolute, `~`, links and `..` resolved."""

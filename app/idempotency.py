@@ -56,6 +56,11 @@ class Claim:
             )
         )
 
+    def forget(self, connection: Connection) -> None:
+        """Take a stored answer back: what it tells of is gone."""
+        table = tables.idempotency
+        connection.execute(sa.delete(table).where(table.c.route == self.route, table.c.key == self.key))
+
 
 @dataclass(frozen=True)
 class Replay:

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from app import job_store as store
+from app import pools
 from app.db import Database
 from app.event_log import PING, REPLAY_CHUNK, frame
 
@@ -50,7 +51,7 @@ class JobEvents:
         try:
             while True:
                 wake.clear()
-                rows, ended, foreign = await asyncio.to_thread(self._look, job_id, after)
+                rows, ended, foreign = await pools.streams.run(self._look, job_id, after)
                 if rows:
                     after = rows[-1][0]
                     heard = time.monotonic()

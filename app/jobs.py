@@ -8,7 +8,6 @@ coroutines live on the server's event loop, blocking work goes to threads. Knows
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from app import job_files as files
 from app import job_store as store
+from app import pools
 from app.db import Database, now
 from app.errors import Problem, field_problem
 from app.home import Home
@@ -85,6 +85,7 @@ class JobService:
             patience_s=patience_s,
             poll_s=poll_s,
             environment={"OMNI_R1_DEVICE": device},
+            in_thread=pools.jobs.run,
         )
 
     # ---- start and stop
@@ -121,7 +122,7 @@ class JobService:
         """Check everything, then queue it; the whole job."""
         if self._runner.stopping:
             raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
-        job = await asyncio.to_thread(self._create, spec, claim)
+        job = await pools.intake.run(self._create, spec, claim, undo=lambda job: self._forget(job["id"], claim))
         self._runner.wake()
         return job
 
@@ -146,9 +147,16 @@ class JobService:
             claim.store(connection, job_id, job, status=202)
         return job
 
+    def _forget(self, job_id: str, claim: Claim) -> None:
+        """Take back a job whose request was refused before the database answered; unless it has been claimed."""
+        with self._db.write() as connection:
+            if store.change_status(connection, job_id, from_=("queued",), status="cancelled", finished_at=now()):
+                store.delete(connection, job_id)
+                claim.forget(connection)
+
     async def get(self, job_id: str) -> dict[str, Any]:
         """The whole job."""
-        return await asyncio.to_thread(self._whole, job_id)
+        return await pools.reads.run(self._whole, job_id)
 
     def _whole(self, job_id: str) -> dict[str, Any]:
         with self._db.read() as connection:
@@ -166,7 +174,7 @@ class JobService:
 
     async def past_the_end(self, job_id: str, after: int) -> bool:
         """Whether a reader at `after` has had everything there will be; 404 for an unknown job."""
-        past = await asyncio.to_thread(self._events.past_the_end, job_id, after)
+        past = await pools.reads.run(self._events.past_the_end, job_id, after)
         if past is None:
             raise _no_job()
         return past
@@ -239,7 +247,7 @@ class JobService:
 
         await self._change(job_id, remove)
         self.changed(job_id)
-        await asyncio.to_thread(files.remove_all_but_checkpoints, self._table.folder(job_id))
+        await pools.files.run(files.remove_all_but_checkpoints, self._table.folder(job_id))
 
     async def _change(self, job_id: str, change: Any) -> None:
         def work() -> None:
@@ -248,7 +256,7 @@ class JobService:
                     raise _no_job()
                 change(connection)
 
-        await asyncio.to_thread(work)
+        await pools.writes.run(work)
 
     def _require_here(self, connection: Connection, job_id: str) -> None:
         row = store.get_row(connection, job_id)
@@ -290,7 +298,7 @@ class JobService:
         """Activate what the job made, where that was asked for."""
         if not job.spec.get("activate"):
             return result
-        name = result.get("checkpoint") or await asyncio.to_thread(self._last_checkpoint, job.id)
+        name = result.get("checkpoint") or await pools.jobs.run(self._last_checkpoint, job.id)
         if not isinstance(name, str):
             raise JobError("activation_failed", "the job made no checkpoint that could be activated")
         try:

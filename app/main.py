@@ -6,21 +6,15 @@ create_app(settings, generation=FakeGeneration()) the same app on any `Generatio
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
-import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,6 +27,7 @@ from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
 from app.compression import Gzip
 from app.conditional import ConditionalMiddleware
+from app.connections import PatienceMiddleware
 from app.datasets import DatasetStore
 from app.db import Database
 from app.deps import Services, known_query
@@ -40,7 +35,8 @@ from app.dialects import DatabaseUnusable
 from app.engine_pool import EnginePool
 from app.errors import install_handlers
 from app.event_log import EventLog
-from app.home import Home, HomeBusy
+from app.home import Home, HomeError
+from app.hub import HubFetcher
 from app.idempotency import IdempotencyKeys
 from app.image_intake import ImageIntake
 from app.job_intake import JobIntake
@@ -50,6 +46,7 @@ from app.page_gate import PageGate
 from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
+from app.server import BAD_START, bind, run_app
 from app.settings import Settings
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
@@ -66,10 +63,6 @@ log = logging.getLogger("omni_r1.server")
 ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
-GRACEFUL_S = 2
-LAST_WORD_S = 9.0
-BAD_START = 2
-SAME_REQUEST_S = 0.5
 
 
 def create_app(
@@ -126,6 +119,7 @@ def create_app(
         cors_origins=settings.cors_origins,
         max_body=MAX_UPLOAD_BYTES + ENVELOPE_BYTES,
     )
+    app.add_middleware(PatienceMiddleware, timeout_s=settings.client_timeout_s)
     app.add_middleware(MetricsMiddleware, metrics=services.metrics)
     app.add_middleware(Gzip)
     app.add_middleware(ConditionalMiddleware)
@@ -150,6 +144,7 @@ def build_services(
     partials = PartialStore(home.partials)
     world = TaskWorld(image_store)
     pool = EnginePool(generation, budget_mb=settings.memory_mb)
+    hub = HubFetcher(timeout_s=settings.hub_timeout_s)
     registry = CheckpointRegistry(
         db,
         pool,
@@ -158,6 +153,7 @@ def build_services(
         package_folder=package_folder,
         extra=settings.checkpoint,
         roots=settings.allowed_roots,
+        fetch=hub.fetch,
     )
     intake = Intake(image_store, image_intake, registry, world)
     runner = TraceRunner(
@@ -212,7 +208,8 @@ def build_services(
         events=events,
         generation=generation,
         checkpoints=registry,
-        registration=Registration(db, registry, home=home),
+        registration=Registration(db, registry, home=home, fetch=hub.fetch),
+        hub=hub,
         images=image_store,
         image_intake=image_intake,
         spool=spool,
@@ -239,72 +236,6 @@ def build_page(base_url: str, api_key: str) -> ASGIApp:
     return build(base_url, api_key)
 
 
-class StudioServer(uvicorn.Server):
-    """uvicorn that ends traces before it closes connections, exits 0 on the first signal, at once on the second."""
-
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
-        super().__init__(config)
-        self._runtime = runtime
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Task[None] | None = None
-        self._signalled_at: float | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._signalled_at is None:
-            self._signalled_at = now
-        elif sig == signal.SIGTERM and now - self._signalled_at < SAME_REQUEST_S:
-            return  # make passes on the SIGTERM that its process group has had already
-        else:
-            os._exit(128 + sig)
-        self.stop()
-
-    def stop(self) -> None:
-        """Begin to stop; may be called from a signal handler."""
-        if self._loop is None or not self.started:
-            self.should_exit = True
-        else:
-            self._loop.call_soon_threadsafe(self._begin)
-
-    def _begin(self) -> None:
-        self._stopping = asyncio.ensure_future(self._stop())
-
-    async def _stop(self) -> None:
-        try:
-            await self._runtime.stop_traces()
-        finally:
-            self.should_exit = True
-
-
-def run_app(app: FastAPI, sock: socket.socket) -> int:
-    """Serve `app` on a bound socket until a signal; the exit code."""
-    runtime: Runtime = app.state.runtime
-    host, port = sock.getsockname()[:2]
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    runtime.base_url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_S,
-        ws="none",
-        lifespan="on",
-    )
-    server = StudioServer(config, runtime)
-    runtime.on_failure = server.stop
-    server.run(sockets=[sock])
-    gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
-    if runtime.failure is not None:
-        sys.stderr.write(f"omni-r1: {runtime.failure}\n")
-        return BAD_START
-    return 0
-
-
 def serve(
     settings: Settings,
     *,
@@ -315,21 +246,24 @@ def serve(
     """Run the studio until it is stopped; the exit code (0; 2 when it cannot start as asked)."""
     logs.configure(settings.log_format, settings.log_level)
     home = Home(settings.home)
+    if os.path.expanduser("~") == "~":  # a user that the system does not know: libraries look for a home, too
+        os.environ["HOME"] = str(settings.home)
     try:
         home.open()
         sock = bind(settings.host, settings.port)
-    except (HomeBusy, OSError) as error:
+    except (HomeError, OSError) as error:
         home.close()
         sys.stderr.write(f"omni-r1: {error}\n")
         return BAD_START
     host, port = sock.getsockname()[:2]
     home.note(host, port)
+    kill_engine: Callable[[], None] | None = None
     if generation is None:
         from model.engine.client import EngineProcess
 
         process = EngineProcess({}, device=settings.device)
         process.spawn()  # it imports torch while this process opens the database and builds the page
-        generation = process
+        generation, kill_engine = process, process.kill
     app = create_app(settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command)
     try:
         app.state.runtime.prepare()
@@ -341,28 +275,13 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"Omni-R1 Studio: http://{shown}:{port}  (Ctrl-C stops it)\n")
     sys.stdout.flush()
-    return run_app(app, sock)
+    return run_app(app, sock, kill_engine=kill_engine)
 
 
 def _why_not(error: Exception) -> str:
     """One line on what is wrong with home or database; a driver's message names the place but no password."""
     first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     return f"the database cannot be used: {first}" if isinstance(error, SQLAlchemyError) else first
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, taken before anything else starts; OSError with one line for a person."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host.strip("[]"), port))
-        sock.listen(2048)
-    except OSError as error:
-        sock.close()
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port with PORT=") from None
-    sock.set_inheritable(False)
-    return sock
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ its name is given. Knows no HTTP; refusals are :class:`app.errors.Problem`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from app import checkpoint_table as table
+from app import pools
 from app.checkpoint_folder import CheckpointInfo, Record, Source, outside, read_folder
 from app.checkpoint_view import as_json
 from app.checkpoints import CheckpointRegistry
@@ -28,11 +28,12 @@ from app.errors import Problem, field_problem
 from app.home import Home
 from app.idempotency import Claim
 from app.schemas import CHECKPOINT_NAME, CheckpointCreate
-from model.shards import HUB_ID, CheckpointError, resolve
+from model.shards import HUB_ID, CheckpointError
 
 log = logging.getLogger("omni_r1.checkpoints")
 
 SOURCE = "body.source"
+Fetch = Callable[[str], Awaitable[Path]]
 
 
 class Registration:
@@ -44,9 +45,9 @@ class Registration:
         registry: CheckpointRegistry,
         *,
         home: Home,
-        fetch: Callable[[str], Path] = resolve,
+        fetch: Fetch,
     ) -> None:
-        """`fetch` brings a hub id to this machine and gives its folder; CheckpointError when it cannot."""
+        """`fetch` brings a hub id to this machine and gives its folder; CheckpointError or Problem when it cannot."""
         self._db = db
         self._registry = registry
         self._home = home
@@ -56,39 +57,54 @@ class Registration:
         """The new checkpoint as the contract shows it.
 
         Raises:
-            Problem: ``path_not_allowed``, ``checkpoint_invalid``, ``checkpoint_exists`` or ``not_ready``.
+            Problem: ``path_not_allowed``, ``checkpoint_invalid``, ``checkpoint_exists``, ``hub_unavailable`` or
+                ``not_ready``.
         """
-        info = await asyncio.to_thread(self._look, body)
+        if await pools.intake.run(self._is_on_hub, body.source):
+            info = await pools.files.run(self._fetched, await self._fetch_from_hub(body.source), body.name)
+        else:
+            info = await pools.files.run(self._local, body)
         await self._registry.pool.check(info, path=SOURCE)
-        shown = await asyncio.to_thread(self._store, info, claim)
+        shown = await pools.writes.run(self._store, info, claim, undo=lambda _: self._forget(info.name, claim))
         log.info("checkpoint %s was registered from %s", info.name, body.source)
         return shown
 
-    def _look(self, body: CheckpointCreate) -> CheckpointInfo:
+    def _is_on_hub(self, source: str) -> bool:
+        """Whether `source` is a hub id and no folder; False, too, for a name that no file can have."""
+        return HUB_ID.fullmatch(source) is not None and not os.path.isdir(self._home.resolve(source))
+
+    async def _fetch_from_hub(self, hub_id: str) -> Path:
+        try:
+            return await self._fetch(hub_id)
+        except CheckpointError as error:
+            raise _invalid(error.code, error.detail) from None
+
+    def _fetched(self, folder: Path, name: str | None) -> CheckpointInfo:
+        return self._new(_named(read_folder(folder), name, "hub"))
+
+    def _local(self, body: CheckpointCreate) -> CheckpointInfo:
         path = self._home.resolve(body.source)
-        is_folder = os.path.isdir(path)  # False, too, for a name that no file can have
-        if HUB_ID.fullmatch(body.source) and not is_folder:
-            folder = self._fetched(body.source)
-            info = _named(read_folder(folder), body.name, "hub")
-        else:
-            target = outside(path, self._registry.roots)
-            if target is not None:
-                detail = f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
-                raise field_problem("path_not_allowed", SOURCE, detail)
-            if not is_folder:
-                raise _invalid("not_found", "there is no such folder")
-            info = _named(read_folder(path), body.name, "local")
+        target = outside(path, self._registry.roots)
+        if target is not None:
+            detail = f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
+            raise field_problem("path_not_allowed", SOURCE, detail)
+        if not os.path.isdir(path):
+            raise _invalid("not_found", "there is no such folder")
+        return self._new(_named(read_folder(path), body.name, "local"))
+
+    def _new(self, info: CheckpointInfo) -> CheckpointInfo:
+        """`info`, if it can be used and its name is free."""
         if info.problem is not None:
             raise _invalid(info.reason, info.problem)
         if self._registry.find(info.name) is not None:
             raise table.taken(info.name)
         return info
 
-    def _fetched(self, hub_id: str) -> Path:
-        try:
-            return self._fetch(hub_id)
-        except CheckpointError as error:
-            raise _invalid(error.code, error.detail) from None
+    def _forget(self, name: str, claim: Claim) -> None:
+        """Take a registration back whose request was refused before the database answered."""
+        with self._db.write() as connection:
+            table.remove(connection, name)
+            claim.forget(connection)
 
     def _store(self, info: CheckpointInfo, claim: Claim) -> dict[str, Any]:
         assert info.manifest is not None
@@ -110,7 +126,7 @@ class Registration:
             Problem: ``checkpoint_not_found``; ``checkpoint_in_use`` when active, loaded or the base of a live job;
                 ``checkpoint_protected`` when it was not registered or made here.
         """
-        info = await asyncio.to_thread(self._registry.find, name)
+        info = await pools.files.run(self._registry.find, name)
         if info is None:
             raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
         if name == self._registry.active:
@@ -123,7 +139,7 @@ class Registration:
             if not is_out:
                 detail = f"{name} is loaded; wait until its traces have ended, and delete it with unload=true"
                 raise Problem("checkpoint_in_use", detail)
-            await asyncio.to_thread(self._remove, info)
+            await pools.files.run(self._remove, info)
         log.info("checkpoint %s was deleted", name)
 
     def _remove(self, info: CheckpointInfo) -> None:

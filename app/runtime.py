@@ -21,14 +21,17 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import db as tables
+from app import pools
 from app.checkpoints import NoCheckpoint
 from app.deps import Services
 from app.home import Home
+from app.pools import TooSlow
 
 log = logging.getLogger("omni_r1.server")
 
 SWEEP_EVERY_S = 3600.0
 ENGINE_CLOSE_S = 3.0
+CLOSE_S = 2.0
 
 # Builds the page at "/" as an ASGI app with a lifespan of its own, from this server's address and key ("" without);
 # blocking (imports Gradio).
@@ -87,7 +90,7 @@ class Runtime:
     async def start(self) -> None:
         """Everything else, in the background; returns at once."""
         if not self._prepared:
-            await asyncio.to_thread(self.prepare)
+            await pools.jobs.run(self.prepare)
         self._services.events.start()
         self._tasks = [
             asyncio.create_task(self._boot(), name="boot"),
@@ -103,20 +106,24 @@ class Runtime:
                 group.create_task(self._boot_engine())
                 group.create_task(self._boot_page())
         except* Exception as group_error:
-            first = group_error.exceptions[0]
-            if isinstance(first, NoCheckpoint):
-                log.error("%s", first)
-            else:
-                log.error("the server cannot start", exc_info=first)
-            self.failure = str(first)
-            self.on_failure()
+            if not s.traces.stopping:  # else it was interrupted, and nothing is wrong with it
+                self._fail(group_error.exceptions[0])
         if not gc.isenabled():  # everything is imported; what has come so far is never looked at again
             gc.freeze()
             gc.enable()
 
+    def _fail(self, error: Exception) -> None:
+        """The server will never be ready: let it end."""
+        if isinstance(error, NoCheckpoint):
+            log.error("%s", error)
+        else:
+            log.error("the server cannot start", exc_info=error)
+        self.failure = str(error)
+        self.on_failure()
+
     async def _boot_engine(self) -> None:
         s = self._services
-        candidates = await asyncio.to_thread(s.checkpoints.choose)
+        candidates = await s.checkpoints.choose()
         while s.generation.status().phase == "starting":
             await asyncio.sleep(0.02)
         status = s.generation.status()
@@ -124,7 +131,7 @@ class Runtime:
             s.jobs.start()
             return  # readyz says why; the engine's client goes on trying
         info, version = await s.checkpoints.start(candidates)
-        await asyncio.to_thread(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
+        await pools.intake.run(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
         del self._waits_for["engine"]
         s.jobs.start()
         log.info("checkpoint %s (version %d) answers after %.1f s", info.name, version, time.monotonic() - self._born)
@@ -162,7 +169,7 @@ class Runtime:
     async def _sweep(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._sweep_now)
+                await pools.files.run(self._sweep_now)
             except Exception:
                 log.exception("the sweep failed")
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -198,7 +205,7 @@ class Runtime:
             phase, detail = "failed", "the database takes no events; see the server's log"
         else:
             try:
-                await asyncio.to_thread(s.db.ping)
+                await pools.probe.run(s.db.ping)
             except Exception as error:
                 self._log_once(f"the database does not answer: {str(error).splitlines()[0]}")
                 phase, detail = "failed", "the database does not answer; see the server's log"
@@ -217,12 +224,22 @@ class Runtime:
         if not self._services.traces.stopping:
             log.info("stopping")
             self._services.image_intake.close()
+            self._services.hub.kill()
             await asyncio.gather(self._services.traces.stop(), self._services.jobs.stop())
 
     async def close(self) -> None:
         """The second half: everything is closed, the home given back."""
         s = self._services
         await self.stop_traces()
+        # Side by side: one that hangs must not take the others' time.
+        await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S))
+        with contextlib.suppress(TooSlow):
+            await pools.probe.run(s.db.close)
+        s.spool.close()
+        self._home.close()
+        log.info("stopped")
+
+    async def _close_tasks(self) -> None:
         self._stop_page.set()
         pages = [task for task in self._tasks if task.get_name() == "page"]
         others = [task for task in self._tasks if task.get_name() != "page"]
@@ -232,15 +249,12 @@ class Runtime:
             await asyncio.wait(pages, timeout=1)
             for task in pages:
                 task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait(self._tasks, timeout=CLOSE_S)
+
+    async def _close_engine(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENGINE_CLOSE_S):
-                await s.generation.close()
-        s.spool.close()
-        await s.events.close()
-        await asyncio.to_thread(s.db.close)
-        self._home.close()
-        log.info("stopped")
+                await self._services.generation.close()
 
 
 async def _in_daemon_thread(work: Callable[[], Any]) -> Any:

@@ -60,6 +60,18 @@ class Settings(BaseSettings):
     grace_s: float = Field(
         10.0, ge=0, le=3600, description="Seconds a trace with `background: false` outlives its last reader."
     )
+    client_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="Seconds a client may take for the head of a request, or be silent in its body.",
+    )
+    hub_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Seconds the hub may take to list a checkpoint's files (for 10 MB: ten times as many).",
+    )
     ping_s: float = Field(
         15.0, gt=0, le=300, description="Seconds of silence after which an event stream sends a comment."
     )
@@ -77,7 +89,19 @@ class Settings(BaseSettings):
     @field_validator("home", mode="after")
     @classmethod
     def _expand(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        if "\0" in str(value):
+            raise ValueError("must not contain the NUL character")
+        try:
+            return value.expanduser().absolute()
+        except (RuntimeError, OSError) as error:  # no HOME and no such user; no current folder
+            raise ValueError(f"{value} leads nowhere ({str(error).rstrip('.')}); set it to a folder of yours") from None
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("is empty; set it to a folder of yours, or unset it")
+        return value
 
     @field_validator("api_key", mode="after")
     @classmethod

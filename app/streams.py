@@ -10,6 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.conditional import HEAD_ONLY
+from app.connections import STATE, Connection, too_many
+from app.errors import response_for
 
 # No cache and no proxy keeps an event back or packs it.
 _UNBUFFERED = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
@@ -21,9 +23,16 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, frames: AsyncIterator[bytes], *, status_code: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        frames: AsyncIterator[bytes],
+        *,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        refusable: bool = True,
     ) -> None:
+        """`refusable`: 503 instead, where too many streams are open."""
         super().__init__(None, status_code)
+        self._refusable = refusable
         self._frames = frames
         self.headers.update(_UNBUFFERED)
         self.headers.update(headers or {})
@@ -35,6 +44,14 @@ class EventStream(Response):
                 await self._head(send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
+        connection: Connection | None = scope.get("state", {}).get(STATE)
+        with connection.stream() if connection is not None else contextlib.nullcontext(True) as admitted:
+            if admitted or not self._refusable:
+                await self._stream(receive, send)
+                return
+        await response_for(too_many(), scope["path"])(scope, receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         sender = asyncio.create_task(self._send(send))
         watcher = asyncio.create_task(_gone(receive))
         try:

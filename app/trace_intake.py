@@ -5,11 +5,11 @@ Blocking: call from a thread. Counts tokens through the checkpoint's own templat
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from app import pools
 from app.artifacts import ImageStore, StoredImage, from_data_url
 from app.checkpoint_folder import CheckpointInfo
 from app.checkpoints import CheckpointRegistry
@@ -56,7 +56,7 @@ class Intake:
         """As `prepare`, in a thread; one that has images to decode waits where nothing else does."""
         if any(image.data_url is not None for image in body.images):
             return await self._image_intake.run(self.prepare, body, info)
-        return await asyncio.to_thread(self.prepare, body, info)
+        return await pools.intake.run(self.prepare, body, info)
 
     def prepare(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
         """Check everything and store the pictures."""

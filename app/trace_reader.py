@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from app import pools
 from app import trace_store as store
 from app.db import Database
 from app.errors import Problem
@@ -39,7 +40,7 @@ class TraceReader:
             with self._db.read() as connection:
                 return store.whole(connection, trace_id)
 
-        trace = await asyncio.to_thread(look)
+        trace = await pools.reads.run(look)
         if trace is None:
             raise no_trace()
         return trace
@@ -58,7 +59,7 @@ class TraceReader:
                     self._elsewhere.add(trace_id)
                 return row.status in TERMINAL and after >= store.last_seq(connection, trace_id)
 
-        past = await asyncio.to_thread(look)
+        past = await pools.reads.run(look)
         if past is None:
             raise no_trace()
         return past
@@ -75,7 +76,7 @@ class TraceReader:
                 row = store.get_row(connection, trace_id)
                 return row is not None and self._works_elsewhere(row)
 
-        if await asyncio.to_thread(look):
+        if await pools.reads.run(look):
             raise Problem("trace_elsewhere", "another server on this database began the trace; ask that one")
 
     def _works_elsewhere(self, row: Row[Any]) -> bool:
@@ -85,14 +86,14 @@ class TraceReader:
         """As :meth:`EventLog.read`, half a second late at most."""
         heard = time.monotonic()
         while True:
-            stored = await asyncio.to_thread(self._events.stored, trace_id, after, REPLAY_CHUNK)
+            stored = await pools.streams.run(self._events.stored, trace_id, after, REPLAY_CHUNK)
             if stored:
                 after, heard = stored[-1][0], time.monotonic()
                 yield b"".join(frame(*row) for row in stored)
                 if stored[-1][1] in TERMINAL_TYPES:
                     return
                 continue
-            if not await asyncio.to_thread(self._exists, trace_id):
+            if not await pools.streams.run(self._exists, trace_id):
                 return
             if time.monotonic() - heard >= self._ping_s:
                 heard = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from app import metrics as m
+from app import pools
 from app import trace_store as store
 from app.artifacts import ImageStore, PartialStore, StoredImage
 from app.db import Database, now
@@ -120,7 +121,7 @@ class TraceRunner:
                 self._started(live, output)
             case Emitted(event, png, _codes, seen):
                 if seen is not None:
-                    await asyncio.to_thread(self._partials.put, live.id, SEEN, seen)
+                    await pools.work.run(self._partials.put, live.id, SEEN, seen)
                 await self._emitted(live, event.type, dict(event.data), png)
 
     async def _leave_with(self, live: LiveTrace, output: Terminal | None) -> None:
@@ -192,20 +193,18 @@ class TraceRunner:
                     self._metrics.first_text_seconds.observe(live.timings["first_text_ms"] / 1000)
                     update = _setter(live.id, timings=dict(live.timings))
             case "image.started":
-                skill = await asyncio.to_thread(
-                    skill_of, live.step_text.get(data["step"], ""), live.task_id, data["step"]
-                )
+                skill = await pools.work.run(skill_of, live.step_text.get(data["step"], ""), live.task_id, data["step"])
                 if skill is not None:
                     data["skill"] = skill
             case "image.partial":
                 data["url"] = None
                 if png is not None:
                     name = f"{data['step']}-{data['index']}"
-                    data["url"] = await asyncio.to_thread(self._partials.put, live.id, name, png)
+                    data["url"] = await pools.work.run(self._partials.put, live.id, name, png)
             case "image.completed":
                 assert png is not None, "a completed picture comes with its pixels"
                 live.pngs[data["step"]] = png
-                stored = await asyncio.to_thread(self._images.bring, png)
+                stored = await pools.work.run(self._images.bring, png)
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
                 update = self._drawn(live.id, stored, len(png))
         written = self._append(live, type_, data, urgent=urgent, update=update)
@@ -215,7 +214,7 @@ class TraceRunner:
             written.add_done_callback(lambda _: self._images.settle(stored))
         else:
             self._images.settle(stored)
-            await asyncio.to_thread(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+            await pools.work.run(self._images.put, png, stored.width, stored.height)  # for the sweep to find
 
     def _append(
         self,
@@ -306,7 +305,7 @@ class TraceRunner:
     async def _judge(self, live: LiveTrace, answer: str | None) -> Verdict | None:
         assert live.task_id is not None
         try:
-            return await asyncio.to_thread(self._judge_now, live.task_id, answer, live)
+            return await pools.work.run(self._judge_now, live.task_id, answer, live)
         except Exception:
             log.exception("trace %s: the checkers failed", live.id)
             return None

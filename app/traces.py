@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakValueDictionary
 
+from app import pools
 from app import trace_store as store
 from app.artifacts import ImageStore, PartialStore
 from app.checkpoint_folder import CheckpointInfo
@@ -38,6 +39,7 @@ log = logging.getLogger("omni_r1.traces")
 
 ENGINE_STOP_S = 10.0
 STORAGE_PATIENCE_S = 10.0
+ENDS_S = 3.0  # at shutdown, to write the ends of all traces
 
 
 class TraceService:
@@ -97,7 +99,7 @@ class TraceService:
         # One that is just being created or resumed has no runner yet: its own coroutine sees `stopping`.
         live = [trace for trace in self._live.values() if trace.runner is not None]
         try:
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(ENDS_S):
                 await asyncio.gather(*(self._runner.interrupt(trace) for trace in live))
         except TimeoutError:
             log.error("the ends of %d traces could not be written; the next start writes them", len(live))
@@ -191,8 +193,14 @@ class TraceService:
                 claim.store(connection, live.id, trace)
             return trace
 
+        def forget(_trace: dict[str, Any]) -> None:
+            """The request was refused before the database answered."""
+            with self._db.write() as connection:
+                store.delete(connection, live.id)
+                claim.forget(connection)
+
         try:
-            trace = await asyncio.to_thread(insert)
+            trace = await pools.writes.run(insert, undo=forget)
         except BaseException:
             self._live.pop(live.id, None)
             raise
@@ -251,7 +259,7 @@ class TraceService:
                 with self._db.write() as connection:
                     store.update(connection, trace_id, mode="step")
 
-            await asyncio.to_thread(note)
+            await pools.writes.run(note)
             if live.submitted and not live.ended:
                 await self._generation.pause(trace_id)
         return await self.get(trace_id)
@@ -260,7 +268,7 @@ class TraceService:
         """Let a paused trace go on; 409 unless it is paused and its weights are there."""
         async with self._lock(trace_id):
             await self._reader.require_here(trace_id)
-            row = await asyncio.to_thread(self._row_with_resume, trace_id)
+            row = await pools.reads.run(self._row_with_resume, trace_id)
             if row is None:
                 raise no_trace()
             leaving = self._live.get(trace_id)
@@ -269,14 +277,14 @@ class TraceService:
             if leaving is not None and leaving.runner is not None:
                 await asyncio.wait([leaving.runner])
             self._admit()
-            info = await asyncio.to_thread(self._checkpoints.with_version, row.checkpoint, row.weight_version)
+            info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
             with await self._checkpoints.lend_this(info) as lease:
                 await self._go_on(row, mode, lease)
             return await self.get(trace_id)
 
     async def _go_on(self, row: Any, mode: Mode, lease: Lease) -> None:
-        inputs = await asyncio.to_thread(self._inputs, row.images)
-        last = await asyncio.to_thread(self._last_seq, row.id)
+        inputs = await pools.intake.run(self._inputs, row.images)
+        last = await pools.reads.run(self._last_seq, row.id)
         self._admit()
         live = LiveTrace(
             id=row.id,
@@ -340,7 +348,7 @@ class TraceService:
         await self._runner.cancel_unasked(live)  # does nothing where the engine's answer has ended it
 
     async def _cancel_paused(self, trace_id: str, reason: str) -> None:
-        self._events.open(trace_id, await asyncio.to_thread(self._last_seq, trace_id))
+        self._events.open(trace_id, await pools.reads.run(self._last_seq, trace_id))
 
         def update(connection: Any) -> None:
             store.finish(connection, trace_id, status="cancelled")
@@ -359,7 +367,7 @@ class TraceService:
             self._partials.delete(trace_id)
             return found
 
-        if not await asyncio.to_thread(remove):
+        if not await pools.writes.run(remove):
             raise no_trace()
         self._events.delete(trace_id)
 

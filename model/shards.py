@@ -5,13 +5,17 @@ Only safetensors are looked at: their header is plain JSON. Knows nothing of wha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.config import ConfigError, read_json
 
@@ -30,7 +34,7 @@ class CheckpointError(Exception):
 
     ``code`` is one of: ``not_found, missing_file, broken_file, pickle_only, unsupported, wrong_vocabulary,
     missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists,
-    download_failed``. ``detail`` names the file or tensor and what to do.
+    download_failed, hub_silent``. ``detail`` names the file or tensor and what to do.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -49,6 +53,19 @@ class TensorEntry:
     file: str
     shape: tuple[int, ...]
     dtype: str
+
+
+def require_plain_files(folder: Path) -> None:
+    """Refuse a folder with anything in it that may keep a reader waiting for ever, such as a named pipe.
+
+    Raises:
+        CheckpointError: ``broken_file``.
+    """
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a link to nothing; who needs the file will say so
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise CheckpointError("broken_file", f"{path} is no regular file")
 
 
 def read_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -122,9 +139,18 @@ def resolve(
     for ``owner/name``, the Hugging Face hub (its files go into the hub's own cache; pickles are left where they are).
 
     Raises:
-        CheckpointError: ``not_found`` or ``download_failed``.
+        CheckpointError: ``not_found``, ``download_failed`` or ``hub_silent``.
     """
-    path = Path(name).expanduser()
+    return find_local(name, roots=roots) or fetch(name, download=download)
+
+
+def find_local(name: str, *, roots: Iterable[Path] = ()) -> Path | None:
+    """As :func:`resolve`, without the hub: None for the id of a checkpoint that is only there.
+
+    Raises:
+        CheckpointError: ``missing_file`` or ``not_found``.
+    """
+    path = Path(os.path.expanduser(name))  # Path's own raises where there is no home to expand
     if (path / "config.json").is_file():
         return path.resolve()
     if _NAME.fullmatch(name):
@@ -134,19 +160,34 @@ def resolve(
     if path.is_dir():
         raise CheckpointError("missing_file", f"{path} holds no config.json, so it is no checkpoint")
     if HUB_ID.fullmatch(name) and not path.exists():
-        return _download(name, download)
+        return None
     raise CheckpointError("not_found", f"{name!r} is no folder, no known checkpoint and no hub id (owner/name)")
 
 
-def _download(repo_id: str, download: Callable[..., str] | None) -> Path:
+def fetch(repo_id: str, *, download: Callable[..., str] | None = None, **options: Any) -> Path:
+    """The folder of a hub id's files, fetched into the hub's own cache; ``options`` are those of ``snapshot_download``.
+
+    Raises:
+        CheckpointError: ``download_failed``, or ``hub_silent`` when the hub does not answer.
+    """
     if download is None:
         from huggingface_hub import snapshot_download
 
         download = snapshot_download
     try:
-        return Path(download(repo_id, allow_patterns=_HUB_PATTERNS))
+        return Path(download(repo_id, allow_patterns=_HUB_PATTERNS, **options))
     except Exception as error:  # the hub client has a dozen kinds; each of them means the same here
-        raise CheckpointError("download_failed", f"{repo_id} could not be fetched from the hub: {error}") from error
+        code = "hub_silent" if _timed_out(error) else "download_failed"
+        raise CheckpointError(code, f"{repo_id} could not be fetched from the hub: {error}") from error
+
+
+def _timed_out(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TimeoutError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _read_index(folder: Path) -> dict[str, str]:

@@ -106,6 +106,12 @@ class Cluster:
             self._process.wait(30)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """The number of the running server's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def remove(self) -> None:
         """Stop, and leave nothing behind."""
         self.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
 import shlex
@@ -77,13 +78,25 @@ def test_the_image_is_a_slim_python_that_the_project_is_tested_with() -> None:
 def test_the_server_runs_as_a_user_who_owns_nothing_but_its_volume() -> None:
     order = [word for word, _ in instructions()]
     (user,) = all_of("USER")
-    assert user not in ("root", "0")
-    assert any("useradd --uid 10001 " in run and run.split("useradd")[1].split("&&")[0].split()[-1] == user
-               for run in all_of("RUN") if "useradd" in run)  # fmt: skip
-    assert any(f"install -d -m 700 -o {user} -g {user} /data" in run for run in all_of("RUN"))
+    number, _, group = user.partition(":")
+    assert number.isdecimal(), "a name does not show Kubernetes that it is not root"
+    assert int(number) > 0
+    assert group == "0"
+    assert any(f"useradd --uid {number} --gid 0 " in run for run in all_of("RUN"))
     assert "RUN" not in order[order.index("USER") :]
     assert "COPY" not in order[order.index("USER") :]
     assert all_of("VOLUME") == ["/data"]
+
+
+def test_group_0_may_write_the_volume() -> None:
+    """OpenShift runs an image as any user, with group 0."""
+    made = [words for run in all_of("RUN") for words in map(shlex.split, run.split("&&")) if words[-1:] == ["/data"]]
+    (install,) = [words for words in made if words[0] == "install"]
+    options = dict(itertools.pairwise(install))
+    assert options["-g"] in ("0", "root")
+    mode = int(options["-m"], 8)
+    assert mode & 0o070 == 0o070
+    assert mode & 0o007 == 0
 
 
 def test_torch_comes_from_the_cpu_index_unless_another_is_named() -> None:

@@ -16,7 +16,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -69,14 +68,13 @@ def run(ctx: JobContext) -> dict[str, Any]:
     count = len(survey.ids)
     started = time.monotonic()
     answers: dict[str, list[Answer]] = {}
-    with ExitStack() as stack:
-        try:
-            judge = None if hyper.judge is None else stack.enter_context(EndpointJudge(hyper.judge))
-            for number, (name, folder) in enumerate(asked.items()):
-                asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(asked) * count)
-                answers[name] = asking.answer_all(survey)
-        except JudgeError as error:
-            raise JobError("judge_refused", str(error)) from error
+    try:
+        judge = None if hyper.judge is None else EndpointJudge(hyper.judge, stop=ctx.stop)
+        for number, (name, folder) in enumerate(asked.items()):
+            asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(asked) * count)
+            answers[name] = asking.answer_all(survey)
+    except JudgeError as error:
+        raise JobError("judge_refused", str(error)) from error
     return _tell(ctx, spec, answers, round(time.monotonic() - started, 1))
 
 

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,7 +102,9 @@ class JobRunner:
         poll_s: float = 0.2,
         beat_s: float = 2.0,
         environment: Mapping[str, str] | None = None,
+        in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
+        """`in_thread` runs a blocking function with its arguments off the event loop."""
         self._store = store
         self._hooks = hooks
         self._command = tuple(command)
@@ -111,6 +113,7 @@ class JobRunner:
         self._poll_s = poll_s
         self._beat_s = beat_s
         self._environment = dict(environment or {})
+        self._in_thread = in_thread
         self._queue_changed = asyncio.Event()
         self._watched: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -162,7 +165,7 @@ class JobRunner:
         if watch is not None:
             watch.nudge.set()
 
-    async def stop(self, timeout_s: float = 4.0) -> None:
+    async def stop(self, timeout_s: float = 3.0) -> None:
         """Start no more; ask every worker to stop, and wait a while for those that do.
 
         Who needs longer saves on its own; the next start finds it and says how it ended.
@@ -186,7 +189,7 @@ class JobRunner:
         while True:
             self._queue_changed.clear()
             with telling("the queue of jobs cannot be read"):
-                while (job := await asyncio.to_thread(self._store.claim, self._max_running)) is not None:
+                while (job := await self._in_thread(self._store.claim, self._max_running)) is not None:
                     task = asyncio.create_task(self._work(job), name=f"job {job.id}")
                     self._tasks[job.id] = task
                     self._hooks.changed(job.id)
@@ -197,7 +200,7 @@ class JobRunner:
     async def _work(self, job: Job) -> None:
         try:
             try:
-                process = await asyncio.to_thread(self._spawn, job)
+                process = await self._in_thread(self._spawn, job)
             except JobError as refusal:
                 await self._finish(job, "failed", {"code": refusal.code, "detail": refusal.detail})
                 return
@@ -246,18 +249,18 @@ class JobRunner:
         job, worker = watch.job, watch.worker
         beat_at = time.monotonic() + self._beat_s
         while True:
-            code = await asyncio.to_thread(exit_code, watch.process)
+            code: int | None = await self._in_thread(exit_code, watch.process)
             if code is not None:
                 await self._until_done(lambda: self._drain(watch))
                 return code
             with telling(f"job {job.id}: its events cannot be stored at present", watch):
-                while await asyncio.to_thread(self._tail, watch):
+                while await self._in_thread(self._tail, watch):
                     self._hooks.changed(job.id)
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
                 beat_at = time.monotonic() + self._beat_s
                 with telling(f"job {job.id}: its row cannot be written at present", watch):
-                    watch.cancelled = await asyncio.to_thread(self._store.beat, job.id) or watch.cancelled
+                    watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
             self._press(watch, worker)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
@@ -357,7 +360,7 @@ class JobRunner:
         done = False
         while not done:
             with telling("a job's row cannot be written, trying again"):
-                await asyncio.to_thread(work)
+                await self._in_thread(work)
                 done = True
             if not done:
                 await asyncio.sleep(RETRY_S)

@@ -11,21 +11,23 @@ or address fails the job at once, since no answer would fare better.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from training.hyperparameters import JudgeHyperparameters
+from training.job_context import JobStopped, NeverStop, Stop
 
 MAX_CHARS = 4_000  # of each text that is shown to the endpoint
 MAX_WAIT_S = 30.0  # between two tries, whatever Retry-After says
+MAX_REPLY_BYTES = 1_000_000
+LOOK_EVERY_S = 0.2  # whether the job shall stop
 GIVE_UP_AFTER = 8  # answers in a row that could not be judged: the endpoint is gone
 
 _INSTRUCTION = (
@@ -62,15 +64,16 @@ class Case:
 
 
 class EndpointJudge:
-    """Asks the endpoint, with timeouts and retries; safe to use from several threads."""
+    """Asks the endpoint. A try ends after ``timeout_s`` whatever the endpoint sends, and all end when the job stops."""
 
     def __init__(
         self,
         settings: JudgeHyperparameters,
         *,
         environment: Mapping[str, str] | None = None,
-        transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None] | None] = asyncio.sleep,
+        stop: Stop | None = None,
     ) -> None:
         """``environment`` stands for the process's own, ``transport`` for the network.
 
@@ -79,79 +82,109 @@ class EndpointJudge:
         """
         self.settings = settings
         self._sleep = sleep
+        self._stop = stop if stop is not None else NeverStop()
+        self._transport = transport
         self._failures_in_a_row = 0
-        headers = {}
+        self._headers = {"Accept-Encoding": "identity"}  # a reply's size is what is received
         if settings.api_key_env is not None:
             key = (os.environ if environment is None else environment).get(settings.api_key_env, "")
             if not key:
                 raise JudgeError(f"the environment variable {settings.api_key_env} is empty: it should hold the key")
-            headers["Authorization"] = f"Bearer {key}"
-        # trust_env off and no redirects: nobody but the named address is told the key
-        self._client = httpx.Client(
-            base_url=settings.url,
-            headers=headers,
-            timeout=settings.timeout_s,
-            transport=transport,
-            trust_env=False,
-            follow_redirects=False,
-        )
-
-    def __enter__(self) -> EndpointJudge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+            self._headers["Authorization"] = f"Bearer {key}"
 
     def judge_all(self, cases: Sequence[Case]) -> list[Verdict]:
         """The verdicts in order.
 
         Raises:
             JudgeError: the endpoint refuses the key, the address or the model.
+            JobStopped: the job shall stop.
         """
-        with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="judge") as pool:
-            return list(pool.map(self.judge, cases))
+        return asyncio.run(self._judge_all(cases))
 
     def judge(self, case: Case) -> Verdict:
-        """One verdict; no answer is wrong without asking.
-
-        Raises:
-            JudgeError: the endpoint refuses the key, the address or the model.
-        """
-        if case.answer is None or not case.answer.strip():
-            return Verdict(False, "no answer")
-        if self.given_up:
-            return Verdict(None, f"given up after {GIVE_UP_AFTER} failures in a row")
-        verdict = self._ask(case)
-        self._failures_in_a_row = self._failures_in_a_row + 1 if verdict.right is None else 0
-        return verdict
+        """One verdict; raises as :meth:`judge_all`."""
+        return self.judge_all([case])[0]
 
     @property
     def given_up(self) -> bool:
         """Whether the endpoint is no longer asked, having failed too often in a row."""
         return self._failures_in_a_row >= GIVE_UP_AFTER
 
-    def _ask(self, case: Case) -> Verdict:
+    async def _judge_all(self, cases: Sequence[Case]) -> list[Verdict]:
+        slots = asyncio.Semaphore(self.settings.concurrency)
+        async with self._client() as client:
+            tasks = [asyncio.create_task(self._judge(client, slots, case)) for case in cases]
+            try:
+                waiting = set(tasks)
+                while waiting:
+                    if self._stop:
+                        raise JobStopped
+                    done, waiting = await asyncio.wait(
+                        waiting, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_EXCEPTION
+                    )
+                    for task in done:
+                        task.result()  # a refusal ends all
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return [task.result() for task in tasks]
+
+    def _client(self) -> httpx.AsyncClient:
+        # trust_env off and no redirects: nobody but the named address is told the key
+        return httpx.AsyncClient(
+            base_url=self.settings.url,
+            headers=self._headers,
+            timeout=self.settings.timeout_s,
+            transport=self._transport,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def _judge(self, client: httpx.AsyncClient, slots: asyncio.Semaphore, case: Case) -> Verdict:
+        if case.answer is None or not case.answer.strip():
+            return Verdict(False, "no answer")
+        async with slots:
+            if self.given_up:
+                return Verdict(None, f"given up after {GIVE_UP_AFTER} failures in a row")
+            verdict = await self._ask(client, case)
+            self._failures_in_a_row = self._failures_in_a_row + 1 if verdict.right is None else 0
+            return verdict
+
+    async def _ask(self, client: httpx.AsyncClient, case: Case) -> Verdict:
         problem, wait = "", 0.0
         for attempt in range(self.settings.retries + 1):
             if attempt:
-                self._sleep(min(MAX_WAIT_S, wait))
+                pause = self._sleep(min(MAX_WAIT_S, wait))
+                if pause is not None:
+                    await pause
             wait = 0.5 * 2.0**attempt
             try:
-                response = self._client.post("/chat/completions", json=self._body(case))
-            except httpx.HTTPError as error:
+                async with asyncio.timeout(self.settings.timeout_s):
+                    status, headers, content = await self._post(client, case)
+            except (httpx.HTTPError, TimeoutError) as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
-            if response.status_code in (401, 403, 404):
-                status = response.status_code
+            if status in (401, 403, 404):
                 raise JudgeError(f"the judge at {self.settings.url} answered {status}: check its settings")
-            if response.status_code == 429 or response.status_code >= 500:
-                problem = f"status {response.status_code}"
-                wait = max(wait, _retry_after(response))
+            if status == 429 or status >= 500:
+                problem = f"status {status}"
+                wait = max(wait, _retry_after(headers))
                 continue
-            if response.status_code != 200:
-                return Verdict(None, f"status {response.status_code}")
-            return _verdict(response)
+            return _verdict(content) if status == 200 else Verdict(None, f"status {status}")
         return Verdict(None, f"{problem} ({self.settings.retries + 1} tries)")
+
+    async def _post(self, client: httpx.AsyncClient, case: Case) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and at most ``MAX_REPLY_BYTES`` + 1 of the body."""
+        content = bytearray()
+        async with client.stream("POST", "/chat/completions", json=self._body(case)) as response:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                return response.status_code, response.headers, b""  # not requested, and could be a bomb
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > MAX_REPLY_BYTES:
+                    break
+        return response.status_code, response.headers, bytes(content[: MAX_REPLY_BYTES + 1])
 
     def _body(self, case: Case) -> dict[str, Any]:
         shown = {
@@ -169,10 +202,12 @@ class EndpointJudge:
         }
 
 
-def _verdict(response: httpx.Response) -> Verdict:
+def _verdict(content: bytes) -> Verdict:
+    if len(content) > MAX_REPLY_BYTES:
+        return Verdict(None, f"the reply has more than {MAX_REPLY_BYTES} bytes")
     try:
-        text = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        text = json.loads(content)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return Verdict(None, "the reply is no chat completion")
     return read_verdict(text if isinstance(text, str) else "")
 
@@ -186,8 +221,8 @@ def read_verdict(text: str) -> Verdict:
     return Verdict(found[-1].lower() in _MEANS_RIGHT, "")
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(headers: httpx.Headers) -> float:
     try:
-        return max(0.0, float(response.headers.get("retry-after", 0)))
+        return max(0.0, float(headers.get("retry-after", 0)))
     except ValueError:
         return 0.0

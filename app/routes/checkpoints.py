@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -10,15 +9,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from app import pools
 from app.checkpoint_view import as_json
 from app.deps import LOCATION, App, Key, create_once, problems, require_json
 from app.errors import Problem
+from app.pools import in_pool
 from app.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList
 
 router = APIRouter(prefix="/v1", tags=["checkpoints"])
 
 
 @router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True, responses=problems(503))
+@in_pool(pools.intake)
 def list_checkpoints(app: App) -> dict[str, Any]:
     """Every checkpoint found, also those that cannot be used (with the reason)."""
     return {"data": [as_json(info, app.checkpoints) for info in app.checkpoints.scan().values()]}
@@ -31,7 +33,7 @@ def list_checkpoints(app: App) -> dict[str, Any]:
     response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
     summary="Register a local folder or a hub id",
-    responses=problems(400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": LOCATION}}),
+    responses=problems(400, 403, 409, 413, 415, 422, 503, 504, 507, also={201: {"headers": LOCATION}}),
 )
 async def register_checkpoint(
     request: Request, body: CheckpointCreate, app: App, idempotency_key: Key = None
@@ -48,6 +50,7 @@ async def register_checkpoint(
     response_model_exclude_unset=True,
     responses=problems(404, 503),
 )
+@in_pool(pools.intake)
 def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
     """One checkpoint; its id is its name."""
     info = app.checkpoints.find(checkpoint_id)
@@ -67,7 +70,7 @@ def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
 async def activate_checkpoint(checkpoint_id: str, app: App, body: ActivateIn | None = None) -> Response:
     """Checked, loaded beside what runs, then answering; running and paused traces keep their weights."""
     await app.checkpoints.activate(checkpoint_id, drain=body.drain if body else None)
-    return JSONResponse(await asyncio.to_thread(get_checkpoint, checkpoint_id, app))
+    return JSONResponse(await get_checkpoint(checkpoint_id, app))
 
 
 @router.delete("/checkpoints/{checkpoint_id}", status_code=204, responses=problems(403, 404, 409, 503))
@@ -82,6 +85,7 @@ async def delete_checkpoint(
 
 
 @router.get("/models", response_model=ModelList)
+@in_pool(pools.intake)
 def list_models(app: App) -> dict[str, Any]:
     """What `checkpoint` may name, in the OpenAI list shape."""
     return {

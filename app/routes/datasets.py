@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from app import pools
 from app.deps import App, problems
 from app.schemas_jobs import DatasetOut
 from app.uploads import upload_body
@@ -28,4 +27,4 @@ REFUSAL = f"send multipart/form-data with a field `file`, or jsonl as {RAW[0]}"
 async def upload_dataset(request: Request, app: App) -> Response:
     """A jsonl file; every line is looked at, and a broken one is named. The same file again is the same upload."""
     async with app.spool.receive(request, RAW, "unsupported_dataset", REFUSAL) as upload:
-        return JSONResponse(await asyncio.to_thread(app.datasets.take, upload), 201)
+        return JSONResponse(await pools.intake.run(app.datasets.take, upload), 201)

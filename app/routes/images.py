@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
+from app import pools
 from app.deps import LOCATION, App, Key, Services, problems
 from app.errors import Problem
 from app.idempotency import Claim, Replay
+from app.pools import in_pool
 from app.schemas import ImageOut
 from app.uploads import upload_body
 from app.words import Fit
@@ -51,6 +53,7 @@ def _store(app: Services, path: Path, claim: Claim) -> tuple[dict[str, Any], boo
 
 
 @router.get("/{image_id}", response_class=FileResponse, responses=problems(404, 503, also={200: PNG}))
+@in_pool(pools.reads)
 def get_image(image_id: str, app: App) -> Response:
     """The PNG; its id is the hash of its bytes, so it never changes."""
     stored = app.images.get(image_id)
@@ -68,7 +71,7 @@ async def get_model_view(
     fit: Fit = "crop",
 ) -> Response:
     """What the model gets of the picture, at its resolution."""
-    info = await asyncio.to_thread(app.checkpoints.usable, checkpoint, path="query.checkpoint")
+    info = await pools.intake.run(partial(app.checkpoints.usable, checkpoint, path="query.checkpoint"))
     assert info.config is not None
     view = await app.image_intake.run(app.image_intake.view, image_id, info.config.vq.resolution, fit)
     return Response(view, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from app import job_store as store
+from app import pools
 from app.deps import (
     LOCATION,
     AfterJob,
@@ -22,6 +23,7 @@ from app.deps import (
     require_json,
     stream_answers,
 )
+from app.pools import in_pool
 from app.schemas_jobs import JobList, JobOut, MetricsPage
 from app.words import JobStatus, Method
 from training.spec import JobSpec
@@ -49,6 +51,7 @@ async def create_job(
 
 
 @router.get("", response_model=JobList, responses=problems(422, 503))
+@in_pool(pools.reads)
 def list_jobs(
     app: App,
     limit: Limit = 20,
@@ -80,6 +83,7 @@ async def job_events(job_id: str, position: Position, app: App) -> Response:
 
 
 @router.get("/{job_id}/metrics", response_model=MetricsPage, responses=problems(404, 422, 503))
+@in_pool(pools.reads)
 def job_metrics(
     job_id: str,
     app: App,
@@ -97,6 +101,7 @@ def job_metrics(
     summary="A picture, report or log of a job",
     responses=problems(404, also={200: {"description": "The file"}}),
 )
+@in_pool(pools.reads)
 def job_file(job_id: str, name: str, app: App) -> Response:
     """What `sample` and `report` events link to, `log.txt`, `predictions.jsonl`; it goes with its job."""
     path = app.jobs.file(job_id, name)

@@ -50,7 +50,7 @@ for _status in (401, 429):  # to a form: the page again
         303: {"description": "Nothing to ask: signed in already, or this server has no key"},
     },
 )
-def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
+async def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
     """The login page, for browsers."""
     if app.key is None or app.key.admits(request.headers):
         return RedirectResponse(local_path(next), 303)

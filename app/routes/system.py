@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from app import pools
 from app.artifacts import MAX_UPLOAD_BYTES
 from app.deps import App, Services, problems, require_json
 from app.metrics import CONTENT_TYPE
+from app.pools import in_pool
 from app.schemas import MAX_QUESTION_CHARS, LimitsIn, LimitsOut, Live, Ready, RoomOut
 
 router = APIRouter(tags=["system"])
@@ -38,6 +39,7 @@ async def metrics(app: App) -> Response:
 
 
 @router.get("/v1/limits", response_model=LimitsOut, responses=problems(422, 503))
+@in_pool(pools.reads)
 def get_limits(app: App, checkpoint: Annotated[str | None, Query(max_length=200)] = None) -> dict[str, Any]:
     """What a request may hold, for the active checkpoint or the one named."""
     return _limits(app, checkpoint)
@@ -69,4 +71,4 @@ async def measure(body: LimitsIn, app: App) -> dict[str, int]:
         info = app.checkpoints.usable(body.checkpoint)
         return vars(app.intake.room(body.question, body.images, info))
 
-    return await asyncio.to_thread(count)
+    return await pools.intake.run(count)

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from app import pools
 from app.deps import App, problems
+from app.pools import in_pool
 from app.schemas import MAX_SEED, TaskOut
 from app.words import Slice
 
@@ -14,6 +16,7 @@ router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
 
 @router.get("", response_model=TaskOut, response_model_exclude_unset=True, responses=problems(422, 503, 507))
+@in_pool(pools.intake)
 def get_task(
     app: App,
     slice: Annotated[Slice | None, Query(description="drawn when absent")] = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
+from app import pools
 from app import trace_store as store
 from app.deps import (
     EVENT_STREAM,
@@ -25,6 +26,7 @@ from app.deps import (
 )
 from app.errors import Problem
 from app.idempotency import Claim
+from app.pools import in_pool
 from app.schemas import ContinueIn, Trace, TraceCreate, TraceList
 from app.streams import EventStream
 from app.words import Slice, Status
@@ -74,11 +76,12 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
     trace, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     if stream:
         await app.traces.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
-        return EventStream(app.traces.read(trace["id"], 0), status_code=201, headers=headers)
+        return EventStream(app.traces.read(trace["id"], 0), status_code=201, headers=headers, refusable=False)
     return JSONResponse(trace, 201, headers)
 
 
 @router.get("", response_model=TraceList, responses=problems(422, 503))
+@in_pool(pools.reads)
 def list_traces(
     app: App,
     limit: Limit = 20,
@@ -157,6 +160,7 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
     summary="A partial picture of a trace",
     responses=problems(404, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
 )
+@in_pool(pools.reads)
 def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:
     """What `image.partial` links to; it goes with its trace."""
     path = app.partials.path(trace_id, name)

@@ -67,8 +67,10 @@ __all__ = [
     "Terminal",
 ]
 
+CLOSE_S = 2.0  # for the child to go by itself
 HEADER = struct.Struct("!I")
 _TERMINAL = (Paused, Finished, Cancelled, Failed)
+_KILL_S = 5.0  # for a killed process to be gone
 _MOST_EARLY_DEATHS = 3  # children that die one after another before they were ready
 
 
@@ -271,7 +273,7 @@ class EngineProcess(EngineClient):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        await self._bury(patience=3.0)
+        await self._bury(patience=CLOSE_S)
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
         await super().load(name, folder, weight_version)
@@ -313,21 +315,29 @@ class EngineProcess(EngineClient):
 
     async def _bury(self, *, patience: float) -> int:
         """Close the socket, which the child takes as its order to go, and wait for it; kill it if it does not go."""
-        process, self._process = self._process, None
+        process = self._process
         if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
+            self._writer.transport.abort()  # `close` would wait for a child that does not read
         elif self._socket is not None:
             self._socket.close()
         self._writer = self._socket = None
         if process is None:
             return 0
         try:
-            return await asyncio.to_thread(process.wait, patience)
-        except subprocess.TimeoutExpired:
+            return await _ended(process, patience)
+        except TimeoutError:
             process.kill()
-            return await asyncio.to_thread(process.wait)
+            return await _ended(process, _KILL_S)
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        finally:
+            self._process = None
+
+    def kill(self) -> None:
+        """End the child at once, whatever it does; for the end of the parent."""
+        if self._process is not None:
+            self._process.kill()
 
     def _send(self, message: tuple[Any, ...]) -> None:
         if self._writer is None:
@@ -336,3 +346,11 @@ class EngineProcess(EngineClient):
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         with contextlib.suppress(ConnectionError):
             self._writer.write(HEADER.pack(len(data)) + data)
+
+
+async def _ended(process: subprocess.Popen[bytes], patience: float) -> int:
+    """The exit code; TimeoutError when the process has not ended by then."""
+    async with asyncio.timeout(patience):
+        while (code := process.poll()) is None:
+            await asyncio.sleep(0.01)
+    return code

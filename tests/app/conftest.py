@@ -17,9 +17,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.connections import ConnectionGuard, Listener
 from app.deps import Services
-from app.main import bind, create_app
+from app.main import create_app
 from app.runtime import Runtime
+from app.server import bind, server_config
 from app.settings import Settings
 from tests.app.canned import Canned
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
@@ -78,6 +80,7 @@ class Server:
         self.home = home
         self.package = package
         self.generation = generation
+        self.most_connections: int = settings.pop("most_connections", 1000)
         self.job_command: Sequence[str] = settings.pop("job_command", COMMAND)
         self.settings = Settings(
             **{"home": home, "port": 0, "ping_s": 15.0, "database_url": self.database_url, **settings}
@@ -101,12 +104,10 @@ class Server:
         self.app = create_app(
             self.settings, generation=self.generation, package_folder=self.package, job_command=self.job_command
         )
-        sock = bind("127.0.0.1", 0)
+        self.guard = ConnectionGuard(self.most_connections, timeout_s=self.settings.client_timeout_s)
+        sock = Listener.of(bind("127.0.0.1", 0), self.guard)
         self.port = sock.getsockname()[1]
-        config = uvicorn.Config(
-            self.app, log_config=None, access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=2
-        )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(server_config(self.app, self.guard))
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)

@@ -182,7 +182,7 @@ def test_a_hub_id_is_fetched_and_its_links_into_the_hubs_cache_are_no_way_out(
         (snapshot / file.name).symlink_to(file)
     asked: list[str] = []
 
-    def fetch(hub_id: str) -> Path:
+    async def fetch(hub_id: str) -> Path:
         asked.append(hub_id)
         if hub_id != "owner/some-model":
             raise CheckpointError("download_failed", f"{hub_id} could not be fetched from the hub: no such repository")

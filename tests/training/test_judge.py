@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
 from training.hyperparameters import JudgeHyperparameters
-from training.judge import GIVE_UP_AFTER, Case, EndpointJudge, JudgeError, Verdict, read_verdict
+from training.job_context import JobStopped
+from training.judge import GIVE_UP_AFTER, MAX_REPLY_BYTES, Case, EndpointJudge, JudgeError, Verdict, read_verdict
 
 CASE = Case("What colour?", "red", "It is red.")
 
@@ -26,13 +31,12 @@ def judge(
 ) -> Iterator[EndpointJudge]:
     given = {"url": "http://judge.example/v1", "model": "m", "retries": 2, "concurrency": 1, **settings}
     sleeps = waits if waits is not None else []
-    with EndpointJudge(
+    yield EndpointJudge(
         JudgeHyperparameters.model_validate(given),
         environment={"JUDGE_KEY": "secret"},
         transport=httpx.MockTransport(handler),
         sleep=sleeps.append,
-    ) as made:
-        yield made
+    )
 
 
 def test_question_reference_and_answer_are_sent_as_data_with_the_key_in_the_header() -> None:
@@ -153,3 +157,86 @@ def test_only_variables_that_are_meant_for_a_judge_are_read() -> None:
     missing = JudgeHyperparameters(url="http://judge.example", model="m", api_key_env="JUDGE_OTHER")
     with pytest.raises(JudgeError, match="JUDGE_OTHER"):
         EndpointJudge(missing, environment={})
+
+
+Serve = Callable[[socket.socket], None]
+
+
+def send_for_ever(connection: socket.socket, first: bytes, more: bytes, pause_s: float) -> None:
+    connection.recv(65_536)
+    connection.sendall(first)
+    while True:
+        connection.sendall(more)
+        time.sleep(pause_s)
+
+
+def never_answers(connection: socket.socket) -> None:
+    threading.Event().wait(600)
+
+
+def drips_its_head(connection: socket.socket) -> None:
+    send_for_ever(connection, b"HTTP/1.1 200 OK\r\nX-Long: ", b"x", 0.02)
+
+
+def drips_its_body(connection: socket.socket) -> None:
+    send_for_ever(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n", b" ", 0.02)
+
+
+def never_ends(connection: socket.socket) -> None:
+    send_for_ever(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 90000000000\r\n\r\n", b" " * 65_536, 0.0)
+
+
+@contextmanager
+def endpoint(serve: Serve) -> Iterator[tuple[str, threading.Event]]:
+    """An endpoint of sockets, not of HTTP: its URL, and an event when it is asked."""
+    asked = threading.Event()
+
+    def one(connection: socket.socket) -> None:
+        asked.set()
+        with connection, suppress(OSError):
+            serve(connection)
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=one, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", asked
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("serve", [never_answers, drips_its_head, drips_its_body, never_ends])
+def test_an_endpoint_that_does_not_end_is_left(serve: Serve) -> None:
+    with endpoint(serve) as (url, _):
+        settings = JudgeHyperparameters(url=url, model="m", timeout_s=0.5, retries=1)
+        verdict = EndpointJudge(settings, sleep=lambda _: None).judge(CASE)
+    assert verdict.right is None
+    assert "tries" in verdict.detail or "bytes" in verdict.detail
+
+
+@pytest.mark.parametrize("serve", [never_answers, drips_its_body])
+def test_a_job_that_stops_waits_for_no_endpoint(serve: Serve) -> None:
+    with endpoint(serve) as (url, asked):
+
+        class Stop:
+            def __bool__(self) -> bool:
+                return asked.is_set()
+
+        judge = EndpointJudge(JudgeHyperparameters(url=url, model="m", timeout_s=600), stop=Stop())
+        with pytest.raises(JobStopped):
+            judge.judge_all([CASE] * 3)
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b" " * (MAX_REPLY_BYTES + 1)])
+def test_an_odd_reply_is_no_verdict(body: bytes) -> None:
+    with judge(lambda request: httpx.Response(200, content=body)) as asked:
+        assert asked.judge(CASE).right is None
+
+
+def test_a_compressed_reply_is_not_unpacked() -> None:
+    packed = gzip.compress(reply('{"correct": true}').content)
+    with judge(lambda request: httpx.Response(200, stream=httpx.ByteStream(packed),
+                                              headers={"content-encoding": "gzip"})) as asked:  # fmt: skip
+        assert asked.judge(CASE).right is None

@@ -1,0 +1,123 @@
+"""The HTTP server: its socket, how uvicorn runs the app on it, and how signals stop it within 10 s."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.connections import ConnectionGuard, Listener, connection_limit, raise_descriptor_limit
+from app.deps import Services
+from app.exit_watch import ExitWatch
+from app.runtime import Runtime
+
+GRACEFUL_S = 2
+LAST_WORD_S = 8.5  # of 10 s that a stop may take
+SAME_REQUEST_S = 0.5
+BAD_START = 2
+
+
+class StudioServer(uvicorn.Server):
+    """uvicorn that ends traces before it closes connections, exits 0 on the first signal, at once on the second."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, watch: ExitWatch) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+        self._watch = watch
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._signalled_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signalled_at is None:
+            self._signalled_at = now
+            self._watch.start()
+        elif sig == signal.SIGTERM and now - self._signalled_at < SAME_REQUEST_S:
+            return  # make passes on the SIGTERM that its process group has had already
+        else:
+            self._watch.end_now(128 + sig)
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to stop; may be called from a signal handler."""
+        if self._loop is None or not self.started:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._stopping = asyncio.ensure_future(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self._runtime.stop_traces()
+        finally:
+            self.should_exit = True
+
+
+def server_config(app: FastAPI, guard: ConnectionGuard) -> uvicorn.Config:
+    """How uvicorn serves the app to the connections of `guard`."""
+    return uvicorn.Config(
+        app,
+        loop="asyncio",  # whose listening socket may be one of ours
+        http=guard.protocol(),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_S,
+        ws="none",
+        lifespan="on",
+    )
+
+
+def run_app(app: FastAPI, sock: socket.socket, *, kill_engine: Callable[[], None] | None = None) -> int:
+    """Serve `app` on a bound socket until a signal; the exit code. `kill_engine` must not block."""
+    runtime: Runtime = app.state.runtime
+    services: Services = app.state.services
+    host, port = sock.getsockname()[:2]
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    runtime.base_url = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+    guard = ConnectionGuard(connection_limit(raise_descriptor_limit()), timeout_s=services.settings.client_timeout_s)
+    services.metrics.watch("omni_r1_connections", "Open connections of clients.", lambda: len(guard.open))
+
+    def kill_children() -> None:
+        if kill_engine is not None:
+            kill_engine()
+        services.hub.kill()
+
+    server = StudioServer(server_config(app, guard), runtime, ExitWatch(LAST_WORD_S, kill_children))
+    runtime.on_failure = server.stop
+    server.run(sockets=[Listener.of(sock, guard)])
+    gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
+    if runtime.failure is not None:
+        sys.stderr.write(f"omni-r1: {runtime.failure}\n")
+        return BAD_START
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address, taken before anything else starts; OSError with one line for a person."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host.strip("[]"), port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port with PORT=") from None
+    sock.set_inheritable(False)
+    return sock

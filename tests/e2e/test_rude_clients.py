@@ -1,0 +1,71 @@
+"""Five hundred rude connections to a real server with 256 open files: what runs goes on, who behaves is answered."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.e2e.real_server import Server
+from tests.e2e.test_server import ask
+from tests.e2e.test_server_life import start_many
+
+pytestmark = pytest.mark.timeout(600)
+COUNT = 500
+POST = b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n"
+KINDS = {"idle": b"", "half a head": POST[:30], "half a body": POST + b"half"}
+
+
+class FewFiles(Server):
+    """A server under `ulimit -n 256`."""
+
+    def command(self) -> list[str]:
+        return ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *super().command()]
+
+
+@contextlib.contextmanager
+def rude(server: Server, sent: bytes) -> Iterator[None]:
+    """They connect one after the other, and stay."""
+    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    taken: list[socket.socket] = []
+
+    def connect() -> None:
+        for _ in range(COUNT):
+            with contextlib.suppress(OSError):
+                taken.append(socket.create_connection(address, timeout=60))
+                taken[-1].sendall(sent)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    try:
+        yield
+        thread.join()
+    finally:
+        for connection in taken:
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", KINDS.values(), ids=KINDS.keys())
+def test_five_hundred_rude_connections_fail_no_trace(fresh_server: Server, sent: bytes) -> None:
+    server = FewFiles(fresh_server.home, fresh_server.environment)
+    try:
+        server.start()
+        with server.client() as client:
+            ids = start_many(client, 8)
+            with rude(server, sent):
+                for trace_id in ids:
+                    events = list(client.events(trace_id))
+                    assert events[-1].type == "trace.completed", events[-1].data
+            with rude(server, sent), httpx.Client(base_url=server.url, timeout=60) as fresh:
+                for _ in range(20):
+                    assert fresh.get("/livez", headers={"Connection": "close"}).status_code == 200
+                    assert fresh.get("/v1/traces", headers={"Connection": "close"}).status_code == 200
+                assert list(client.events(ask(client)["id"]))[-1].type == "trace.completed"
+        assert server.stop() == 0
+        assert "out of system resource" not in server.log.read_text()
+    finally:
+        server.kill()
