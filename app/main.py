@@ -48,6 +48,7 @@ from app.metrics import Metrics, MetricsMiddleware
 from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
+from app.servers import ServerWatch
 from app.settings import Settings
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
@@ -163,6 +164,7 @@ def build_services(
         world=world,
         metrics=metrics,
     )
+    servers = ServerWatch(db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
     service = TraceService(
         db=db,
         events=events,
@@ -172,7 +174,7 @@ def build_services(
         partials=partials,
         intake=intake,
         runner=runner,
-        reader=TraceReader(db, events, lambda: home.server_id, ping_s=settings.ping_s),
+        reader=TraceReader(db, events, lambda: home.server_id, ping_s=settings.ping_s, is_dead=servers.is_dead),
         metrics=metrics,
         home=home,
         max_queue=settings.max_queue,
@@ -191,6 +193,7 @@ def build_services(
     )
     metrics.watch("omni_r1_jobs_running", "Jobs in work.", lambda: job_service.running)
     pool.cancel_running = service.cancel_running
+    servers.in_work, servers.end_elsewhere = lambda: service.in_work, service.end_elsewhere
     metrics.watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(generation.status().loaded))
     metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
     metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)
@@ -213,6 +216,7 @@ def build_services(
         intake=intake,
         traces=service,
         jobs=job_service,
+        servers=servers,
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(db),
         metrics=metrics,

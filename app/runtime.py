@@ -79,6 +79,7 @@ class Runtime:
             self._home.open()
         os.environ.setdefault("GRADIO_TEMP_DIR", str(self._home.tmp))
         self._services.db.migrate()
+        self._services.servers.beat()
         self._services.traces.recover()
         self._services.jobs.recover()
         self._prepared = True
@@ -93,6 +94,8 @@ class Runtime:
             asyncio.create_task(self._sweep(), name="sweep"),
             asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
         ]
+        if self._services.settings.database_url is not None:  # a home's own database has one server
+            self._services.servers.start()
 
     async def _boot(self) -> None:
         s = self._services
@@ -228,6 +231,7 @@ class Runtime:
             async with asyncio.timeout(ENGINE_CLOSE_S):
                 await s.generation.close()
         await s.events.close()
+        await s.servers.close()
         await asyncio.to_thread(s.db.close)
         self._home.close()
         log.info("stopped")
