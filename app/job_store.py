@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection, Row
 
 from app import db as tables
 from app.db import Database, now
+from app.dialects import clock
 from app.ids import SortableIds
 from training.job_folder import WorkerEvent
 from training.job_watch import End, Job
@@ -211,6 +212,8 @@ def _take_back(connection: Connection, job_id: str) -> None:
     row = connection.execute(taken.values(**values, attempt=J.c.attempt + 1).returning(*J.c)).one_or_none()
     if row is not None:
         _append(connection, job_id, STATUS_EVENT, _status(row))
+        alive = sa.update(tables.servers).where(tables.servers.c.id == row.server_id)
+        connection.execute(alive.values(heartbeat_at=clock()))  # or the job would be ended again at once
 
 
 def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
