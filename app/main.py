@@ -29,6 +29,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from app import logs
+from app.access_log import HEADER, AccessLog
 from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
@@ -117,7 +118,7 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "Idempotent-Replayed"],
+            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", HEADER],
         )  # fmt: skip
     app.add_middleware(
         GuardMiddleware,
@@ -126,6 +127,7 @@ def create_app(
         max_body=MAX_UPLOAD_BYTES + ENVELOPE_BYTES,
     )
     app.add_middleware(MetricsMiddleware, metrics=services.metrics)
+    app.add_middleware(AccessLog, write=settings.access_log)
     return app
 
 
@@ -314,7 +316,7 @@ def run_app(app: FastAPI, sock: socket.socket) -> int:
     server.run(sockets=[sock])
     gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
     if runtime.failure is not None:
-        sys.stderr.write(f"omni-r1: {runtime.failure}\n")
+        logs.refuse(runtime.failure)
         return BAD_START
     return 0
 
@@ -334,7 +336,7 @@ def serve(
         sock = bind(settings.host, settings.port)
     except (HomeBusy, OSError) as error:
         home.close()
-        sys.stderr.write(f"omni-r1: {error}\n")
+        logs.refuse(str(error))
         return BAD_START
     host, port = sock.getsockname()[:2]
     home.note(host, port)
@@ -350,11 +352,10 @@ def serve(
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
-        sys.stderr.write(f"omni-r1: {_why_not(error)}\n")
+        logs.refuse(_why_not(error))
         return BAD_START
     shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"Omni-R1 Studio: http://{shown}:{port}  (Ctrl-C stops it)\n")
-    sys.stdout.flush()
+    logs.announce(f"http://{shown}:{port}")
     return run_app(app, sock)
 
 
@@ -383,9 +384,10 @@ if __name__ == "__main__":
     from app.settings import SettingsError, read_settings
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn takes the signals over
+    logs.begin()
     try:
         code = serve(read_settings())
     except SettingsError as refusal:
-        sys.stderr.write(f"omni-r1: {refusal}\n")
+        logs.refuse(str(refusal))
         code = BAD_START
     sys.exit(code)

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     allowed_roots: PathList = Field((), description="Folders beside the home that checkpoints may be read from.")
     cors_origins: StringList = Field((), description="Origins that may call from a browser, separated by commas.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stderr.")
+    access_log: bool = Field(True, description="Whether there is a log line for every answered request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
     @field_validator("allowed_hosts", "allowed_roots", "cors_origins", mode="before")
