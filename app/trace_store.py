@@ -29,6 +29,9 @@ _ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resu
 _NO_RESUME = [column for column in T.c if column.name != "resume"]
 
 
+# Asked in every commit of events: built once.
+_STATUSES = sa.select(T.c.id, T.c.status).where(T.c.id.in_(sa.bindparam("ids", expanding=True)))
+
 TraceIds = functools.partial(SortableIds, "tr_")
 
 
@@ -108,7 +111,7 @@ def update_in_work(connection: Connection, trace_id: str, **values: Any) -> bool
 
 def statuses(connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]:
     """The status of each of these traces; those that do not exist are left out."""
-    found = connection.execute(sa.select(T.c.id, T.c.status).where(T.c.id.in_(tuple(trace_ids))))
+    found = connection.execute(_STATUSES, {"ids": list(trace_ids)})
     return {row.id: row.status for row in found}
 
 
