@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from app.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Text, dialect_of
 
 # The newest migration; `migrate()` skips Alembic altogether when the database is there already.
-HEAD = "0002"
+HEAD = "0004"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData(
@@ -112,7 +112,8 @@ weight_loads = sa.Table(
 )
 
 # A job's folder belongs to the server with `server_id`; only its runner writes the row. `log_offset` is how many bytes
-# of the worker's `events.jsonl` are in `job_events`: both are written in one transaction.
+# of the worker's `events.jsonl` are in `job_events`: both are written in one transaction. `unsettled`: another server
+# marked the job `interrupted` because this one seemed dead, and this one has not looked at the job's files since.
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -130,6 +131,7 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("unsettled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("worker", sa.JSON),  # {pid, started}: told from another process with the same number
     sa.Column("heartbeat_at", sa.String(32)),
     sa.Column("log_offset", sa.BigInteger, nullable=False),
@@ -179,6 +181,16 @@ idempotency = sa.Table(
     sa.Column("resource_id", sa.String(64), nullable=False),
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False, index=True),
+)
+
+# The servers on this database. A server moves `heartbeat_at` on, by the database's clock; one that has not done so for
+# its own `dead_after_s` seconds counts as dead, and the others end what it had in work (`app/servers.py`).
+servers = sa.Table(
+    "servers",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("heartbeat_at", sa.Double, nullable=False),
+    sa.Column("dead_after_s", sa.Double, nullable=False),
 )
 
 # Small facts of this installation, such as the checkpoint that was active last.

@@ -26,6 +26,7 @@ from app.jobs import JobService
 from app.metrics import Metrics
 from app.registration import Registration
 from app.schemas import ProblemOut
+from app.servers import ServerWatch
 from app.settings import Settings
 from app.streams import EventStream
 from app.tasks import TaskWorld
@@ -54,6 +55,7 @@ class Services:
     intake: Intake
     traces: TraceService
     jobs: JobService
+    servers: ServerWatch
     datasets: DatasetStore
     idempotency: IdempotencyKeys
     metrics: Metrics

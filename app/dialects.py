@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from app.errors import DatabaseGone
@@ -117,13 +119,14 @@ class PostgreSQL:
     def __init__(self, url: sa.URL) -> None:
         url = url.set(drivername="postgresql+psycopg")
         self.place = url.render_as_string(hide_password=True).replace("+psycopg", "")
-        # A server that vanished without a word is noticed within a minute, not after TCP's two hours.
+        # A database that vanished without a word is noticed within a minute, not after TCP's two hours; one that
+        # takes no bytes of a statement, within 20 s.
         quick = {
             "connect_timeout": 5,
             "keepalives_idle": 30,
             "keepalives_interval": 5,
             "keepalives_count": 4,
-            "tcp_user_timeout": 30_000,
+            "tcp_user_timeout": 20_000,
         }
         self.engine = sa.create_engine(
             url,
@@ -193,6 +196,25 @@ class Text(TypeDecorator[str]):
         if value is not None and "\0" in value and dialect.name == "postgresql":
             return value.replace("\0", "\ufffd")
         return value
+
+
+class clock(FunctionElement[float]):  # a function of SQL, as in sa.func
+    """The database's own time in seconds since the epoch: the only clock that servers on one database share."""
+
+    name = "clock"
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _sqlite_clock(_element: clock, _compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(clock, "postgresql")
+def _postgresql_clock(_element: clock, _compiler: Any, **_: Any) -> str:
+    # not now(), which is when the transaction began: before it waited for the write lock
+    return "(extract(epoch from clock_timestamp())::double precision)"
 
 
 def to_json(value: Any) -> str:

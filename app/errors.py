@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from app.pools import TooSlow
+from model.log_lines import request_id
 
 log = logging.getLogger("omni_r1.errors")
 
@@ -230,7 +231,12 @@ def install_handlers(app: FastAPI) -> None:
     async def on_any(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return response_for(
-            Problem("internal", "the server's log has the reason; the request may be sent again"), request.url.path
+            Problem(
+                "internal",
+                "the server's log has the reason; the request may be sent again",
+                headers={"X-Request-ID": request_id.get() or ""},  # answered outside of `app/access_log.py`
+            ),
+            request.url.path,
         )
 
     app.add_exception_handler(Problem, on_problem)

@@ -5,6 +5,10 @@ most one commit in 20 ms (in more with many readers, who would otherwise all be 
 ones. Only after the commit are the events put where readers look and the
 readers woken. A trace's last event takes the trace's final row with it in the same transaction.
 
+Servers on one database end the traces of a dead one (`app/servers.py`). A server that was only slow therefore commits
+events on condition: in the same transaction the trace's row must still have a status that the event may follow.
+Otherwise the events are dropped, `on_lost` is called, and readers get the rest of the log from the database.
+
 Frames (the bytes of one SSE event) of traces in work are kept in memory and shared by all readers; everything else
 is read from the database. Runs on the event loop except for the writer thread. Knows nothing of what events mean.
 """
@@ -25,8 +29,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app import db as tables
-from app import pools
+from app import trace_store as store
 from app.db import Database
+from app.stream_reader import PING, Reader, if_database_answers
 
 log = logging.getLogger("omni_r1.events")
 
@@ -36,7 +41,6 @@ READERS_A_BATCH = 16  # beyond these, commits and with them wake-ups are spaced 
 MOST_BATCHES = 3  # up to this many times
 REPLAY_CHUNK = 500
 TERMINAL_TYPES = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
-PING = b": ping\n\n"
 
 Update = Callable[[Connection], None]
 
@@ -63,7 +67,8 @@ class _Pending:
     type: str
     data: str
     update: Update | None
-    done: asyncio.Future[None] | None
+    done: asyncio.Future[bool] | None
+    follows: tuple[str, ...] = store.IN_WORK
 
 
 @dataclass
@@ -83,54 +88,6 @@ class LiveLog:
     def wake(self) -> None:
         for reader in self.readers:
             reader.wake()
-
-
-class Reader:
-    """What one stream waits on: `wake`, or that `ping_s` seconds pass without one. On the event loop.
-
-    A timer is set once and moved on when it fires, so that a wake-up costs no timer.
-    """
-
-    def __init__(self, ping_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ping_s = ping_s
-        self._waiter: asyncio.Future[None] | None = None
-        self.woken = False
-        self._last = self._loop.time()
-        self._timer = self._loop.call_later(ping_s, self._ring)
-
-    def arm(self) -> None:
-        """From here on wake-ups count."""
-        self.woken = False
-
-    def wake(self) -> None:
-        self.woken = True
-        self._go_on()
-
-    async def wait(self) -> bool:
-        """True when woken since `arm`, False when it is time for a comment."""
-        if not self.woken:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._last = self._loop.time()
-        return self.woken
-
-    def close(self) -> None:
-        self._timer.cancel()
-
-    def _ring(self) -> None:
-        left = self._last + self._ping_s - self._loop.time()
-        if left <= 0:
-            self._go_on()
-            left = self._ping_s
-        self._timer = self._loop.call_later(left, self._ring)
-
-    def _go_on(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class EventLog:
@@ -155,6 +112,7 @@ class EventLog:
         self.committed_events = 0
         self.open_streams = 0
         self.on_reader_change: Callable[[str], None] = lambda _trace_id: None
+        self.on_lost: Callable[[str], None] = lambda _trace_id: None
 
     @property
     def trouble(self) -> str | None:
@@ -203,18 +161,26 @@ class EventLog:
         self._shown(_Pending(trace_id, seq, type_, data, None, None))
 
     def append(
-        self, trace_id: str, type_: str, data: Mapping[str, Any], *, urgent: bool = False, update: Update | None = None
-    ) -> asyncio.Future[None]:
+        self,
+        trace_id: str,
+        type_: str,
+        data: Mapping[str, Any],
+        *,
+        urgent: bool = False,
+        update: Update | None = None,
+        follows: tuple[str, ...] = store.IN_WORK,
+    ) -> asyncio.Future[bool]:
         """Number the event and queue it for the next commit, with `update` in the same transaction.
 
-        Returns a future that is done when the event is committed (and shown).
+        `follows` are the statuses the trace's row may have before it. Returns a future that is done when the event is
+        committed (and shown): True; or False when it was dropped because another server changed the row.
         """
         loop = self._loop
         assert loop is not None, "start() first"
         seq = self._next_seq[trace_id]
         self._next_seq[trace_id] = seq + 1
-        done: asyncio.Future[None] = loop.create_future()
-        pending = _Pending(trace_id, seq, type_, encode(data), update, done)
+        done: asyncio.Future[bool] = loop.create_future()
+        pending = _Pending(trace_id, seq, type_, encode(data), update, done, follows)
         with self._wakeup:
             self._pending.append(pending)
             self._urgent = self._urgent or urgent
@@ -228,6 +194,16 @@ class EventLog:
         live = self._live.get(trace_id)
         if live is not None:
             live.in_work = False
+            self._forget_if_idle(trace_id, live)
+
+    def lose(self, trace_id: str) -> None:
+        """Another server has ended the trace: nothing more is written, and readers get its end from the database."""
+        self._next_seq.pop(trace_id, None)
+        live = self._live.get(trace_id)
+        if live is not None:
+            live.base, live.frames = None, []
+            live.in_work = live.ended = False
+            live.wake()
             self._forget_if_idle(trace_id, live)
 
     def delete(self, trace_id: str) -> None:
@@ -276,7 +252,10 @@ class EventLog:
                     if live.ended:
                         return
                 else:
-                    stored = await pools.streams.run(self.stored, trace_id, after, REPLAY_CHUNK)
+                    stored = await if_database_answers(self.stored, trace_id, after, REPLAY_CHUNK)
+                    if stored is None:
+                        yield PING
+                        continue
                     if stored:
                         after = stored[-1][0]
                         yield b"".join(frame(*row) for row in stored)
@@ -328,11 +307,12 @@ class EventLog:
             self._commit_until_done(batch)
 
     def _commit_until_done(self, batch: list[_Pending]) -> None:
-        delay = 0.1
+        delay, tried = 0.1, False
         while True:
             began = time.monotonic()
+            lost: set[str] = set()
             try:
-                self._commit(batch)
+                lost = self._commit(batch, tried_before=tried)
             except (sa.exc.IntegrityError, sa.exc.DataError):  # of one trace; trying again would not help
                 if len({entry.trace_id for entry in batch}) > 1:
                     for trace_id in dict.fromkeys(entry.trace_id for entry in batch):
@@ -343,6 +323,7 @@ class EventLog:
                 self._trouble_since = self._trouble_since or began
                 self._trouble = str(error).splitlines()[0] or type(error).__name__
                 log.error("events cannot be committed, trying again: %s", self._trouble)
+                tried = True
                 with self._wakeup:
                     if self._closing:
                         return
@@ -354,25 +335,46 @@ class EventLog:
             self._trouble = self._trouble_since = None
             assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be shown anything
-                self._loop.call_soon_threadsafe(self._show_batch, batch)
+                self._loop.call_soon_threadsafe(self._show_batch, batch, lost)
             return
 
-    def _commit(self, batch: list[_Pending]) -> None:
+    def _commit(self, batch: list[_Pending], *, tried_before: bool = False) -> set[str]:
         self._committing_since = time.monotonic()
         try:
-            self._commit_rows(batch)
+            return self._commit_rows(batch, tried_before=tried_before)
         finally:
             self._committing_since = None
 
-    def _commit_rows(self, batch: list[_Pending]) -> None:
-        rows = [{"trace_id": e.trace_id, "seq": e.seq, "type": e.type, "data": e.data} for e in batch]
+    def _commit_rows(self, batch: list[_Pending], *, tried_before: bool) -> set[str]:
+        """Commit the batch; the ids of the traces that another server ended and whose events were left out."""
+        first: dict[str, _Pending] = {}
+        for entry in batch:
+            first.setdefault(entry.trace_id, entry)
         with self._db.write() as connection:
-            connection.execute(sa.insert(tables.events), rows)
-            for entry in batch:
+            # A connection that broke during a commit leaves open whether it took place.
+            there = {id_ for id_, entry in first.items() if _is_there(connection, entry)} if tried_before else set()
+            status = store.statuses(connection, first)
+            lost = {id_ for id_, e in first.items() if id_ not in there and status.get(id_) not in e.follows}
+            new = [entry for entry in batch if entry.trace_id not in there | lost]
+            if new:
+                rows = [{"trace_id": e.trace_id, "seq": e.seq, "type": e.type, "data": e.data} for e in new]
+                connection.execute(sa.insert(tables.events), rows)
+            for entry in new:
                 if entry.update is not None:
                     entry.update(connection)
+        return lost
 
-    def _show_batch(self, batch: list[_Pending]) -> None:
+    def _show_batch(self, batch: list[_Pending], lost: set[str]) -> None:
+        kept = [entry for entry in batch if entry.trace_id not in lost]
+        self._show_committed(kept)
+        for entry in batch:
+            if entry.trace_id in lost and entry.done is not None and not entry.done.done():
+                entry.done.set_result(False)
+        for trace_id in lost:
+            self.lose(trace_id)
+            self.on_lost(trace_id)
+
+    def _show_committed(self, batch: list[_Pending]) -> None:
         self.commits += 1
         self.committed_events += len(batch)
         touched = {}
@@ -381,7 +383,7 @@ class EventLog:
             if live is not None:
                 touched[entry.trace_id] = live
             if entry.done is not None and not entry.done.done():
-                entry.done.set_result(None)
+                entry.done.set_result(True)
         for live in touched.values():
             live.wake()
 
@@ -396,3 +398,10 @@ class EventLog:
         if wake:
             live.wake()
         return live
+
+
+def _is_there(connection: Connection, entry: _Pending) -> bool:
+    """Whether this very event is committed: with it everything of its trace in the same batch."""
+    e = tables.events.c
+    found = sa.select(e.type, e.data).where(e.trace_id == entry.trace_id, e.seq == entry.seq)
+    return connection.execute(found).one_or_none() == (entry.type, entry.data)

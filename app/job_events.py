@@ -11,9 +11,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from app import job_store as store
-from app import pools
 from app.db import Database
-from app.event_log import PING, REPLAY_CHUNK, frame
+from app.event_log import REPLAY_CHUNK, frame
+from app.stream_reader import PING, if_database_answers
 
 LOOK_EVERY_S = 1.0  # a job of another server on the same database wakes nobody here
 
@@ -51,7 +51,13 @@ class JobEvents:
         try:
             while True:
                 wake.clear()
-                rows, ended, foreign = await pools.streams.run(self._look, job_id, after)
+                found = await if_database_answers(self._look, job_id, after)
+                if found is None:
+                    if self._closing:
+                        return
+                    yield PING
+                    continue
+                rows, ended, foreign = found
                 if rows:
                     after = rows[-1][0]
                     heard = time.monotonic()

@@ -1,7 +1,10 @@
 """Jobs in SQL: the rows and events that the runner writes, and the shapes that the contract shows.
 
-`JobTable` is the `training.jobs.JobStore` of one server: it claims and changes only rows with its `server_id`. Whoever
-asks to cancel a job may be another server on the same database. Blocking; knows no HTTP and no processes.
+`JobTable` is the `training.jobs.JobStore` of one server: it claims and changes only rows with its `server_id`. Another
+server on the same database may ask to cancel a job, and marks it `interrupted` when the job's own server seems dead
+(`interrupt_left_over`). That row is `unsettled` until its server has looked at the job's files. Where the worker still
+runs or has ended by itself, the server takes the job back as the next attempt; otherwise the job stays interrupted. So
+every attempt has one end. Blocking; knows no HTTP and no processes.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sqlalchemy.engine import Connection, Row
 
 from app import db as tables
 from app.db import Database, now
+from app.dialects import clock
 from app.ids import SortableIds
 from training.job_folder import WorkerEvent
 from training.job_watch import End, Job
@@ -79,19 +83,22 @@ class JobTable:
         return None if head.gpu == "exclusive" and running else str(head.id)
 
     def left_over(self) -> list[Job]:
-        """This server's jobs that are said to be running, oldest first."""
-        query = sa.select(J).where(J.c.server_id == self._server_id(), J.c.status == "running").order_by(J.c.id)
+        """This server's jobs that are said to be running or that another server ended, oldest first."""
+        left = (J.c.status == "running") | J.c.unsettled
+        query = sa.select(J).where(J.c.server_id == self._server_id(), left).order_by(J.c.id)
         with self._db.read() as connection:
             return [self._job(row) for row in connection.execute(query)]
 
     def started(self, job_id: str, worker: WorkerProcess) -> None:
         """Note the job's process."""
         with self._db.write() as connection:
+            _take_back(connection, job_id)
             update(connection, job_id, worker={"pid": worker.pid, "started": worker.started}, heartbeat_at=now())
 
     def beat(self, job_id: str) -> bool:
         """Note that the process was seen alive; whether the job shall be cancelled."""
         with self._db.write() as connection:
+            _take_back(connection, job_id)
             changed = sa.update(J).where(J.c.id == job_id).values(heartbeat_at=now()).returning(J.c.cancel_requested)
             return bool(connection.execute(changed).scalar())
 
@@ -127,6 +134,10 @@ class JobTable:
     ) -> None:
         """The job's end and its last event, in one transaction."""
         with self._db.write() as connection:
+            if status == "interrupted":
+                update(connection, job_id, unsettled=False, worker=None)  # another server may have said so already
+            else:
+                _take_back(connection, job_id)
             change_status(
                 connection,
                 job_id,
@@ -184,6 +195,27 @@ def change_status(connection: Connection, job_id: str, *, from_: Iterable[str], 
     return True
 
 
+def interrupt_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, Any]) -> list[str]:
+    """Mark every job that these dead servers left running; the jobs' ids. Their queued jobs wait for them."""
+    query = sa.select(J.c.id).where(J.c.server_id.in_(tuple(server_ids)), J.c.status == "running")
+    ids = list(connection.execute(query).scalars())
+    for job_id in ids:
+        values = {"status": "interrupted", "unsettled": True, "error": dict(error), "finished_at": now()}
+        change_status(connection, job_id, from_=("running",), **values)
+    return ids
+
+
+def _take_back(connection: Connection, job_id: str) -> None:
+    """Let a job that another server has ended run on, as its next attempt; nothing changes for any other."""
+    taken = sa.update(J).where(J.c.id == job_id, J.c.unsettled, J.c.status == "interrupted")
+    values = {"status": "running", "unsettled": False, "error": None, "finished_at": None}
+    row = connection.execute(taken.values(**values, attempt=J.c.attempt + 1).returning(*J.c)).one_or_none()
+    if row is not None:
+        _append(connection, job_id, STATUS_EVENT, _status(row))
+        alive = sa.update(tables.servers).where(tables.servers.c.id == row.server_id)
+        connection.execute(alive.values(heartbeat_at=clock()))  # or the job would be ended again at once
+
+
 def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
     """The job's row."""
     return connection.execute(sa.select(J).where(J.c.id == job_id)).one_or_none()
@@ -191,7 +223,7 @@ def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
 
 def delete(connection: Connection, job_id: str) -> bool:
     """Remove an ended job and its events; False for one that has not ended or does not exist."""
-    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(ENDED)))
+    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(ENDED)), sa.not_(J.c.unsettled))
     return connection.execute(ended).rowcount > 0
 
 

@@ -217,6 +217,8 @@ class JobService:
             if row.status not in RESUMABLE:
                 may = "only a cancelled, failed or interrupted job can be resumed"
                 raise Problem("not_resumable", f"it is {row.status}; {may}")
+            if row.unsettled:
+                raise Problem("not_resumable", "what its worker left is still being looked at; try again in a moment")
             if not files.has_saved_state(self._table.folder(job_id)):
                 raise Problem(
                     "not_resumable", "it ended before its first checkpoint; start it again with POST /v1/jobs"

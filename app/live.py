@@ -33,6 +33,7 @@ class LiveTrace:
     resumed: bool = False
     submitted: bool = False  # the engine knows it
     ended: bool = False  # its terminal event is on the way
+    lost: bool = False  # another server has ended it
     was_read: bool = False  # somebody has followed its events
     position: int | None = None
     cancel_reason: str | None = None

@@ -1,55 +1,48 @@
-"""Logs: one line a record on stderr, as text or JSON, with the id of the trace it is about."""
+"""The server's log lines, and the one line with which it refuses to start. The form is :mod:`model.log_lines`."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
+import os
 import sys
-import time
 
-_ID = re.compile(r"\b(tr_[0-9a-z]{20})\b")
+from model import log_lines
+from model.log_lines import LineFormatter
 
-
-class LineFormatter(logging.Formatter):
-    """Time, level and message in one line; what has line breaks (a stack) is folded into it."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-        self.converter = time.gmtime
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        if record.exc_info:
-            message += " | " + self.formatException(record.exc_info)
-        moment = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z"
-        if self._as_json:
-            line = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
-            found = _ID.search(message)
-            if found:
-                line["trace"] = found[1]
-            return json.dumps(line)
-        return f"{moment} {record.levelname:<7} {record.name}: {plain(message)}"
-
-
-def plain(text: str) -> str:
-    """`text` on one line that no terminal takes for a command: control, format and separator characters escaped."""
-    folded = text.replace("\r\n", "\n").replace("\n", " ⏎ ")
-    return "".join(char if char == " " or char.isprintable() else ascii(char)[1:-1] for char in folded)
+FORMAT = "OMNI_R1_LOG_FORMAT"
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send every logger's records to stderr in one form; uvicorn's access lines stay out (there are metrics)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(as_json=log_format == "json"))
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("omni_r1").setLevel(level.upper())
+    """Send every logger's records to stderr in one form; uvicorn's access lines stay out (`app/access_log.py`)."""
+    log_lines.configure(log_format, level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
         logger.setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def begin() -> None:
+    """Choose the form before the settings are read, so that their refusal has it."""
+    given = next((value for name, value in os.environ.items() if name.upper() == FORMAT), "")
+    configure("json" if given.strip().lower() == "json" else "text", "info")
+
+
+def refuse(reason: str) -> None:
+    """Say on stderr why the server does not start or go on."""
+    if log_lines.in_json():
+        logging.getLogger("omni_r1.server").critical("%s", reason)
+    else:
+        sys.stderr.write(f"omni-r1: {reason}\n")
+
+
+def announce(url: str) -> None:
+    """The first line on stdout: where the server answers."""
+    words = f"Omni-R1 Studio: {url}  (Ctrl-C stops it)"
+    if log_lines.in_json():
+        record = logging.makeLogRecord({"name": "omni_r1.server", "levelname": "INFO", "levelno": 20, "msg": words})
+        words = json.dumps(json.loads(LineFormatter(as_json=True).format(record)) | {"url": url})
+    sys.stdout.write(words + "\n")
+    sys.stdout.flush()

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from app import logs
+from app.access_log import HEADER, AccessLog
 from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
@@ -47,6 +48,7 @@ from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
 from app.server import BAD_START, bind, run_app
+from app.servers import ServerWatch
 from app.settings import Settings
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
@@ -111,7 +113,7 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "Idempotent-Replayed"],
+            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", HEADER],
         )  # fmt: skip
     app.add_middleware(
         GuardMiddleware,
@@ -123,6 +125,7 @@ def create_app(
     app.add_middleware(MetricsMiddleware, metrics=services.metrics)
     app.add_middleware(Gzip)
     app.add_middleware(ConditionalMiddleware)
+    app.add_middleware(AccessLog, write=settings.access_log)
     return app
 
 
@@ -165,6 +168,7 @@ def build_services(
         world=world,
         metrics=metrics,
     )
+    servers = ServerWatch(db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
     service = TraceService(
         db=db,
         events=events,
@@ -174,7 +178,7 @@ def build_services(
         partials=partials,
         intake=intake,
         runner=runner,
-        reader=TraceReader(db, events, lambda: home.server_id, ping_s=settings.ping_s),
+        reader=TraceReader(db, events, lambda: home.server_id, ping_s=settings.ping_s, is_dead=servers.is_dead),
         metrics=metrics,
         home=home,
         max_queue=settings.max_queue,
@@ -193,6 +197,7 @@ def build_services(
     )
     metrics.watch("omni_r1_jobs_running", "Jobs in work.", lambda: job_service.running)
     pool.cancel_running = service.cancel_running
+    servers.in_work, servers.end_elsewhere = lambda: service.in_work, service.end_elsewhere
     metrics.watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(generation.status().loaded))
     metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
     metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)
@@ -218,6 +223,7 @@ def build_services(
         intake=intake,
         traces=service,
         jobs=job_service,
+        servers=servers,
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(db),
         metrics=metrics,
@@ -253,7 +259,7 @@ def serve(
         sock = bind(settings.host, settings.port)
     except (HomeError, OSError) as error:
         home.close()
-        sys.stderr.write(f"omni-r1: {error}\n")
+        logs.refuse(str(error))
         return BAD_START
     host, port = sock.getsockname()[:2]
     home.note(host, port)
@@ -270,11 +276,10 @@ def serve(
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
-        sys.stderr.write(f"omni-r1: {_why_not(error)}\n")
+        logs.refuse(_why_not(error))
         return BAD_START
     shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"Omni-R1 Studio: http://{shown}:{port}  (Ctrl-C stops it)\n")
-    sys.stdout.flush()
+    logs.announce(f"http://{shown}:{port}")
     return run_app(app, sock, kill_engine=kill_engine)
 
 
@@ -288,9 +293,10 @@ if __name__ == "__main__":
     from app.settings import SettingsError, read_settings
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn takes the signals over
+    logs.begin()
     try:
         code = serve(read_settings())
     except SettingsError as refusal:
-        sys.stderr.write(f"omni-r1: {refusal}\n")
+        logs.refuse(str(refusal))
         code = BAD_START
     sys.exit(code)

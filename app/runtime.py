@@ -83,6 +83,7 @@ class Runtime:
             self._home.open()
         os.environ.setdefault("GRADIO_TEMP_DIR", str(self._home.tmp))
         self._services.db.migrate()
+        self._services.servers.beat()
         self._services.traces.recover()
         self._services.jobs.recover()
         self._prepared = True
@@ -97,6 +98,8 @@ class Runtime:
             asyncio.create_task(self._sweep(), name="sweep"),
             asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
         ]
+        if self._services.settings.database_url is not None:  # a home's own database has one server
+            self._services.servers.start()
 
     async def _boot(self) -> None:
         s = self._services
@@ -232,7 +235,7 @@ class Runtime:
         s = self._services
         await self.stop_traces()
         # Side by side: one that hangs must not take the others' time.
-        await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S))
+        await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S), s.servers.close())
         with contextlib.suppress(TooSlow):
             await pools.probe.run(s.db.close)
         s.spool.close()

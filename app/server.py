@@ -6,7 +6,6 @@ import asyncio
 import gc
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -14,6 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app import logs
 from app.connections import ConnectionGuard, Listener, connection_limit, raise_descriptor_limit
 from app.deps import Services
 from app.exit_watch import ExitWatch
@@ -103,7 +103,7 @@ def run_app(app: FastAPI, sock: socket.socket, *, kill_engine: Callable[[], None
     server.run(sockets=[Listener.of(sock, guard)])
     gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
     if runtime.failure is not None:
-        sys.stderr.write(f"omni-r1: {runtime.failure}\n")
+        logs.refuse(runtime.failure)
         return BAD_START
     return 0
 

@@ -75,10 +75,17 @@ class Settings(BaseSettings):
     ping_s: float = Field(
         15.0, gt=0, le=300, description="Seconds of silence after which an event stream sends a comment."
     )
+    dead_after_s: float = Field(
+        30.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds without a heartbeat after which other servers on the database end this one's traces.",
+    )
     allowed_hosts: StringList = Field((), description="More `Host` names to accept, separated by commas.")
     allowed_roots: PathList = Field((), description="Folders beside the home that checkpoints may be read from.")
     cors_origins: StringList = Field((), description="Origins that may call from a browser, separated by commas.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on stderr.")
+    access_log: bool = Field(True, description="Whether there is a log line for every answered request.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
     @field_validator("allowed_hosts", "allowed_roots", "cors_origins", mode="before")

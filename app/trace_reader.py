@@ -17,7 +17,8 @@ from app import pools
 from app import trace_store as store
 from app.db import Database
 from app.errors import Problem
-from app.event_log import PING, REPLAY_CHUNK, TERMINAL_TYPES, EventLog, frame
+from app.event_log import REPLAY_CHUNK, TERMINAL_TYPES, EventLog, frame
+from app.stream_reader import PING, if_database_answers
 from app.words import TERMINAL
 
 LOOK_EVERY_S = 0.5
@@ -26,8 +27,17 @@ LOOK_EVERY_S = 0.5
 class TraceReader:
     """The stored side of every trace. Coroutines on the event loop."""
 
-    def __init__(self, db: Database, events: EventLog, server_id: Callable[[], str], *, ping_s: float) -> None:
+    def __init__(
+        self,
+        db: Database,
+        events: EventLog,
+        server_id: Callable[[], str],
+        *,
+        ping_s: float,
+        is_dead: Callable[[str], bool] = lambda _server_id: False,
+    ) -> None:
         self._db = db
+        self._is_dead = is_dead
         self._events = events
         self._server_id = server_id
         self._ping_s = ping_s
@@ -68,13 +78,15 @@ class TraceReader:
         """The trace's events behind `after`, as frames of a stream; ask `past_the_end` first."""
         return self._follow(trace_id, after) if trace_id in self._elsewhere else self._events.read(trace_id, after)
 
-    async def require_here(self, trace_id: str) -> None:
-        """409 for a trace that another server has in work or paused."""
+    async def require_here(self, trace_id: str, *, or_dead: bool = False) -> None:
+        """409 for a trace that another server has in work or paused; with `or_dead` only while that server lives."""
 
         def look() -> bool:
             with self._db.read() as connection:
                 row = store.get_row(connection, trace_id)
-                return row is not None and self._works_elsewhere(row)
+                if row is None or not self._works_elsewhere(row):
+                    return False
+                return not (or_dead and self._is_dead(row.server_id))
 
         if await pools.reads.run(look):
             raise Problem("trace_elsewhere", "another server on this database began the trace; ask that one")
@@ -86,23 +98,31 @@ class TraceReader:
         """As :meth:`EventLog.read`, half a second late at most."""
         heard = time.monotonic()
         while True:
-            stored = await pools.streams.run(self._events.stored, trace_id, after, REPLAY_CHUNK)
+            found = await if_database_answers(self._look, trace_id, after)
+            if found is None:
+                yield PING
+                continue
+            stored, exists = found
             if stored:
                 after, heard = stored[-1][0], time.monotonic()
                 yield b"".join(frame(*row) for row in stored)
                 if stored[-1][1] in TERMINAL_TYPES:
                     return
                 continue
-            if not await pools.streams.run(self._exists, trace_id):
+            if not exists:
                 return
             if time.monotonic() - heard >= self._ping_s:
                 heard = time.monotonic()
                 yield PING
             await asyncio.sleep(min(LOOK_EVERY_S, self._ping_s))
 
-    def _exists(self, trace_id: str) -> bool:
+    def _look(self, trace_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
+        """The next events, and whether there is such a trace; blocking."""
+        stored = self._events.stored(trace_id, after, REPLAY_CHUNK)
+        if stored:
+            return stored, True
         with self._db.read() as connection:
-            return store.get_row(connection, trace_id) is not None
+            return [], store.exists(connection, trace_id)
 
 
 def no_trace() -> Problem:

@@ -224,7 +224,7 @@ class TraceRunner:
         *,
         urgent: bool,
         update: Callable[[Connection], None] | None,
-    ) -> asyncio.Future[None] | None:
+    ) -> asyncio.Future[bool] | None:
         """None if the trace has ended: work in a thread may let the end overtake."""
         return None if live.ended else self._events.append(live.id, type_, data, urgent=urgent, update=update)
 
@@ -241,8 +241,8 @@ class TraceRunner:
             return
         live.ended = True
         update = _setter(live.id, status="paused", mode="step", resume=resume, timings=dict(live.timings))
-        await self._events.append(live.id, "trace.paused", {"step": step}, urgent=True, update=update)
-        self._leave(live)
+        if await self._events.append(live.id, "trace.paused", {"step": step}, urgent=True, update=update):
+            self._leave(live)
 
     # ---- the ends
 
@@ -285,6 +285,15 @@ class TraceRunner:
         """End the trace for a reason outside the engine."""
         await self._failed(live, code, detail)
 
+    async def let_go(self, live: LiveTrace) -> None:
+        """Stop the work on a trace that another server has ended, without a word in its log."""
+        if live.submitted:
+            await self._stop_engine(live)
+        if live.runner is not None:
+            live.runner.cancel()
+            await asyncio.wait([live.runner])
+        self._leave(live)
+
     async def _end(self, live: LiveTrace, status: str, type_: str, data: dict[str, Any], row: dict[str, Any]) -> None:
         if live.ended:
             return
@@ -293,7 +302,8 @@ class TraceRunner:
         def update(connection: Connection) -> None:
             store.finish(connection, live.id, status=status, **row)
 
-        await self._events.append(live.id, type_, data, urgent=True, update=update)
+        if not await self._events.append(live.id, type_, data, urgent=True, update=update):
+            return  # another server was first; `let_go` does the rest
         self._metrics.traces_ended.labels(status).inc()
         log.info("trace %s %s after %d ms", live.id, status, live.elapsed_ms())
         self._leave(live)

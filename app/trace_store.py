@@ -22,10 +22,15 @@ from app.words import TERMINAL
 T = tables.traces
 E = tables.events
 
+IN_WORK = ("queued", "running")
+
 # What a list page needs: everything but the steps and the resume state.
 _ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resume")]
 _NO_RESUME = [column for column in T.c if column.name != "resume"]
 
+
+# Asked in every commit of events: built once.
+_STATUSES = sa.select(T.c.id, T.c.status).where(T.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 TraceIds = functools.partial(SortableIds, "tr_")
 
@@ -98,6 +103,18 @@ def update(connection: Connection, trace_id: str, **values: Any) -> None:
     connection.execute(sa.update(T).where(T.c.id == trace_id).values(**values))
 
 
+def update_in_work(connection: Connection, trace_id: str, **values: Any) -> bool:
+    """Set columns of the row of a trace that is queued or running; False for any other."""
+    changed = sa.update(T).where(T.c.id == trace_id, T.c.status.in_(IN_WORK)).values(**values)
+    return connection.execute(changed).rowcount > 0
+
+
+def statuses(connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]:
+    """The status of each of these traces; those that do not exist are left out."""
+    found = connection.execute(_STATUSES, {"ids": list(trace_ids)})
+    return {row.id: row.status for row in found}
+
+
 def finish(connection: Connection, trace_id: str, **values: Any) -> None:
     """The final row: `values` and what the events tell (steps, answer, last picture); the resume state goes."""
     told = fold(events_of(connection, trace_id))
@@ -109,6 +126,11 @@ def get_row(connection: Connection, trace_id: str, *, resume: bool = False) -> R
     """The trace's row, with its resume state only on demand."""
     query = sa.select(*(T.c if resume else _NO_RESUME)).where(T.c.id == trace_id)
     return connection.execute(query).one_or_none()
+
+
+def exists(connection: Connection, trace_id: str) -> bool:
+    """Whether there is such a trace."""
+    return bool(statuses(connection, [trace_id]))
 
 
 def delete(connection: Connection, trace_id: str) -> bool:
@@ -197,16 +219,20 @@ def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
     return shown
 
 
-def end_left_over(connection: Connection, server_id: str, error: Mapping[str, str]) -> int:
-    """Give every trace of this server that was in work when its process ended its `interrupted` end; how many."""
-    query = sa.select(T.c.id).where(T.c.server_id == server_id, T.c.status.in_(("queued", "running")))
+def end_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, str]) -> list[str]:
+    """Give every trace that these servers left queued or running its `interrupted` end; the traces' ids.
+
+    In a write transaction, which holds the database's one write lock: what a server that is not dead after all commits
+    later finds the trace ended (:class:`app.event_log.EventLog`).
+    """
+    query = sa.select(T.c.id).where(T.c.server_id.in_(tuple(server_ids)), T.c.status.in_(IN_WORK))
     ids = list(connection.execute(query).scalars())
     data = json.dumps({"error": dict(error)}, separators=(",", ":"))
     for trace_id in ids:
         seq = last_seq(connection, trace_id) + 1
         connection.execute(sa.insert(E).values(trace_id=trace_id, seq=seq, type="trace.failed", data=data))
         finish(connection, trace_id, status="interrupted", error=dict(error))
-    return len(ids)
+    return ids
 
 
 def newest_id(connection: Connection) -> str | None:

@@ -81,16 +81,17 @@ class TraceService:
         self.stopping = False
         self._grace = GraceWatch(events, self._live, grace_s, self._disconnected)
         runner.on_leave = self._left
+        events.on_lost = self._lose
 
     # ---- start and stop
 
     def recover(self) -> None:
         """Give what a dead process left in work its end; blocking, before the first request."""
         with self._db.write() as connection:
-            ended = store.end_left_over(connection, self._home.server_id, INTERRUPTED)
+            ended = store.end_left_over(connection, [self._home.server_id], INTERRUPTED)
             self._ids.not_before(store.newest_id(connection))
         if ended:
-            log.warning("%d traces were in work when the server last ended; they are marked interrupted", ended)
+            log.warning("%d traces were in work when the server last ended; they are marked interrupted", len(ended))
 
     async def stop(self) -> None:
         """No new trace; every trace in work gets its `interrupted` end, shown to its readers."""
@@ -257,7 +258,7 @@ class TraceService:
 
             def note() -> None:
                 with self._db.write() as connection:
-                    store.update(connection, trace_id, mode="step")
+                    store.update_in_work(connection, trace_id, mode="step")
 
             await pools.writes.run(note)
             if live.submitted and not live.ended:
@@ -310,7 +311,10 @@ class TraceService:
         def update(connection: Any) -> None:
             store.update(connection, row.id, status="running", mode=mode)
 
-        await self._events.append(row.id, "trace.resumed", {"mode": mode}, urgent=True, update=update)
+        resumed = {"mode": mode}
+        written = self._events.append(row.id, "trace.resumed", resumed, urgent=True, update=update, follows=("paused",))
+        if not await written:
+            raise Problem("not_paused", "another server has ended it meanwhile")
         if self.stopping:
             await self._runner.interrupt(live)
             return
@@ -324,7 +328,7 @@ class TraceService:
             if live is not None:
                 await self._stop_live(live, reason)
             else:
-                await self._reader.require_here(trace_id)
+                await self._reader.require_here(trace_id, or_dead=True)
             trace = await self.get(trace_id)
             if trace["status"] == "paused":
                 await self._cancel_paused(trace_id, reason)
@@ -353,8 +357,11 @@ class TraceService:
         def update(connection: Any) -> None:
             store.finish(connection, trace_id, status="cancelled")
 
-        await self._events.append(trace_id, "trace.cancelled", {"reason": reason}, urgent=True, update=update)
-        self._metrics.traces_ended.labels("cancelled").inc()
+        done = self._events.append(
+            trace_id, "trace.cancelled", {"reason": reason}, urgent=True, update=update, follows=("paused",)
+        )
+        if await done:
+            self._metrics.traces_ended.labels("cancelled").inc()
         self._events.leave(trace_id)
 
     async def delete(self, trace_id: str) -> None:
@@ -370,6 +377,29 @@ class TraceService:
         if not await pools.writes.run(remove):
             raise no_trace()
         self._events.delete(trace_id)
+
+    # ---- ended by another server on the same database
+
+    @property
+    def in_work(self) -> list[str]:
+        """Ids of the traces this server has in work."""
+        return list(self._live)
+
+    def end_elsewhere(self, trace_id: str) -> None:
+        """Another server has given the trace its end, since this one seemed dead: stop the work on it."""
+        live = self._live.get(trace_id)
+        if live is not None and not live.ended:  # otherwise its own last event, on its way, finds that out
+            self._events.lose(trace_id)
+            self._lose(trace_id)
+
+    def _lose(self, trace_id: str) -> None:
+        live = self._live.get(trace_id)
+        if live is None or live.lost:
+            return
+        live.lost = live.ended = True
+        log.warning("trace %s: another server has ended it; the work on it stops", trace_id)
+        self._metrics.traces_ended.labels("interrupted").inc()
+        self._spawn(self._runner.let_go(live))
 
     # ---- helpers
 

@@ -43,6 +43,17 @@ def postgres() -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A running PostgreSQL of one test's own, to be stopped and started."""
+    require_postgres()
+    cluster = Cluster()
+    try:
+        yield cluster.start()
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
 def postgres_url(postgres: Cluster) -> Iterator[str]:
     """A fresh database with the tables in it."""
     url = postgres.new()

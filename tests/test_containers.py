@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import json
 import os
 import re
 import shlex
@@ -218,9 +219,13 @@ def test_the_profile_adds_a_postgresql_that_is_waited_for_and_used(compose: dict
     assert "postgres" in compose["volumes"]
 
 
-def test_every_setting_that_compose_names_exists(compose: dict[str, Any]) -> None:
-    named = {name for name in environment(compose["services"]["app"]) if name.startswith(PREFIX)}
-    assert named <= {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+def test_compose_passes_every_setting_that_the_image_leaves_open(compose: dict[str, Any]) -> None:
+    given = environment(compose["services"]["app"])
+    fixed = {name for env in all_of("ENV") for name in re.findall(rf"({PREFIX}\w+)=", env)}
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    assert {name for name in given if name.startswith(PREFIX)} == known - fixed
+    passed_on = {name for name, value in given.items() if name.startswith(PREFIX) and value is None}
+    assert known - fixed - passed_on == {f"{PREFIX}API_KEY"}  # which has to be set
 
 
 # ---- the start script
@@ -283,6 +288,8 @@ def test_a_volume_that_was_used_with_postgresql_never_falls_back_to_an_empty_sql
     without = start(tmp_path, resolves=False, **given)
     assert (without.code, without.said) == (1, {})
     assert "--profile postgres" in without.error
+    in_json = start(tmp_path, resolves=False, OMNI_R1_LOG_FORMAT="json", **given)
+    assert "--profile postgres" in json.loads(in_json.error)["message"]
     assert start(tmp_path, resolves=True, **given).said["url"] == URL
     named = start(tmp_path, resolves=False, OMNI_R1_DATABASE_URL="postgresql://u@elsewhere/db", **given)
     assert (named.code, named.said["url"]) == (0, "postgresql://u@elsewhere/db")

@@ -253,14 +253,14 @@ class JobRunner:
             if code is not None:
                 await self._until_done(lambda: self._drain(watch))
                 return code
-            with telling(f"job {job.id}: its events cannot be stored at present", watch):
-                while await self._in_thread(self._tail, watch):
-                    self._hooks.changed(job.id)
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
                 beat_at = time.monotonic() + self._beat_s
                 with telling(f"job {job.id}: its row cannot be written at present", watch):
                     watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
+            with telling(f"job {job.id}: its events cannot be stored at present", watch):
+                while await self._in_thread(self._tail, watch):
+                    self._hooks.changed(job.id)
             self._press(watch, worker)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):

@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from model import log_lines
+
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
 NICENESS = 10  # the server's own threads come first
 MODULES = {
@@ -178,4 +180,5 @@ def _lower_priority() -> None:
 
 
 if __name__ == "__main__":
+    log_lines.configure("text", "info")  # to `log.txt`, which people read
     sys.exit(main())

@@ -109,4 +109,6 @@ def about_page(client: Client) -> None:
     )
     blocks = gr.context.Context.root_block
     assert blocks is not None
-    blocks.load(lambda: json.dumps(sections(client)), None, facts, show_progress="hidden", api_visibility="private")
+    blocks.load(
+        lambda: json.dumps(sections(client)), None, facts, show_progress="hidden", queue=False, api_visibility="private"
+    )

@@ -44,4 +44,4 @@ def gallery_page(client: Client) -> None:
         choice.input(None, choices, None, js=js, show_progress="hidden", queue=False, api_visibility="private")
     blocks = gr.context.Context.root_block
     assert blocks is not None
-    blocks.load(checkpoints, None, checkpoint, show_progress="hidden", api_visibility="private")
+    blocks.load(checkpoints, None, checkpoint, show_progress="hidden", queue=False, api_visibility="private")

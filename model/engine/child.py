@@ -7,7 +7,6 @@ goes when its socket closes, which also happens when the parent is killed.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import pickle
 import signal
@@ -16,6 +15,7 @@ import sys
 import threading
 from typing import Any
 
+from model import log_lines
 from model.engine.client import HEADER
 
 
@@ -23,7 +23,8 @@ def main(fd: int) -> None:
     """Serve the parent over an inherited socket until it closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    given = os.environ.get
+    log_lines.configure(given("OMNI_R1_LOG_FORMAT", "text").lower(), given("OMNI_R1_LOG_LEVEL", "info"))
     gc.disable()  # what is imported stays: to look for garbage in it meanwhile is a third of the time it takes
     from model.engine.worker import Worker
 

@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +185,16 @@ def test_two_servers_on_one_database_keep_to_their_own_jobs(
 class Killable:
     """The real server on a scripted engine, as a process."""
 
-    def __init__(self, home: Path, what: str) -> None:
+    def __init__(self, home: Path, what: str, environment: Mapping[str, str] | None = None) -> None:
         self.home = home
+        self.environment = {"OMNI_R1_JOB_PATIENCE_S": "1", **(environment or {})}
         self.command = [sys.executable, "-m", "tests.fake_server", "--port", "0", "--home", str(home), "--no-page"]
         self.command += ["--worker", shlex.join(worker(what))]
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Client:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_R1_")}
-        environment["OMNI_R1_JOB_PATIENCE_S"] = "1"
+        environment |= self.environment
         self.process = subprocess.Popen(
             self.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -260,3 +261,24 @@ def serve(environment: dict[str, str], *argv: str) -> subprocess.CompletedProces
 
 def clean_environment(home: Path) -> dict[str, str]:
     return Server(home).env()
+
+
+def test_an_idle_server_sleeps(fresh_server: Server) -> None:
+    """Counted in wake-ups, which do not depend on how fast the machine is: a loop that polls has hundreds a second."""
+    fresh_server.start()
+    assert fresh_server.process is not None
+    processes = [psutil.Process(fresh_server.process.pid), *fresh_server.children()]
+
+    def wake_ups() -> int:
+        return sum(process.num_ctx_switches().voluntary for process in processes)
+
+    rates: list[float] = []
+
+    def sleeps() -> bool:  # what a start leaves to be done takes a while on a busy machine
+        before, since = wake_ups(), time.monotonic()
+        time.sleep(2)
+        rates.append((wake_ups() - before) / (time.monotonic() - since))
+        return rates[-1] < 60
+
+    wait_until(sleeps, f"fewer than 60 wake-ups a second: {rates}", 120)
+    assert fresh_server.stop() == 0

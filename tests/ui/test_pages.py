@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -17,7 +18,7 @@ from starlette.testclient import TestClient
 from app.client import Client
 from app.ui.about import sections, words_of
 from app.ui.assets import static_files
-from app.ui.page import build_ui, theme
+from app.ui.page import build_ui, mount_ui, theme
 from app.ui.training import presets
 from training.spec import parse_spec
 
@@ -64,6 +65,27 @@ def test_building_the_pages_asks_the_server_nothing(config: dict[str, Any]) -> N
 
 def test_no_tab_keeps_a_connection_to_gradio_open(config: dict[str, Any]) -> None:
     assert config["connect_heartbeat"] is False
+
+
+def test_no_event_waits_in_gradios_queue(config: dict[str, Any]) -> None:
+    assert [one["targets"] for one in config["dependencies"] if one["queue"] is not False] == []
+
+
+def test_gradios_queue_does_not_run_behind_the_pages() -> None:
+    page = FastAPI()
+
+    async def queue_tasks() -> list[str]:
+        mount_ui(page, canned({}))
+        async with page.router.lifespan_context(page):
+            for _ in range(100):  # the queue's tasks sleep some milliseconds before they see that it is closed
+                names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+                found = [name for name in names if name.startswith("Queue.")]
+                if not found:
+                    break
+                await asyncio.sleep(0.05)
+            return found
+
+    assert asyncio.run(queue_tasks()) == []
 
 
 def test_the_studios_buttons_need_no_python(config: dict[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""Log lines: one line a record, as text or JSON, the same in every process of the studio. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import threading
+import time
+from contextvars import ContextVar
+from types import TracebackType
+
+_IDS = {"trace": re.compile(r"\b(tr_[0-9a-z]{20})\b"), "job": re.compile(r"\b(job_[0-9a-z]{20})\b")}
+# Control characters, line and paragraph separators, direction marks, halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# The request that the running code works for; every record of it carries the id.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+def escaped(text: str) -> str:
+    r"""`text` in one line that no terminal takes for a command: line breaks become ⏎, other control characters \x1b."""
+    folded = text.replace("\r\n", "\n").replace("\n", " ⏎ ")
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], folded)
+
+
+class LineFormatter(logging.Formatter):
+    """Time, level, logger and message in one line; a stack is folded into it, or is a member of the JSON.
+
+    A record's `fields` (a dict, by `extra`) are members of the JSON as well.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            message = record.getMessage().rstrip("\n")
+        except (TypeError, ValueError, KeyError):  # arguments that do not fit must not cost the line
+            message = f"{record.msg} {record.args}"
+        stack = self.formatException(record.exc_info) if record.exc_info else record.stack_info
+        moment = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z"
+        request = request_id.get()
+        if not self.as_json:
+            text = message if not stack else f"{message} | {stack}"
+            end = f" request={request}" if request else ""
+            return f"{moment} {record.levelname:<7} {record.name}: {escaped(text)}{end}"
+        line = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
+        if request:
+            line["request_id"] = request
+        for name, pattern in _IDS.items():
+            found = pattern.search(message)
+            if found:
+                line[name] = found[1]
+        if stack:
+            line["exception"] = stack
+        return json.dumps(line | getattr(record, "fields", {}), default=str)
+
+
+def configure(log_format: str, level: str) -> None:
+    """Send every logger's records, warnings and, as JSON, what nobody caught to stderr in one form.
+
+    Raises:
+        ValueError: for an unknown level.
+    """
+    as_json = log_format == "json"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(as_json=as_json))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("omni_r1").setLevel(level.upper())
+    logging.captureWarnings(True)
+    if as_json:
+        sys.excepthook = _uncaught
+        threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def in_json() -> bool:
+    """Whether `configure` chose JSON."""
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    return any(isinstance(formatter, LineFormatter) and formatter.as_json for formatter in formatters)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, stack: TracebackType | None) -> None:
+    if not issubclass(kind, SystemExit | KeyboardInterrupt):
+        found = (kind, error or kind(), stack)
+        logging.getLogger("omni_r1").critical("%s", f"{kind.__name__}: {error}", exc_info=found)
