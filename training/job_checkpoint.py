@@ -179,20 +179,20 @@ def last_good(ctx: JobContext) -> str:
     return f"the last good checkpoint is {found[-1].name}"
 
 
-def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed: int, final: bool) -> None:
+def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed: int, last: bool) -> None:
     """Write the state of a step and its checkpoint, once there is room; old optimiser states make room first.
 
-    Where it cannot be written for another reason the job warns and trains on, unless this save is its last.
+    Where it cannot be written for another reason the job warns and trains on, unless it ends here.
 
     Args:
         ctx: the job.
         write: does it; may be called again.
         step: finished steps.
         needed: bytes that it takes.
-        final: whether there is nothing to go on for after a failure.
+        last: whether it is the last step.
 
     Raises:
-        JobError: ``save_failed``, where ``final``.
+        JobError: ``save_failed``, where the job ends here.
         OSError, SafetensorError: the disk is full, and the job was asked to stop.
     """
     try:
@@ -200,7 +200,7 @@ def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed
     except SAVE_ERRORS as error:
         if is_full(error) and ctx.disk.waits:
             raise
-        _save_failed(ctx, error, step=step, final=final)
+        _save_failed(ctx, error, step=step, final=last or bool(ctx.stop))
 
 
 def bytes_of(state: Any) -> int:

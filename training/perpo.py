@@ -117,7 +117,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
                 )  # fmt: skip
 
         needed = bytes_of(state) + (checkpoint_bytes(base, weights) if whole else 0)
-        save_step(ctx, write, step=step, needed=needed, final=step == hp.steps or bool(ctx.stop))
+        save_step(ctx, write, step=step, needed=needed, last=step == hp.steps)
 
     began = ctx.clock()
     ctx.log.progress(stage, start, hp.steps)

@@ -165,7 +165,7 @@ class _Job:
             )
 
         needed = bytes_of(state) + checkpoint_bytes(self.base, weights)
-        save_step(self.ctx, write, step=step, needed=needed, final=step == self.total or bool(self.ctx.stop))
+        save_step(self.ctx, write, step=step, needed=needed, last=step == self.total)
 
 
 def question_images(data: TokenSet, boi_id: int, before: ImageCount) -> ImageCount:
