@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from training.job_context import Stop
 
 WAITING = "waiting.json"
+TRAIN = "train"  # of a checkpoint: its training state
 MARGIN_BYTES = 1 << 20  # left free, so that events and the server's database find room, too
 POLL_S = 0.5
 LONGEST_PAUSE_S = 30.0  # between two tries where the free bytes do not say why there is no room: quotas, inodes
@@ -47,6 +48,7 @@ class Disk:
         stop: Stop | None = None,
         on_wait: Callable[[dict[str, Any]], None] = lambda waiting: None,
         on_room: Callable[[], None] = lambda: None,
+        on_spared: Callable[[int], None] = lambda count: None,
     ) -> None:
         """
         Args:
@@ -54,11 +56,13 @@ class Disk:
             stop: ends every wait once it is true.
             on_wait: called with ``{for, needed_bytes, free_bytes}`` when a wait begins.
             on_room: called when it is over.
+            on_spared: called with the number of old optimiser states that were removed to make room.
         """
         self._folder = folder
         self._stop = stop
         self._on_wait = on_wait
         self._on_room = on_room
+        self._on_spared = on_spared
         self._slot: int | None = None
         self._shown: Mapping[str, Any] | None = None
         self.waited_s = 0.0
@@ -68,18 +72,19 @@ class Disk:
         """Whether writes wait for room."""
         return self._stop is not None
 
-    def write(self, action: Callable[[], T], *, needed: int = 0, make_room: Callable[[], bool] = lambda: False) -> T:
+    def write(self, action: Callable[[], T], *, needed: int = 0) -> T:
         """Do a write; when the disk is full, wait for room and do it again from its beginning.
+
+        Before the wait, optimiser states are removed that nothing resumes from any more.
 
         Args:
             action: the write; whatever it left when it failed must not be in its own way.
             needed: bytes that it will take, if that is known. It is not begun with less room than that.
-            make_room: called once if there is too little; removes what can be spared, true if there was something.
 
         Raises:
             OSError, SafetensorError: another reason, or still no room when the job was asked to stop.
         """
-        tried, pause = False, 0.0
+        pause = 0.0
         try:
             while True:
                 try:
@@ -88,9 +93,7 @@ class Disk:
                 except Exception as error:
                     if not is_full(error):
                         raise
-                    spared = not tried and make_room()
-                    tried = True
-                    if not spared:
+                    if not (self.waits and self._drop_old_states()):
                         self._wait(error, needed + MARGIN_BYTES, pause)
                         pause = min(LONGEST_PAUSE_S, max(POLL_S, 2 * pause))
         finally:
@@ -109,7 +112,7 @@ class Disk:
                 if sync:
                     os.fsync(file.fileno())
 
-        self.write(add, needed=len(data))
+        self.write(add)
 
     def prepare(self) -> None:
         """Allocate the bytes of `waiting.json`, as long as there is room for them."""
@@ -133,6 +136,18 @@ class Disk:
     def free_bytes(self) -> int:
         """What this user may still write, as the file system counts it."""
         return shutil.disk_usage(self._folder).free
+
+    def _drop_old_states(self) -> bool:
+        """Remove the training states of all checkpoints but the newest; whether there were any.
+
+        A job resumes from the state in ``runs``, which stays.
+        """
+        states = sorted(self._folder.glob(f"checkpoints/*/{TRAIN}"), key=lambda path: path.parent.stat().st_mtime_ns)
+        for path in states[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
+        if states[:-1]:
+            self._on_spared(len(states) - 1)
+        return len(states) > 1
 
     def _require(self, needed: int) -> None:
         if needed and self.waits and not self._stop and self.free_bytes < needed + MARGIN_BYTES:

@@ -26,11 +26,10 @@ from model.checkpoint import VQ_FILE, LoadedCheckpoint, load_checkpoint, save_ch
 from model.manifest import Capabilities
 from model.shards import CheckpointError
 from model.template import TemplateName
-from training.disk import is_full
+from training.disk import TRAIN, is_full
 from training.job_context import JobContext, JobError
 from training.loop import RunFolder
 
-TRAIN = "train"
 _STEP = re.compile(r"-step-(\d+)$")
 
 SAVE_ERRORS = (OSError, SafetensorError)  # what a full disk looks like, by who was writing
@@ -180,7 +179,7 @@ def last_good(ctx: JobContext) -> str:
 
 
 def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed: int, last: bool) -> None:
-    """Write the state of a step and its checkpoint, once there is room; old optimiser states make room first.
+    """Write the state of a step and its checkpoint, once there is room for them.
 
     Where it cannot be written for another reason the job warns and trains on, unless it ends here.
 
@@ -196,7 +195,7 @@ def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed
         OSError, SafetensorError: the disk is full, and the job was asked to stop.
     """
     try:
-        ctx.disk.write(write, needed=needed, make_room=lambda: drop_old_states(ctx))
+        ctx.disk.write(write, needed=needed)
     except SAVE_ERRORS as error:
         if is_full(error) and ctx.disk.waits:
             raise
@@ -219,20 +218,6 @@ def checkpoint_bytes(base: LoadedCheckpoint, transformer_state: Mapping[str, Ten
 
 def _is_copied(path: Path) -> bool:
     return path.name == VQ_FILE or path.suffix != ".safetensors"
-
-
-def drop_old_states(ctx: JobContext) -> bool:
-    """Remove the optimiser states that nothing resumes from any more; whether there were any.
-
-    The newest checkpoint of this stage keeps its own; the run's state is not touched.
-    """
-    newest = stage_checkpoints(ctx)[-1:]
-    old = [path for path in (ctx.folder / "checkpoints").glob(f"*/{TRAIN}") if path.parent not in newest]
-    for path in old:
-        shutil.rmtree(path, ignore_errors=True)
-    if old:
-        ctx.log.log(f"the disk is full: the optimiser states of {len(old)} older checkpoints were removed")
-    return bool(old)
 
 
 def _save_failed(ctx: JobContext, error: BaseException, *, step: int, final: bool) -> None:

@@ -37,7 +37,7 @@ class JobLog:
     def __init__(self, folder: Path, *, tensorboard: bool = True, stop: Stop | None = None) -> None:
         """With ``stop``, writes wait for room on a full disk until it is true."""
         self.folder = folder
-        self.disk = Disk(folder, stop=stop, on_wait=self._waits, on_room=self._has_room)
+        self.disk = Disk(folder, stop=stop, on_wait=self._waits, on_room=self._has_room, on_spared=self._spared)
         self._lock = threading.RLock()  # a wait is reported by the write that waits
         self._file: int | None = None
         self._torn = False  # the last write ended within a line
@@ -197,6 +197,9 @@ class JobLog:
             except OSError:
                 self._unsaid = warning
 
+    def _spared(self, count: int) -> None:
+        self.log(f"the disk is full: the optimiser states of {count} older checkpoints were removed")
+
     def _has_room(self) -> None:
         """Report that the wait is over."""
         warning, self._unsaid = self._unsaid, None
@@ -214,7 +217,10 @@ class JobLog:
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)  # what raises has written nothing
         self._torn = written < len(whole)
-        if self._torn:
+        if self._torn and self.disk.waits:  # it will be written again
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            self._torn = whole is not line
+        if written < len(whole):
             raise OSError(errno.ENOSPC, f"{written} of {len(whole)} bytes were written")
 
     def _track(self, stage: str, step: int, values: Mapping[str, float]) -> None:
