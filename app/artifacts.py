@@ -27,7 +27,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from app import db as tables
-from app.db import Database, now, stamp
+from app.clock import stamp
+from app.db import Database, now
 from app.errors import Problem, field_problem
 
 MAX_UPLOAD_BYTES = 20_000_000
@@ -170,7 +171,7 @@ class ImageStore:
 
     def sweep(self, *, at: datetime | None = None) -> int:
         """Remove pictures that no trace shows and nobody stored or asked for in 24 h; how many went."""
-        before = stamp((at or datetime.now(UTC)) - KEEP - TOUCH_EVERY)
+        before = stamp(at - KEEP - TOUCH_EVERY) if at is not None else tables.clock.before(KEEP + TOUCH_EVERY)
         i, used = tables.images, tables.trace_images
         query = sa.select(i.c.id).where(
             i.c.last_used_at < before, ~sa.exists().where(used.c.image_id == i.c.id).correlate(i)

@@ -24,7 +24,7 @@ class Record:
     """A checkpoint's row in the database: what its folder does not say."""
 
     name: str
-    folder: str
+    folder: str  # relative to the home where it lies in it
     base: str | None
     job_id: str | None
     stage: str | None

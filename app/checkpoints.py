@@ -30,6 +30,7 @@ from app.words import Drain
 from model.manifest import Manifest
 from model.shards import CheckpointError, find_local, require_plain_files
 from model.template import Template
+from training.home_paths import recorded
 
 log = logging.getLogger("omni_r1.checkpoints")
 
@@ -73,6 +74,7 @@ class CheckpointRegistry:
         self._db = db
         self._server_id = server_id
         self.pool = pool
+        self._home = home
         self.roots = (home, *roots)
         self._home_folder = home / "checkpoints"
         self._package_folder = package_folder
@@ -120,10 +122,10 @@ class CheckpointRegistry:
             for folder in _folders(root, only):
                 if folder != self._extra_folder:
                     record = records.get(folder.name)
-                    same = record is not None and record.folder == str(folder.resolve())
+                    same = record is not None and (self._home / record.folder).resolve() == folder.resolve()
                     yield _Place(folder.name, folder, source, record if same else None)
         for record in records.values():
-            yield _Place(record.name, Path(record.folder), record.source, record)
+            yield _Place(record.name, self._home / record.folder, record.source, record)
 
     def _read(self, place: _Place) -> CheckpointInfo:
         folder, stamp = place.folder, changed(place.folder)
@@ -175,7 +177,7 @@ class CheckpointRegistry:
         metrics: Mapping[str, Any],
     ) -> None:
         """Make a folder known under its name; the same again changes nothing, newer metrics apart. Blocking."""
-        record = Record(name, str(folder.resolve()), base, job_id, stage, step, dict(metrics), "job", now())
+        record = Record(name, recorded(folder, self._home), base, job_id, stage, step, dict(metrics), "job", now())
         with self._db.write() as connection:
             table.put(connection, record)
 

@@ -141,6 +141,8 @@ def _follow(client: Client, job_id: str, *, after: int = 0, as_json: bool = Fals
         if error and error.get("log_tail") and not as_json:
             lines = "".join(f"  {line}\n" for line in error["log_tail"])
             sys.stderr.write(f"the worker's last lines:\n{clean(lines)}")
+        if job["resumable"]:
+            remark(f"what it had saved is kept: omni-r1 jobs resume {job_id}")
         reason = f": {error['detail']} ({error['code']})" if error else ""
         raise CommandError(f"job {job_id} is {job['status']}{reason}", EXIT_FAILED)
     if not as_json:
@@ -288,6 +290,10 @@ def _lines(job: Job) -> Iterator[str]:
     yield f"{job['id']}  {job['method']} from {job['spec'].get('base_checkpoint')}: {job['status']}"
     if job["status"] == "running":
         yield f"progress     {_progress(job)}"
+    if waiting := job["progress"] and job["progress"].get("waiting"):
+        yield f"waiting      for {waiting['needed_bytes']:,} bytes on the disk, {waiting['free_bytes']:,} are free"
+    if job["resumable"]:
+        yield f"resume       omni-r1 jobs resume {job['id']}"
     if job["error"]:
         yield f"error        {job['error']['code']}: {one_line(job['error']['detail'])}"
     for made in job["checkpoints"]:

@@ -126,6 +126,7 @@ class Progress(TypedDict):
     step: int | None
     total: int | None
     eta_s: float | None
+    waiting: NotRequired[dict[str, Any] | None]  # {for, needed_bytes, free_bytes}
 
 
 class JobError(TypedDict):
@@ -159,6 +160,8 @@ class Job(TypedDict):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    running_s: float
+    resumable: bool
     heartbeat_at: str | None
     last_event: int
 

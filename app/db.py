@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from app.clock import Clock
 from app.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Text, dialect_of
 
 # The newest migration; `migrate()` skips Alembic altogether when the database is there already.
 HEAD = "0004"
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+clock = Clock()
 
 metadata = sa.MetaData(
     naming_convention={
@@ -132,12 +134,13 @@ jobs = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("unsettled", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("worker", sa.JSON),  # {pid, started}: told from another process with the same number
+    sa.Column("worker", sa.JSON),  # {pid}, for people: whether it runs is told by the lock in the job's folder
     sa.Column("heartbeat_at", sa.String(32)),
     sa.Column("log_offset", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("started_at", sa.String(32)),
     sa.Column("finished_at", sa.String(32)),
+    sa.Column("running_s", sa.Float, nullable=False, server_default="0"),
     sa.Index(None, "server_id", "status", "id"),
     sa.Index(None, "status", "id"),
 )
@@ -155,7 +158,8 @@ job_events = sa.Table(
 )
 
 # Checkpoints beside those found in the folders: what jobs wrote (`source` "job") and what people registered ("local",
-# "hub"). A job's deletion leaves its checkpoints, so `job_id` refers to nothing.
+# "hub"). A job's deletion leaves its checkpoints, so `job_id` refers to nothing. A `folder` in the home is relative to
+# the home.
 checkpoints = sa.Table(
     "checkpoints",
     metadata,
@@ -208,12 +212,15 @@ class DatabaseTooNew(DatabaseUnusable):
 
 def now() -> str:
     """The time as the contract writes it: RFC 3339, UTC, milliseconds."""
-    return stamp(datetime.now(UTC))
+    return clock.now()
 
 
-def stamp(moment: datetime) -> str:
-    """`moment` (UTC) as RFC 3339 text that sorts by time."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+def not_before(moment: str, *columns: sa.ColumnElement[str | None]) -> sa.ColumnElement[str]:
+    """`moment`, or the latest of the columns where that is later: the clock may have been set back meanwhile."""
+    latest: sa.ColumnElement[str] = sa.literal(moment)
+    for column in columns:
+        latest = sa.case((column > latest, column), else_=latest)
+    return latest
 
 
 class Database:
@@ -255,10 +262,11 @@ class Database:
         with self.read() as connection:
             connection.execute(sa.text("SELECT 1"))
 
-    def migrate(self) -> None:
+    def migrate(self, home: Path | None = None) -> None:
         """Bring the schema to `HEAD`; raises :class:`DatabaseTooNew` when newer code was here.
 
-        Servers that share a database migrate one after the other.
+        `home` is the folder that paths of older rows are made relative to. Servers that share a database migrate one
+        after the other.
         """
         with self._engine.connect() as connection:
             self._dialect.check(connection)
@@ -269,10 +277,10 @@ class Database:
                 self._dialect.be_patient(connection)
                 connection.commit()
                 with connection.execution_options(**WRITE).begin():
-                    self._upgrade(connection)
+                    self._upgrade(connection, home)
         self._dialect.migrated()
 
-    def _upgrade(self, connection: Connection) -> None:
+    def _upgrade(self, connection: Connection, home: Path | None) -> None:
         version = _version(connection)
         if version == HEAD:
             return  # another server was here first
@@ -288,6 +296,7 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
+        config.attributes["home"] = home
         command.upgrade(config, "head")
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ import stat
 import uuid
 from pathlib import Path
 
+from training.home_paths import recorded
+
 
 class HomeError(RuntimeError):
     """The home cannot be used; one line that says why."""
@@ -82,6 +84,10 @@ class Home:
     def resolve(self, given: str) -> Path:
         """Where a path that a client gave leads: from here unless absolute, `~`, links and `..` resolved."""
         return (self.path / os.path.expanduser(given)).resolve()  # Path's own raises for the home of nobody
+
+    def recorded(self, path: Path) -> str:
+        """The path as it is kept: relative where it lies in the home, which may be moved."""
+        return recorded(path, self.path)
 
     def note(self, host: str, port: int) -> None:
         """Say where this server answers, for a second one."""

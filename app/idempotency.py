@@ -12,14 +12,14 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app import db as tables
-from app.db import Database, now, stamp
+from app.db import Database, now
 from app.errors import Problem, field_problem
 
 KEEP = timedelta(hours=24)
@@ -40,7 +40,7 @@ class Claim:
             return
         table = tables.idempotency
         mine = (table.c.route == self.route) & (table.c.key == self.key)
-        fresh = table.c.created_at >= stamp(datetime.now(UTC) - KEEP)
+        fresh = table.c.created_at >= tables.clock.before(KEEP)
         if connection.execute(sa.select(table.c.key).where(mine, fresh)).first() is not None:
             raise _in_progress()  # another server on this database was faster
         connection.execute(sa.delete(table).where(mine))
@@ -102,7 +102,7 @@ class IdempotencyKeys:
         query = sa.select(table).where(
             table.c.route == claim.route,
             table.c.key == claim.key,
-            table.c.created_at >= stamp(datetime.now(UTC) - KEEP),
+            table.c.created_at >= tables.clock.before(KEEP),
         )
         with self._db.read() as connection:
             row = connection.execute(query).one_or_none()
@@ -116,7 +116,7 @@ class IdempotencyKeys:
         """Forget what is older than 24 h; blocking."""
         table = tables.idempotency
         with self._db.write() as connection:
-            connection.execute(sa.delete(table).where(table.c.created_at < stamp(datetime.now(UTC) - KEEP)))
+            connection.execute(sa.delete(table).where(table.c.created_at < tables.clock.before(KEEP)))
 
 
 def _in_progress() -> Problem:

@@ -56,8 +56,8 @@ def with_addresses(value: Any, folder: Path, prefix: str) -> Any:
 
 
 def has_saved_state(folder: Path) -> bool:
-    """Whether a worker could go on from what is there."""
-    return any(any(folder.glob(pattern)) for pattern in SAVED_STATE)
+    """Whether a worker could go on from what is there: something that is more than an empty list."""
+    return any(path.stat().st_size > len("{}") for pattern in SAVED_STATE for path in folder.glob(pattern))
 
 
 def remove_all_but_checkpoints(folder: Path) -> None:

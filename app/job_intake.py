@@ -64,7 +64,7 @@ class JobIntake:
         if data["source"] == "traces" and None not in (data["path"], data["trace_ids"]):
             raise field_problem("invalid", where, "give either path or trace_ids, not both")
         if data.get("path") is not None:
-            data["path"] = str(self._allowed(data["path"], f"{where}.path"))
+            data["path"] = self._home.recorded(self._allowed(data["path"], f"{where}.path"))
         elif data["source"] == "traces":
             self._check_traces(data["trace_ids"], f"{where}.trace_ids")
 
@@ -98,12 +98,16 @@ class JobIntake:
                 )
 
     def _prefix(self, spec: AnySpec, job_id: str) -> str:
-        if spec.output_name is None:
-            return f"{spec.base_checkpoint[:PREFIX_LEN]}-{spec.method}-{job_id[-4:]}"
         name = spec.output_name
-        if any(known == name or known.startswith(f"{name}-") for known in self._checkpoints.scan()):
-            raise field_problem("invalid", "body.output_name", "checkpoints of this name are there already")
-        return spec.output_name
+        if name is None:
+            return f"{spec.base_checkpoint[:PREFIX_LEN]}-{spec.method}-{job_id[-4:]}"
+        found = next(
+            (known for known in self._checkpoints.scan() if known == name or known.startswith(f"{name}-")), None
+        )
+        if found is not None:
+            detail = f"there is a checkpoint {found} already; delete it, or choose another name"
+            raise field_problem("invalid", "body.output_name", detail)
+        return name
 
     # ---- when it starts
 
@@ -119,7 +123,8 @@ class JobIntake:
             if not path.exists():
                 self._export(data["trace_ids"], path)
             data["path"] = str(path)
-        known = {name: str(one.folder) for name, one in self._checkpoints.scan().items() if one.problem is None}
+        scanned = self._checkpoints.scan().items()
+        known = {name: self._home.recorded(one.folder) for name, one in scanned if one.problem is None}
         return {
             "id": job_id,
             "spec": spec,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from app import db as tables
-from app.db import Database, now
+from app.db import Database, not_before, now
 from app.dialects import clock
 from app.ids import SortableIds
 from training.job_folder import WorkerEvent
@@ -45,6 +46,7 @@ class JobTable:
         self._db = db
         self._server_id = server_id
         self._folder = folder
+        self._seen: dict[str, float] = {}  # when a running job was last seen, by the monotonic clock
 
     def folder(self, job_id: str) -> Path:
         """Where the job's files are."""
@@ -66,12 +68,15 @@ class JobTable:
             values = {"status": "running", "attempt": J.c.attempt + 1, "worker": None, "heartbeat_at": now()}
             update = sa.update(J).where(J.c.id == claimed, J.c.status == "queued")
             row = connection.execute(
-                update.values(**values, started_at=sa.func.coalesce(J.c.started_at, now())).returning(*J.c)
+                update.values(
+                    **values, started_at=sa.func.coalesce(J.c.started_at, not_before(now(), J.c.created_at))
+                ).returning(*J.c)
             ).one_or_none()
             if row is None:
                 return None
             _append(connection, row.id, STATUS_EVENT, _status(row))
-            return self._job(row)
+        self._seen[row.id] = time.monotonic()
+        return self._job(row)
 
     def _next(self, connection: Connection, max_running: int) -> str | None:
         mine = J.c.server_id == self._server_id()
@@ -93,14 +98,17 @@ class JobTable:
         """Note the job's process."""
         with self._db.write() as connection:
             _take_back(connection, job_id)
-            update(connection, job_id, worker={"pid": worker.pid, "started": worker.started}, heartbeat_at=now())
+            update(connection, job_id, worker={"pid": worker.pid}, heartbeat_at=now())
 
     def beat(self, job_id: str) -> bool:
         """Note that the process was seen alive; whether the job shall be cancelled."""
         with self._db.write() as connection:
             _take_back(connection, job_id)
-            changed = sa.update(J).where(J.c.id == job_id).values(heartbeat_at=now()).returning(J.c.cancel_requested)
-            return bool(connection.execute(changed).scalar())
+            since, seen = self._since(job_id)
+            changed = sa.update(J).where(J.c.id == job_id).values(heartbeat_at=now(), running_s=J.c.running_s + since)
+            cancelled = bool(connection.execute(changed.returning(J.c.cancel_requested)).scalar())
+        self._seen[job_id] = seen
+        return cancelled
 
     def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
         """Keep events, what they tell of progress and metrics, and how far the file has been read."""
@@ -112,6 +120,8 @@ class JobTable:
             rows.append((event.type, data))
             if event.type == "progress":
                 values["progress"] = {key: data.get(key) for key in ("stage", "step", "total", "eta_s")}
+                if data.get("waiting"):
+                    values["progress"]["waiting"] = data["waiting"]
             elif event.type == "metrics" and isinstance(data.get("values"), dict):
                 metrics |= data["values"]
         with self._db.write() as connection:
@@ -138,6 +148,7 @@ class JobTable:
                 update(connection, job_id, unsettled=False, worker=None)  # another server may have said so already
             else:
                 _take_back(connection, job_id)
+            since, _ = self._since(job_id)
             change_status(
                 connection,
                 job_id,
@@ -145,12 +156,18 @@ class JobTable:
                 status=status,
                 error=_plain(dict(error)) if error is not None else None,
                 result=_plain(dict(result)) if result is not None else None,
-                finished_at=now(),
+                finished_at=finished_at(),
+                running_s=J.c.running_s + since,
                 worker=None,
             )
+        self._seen.pop(job_id, None)
+
+    def _since(self, job_id: str) -> tuple[float, float]:
+        """Seconds since the job was last seen (0 for one of a dead server), and the moment."""
+        moment = time.monotonic()
+        return moment - self._seen.get(job_id, moment), moment
 
     def _job(self, row: Row[Any]) -> Job:
-        worker = WorkerProcess(int(row.worker["pid"]), float(row.worker["started"])) if row.worker else None
         return Job(
             id=row.id,
             folder=self.folder(row.id),
@@ -158,11 +175,15 @@ class JobTable:
             resume=row.attempt > 1,
             log_offset=row.log_offset,
             cancel_requested=row.cancel_requested,
-            worker=worker,
         )
 
 
 # ---- rows
+
+
+def finished_at() -> sa.ColumnElement[str]:
+    """Now, as the end of a job: not before it was created and started."""
+    return not_before(now(), J.c.created_at, J.c.started_at)
 
 
 def insert(connection: Connection, **values: Any) -> None:
@@ -232,9 +253,10 @@ def newest_id(connection: Connection) -> str | None:
     return connection.execute(sa.select(sa.func.max(J.c.id))).scalar()
 
 
-def prefixes(connection: Connection) -> set[str]:
-    """What the checkpoints of all jobs are called before their step."""
-    return set(connection.execute(sa.select(J.c.output_prefix)).scalars())
+def named(connection: Connection, prefixes: Sequence[str]) -> Sequence[Any]:
+    """The jobs whose checkpoints are called so before their step: id, status, server_id, output_prefix."""
+    query = sa.select(J.c.id, J.c.status, J.c.server_id, J.c.output_prefix)
+    return connection.execute(query.where(J.c.output_prefix.in_(prefixes)).order_by(J.c.id)).all()
 
 
 # ---- events
@@ -296,14 +318,22 @@ _SHOWN: sa.Select[Any] = sa.select(
 )
 
 
-def whole(connection: Connection, job_id: str) -> dict[str, Any] | None:
+More = Callable[[Row[Any]], dict[str, Any]]  # what the row does not say of a job
+
+
+def _no_more(row: Row[Any]) -> dict[str, Any]:
+    return {}
+
+
+def whole(connection: Connection, job_id: str, more: More = _no_more) -> dict[str, Any] | None:
     """The job as the contract shows it, or None."""
     row = connection.execute(_SHOWN.where(J.c.id == job_id)).one_or_none()
-    return None if row is None else _shown(row, _checkpoints(connection, [job_id]))
+    return None if row is None else _shown(row, _checkpoints(connection, [job_id])) | more(row)
 
 
 def page(
     connection: Connection,
+    more: More = _no_more,
     *,
     limit: int,
     after: str | None = None,
@@ -320,7 +350,7 @@ def page(
         query = query.where(J.c.method == method)
     rows = connection.execute(query).all()
     made = _checkpoints(connection, [row.id for row in rows[:limit]])
-    return [_shown(row, made) for row in rows[:limit]], len(rows) > limit
+    return [_shown(row, made) | more(row) for row in rows[:limit]], len(rows) > limit
 
 
 def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -332,12 +362,17 @@ def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, li
     return found
 
 
+def without_waiting(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Progress of a job that waits for nothing."""
+    return None if progress is None else {key: value for key, value in progress.items() if key != "waiting"}
+
+
 def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {
         "id": row.id,
         "status": row.status,
         "method": row.method,
-        "progress": row.progress,
+        "progress": row.progress if row.status == "running" else without_waiting(row.progress),
         "metrics": row.metrics,
         "spec": row.spec,
         "result": row.result,
@@ -348,6 +383,7 @@ def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]]) -> dict[str,
         "created_at": row.created_at,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
+        "running_s": round(row.running_s, 1),
         "heartbeat_at": row.heartbeat_at if row.status == "running" else None,
         "last_event": row.last_event,
     }

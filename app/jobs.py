@@ -8,6 +8,7 @@ coroutines live on the server's event loop, blocking work goes to threads. Knows
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from app.home import Home
 from app.idempotency import Claim
 from app.job_events import JobEvents
 from app.job_intake import JobIntake
+from training.home_paths import record
 from training.job_context import JobError
 from training.job_folder import WorkerEvent
 from training.job_watch import Job
@@ -30,6 +32,8 @@ from training.jobs import COMMAND, JobRunner
 from training.spec import AnySpec
 
 RESUMABLE = ("cancelled", "failed", "interrupted")
+STAGES = ("zero", "pesft", "perpo")  # a pipeline puts their names into those of its checkpoints
+NO_PROGRESS = {"stage": None, "step": None, "total": None, "eta_s": None}
 
 
 class JobCheckpoints(Protocol):
@@ -130,8 +134,8 @@ class JobService:
         job_id = self._ids.new()
         resolved, prefix = self._intake.check(spec, job_id)
         with self._db.write() as connection:
-            if prefix in store.prefixes(connection):
-                raise field_problem("invalid", "body.output_name", "checkpoints of this name are there already")
+            if spec.output_name is not None:
+                self._require_free(connection, prefix)
             store.insert(
                 connection,
                 id=job_id,
@@ -142,7 +146,7 @@ class JobService:
                 spec=resolved,
                 output_prefix=prefix,
             )
-            job = store.whole(connection, job_id)
+            job = store.whole(connection, job_id, self._more)
             assert job is not None
             claim.store(connection, job_id, job, status=202)
         return job
@@ -154,13 +158,47 @@ class JobService:
                 store.delete(connection, job_id)
                 claim.forget(connection)
 
+    def _require_free(self, connection: Connection, name: str) -> None:
+        """Refuse an `output_name` that a job has which may still give it to checkpoints."""
+        for row in store.named(connection, clashing_names(name)):
+            if row.status in store.LIVE:
+                why = f"job {row.id} is {row.status} and gives its checkpoints this name"
+            elif row.server_id != self._home.server_id and row.status in RESUMABLE:
+                why = f"job {row.id} of another server has this name and may be resumed there"
+            elif self._is_resumable(row):
+                why = f"job {row.id} has this name and can be resumed; delete it first"
+            else:
+                continue  # it will make no more checkpoints; those it has made are looked at one by one
+            raise field_problem("invalid", "body.output_name", f"{why}, or choose another name")
+
+    def _is_resumable(self, row: Any) -> bool:
+        """Whether the job has ended, is this server's, and left something to go on from. Blocking."""
+        here = row.server_id == self._home.server_id
+        return row.status in RESUMABLE and here and files.has_saved_state(self._table.folder(row.id))
+
+    def _more(self, row: Any) -> dict[str, Any]:
+        """What the folder and the runner know of a job."""
+        more: dict[str, Any] = {"resumable": self._is_resumable(row)}
+        if row.status == "running" and row.server_id == self._home.server_id:
+            waiting = self._runner.waiting(row.id)
+            progress = store.without_waiting(row.progress)
+            if waiting is not None:
+                progress = {**(progress or NO_PROGRESS), "waiting": waiting}
+            more["progress"] = progress
+        return more
+
+    def page(self, **wanted: Any) -> tuple[list[dict[str, Any]], bool]:
+        """A page of jobs, newest first, and whether there are more; see :func:`app.job_store.page`. Blocking."""
+        with self._db.read() as connection:
+            return store.page(connection, self._more, **wanted)
+
     async def get(self, job_id: str) -> dict[str, Any]:
         """The whole job."""
         return await pools.reads.run(self._whole, job_id)
 
     def _whole(self, job_id: str) -> dict[str, Any]:
         with self._db.read() as connection:
-            job = store.whole(connection, job_id)
+            job = store.whole(connection, job_id, self._more)
         if job is None:
             raise _no_job()
         return job
@@ -196,7 +234,9 @@ class JobService:
         """Let it end at its next step boundary, at once when it is queued; nothing changes for one that has ended."""
 
         def ask(connection: Connection) -> None:
-            ended = store.change_status(connection, job_id, from_=("queued",), status="cancelled", finished_at=now())
+            ended = store.change_status(
+                connection, job_id, from_=("queued",), status="cancelled", finished_at=store.finished_at()
+            )
             if not ended:
                 store.update(connection, job_id, cancel_requested=True)
 
@@ -219,9 +259,9 @@ class JobService:
                 raise Problem("not_resumable", f"it is {row.status}; {may}")
             if row.unsettled:
                 raise Problem("not_resumable", "what its worker left is still being looked at; try again in a moment")
-            if not files.has_saved_state(self._table.folder(job_id)):
+            if not self._is_resumable(row):
                 raise Problem(
-                    "not_resumable", "it ended before its first checkpoint; start it again with POST /v1/jobs"
+                    "not_resumable", "it ended before it had saved anything; start it again with POST /v1/jobs"
                 )
             store.change_status(
                 connection,
@@ -273,7 +313,8 @@ class JobService:
         with self._db.read() as connection:
             row = store.get_row(connection, job.id)
         assert row is not None
-        return described | {
+        kept: dict[str, Any] = record(described, self._home.path)
+        return kept | {
             "output_prefix": row.output_prefix,
             "created_at": row.created_at,
             "provenance": files.provenance(),
@@ -283,21 +324,33 @@ class JobService:
         """Register a checkpoint; turn paths of pictures into their addresses."""
         data = dict(event.data)
         if event.type == "checkpoint":
+            return self._register(job, event)
+        if event.type in ("sample", "report"):
+            data = files.with_addresses(data, job.folder, f"/v1/jobs/{job.id}/files/")
+        return WorkerEvent(event.type, event.time, data)
+
+    def _register(self, job: Job, event: WorkerEvent) -> WorkerEvent:
+        """The event of a checkpoint that is known from now on; a warning where its name has become another one's."""
+        data = dict(event.data)
+        try:
             self._checkpoints.register_job_checkpoint(
                 name=str(data["name"]),
-                folder=job.folder / data.pop("folder"),
+                folder=job.folder / "checkpoints" / Path(data.pop("folder")).name,
                 base=str(job.spec["base_checkpoint"]),
                 job_id=job.id,
                 stage=data.get("stage"),
                 step=data.get("step"),
                 metrics=data.get("metrics") or {},
             )
-        elif event.type in ("sample", "report"):
-            data = files.with_addresses(data, job.folder, f"/v1/jobs/{job.id}/files/")
+        except Problem as problem:
+            if problem.code != "checkpoint_exists":
+                raise
+            return WorkerEvent("warning", event.time, {"code": problem.code, "detail": problem.detail})
         return WorkerEvent(event.type, event.time, data)
 
     async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
         """Activate what the job made, where that was asked for."""
+        result = record(result, self._home.path)  # a worker of an earlier version may have written it
         if not job.spec.get("activate"):
             return result
         name = result.get("checkpoint") or await pools.jobs.run(self._last_checkpoint, job.id)
@@ -318,6 +371,12 @@ class JobService:
     def changed(self, job_id: str) -> None:
         """Wake the readers."""
         self._events.wake(job_id)
+
+
+def clashing_names(name: str) -> list[str]:
+    """The output names whose checkpoints may be called like those of `name`: a pipeline puts its stage behind it."""
+    shorter = re.sub(rf"-({'|'.join(STAGES)})$", "", name)
+    return [name, *(f"{name}-{stage}" for stage in STAGES), *([shorter] if shorter != name else [])]
 
 
 def _no_job() -> Problem:

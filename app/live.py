@@ -26,9 +26,10 @@ class LiveTrace:
     partial_images: int
     background: bool
     task_id: str | None
-    created: float  # seconds since the epoch
+    began: float  # by the monotonic clock: when it came into work
     timings: dict[str, Any]
     lease: Lease  # on its checkpoint, until it is out of work
+    worked_ms: int = 0  # before that: until it was paused
     started: bool = False  # it has a slot (or is just being resumed into one)
     resumed: bool = False
     submitted: bool = False  # the engine knows it
@@ -42,5 +43,5 @@ class LiveTrace:
     runner: asyncio.Task[None] | None = None
 
     def elapsed_ms(self) -> int:
-        """Milliseconds since the trace was created."""
-        return max(0, round((time.time() - self.created) * 1000))
+        """Milliseconds that the trace has been in work, pauses left out."""
+        return self.worked_ms + round((time.monotonic() - self.began) * 1000)

@@ -109,7 +109,7 @@ class Registration:
     def _store(self, info: CheckpointInfo, claim: Claim) -> dict[str, Any]:
         assert info.manifest is not None
         base, source = info.manifest.base, info.source
-        record = Record(info.name, str(info.folder), base, None, None, None, {}, source, now())
+        record = Record(info.name, self._home.recorded(info.folder), base, None, None, None, {}, source, now())
         shown = as_json(replace(info, record=record), self._registry)
         try:
             with self._db.write() as connection:

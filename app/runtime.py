@@ -82,7 +82,7 @@ class Runtime:
         if not self._home.locked:
             self._home.open()
         os.environ.setdefault("GRADIO_TEMP_DIR", str(self._home.tmp))
-        self._services.db.migrate()
+        self._services.db.migrate(self._home.path)
         self._services.servers.beat()
         self._services.traces.recover()
         self._services.jobs.recover()

@@ -173,7 +173,7 @@ class UsageOut(Out):
 
 
 class TimingsOut(Out):
-    """Milliseconds since the trace was created (`queued_ms`: until it started)."""
+    """Milliseconds that the trace has been in work, pauses left out (`queued_ms`: until it started)."""
 
     queued_ms: int | None = None
     first_text_ms: int | None = None

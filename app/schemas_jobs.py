@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from app.schemas import Out
 from app.words import JobStatus, Method
+
+
+class WaitingOut(Out):
+    """What a running job waits for: room on the disk of its home."""
+
+    for_: Literal["disk"] = Field(alias="for")
+    needed_bytes: int
+    free_bytes: int
 
 
 class ProgressOut(Out):
@@ -17,6 +25,7 @@ class ProgressOut(Out):
     step: int | None
     total: int | None
     eta_s: float | None
+    waiting: WaitingOut | None = Field(None, description="there while the job waits, absent otherwise")
 
 
 class JobErrorOut(Out):
@@ -45,7 +54,7 @@ class JobOut(Out):
     method: Method
     progress: ProgressOut | None
     metrics: dict[str, float | None] = Field(description="the newest value of each")
-    spec: dict[str, Any] = Field(description="with every default resolved")
+    spec: dict[str, Any] = Field(description="with every default resolved; paths in the home are relative to it")
     result: dict[str, Any] | None = Field(description="what the job's method sums up at its end")
     error: JobErrorOut | None
     checkpoints: list[JobCheckpointOut]
@@ -54,6 +63,8 @@ class JobOut(Out):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    running_s: float = Field(ge=0, description="seconds that its workers have run, whatever the wall clock did")
+    resumable: bool = Field(description="POST …/resume will go on from what it has saved")
     heartbeat_at: str | None = Field(description="when its running worker was last seen alive")
     last_event: int = Field(description="number of its newest event")
 

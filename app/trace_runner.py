@@ -18,7 +18,7 @@ from app import metrics as m
 from app import pools
 from app import trace_store as store
 from app.artifacts import ImageStore, PartialStore, StoredImage
-from app.db import Database, now
+from app.db import Database, not_before, now
 from app.errors import from_storage
 from app.event_log import EventLog
 from app.live import LiveTrace
@@ -162,7 +162,7 @@ class TraceRunner:
         values: dict[str, Any] = {"status": "running", "weight_version": started.weight_version}
         if first_start:
             live.timings["queued_ms"] = live.elapsed_ms()
-            values |= {"started_at": now(), "timings": dict(live.timings)}
+            values |= {"started_at": not_before(now(), store.T.c.created_at), "timings": dict(live.timings)}
             self._metrics.queued_seconds.observe(live.timings["queued_ms"] / 1000)
         data = {
             "seed": live.sampling.seed,
@@ -240,6 +240,7 @@ class TraceRunner:
         if live.ended:
             return
         live.ended = True
+        live.timings["total_ms"] = live.elapsed_ms()
         update = _setter(live.id, status="paused", mode="step", resume=resume, timings=dict(live.timings))
         if await self._events.append(live.id, "trace.paused", {"step": step}, urgent=True, update=update):
             self._leave(live)

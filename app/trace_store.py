@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from app import db as tables
-from app.db import now
+from app.db import not_before, now
 from app.ids import SortableIds
 from app.words import TERMINAL
 
@@ -119,7 +119,8 @@ def finish(connection: Connection, trace_id: str, **values: Any) -> None:
     """The final row: `values` and what the events tell (steps, answer, last picture); the resume state goes."""
     told = fold(events_of(connection, trace_id))
     told["answer"] = values.pop("answer", None) or told["answer"]
-    update(connection, trace_id, **told, **{"resume": None, "finished_at": now()} | values)
+    finished_at = not_before(now(), T.c.created_at, T.c.started_at)
+    update(connection, trace_id, **told, **{"resume": None, "finished_at": finished_at} | values)
 
 
 def get_row(connection: Connection, trace_id: str, *, resume: bool = False) -> Row[Any] | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from datetime import datetime
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -158,7 +157,7 @@ class TraceService:
             partial_images=body.partial_images,
             background=background,
             task_id=prepared.task_id,
-            created=time.time(),
+            began=time.monotonic(),
             timings={"queued_ms": None, "first_text_ms": None, "total_ms": None},
             lease=lease,
         )
@@ -298,7 +297,8 @@ class TraceService:
             partial_images=row.partial_images,
             background=row.background,
             task_id=row.task_id,
-            created=datetime.fromisoformat(row.created_at).timestamp(),
+            began=time.monotonic(),
+            worked_ms=_worked_ms(row.timings),
             timings=dict(row.timings),
             lease=lease,
             started=True,
@@ -434,3 +434,8 @@ class TraceService:
 
     def _inputs(self, images: list[dict[str, Any]]) -> tuple[ImageInput, ...]:
         return tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in images)
+
+
+def _worked_ms(timings: Mapping[str, Any]) -> int:
+    """How long a trace had been in work when it was paused; rows of earlier versions do not have the total."""
+    return int(next((ms for name in ("total_ms", "first_text_ms", "queued_ms") if (ms := timings.get(name))), 0))

@@ -1,6 +1,7 @@
 """A job's worker in a few lines: `fake_worker.py WHAT JOB_DIR [--attached] [--resume]`.
 
-WHAT: succeed | fail | crash | obey (until SIGTERM, then saves; --resume finishes) | stubborn (ignores SIGTERM) |
+WHAT: full | silent (wait for room on the disk until there is a file `go`; `silent` has no room for events either) |
+succeed | fail | crash | obey (until SIGTERM, then saves; --resume finishes) | stubborn (ignores SIGTERM) |
 wait (until there is a file `go` in the job's folder).
 """
 
@@ -80,6 +81,32 @@ if WHAT == "obey":
         step(1)
         STOP.wait(600)
         checkpoint(2)
+        sys.exit(3)
+if WHAT in ("full", "silent"):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from training import disk
+    from training.job_log import JobLog
+
+    class Stop:
+        def __bool__(self):
+            return STOP.is_set()
+
+    def write(room):
+        if not (FOLDER / "go").exists():
+            raise OSError(28, "No space left on device")
+        room()
+
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+    disk.POLL_S = 0.02
+    log = JobLog(FOLDER, tensorboard=False, stop=Stop())
+    log.progress("pesft", 1, 4, 1.5)
+    log.metrics("pesft", 1, {"loss/ce": 2.0})
+    if WHAT == "silent":
+        real = log._write
+        log._write = lambda line: write(lambda: real(line))
+    try:
+        log.disk.write(lambda: write(lambda: None))
+    except OSError:
         sys.exit(3)
 if WHAT == "wait":
     step(1)

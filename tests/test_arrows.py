@@ -31,6 +31,7 @@ APP_MAY_IMPORT = {
     "model.vocab",
     "training.formats",
     "training.grading",
+    "training.home_paths",
     "training.job_context",
     "training.job_folder",
     "training.job_watch",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -109,7 +108,8 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
         ctx.log.log(intake.summary())
         ctx.log.report("data", intake.to_json())
     if rejected:
-        intake.write(ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl")
+        path = ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl"
+        ctx.disk.write(lambda: intake.write(path))
         ctx.log.warning("samples_rejected", intake.summary())
     if not ids:
         raise JobError("no_samples", f"there is no question to ask: {intake.summary()}")
@@ -150,26 +150,23 @@ class _Asking:
         """Answers in order; those of an earlier sitting are read back."""
         if survey.with_pictures and not self.loaded.can_see:
             raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' pictures")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.ctx.disk.write(lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
         answers = self._read_back(survey.ids)
         items = islice(
             (i for i in read_items(self.spec.data, self._image_size) if isinstance(i, Item)), len(answers), None
         )
-        text = "".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in answers)
-        atomic_write(self.path, lambda path: path.write_text(text, "utf-8"))
-        stage, began, before = self.ctx.stage or STAGE, time.monotonic(), len(answers)
+        text = _lines(answers)
+        atomic_write(self.path, lambda path: path.write_text(text, "utf-8"), disk=self.ctx.disk)
+        stage, began, before = self.ctx.stage or STAGE, self.ctx.clock(), len(answers)
         while len(answers) < len(survey.ids):
             self.ctx.check_stop()
             chunk = list(islice(items, self._size))
             if [item.item_id for item in chunk] != survey.ids[len(answers) : len(answers) + self._size]:
                 raise JobError("bad_data", "the questions changed while they were asked")
             fresh = self._answer(chunk, first=len(answers))
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in fresh))
-                file.flush()
-                os.fsync(file.fileno())
+            self.ctx.disk.append(self.path, _lines(fresh))
             answers += fresh
-            pace = (time.monotonic() - began) / (len(answers) - before)
+            pace = (self.ctx.clock() - began) / (len(answers) - before)
             step = self._done + len(answers)
             self.ctx.log.progress(stage, step, self._total, pace * (self._total - step))
         if self.judge is not None and (failed := sum(a.judge is not None and a.judge.right is None for a in answers)):
@@ -299,9 +296,10 @@ def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]]
         summary = summarize_answers(given)
         metrics = flat_metrics(summary)
         folder = ctx.folder / "benchmark" / _file_name(name)
-        about = {"checkpoint": name, "data": spec.data.model_dump(mode="json"), "summary": summary, **ctx.provenance}
+        data = ctx.record(spec.data.model_dump(mode="json"))
+        about = {"checkpoint": name, "data": data, "summary": summary, **ctx.provenance}
         text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
-        atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"))
+        atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"), disk=ctx.disk)
         ctx.log.metrics(stage if name == spec.base_checkpoint else f"{stage}:{name}", len(given), metrics)
         predictions = str((folder / "predictions.jsonl").relative_to(ctx.folder))
         ctx.log.report("benchmark", {"checkpoint": name, "predictions": predictions, "summary": summary})
@@ -312,6 +310,10 @@ def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]]
         result["comparison"] = compare(names[1], answers[names[1]], names[0], answers[names[0]], seed=spec.seed)
         ctx.log.report("comparison", result["comparison"])
     return result
+
+
+def _lines(answers: Sequence[Answer]) -> str:
+    return "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
 
 
 def _unanswered(item: Item, problem: str) -> Answer:

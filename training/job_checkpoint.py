@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,10 +26,10 @@ from model.checkpoint import VQ_FILE, LoadedCheckpoint, load_checkpoint, save_ch
 from model.manifest import Capabilities
 from model.shards import CheckpointError
 from model.template import TemplateName
+from training.disk import TRAIN, is_full
 from training.job_context import JobContext, JobError
 from training.loop import RunFolder
 
-TRAIN = "train"
 _STEP = re.compile(r"-step-(\d+)$")
 
 SAVE_ERRORS = (OSError, SafetensorError)  # what a full disk looks like, by who was writing
@@ -105,7 +106,7 @@ def save_training_checkpoint(
             "job": ctx.job_id,
             "step": step,
             "start": base.name,
-            "spec": ctx.spec.resolved(),
+            "spec": ctx.record(ctx.spec.resolved()),
             "metrics": {k: round(float(v), 6) for k, v in metrics.items()},
             **ctx.provenance,
         },
@@ -123,7 +124,8 @@ def save_training_checkpoint(
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in perception.items()}, train / "perception.safetensors"
             )
-        about = {"step": step, "stage": stage, "seed": ctx.spec.seed, "spec": ctx.spec.resolved(), **ctx.provenance}
+        spec = ctx.record(ctx.spec.resolved())
+        about = {"step": step, "stage": stage, "seed": ctx.spec.seed, "spec": spec, **ctx.provenance}
         (train / "train.json").write_text(json.dumps(about, indent=2, default=str) + "\n", "utf-8")
 
     save_checkpoint(
@@ -176,12 +178,49 @@ def last_good(ctx: JobContext) -> str:
     return f"the last good checkpoint is {found[-1].name}"
 
 
-def save_failed(ctx: JobContext, error: BaseException, *, step: int, final: bool) -> None:
-    """What to do when a checkpoint could not be written: warn and train on; at the end there is nothing to go on for.
+def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed: int, last: bool) -> None:
+    """Write the state of a step and its checkpoint, once there is room for them.
+
+    Where it cannot be written for another reason the job warns and trains on, unless it ends here.
+
+    Args:
+        ctx: the job.
+        write: does it; may be called again.
+        step: finished steps.
+        needed: bytes that it takes.
+        last: whether it is the last step.
 
     Raises:
-        JobError: ``save_failed``, where ``final``.
+        JobError: ``save_failed``, where the job ends here.
+        OSError, SafetensorError: the disk is full, and the job was asked to stop.
     """
+    try:
+        ctx.disk.write(write, needed=needed)
+    except SAVE_ERRORS as error:
+        if is_full(error) and ctx.disk.waits:
+            raise
+        _save_failed(ctx, error, step=step, final=last or bool(ctx.stop))
+
+
+def bytes_of(state: Any) -> int:
+    """What the tensors of a state take when they are saved."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(bytes_of(item) for item in items)
+
+
+def checkpoint_bytes(base: LoadedCheckpoint, transformer_state: Mapping[str, Tensor]) -> int:
+    """What a checkpoint takes in addition to the state of its run: weights in bf16, and the files of the base."""
+    others = sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file() and _is_copied(path))
+    return 2 * sum(tensor.numel() for tensor in transformer_state.values()) + others
+
+
+def _is_copied(path: Path) -> bool:
+    return path.name == VQ_FILE or path.suffix != ".safetensors"
+
+
+def _save_failed(ctx: JobContext, error: BaseException, *, step: int, final: bool) -> None:
     detail = f"the checkpoint of step {step} could not be written ({error}); {last_good(ctx)}"
     if final:
         raise JobError("save_failed", detail) from error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from training.home_paths import located, record
+
 if TYPE_CHECKING:
+    from training.disk import Disk
     from training.job_log import JobLog
     from training.spec import AnySpec
 
@@ -72,10 +76,27 @@ class JobContext:
         """The job's id: the name of its folder."""
         return self.folder.name
 
+    @property
+    def disk(self) -> Disk:
+        """Where everything is written that must not be lost: it waits for room."""
+        return self.log.disk
+
+    def clock(self) -> float:
+        """Seconds for the pace of the work: monotonic, without waits for room on the disk."""
+        return time.monotonic() - self.disk.waited_s
+
+    def record(self, value: Any) -> Any:
+        """A JSON value as it is kept in files: with paths relative to the home."""
+        return record(value, self.folder.parents[1])
+
+    def located(self, value: Any) -> Any:
+        """What :meth:`record` made of a value, or an earlier version kept, with paths that lead somewhere."""
+        return located(value, self.folder)
+
     def run_folder(self, stage: str) -> Path:
         """Where a stage keeps its state and whatever it has worked out."""
         folder = self.folder / "runs" / stage
-        folder.mkdir(parents=True, exist_ok=True)
+        self.disk.write(lambda: folder.mkdir(parents=True, exist_ok=True))
         return folder
 
     def checkpoint_name(self, step: int) -> str:

@@ -1,13 +1,16 @@
 """How a job tells what happens: one JSON object a line in ``events.jsonl``, and TensorBoard files beside it.
 
-The worker is the only writer of its folder. Whatever fails here, a full disk or a tracker, never ends a training run:
-the log says so once, counts what it lost, and goes on; once it can write again it tells how many rows are missing.
+The worker is the only writer of its folder. Nothing that fails here ends a training run. On a full disk the log waits
+for room (:mod:`training.disk`); where it cannot wait, or for another error, it reports that once, counts what it lost,
+and says how many rows are missing once it can write again.
 
 A run that is resumed tells the steps after its last saved state again: of two rows for one step the later one counts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -18,8 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.disk import Disk, is_full
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from training.job_context import Stop
 
 EVENTS, SAMPLES, TENSORBOARD = "events.jsonl", "samples", "tensorboard"
 
@@ -27,12 +34,16 @@ EVENTS, SAMPLES, TENSORBOARD = "events.jsonl", "samples", "tensorboard"
 class JobLog:
     """The events of one job, in the order in which they are told. Safe to call from several threads."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, tensorboard: bool = True, stop: Stop | None = None) -> None:
+        """With ``stop``, writes wait for room on a full disk until it is true."""
         self.folder = folder
-        self._lock = threading.Lock()
+        self.disk = Disk(folder, stop=stop, on_wait=self._waits, on_room=self._has_room, on_spared=self._spared)
+        self._lock = threading.RLock()  # a wait is reported by the write that waits
         self._file: int | None = None
         self._torn = False  # the last write ended within a line
         self._lost = 0
+        self._progress: dict[str, Any] = {"stage": None, "step": None, "total": None, "eta_s": None}
+        self._unsaid: bytes | None = None  # the warning of a wait, where there was no room for it either
         self._trackers: dict[str, Any] | None = {} if tensorboard else None
 
     def __enter__(self) -> JobLog:
@@ -47,6 +58,7 @@ class JobLog:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+            self.disk.close()
             trackers, self._trackers = self._trackers, None if self._trackers is None else {}
         for tracker in (trackers or {}).values():
             try:
@@ -57,7 +69,8 @@ class JobLog:
     def progress(self, stage: str, step: int, total: int, eta_s: float | None = None) -> None:
         """How far a stage is."""
         eta = None if eta_s is None or not math.isfinite(eta_s) else round(eta_s, 1)
-        self._emit("progress", {"stage": stage, "step": step, "total": total, "eta_s": eta})
+        self._progress = {"stage": stage, "step": step, "total": total, "eta_s": eta}
+        self._emit("progress", self._progress)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Numbers of one step, keys as ``group/name``; what is not finite is told as null."""
@@ -123,10 +136,14 @@ class JobLog:
         """Save a picture as ``samples/<name>.png``; its path below the job's folder, or None where there is none."""
         if image is None or isinstance(image, str):
             return image
-        path = self.folder / SAMPLES / f"{name}.png"
-        try:
+        path, picture = self.folder / SAMPLES / f"{name}.png", image
+
+        def save() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
+            picture.save(path)
+
+        try:
+            self.disk.write(save)
         except OSError as error:
             path.unlink(missing_ok=True)
             self._lose(f"{path.name} could not be saved: {error}")
@@ -153,18 +170,44 @@ class JobLog:
         self._emit("report", {"kind": kind, **data})
 
     def _emit(self, kind: str, data: Mapping[str, Any]) -> None:
-        event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "type": kind, "data": data}
-        text = json.dumps(event, ensure_ascii=False, default=str)
-        line = text.encode(errors="replace") + b"\n"  # a file's name need not be text
+        line = _event(kind, data)
         with self._lock:
             lost = self._lost
             try:
-                self._write(line)
+                self.disk.write(lambda: self._write(line))
                 if lost:
                     self._lost = 0
-                    self._write(_lost_event(lost))
+                    detail = f"{lost} events or pictures could not be written"
+                    self._write(_event("warning", {"code": "events_lost", "detail": detail}))
             except OSError as error:
                 self._lose(f"events are being lost: {error}")
+
+    def _waits(self, waiting: dict[str, Any]) -> None:
+        """Report that a write waits for room, where there is room for that."""
+        detail = (
+            f"the job waits for room on the disk: it needs {waiting['needed_bytes']:,} bytes, and "
+            f"{waiting['free_bytes']:,} are free"
+        )
+        self._say(f"warning disk_full: {detail}")
+        warning = _event("warning", {"code": "disk_full", "detail": detail})
+        with self._lock:
+            try:
+                self._write(warning)
+                self._write(_event("progress", {**self._progress, "waiting": waiting}))
+            except OSError:
+                self._unsaid = warning
+
+    def _spared(self, count: int) -> None:
+        self.log(f"the disk is full: the optimiser states of {count} older checkpoints were removed")
+
+    def _has_room(self) -> None:
+        """Report that the wait is over."""
+        warning, self._unsaid = self._unsaid, None
+        with self._lock, contextlib.suppress(OSError):
+            if warning is not None:
+                self._write(warning)
+        self._emit("progress", self._progress)
+        self._say("the job goes on")
 
     def _write(self, line: bytes) -> None:
         if self._file is None:
@@ -174,8 +217,11 @@ class JobLog:
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)  # what raises has written nothing
         self._torn = written < len(whole)
-        if self._torn:
-            raise OSError(f"{written} of {len(whole)} bytes were written")
+        if self._torn and self.disk.waits:  # it will be written again
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            self._torn = whole is not line
+        if written < len(whole):
+            raise OSError(errno.ENOSPC, f"{written} of {len(whole)} bytes were written")
 
     def _track(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         trackers = self._trackers
@@ -190,6 +236,9 @@ class JobLog:
                 trackers[stage].add_scalar(name, value, step)
             trackers[stage].flush()
         except Exception as error:  # a tracker is a convenience: without it the job goes on
+            if is_full(error):
+                trackers.pop(stage, None)  # the next metrics begin another file
+                return
             self._trackers = None
             self.log(f"TensorBoard's files are given up: {type(error).__name__}: {error}")
 
@@ -207,13 +256,10 @@ class JobLog:
             pass  # log.txt stands on the same disk
 
 
-def _lost_event(lost: int) -> bytes:
-    event = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "type": "warning",
-        "data": {"code": "events_lost", "detail": f"{lost} events or pictures could not be written"},
-    }
-    return json.dumps(event).encode() + b"\n"
+def _event(kind: str, data: Mapping[str, Any]) -> bytes:
+    event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "type": kind, "data": data}
+    text = json.dumps(event, ensure_ascii=False, default=str)
+    return text.encode(errors="replace") + b"\n"  # a file's name need not be text
 
 
 def _ends_within_a_line(path: Path) -> bool:

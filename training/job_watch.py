@@ -16,7 +16,7 @@ from training.worker_process import WorkerProcess
 
 log = logging.getLogger("omni_r1.jobs")
 
-INTERRUPTED = {"code": "interrupted", "detail": "the server stopped or died while the job ran; resume goes on with it"}
+INTERRUPTED = {"code": "interrupted", "detail": "the server stopped or died while the job ran"}
 
 End = Literal["succeeded", "failed", "cancelled", "interrupted"]
 
@@ -31,7 +31,11 @@ class Job:
     resume: bool = False
     log_offset: int = 0  # bytes of events.jsonl that the store has
     cancel_requested: bool = False
-    worker: WorkerProcess | None = None
+
+    @property
+    def worker(self) -> WorkerProcess:
+        """The process that was started last for it."""
+        return WorkerProcess(self.folder)
 
     @property
     def method(self) -> str:
@@ -51,7 +55,6 @@ class Watch(Told):
     """A worker in sight."""
 
     process: subprocess.Popen[bytes]
-    worker: WorkerProcess
     nudge: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: bool = False
     asked_at: float | None = None
@@ -73,10 +76,6 @@ def telling(what: str, watch: Watch | None = None) -> Iterator[None]:
     else:
         if watch is not None:
             watch.trouble = None
-
-
-def alive(job: Job) -> bool:
-    return job.worker is not None and job.worker.alive
 
 
 def end_without_exit_code(job: Job) -> tuple[End, dict[str, Any]]:

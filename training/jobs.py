@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from training.disk import MARGIN_BYTES, WAITING, is_full
 from training.job_context import JobError
 from training.job_folder import WorkerEvent, last_progress_only, log_tail, read_events, read_object
-from training.job_watch import INTERRUPTED, End, Job, Told, Watch, alive, end_without_exit_code, telling
-from training.worker_process import WorkerProcess, exit_code
+from training.job_watch import INTERRUPTED, End, Job, Told, Watch, end_without_exit_code, telling
+from training.worker_process import WorkerProcess, exit_code, start_worker
 
 log = logging.getLogger("omni_r1.jobs")
 
@@ -116,6 +118,7 @@ class JobRunner:
         self._in_thread = in_thread
         self._queue_changed = asyncio.Event()
         self._watched: dict[str, Watch] = {}
+        self._waiting: dict[str, dict[str, Any]] = {}  # what jobs wait for, by their ids
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dispatcher: asyncio.Task[None] | None = None
         self._left: list[Job] = []
@@ -126,6 +129,10 @@ class JobRunner:
         """Ids of the jobs in work."""
         return list(self._tasks)
 
+    def waiting(self, job_id: str) -> dict[str, Any] | None:
+        """What a running job waits for: `{for: "disk", needed_bytes, free_bytes}`; None while it works."""
+        return self._waiting.get(job_id)
+
     # ---- start and stop
 
     def recover(self, wait_s: float = 3.0) -> int:
@@ -135,15 +142,15 @@ class JobRunner:
         """
         left = self._store.left_over()
         for job in left:
-            if job.worker is not None and job.worker.alive:
+            if job.worker.alive:
                 job.worker.signal_group(signal.SIGTERM)
-            elif job.worker is not None:
+            else:
                 job.worker.kill_survivors()
         deadline = time.monotonic() + wait_s
-        while any(alive(job) for job in left) and time.monotonic() < deadline:
+        while any(job.worker.alive for job in left) and time.monotonic() < deadline:
             time.sleep(0.05)
         for job in left:
-            if alive(job) or (job.folder / "result.json").exists():
+            if job.worker.alive or (job.folder / "result.json").exists():
                 self._left.append(job)
             else:
                 self._drain(Told(job, job.log_offset))
@@ -200,7 +207,7 @@ class JobRunner:
     async def _work(self, job: Job) -> None:
         try:
             try:
-                process = await self._in_thread(self._spawn, job)
+                process = await self._start_worker(job)
             except JobError as refusal:
                 await self._finish(job, "failed", {"code": refusal.code, "detail": refusal.detail})
                 return
@@ -208,10 +215,11 @@ class JobRunner:
                 log.exception("job %s: its worker cannot be started", job.id)
                 await self._finish(job, "failed", {"code": "not_started", "detail": str(error)})
                 return
-            worker = WorkerProcess.of(process.pid)
-            watch = self._watched[job.id] = Watch(job, job.log_offset, process, worker)
+            if process is None:
+                return
+            watch = self._watched[job.id] = Watch(job, job.log_offset, process)
             log.info("job %s (%s) runs as process %d", job.id, job.method, process.pid)
-            await self._until_done(lambda: self._store.started(job.id, worker))
+            await self._until_done(lambda: self._store.started(job.id, job.worker))
             code = await self._follow(watch)
             await self._end(watch, code)
         except Exception as error:
@@ -219,34 +227,57 @@ class JobRunner:
             await self._finish(job, "failed", {"code": "internal", "detail": f"{type(error).__name__}: {error}"})
         finally:
             self._watched.pop(job.id, None)
+            self._waiting.pop(job.id, None)
             self._tasks.pop(job.id, None)
             self._queue_changed.set()
+
+    async def _start_worker(self, job: Job) -> subprocess.Popen[bytes] | None:
+        """The job's process, once the disk has room for what it needs; None where the job ended before."""
+        cancelled = job.cancel_requested
+        while True:
+            try:
+                process = await self._in_thread(self._spawn, job)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+            else:
+                self._waiting.pop(job.id, None)
+                return process
+            free = shutil.disk_usage(job.folder.parent).free
+            self._waiting[job.id] = {"for": "disk", "needed_bytes": MARGIN_BYTES, "free_bytes": free}
+            with telling("a job's row cannot be written at present"):
+                cancelled = await self._in_thread(self._store.beat, job.id) or cancelled
+            if cancelled or self.stopping:
+                interrupted = None if cancelled else dict(INTERRUPTED)
+                await self._finish(job, "cancelled" if cancelled else "interrupted", interrupted)
+                return None
+            await asyncio.sleep(self._poll_s)
 
     def _spawn(self, job: Job) -> subprocess.Popen[bytes]:
         job.folder.mkdir(parents=True, exist_ok=True)
         described = json.dumps(self._hooks.describe(job), indent=2, ensure_ascii=False)
-        for name in ("result.json", "error.json"):
+        for name in ("result.json", "error.json", WAITING):
             (job.folder / name).unlink(missing_ok=True)
         (job.folder / "job.json").write_text(described + "\n", "utf-8")
         threads = str(job.spec.get("threads") or 1)
         bounds = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         environment = {k: v for k, v in os.environ.items() if k not in SECRETS} | bounds | self._environment
         with (job.folder / "log.txt").open("ab") as output:
-            return subprocess.Popen(
+            return start_worker(
                 [*self._command, str(job.folder), "--attached", *(["--resume"] if job.resume else [])],
+                job.folder,
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                process_group=0,
             )
 
     # ---- one job
 
     async def _follow(self, watch: Watch) -> int:
         """Read what the worker tells until it has ended; its exit code."""
-        job, worker = watch.job, watch.worker
+        job = watch.job
         beat_at = time.monotonic() + self._beat_s
         while True:
             code: int | None = await self._in_thread(exit_code, watch.process)
@@ -261,22 +292,27 @@ class JobRunner:
             with telling(f"job {job.id}: its events cannot be stored at present", watch):
                 while await self._in_thread(self._tail, watch):
                     self._hooks.changed(job.id)
-            self._press(watch, worker)
+            waiting = await self._in_thread(read_object, job.folder / WAITING)
+            if waiting is None:
+                self._waiting.pop(job.id, None)
+            else:
+                self._waiting[job.id] = waiting
+            self._press(watch)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await watch.nudge.wait()
 
-    def _press(self, watch: Watch, worker: WorkerProcess) -> None:
+    def _press(self, watch: Watch) -> None:
         """One SIGTERM for who shall stop, SIGKILL for who does not."""
         if not (watch.cancelled or self.stopping):
             return
         if watch.asked_at is None:
             watch.asked_at = time.monotonic()
-            worker.signal_group(signal.SIGTERM)
+            watch.job.worker.signal_group(signal.SIGTERM)
         elif time.monotonic() - watch.asked_at > self._patience_s and not watch.killed:
             log.warning("job %s did not stop within %g s: its worker is killed", watch.job.id, self._patience_s)
             watch.killed = True
-            worker.signal_group(signal.SIGKILL)
+            watch.job.worker.signal_group(signal.SIGKILL)
 
     def _tail(self, told: Told) -> bool:
         """Store the next events; whether there were any. Blocking."""
@@ -326,8 +362,8 @@ class JobRunner:
         """The end of a job whose server died: of a worker that still runs, or of one that came to its end."""
         try:
             deadline = time.monotonic() + self._patience_s
-            while alive(job):
-                if time.monotonic() > deadline and job.worker is not None:
+            while job.worker.alive:
+                if time.monotonic() > deadline:
                     log.warning("job %s: a worker that a dead server left is killed", job.id)
                     job.worker.signal_group(signal.SIGKILL)
                 await asyncio.sleep(self._poll_s)

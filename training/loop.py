@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from training.disk import NO_WAIT, Disk
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
     from torch import nn
@@ -131,16 +133,20 @@ class StopFlag:
         return self._stop
 
 
-def atomic_write(path: Path, write: Any) -> None:
-    """Call ``write(temporary_path)``, flush the file to disk and rename it into place."""
+def atomic_write(path: Path, write: Any, *, disk: Disk = NO_WAIT) -> None:
+    """Call ``write(temporary_path)``, flush the file to disk and rename it into place; ``disk`` may wait for room."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def save() -> None:
+        try:
+            write(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    disk.write(save)
 
 
 def _save_tensors(state: dict[str, Any], path: Path) -> None:
@@ -179,7 +185,14 @@ class RunFolder:
     """The folder of one run: its specification, its metrics and its newest state."""
 
     def __init__(
-        self, path: Path, spec: dict[str, Any], *, resume: bool, defaults: dict[str, Any] | None = None
+        self,
+        path: Path,
+        spec: dict[str, Any],
+        *,
+        resume: bool,
+        defaults: dict[str, Any] | None = None,
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        disk: Disk = NO_WAIT,
     ) -> None:
         """Open the folder.
 
@@ -188,16 +201,19 @@ class RunFolder:
             spec: what is asked for.
             resume: keep the state and the metrics that are there.
             defaults: of settings that a run from before they existed does not name.
+            upgrade: turns the settings that an earlier version kept into what this one keeps.
+            disk: where the folder is.
 
         Raises:
             SettingsChanged: the run to resume was started with other settings.
         """
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        self._disk = disk
+        disk.write(lambda: path.mkdir(parents=True, exist_ok=True))
         self.state_path = path / "state.pt"
         spec_path = path / "spec.json"
         if resume and self.state_path.exists():
-            old = {**(defaults or {}), **json.loads(spec_path.read_text())["spec"]}
+            old = {**(defaults or {}), **upgrade(json.loads(spec_path.read_text())["spec"])}
             old, new = json.loads(json.dumps(old)), json.loads(json.dumps(spec))
             if old != new:
                 changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
@@ -208,7 +224,7 @@ class RunFolder:
             self.state_path.unlink(missing_ok=True)
             (path / "metrics.jsonl").unlink(missing_ok=True)
             text = json.dumps({"spec": spec, **provenance()}, indent=2, sort_keys=True)
-            atomic_write(spec_path, lambda p: p.write_text(text + "\n"))
+            atomic_write(spec_path, lambda p: p.write_text(text + "\n"), disk=disk)
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._log_failed = False
@@ -236,8 +252,7 @@ class RunFolder:
         """Append one line to ``metrics.jsonl``; keys are ``group/name``."""
         row = {"step": step, "seconds": round(self.seconds, 2), **{k: round(float(v), 6) for k, v in metrics.items()}}
         try:
-            with (self.path / "metrics.jsonl").open("a") as handle:
-                handle.write(json.dumps(row) + "\n")
+            self._disk.append(self.path / "metrics.jsonl", json.dumps(row) + "\n", sync=False)
         except OSError as error:  # a full disk must not end a run that can still learn
             if not self._log_failed:
                 sys.stderr.write(f"metrics are being lost: {error}\n")
@@ -247,7 +262,8 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            atomic_write(path, lambda p: p.write_text("".join(line + "\n" for line in kept)))
+            text = "".join(line + "\n" for line in kept)
+            atomic_write(path, lambda p: p.write_text(text), disk=self._disk)
 
 
 def _step_of(line: str) -> float:

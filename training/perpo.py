@@ -27,13 +27,15 @@ from model.checkpoint import LoadedCheckpoint
 from model.engine.phases import LegalIds
 from model.images import decode_codes
 from training.failure_signs import FailureSigns
+from training.home_paths import without_old_home
 from training.hyperparameters import PeRPOHyperparameters
 from training.job_checkpoint import (
-    SAVE_ERRORS,
+    bytes_of,
     check_finite,
+    checkpoint_bytes,
     last_good,
     load_base,
-    save_failed,
+    save_step,
     save_training_checkpoint,
     stage_checkpoints,
 )
@@ -96,26 +98,28 @@ def run(ctx: JobContext) -> dict[str, Any]:
 
     def save(step: int, *, whole: bool = True) -> None:
         """The state, and a checkpoint with it if it is to be ``whole``."""
-        try:
-            run_folder.save_state(
-                {
-                    "step": step,
-                    "cursor": cursor,
-                    "model": policy.state_dict(),
-                    "optimizer": updater.optimizer.state_dict(),
-                    "signs": signs.state(),
-                    "metrics": metrics,
-                }
-            )
+        weights = policy.state_dict()
+        state = {
+            "step": step,
+            "cursor": cursor,
+            "model": weights,
+            "optimizer": updater.optimizer.state_dict(),
+            "signs": signs.state(),
+            "metrics": metrics,
+        }
+
+        def write() -> None:
+            run_folder.save_state(state)
             if whole:
                 save_training_checkpoint(
-                    ctx, base, stage=stage, step=step, transformer_state=policy.state_dict(), run=run_folder,
+                    ctx, base, stage=stage, step=step, transformer_state=weights, run=run_folder,
                     metrics=metrics, description=_description(base), keep_states=hp.keep_states,
                 )  # fmt: skip
-        except SAVE_ERRORS as error:
-            save_failed(ctx, error, step=step, final=step == hp.steps or bool(ctx.stop))
 
-    began = time.monotonic()
+        needed = bytes_of(state) + (checkpoint_bytes(base, weights) if whole else 0)
+        save_step(ctx, write, step=step, needed=needed, last=step == hp.steps)
+
+    began = ctx.clock()
     ctx.log.progress(stage, start, hp.steps)
     with tqdm(total=hp.steps, initial=start, desc=stage, mininterval=5) as bar:
         for step in range(start, hp.steps):
@@ -136,7 +140,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
             metrics |= _speed(batch, drawn - tick, time.monotonic() - drawn)
             _tell(ctx, stage, step + 1, batch, metrics, signs, hp, base)
             left = hp.steps - step - 1
-            ctx.log.progress(stage, step + 1, hp.steps, (time.monotonic() - began) / (step + 1 - start) * left)
+            ctx.log.progress(stage, step + 1, hp.steps, (ctx.clock() - began) / (step + 1 - start) * left)
             bar.update()
             last, stopping = step + 1 == hp.steps, bool(ctx.stop)
             at_turn = last or (step + 1) % hp.save_every == 0
@@ -166,7 +170,8 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
     if found.intake.rejected:
-        found.intake.write(ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl")
+        rejected = ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl"
+        ctx.disk.write(lambda: found.intake.write(rejected))
         ctx.log.warning("samples_rejected", found.intake.summary())
     if not len(found):
         raise JobError("no_samples", f"no prompt is left: {found.intake.summary()}")
@@ -339,7 +344,14 @@ def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameter
 
 def _open_run(ctx: JobContext, stage: str) -> tuple[RunFolder, dict[str, Any] | None]:
     try:
-        folder = RunFolder(ctx.run_folder(stage), ctx.spec.resolved(), resume=ctx.resume)
+        spec = ctx.record(ctx.spec.resolved())
+        folder = RunFolder(
+            ctx.run_folder(stage),
+            spec,
+            resume=ctx.resume,
+            upgrade=lambda old: without_old_home(old, spec),
+            disk=ctx.disk,
+        )
     except SettingsChanged as error:
         raise JobError("settings_changed", str(error)) from error
     return folder, folder.load_state()

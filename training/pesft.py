@@ -21,12 +21,14 @@ import numpy as np
 from model.checkpoint import LoadedCheckpoint
 from model.manifest import ImageCount
 from training.data import PictureCoder, TokenSet, id_to_code
+from training.home_paths import without_old_home
 from training.job_checkpoint import (
-    SAVE_ERRORS,
+    bytes_of,
     check_finite,
+    checkpoint_bytes,
     last_good,
     load_base,
-    save_failed,
+    save_step,
     save_training_checkpoint,
     stage_checkpoints,
     step_of,
@@ -79,6 +81,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
             on_save=job.on_save,
             on_step=job.on_step,
             stop=ctx.stop,
+            disk=ctx.disk,
         )
     except RunStopped as stop:
         raise JobStopped from stop
@@ -121,7 +124,7 @@ class _Job:
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics = metrics
         self.ctx.log.metrics(self.stage, step, metrics)
-        now = time.monotonic()
+        now = self.ctx.clock()
         self._began = self._began or (now, step)
         since, first = self._began
         eta = (now - since) / (step - first) * (self.total - step) if step > first else None
@@ -143,7 +146,8 @@ class _Job:
     def on_save(self, step: int, run: RunFolder, state: State) -> None:
         weights = state["model"]
         check_finite(weights, step)  # before the good state is replaced
-        try:
+
+        def write() -> None:
             run.save_state(state)
             save_training_checkpoint(
                 self.ctx,
@@ -159,8 +163,9 @@ class _Job:
                 else None,
                 keep_states=self.hyper.keep_states,
             )
-        except SAVE_ERRORS as error:
-            save_failed(self.ctx, error, step=step, final=step == self.total or bool(self.ctx.stop))
+
+        needed = bytes_of(state) + checkpoint_bytes(self.base, weights)
+        save_step(self.ctx, write, step=step, needed=needed, last=step == self.total)
 
 
 def question_images(data: TokenSet, boi_id: int, before: ImageCount) -> ImageCount:
@@ -211,25 +216,26 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     hyper = spec.hyperparameters
     max_len = min(hyper.max_len or base.config.transformer.context_len, base.config.transformer.context_len)
     wanted = {
-        "data": spec.data.model_dump(mode="json"),
+        "data": ctx.record(spec.data.model_dump(mode="json")),
         "seed": spec.seed,
         "variant": hyper.variant,
         "template": base.template.name,
         "max_len": max_len,
-        "base": str(ctx.base_folder),
+        "base": spec.base_checkpoint,
     }
     cache, about = folder / "data.npz", folder / "data.json"
     if ctx.resume and cache.exists() and about.exists():
         known = json.loads(about.read_text("utf-8"))
-        if known["wanted"] == wanted:
+        old = without_old_home(known["wanted"], wanted)
+        if {**old, "base": Path(old["base"]).name} == wanted:  # it was a path once
             return TokenSet.load(cache), known["account"]
     total = spec.data.num_samples or 0
-    began = time.monotonic()
+    began = ctx.clock()
 
     def on_chunk(seen: int) -> None:
         ctx.check_stop()
         left = max(0, total - seen)
-        ctx.log.progress("data", seen, max(total, seen), left * (time.monotonic() - began) / seen)
+        ctx.log.progress("data", seen, max(total, seen), left * (ctx.clock() - began) / seen)
 
     try:
         data, intake = build_token_set(
@@ -246,8 +252,9 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     if data is None:
         raise JobError("no_samples", f"nothing is left to train on: {intake.summary()}")
     account = {**intake.to_json(), "tokens": int(data.offsets[-1]), "response_tokens": int(data.loss_mask.sum())}
-    atomic_write(cache, data.save)
-    atomic_write(about, lambda path: path.write_text(json.dumps({"wanted": wanted, "account": account}), "utf-8"))
+    text = json.dumps({"wanted": wanted, "account": account})
+    atomic_write(cache, data.save, disk=ctx.disk)
+    atomic_write(about, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
     return data, account
 
 
@@ -256,7 +263,7 @@ def _tell(ctx: JobContext, intake: Intake, folder: Path) -> None:
     ctx.log.report("data", intake.to_json())
     if not intake.rejected:
         return
-    intake.write(folder / "rejected.jsonl")
+    ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))
     share = len(intake.rejected) / intake.total
     advice = "; more than half: is this the right format and the right checkpoint?" if share > MANY_REJECTED else ""
     ctx.log.warning("samples_rejected", intake.summary() + advice)

@@ -52,9 +52,9 @@ def run(ctx: JobContext, *, methods: Mapping[str, StageRun] | None = None) -> di
     spec = ctx.spec
     assert isinstance(spec, PipelineSpec)
     path = ctx.folder / "runs" / "pipeline.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = _read(path) if ctx.resume else {}
-    _write(path, done)
+    ctx.disk.write(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    done = _read(ctx, path) if ctx.resume else {}
+    _write(ctx, path, done)
     for number, stage in enumerate(spec.stages, 1):
         if stage in done:
             ctx.log.log(f"stage {number} of {len(spec.stages)}, {stage}, is done already")
@@ -67,7 +67,7 @@ def run(ctx: JobContext, *, methods: Mapping[str, StageRun] | None = None) -> di
             done[stage] = method(context)
         except JobError as error:
             raise JobError(error.code, f"stage {stage}: {error.detail}") from error
-        _write(path, done)
+        _write(ctx, path, done)
     newest = _newest(done)
     result: dict[str, Any] = {"stages": done}
     if newest is not None:
@@ -135,10 +135,10 @@ def _newest(done: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(ctx: JobContext, path: Path) -> dict[str, Any]:
     """Results of an earlier sitting; of a checkpoint that has gone since, none."""
     try:
-        known = json.loads(path.read_text("utf-8"))
+        known = ctx.located(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):
         return {}
     if not isinstance(known, dict):
@@ -151,5 +151,6 @@ def _read(path: Path) -> dict[str, Any]:
     return out
 
 
-def _write(path: Path, done: Mapping[str, Any]) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(done, indent=1, default=str), "utf-8"))
+def _write(ctx: JobContext, path: Path, done: Mapping[str, Any]) -> None:
+    text = json.dumps(ctx.record(done), indent=1, default=str)
+    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"), disk=ctx.disk)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from model.transformer import PackedAttention
 from training.data import Batch, BatchPlan, TokenSet, make_batch, micro_batches
+from training.disk import NO_WAIT, Disk
 from training.loop import (
     ConstantSchedule,
     CosineSchedule,
@@ -102,6 +103,7 @@ def train_sft(
     on_save: Callable[[int, RunFolder, State], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     stop: Any = None,
+    disk: Disk = NO_WAIT,
 ) -> nn.Linear:
     """Train ``transformer`` in place; returns the projection W.
 
@@ -121,13 +123,14 @@ def train_sft(
             has nothing left to do.
         on_step: called with the number of finished steps after each; the weights are those of that step.
         stop: true once the run shall stop; None: SIGINT and SIGTERM do that.
+        disk: where ``folder`` is.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last saved state stays as it was.
         RunStopped: the run was asked to stop; the state is saved.
     """
     device = str(transformer.device)
-    run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults())
+    run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults(), disk=disk)
     if projection is None:
         projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1])
     projection = projection.to(device)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from model import log_lines
+from training.disk import NO_WAIT, Disk, is_full
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
 NICENESS = 10  # the server's own threads come first
@@ -52,10 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         job = json.loads((folder / "job.json").read_text("utf-8"))
         threads = int(job["spec"].get("threads", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return _fail(folder, "bad_job", f"{folder / 'job.json'}: {error}")
+        return _fail(NO_WAIT, folder, "bad_job", f"{folder / 'job.json'}: {error}")
     # Before anything imports torch: its pools take their size from here.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     _lower_priority()
+    sys.stdout, sys.stderr = _Output(1), _Output(2)
     return run_job(folder, job, resume=arguments.resume, threads=threads)
 
 
@@ -75,6 +77,7 @@ def run_job(
     from pydantic import ValidationError
 
     from model.engine.device import resolve_device
+    from training.home_paths import located
     from training.job_context import JobContext, JobError, JobStopped
     from training.job_log import JobLog
     from training.loop import StopFlag, provenance
@@ -83,14 +86,16 @@ def run_job(
     torch.set_num_threads(threads)
     for name in ("result.json", "error.json"):  # of an earlier sitting
         (folder / name).unlink(missing_ok=True)
-    with JobLog(folder) as log, StopFlag() as stop:
+    with StopFlag() as stop, JobLog(folder, stop=stop) as log:
+        log.disk.prepare()
         try:
-            spec = parse_spec(job["spec"])
+            spec = parse_spec(located(job["spec"], folder))
+            known = located([{"name": k, "folder": v} for k, v in job.get("checkpoints", {}).items()], folder)
             context = JobContext(
                 folder=folder,
                 spec=spec,
-                base_folder=Path(job["base"]["folder"]),
-                checkpoints={name: Path(path) for name, path in job.get("checkpoints", {}).items()},
+                base_folder=Path(located(job["base"], folder)["folder"]),
+                checkpoints={one["name"]: Path(one["folder"]) for one in known},
                 log=log,
                 output_prefix=job.get("output_prefix") or spec.output_name or folder.name,
                 resume=resume,
@@ -99,30 +104,30 @@ def run_job(
                 provenance={**provenance(), "seed": spec.seed},
             )
             method = run if run is not None else importlib.import_module(MODULES[spec.method]).run
-            result = method(context)
+            result = context.record(method(context))
+            log.disk.write(lambda: _write(folder / "result.json", result))
+            return SUCCEEDED
         except JobStopped:
             log.log("stopped at a step boundary; the state is saved")
             return STOPPED
         except KeyboardInterrupt:  # the second signal
-            return _fail(folder, "killed", "a second signal ended the job before its state was saved")
+            return _fail(log.disk, folder, "killed", "a second signal ended the job before its state was saved")
         except JobError as error:
-            return _fail(folder, error.code, error.detail)
+            return _fail(log.disk, folder, error.code, error.detail)
         except ValidationError as error:
-            return _fail(folder, "bad_spec", str(error))
+            return _fail(log.disk, folder, "bad_spec", str(error))
         except Exception as error:
+            if stop and is_full(error):
+                _say(f"stopped while it waited for room on the disk ({error}); what came after the last save is lost\n")
+                return STOPPED
             _say(traceback.format_exc())
-            return _fail(folder, *_classify(error))
-    try:
-        _write(folder / "result.json", result)
-    except OSError as error:
-        return _fail(folder, "disk_full", f"result.json: {error}")
-    return SUCCEEDED
+            return _fail(log.disk, folder, *_classify(error))
 
 
 def _classify(error: Exception) -> tuple[str, str]:
     """A code and a sentence for what nobody expected."""
     detail = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return "disk_full", detail
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory", detail
@@ -134,13 +139,28 @@ def _classify(error: Exception) -> tuple[str, str]:
     return "internal", detail
 
 
-def _fail(folder: Path, code: str, detail: str) -> int:
+def _fail(disk: Disk, folder: Path, code: str, detail: str) -> int:
     _say(f"failed, {code}: {detail}\n")
     try:
-        _write(folder / "error.json", {"code": code, "detail": detail})
+        disk.write(lambda: _write(folder / "error.json", {"code": code, "detail": detail}))
     except OSError as error:
         _say(f"error.json could not be written: {error}\n")
     return FAILED
+
+
+class _Output(io.TextIOBase):
+    """Standard output and error, which may be a file on a full disk: what does not fit is lost, and nothing fails."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, text.encode(errors="replace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._descriptor
 
 
 def _say(text: str) -> None:

@@ -11,7 +11,6 @@ Launch: ``python -m training.worker JOB_DIR``, as the server does for ``POST /v1
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -78,7 +77,7 @@ def bootstrap(ctx: JobContext) -> dict[str, Any]:
     folder = ctx.run_folder(STAGE)
     finished = folder / "result.json"
     if ctx.resume and finished.exists():
-        known: dict[str, Any] = json.loads(finished.read_text("utf-8"))
+        known: dict[str, Any] = ctx.located(json.loads(finished.read_text("utf-8")))
         return known
     base, output = _load(ctx, settings)
     started = time.monotonic()
@@ -89,7 +88,8 @@ def bootstrap(ctx: JobContext) -> dict[str, Any]:
     result = _finish(ctx, base, drawn, intake, folder)
     result["seconds"] = round(time.monotonic() - started, 1)
     _accept(ctx, result, settings)
-    atomic_write(finished, lambda path: path.write_text(json.dumps(result), "utf-8"))
+    text = json.dumps(ctx.record(result))
+    atomic_write(finished, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
     return result
 
 
@@ -112,26 +112,26 @@ def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path)
     """Every chain with its pictures, chunk by chunk; those of an earlier sitting are read back."""
     path, size = folder / "drawn.jsonl", spec.hyperparameters.batch_size
     drawn = _read_back(path, size) if ctx.resume else []
-    _rewrite(path, drawn)
+    atomic_write(path, lambda temporary: temporary.write_text(_lines(drawn), "utf-8"), disk=ctx.disk)
     if drawn:
         ctx.log.log(f"{len(drawn)} chains had been drawn before")
     rejected: list[Rejection] = []
     chains = assigned_ids(
         _kept(read_chains(spec.data, spec.seed, spec.hyperparameters, visualiser.vq.config.resolution), rejected)
     )
-    total, began, fresh = spec.data.num_samples or 0, time.monotonic(), 0
+    total, began, fresh = spec.data.num_samples or 0, ctx.clock(), 0
     for _ in islice(chains, len(drawn)):
         pass
     ctx.log.progress(STAGE, len(drawn), max(total, len(drawn)))
     while chunk := list(islice(chains, size)):
         ctx.check_stop()
         new = visualiser.draw(chunk)
-        _append(path, new)
+        ctx.disk.append(path, _lines(new))
         drawn += new
         fresh += len(new)
         left = max(0, total - len(drawn))
         ctx.log.progress(
-            STAGE, len(drawn), max(total, len(drawn)), left * (time.monotonic() - began) / fresh if total else None
+            STAGE, len(drawn), max(total, len(drawn)), left * (ctx.clock() - began) / fresh if total else None
         )
         ctx.log.metrics(STAGE, len(drawn), _chunk_metrics(new))
         _show(ctx, visualiser.loaded, chunk, new, first=len(drawn) - len(new))
@@ -152,7 +152,7 @@ def _finish(
     """Traces, report and contact sheet."""
     assert base.vq is not None
     if intake.rejected:
-        intake.write(folder / "rejected.jsonl")
+        ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))
         ctx.log.warning("samples_rejected", intake.summary())
     if not drawn:
         raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
@@ -160,11 +160,11 @@ def _finish(
     assert isinstance(spec, ZeroSpec)
     leave_out_the_unsure(drawn, spec.hyperparameters.keep_share)
     traces = ctx.folder / "zero" / "traces.jsonl"
-    traces.parent.mkdir(parents=True, exist_ok=True)
+    ctx.disk.write(lambda: traces.parent.mkdir(parents=True, exist_ok=True))
     text = "".join(
         json.dumps(trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
     )
-    atomic_write(traces, lambda path: path.write_text(text, "utf-8"))
+    atomic_write(traces, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
     report = bootstrap_report(drawn, base.manifest.perception or Perception())
     sheet = ctx.log.picture(contact_sheet(base.vq, drawn), "zero-contact-sheet")
     report |= {"contact_sheet": sheet, "traces": str(traces.relative_to(ctx.folder)), "data": intake.to_json()}
@@ -266,13 +266,5 @@ def _read_back(path: Path, size: int) -> list[DrawnChain]:
     return drawn[: len(drawn) // size * size]
 
 
-def _rewrite(path: Path, drawn: Sequence[DrawnChain]) -> None:
-    text = "".join(json.dumps(one.to_json()) + "\n" for one in drawn)
-    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def _append(path: Path, new: Sequence[DrawnChain]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(one.to_json()) + "\n" for one in new))
-        file.flush()
-        os.fsync(file.fileno())
+def _lines(drawn: Sequence[DrawnChain]) -> str:
+    return "".join(json.dumps(one.to_json()) + "\n" for one in drawn)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from app import job_store as store
 from app import pools
 from app.deps import (
     LOCATION,
@@ -60,8 +59,7 @@ def list_jobs(
     method: Method | None = None,
 ) -> Any:
     """Newest first."""
-    with app.db.read() as connection:
-        data, has_more = store.page(connection, limit=limit, after=after, status=status, method=method)
+    data, has_more = app.jobs.page(limit=limit, after=after, status=status, method=method)
     return JSONResponse({"data": data, "has_more": has_more})
 
 

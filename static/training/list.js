@@ -2,7 +2,7 @@
 
 import { whenOf } from '../studio/when.js';
 import { h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
-import { RESUMABLE, isLive } from './state.js';
+import { isLive } from './state.js';
 import { METHODS, duration, progressOf, statusOf, tookOf } from './words.js';
 
 class Row {
@@ -38,7 +38,7 @@ class Row {
     setAttr(this.open, 'aria-current', current ? 'true' : null);
     show(this.cancel, live);
     this.cancel.disabled = Boolean(job.cancel_requested);
-    show(this.resume, RESUMABLE.has(job.status));
+    show(this.resume, job.resumable === true);
     show(this.remove, !live);
     const name = `${this.title.textContent}, ${this.when.textContent}`;
     setAttr(this.cancel, 'aria-label', `Stop ${name}`);

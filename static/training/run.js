@@ -9,7 +9,7 @@ import { EventStream } from '../viewer/events.js';
 import { Charts } from './charts.js';
 import { reportBlock } from './report.js';
 import { Samples } from './samples.js';
-import { RESUMABLE, TERMINAL, TYPES, initialJob, isLive, isTerminal, reduceAll, shownStage, stageBar, withJob } from './state.js';
+import { TERMINAL, TYPES, initialJob, isLive, isTerminal, reduceAll, shownStage, stageBar, withJob, withWaiting } from './state.js';
 import { METHODS, announcementOf, curlOf, dataOf, duration, progressOf, stageName, statusOf, troubleOf, warningOf } from './words.js';
 
 const DRAW_EVERY_MS = 250;
@@ -113,6 +113,11 @@ export class Run {
     if (row.id !== this.#state.jobId || !this.#row) return;
     this.#row = { ...this.#row, cancel_requested: row.cancel_requested };
     this.#draw();
+  }
+
+  /** The newest row: on a full disk events cannot be stored, and only the row says what the job waits for. */
+  seen(row) {
+    if (row.id === this.#state.jobId && this.#row && !this.#replaying) this.#set(withWaiting(this.#state, row));
   }
 
   close() {
@@ -222,12 +227,12 @@ export class Run {
     setText(this.title, `${METHODS[state.method] ?? state.method} from ${state.base}`);
     setText(this.word, text);
     setAttr(this.pill, 'data-tone', tone);
-    const took = state.startedAt && state.finishedAt ? (Date.parse(state.finishedAt) - Date.parse(state.startedAt)) / 1000 : null;
+    const took = state.finishedAt ? state.runningS : null;
     setText(this.where, isLive(state) ? progressOf(state) : took === null ? '' : `took ${duration(took)}`);
     setText(this.facts, [dataOf(state.spec ?? {}), state.spec?.seed !== undefined ? `seed ${state.spec.seed}` : ''].filter(Boolean).join(' · '));
     show(this.cancel, isLive(state));
     this.cancel.disabled = cancelRequested;
-    show(this.resume, RESUMABLE.has(state.status));
+    show(this.resume, isTerminal(state) && state.resumable === true);
     this.#drawStages();
     const trouble = this.#refused ?? troubleOf(state);
     setText(this.trouble, trouble ?? '');

@@ -22,7 +22,7 @@ export function initialJob(jobId) {
     method: null,
     spec: null,
     base: null,
-    progress: null, // {stage, step, total, eta_s}
+    progress: null, // {stage, step, total, eta_s, waiting?: {for, needed_bytes, free_bytes}}
     stages: {}, // stage -> {series: {name: series}, latest: {name: value}, step}
     order: [], // the stages in the order in which they were first heard of
     samples: [], // the newest last
@@ -32,6 +32,8 @@ export function initialJob(jobId) {
     log: [],
     dropped: 0, // lines of the log that are not kept here
     error: null,
+    resumable: null, // whether Resume would be accepted; null until the row of the ended job is here
+    runningS: null, // seconds that its workers have run
     createdAt: null,
     startedAt: null,
     finishedAt: null,
@@ -48,6 +50,8 @@ export function withJob(state, job) {
     base: job.spec?.base_checkpoint ?? state.base,
     progress: job.progress ?? state.progress,
     error: job.error ?? null,
+    resumable: TERMINAL.has(job.status) ? (job.resumable ?? null) : null,
+    runningS: job.running_s ?? state.runningS,
     createdAt: job.created_at ?? state.createdAt,
     startedAt: job.started_at ?? state.startedAt,
     finishedAt: job.finished_at ?? null,
@@ -79,6 +83,13 @@ export function stageBar(state) {
     const { step = 0, total = 0 } = state.progress;
     return { stage, share: total ? Math.min(1, step / total) : 0, state: isLive(state) ? 'running' : 'stopped' };
   });
+}
+
+/** What a job waits for now, as its newest row says; null while it works. */
+export function withWaiting(state, job) {
+  const waiting = job.progress?.waiting ?? null;
+  if (!isLive(state) || (state.progress?.waiting ?? null) === waiting) return state;
+  return { ...state, progress: { ...state.progress, waiting } };
 }
 
 // One batch of events copies what it changes once, not once an event: a long job is replayed in one go.
@@ -124,6 +135,7 @@ class Draft {
 const HANDLERS = {
   'job.status': ({ state }, data) => {
     state.status = data.status ?? state.status;
+    state.resumable = null;
     state.error = data.error ?? (RESUMABLE.has(state.status) ? state.error : null);
     if (data.progress) state.progress = data.progress;
     if (data.started_at) state.startedAt = data.started_at;

@@ -117,6 +117,8 @@ class Training {
   #draw() {
     this.list.update(this.#jobs, this.run.jobId, this.#hasMore);
     this.start.jobs(this.#jobs);
+    const shown = this.#jobs.find((job) => job.id === this.run.jobId);
+    if (shown) this.run.seen(shown);
   }
 }
 

@@ -19,7 +19,8 @@ export function statusOf(job) {
     case 'queued':
       return { tone: 'wait', text: 'waiting for its turn' };
     case 'running':
-      return { tone: 'run', text: job.cancelRequested ? 'stopping at the end of this step' : 'running' };
+      if (job.cancelRequested) return { tone: 'run', text: 'stopping at the end of this step' };
+      return job.progress?.waiting ? { tone: 'wait', text: 'waiting for room on the disk' } : { tone: 'run', text: 'running' };
     case 'succeeded':
       return { tone: 'done', text: 'done' };
     case 'cancelled':
@@ -37,18 +38,22 @@ export function statusOf(job) {
 export function troubleOf(job) {
   const detail = job.error?.detail ? ` ${job.error.detail.trim()}` : '';
   const full = /[.!?]$/.test(detail) || !detail ? detail : `${detail}.`;
+  const kept = job.resumable ?? job.resumable === undefined; // null: not known yet
+  const afresh = job.resumable === false ? ' It had saved nothing yet: start it again.' : '';
   if (job.status === 'interrupted') {
-    return `The server or the machine stopped while this job ran.${full} Resume goes on from its last checkpoint, to the same numbers.`;
+    const why = 'The server or the machine stopped while this job ran.';
+    return kept ? `${why} Resume goes on from its last checkpoint, to the same numbers.` : `${why}${afresh}`;
   }
   if (job.status === 'failed' && job.error?.code === 'activation_failed') {
     return `The training is done and its checkpoints are kept, but the last one could not be put to work.${full} Try to activate it on the Checkpoints page.`;
   }
   if (job.status === 'failed') {
-    return `This job failed.${full} Its last good checkpoint is kept; mend the cause and press Resume, or start again with another spec.`;
+    const then = kept ? ' What it had saved is kept: mend the cause and press Resume, or start again with another spec.' : afresh;
+    return `This job failed.${full}${then}`;
   }
-  if (job.status === 'cancelled' && full) return `Stopped by force:${full} Resume goes on from there.`;
+  if (job.status === 'cancelled' && full) return `Stopped by force:${full}${kept ? ' Resume goes on from there.' : afresh}`;
   if (job.status === 'cancelled' && !job.startedAt) return 'Stopped before it began.';
-  if (job.status === 'cancelled') return 'Stopped at the end of a step, with a checkpoint. Resume goes on from there.';
+  if (job.status === 'cancelled') return kept ? 'Stopped with its state saved. Resume goes on from there.' : `Stopped.${afresh}`;
   return null;
 }
 
@@ -65,8 +70,8 @@ export function duration(seconds) {
 
 const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
 
-/** How long an ended job took; null for one that runs or never began. */
-export const tookOf = (job) => between(job.started_at, job.finished_at);
+/** How long the workers of an ended job ran; null for one that runs or never began. */
+export const tookOf = (job) => (job.started_at && job.finished_at ? (job.running_s ?? between(job.started_at, job.finished_at)) : null);
 
 const TOO_SHORT = 10; // a job this many times shorter says more about its start than about its steps
 
@@ -193,8 +198,18 @@ export const WARNINGS = {
   },
   save_failed: {
     title: 'A checkpoint could not be written',
-    means: 'The disk is full, or the folder cannot be written. Training goes on, and the next checkpoint is tried at its turn.',
-    todo: 'Make room on the disk. The job fails only where its last checkpoint cannot be written; then make room and press Resume.',
+    means: 'The folder cannot be written. Training goes on, and the next checkpoint is tried at its turn.',
+    todo: 'Look at the reason and at the rights of the folder. The job fails only where its last checkpoint cannot be written; then mend the cause and press Resume.',
+  },
+  disk_full: {
+    title: 'The disk was full',
+    means: 'The job waits until there is room, and then goes on where it was. Nothing is lost; older optimiser states were removed first.',
+    todo: 'Make room on the disk that holds the home: delete checkpoints or jobs that you do not need, or other files. Stop works while it waits.',
+  },
+  checkpoint_exists: {
+    title: 'A checkpoint’s name was taken',
+    means: 'Another checkpoint got this name while the job ran. The files are in the job’s folder, but they are not listed.',
+    todo: 'Register the folder under another name, or delete the other checkpoint.',
   },
 };
 
@@ -217,9 +232,20 @@ export function announcementOf(before, after) {
   return said.join(' ');
 }
 
+/** `1.5 MB`, for a number of bytes. */
+export function bytes(value) {
+  const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
+  const at = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, value)) / 3));
+  return `${at ? (value / 1000 ** at).toFixed(1) : value} ${units[at]}`;
+}
+
+/** `needs 1.2 GB on the disk, 3.0 MB are free`, for a job that waits. */
+export const roomOf = ({ needed_bytes: needed, free_bytes: free }) => `needs ${bytes(needed)} on the disk, ${bytes(free)} are free`;
+
 /** `step 40 of 60 · 2 min left` for a running job. */
 export function progressOf({ status, progress }) {
   if (!progress) return status === 'running' ? 'getting ready' : '';
+  if (progress.waiting) return roomOf(progress.waiting);
   const { step = 0, total = 0, eta_s: eta } = progress;
   const where = total ? `step ${count(step)} of ${count(total)}` : `step ${count(step)}`;
   return eta > 0 ? `${where} · ${duration(eta)} left` : where;

@@ -174,7 +174,7 @@ def test_saved_traces_become_the_data_of_a_job(with_server: Callable[..., Any]) 
         told = json.loads((server.home / "jobs" / job["id"] / "job.json").read_text())
         from training.formats import read_traces
 
-        (sample,) = read_traces(told["spec"]["data"]["path"])
+        (sample,) = read_traces(server.home / told["spec"]["data"]["path"])
         assert sample.question == trace["question"]
         assert [step.text for step in sample.steps] == [step["text"].strip() for step in trace["steps"]]
         assert [step.picture is not None for step in sample.steps] == [True, True]

@@ -5,11 +5,11 @@ import { test } from 'node:test';
 import { sorted } from '../../static/training/report.js';
 import { LIMIT, emptySeries, meanOf, nearest, push, rangeOf, short, stepsOf, ticksOf, wantsLog } from '../../static/training/series.js';
 import {
-  KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob,
+  KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob, withWaiting,
 } from '../../static/training/state.js';
 import {
-  METHODS, WARNINGS, announcementOf, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
-  troubleOf, warningOf,
+  METHODS, WARNINGS, announcementOf, bytes, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
+  tookOf, troubleOf, warningOf,
 } from '../../static/training/words.js';
 
 const seriesOf = (...values) => {
@@ -201,6 +201,50 @@ test('every status has words, and every bad end says what to do', () => {
   assert.match(troubleOf({ status: 'failed', error: { code: 'activation_failed', detail: 'x' } }), /Checkpoints page/);
   assert.equal(troubleOf({ status: 'running' }), null);
   assert.match(statusOf({ status: 'running', cancelRequested: true }).text, /stopping/);
+});
+
+test('Resume is promised only where something was saved', () => {
+  const startedAt = '2026-11-22T10:00:00Z';
+  for (const status of ['failed', 'cancelled', 'interrupted']) {
+    for (const error of [undefined, { code: 'x', detail: 'it broke' }]) {
+      assert.match(troubleOf({ status, startedAt, error, resumable: true }), /Resume/);
+      assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: false }), /Resume|kept|checkpoint/);
+      assert.match(troubleOf({ status, startedAt, error, resumable: false }), /saved nothing yet: start it again/);
+      assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: null }), /Resume|kept|saved nothing/);
+    }
+  }
+});
+
+test('an interruption is told once', () => {
+  const error = { code: 'interrupted', detail: 'the server stopped or died while the job ran' };
+  assert.equal(troubleOf({ status: 'interrupted', error, resumable: true }).match(/stopped/g).length, 1);
+});
+
+test('what an ended job can do is known from its row alone', () => {
+  const ended = withJob(initialJob('j'), { id: 'j', status: 'failed', resumable: true, running_s: 12.5 });
+  assert.deepEqual([ended.resumable, ended.runningS], [true, 12.5]);
+  assert.equal(reduce(ended, { seq: 1, type: 'job.status', data: { status: 'interrupted' } }).resumable, null);
+  assert.equal(withJob(ended, { id: 'j', status: 'queued', resumable: false }).resumable, null);
+});
+
+test('a job that waits for room says so in words', () => {
+  const waiting = { for: 'disk', needed_bytes: 1_234_567_890, free_bytes: 3_000_000 };
+  const progress = { stage: 'pesft', step: 4, total: 60, eta_s: 9, waiting };
+  assert.equal(progressOf({ status: 'running', progress }), 'needs 1.2 GB on the disk, 3.0 MB are free');
+  assert.equal(statusOf({ status: 'running', progress }).text, 'waiting for room on the disk');
+  assert.match(statusOf({ status: 'running', progress, cancelRequested: true }).text, /stopping/);
+  assert.deepEqual([0, 999, 1000, 5e15].map(bytes), ['0 bytes', '999 bytes', '1.0 kB', '5000.0 TB']);
+  const works = withJob(initialJob('j'), { id: 'j', status: 'running', progress: { ...progress, waiting: undefined } });
+  const waits = withWaiting(works, { progress });
+  assert.equal(waits.progress.waiting, waiting);
+  assert.equal(progressOf(withWaiting(waits, { progress: { stage: 'pesft', step: 5, total: 60 } })), 'step 4 of 60 · 9 s left');
+  assert.equal(withWaiting(initialJob('j'), { progress }).progress, null);
+});
+
+test('the time that a job took does not follow the wall clock', () => {
+  const job = { started_at: '2026-01-04T00:00:00Z', finished_at: '2026-01-04T00:00:00Z', running_s: 61 };
+  assert.equal(tookOf(job), 61);
+  assert.equal(tookOf({ ...job, started_at: null }), null);
 });
 
 test('every warning that a job may send says what it means and what to do', () => {

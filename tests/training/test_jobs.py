@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from training import job_folder
 from training.job_context import JobError
 from training.job_folder import WorkerEvent, last_progress_only, log_tail, read_events
 from training.jobs import End, Job, JobRunner
-from training.worker_process import WorkerProcess
+from training.worker_process import LOCK, WorkerProcess, WorkerRuns, start_worker
 
 WORKER = Path(__file__).parents[1] / "fake_worker.py"
 
@@ -113,7 +118,7 @@ class MemoryStore:
         return self.left
 
     def started(self, job_id: str, worker: WorkerProcess) -> None:
-        assert worker.alive or worker.pid > 0
+        assert worker.pid
 
     def beat(self, job_id: str) -> bool:
         return self.cancel
@@ -211,7 +216,7 @@ def test_what_a_dead_server_left_is_told_as_it_is(tmp_path: Path) -> None:
     (failed.folder / "error.json").write_text('{"code": "no_samples", "detail": "none"}')
     (done.folder / "result.json").write_text('{"checkpoint": "x"}')
     (died.folder / "events.jsonl").write_bytes(line(line="seen") + line(line="last words") + b'{"half')
-    died = replace(died, log_offset=len(line(line="seen")), worker=WorkerProcess(2**22 + 1, 1.0))  # no such process
+    died = replace(died, log_offset=len(line(line="seen")))
     store, hooks = MemoryStore(left=[died, failed, done]), Hooks()
     run("succeed", store, hooks, until(hooks, lambda: len(store.ends) == 3))
     ends = {job_id: (end, told) for job_id, end, told in store.ends}
@@ -221,7 +226,101 @@ def test_what_a_dead_server_left_is_told_as_it_is(tmp_path: Path) -> None:
     assert [event.data["line"] for event in store.events] == ["last words"]
 
 
-def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
-    mine = WorkerProcess.of(os.getpid())
-    assert mine.alive
-    assert not replace(mine, started=mine.started - 10).alive
+SLEEPER = (sys.executable, "-S", "-c", "import sys; sys.stdin.read()")
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker in `tmp_path`/one that ends with its standard input."""
+    (tmp_path / "one").mkdir()
+    process = start_worker(SLEEPER, tmp_path / "one", stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_worker_is_alive_until_it_ends(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    worker = WorkerProcess(tmp_path / "one")
+    assert (worker.alive, worker.pid) == (True, sleeper.pid)
+    with pytest.raises(WorkerRuns):
+        start_worker(SLEEPER, tmp_path / "one")
+    assert sleeper.stdin is not None
+    sleeper.stdin.close()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has waited for it
+    assert not worker.alive
+    assert not WorkerProcess(tmp_path / "nowhere").alive
+
+
+@pytest.mark.parametrize("days", [-3, 3])
+def test_clock_steps_do_not_hide_a_worker(
+    days: int, tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, boot = time.time, psutil.boot_time
+    monkeypatch.setattr(time, "time", lambda: wall() + days * 86_400)
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot() + days * 86_400)
+    assert WorkerProcess(tmp_path / "one").alive
+
+
+def test_copied_folder_has_no_worker(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = WorkerProcess(tmp_path / "two")
+    assert not copy.alive
+    copy.kill_survivors()
+    store, hooks = MemoryStore(left=[a_job(tmp_path, "two")]), Hooks()
+    run("succeed", store, hooks, until(hooks, lambda: bool(store.ends)))
+    assert store.ends[0][:2] == ("two", "interrupted")
+    assert WorkerProcess(tmp_path / "one").alive
+
+
+def test_reused_process_number_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """The number of a worker that has ended belongs to another process now."""
+    (tmp_path / "old").mkdir()
+    start_worker((sys.executable, "-S", "-c", ""), tmp_path / "old").communicate()
+    lock = tmp_path / "old" / LOCK
+    told = json.loads(lock.read_text())
+    lock.write_text(json.dumps({**told, "pid": sleeper.pid}))
+    worker = WorkerProcess(tmp_path / "old")
+    assert not worker.alive
+    worker.kill_survivors()
+    assert sleeper.poll() is None
+    assert WorkerProcess(tmp_path / "one").alive
+
+
+def test_full_disk_delays_the_start_of_a_worker(tmp_path: Path) -> None:
+    class FullDisk(Hooks):
+        tries = 0
+
+        def describe(self, job: Job) -> dict[str, Any]:
+            self.tries += 1
+            if self.tries < 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().describe(job)
+
+    store, hooks = MemoryStore([a_job(tmp_path)]), FullDisk()
+    seen: list[Any] = []
+
+    async def script(runner: JobRunner) -> None:
+        beat = store.beat
+
+        def look(job_id: str) -> bool:
+            seen.append(runner.waiting(job_id))
+            return beat(job_id)
+
+        store.beat = look  # type: ignore[method-assign]
+        await until(hooks, lambda: bool(store.ends))(runner)
+        assert runner.waiting("one") is None
+
+    run("succeed", store, hooks, script)
+    assert store.ends[0][1] == "succeeded"
+    assert [waiting["for"] for waiting in seen[:2]] == ["disk", "disk"]
+
+
+def test_cancel_ends_a_wait_for_the_start(tmp_path: Path) -> None:
+    class FullDisk(Hooks):
+        def describe(self, job: Job) -> dict[str, Any]:
+            store.cancel = True
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    store, hooks = MemoryStore([a_job(tmp_path)]), FullDisk()
+    run("succeed", store, hooks, until(hooks, lambda: bool(store.ends)))
+    assert store.ends == [("one", "cancelled", None)]

@@ -17,7 +17,7 @@ import pytest
 from model.shards import CheckpointError
 from tests.training.job_helpers import events, write_job
 from training.job_context import JobContext, JobError, JobStopped
-from training.worker import FAILED, SUCCEEDED, main, run_job
+from training.worker import FAILED, STOPPED, SUCCEEDED, main, run_job
 
 SPEC = {"method": "pesft", "data": {"source": "unitasks", "num_samples": 4}, "seed": 3}
 
@@ -77,7 +77,7 @@ def test_every_failure_has_a_code_and_a_sentence(
     assert not (folder / "result.json").exists()
 
 
-def test_a_disk_without_room_for_the_error_still_ends_with_the_exit_code(
+def test_stop_on_full_disk_ends_with_the_exit_code(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FullDisk:
@@ -86,13 +86,46 @@ def test_a_disk_without_room_for_the_error_still_ends_with_the_exit_code(
 
         flush = write
 
+    def stopped(then: BaseException | None = None) -> Callable[[JobContext], dict[str, Any]]:
+        def run(ctx: JobContext) -> dict[str, Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if then is not None:
+                raise then
+            return {}
+
+        return run
+
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", FullDisk())
         patch.setattr(Path, "write_text", FullDisk.write)
-        assert run_job(folder, job, run=raising(JobError("disk_full", "no room"))) == FAILED
-        assert run_job(folder, job, run=lambda ctx: {}) == FAILED  # a result that cannot be kept is no success
+        assert run_job(folder, job, run=stopped(JobError("bad_data", "no rows"))) == FAILED
+        assert run_job(folder, job, run=stopped()) == STOPPED  # a result that cannot be kept is no success
     assert not (folder / "result.json").exists()
+
+
+def test_result_waits_for_room_on_the_disk(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = Path.write_text, []
+
+    def write_text(path: Path, *args: Any, **options: Any) -> int:
+        if "result.json" in path.name and len(refused) < 3:
+            refused.append(json.loads((folder / "waiting.json").read_text()))
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        return real(path, *args, **options)
+
+    folder, job = job_of(tmp_path / "job", tiny_checkpoint)
+    monkeypatch.setattr("training.disk.POLL_S", 0.001)
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert run_job(folder, job, run=lambda ctx: {"steps": 3}) == SUCCEEDED
+    assert json.loads((folder / "result.json").read_text()) == {"steps": 3}
+    assert [waiting is None for waiting in refused] == [True, False, False]
+    assert refused[1]["for"] == "disk"
+    assert refused[1].keys() == {"for", "needed_bytes", "free_bytes"}
+    assert json.loads((folder / "waiting.json").read_text()) is None
+    assert [e["code"] for e in events(folder, "warning")] == ["disk_full"]
+    assert ["waiting" in e for e in events(folder, "progress")] == [True, False]
 
 
 def test_a_stop_at_a_step_boundary_is_its_own_exit_code(tmp_path: Path, tiny_checkpoint: Path) -> None:
