@@ -236,7 +236,7 @@ class JobRunner:
         cancelled = job.cancel_requested
         while True:
             try:
-                process = await self._in_thread(self._spawn, job)
+                process: subprocess.Popen[bytes] = await self._in_thread(self._spawn, job)
             except OSError as error:
                 if not is_full(error):
                     raise
