@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +141,7 @@ def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
     try:
         file = take_apart(kind, data)
         size = file.canvas[:2] if file.canvas else _open(file.data, kind).size
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("image_too_large", _TOO_LARGE) from None
     except MemoryError:
         raise
@@ -167,9 +166,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked here
-        return Image.open(io.BytesIO(data), formats=(kind,))
+    return Image.open(io.BytesIO(data), formats=(kind,))
 
 
 def _decode(file: ImageFile, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
