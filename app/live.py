@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.artifacts import StoredImage
 from app.engine_pool import Lease
 from app.words import Mode
 from model.engine.messages import ImageInput, SamplingRequest
@@ -40,6 +41,7 @@ class LiveTrace:
     cancel_reason: str | None = None
     step_text: dict[int, str] = field(default_factory=dict)
     pngs: dict[int, bytes] = field(default_factory=dict)  # functional images by step, for the checkers
+    unlisted: list[tuple[bytes, StoredImage]] = field(default_factory=list)  # images whose event was not committed
     runner: asyncio.Task[None] | None = None
 
     def elapsed_ms(self) -> int:

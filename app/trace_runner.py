@@ -211,10 +211,15 @@ class TraceRunner:
         if stored is None or png is None:
             return
         if written is not None:
-            written.add_done_callback(lambda _: self._images.settle(stored))
+            written.add_done_callback(lambda committed: self._settle(live, png, stored, listed=committed.result()))
         else:
             self._images.settle(stored)
             await pools.work.run(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+
+    def _settle(self, live: LiveTrace, png: bytes, stored: StoredImage, *, listed: bool) -> None:
+        self._images.settle(stored)
+        if not listed:
+            live.unlisted.append((png, stored))
 
     def _append(
         self,
@@ -294,6 +299,8 @@ class TraceRunner:
             live.runner.cancel()
             await asyncio.wait([live.runner])
         self._leave(live)
+        for png, stored in live.unlisted:
+            await asyncio.to_thread(self._images.put, png, stored.width, stored.height)  # for the sweep to find
 
     async def _end(self, live: LiveTrace, status: str, type_: str, data: dict[str, Any], row: dict[str, Any]) -> None:
         if live.ended:

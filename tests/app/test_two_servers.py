@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from tests.app.conftest import Server, both_databases, is_problem, parse_sse, ru
 from tests.app.jobs import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.app.test_jobs_faults import Killable
 from tests.e2e.real_server import wait_until
-from tests.fakes import FakeGeneration, held
+from tests.fakes import FakeGeneration, Wait, emitted, held, png
 from tests.postgres import Cluster
 
 RUN = Callable[[Any], Any]
@@ -110,6 +111,33 @@ def test_a_silent_trace_of_a_server_that_returns_stops_at_its_next_heartbeat(
             while one.services.traces.in_work:
                 await asyncio.sleep(0.002)
             assert engine.aborts == [trace["id"]]
+
+    run_async(main())
+
+
+def test_an_image_drawn_after_the_end_is_left_to_the_sweep(
+    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
+) -> None:
+    late = png((1, 2, 3))
+    engine.script = lambda _request: [
+        emitted("step.started", step=1), Wait("end"), emitted("image.completed", step=1, png=late), Wait("never"),
+    ]  # fmt: skip
+
+    async def main() -> None:
+        async with running(tmp_path / "home", package, engine) as server:
+            trace = await server.create()
+            await server.until(trace["id"], "step.started")
+            with server.services.db.write() as connection:
+                store.end_left_over(connection, [server.services.traces._home.server_id], DIED)
+            engine.go("end")
+            image_id = hashlib.sha256(late).hexdigest()
+            while (await server.client.get(f"/v1/images/{image_id}")).status_code != 200:
+                await asyncio.sleep(0.01)
+            assert [event.type for event in await server.stream(trace["id"])][-2:] == ["step.started", "trace.failed"]
+            with server.services.db.read() as connection:
+                links = connection.execute(sa.select(tables.trace_images.c.image_id)).scalars().all()
+            assert image_id not in links
+            assert server.services.traces.in_work == []
 
     run_async(main())
 
