@@ -200,6 +200,7 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection is not None:
             self._connection.closed()
+            self._own_state.pop(STATE, None)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

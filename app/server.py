@@ -20,7 +20,7 @@ from app.exit_watch import ExitWatch
 from app.runtime import Runtime
 
 GRACEFUL_S = 2
-LAST_WORD_S = 8.5  # of 10 s that a stop may take
+LAST_WORD_S = 8.0  # of 10 s that a stop may take
 SAME_REQUEST_S = 0.5
 BAD_START = 2
 
@@ -98,7 +98,9 @@ def run_app(app: FastAPI, sock: socket.socket, *, kill_engine: Callable[[], None
             kill_engine()
         services.hub.kill()
 
-    server = StudioServer(server_config(app, guard), runtime, ExitWatch(LAST_WORD_S, kill_children))
+    watch = ExitWatch(LAST_WORD_S, kill_children)
+    watch.arm()
+    server = StudioServer(server_config(app, guard), runtime, watch)
     runtime.on_failure = server.stop
     server.run(sockets=[Listener.of(sock, guard)])
     gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine

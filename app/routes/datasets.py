@@ -22,7 +22,7 @@ REFUSAL = f"send multipart/form-data with a field `file`, or jsonl as {RAW[0]}"
     response_model=DatasetOut,
     openapi_extra=upload_body(RAW[0]),
     summary="Upload a training file",
-    responses=problems(400, 403, 413, 415, 422, 507),
+    responses=problems(400, 403, 413, 415, 422, 503, 507),
 )
 async def upload_dataset(request: Request, app: App) -> Response:
     """A jsonl file; every line is looked at, and a broken one is named. The same file again is the same upload."""

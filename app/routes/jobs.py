@@ -97,7 +97,7 @@ def job_metrics(
     "/{job_id}/files/{name:path}",
     response_class=FileResponse,
     summary="A picture, report or log of a job",
-    responses=problems(404, also={200: {"description": "The file"}}),
+    responses=problems(404, 503, also={200: {"description": "The file"}}),
 )
 @in_pool(pools.reads)
 def job_file(job_id: str, name: str, app: App) -> Response:

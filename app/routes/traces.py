@@ -158,7 +158,7 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/partials/{name}",
     response_class=FileResponse,
     summary="A partial picture of a trace",
-    responses=problems(404, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
+    responses=problems(404, 503, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
 )
 @in_pool(pools.reads)
 def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import socket
 import subprocess
@@ -18,13 +19,13 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.real_server import SERVE, Server, wait_until
+from tests.e2e.real_server import ROOT, SERVE, Server, wait_until
 from tests.e2e.test_server import ask
 from tests.e2e.test_server_life import alive, start_many
 from tests.postgres import Cluster
 
 pytestmark = pytest.mark.timeout(600)
-ENDED_S = 60.0  # for a busy machine; app/exit_watch.py ends the process after 8.5 s
+ENDED_S = 60.0  # for a busy machine; app/exit_watch.py ends the process after 8 s
 PESFT = {
     "method": "pesft",
     "base_checkpoint": "nano-base",
@@ -243,6 +244,27 @@ def test_sigterm_before_the_address_is_bound_ends_the_server(tmp_path: Path) -> 
     _, error = process.communicate(timeout=ENDED_S)
     assert process.returncode == 0, error
     assert b"Traceback" not in error
+
+
+def test_sigterm_ends_a_server_whose_log_nobody_reads(tmp_path: Path) -> None:
+    server = Server(tmp_path / "home", {"OMNI_R1_LOG_LEVEL": "debug"})
+    unread, log = os.pipe()
+    os.set_blocking(log, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(log, b"x" * 4096)
+    os.set_blocking(log, True)
+    process = subprocess.Popen(server.command(), cwd=ROOT, env=server.env(), stdout=subprocess.PIPE, stderr=log)
+    assert process.stdout is not None
+    try:
+        assert b"http://" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(ENDED_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        os.close(unread)
+        os.close(log)
 
 
 def test_a_second_signal_ends_the_server_and_its_engine_at_once(fresh_server: Server) -> None:
