@@ -27,6 +27,7 @@ def train_nano(args: Namespace) -> int:
                 variant=args.variant,
                 perception_weight=args.perception_weight,
                 steps=args.steps,
+                precision=args.precision,
             )
     except KeyboardInterrupt:
         raise CommandError("stopped; the same command with --resume goes on", EXIT_INTERRUPTED) from None
