@@ -7,20 +7,25 @@ whole sequence (teacher forcing) judges both the log-probabilities and how close
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.checkpoint import LoadedCheckpoint
 from model.engine.phases import Legal, LegalIds
 from model.engine.sequence import SamplingParams, sample_seed
 from model.transformer import CausalAttention
+from model.vq import VQModel
 
-NEAR = 1e-4  # nats of a log-probability, or share of the probability mass
+NEAR = 1e-4  # nats of a log-probability, share of the probability mass, or squared distance to a code
+LEVELS = 8  # of 256, by which decoded images of the same codes may differ
 
 
 @dataclass(frozen=True)
@@ -134,3 +139,20 @@ def _mass_above(probs: Tensor, index: int, top_p: float, margin: float) -> tuple
     if surely < top_p <= perhaps:
         margin = 0.0
     return float(probs[probs > chance].sum()), min(margin, abs(surely - top_p), abs(perhaps - top_p))
+
+
+def assert_same_image(one: bytes, other: bytes) -> None:
+    """Two PNGs of the same codes: their decoder rounds differently in other company, and more so in bf16."""
+    mine, theirs = (np.asarray(Image.open(io.BytesIO(png)), np.int16) for png in (one, other))
+    assert mine.shape == theirs.shape
+    assert np.abs(mine - theirs).max() <= LEVELS
+
+
+@torch.no_grad()
+def assert_same_codes(vq: VQModel, pixels: Tensor, one: Tensor, other: Tensor) -> None:
+    """Codes [B, N] of pixels [B, 3, R, R] by two computations: equal, or both as near as the nearest within `NEAR`."""
+    assert one.shape == other.shape
+    vectors, differ = vq.features(pixels), one != other
+    gaps = [(vectors - vq.codebook[codes]).square().sum(-1) for codes in (one, other)]
+    assert (gaps[0] - gaps[1]).abs()[differ].le(NEAR).all()
+    assert differ.float().mean() < 0.05, "no more than a few can be near ties"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from model.checkpoint import load_checkpoint
 from model.engine.client import Emitted, Output
 from model.engine.engine import Engine
 from model.engine.sequence import Sequence
-from tests.near_ties import assert_equal_up_to_near_tie
-
-LEVELS = 8  # of 256, by which two decodes of the same codes may differ where one of them is bf16
+from tests.near_ties import assert_equal_up_to_near_tie, assert_same_image
 
 
 class Recorder:
@@ -60,10 +55,3 @@ def assert_same_events(one: Seq[Output], other: Seq[Output]) -> None:
         assert (a.png is None) == (b.png is None)
         if a.png is not None and b.png is not None:
             assert_same_image(a.png, b.png)
-
-
-def assert_same_image(one: bytes, other: bytes) -> None:
-    """Two PNGs that show the same codes."""
-    mine, theirs = (np.asarray(Image.open(io.BytesIO(png)), np.int16) for png in (one, other))
-    assert mine.shape == theirs.shape
-    assert np.abs(mine - theirs).max() <= LEVELS
