@@ -25,6 +25,7 @@ def run_precision(choice: PrecisionChoice, device: str, folder: Path, *, resume:
     precision = resolve_precision(choice, device)
     if choice == "auto" and resume and (spec := RunFolder.recorded_spec(folder)) is not None:
         precision = cast("Precision", spec.get("precision", BEFORE_AUTO))
+    log.info("precision of the forward: %s (%s requested)", precision, choice)
     if is_emulated(precision, device):
         log.warning("%s", emulated(device))
     return precision

@@ -16,11 +16,11 @@ from model.engine.client import EngineProcess
 from model.manifest import Manifest
 from tests.app.conftest import Server, is_problem
 from tests.model.spoil import LM, change_json, change_lm
+from tests.patience import PATIENCE_S
 from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
 
 NAMES = ("nano-omni-r1", "second", "third")
 BUDGET_MB = 18  # of two of them
-PATIENCE_S = 150  # for a very busy machine
 Scenario = Callable[[Server], Any]
 
 
@@ -42,7 +42,6 @@ def serve(folders: Path) -> Iterator[Callable[[Scenario], Any]]:
     )
     with asyncio.Runner() as runner:
         runner.run(server.start(ready=False))
-        server.client.timeout = PATIENCE_S
         runner.run(is_ready(server))
 
         def go(scenario: Scenario) -> Any:

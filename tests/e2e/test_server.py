@@ -15,6 +15,7 @@ from app.client_types import Trace
 from app.sse_reader import Event, EventParser
 from tests.e2e.real_server import ROOT, Server
 from tests.near_ties import assert_same_image
+from tests.patience import PATIENCE_S
 
 
 def ask(client: Client, seed: int = 1_000_000_000, **options: object) -> Trace:
@@ -59,7 +60,7 @@ def test_a_post_that_asks_for_a_stream_gets_the_same_events(server: Server, clie
     body = {"question": task["question"], "images": [{"image_id": task["image_id"]}], "sampling": {"seed": 3}}
     parser, events = EventParser(), []
     headers = {"Accept": "text/event-stream"}
-    with httpx.stream("POST", f"{server.url}/v1/traces", json=body, headers=headers, timeout=60) as response:
+    with httpx.stream("POST", f"{server.url}/v1/traces", json=body, headers=headers, timeout=PATIENCE_S) as response:
         assert response.status_code == 201
         location = response.headers["location"]
         for chunk in response.iter_bytes():
@@ -148,4 +149,4 @@ def test_bad_input_on_the_command_line_is_one_line_and_exit_code_2(server: Serve
 
 def omni(server: Server, *argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli", *argv, "--url", server.url]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

@@ -10,8 +10,7 @@ import pytest
 
 from model.engine import picture_thread
 from model.engine.picture_thread import REST, TOGETHER, PictureThread
-
-PATIENCE_S = 60
+from tests.patience import PATIENCE_S
 
 
 class Results:
