@@ -1,5 +1,6 @@
 # make serve      the studio on http://127.0.0.1:7860 (PORT=8080 make serve: elsewhere)
 # make test       every test; browser tests are skipped with the reason where chromium is missing
+# make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
 # make check      ruff, formatting, mypy, import arrows          make format    mend what ruff can mend
 # make bench      ratios against peers, one JSON object a line on stdout
 # make attack     kills, hostile requests, floods and a soak against servers of its own (ARGS="kill --scale 0.1")
@@ -15,8 +16,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := app model training
 
+# As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
+PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format bench attack clean
+.PHONY: help setup serve test test-portable check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
@@ -31,6 +35,9 @@ serve: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-portable: setup
+	@$(PORTABLE_CPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not any_cpu" tests/model tests/training $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .

@@ -206,6 +206,12 @@ def _add_train(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default); the same number, the same bits")
     parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the CPU has it in hardware",
+    )
+    parser.add_argument(
         "--variant", choices=VARIANTS, default="interleaved", help="of pesft: the recipe, or a control without pictures"
     )
     parser.add_argument("--perception-weight", type=_finite, help="of pesft: lambda instead of the recipe's")

@@ -98,11 +98,14 @@ def _packages() -> Finding:
 def _device(settings: Settings) -> Finding:
     import torch
 
+    from model.precision import cpu_has_bf16
+
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     found = ", ".join(name for name, available in there.items() if available)
     if settings.device != "auto" and not there[settings.device]:
         return Finding("device", "bad", f"OMNI_R1_DEVICE={settings.device} is not there; this machine has: {found}")
-    return Finding("device", "ok", f"{found} (OMNI_R1_DEVICE={settings.device})")
+    precision = "has bf16 in hardware" if cpu_has_bf16() else "has no bf16 in hardware and uses fp32"
+    return Finding("device", "ok", f"{found} (OMNI_R1_DEVICE={settings.device}); the CPU {precision}")
 
 
 def _memory() -> Finding:

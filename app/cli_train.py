@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ def train_nano(args: Namespace) -> int:
     """Runs one stage of the embedded family's training; Ctrl-C finishes the step and saves, --resume goes on."""
     from training.nano import run
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("omni_r1").setLevel(logging.INFO)
     try:
         with _bad_input():
             folder = run(
@@ -27,6 +30,7 @@ def train_nano(args: Namespace) -> int:
                 variant=args.variant,
                 perception_weight=args.perception_weight,
                 steps=args.steps,
+                precision=args.precision,
             )
     except KeyboardInterrupt:
         raise CommandError("stopped; the same command with --resume goes on", EXIT_INTERRUPTED) from None

@@ -40,12 +40,9 @@ def causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    groups, on_cpu = q.shape[-2] // k.shape[-2], q.device.type == "cpu"
-    if groups > 1 and on_cpu:
-        k, v = k.repeat_interleave(groups, dim=-2), v.repeat_interleave(groups, dim=-2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    gqa = groups > 1 and not on_cpu
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
 class _CausalSDPA(torch.autograd.Function):

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import causal_sdpa
 from model.config import TransformerConfig
 
-READ_MULTIPLE, SUM_BLOCK = 64, 256
+READ_MULTIPLE = 64
 
 
 def read_length(longest: int, context_len: int) -> int:
@@ -79,22 +80,15 @@ class KVCache:
 
 
 class PrefillAttention:
-    """One sequence, whole, into an empty slot: ids [T] -> its keys and values in positions 0 ... T-1."""
+    """One whole sequence into an empty slot: ids [T] -> its keys and values in positions 0 ... T-1."""
 
-    def __init__(self, cache: KVCache, slot: int, length: int, *, groups: int) -> None:
-        self.cache, self.slot, self.length, self.groups = cache, slot, length, groups
-        mask = torch.full((length, length), float("-inf"), device=cache.keys.device, dtype=cache.keys.dtype).triu(1)
-        self.mask = mask.repeat(groups, 1)  # the query heads of a group stand below each other
+    def __init__(self, cache: KVCache, slot: int) -> None:
+        self.cache, self.slot = cache, slot
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, J * G, K], k and v [T, J, K] -> [T, J * G * K]."""
-        length, kv_heads, dim = k.shape
-        k, v = k.transpose(0, 1), v.transpose(0, 1)
-        self.cache.write(layer, self.slot, k, v)
-        folded = q.unflatten(1, (kv_heads, self.groups)).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, dim)
-        out = F.scaled_dot_product_attention(folded, k[None], v[None], attn_mask=self.mask)
-        out = out.view(kv_heads, self.groups, length, dim).permute(2, 0, 1, 3)
-        return out.reshape(length, -1)
+        self.cache.write(layer, self.slot, k.transpose(0, 1), v.transpose(0, 1))
+        return causal_sdpa(q[None], k[None], v[None])[0].flatten(-2)
 
 
 class DecodeAttention:
@@ -155,13 +149,7 @@ class DecodeAttention:
         self._rows_keys = [keys[:matrices, :, :length] for keys in self._turned_keys]
         self._scores = torch.empty(matrices, groups, length, dtype=self.cache.keys.dtype)
         self._out = torch.empty(matrices, groups, dim, dtype=self.cache.keys.dtype)
-        # MKL sums over 448 positions as 224 + 224, over 256 or less in one go: only like blocks give a short row the
-        # same last bits beside a long one (measured, AVX-512).
-        blocks = [slice(start, min(start + SUM_BLOCK, length)) for start in range(0, length, SUM_BLOCK)]
-        self._first_probs, *self._more_probs = [self._scores[:, :, block] for block in blocks]
-        values = [[values[:matrices, block] for block in blocks] for values in self._values]
-        self._first_values = [first for first, *_ in values]
-        self._more_values = [more for _, *more in values]
+        self._rows_values = [values[:matrices, :length] for values in self._values]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, J * G, K], k and v [n, J, K] -> [n, J * G * K], valid until the next layer's."""
@@ -172,9 +160,7 @@ class DecodeAttention:
             queries = q.reshape(-1, self.groups, dim)
             torch.baddbmm(self._rows_mask, queries, self._rows_keys[layer], alpha=self._scale, out=self._scores)
             torch.softmax(self._scores, -1, out=self._scores)
-            torch.bmm(self._first_probs, self._first_values[layer], out=self._out)
-            for probs, values in zip(self._more_probs, self._more_values[layer], strict=True):
-                self._out.baddbmm_(probs, values)
+            torch.bmm(self._scores, self._rows_values[layer], out=self._out)
             return self._out.view(rows, -1)
         self._flat_keys[layer].index_copy_(0, self._target, k.reshape(-1, dim))
         queries = q.view(rows, kv_heads, self.groups, dim)

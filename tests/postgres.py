@@ -20,9 +20,10 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 # A cluster that is thrown away may lose everything in a power cut.
 CARELESS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off", "shared_buffers=32MB")
-START_S = 120.0
 
 
 def find(program: str) -> str | None:
@@ -77,7 +78,7 @@ class Cluster:
         """Make the cluster if need be, start it, wait until it answers."""
         if not self._data.exists():
             made = [find("initdb"), "-D", self._data, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-            subprocess.run(made, **self._as, check=True, capture_output=True, timeout=START_S)
+            subprocess.run(made, **self._as, check=True, capture_output=True, timeout=PATIENCE_S)
         settings = ("listen_addresses=", f"unix_socket_directories={self.folder}", "max_connections=200", *CARELESS)
         command = [find("postgres"), "-D", self._data, *(word for setting in settings for word in ("-c", setting))]
         with (self.folder / "log").open("ab") as log:
@@ -88,7 +89,7 @@ class Cluster:
     def _wait(self) -> None:
         import psycopg
 
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self.execute("SELECT 1")
@@ -126,7 +127,7 @@ class Cluster:
         import psycopg
 
         address = f"host={self.folder} dbname={database} user={self._name}"
-        with psycopg.connect(address, autocommit=True, connect_timeout=60) as connection:
+        with psycopg.connect(address, autocommit=True, connect_timeout=int(PATIENCE_S)) as connection:
             cursor = connection.execute(statement)  # type: ignore[arg-type]  # our own words
             return cursor.fetchall() if cursor.description else []
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from app.settings import PREFIX, Settings
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "containers" / "start"
@@ -137,7 +138,7 @@ def test_everything_that_is_copied_is_there_and_reaches_the_builder() -> None:
 
 def run_health_check(command: list[str], port: int) -> int:
     words = [sys.executable, *(word.replace("7860", str(port)) for word in command[1:])]
-    return subprocess.run(words, capture_output=True, timeout=120, check=False).returncode
+    return subprocess.run(words, capture_output=True, timeout=PATIENCE_S, check=False).returncode
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
@@ -253,7 +254,7 @@ def start(folder: Path, *, resolves: bool, **more: str) -> Started:
     home.mkdir(exist_ok=True)
     environment = {"PATH": f"{tools}:/usr/bin:/bin", "OMNI_R1_HOME": str(home), **more}
     return Started(
-        subprocess.run([str(START)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+        subprocess.run([str(START)], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     )
 
 

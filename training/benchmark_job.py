@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.engine.device import serving_dtype
-from model.engine.engine import MAX_CPU_ROWS, Completion, Engine
+from model.engine.engine import Completion, Engine, useful_slots
 from model.engine.sequence import SamplingParams
 from model.images import decode_codes
+from model.precision import serving_dtype
 from training.benchmark import read_response
 from training.benchmark_items import Item, first_seed, read_items
 from training.benchmark_report import Answer, Verdicts, compare, flat_metrics, summarize_answers
@@ -137,8 +137,8 @@ class _Asking:
             self.loaded = load_checkpoint(folder, device=ctx.device, dtype=serving_dtype(torch.device(ctx.device)))
         except CheckpointError as error:
             raise JobError("bad_checkpoint", f"{name}: {error.code}: {error.detail}") from error
-        slots = min(self.hyper.batch_size, MAX_CPU_ROWS) if ctx.device == "cpu" else self.hyper.batch_size
         loaded = self.loaded
+        slots = useful_slots(self.hyper.batch_size, loaded.transformer.device)
         self.engine = Engine(
             loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots
         )

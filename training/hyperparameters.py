@@ -16,6 +16,7 @@ Weight = Annotated[float, Field(ge=0.0, le=1e4)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 Variant = Literal["interleaved", "text", "state"]
 TemplateName = Literal["plain", "tagged"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Strict(BaseModel):
@@ -27,7 +28,10 @@ class Strict(BaseModel):
 class _Optimisation(Strict):
     """What every method that changes weights shares."""
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward; the weights trained are fp32 [D]")
+    precision: Precision = Field(
+        "fp32",
+        description="of the forward; auto: bf16 where the device has it in hardware; trained weights are fp32 [D]",
+    )
     weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
     save_every: Positive = Field(200, description="steps between two checkpoints")
@@ -58,7 +62,9 @@ class PeSFTHyperparameters(_Optimisation):
     perception_state: Literal["predict", "token"] = Field("predict", description="h_t: [C] the state at the token")
     variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
     template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="[C] bf16; the weights trained are fp32")
+    precision: Precision = Field(
+        "auto", description="bf16 [C] where the device has it in hardware, otherwise fp32; trained weights are fp32"
+    )
     sample_every: Count = Field(100, description="steps between two looks at what the model draws; 0: never")
     show_samples: Annotated[int, Field(ge=1, le=16)] = Field(4, description="traces shown at each look")
 

@@ -213,7 +213,7 @@ class RunFolder:
         self.state_path = path / "state.pt"
         spec_path = path / "spec.json"
         if resume and self.state_path.exists():
-            old = {**(defaults or {}), **upgrade(json.loads(spec_path.read_text())["spec"])}
+            old = {**(defaults or {}), **upgrade(self.recorded_spec(path) or {})}
             old, new = json.loads(json.dumps(old)), json.loads(json.dumps(spec))
             if old != new:
                 changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
@@ -228,6 +228,14 @@ class RunFolder:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._log_failed = False
+
+    @staticmethod
+    def recorded_spec(path: Path) -> dict[str, Any] | None:
+        """The settings that the run in a folder began with, or None where there is none to resume."""
+        if not (path / "state.pt").exists():
+            return None
+        spec: dict[str, Any] = json.loads((path / "spec.json").read_text())["spec"]
+        return spec
 
     @property
     def seconds(self) -> float:

@@ -25,6 +25,7 @@ from model.checkpoint import VQ_FILE, VQ_PREFIX, load_checkpoint, save_checkpoin
 from model.config import ModelConfig, TransformerConfig
 from model.images import tv_energy
 from model.manifest import GenerationDefaults, ImageCount, Manifest, Perception
+from model.precision import PrecisionChoice
 from model.template import Template
 from model.tokenizer import TextTokenizer, train_bpe
 from model.transformer import Transformer
@@ -62,6 +63,7 @@ def run(
     variant: str = "interleaved",
     perception_weight: float | None = None,
     steps: int | None = None,
+    precision: PrecisionChoice = "auto",
 ) -> Path:
     """Run one stage and return the folder it left: the VQ's run, or a checkpoint.
 
@@ -75,6 +77,7 @@ def run(
         variant: of ``pesft``: ``interleaved``, or the controls ``text`` and ``state``.
         perception_weight: lambda of ``pesft`` instead of the recipe's.
         steps: of ``pesft``, instead of the recipe's: a shorter schedule, under a name that says so.
+        precision: of the forward; ``auto`` is bf16 where the CPU has it in hardware, otherwise fp32.
 
     Raises:
         ValueError: unknown stage or preset, or an earlier stage's result is missing.
@@ -83,7 +86,7 @@ def run(
         raise ValueError(f"unknown preset {preset!r}: use one of {', '.join(RECIPES)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = replace(RECIPES[preset], seed=seed)
+    recipe = replace(RECIPES[preset], seed=seed, precision=precision)
     if stage == "vq":
         return vq_stage(recipe, out, resume=resume)
     if stage == "base":
@@ -101,7 +104,7 @@ def run(
 
 def vq_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     """Train the picture tokenizer and write it rounded to bf16: every later stage reads the rounded one."""
-    spec = replace(recipe.vq, seed=recipe.seed)
+    spec = replace(recipe.vq, seed=recipe.seed, precision=recipe.precision)
     folder = out / "vq"
     model = _rounded(train_vq(spec, folder, resume=resume)).requires_grad_(False)
     train_decoder(spec, model, folder / "decoder", resume=resume)
@@ -146,7 +149,12 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     transformer.init_weights(recipe.seed)
     _start_codes_from_codebook(transformer, vq, vocab, recipe.seed)
     spec = SFTSpec(
-        steps=recipe.base_steps, lr=recipe.base_lr, seed=recipe.seed, max_tokens=recipe.base_tokens, label="base"
+        steps=recipe.base_steps,
+        lr=recipe.base_lr,
+        seed=recipe.seed,
+        max_tokens=recipe.base_tokens,
+        label="base",
+        precision=recipe.precision,
     )
     train_sft(spec, transformer, vq.codebook, id_to_code(vocab), data, run_folder, resume=resume)
     seen = recipe.drills
@@ -166,7 +174,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         licence=LICENCE,
         description="Reads and draws pictures of the task world; does not reason in pictures.",
         images=ImageCount(0, 1),
-        perception=measure_perception(vq, recipe.seed),
+        perception=measure_perception(vq, recipe.seed, recipe.reference_tasks),
         card_notes=CARD_NOTES,
         lineage={"stage": "base", "recipe": asdict(recipe), "data": _data_json(data), **provenance()},
     )
@@ -207,6 +215,7 @@ def pesft_stage(
         perception_weight=weight,
         perception_reduction=recipe.perception_reduction,
         label=name,
+        precision=recipe.precision,
     )
     transformer = base.transformer.train().requires_grad_(True)
     ids = id_to_code(base.vocab)
@@ -288,7 +297,7 @@ def world_texts(count: int) -> Iterator[str]:
 def _tokenizer(recipe: NanoRecipe, folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     if not path.exists():
-        made = train_bpe(world_texts(4_000), recipe.vq.num_embeddings, recipe.text_vocab)
+        made = train_bpe(world_texts(recipe.tokenizer_tasks), recipe.vq.num_embeddings, recipe.text_vocab)
         path.write_text(made.to_str())
     data: dict[str, Any] = json.loads(path.read_text())
     return data

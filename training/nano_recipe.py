@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from model.precision import PrecisionChoice
 from training.losses import Reduction
 from training.unitasks.drills import DRAWING, LOCATING
 from training.vq import VQSpec
@@ -45,6 +46,7 @@ class NanoRecipe:
     """Sizes and lengths of all stages; ``RECIPES`` names the vetted ones."""
 
     seed: int = 0
+    precision: PrecisionChoice = "auto"
     vq: VQSpec = field(default_factory=VQSpec)
     hidden_size: int = 192
     intermediate_size: int = 512
@@ -52,6 +54,8 @@ class NanoRecipe:
     num_heads: int = 6
     num_kv_heads: int = 2
     text_vocab: int = 1024
+    tokenizer_tasks: int = 4_000  # whose texts the tokenizer is trained on
+    reference_tasks: int = 400  # whose images set the scale of the perception score
     drills: int = 60_000
     base_steps: int = 1_200
     base_lr: float = 2e-3
@@ -80,13 +84,14 @@ class NanoRecipe:
 
 RECIPES = {
     "nano": NanoRecipe(),
-    # minutes become seconds: shows that every stage runs, not that it learns
+    # hours become seconds: shows that every stage runs, not that it learns
     "smoke": NanoRecipe(
         vq=VQSpec(
-            pictures=128, plain_steps=3, crop_steps=8, crop_batch=16, full_steps=4, full_batch=4, polish_steps=2,
-            decoder_steps=2, decoder_batch=4,
+            pictures=32, plain_steps=2, crop_steps=4, crop_batch=4, full_steps=2, full_batch=2, polish_steps=2,
+            decoder_steps=2, decoder_batch=2, num_embeddings=128,
         ),
         hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
+        text_vocab=512, tokenizer_tasks=200, reference_tasks=20,
         drills=64, base_steps=4, traces=32, pesft_steps=4, base_tokens=1_024, pesft_tokens=1_024,
         base_polish=(Polish(2, 1e-4, 32, (("draw", 1.0),), 512),),
         polish=(Polish(2, 1e-4), Polish(2, 1e-4, 32, (("find", 1.0), ("tilt", 1.0)))),

@@ -42,6 +42,7 @@ from training.job_checkpoint import (
 from training.job_context import JobContext, JobError, JobStopped
 from training.loop import RunFolder, SettingsChanged
 from training.policy_update import Updater
+from training.precision import job_precision
 from training.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
 from training.rewards import RewardBreakdown, Scorer, reward_metrics, score_all
 from training.rollout import RolloutGroup, Sampler
@@ -80,13 +81,15 @@ def run(ctx: JobContext) -> dict[str, Any]:
     base = load_base(ctx)
     policy, stage = base.transformer, ctx.stage or STAGE
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if hp.kl_coef else None
+    precision = job_precision(ctx, hp.precision, ctx.run_folder(stage))
+    hp = hp.model_copy(update={"precision": precision})
     prompts = load_prompts(ctx, base)
     order = PromptOrder(len(prompts), spec.seed)
     sampler = _sampler(base, prompts, hp)
     assert base.vq is not None
     scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
     updater = Updater(policy, reference, LegalIds.of(base.template, base.vocab), hp)
-    run_folder, state = _open_run(ctx, stage)
+    run_folder, state = _open_run(ctx, stage, precision)
     start, cursor, signs = 0, 0, FailureSigns(precision=hp.precision)
     metrics: dict[str, float] = {}
     if state is not None:
@@ -151,7 +154,8 @@ def run(ctx: JobContext) -> dict[str, Any]:
     if ctx.checkpoint_folder(hp.steps) not in stage_checkpoints(ctx):  # resumed between the last state and its folder
         save(hp.steps)
     folder = ctx.checkpoint_folder(hp.steps)
-    return {"checkpoint": folder.name, "folder": str(folder), "step": hp.steps, "metrics": metrics}
+    made = {"checkpoint": folder.name, "folder": str(folder), "step": hp.steps}
+    return {**made, "metrics": metrics, "precision": precision}
 
 
 def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
@@ -342,13 +346,14 @@ def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameter
         raise JobError("bad_spec", str(error)) from error
 
 
-def _open_run(ctx: JobContext, stage: str) -> tuple[RunFolder, dict[str, Any] | None]:
+def _open_run(ctx: JobContext, stage: str, precision: str) -> tuple[RunFolder, dict[str, Any] | None]:
+    spec, known = ctx.record({**ctx.spec.resolved(), "precision": precision}), {"precision": precision}
     try:
-        spec = ctx.record(ctx.spec.resolved())
         folder = RunFolder(
             ctx.run_folder(stage),
             spec,
             resume=ctx.resume,
+            defaults=known,
             upgrade=lambda old: without_old_home(old, spec),
             disk=ctx.disk,
         )

@@ -36,6 +36,7 @@ from training.job_checkpoint import (
 from training.job_context import JobContext, JobError, JobStopped
 from training.looks import Looks
 from training.loop import RunFolder, RunStopped, SettingsChanged, atomic_write
+from training.precision import job_precision
 from training.rows import DataError, Intake
 from training.samples import SampleEncoder, build_token_set, trace_samples
 from training.sft import SFTSpec, State, train_sft
@@ -62,7 +63,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
     data, account = load_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)
     base = replace(base, manifest=replace(base.manifest, images=images))
-    settings = sft_settings(spec, data, stage)
+    settings = replace(sft_settings(spec, data, stage), precision=job_precision(ctx, hyper.precision, folder))
     job = _Job(ctx, base, stage, settings)
     assert base.vq is not None
     try:
@@ -95,6 +96,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
         "folder": str(last),
         "steps": settings.steps,
         "metrics": job.metrics,
+        "precision": settings.precision,
         "data": account,
         "seconds": round(time.monotonic() - started, 1),
     }

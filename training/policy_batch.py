@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.engine.phases import Legal, LegalIds
+from model.precision import PrecisionChoice, autocast
 from model.transformer import PackedAttention, PackedLayout, Transformer
 from training.policy_losses import Heads, legal_logprobs, token_weights
 from training.rollout import Rollout, RolloutGroup
@@ -100,13 +100,13 @@ def policy_logprobs(
     legal: LegalIds,
     *,
     temperature: float = 1.0,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: PrecisionChoice = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies [M] of the drawn tokens under the sampler's mask, in fp32.
 
     Call it with gradients enabled, also where none is wanted: PyTorch takes other kernels without them.
     """
-    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(precision, batch.ids.device):
         hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
         heads = Heads.of(transformer.lm_head.weight, legal)
         return legal_logprobs(hidden[batch.predictors], batch.targets, batch.legal, heads, temperature=temperature)

@@ -116,7 +116,7 @@ PRESETS: dict[str, Preset] = {
                 "hyperparameters": {
                     "steps": 30,
                     "lr": 1e-7,
-                    "precision": "bf16",
+                    "precision": "auto",
                     "prompts_per_step": 64,
                     "rollouts_per_prompt": 16,
                     "oversampling": 3.0,

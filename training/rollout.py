@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.engine.engine import MAX_CPU_ROWS, Engine
+from model.engine.engine import CPU_SLOTS, Engine
 from model.engine.phases import Legal, LegalText
 from model.engine.sequence import FinishedBy, SamplingParams
 from model.kv_cache import KVCache
@@ -188,10 +188,10 @@ class Sampler:
 
 
 def slots_for(transformer: Transformer, context_len: int) -> int:
-    """How many sequences at once: 64 on a CPU, on a GPU as many as a share of its free memory holds."""
+    """How many sequences at once: `CPU_SLOTS` on a CPU, on a GPU as many as a share of its free memory holds."""
     device = transformer.device
     if device.type != "cuda":
-        return MAX_CPU_ROWS
+        return CPU_SLOTS
     one = KVCache(transformer.config, 1, context_len, device="meta", dtype=transformer.dtype).num_bytes
     free, _ = torch.cuda.mem_get_info(device)
     return max(2, min(MAX_SLOTS, int(free * CACHE_SHARE) // one))

@@ -3,8 +3,8 @@
 L = L_CE + lambda * L_Pe (Eqs. 1-3). By default W is learned: in the optimiser, saved with the state; h_t is the
 state that *predicts* c_t (position t - 1); sums are divided by the counts of the whole optimiser batch, so that k
 micro-batches are one batch. The authors' code differs in all three (W random and never trained, h_t the state at the
-token itself, which has already read c_t, a mean in every micro-batch): each is a setting. Weights are fp32, the forward
-runs under bf16 autocast or in fp32.
+token itself, which has already read c_t, a mean in every micro-batch): each is a setting. Weights are fp32; the
+forward runs under bf16 autocast where the device has bf16 in hardware, otherwise in fp32.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.precision import PrecisionChoice, autocast
 from model.transformer import PackedAttention
 from training.data import Batch, BatchPlan, TokenSet, make_batch, micro_batches
 from training.disk import NO_WAIT, Disk
@@ -35,6 +36,7 @@ from training.loop import (
     set_lr,
 )
 from training.losses import Reduction, perception_loss, sft_loss
+from training.precision import BEFORE_AUTO, run_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,12 +69,13 @@ class SFTSpec:
     normalisation: Literal["batch", "micro_batch"] = "batch"
     perception_projection: Literal["learned", "frozen"] = "learned"
     perception_state: Literal["predict", "token"] = "predict"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: PrecisionChoice = "auto"
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The settings that have a default, for runs from before a setting existed."""
-        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+        defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+        return {**defaults, "precision": BEFORE_AUTO}
 
     def make_schedule(self) -> Schedule:
         """The learning rate over the steps."""
@@ -130,6 +133,7 @@ def train_sft(
         RunStopped: the run was asked to stop; the state is saved.
     """
     device = str(transformer.device)
+    spec = replace(spec, precision=run_precision(spec.precision, device, folder, resume=resume))
     run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults(), disk=disk)
     if projection is None:
         projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1])
@@ -270,7 +274,7 @@ def batch_loss(
         num_targets: response tokens of the whole optimiser batch; this one's when absent.
         num_codes: image-code positions of the whole optimiser batch; this one's when absent.
     """
-    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+    with autocast(spec.precision, batch.ids.device):
         hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
         predicting = hidden[batch.predictors]
         logits = transformer.logits(predicting)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from model.engine.engine import MAX_CPU_ROWS, Engine
+from model.engine.engine import Engine, useful_slots
 from model.engine.sequence import SamplingParams, Status
 from model.images import copied_share, decode_codes, encode_pictures, is_flat, perception_score, tv_energy
 from model.manifest import Perception
@@ -154,9 +154,7 @@ class Visualiser:
         self.template = loaded.template
         self.output = output or loaded.template
         self.perception = loaded.manifest.perception or Perception()
-        slots = settings.batch_size
-        if loaded.transformer.device.type == "cpu":
-            slots = min(slots, MAX_CPU_ROWS)
+        slots = useful_slots(settings.batch_size, loaded.transformer.device)
         self.engine = Engine(
             loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots
         )

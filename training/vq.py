@@ -13,7 +13,7 @@ Launch: ``omni-r1 train nano --stage vq``.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.config import VQConfig
+from model.precision import PrecisionChoice, autocast
 from model.vq import VQModel
 from training.data import PictureCoder, training_tasks
 from training.loop import CosineSchedule, RunFolder, StopFlag, adamw, set_lr
+from training.precision import BEFORE_AUTO, run_precision
 from training.unitasks.scenes import random_picture
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class VQSpec:
     num_embeddings: int = 512
     embed_dim: int = 32
     resolution: int = 64
+    precision: PrecisionChoice = "auto"
 
     def config(self) -> VQConfig:
         """The checkpoint's ``vq_config``.
@@ -177,7 +180,7 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
     Raises:
         ValueError: ``folder`` holds a run with other settings.
     """
-    run = RunFolder(folder, asdict(spec), resume=resume)
+    spec, run = _open_run(spec, folder, resume=resume)
     torch.manual_seed(spec.seed)
     model = VQModel(spec.config())
     init_weights(model, spec.seed)
@@ -231,7 +234,7 @@ def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = 
     The codes are those of whole chains (:class:`training.data.PictureCoder`: what did not change keeps its codes) and
     of single pictures, half and half. Since no code changes, a transformer trained before is as good afterwards.
     """
-    run = RunFolder(folder, asdict(spec), resume=resume)
+    spec, run = _open_run(spec, folder, resume=resume)
     assert model.decoder is not None
     assert model.post_quant_conv is not None
     parts = [model.decoder.requires_grad_(True), model.post_quant_conv.requires_grad_(True)]
@@ -257,7 +260,7 @@ def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = 
             chosen = np.random.default_rng((spec.seed, 1, step)).integers(len(pictures), size=spec.decoder_batch)
             pixels = to_pixels(pictures[chosen])
             set_lr(optimizer, schedule.lr(step))
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast(spec.precision):
                 output = model.decode_vectors(model.codebook.detach()[torch.from_numpy(table[chosen]).long()])
             loss = reconstruction_loss(output, pixels, spec.edge_weight)
             optimizer.zero_grad(set_to_none=True)
@@ -283,6 +286,12 @@ def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = 
                 raise KeyboardInterrupt
 
 
+def _open_run(spec: VQSpec, folder: Path, *, resume: bool) -> tuple[VQSpec, RunFolder]:
+    """The settings with the precision that the whole run has, and its folder."""
+    spec = replace(spec, precision=run_precision(spec.precision, "cpu", folder, resume=resume))
+    return spec, RunFolder(folder, asdict(spec), resume=resume, defaults={"precision": BEFORE_AUTO})
+
+
 def _batch(pictures: np.ndarray, spec: VQSpec, step: int) -> Tensor:
     rng = np.random.default_rng((spec.seed, step))
     if step >= spec.crop_steps:
@@ -299,7 +308,7 @@ def _batch(pictures: np.ndarray, spec: VQSpec, step: int) -> Tensor:
 @torch.no_grad()
 def _start_codebook(model: VQModel, ema: CodebookEMA, pictures: np.ndarray, spec: VQSpec) -> None:
     batches = [to_pixels(pictures[i : i + 64]) for i in range(0, min(512, len(pictures)), 64)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(spec.precision):
         vectors = torch.cat([model.features(b).float().flatten(0, 1) for b in batches])
     model.codebook.data.copy_(ema.start(vectors))
 
@@ -317,7 +326,7 @@ def _step(
     quantised = step >= spec.plain_steps
     assert model.decoder is not None
     assert model.post_quant_conv is not None
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(spec.precision):
         z = model.quant_conv(model.encoder(pixels))
     z = z.float()
     vectors = z.permute(0, 2, 3, 1).reshape(-1, spec.embed_dim)
@@ -334,7 +343,7 @@ def _step(
         model.codebook.data.copy_(ema.update(flat, nearest))
         if (step + 1) % spec.revive_every == 0 and lr > 0.3 * spec.polish_lr:
             revived = ema.revive(flat)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(spec.precision):
         output = model.decoder(model.post_quant_conv(z))
     reconstruction = reconstruction_loss(output, pixels, spec.edge_weight)
     loss = reconstruction + spec.commitment * commitment

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from model.checkpoint import CheckpointError, LoadedCheckpoint, load_checkpoint
-from model.engine.device import serving_dtype
 from model.images import decode_codes
 from model.manifest import Perception
+from model.precision import serving_dtype
 from model.template import Template
 from model.vocab import Vocabulary
 from training import pesft

@@ -38,11 +38,6 @@ def resolve_device(name: str) -> torch.device:
     raise DeviceError(f"OMNI_R1_DEVICE={name} is unknown; use one of {', '.join(DEVICES)}")
 
 
-def serving_dtype(device: torch.device) -> torch.dtype:
-    """fp32 on a CPU (equal tokens whoever shares the batch), bf16 on a GPU."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(psutil.Process().memory_info().rss)

@@ -51,7 +51,7 @@ class Drawings:
         for job in jobs:
             post = partial(self._drawn, live, job.ticket)
             if job.is_final:
-                self._thread.submit_whole(_Draw(model), (live, job), post, together=model.draws_together)
+                self._thread.submit_whole(_Draw(model), (live, job), post)
             elif not self._thread.try_submit(partial(model.draw_part, job), post):
                 assert live.narrator is not None
                 live.narrator.picture_skipped(job.ticket)

@@ -1,9 +1,9 @@
 """The synchronous core: continuous batching of many sequences over one set of weights.
 
 Knows token ids, slots and weights; it knows no text, no picture, no process and no clock. One call of `step` admits
-waiting sequences, prefills each alone and whole, and draws one token for every running sequence. A token's value does
-not depend on its batch mates: prefills are never shared, every linear of a decode step sees 2 to 64 rows (there the
-CPU kernels give a row the same last bits whatever stands beside it, see `_keep`), and attention always gets a mask.
+waiting sequences, prefills each alone and whole, and draws one token for every running sequence. A sequence shares
+nothing with its batch mates but the kernels, which round differently for another number of rows: in fp32 its
+log-probabilities move by less than 1e-4, so its tokens are the same except where a choice lies within 1e-4.
 
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
     completions = engine.generate(prompts, SamplingParams(temperature=0.0))
@@ -29,7 +29,7 @@ from model.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.transformer import LayerWeights, Transformer
 from model.vocab import Vocabulary
 
-MIN_ROWS, MAX_CPU_ROWS = 2, 64  # rows of a decode step between which a row's bits do not depend on their number
+CPU_SLOTS = 64  # more rows take memory, and a CPU is hardly faster with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +70,18 @@ class Engine:
         """`template` names the ids that may be drawn as text, begin-image apart.
 
         Raises:
-            ValueError: more slots than the CPU path promises equal results for, or a context beyond the model's.
+            ValueError: a context beyond the model's.
         """
         config = transformer.config
         context_len = context_len or config.max_position_embeddings
         if context_len > config.max_position_embeddings:
             raise ValueError(f"context_len {context_len} is beyond the model's {config.max_position_embeddings}")
         self.device, self.dtype = transformer.device, transformer.dtype
-        if self.device.type == "cpu" and num_slots > MAX_CPU_ROWS:
-            raise ValueError(f"num_slots {num_slots} is more than {MAX_CPU_ROWS}, the most that a CPU step may have")
         self.transformer, self.context_len = transformer, context_len
         self.rules = PhaseRules(vocab.boi_id, vocab.eoi_id, vocab.eos_id, vocab.codes_per_image)
         self.scheduler = Scheduler(num_slots, admissions_per_step=admissions_per_step)
-        self.cache = KVCache(config, max(num_slots, MIN_ROWS), context_len, device=self.device, dtype=self.dtype)
-        self._groups = config.num_heads // config.num_kv_heads
-        self._attention = DecodeAttention(self.cache, groups=self._groups)
+        self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
+        self._attention = DecodeAttention(self.cache, groups=config.num_heads // config.num_kv_heads)
         self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
         legal = LegalIds.of(template, vocab)  # begin-image is the last text column: forbidding it is one addition
         self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
@@ -245,16 +242,13 @@ class Engine:
         elif length:
             ids = torch.tensor(sequence.prefix, device=self.device)
             positions = torch.arange(length, device=self.device)
-            attention = PrefillAttention(self.cache, slot, length, groups=self._groups)
-            self.transformer(ids, positions, attention, weights=self._layers)
+            self.transformer(ids, positions, PrefillAttention(self.cache, slot), weights=self._layers)
         sequence.kv = None
         self._attention.open(slot, length)
 
     def _decode(self, running: list[Sequence]) -> Tensor:
-        """The last token of every row -> hidden states [n, D], n padded to at least 2 rows."""
-        padding = [0] * (MIN_ROWS - len(running))
-        ids = [s.last_token for s in running] + padding
-        positions = [s.position for s in running] + padding
+        """The last token of every row -> hidden states [n, D]."""
+        ids, positions = [s.last_token for s in running], [s.position for s in running]
         both = torch.tensor([ids, positions]).to(self.device)
         self._attention.begin(both[1], max(positions) + 1)
         if self._step is not None:
@@ -272,13 +266,11 @@ class Engine:
         for rows, ids, head in ((text, self._text_ids, self._text_head), (codes, self._code_ids, self._code_head)):
             if not rows:
                 continue
-            logits = hidden @ head  # all rows, padding too: a row's bits must not depend on its mates
-            params, group = self._params, [running[row] for row in rows]
+            states, params, group = hidden, self._params, [running[row] for row in rows]
             if len(rows) < len(running):
                 index = torch.tensor(rows, device=self.device)
-                logits, params = logits.index_select(0, index), params.select(index)
-            elif len(rows) < logits.shape[0]:
-                logits = logits[: len(rows)]
+                states, params = hidden.index_select(0, index), params.select(index)
+            logits = states @ head
             if rows is text:
                 is_closed = [s.state.legal is Legal.TEXT for s in group]
                 if all(is_closed):
@@ -327,11 +319,15 @@ class Engine:
             self._attention.open(slot, moved.position)
 
 
+def useful_slots(wanted: int, device: torch.device) -> int:
+    """How many of the `wanted` sequences are worth running at once on a device."""
+    return min(wanted, CPU_SLOTS) if device.type == "cpu" else wanted
+
+
 def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
     """Contiguous copies of a layer's stacked weights.
 
-    Contiguous as (in, out): small products read that nearly twice as fast as the usual layout, and MKL gives a row of
-    the result the same last bits for 2 to 64 rows (with the usual layout they change at 5, 11 or 16 rows).
+    Contiguous as (in, out): small products read that nearly twice as fast as the usual layout.
     """
     values: dict[str, Any] = {f.name: getattr(layer, f.name) for f in fields(layer)}
     if fold_norms:

@@ -22,13 +22,14 @@ import torch
 
 from model.checkpoint import VQ_PREFIX, LoadedCheckpoint, load_checkpoint, validate_checkpoint
 from model.config import ModelConfig
-from model.engine.device import free_bytes, resident_bytes, resolve_device, serving_dtype, total_bytes
-from model.engine.engine import MIN_ROWS, Engine
+from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
+from model.engine.engine import Engine
 from model.engine.messages import Footprint, ImageInput
 from model.engine.sequence import SamplingParams
 from model.events import PictureJob, PictureResult
 from model.images import decode_codes, decode_partial, encode_pictures, image_stats
 from model.pictures import png_bytes
+from model.precision import serving_dtype
 from model.shards import CheckpointError, read_entries
 
 log = logging.getLogger("omni_r1.engine")
@@ -79,19 +80,13 @@ class Model:
         return encode_pictures(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
 
     def draw(self, pictures: Sequence[Sequence[int]]) -> list[PictureResult]:
-        """Whole pictures from their codes. What one looks like does not depend on the others."""
+        """Whole images from their codes, decoded as one batch."""
         vq = self.loaded.vq
         assert vq is not None
         perception = self.loaded.manifest.perception
         stats = [image_stats(vq, codes, perception).to_json() for codes in pictures]
-        batches = [pictures] if vq.decodes_alike else [[codes] for codes in pictures]
-        images = [image for batch in batches for image in decode_codes(vq, batch)]
+        images = decode_codes(vq, pictures)
         return [PictureResult(png_bytes(i), *i.size, s) for i, s in zip(images, stats, strict=True)]
-
-    @property
-    def draws_together(self) -> bool:
-        """Whether it draws several pictures faster at once than one after another."""
-        return self.loaded.vq is not None and self.loaded.vq.decodes_alike
 
     def draw_part(self, job: PictureJob) -> PictureResult:
         """A picture as far as it has come."""
@@ -121,7 +116,7 @@ def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint
     for name, entry in read_entries(Path(folder)).items():
         sizes[name.startswith(VQ_PREFIX)] += math.prod(entry.shape)
     t = config.transformer
-    cache = 2 * t.num_layers * max(num_slots, MIN_ROWS) * t.context_len * t.num_kv_heads * t.head_dim
+    cache = 2 * t.num_layers * num_slots * t.context_len * t.num_kv_heads * t.head_dim
     resident = width * (sizes[False] + cache) + 4 * sizes[True]
     return Footprint(resident=resident, loading=resident + width * sizes[False])
 

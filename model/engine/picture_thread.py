@@ -41,7 +41,6 @@ class _Whole:
     work: WorkTogether
     item: Any
     post: Post
-    together: bool
 
 
 class PictureThread:
@@ -60,11 +59,10 @@ class PictureThread:
         self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
         self._thread.start()
 
-    def submit_whole(self, work: WorkTogether, item: Any, post: Post, *, together: bool = True) -> None:
-        """Queue a whole picture. Several that wait for an equal `work` are done by one call with a list of items, those
-        apart that are not to be done `together`."""
+    def submit_whole(self, work: WorkTogether, item: Any, post: Post) -> None:
+        """Queue a whole picture. Several that wait for an equal `work` are done by one call with a list of items."""
         with self._lock:
-            self._whole.append(_Whole(time.monotonic(), work, item, post, together))
+            self._whole.append(_Whole(time.monotonic(), work, item, post))
             self._come.notify()
 
     def submit(self, work: Work, post: Post) -> None:
@@ -115,9 +113,7 @@ class PictureThread:
     def _next_whole(self) -> list[_Whole]:
         """Take the oldest whole picture out of the queue, and the next few that can be done with it."""
         first = self._whole[0]
-        jobs = [first]
-        if first.together:
-            jobs = [job for job in self._whole if job.together and job.work == first.work][:TOGETHER]
+        jobs = [job for job in self._whole if job.work == first.work][:TOGETHER]
         for job in jobs:
             self._whole.remove(job)
         if not self._whole:

@@ -181,6 +181,11 @@ export const WARNINGS = {
     means: 'The probabilities with which the traces were drawn differ from those the trainer computes. In fp32 they should agree within 0.0001; the update is off-policy without meaning to be.',
     todo: 'Use precision fp32. If it is fp32 already this is a fault of the program: please report it with the spec.',
   },
+  precision_emulated: {
+    title: 'bf16 is only emulated here',
+    means: 'The spec asks for bf16, but this CPU has no bf16 in hardware. PyTorch emulates it, which is many times slower than fp32.',
+    todo: 'Set precision to auto or fp32, or train on a machine with AVX-512 BF16, AMX or a GPU.',
+  },
   samples_rejected: {
     title: 'Some samples were left out',
     means: 'They were broken, too long, or lacked a picture. Nothing is cut or repaired silently.',

@@ -25,6 +25,7 @@ from app.server import bind, server_config
 from app.settings import Settings
 from tests.app.canned import Canned
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
+from tests.patience import PATIENCE_S
 from tests.postgres import Cluster
 from training.jobs import COMMAND
 
@@ -111,9 +112,9 @@ class Server:
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60, limits=limits)
+        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_S, limits=limits)
         if ready:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     with contextlib.suppress(httpx.TransportError):
                         if (await self.client.get("/readyz")).status_code == 200:

@@ -13,6 +13,7 @@ import httpx
 
 from app.errors import Problem
 from tests.app.conftest import Server, Sse
+from tests.patience import PATIENCE_S
 
 FAKE_WORKER = Path(__file__).parents[1] / "fake_worker.py"
 SPEC = {
@@ -59,7 +60,7 @@ async def get(server: Server, job_id: str) -> dict[str, Any]:
 
 
 async def events(server: Server, job_id: str, until: Callable[[Sse], bool] | None = None, **more: Any) -> list[Sse]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         return await server.stream(job_id, until=until, kind="jobs", **more)
 
 

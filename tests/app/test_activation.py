@@ -14,6 +14,7 @@ from app.errors import DatabaseGone
 from model.engine.messages import Failed
 from tests.app.conftest import Server, both_databases, is_problem, running
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
+from tests.patience import PATIENCE_S
 
 OLD, NEW = "nano-omni-r1", "new"
 
@@ -189,7 +190,7 @@ def test_one_activation_at_a_time_and_readyz_tells_of_it(serve: Callable[..., No
 
 
 async def reaches(server: Server, detail: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await ready(server))["detail"] != detail:
             await asyncio.sleep(0.005)
 

@@ -12,6 +12,7 @@ import pytest
 
 from app.cli import main
 from tests.app.canned import REVEALED, Canned, finished
+from tests.patience import PATIENCE_S
 
 
 def test_ask_streams_the_text_and_saves_the_pictures(
@@ -78,7 +79,7 @@ def test_ctrl_c_cancels_the_trace_and_is_exit_code_130(canned: Canned, tmp_path:
         assert process.stdout is not None
         assert process.stdout.read(8) == "1  I box"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert canned.cancelled.is_set()
     assert err.splitlines()[-1] == "omni-r1: interrupted"

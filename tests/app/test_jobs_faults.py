@@ -22,6 +22,7 @@ from tests.app.conftest import Server, both_databases, running
 from tests.app.jobs import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration
+from tests.patience import PATIENCE_S
 
 RUN = Callable[[Any], Any]
 
@@ -201,13 +202,13 @@ class Killable:
         assert self.process.stdout is not None
         url = next(word for word in self.process.stdout.readline().split() if word.startswith("http://"))
         client = Client(url)
-        wait_until(client.alive, "the server", 60)
+        wait_until(client.alive, "the server")
         return client
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(60)
+        self.process.wait(PATIENCE_S)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -245,7 +246,7 @@ def test_invariant_14_a_killed_server_tells_the_truth_of_its_job_at_the_next_sta
     (process,) = server.workers()
     server.kill()
     if what == "obey":
-        process.wait(60)  # it has noticed by itself, and saved
+        process.wait(PATIENCE_S)  # it has noticed by itself, and saved
     else:
         assert process.is_running()
     client.close()

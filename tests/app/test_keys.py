@@ -22,6 +22,7 @@ from app.main import build_page, create_app
 from app.settings import Settings, SettingsError, read_settings
 from tests.app.conftest import Server, WithServer, is_problem, parse_sse
 from tests.fakes import FakeGeneration, png
+from tests.patience import PATIENCE_S
 
 KEY = "correct-horse-battery-staple"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -380,7 +381,10 @@ def test_event_streams_end_as_ever_behind_the_key(with_server: WithServer) -> No
             assert answer.status_code == 201
             events = parse_sse(await answer.aread())
         assert events[-1].type == "trace.completed"
-        async with asyncio.timeout(5), server.client.stream("GET", f"{answer.headers['location']}/events") as refused:
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            server.client.stream("GET", f"{answer.headers['location']}/events") as refused,
+        ):
             assert refused.status_code == 401
 
     async def server_body(server: Server) -> dict[str, Any]:

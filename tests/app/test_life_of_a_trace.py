@@ -10,6 +10,7 @@ from app.schemas import Trace, TraceList
 from model.engine.messages import Failed, GenerationRequest
 from tests.app.conftest import Server, WithServer, both_databases, parse_sse
 from tests.fakes import Crash, FakeGeneration, Item, emitted, held, png
+from tests.patience import PATIENCE_S
 
 TERMINAL = {"trace.completed", "trace.failed", "trace.cancelled"}
 
@@ -196,7 +197,7 @@ def test_a_reader_that_comes_back_in_time_keeps_the_trace_alive(
         created = await server.create(background=False)
         got = await server.until(created["id"], "step.completed")
         counting_down = server.services.traces._grace._timers
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while created["id"] not in counting_down:
                 await asyncio.sleep(0.01)
             rest = asyncio.create_task(server.stream(created["id"], after=got[-1].id))

@@ -21,6 +21,7 @@ from app.db import HEAD, Database, DatabaseTooNew
 from app.home import Home, HomeBusy
 from tests.app.conftest import Server, WithServer, both_databases, is_problem, running
 from tests.fakes import FakeGeneration, held, write_paper_checkpoint
+from tests.patience import PATIENCE_S
 
 
 @both_databases
@@ -178,7 +179,7 @@ def serve_exit(home: Path, **environment: str) -> tuple[int, str]:
     """Exit code and stderr of a server that does not come up."""
     env = {**os.environ, "OMNI_R1_HOME": str(home), "OMNI_R1_PORT": "0", **environment}
     done = subprocess.run(
-        [sys.executable, "-m", "app.main"], env=env, capture_output=True, text=True, timeout=150, check=False
+        [sys.executable, "-m", "app.main"], env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     return done.returncode, done.stderr
 

@@ -19,6 +19,7 @@ from app.event_log import EventLog, num_batches
 from model.engine.messages import GenerationRequest
 from tests.app.conftest import Server, Sse, WithServer, both_databases, parse_sse, running
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, emitted, held, png, step_items
+from tests.patience import PATIENCE_S
 
 
 def bytes_of(events: list[Sse]) -> bytes:
@@ -341,7 +342,7 @@ def test_fifty_readers_of_which_half_drop_and_resume_lose_and_repeat_nothing(
         for number, result in enumerate(results):
             whole = bytes_of(await server.stream(traces[number % 5]))
             assert (result if isinstance(result, bytes) else bytes_of(result)) == whole
-        async with asyncio.timeout(20):  # the server hears of a reader that hung up when it gets round to it
+        async with asyncio.timeout(PATIENCE_S):  # the server hears of a reader that hung up when it gets round to it
             while server.services.events.open_streams or server.services.events.traces_in_memory:
                 await asyncio.sleep(0.01)
         assert len(slow) > 10

@@ -1,8 +1,9 @@
 """Our packed training against transformers' `Trainer` on the same weights and data, and what the perception loss costs.
 
 The weights are those of the shipped base, the data are traces of the procedural world with random codes for pictures
-(their lengths are real). Both sides run bf16 autocast over fp32 weights, AdamW and clipping, in batches of 16
-sequences; theirs pads a batch to its longest sequence, and may group sequences of like length where that is faster.
+(their lengths are real). Both sides run bf16 autocast (fp32 on a CPU without bf16) over fp32 weights, AdamW and
+clipping, in batches of 16 sequences; theirs pads a batch to its longest sequence, and may group sequences of like
+length where that is faster.
 Counted are tokens that are no padding. Both sides' loss of one batch is compared first.
 """
 
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.precision import autocast, cpu_has_bf16
 from tests.benchmarks.decoding import Row, compare
 from training.data import TokenSet, id_to_code, make_batch, render_trace
 from training.loop import adamw, set_lr
@@ -150,7 +152,7 @@ class Peer:
 
     def loss_of(self, indices: np.ndarray) -> float:
         """Cross-entropy of these sequences."""
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast("auto"):
             return float(self.model(**padded([self.rows[i] for i in indices]))["loss"])
 
     def __call__(self) -> float:
@@ -172,8 +174,9 @@ class Peer:
         strategy = {"train_sampling_strategy": "group_by_length"} if self.grouped else {}
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             arguments = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=BATCH, max_steps=STEPS + 1, learning_rate=LR, bf16=True,
-                use_cpu=True, weight_decay=0.0, max_grad_norm=1.0, lr_scheduler_type="constant", seed=self.seed,
+                output_dir=folder, per_device_train_batch_size=BATCH, max_steps=STEPS + 1, learning_rate=LR,
+                bf16=cpu_has_bf16(), use_cpu=True, weight_decay=0.0, max_grad_norm=1.0,
+                lr_scheduler_type="constant", seed=self.seed,
                 report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
                 remove_unused_columns=False, **strategy,
             )  # fmt: skip

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.real_server import Server
+from tests.patience import PATIENCE_S
 
 CHROMIUM = "/usr/bin/chromium"
-READY_MS = 60_000  # a page on a busy machine; a second on a free one
-SETTLED_MS = 20_000  # what follows by itself, on a busy machine
+PATIENCE_MS = 1_000 * PATIENCE_S
 
 
 class FakeServer(Server):
@@ -72,7 +72,7 @@ class Studio:
         self.errors: list[str] = []
         self.expected: list[str] = []  # parts of console errors that the test provokes
         self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
-        self.context.set_default_timeout(READY_MS)
+        self.context.set_default_timeout(PATIENCE_MS)
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
         page = self.context.new_page()
@@ -112,7 +112,7 @@ def becomes(page: Any, script: str, wanted: Any) -> None:
 
     text = json.dumps(wanted, separators=(",", ":"))
     with suppress(Late):
-        page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=SETTLED_MS)
+        page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=PATIENCE_MS)
     assert page.evaluate(script) == wanted
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import psutil
 
 from app.client import Client, OmniError
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model" / "nano" / "nano-omni-r1"
 SERVE = ("app.cli", "serve")
-READY_S = 300.0  # an upper bound for a very busy machine; a start of its own takes a few seconds
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Asks again and again, for what sends no event (another process)."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -83,7 +83,7 @@ class Server:
                 return False
 
         with self.client() as client:
-            wait_until(ready, f"a ready server\n{self.tail()}", READY_S)
+            wait_until(ready, f"a ready server\n{self.tail()}")
 
     def client(self) -> Client:
         return Client(self.url, api_key=self.environment.get("OMNI_R1_API_KEY", ""))
@@ -92,7 +92,7 @@ class Server:
         assert self.process is not None
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout_s: float = 60.0) -> int:
+    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout_s: float = PATIENCE_S) -> int:
         """Sends the signal and returns the exit code."""
         assert self.process is not None
         self.process.send_signal(sig)

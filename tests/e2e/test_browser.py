@@ -11,12 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.browser import Open, becomes, click_to_first_text, picture_file, status
 from tests.fake_server import LONG
-
-pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 
 # A step may be shorter than the time between two looks at the page: its number tells that it was there.
 RESTS_AGAIN = """(seen) => {

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.e2e.browser import Open, becomes, fits, status
-
-pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 
 # Every visible element with text of its own: its colour against the first opaque background behind it (WCAG 2.2).
 CONTRAST = """() => {

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from tests.e2e.browser import Open, asked_in_address, becomes, status
-
-pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 
 
 def texts(page: Any) -> list[str]:

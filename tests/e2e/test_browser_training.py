@@ -12,11 +12,10 @@ import pytest
 
 from app.cli import build_parser
 from app.client import Client
-from tests.e2e.browser import READY_MS, Open, Studio, asked_in_address, becomes, fits, status
+from tests.e2e.browser import PATIENCE_MS, Open, Studio, asked_in_address, becomes, fits, status
 from tests.e2e.real_server import Server
 from tests.e2e.test_browser_looks import SMALL_TARGETS, WIDTHS, readable
 
-pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 TRAINING = "html[data-training=ready]"
 CHECKPOINTS = "html[data-checkpoints=ready]"
 DATA = {"source": "unitasks", "num_samples": 8}
@@ -45,7 +44,7 @@ def start(page: Any, spec: dict[str, Any]) -> str:
     return job
 
 
-def ended(page: Any, wanted: str = "succeeded", *, timeout_ms: float = READY_MS) -> None:
+def ended(page: Any, wanted: str = "succeeded", *, timeout_ms: float = PATIENCE_MS) -> None:
     page.wait_for_selector(f".or-run[data-status={wanted}]", timeout=timeout_ms)
 
 
@@ -320,7 +319,7 @@ def a_job_s_checkpoint_answers(studio: Open, studio_url: str, client: Client) ->
         "seed": 1,
     }
     start(page, spec)
-    ended(page, timeout_ms=5 * READY_MS)
+    ended(page)
     becomes(page, "() => omniTraining.run.state.stages.pesft.series['loss/text'].points.length", 4)
     page.click(".or-made a >> nth=0")
     page.wait_for_selector(CHECKPOINTS, state="attached")

@@ -28,9 +28,6 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 
 
-pytestmark = pytest.mark.timeout(900)  # an upper bound for a very busy machine
-
-
 @dataclass
 class Trained:
     """A server, and what a job on it told; `before` and `after` are traces around its activation."""

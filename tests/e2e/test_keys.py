@@ -16,8 +16,8 @@ import pytest
 from app.client import NotAllowed
 from tests.e2e.browser import FakeServer, Open, becomes, status
 from tests.e2e.real_server import ROOT, Server
+from tests.patience import PATIENCE_S
 
-pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 KEY = "a-key-of-the-browser-test"
 
 
@@ -36,7 +36,9 @@ def omni(server: Server, *argv: str, key: str | None) -> subprocess.CompletedPro
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_R1_")}
     if key is not None:
         environment["OMNI_R1_API_KEY"] = key
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def test_the_command_line_sends_the_key_of_its_environment(locked: Server) -> None:

@@ -14,6 +14,8 @@ from app.client import BadInput, Client, Conflict
 from app.client_types import Trace
 from app.sse_reader import Event, EventParser
 from tests.e2e.real_server import ROOT, Server
+from tests.near_ties import assert_same_image
+from tests.patience import PATIENCE_S
 
 
 def ask(client: Client, seed: int = 1_000_000_000, **options: object) -> Trace:
@@ -58,7 +60,7 @@ def test_a_post_that_asks_for_a_stream_gets_the_same_events(server: Server, clie
     body = {"question": task["question"], "images": [{"image_id": task["image_id"]}], "sampling": {"seed": 3}}
     parser, events = EventParser(), []
     headers = {"Accept": "text/event-stream"}
-    with httpx.stream("POST", f"{server.url}/v1/traces", json=body, headers=headers, timeout=60) as response:
+    with httpx.stream("POST", f"{server.url}/v1/traces", json=body, headers=headers, timeout=PATIENCE_S) as response:
         assert response.status_code == 201
         location = response.headers["location"]
         for chunk in response.iter_bytes():
@@ -68,12 +70,19 @@ def test_a_post_that_asks_for_a_stream_gets_the_same_events(server: Server, clie
 
 
 def test_the_same_request_gives_the_same_trace(client: Client) -> None:
-    first, second = (ask(client, sampling={"seed": 5, "temperature": 1.0}) for _ in range(2))
-    for created in (first, second):
+    found = []
+    for _ in range(2):  # one behind the other: company may change a near tie
+        created = ask(client, sampling={"seed": 5, "temperature": 1.0})
         list(client.events(created["id"]))
-    one, two = client.trace(first["id"]), client.trace(second["id"])
-    assert one["steps"] == two["steps"]
+        found.append(client.trace(created["id"]))
+    one, two = found
+    assert [step["text"] for step in one["steps"]] == [step["text"] for step in two["steps"]]
     assert one["answer"] == two["answer"]
+    for mine, theirs in zip(one["steps"], two["steps"], strict=True):
+        images = [step.get("image") for step in (mine, theirs)]
+        assert bool(images[0]) == bool(images[1])
+        if all(images):
+            assert_same_image(*(client.fetch(image["url"]) for image in images))
 
 
 def test_a_cancelled_trace_stays_cancelled_and_can_be_deleted(client: Client) -> None:
@@ -140,4 +149,4 @@ def test_bad_input_on_the_command_line_is_one_line_and_exit_code_2(server: Serve
 
 def omni(server: Server, *argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli", *argv, "--url", server.url]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

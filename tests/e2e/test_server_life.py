@@ -20,8 +20,8 @@ from app.client_types import Sampling
 from app.sse_reader import Event
 from tests.e2e.real_server import ROOT, Server, wait_until
 from tests.e2e.test_server import ask
+from tests.patience import PATIENCE_S
 
-pytestmark = pytest.mark.timeout(600)  # several starts each
 LIVE = ("queued", "running")
 
 
@@ -131,7 +131,7 @@ class Reader(threading.Thread):
         except OmniError as error:
             self.error = error
 
-    def wait_for(self, kind: str, timeout_s: float = 60) -> None:
+    def wait_for(self, kind: str, timeout_s: float = PATIENCE_S) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: any(e.type == kind for e in self.events), timeout_s), self.error
 
@@ -256,7 +256,9 @@ def test_while_it_stops_nothing_new_is_taken(fresh_server: Server) -> None:
 
 def serve(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli", "serve", *argv]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def clean_environment(home: Path) -> dict[str, str]:

@@ -27,8 +27,10 @@ from model.images import (
     tv_energy,
 )
 from model.manifest import Perception
+from model.precision import cpu_has_bf16
 from model.shards import SHIPPED
-from model.vq import VQModel, computes_bf16
+from model.vq import VQModel
+from tests.near_ties import assert_same_codes, assert_same_image
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,10 @@ def test_a_picture_becomes_n_codes_of_the_codebook(vq: VQModel) -> None:
 def test_many_pictures_encode_as_one_by_one(vq: VQModel) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
-    assert encode_pictures(vq, images) == [encode_pictures(vq, [image])[0] for image in images]
+    together, alone = (
+        torch.tensor(c) for c in (encode_pictures(vq, images), [encode_pictures(vq, [i])[0] for i in images])
+    )
+    assert_same_codes(vq, to_pixels(images), together, alone)
 
 
 def test_codes_become_pictures_of_the_models_size(vq: VQModel) -> None:
@@ -174,15 +179,30 @@ def test_a_copy_is_recognised() -> None:
 
 
 @pytest.mark.parametrize("in_bf16", [True, False])
-def test_a_drawing_has_the_same_bits_alone_and_among_others(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the embedded decoder, as it serves on a CPU with bf16 and on one without."""
-    if in_bf16 and not computes_bf16():
-        pytest.skip("this CPU does not compute bf16")
-    monkeypatch.setattr("model.vq.computes_bf16", lambda: in_bf16)
+def test_a_drawing_looks_the_same_alone_and_among_others(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the embedded decoder, as it serves on a CPU with bf16 and on one without; the facts are equal exactly."""
+    if in_bf16 and not cpu_has_bf16():
+        pytest.skip("this CPU has no bf16 in hardware")
+    monkeypatch.setattr("model.vq.cpu_has_bf16", lambda: in_bf16)
     model = Model.load("nano", str(SHIPPED / "nano-omni-r1"), 1, device=torch.device("cpu"), num_slots=2)
     codes = torch.randint(0, 512, (5, 64), generator=torch.Generator().manual_seed(0)).tolist()
     alone = [model.draw([grid])[0] for grid in codes]
     assert len({result.png for result in alone}) == 5
     for company in (2, 4, 5):
         together = [result for i in range(0, 5, company) for result in model.draw(codes[i : i + company])]
-        assert together == alone
+        for one, other in zip(alone, together, strict=True):
+            assert one.stats == other.stats
+            assert_same_image(one.png, other.png)
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bf16 in hardware")
+def test_bf16_decodes_like_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    vq = load_checkpoint(SHIPPED / "nano-omni-r1").vq
+    assert vq is not None
+    codes = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(1))
+    pixels = []
+    for in_bf16 in (True, False):
+        monkeypatch.setattr("model.vq.cpu_has_bf16", lambda in_bf16=in_bf16: in_bf16)
+        pixels.append(vq.decode(codes))
+    assert (pixels[0] - pixels[1]).abs().mean() < 1 / 127.5  # one of 256 levels
+    assert not torch.equal(*pixels)

@@ -23,13 +23,13 @@ CONFIG = TransformerConfig(
 )  # fmt: skip
 
 
-def a_transformer(config: TransformerConfig = CONFIG) -> Transformer:
+def a_transformer(config: TransformerConfig = CONFIG, *, scale: float = 4.0) -> Transformer:
     transformer = Transformer(config)
     transformer.init_weights(3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in transformer.parameters():
-            parameter.mul_(4.0).add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            parameter.mul_(scale).add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return transformer
 
 
@@ -46,7 +46,7 @@ def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool, as_
     if as_on_a_gpu:
         cache.keys, cache.keys_turned = torch.zeros_like(cache.values), False
     decode = DecodeAttention(cache, groups=2)
-    transformer(ids[:prompt], torch.arange(prompt), PrefillAttention(cache, 2, prompt, groups=2))
+    transformer(ids[:prompt], torch.arange(prompt), PrefillAttention(cache, 2))
     cache.copy(2, 0, prompt)
     cache.restore(1, cache.export(0, prompt))
     for slot in range(3):
@@ -59,10 +59,10 @@ def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool, as_
 
 
 @pytest.mark.parametrize(("num_kv_heads", "per_head"), [(1, True), (2, False), (4, True)])
-@pytest.mark.parametrize("rows", [2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 5])
 def test_the_step_on_kept_buffers_equals_the_forward(num_kv_heads: int, per_head: bool, rows: int) -> None:
     config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, qk_norm_per_head=per_head, rms_norm_eps=0.3)
-    transformer = a_transformer(config).requires_grad_(False)
+    transformer = a_transformer(config, scale=2.0).requires_grad_(False)  # larger weights amplify fp32 rounding
     cache = KVCache(config, 5, 512)
     attention = DecodeAttention(cache, groups=config.num_heads // num_kv_heads)
     step, scale = DecodeStep(transformer, attention), config.hidden_size**0.5
@@ -80,16 +80,15 @@ def test_the_step_on_kept_buffers_equals_the_forward(num_kv_heads: int, per_head
     for length in (1, 70, 300):
         prefix = [length + 3 * row for row in range(rows)]
         for row, count in enumerate(prefix):
-            transformer(some_ids(count, row), torch.arange(count),
-                        PrefillAttention(cache, row, count, groups=config.num_heads // num_kv_heads))  # fmt: skip
+            transformer(some_ids(count, row), torch.arange(count), PrefillAttention(cache, row))
             attention.open(row, count)
         ids, positions = some_ids(rows, 9), torch.tensor(prefix)
         attention.begin(positions, max(prefix) + 1)
         seen = step(ids, positions, folded, transformer.model.norm.weight * scale).clone()
         expected = transformer(ids, positions, attention)
-        torch.testing.assert_close(seen, expected, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
-            transformer(ids, positions, attention, weights=folded), expected, atol=2e-4, rtol=2e-4
+            transformer(ids, positions, attention, weights=folded), expected, atol=1e-5, rtol=1e-5
         )
 
 
@@ -119,11 +118,11 @@ def test_invariant_2_our_forward_equals_transformers_chameleon(tmp_path: Path, q
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_packed_documents_equal_one_at_a_time_with_their_gradients(num_kv_heads: int) -> None:
-    transformer = a_transformer(dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads))
+    transformer = a_transformer(dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)).double()
     lengths = [5, 70, 1, 33, 130, 70, 64]
     layout = PackedLayout.from_lengths(lengths)
     ids = some_ids(sum(lengths), 2)
-    weights = torch.randn(sum(lengths), CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(sum(lengths), CONFIG.hidden_size, generator=torch.Generator().manual_seed(1)).double()
     packed = transformer(ids, layout.positions, PackedAttention(layout))
     (packed * weights).sum().backward()
     grads = {name: p.grad.clone() for name, p in transformer.named_parameters() if p.grad is not None}

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "static"
@@ -21,7 +22,7 @@ def test_the_modules_pass_their_own_tests() -> None:
     if node is None:
         pytest.skip("node is not installed; the browser tests still run the modules")
     files = sorted(str(path) for path in HERE.glob("*.test.mjs"))
-    done = subprocess.run([node, "--test", *files], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([node, "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert re.search(r"# pass [1-9]", done.stdout)
 

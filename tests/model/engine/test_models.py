@@ -11,6 +11,7 @@ from model.engine.client import EngineError, Failed, Finished, GenerationRequest
 from model.engine.inprocess import InProcess
 from model.engine.live import ResumeState
 from tests.model.engine.test_worker import ask, collect, events, run
+from tests.model.engine.traces import Recorder
 from tests.tiny import make_drawing_checkpoint
 
 
@@ -73,7 +74,7 @@ def test_what_is_in_use_goes_with_its_last_request(drawing_checkpoint: Path, oth
 
 
 def test_a_paused_request_goes_on_with_its_own_version_or_not_at_all(
-    drawing_checkpoint: Path, other_checkpoint: Path
+    drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
 ) -> None:
     async def work(engine: InProcess) -> None:
         whole = await collect(engine, ask("whole"))
@@ -88,7 +89,7 @@ def test_a_paused_request_goes_on_with_its_own_version_or_not_at_all(
         rest = await collect(engine, ask("b", resume=paused.resume))
         assert isinstance(rest[0], Started)
         assert rest[0].weight_version == 1, "the replaced ones are there as long as somebody uses them"
-        assert events(first) + events(rest) == events(whole)
+        recorder.assert_same_trace(drawing_checkpoint, "whole", whole, "b", first + rest)
 
         await keeper.aclose()
         await engine.memory()  # handled behind the abort
@@ -98,13 +99,13 @@ def test_a_paused_request_goes_on_with_its_own_version_or_not_at_all(
 
         await engine.load("drawing", str(drawing_checkpoint), 1)  # read back under its number
         rest = await collect(engine, ask("d", resume=paused.resume))
-        assert events(first) + events(rest) == events(whole)
+        recorder.assert_same_trace(drawing_checkpoint, "whole", whole, "d", first + rest)
 
     run(drawing_checkpoint, work)
 
 
 def test_two_checkpoints_answer_beside_each_other_as_each_does_alone(
-    drawing_checkpoint: Path, other_checkpoint: Path
+    drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
 ) -> None:
     def asked(name: str, checkpoint: str) -> GenerationRequest:
         sampling = SamplingRequest(temperature=1.0, seed=1, max_new_tokens=80, max_images=3)
@@ -114,7 +115,10 @@ def test_two_checkpoints_answer_beside_each_other_as_each_does_alone(
         await engine.load("other", str(other_checkpoint), 2)
         alone = [await collect(engine, asked(f"{name} alone", name)) for name in ("drawing", "other")]
         beside = await asyncio.gather(*(collect(engine, asked(name, name)) for name in ("drawing", "other")))
-        assert [events(outputs) for outputs in beside] == [events(outputs) for outputs in alone]
+        for name, folder, one, other in zip(
+            ("drawing", "other"), (drawing_checkpoint, other_checkpoint), alone, beside, strict=True
+        ):
+            recorder.assert_same_trace(folder, f"{name} alone", one, name, other)
         assert events(alone[0]) != events(alone[1])
         assert [outputs[0].weight_version for outputs in beside] == [1, 2]  # type: ignore[union-attr]
 

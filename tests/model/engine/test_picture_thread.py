@@ -10,8 +10,7 @@ import pytest
 
 from model.engine import picture_thread
 from model.engine.picture_thread import REST, TOGETHER, PictureThread
-
-PATIENCE_S = 60
+from tests.patience import PATIENCE_S
 
 
 class Results:
@@ -116,17 +115,6 @@ def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(
     assert other.batches == [["q0"]], "another model's are done apart"
     assert [name for name in posted if name.startswith("P")] == [name.upper() for name in names]
     assert posted.index("Q0") == 1 + TOGETHER, "no later than its turn"
-
-
-def test_whole_pictures_that_are_to_be_done_apart_are(thread: PictureThread) -> None:
-    results, gate, draw = Results(), Gate(), Draw()
-    thread.submit(gate, results.post)
-    gate.wait()
-    for name in ("a", "b"):
-        thread.submit_whole(draw, name, results.post, together=False)
-    gate.let_go()
-    assert results.wait(3) == ["gate", "A", "B"]
-    assert draw.batches == [["a"], ["b"]]
 
 
 def test_an_error_in_one_picture_is_told_to_no_other(thread: PictureThread) -> None:

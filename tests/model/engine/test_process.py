@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from model.engine.client import EngineProcess, Failed, Finished, GenerationRequest, Output, SamplingRequest, Started
+from tests.patience import PATIENCE_S
 
 
 def ask(name: str, tokens: int = 40) -> GenerationRequest:
@@ -104,7 +105,7 @@ def test_a_killed_parent_leaves_no_child_behind(tiny_checkpoint: Path) -> None:
         "    await engine.start()\n"
         "    await engine.wait_ready()\n"
         "    print(engine.pid, flush=True)\n"
-        "    await asyncio.sleep(60)\n"
+        "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
     root = str(Path(__file__).parents[3])
@@ -119,7 +120,7 @@ def test_a_killed_parent_leaves_no_child_behind(tiny_checkpoint: Path) -> None:
             parent.wait()
             import select
 
-            assert select.select([watch], [], [], 5)[0], "the child outlived its parent"
+            assert select.select([watch], [], [], PATIENCE_S)[0], "the child outlived its parent"
         finally:
             os.close(watch)
 
