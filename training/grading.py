@@ -1,8 +1,8 @@
 """Is an answer right? One verdict for rewards, benchmarks and ``POST /v1/rewards``. Knows nothing of tasks or pictures.
 
 :func:`grade` takes the final answer out of what was written and lets the first check that applies decide: *exact*,
-*option*, *number* and *unit*, *date*, *time* and *ratio*, *set* (tuples, intervals, lists), *formula*, *text*. A verdict is
-right or wrong. Similarity earns a share only where it is requested, and never across an opposite (docs/grading.md).
+*option*, *number* and *unit*, *date*, *time* and *ratio*, *set* (tuples, intervals, lists), *formula*, *text*. A
+verdict is right or wrong. Similarity earns a share only where it is requested, never across an opposite.
 
 Every step is bounded in length, depth and count, so that no answer takes long, whatever it is; nothing is executed.
 
@@ -22,6 +22,7 @@ from training.answers.undress import MAX_LINE, bare, candidates, final_answer, w
 from training.answers.words import similarity as text_similarity
 
 Verdict = Check | Literal["none", "option", "similarity"]
+
 
 @dataclass(frozen=True, slots=True)
 class Grade:
@@ -144,7 +145,11 @@ def _by_label(given: str, wanted: str, comparison: Comparison) -> Grade | None:
         else:
             return None if comparison.same(given, wanted) else _text_only(given, wanted, named.text, comparison)
         return Grade(float(right), "option", given, wanted, {"reference_option": f"{named.label}: {named.text}"})
-    if (other := read_named(given)) is not None and re.fullmatch(r"[A-J]", other.label) and comparison.same(other.text, wanted):
+    if (
+        (other := read_named(given)) is not None
+        and re.fullmatch(r"[A-J]", other.label)
+        and comparison.same(other.text, wanted)
+    ):
         return Grade(1.0, "option", given, wanted, {"answer_option": f"{other.label}: {other.text}"})
     return None
 

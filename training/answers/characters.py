@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 _SUPERSCRIPTS = {
-    ord(char): plain for char, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿˣ", ["0", *"123456789", "+", "-", "=", "(", ")", "n", "x"], strict=True)
+    ord(char): plain for char, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿˣ", "0123456789+-=()nx", strict=True)
 }  # fmt: skip
 _SUPERSCRIPT_RUN = re.compile(f"[{''.join(map(chr, _SUPERSCRIPTS))}]+")
 _SAME = str.maketrans(
@@ -25,6 +25,9 @@ _SAME = str.maketrans(
         **dict.fromkeys("，、", ", "),
         **dict.fromkeys("⟨〈", "⟨"),
         **dict.fromkeys("⟩〉", "⟩"),
+        **dict.fromkeys("【［", "["),
+        **dict.fromkeys("】］", "]"),
+        **dict.fromkeys("「」『』", '"'),
         "。": ".",
         "；": ";",
         "٪": "%",

@@ -7,10 +7,15 @@ from collections import Counter
 from functools import lru_cache
 
 _ELEMENTS = frozenset(
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc "
-    "Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At "
-    "Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr".split()
-)
+    [
+    "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca",
+    "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr",
+    "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba",
+    "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",
+    "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U",
+    "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr",
+    ]
+)  # fmt: skip
 _ATOM = re.compile(r"([A-Z][a-z]?)_?(\d{0,3})|(\()|\)_?(\d{0,3})")
 _CHARGE = re.compile(r"\^?\(?(\d?[+-])\)?$")
 
@@ -18,7 +23,8 @@ _CHARGE = re.compile(r"\^?\(?(\d?[+-])\)?$")
 @lru_cache(maxsize=4_096)
 def read_atoms(text: str) -> tuple[tuple[str, int], ...] | None:
     """The atoms of a chemical formula, counted, and its charge; None where it is none. Case decides: CO is not Co."""
-    if not 1 <= len(text) <= 40 or not text[0].isupper() and text[0] != "(":
+    text = text.replace(" ", "") if "_" in text else text
+    if not 1 <= len(text) <= 40 or (not text[0].isupper() and text[0] != "("):
         return None
     charge = _CHARGE.search(text)
     body = text[: charge.start()] if charge else text

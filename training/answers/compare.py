@@ -16,20 +16,24 @@ from training.answers.formulas import (
 )
 from training.answers.groups import Group, is_packed, read_group, same_group
 from training.answers.moments import ratio_value, read_moment, same_moment
-from training.answers.options import LETTERS, read_label
-from training.answers.quantities import Quantity, read_quantity, same_quantity
 from training.answers.numerals import same_value
+from training.answers.options import LETTERS, read_label
+from training.answers.quantities import read_quantity, same_quantity
 from training.answers.units import is_symbol, read_unit
-from training.answers.words import polarity, same_words, words_of
+from training.answers.words import polarity, same_words
 
 Check = Literal["exact", "number", "unit", "date", "time", "ratio", "set", "formula", "text"]
 Decision = tuple[bool, Check]
 
 MAX_COMPARISONS = 600  # of one answer, those of its items counted
 MAX_NESTING = 3
-_NAME = re.compile(r"[^\W\d_](?:_\w{1,6}|'{1,3})?(?:\([a-z](?:,[a-z]){0,2}\))?|[^\W\d_]+(?:[ '-][^\W\d_]+){0,7}|∠\s?[A-Z]{1,3}|\|[A-Z]{2}\|")
+_NAME = re.compile(
+    r"[^\W\d_](?:_\w{1,6}|'{1,3})?(?:\([^()]{1,12}\))?|[^\W\d_]+(?:[ '-][^\W\d_]+){0,7}|∠\s?[A-Z]{1,3}|\|[A-Z]{2}\|"
+)
 _DECIMAL = re.compile(r"[-+]?\d*\.\d{4,}")
-_ORDINARY = frozenset({"no", "on", "in", "so", "he", "as", "is", "us", "hi", "of", "up", "cap", "can"})
+_ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
+_ORDINARY = frozenset({"no", "on", "in", "so", "he", "as", "is", "us", "hi", "of", "up", "cap", "can", "ph"})
 
 
 class Comparison:
@@ -61,7 +65,7 @@ class Comparison:
             return _despite_case(given, wanted)
         if (a := polarity(given)) is not None and (b := polarity(wanted)) is not None:
             return a == b, "text"
-        for check in (self._moments, self._equations, self._quantities, self._groups, self._formulas):
+        for check in (_roman, self._moments, self._equations, self._quantities, self._groups, self._formulas):
             if (decided := check(given, wanted)) is not None:
                 return decided
         one, other = read_label(given), read_label(wanted)
@@ -132,7 +136,9 @@ class Comparison:
             if (right := self.same(value, other_value)) or not (signs and other_signs):
                 return right, "formula"
         same = same_relation(given, wanted)
-        return (bool(same), "formula") if same is not None or value is None or other_value is None else (False, "formula")
+        return (
+            (bool(same), "formula") if same is not None or value is None or other_value is None else (False, "formula")
+        )
 
     def _read_equation(self, text: str) -> tuple[list[str], str | None]:
         """The names that an equation gives a value, and the value: None where its sides disagree or both are names."""
@@ -155,7 +161,9 @@ class Comparison:
     def _formulas(self, given: str, wanted: str) -> Decision | None:
         atoms = read_atoms(given), read_atoms(wanted)
         if atoms[0] and atoms[1] and any(map(_is_molecule, (given, wanted))):
-            self._note("atoms", *(" ".join(f"{name}{count or ''}" for name, count in found) for found in atoms if found))
+            self._note(
+                "atoms", *(" ".join(f"{name}{count or ''}" for name, count in found) for found in atoms if found)
+            )
             return atoms[0] == atoms[1], "formula"
         if relation_parts(given)[0] or relation_parts(wanted)[0]:
             same = same_relation(given, wanted)
@@ -166,6 +174,16 @@ class Comparison:
         rounded = any(_DECIMAL.fullmatch(text) for text in (given, wanted)) and _is_irrational(one, other)
         same = same_formula(one, other, rounded=rounded)
         return None if same is None else (same, "formula")
+
+
+def _roman(given: str, wanted: str) -> Decision | None:
+    """``IV`` against 4."""
+    for text, other in ((given, wanted), (wanted, given)):
+        if other.isdecimal() and len(other) < 5 and len(text) > 1 and _ROMAN.fullmatch(text):
+            values = [_ROMAN_DIGITS[char] for char in text]
+            signs = (-1 if value < after else 1 for value, after in zip(values, [*values[1:], 0], strict=True))
+            return sum(sign * value for sign, value in zip(signs, values, strict=True)) == int(other), "number"
+    return None
 
 
 def _formula(text: str) -> Formula | None:
@@ -199,10 +217,17 @@ def _despite_case(given: str, wanted: str) -> Decision:
         return False, "unit"
     if (a_quantity := read_quantity(given)) is not None and (b_quantity := read_quantity(wanted)) is not None:
         return same_quantity(a_quantity, b_quantity)
-    if (one := read_formula(given)) is not None and (other := read_formula(wanted)) is not None:
-        if one.variables != other.variables:
-            return False, "formula"
+    variables = _variables(given), _variables(wanted)
+    if None not in variables and variables[0] != variables[1] and not (read_atoms(given) or read_atoms(wanted)):
+        return False, "formula"
     return True, "exact"
+
+
+def _variables(text: str) -> frozenset[str] | None:
+    """The variables of a formula or of an equation's sides; None for words."""
+    sides = relation_parts(text)[1]
+    found = [read_formula(text)] if len(sides) == 1 else [read_side(side) for side in sides]
+    return None if None in found else frozenset().union(*(one.variables for one in found if one is not None))
 
 
 def _one_sided(single: str, group: Group | None) -> Decision | None:
@@ -228,7 +253,7 @@ def _is_name(text: str) -> bool:
 
 
 def _is_molecule(text: str) -> bool:
-    return _has_digits(text) or any(map(str.islower, text)) and sum(map(str.isupper, text)) > 1
+    return _has_digits(text) or (any(map(str.islower, text)) and sum(map(str.isupper, text)) > 1)
 
 
 def _keeps_brackets(given: str, wanted: str) -> bool:

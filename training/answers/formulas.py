@@ -1,57 +1,45 @@
 """Formulas: read by a small grammar, compared by their values at fixed points, in exact fractions where they can be.
 
-Two polynomials that agree at a few points with large numerators are equal for all practical purposes. No computer algebra
-is used: its time has no bound, and a thread that runs it cannot be stopped. Here length, depth and the size of powers are bounded, so that
-a comparison takes milliseconds, and nothing is ever executed as code.
+Two polynomials that agree at a few points with large numerators are equal for all practical purposes. A computer
+algebra system is not used: its time has no bound, and a thread that runs it cannot be stopped. Length, depth and the
+size of powers are bounded, so that a comparison takes milliseconds, and nothing is executed as code.
 """
 
 from __future__ import annotations
 
-import cmath
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
+from training.answers.arithmetic import FUNCTIONS, FormulaError, Node, Value, evaluate
 from training.answers.numerals import TOLERANCE
 
 MAX_CHARS = 200
 MAX_DEPTH = 24
-MAX_BITS = 20_000  # of an exact power
-MAX_FACTORIAL = 300
 ROUNDING = 1e-6  # an irrational value against its decimal numeral
 
-Value = Fraction | complex
-Node = tuple[Any, ...]
-
-_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([a-zA-Zα-ωΑ-Ω∞°](?:[a-zA-Z]*)(?:_[0-9a-zA-Z]+|'+)?)|(\*\*|[-+*/^()\[\]|!,×·÷√%±]))")
-_FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "exp": cmath.exp, "ln": cmath.log, "sinh": cmath.sinh,
-    "cosh": cmath.cosh, "tanh": cmath.tanh, "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
-    "asin": cmath.asin, "acos": cmath.acos, "atan": cmath.atan, "lg": cmath.log10,
-    "cot": lambda x: 1 / cmath.tan(x), "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x),
+_TOKEN = re.compile(
+    r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([a-zA-Zα-ωΑ-Ω∞°](?:[a-zA-Z]*)(?:_[0-9a-zA-Z]+|'+)?)|(\*\*|[-+*/^()\[\]|!,×·÷√%±]))"
+)
+_NAMES = {*FUNCTIONS, "log", "sqrt", "root", "abs", "pi"}
+_CONSTANTS: dict[str, complex] = {"π": complex(math.pi), "pi": complex(math.pi), "e": complex(math.e), "i": 1j}
+_RELATIONS = {
+    "<": "<", ">": ">", "≤": "≤", "≥": "≥", "<=": "≤", ">=": "≥", "=<": "≤", "=>": "≥", "≠": "≠", "!=": "≠", "=": "=",
+    "==": "=",
 }  # fmt: skip
-_NAMES = {*_FUNCTIONS, "log", "sqrt", "root", "abs", "pi"}
-_CONSTANTS: dict[str, complex] = {"π": math.pi, "pi": math.pi, "e": math.e, "i": 1j}
-_RELATIONS = {"<": "<", ">": ">", "≤": "≤", "≥": "≥", "<=": "≤", ">=": "≥", "=<": "≤", "=>": "≥", "≠": "≠", "!=": "≠", "=": "=", "==": "="}
 _RELATION = re.compile(r"<=|>=|=<|=>|!=|==|[<>≤≥≠=]")
 _DATE_LIKE = re.compile(r"\s*\d+(?:\s*([-/.])\s*\d+)(?:\s*\1\s*\d+)+\s*")
 _LEADING_ZERO = re.compile(r"(?<![\d.])0\d")
-_POINTS = tuple(
-    Fraction(numerator, denominator)
-    for numerator, denominator in ((7_368_787, 2_097_143), (3_145_739, 1_048_573), (1_299_709, 4_194_301), (-6_291_469, 2_097_143), (-524_287, 1_048_573))
-)  # fmt: skip
-
-
-class FormulaError(ValueError):
-    """This is no formula, or one too large to be compared."""
-
-
-class _Undefined(ArithmeticError):
-    """No value at this point."""
+_POINTS = (
+    Fraction(7_368_787, 2_097_143),
+    Fraction(3_145_739, 1_048_573),
+    Fraction(1_299_709, 4_194_301),
+    Fraction(-6_291_469, 2_097_143),
+    Fraction(-524_287, 1_048_573),
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Formula:
             ArithmeticError: undefined there.
         """
         try:
-            return _value(self.node, point)
+            return evaluate(self.node, point)
         except OverflowError as error:
             raise FormulaError("too large") from error
 
@@ -77,7 +65,12 @@ class Formula:
 @lru_cache(maxsize=4_096)
 def read_formula(text: str) -> Formula | None:
     """The formula that a text is; None for words, dates, and whatever is too long or too deep."""
-    if len(text) > MAX_CHARS or not re.search(r"[\d^*/+√()!|π×·÷-]", text) or _DATE_LIKE.fullmatch(text) or _LEADING_ZERO.search(text):
+    if (
+        len(text) > MAX_CHARS
+        or not re.search(r"[\d^*/+√()!|π×·÷-]", text)
+        or _DATE_LIKE.fullmatch(text)
+        or _LEADING_ZERO.search(text)
+    ):
         return None
     try:
         parser = _Parser(text)
@@ -284,7 +277,7 @@ class _Parser:
 
     def _named(self, token: str) -> Node:
         name, _, base = token.partition("_")
-        if name in _FUNCTIONS or name in ("log", "sqrt", "abs", "root"):
+        if name in FUNCTIONS or name in ("log", "sqrt", "abs", "root"):
             return self._call(name, base)
         if token in _CONSTANTS:
             return ("constant", _CONSTANTS[token])
@@ -349,110 +342,11 @@ def _split_name(word: str, longest: int) -> list[str]:
     letters, quotes = name.rstrip("'"), name[len(name.rstrip("'")) :]
     if letters in _NAMES:
         return [word]
-    found = next((f for f in sorted(_NAMES, key=len, reverse=True) if letters.startswith(f) and len(letters) - len(f) == 1), None)
+    found = next(
+        (f for f in sorted(_NAMES, key=len, reverse=True) if letters.startswith(f) and len(letters) - len(f) == 1), None
+    )
     if found:
         return [found, letters[len(found) :] + quotes + mark + index]
     if len(letters) > longest:
         raise FormulaError(f"{letters!r} is a word")
     return [*letters[:-1], letters[-1:] + quotes + mark + index]
-
-
-def _value(node: Node, point: Mapping[str, Fraction]) -> Value:
-    kind = node[0]
-    if kind == "number":
-        return node[1]  # type: ignore[no-any-return]
-    if kind == "constant":
-        return node[1]  # type: ignore[no-any-return]
-    if kind == "variable":
-        return point[node[1]]
-    values = [_value(child, point) for child in node[1:]]
-    return _checked(_apply(kind, values))
-
-
-def _checked(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > 4 * MAX_BITS:
-            raise FormulaError("too large")
-    elif not cmath.isfinite(value):
-        raise _Undefined
-    return value
-
-
-def _apply(kind: str, values: list[Value]) -> Value:
-    if kind in ("+", "-", "*", "/"):
-        return _arithmetic(kind, values[0], values[1])
-    if kind == "^":
-        return _raise(values[0], values[1])
-    if kind == "neg":
-        return -values[0]
-    if kind == "%":
-        return _arithmetic("/", values[0], Fraction(100))
-    if kind == "°":
-        return complex(values[0]) * math.pi / 180
-    if kind == "!":
-        return _factorial(values[0])
-    if kind == "abs":
-        return abs(values[0]) if isinstance(values[0], Fraction) else complex(abs(values[0]))
-    if kind == "sqrt":
-        return _root(values[0], 2)
-    if kind == "root":
-        degree = values[0]
-        if not isinstance(degree, Fraction) or degree.denominator != 1 or not 1 <= degree <= 100:
-            raise FormulaError("a root of this degree is not calculated")
-        return _root(values[1], int(degree))
-    if kind == "log":
-        return cmath.log(complex(values[0])) / cmath.log(complex(values[1]))
-    return _FUNCTIONS[kind](complex(values[0]))
-
-
-def _arithmetic(sign: str, a: Value, b: Value) -> Value:
-    if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
-        a, b = complex(a), complex(b)
-    if sign == "+":
-        return a + b
-    if sign == "-":
-        return a - b
-    return a * b if sign == "*" else a / b
-
-
-def _raise(base: Value, exponent: Value) -> Value:
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
-        if exponent.denominator == 1:
-            power = int(exponent)
-            size = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if base not in (0, 1, -1) and size * abs(power) > MAX_BITS:
-                raise FormulaError("too large")
-            return base**power if base not in (1, -1) else Fraction(base if power % 2 else 1)
-        if exponent.denominator <= 100 and base >= 0:
-            return _raise(_root(base, exponent.denominator), Fraction(exponent.numerator))
-    return complex(base) ** complex(exponent)
-
-
-def _root(value: Value, degree: int) -> Value:
-    """An exact root where there is one; the real root of a negative number where the degree is odd."""
-    if not isinstance(value, Fraction):
-        return complex(value) ** (1 / degree)
-    if value < 0:
-        return -_root(-value, degree) if degree % 2 else complex(value) ** (1 / degree)
-    exact = [_integer_root(part, degree) for part in (value.numerator, value.denominator)]
-    if exact[0] is not None and exact[1] is not None:
-        return Fraction(exact[0], exact[1])
-    return complex(float(value) ** (1 / degree))
-
-
-def _integer_root(value: int, degree: int) -> int | None:
-    if degree == 2:
-        root = math.isqrt(value)
-    elif value.bit_length() > 900:
-        return None
-    else:
-        root = round(value ** (1 / degree))
-    return root if root**degree == value else None
-
-
-def _factorial(value: Value) -> Value:
-    if not isinstance(value, Fraction) or value.denominator != 1 or value < 0:
-        raise _Undefined
-    if value > MAX_FACTORIAL:
-        raise FormulaError("too large")
-    return Fraction(math.factorial(int(value)))

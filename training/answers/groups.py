@@ -1,4 +1,4 @@
-"""Several values in one answer: tuples, sets, intervals and inequalities, unions, and lists joined by commas or words."""
+"""Several values in one answer: tuples, sets, intervals, inequalities, unions, lists joined by commas or words."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _CLOSING = frozenset(_BRACKETS.values())
 _MEMBER = re.compile(r"^[a-zA-Z]\s*∈\s*")
 _AND = re.compile(r",\s*(?:and|&)\s+|,\s+|;\s*|,|\s+(?:and|&)\s+", re.IGNORECASE)
 _OR = re.compile(r",?\s+or\s+|,\s+", re.IGNORECASE)
+_UNION = re.compile(r"\s*∪\s*|(?<=[)\]])\s*U\s*(?=[(\[])")
 _COMMAS = re.compile(r"\s*[,;]\s*")
 _NOT_A_LIST = re.compile(r"\b(?:because|since|which|that|than|then|if|when|while|but|from|between)\b", re.IGNORECASE)
 _TWO_NUMBERS = re.compile(r"-?\d{1,2}(?:,-?\d{1,2})+")
@@ -28,8 +29,8 @@ _TWO_NUMBERS = re.compile(r"-?\d{1,2}(?:,-?\d{1,2})+")
 class Group:
     """Items and how they are held together.
 
-    ``tuple``: ordered, in the brackets ``marks``; ``set``: in braces; ``list``: no brackets, any order; ``either``: joined
-    by "or"; ``union``: of intervals. ``names`` is the variable of an inequality that was read as an interval.
+    ``tuple``: ordered, in the brackets ``marks``; ``set``: in braces; ``list``: no brackets, any order; ``either``:
+    joined by "or"; ``union``: of intervals. ``name`` is the variable of an inequality that was read as an interval.
     """
 
     kind: Kind
@@ -41,11 +42,13 @@ class Group:
 @lru_cache(maxsize=4_096)
 def read_group(text: str) -> Group | None:
     """The group that a text is; None where it holds one value only."""
-    if not 2 < len(text) <= MAX_CHARS:
+    if not 2 <= len(text) <= MAX_CHARS:
         return None
     text = _MEMBER.sub("", text.strip())
-    if (union := _split_top(text, r"\s*∪\s*|(?<=[)\]])\s*U\s*(?=[(\[])")) and len(union) > 1:
+    if (union := _split_top(text, _UNION)) and len(union) > 1:
         return Group("union", tuple(union))
+    if text.count("±") == 1:
+        return Group("list", (text.replace("±", "+"), text.replace("±", "-")))
     if (interval := _inequality(text)) is not None:
         return interval
     if (bracketed := _bracketed(text)) is not None:
@@ -114,12 +117,12 @@ def _bracketed(text: str) -> Group | None:
         inside, marks = text[1:-1], opening + closing
     else:
         return None
-    items = _split_top(inside, r"\s*[,;]\s*")
+    items = _split_top(inside, _COMMAS)
     if items is None or not 1 <= len(items) <= MAX_ITEMS or not all(items):
         return None
     if marks == "{}":
         return Group("set", tuple(items), marks)
-    if len(items) == 1 and marks == "()":
+    if len(items) == 1 and marks in ("()", "[]"):
         return None
     return Group("tuple", tuple(items), marks) if marks[0] in "([⟨" and marks[1] in ")]⟩" else None
 
@@ -134,13 +137,13 @@ def _closes_last(text: str) -> bool:
     return False
 
 
-def _split_top(text: str, separator: str) -> list[str] | None:
+def _split_top(text: str, separator: re.Pattern[str]) -> list[str] | None:
     """The pieces between separators outside of all brackets; None where brackets do not match."""
     cuts: list[tuple[int, int]] = []
     levels = _levels(text)
     if levels is None:
         return None
-    for match in re.finditer(separator, text):
+    for match in separator.finditer(text):
         if levels[match.start()] == 0:
             cuts.append(match.span())
     pieces, start = [], 0
@@ -165,12 +168,11 @@ def _bare(text: str) -> Group | None:
     if _NOT_A_LIST.search(text):
         return None
     text = re.sub(r"^(?:both|either)\s+", "", text, flags=re.IGNORECASE)
-    for kind, separator in (("either", _OR), ("list", _AND)):
-        if kind == "either" and not re.search(r"\sor\s", text, re.IGNORECASE):
-            continue
-        items = _split_top(text, separator.pattern + ("" if separator.flags & re.IGNORECASE else ""))
+    undecided = re.search(r"\sor\s", text, re.IGNORECASE) is not None
+    for separator in (_OR, _AND) if undecided else (_AND,):
+        items = _split_top(text, separator)
         if items and 2 <= len(items) <= MAX_ITEMS and all(0 < len(item) <= 80 for item in items):
-            return Group("either" if kind == "either" else "list", tuple(items))
+            return Group("either" if separator is _OR else "list", tuple(items))
     return None
 
 

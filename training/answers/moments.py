@@ -14,9 +14,13 @@ Moment = tuple[Literal["date", "time", "ratio"], tuple[int | Fraction | None, ..
 _MONTHS = {
     name[:3]: k
     for k, name in enumerate(
-        "january february march april may june july august september october november december".split(), 1
+        [
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+        ],
+        1,
     )
-}
+}  # fmt: skip
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
 _WEEKDAY = re.compile(r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?,?\s+", re.IGNORECASE)
@@ -25,7 +29,9 @@ _XXY = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4}|\d{2})")
 _DAY_MONTH = re.compile(rf"(?:the\s+)?{_DAY}\s*(?:of\s+|-)?\s*{_MONTH},?\s*-?\s*(\d{{4}})?", re.IGNORECASE)
 _MONTH_DAY = re.compile(rf"{_MONTH}\s*(?:the\s+)?{_DAY},?\s*(\d{{4}})?", re.IGNORECASE)
 _MONTH_YEAR = re.compile(rf"{_MONTH},?\s*(\d{{4}})", re.IGNORECASE)
-_TIME = re.compile(r"(\d{1,2})(?:[:.h](\d{2}))?(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?|o'clock)?(?:\s+(?:hours|hrs|h))?", re.IGNORECASE)
+_TIME = re.compile(
+    r"(\d{1,2})(?:[:.h](\d{2}))?(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?|o'clock)?(?:\s+(?:hours|hrs|h))?", re.IGNORECASE
+)
 _RATIO = re.compile(r"(\S{1,40}?)\s*(?::|\s+to\s+)\s*(\S{1,40}?)(?:\s*:\s*(\S{1,40}))?")
 
 
@@ -33,8 +39,8 @@ _RATIO = re.compile(r"(\S{1,40}?)\s*(?::|\s+to\s+)\s*(\S{1,40}?)(?:\s*:\s*(\S{1,
 def read_moment(text: str) -> Moment | None:
     """The date, time of day or ratio that a text is; None for anything else.
 
-    A date is (year or None, month, day or None), ``1/5/2024`` the fifth of January. A time is (hour, minute, second), the
-    hour negative where a clock's half of the day is open. A ratio is in lowest terms.
+    A date is (year or None, month, day or None), ``1/5/2024`` the fifth of January. A time is (hour, minute, second),
+    the hour negative where a clock's half of the day is open. A ratio's last number is 1.
     """
     if len(text) > 80 or not any(map(str.isdigit, text)):
         return None
@@ -113,8 +119,11 @@ def _same_time(one: tuple[int | Fraction | None, ...], other: tuple[int | Fracti
     if one[1:] != other[1:] or one[0] is None or other[0] is None:
         return False
     open_hour, hour = sorted((one[0], other[0]))
-    return open_hour < 0 <= hour and hour in (-open_hour, -open_hour % 12, -open_hour % 12 + 12) and hour <= 23 and (
-        hour == -open_hour or hour - 12 == -open_hour or hour == -open_hour % 12
+    return (
+        open_hour < 0 <= hour
+        and hour in (-open_hour, -open_hour % 12, -open_hour % 12 + 12)
+        and hour <= 23
+        and (hour == -open_hour or hour - 12 == -open_hour or hour == -open_hour % 12)
     )
 
 

@@ -14,7 +14,7 @@ MAX_EXPONENT = 5_000
 TOLERANCE = Fraction(1, 10**9)  # relative; whole numbers are compared exactly
 
 _GROUPED = (
-    (re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,.]\d|\d)"), ",", "."),  # 1,234.5
+    (re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?![\d,.]\d|\d)"), ",", "."),  # 1,234.5
     (re.compile(r"\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?(?![\d,]\d|\d)"), ",", "."),  # 1,00,000
     (re.compile(r"\d{1,3}(?:\.\d{3})+,\d+(?![\d,.]\d|\d)"), ".", ","),  # 1.234,5
     (re.compile(r"\d{1,3}(?:\.\d{3}){2,}(?![\d,.]\d|\d)"), ".", ","),  # 1.234.567
@@ -25,7 +25,7 @@ _GROUPED = (
     (re.compile(r"(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))(?![\d,.]\d|\d)"), "", ","),  # 3,14
 )
 _MIXED = re.compile(r"(\d{1,12})\s+(\d{1,12})\s*/\s*(\d{1,12})(?![\d/.]|\s*/)")
-_FRACTION = re.compile(r"(\d{1,300})\s*/\s*(\d{1,300})(?![\d/.,]\d|\d|\s*/)")
+_FRACTION = re.compile(r"(\d{1,300})(?:\s*/\s*|\s+out\s+of\s+)(\d{1,300})(?![\d/.,]\d|\d|\s*/)")
 _DECIMAL = re.compile(r"\d+(?:\.\d+)?(?!\d|\.\d)|\.\d+(?![\d.]\d|\d)|\d+\.(?!\d)")
 _EXPONENT = re.compile(r"[eE]([+-]?\d{1,5})(?![\d.])")
 _POWER = r"10\s*(?:\^|\*\*)\s*[({]?\s*([+-]?\s*\d{1,5})\s*[)}]?(?!\s*[\d^*])"
@@ -37,11 +37,16 @@ _SCALE = re.compile(r"\s*(hundred|thousand|million|billion|trillion|dozen|lakh|c
 _SMALL = {
     word: number
     for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen".split()
+        [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+        ]
     )
-}
-_TENS = {word: 10 * (k + 2) for k, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split())}
+}  # fmt: skip
+_TENS = {
+    word: 10 * (k + 2)
+    for k, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"])
+}  # fmt: skip
 _SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
     "lakh": 10**5, "crore": 10**7,
@@ -88,7 +93,11 @@ def same_value(one: Fraction, other: Fraction, *, whole: bool = False) -> bool:
 def _digits(text: str) -> Numeral | None:
     if match := _BARE_POWER.match(text):
         exponent = int(match[1].replace(" ", ""))
-        return None if abs(exponent) > MAX_EXPONENT else Numeral(Fraction(10) ** exponent, text[match.end() :], exponent >= 0)
+        return (
+            None
+            if abs(exponent) > MAX_EXPONENT
+            else Numeral(Fraction(10) ** exponent, text[match.end() :], exponent >= 0)
+        )
     if match := _MIXED.match(text):
         if int(match[3]) == 0:
             return None
@@ -187,7 +196,10 @@ def _cardinal(words: list[str]) -> tuple[Fraction, int] | None:
             current, seen, used = 1, True, 1
         elif word == "couple" and words[:k] in (["a"], []):
             return Fraction(2), k + 1 + (words[k + 1 : k + 2] == ["of"])
-        elif word in _SMALL and (current % 100 == 0 or (current % 10 == 0 and current % 100 >= 20 and _SMALL[word] < 10 and words[k - 1] in _TENS)):
+        elif word in _SMALL and (
+            current % 100 == 0
+            or (current % 10 == 0 and current % 100 >= 20 and _SMALL[word] < 10 and words[k - 1] in _TENS)
+        ):
             if seen and words[k - 1] in _SMALL:
                 break
             current, seen, used = current + _SMALL[word], True, k + 1
@@ -199,7 +211,13 @@ def _cardinal(words: list[str]) -> tuple[Fraction, int] | None:
         elif word in _SCALES and _SCALES[word] >= 1000 and (seen or k == 0) and _SCALES[word] < last:
             last = _SCALES[word]
             total, current, seen, used = total + max(1, current) * last, 0, True, k + 1
-        elif word == "and" and seen and k + 1 < len(words) and (words[k + 1] in _SMALL or words[k + 1] in _TENS) and words[k - 1] in _SCALES:
+        elif (
+            word == "and"
+            and seen
+            and k + 1 < len(words)
+            and (words[k + 1] in _SMALL or words[k + 1] in _TENS)
+            and words[k - 1] in _SCALES
+        ):
             continue
         else:
             break

@@ -11,12 +11,27 @@ LETTERS = "ABCDEFGHIJ"
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
 _DRESS = r"(?:(?:the\s+)?(?:option|choice|answer|letter|alternative|label)\s*:?\s*)?"
 _LABEL = re.compile(rf"{_DRESS}[(\[{{<]?\s*([A-Za-z]{{1,4}}|\d{{1,2}})\s*[)\]}}>.:]{{0,2}}", re.IGNORECASE)
-_DRESSED = re.compile(rf"{_DRESS}[(\[]\s*([A-Za-z]{{1,4}}|\d{{1,2}})\s*[)\]][.:]?\s*[-:]?\s*(\S.*)", re.IGNORECASE | re.DOTALL)
-_LABEL_FIRST = re.compile(r"([A-Za-z]{1,4}|\d{1,2})\s*(?:[).:]+\s*|\s-\s*|,\s+)(\S.*)", re.DOTALL)
-_NAMED = re.compile(r"(?:option|choice|alternative)\s+\(?([A-Za-z]|\d{1,2})\)?[.:,]?\s+[-(]?\s*(\S.*?)\)?", re.IGNORECASE | re.DOTALL)
-_BEHIND = re.compile(r"(\S.*?)\s*\(\s*(?:option\s+|choice\s+)?([A-Ja-j])\s*\)", re.IGNORECASE | re.DOTALL)
+_DRESSED = re.compile(
+    rf"{_DRESS}[(\[]\s*([A-Za-z]|[ivxIVX]{{1,4}}|\d{{1,2}})\s*[)\]][.:]?\s*[-:]?\s*(\S.*)", re.IGNORECASE | re.DOTALL
+)
+_LABEL_FIRST = re.compile(r"([A-Za-z]|[ivxIVX]{1,4}|\d{1,2})\s*(?:[).:]+\s*|\s-\s*|,\s+)(\S.*)", re.DOTALL)
+_NAMED = re.compile(
+    r"(?:option|choice|alternative)\s+\(?([A-Za-z]|\d{1,2})\)?[.:,]?\s+[-(]?\s*(\S.*?)\)?", re.IGNORECASE | re.DOTALL
+)
+_BEHIND = re.compile(
+    r"(\S.*?)(?:\s*\(\s*(?:option\s+|choice\s+)?|,?\s+(?:option|choice)\s+)([A-Ja-j])\s*\)?", re.IGNORECASE | re.DOTALL
+)
+_BLANK = re.compile(r"([A-Ja-j]|\d{1,2})\s+(\S.*)", re.DOTALL)
+_NTH = re.compile(
+    r"(?:the\s+)?(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)\s+(?:option|choice|answer|one)",
+    re.IGNORECASE,
+)
+_NTHS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _BETWEEN = re.compile(r"\s*(?:,\s*and|,|;|&|/|\band\b|\+)\s*", re.IGNORECASE)
-_FILLERS = re.compile(r"^(?:(?:it|this|that)\s+(?:is|would\s+be)\s+)?(?:the|a|an)?\s*|\s+(?:one|option|choice|colou?r|answer)$", re.IGNORECASE)
+_FILLERS = re.compile(
+    r"^(?:(?:it|this|that)\s+(?:is|would\s+be)\s+)?(?:the|a|an)?\s*|\s+(?:one|option|choice|colou?r|answer)$",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"(?:because|since|as|for|so)\b", re.IGNORECASE)
 
 
@@ -39,7 +54,7 @@ def read_label(text: str) -> str | None:
 
 @lru_cache(maxsize=4_096)
 def read_named(text: str) -> Named | None:
-    """A letter with a text behind it, ``(B) red``, ``Option B: red``, or before it, ``red (B)``; None for anything else."""
+    """A letter with a text after it, ``(B) red``, ``Option B: red``, or before it, ``red (B)``; None otherwise."""
     text = text.strip()
     match = _DRESSED.fullmatch(text) or _LABEL_FIRST.fullmatch(text) or _NAMED.fullmatch(text)
     if match is not None:
@@ -56,7 +71,9 @@ def read_named(text: str) -> Named | None:
 class Options:
     """The options of one question."""
 
-    def __init__(self, choices: Sequence[str] | Mapping[str, str], same: Callable[[str, str], bool], bare: Callable[[str], str]) -> None:
+    def __init__(
+        self, choices: Sequence[str] | Mapping[str, str], same: Callable[[str, str], bool], bare: Callable[[str], str]
+    ) -> None:
         """
         Args:
             choices: the texts in order, or by their labels.
@@ -97,6 +114,10 @@ class Options:
             return frozenset({index})
         if (named := read_named(text)) is not None and (index := self.index(named.label)) is not None:
             return frozenset({index}) if self._fits(index, named.text) else frozenset()
+        if (match := _NTH.fullmatch(text)) and (position := _NTHS.index(match[1].lower())) < self._count:
+            return frozenset({position})
+        if (match := _BLANK.fullmatch(text)) and (index := self._by_text(match[2])) is not None:  # "B blue"
+            return frozenset({index}) if self.index(match[1]) == index else frozenset()
         return self._several(text)
 
     def _by_text(self, text: str) -> int | None:
@@ -112,12 +133,16 @@ class Options:
         if self._by_text(text) == index:
             return True
         others = [option for k, option in enumerate(self.texts) if k != index]
-        names_other = any(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE) for option in others if option)
+        names_other = any(
+            re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE) for option in others if option
+        )
         return not names_other and _REASON.match(text) is not None
 
     def _several(self, text: str) -> frozenset[int] | None:
         """``A and C``, ``A, C``, ``AC``."""
-        parts = list(text) if re.fullmatch(r"[A-J]{2,6}", text) and len(set(text)) == len(text) else _BETWEEN.split(text)
+        parts = (
+            list(text) if re.fullmatch(r"[A-J]{2,6}", text) and len(set(text)) == len(text) else _BETWEEN.split(text)
+        )
         if not 2 <= len(parts) <= 10:
             return None
         found = [self.index(match[1]) for part in parts if (match := _LABEL.fullmatch(part.strip()))]

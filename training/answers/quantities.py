@@ -11,7 +11,7 @@ from typing import Literal
 
 from training.answers.numerals import Numeral, read_number, same_value
 from training.answers.units import GENERIC, Unit, read_unit
-from training.answers.words import singular
+from training.answers.words import words_of
 
 MAX_CHARS = 1_200
 _ORDINAL = "(ordinal)"  # the third is 3, but not three stars
@@ -19,14 +19,19 @@ _CURRENCY = re.compile(r"([+-]?)\s*(US\$|[$€£¥₹₩]|\b(?:USD|EUR|GBP|JPY|C
 _PI = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)?\s*(?:π|pi)(?:\s*/\s*([1-9]\d{0,5}))?(\s*rad(?:ians?)?)", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(?:%|percent|per\s?cent|percentage\s+points?)(?:\s+of\s+the\s+[a-z]{1,20})?", re.IGNORECASE)
 _PER_MILLE = re.compile(r"\s*(?:‰|per\s+mille)", re.IGNORECASE)
-_TRAILING = re.compile(r"\s+(?:long|wide|tall|high|deep|thick|old|in\s+total|total|altogether|in\s+all|away|ago|each)$", re.I)
+_TRAILING = re.compile(
+    r"\s+(?:long|wide|tall|high|deep|thick|old|in\s+total|total|altogether|in\s+all|away|ago|each)$", re.I
+)
 _SHORT_SCALE = {"k": 10**3, "K": 10**3, "M": 10**6, "m": 10**6, "B": 10**9, "b": 10**9, "bn": 10**9, "mn": 10**6}
 _NOUN = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+){0,4}")
 _NO_NOUN = frozenset(
-    "or and to more less fewer greater than at not no non but of out per x plus minus times least most over under above "
-    "below between before after by vs versus into nor neither with without if is are was squared cubed am pm from in on "
-    "divided multiplied half quarter is degree".split()
-)
+    [
+    "or", "and", "to", "more", "less", "fewer", "greater", "than", "at", "not", "no", "non", "but", "of", "out",
+    "per", "x", "plus", "minus", "times", "least", "most", "over", "under", "above", "below", "between", "before",
+    "after", "by", "vs", "versus", "into", "nor", "neither", "with", "without", "if", "is", "are", "was",
+    "squared", "cubed", "am", "pm", "from", "in", "on", "divided", "multiplied", "half", "quarter", "is", "degree",
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def read_quantity(text: str) -> Quantity | None:
     if len(text) > MAX_CHARS:
         return None
     text = text.strip()
-    if len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:-1]:
+    if len(text) > 2 and text[0] + text[-1] in ("()", "[]") and not set("()[],;").intersection(text[1:-1]):
         text = text[1:-1].strip()
     if match := _CURRENCY.match(text):
         return _money(match, text)
@@ -94,6 +99,8 @@ def _money(match: re.Match[str], text: str) -> Quantity | None:
     if number is None:
         return None
     rest = number.rest.strip()
+    if rest.startswith(("/", "per ")) and (rate := read_unit(f"{match[2]} {rest}")):
+        return Quantity(number.value, number.whole, units=rate)
     scale = _SHORT_SCALE.get(rest, 0) or (1 if not rest or read_unit(rest) == read_unit(match[2]) else 0)
     return Quantity(number.value * scale, number.whole, units=read_unit(match[2])) if scale else None
 
@@ -107,7 +114,7 @@ def _counted(value: Fraction, whole: bool, rest: str) -> Quantity | None:
     words = noun.lower().replace("-", " ").split()
     if not _NOUN.fullmatch(noun) or _NO_NOUN.intersection(words) or (len(noun) < 2):
         return None
-    return Quantity(value, whole, noun=singular(words[-1]))
+    return Quantity(value, whole, noun=words_of(words[-1])[0])
 
 
 def _sum(text: str) -> Quantity | None:
@@ -133,8 +140,8 @@ def _sum(text: str) -> Quantity | None:
 def same_quantity(answer: Quantity, reference: Quantity) -> tuple[bool, Literal["number", "unit"]]:
     """Whether an answer's quantity is the reference's, and whether a unit took part in it.
 
-    A unit that only one side has is not asked for. A percentage against a bare number counts by its value (50 % = 0.5); a
-    bare answer to a percentage counts by its number, too (50 = 50 %).
+    A unit that only one side has is not required. A percentage against a bare number counts by its value (50 % = 0.5);
+    a bare answer to a percentage counts by its number, too (50 = 50 %).
     """
     whole = answer.whole and reference.whole
     if answer.percent or reference.percent:

@@ -13,7 +13,9 @@ _HEAD = 2_000
 
 _NAME = r"(?:final\s+answer|(?:correct|right|best|final)\s+(?:answer|option|choice|result)|answer|ans)"
 _VERB = r"(?:is|are|was|would\s+be|must\s+be|should\s+be|equals)\b(?:\s+(?:that|therefore|thus|clearly|simply)\b)?"
-_MARK = re.compile(rf"\b{_NAME}\b[*_`\"')\]]{{0,4}}\s{{0,3}}(?:{_VERB}\s{{0,3}}:?|[:=])[*_`\s]{{0,4}}|####\s|<answer>", re.I)
+_MARK = re.compile(
+    rf"\b{_NAME}\b[*_`\"')\]]{{0,4}}\s{{0,3}}(?:{_VERB}\s{{0,3}}:?|[:=])[*_`\s]{{0,4}}|####\s|<answer>", re.I
+)
 _HEADING = re.compile(r"^[#*_ \t]{0,8}(?:final\s+)?answer[*_: \t]{0,8}\n", re.IGNORECASE | re.MULTILINE)
 _TAGS = re.compile(r"</?answer>.*|<\|[a-z_]{1,20}\|>", re.IGNORECASE | re.DOTALL)
 _LEAD = re.compile(
@@ -26,13 +28,34 @@ _LEAD = re.compile(
     r"|[≈=~]\s*(?=\S)",
     re.IGNORECASE,
 )
-_NAMED = re.compile(r"(?:the|its|their|his|her|this|that)\s+[^\W\d][^\d.,;:=?!]{0,60}?\s(?:is|are|was|were|equals)\s+(?=\S)", re.I)
-_DENIED = re.compile(r"\b(?:not?|never|none|neither|nor|nothing|nobody|false|wrong|incorrect|cannot|without)\b|n't\b", re.I)
-_PRAISED = re.compile(r"\s(?:is|was)\s(?:the\s)?(?:correct|right|answer)(?:\s(?:answer|option|choice|one))?$", re.IGNORECASE)
-_REASON = re.compile(r",?\s+(?:because|since|as\s+shown|which\s+means)\b|;\s|(?<=[^\W_]{3})[.!?]\s|(?<=\d)[.!?]\s(?=[A-Z])")
+_NAMED = re.compile(
+    r"(?:the|its|their|his|her|this|that)\s+[^\W\d][^\d.,;:=?!]{0,60}?\s(?:is|are|was|were|equals)\s+(?=\S)", re.I
+)
+_DENIED = re.compile(
+    r"\b(?:not?|never|none|neither|nor|nothing|nobody|false|wrong|incorrect|cannot|without)\b|n't\b", re.I
+)
+_PRAISED = re.compile(
+    r"\s(?:is|was)\s(?:the\s)?(?:correct|right|answer)(?:\s(?:answer|option|choice|one))?$", re.IGNORECASE
+)
+_REASON = re.compile(
+    r",?\s+(?:because|since|as\s+shown|which\s+means)\b|;\s|(?<=[^\W_]{3})[.!?]\s|(?<=\d)[.!?]\s(?=[A-Z])"
+)
 _HEDGE = re.compile(r"\b(?:or|wait|actually|but|maybe|perhaps|alternatively|however|no|not)\b", re.IGNORECASE)
-_PAIRS = (("**", "**"), ("__", "__"), ('"', '"'), ("'", "'"), ("`", "`"), ("\\(", "\\)"), ("\\[", "\\]"), ("*", "*"), ("_", "_"))
+_PAIRS = (
+    ("**", "**"),
+    ("__", "__"),
+    ('"', '"'),
+    ("'", "'"),
+    ("`", "`"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("*", "*"),
+    ("_", "_"),
+)
 _DOLLARS = re.compile(r"\$\$([^$]{1,500})\$\$|(?<![\w$])\$([^$]{1,500})\$(?!\d)")
+
+_IS = re.compile(r"^([a-zA-Z])\s+(?:is|equals)\s+(?=[-+√π(\d])")
+_INFINITY = re.compile(r"(?<![a-z])(?:inf|infinity)(?![a-z])", re.IGNORECASE)
 
 _WRAPPERS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boldsymbol|emph|underline|ce|boxed|fbox)"
@@ -121,7 +144,7 @@ def bare(text: str) -> str:
             text = text[:-1].rstrip()
         if text.endswith(".") and not text.endswith("..") and len(text) > 1:
             text = text[:-1].rstrip()
-        text = _without_lead(text)
+        text = _in_symbols(_without_lead(text))
         if text == before:
             break
     return text
@@ -138,6 +161,15 @@ def _without_pairs(text: str) -> str:
     return text
 
 
+def _in_symbols(text: str) -> str:
+    """``x is 3`` as ``x = 3``, ``x ≈ 3`` too; ``infinity`` and ``{}`` as their signs."""
+    text = _IS.sub(r"\1 = ", text)
+    if "≈" in text[1:]:
+        text = text.replace("≈", "=")
+    text = _INFINITY.sub("∞", text)
+    return "∅" if text in ("{}", "{ }") else text
+
+
 def _without_lead(text: str) -> str:
     if (match := _LEAD.match(text)) and text[match.end() :].strip():
         return text[match.end() :]
@@ -151,7 +183,7 @@ def _without_lead(text: str) -> str:
 def latex(text: str) -> str:
     r"""LaTeX as plain signs: ``\frac{a}{b}`` as ``((a)/(b))``, ``x^{2}`` as ``x^(2)``, ``\pi`` as ``π``.
 
-        latex("1\\frac{1}{2}\\text{ cm}")  # "1 1/2 cm"
+    latex("1\\frac{1}{2}\\text{ cm}")  # "1 1/2 cm"
     """
     text = text.replace("\\{", "⦃").replace("\\}", "⦄").replace("{,}", ",")
     text = _BLANKS.sub(" ", _SPACING.sub("", _DEGREE.sub("°", text)))
@@ -160,19 +192,26 @@ def latex(text: str) -> str:
         text = _BRACED.sub(_unbrace, _WRAPPERS.sub(r"\1", text))
         if text == before or len(text) > 2 * MAX_CHARS:
             break
-    text = _COMMAND.sub(lambda m: _SYMBOLS.get(m[1], f" {m[1]} "), text)
+    text = re.sub(r"\s+_", "_", _COMMAND.sub(lambda m: _SYMBOLS.get(m[1], f" {m[1]} "), text))
     text = text.replace("\\%", "%").replace("\\$", "$").replace("\\#", "#").replace("\\&", "&").replace("\\_", "_")
-    text = _SIMPLE_FRACTION.sub(lambda m: f"{m[1]}{m[2]} {m[3]}/{m[4]}" if m[2] else f"{m[1]}{m[3]}/{m[4]}", text, count=1) \
-        if _SIMPLE_FRACTION.match(text) else text
+    text = (
+        _SIMPLE_FRACTION.sub(lambda m: f"{m[1]}{m[2]} {m[3]}/{m[4]}" if m[2] else f"{m[1]}{m[3]}/{m[4]}", text, count=1)
+        if _SIMPLE_FRACTION.match(text)
+        else text
+    )
     return " ".join(text.replace("⦃", "{").replace("⦄", "}").split())
 
 
 def _unbrace(m: re.Match[str]) -> str:
     if m[0].startswith("^"):
         inner = m[9]
-        return f"^{inner}" if re.fullmatch(r"\d+|[a-zA-Z]", inner) and not m.string[m.end() : m.end() + 1].isdigit() else f"^({inner})"
+        return (
+            f"^{inner}"
+            if re.fullmatch(r"\d+|[a-zA-Z]", inner) and not m.string[m.end() : m.end() + 1].isdigit()
+            else f"^({inner})"
+        )
     if m[0].startswith("_"):
-        return "_" + re.sub(r"\W+", "", m[10])
+        return "_" + re.sub(r"\W+", "", m[10]) + " "
     if "frac" in m[0][:6]:
         return f"(({m[1] or m[2]})/({m[3] or m[4]}))"
     if m[5] is not None:

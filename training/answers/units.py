@@ -1,8 +1,8 @@
 """Units of measurement and currencies: what a unit's text means, as powers of base units and a factor.
 
-A symbol is read with its case (``mW`` is not ``MW``), a name without. Some have several meanings (``C``: coulomb or degree
-Celsius; ``oz``: mass or volume); :func:`read_unit` returns all of them. The table is curated: a library that knows every
-unit and prefix reads "cats" as centi-technical-atmosphere-seconds.
+A symbol is read with its case (``mW`` is not ``MW``), a name without. Some have several meanings (``C``: coulomb or
+degree Celsius; ``oz``: mass or volume); :func:`read_unit` returns all of them. The table is curated: a library that
+knows every unit with every prefix also finds units in plain words ("cats": centi-at-seconds).
 """
 
 from __future__ import annotations
@@ -148,8 +148,12 @@ _POWERS_IN_WORDS = (
     (re.compile(r"^(.+?)\s+cubed$", re.IGNORECASE), 3),
 )
 _WORD_POWER = re.compile(r"\b(square|cubic)\s+([a-z]+)|\b([a-z]+)\s+(squared|cubed)\b", re.IGNORECASE)
-_FACTOR = re.compile(r"([^\W\d_]+\$?|[°℃℉]\s?[CFK]?|[$€£¥₹₩¢'\"])(?:\s*(?:\^|\*\*)\s*[({]?\s*([+-]?\d)\s*[)}]?|([23]|-[1-4]))?")
-_GENERIC = re.compile(r"(?:sq(?:uare|\.)?\s+|cubic\s+)?units?(?:\s+(?:squared|cubed)|\^?[({]?[23][)}]?)?", re.IGNORECASE)
+_FACTOR = re.compile(
+    r"([^\W\d_]+\$?|[°℃℉]\s?[CFK]?|[$€£¥₹₩¢'\"])(?:\s*(?:\^|\*\*)\s*[({]?\s*([+-]?\d)\s*[)}]?|([23]|-[1-4]))?"
+)
+_GENERIC = re.compile(
+    r"(?:sq(?:uare|\.)?\s+|cubic\s+)?units?(?:\s+(?:squared|cubed)|\^?[({]?[23][)}]?)?", re.IGNORECASE
+)
 _SEPARATORS = re.compile(r"\s*[·*×⋅]\s*|\s+|(?<=\w)-(?=[^\W\d])")
 _PER = re.compile(r"\s*/\s*|\s+per\s+|^per\s+", re.IGNORECASE)
 MAX_UNIT_CHARS = 48
@@ -212,9 +216,12 @@ def _tables() -> tuple[dict[str, list[Unit]], dict[str, list[Unit]]]:
 
 
 _SYMBOLS, _NAMES = _tables()
-_LOOSE = {"KM": "km", "Km": "km", "CM": "cm", "Cm": "cm", "MM": "mm", "KG": "kg", "Kg": "kg", "ML": "mL", "Ml": "mL", "SEC": "s", "Sec": "s",
-          "KW": "kW", "Kw": "kW", "KWH": "kWh", "HZ": "Hz", "hz": "Hz", "LB": "lb", "LBS": "lb", "FT": "ft", "MPH": "mph", "KMH": "kmh",
-          "km/hr": "kmh", "secs": "s", "Hr": "h", "Hrs": "h", "Min": "min", "Mins": "min", "MIN": "min"}  # fmt: skip
+_LOOSE = {
+    "KM": "km", "Km": "km", "CM": "cm", "Cm": "cm", "MM": "mm", "KG": "kg", "Kg": "kg", "ML": "mL", "Ml": "mL",
+    "SEC": "s", "Sec": "s", "KW": "kW", "Kw": "kW", "KWH": "kWh", "HZ": "Hz", "hz": "Hz", "LB": "lb", "LBS": "lb",
+    "FT": "ft", "MPH": "mph", "KMH": "kmh", "secs": "s", "Hr": "h", "Hrs": "h", "Min": "min", "Mins": "min",
+    "MIN": "min",
+}  # fmt: skip
 
 
 @lru_cache(maxsize=2_048)
@@ -251,7 +258,9 @@ def is_symbol(text: str) -> bool:
 
 
 def _powered(unit: Unit, power: int) -> Unit:
-    return Unit(tuple((name, exponent * power) for name, exponent in unit.dimensions if exponent * power), unit.factor**power)
+    return Unit(
+        tuple((name, exponent * power) for name, exponent in unit.dimensions if exponent * power), unit.factor**power
+    )
 
 
 def _compound(text: str) -> Iterator[Unit]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import product
 
 from training.answers.numerals import NUMBER_WORDS, read_number, spelled_number
 
@@ -29,30 +30,45 @@ _YES = frozenset({"yes", "true", "yeah", "yep", "correct", "y", "t"})
 _NO = frozenset({"no", "false", "nope", "incorrect", "n", "f"})
 _POLAR = re.compile(r"(yes|no|true|false)(?:[,.;:!]\s+(.+))?", re.IGNORECASE | re.DOTALL)
 
-NEGATIONS = frozenset("no not non never none neither nor nothing nobody nowhere without cannot hardly barely except".split())
-_PREFIXES = ("counter", "anti", "contra", "under", "over", "non", "dis", "mis", "un", "in", "im", "il", "ir", "de", "a", "re", "sub", "super")  # fmt: skip
+NEGATIONS = frozenset(
+    [
+    "no", "not", "non", "never", "none", "neither", "nor", "nothing", "nobody", "nowhere", "without", "cannot",
+    "hardly", "barely", "except",
+    ]
+)  # fmt: skip
+_PREFIXES = (
+    "counter", "anti", "contra", "under", "over", "non", "dis", "mis", "un", "in", "im", "il", "ir", "de", "a", "re",
+    "sub", "super",
+)  # fmt: skip
+_DIRECTIONS = ("ex", "pre", "post", "inter", "intra", "hyper", "hypo", "macro", "micro", "max", "min", "endo", "exo")
 _SUFFIXES = ("less", "free", "proof")
 _OPPOSITES = """
-left right|up down|upper lower|top bottom|above below|over under|inside outside|in out|inner outer|interior exterior
-internal external|increase decrease|increasing decreasing|increased decreased|increases decreases|rise fall|rising falling
-rises falls|grow shrink|growing shrinking|clockwise counterclockwise|before after|earlier later|early late|first last
-front back|forward backward|forwards backwards|ahead behind|north south|east west|northern southern|eastern western
-horizontal vertical|parallel perpendicular|open closed|opened shut|on off|more less|more fewer|greater smaller|larger smaller
-bigger smaller|most least|maximum minimum|max min|highest lowest|high low|higher lower|tall short|taller shorter|long short
-longer shorter|wide narrow|wider narrower|big small|large small|thick thin|heavy light|heavier lighter|fast slow|faster slower
-hot cold|warm cool|hotter colder|light dark|bright dim|black white|full empty|near far|nearer farther|nearest farthest
-closest furthest|close distant|same different|equal unequal|similar dissimilar|odd even|positive negative|plus minus|add subtract
-multiply divide|accept reject|win lose|winner loser|success failure|succeed fail|pass fail|true false|yes no|right wrong|correct incorrect
-always never|all none|every no|some none|everybody nobody|present absent|possible impossible|with without|enter exit|entrance exit
-start end|begin end|beginning ending|old young|older younger|new old|male female|man woman|boy girl|he she|his her|king queen
-husband wife|father mother|son daughter|brother sister|buy sell|push pull|attract repel|attractive repulsive|expand contract
-solid liquid|liquid gas|acid base|acidic basic|convex concave|ascending descending|ascend descend|ascends descends|upward downward
-upwards downwards|rough smooth|hard soft|wet dry|strong weak|stronger weaker|rich poor|cheap expensive|day night|morning evening
-sunrise sunset|summer winter|happy sad|good bad|better worse|best worst|love hate|alive dead|live die|safe dangerous|clean dirty
-public private|single married|import export|input output|asleep awake|gain loss|profit loss|major minor|majority minority
-absorb emit|dominant recessive|predator prey|producer consumer|cause effect|clockwise anticlockwise|exothermic endothermic
-reactant product|numerator denominator|sine cosine|sin cos|row column|x y|include exclude|included excluded|appear disappear
-visible invisible|vertical diagonal|oxidation reduction|oxidized reduced|active passive|aerobic anaerobic|acute obtuse
+left right|up down|upper lower|top bottom|above below|over under|inside outside|in out|inner outer
+interior exterior|internal external|increase decrease|increasing decreasing|increased decreased
+increases decreases|rise fall|rising falling|rises falls|grow shrink|growing shrinking
+clockwise counterclockwise|before after|earlier later|early late|first last|front back|forward backward
+forwards backwards|ahead behind|north south|east west|northern southern|eastern western
+horizontal vertical|parallel perpendicular|open closed|opened shut|on off|more less|more fewer
+greater smaller|larger smaller|bigger smaller|most least|maximum minimum|max min|highest lowest
+high low|higher lower|tall short|taller shorter|long short|longer shorter|wide narrow|wider narrower
+big small|large small|thick thin|heavy light|heavier lighter|fast slow|faster slower|hot cold
+warm cool|hotter colder|light dark|bright dim|black white|full empty|near far|nearer farther
+nearest farthest|closest furthest|close distant|same different|equal unequal|similar dissimilar
+odd even|positive negative|plus minus|add subtract|multiply divide|accept reject|win lose|winner loser
+success failure|succeed fail|pass fail|true false|yes no|right wrong|correct incorrect|always never
+all none|every no|some none|everybody nobody|present absent|possible impossible|with without
+enter exit|entrance exit|start end|begin end|beginning ending|old young|older younger|new old
+male female|man woman|boy girl|he she|his her|king queen|husband wife|father mother|son daughter
+brother sister|buy sell|push pull|attract repel|attractive repulsive|expand contract|solid liquid
+liquid gas|acid base|acidic basic|convex concave|ascending descending|ascend descend|ascends descends
+upward downward|upwards downwards|rough smooth|hard soft|wet dry|strong weak|stronger weaker|rich poor
+cheap expensive|day night|morning evening|sunrise sunset|summer winter|happy sad|good bad|better worse
+best worst|love hate|alive dead|live die|safe dangerous|clean dirty|public private|single married
+import export|input output|asleep awake|gain loss|profit loss|major minor|majority minority
+absorb emit|dominant recessive|predator prey|producer consumer|cause effect|clockwise anticlockwise
+exothermic endothermic|reactant product|numerator denominator|sine cosine|sin cos|row column|x y
+include exclude|included excluded|appear disappear|visible invisible|vertical diagonal
+oxidation reduction|oxidized reduced|active passive|aerobic anaerobic|acute obtuse
 """
 _PAIRS = [tuple(pair.split()) for line in _OPPOSITES.strip().splitlines() for pair in line.split("|")]
 POLAR_WORDS = frozenset(word for pair in _PAIRS for word in pair) | NEGATIONS
@@ -66,7 +82,9 @@ def words_of(text: str) -> tuple[str, ...]:
         text = text.replace(short, long)
     text = _ARTICLE.sub("", text)
     words = [word.removesuffix("'s") for word in _TOKEN.findall(text)]
-    return tuple(_SPELLINGS.get(word) or _SPELLINGS.get(singular(word)) or singular(word) for word in _with_digits(words))
+    return tuple(
+        _SPELLINGS.get(word) or _SPELLINGS.get(singular(word)) or singular(word) for word in _with_digits(words)
+    )
 
 
 def _with_digits(words: list[str]) -> list[str]:
@@ -139,8 +157,7 @@ def are_opposites(one: str, other: str) -> bool:
         return True
     return any(  # increase/decrease, include/exclude, underestimate/overestimate
         one.startswith(p) and other.startswith(q) and len(one) - len(p) >= 3 and one[len(p) :] == other[len(q) :]
-        for p in (*_PREFIXES, "ex", "pre", "post", "inter", "intra", "hyper", "hypo", "macro", "micro", "max", "min", "endo", "exo")
-        for q in (*_PREFIXES, "ex", "pre", "post", "inter", "intra", "hyper", "hypo", "macro", "micro", "max", "min", "endo", "exo")
+        for p, q in product((*_PREFIXES, *_DIRECTIONS), repeat=2)
         if p != q
     )
 
@@ -163,10 +180,9 @@ def _is_decisive(word: str) -> bool:
 
 
 def similarity(one: str, other: str) -> float:
-    """How similar two texts are, above `MIN_SIMILARITY` up to 1; 0 where less, or where one may turn the other around."""
+    """How similar two texts are, above `MIN_SIMILARITY` up to 1; 0 where one may turn the other around."""
     if max(len(one), len(other)) > MAX_SIMILAR_CHARS or turns_around(one, other):
         return 0.0
     a, b = " ".join(words_of(one)), " ".join(words_of(other))
     ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
     return ratio if ratio > MIN_SIMILARITY else 0.0
-
