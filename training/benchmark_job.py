@@ -33,7 +33,7 @@ from model.images import decode_codes
 from training.benchmark import read_response
 from training.benchmark_items import Item, first_seed, read_items
 from training.benchmark_report import Answer, Verdicts, compare, flat_metrics, summarize_answers
-from training.grading import grade, is_right
+from training.grading import grade
 from training.job_context import JobContext, JobError
 from training.judge import Case, EndpointJudge, JudgeError
 from training.loop import atomic_write
@@ -224,11 +224,8 @@ class _Asking:
     def _read(self, item: Item, seen: tuple[int, ...] | None, completion: Completion, *, number: int) -> Answer:
         loaded = self.loaded
         response = read_response(loaded, completion.token_ids, seen, item.task)
-        if item.task is not None:  # the world's answers are single words and numbers: nothing to be read into them
-            score, check = float(is_right(response.answer, item.reference)), "exact"
-        else:
-            graded = grade(response.answer, item.reference, item.choices)
-            score, check = graded.score, graded.check
+        # answers of the world's tasks are single words and numbers: there is nothing to read into them
+        graded = grade(response.answer, item.reference, item.choices, exact=item.task is not None)
         answer = Answer(
             item_id=item.item_id,
             slice=item.slice,
@@ -237,7 +234,7 @@ class _Asking:
             reference=item.reference,
             answer=response.answer,
             texts=tuple(text for text, _ in response.steps),
-            rules=Verdicts(score >= 1.0, score, check),
+            rules=Verdicts(graded.score >= 1.0, graded.score, graded.check),
             judge=None,
             malformed=not response.well_formed,
             pictures=len(response.pictures),

@@ -20,6 +20,7 @@ from training.answers.compare import Check, Comparison
 from training.answers.options import Options, read_label, read_named
 from training.answers.undress import MAX_LINE, bare, candidates, final_answer, whole
 from training.answers.words import similarity as text_similarity
+from training.answers.words import turns_around
 
 Verdict = Check | Literal["none", "option", "similarity"]
 
@@ -89,9 +90,16 @@ def grade(
         return Grade(float(same), "text", answer.strip()[:MAX_LINE], wanted[:MAX_LINE])
     graded = [_decide(one, wanted, choices) for one in given]
     best = max(graded, key=lambda one: one.score)
-    if similarity and best.score == 0 and best.check == "text" and (share := text_similarity(given[0], wanted)):
+    if similarity and best.score == 0 and best.check == "text" and (share := _similarity(answer, reference)):
         return Grade(share, "similarity", given[0], wanted)
     return best
+
+
+def _similarity(answer: str, reference: str) -> float:
+    """Similarity of the final answers; the whole texts may not turn each other around either."""
+    if turns_around(final_answer(answer), final_answer(reference)):
+        return 0.0
+    return text_similarity(candidates(answer)[0], whole(reference))
 
 
 def _decide(given: str, wanted: str, choices: Sequence[str] | Mapping[str, str]) -> Grade:

@@ -70,8 +70,6 @@ exothermic endothermic|reactant product|numerator denominator|sine cosine|sin co
 include exclude|included excluded|appear disappear|visible invisible|vertical diagonal
 oxidation reduction|oxidized reduced|active passive|aerobic anaerobic|acute obtuse
 """
-_PAIRS = [tuple(pair.split()) for line in _OPPOSITES.strip().splitlines() for pair in line.split("|")]
-POLAR_WORDS = frozenset(word for pair in _PAIRS for word in pair) | NEGATIONS
 
 
 @lru_cache(maxsize=8_192)
@@ -143,6 +141,14 @@ def polarity(text: str) -> bool | None:
         return None
     value = match[1] in _YES
     return None if (_NO if value else _YES).intersection(words_of(match[2])) - {"right"} else value
+
+
+_PAIRS = frozenset(
+    (singular(one), singular(other))
+    for line in _OPPOSITES.strip().splitlines()
+    for one, other in (pair.split() for pair in line.split("|"))
+)
+POLAR_WORDS = frozenset(word for pair in _PAIRS for word in pair) | NEGATIONS
 
 
 def are_opposites(one: str, other: str) -> bool:
