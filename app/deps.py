@@ -16,6 +16,7 @@ from app.datasets import DatasetStore
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem
 from app.event_log import EventLog
+from app.grader import Grader
 from app.idempotency import Claim, IdempotencyKeys
 from app.jobs import JobService
 from app.metrics import Metrics
@@ -48,6 +49,7 @@ class Services:
     datasets: DatasetStore
     idempotency: IdempotencyKeys
     metrics: Metrics
+    grader: Grader
     key: ApiKey | None = None
 
 

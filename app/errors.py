@@ -73,6 +73,7 @@ CODES: dict[str, tuple[int, str]] = {
     "queue_full": (429, "Too many traces are waiting"),
     "internal": (500, "Something broke on the server"),
     "not_ready": (503, "The server is not ready yet"),
+    "grader_busy": (503, "Too many answers are being graded"),
     "stopping": (503, "The server is stopping"),
     "database_unavailable": (503, "The database does not answer"),
     "disk_full": (507, "The disk is full"),

@@ -40,13 +40,14 @@ from app.dialects import DatabaseUnusable
 from app.engine_pool import EnginePool
 from app.errors import Problem, install_handlers
 from app.event_log import EventLog
+from app.grader import Grader
 from app.home import Home, HomeBusy
 from app.idempotency import IdempotencyKeys
 from app.job_intake import JobIntake
 from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
 from app.registration import Registration
-from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
+from app.routes import checkpoints, datasets, images, jobs, login, rewards, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
 from app.settings import Settings
 from app.tasks import TaskWorld
@@ -60,7 +61,7 @@ from training.jobs import COMMAND
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints)
+ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints, rewards)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 GRACEFUL_S = 2
@@ -216,6 +217,7 @@ def build_services(
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(db),
         metrics=metrics,
+        grader=Grader(),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
 

@@ -227,6 +227,7 @@ class Runtime:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENGINE_CLOSE_S):
                 await s.generation.close()
+        s.grader.close()
         await s.events.close()
         await asyncio.to_thread(s.db.close)
         self._home.close()

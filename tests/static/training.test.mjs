@@ -8,8 +8,8 @@ import {
   KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob,
 } from '../../static/training/state.js';
 import {
-  METHODS, WARNINGS, announcementOf, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
-  troubleOf, warningOf,
+  METHODS, WARNINGS, announcementOf, choicesOf, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
+  troubleOf, verdictOf, warningOf,
 } from '../../static/training/words.js';
 
 const seriesOf = (...values) => {
@@ -277,4 +277,19 @@ test('a report is sorted by the shape of its values', () => {
   assert.deepEqual(parts.tables.map(([name]) => name), ['by slice']);
   assert.deepEqual(parts.histograms, [['tv', { counts: [3, 4], edges: [0, 1, 2] }]]);
   assert.deepEqual(parts.pictures, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
+});
+
+// ---- the grader
+
+test('a verdict says what was compared, and with what', () => {
+  const graded = { accuracy: 1, check: 'unit', answer: '5 km', reference: '5000 m', details: { answer_value: '5' } };
+  assert.deepEqual(verdictOf(graded), {
+    tone: 'good',
+    text: 'Right: compared by their numbers and units.',
+    facts: [['answer read as', '5 km'], ['reference read as', '5000 m'], ['answer value', '5']],
+  });
+  assert.equal(verdictOf({ ...graded, accuracy: 0 }).tone, 'bad');
+  assert.match(verdictOf({ ...graded, accuracy: 0.9, check: 'similarity' }).text, /^90 % right: /);
+  assert.match(verdictOf({ ...graded, accuracy: 0, check: 'none' }).text, /no answer/);
+  assert.deepEqual(choicesOf(' red \n\n blue\n'), ['red', 'blue']);
 });
