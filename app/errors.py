@@ -67,6 +67,7 @@ CODES: dict[str, tuple[int, str]] = {
     "image_required": (422, "The question needs a picture"),
     "too_many_images": (422, "Too many pictures"),
     "unsupported_url": (422, "Only data: URLs of pictures are read"),
+    "bad_place": (422, "The question names an image that is not there"),
     "prompt_too_long": (422, "The question does not fit"),
     "task_mismatch": (422, "The trace does not ask that task's question"),
     "idempotency_mismatch": (422, "The key was used for another request"),

@@ -23,6 +23,7 @@ APP_MAY_IMPORT = {
     "model.events",
     "model.manifest",
     "model.pictures",
+    "model.places",
     "model.shards",
     "model.template",
     "model.tokenizer",

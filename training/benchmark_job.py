@@ -244,6 +244,7 @@ class _Asking:
             tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
             error="the model's numbers were not finite" if completion.finish_reason == "error" else None,
+            unmarked=response.unmarked,
         )
         if number < self.hyper.show_samples and self._done == 0:
             self._show(item, answer, response.steps, number)
@@ -296,7 +297,8 @@ def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]]
         about = {"checkpoint": name, "data": spec.data.model_dump(mode="json"), "summary": summary, **ctx.provenance}
         text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
         atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"))
-        ctx.log.metrics(stage if name == spec.base_checkpoint else f"{stage}:{name}", len(given), metrics)
+        if name == spec.base_checkpoint:  # the other one's numbers stand in its report
+            ctx.log.metrics(stage, len(given), metrics)
         predictions = str((folder / "predictions.jsonl").relative_to(ctx.folder))
         ctx.log.report("benchmark", {"checkpoint": name, "predictions": predictions, "summary": summary})
         result["checkpoints"][name] = {"metrics": metrics, "summary": summary, "predictions": predictions}

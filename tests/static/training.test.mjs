@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { sorted } from '../../static/training/report.js';
+import { pairText, sorted } from '../../static/training/report.js';
 import { LIMIT, emptySeries, meanOf, nearest, push, rangeOf, short, stepsOf, ticksOf, wantsLog } from '../../static/training/series.js';
 import {
   KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob,
@@ -292,4 +292,9 @@ test('a verdict says what was compared, and with what', () => {
   assert.match(verdictOf({ ...graded, accuracy: 0.9, check: 'similarity' }).text, /^90 % right: /);
   assert.match(verdictOf({ ...graded, accuracy: 0, check: 'none' }).text, /no answer/);
   assert.deepEqual(choicesOf(' red \n\n blue\n'), ['red', 'blue']);
+});
+
+test('two numbers are a range only where they are an interval', () => {
+  assert.equal(pairText('difference_ci95', [0.1, 0.25]), '0.1 – 0.25');
+  assert.equal(pairText('accuracy', [0.1, 0.25]), '0.1, 0.25');
 });
