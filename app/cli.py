@@ -80,6 +80,7 @@ def build_parser() -> _Parser:
     _add_task(commands)
     _add_checkpoints(commands)
     _add_evaluate(commands)
+    _add_grade(commands)
     _add_train(commands)
     _add_jobs(commands)
     _add_convert(commands)
@@ -190,6 +191,17 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--text-only", action="store_true", help="allow no pictures in the answers")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     parser.add_argument("--out", metavar="DIR", help="write every prediction and the summary there")
+
+
+def _add_grade(commands: _Commands[_Parser]) -> None:
+    parser = _command(commands, "grade", "app.cli_grade:run", "grade an answer as training and benchmarks do")
+    parser.add_argument("answer", metavar="ANSWER")
+    parser.add_argument("reference", metavar="REFERENCE", help="the right answer")
+    parser.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="an option; once for each, in order"
+    )
+    parser.add_argument("--similarity", action="store_true", help="let nearly the same words earn their similarity")
+    parser.add_argument("--json", action="store_true")
 
 
 def _add_train(commands: _Commands[_Parser]) -> None:

@@ -40,6 +40,7 @@ from app.client_types import (
     Limits,
     Page,
     Readiness,
+    Reward,
     Sampling,
     StoredImage,
     Task,
@@ -240,6 +241,19 @@ class Client(JobCalls):
     def count(self, question: str, images: int = 0) -> Budget:
         """What a question with that many pictures costs and what room it leaves."""
         return cast(Budget, self._json("POST", "/v1/limits", json={"question": question, "images": images}))
+
+    def reward(
+        self,
+        answer: str | None,
+        reference: str,
+        choices: Sequence[str] | Mapping[str, str] = (),
+        *,
+        similarity: bool = False,
+    ) -> Reward:
+        """The verdict on an answer, as training and benchmarks give it; `choices` in order, or by their labels."""
+        given = dict(choices) if isinstance(choices, Mapping) else list(choices)
+        body = {"answer": answer, "reference": reference, "choices": given, "similarity": similarity}
+        return cast(Reward, self._json("POST", "/v1/rewards", json=body))
 
     def checkpoints(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], self._json("GET", "/v1/checkpoints")["data"])

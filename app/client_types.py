@@ -121,6 +121,16 @@ class Readiness(TypedDict):
     detail: str
 
 
+class Reward(TypedDict):
+    """The verdict on an answer."""
+
+    accuracy: float
+    check: str
+    answer: str
+    reference: str
+    details: dict[str, str]
+
+
 class Progress(TypedDict):
     stage: str | None
     step: int | None

@@ -18,6 +18,7 @@ from app.datasets import DatasetStore
 from app.db import Database
 from app.errors import MEDIA_TYPE, Problem, field_problem
 from app.event_log import EventLog
+from app.grader import Grader
 from app.hub import HubFetcher
 from app.idempotency import Claim, IdempotencyKeys
 from app.ids import JOB_ID, TRACE_ID
@@ -59,6 +60,7 @@ class Services:
     datasets: DatasetStore
     idempotency: IdempotencyKeys
     metrics: Metrics
+    grader: Grader
     key: ApiKey | None = None
 
 

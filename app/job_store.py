@@ -122,7 +122,7 @@ class JobTable:
                 values["progress"] = {key: data.get(key) for key in ("stage", "step", "total", "eta_s")}
                 if data.get("waiting"):
                     values["progress"]["waiting"] = data["waiting"]
-            elif event.type == "metrics" and isinstance(data.get("values"), dict):
+            elif event.type == "metrics" and isinstance(data.get("values"), dict) and _is_own(data):
                 metrics |= data["values"]
         with self._db.write() as connection:
             if metrics:
@@ -271,6 +271,11 @@ def events_after(connection: Connection, job_id: str, after: int, limit: int) ->
     """Events (seq, type, data) with seq > `after`, in order."""
     query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.job_id == job_id, E.c.seq > after).order_by(E.c.seq)
     return [(row.seq, row.type, row.data) for row in connection.execute(query.limit(limit))]
+
+
+def _is_own(row: Mapping[str, Any]) -> bool:
+    """Whether metrics are of what the job works on, not of a checkpoint that it only compares (``benchmark:NAME``)."""
+    return ":" not in str(row.get("stage", ""))
 
 
 def metrics_page(connection: Connection, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:

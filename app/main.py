@@ -36,6 +36,7 @@ from app.dialects import DatabaseUnusable
 from app.engine_pool import EnginePool
 from app.errors import install_handlers
 from app.event_log import EventLog
+from app.grader import Grader
 from app.home import Home, HomeError
 from app.hub import HubFetcher
 from app.idempotency import IdempotencyKeys
@@ -45,7 +46,7 @@ from app.jobs import JobService
 from app.metrics import Metrics, MetricsMiddleware
 from app.page_gate import PageGate
 from app.registration import Registration
-from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
+from app.routes import checkpoints, datasets, images, jobs, login, rewards, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
 from app.server import BAD_START, bind, run_app
 from app.servers import ServerWatch
@@ -62,7 +63,7 @@ from training.jobs import COMMAND
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints)
+ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints, rewards)
 # A multipart envelope around a picture of the full size.
 ENVELOPE_BYTES = 65_536
 
@@ -227,6 +228,7 @@ def build_services(
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(db),
         metrics=metrics,
+        grader=Grader(),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
 

@@ -239,6 +239,7 @@ class Runtime:
         with contextlib.suppress(TooSlow):
             await pools.probe.run(s.db.close)
         s.spool.close()
+        s.grader.close()
         self._home.close()
         log.info("stopped")
 

@@ -18,6 +18,7 @@ from app.image_intake import ImageIntake
 from app.schemas import MAX_SEED, ImageIn, SamplingIn, TraceCreate
 from app.tasks import TaskWorld
 from model.engine.messages import ImageInput, SamplingRequest
+from model.places import PlaceError
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ class Intake:
         return Prepared(images, inputs, sampling, shown, body.task_id, slice_)
 
     def room(self, question: str, images: int, info: CheckpointInfo) -> Room:
-        """What the prompt takes and leaves."""
-        prompt = self._checkpoints.template(info).prompt_len(question, images)
+        """What the prompt takes and leaves. Raises `Problem` ``bad_place`` for a place without an image."""
+        try:
+            prompt = self._checkpoints.template(info).prompt_len(question, images)
+        except PlaceError as error:
+            raise field_problem("bad_place", "body.question", str(error)) from None
         left = max(0, info.context_len - prompt)
         draws = info.manifest is None or info.manifest.capabilities.images_in_answer
         return Room(prompt, left, left // info.tokens_per_image if draws else 0)

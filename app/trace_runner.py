@@ -257,7 +257,14 @@ class TraceRunner:
         live.timings["total_ms"] = live.elapsed_ms()
         timings = {"queued_ms": None, "first_text_ms": None, **live.timings}
         answer = finished.answer.strip() if finished.answer is not None else None
-        data = {"answer": answer, "finish_reason": finished.reason, "usage": finished.usage, "timings": timings}
+        data: dict[str, Any] = {
+            "answer": answer,
+            "finish_reason": finished.reason,
+            "usage": finished.usage,
+            "timings": timings,
+        }
+        if finished.unmarked:
+            data["unmarked"] = True
         row: dict[str, Any] = {
             "answer": answer, "finish_reason": finished.reason, "usage": finished.usage, "timings": timings,
         }  # fmt: skip

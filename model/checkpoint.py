@@ -299,15 +299,14 @@ def _shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
 
 def _check_names(entries: Mapping[str, TensorEntry], config: ModelConfig) -> None:
     expected = _transformer_shapes(config.transformer)
-    head_dim = config.transformer.head_dim
     for name, shape in expected.items():
         entry = entries.get(name)
         if entry is None:
             if name == _HEAD and config.transformer.tie_word_embeddings:
                 continue
             raise CheckpointError("missing_tensor", f"{name} is in no file of this checkpoint")
-        one_for_all_heads = "_norm." in name and entry.shape == (head_dim,)
-        if entry.shape != shape and not one_for_all_heads:
+        shared = "_norm." in name and entry.shape in _shared_norms(shape, config.transformer)
+        if entry.shape != shape and not shared:
             rows = name in (_HEAD, _EMBEDDING) and entry.shape[1:] == shape[1:]
             code = "wrong_vocabulary" if rows else "unexpected_shape"
             raise CheckpointError(code, f"{name} has shape {list(entry.shape)}, and config.json wants {list(shape)}")
@@ -316,13 +315,23 @@ def _check_names(entries: Mapping[str, TensorEntry], config: ModelConfig) -> Non
             raise CheckpointError("unexpected_tensor", f"{name} has no place in the model that config.json describes")
 
 
+def _shared_norms(shape: tuple[int, ...], config: TransformerConfig) -> list[tuple[int, ...]]:
+    """Other shapes of a q/k norm [heads, head_dim]: one row for all heads, or one for the heads of each shard."""
+    if len(shape) != 2:
+        return []
+    heads, head_dim = shape
+    shards = [(config.qk_norm_shards, head_dim)] if heads % config.qk_norm_shards == 0 else []
+    return [(head_dim,), (1, head_dim), *shards]
+
+
 def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
-    """Old spellings of the same weights: one q/k norm for all heads, and a tied head."""
+    """Other spellings of the same weights: q/k norms that heads share, and a tied head."""
     t = config.transformer
     for name, tensor in state.items():
-        if "_norm." in name and tensor.dim() == 1 and ".self_attn." in name:
+        if "_norm." in name and ".self_attn." in name:
             heads = t.num_heads if ".q_norm." in name else t.num_kv_heads
-            state[name] = tensor.expand(heads, t.head_dim).contiguous()
+            rows = tensor.view(-1, t.head_dim)
+            state[name] = rows.repeat_interleave(heads // len(rows), 0).contiguous()
     if _HEAD not in state:
         state[_HEAD] = state[_EMBEDDING].clone()
 

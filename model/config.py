@@ -62,6 +62,7 @@ class TransformerConfig:
     rms_norm_eps: float = 1e-5
     swin_norm: bool = False
     qk_norm_per_head: bool = True
+    qk_norm_shards: int = 1  # rows of a q/k norm that is shared by the heads of each shard
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class TransformerConfig:
             "num_kv_heads",
             "head_dim",
             "max_position_embeddings",
+            "qk_norm_shards",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -219,6 +221,7 @@ class ModelConfig:
                 rope_theta=_rope_theta(data),
                 rms_norm_eps=float(data.get("rms_norm_eps", 1e-5)),
                 swin_norm=bool(data.get("swin_norm", False)),
+                qk_norm_shards=int(data.get("model_parallel_size") or 1),
                 tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
             )
             tokens = {str(token): int(token_id) for token, token_id in vocabulary_map.items()}

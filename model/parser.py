@@ -95,7 +95,9 @@ class TraceParser:
 
     Attributes (final after :meth:`finish`):
         steps: text and codes (None: no complete picture) of each step begun so far.
-        answer: the text behind the answer mark, stripped; None when there was no mark.
+        answer: the text after the answer mark, stripped; None when there was no mark.
+        unmarked: the answer is the text after the last image, since a *plain* response ended without a mark, as those
+            of the authors' checkpoints do; it stays the text of its steps, too.
         well_formed: the response is a whole trajectory of its template: at least one step, every picture complete, one
             answer with text, the brackets in order (*tagged*), EOS, and nothing else.
     """
@@ -120,6 +122,7 @@ class TraceParser:
         self._texts: list[str] = []
         self._images: list[tuple[int, ...] | None] = []
         self._answer: str | None = None
+        self._unmarked = False
 
     @property
     def steps(self) -> list[tuple[str, tuple[int, ...] | None]]:
@@ -130,6 +133,11 @@ class TraceParser:
     def answer(self) -> str | None:
         """The answer so far, or None before its mark."""
         return self._answer
+
+    @property
+    def unmarked(self) -> bool:
+        """Whether a finished response has an answer without a mark."""
+        return self._unmarked
 
     @property
     def in_image(self) -> bool:
@@ -145,7 +153,7 @@ class TraceParser:
             and self._ended
             and not self._faults
             and brackets_closed
-            and bool(self._texts and self._answer)
+            and bool(self._texts and self._answer and not self._unmarked)
         )
 
     def feed(self, token_id: int) -> list[ParseEvent]:
@@ -172,7 +180,18 @@ class TraceParser:
         else:
             events += self._text(self._detokenizer.flush()) + self._release()
         self._finished = True
-        return events + self._end_step()
+        return events + self._end_step() + self._unmarked_answer()
+
+    def _unmarked_answer(self) -> list[ParseEvent]:
+        """The text after the last image of a plain response that ended by itself without an answer mark."""
+        if self._brackets or self._answer is not None or not self._ended or not self._num_images:
+            return []
+        last = max(k for k, codes in enumerate(self._images) if codes is not None)
+        text = "\n".join(filter(None, self._texts[last + 1 :]))
+        if not text:
+            return []
+        self._answer, self._unmarked = text, True
+        return [AnswerDelta(text)]
 
     def _feed_image(self, codes: list[int], token_id: int) -> list[ParseEvent]:
         total, step = self._vocab.codes_per_image, len(self._texts)

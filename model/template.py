@@ -2,13 +2,14 @@
 
 Two templates exist, and a checkpoint's manifest says which is its own:
 
-* *plain* (Omni-R1): ``BOS, pictures, question`` ‖ ``THOUGHT k: text, picture`` for each step, then
+* *plain* (Omni-R1): ``BOS, question with its images`` ‖ ``THOUGHT k: text, picture`` for each step, then
   ``\\nFinal Answer: answer, EOS``;
-* *tagged* (Omni-R1-Zero): ``BOS, prefix, pictures, question, suffix`` ‖ ``lead phrase, <thought> text, picture ...
-  </thought> <answer> answer </answer>, EOS`` with four reserved tokens as brackets.
+* *tagged* (Omni-R1-Zero): ``BOS, prefix, question with its images, suffix`` ‖ ``lead phrase, <thought> text, picture
+  ... </thought> <answer> answer </answer>, EOS`` with four reserved tokens as brackets.
 
-‖ is the loss boundary: prompt tokens carry no loss. Question, step texts and answer are literal text: nothing written
-in them becomes a special token. The wire strings are those of the released checkpoints and must not be reworded.
+‖ is the loss boundary: prompt tokens carry no loss. A question's images stand where ``<image_k>`` names them, the
+others before its text. Question, step texts and answer are literal text otherwise: nothing written in them becomes a
+special token. The wire strings are those of the released checkpoints and must not be reworded.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from model.parser import (
     TraceParser,
     thought_mark,
 )
+from model.places import split_places
 from model.tokenizer import TextTokenizer
 from model.vocab import Vocabulary
 
@@ -52,6 +54,7 @@ __all__ = [
     "TextDelta",
     "TextPart",
     "TraceParser",
+    "question_parts",
 ]
 
 TemplateName = Literal["plain", "tagged"]
@@ -97,6 +100,16 @@ class Rendered:
     loss_mask: list[int]
 
 
+def question_parts(text: str, images: Sequence[tuple[int, ...] | None]) -> list[Part]:
+    """A question's parts in reading order, its images where ``<image_k>`` places them, the others first.
+
+    Raises:
+        PlaceError: the text names an image that is not there.
+    """
+    pieces = split_places(text, len(images))
+    return [TextPart(piece) if isinstance(piece, str) else ImagePart(images[piece]) for piece in pieces]
+
+
 class Template:
     """Renders and parses the sequences of one checkpoint."""
 
@@ -129,16 +142,22 @@ class Template:
         """
         return cls(name or _manifest_template(Path(folder)), Vocabulary.read(folder), TextTokenizer(folder))
 
-    def prompt_ids(self, question: str, images: Sequence[tuple[int, ...] | None] = ()) -> list[int]:
-        """Everything before the loss boundary: BOS, pictures (None = placeholders) right before the question."""
-        ids = list(self._before)
-        for codes in images:
-            ids += self._image_ids(codes)
-        return ids + self.tokenizer.encode(question) + self._after
+    def prompt_ids(self, question: str | Sequence[Part], images: Sequence[tuple[int, ...] | None] = ()) -> list[int]:
+        """Everything before the loss boundary.
+
+        Args:
+            question: its parts in order, or its text, in which ``<image_k>`` is the place of image k.
+            images: codes of a text's images; None for one that is only counted. Those without a place come first.
+
+        Raises:
+            PlaceError: the text names an image that is not there.
+        """
+        parts = question_parts(question, images) if isinstance(question, str) else question
+        return [*self._before, *self._parts_ids(parts), *self._after]
 
     def prompt_len(self, question: str, num_images: int = 0) -> int:
-        """Tokens of the prompt with that many pictures."""
-        return len(self.prompt_ids(question)) + num_images * self.vocab.tokens_per_image
+        """Tokens of the prompt with that many images: the length of its :meth:`prompt_ids`."""
+        return len(self.prompt_ids(question, [None] * num_images))
 
     def render(
         self,

@@ -25,6 +25,7 @@ APP_MAY_IMPORT = {
     "model.log_lines",
     "model.manifest",
     "model.pictures",
+    "model.places",
     "model.shards",
     "model.template",
     "model.tokenizer",

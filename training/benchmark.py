@@ -107,7 +107,10 @@ def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response read under the checkpoint's template. Drawings are judged where the world knows the task."""
+    """A response read under the checkpoint's template. Drawings are judged where the world knows the task.
+
+    ``unmarked``: the answer is the text after the last image, since the response has no answer mark.
+    """
 
     answer: str | None
     steps: tuple[tuple[str, tuple[int, ...] | None], ...]
@@ -115,6 +118,7 @@ class Response:
     blank: int
     drawings_right: int
     drawings_total: int
+    unmarked: bool = False
 
     @property
     def pictures(self) -> list[tuple[int, ...]]:
@@ -147,7 +151,7 @@ def read_response(
     perception = loaded.manifest.perception or Perception()
     energies = picture_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
     blank = sum(is_flat(codes, perception, energy) for codes, energy in zip(drawn, energies, strict=True))
-    return Response(parser.answer, steps, parser.well_formed, blank, right, total)
+    return Response(parser.answer, steps, parser.well_formed, blank, right, total, parser.unmarked)
 
 
 def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], completion: Completion) -> Prediction:

@@ -31,7 +31,7 @@ from model.precision import serving_dtype
 from training.benchmark import read_response
 from training.benchmark_items import Item, first_seed, read_items
 from training.benchmark_report import Answer, Verdicts, compare, flat_metrics, summarize_answers
-from training.grading import grade, is_right
+from training.grading import grade
 from training.job_context import JobContext, JobError
 from training.judge import Case, EndpointJudge, JudgeError
 from training.loop import atomic_write
@@ -224,11 +224,8 @@ class _Asking:
     def _read(self, item: Item, seen: tuple[int, ...] | None, completion: Completion, *, number: int) -> Answer:
         loaded = self.loaded
         response = read_response(loaded, completion.token_ids, seen, item.task)
-        if item.task is not None:  # the world's answers are single words and numbers: nothing to be read into them
-            score, check = float(is_right(response.answer, item.reference)), "exact"
-        else:
-            graded = grade(response.answer, item.reference, item.choices)
-            score, check = graded.score, graded.check
+        # answers of the world's tasks are single words and numbers: there is nothing to read into them
+        graded = grade(response.answer, item.reference, item.choices, exact=item.task is not None)
         answer = Answer(
             item_id=item.item_id,
             slice=item.slice,
@@ -237,7 +234,7 @@ class _Asking:
             reference=item.reference,
             answer=response.answer,
             texts=tuple(text for text, _ in response.steps),
-            rules=Verdicts(score >= 1.0, score, check),
+            rules=Verdicts(graded.score >= 1.0, graded.score, graded.check),
             judge=None,
             malformed=not response.well_formed,
             pictures=len(response.pictures),
@@ -247,6 +244,7 @@ class _Asking:
             tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
             error="the model's numbers were not finite" if completion.finish_reason == "error" else None,
+            unmarked=response.unmarked,
         )
         if number < self.hyper.show_samples and self._done == 0:
             self._show(item, answer, response.steps, number)
@@ -300,7 +298,8 @@ def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]]
         about = {"checkpoint": name, "data": data, "summary": summary, **ctx.provenance}
         text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
         atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"), disk=ctx.disk)
-        ctx.log.metrics(stage if name == spec.base_checkpoint else f"{stage}:{name}", len(given), metrics)
+        if name == spec.base_checkpoint:  # the other one's numbers stand in its report
+            ctx.log.metrics(stage, len(given), metrics)
         predictions = str((folder / "predictions.jsonl").relative_to(ctx.folder))
         ctx.log.report("benchmark", {"checkpoint": name, "predictions": predictions, "summary": summary})
         result["checkpoints"][name] = {"metrics": metrics, "summary": summary, "predictions": predictions}

@@ -44,6 +44,7 @@ class Answer:
     tokens: int
     finish_reason: str
     error: str | None = None
+    unmarked: bool = False  # the answer is the text after the last image: the response has no answer mark
 
     @property
     def right(self) -> bool:
@@ -91,6 +92,7 @@ def _shares(answers: Sequence[Answer]) -> dict[str, Any]:
         "mean_score": round(sum(a.rules.score for a in answers) / max(1, total), 4),
         "malformed": _share(sum(a.malformed for a in answers), total),
         "unanswered": sum(a.answer is None for a in answers),
+        "unmarked": sum(a.unmarked for a in answers),
         "errors": sum(a.error is not None for a in answers),
         "blank": _share(sum(a.blank for a in answers), sum(a.pictures for a in answers)),
         "pictures": round(sum(a.pictures for a in answers) / max(1, total), 3),

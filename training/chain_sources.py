@@ -6,6 +6,7 @@ Rows that are no usable chain are told as rejections with their place and do not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from PIL import Image
@@ -13,6 +14,7 @@ from PIL import Image
 from training.chains import TextChain, m3cot_chain, split_steps, world_chain
 from training.formats import TokenIds, TraceSample, read_traces
 from training.hyperparameters import ZeroHyperparameters
+from training.places import numbered
 from training.rows import Rejection, Row, parsed, read_rows
 from training.spec import JsonlData, M3CoTData, UniTasksData, ZebraCoTData
 from training.unitasks.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
@@ -51,7 +53,8 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
     def chain(row: Row) -> TextChain:
         picture = row.data.get("image")
         image = None if picture is None else row.image(picture)
-        return m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
+        made = m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
+        return replace(made, question=numbered(made.question, 0 if image is None else 1))
 
     for row in read_rows(data.path, image_size):
         if isinstance(row, Rejection):

@@ -5,7 +5,8 @@ All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Ans
 the authors' code writes them, or the N codes' alone), or as a picture in any way that :mod:`training.rows` opens.
 
 A reasoning trace is cut into steps at its ``THOUGHT k:`` marks and behind every picture, and rendered again by the
-checkpoint's own template, so that what is learnt is what is served. The question's pictures go before its text.
+checkpoint's own template, so that what is learnt is what is served. The question's images stand where it names them
+(``<image_k>`` in :attr:`TraceSample.question`), the others before its text.
 Knows no model and no vocabulary.
 """
 
@@ -21,14 +22,13 @@ from typing import Any
 
 from PIL import Image
 
+from training.places import NAMED, named_places, numbered, with_names
 from training.row_images import SampleError, is_picture
 from training.rows import Rejection, Row, read_parsed
 
 QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
-_PLACEHOLDER = re.compile(r"<image_start>\[(.*?)\]<image_end>")
 _THOUGHT = re.compile(r"THOUGHT\s*\d{1,3}\s*:")
 _FINAL = re.compile(r"(?:\A|\n|\s)Final Answer\s*:")
-_SPACES = re.compile(r"[ \t]{2,}")
 _PROBLEM_KEY = re.compile(r"problem_image_(\d+)")
 
 
@@ -81,7 +81,7 @@ def parse_trace(row: Row) -> TraceSample:
 
     Raises:
         SampleError: ``empty_question``, ``empty_answer``, ``empty_reasoning``, ``missing_picture``,
-            ``broken_picture``, or ``wrong_type`` where a text is none.
+            ``broken_picture``, ``bad_place``, or ``wrong_type`` where a text is none.
     """
     question, pictures = _question(row)
     answer = _FINAL.split(_text(row.data, ANSWER))[-1].strip()
@@ -104,16 +104,14 @@ def trace_row(
     """A trace as a row of the authors' format, its pictures as base64 PNG; :func:`parse_trace` reads it back.
 
     Args:
-        question: and its pictures.
+        question: its text, with ``<image_k>`` where an image has a place.
         pictures: of the question, each an image or the bytes of its file.
         steps: text and picture of each.
         answer: what the trace ends with.
         extra: further keys, carried along.
     """
     row: dict[str, Any] = {}
-    names = []
     for k, picture in enumerate(pictures, 1):
-        names.append(f"<image_start>[problem_image_{k}]<image_end>")
         row[f"problem_image_{k}"] = _png(picture)
     texts, drawn = [], 0
     for k, (text, image) in enumerate(steps, 1):
@@ -123,28 +121,30 @@ def trace_row(
             place = f"<image_start>[reasoning_image_{drawn}]<image_end>"
             row[f"reasoning_image_{drawn}"] = _png(image)
         texts.append(f"THOUGHT {k}: {text}{place}")
-    return {QUESTION: "".join(names) + question, REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
+    return {QUESTION: with_names(question, len(pictures)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
 
 
 def _question(row: Row) -> tuple[str, tuple[Picture, ...]]:
-    """The question's text and pictures: those that it names, or else all that are there for it."""
+    """The question's text with the places of its images, and the images: those that it names, or else all of the row.
+
+    Where it names keys, ``<image>`` is text.
+    """
     text = _text(row.data, QUESTION)
-    keys = _PLACEHOLDER.findall(text)
-    question = _SPACES.sub(" ", _PLACEHOLDER.sub(" ", text)).strip()
-    if not question:
+    if not NAMED.sub("", text).strip():
         raise SampleError("empty_question", f"{QUESTION!r} is empty")
-    if not keys:
-        numbered = ((m, k) for k, v in row.data.items() if v is not None and (m := _PROBLEM_KEY.fullmatch(k)))
-        keys = [key for _, key in sorted((int(match[1]), key) for match, key in numbered)]
-    return question, tuple(_picture(row, key) for key in keys)
+    if keys := list(dict.fromkeys(NAMED.findall(text))):
+        return named_places(text, keys), tuple(_picture(row, key) for key in keys)
+    found = ((m, k) for k, v in row.data.items() if v is not None and (m := _PROBLEM_KEY.fullmatch(k)))
+    keys = [key for _, key in sorted((int(match[1]), key) for match, key in found)]
+    return numbered(text, len(keys)), tuple(_picture(row, key) for key in keys)
 
 
 def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
     steps: list[SampleStep] = []
-    body = _FINAL.split(reasoning)[0] if not _PLACEHOLDER.search(_after_final(reasoning)) else reasoning
+    body = _FINAL.split(reasoning)[0] if not NAMED.search(_after_final(reasoning)) else reasoning
     for thought in _THOUGHT.split(body):
         end = 0
-        for place in _PLACEHOLDER.finditer(thought):
+        for place in NAMED.finditer(thought):
             steps.append(SampleStep(thought[end : place.start()].strip(), _picture(row, place[1])))
             end = place.end()
         if rest := thought[end:].strip():

@@ -81,6 +81,7 @@ class RewardHyperparameters(Strict):
     alpha: Weight = Field(0.855, description="accuracy [C]")
     beta: Weight = Field(0.095, description="format [C]")
     gamma: Weight = Field(0.05, description="perception [C]; 0 is the ablation without R_Pe")
+    similarity: bool = Field(False, description="an answer in nearly the reference's words earns its similarity [C] on")
     tau: float | None = Field(None, gt=0.0, le=1e6, description="the checkpoint's own when absent; [C] 3.0 for the 7B")
     aggregation: Literal["mean", "min"] = Field("mean", description="over pictures: [P] mean, [C] min")
     copied_share: Share = Field(

@@ -1,8 +1,9 @@
 """Omni-Bench's parquet files -> questions with their pictures, answers and slices.
 
 A row has ``image`` (base64, a data URL or a list of them; ``<TLTS>`` stands for none), ``question`` and ``answer``; all
-other columns are carried through. Six data sets make four slices (paper, section 4); a row's data set is read from a
-column that names it, else from its file's name. Knows no model.
+other columns are carried through. ``<image>`` and ``<image_k>`` in a question are the places of its images. Six data
+sets make four slices (paper, section 4); a row's data set is read from a column that names it, else from its file's
+name. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from training.places import numbered
 from training.row_images import SampleError
 from training.rows import Rejection, Row, read_parsed
 
@@ -61,7 +63,7 @@ def parse_question(row: Row) -> BenchQuestion:
     """One row as a question.
 
     Raises:
-        SampleError: ``empty_question``, ``empty_answer``, ``missing_picture`` or ``broken_picture``.
+        SampleError: ``empty_question``, ``empty_answer``, ``missing_picture``, ``broken_picture`` or ``bad_place``.
     """
     data = row.data
     text = _text(data.get("question"))
@@ -71,11 +73,12 @@ def parse_question(row: Row) -> BenchQuestion:
     if not answer:
         raise SampleError("empty_answer", "'answer' is empty")
     source = source_of(row)
+    pictures = _pictures(data.get("image"), row)
     return BenchQuestion(
         where=row.where,
         question_id=_text(data.get("id") or data.get("question_id")) or row.where,
-        text=text,
-        pictures=_pictures(data.get("image"), row),
+        text=numbered(text, len(pictures)),
+        pictures=pictures,
         answer=answer,
         source=source,
         slice=slice_of(source),

@@ -233,7 +233,9 @@ def _score(group: RolloutGroup, scorer: Scorer, batch: StepBatch) -> None:
     """Rewards of a group, and from them its advantages."""
     prompt = group.prompt
     seen = prompt.images[-1] if prompt.images else None
-    score = partial(scorer.score, seen=seen, choices=prompt.choices, identity_steps=prompt.identity_steps)
+    score = partial(
+        scorer.score, seen=seen, choices=prompt.choices, identity_steps=prompt.identity_steps, exact=prompt.exact
+    )
     scores = score_all(partial(score, r.token_ids, prompt.reference) for r in group.rollouts)
     batch.errors += scores.errors
     for rollout, reward in zip(group.rollouts, scores.rewards, strict=True):

@@ -93,6 +93,7 @@ class WorldPrompts:
                 reference=task.answer,
                 slice=task.slice,
                 identity_steps=identity_steps(task),
+                exact=True,
             )
             for number, task, image in zip(numbers, tasks, codes, strict=True)
         ]

@@ -17,6 +17,7 @@ from model.vq import VQModel
 from training.chains import choices_of, m3cot_chain
 from training.formats import Picture, TokenIds, read_traces
 from training.omni_bench import read_omni_bench
+from training.places import numbered
 from training.row_images import SampleError
 from training.rows import Rejection, Row, parsed, read_rows
 from training.spec import JsonlData, M3CoTData, OmniBenchData, TracesData, ZebraCoTData
@@ -30,7 +31,7 @@ class Question:
 
     Attributes:
         where: its file and line.
-        text: as it is asked.
+        text: as it is asked, with ``<image_k>`` where a picture has a place.
         pictures: that belong to it.
         answer: the right one.
         slice: of the data set, if it has slices.
@@ -105,7 +106,7 @@ def _m3cot_question(row: Row) -> Question:
     chain = m3cot_chain({**row.data, "rationale": row.data.get("rationale") or "-"}, None, max_steps=1)
     return Question(
         where=row.where,
-        text=chain.question,
+        text=numbered(chain.question, len(pictures)),
         pictures=pictures,
         answer=chain.answer,
         slice=chain.slice,

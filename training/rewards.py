@@ -100,6 +100,7 @@ class Scorer:
         seen: Sequence[int] | None = None,
         choices: Sequence[str] = (),
         identity_steps: AbstractSet[int] = frozenset(),
+        exact: bool = False,
     ) -> RewardBreakdown:
         """What a response earned.
 
@@ -109,6 +110,7 @@ class Scorer:
             seen: codes of the question's last picture, if it has one: the first drawing may not copy it.
             choices: the question's labelled options, if any.
             identity_steps: steps (from 1) that change nothing, whose picture may equal the one before.
+            exact: whether the answer must equal the reference as it is written, as for tasks of the world.
         """
         parser = self._template.parser()
         drawn: list[tuple[int, tuple[int, ...] | None]] = []  # step and codes; None: cut short
@@ -126,7 +128,7 @@ class Scorer:
             may_copy = step in identity_steps or changes_nothing(steps[step - 1][0])
             pictures.append(self.score_picture(codes, None if may_copy else previous))
             previous = previous if codes is None else codes
-        graded = grade(parser.answer, reference, choices)
+        graded = grade(parser.answer, reference, choices, exact=exact, similarity=self.settings.similarity)
         well_formed = float(parser.well_formed)
         perception = aggregate([p.score for p in pictures], self.settings.aggregation)
         s = self.settings

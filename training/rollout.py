@@ -40,6 +40,7 @@ class Prompt:
         slice: of the world or the data set.
         choices: labelled options, if the question has any.
         identity_steps: steps (from 1) whose picture should equal the one before.
+        exact: whether the answer must equal the reference as it is written, as for tasks of the world.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Prompt:
     slice: str | None = None
     choices: tuple[str, ...] = ()
     identity_steps: frozenset[int] = frozenset()
+    exact: bool = False
 
 
 @dataclass(slots=True)

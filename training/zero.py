@@ -30,6 +30,7 @@ from training.chain_sources import read_chains
 from training.chains import TextChain, assigned_ids
 from training.job_context import JobContext, JobError
 from training.loop import atomic_write
+from training.places import with_names
 from training.rows import DataError, Intake, Rejection
 from training.spec import JsonlData, PeSFTSpec, ZeroHyperparameters, ZeroSpec
 from training.visualiser import DrawnChain, Visualiser, leave_out_the_unsure
@@ -194,9 +195,8 @@ def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparamete
 def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
     """A drawn chain as a row of the authors' jsonl format, its pictures as token ids with begin- and end-image."""
     row: dict[str, Any] = {}
-    question = one.question
+    question = with_names(one.question, 0 if one.question_codes is None else 1)
     if one.question_codes is not None:
-        question = f"<image_start>[problem_image_1]<image_end>{question}"
         row["problem_image_1"] = vocab.image_ids(one.question_codes)
     texts, number = [], 0
     for k, step in enumerate(one.steps, 1):

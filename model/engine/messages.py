@@ -97,6 +97,7 @@ class Finished:
     reason: Literal["stop", "length"]
     answer: str | None
     usage: dict[str, int]
+    unmarked: bool = False  # the answer had no mark: it is the text after the last image
 
 
 @dataclass(frozen=True, slots=True)

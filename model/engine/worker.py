@@ -289,7 +289,7 @@ class Worker:
                 "images": narrator.num_images,
             }
             reason = sequence.state.finish_reason or "length"
-            narrator.end(Finished(reason, narrator.parser.answer or None, usage))
+            narrator.end(Finished(reason, narrator.parser.answer or None, usage, narrator.parser.unmarked))
         elif narrator.paused_after is not None:
             self._pause(live)
         self._tell(live)

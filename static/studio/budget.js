@@ -16,6 +16,7 @@ export function budgetWords({ prompt_tokens: prompt, room_tokens: tokens, room_i
 /** The same for a refusal of POST /v1/limits; null when the refusal is not about the question. */
 export function refusedBudget(error) {
   if (error.status !== 422 && error.status !== 413) return null;
+  if (error.code === 'bad_place') return { text: error.message, over: true, tooLong: true };
   const most = /at most (\d+) characters/.exec(error.message)?.[1];
   const what = most ? `This question is longer than ${count(most)} characters` : 'This question is too long';
   return { text: `${what}: ask in fewer words.`, over: true, tooLong: true };

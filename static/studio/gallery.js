@@ -2,6 +2,7 @@
 
 import { api } from '../viewer/api.js';
 import { copyButton, h, icon, openDialog, setText, show, sureButton } from '../viewer/dom.js';
+import { readQuestion } from '../viewer/words.js';
 import { Viewer } from '../viewer/viewer.js';
 import { whenOf } from './when.js';
 
@@ -76,10 +77,10 @@ class Gallery {
       image ? h('img', { src: image.url, alt: label, loading: 'lazy', width: 96, height: 96, class: image.width <= 96 ? 'or-pixels' : '' }) : null,
     );
     const open = h(
-      'button', { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${trace.question}` },
+      'button', { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
       h('span', { class: 'or-card-pictures' },
         picture(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), picture(trace.last_image, 'Last picture drawn')),
-      h('span', { class: 'or-card-question', dir: 'auto' }, trace.question),
+      h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
     const verdict = trace.verdict?.answer;
     const answer = trace.answer === null || trace.answer === undefined

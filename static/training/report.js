@@ -9,8 +9,9 @@ const TITLES = { bootstrapping: 'What Zero drew', benchmark: 'Benchmark', compar
 const words = (key) => key.replaceAll('_', ' ').replaceAll('/', ' · ').replace('ci95', '95 % interval');
 
 const isRecord = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
-const isInterval = (value) => Array.isArray(value) && value.length === 2 && value.every((one) => typeof one === 'number');
-const isPlain = (value) => isInterval(value) || (typeof value !== 'object' && value !== undefined);
+const isPair = (value) => Array.isArray(value) && value.length === 2 && value.every((one) => typeof one === 'number');
+const isInterval = (name, value) => isPair(value) && /ci95|interval/.test(name);
+const isPlain = (value) => isPair(value) || (typeof value !== 'object' && value !== undefined);
 const isHistogram = (value) => isRecord(value) && Array.isArray(value.counts) && Array.isArray(value.edges);
 const isTable = (value) => isRecord(value) && Object.values(value).some(isRecord) && Object.values(value).every((row) => isRecord(row) && !isHistogram(row));
 const isPicture = (value) => typeof value === 'string' && /^\/v1\/.*\.png$/.test(value);
@@ -38,10 +39,14 @@ export function sorted(report) {
   return parts;
 }
 
-function valueOf(value, fileUrl) {
+/** The text of two numbers: a range where the name says interval, else one after the other. */
+export const pairText = (name, [first, second]) =>
+  (isInterval(name, [first, second]) ? `${short(first)} – ${short(second)}` : `${short(first)}, ${short(second)}`);
+
+function valueOf(name, value, fileUrl) {
   if (typeof value === 'number') return h('span', { class: 'or-num' }, short(value));
   if (typeof value === 'boolean') return value ? 'yes' : 'no';
-  if (isInterval(value)) return h('span', { class: 'or-num' }, `${short(value[0])} – ${short(value[1])}`);
+  if (isPair(value)) return h('span', { class: 'or-num' }, pairText(name, value));
   if (isFile(value)) return h('a', { class: 'or-link', href: fileUrl(value), download: '' }, value.split('/').pop());
   return String(value);
 }
@@ -58,7 +63,7 @@ function table([name, rows], fileUrl) {
     'table', { class: 'or-table' },
     h('thead', {}, h('tr', {}, h('td'), columns.map((one) => h('th', { scope: 'col' }, words(one))))),
     h('tbody', {}, Object.entries(rows).map(([row, value]) => h('tr', {}, h('th', { scope: 'row' }, words(row)),
-      columns.map((one) => h('td', {}, isPlain(value[one]) ? valueOf(value[one], fileUrl) : '–'))))),
+      columns.map((one) => h('td', {}, isPlain(value[one]) ? valueOf(one, value[one], fileUrl) : '–'))))),
   ))];
 }
 
@@ -79,7 +84,7 @@ export function reportBlock(report, fileUrl) {
   return h(
     'section', { class: 'or-block or-report', 'data-kind': report.kind },
     h('h3', {}, TITLES[report.kind] ?? words(report.kind ?? 'report')),
-    facts.length ? h('dl', { class: 'or-facts-grid' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(value, fileUrl))])) : null,
+    facts.length ? h('dl', { class: 'or-facts-grid' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(name, value, fileUrl))])) : null,
     tables.map((one) => table(one, fileUrl)),
     histograms.length ? h('div', { class: 'or-histograms' }, histograms.map(histogram)) : null,
     pictures.map(picture),

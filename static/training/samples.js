@@ -4,6 +4,7 @@ import { h, setAttr, setText, show } from '../viewer/dom.js';
 import { Viewer } from '../viewer/viewer.js';
 import { short } from './series.js';
 import { traceOf } from './state.js';
+import { readQuestion } from '../viewer/words.js';
 import { rewardRows, stageName, whereOf } from './words.js';
 
 const SHOWN = 12;
@@ -83,7 +84,7 @@ export class Samples {
     const total = sample.rewards?.total;
     const words = `${stageName(sample.stage)}, ${whereOf(sample)}`;
     const button = h(
-      'button', { type: 'button', class: 'or-sample-chip', 'aria-label': `Sample of ${words}: ${sample.question ?? ''}` },
+      'button', { type: 'button', class: 'or-sample-chip', 'aria-label': `Sample of ${words}: ${readQuestion(sample.question ?? '')}` },
       h('span', { class: 'or-thumb' }, last ? h('img', { src: last.url, alt: '', class: 'or-pixels' }) : null),
       h('span', {}, whereOf(sample)),
       typeof total === 'number' ? h('strong', { class: 'or-num' }, short(total)) : null,

@@ -4,6 +4,7 @@
 
 import { api } from '../viewer/api.js';
 import { h } from '../viewer/dom.js';
+import { GraderPanel } from './grader.js';
 import { JobList } from './list.js';
 import { Run } from './run.js';
 import { Start } from './start.js';
@@ -32,7 +33,11 @@ class Training {
       resume: (jobId) => this.#act(jobId, api.resumeJob),
       changed: () => this.refresh(),
     });
-    element.replaceChildren(this.start.element, h('div', { class: 'or-training-main' }, this.list.element, this.run.element));
+    element.replaceChildren(
+      this.start.element,
+      h('div', { class: 'or-training-main' }, this.list.element, this.run.element),
+      new GraderPanel().element,
+    );
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
     await this.refresh();
     const asked = new URLSearchParams(location.search).get('job');

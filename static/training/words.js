@@ -262,3 +262,29 @@ export function rewardRows(rewards) {
   return names.filter(([key]) => typeof rewards?.[key] === 'number')
     .map(([key, name]) => [name, rewards[key], Math.max(0, Math.min(1, rewards[key]))]);
 }
+
+const CHECKS = {
+  exact: 'word for word',
+  option: 'by the options that both name',
+  number: 'by their numbers',
+  unit: 'by their numbers and units',
+  date: 'by their dates',
+  time: 'by their times of day',
+  ratio: 'by their ratios',
+  set: 'by their items',
+  formula: 'by the values of their formulas',
+  text: 'by their words',
+  similarity: 'by the similarity of their words',
+};
+
+/** Options from a text with one a line; empty lines do not count. */
+export const choicesOf = (text) => text.split('\n').map((line) => line.trim()).filter(Boolean);
+
+/** `{tone, text, facts}` of what POST /v1/rewards answers. facts: [name, value] pairs. */
+export function verdictOf({ accuracy, check, answer, reference, details }) {
+  if (check === 'none') return { tone: 'bad', text: 'Wrong: there is no answer, or no reference to compare it with.', facts: [] };
+  const word = accuracy === 1 ? 'Right' : accuracy === 0 ? 'Wrong' : `${Math.round(accuracy * 100)} % right`;
+  const facts = [['answer read as', answer], ['reference read as', reference]];
+  const shown = Object.entries(details).map(([name, value]) => [name.replaceAll('_', ' '), value]);
+  return { tone: accuracy === 1 ? 'good' : 'bad', text: `${word}: compared ${CHECKS[check] ?? check}.`, facts: [...facts, ...shown] };
+}

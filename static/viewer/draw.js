@@ -4,7 +4,7 @@
 import { h, icon, setAttr, setText, show } from './dom.js';
 import { loadPicture } from './picture.js';
 import { isLive, isTerminal } from './state.js';
-import { SKILLS, pillOf, rateOf, seconds, troubleOf, verdictOf } from './words.js';
+import { SKILLS, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from './words.js';
 
 /** A picture in a chip: swapped only when the new one is decoded. */
 class Thumb {
@@ -205,7 +205,7 @@ export class Steps {
   }
 
   update(state, at, hint) {
-    setText(this.question, state.question);
+    setText(this.question, readQuestion(state.question));
     const live = isLive(state) && !state.hasAnswer;
     const last = state.steps[state.steps.length - 1];
     const items = state.steps.map((step) => {

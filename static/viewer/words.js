@@ -9,6 +9,9 @@ export const SKILLS = {
   predict: { word: 'next state', drawn: 'next state drawn' },
 };
 
+/** A question as people read it: the place of an image is `[image k]`. */
+export const readQuestion = (text) => text.replace(/<image_(\d+)>/g, '[image $1]');
+
 export const seconds = (ms) => (ms < 9950 ? (ms / 1000).toFixed(1) : String(Math.round(ms / 1000))) + ' s';
 
 const plural = (count, word) => `${count} ${word}${count === 1 ? '' : 's'}`;

@@ -112,3 +112,14 @@ def test_a_page_of_a_hundred_thousand_rows_is_found_without_a_walk(db: Database)
     assert job is not None
     assert job["metrics"] == {"loss/ce": 0.25}
     assert len(json.dumps(job)) < 2000  # the job itself holds the newest values only
+
+
+def test_a_compared_checkpoint_leaves_the_jobs_metrics_alone(db: Database) -> None:
+    add(db, "job_compare", "comparing")
+    own = {"stage": "benchmark", "step": 10, "values": {"accuracy/all": 0.9, "response/len": 4}}
+    other = {"stage": "benchmark:other", "step": 10, "values": {"accuracy/all": 0.1}}
+    events = [WorkerEvent("metrics", row, "2026-01-01T00:00:00Z") for row in (own, other)]
+    table(db, "comparing").record("job_compare", events, 1)
+    with db.read() as connection:
+        metrics = connection.execute(sa.select(tables.jobs.c.metrics).where(tables.jobs.c.id == "job_compare")).scalar()
+    assert metrics == own["values"]

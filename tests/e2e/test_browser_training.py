@@ -267,6 +267,29 @@ def test_an_unknown_job_says_so(studio: Open, slow_url: str) -> None:
     page.wait_for_selector("text=There is no job")
 
 
+def test_the_grader_is_tried_by_keyboard(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page("/training", ready=TRAINING)
+    page.focus(".or-grader [name=answer]")
+    page.keyboard.type("The answer is 5 km.")
+    page.keyboard.press("Tab")
+    page.keyboard.type("5000 m")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".or-grader-verdict[data-tone=good] >> text=numbers and units")
+    page.keyboard.press("Tab")
+    page.keyboard.type("red\nblue")
+    readable(page)
+    page.fill(".or-grader [name=answer]", "B) red")
+    page.fill(".or-grader [name=reference]", "B")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".or-grader-verdict[data-tone=bad] >> text=options")
+    page.fill(".or-grader [name=answer]", "")
+    page.press(".or-grader [name=reference]", "Enter")
+    page.wait_for_selector(".or-grader-verdict >> text=no answer")
+    readable(page)
+
+
 def test_both_pages_have_contrast_and_nothing_wider_than_the_screen(studio: Open, slow_url: str, recipe: str) -> None:
     window = studio(slow_url, color_scheme="light")
     page = window.page(f"/training?job={recipe}", ready=TRAINING)

@@ -124,6 +124,30 @@ def test_both_shapes_of_the_qk_norm_give_the_same_logits(tmp_path: Path) -> None
     assert torch.equal(logits(flat), logits(wide))
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_norms_that_shards_share_are_written_out_per_head(tmp_path: Path, rows: int) -> None:
+    """(1, head_dim) is one row for all heads, (model_parallel_size, head_dim) one for each shard's heads, in order."""
+    shared = make_tiny_checkpoint(tmp_path / "shared")
+    wide = Path(shutil.copytree(shared, tmp_path / "wide"))
+    change_json(shared, "config.json", model_parallel_size=2)
+    generator = torch.Generator().manual_seed(3)
+    norms: dict[str, torch.Tensor] = {}
+
+    def share(state: dict[str, torch.Tensor]) -> None:
+        for name in state:
+            if "q_norm" in name or "k_norm" in name:
+                norms[name] = state[name] = torch.rand((rows, 16), generator=generator) + 0.5
+
+    def widen(state: dict[str, torch.Tensor]) -> None:
+        for name, norm in norms.items():
+            state[name] = norm.repeat_interleave((4 if "q_norm" in name else 2) // rows, 0).contiguous()
+
+    change_lm(shared, share)
+    change_lm(wide, widen)
+    validate_checkpoint(shared)
+    assert torch.equal(logits(shared), logits(wide))
+
+
 def test_both_spellings_of_the_vq_config_load(folder: Path) -> None:
     new = json.loads((folder / "config.json").read_text())["vq_config"]
     old = {

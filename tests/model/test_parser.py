@@ -335,3 +335,40 @@ def test_finish_twice_says_nothing_new(plain: Template) -> None:
         parser.feed(token_id)
     assert parser.finish()
     assert parser.finish() == []
+
+
+def test_without_a_mark_the_text_after_the_last_image_is_the_answer(plain: Template) -> None:
+    v, encode = plain.vocab, plain.tokenizer.encode
+    ids = [
+        *encode("I look."),
+        *v.image_ids(PICTURE),
+        *encode("I look again."),
+        *v.image_ids(OTHER),
+        *encode("It is red."),
+    ]
+    parser, events = feed(plain, [*ids, v.eos_id])
+    assert (parser.answer, parser.unmarked, parser.well_formed) == ("It is red.", True, False)
+    assert answer_of(events) == "It is red." == text_of(events, 3)
+    assert parser.steps == [("I look.", PICTURE), ("I look again.", OTHER), ("It is red.", None)]
+
+
+@pytest.mark.parametrize("what", ["cut off", "no image", "no text after it", "marked", "half an image"])
+def test_other_responses_have_no_unmarked_answer(plain: Template, what: str) -> None:
+    v, encode = plain.vocab, plain.tokenizer.encode
+    image = v.image_ids(PICTURE)
+    ids = {
+        "cut off": [*encode("a"), *image, *encode("red")],
+        "no image": [*encode("red"), v.eos_id],
+        "no text after it": [*encode("red"), *image, v.eos_id],
+        "marked": [*image, *encode("so\nFinal Answer: red"), v.eos_id],
+        "half an image": [*encode("a"), *image[:-2], v.eos_id],
+    }[what]
+    parser = feed(plain, ids)[0]
+    assert not parser.unmarked
+    assert parser.answer == ("red" if what == "marked" else None)
+
+
+def test_a_tagged_response_needs_its_brackets(tagged: Template) -> None:
+    v, encode = tagged.vocab, tagged.tokenizer.encode
+    parser = feed(tagged, [v.thought_open_id or 0, *v.image_ids(PICTURE), *encode("red"), v.eos_id])[0]
+    assert (parser.answer, parser.unmarked) == (None, False)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model.template import ImagePart, StepPart, Template, TextPart
+from model.places import PlaceError
+from model.template import ImagePart, StepPart, Template, TextPart, question_parts
 from model.vocab import Vocabulary
 
 PICTURE = (3, 1, 4, 1)
@@ -141,3 +142,48 @@ def test_the_tagged_template_needs_its_tags(vocab: Vocabulary, plain: Template) 
 
     with pytest.raises(ValueError, match="reserved tags"):
         Template("tagged", replace(vocab, thought_open_id=None), plain.tokenizer)
+
+
+def test_images_stand_where_the_text_names_them(plain: Template, tagged: Template) -> None:
+    first, second = PICTURE, (0, 0, 0, 0)
+    for template in (plain, tagged):
+        v, encode = template.vocab, template.tokenizer.encode
+        bare = template.prompt_ids("")
+        body = template.prompt_ids("Figure A: <image_1> Figure B: <image_2>?", [first, second])
+        middle = [
+            *encode("Figure A: "), *v.image_ids(first), *encode(" Figure B: "), *v.image_ids(second), *encode("?")
+        ]  # fmt: skip
+        start = next(k for k in range(len(body)) if body[k : k + len(middle)] == middle)
+        assert body[:start] + body[start + len(middle) :] == bare
+        parts = [TextPart("Figure A: "), ImagePart(first), TextPart(" Figure B: "), ImagePart(second), TextPart("?")]
+        assert template.prompt_ids(parts) == body
+
+
+def test_images_without_a_place_come_first(plain: Template) -> None:
+    a, b, c = PICTURE, (0, 0, 0, 0), (5, 5, 5, 5)
+    expected = [ImagePart(a), ImagePart(c), TextPart("Is "), ImagePart(b), TextPart(" or "), ImagePart(b)]
+    assert question_parts("Is <image_2> or <image_2>", [a, b, c]) == expected
+    assert plain.prompt_ids("<image_1><image_2>Which?", [a, b]) == plain.prompt_ids("Which?", [a, b])
+    assert plain.prompt_ids("<image_2><image_1>Which?", [a, b]) == plain.prompt_ids("Which?", [b, a])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("<image_1>", 0), ("<image_2>", 1), ("<image_0>", 2), (f"<image_{'9' * 5000}>", 3)]
+)
+def test_a_place_needs_its_image(plain: Template, text: str, count: int) -> None:
+    with pytest.raises(PlaceError, match="the text names <image_"):
+        plain.prompt_ids(text, [PICTURE] * count)
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>", "<image_>", "<image_a>", "<image_1", "<Image_1>", "<image_-1>", "< image_1>"]
+)
+def test_other_marks_stay_literal_text(plain: Template, text: str) -> None:
+    v = plain.vocab
+    assert plain.prompt_ids(text, [PICTURE]) == [v.bos_id, *v.image_ids(PICTURE), *plain.tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize("text", ["<image_1> and <image_1>?", "a <image_2> b", " <image_3>", "x", "<image_1><image_3>"])
+def test_counting_agrees_wherever_images_stand(plain: Template, tagged: Template, text: str) -> None:
+    for template in (plain, tagged):
+        assert template.prompt_len(text, 3) == len(template.prompt_ids(text, [PICTURE] * 3))

@@ -2,14 +2,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { sorted } from '../../static/training/report.js';
+import { pairText, sorted } from '../../static/training/report.js';
 import { LIMIT, emptySeries, meanOf, nearest, push, rangeOf, short, stepsOf, ticksOf, wantsLog } from '../../static/training/series.js';
 import {
   KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob, withWaiting,
 } from '../../static/training/state.js';
 import {
-  METHODS, WARNINGS, announcementOf, bytes, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
-  tookOf, troubleOf, warningOf,
+  METHODS, WARNINGS, announcementOf, bytes, choicesOf, cliOf, curlOf, dataOf, duration, howLong, parseSpec, progressOf, rewardRows, statusOf, stepsOf as stepsIn,
+  tookOf, troubleOf, verdictOf, warningOf,
 } from '../../static/training/words.js';
 
 const seriesOf = (...values) => {
@@ -321,4 +321,24 @@ test('a report is sorted by the shape of its values', () => {
   assert.deepEqual(parts.tables.map(([name]) => name), ['by slice']);
   assert.deepEqual(parts.histograms, [['tv', { counts: [3, 4], edges: [0, 1, 2] }]]);
   assert.deepEqual(parts.pictures, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
+});
+
+// ---- the grader
+
+test('a verdict says what was compared, and with what', () => {
+  const graded = { accuracy: 1, check: 'unit', answer: '5 km', reference: '5000 m', details: { answer_value: '5' } };
+  assert.deepEqual(verdictOf(graded), {
+    tone: 'good',
+    text: 'Right: compared by their numbers and units.',
+    facts: [['answer read as', '5 km'], ['reference read as', '5000 m'], ['answer value', '5']],
+  });
+  assert.equal(verdictOf({ ...graded, accuracy: 0 }).tone, 'bad');
+  assert.match(verdictOf({ ...graded, accuracy: 0.9, check: 'similarity' }).text, /^90 % right: /);
+  assert.match(verdictOf({ ...graded, accuracy: 0, check: 'none' }).text, /no answer/);
+  assert.deepEqual(choicesOf(' red \n\n blue\n'), ['red', 'blue']);
+});
+
+test('two numbers are a range only where they are an interval', () => {
+  assert.equal(pairText('difference_ci95', [0.1, 0.25]), '0.1 – 0.25');
+  assert.equal(pairText('accuracy', [0.1, 0.25]), '0.1, 0.25');
 });

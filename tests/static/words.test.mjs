@@ -6,7 +6,7 @@ import { budgetWords, refusedBudget } from '../../static/studio/budget.js';
 import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
-  altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, requestOf, seconds, troubleOf, verdictOf,
+  altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, readQuestion, requestOf, seconds, troubleOf, verdictOf,
 } from '../../static/viewer/words.js';
 
 const state = (change) => ({ ...initialState('t'), ...change });
@@ -107,4 +107,13 @@ test('a question that is too long is said once, with a number that means somethi
   assert.ok(words.over && !words.tooLong);
   assert.match(refusedBudget({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
   assert.equal(refusedBudget({ status: 0, message: 'gone' }), null);
+});
+
+test('the place of an image reads as its number, and other text stays', () => {
+  assert.equal(readQuestion('Is <image_2> darker than <image_1>? <image>'), 'Is [image 2] darker than [image 1]? <image>');
+});
+
+test('a place without an image is said as the server says it', () => {
+  const said = refusedBudget({ status: 422, code: 'bad_place', message: 'The text names <image_2>, and 1 image comes with it' });
+  assert.deepEqual(said, { text: 'The text names <image_2>, and 1 image comes with it', over: true, tooLong: true });
 });

@@ -148,6 +148,10 @@ def test_two_checkpoints_are_asked_the_same_and_compared_in_pairs(tmp_path: Path
     assert [r["item_id"] for r in predictions(ctx)] == [r["item_id"] for r in predictions(ctx, "other")]
     assert [p["total"] for p in told(ctx, "progress")] == [20] * 4
     assert {r["kind"] for r in told(ctx, "report")} == {"benchmark", "comparison"}
+    assert [m["stage"] for m in told(ctx, "metrics")] == ["benchmark"]  # of the run itself
+    assert told(ctx, "metrics")[0]["values"] == result["metrics"] == result["checkpoints"]["tiny"]["metrics"]
+    reports = [r for r in told(ctx, "report") if r["kind"] == "benchmark"]
+    assert [r["checkpoint"] for r in reports] == ["tiny", "other"]
 
 
 @pytest.mark.parametrize(("name", "code"), [("nobody", "unknown_checkpoint"), ("tiny", "same_checkpoint")])

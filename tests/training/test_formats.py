@@ -260,3 +260,64 @@ def test_the_summary_counts_each_reason_and_names_its_first_sample(tmp_path: Pat
     assert intake.to_json()["reasons"] == {"broken_line": 2, "empty_answer": 1}
     intake.write(tmp_path / "rejected.jsonl")
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 3
+
+
+def named(key: str) -> str:
+    return f"<image_start>[{key}]<image_end>"
+
+
+def test_images_of_a_question_keep_their_places(tmp_path: Path) -> None:
+    two = {
+        "problem_image_1": base64.b64encode(png(RED)).decode(),
+        "problem_image_2": base64.b64encode(png(BLUE)).decode(),
+    }
+    a, b = named("problem_image_1"), named("problem_image_2")
+    texts = {
+        f"Figure A: {a} Figure B: {b}": "Figure A: <image_1> Figure B: <image_2>",
+        f"{a}{b} Which is it?": "Which is it?",
+        f"Is {b} like {a} or {b}?": "Is <image_1> like <image_2> or <image_1>?",  # numbered as they are named
+        "Figure A: <image> Figure B: <image>": "Figure A: <image_1> Figure B: <image_2>",
+        "Is it <image_2>?": "Is it <image_2>?",
+        f"What does <image> mean in {a}?": "What does <image> mean in <image_1>?",  # a row that names keys
+    }
+    path = write_jsonl(tmp_path / "a.jsonl", [official(**{QUESTION: text, **two}) for text in texts])
+    found = [sample for sample in read_traces(path) if isinstance(sample, TraceSample)]
+    assert [sample.question for sample in found] == list(texts.values())
+    assert [len(sample.pictures) for sample in found] == [2, 2, 2, 2, 2, 1]
+    assert isinstance(found[2].pictures[0], Image.Image)
+    assert found[2].pictures[0].size == BLUE.size
+
+
+def test_a_place_without_an_image_rejects_its_row(tmp_path: Path) -> None:
+    rows = [
+        official(**{QUESTION: text})
+        for text in ("<image> and <image>", "<image_7>?", f"{named('problem_image_1')} <image_2>")
+    ]
+    found = list(read_traces(write_jsonl(tmp_path / "a.jsonl", [*rows])))
+    assert [(f.where, f.code) for f in found if isinstance(f, Rejection)] == [
+        ("a.jsonl:1", "bad_place"),
+        ("a.jsonl:2", "bad_place"),
+        ("a.jsonl:3", "bad_place"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "question", ["Which?", "A: <image_2> B: <image_1>", "Is it <image_2>?", "<image_1> or <image_1>?"]
+)
+def test_places_survive_the_way_out_and_back(tmp_path: Path, tiny: LoadedCheckpoint, question: str) -> None:
+    row = trace_row(question, [RED, BLUE], [("I look.", RED)], "red")
+    sample = only(write_jsonl(tmp_path / "a.jsonl", [row]))
+    sizes = {RED.size: (1, 1, 1, 1), BLUE.size: (2, 2, 2, 2)}
+    codes = [sizes[p.size] for p in sample.pictures if isinstance(p, Image.Image)]
+    assert tiny.template.prompt_ids(sample.question, codes) == tiny.template.prompt_ids(question, list(sizes.values()))
+
+
+def test_training_learns_from_images_in_place(tmp_path: Path, tiny: LoadedCheckpoint, encoder: SampleEncoder) -> None:
+    """What PeSFT trains on begins with the very prompt that serving builds."""
+    row = trace_row("Figure A: <image_1> Figure B: <image_2>", [RED, BLUE], [("I look.", RED)], "red")
+    (encoded,) = encoder.encode([only(write_jsonl(tmp_path / "a.jsonl", [row]))])
+    assert not isinstance(encoded, Rejection)
+    prompt = tiny.template.prompt_ids("Figure A: <image_1> Figure B: <image_2>", encoded.images)
+    rendered = encoded.render(tiny.template)
+    assert rendered.ids[: len(prompt)] == prompt
+    assert sum(rendered.loss_mask[: len(prompt)]) == 0

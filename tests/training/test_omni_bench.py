@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def encoded(colour: str, form: str = "PNG") -> str:
 
 def written(path: Path, rows: list[dict[str, Any]]) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -48,6 +54,35 @@ def test_pictures_come_as_base64_data_urls_lists_or_not_at_all(tmp_path: Path) -
     assert by_text["a?"].question_id == "7"
     assert by_text["d?"].question_id == "vic_bench-00000-of-00001.parquet:1"
     assert by_text["d?"].extra["level"] == "hard"
+
+
+def test_places_of_images_are_numbered(tmp_path: Path) -> None:
+    red, blue = encoded("red"), encoded("blue")
+    rows = [
+        {"image": [red, blue], "question": "Figure A: <image> Figure B: <image>", "answer": "A"},
+        {"image": [red, blue], "question": "Is <image_2> like <image>?", "answer": "no"},
+        {"image": [red, blue], "question": "<image>\n<image>\nWhich?", "answer": "A"},
+        {"image": red, "question": "Is <image_1> <image_1>?", "answer": "yes"},
+        {"image": [red, blue], "question": "Is it <image_2>?", "answer": "yes"},
+        {"image": red, "question": "<image> and <image>", "answer": "x"},
+        {"image": red, "question": "Look at <image_2>", "answer": "x"},
+        {"image": "<TLTS>", "question": "Look at <image>", "answer": "x"},
+        {"image": red, "question": "<image>", "answer": "x"},
+    ]
+    found = list(read_omni_bench(jsonl(tmp_path / "vstar.jsonl", rows)))
+    assert [f.text for f in found if isinstance(f, BenchQuestion)] == [
+        "Figure A: <image_1> Figure B: <image_2>",
+        "Is <image_2> like <image_1>?",
+        "Which?",  # images come first anyway
+        "Is <image_1> <image_1>?",
+        "Is it <image_2>?",
+    ]
+    assert [(f.where, f.code) for f in found if isinstance(f, Rejection)] == [
+        ("vstar.jsonl:6", "bad_place"),
+        ("vstar.jsonl:7", "bad_place"),
+        ("vstar.jsonl:8", "bad_place"),
+        ("vstar.jsonl:9", "empty_question"),
+    ]
 
 
 def test_rows_without_question_answer_or_whole_picture_are_named(tmp_path: Path) -> None:

@@ -45,6 +45,20 @@ def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
     assert (question.text, question.answer, question.pictures) == ("Where?", "left", (TokenIds((5, 6)),))
 
 
+def test_m3cot_questions_have_places(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "p.png")
+    row = {"id": "a", "question": "What burns in <image>?", "choices": ["wood", "<image>"], "answer": "A"}
+    good = {**row, "image": "p.png", "choices": ["wood", "stone"]}
+    path = written(tmp_path / "m.jsonl", good, {**row, "image": "p.png"}, {**good, "image": None})
+    found = list(read_questions(M3CoTData(path=path)))
+    assert isinstance(found[0], Question)
+    assert found[0].text.startswith("What burns in <image_1>?\n(A)")
+    assert [(f.where, f.code) for f in found[1:] if isinstance(f, Rejection)] == [
+        ("m.jsonl:2", "bad_place"),
+        ("m.jsonl:3", "bad_place"),
+    ]
+
+
 def test_omni_bench_questions_know_slice_and_data_set(tmp_path: Path) -> None:
     path = written(tmp_path / "chartqa.jsonl", {"image": "<TLTS>", "question": "How many?", "answer": "3"})
     (question,) = read_questions(OmniBenchData(path=path))

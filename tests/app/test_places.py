@@ -1,0 +1,58 @@
+"""Places of images in a question: what the API takes, counts and rejects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.app.conftest import Server, WithServer, is_problem
+from tests.fakes import FakeGeneration, answer_items, step_items
+
+
+async def room(server: Server, question: str, images: int) -> dict[str, Any]:
+    answer = await server.client.post("/v1/limits", json={"question": question, "images": images})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+@pytest.mark.parametrize(
+    "question", ["Is <image_2> it?", "<image_0>", "<image_99999999999>", "a <image_1> b <image_3>"]
+)
+def test_a_place_without_an_image_is_rejected(with_server: WithServer, question: str) -> None:
+    async def scenario(server: Server) -> None:
+        body = await server.body(question=question)
+        is_problem(await server.client.post("/v1/traces", json=body), 422, "bad_place", "body.question")
+        answer = await server.client.post("/v1/limits", json={"question": question, "images": 1})
+        is_problem(answer, 422, "bad_place", "body.question")
+
+    with_server(scenario)
+
+
+def test_limits_count_the_prompt_that_is_built(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        info = server.services.checkpoints.usable(None)
+        template = server.services.checkpoints.template(info)
+        plain = await room(server, "Figure A:  Figure B: ", 2)
+        for question in ("Figure A: <image_1> Figure B: <image_2>", "<image_1> or <image_1>?", "Which? <image>"):
+            measured = await room(server, question, 2)
+            assert measured["prompt_tokens"] == len(template.prompt_ids(question, [None, None]))
+            assert measured["prompt_tokens"] + measured["room_tokens"] == info.context_len
+        once, twice = await room(server, "Is it <image_1>?", 1), await room(server, "<image_1>Is it <image_1>?", 1)
+        assert twice["prompt_tokens"] == once["prompt_tokens"] + info.tokens_per_image
+        assert plain["prompt_tokens"] >= 2 * info.tokens_per_image
+
+    with_server(scenario)
+
+
+def test_a_question_with_places_is_asked_as_written(with_server: WithServer, engine: FakeGeneration) -> None:
+    question = "Is <image_1> red? <image> is text."
+    engine.script = lambda _request: [*step_items(1, "I look."), *answer_items("yes")]
+
+    async def scenario(server: Server) -> None:
+        trace = await server.finished((await server.create(question=question))["id"])
+        assert trace["question"] == question
+        assert trace["status"] == "completed"
+        assert engine.requests[-1].question == question
+
+    with_server(scenario)
