@@ -13,6 +13,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from app.reserve import Reserve
 from training.home_paths import recorded
 
 
@@ -30,6 +31,7 @@ class Home:
         self.checkpoints = path / "checkpoints"
         self.jobs = path / "jobs"
         self.tmp = path / "tmp"
+        self.reserve = Reserve(path / "reserve")
         self._fd: int | None = None
         self._server_id: str | None = None
 

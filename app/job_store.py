@@ -117,7 +117,8 @@ class JobTable:
                     values["progress"]["waiting"] = data["waiting"]
             elif event.type == "metrics" and isinstance(data.get("values"), dict):
                 metrics |= data["values"]
-        with self._db.write() as connection:
+
+        def keep(connection: Connection) -> None:
             if metrics:
                 known = connection.execute(sa.select(J.c.metrics).where(J.c.id == job_id)).scalar() or {}
                 values["metrics"] = known | metrics
@@ -132,11 +133,14 @@ class JobTable:
                     ],
                 )
 
+        self._db.change(keep)
+
     def finish(
         self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
     ) -> None:
         """The job's end and its last event, in one transaction."""
-        with self._db.write() as connection:
+
+        def end(connection: Connection) -> None:
             since, _ = self._since(job_id)
             change_status(
                 connection,
@@ -149,6 +153,8 @@ class JobTable:
                 running_s=J.c.running_s + since,
                 worker=None,
             )
+
+        self._db.change(end)
         self._seen.pop(job_id, None)
 
     def _since(self, job_id: str) -> tuple[float, float]:

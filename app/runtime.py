@@ -28,6 +28,7 @@ from app.home import Home
 log = logging.getLogger("omni_r1.server")
 
 SWEEP_EVERY_S = 3600.0
+RESERVE_EVERY_S = 5.0
 ENGINE_CLOSE_S = 3.0
 
 # Builds the page at "/" as an ASGI app with a lifespan of its own, from this server's address and key ("" without);
@@ -91,6 +92,7 @@ class Runtime:
         self._tasks = [
             asyncio.create_task(self._boot(), name="boot"),
             asyncio.create_task(self._sweep(), name="sweep"),
+            asyncio.create_task(self._keep_reserve(), name="reserve"),
             asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
         ]
 
@@ -157,6 +159,12 @@ class Runtime:
             self.failure = f"the page cannot be built: {error}"
         finally:
             started.set()
+
+    async def _keep_reserve(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._home.reserve.take)
+            await asyncio.sleep(RESERVE_EVERY_S)
 
     async def _sweep(self) -> None:
         while True:

@@ -232,15 +232,15 @@ class JobRunner:
         """The job's process, once the disk has room for what it needs; None where the job ended before."""
         cancelled = job.cancel_requested
         while True:
+            free = shutil.disk_usage(job.folder.parent).free
             try:
-                process = await asyncio.to_thread(self._spawn, job)
+                if free >= MARGIN_BYTES:
+                    process = await asyncio.to_thread(self._spawn, job)
+                    self._waiting.pop(job.id, None)
+                    return process
             except OSError as error:
                 if not is_full(error):
                     raise
-            else:
-                self._waiting.pop(job.id, None)
-                return process
-            free = shutil.disk_usage(job.folder.parent).free
             self._waiting[job.id] = {"for": "disk", "needed_bytes": MARGIN_BYTES, "free_bytes": free}
             with telling("a job's row cannot be written at present"):
                 cancelled = await asyncio.to_thread(self._store.beat, job.id) or cancelled
@@ -291,7 +291,7 @@ class JobRunner:
                 self._waiting[job.id] = waiting
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
-                beat_at = time.monotonic() + self._beat_s
+                beat_at = time.monotonic() + self._beat_s * (1 if waiting is None else 10)  # a full disk is spared
                 with telling(f"job {job.id}: its row cannot be written at present", watch):
                     watch.cancelled = await asyncio.to_thread(self._store.beat, job.id) or watch.cancelled
             self._press(watch)
