@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.clock import Clock
 from app.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Text, dialect_of
+from app.reserve import Reserve
+from training.disk import is_full
+
+T = TypeVar("T")
 
 # The newest migration; `migrate()` skips Alembic altogether when the database is there already.
 HEAD = "0004"
@@ -226,7 +231,9 @@ def not_before(moment: str, *columns: sa.ColumnElement[str | None]) -> sa.Column
 class Database:
     """Connections to one database; the constructor opens nothing."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reserve: Reserve | None = None) -> None:
+        """`reserve` is the room for what :meth:`change` writes on a full disk."""
+        self._reserve = reserve
         self._dialect = dialect_of(url)
         self._write_lock = threading.Lock()
         self._engine = self._dialect.engine
@@ -256,6 +263,20 @@ class Database:
                     yield connection
         finally:
             self._write_lock.release()
+
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in a write transaction that must succeed on a full disk, too: it takes the reserve if need be.
+
+        For what gets out of there: an end, a deletion. `work` may be called twice.
+        """
+        try:
+            with self.write() as connection:
+                return work(connection)
+        except Exception as error:
+            if self._reserve is None or not is_full(error) or not self._reserve.release():
+                raise
+        with self.write() as connection:
+            return work(connection)
 
     def ping(self) -> None:
         """Raise unless the database answers."""

@@ -15,6 +15,7 @@ import stat
 import uuid
 from pathlib import Path
 
+from app.reserve import Reserve
 from training.home_paths import recorded
 
 
@@ -36,6 +37,7 @@ class Home:
         self.checkpoints = path / "checkpoints"
         self.jobs = path / "jobs"
         self.tmp = path / "tmp"
+        self.reserve = Reserve(path / "reserve")
         self._fd: int | None = None
         self._server_id: str | None = None
 

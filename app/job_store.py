@@ -124,7 +124,8 @@ class JobTable:
                     values["progress"]["waiting"] = data["waiting"]
             elif event.type == "metrics" and isinstance(data.get("values"), dict) and _is_own(data):
                 metrics |= data["values"]
-        with self._db.write() as connection:
+
+        def keep(connection: Connection) -> None:
             if metrics:
                 known = connection.execute(sa.select(J.c.metrics).where(J.c.id == job_id)).scalar() or {}
                 values["metrics"] = known | metrics
@@ -139,11 +140,14 @@ class JobTable:
                     ],
                 )
 
+        self._db.change(keep)
+
     def finish(
         self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
     ) -> None:
         """The job's end and its last event, in one transaction."""
-        with self._db.write() as connection:
+
+        def end(connection: Connection) -> None:
             if status == "interrupted":
                 update(connection, job_id, unsettled=False, worker=None)  # another server may have said so already
             else:
@@ -160,6 +164,8 @@ class JobTable:
                 running_s=J.c.running_s + since,
                 worker=None,
             )
+
+        self._db.change(end)
         self._seen.pop(job_id, None)
 
     def _since(self, job_id: str) -> tuple[float, float]:

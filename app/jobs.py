@@ -292,13 +292,12 @@ class JobService:
         await pools.files.run(files.remove_all_but_checkpoints, self._table.folder(job_id))
 
     async def _change(self, job_id: str, change: Any) -> None:
-        def work() -> None:
-            with self._db.write() as connection:
-                if store.get_row(connection, job_id) is None:
-                    raise _no_job()
-                change(connection)
+        def work(connection: Connection) -> None:
+            if store.get_row(connection, job_id) is None:
+                raise _no_job()
+            change(connection)
 
-        await pools.writes.run(work)
+        await pools.writes.run(self._db.change, work)
 
     def _require_here(self, connection: Connection, job_id: str) -> None:
         row = store.get_row(connection, job_id)

@@ -139,7 +139,7 @@ def build_services(
     job_command: Sequence[str] = COMMAND,
 ) -> Services:
     """Every part, wired; nothing is opened or started."""
-    db = Database(settings.sqlalchemy_url)
+    db = Database(settings.sqlalchemy_url, home.reserve)
     metrics = Metrics()
     events = EventLog(db, ping_s=settings.ping_s)
     image_store = ImageStore(home.images, db)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from app import checkpoint_table as table
@@ -143,13 +144,15 @@ class Registration:
         log.info("checkpoint %s was deleted", name)
 
     def _remove(self, info: CheckpointInfo) -> None:
-        with self._db.write() as connection:
+        def remove(connection: Connection) -> None:
             job = table.live_job_on(connection, info.name)
             if job is not None:
                 raise Problem("checkpoint_in_use", f"job {job} begins with {info.name}; wait for its end or cancel it")
             table.remove(connection, info.name)
             if info.source in ("home", "job") and outside(info.folder, (self._home.path,)) is None:
                 self._remove_files(info.folder)
+
+        self._db.change(remove)
 
     def _remove_files(self, folder: Path) -> None:
         """Out of sight in one step, then gone: a crash on the way leaves nothing that looks like a checkpoint."""

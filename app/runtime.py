@@ -30,6 +30,7 @@ from app.pools import TooSlow
 log = logging.getLogger("omni_r1.server")
 
 SWEEP_EVERY_S = 3600.0
+RESERVE_EVERY_S = 5.0
 ENGINE_CLOSE_S = 3.0
 CLOSE_S = 2.0
 
@@ -96,6 +97,7 @@ class Runtime:
         self._tasks = [
             asyncio.create_task(self._boot(), name="boot"),
             asyncio.create_task(self._sweep(), name="sweep"),
+            asyncio.create_task(self._keep_reserve(), name="reserve"),
             asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
         ]
         if self._services.settings.database_url is not None:  # a home's own database has one server
@@ -168,6 +170,12 @@ class Runtime:
             self.failure = f"the page cannot be built: {error}"
         finally:
             started.set()
+
+    async def _keep_reserve(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._home.reserve.take)
+            await asyncio.sleep(RESERVE_EVERY_S)
 
     async def _sweep(self) -> None:
         while True:

@@ -30,6 +30,7 @@ APP_MAY_IMPORT = {
     "model.template",
     "model.tokenizer",
     "model.vocab",
+    "training.disk",
     "training.formats",
     "training.grading",
     "training.home_paths",

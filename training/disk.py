@@ -26,13 +26,13 @@ POLL_S = 0.5
 LONGEST_PAUSE_S = 30.0  # between two tries where the free bytes do not say why there is no room: quotas, inodes
 _SLOT_BYTES = 512
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_WORDS = re.compile(r"os error (28|122)\b|no space left on device|disk quota exceeded", re.IGNORECASE)
+_WORDS = re.compile(r"os error (28|122)\b|no space left on device|disk quota exceeded|disk is full", re.IGNORECASE)
 
 T = TypeVar("T")
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room, whoever was writing (safetensors has its own exception)."""
+    """Whether a write failed for want of room, whoever was writing: safetensors and databases have their own words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return _WORDS.search(str(error)) is not None

@@ -235,15 +235,15 @@ class JobRunner:
         """The job's process, once the disk has room for what it needs; None where the job ended before."""
         cancelled = job.cancel_requested
         while True:
+            free = shutil.disk_usage(job.folder.parent).free
             try:
-                process: subprocess.Popen[bytes] = await self._in_thread(self._spawn, job)
+                if free >= MARGIN_BYTES:
+                    process: subprocess.Popen[bytes] = await self._in_thread(self._spawn, job)
+                    self._waiting.pop(job.id, None)
+                    return process
             except OSError as error:
                 if not is_full(error):
                     raise
-            else:
-                self._waiting.pop(job.id, None)
-                return process
-            free = shutil.disk_usage(job.folder.parent).free
             self._waiting[job.id] = {"for": "disk", "needed_bytes": MARGIN_BYTES, "free_bytes": free}
             with telling("a job's row cannot be written at present"):
                 cancelled = await self._in_thread(self._store.beat, job.id) or cancelled
@@ -284,19 +284,19 @@ class JobRunner:
             if code is not None:
                 await self._until_done(lambda: self._drain(watch))
                 return code
-            if time.monotonic() >= beat_at or watch.nudge.is_set():
-                watch.nudge.clear()
-                beat_at = time.monotonic() + self._beat_s
-                with telling(f"job {job.id}: its row cannot be written at present", watch):
-                    watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
-            with telling(f"job {job.id}: its events cannot be stored at present", watch):
-                while await self._in_thread(self._tail, watch):
-                    self._hooks.changed(job.id)
             waiting = await self._in_thread(read_object, job.folder / WAITING)
             if waiting is None:
                 self._waiting.pop(job.id, None)
             else:
                 self._waiting[job.id] = waiting
+            if time.monotonic() >= beat_at or watch.nudge.is_set():
+                watch.nudge.clear()
+                beat_at = time.monotonic() + self._beat_s * (1 if waiting is None else 10)  # a full disk is spared
+                with telling(f"job {job.id}: its row cannot be written at present", watch):
+                    watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
+            with telling(f"job {job.id}: its events cannot be stored at present", watch):
+                while await self._in_thread(self._tail, watch):
+                    self._hooks.changed(job.id)
             self._press(watch)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):

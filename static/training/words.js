@@ -211,6 +211,11 @@ export const WARNINGS = {
     means: 'The job waits until there is room, and then goes on where it was. Nothing is lost; older optimiser states were removed first.',
     todo: 'Make room on the disk that holds the home: delete checkpoints or jobs that you do not need, or other files. Stop works while it waits.',
   },
+  events_lost: {
+    title: 'Events were lost',
+    means: 'The job’s log could not be written for a while. Training went on; the charts and samples of that time are missing.',
+    todo: 'Look at the reason in the log: a disk that fails, or rights of the folder. Later checkpoints are not affected.',
+  },
   checkpoint_exists: {
     title: 'A checkpoint’s name was taken',
     means: 'Another checkpoint got this name while the job ran. The files are in the job’s folder, but they are not listed.',

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from app.job_files import has_saved_state
 from app.jobs import clashing_names
+from app.reserve import Reserve
 from tests.app.conftest import Server, both_databases
 from tests.app.jobs import SPEC, FakeCheckpoints, code, events, get, of_type, post, statuses, worker
+from training.disk import MARGIN_BYTES
 from training.worker_process import WorkerProcess
 
 NAME = "mine"
@@ -197,3 +202,50 @@ def test_server_stops_while_a_job_waits(with_server: Callable[..., Any]) -> None
         assert not WorkerProcess(server.home / "jobs" / job["id"]).alive
 
     with_server(scenario, job_command=worker("full"))
+
+
+def test_cancel_works_without_room_for_its_row(
+    with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database takes nothing until the reserve was given up."""
+
+    async def scenario(server: Server) -> None:
+        reserve, db = server.home / "reserve", server.services.db
+        async with asyncio.timeout(60):
+            while not reserve.exists():
+                await asyncio.sleep(0.01)
+        job = await post(server)
+        await waits(server, job["id"])
+        write, refused = db.write, []
+
+        @contextlib.contextmanager
+        def full() -> Iterator[Any]:
+            with write() as connection:
+                yield connection
+                if reserve.exists():
+                    refused.append(1)
+                    raise sa.exc.OperationalError("COMMIT", None, Exception("database or disk is full"))
+
+        monkeypatch.setattr(db, "write", full)
+        answer = await server.client.post(f"/v1/jobs/{job['id']}/cancel")
+        assert (answer.status_code, answer.json()["cancel_requested"]) == (200, True)
+        assert refused
+        assert statuses(await events(server, job["id"]))[-1] == "cancelled"
+        assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
+
+    with_server(scenario, job_command=worker("silent"))
+
+
+def test_reserve_comes_back_with_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = Reserve(tmp_path / "reserve")
+    reserve.take()
+    assert MARGIN_BYTES / 2 < (tmp_path / "reserve").stat().st_size < MARGIN_BYTES  # no waiting job goes on for it
+    assert reserve.release()
+    assert not reserve.release()
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=MARGIN_BYTES))
+    reserve.take()
+    assert not (tmp_path / "reserve").exists()
+    monkeypatch.undo()
+    reserve.take()
+    assert reserve.release()
