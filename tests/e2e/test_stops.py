@@ -192,6 +192,9 @@ STATES: list[State] = [
 ]
 
 
+WITH_WORK = (readers_that_do_not_read, a_job_that_ignores_it, an_engine_that_hangs)  # the next start has to settle it
+
+
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_sigterm_ends_the_server_in_every_state(fresh_server: Server, state: State) -> None:
     server = fresh_server
@@ -200,7 +203,8 @@ def test_sigterm_ends_the_server_in_every_state(fresh_server: Server, state: Sta
         left = [child for child in server.children() if "training.worker" not in child.cmdline()]
         assert server.stop(timeout_s=ENDED_S) == 0, server.tail()
         wait_until(lambda: not any(alive(child) for child in left), "the end of its children", ENDED_S)
-    server.environment.clear()
+    if state not in WITH_WORK:
+        return
     server.start()
     with server.client() as client:
         assert not [t for t in client.traces(limit=100)["data"] if t["status"] in ("queued", "running")]

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from model.engine.client import EngineProcess, Failed, Finished, GenerationRequest, Output, SamplingRequest, Started
 from tests.patience import PATIENCE_S
 
@@ -76,6 +78,19 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_child(tiny_checkpoint: Path) 
         os.kill(pid, signal.SIGTERM)
         assert isinstance((await collect(engine, ask("a")))[-1], Finished)
         assert engine.pid == pid
+
+    run(tiny_checkpoint, work)
+
+
+@pytest.mark.parametrize("unread", [0, 20_000_000])
+def test_closing_ends_a_child_that_hangs(tiny_checkpoint: Path, unread: int) -> None:
+    async def work(engine: EngineProcess) -> None:
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        engine._send(("mode", "x" * unread, "step"))  # more than the socket takes: a flush would never end
+        await engine.close()
+        assert not is_alive(pid)
 
     run(tiny_checkpoint, work)
 
