@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from h11 import LocalProtocolError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -306,6 +307,7 @@ class _Request:
         self._whole = False  # the body is there, or will never be
         self._started = False
         self._given_up = False
+        self._refused = False
 
     async def receive(self) -> Message:
         if self._given_up:
@@ -338,7 +340,10 @@ class _Request:
         self._given_up = True
 
     async def send(self, message: Message) -> None:
-        if self._given_up and not self._started:
-            return  # the 408 has been sent
+        if self._refused or (self._given_up and not self._started):
+            return  # the 408, or uvicorn's own 400, has been sent
         self._started = True
-        await self._send(message)
+        try:
+            await self._send(message)
+        except LocalProtocolError:  # the body broke the protocol: uvicorn has answered that and closes the connection
+            self._refused = self._given_up = True

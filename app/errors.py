@@ -22,6 +22,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.pools import TooSlow
 from model.log_lines import request_id
@@ -230,6 +231,9 @@ def install_handlers(app: FastAPI) -> None:
         log.error("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
         return response_for(problem, request.url.path)
 
+    async def on_gone(request: Request, _error: Exception) -> Response:
+        return response_for(Problem("malformed", "the connection ended before the body did"), request.url.path)
+
     async def on_any(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return response_for(
@@ -244,6 +248,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(DBAPIError, on_storage)
     app.add_exception_handler(PoolTimeout, on_storage)
     app.add_exception_handler(OSError, on_storage)

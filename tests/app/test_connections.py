@@ -228,3 +228,24 @@ def test_the_limit_of_open_files_is_raised() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/traces", "/v1/jobs", "/login", "/livez", "/nowhere"])
+@pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabc", b"-1\r\n\r\n", b"\x00\x00\r\n"])
+def test_a_broken_chunk_gets_one_answer_and_no_traceback(
+    with_server: WithServer, caplog: pytest.LogCaptureFixture, path: str, body: bytes
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += "Transfer-Encoding: chunked\r\n\r\n"
+
+    async def scenario(server: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head.encode() + body)
+        writer.write_eof()
+        answer = await rest(reader)
+        writer.close()
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
+        assert (await server.client.get("/livez")).status_code == 200
+
+    with_server(scenario)
+    assert not [record for record in caplog.records if record.exc_info]
