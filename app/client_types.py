@@ -119,6 +119,7 @@ class Readiness(TypedDict):
     checkpoint: str | None
     weight_version: int | None
     detail: str
+    version: str
 
 
 class Reward(TypedDict):

@@ -368,6 +368,7 @@ class Ready(Out):
     checkpoint: str | None
     weight_version: int | None
     detail: str
+    version: str
 
 
 class Live(Out):

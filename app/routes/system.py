@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from app import pools
 from app.artifacts import MAX_UPLOAD_BYTES
+from app.build import build_version
 from app.deps import App, Services, problems, require_json
 from app.metrics import CONTENT_TYPE
 from app.pools import in_pool
@@ -26,7 +27,7 @@ async def livez() -> dict[str, str]:
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready, "description": "Not ready"}})
 async def readyz(request: Request) -> Response:
     """200 when engine, database and the page at `/` answer."""
-    ready: dict[str, Any] = await request.app.state.runtime.readiness()
+    ready: dict[str, Any] = await request.app.state.runtime.readiness() | {"version": build_version()}
     return JSONResponse(ready, 200 if ready["phase"] == "ready" else 503)
 
 

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gradio as gr
 
+from app.build import build_version
 from app.client import Client, OmniError
 from app.ui.components import header, module_html
 
 Section = dict[str, Any]  # {title, text, rows: [[name, value or {text, href}]]}
-
-
-def _version() -> str:
-    try:
-        return version("omni-r1-studio")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _megabytes(count: object) -> str:
@@ -49,7 +42,7 @@ def words_of(notes: object) -> str:
 def _studio(client: Client) -> Section:
     ready = client.readiness()
     rows: list[list[Any]] = [
-        ["version", _version()],
+        ["version", build_version()],
         ["licence", "MIT"],
         ["state", ready["phase"] + (f": {ready['detail']}" if ready.get("detail") else "")],
         ["REST API", {"text": "/docs", "href": "/docs"}],

@@ -8,6 +8,27 @@ from __future__ import annotations
 
 import gradio as gr
 
+from app.build import build_version
+
+# In the browser. A module that did not arrive is asked for again, some times; then a person may reload the page.
+_LOAD = """
+const load = (waits) => import('/static/%s').catch((error) => {
+  if (!waits.length) throw error;
+  return new Promise((resolve) => setTimeout(resolve, waits[0])).then(() => load(waits.slice(1)));
+});
+load([200, 1000, 3000, 8000]).then((m) => m.%s).catch((error) => {
+  console.error(error);
+  const reload = document.createElement('button');
+  reload.className = 'or-secondary';
+  reload.textContent = 'Reload';
+  reload.onclick = () => location.reload();
+  const words = document.createElement('p');
+  words.className = 'or-error';
+  words.append('This part of the page could not be loaded. ', reload);
+  element.replaceChildren(words);
+});
+"""
+
 NAVIGATION = (
     ("studio", "/", "Studio"),
     ("gallery", "/gallery", "Gallery"),
@@ -21,12 +42,13 @@ def module_html(module: str, mount: str, template: str, *, elem_id: str, value: 
     """A gr.HTML whose content is drawn by an ES module of ours; ``mount`` is a call on the imported module ``m``.
 
     In ``mount`` there are Gradio's ``element``, ``props`` and ``watch``. The template is markup of ours, never data.
+    Gradio calls it as soon as the component is made, in any order, and again where it makes the component anew.
     No subclass of gr.HTML: Gradio writes a `.pyi` file beside the source of each one.
     """
     return gr.HTML(
         value=value,
         html_template=template,
-        js_on_load=f"import('/static/{module}').then((m) => m.{mount});",
+        js_on_load=_LOAD % (module, mount),
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -39,7 +61,7 @@ def header(page: str) -> gr.HTML:
         for name, path, label in NAVIGATION
     )
     template = (
-        f'<div class="or-header" data-page="{page}">'
+        f'<div class="or-header" data-page="{page}" data-version="{build_version()}">'
         '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
         "<h1>Omni-R1 Studio</h1></a>"
         '<span class="or-spring"></span>'

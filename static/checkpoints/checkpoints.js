@@ -5,7 +5,8 @@ import { refreshCheckpoints } from '../studio/header.js';
 import { wordsOf } from '../studio/notes.js';
 import { short } from '../training/series.js';
 import { api } from '../viewer/api.js';
-import { h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
+import { Place, h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
+import { onBack } from '../viewer/server.js';
 import { Activation, previous } from './activate.js';
 import { Compare } from './compare.js';
 import { factsOf, folded, forestOf, madeBy, measureOf, whyNot } from './lineage.js';
@@ -13,8 +14,13 @@ import { factsOf, folded, forestOf, madeBy, measureOf, whyNot } from './lineage.
 class Checkpoints {
   #all = [];
   #selected = null;
+  #place = new Place();
 
-  async mount(element) {
+  mount(element) {
+    return this.#place.into(element, () => this.#begin(element));
+  }
+
+  async #begin(element) {
     this.tree = h('ul', { class: 'or-tree', 'aria-label': 'Checkpoints by what they were made from' });
     this.word = h('p', { class: 'or-error', role: 'alert', hidden: true });
     this.back = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#activate(previous()) }, '');
@@ -30,6 +36,7 @@ class Checkpoints {
         h('section', { class: 'or-checkpoint-side', 'aria-label': 'The chosen checkpoint' }, this.activation.element, this.detail)),
       this.compare.element,
     );
+    onBack(() => this.refresh());
     const asked = new URLSearchParams(location.search);
     this.#selected = asked.get('name');
     await this.refresh();
@@ -134,7 +141,7 @@ class Checkpoints {
         factsOf(one).map(([name, value]) => [h('dt', {}, name), h('dd', {}, name === 'made' ? h('time', { datetime: value, title: value }, whenOf(value)) : value)]),
         job ? [h('dt', {}, 'job'), h('dd', {}, h('a', { class: 'or-link', href: `/training?job=${encodeURIComponent(job)}` }, 'open the job'))] : []),
       measures.length ? h('h3', {}, 'Measures') : null,
-      measures.length ? h('div', { class: 'or-scroll', tabindex: '0', role: 'group', 'aria-label': 'Measures' }, h('table', { class: 'or-table' }, measures.sort().map(([name, value]) => h('tr', {}, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }, short(value)))))) : null,
+      measures.length ? h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'Measures' }, h('table', { class: 'or-table' }, measures.sort().map(([name, value]) => h('tr', {}, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }, short(value)))))) : null,
       one.card_notes ? h('p', { class: 'or-honesty' }, wordsOf(one.card_notes)) : null,
     ];
     this.detail.replaceChildren(...parts.filter(Boolean));
@@ -192,5 +199,5 @@ export const checkpoints = (window.omniCheckpoints = new Checkpoints());
 
 /** For the gr.HTML component. */
 export function mountCheckpoints(element) {
-  checkpoints.mount(element.querySelector('[data-checkpoints]'));
+  return checkpoints.mount(element.querySelector('[data-checkpoints]'));
 }

@@ -36,9 +36,10 @@ export class Examples {
     );
   }
 
-  /** Fetch all four; resolves when the first one is there to be chosen. */
+  /** Fetch all four, but for those that are there; resolves when each is there or refused. */
   async load() {
     const all = this.#cards.map(async (card) => {
+      if (card.task) return card;
       const { slice, seed } = card.example;
       card.task = await api.task({ slice, seed });
       card.image.src = card.task.image.url;

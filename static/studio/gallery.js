@@ -1,13 +1,15 @@
 // The Gallery: every trace as a card, newest first, a page at a time. Opens them in the same viewer as the Studio.
 
 import { api } from '../viewer/api.js';
-import { copyButton, h, icon, openDialog, setText, show, sureButton } from '../viewer/dom.js';
-import { readQuestion } from '../viewer/words.js';
+import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../viewer/dom.js';
+import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
+import { readQuestion } from '../viewer/words.js';
 import { whenOf } from './when.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
+const WORDS = '#or-filter-words textarea, #or-filter-words input';
 const STATUS = { queued: 'waiting', running: 'running', paused: 'paused', cancelled: 'stopped', failed: 'failed', interrupted: 'interrupted' };
 
 class Gallery {
@@ -15,16 +17,23 @@ class Gallery {
   #turn = 0;
   #timer = 0;
   #last = null;
+  #failed = false;
+  #place = new Place();
 
   mount(element) {
+    return this.#place.into(element, () => this.#draw(element));
+  }
+
+  #draw(element) {
     this.grid = h('ul', { class: 'or-cards', 'aria-label': 'Traces' });
     this.word = h('p', { class: 'or-quiet or-gallery-word', role: 'status' });
     this.more = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() }, 'show more');
     element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
-    const words = document.querySelector('#or-filter-words textarea, #or-filter-words input');
-    words.addEventListener('input', () => this.filter({ q: words.value.trim() }));
+    // on the document: Gradio's box may come later than this, or be made anew
+    document.addEventListener('input', ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }));
+    onBack(() => this.#failed && this.#begin());
     this.#skeleton();
-    this.#begin();
+    return this.#begin();
   }
 
   /** Change some filters of the page; empty ones are left out of the request. */
@@ -52,6 +61,7 @@ class Gallery {
       const query = { limit: PAGE, ...this.#filters, ...(first ? {} : { after: this.#last }) };
       const { data, has_more: hasMore } = await api.traces(query);
       if (turn !== this.#turn) return;
+      this.#failed = false;
       const cards = data.map((trace) => this.#card(trace));
       if (first) this.grid.replaceChildren(...cards);
       else this.grid.append(...cards);
@@ -64,6 +74,7 @@ class Gallery {
       if (!first) cards[0]?.querySelector('button')?.focus({ preventScroll: true });
     } catch (error) {
       if (turn !== this.#turn) return;
+      this.#failed = true;
       if (first) this.grid.replaceChildren();
       setText(this.word, error.message);
     } finally {

@@ -1,7 +1,9 @@
-// The line on top of every page: where you are, which checkpoint answers, light or dark.
+// The line on top of every page: where you are, which checkpoint answers, light or dark, and whether the server is there.
 
 import { api } from '../viewer/api.js';
 import { h, icon, setAttr, show } from '../viewer/dom.js';
+import { ServerWatch, onBack } from '../viewer/server.js';
+import { guardPage } from './drops.js';
 import { applyTheme, isDark, toggleTheme } from './theme.js';
 
 const LAST = 'omni-r1-trace';
@@ -31,7 +33,18 @@ export const rememberTrace = (traceId) => store(LAST, traceId);
 export const chosenCheckpoint = () => stored(CHECKPOINT);
 
 const listeners = new Set();
-export const onCheckpoint = (listener) => listeners.add(listener);
+let current = null; // the checkpoint that the menu shows, once it is known
+
+/** `listener(name)` is called with the checkpoint that new traces ask for: now, if it is known, and when it changes. */
+export function onCheckpoint(listener) {
+  listeners.add(listener);
+  if (current !== null) listener(current);
+}
+
+function announce(name) {
+  current = name;
+  for (const listener of listeners) listener(name);
+}
 
 let menu = null; // the select on top of this page
 
@@ -50,7 +63,7 @@ async function fillCheckpoints() {
   );
   menu.value = chosen;
   menu.disabled = usable.length < 2;
-  for (const listener of listeners) listener(chosen);
+  announce(chosen);
 }
 
 /** Read the checkpoints again: one was activated, registered or deleted. `forget` drops what was chosen on this page. */
@@ -63,9 +76,31 @@ export async function refreshCheckpoints({ forget = false } = {}) {
   );
 }
 
+let watch = null;
+const note = { element: null, state: 'ready', text: '' };
+
+/** The line below the header that says when the server is away or is another version now. */
+function drawNote() {
+  const { element, state, text } = note;
+  const reload = h('button', { type: 'button', class: 'or-secondary', onclick: () => location.reload() }, 'Reload');
+  setAttr(element, 'data-state', state);
+  element.replaceChildren(h('span', {}, text), ...(state === 'updated' ? [reload] : []));
+  show(element, Boolean(text));
+}
+
+function watchServer(version) {
+  guardPage();
+  watch = new ServerWatch({ version, onState: (state, text) => drawNote(Object.assign(note, { state, text })) });
+  onBack(() => refreshCheckpoints());
+}
+
 export function mountHeader(element) {
   applyTheme();
-  const page = element.querySelector('[data-page]').dataset.page;
+  const { page, version } = element.querySelector('[data-page]').dataset;
+  note.element = h('div', { class: 'or-server', role: 'status' });
+  element.append(note.element);
+  drawNote();
+  if (watch === null) watchServer(version);
   for (const link of element.querySelectorAll('a[data-link]')) {
     setAttr(link, 'aria-current', link.dataset.link === page ? 'page' : null);
   }
@@ -89,7 +124,7 @@ export function mountHeader(element) {
   menu = element.querySelector('select');
   menu.addEventListener('change', () => {
     store(CHECKPOINT, menu.value === menu.dataset.active ? null : menu.value);
-    for (const listener of listeners) listener(menu.value);
+    announce(menu.value);
   });
   refreshCheckpoints();
 }

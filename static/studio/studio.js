@@ -5,7 +5,8 @@
 // question box is what is sent. Nothing about a trace lives here: the viewer shows what the server says.
 
 import { api, PARTIAL_IMAGES } from '../viewer/api.js';
-import { setAttr, setText, show } from '../viewer/dom.js';
+import { Place, appears, setAttr, setText, show } from '../viewer/dom.js';
+import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
 import { budgetWords, refusedBudget } from './budget.js';
@@ -15,6 +16,8 @@ import { wordsOf } from './notes.js';
 import { Well } from './well.js';
 
 const BUDGET_WAIT_MS = 150;
+const QUESTION = '#or-question textarea';
+const PARTS = ['well', 'examples', 'viewer', 'line'];
 
 /** The sampling fields that a person has filled, as numbers; what is no number is said, not sent. */
 export function numbersOf(fields) {
@@ -34,22 +37,27 @@ class Studio {
   #task = null; // {task_id, question, image_id}: what the picture and the question were, to be a task
   #starting = false;
   #budget = { timer: 0, turn: 0, tooLong: false };
-  #parts = {};
-  #wanted = ['well', 'examples', 'viewer', 'line'];
+  #parts = Object.fromEntries(PARTS.map((name) => [name, new Place()]));
+  #begun = null;
 
-  /** Called by each Gradio component as it appears; the page begins when all are there. */
+  /** Called by each Gradio component as it is made, in any order and perhaps again; the page begins when all are there. */
   mount(name, element) {
-    this.#parts[name] = element;
-    if (this.#wanted.every((one) => this.#parts[one]?.isConnected)) this.#begin();
+    this.#parts[name].into(element, () => {});
+    if (PARTS.every((one) => this.#parts[one].element)) this.#begun ??= this.#begin();
+    return this.#begun;
+  }
+
+  get line() {
+    return this.#parts.line.element;
   }
 
   get textarea() {
-    return document.querySelector('#or-question textarea');
+    return document.querySelector(QUESTION);
   }
 
   async #begin() {
-    const { well, examples, viewer, line } = this.#parts;
-    this.line = line;
+    await appears(QUESTION);
+    const { well, examples, viewer } = Object.fromEntries(PARTS.map((name) => [name, this.#parts[name].element]));
     this.well = new Well(well, {
       onPicture: (image) => this.#ownPicture(image),
       onFit: () => {},
@@ -60,15 +68,17 @@ class Studio {
       hint: 'Press Reason: the model thinks in pictures, and each one appears here while it is drawn. Step pauses after each.',
       onState: (one) => this.#follow(one),
     });
-    this.textarea.addEventListener('input', () => this.#questionChanged());
-    this.textarea.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+    // on the document: Gradio may make the box anew
+    document.addEventListener('input', (event) => event.target.matches(QUESTION) && this.#questionChanged());
+    document.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.matches?.(QUESTION)) {
         event.preventDefault();
         event.stopPropagation();
         this.#press('#or-reason');
       }
     }, true);
     onCheckpoint((name) => this.#checkpoint(name));
+    onBack(() => this.#back());
     const asked = new URLSearchParams(location.search).get('trace');
     const ready = this.examples.load();
     if (asked) {
@@ -76,8 +86,20 @@ class Studio {
       this.#fromTrace();
     }
     await ready;
-    if (!this.#picture && !this.textarea.value) this.examples.pickFirst();
+    this.#offerFirst();
     document.documentElement.dataset.studio = 'ready';
+  }
+
+  #offerFirst() {
+    if (!this.#picture && !this.textarea.value) this.examples.pickFirst();
+  }
+
+  // The server answers again: what was missing is asked for once more.
+  async #back() {
+    if (!this.#starting) this.fail(null);
+    await this.examples.load();
+    this.#offerFirst();
+    this.#count();
   }
 
   #press(selector) {

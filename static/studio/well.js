@@ -6,6 +6,7 @@
 import { ApiError, api } from '../viewer/api.js';
 import { h, icon, setAttr, setText, show } from '../viewer/dom.js';
 import { hasCamera, openCamera } from './camera.js';
+import { receiveImages } from './drops.js';
 import { openSketch } from './sketch.js';
 
 export class Well {
@@ -21,7 +22,7 @@ export class Well {
     this.file = h('input', { type: 'file', accept: 'image/*', class: 'or-sr', tabindex: '-1', 'aria-hidden': 'true' });
     this.image = h('img', { alt: '', hidden: true });
     this.prompt = h('span', { class: 'or-drop-hint' }, icon('upload'), h('span', {}, 'drop, paste or choose a picture'));
-    this.drop = h('button', { type: 'button', class: 'or-drop', 'aria-label': 'Choose a picture', onclick: () => this.file.click() }, this.image, this.prompt);
+    this.drop = h('button', { type: 'button', class: 'or-drop', onclick: () => this.file.click() }, this.image, this.prompt);
     this.seen = h('img', { alt: '', hidden: true, class: 'or-pixels' });
     this.seenFrame = h('div', { class: 'or-seen' }, this.seen);
     this.seenLabel = h('figcaption', {}, 'the model sees');
@@ -58,29 +59,27 @@ export class Well {
       show(this.seen, true);
     });
     this.seen.addEventListener('error', () => show(this.seen, false));
-    this.#listen(element);
+    this.#listen();
   }
 
   get fit() {
     return this.#fit;
   }
 
-  #listen(element) {
-    const hasFile = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
-    document.addEventListener('dragover', (event) => {
-      if (!hasFile(event)) return;
-      event.preventDefault();
-      this.drop.classList.add('over');
-    });
-    document.addEventListener('dragleave', (event) => event.relatedTarget === null && this.drop.classList.remove('over'));
-    document.addEventListener('drop', (event) => {
-      if (!hasFile(event)) return;
-      event.preventDefault();
-      this.drop.classList.remove('over');
-      if (event.dataTransfer.files.length) this.take(event.dataTransfer.files[0]);
+  /** On the page and not covered: what is dropped or pasted anywhere is meant for it. */
+  get #ready() {
+    return this.drop.checkVisibility() && !document.querySelector('dialog[open]');
+  }
+
+  #listen() {
+    receiveImages({
+      ready: () => this.#ready,
+      over: (yes) => this.drop.classList.toggle('over', yes),
+      take: (blob) => this.take(blob),
+      fail: (text) => this.fail(text),
     });
     document.addEventListener('paste', (event) => {
-      if (!element.isConnected || document.querySelector('dialog[open]')) return;
+      if (!this.#ready) return;
       const file = [...(event.clipboardData?.files ?? [])][0];
       if (!file) return;
       event.preventDefault();
@@ -130,10 +129,10 @@ export class Well {
     this.#picture = { image, own };
     this.image.src = image.url;
     this.image.alt = alt;
+    setAttr(this.drop, 'aria-label', `${alt}. Choose another picture`);
     show(this.image, true);
     show(this.prompt, false);
     this.image.classList.toggle('or-pixels', image.width <= 96);
-    setAttr(this.drop, 'aria-label', 'Choose another picture');
     show(this.fitRow, own && image.width !== image.height);
     show(this.honesty, own && this.honesty.textContent !== '');
     this.#see();

@@ -31,9 +31,9 @@ export class Charts {
   constructor() {
     this.charts = CHARTS.map((spec) => new Chart(spec, (step) => this.#cursor(step)));
     this.where = h('p', { class: 'or-quiet or-charts-where', 'aria-live': 'off' });
-    this.grid = h('div', { class: 'or-charts', tabindex: '0', role: 'group', 'aria-label': 'Charts; the arrow keys move along the steps' }, this.charts.map((chart) => chart.element));
+    this.grid = h('div', { class: 'or-charts', tabindex: '0', role: 'region', 'aria-label': 'Charts; the arrow keys move along the steps' }, this.charts.map((chart) => chart.element));
     this.table = h('table', { class: 'or-table' });
-    this.all = h('details', { class: 'or-details' }, h('summary', {}, 'every number of the newest step'), h('div', { class: 'or-scroll', tabindex: '0', role: 'group', 'aria-label': 'Every number' }, this.table));
+    this.all = h('details', { class: 'or-details' }, h('summary', {}, 'every number of the newest step'), h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'Every number' }, this.table));
     this.empty = h('p', { class: 'or-quiet or-charts-empty' });
     this.element = h('div', {}, this.empty, this.where, this.grid, this.all);
     this.grid.addEventListener('keydown', (event) => this.#key(event));

@@ -57,9 +57,9 @@ function picture([name, url]) {
   return h('button', { type: 'button', class: 'or-report-picture', 'aria-label': `Open the ${name}`, onclick: open }, image());
 }
 
-function table([name, rows], fileUrl) {
+function table([name, rows], title, fileUrl) {
   const columns = [...new Set(Object.values(rows).flatMap((row) => Object.keys(row).filter((key) => isPlain(row[key]))))];
-  return [h('h4', {}, name), h('div', { class: 'or-scroll', tabindex: '0', role: 'group', 'aria-label': name }, h(
+  return [h('h4', {}, name), h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': `${title}, ${name}` }, h(
     'table', { class: 'or-table' },
     h('thead', {}, h('tr', {}, h('td'), columns.map((one) => h('th', { scope: 'col' }, words(one))))),
     h('tbody', {}, Object.entries(rows).map(([row, value]) => h('tr', {}, h('th', { scope: 'row' }, words(row)),
@@ -81,11 +81,12 @@ function histogram([name, { counts, edges }]) {
 /** A `report` event as a block of the page; `fileUrl(path)` is the address of a file of its job. */
 export function reportBlock(report, fileUrl) {
   const { facts, tables, histograms, pictures } = sorted(report);
+  const title = TITLES[report.kind] ?? words(report.kind ?? 'report');
   return h(
     'section', { class: 'or-block or-report', 'data-kind': report.kind },
-    h('h3', {}, TITLES[report.kind] ?? words(report.kind ?? 'report')),
+    h('h3', {}, title),
     facts.length ? h('dl', { class: 'or-facts-grid' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(name, value, fileUrl))])) : null,
-    tables.map((one) => table(one, fileUrl)),
+    tables.map((one) => table(one, title, fileUrl)),
     histograms.length ? h('div', { class: 'or-histograms' }, histograms.map(histogram)) : null,
     pictures.map(picture),
   );

@@ -290,7 +290,7 @@ export class Run {
     this.warnings.replaceChildren(...this.#state.warnings.map((warning) => {
       const { title, means, todo } = warningOf(warning);
       return h('li', { class: 'or-warning', 'data-code': warning.code },
-        h('h4', {}, title, warning.count > 1 ? h('span', { class: 'or-quiet' }, ` · ${warning.count} times`) : null),
+        h('h3', {}, title, warning.count > 1 ? h('span', { class: 'or-quiet' }, ` · ${warning.count} times`) : null),
         warning.detail && warning.detail !== means ? h('p', { class: 'or-num' }, warning.detail) : null,
         h('p', {}, means), h('p', {}, h('strong', {}, 'What to do: '), todo));
     }));

@@ -82,12 +82,13 @@ export class Samples {
     const trace = traceOf(sample);
     const last = [...trace.steps].reverse().find((step) => step.image)?.image ?? trace.images[0];
     const total = sample.rewards?.total;
-    const words = `${stageName(sample.stage)}, ${whereOf(sample)}`;
+    const unseen = (text) => h('span', { class: 'or-sr' }, text);
     const button = h(
-      'button', { type: 'button', class: 'or-sample-chip', 'aria-label': `Sample of ${words}: ${readQuestion(sample.question ?? '')}` },
+      'button', { type: 'button', class: 'or-sample-chip' },
       h('span', { class: 'or-thumb' }, last ? h('img', { src: last.url, alt: '', class: 'or-pixels' }) : null),
-      h('span', {}, whereOf(sample)),
-      typeof total === 'number' ? h('strong', { class: 'or-num' }, short(total)) : null,
+      unseen(`Sample of ${stageName(sample.stage)}, `), h('span', {}, whereOf(sample)),
+      ...(typeof total === 'number' ? [unseen(', reward '), h('strong', { class: 'or-num' }, short(total))] : []),
+      unseen(`: ${readQuestion(sample.question ?? '')}`),
     );
     button.addEventListener('click', () => this.#pick(sample.seq));
     return h('li', { 'data-seq': sample.seq }, button);

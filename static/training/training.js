@@ -3,7 +3,8 @@
 // It holds no truth of its own: everything comes from GET /v1/jobs and from the events of the job on show.
 
 import { api } from '../viewer/api.js';
-import { h } from '../viewer/dom.js';
+import { Place, h } from '../viewer/dom.js';
+import { onBack } from '../viewer/server.js';
 import { GraderPanel } from './grader.js';
 import { JobList } from './list.js';
 import { Run } from './run.js';
@@ -18,8 +19,14 @@ class Training {
   #hasMore = false;
   #timer = 0;
   #turn = 0;
+  #wanted = null; // the id of the job that belongs on show
+  #place = new Place();
 
-  async mount(element, presets) {
+  mount(element, presets) {
+    return this.#place.into(element, () => this.#begin(element, presets));
+  }
+
+  async #begin(element, presets) {
     this.start = new Start(presets, { onJob: (job) => this.#started(job) });
     this.list = new JobList({
       open: (jobId) => this.open(jobId),
@@ -39,6 +46,7 @@ class Training {
       new GraderPanel().element,
     );
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
+    onBack(() => this.#back());
     await this.refresh();
     const asked = new URLSearchParams(location.search).get('job');
     const wanted = asked ?? this.#jobs.find(isLive)?.id;
@@ -46,7 +54,14 @@ class Training {
     document.documentElement.dataset.training = 'ready';
   }
 
+  // The server answers again: a job that could not be opened is asked for once more; an open one reads on by itself.
+  async #back() {
+    await this.refresh();
+    if (this.#wanted && this.run.jobId !== this.#wanted) this.open(this.#wanted);
+  }
+
   async open(jobId) {
+    this.#wanted = jobId;
     const row = this.#jobs.find((job) => job.id === jobId) ?? null;
     history.replaceState(null, '', `/training?job=${encodeURIComponent(jobId)}`);
     const opened = this.run.open(jobId, row);
@@ -112,6 +127,7 @@ class Training {
     }
     if (this.run.jobId === jobId) {
       this.run.close();
+      this.#wanted = null;
       history.replaceState(null, '', '/training');
     }
     this.#jobs = this.#jobs.filter((job) => job.id !== jobId);
@@ -131,5 +147,5 @@ export const training = (window.omniTraining = new Training());
 
 /** For the gr.HTML component: its value is the presets as JSON. */
 export function mountTraining(element, props) {
-  training.mount(element.querySelector('[data-training]'), JSON.parse(props.value));
+  return training.mount(element.querySelector('[data-training]'), JSON.parse(props.value));
 }

@@ -12,7 +12,26 @@ export class ApiError extends Error {
   }
 }
 
-const GONE = 'The server does not answer. Start it again (make serve); this page finds it by itself.';
+const GONE = 'The server does not answer, so nothing was changed. Try again when it is back.';
+const AWAY = new Set([502, 503, 504]); // a proxy without its server, or a server that is starting or stopping
+
+const listeners = new Set();
+
+/** `listener()` is called whenever the server could not be reached. */
+export const onUnreachable = (listener) => listeners.add(listener);
+
+/** fetch that reports when the server cannot be reached. */
+export async function reach(path, options) {
+  const report = () => listeners.forEach((listener) => listener());
+  try {
+    const response = await fetch(path, options);
+    if (AWAY.has(response.status)) report();
+    return response;
+  } catch (error) {
+    if (error.name !== 'AbortError') report();
+    throw error;
+  }
+}
 
 async function problemOf(response) {
   let problem = {};
@@ -37,7 +56,7 @@ async function problemOf(response) {
 export async function call(path, { method = 'GET', json, body, signal, headers = {} } = {}) {
   let response;
   try {
-    response = await fetch(path, {
+    response = await reach(path, {
       method,
       signal,
       headers: json === undefined ? headers : { 'Content-Type': 'application/json', ...headers },
@@ -88,7 +107,7 @@ export const api = {
   removeJob: (jobId) => call(`/v1/jobs/${id(jobId)}`, { method: 'DELETE' }),
   jobEventsUrl: (jobId, after) => `/v1/jobs/${id(jobId)}/events?after=${after}`,
   jobFileUrl: (jobId, path) => `/v1/jobs/${id(jobId)}/files/${path.split('/').map(id).join('/')}`,
-  ready: () => fetch('/readyz').then((response) => response.json()),
+  ready: () => reach('/readyz').then((response) => response.json()),
   eventsUrl: (traceId, after) => `/v1/traces/${id(traceId)}/events?after=${after}`,
   modelViewUrl: (imageId, fit = 'crop') => `/v1/images/${id(imageId)}/model-view?fit=${fit}`,
 };

@@ -14,6 +14,37 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
+/** The first element that matches, as soon as it is on the page: Gradio's own parts may come after ours. */
+export function appears(selector) {
+  const found = document.querySelector(selector);
+  if (found) return Promise.resolve(found);
+  return new Promise((resolve) => {
+    const observer = new MutationObserver(() => {
+      const element = document.querySelector(selector);
+      if (!element) return;
+      observer.disconnect();
+      resolve(element);
+    });
+    observer.observe(document.documentElement, { childList: true, subtree: true });
+  });
+}
+
+/**
+ * The place of a part that is drawn once, however often Gradio makes its component: `into(element, draw)` draws the
+ * first time; later what was drawn moves into the new element, listeners and all.
+ */
+export class Place {
+  element = null;
+
+  into(element, draw) {
+    const before = this.element;
+    this.element = element;
+    if (before === null) return draw(element);
+    if (before !== element) element.replaceChildren(...before.childNodes);
+    return undefined;
+  }
+}
+
 /** Set text only when it differs: an unchanged node is not touched, so a selection in it survives. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

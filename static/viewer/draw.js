@@ -86,10 +86,11 @@ export class Bar {
 export class Timeline {
   #chips = new Map(); // key -> {item, button, thumb, label, mark, skill}
 
-  constructor(onPick) {
+  /** label: the name of the viewer, so that two on one page are told apart. */
+  constructor(label, onPick) {
     this.onPick = onPick;
     this.list = h('ol', { class: 'or-chips' });
-    this.element = h('nav', { class: 'or-timeline', 'aria-label': 'Steps of the trace' }, this.list);
+    this.element = h('nav', { class: 'or-timeline', 'aria-label': `${label}: steps` }, this.list);
   }
 
   #chip(key) {
@@ -179,12 +180,12 @@ export class Timeline {
 export class Steps {
   #rows = new Map();
 
-  constructor(onPick) {
+  constructor(label, onPick) {
     this.onPick = onPick;
     this.question = h('p', { class: 'or-question', dir: 'auto' });
     this.list = h('ol', { class: 'or-steps' });
     this.hint = h('p', { class: 'or-steps-hint' });
-    this.element = h('div', { class: 'or-words', tabindex: '0', role: 'group', 'aria-label': 'Words of the steps' },
+    this.element = h('div', { class: 'or-words', tabindex: '0', role: 'region', 'aria-label': `${label}: words` },
       this.question, this.list, this.hint);
   }
 

@@ -1,13 +1,14 @@
 // The events of one trace or one job, in order, without a hole and without a repetition, for as long as they are wanted.
 //
-// A browser has six connections a server. So only the tab that was used last holds an EventSource (one lock for all
-// tabs of this server, taken over by whoever is used); every other visible tab looks in for a moment about once a
-// second, and a hidden one not at all. It closes on the terminal event and when the trace stays paused for 30 s;
-// whatever it missed is read from the stored log (`after=`) when it wakes.
+// A browser has six connections a server. So only the tab that was used last holds an EventSource (see turn.js); every
+// other visible tab looks in for a moment about once a second, less often while nothing is new, and a hidden one not at
+// all. It closes on the terminal event and when the trace stays paused for 30 s; whatever it missed is read from the
+// stored log (`after=`) when it wakes.
 
-import { api } from './api.js';
+import { api, reach } from './api.js';
 import { parser } from './sse.js';
 import { TERMINAL } from './state.js';
+import { Turn } from './turn.js';
 
 export const TYPES = [
   'trace.queued', 'trace.started', 'trace.resumed', 'trace.paused', 'trace.completed', 'trace.cancelled',
@@ -26,10 +27,14 @@ export const traceSource = (traceId) => ({
   rests: ({ type }) => type === 'trace.paused',
 });
 
-const LOCK = 'omni-r1-live';
+const CHANNEL = 'omni-r1-live';
 export const PAUSED_MS = 30_000;
 const LOOK_IN_EVERY_MS = 800;
+const LOOK_IN_RARELY_MS = 3200; // while nothing is new
+const LOOK_IN_PATIENCE_MS = 600; // for the first events of a look-in
 const LOOK_IN_QUIET_MS = 150;
+const LOOK_IN_MOST_MS = 400; // a trace that always has something new must not hold its connection
+const SUCCEED_MS = 300; // within which one of the waiting tabs takes a free turn
 const CATCH_UP_QUIET_MS = 40;
 const CATCH_UP_MAX_MS = 250;
 const RETRY_MS = [100, 500, 1000, 2000, 4000, 8000];
@@ -37,9 +42,9 @@ const RETRY_MS = [100, 500, 1000, 2000, 4000, 8000];
 const browser = () => ({
   document,
   window,
-  locks: navigator.locks, // absent outside https and localhost: then every visible tab streams
+  channel: () => (typeof BroadcastChannel === 'undefined' ? null : new BroadcastChannel(CHANNEL)),
   EventSource,
-  fetch: (...args) => fetch(...args),
+  fetch: reach,
   frame: (callback) => requestAnimationFrame(callback),
   setTimeout: (...args) => setTimeout(...args),
   clearTimeout: (timer) => clearTimeout(timer),
@@ -55,9 +60,9 @@ export class EventStream {
   #flushing = false;
   #catchUp; // collect the stored events first, so that they are drawn in one go
   #wire = null;
-  #release = null; // gives the lock back
-  #waiting = null; // AbortController of our place in the queue for the lock
+  #turn;
   #look = null; // AbortController of the look-in under way
+  #lookEvery = LOOK_IN_EVERY_MS;
   #timers = new Map();
   #tries = 0;
   #holes = 0;
@@ -76,6 +81,11 @@ export class EventStream {
     this.#onEvents = onEvents;
     this.#onConnection = onConnection;
     this.#env = env;
+    this.#turn = new Turn({
+      channel: env.channel?.() ?? null,
+      onTaken: () => this.#taken(),
+      onFree: () => this.#mode === 'looking' && this.#timer('succeed', Math.random() * SUCCEED_MS, () => this.#goLive()),
+    });
     const listen = (target, type, handler) => {
       target.addEventListener(type, handler, { passive: true });
       this.#listeners.push(() => target.removeEventListener(type, handler));
@@ -86,7 +96,7 @@ export class EventStream {
     listen(env.window, 'pagehide', () => this.#sleep());
     listen(env.window, 'pageshow', () => this.wake());
     if (this.#hidden()) this.#say('asleep');
-    else this.#takeLock(true);
+    else this.#goLive();
   }
 
   get after() {
@@ -97,13 +107,14 @@ export class EventStream {
   wake() {
     if (this.#mode === 'closed' || this.#mode === 'live' || this.#hidden()) return;
     this.#clear('paused');
-    this.#takeLock(true);
+    this.#goLive();
   }
 
   close(word = 'closed') {
     if (this.#mode === 'closed') return;
     this.#hangUp();
     this.#flush();
+    this.#turn.close();
     for (const stop of this.#listeners) stop();
     this.#say('closed', word);
   }
@@ -151,10 +162,7 @@ export class EventStream {
     this.#closeSource();
     this.#look?.abort();
     this.#look = null;
-    this.#waiting?.abort();
-    this.#waiting = null;
-    this.#release?.();
-    this.#release = null;
+    this.#turn.release();
   }
 
   #closeSource() {
@@ -164,31 +172,20 @@ export class EventStream {
 
   // ---- whose turn it is to hold the stream
 
-  #takeLock(steal) {
-    this.#waiting?.abort();
-    this.#waiting = null;
-    if (!this.#env.locks) return this.#goLive();
-    const queue = new AbortController();
-    if (!steal) this.#waiting = queue;
-    const granted = () => {
-      if (queue.signal.aborted || this.#mode === 'closed') return undefined;
-      this.#waiting = null;
-      this.#goLive();
-      return new Promise((resolve) => (this.#release = resolve));
-    };
-    this.#env.locks.request(LOCK, steal ? { steal: true } : { signal: queue.signal }, granted).catch(() => {
-      if (queue.signal.aborted || this.#mode !== 'live') return;
-      this.#release = null; // another tab is being used now
-      this.#closeSource();
-      this.#lookIn();
-      this.#takeLock(false);
-    });
+  #taken() {
+    this.#clear('succeed');
+    if (this.#mode !== 'live' && this.#mode !== 'lost') return;
+    this.#clear('retry');
+    this.#closeSource();
+    this.#lookEvery = LOOK_IN_EVERY_MS;
+    this.#lookIn();
   }
 
   #goLive() {
     this.#look?.abort();
     this.#look = null;
-    this.#clear('look');
+    for (const name of ['look', 'quiet', 'long', 'succeed']) this.#clear(name);
+    this.#turn.take();
     this.#say('live');
     this.#open();
   }
@@ -243,8 +240,11 @@ export class EventStream {
     this.#say('looking');
     const look = new AbortController();
     this.#look = look;
+    const before = this.#after;
     const again = () => {
-      if (this.#look === look && !this.#hidden()) this.#timer('look', LOOK_IN_EVERY_MS, () => this.#lookIn());
+      if (this.#look !== look || this.#hidden()) return;
+      this.#lookEvery = this.#after > before ? LOOK_IN_EVERY_MS : Math.min(2 * this.#lookEvery, LOOK_IN_RARELY_MS);
+      this.#timer('look', this.#lookEvery, () => this.#lookIn());
     };
     this.#read(look).then(
       (ended) => (ended && this.#look === look ? this.close('ended') : again()),
@@ -261,15 +261,17 @@ export class EventStream {
     if (!response.ok) return false;
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     const feed = parser(({ id, event, data }) => this.#receive(event, id, data));
-    const quiet = () => this.#timer('quiet', LOOK_IN_QUIET_MS, () => reader.cancel().catch(() => {}));
-    quiet();
-    for (;;) {
+    const stop = () => reader.cancel().catch(() => {});
+    this.#timer('quiet', LOOK_IN_PATIENCE_MS, stop);
+    for (let first = true; ; first = false) {
       const { done, value } = await reader.read();
       if (done) break;
       feed(value);
-      quiet();
+      if (first) this.#timer('long', LOOK_IN_MOST_MS, stop);
+      this.#timer('quiet', LOOK_IN_QUIET_MS, stop);
     }
     this.#clear('quiet');
+    this.#clear('long');
     return false;
   }
 

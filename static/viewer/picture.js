@@ -111,7 +111,7 @@ export class Picture {
       'div', { class: 'or-picture' },
       h('div', { class: 'or-stage-frame' }, this.pane, this.facts), h('div', { class: 'or-picture-bar' }, this.compare, this.tools),
     );
-    show(this.facts, false);
+    for (const one of [this.facts, ...Object.values(this.figures)]) show(one, false);
     new ResizeObserver(() => this.#sharpen()).observe(this.pane);
   }
 

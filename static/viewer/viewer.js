@@ -12,6 +12,7 @@ import { TraceStream } from './events.js';
 import { listenForKeys, openHelp } from './keys.js';
 import { Picture, loadPicture } from './picture.js';
 import { fetchReference, openReference } from './reference.js';
+import { onBack } from './server.js';
 import { fromTrace, initialState, isLive, isTerminal, phaseOf, reduceAll, withTrace } from './state.js';
 import { announcementOf, curlOf, requestOf } from './words.js';
 
@@ -28,10 +29,12 @@ export class Viewer {
   #reference = null;
   #busy = false;
   #given = null; // a trace that the page handed over: it has no address and no row of its own
+  #stopListening;
   #options;
 
   constructor(element, options = {}) {
     this.#options = options;
+    const label = options.label ?? 'Trace';
     const round = (name, label, act) =>
       h('button', { type: 'button', class: 'or-round', 'aria-label': label, title: label, onclick: act }, icon(name));
     const say = (text) => this.#say(text);
@@ -41,9 +44,9 @@ export class Viewer {
     this.help = h('button', { type: 'button', class: 'or-round', 'aria-label': 'Keyboard (?)', title: 'Keyboard (?)', onclick: openHelp }, '?');
     this.link = copyButton('copy link', () => this.address(), say);
     this.bar = new Bar([this.link]);
-    this.timeline = new Timeline((at) => this.go(at));
+    this.timeline = new Timeline(label, (at) => this.go(at));
     this.picture = new Picture();
-    this.words = new Steps((at) => this.go(at));
+    this.words = new Steps(label, (at) => this.go(at));
     this.referenceButton = h('button', { type: 'button', class: 'or-link', onclick: () => this.#openReference() }, 'reference trace');
     this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
     this.answer = new Answer([
@@ -54,7 +57,7 @@ export class Viewer {
     this.notice = h('div', { class: 'or-notice', role: 'alert' });
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.root = h(
-      'section', { class: 'or-viewer', tabindex: '-1', 'aria-label': options.label ?? 'Trace' },
+      'section', { class: 'or-viewer', tabindex: '-1', 'aria-label': label },
       this.bar.element,
       h('div', { class: 'or-line' }, this.timeline.element, h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help)),
       this.notice,
@@ -72,6 +75,7 @@ export class Viewer {
       close: () => this.picture.closeTop(),
     });
     element.replaceChildren(this.root);
+    this.#stopListening = onBack(() => this.#notice?.retry?.());
     if (options.events) this.record(options.trace, options.events);
     else if (options.traceId) this.open(options.traceId);
     else this.#draw();
@@ -175,6 +179,7 @@ export class Viewer {
 
   destroy() {
     this.#leave();
+    this.#stopListening();
     this.bar.stop();
     this.root.remove();
   }

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.build import build_version
 from app.errors import DatabaseGone
 from model.engine.messages import Failed
 from tests.app.conftest import Server, both_databases, is_problem, running
@@ -17,6 +18,7 @@ from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_item
 from tests.patience import PATIENCE_S
 
 OLD, NEW = "nano-omni-r1", "new"
+READY = {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "detail": "", "version": build_version()}
 
 
 def with_a_wait(request: Any) -> list[Item]:
@@ -145,7 +147,7 @@ def test_a_failure_anywhere_changes_nothing(
             monkeypatch.setattr(server.services.checkpoints, "remember", gone)
             expected = (503, "database_unavailable")
         is_problem(await activate(server), *expected)
-        assert (await ready(server)) == {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "detail": ""}
+        assert (await ready(server)) == READY
         after = await started(server)
         engine.go("go")
         for one in (trace_id, after):
@@ -302,7 +304,7 @@ def test_when_a_drained_load_fails_the_old_weights_are_read_back(
     async def scenario(server: Server) -> None:
         is_problem(await activate(server, drain="wait"), 422, "checkpoint_invalid")
         assert engine.loaded == {OLD: 1}
-        assert (await ready(server)) == {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "detail": ""}
+        assert (await ready(server)) == READY
         assert (await server.finished((await server.create())["id"]))["status"] == "completed"
 
     serve(scenario, memory_mb=150)

@@ -1,0 +1,96 @@
+// Whether the server answers, and whether it is still the version that this page came from.
+//
+// A request that fails makes it look at once; besides, it looks now and then while the page is seen. While the server is
+// away it goes on looking, and who listens with `onBack` may ask again for what is missing.
+
+import { onUnreachable } from './api.js';
+
+const LOOK_EVERY_MS = 30_000;
+const TRY_EVERY_MS = [500, 1000, 2000, 4000];
+const PATIENCE_MS = 8000;
+const LEAVING_MS = 300; // a page that is being left loses its requests too
+
+const backs = new Set();
+
+/** `listener()` is called when the server answers again; gives the way to stop that. */
+export function onBack(listener) {
+  backs.add(listener);
+  return () => backs.delete(listener);
+}
+
+const browser = () => ({
+  document,
+  window,
+  fetch: (path) => fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE_MS) }),
+  onUnreachable,
+  setTimeout: (...args) => setTimeout(...args),
+  clearTimeout: (timer) => clearTimeout(timer),
+});
+
+/** The sentence for a state; empty while all is well. */
+export function wordsOf(state, detail = '') {
+  const why = detail ? `: ${detail.replace(/[.\s]+$/, '')}` : '';
+  if (state === 'gone') return 'The server does not answer. This page keeps trying.';
+  if (state === 'starting') return `The server is not ready yet${why}.`;
+  if (state === 'stopping') return 'The server is stopping. This page waits for it to come back.';
+  if (state === 'failed') return `The server has a problem${why}.`;
+  if (state === 'updated') return 'The studio was updated. Reload this page to use the new version.';
+  return '';
+}
+
+export class ServerWatch {
+  #env;
+  #version;
+  #onState;
+  #timer = 0;
+  #looking = false;
+  #tries = 0;
+  #text = '';
+
+  /** version: of the server that made this page. onState(state, text): ready | starting | stopping | failed | gone | updated. */
+  constructor({ version, onState, env = browser() }) {
+    this.#version = version;
+    this.#onState = onState;
+    this.#env = env;
+    this.state = 'ready';
+    env.onUnreachable(() => this.state === 'ready' && this.#later(LEAVING_MS));
+    env.document.addEventListener('visibilitychange', () => env.document.visibilityState === 'visible' && this.look());
+    env.window.addEventListener('pageshow', (event) => event.persisted && this.look());
+    env.window.addEventListener('online', () => this.look());
+    env.window.addEventListener('pagehide', () => env.clearTimeout(this.#timer));
+    this.#later(LOOK_EVERY_MS);
+  }
+
+  #later(ms) {
+    this.#env.clearTimeout(this.#timer);
+    this.#timer = this.#env.setTimeout(() => this.look(), ms);
+  }
+
+  async look() {
+    if (this.#looking || this.state === 'updated') return;
+    this.#looking = true;
+    this.#env.clearTimeout(this.#timer);
+    let ready = null;
+    try {
+      ready = await (await this.#env.fetch('/readyz')).json();
+    } catch {
+      // nobody there, or a proxy's page
+    }
+    this.#looking = false;
+    if (ready?.version && ready.version !== this.#version) return this.#become('updated');
+    this.#become(ready?.phase ?? 'gone', ready?.detail);
+    if (this.state === 'ready') this.#tries = 0;
+    if (this.#env.document.visibilityState === 'hidden') return; // it looks when it is seen again
+    const wait = TRY_EVERY_MS[Math.min(this.#tries++, TRY_EVERY_MS.length - 1)];
+    this.#later(this.state === 'ready' ? LOOK_EVERY_MS : wait);
+  }
+
+  #become(state, detail) {
+    const before = this.state;
+    const text = wordsOf(state, detail);
+    this.state = state;
+    if (before !== state || text !== this.#text) this.#onState(state, text);
+    this.#text = text;
+    if (state === 'ready' && before !== 'ready') for (const listener of backs) listener();
+  }
+}
