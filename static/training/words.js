@@ -206,11 +206,6 @@ export const WARNINGS = {
     means: 'The job waits until there is room, and then goes on where it was. Nothing is lost; older optimiser states were removed first.',
     todo: 'Make room on the disk that holds the home: delete checkpoints or jobs that you do not need, or other files. Stop works while it waits.',
   },
-  checkpoint_exists: {
-    title: 'A checkpoint’s name was taken',
-    means: 'Another checkpoint got this name while the job ran. The files are in the job’s folder, but they are not listed.',
-    todo: 'Register the folder under another name, or delete the other checkpoint.',
-  },
 };
 
 /** `{title, means, todo}` of a warning; a code of a newer server is shown with its own detail. */
