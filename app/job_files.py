@@ -57,7 +57,14 @@ def with_addresses(value: Any, folder: Path, prefix: str) -> Any:
 
 def has_saved_state(folder: Path) -> bool:
     """Whether a worker could go on from what is there: something that is more than an empty list."""
-    return any(path.stat().st_size > len("{}") for pattern in SAVED_STATE for path in folder.glob(pattern))
+    return any(_size(path) > len("{}") for pattern in SAVED_STATE for path in folder.glob(pattern))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it is being removed
+        return 0
 
 
 def remove_all_but_checkpoints(folder: Path) -> None:

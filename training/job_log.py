@@ -43,7 +43,7 @@ class JobLog:
         self._torn = False  # the last write ended within a line
         self._lost = 0
         self._progress: dict[str, Any] = {"stage": None, "step": None, "total": None, "eta_s": None}
-        self._unsaid: bytes | None = None  # the warning of a wait, where there was no room for it either
+        self._unsaid: str | None = None  # the warning of a wait, where there was no room for it either
         self._trackers: dict[str, Any] | None = {} if tensorboard else None
 
     def __enter__(self) -> JobLog:
@@ -189,23 +189,28 @@ class JobLog:
             f"{waiting['free_bytes']:,} are free"
         )
         self._say(f"warning disk_full: {detail}")
-        warning = _event("warning", {"code": "disk_full", "detail": detail})
         with self._lock:
-            try:
-                self._write(warning)
+            self._unsaid = None if self._tell("disk_full", detail) else detail
+            with contextlib.suppress(OSError):
                 self._write(_event("progress", {**self._progress, "waiting": waiting}))
-            except OSError:
-                self._unsaid = warning
+
+    def _tell(self, code: str, detail: str) -> bool:
+        """A warning that waits for no room; whether there was any."""
+        try:
+            self._write(_event("warning", {"code": code, "detail": detail}))
+        except OSError:
+            return False
+        return True
 
     def _spared(self, count: int) -> None:
         self.log(f"the disk is full: the optimiser states of {count} older checkpoints were removed")
 
     def _has_room(self) -> None:
         """Report that the wait is over."""
-        warning, self._unsaid = self._unsaid, None
-        with self._lock, contextlib.suppress(OSError):
-            if warning is not None:
-                self._write(warning)
+        with self._lock:
+            detail, self._unsaid = self._unsaid, None
+            if detail is not None:
+                self._tell("disk_full", detail)
         self._emit("progress", self._progress)
         self._say("the job goes on")
 

@@ -16,33 +16,42 @@ from app import db as tables
 from app.db import Database
 
 TIME = "2026-01-01T00:00:00.000Z"
-DONE, STOPPED, UPLOAD = "job_done", "job_stopped", f"{'ab' * 16}.jsonl"
+DONE, STOPPED, KILLED, UPLOAD = "job_done", "job_stopped", "job_killed", f"{'ab' * 16}.jsonl"
 
 
-def make_old_home(home: Path, weights: Path, elsewhere: Path) -> None:
-    """Two jobs with a checkpoint each, one of them resumable; checkpoints registered inside and outside the home."""
+def make_old_home(home: Path, weights: Path, elsewhere: Path, url: str | None = None) -> None:
+    """Three jobs with a checkpoint each, and checkpoints registered inside and outside the home.
+
+    One job is done, one resumable, and one ran when its server was killed: nobody has read its events yet.
+    """
     for name in ("jobs", "uploads", "checkpoints", "registered"):
         (home / name).mkdir(parents=True)
     (home / "server-id").write_text("here\n")
     (home / "uploads" / UPLOAD).write_text('{"Question": "?"}\n')
     for folder in (home / "checkpoints" / "found", home / "registered" / "inside", elsewhere / "outside"):
         shutil.copytree(weights, folder)
-    for job_id in (DONE, STOPPED):
+    for job_id in (DONE, STOPPED, KILLED):
         shutil.copytree(weights, _made(home, job_id))
         (home / "jobs" / job_id / "runs" / "pesft").mkdir(parents=True)
         (home / "jobs" / job_id / "runs" / "pesft" / "state.pt").write_bytes(b"state")
         (home / "jobs" / job_id / "samples").mkdir()
         (home / "jobs" / job_id / "samples" / "a-1.png").write_bytes(b"\x89PNG")
-    _fill(home, elsewhere)
+    made = _made(home, KILLED)
+    told = {"name": made.name, "folder": str(made), "stage": "pesft", "step": 4, "metrics": {}}
+    line = json.dumps({"time": TIME, "type": "checkpoint", "data": told})
+    (home / "jobs" / KILLED / "events.jsonl").write_text(line + "\n")
+    _fill(home, elsewhere, url or f"sqlite:///{home / 'omni-r1.db'}")
 
 
 def _made(home: Path, job_id: str) -> Path:
     return home / "jobs" / job_id / "checkpoints" / f"{job_id}-step-4"
 
 
-def _fill(home: Path, elsewhere: Path) -> None:
-    database = Database(f"sqlite:///{home / 'omni-r1.db'}")
+def _fill(home: Path, elsewhere: Path, url: str) -> None:
+    database = Database(url)
     with database.write() as connection:
+        tables.metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
         config = Config()
         config.set_main_option("script_location", str(tables.MIGRATIONS))
         config.attributes["connection"] = connection
@@ -61,7 +70,7 @@ def _rows(home: Path, elsewhere: Path) -> Iterator[tuple[str, Mapping[str, Any]]
         "data": {"source": "jsonl", "path": str(home / "uploads" / UPLOAD)},
         "hyperparameters": {"steps": 4},
     }
-    for job_id, status in ((DONE, "succeeded"), (STOPPED, "interrupted")):
+    for job_id, status in ((DONE, "succeeded"), (STOPPED, "interrupted"), (KILLED, "running")):
         made = _made(home, job_id)
         result = {"checkpoint": made.name, "folder": str(made)} if status == "succeeded" else None
         yield "jobs", {
@@ -73,7 +82,8 @@ def _rows(home: Path, elsewhere: Path) -> Iterator[tuple[str, Mapping[str, Any]]
         told = {"status": status, "attempt": 1, "time": TIME} | ({"result": result} if result else {})
         data = json.dumps(told, separators=(",", ":"))
         yield "job_events", {"job_id": job_id, "seq": 1, "type": "job.status", "data": data}
-        yield "checkpoints", _checkpoint(made, job_id=job_id, source="job")
+        if status != "running":
+            yield "checkpoints", _checkpoint(made, job_id=job_id, source="job")
     yield "checkpoints", _checkpoint(home / "registered" / "inside", source="local")
     yield "checkpoints", _checkpoint(elsewhere / "outside", source="local")
 

@@ -307,6 +307,7 @@ def test_every_write_of_a_job_waits_for_room(
             if e.type == kind
         ]
 
+    assert len(rows(job, "warning")) == len(rows(undisturbed, "warning")) + full.waits  # each wait is told once
     for kind in ("metrics", "sample", "checkpoint", "report"):
         assert rows(job, kind) == rows(undisturbed, kind), kind
     assert {row["code"] for row in rows(job, "warning")} - {row["code"] for row in rows(undisturbed, "warning")} == {
