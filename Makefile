@@ -18,6 +18,9 @@ SOURCES := app model training
 
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+# Long tests of files, processes and the world, to which kernels make no difference.
+WITHOUT_KERNELS := model/test_checkpoint model/test_tokenizer model/engine/test_process training/test_checkers \
+  training/test_pesft_faults training/test_plot_job
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test test-portable check format bench attack clean
@@ -37,7 +40,8 @@ test: setup
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-portable: setup
-	@$(PORTABLE_CPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not any_cpu" tests/model tests/training $(ARGS)
+	@$(PORTABLE_CPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/model tests/training \
+	  $(WITHOUT_KERNELS:%=--ignore=tests/%.py) $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .
