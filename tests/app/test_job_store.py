@@ -118,7 +118,7 @@ def test_a_compared_checkpoint_leaves_the_jobs_metrics_alone(db: Database) -> No
     add(db, "job_compare", "comparing")
     own = {"stage": "benchmark", "step": 10, "values": {"accuracy/all": 0.9, "response/len": 4}}
     other = {"stage": "benchmark:other", "step": 10, "values": {"accuracy/all": 0.1}}
-    events = [WorkerEvent("metrics", row, "2026-01-01T00:00:00Z") for row in (own, other)]
+    events = [WorkerEvent("metrics", "2026-01-01T00:00:00Z", row) for row in (own, other)]
     table(db, "comparing").record("job_compare", events, 1)
     with db.read() as connection:
         metrics = connection.execute(sa.select(tables.jobs.c.metrics).where(tables.jobs.c.id == "job_compare")).scalar()

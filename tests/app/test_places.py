@@ -47,7 +47,7 @@ def test_limits_count_the_prompt_that_is_built(with_server: WithServer) -> None:
 
 def test_a_question_with_places_is_asked_as_written(with_server: WithServer, engine: FakeGeneration) -> None:
     question = "Is <image_1> red? <image> is text."
-    engine.script = lambda _request: [*step_items(1, "I look."), *answer_items("yes")]
+    engine.script = lambda _request: [*step_items(1, "I look.", None), *answer_items("yes")]
 
     async def scenario(server: Server) -> None:
         trace = await server.finished((await server.create(question=question))["id"])

@@ -8,9 +8,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.cli import main
+from app.client import Client
 from app.errors import Problem
 from app.grader import MAX_WAITING, Grader
 from app.schemas_rewards import MAX_CHARS, MAX_CHOICES, RewardOut
@@ -137,3 +139,18 @@ def test_the_command_line_grades_without_a_server(capsys: pytest.CaptureFixture[
     assert main(["grade", "B) red", "B", "--choice", "red", "--choice", "blue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == 0.0
     assert main(["grade", "only one"]) == 2
+
+
+def test_the_client_sends_options_as_a_list_or_by_label() -> None:
+    sent: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        verdict = {"accuracy": 1.0, "check": "option", "answer": "B", "reference": "B", "details": {}}
+        return httpx.Response(200, json=verdict)
+
+    with Client("http://127.0.0.1:9", transport=httpx.MockTransport(answer)) as client:
+        assert client.reward("B", "B", ("red", "blue"))["accuracy"] == 1.0
+        client.reward(None, "B", {"B": "blue"}, similarity=True)
+    assert sent[0] == {"answer": "B", "reference": "B", "choices": ["red", "blue"], "similarity": False}
+    assert sent[1] == {"answer": None, "reference": "B", "choices": {"B": "blue"}, "similarity": True}

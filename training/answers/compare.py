@@ -131,9 +131,8 @@ class Comparison:
             return False, "formula"
         (names, value), (other_names, other_value) = self._read_equation(given), self._read_equation(wanted)
         if value is not None and other_value is not None:
-            if names and other_names and not self._share_name(names, other_names):
-                return False, "formula"
-            if (right := self.same(value, other_value)) or not (signs and other_signs):
+            apart = names and other_names and not self._share_name(names, other_names)
+            if not apart and ((right := self.same(value, other_value)) or not (signs and other_signs)):
                 return right, "formula"
         same = same_relation(given, wanted)
         return (

@@ -19,6 +19,7 @@ _CURRENCY = re.compile(r"([+-]?)\s*(US\$|[$€£¥₹₩]|\b(?:USD|EUR|GBP|JPY|C
 _PI = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)?\s*(?:π|pi)(?:\s*/\s*([1-9]\d{0,5}))?(\s*rad(?:ians?)?)", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(?:%|percent|per\s?cent|percentage\s+points?)(?:\s+of\s+the\s+[a-z]{1,20})?", re.IGNORECASE)
 _PER_MILLE = re.compile(r"\s*(?:‰|per\s+mille)", re.IGNORECASE)
+_AGAIN = re.compile(r"\s*\(([^()]{1,60})\)")
 _TRAILING = re.compile(
     r"\s+(?:long|wide|tall|high|deep|thick|old|in\s+total|total|altogether|in\s+all|away|ago|each)$", re.I
 )
@@ -77,6 +78,8 @@ def read_quantity(text: str) -> Quantity | None:
         return Quantity(number.value / 10, False, percent=True)
     if number.ordinal:
         return None
+    if (again := _AGAIN.fullmatch(rest)) and (said := read_number(again[1])) and not said.rest:  # 12 (twelve)
+        return Quantity(number.value, number.whole) if said.value == number.value else None
     if rest in ("k", "K"):
         return Quantity(number.value * 1000, number.whole)
     joined = rest.strip().removeprefix("-") if rest[:1] != " " else rest.strip()
@@ -108,7 +111,7 @@ def _money(match: re.Match[str], text: str) -> Quantity | None:
 def _counted(value: Fraction, whole: bool, rest: str) -> Quantity | None:
     """``12 apples``: a few words that only name things."""
     noun = rest.strip()
-    if rest[:1] not in (" ", "-") and not rest.isalpha():
+    if rest[:1] not in (" ", "-") and not (rest.isalpha() and len(rest) > 2):  # 2xy is a formula
         return None
     noun = noun.removeprefix("-")
     words = noun.lower().replace("-", " ").split()

@@ -55,6 +55,7 @@ _PAIRS = (
 _DOLLARS = re.compile(r"\$\$([^$]{1,500})\$\$|(?<![\w$])\$([^$]{1,500})\$(?!\d)")
 
 _IS = re.compile(r"^([a-zA-Z])\s+(?:is|equals)\s+(?=[-+√π(\d])")
+_BY = re.compile(r"(?<=\d) x (?=\d)")
 _INFINITY = re.compile(r"(?<![a-z])(?:inf|infinity)(?![a-z])", re.IGNORECASE)
 
 _WRAPPERS = re.compile(
@@ -162,8 +163,8 @@ def _without_pairs(text: str) -> str:
 
 
 def _in_symbols(text: str) -> str:
-    """``x is 3`` as ``x = 3``, ``x ≈ 3`` too; ``infinity`` and ``{}`` as their signs."""
-    text = _IS.sub(r"\1 = ", text)
+    """``x is 3`` as ``x = 3``, ``x ≈ 3`` too; ``5 x 3`` as ``5×3``; ``infinity`` and ``{}`` as their signs."""
+    text = _BY.sub("×", _IS.sub(r"\1 = ", text))
     if "≈" in text[1:]:
         text = text.replace("≈", "=")
     text = _INFINITY.sub("∞", text)
