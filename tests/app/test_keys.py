@@ -360,15 +360,15 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
 def test_a_server_that_listens_everywhere_reaches_its_own_page_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import app.main as main_module
+    import app.server as server_module
 
     seen: list[str] = []
-    monkeypatch.setattr(main_module.StudioServer, "run", lambda self, sockets: seen.append(self._runtime.base_url))
+    monkeypatch.setattr(server_module.StudioServer, "run", lambda self, sockets: seen.append(self._runtime.base_url))
     for host, reached in (("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")):
         settings = Settings(home=tmp_path / host, host=host, api_key=KEY)  # type: ignore[arg-type]
         app = create_app(settings, generation=FakeGeneration())
-        sock = main_module.bind(host, 0)
-        main_module.run_app(app, sock)
+        sock = server_module.bind(host, 0)
+        server_module.run_app(app, sock)
         assert seen.pop() == f"http://{reached}:{sock.getsockname()[1]}"
         sock.close()
 

@@ -326,10 +326,10 @@ class Jobs:
 
 @both_databases
 @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "interrupted"])
-def test_every_attempt_of_a_job_has_one_end_wherever_it_is_interrupted(db: Database, end: Any) -> None:
+def test_every_attempt_of_a_job_has_one_end_wherever_it_is_interrupted(db: Database, tmp_path: Path, end: Any) -> None:
     jobs = Jobs(db)
     steps = [
-        lambda job_id: jobs.table.started(job_id, WorkerProcess(1, 1.0)),
+        lambda job_id: jobs.table.started(job_id, WorkerProcess(tmp_path)),
         lambda job_id: jobs.table.beat(job_id),
         lambda job_id: jobs.table.record(job_id, [WorkerEvent("progress", "t", {"step": 1})], 10),
         lambda job_id: jobs.table.finish(job_id, end, error=None, result=None),
@@ -351,15 +351,14 @@ def test_every_attempt_of_a_job_has_one_end_wherever_it_is_interrupted(db: Datab
 
 
 @both_databases
-def test_a_job_another_server_ended_is_left_over_until_its_own_has_looked(db: Database) -> None:
+def test_a_job_another_server_ended_is_left_over_until_its_own_has_looked(db: Database, tmp_path: Path) -> None:
     jobs = Jobs(db)
     jobs.claimed("job_1")
-    jobs.table.started("job_1", WorkerProcess(7, 1.0))
+    jobs.table.started("job_1", WorkerProcess(tmp_path))
     insert_job(db, "job_2")  # queued: it waits for its server
     jobs.interrupt()
     (left,) = jobs.table.left_over()
     assert left.id == "job_1"
-    assert left.worker == WorkerProcess(7, 1.0)
     with db.write() as connection:
         assert not job_store.delete(connection, "job_1")
     jobs.table.finish("job_1", "interrupted", error=None, result=None)
