@@ -363,14 +363,19 @@ def test_a_server_that_listens_everywhere_reaches_its_own_page_on_this_machine(
     import app.server as server_module
 
     seen: list[str] = []
-    monkeypatch.setattr(server_module.StudioServer, "run", lambda self, sockets: seen.append(self._runtime.base_url))
+
+    def run(self: Any, sockets: list[Any]) -> None:
+        seen.append(self._runtime.base_url)
+        sockets[0].close()
+
+    monkeypatch.setattr(server_module.StudioServer, "run", run)
     for host, reached in (("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")):
         settings = Settings(home=tmp_path / host, host=host, api_key=KEY)  # type: ignore[arg-type]
         app = create_app(settings, generation=FakeGeneration())
         sock = server_module.bind(host, 0)
+        port = sock.getsockname()[1]
         server_module.run_app(app, sock)
-        assert seen.pop() == f"http://{reached}:{sock.getsockname()[1]}"
-        sock.close()
+        assert seen.pop() == f"http://{reached}:{port}"
 
 
 def test_event_streams_end_as_ever_behind_the_key(with_server: WithServer) -> None:
