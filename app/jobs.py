@@ -24,7 +24,7 @@ from app.home import Home
 from app.idempotency import Claim
 from app.job_events import JobEvents
 from app.job_intake import JobIntake
-from training.home_paths import record
+from training.home_paths import located, record
 from training.job_context import JobError
 from training.job_folder import WorkerEvent
 from training.job_watch import Job
@@ -179,6 +179,8 @@ class JobService:
     def _more(self, row: Any) -> dict[str, Any]:
         """What the folder and the runner know of a job."""
         more: dict[str, Any] = {"resumable": self._is_resumable(row)}
+        if row.server_id == self._home.server_id:
+            more |= {name: located(getattr(row, name), self._table.folder(row.id)) for name in ("spec", "result")}
         if row.status == "running" and row.server_id == self._home.server_id:
             waiting = self._runner.waiting(row.id)
             progress = store.without_waiting(row.progress)

@@ -54,7 +54,7 @@ class JobOut(Out):
     method: Method
     progress: ProgressOut | None
     metrics: dict[str, float | None] = Field(description="the newest value of each")
-    spec: dict[str, Any] = Field(description="with every default resolved; paths in the home are relative to it")
+    spec: dict[str, Any] = Field(description="with every default resolved")
     result: dict[str, Any] | None = Field(description="what the job's method sums up at its end")
     error: JobErrorOut | None
     checkpoints: list[JobCheckpointOut]

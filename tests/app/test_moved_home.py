@@ -72,11 +72,11 @@ def test_old_home_keeps_its_checkpoints(
             }
             assert (await get(server, KILLED))["status"] == "interrupted"
             done, stopped = await get(server, DONE), await get(server, STOPPED)
-            assert done["result"]["folder"] == f"jobs/{DONE}/checkpoints/{DONE}-step-4"
-            assert done["spec"]["data"]["path"] == f"uploads/{UPLOAD}"
+            assert done["result"]["folder"] == str(home / "jobs" / DONE / "checkpoints" / f"{DONE}-step-4")
+            assert done["spec"]["data"]["path"] == str(home / "uploads" / UPLOAD)
             assert (done["running_s"], done["resumable"], stopped["resumable"]) == (90.5, False, True)
             told = await events(server, DONE)
-            assert told[0].data["result"]["folder"] == done["result"]["folder"]
+            assert told[0].data["result"]["folder"] == f"jobs/{DONE}/checkpoints/{DONE}-step-4"
             picture = await server.client.get(f"/v1/jobs/{DONE}/files/samples/a-1.png")
             assert picture.content == b"\x89PNG"
             activated = await server.client.post(f"/v1/checkpoints/{DONE}-step-4/activate", json={})
@@ -131,7 +131,7 @@ def test_copy_of_a_home_uses_its_own_files(
             async with running(second, package, FakeGeneration(), job_command=worker("obey")) as copy:
                 found = await get(copy, job["id"])
                 assert found["status"] == "interrupted"
-                assert found["spec"]["data"] == {**data, "num_samples": None}
+                assert found["spec"]["data"]["path"] == str(second / data["path"])
                 (made,) = found["checkpoints"]
                 where = (await copy.client.get(f"/v1/checkpoints/{made['name']}")).json()["folder"]
                 assert Path(where) == second / "jobs" / job["id"] / "checkpoints" / made["name"]
