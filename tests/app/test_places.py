@@ -54,7 +54,8 @@ def test_an_answer_without_a_mark_is_flagged(with_server: WithServer, engine: Fa
 
     async def scenario(server: Server) -> None:
         events = await server.stream((await server.create())["id"])
-        assert (events[-1].type, events[-1].data["answer"], events[-1].data["unmarked"]) == ("trace.completed", "red", True)
+        assert events[-1].type == "trace.completed"
+        assert (events[-1].data["answer"], events[-1].data["unmarked"]) == ("red", True)
 
     with_server(scenario)
 
