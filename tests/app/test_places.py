@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from model.engine.messages import Finished
 from tests.app.conftest import Server, WithServer, is_problem
 from tests.fakes import FakeGeneration, answer_items, step_items
 
@@ -41,6 +43,19 @@ def test_limits_count_the_prompt_that_is_built(with_server: WithServer) -> None:
         once, twice = await room(server, "Is it <image_1>?", 1), await room(server, "<image_1>Is it <image_1>?", 1)
         assert twice["prompt_tokens"] == once["prompt_tokens"] + info.tokens_per_image
         assert plain["prompt_tokens"] >= 2 * info.tokens_per_image
+
+    with_server(scenario)
+
+
+def test_an_answer_without_a_mark_is_flagged(with_server: WithServer, engine: FakeGeneration) -> None:
+    *items, end = answer_items("red")
+    assert isinstance(end, Finished)
+    engine.script = lambda _request: [*step_items(1, "I look.", None), *items, replace(end, unmarked=True)]
+
+    async def scenario(server: Server) -> None:
+        events = await server.stream((await server.create())["id"])
+        assert events[-1].type == "trace.completed"
+        assert (events[-1].data["answer"], events[-1].data["unmarked"]) == ("red", True)
 
     with_server(scenario)
 
