@@ -14,6 +14,7 @@ from app.cli import build_parser
 from app.settings import PREFIX, Settings
 from app.sse_reader import TERMINAL_EVENTS
 from training.spec import METHODS, parse_spec
+from training.unitasks.world import SLICES, make_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -178,3 +179,16 @@ def test_every_invariant_has_the_tests_that_are_named_for_it() -> None:
         for number in re.findall(r"^(?:async )?def test_invariant_(\d+)_", path.read_text(), re.MULTILINE)
     }
     assert named == written
+
+
+def test_shown_questions_belong_to_the_world() -> None:
+    """A newcomer types what the docs show, on the embedded model."""
+    asked = {make_task(slice_, seed).question for slice_ in SLICES for seed in range(10**9, 10**9 + 300)}
+    shown = set()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        shown |= set(re.findall(r'omni-r1 ask \S+ "([^"]+)"', text))
+        shown |= {q for q in re.findall(r'"question": "([^"]+)"', text) if "<image" not in q}
+        shown |= set(re.findall(r'create_trace\("([^"]+)"', text))
+    assert shown
+    assert shown <= asked
