@@ -44,7 +44,7 @@ from app.metrics import Metrics, MetricsMiddleware
 from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
-from app.server import BAD_START, bind, run_app
+from app.server import BAD_START, StudioServer, bind, run_app
 from app.settings import Settings
 from app.tasks import TaskWorld
 from app.trace_intake import Intake
@@ -54,6 +54,8 @@ from app.traces import TraceService
 from app.ui.assets import static_files
 from model.engine.messages import Generation
 from training.jobs import COMMAND
+
+__all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app", "run_app", "serve"]
 
 log = logging.getLogger("omni_r1.server")
 
