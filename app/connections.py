@@ -216,19 +216,14 @@ class GuardedProtocol(H11Protocol):
 
 
 class Listener(socket.socket):
-    """A listening socket that takes connections only as far as the guard admits them."""
+    """A listening socket that takes connections only as far as its guard admits them."""
 
-    guard: ConnectionGuard
-    refused: deque[socket.socket]
+    guard: ConnectionGuard | None = None  # None: it takes them all
     _burst = 0
 
-    @classmethod
-    def of(cls, bound: socket.socket, guard: ConnectionGuard) -> Listener:
-        """Takes the place of `bound`."""
-        listener = cls(bound.family, bound.type, bound.proto, fileno=bound.detach())
-        listener.guard = guard
-        listener.refused = deque()
-        return listener
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.refused: deque[socket.socket] = deque()
 
     def accept(self) -> tuple[socket.socket, Any]:
         """As of a socket that does not block: BlockingIOError lets the event loop go on and come back."""
@@ -238,10 +233,11 @@ class Listener(socket.socket):
         if self._burst == 0:
             asyncio.get_running_loop().call_soon(self._next_turn)
         self._burst += 1
-        if not self.guard.admit():
-            self._refuse(connection)
-            raise BlockingIOError
-        self.guard.arriving += 1
+        if self.guard is not None:
+            if not self.guard.admit():
+                self._refuse(connection)
+                raise BlockingIOError
+            self.guard.arriving += 1
         return connection, address
 
     def _next_turn(self) -> None:

@@ -48,7 +48,7 @@ from app.page_gate import PageGate
 from app.registration import Registration
 from app.routes import checkpoints, datasets, images, jobs, login, rewards, system, tasks, traces
 from app.runtime import BuildUI, Runtime, UISlot
-from app.server import BAD_START, bind, run_app
+from app.server import BAD_START, StudioServer, bind, run_app
 from app.servers import ServerWatch
 from app.settings import Settings
 from app.tasks import TaskWorld
@@ -60,6 +60,8 @@ from app.ui.assets import static_files
 from app.uploads import Spool
 from model.engine.messages import Generation
 from training.jobs import COMMAND
+
+__all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app", "run_app", "serve"]
 
 log = logging.getLogger("omni_r1.server")
 

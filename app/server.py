@@ -83,7 +83,7 @@ def server_config(app: FastAPI, guard: ConnectionGuard) -> uvicorn.Config:
     )
 
 
-def run_app(app: FastAPI, sock: socket.socket, *, kill_engine: Callable[[], None] | None = None) -> int:
+def run_app(app: FastAPI, sock: Listener, *, kill_engine: Callable[[], None] | None = None) -> int:
     """Serve `app` on a bound socket until a signal; the exit code. `kill_engine` must not block."""
     runtime: Runtime = app.state.runtime
     services: Services = app.state.services
@@ -102,7 +102,8 @@ def run_app(app: FastAPI, sock: socket.socket, *, kill_engine: Callable[[], None
     watch.arm()
     server = StudioServer(server_config(app, guard), runtime, watch)
     runtime.on_failure = server.stop
-    server.run(sockets=[Listener.of(sock, guard)])
+    sock.guard = guard
+    server.run(sockets=[sock])
     gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
     if runtime.failure is not None:
         logs.refuse(runtime.failure)
@@ -110,10 +111,10 @@ def run_app(app: FastAPI, sock: socket.socket, *, kill_engine: Callable[[], None
     return 0
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> Listener:
     """A listening address, taken before anything else starts; OSError with one line for a person."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
+    sock = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host.strip("[]"), port))

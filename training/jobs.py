@@ -284,19 +284,19 @@ class JobRunner:
             if code is not None:
                 await self._until_done(lambda: self._drain(watch))
                 return code
-            waiting = await self._in_thread(read_object, job.folder / WAITING)
-            if waiting is None:
-                self._waiting.pop(job.id, None)
-            else:
-                self._waiting[job.id] = waiting
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
-                beat_at = time.monotonic() + self._beat_s * (1 if waiting is None else 10)  # a full disk is spared
+                beat_at = time.monotonic() + self._beat_s * (10 if job.id in self._waiting else 1)  # a full disk is spared
                 with telling(f"job {job.id}: its row cannot be written at present", watch):
                     watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
             with telling(f"job {job.id}: its events cannot be stored at present", watch):
                 while await self._in_thread(self._tail, watch):
                     self._hooks.changed(job.id)
+            waiting = await self._in_thread(read_object, job.folder / WAITING)
+            if waiting is None:
+                self._waiting.pop(job.id, None)
+            else:
+                self._waiting[job.id] = waiting
             self._press(watch)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):

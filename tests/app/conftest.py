@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.connections import ConnectionGuard, Listener
+from app.connections import ConnectionGuard
 from app.deps import Services
 from app.main import create_app
 from app.runtime import Runtime
@@ -106,7 +106,8 @@ class Server:
             self.settings, generation=self.generation, package_folder=self.package, job_command=self.job_command
         )
         self.guard = ConnectionGuard(self.most_connections, timeout_s=self.settings.client_timeout_s)
-        sock = Listener.of(bind("127.0.0.1", 0), self.guard)
+        sock = bind("127.0.0.1", 0)
+        sock.guard = self.guard
         self.port = sock.getsockname()[1]
         self._server = uvicorn.Server(server_config(self.app, self.guard))
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]

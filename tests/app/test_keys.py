@@ -360,7 +360,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
 def test_a_server_that_listens_everywhere_reaches_its_own_page_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import app.server as server_module
+    import app.main as main_module
 
     seen: list[str] = []
 
@@ -368,13 +368,13 @@ def test_a_server_that_listens_everywhere_reaches_its_own_page_on_this_machine(
         seen.append(self._runtime.base_url)
         sockets[0].close()
 
-    monkeypatch.setattr(server_module.StudioServer, "run", run)
+    monkeypatch.setattr(main_module.StudioServer, "run", run)
     for host, reached in (("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")):
         settings = Settings(home=tmp_path / host, host=host, api_key=KEY)  # type: ignore[arg-type]
         app = create_app(settings, generation=FakeGeneration())
-        sock = server_module.bind(host, 0)
+        sock = main_module.bind(host, 0)
         port = sock.getsockname()[1]
-        server_module.run_app(app, sock)
+        main_module.run_app(app, sock)
         assert seen.pop() == f"http://{reached}:{port}"
 
 
