@@ -174,7 +174,7 @@ class Runtime:
     async def _keep_reserve(self) -> None:
         while True:
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._home.reserve.take)
+                await pools.files.run(self._home.reserve.take)
             await asyncio.sleep(RESERVE_EVERY_S)
 
     async def _sweep(self) -> None:

@@ -307,7 +307,7 @@ class TraceRunner:
             await asyncio.wait([live.runner])
         self._leave(live)
         for png, stored in live.unlisted:
-            await asyncio.to_thread(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+            await pools.work.run(self._images.put, png, stored.width, stored.height)  # for the sweep to find
 
     async def _end(self, live: LiveTrace, status: str, type_: str, data: dict[str, Any], row: dict[str, Any]) -> None:
         if live.ended:

@@ -286,7 +286,8 @@ class JobRunner:
                 return code
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
-                beat_at = time.monotonic() + self._beat_s * (10 if job.id in self._waiting else 1)  # a full disk is spared
+                beats = 10 if job.id in self._waiting else 1  # a full disk is spared
+                beat_at = time.monotonic() + self._beat_s * beats
                 with telling(f"job {job.id}: its row cannot be written at present", watch):
                     watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
             with telling(f"job {job.id}: its events cannot be stored at present", watch):

@@ -99,7 +99,7 @@ def test_a_body_that_takes_its_time_is_read_whole(with_server: WithServer, monke
     monkeypatch.setattr(connections, "LEAST_BYTES_PER_S", 1)
 
     async def scenario(server: Server) -> None:
-        async with connected(server, 1, head % len(body)) as [(reader, writer)]:
+        async with connected(server, 1, head + b"Content-Length: %d\r\n\r\n" % len(body)) as [(reader, writer)]:
             for at in range(0, len(body), 4):
                 writer.write(body[at : at + 4])
                 await asyncio.sleep(1)
