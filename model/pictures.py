@@ -47,6 +47,7 @@ def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, f
         config = config.vq
     size = config.resolution if isinstance(config, VQConfig) else config
     image = open_picture(png)
+    image.load()  # the caller may close the file behind it
     if image.size == (size, size):
         return image
     if fit == "crop":

@@ -89,3 +89,11 @@ def test_png_bytes_come_back_as_the_same_picture_without_metadata() -> None:
 def test_an_unknown_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="crop or pad"):
         model_view(striped(20, 10), 16, "stretch")  # type: ignore[arg-type]
+
+
+def test_view_outlives_the_opened_file() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, "PNG")
+    with Image.open(io.BytesIO(out.getvalue())) as opened:
+        view = model_view(opened, 64)
+    assert view.copy().getpixel((3, 3)) == (255, 0, 0)
