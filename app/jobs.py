@@ -9,7 +9,7 @@ coroutines live on the server's event loop, blocking work goes to threads. Knows
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -242,10 +242,10 @@ class JobService:
             if not ended:
                 store.update(connection, job_id, cancel_requested=True)
 
-        await self._change(job_id, ask)
+        job = await self._change(job_id, ask)
         self._runner.wake(job_id)
         self.changed(job_id)
-        return await self.get(job_id)
+        return job
 
     async def resume(self, job_id: str) -> dict[str, Any]:
         """Queue an ended job again, to go on where its saved state is; 409 where there is none."""
@@ -276,10 +276,10 @@ class JobService:
                 finished_at=None,
             )
 
-        await self._change(job_id, again)
+        job = await self._change(job_id, again)
         self._runner.wake()
         self.changed(job_id)
-        return await self.get(job_id)
+        return job
 
     async def delete(self, job_id: str) -> None:
         """Remove row, log and samples of an ended job, never its checkpoints."""
@@ -293,13 +293,16 @@ class JobService:
         self.changed(job_id)
         await pools.files.run(files.remove_all_but_checkpoints, self._table.folder(job_id))
 
-    async def _change(self, job_id: str, change: Any) -> None:
-        def work(connection: Connection) -> None:
+    async def _change(self, job_id: str, change: Callable[[Connection], None]) -> dict[str, Any]:
+        """The job as the change left it; empty after its deletion."""
+
+        def work(connection: Connection) -> dict[str, Any]:
             if store.get_row(connection, job_id) is None:
                 raise _no_job()
             change(connection)
+            return store.whole(connection, job_id, self._more) or {}
 
-        await pools.writes.run(self._db.change, work)
+        return await pools.writes.run(self._db.change, work)
 
     def _require_here(self, connection: Connection, job_id: str) -> None:
         row = store.get_row(connection, job_id)

@@ -53,7 +53,7 @@ export function troubleOf(job) {
   }
   if (job.status === 'cancelled' && full) return `Stopped by force:${full}${kept ? ' Resume goes on from there.' : afresh}`;
   if (job.status === 'cancelled' && !job.startedAt) return 'Stopped before it began.';
-  if (job.status === 'cancelled') return kept ? 'Stopped with its state saved. Resume goes on from there.' : `Stopped.${afresh}`;
+  if (job.status === 'cancelled') return kept ? 'Stopped at the end of a step, with its state saved. Resume goes on from there.' : `Stopped.${afresh}`;
   return null;
 }
 
