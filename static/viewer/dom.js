@@ -117,7 +117,7 @@ export async function copyText(text) {
 /** A button that copies what `text()` gives and says so in place, without changing its width. */
 export function copyButton(label, text, said = () => {}) {
   const face = h('span', {}, label);
-  const done = h('span', { class: 'or-copied', 'aria-hidden': 'true' }, '✓ copied');
+  const done = h('span', { class: 'or-copied' }, '✓ copied');
   const button = h('button', { type: 'button', class: 'or-link' }, face, done);
   let timer = 0;
   button.addEventListener('click', async () => {
