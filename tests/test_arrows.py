@@ -39,13 +39,14 @@ APP_MAY_IMPORT = {
     "training.unitasks",
     "training.worker_process",
 }
-UI_MAY_IMPORT = {"app.client", "app.client_types", "app.sse_reader", "app.ui", "training.spec"}
+UI_MAY_IMPORT = {"app.build", "app.client", "app.client_types", "app.sse_reader", "app.ui", "training.spec"}
 
 # Import without these, so that the server and the command line start at once. Named with ○ in docs/architecture.md.
 HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow")
 LIGHT = {
     "app.artifacts",
     "app.auth",
+    "app.build",
     "app.cli",
     "app.client",
     "app.client_types",

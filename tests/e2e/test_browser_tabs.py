@@ -1,4 +1,4 @@
-"""Eight visible tabs on one trace, over plain http on a name that is not this machine's: no Web Locks, six connections."""
+"""Eight visible tabs on one trace, over plain http and another name than localhost: no Web Locks, six connections."""
 
 from __future__ import annotations
 
