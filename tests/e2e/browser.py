@@ -76,12 +76,16 @@ class Studio:
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
         page = self.context.new_page()
-        page.on("console", self._console)
-        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
-        page.on("request", self._request)
+        self.watch(page)
         page.goto(self.url + path)
         page.wait_for_selector(ready, state="attached")
         return page
+
+    def watch(self, page: Any) -> None:
+        """From now on what this page does wrong counts in `check()`."""
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("request", self._request)
 
     def _console(self, message: Any) -> None:
         if message.type == "error":

@@ -21,20 +21,26 @@ STEP_MS = 10
 HELD_MS = 600  # by then the others are there, on most machines; on a slow one the test says less, not something wrong
 
 
-def opened(window: Studio, path: str) -> Any:
+def opened(window: Studio) -> Any:
+    """An empty page whose errors count as those of every other one."""
     page = window.context.new_page()
-    page.on("console", window._console)
-    page.on("pageerror", lambda error: window.errors.append(f"page error: {error}"))
+    window.watch(page)
     return page
+
+
+def held_back(page: Any, pattern: str) -> list[Any]:
+    """Requests for these scripts wait in the list until somebody lets them go on."""
+    held: list[Any] = []
+    page.route(pattern, lambda route: held.append(route))
+    return held
 
 
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_scripts_may_arrive_in_any_order(studio: Open, slow_url: str, path: str, seed: int) -> None:
     rng = random.Random(seed)
-    held: list[Any] = []
-    page = opened(studio(slow_url), path)
-    page.route("**/*.js", lambda route: held.append(route))
+    page = opened(studio(slow_url))
+    held = held_back(page, "**/*.js")
     page.goto(slow_url + path, wait_until="commit")
     for _ in range(6000):
         page.wait_for_timeout(STEP_MS)
@@ -50,7 +56,7 @@ def test_every_script_may_be_the_last(studio: Open, slow_url: str, path: str) ->
     """Gradio's text box among them: our modules must not count on it."""
     window = studio(slow_url)
     names: set[str] = set()
-    page = opened(window, path)
+    page = opened(window)
     page.on("request", lambda request: names.add(request.url) if request.url.split("?")[0].endswith(".js") else None)
     page.goto(slow_url + path)
     page.wait_for_selector(PAGES[path], state="attached")
@@ -58,9 +64,8 @@ def test_every_script_may_be_the_last(studio: Open, slow_url: str, path: str) ->
     late = sorted(name for name in names if "/static/" in name or "/assets/Index-" in name or "/assets/HTML-" in name)
     assert len(late) > 10
     for name in late:
-        held: list[Any] = []
-        page = opened(window, path)
-        page.route(name, lambda route, held=held: held.append(route))
+        page = opened(window)
+        held = held_back(page, name)
         page.goto(slow_url + path, wait_until="commit")
         page.wait_for_timeout(HELD_MS)
         page.unroute(name)
@@ -84,7 +89,7 @@ def test_a_module_that_fails_is_asked_for_again(studio: Open, slow_url: str, mod
         else:
             route.fulfill(status=answer)
 
-    page = opened(window, "/")
+    page = opened(window)
     page.route(f"**/static/{module}", broken)
     page.goto(slow_url)
     page.wait_for_selector(PAGES["/"], state="attached")
@@ -95,7 +100,7 @@ def test_a_module_that_fails_is_asked_for_again(studio: Open, slow_url: str, mod
 def test_a_module_that_stays_away_is_said(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["ERR_FAILED", "Failed to fetch dynamically imported module"]
-    page = opened(window, "/gallery")
+    page = opened(window)
     page.route("**/static/studio/gallery.js", lambda route: route.abort())
     page.goto(slow_url + "/gallery")
     page.wait_for_selector("#or-gallery >> text=could not be loaded")
