@@ -1,4 +1,6 @@
-"""A typed client for the studio's REST API: `Client("http://127.0.0.1:7860").create_trace("How many?", [image_id])`.
+"""A typed client for the studio's REST API.
+
+`Client("http://127.0.0.1:7860").create_trace("How many red shapes are there?", [image_id])`
 
 Used by the pages, the command line and the tests alike, so that there is one way to speak to a server. It knows HTTP
 and nothing of the server's insides. Answers are plain dictionaries, typed in `app.client_types`; what it raises is

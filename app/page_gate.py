@@ -28,7 +28,7 @@ _GET = re.compile(
     rf"/|/(?:{'|'.join(PAGES)})/?|/(?:assets|svelte)/.+|/(?:config|theme\.css|favicon\.ico|manifest\.json)"
     r"|/gradio_api/(?:info|app_id|startup-events|queue/data|heartbeat/[0-9A-Za-z_-]+)"
 )
-_POST = re.compile(r"/gradio_api/(?:queue/join|cancel|reset)/?")
+_POST = re.compile(r"/gradio_api/(?:run/predict|queue/join|cancel|reset)/?")
 _GONE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

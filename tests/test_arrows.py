@@ -51,6 +51,7 @@ HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow")
 LIGHT = {
     "app.artifacts",
     "app.auth",
+    "app.build",
     "app.cli",
     "app.client",
     "app.client_types",

@@ -14,7 +14,8 @@ from app.cli import build_parser
 from app.settings import PREFIX, Settings
 from app.sse_reader import TERMINAL_EVENTS
 from training.spec import METHODS, parse_spec
-from training.unitasks.world import SLICES, make_task
+from training.unitasks.canvas import COLOUR_NAMES, SHAPES
+from training.unitasks.world import EVAL_SEED_MIN, FAMILIES, SLICES, make_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,6 +75,35 @@ def test_every_command_line_that_is_shown_is_understood() -> None:
     assert shown
     for argv in shown:
         build_parser().parse_args(argv)
+
+
+def pattern(question: str) -> str:
+    """A question without its colours, shapes, numbers and directions, so that one of a kind stands for all."""
+    colours = (*COLOUR_NAMES, "black", "grey", "white")
+    for letter, names in (("C", colours), ("S", SHAPES), ("D", ("up", "down", "left", "right"))):
+        question = re.sub(rf"\b({'|'.join(names)})(es|s)?\b", letter, question)
+    return re.sub(r"D((, D)* and D|(, D)+)?", "D", re.sub(r"\d+", "N", question))
+
+
+def example_questions() -> set[str]:
+    """What the examples ask a model: in shell and Python blocks, but for those that say that they need a 7B."""
+    asked = {build_parser().parse_args(words(line)[1:]).question for _, line in shell_lines() if " ask " in line}
+    for page in PAGES:
+        for block in (one for language in ("bash", "sh", "python") for one in blocks(page, language)):
+            if "7B" not in block and re.search(r"/v1/traces|create_trace|/v1/limits", block):
+                asked |= set(re.findall(r'(?:"question": |create_trace\()"([^"]+)"', block))
+    return asked
+
+
+def test_example_questions_are_ones_that_the_world_asks() -> None:
+    seeds = range(EVAL_SEED_MIN, EVAL_SEED_MIN + 150)
+    kinds = [(slice_, family) for slice_, families in FAMILIES.items() for family in families]
+    known = {pattern(make_task(slice_, seed, family=family).question) for slice_, family in kinds for seed in seeds}
+    table = re.findall(r"^\|[^|]*\|[^|]*\| ([^|]+[?.]) \|", (ROOT / "docs" / "world.md").read_text(), re.MULTILINE)
+    assert len(table) == len(kinds)
+    shown = example_questions()
+    assert len(shown) >= 1
+    assert [question for question in (*shown, *table) if pattern(question) not in known] == []
 
 
 def test_every_other_command_that_is_shown_is_one_we_know() -> None:

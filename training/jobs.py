@@ -338,8 +338,7 @@ class JobRunner:
         elif stopped and watch.cancelled:
             killed = {
                 "code": "killed",
-                "detail": f"it did not stop within {self._patience_s:g} s and was ended by force: "
-                "what came after its last checkpoint is lost",
+                "detail": f"it did not stop within {self._patience_s:g} s; what came after its last checkpoint is lost",
             }
             await self._finish(job, "cancelled", killed if watch.killed else None)
         elif stopped:

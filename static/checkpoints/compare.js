@@ -85,6 +85,7 @@ export class Compare {
       const other = side === 'left' ? 'right' : 'left';
       this.#viewers[side] = new Viewer(this.places[side], {
         label: side === 'left' ? 'Trace of the first checkpoint' : 'Trace of the second checkpoint',
+        again: 'press Ask both to ask again',
         hint: 'Press Ask both: the two reason about the same question.',
         onGo: (at) => this.#viewers[other].keepStep(at),
         onState: () => this.#follow(),

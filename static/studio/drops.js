@@ -1,7 +1,7 @@
 // What may be dropped on a page. A browser opens what is dropped anywhere on a page in its place, and with that the page
 // and what was written on it are gone: so nothing is opened, and an image goes to whoever receives images here.
 
-const IMAGE_IN_MARKUP = /<img\b[^>]*?\ssrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))/i;
+const IMAGE_IN_MARKUP = /<img\b(?:[^>"']|"[^"]*"|'[^']*')*?\ssrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))/i;
 const WRITABLE = 'input:not([type=button]):not([type=checkbox]):not([type=file]):not([type=range]), textarea, [contenteditable=true]';
 
 const ELSEWHERE = 'This image is on another site, which this page cannot read. Save it or copy it, then upload or paste it here.';
@@ -31,7 +31,7 @@ export function readable(address, origin) {
 }
 
 /** The dropped image as a Blob, or an Error in words. */
-export async function imageOf(transfer, origin = location.origin, load = (...args) => fetch(...args)) {
+export async function imageOf(transfer, origin = globalThis.location?.origin, load = (...args) => fetch(...args)) {
   const [file] = transfer.files;
   if (file) return file; // the server judges what it is
   const address = imageAddress({ html: transfer.getData('text/html'), list: transfer.getData('text/uri-list') });

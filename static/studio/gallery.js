@@ -131,7 +131,7 @@ class Gallery {
     const studio = h('a', { href: `/?trace=${encodeURIComponent(trace.id)}`, class: 'or-link' }, 'open in the Studio');
     const dialog = openDialog('Trace', h('p', { class: 'or-dialog-bar' }, studio), place);
     dialog.classList.add('or-wide');
-    const viewer = new Viewer(place, { traceId: trace.id });
+    const viewer = new Viewer(place, { traceId: trace.id, again: 'open it in the Studio to ask again' });
     dialog.addEventListener('close', () => viewer.destroy());
     viewer.root.focus({ preventScroll: true });
   }

@@ -117,12 +117,12 @@ export async function copyText(text) {
 /** A button that copies what `text()` gives and says so in place, without changing its width. */
 export function copyButton(label, text, said = () => {}) {
   const face = h('span', {}, label);
-  const done = h('span', { class: 'or-copied', 'aria-hidden': 'true' }, '✓ copied');
+  const done = h('span', { class: 'or-copied' }, 'copied');
   const button = h('button', { type: 'button', class: 'or-link' }, face, done);
   let timer = 0;
   button.addEventListener('click', async () => {
     const ok = await copyText(await text());
-    done.textContent = ok ? '✓ copied' : 'not copied';
+    done.textContent = ok ? 'copied' : 'not copied';
     said(ok ? 'Copied.' : 'The browser did not allow copying.');
     button.classList.add('done');
     clearTimeout(timer);

@@ -4,7 +4,7 @@
 import { h, icon, setAttr, setText, show } from './dom.js';
 import { loadPicture } from './picture.js';
 import { isLive, isTerminal } from './state.js';
-import { SKILLS, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from './words.js';
+import { SKILLS, Stopwatch, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from './words.js';
 
 /** A picture in a chip: swapped only when the new one is decoded. */
 class Thumb {
@@ -32,7 +32,7 @@ class Thumb {
 
 export class Bar {
   #tick = 0;
-  #since = null;
+  #watch = new Stopwatch();
 
   constructor(buttons) {
     this.dot = h('span', { class: 'or-dot', 'aria-hidden': 'true' });
@@ -53,27 +53,18 @@ export class Bar {
     setText(this.text, pill.text);
     setText(this.count, pill.count ? `· ${pill.count}` : '');
     setText(this.seed, state.seed === null ? '' : `seed ${state.seed}`);
-    if (isLive(state) && state.status === 'running') {
-      // the server's clock may differ from this one: count from what we saw, unless the page came later
-      if (this.#since === null) {
-        const started = state.startedAt ? Date.now() - Date.parse(state.startedAt) : 0;
-        this.#since = performance.now() - (started > 0 && started < 3_600_000 ? started : 0);
-      }
-      if (!this.#tick) this.#tick = setInterval(() => this.#time(), 100);
-    } else {
-      clearInterval(this.#tick);
-      this.#tick = 0;
-      if (state.status !== 'paused') this.#since = null;
-    }
+    if (state.traceId !== this.state?.traceId) this.#watch = new Stopwatch();
+    this.#watch.follow(state);
+    if (!this.#watch.running) this.stop();
+    else if (!this.#tick) this.#tick = setInterval(() => this.#time(), 100);
     this.state = state;
     this.#time();
   }
 
   #time() {
-    const elapsed = this.#since === null ? null : performance.now() - this.#since;
-    const running = this.#tick !== 0;
+    const { elapsed, running } = this.#watch;
     setText(this.clock, running && elapsed !== null ? seconds(elapsed) : '');
-    const rate = running || isTerminal(this.state) ? rateOf(this.state, elapsed ?? 0) : null;
+    const rate = running || isTerminal(this.state) ? rateOf(this.state, elapsed) : null;
     setText(this.rate, rate === null ? '' : `${rate} tok/s`);
   }
 
@@ -256,13 +247,13 @@ export class Answer {
     );
   }
 
-  update(state, reference) {
+  update(state, reference, again) {
     setText(this.text, state.hasAnswer ? state.answer.trim() || '(empty)' : '');
     setAttr(this.element, 'data-current', state.hasAnswer ? 'true' : null);
     const verdict = verdictOf(state, reference);
     setText(this.verdict, verdict?.text ?? '');
     setAttr(this.verdict, 'data-tone', verdict?.tone);
-    const trouble = troubleOf(state);
+    const trouble = troubleOf(state, again);
     setText(this.trouble, trouble ?? '');
     setAttr(this.trouble, 'data-tone', ['failed', 'interrupted'].includes(state.status) ? 'fail' : 'quiet');
     show(this.trouble, Boolean(trouble));

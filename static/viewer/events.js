@@ -83,6 +83,7 @@ export class EventStream {
     this.#env = env;
     this.#turn = new Turn({
       channel: env.channel?.() ?? null,
+      now: env.now,
       onTaken: () => this.#taken(),
       onFree: () => this.#mode === 'looking' && this.#timer('succeed', Math.random() * SUCCEED_MS, () => this.#goLive()),
     });

@@ -20,6 +20,7 @@ export function initialState(traceId) {
     mode: 'auto',
     steps: [],
     pausedAfter: null,
+    resumed: false, // it has been paused before
     answer: '',
     hasAnswer: false,
     finishReason: null,
@@ -78,6 +79,7 @@ const HANDLERS = {
     activity: 'thinking',
     position: null,
     pausedAfter: null,
+    resumed: true,
     mode: data.mode ?? state.mode,
   }),
   'trace.paused': (state, data) => ({

@@ -16,7 +16,7 @@ export class Turn {
    * channel: a BroadcastChannel, or null where there is none: then every stream keeps its turn.
    * onTaken(): another stream has taken the turn. onFree(): nobody has it any more.
    */
-  constructor({ channel, now = Date.now, id = Math.random(), onTaken, onFree }) {
+  constructor({ channel, now = () => performance.timeOrigin + performance.now(), id = Math.random(), onTaken, onFree }) {
     this.#channel = channel;
     this.#now = now;
     this.#id = id;

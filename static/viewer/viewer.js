@@ -195,7 +195,7 @@ export class Viewer {
       return;
     }
     this.#replay = null;
-    this.#set(after, announcementOf(before, after));
+    this.#set(after, announcementOf(before, after, this.#options.again));
     if (isTerminal(after)) this.#refresh(after.traceId);
   }
 
@@ -359,7 +359,7 @@ export class Viewer {
     this.words.update(fresh, at, hint);
     // the answer has no picture of its own: the last one stays
     this.picture.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
-    this.answer.update(fresh, this.#reference);
+    this.answer.update(fresh, this.#reference, this.#options.again);
     show(this.link, picked && !this.#given && state.traceId !== 'recorded');
     show(this.answer.buttons, picked && state.status !== 'loading');
     show(this.curl, !this.#given);

@@ -1,6 +1,8 @@
 // The words of the viewer: what the pill says, what is read aloud, what a picture's alternative text is.
 // Pure functions of a state (state.js), so that they are tested without a browser.
 
+import { isTerminal } from './state.js';
+
 export const SKILLS = {
   box: { word: 'box', drawn: 'box drawn' },
   zoom: { word: 'zoom', drawn: 'zoomed in' },
@@ -43,7 +45,7 @@ export function pillOf(state) {
     case 'completed':
       return { tone: 'done', text: state.timings?.total_ms ? `done in ${seconds(state.timings.total_ms)}` : 'done' };
     case 'cancelled':
-      return { tone: 'stop', text: state.cancelReason === 'disconnected' ? 'stopped: its reader left' : 'stopped' };
+      return { tone: 'stop', text: 'stopped' };
     case 'interrupted':
       return { tone: 'fail', text: 'interrupted' };
     default:
@@ -51,26 +53,81 @@ export function pillOf(state) {
   }
 }
 
-/** Tokens a second so far, or null when there is nothing to say yet. */
+/** Tokens a second so far, or null when there is nothing to say yet; `elapsedMs`: how long it has run, pauses left out. */
 export function rateOf(state, elapsedMs) {
   const tokens = state.usage?.completion_tokens ?? state.tokens;
-  const total = state.timings?.total_ms;
+  const total = isTerminal(state) ? state.timings?.total_ms : null; // of a paused one: until its last pause
   const ms = total ? total - (state.timings.queued_ms ?? 0) : elapsedMs;
-  return tokens >= 8 && ms > 100 ? Math.round((tokens * 1000) / ms) : null;
+  return tokens >= 8 && ms !== null && ms > 100 ? Math.round((tokens * 1000) / ms) : null;
 }
 
-/** The sentence that says what happened and what to do now; null when all is well. */
-export function troubleOf(state) {
-  const detail = state.error?.detail ? ` ${state.error.detail}` : '';
-  if (state.sample) return state.hasAnswer ? null : 'It ended without an answer.';
-  if (state.status === 'interrupted') {
-    return `The server stopped while this trace ran.${detail} What it had drawn is kept; press Reason to ask again.`;
+/** How long a trace has been running, as far as this page can know: the time that it was paused does not count. */
+export class Stopwatch {
+  #ms = 0;
+  #since = null; // when the stretch that runs now began
+  #known = true;
+
+  /** now: a steady clock, in ms. wall: the time of day, in ms since the epoch. */
+  constructor({ now = () => performance.now(), wall = () => Date.now() } = {}) {
+    this.now = now;
+    this.wall = wall;
   }
+
+  get running() {
+    return this.#since !== null;
+  }
+
+  /** ms, or null where this page came too late to know. */
+  get elapsed() {
+    if (!this.#known) return null;
+    return this.#ms + (this.running ? this.now() - this.#since : 0);
+  }
+
+  follow(state) {
+    if (state.status === 'running') {
+      if (!this.running) this.#start(state);
+      if (state.resumed && this.#ms === 0) this.#known = false; // paused before this page came
+    } else if (state.status === 'paused' || state.status === 'queued') {
+      const { total_ms: total, queued_ms: queued } = state.timings ?? {};
+      this.#ms = this.elapsed || (total ? total - (queued ?? 0) : 0);
+      this.#since = null;
+    } else {
+      this.#ms = 0;
+      this.#since = null;
+    }
+  }
+
+  // The server's clock may differ from this one: count from what was seen, unless the page came later.
+  #start({ startedAt, resumed }) {
+    const before = startedAt && !resumed && this.#ms === 0 ? this.wall() - Date.parse(startedAt) : 0;
+    this.#since = this.now() - (before > 0 && before < 3_600_000 ? before : 0);
+  }
+}
+
+const ASK_AGAIN = 'press Reason to ask again';
+const INSTEAD = { prompt_too_long: 'ask in fewer words', bad_image: 'choose another picture', unknown_checkpoint: 'choose another checkpoint', weights_gone: 'choose another checkpoint' };
+const ADVICE = /[;,.]?\s+(?:please\s+)?(?:ask|try|send)\b[^;.]*\bagain\b.*$/i; // the page gives its own
+
+/** A server's reason as one sentence, without the advice that it may end in. */
+function reasonOf(error) {
+  const text = (error?.detail ?? '').trim().replace(ADVICE, '').replace(/[.;,:\s]+$/, '');
+  return text ? ` ${text[0].toUpperCase()}${text.slice(1)}.` : '';
+}
+
+/**
+ * What happened and what to do now, each once; null when all is well. `again`: how the same is asked again where this
+ * trace is on show.
+ */
+export function troubleOf(state, again = ASK_AGAIN) {
+  if (state.sample) return state.hasAnswer ? null : 'It ended without an answer.';
+  const kept = (what) => (state.steps.length ? `What was drawn is kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`);
+  if (state.status === 'interrupted') return `The server stopped before this trace was finished. ${kept(again)}`;
   if (state.status === 'failed') {
-    return `The model could not finish this trace.${detail} What it had drawn is kept; press Reason to try again.`;
+    return `The model could not finish this trace.${reasonOf(state.error)} ${kept(INSTEAD[state.error?.code] ?? again)}`;
   }
   if (state.status === 'cancelled' && !state.hasAnswer) {
-    return 'Stopped before the answer. What was drawn is kept; press Reason to ask again.';
+    const why = state.cancelReason === 'disconnected' ? 'Stopped because nobody was reading it any more.' : 'Stopped before the answer.';
+    return `${why} ${kept(again)}`;
   }
   if (state.status === 'completed' && !state.hasAnswer) {
     return state.finishReason === 'length'
@@ -81,7 +138,7 @@ export function troubleOf(state) {
 }
 
 /** What a screen reader hears when `before` becomes `after`: status changes, completed steps, the answer. */
-export function announcementOf(before, after) {
+export function announcementOf(before, after, again = ASK_AGAIN) {
   const said = [];
   for (const step of after.steps) {
     const earlier = before.steps.find((one) => one.index === step.index);
@@ -97,7 +154,7 @@ export function announcementOf(before, after) {
     said.push(after.hasAnswer ? `The answer is ${after.answer.trim()}.` : 'Done, without an answer.');
   }
   if (changed && after.status === 'cancelled') said.push('Stopped.');
-  if (changed && (after.status === 'failed' || after.status === 'interrupted')) said.push(troubleOf(after));
+  if (changed && (after.status === 'failed' || after.status === 'interrupted')) said.push(troubleOf(after, again));
   return said.join(' ');
 }
 

@@ -27,7 +27,7 @@ class FakeServer(Server):
     pace_s: float = 0.05
 
     def command(self) -> list[str]:
-        options = ("--port", "0", "--home", str(self.home), "--pace", str(self.pace_s))
+        options = ("--port", str(self.port), "--home", str(self.home), "--pace", str(self.pace_s))
         return [sys.executable, "-m", "tests.fake_server", *options]
 
 
@@ -53,11 +53,11 @@ def require_browser() -> None:
 
 
 @contextmanager
-def launched() -> Iterator[Any]:
+def launched(*arguments: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
         try:
             yield browser
         finally:
@@ -76,19 +76,23 @@ class Studio:
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
         page = self.context.new_page()
-        page.on("console", self._console)
-        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
-        page.on("request", self._request)
+        self.watch(page)
         page.goto(self.url + path)
         page.wait_for_selector(ready, state="attached")
         return page
+
+    def watch(self, page: Any) -> None:
+        """From now on what this page does wrong counts in `check()`."""
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("request", self._request)
 
     def _console(self, message: Any) -> None:
         if message.type == "error":
             self.errors.append(f"console: {message.text} {message.location.get('url', '')}")
 
     def _request(self, request: Any) -> None:
-        if not re.match(r"(http://127\.0\.0\.1[:/]|data:|blob:)", request.url):
+        if not re.match(r"(http://127\.0\.0\.1[:/]|data:|blob:)", request.url.replace(self.url, "http://127.0.0.1:1")):
             self.errors.append(f"outside: {request.url}")
 
     def check(self) -> None:
@@ -120,6 +124,18 @@ def fits(page: Any, width: int, height: int = 800) -> None:
     """Gives the page this size and waits until nothing on it is wider."""
     page.set_viewport_size({"width": width, "height": height})
     becomes(page, f"() => innerWidth === {width} && document.documentElement.scrollWidth <= {width}", True)
+
+
+def count_connections(window: Studio) -> None:
+    """From the next page on `connections` counts the EventSources that it holds open."""
+    window.context.add_init_script(
+        "window.sources = []; const Real = EventSource;"
+        "window.EventSource = class extends Real { constructor(...all) { super(...all); window.sources.push(this); } };"
+    )
+
+
+def connections(page: Any) -> int:
+    return int(page.evaluate("window.sources.filter((one) => one.readyState !== 2).length"))
 
 
 def asked_in_address(page: Any, name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from app.client import Client
 from tests.e2e.browser import FakeServer, Open, Studio, launched, require_browser
 from tests.e2e.real_server import SHIPPED, Server, new_server
+from tests.e2e.states import played_recipe
 from tests.postgres import Cluster
 
 
@@ -69,6 +70,12 @@ def slow_url(tmp_path_factory: pytest.TempPathFactory, chromium: None) -> Iterat
     server.pace_s = 0.12
     yield server.start().url
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def recipe(slow_url: str) -> str:
+    """The whole recipe, played to its end on that server; the job's id."""
+    return played_recipe(slow_url)
 
 
 @pytest.fixture(scope="session")

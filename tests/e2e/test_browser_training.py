@@ -12,24 +12,26 @@ import pytest
 
 from app.cli import build_parser
 from app.client import Client
-from tests.e2e.browser import PATIENCE_MS, Open, Studio, asked_in_address, becomes, fits, status
+from tests.e2e.browser import (
+    PATIENCE_MS,
+    Open,
+    asked_in_address,
+    becomes,
+    connections,
+    count_connections,
+    fits,
+    status,
+)
 from tests.e2e.real_server import Server
+from tests.e2e.states import CHECKPOINTS, DATA, TRAINING
 from tests.e2e.test_browser_looks import SMALL_TARGETS, WIDTHS, readable
 
-TRAINING = "html[data-training=ready]"
-CHECKPOINTS = "html[data-checkpoints=ready]"
-DATA = {"source": "unitasks", "num_samples": 8}
+pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 PERPO = {
     "method": "perpo",
     "base_checkpoint": "nano-omni-r1",
     "data": DATA,
     "hyperparameters": {"steps": 4000},
-}
-RECIPE = {
-    "method": "pipeline",
-    "base_checkpoint": "nano-base",
-    "data": {"zero": DATA, "perpo": DATA, "benchmark": DATA},
-    "hyperparameters": {"zero": {"pesft": None}, "pesft": {"steps": 12}, "perpo": {"steps": 10}, "benchmark": {}},
 }
 
 
@@ -48,34 +50,11 @@ def ended(page: Any, wanted: str = "succeeded", *, timeout_ms: float = PATIENCE_
     page.wait_for_selector(f".or-run[data-status={wanted}]", timeout=timeout_ms)
 
 
-def count_connections(window: Studio) -> None:
-    """From the next page on `connections` counts the EventSources that it holds open."""
-    window.context.add_init_script(
-        "window.sources = []; const Real = EventSource;"
-        "window.EventSource = class extends Real { constructor(...all) { super(...all); window.sources.push(this); } };"
-    )
-
-
 def texts_of(selector: str) -> str:
     """A script that gives the words of every visible match."""
     return (
         f"() => [...document.querySelectorAll('{selector}')].filter((e) => e.checkVisibility()).map((e) => e.innerText)"
     )
-
-
-def connections(page: Any) -> int:
-    return int(page.evaluate("window.sources.filter((one) => one.readyState !== 2).length"))
-
-
-@pytest.fixture(scope="module")
-def recipe(slow_url: str) -> str:
-    """The whole recipe, played to its end; its id."""
-    with Client(slow_url) as client:
-        job = client.create_job(RECIPE)
-        for _ in client.job_events(job["id"]):
-            pass
-        assert client.job(job["id"])["status"] == "succeeded"
-    return str(job["id"])
 
 
 def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:

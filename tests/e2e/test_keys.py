@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from app.client import NotAllowed
+from tests.e2e.axe import violations
 from tests.e2e.browser import FakeServer, Open, becomes, status
+from tests.e2e.layout import WRONG
 from tests.e2e.real_server import ROOT, Server
 from tests.patience import PATIENCE_S
 
@@ -104,7 +106,7 @@ def test_a_browser_signs_in_once_and_the_studio_works_as_ever(studio: Open, lock
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 def test_the_login_fits_every_window_in_light_and_dark(studio: Open, locked: Server, width: int, scheme: str) -> None:
     window = studio(locked.url, color_scheme=scheme)
     page: Any = window.context.new_page()
@@ -122,6 +124,8 @@ def test_the_login_fits_every_window_in_light_and_dark(studio: Open, locked: Ser
     back, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
     assert (back > ink) is (scheme == "light")
     assert abs(back - ink) > 450
+    assert page.evaluate(WRONG) == []
+    assert violations(page) == []
 
 
 def test_a_link_from_elsewhere_that_lost_the_cookie_leads_on_without_the_key(studio: Open, locked: Server) -> None:

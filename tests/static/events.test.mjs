@@ -10,7 +10,7 @@ const settle = async () => {
 };
 
 /** A browser with one tab: its clock, its EventSources, and a server that holds `log`. */
-function makeTab({ channel = null, log = [] } = {}) {
+function makeTab({ channels = null, log = [] } = {}) {
   const clock = { now: 0, timers: [] };
   const tab = { log, sources: [], frames: [], clock, visibilityState: 'visible', fetches: [], row: { status: 'running' }, up: true };
   class Source extends EventTarget {
@@ -36,7 +36,7 @@ function makeTab({ channel = null, log = [] } = {}) {
   tab.env = {
     document,
     window: tab.window,
-    channel,
+    channel: channels,
     EventSource: Source,
     frame: (callback) => tab.frames.push(callback),
     setTimeout: (callback, ms) => {
@@ -97,18 +97,23 @@ function makeTab({ channel = null, log = [] } = {}) {
   return tab;
 }
 
-/** BroadcastChannels of one browser, delivered at once. */
+/** BroadcastChannels of one name: `join()` is one of them, and a message reaches all others in order. */
 function makeChannels() {
   const open = new Set();
   return () => {
     const channel = {
-      postMessage: (data) => [...open].filter((other) => other !== channel).forEach((other) => other.onmessage?.({ data })),
+      onmessage: null,
+      postMessage: (data) => {
+        for (const other of open) if (other !== channel) queueMicrotask(() => open.has(other) && other.onmessage?.({ data }));
+      },
       close: () => open.delete(channel),
     };
     open.add(channel);
     return channel;
   };
 }
+
+const liveStreams = (tabs) => tabs.map((tab) => tab.sources.filter((source) => !source.closed).length);
 
 test('events of one frame come in one batch, in order', async () => {
   const tab = makeTab();
@@ -238,30 +243,85 @@ test('a trace that stays paused lets the stream go after 30 s, and any use bring
   assert.ok(!tab.source.closed);
 });
 
-test('of six tabs only the one used last holds a stream; the others look in and miss nothing', async () => {
-  const channel = makeChannels();
+test('of eight tabs only the one used last holds a stream; the others look in and miss nothing', async () => {
+  const channels = makeChannels();
   const log = [['trace.queued', {}], ['trace.started', {}]];
   const tabs = [];
-  for (let k = 0; k < 6; k += 1) {
-    tabs.push(makeTab({ channel, log }));
+  for (let k = 0; k < 8; k += 1) {
+    tabs.push(makeTab({ channels, log }));
     tabs[k].open();
     await settle();
   }
-  const live = () => tabs.map((tab) => tab.sources.filter((source) => !source.closed).length);
-  assert.deepEqual(live(), [0, 0, 0, 0, 0, 1]);
-  for (const tab of tabs.slice(0, 5)) {
+  assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 0, 0, 1]);
+  for (const tab of tabs.slice(0, 7)) {
     await tab.advance(200);
     tab.paint();
     assert.deepEqual(tab.seen, [1, 2]);
   }
   tabs[2].document.dispatchEvent(new Event('keydown'));
   await settle();
-  assert.deepEqual(live(), [0, 0, 1, 0, 0, 0]);
+  assert.deepEqual(liveStreams(tabs), [0, 0, 1, 0, 0, 0, 0, 0]);
   assert.equal(tabs[2].source.url, '/v1/traces/t/events?after=2');
   tabs[2].source.send(3, 'trace.cancelled', {});
   tabs[2].paint();
+  await settle();
+  await tabs[5].advance(300); // the turn is free: whose time comes first takes it
+  assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);
   for (const tab of tabs) await tab.advance(300);
-  assert.equal(live().reduce((a, b) => a + b), 1); // one of those that looked in has taken over
+  assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);
+});
+
+test('a tab that opens with a clock that was set back gets its turn when it is used', async () => {
+  const channels = makeChannels();
+  const tabs = [makeTab({ channels }), makeTab({ channels })];
+  tabs[0].env.now = () => 5000;
+  tabs[1].env.now = () => 1000;
+  for (const tab of tabs) tab.open();
+  await settle();
+  assert.deepEqual(liveStreams(tabs), [1, 0]);
+  tabs[1].document.dispatchEvent(new Event('keydown'));
+  await settle();
+  assert.deepEqual(liveStreams(tabs), [0, 1]);
+});
+
+test('a look-in lets its connection go although something new comes all the time, and comes seldom while nothing does', async () => {
+  const channels = makeChannels();
+  const looker = makeTab({ channels, log: [['trace.queued', {}]] });
+  const { fetch } = looker.env;
+  let busy = true;
+  looker.env.fetch = async (url, options) => {
+    const response = await fetch(url, options);
+    if (!busy || !url.includes('/events')) return response;
+    // one comment every 50 ms, for ever
+    const body = new ReadableStream({
+      start(controller) {
+        const more = () => {
+          if (looker.cancelled) return;
+          controller.enqueue(new TextEncoder().encode(': more\n\n'));
+          looker.env.setTimeout(more, 50);
+        };
+        looker.cancelled = false;
+        more();
+      },
+      cancel() {
+        looker.cancelled = true;
+      },
+    });
+    return new Response(body, { headers: { 'content-type': 'text/event-stream' } });
+  };
+  looker.open();
+  makeTab({ channels }).open(); // takes the turn
+  await settle();
+  await looker.advance(1000);
+  assert.equal(looker.cancelled, true);
+  busy = false;
+  await looker.advance(60_000);
+  looker.paint();
+  assert.deepEqual(looker.seen, [1]);
+  const before = looker.fetches.length;
+  await looker.advance(60_000);
+  const looks = looker.fetches.length - before;
+  assert.ok(looks >= 12 && looks <= 20, `${looks} look-ins a minute`);
 });
 
 test('the parser of event streams takes frames cut anywhere', () => {

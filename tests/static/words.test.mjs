@@ -6,7 +6,7 @@ import { budgetWords, refusedBudget } from '../../static/studio/budget.js';
 import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
-  altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, readQuestion, requestOf, seconds, troubleOf, verdictOf,
+  Stopwatch, altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, readQuestion, requestOf, seconds, troubleOf, verdictOf,
 } from '../../static/viewer/words.js';
 
 const state = (change) => ({ ...initialState('t'), ...change });
@@ -35,9 +35,41 @@ test('every end without an answer says what to do now', () => {
     { status: 'failed', error: { code: 'x', detail: 'It broke.' } }, { status: 'interrupted' }, { status: 'cancelled' },
     { status: 'completed', finishReason: 'length' }, { status: 'completed', finishReason: 'stop' },
   ];
-  for (const end of ends) assert.match(troubleOf(state(end)), /press Reason|Ask again/);
+  for (const end of ends) assert.match(troubleOf(state(end)), /press Reason|ask again/i);
   assert.match(troubleOf(state(ends[0])), /It broke\./);
   assert.equal(troubleOf(state({ status: 'completed', hasAnswer: true })), null);
+});
+
+// What servers say of an end, with and without advice of their own.
+const REASONS = [
+  ['interrupted', 'interrupted', 'the server stopped before the trace was finished; ask the question again'],
+  ['interrupted', 'interrupted', 'the server that ran the trace is gone; ask the question again'],
+  ['failed', 'internal', "the server's log has the reason; ask the question again"],
+  ['failed', 'engine_error', 'the engine ended the trace without a word; ask again'],
+  ['failed', 'engine_died', 'The engine ended unexpectedly. Try again.'],
+  ['failed', 'database_unavailable', 'its events could not be stored'],
+  ['failed', 'prompt_too_long', 'the question takes 900 tokens and 768 fit'],
+  ['failed', 'bad_image', 'a picture of the question cannot be read: truncated'],
+  ['failed', 'weights_gone', ''],
+  ['cancelled', null, null],
+];
+
+test('an end says what happened once and what to do once', () => {
+  for (const [status, code, detail] of REASONS) {
+    for (const steps of [[], [step({ complete: true })]]) {
+      const said = troubleOf(state({ status, steps, error: code && { code, detail } }));
+      assert.equal(said.match(/\b(ask|try|choose)\b/gi).length, 1, said);
+      assert.ok((said.match(/stopped/gi) ?? []).length <= 1, said);
+      const sentences = said.split(/(?<=\.)\s/);
+      assert.equal(new Set(sentences.map((one) => one.toLowerCase())).size, sentences.length, said);
+      for (const one of sentences) assert.match(one, /^[A-Z].*[^.;:\s]\.$/, said);
+      assert.equal(said.includes('drawn is kept'), steps.length > 0, said);
+    }
+  }
+  assert.match(troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })), /fewer words/);
+  const left = troubleOf(state({ status: 'cancelled', cancelReason: 'disconnected' }));
+  assert.match(left, /nobody was reading/);
+  assert.match(troubleOf(state({ status: 'interrupted' }), 'open it in the Studio to ask again'), /Open it in the Studio/);
 });
 
 test('completed steps and the answer are spoken once, tokens never', () => {
@@ -69,10 +101,54 @@ test('pictures have words and facts', () => {
 
 test('tokens a second: an estimate while it runs, exact at the end, nothing too early', () => {
   assert.equal(rateOf(state({ tokens: 100, timings: { total_ms: null } }), 500), 200);
-  assert.equal(rateOf(state({ tokens: 9, usage: { completion_tokens: 300 }, timings: { total_ms: 1100, queued_ms: 100 } }), 0), 300);
+  const ended = { status: 'completed', tokens: 9, usage: { completion_tokens: 300 }, timings: { total_ms: 1100, queued_ms: 100 } };
+  assert.equal(rateOf(state(ended), 0), 300);
+  assert.equal(rateOf(state({ ...ended, status: 'running', usage: null, tokens: 100 }), 500), 200); // its last pause is no end
+  assert.equal(rateOf(state({ tokens: 100 }), null), null); // nobody knows how long it has run
   assert.equal(rateOf(state({ tokens: 3 }), 500), null);
   assert.equal(seconds(1234), '1.2 s');
   assert.equal(seconds(65_000), '65 s');
+});
+
+/** A stopwatch on a clock that a test turns; `wall` is the time of day. */
+function stopwatch() {
+  const clock = { ms: 1000 };
+  const watch = new Stopwatch({ now: () => clock.ms, wall: () => Date.parse('2026-01-01T00:00:00Z') + clock.ms });
+  const after = (ms, change) => {
+    clock.ms += ms;
+    watch.follow(state(change));
+    return watch.elapsed;
+  };
+  return { watch, after };
+}
+
+test('the time that a person thinks between steps is not counted', () => {
+  const { after } = stopwatch();
+  after(0, { status: 'queued' });
+  after(5000, { status: 'running' });
+  assert.equal(after(700, { status: 'running' }), 700);
+  assert.equal(after(300, { status: 'paused' }), 1000);
+  assert.equal(after(60_000, { status: 'paused' }), 1000);
+  assert.equal(after(60_000, { status: 'queued', resumed: true }), 1000); // no slot was free after all
+  after(3000, { status: 'running', resumed: true });
+  assert.equal(after(250, { status: 'running', resumed: true }), 1250);
+  after(0, { status: 'completed' });
+  after(0, { status: 'running' });
+  assert.equal(after(10, { status: 'running' }), 10);
+});
+
+test('a page that comes later counts from the start, or not at all where it was paused before', () => {
+  const startedAt = '2026-01-01T00:00:00Z';
+  const fresh = stopwatch();
+  assert.equal(fresh.after(1000, { status: 'running', startedAt }), 2000);
+  const late = stopwatch();
+  late.after(1000, { status: 'running', startedAt }); // its row; then its events
+  assert.equal(late.after(0, { status: 'running', startedAt, resumed: true }), null);
+  const paused = stopwatch();
+  const timings = { queued_ms: 100, total_ms: 900 };
+  paused.after(0, { status: 'paused', startedAt, timings });
+  paused.after(9000, { status: 'running', startedAt, timings, resumed: true });
+  assert.equal(paused.after(50, { status: 'running', startedAt, timings, resumed: true }), 850);
 });
 
 test('curl repeats the request, quotes included', () => {

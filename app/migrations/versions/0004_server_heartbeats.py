@@ -23,8 +23,7 @@ def upgrade() -> None:
         sa.Column("dead_after_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_servers")),
     )
-    with op.batch_alter_table("jobs") as batch:
-        batch.add_column(sa.Column("unsettled", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("jobs", sa.Column("unsettled", sa.Boolean(), nullable=False, server_default=sa.false()))
     # Every server that left rows here: one that never returns counts as dead, one that does sends a heartbeat.
     ids = sa.union(*(sa.select(sa.table(name, sa.column("server_id")).c.server_id) for name in ("traces", "jobs")))
     known = ids.subquery()

@@ -1,0 +1,166 @@
+"""Every page in every state that a person can bring it to, one after the other, for what must hold in all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app.client import Client
+from tests.e2e.browser import Studio, picture_file, status
+
+TRAINING = "html[data-training=ready]"
+CHECKPOINTS = "html[data-checkpoints=ready]"
+CARDS = ".or-card[data-trace]"
+TOO_LONG = "word " * 420
+DATA = {"source": "unitasks", "num_samples": 8}
+RECIPE: dict[str, Any] = {
+    "method": "pipeline",
+    "base_checkpoint": "nano-base",
+    "data": {"zero": DATA, "perpo": DATA, "benchmark": DATA},
+    "hyperparameters": {"zero": {"pesft": None}, "pesft": {"steps": 12}, "perpo": {"steps": 10}, "benchmark": {}},
+}
+State = tuple[str, Any]  # what it is called, and the page that shows it
+
+
+def played_recipe(url: str) -> str:
+    """The id of a job that has every kind of stage, warning, sample and report, played to its end."""
+    with Client(url) as client:
+        job = client.create_job(RECIPE)
+        for _ in client.job_events(job["id"]):
+            pass
+    return str(job["id"])
+
+
+def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
+    """All pages in all their states; `folder` takes a picture file, `job` is that of `played_recipe`."""
+    yield from studio_states(window, folder)
+    yield from gallery_states(window)
+    yield from training_states(window, job)
+    yield from checkpoint_states(window)
+    yield "about", window.page("/about", ready=".or-about-section >> nth=2")
+
+
+def studio_states(window: Studio, folder: Path) -> Iterator[State]:
+    page = window.page()
+    page.wait_for_selector(".or-budget:not(:empty)")
+    yield "studio, empty", page
+    page.click("#or-step")
+    page.wait_for_selector(".or-chip[data-live]")
+    yield "studio, running", page
+    status(page, "paused")
+    yield "studio, paused", page
+    page.click("#or-stop")
+    status(page, "cancelled")
+    yield "studio, cancelled", page
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    yield "studio, finished", page
+    for opener, ready in (
+        ("text=reference trace", "dialog .or-reference-row img"),
+        (".or-small", "dialog .or-full"),
+        (".or-round[aria-label^=Keyboard]", "dialog kbd"),
+        ("text=sketch", "dialog canvas"),
+    ):
+        page.click(opener)
+        page.wait_for_selector(ready)
+        yield f"studio, dialog of {opener}", page
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog", state="detached")
+    page.set_input_files("input[type=file]", picture_file(folder))
+    page.wait_for_selector(".or-honesty:visible")
+    page.click("#or-sampling button")
+    page.wait_for_selector("#or-temperature input:visible")
+    yield "studio, own picture and sampling", page
+    page.fill("#or-question textarea", TOO_LONG)
+    page.wait_for_selector(".or-budget[data-over]")
+    yield "studio, question too long", page
+    page.fill("#or-question textarea", "")
+    page.click("#or-reason")
+    page.wait_for_selector(".or-part-line .or-error:visible")
+    yield "studio, no question", page
+    page.close()
+    yield from _troubled(window)
+
+
+def _troubled(window: Studio) -> Iterator[State]:
+    window.expected += ["404", "503", "ERR_FAILED"]
+    page = window.page("/?trace=tr_nothing")
+    page.wait_for_selector(".or-notice:visible")
+    yield "studio, unknown trace", page
+    page.close()
+
+    page = window.context.new_page()
+    page.route("**/v1/tasks*", lambda route: route.abort())
+    page.goto(window.url)
+    page.wait_for_selector(".or-part-line .or-error:visible")
+    yield "studio, no examples", page
+    page.close()
+
+    page = window.page()
+    answer = {"phase": "starting", "detail": "the database does not answer yet", "version": "another"}
+    for version in (page.get_attribute("[data-version]", "data-version"), "another"):
+        answer["version"] = version
+        page.route("**/readyz", lambda route: route.fulfill(status=503, json=answer))
+        page.evaluate("window.dispatchEvent(new Event('online'))")
+        wanted = "updated" if version == "another" else "starting"
+        page.wait_for_selector(f".or-server[data-state={wanted}]:visible")
+        yield f"studio, server {wanted}", page
+    page.close()
+
+
+def gallery_states(window: Studio) -> Iterator[State]:
+    page = window.page("/gallery", ready=CARDS)
+    yield "gallery", page
+    page.click(".or-delete >> nth=0")
+    page.wait_for_selector(".or-delete.sure")
+    yield "gallery, about to delete", page
+    page.evaluate("document.querySelector('.or-card .or-link').click()")
+    page.wait_for_selector(".or-link.done")
+    yield "gallery, link copied", page
+    page.click(".or-card-open >> nth=0")
+    page.wait_for_selector("dialog .or-viewer[data-status]:not([data-status=loading])")
+    yield "gallery, a trace", page
+    page.keyboard.press("Escape")
+    page.fill("#or-filter-words textarea, #or-filter-words input", "no such words anywhere")
+    page.wait_for_selector("text=No trace matches")
+    yield "gallery, nothing found", page
+    page.close()
+
+
+def training_states(window: Studio, job: str) -> Iterator[State]:
+    page = window.page(f"/training?job={job}", ready=TRAINING)
+    page.wait_for_selector(".or-run[data-status=succeeded]")
+    page.wait_for_selector(".or-sample-chip >> nth=1")
+    for summary in page.locator(".or-details > summary:visible").all():
+        summary.click()
+    yield "training, a finished job", page
+    page.close()
+    page = window.page("/training?job=no-such-job", ready=TRAINING)
+    page.wait_for_selector("text=There is no job")
+    page.click("[data-preset=nano-perpo] .or-secondary")
+    page.wait_for_selector(".or-editor pre >> nth=1")
+    page.fill(".or-editor textarea", json.dumps(RECIPE | {"seed": -1, "magic": 1}))
+    window.expected.append("422")
+    page.click("text=Start this job")
+    page.wait_for_selector(".or-editor .or-error li")
+    yield "training, editor with errors", page
+    page.close()
+
+
+def checkpoint_states(window: Studio) -> Iterator[State]:
+    page = window.page("/checkpoints?name=nano-omni-r1", ready=CHECKPOINTS)
+    yield "checkpoints", page
+    page.fill(".or-register input", "no/such-folder-here/at-all")
+    page.click(".or-register button")
+    page.wait_for_selector(".or-register .or-error:visible")
+    page.click("text=Compare two")
+    page.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
+    yield "checkpoints, comparing", page
+    page.click("text=Ask both")
+    for side in ("left", "right"):
+        page.wait_for_selector(f"[data-side={side}] .or-viewer[data-status=completed]")
+    yield "checkpoints, compared", page
+    page.close()

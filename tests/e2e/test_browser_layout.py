@@ -1,0 +1,48 @@
+"""No two texts or controls lie on each other and nothing is cut off: every page, every state, from 320 to 1920 px."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.browser import Open
+from tests.e2e.layout import WIDTHS, stands_well
+from tests.e2e.states import checkpoint_states, gallery_states, studio_states, training_states
+
+pytestmark = pytest.mark.timeout(900)  # many widths on a machine that may be very busy
+
+
+def test_studio_stands_at_every_width(studio: Open, slow_url: str, tmp_path: Path) -> None:
+    window = studio(slow_url)
+    for _, page in studio_states(window, tmp_path):
+        stands_well(page)
+
+
+def test_gallery_and_about_stand_at_every_width(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    for _, page in gallery_states(window):
+        stands_well(page)
+    stands_well(window.page("/about", ready=".or-about-section >> nth=2"))
+
+
+def test_training_stands_at_every_width(studio: Open, slow_url: str, recipe: str) -> None:
+    for _, page in training_states(studio(slow_url), recipe):
+        stands_well(page)
+
+
+def test_checkpoints_stand_at_every_width(studio: Open, slow_url: str) -> None:
+    for _, page in checkpoint_states(studio(slow_url)):
+        stands_well(page)
+
+
+def test_overlaps_and_cuts_are_found(studio: Open, slow_url: str) -> None:
+    """The measure itself: each of these faults, put on a page that has none, is told."""
+    page = studio(slow_url).page("/about", ready=".or-about-section >> nth=2")
+    for style, word in (
+        ("position:absolute;top:0;left:0", "overlap"),
+        ("display:block;width:20px;overflow:hidden;white-space:nowrap", "cut"),
+    ):
+        page.evaluate("(style) => document.querySelector('.or-about h2').setAttribute('style', style)", style)
+        with pytest.raises(AssertionError, match=word):
+            stands_well(page, WIDTHS[-1:])

@@ -1,0 +1,131 @@
+"""A page becomes ready in whatever order its scripts arrive, and says so when one does not."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.e2e.browser import Open, Studio, becomes
+
+pytestmark = pytest.mark.timeout(900)
+PAGES = {
+    "/": "html[data-studio=ready]",
+    "/gallery": ".or-card[data-trace], .or-gallery-word:not(:empty)",
+    "/training": "html[data-training=ready]",
+    "/checkpoints": "html[data-checkpoints=ready]",
+    "/about": ".or-about-section >> nth=2",
+}
+STEP_MS = 10
+HELD_MS = 600  # by then the others are there, on most machines; on a slow one the test says less, not something wrong
+
+
+def opened(window: Studio) -> Any:
+    """An empty page whose errors count as those of every other one."""
+    page = window.context.new_page()
+    window.watch(page)
+    return page
+
+
+def held_back(page: Any, pattern: str) -> list[Any]:
+    """Requests for these scripts wait in the list until somebody lets them go on."""
+    held: list[Any] = []
+    page.route(pattern, lambda route: held.append(route))
+    return held
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_scripts_may_arrive_in_any_order(studio: Open, slow_url: str, path: str, seed: int) -> None:
+    rng = random.Random(seed)
+    page = opened(studio(slow_url))
+    held = held_back(page, "**/*.js")
+    page.goto(slow_url + path, wait_until="commit")
+    for _ in range(6000):
+        page.wait_for_timeout(STEP_MS)
+        if page.query_selector(PAGES[path]):
+            break
+        if held:
+            held.pop(rng.randrange(len(held))).continue_()
+    page.wait_for_selector(PAGES[path], state="attached")
+
+
+@pytest.mark.parametrize("path", ["/", "/gallery"])
+def test_every_script_may_be_the_last(studio: Open, slow_url: str, path: str) -> None:
+    """Gradio's text box among them: our modules must not count on it."""
+    window = studio(slow_url)
+    names: set[str] = set()
+    page = opened(window)
+    page.on("request", lambda request: names.add(request.url) if request.url.split("?")[0].endswith(".js") else None)
+    page.goto(slow_url + path)
+    page.wait_for_selector(PAGES[path], state="attached")
+    page.close()
+    late = sorted(name for name in names if "/static/" in name or "/assets/Index-" in name or "/assets/HTML-" in name)
+    assert len(late) > 10
+    for name in late:
+        page = opened(window)
+        held = held_back(page, name)
+        page.goto(slow_url + path, wait_until="commit")
+        page.wait_for_timeout(HELD_MS)
+        page.unroute(name)
+        for route in held:
+            route.continue_()
+        page.wait_for_selector(PAGES[path], state="attached")
+        page.close()
+
+
+@pytest.mark.parametrize("module", ["studio/studio.js", "studio/header.js", "viewer/dom.js", "studio/notes.js"])
+def test_a_module_that_fails_is_asked_for_again(studio: Open, slow_url: str, module: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["503", "ERR_FAILED"]
+    left = [503, None]
+
+    def broken(route: Any) -> None:
+        if not left:
+            route.continue_()
+        elif (answer := left.pop()) is None:
+            route.abort()
+        else:
+            route.fulfill(status=answer)
+
+    page = opened(window)
+    page.route(f"**/static/{module}", broken)
+    page.goto(slow_url)
+    page.wait_for_selector(PAGES["/"], state="attached")
+    page.wait_for_selector(".or-theme svg")
+    assert left == []
+
+
+def test_a_module_that_stays_away_is_said(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["ERR_FAILED", "Failed to fetch dynamically imported module"]
+    page = opened(window)
+    page.route("**/static/studio/gallery.js", lambda route: route.abort())
+    page.goto(slow_url + "/gallery")
+    page.wait_for_selector("#or-gallery >> text=could not be loaded")
+    page.unroute("**/static/studio/gallery.js")
+    page.click("#or-gallery >> text=Reload")
+    page.wait_for_selector(PAGES["/gallery"], state="attached")
+
+
+def test_a_component_that_gradio_makes_anew_shows_the_same(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
+    page.evaluate("""() => {
+      for (const name of ['well', 'examples', 'line', 'viewer']) {
+        const old = document.querySelector(`.or-part-${name}`);
+        const fresh = old.cloneNode(false);
+        old.replaceWith(fresh);
+        window.omniStudio.mount(name, fresh);
+      }
+      const box = document.querySelector('#or-question textarea');
+      box.replaceWith(box.cloneNode(true));
+    }""")
+    page.click(".or-example >> nth=1")
+    becomes(page, "() => document.querySelectorAll('.or-example[aria-pressed=true]').length", 1)
+    page.fill("#or-question textarea", "word " * 420)
+    page.wait_for_selector(".or-budget[data-over]")
+    page.click(".or-example >> nth=0")
+    page.wait_for_selector(".or-budget:not([data-over]) >> text=room for")
+    page.click("#or-step")
+    page.wait_for_selector(".or-viewer[data-status=paused]")

@@ -1,0 +1,103 @@
+"""A server that goes away and comes back, as the same or as a newer version: said, waited for, found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.browser import FakeServer, Open, becomes, status
+from tests.fake_server import LONG
+
+pytestmark = pytest.mark.timeout(900)
+NOTE = ".or-server:visible"
+LOST = ["ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE_CHUNKED", "503"]
+PAGES = {
+    "/": "html[data-studio=ready]",
+    "/gallery": ".or-card[data-trace], .or-gallery-word:not(:empty)",
+    "/training": "html[data-training=ready]",
+    "/checkpoints": "html[data-checkpoints=ready]",
+    "/about": ".or-about-section >> nth=2",
+}
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, chromium: None) -> Iterator[FakeServer]:
+    server = FakeServer(tmp_path / "home")
+    server.pace_s = 0.12
+    server.start()
+    server.port = int(server.url.rsplit(":", 1)[1])
+    yield server
+    server.kill()
+
+
+def test_pages_find_a_restarted_server_by_themselves(studio: Open, own_server: FakeServer) -> None:
+    window = studio(own_server.url)
+    window.expected = LOST
+    page = window.page()
+    others = [window.page(path, ready=ready) for path, ready in PAGES.items() if path != "/"]
+    page.fill("#or-question textarea", f"Where is the star, {LONG}?")
+    page.click("#or-reason")
+    page.wait_for_selector(".or-step >> nth=1")
+    own_server.kill()
+    page.wait_for_selector(f"{NOTE} >> text=does not answer")
+    for other in others:
+        other.evaluate("window.dispatchEvent(new Event('focus')); window.dispatchEvent(new Event('online'))")
+        other.wait_for_selector(f"{NOTE} >> text=does not answer")
+    own_server.start()
+    for one in [page, *others]:
+        one.wait_for_selector(".or-server", state="hidden")
+    assert status(page, "interrupted") == "interrupted"
+    said = page.inner_text(".or-trouble")
+    assert (
+        said == "The server stopped before this trace was finished. What was drawn is kept: press Reason to ask again."
+    )
+    assert LONG in page.input_value("#or-question textarea")
+    page.fill("#or-question textarea", "Where is the star?")
+    page.click("#or-reason")
+    assert status(page, "completed") == "completed"
+
+
+def test_a_page_that_opens_while_the_api_is_away_completes_itself(studio: Open, slow_url: str) -> None:
+    window = studio(slow_url)
+    window.expected = ["ERR_FAILED"]
+    for path, ready in PAGES.items():
+        if path == "/about":
+            continue  # its facts come with the page
+        page = window.context.new_page()
+        for api in ("**/v1/**", "**/readyz"):
+            page.route(api, lambda route: route.abort())
+        page.goto(slow_url + path)
+        page.wait_for_selector(f"{NOTE} >> text=does not answer")
+        for api in ("**/v1/**", "**/readyz"):
+            page.unroute(api)
+        page.wait_for_selector(".or-server", state="hidden")
+        page.wait_for_selector(ready, state="attached")
+        page.wait_for_selector(".or-checkpoint select:visible")
+        if path == "/":
+            page.wait_for_selector(".or-example:not(.or-dice):enabled >> nth=3")
+            page.wait_for_selector(".or-drop img:visible")
+            assert page.locator(".or-error:visible").count() == 0
+        page.close()
+
+
+def as_version(page: Any, version: str) -> None:
+    """From now on the server gives itself out as another version."""
+    answer = {"phase": "ready", "checkpoint": "x", "weight_version": 1, "detail": "", "version": version}
+    page.route("**/readyz", lambda route: route.fulfill(json=answer))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_newer_server_asks_for_a_reload(studio: Open, slow_url: str, path: str) -> None:
+    page = studio(slow_url).page(path, ready=PAGES[path])
+    as_version(page, "9.9.9+00000000")
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    page.wait_for_selector(f"{NOTE} >> text=The studio was updated")
+    page.unroute("**/readyz")
+    page.evaluate("window.before = true")
+    page.click(".or-server button")
+    becomes(page, "() => window.before === undefined", True)
+    page.wait_for_selector(PAGES[path], state="attached")
+    assert not page.is_visible(NOTE)

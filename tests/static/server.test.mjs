@@ -1,0 +1,118 @@
+// Is the server there, and is it the version this page came from? Everything around it is a fake. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { ServerWatch, onBack, wordsOf } from '../../static/viewer/server.js';
+
+const settle = async () => {
+  for (let k = 0; k < 10; k += 1) await Promise.resolve();
+};
+
+/** A page of version `a` whose server answers with `page.answer`; null = nobody is there. */
+function makePage() {
+  const page = { answer: { phase: 'ready', version: 'a', detail: '' }, said: [], looks: 0, timer: null, visibilityState: 'visible' };
+  const document = new EventTarget();
+  Object.defineProperty(document, 'visibilityState', { get: () => page.visibilityState });
+  page.env = {
+    document,
+    window: new EventTarget(),
+    fetch: async () => {
+      page.looks += 1;
+      if (page.answer === null) throw new TypeError('failed');
+      return { json: async () => page.answer };
+    },
+    onUnreachable: (listener) => (page.unreachable = listener),
+    setTimeout: (callback, ms) => (page.timer = { callback, ms }),
+    clearTimeout: () => (page.timer = null),
+  };
+  page.watch = new ServerWatch({ version: 'a', onState: (state, text) => page.said.push([state, text]), env: page.env });
+  page.ring = async () => {
+    const { callback } = page.timer;
+    page.timer = null;
+    callback();
+    await settle();
+  };
+  page.show = async (visible) => {
+    page.visibilityState = visible ? 'visible' : 'hidden';
+    document.dispatchEvent(new Event('visibilitychange'));
+    await settle();
+  };
+  return page;
+}
+
+test('a server that is gone is said, tried again, and found', async () => {
+  const page = makePage();
+  let backs = 0;
+  const stop = onBack(() => (backs += 1));
+  page.answer = null;
+  page.unreachable(); // a request failed
+  assert.ok(page.timer.ms < 1000);
+  await page.ring();
+  assert.deepEqual(page.said.map(([state]) => state), ['gone']);
+  assert.match(page.said[0][1], /does not answer.*keeps trying/);
+  const waits = [];
+  for (let k = 0; k < 6; k += 1) {
+    waits.push(page.timer.ms);
+    await page.ring();
+  }
+  assert.deepEqual(waits, [...waits].sort((a, b) => a - b));
+  assert.ok(waits.at(-1) <= 5000);
+  assert.equal(page.said.length, 1); // not said again and again
+  page.answer = { phase: 'starting', version: 'a', detail: 'the engine loads' };
+  await page.ring();
+  assert.deepEqual(page.said.at(-1), ['starting', 'The server is not ready yet: the engine loads.']);
+  assert.equal(backs, 0);
+  page.answer = { phase: 'ready', version: 'a', detail: '' };
+  await page.ring();
+  assert.deepEqual(page.said.at(-1), ['ready', '']);
+  assert.equal(backs, 1);
+  assert.ok(page.timer.ms > 10_000); // and looked at now and then
+  stop();
+});
+
+test('a server of another version is said once and no more asked', async () => {
+  for (const answer of [{ phase: 'ready', version: 'b' }, { phase: 'starting', version: 'b', detail: '' }]) {
+    const page = makePage();
+    page.answer = answer;
+    await page.ring();
+    assert.equal(page.watch.state, 'updated');
+    assert.match(page.said[0][1], /was updated.*Reload/);
+    assert.equal(page.timer, null);
+    const { looks } = page;
+    page.unreachable();
+    await page.show(true);
+    assert.equal(page.looks, looks);
+  }
+});
+
+test('an older server that names no version is not taken for an update', async () => {
+  const page = makePage();
+  page.answer = { phase: 'ready', detail: '' };
+  await page.ring();
+  assert.equal(page.watch.state, 'ready');
+});
+
+test('a hidden page asks nothing, and asks at once when it is seen', async () => {
+  const page = makePage();
+  page.answer = null;
+  await page.show(false);
+  await page.ring();
+  assert.equal(page.timer, null);
+  page.answer = { phase: 'ready', version: 'a' };
+  await page.show(true);
+  assert.equal(page.watch.state, 'ready');
+});
+
+test('a page of a proxy counts as no answer', async () => {
+  const page = makePage();
+  page.env.fetch = async () => ({ json: async () => JSON.parse('<html>') });
+  await page.ring();
+  assert.equal(page.watch.state, 'gone');
+});
+
+test('every state but ready has one sentence or two', () => {
+  assert.equal(wordsOf('ready'), '');
+  for (const state of ['gone', 'starting', 'stopping', 'failed', 'updated']) {
+    for (const detail of ['', 'loading weights', 'loading weights.']) assert.match(wordsOf(state, detail), /^The (server|studio) [^.]+\.( [A-Z][^.]+\.)?$/);
+  }
+});
