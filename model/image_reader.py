@@ -26,11 +26,13 @@ from model.image_profiles import Transform, to_srgb_transform
 from model.image_repair import Incomplete, complete, require_whole
 
 MAX_PIXELS = 40_000_000
+MAX_WEBP_PIXELS = 32_000_000  # Pillow's decoder holds four copies of a WebP image
 MAX_SIDE = 4096
 MAX_RATIO = 32  # of the longer to the shorter side
 REFUSED = 3  # exit code
 
 _TOO_LARGE = f"an image may have {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
+_WEBP_TOO_LARGE = f"a WebP image may have {MAX_WEBP_PIXELS // 1_000_000} megapixels; make it smaller, or send a JPEG"
 _BAND_PIXELS = 1 << 20
 _WHITE = (255, 255, 255)
 _TURNS = {
@@ -149,16 +151,18 @@ def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
         if kind not in ("WEBP", "AVIF"):  # those two are opened whole or not at all
             raise ImageError("image_broken", f"the header of this {kind} image is damaged") from None
         return file, None
-    _check_size(size)
+    _check_size(size, kind)
     return file, size
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _check_size(size: tuple[int, int], kind: str) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError("image_broken", f"an image of {width} × {height} pixels has none")
     if width * height > MAX_PIXELS:
         raise ImageError("image_too_large", f"{width} × {height} pixels are too many: {_TOO_LARGE}")
+    if kind == "WEBP" and width * height > MAX_WEBP_PIXELS:
+        raise ImageError("image_too_large", f"{width} × {height} pixels are too many: {_WEBP_TOO_LARGE}")
     if max(size) > MAX_RATIO * min(size):
         ratio = f"{width} × {height} pixels are {max(size) / min(size):.0f} : 1"
         detail = f"{ratio}, and a side may be at most {MAX_RATIO} times the other; cut the image into pieces"
@@ -177,7 +181,7 @@ def _decode(file: ImageFile, size: tuple[int, int] | None) -> tuple[Image.Image,
     def load(data: bytes) -> Image.Image:
         image = _open(data, file.kind)
         if size is None:
-            _check_size(image.size)
+            _check_size(image.size, file.kind)
         if drafted > 1:
             image.draft(None, (image.width // drafted, image.height // drafted))
         image.load()

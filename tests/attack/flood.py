@@ -31,6 +31,7 @@ from tests.e2e.real_server import SERVE, Server, new_server, wait_until
 
 AT_ONCE = 6
 SIDE = 6324  # 40 megapixels, the largest image that is accepted
+WEBP_SIDE = 5656  # 32 megapixels
 SETTLE_S = 30.0
 SOCKETS = 500
 OPEN_FILES = 256
@@ -81,7 +82,7 @@ def palette() -> bytes:
 
 def webp() -> bytes:
     out = io.BytesIO()
-    Image.new("RGBA", (SIDE, SIDE), (200, 30, 30, 128)).save(out, "WEBP", lossless=True, method=0, quality=0)
+    Image.new("RGBA", (WEBP_SIDE, WEBP_SIDE), (200, 30, 30, 128)).save(out, "WEBP", lossless=True, method=0, quality=0)
     return out.getvalue()
 
 

@@ -91,6 +91,12 @@ def test_oversized_headers_are_refused_undecoded() -> None:
         assert refusal(png_file(size, 8, 2, b"\0" * 100)).code == "image_too_large"
 
 
+def test_webp_is_refused_above_the_limit_that_its_decoder_needs() -> None:
+    image = Image.new("L", (5657, 5657))
+    assert "WebP" in refusal(encoded(image, "WEBP")).detail
+    assert read_image(encoded(image, "PNG")).size == (2829, 2829)
+
+
 @pytest.mark.parametrize(("size", "ratio"), [((1, 10_000), "10000 : 1"), ((3300, 100), "33 : 1")])
 def test_an_extreme_ratio_is_named(size: tuple[int, int], ratio: str) -> None:
     for kind in ("PNG", "GIF", "BMP"):
