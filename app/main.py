@@ -25,6 +25,7 @@ from app.access_log import HEADER, AccessLog
 from app.api_docs import add_docs
 from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
+from app.bodies import BodyMiddleware
 from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
 from app.compression import Gzip
 from app.conditional import ConditionalMiddleware
@@ -57,7 +58,7 @@ from app.trace_reader import TraceReader
 from app.trace_runner import TraceRunner
 from app.traces import TraceService
 from app.ui.assets import static_files
-from app.uploads import Spool
+from app.uploads import FILES, Spool
 from model.engine.messages import Generation
 from training.jobs import COMMAND
 
@@ -110,6 +111,7 @@ def create_app(
     add_docs(app, with_key=services.key is not None)
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
+    app.add_middleware(BodyMiddleware, spool=services.spool, files=FILES)
     # The last one added stands outermost; a browser's CORS preflight carries no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)

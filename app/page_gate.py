@@ -18,17 +18,18 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.bodies import replayed
 from app.errors import Problem, response_for
 from app.words import PAGES
 
 log = logging.getLogger("omni_r1.page")
 
-MAX_EVENT_BYTES = 1_000_000  # what a page sends to Gradio's queue is far smaller
+MAX_EVENT_BYTES = 1_000_000  # what a page sends to Gradio is far smaller
 _GET = re.compile(
     rf"/|/(?:{'|'.join(PAGES)})/?|/(?:assets|svelte)/.+|/(?:config|theme\.css|favicon\.ico|manifest\.json)"
-    r"|/gradio_api/(?:info|app_id|startup-events|queue/data|heartbeat/[0-9A-Za-z_-]+)"
+    r"|/gradio_api/(?:info|app_id|startup-events|heartbeat/[0-9A-Za-z_-]+)"
 )
-_POST = re.compile(r"/gradio_api/(?:run/predict|queue/join|cancel|reset)/?")
+_POST = re.compile(r"/gradio_api/(?:run/predict|reset)/?")  # no event of the pages is queued
 _GONE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -67,7 +68,7 @@ class PageGate:
             if body is None:
                 await response_for(Problem("malformed", "the body is not a JSON object"), path)(scope, receive, send)
             else:
-                await self._guarded(scope, _once(body, receive), send)
+                await self._guarded(scope, replayed(body, receive), send)
         elif allowed := self._methods(scope):
             allow = ", ".join(sorted(allowed))
             problem = Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
@@ -132,17 +133,3 @@ async def _json_body(receive: Receive) -> bytes | None:
         return body if len(body) <= MAX_EVENT_BYTES and isinstance(json.loads(body), dict) else None
     except (ValueError, RecursionError):
         return None
-
-
-def _once(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first, then what the connection says."""
-    given = False
-
-    async def once() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once

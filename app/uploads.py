@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from app.errors import Problem, field_problem
 
 BUFFER_BYTES = 262_144
+FILES = ("/v1/images", "/v1/datasets")  # the paths whose routes use a spool
 MAX_PARTS = 20
 MAX_BOUNDARY_BYTES = 256
 _WRITERS = 4
@@ -74,6 +75,10 @@ class Spool:
         finally:
             Path(name).unlink(missing_ok=True)
 
+    def writing(self, file: BinaryIO) -> Writing:
+        """Writes what arrives to `file`, in threads."""
+        return Writing(file, self._writers)
+
     @asynccontextmanager
     async def receive(self, request: Request, raw: Sequence[str], code: str, detail: str) -> AsyncIterator[Upload]:
         """The file of a request.
@@ -89,7 +94,7 @@ class Spool:
         if not is_raw and kind != "multipart/form-data":
             raise Problem(code, detail)
         with self.file() as path, path.open("wb") as file:
-            writing = _Writing(file, self._writers)
+            writing = self.writing(file)
             form = None if is_raw else _Form(_boundary(f"{kind};{options}"), writing)
             try:
                 async for chunk in request.stream():
@@ -106,7 +111,7 @@ class Spool:
             yield Upload(path, writing.size, writing.hash.digest())
 
 
-class _Writing:
+class Writing:
     """Collects bytes and writes them in threads."""
 
     def __init__(self, file: BinaryIO, threads: ThreadPoolExecutor) -> None:
@@ -115,7 +120,7 @@ class _Writing:
         self.size = 0
         self.hash = hashlib.sha256()
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | bytearray) -> None:
         self._held += data
         self.size += len(data)
 
@@ -140,7 +145,7 @@ def _boundary(content_type: str) -> bytes:
 class _Form:
     """A multipart form as it arrives: the bytes of its first file called `file` go to `into`, all else is dropped."""
 
-    def __init__(self, boundary: bytes, into: _Writing) -> None:
+    def __init__(self, boundary: bytes, into: Writing) -> None:
         self._into = into
         self._parts = 0
         self._name, self._value = bytearray(), bytearray()

@@ -348,14 +348,14 @@ async def answers_500(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize("page", [raises, answers_500])
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/cancel"])
+@pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/gradio_api/reset"])
 def test_what_breaks_gradio_is_the_requests_fault(page: Any, path: str) -> None:
     assert asyncio.run(through_the_gate(page, "POST", path, b'{"fn_index": 99}'))[0] == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 2000, b"{", b"{" + b" " * 2_000_000 + b"}"])
-def test_the_queue_gets_json_objects_only(body: bytes) -> None:
-    assert asyncio.run(through_the_gate(raises, "POST", "/gradio_api/queue/join", body))[1]["code"] == "malformed"
+def test_a_page_event_is_a_json_object(body: bytes) -> None:
+    assert asyncio.run(through_the_gate(raises, "POST", "/gradio_api/run/predict", body))[1]["code"] == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,8 @@ def test_the_queue_gets_json_objects_only(body: bytes) -> None:
         ("GET", "/gradio_api/file=/etc/passwd", 404),
         ("POST", "/gradio_api/upload", 404),
         ("GET", "/gradio_api/proxy=http://x", 404),
-        ("GET", "/gradio_api/queue/join", 405),
+        ("GET", "/gradio_api/run/predict", 405),
+        ("POST", "/gradio_api/queue/join", 404),
         ("DELETE", "/gallery", 405),
         ("POST", "/", 405),
     ],

@@ -110,11 +110,13 @@ def test_unfinished_bodies_lie_on_disk(with_server: WithServer) -> None:
             ("/v1/images", "image/png", body),
             ("/v1/images", FORM, part(body)[:-2]),
             ("/v1/datasets", "application/x-ndjson", body),
+            ("/v1/traces", "application/json", b'{"question": "' + b"x" * 6 * MB),
+            ("/v1/jobs", "text/plain", body),
         ]
         before = rss()
         requests = [Unfinished(server) for _ in range(30)]
         for number, request in enumerate(requests):
-            await request.send(*kinds[number % 3])
+            await request.send(*kinds[number % len(kinds)])
         folder = server.home / "tmp"
         await until(lambda: sum((folder / name).stat().st_size for name in left(server)) > 30 * 5.5 * MB)
         assert len(left(server)) == 30
@@ -122,6 +124,26 @@ def test_unfinished_bodies_lie_on_disk(with_server: WithServer) -> None:
         for request in requests:
             await request.leave()
         await until(lambda: not left(server))
+
+    with_server(scenario)
+
+
+def test_large_json_bodies_at_once_leave_memory_alone(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        body = b'{"question": "' + b"x" * 18 * MB + b'"}'
+        headers = {"content-type": "application/json"}
+        peak = before = rss()
+        requests = [
+            asyncio.create_task(server.client.post("/v1/traces", content=body, headers=headers, timeout=300))
+            for _ in range(12)
+        ]
+        while not all(request.done() for request in requests):
+            peak = max(peak, rss())
+            await asyncio.sleep(0.01)
+        for request in requests:
+            is_problem(request.result(), 422, "invalid", "body.question")
+        assert peak - before < 150 * MB
+        assert left(server) == []
 
     with_server(scenario)
 

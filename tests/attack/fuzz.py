@@ -27,7 +27,7 @@ KEY = "a-key-that-no-request-knows"
 AT_ONCE = 8
 PATIENCE_S = 5.0  # an answer that takes longer waits for the rest of the request
 ANSWER_S = 60.0
-PAGE_PATHS = ("/", "/config", "/login", "/docs", "/static/styles.css", "/pwa_icon/{n}", "/gradio_api/queue/join",
+PAGE_PATHS = ("/", "/config", "/login", "/docs", "/static/styles.css", "/pwa_icon/{n}", "/gradio_api/run/predict",
               "/gradio_api/upload", "/gradio_api/file={text}", "/gradio_api/call/{text}",
               "/gradio_api/heartbeat/{text}",
               "/theme.css", "/manifest.json", "/favicon.ico", "/metrics", "/{text}")  # fmt: skip

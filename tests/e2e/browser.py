@@ -98,7 +98,7 @@ class Studio:
     def check(self) -> None:
         wrong = [error for error in self.errors if not any(part in error for part in self.expected)]
         self.context.close()
-        assert wrong == []
+        assert not wrong, wrong
 
 
 Open = Callable[..., Studio]
@@ -110,14 +110,15 @@ def status(page: Any, *wanted: str) -> str:
     return str(found.get_attribute("data-status"))
 
 
-def becomes(page: Any, script: str, wanted: Any) -> None:
+def becomes(page: Any, script: str, wanted: Any, *, timeout_ms: float = PATIENCE_MS, what: str = "") -> None:
     """Waits until this arrow function gives `wanted` in the page; fails with what it gives instead."""
     from playwright.sync_api import TimeoutError as Late
 
     text = json.dumps(wanted, separators=(",", ":"))
     with suppress(Late):
-        page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=PATIENCE_MS)
-    assert page.evaluate(script) == wanted
+        page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=timeout_ms)
+    found = page.evaluate(script)
+    assert found == wanted, (what, found)
 
 
 def fits(page: Any, width: int, height: int = 800) -> None:

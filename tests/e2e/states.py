@@ -138,12 +138,12 @@ def training_states(window: Studio, job: str) -> Iterator[State]:
         summary.click()
     yield "training, a finished job", page
     page.close()
+    window.expected += ["404", "422"]
     page = window.page("/training?job=no-such-job", ready=TRAINING)
     page.wait_for_selector("text=There is no job")
     page.click("[data-preset=nano-perpo] .or-secondary")
     page.wait_for_selector(".or-editor pre >> nth=1")
     page.fill(".or-editor textarea", json.dumps(RECIPE | {"seed": -1, "magic": 1}))
-    window.expected.append("422")
     page.click("text=Start this job")
     page.wait_for_selector(".or-editor .or-error li")
     yield "training, editor with errors", page
@@ -151,6 +151,7 @@ def training_states(window: Studio, job: str) -> Iterator[State]:
 
 
 def checkpoint_states(window: Studio) -> Iterator[State]:
+    window.expected.append("422")
     page = window.page("/checkpoints?name=nano-omni-r1", ready=CHECKPOINTS)
     yield "checkpoints", page
     page.fill(".or-register input", "no/such-folder-here/at-all")

@@ -45,4 +45,4 @@ def test_overlaps_and_cuts_are_found(studio: Open, slow_url: str) -> None:
     ):
         page.evaluate("(style) => document.querySelector('.or-about h2').setAttribute('style', style)", style)
         with pytest.raises(AssertionError, match=word):
-            stands_well(page, WIDTHS[-1:])
+            stands_well(page, WIDTHS[-1:], settled_ms=1000)
