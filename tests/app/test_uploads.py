@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,17 @@ def test_unfinished_bodies_lie_on_disk(with_server: WithServer) -> None:
 
 def test_large_json_bodies_at_once_leave_memory_alone(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
-        body = b'{"question": "' + b"x" * 18 * MB + b'"}'
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"question": "'
+            for _ in range(18 * MB // 100_000):
+                yield b"x" * 100_000
+            yield b'"}'
+
         headers = {"content-type": "application/json"}
         peak = before = rss()
         requests = [
-            asyncio.create_task(server.client.post("/v1/traces", content=body, headers=headers, timeout=300))
-            for _ in range(12)
+            asyncio.create_task(server.client.post("/v1/traces", content=body(), headers=headers, timeout=300))
+            for _ in range(24)
         ]
         while not all(request.done() for request in requests):
             peak = max(peak, rss())
