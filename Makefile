@@ -19,8 +19,8 @@ SOURCES := app model training
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 # Long tests of files, processes and the world, to which kernels make no difference.
-WITHOUT_KERNELS := model/test_checkpoint model/test_tokenizer model/engine/test_process training/test_checkers \
-  training/test_pesft_faults training/test_plot_job
+WITHOUT_KERNELS := model/checkpoint/test_checkpoint model/text/test_tokenizer model/engine/test_process \
+  training/world/test_checkers training/pesft/test_faults training/studies/test_plot_job
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test test-portable check format bench attack clean

@@ -20,47 +20,47 @@ from fastapi.middleware.cors import CORSMiddleware
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
-from app import logs
-from app.access_log import HEADER, AccessLog
-from app.api_docs import add_docs
-from app.artifacts import MAX_UPLOAD_BYTES, ImageStore, PartialStore
-from app.auth import ApiKey, GuardMiddleware, KeyMiddleware
-from app.bodies import BodyMiddleware
-from app.checkpoints import PACKAGE_FOLDER, CheckpointRegistry
-from app.compression import Gzip
-from app.conditional import ConditionalMiddleware
-from app.connections import PatienceMiddleware
-from app.datasets import DatasetStore
-from app.db import Database
-from app.deps import Services, known_query
-from app.dialects import DatabaseUnusable
-from app.engine_pool import EnginePool
-from app.errors import install_handlers
-from app.event_log import EventLog
-from app.grader import Grader
-from app.home import Home, HomeError
-from app.hub import HubFetcher
-from app.idempotency import IdempotencyKeys
-from app.image_intake import ImageIntake
-from app.job_intake import JobIntake
-from app.jobs import JobService
-from app.metrics import Metrics, MetricsMiddleware
-from app.page_gate import PageGate
-from app.registration import Registration
-from app.routes import checkpoints, datasets, images, jobs, login, rewards, system, tasks, traces
+from app.checkpoints.hub import HubFetcher
+from app.checkpoints.pool import EnginePool
+from app.checkpoints.registration import Registration
+from app.checkpoints.registry import PACKAGE_FOLDER, CheckpointRegistry
+from app.common import logs
+from app.common.metrics import Metrics, MetricsMiddleware
+from app.common.settings import Settings
+from app.contract.problems import install_handlers
+from app.http.access_log import HEADER, AccessLog
+from app.http.auth import ApiKey, GuardMiddleware, KeyMiddleware
+from app.http.bodies import BodyMiddleware
+from app.http.compression import Gzip
+from app.http.conditional import ConditionalMiddleware
+from app.http.connections import PatienceMiddleware
+from app.http.deps import Services, known_query
+from app.http.openapi import add_docs
+from app.http.page_gate import PageGate
+from app.http.routes import checkpoints, datasets, images, jobs, login, rewards, system, tasks, traces
+from app.jobs.datasets import DatasetStore
+from app.jobs.grader import Grader
+from app.jobs.intake import JobIntake
+from app.jobs.runner import COMMAND
+from app.jobs.servers import ServerWatch
+from app.jobs.service import JobService
 from app.runtime import BuildUI, Runtime, UISlot
 from app.server import BAD_START, StudioServer, bind, run_app
-from app.servers import ServerWatch
-from app.settings import Settings
-from app.tasks import TaskWorld
-from app.trace_intake import Intake
-from app.trace_reader import TraceReader
-from app.trace_runner import TraceRunner
-from app.traces import TraceService
+from app.storage.database import Database
+from app.storage.dialects import DatabaseUnusable
+from app.storage.home import Home, HomeError
+from app.storage.idempotency import IdempotencyKeys
+from app.storage.image_intake import ImageIntake
+from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, PartialStore
+from app.storage.uploads import FILES, Spool
+from app.traces.event_log import EventLog
+from app.traces.intake import Intake
+from app.traces.reader import TraceReader
+from app.traces.runner import TraceRunner
+from app.traces.service import TraceService
+from app.traces.tasks import TaskWorld
 from app.ui.assets import static_files
-from app.uploads import FILES, Spool
 from model.engine.messages import Generation
-from training.jobs import COMMAND
 
 __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app", "run_app", "serve"]
 
@@ -296,7 +296,7 @@ def _why_not(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    from app.settings import SettingsError, read_settings
+    from app.common.settings import SettingsError, read_settings
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn takes the signals over
     logs.begin()

@@ -20,12 +20,12 @@ import sqlalchemy as sa
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import db as tables
-from app import pools
-from app.checkpoints import NoCheckpoint
-from app.deps import Services
-from app.home import Home
-from app.pools import TooSlow
+from app.checkpoints.registry import NoCheckpoint
+from app.common import pools
+from app.common.pools import TooSlow
+from app.http.deps import Services
+from app.storage import database as tables
+from app.storage.home import Home
 
 log = logging.getLogger("omni_r1.server")
 

@@ -13,10 +13,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app import logs
-from app.connections import ConnectionGuard, Listener, connection_limit, raise_descriptor_limit
-from app.deps import Services
+from app.common import logs
 from app.exit_watch import ExitWatch
+from app.http.connections import ConnectionGuard, Listener, connection_limit, raise_descriptor_limit
+from app.http.deps import Services
 from app.runtime import Runtime
 
 GRACEFUL_S = 2

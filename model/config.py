@@ -2,7 +2,7 @@
 
 Reads what the HF Chameleon family writes (both spellings of ``vq_config``, ``rope_theta`` at the top or inside
 ``rope_parameters``) and writes what transformers' ``ChameleonConfig`` accepts. It knows no token ids (that is
-:mod:`model.vocab`) and no tensors.
+:mod:`model.text.vocab`) and no tensors.
 """
 
 from __future__ import annotations

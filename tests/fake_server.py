@@ -17,10 +17,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from app.common.settings import SettingsError, read_settings
 from app.main import build_page, serve
-from app.settings import SettingsError, read_settings
 from model.engine.messages import GenerationRequest
-from model.pictures import model_view
+from model.images.view import model_view
 from tests.fakes import FakeGeneration, Item, answer_items, emitted, step_items, write_paper_checkpoint
 
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")

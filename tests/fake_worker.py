@@ -84,8 +84,8 @@ if WHAT == "obey":
         sys.exit(3)
 if WHAT in ("full", "silent"):
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from training import disk
-    from training.job_log import JobLog
+    from training.jobs import disk
+    from training.jobs.log import JobLog
 
     class Stop:
         def __bool__(self):

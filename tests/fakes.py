@@ -29,7 +29,7 @@ from model.engine.messages import (
     QueuePosition,
     Started,
 )
-from model.events import TraceEvent
+from model.engine.narrator import TraceEvent
 
 
 def png(colour: tuple[int, int, int] = (255, 255, 255), size: tuple[int, int] = (64, 64), *, box: int = 0) -> bytes:
@@ -334,9 +334,9 @@ def write_paper_checkpoint(
     folder: Path, *, context_len: int = 768, images: tuple[int, int] = (1, 1), **extra: Any
 ) -> Path:
     """A folder that the server takes for a checkpoint: config, tokenizer, manifest, an empty safetensors file."""
+    from model.checkpoint.manifest import ImageCount, Manifest
     from model.config import ModelConfig, TransformerConfig, VQConfig
-    from model.manifest import ImageCount, Manifest
-    from model.tokenizer import train_bpe
+    from model.text.tokenizer import train_bpe
 
     folder.mkdir(parents=True, exist_ok=True)
     texts = ["Where is the red star? I look for it and draw a box around it.", "\nFinal Answer: red", "THOUGHT 1: "]

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.checkpoint import LoadedCheckpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.phases import Legal, LegalIds
 from model.engine.sequence import SamplingParams, sample_seed
-from model.transformer import CausalAttention
-from model.vq import VQModel
+from model.nets.transformer import CausalAttention
+from model.nets.vq import VQModel
 
 NEAR = 1e-4  # nats of a log-probability, share of the probability mass, or squared distance to a code
 LEVELS = 8  # of 256, by which decoded images of the same codes may differ

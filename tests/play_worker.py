@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from training.job_log import JobLog
+from training.jobs.log import JobLog
 
 PACE_S = float(os.environ.get("OMNI_R1_PLAY_PACE", "0.05"))
 STOPPED = 3

@@ -138,7 +138,7 @@ class Cluster:
             self.execute(f"CREATE DATABASE {name}")
             return self.url(name)
         if self._template is None:
-            from app.db import Database
+            from app.storage.database import Database
 
             self._template = self.url("migrated")
             self.execute("CREATE DATABASE migrated")

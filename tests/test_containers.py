@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import PREFIX, Settings
+from app.common.settings import PREFIX, Settings
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import build_parser
-from app.settings import PREFIX, Settings
-from app.sse_reader import TERMINAL_EVENTS
-from training.spec import METHODS, parse_spec
-from training.unitasks.canvas import COLOUR_NAMES, SHAPES
-from training.unitasks.world import EVAL_SEED_MIN, FAMILIES, SLICES, make_task
+from app.cli.main import build_parser
+from app.client.sse import TERMINAL_EVENTS
+from app.common.settings import PREFIX, Settings
+from training.spec.spec import METHODS, parse_spec
+from training.world.canvas import COLOUR_NAMES, SHAPES
+from training.world.world import EVAL_SEED_MIN, FAMILIES, SLICES, make_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.checkpoint import save_checkpoint
+from model.checkpoint.checkpoint import save_checkpoint
+from model.checkpoint.manifest import Capabilities, GenerationDefaults, ImageCount, Manifest, Perception
 from model.config import ModelConfig, TransformerConfig, VQConfig
-from model.manifest import Capabilities, GenerationDefaults, ImageCount, Manifest, Perception
-from model.tokenizer import train_bpe
-from model.transformer import CausalAttention, Transformer
-from model.vocab import Vocabulary
-from model.vq import VQModel
+from model.nets.transformer import CausalAttention, Transformer
+from model.nets.vq import VQModel
+from model.text.tokenizer import train_bpe
+from model.text.vocab import Vocabulary
 
 TEXTS = [
     "Where is the red star? I look for the red star. I draw a box around it and zoom in. It is red.",

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from app.build import build_version
 from app.client import Client, OmniError
+from app.common.build import build_version
 from app.ui.components import header, module_html
 
 Section = dict[str, Any]  # {title, text, rows: [[name, value or {text, href}]]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from app.build import build_version
+from app.common.build import build_version
 
 # In the browser. A module that did not arrive is asked for again, some times; then a person may reload the page.
 _LOAD = """

@@ -9,7 +9,7 @@ import dataclasses
 import json
 
 from app.ui.components import header, module_html
-from training.spec import PRESETS
+from training.spec.spec import PRESETS
 
 
 def presets() -> str:

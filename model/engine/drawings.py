@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from model.engine.live import Live
+from model.engine.image_thread import PictureThread
 from model.engine.models import Model
-from model.engine.picture_thread import PictureThread
-from model.events import PictureJob, PictureResult
+from model.engine.narrator import PictureJob, PictureResult
+from model.engine.requests import Live
 
 Asked = tuple[Live, PictureJob]
 

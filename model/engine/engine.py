@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.decode import DecodeStep
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import FinishedBy, SamplingParams, Sequence, Status
-from model.kv_cache import DecodeAttention, KVCache, PrefillAttention
-from model.transformer import LayerWeights, Transformer
-from model.vocab import Vocabulary
+from model.nets.decode_step import DecodeStep
+from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from model.nets.transformer import LayerWeights, Transformer
+from model.text.vocab import Vocabulary
 
 CPU_SLOTS = 64  # more rows take memory, and a CPU is hardly faster with them
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from model.events import TraceEvent
+from model.engine.narrator import TraceEvent
 
 
 @dataclass(frozen=True, slots=True)

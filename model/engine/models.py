@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import VQ_PREFIX, LoadedCheckpoint, load_checkpoint, validate_checkpoint
+from model.checkpoint.checkpoint import VQ_PREFIX, LoadedCheckpoint, load_checkpoint, validate_checkpoint
+from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ModelConfig
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
 from model.engine.messages import Footprint, ImageInput
+from model.engine.narrator import PictureJob, PictureResult
 from model.engine.sequence import SamplingParams
-from model.events import PictureJob, PictureResult
-from model.images import decode_codes, decode_partial, encode_pictures, image_stats
-from model.pictures import png_bytes
+from model.images.codes import decode_codes, decode_partial, encode_pictures, image_stats
+from model.images.view import png_bytes
 from model.precision import serving_dtype
-from model.shards import CheckpointError, read_entries
 
 log = logging.getLogger("omni_r1.engine")
 

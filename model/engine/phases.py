@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
-from model.vocab import Vocabulary
+from model.text.vocab import Vocabulary
 
 ANSWER_ROOM = 32  # tokens that must be left behind a picture, so that an answer fits (method.md, section 3)
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from model.engine.drawings import Drawings
 from model.engine.engine import SequenceOutput
-from model.engine.live import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.messages import (
     Cancelled,
     Emitted,
@@ -30,8 +29,9 @@ from model.engine.messages import (
     Started,
 )
 from model.engine.models import Model, Models
+from model.engine.narrator import Narrator, PictureResult, Told
+from model.engine.requests import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.sequence import Status
-from model.events import Narrator, PictureResult, Told
 
 log = logging.getLogger("omni_r1.engine")
 

@@ -3,8 +3,8 @@
 // The weights are loaded beside the running ones; running traces keep theirs. Where memory cannot hold both the server
 // says so with its figures, and a person decides whether running traces are waited for or stopped.
 
-import { api } from '../viewer/api.js';
-import { h, setText, show } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { h, setText, show } from '../shared/dom.js';
 import { refreshCheckpoints } from '../studio/header.js';
 
 const LOOK_EVERY_MS = 250;

@@ -1,11 +1,11 @@
 // The Checkpoints page: which there are and what they were made from; activate, go back, register, delete, compare.
 
-import { whenOf } from '../studio/when.js';
+import { whenOf } from '../shared/when.js';
 import { refreshCheckpoints } from '../studio/header.js';
-import { wordsOf } from '../studio/notes.js';
-import { short } from '../training/series.js';
-import { api } from '../viewer/api.js';
-import { Place, h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
+import { wordsOf } from '../shared/notes.js';
+import { short } from '../shared/series.js';
+import { api } from '../shared/api.js';
+import { Place, h, icon, setAttr, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Activation, previous } from './activate.js';
 import { Compare } from './compare.js';

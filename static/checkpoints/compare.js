@@ -5,8 +5,8 @@
 
 import { Examples } from '../studio/examples.js';
 import { Well } from '../studio/well.js';
-import { api, PARTIAL_IMAGES } from '../viewer/api.js';
-import { h, setText, show } from '../viewer/dom.js';
+import { api, PARTIAL_IMAGES } from '../shared/api.js';
+import { h, setText, show } from '../shared/dom.js';
 import { isLive } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
 import { outcomeOf } from './lineage.js';

@@ -1,6 +1,6 @@
 // What is known of checkpoints, as values and words: which was made from which, what may be done, who was right. Pure.
 
-import { short } from '../training/series.js';
+import { short } from '../shared/series.js';
 import { stageName } from '../training/words.js';
 
 export const parentOf = (one) => one.base ?? one.lineage?.base ?? null;

@@ -1,6 +1,6 @@
 // The About page: sections of name and value that the Python side has read from the API, drawn as text.
 
-import { h } from '../viewer/dom.js';
+import { h } from '../shared/dom.js';
 
 function valueOf(value) {
   if (value && typeof value === 'object') return h('a', { href: value.href, class: 'or-link' }, value.text);

@@ -1,6 +1,6 @@
 // A picture from the webcam. The button is there only where browsers allow a camera: on localhost and https.
 
-import { h, openDialog, setText } from '../viewer/dom.js';
+import { h, openDialog, setText } from '../shared/dom.js';
 
 export const hasCamera = () => Boolean(window.isSecureContext && navigator.mediaDevices?.getUserMedia);
 

@@ -1,7 +1,7 @@
 // Four tasks of the world, one a slice, by fixed seeds through the API; and the dice, which draws a held-out one.
 
-import { api } from '../viewer/api.js';
-import { h, icon, setAttr } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { h, icon, setAttr } from '../shared/dom.js';
 
 // Held-out tasks (seeds from 1,000,000,000 up) that show well what each slice is about.
 export const EXAMPLES = [

@@ -1,11 +1,11 @@
 // The Gallery: every trace as a card, newest first, a page at a time. Opens them in the same viewer as the Studio.
 
-import { api } from '../viewer/api.js';
-import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
-import { readQuestion } from '../viewer/words.js';
-import { whenOf } from './when.js';
+import { readQuestion } from '../shared/words.js';
+import { whenOf } from '../shared/when.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;

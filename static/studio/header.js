@@ -1,7 +1,7 @@
 // The line on top of every page: where you are, which checkpoint answers, light or dark, and whether the server is there.
 
-import { api } from '../viewer/api.js';
-import { h, icon, setAttr, show } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { h, icon, setAttr, show } from '../shared/dom.js';
 import { ServerWatch, onBack } from '../viewer/server.js';
 import { guardPage } from './drops.js';
 import { applyTheme, isDark, toggleTheme } from './theme.js';

@@ -1,6 +1,6 @@
 // A small sketch pad: eight colours, three pens, undo. Draws on a square that becomes an ordinary picture.
 
-import { h, icon, openDialog, setAttr } from '../viewer/dom.js';
+import { h, icon, openDialog, setAttr } from '../shared/dom.js';
 
 const SIDE = 512;
 const COLOURS = [

@@ -4,15 +4,15 @@
 // browser (`js=` of their events), so nothing stands between a click and the request. What a person sees in the
 // question box is what is sent. Nothing about a trace lives here: the viewer shows what the server says.
 
-import { api, PARTIAL_IMAGES } from '../viewer/api.js';
-import { Place, appears, setAttr, setText, show } from '../viewer/dom.js';
+import { api, PARTIAL_IMAGES } from '../shared/api.js';
+import { Place, appears, setAttr, setText, show } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
 import { budgetWords, refusedBudget } from './budget.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
-import { wordsOf } from './notes.js';
+import { wordsOf } from '../shared/notes.js';
 import { Well } from './well.js';
 
 const BUDGET_WAIT_MS = 150;

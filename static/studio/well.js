@@ -3,8 +3,8 @@
 // A picture goes to POST /v1/images as it is, so there is one place that judges what a picture is, and its words
 // ("not a picture", "too large") stand here in red. The studio is told of a picture, never of a file.
 
-import { ApiError, api } from '../viewer/api.js';
-import { h, icon, setAttr, setText, show } from '../viewer/dom.js';
+import { ApiError, api } from '../shared/api.js';
+import { h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { hasCamera, openCamera } from './camera.js';
 import { receiveImages } from './drops.js';
 import { openSketch } from './sketch.js';

@@ -1,8 +1,8 @@
 // One small chart: lines over steps, as SVG. It knows nothing of jobs; several of them share a step axis and a cursor
 // (charts.js). Data reaches it as numbers, and text as text nodes.
 
-import { h, setAttr, setText, show } from '../viewer/dom.js';
-import { meanOf, nearest, rangeOf, short, ticksOf, wantsLog } from './series.js';
+import { h, setAttr, setText, show } from '../shared/dom.js';
+import { meanOf, nearest, rangeOf, short, ticksOf, wantsLog } from '../shared/series.js';
 
 const NS = 'http://www.w3.org/2000/svg';
 const HEIGHT = 168;

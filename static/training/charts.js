@@ -1,8 +1,8 @@
 // The charts of one stage: one step axis and one cursor for all of them, by pointer or with the arrow keys.
 
-import { h, setText, show } from '../viewer/dom.js';
+import { h, setText, show } from '../shared/dom.js';
 import { Chart } from './chart.js';
-import { nearest, short, stepsOf } from './series.js';
+import { nearest, short, stepsOf } from '../shared/series.js';
 
 const unit = [0, 1];
 

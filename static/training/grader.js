@@ -1,7 +1,7 @@
 // Try the grader: an answer, a reference, the options if there are any, and the verdict in words.
 
-import { api } from '../viewer/api.js';
-import { h, setAttr, setText, show } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { h, setAttr, setText, show } from '../shared/dom.js';
 import { choicesOf, verdictOf } from './words.js';
 
 export class GraderPanel {

@@ -1,7 +1,7 @@
 // The list of jobs: what each is, how far, and what can be done to it. A page at a time, newest first.
 
-import { whenOf } from '../studio/when.js';
-import { h, icon, setAttr, setText, show, sureButton } from '../viewer/dom.js';
+import { whenOf } from '../shared/when.js';
+import { h, icon, setAttr, setText, show, sureButton } from '../shared/dom.js';
 import { isLive } from './state.js';
 import { METHODS, duration, progressOf, statusOf, tookOf } from './words.js';
 

@@ -2,8 +2,8 @@
 //
 // A report is a JSON object whose shape belongs to its stage; this module shows any by the shape of its values.
 
-import { h, openDialog } from '../viewer/dom.js';
-import { short } from './series.js';
+import { h, openDialog } from '../shared/dom.js';
+import { short } from '../shared/series.js';
 
 const TITLES = { bootstrapping: 'What Zero drew', benchmark: 'Benchmark', comparison: 'Comparison in pairs', data: 'Data taken in' };
 const words = (key) => key.replaceAll('_', ' ').replaceAll('/', ' · ').replace('ci95', '95 % interval');

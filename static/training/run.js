@@ -3,9 +3,9 @@
 // The job's row is asked for first; then its events come in order by one EventSource, the stored ones in one go. Until
 // those are all here (the row says how many) the row has the last word on the status: an old "queued" never flickers by.
 
-import { api } from '../viewer/api.js';
-import { copyButton, h, setAttr, setText, show } from '../viewer/dom.js';
-import { EventStream } from '../viewer/events.js';
+import { api } from '../shared/api.js';
+import { copyButton, h, setAttr, setText, show } from '../shared/dom.js';
+import { EventStream } from '../shared/events.js';
 import { Charts } from './charts.js';
 import { reportBlock } from './report.js';
 import { Samples } from './samples.js';

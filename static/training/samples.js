@@ -1,10 +1,10 @@
 // The newest sampled traces of a job, in the same viewer as everywhere, with the parts of their reward.
 
-import { h, setAttr, setText, show } from '../viewer/dom.js';
+import { h, setAttr, setText, show } from '../shared/dom.js';
 import { Viewer } from '../viewer/viewer.js';
-import { short } from './series.js';
+import { short } from '../shared/series.js';
 import { traceOf } from './state.js';
-import { readQuestion } from '../viewer/words.js';
+import { readQuestion } from '../shared/words.js';
 import { rewardRows, stageName, whereOf } from './words.js';
 
 const SHOWN = 12;

@@ -1,7 +1,7 @@
 // How a job begins: three presets as cards, or the full spec with the very request and command that start it.
 
-import { api } from '../viewer/api.js';
-import { copyButton, h, setText, show } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { copyButton, h, setText, show } from '../shared/dom.js';
 import { cliOf, curlOf, dataOf, howLong, parseSpec, stepsOf } from './words.js';
 
 const pretty = (spec) => JSON.stringify(spec, null, 2);
@@ -157,7 +157,7 @@ class Editor {
 }
 
 export class Start {
-  /** presets: those of `training.presets`, as plain objects. onJob(job): a job has been accepted. */
+  /** presets: those of `training.spec.presets`, as plain objects. onJob(job): a job has been accepted. */
   constructor(presets, { onJob }) {
     this.onJob = onJob;
     this.editor = new Editor({ presets, onStart: (spec, from) => this.#start(spec, from) });

@@ -4,7 +4,7 @@
 // as GET /v1/jobs/{id}/events sends them. A pipeline counts the steps of each stage from the start, so numbers are kept
 // by stage.
 
-import { emptySeries, push } from './series.js';
+import { emptySeries, push } from '../shared/series.js';
 
 export const TERMINAL = new Set(['succeeded', 'failed', 'cancelled', 'interrupted']);
 export const RESUMABLE = new Set(['failed', 'cancelled', 'interrupted']);

@@ -2,8 +2,8 @@
 //
 // It holds no truth of its own: everything comes from GET /v1/jobs and from the events of the job on show.
 
-import { api } from '../viewer/api.js';
-import { Place, h } from '../viewer/dom.js';
+import { api } from '../shared/api.js';
+import { Place, h } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { GraderPanel } from './grader.js';
 import { JobList } from './list.js';

@@ -1,10 +1,10 @@
 // The parts of the viewer around the picture: status bar, timeline, words of the steps, answer.
 // Each is built once and then told the state; only what differs is touched, so nothing jumps and focus stays.
 
-import { h, icon, setAttr, setText, show } from './dom.js';
+import { h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { loadPicture } from './picture.js';
 import { isLive, isTerminal } from './state.js';
-import { SKILLS, Stopwatch, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from './words.js';
+import { SKILLS, Stopwatch, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from '../shared/words.js';
 
 /** A picture in a chip: swapped only when the new one is decoded. */
 class Thumb {

@@ -1,6 +1,6 @@
 // The keyboard of the viewer: which key does what while the focus is inside it, and the list that `?` opens.
 
-import { h, openDialog } from './dom.js';
+import { h, openDialog } from '../shared/dom.js';
 
 export const KEYS = [
   ['←  →', 'the step before, the step after'],

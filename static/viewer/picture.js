@@ -3,8 +3,8 @@
 // After box, line, mark and next state the two lie on each other under a slider, and *changes* tints the pixels that
 // differ. After a zoom, or when the skill is unknown, pixels do not correspond: the two stand side by side.
 
-import { altOf, factsOf } from './words.js';
-import { h, icon, openDialog, setAttr, setText, show } from './dom.js';
+import { altOf, factsOf } from '../shared/words.js';
+import { h, icon, openDialog, setAttr, setText, show } from '../shared/dom.js';
 
 const COMPARABLE = new Set(['box', 'line', 'mark', 'predict']);
 const DIFFERS = 36; // summed over the three channels, of 765: above the noise of the decoder

@@ -1,7 +1,7 @@
 // The world's own solution of a task beside the model's: fetched on demand, never before the trace has ended.
 
-import { api } from './api.js';
-import { h, openDialog } from './dom.js';
+import { api } from '../shared/api.js';
+import { h, openDialog } from '../shared/dom.js';
 
 /** `natural-1000000123` → `{slice, seed}`, or null when it is not a task's id. */
 export function parseTaskId(taskId) {

@@ -3,7 +3,7 @@
 // A request that fails makes it look at once; besides, it looks now and then while the page is seen. While the server is
 // away it goes on looking, and who listens with `onBack` may ask again for what is missing.
 
-import { onUnreachable } from './api.js';
+import { onUnreachable } from '../shared/api.js';
 
 const LOOK_EVERY_MS = 30_000;
 const TRY_EVERY_MS = [500, 1000, 2000, 4000];

@@ -5,16 +5,16 @@
 //
 // It holds no truth of its own: everything on it comes from the trace's row and its events.
 
-import { ApiError, api } from './api.js';
-import { copyButton, h, icon, setAttr, setText, show } from './dom.js';
+import { ApiError, api } from '../shared/api.js';
+import { copyButton, h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { Answer, Bar, Steps, Timeline } from './draw.js';
-import { TraceStream } from './events.js';
+import { TraceStream } from '../shared/events.js';
 import { listenForKeys, openHelp } from './keys.js';
 import { Picture, loadPicture } from './picture.js';
 import { fetchReference, openReference } from './reference.js';
 import { onBack } from './server.js';
 import { fromTrace, initialState, isLive, isTerminal, phaseOf, reduceAll, withTrace } from './state.js';
-import { announcementOf, curlOf, requestOf } from './words.js';
+import { announcementOf, curlOf, requestOf } from '../shared/words.js';
 
 const HINT = 'The pictures that the model draws appear here, step by step.';
 

@@ -17,17 +17,17 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.connections import ConnectionGuard
-from app.deps import Services
+from app.common.settings import Settings
+from app.http.connections import ConnectionGuard
+from app.http.deps import Services
+from app.jobs.runner import COMMAND
 from app.main import create_app
 from app.runtime import Runtime
 from app.server import bind, server_config
-from app.settings import Settings
 from tests.app.canned import Canned
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 from tests.postgres import Cluster
-from training.jobs import COMMAND
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app import db as tables
-from app.db import HEAD, Database, DatabaseTooNew
-from app.home import Home, HomeBusy
+from app.storage import database as tables
+from app.storage.database import HEAD, Database, DatabaseTooNew
+from app.storage.home import Home, HomeBusy
 from tests.app.conftest import Server, WithServer, both_databases, is_problem, running
 from tests.fakes import FakeGeneration, held, write_paper_checkpoint
 from tests.patience import PATIENCE_S

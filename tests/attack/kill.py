@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from app.client import Client, Conflict, OmniError
-from app.sse_reader import Event
+from app.client.sse import Event
 from tests.attack.report import Report, faults_of_trace, stop
 from tests.e2e.real_server import Server, new_server, wait_until
 
@@ -103,7 +103,7 @@ def kill_children(server: Server, *, workers: bool) -> int:
     killed = 0
     for process in server.children():
         try:
-            if ("training.worker" in " ".join(process.cmdline())) == workers:
+            if ("training.jobs.worker" in " ".join(process.cmdline())) == workers:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
         except psutil.NoSuchProcess:

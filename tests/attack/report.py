@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from app.client import Client
-from app.sse_reader import Event
+from app.client.sse import Event
 from tests.e2e.real_server import Server
 
 STOP_LIMIT_S = 10.0

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint.manifest import Manifest
 from model.config import ModelConfig, TransformerConfig, VQConfig
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
-from model.manifest import Manifest
-from model.tokenizer import train_bpe
-from model.transformer import Transformer
-from model.vq import VQModel
+from model.nets.transformer import Transformer
+from model.nets.vq import VQModel
+from model.text.tokenizer import train_bpe
 from tests.tiny import TEXTS
 
 PROMPT, NEW = 80, 200  # tokens

@@ -21,9 +21,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app import job_store as store
 from app.client import Client
-from app.db import Database
+from app.jobs import store
+from app.storage.database import Database
 from tests.benchmarks.serving import LIVE_AT_ONCE, load, percentile, probing, row
 from tests.e2e.real_server import Server, new_server, wait_until
 

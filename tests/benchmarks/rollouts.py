@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.decoding import NEW, PROMPT, SLOTS, Row, Sides, TextOf, compare, wanted_tokens
-from training.rollout import Prompt, Sampler
+from training.perpo.rollout import Prompt, Sampler
 
 GROUP = 8
 

@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.precision import autocast, cpu_has_bf16
 from tests.benchmarks.decoding import Row, compare
-from training.data import TokenSet, id_to_code, make_batch, render_trace
-from training.loop import adamw, set_lr
-from training.sft import SFTSpec, accumulate, make_projection
-from training.unitasks.world import SLICES, make_task
+from training.data.token_sets import TokenSet, id_to_code, make_batch, render_trace
+from training.jobs.loop import adamw, set_lr
+from training.pesft.loop import SFTSpec, accumulate, make_projection
+from training.world.world import SLICES, make_task
 
 BASE = Path(__file__).parents[2] / "model" / "nano" / "nano-base"
 TRACES, BATCH, STEPS = 160, 16, 3

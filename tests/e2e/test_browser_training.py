@@ -10,18 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.cli import build_parser
+from app.cli.main import build_parser
 from app.client import Client
-from tests.e2e.browser import (
-    PATIENCE_MS,
-    Open,
-    asked_in_address,
-    becomes,
-    connections,
-    count_connections,
-    fits,
-    status,
-)
+from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, connections, count_connections, fits, status
 from tests.e2e.real_server import Server
 from tests.e2e.states import CHECKPOINTS, DATA, TRAINING
 from tests.e2e.test_browser_looks import SMALL_TARGETS, WIDTHS, readable

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.image_profiles import SRGB_CURVE, rgb_profile
-from model.image_reader import read_image
+from model.images.profiles import SRGB_CURVE, rgb_profile
+from model.images.reader import read_image
 from tests.e2e.browser import launched, require_browser
 from tests.image_files import encoded, gradient, phone_exif, png_file
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from app.client import Client
-from app.client_types import Trace
-from app.sse_reader import Event
+from app.client.sse import Event
+from app.client.types import Trace
 from tests.e2e.real_server import Server, wait_until
 from tests.fakes import png
 
@@ -120,7 +120,7 @@ def test_invariant_14_a_server_killed_mid_job_tells_the_truth_and_the_job_resume
         for event in client.job_events(job["id"], give_up_s=120):
             if event.type == "metrics":
                 break
-    workers = [child for child in server.children() if "training.worker" in child.cmdline()]
+    workers = [child for child in server.children() if "training.jobs.worker" in child.cmdline()]
     (worker,) = workers
     server.kill()
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 120)

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from app.client import BadInput, Client, Conflict
-from app.client_types import Trace
-from app.sse_reader import Event, EventParser
+from app.client.sse import Event, EventParser
+from app.client.types import Trace
 from tests.e2e.real_server import ROOT, Server
 from tests.near_ties import assert_same_image
 from tests.patience import PATIENCE_S

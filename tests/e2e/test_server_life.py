@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from app.client import Client, NotReady, OmniError
-from app.client_types import Sampling
-from app.sse_reader import Event
+from app.client.sse import Event
+from app.client.types import Sampling
 from tests.e2e.real_server import ROOT, Server, wait_until
 from tests.e2e.test_server import ask
 from tests.patience import PATIENCE_S

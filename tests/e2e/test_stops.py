@@ -164,7 +164,7 @@ def a_job_that_ignores_it(server: Server, stack: ExitStack) -> None:
 
 
 def workers(server: Server) -> list[psutil.Process]:
-    return [child for child in server.children() if "training.worker" in child.cmdline()]
+    return [child for child in server.children() if "training.jobs.worker" in child.cmdline()]
 
 
 def an_engine_that_hangs(server: Server, stack: ExitStack) -> None:
@@ -200,7 +200,7 @@ def test_sigterm_ends_the_server_in_every_state(fresh_server: Server, state: Sta
     server = fresh_server
     with ExitStack() as stack:
         state(server, stack)
-        left = [child for child in server.children() if "training.worker" not in child.cmdline()]
+        left = [child for child in server.children() if "training.jobs.worker" not in child.cmdline()]
         assert server.stop(timeout_s=ENDED_S) == 0, server.tail()
         wait_until(lambda: not any(alive(child) for child in left), "the end of its children", ENDED_S)
     if state not in WITH_WORK:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from model.config import ModelConfig
-from model.template import Template
-from model.tokenizer import TextTokenizer
-from model.vocab import Vocabulary
+from model.text.template import Template
+from model.text.tokenizer import TextTokenizer
+from model.text.vocab import Vocabulary
 from tests.tiny import tiny_config
 
 

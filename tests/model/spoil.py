@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import load_checkpoint, validate_checkpoint
-from model.manifest import Manifest
-from model.shards import CheckpointError
+from model.checkpoint.checkpoint import load_checkpoint, validate_checkpoint
+from model.checkpoint.manifest import Manifest
+from model.checkpoint.shards import CheckpointError
 
 LM = "model-lm.safetensors"
 

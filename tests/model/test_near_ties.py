@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from tests.near_ties import NEAR, Answer, assert_equal_up_to_near_tie, choose

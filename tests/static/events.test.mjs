@@ -2,8 +2,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { PAUSED_MS, TraceStream } from '../../static/viewer/events.js';
-import { parser } from '../../static/viewer/sse.js';
+import { PAUSED_MS, TraceStream } from '../../static/shared/events.js';
+import { parser } from '../../static/shared/sse.js';
 
 const settle = async () => {
   for (let k = 0; k < 20; k += 1) await Promise.resolve();

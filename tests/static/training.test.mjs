@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { pairText, sorted } from '../../static/training/report.js';
-import { LIMIT, emptySeries, meanOf, nearest, push, rangeOf, short, stepsOf, ticksOf, wantsLog } from '../../static/training/series.js';
+import { LIMIT, emptySeries, meanOf, nearest, push, rangeOf, short, stepsOf, ticksOf, wantsLog } from '../../static/shared/series.js';
 import {
   KEEP_LINES, KEEP_SAMPLES, initialJob, isTerminal, reduce, reduceAll, shownStage, stageBar, stagesOf, traceOf, withJob, withWaiting,
 } from '../../static/training/state.js';

@@ -7,7 +7,7 @@ import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
   Stopwatch, altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, readQuestion, requestOf, seconds, troubleOf, verdictOf,
-} from '../../static/viewer/words.js';
+} from '../../static/shared/words.js';
 
 const state = (change) => ({ ...initialState('t'), ...change });
 const step = (change) => ({ index: 1, text: '', skill: null, image: null, partial: null, complete: false, ...change });

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock  # torch brings it
 
 from tests.training.job_helpers import make_context, pesft_spec
-from training.nano import run
-from training.pesft import run as run_pesft
+from training.nano.stages import run
+from training.pesft.job import run as run_pesft
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.job_context import JobContext
-from training.job_log import JobLog
-from training.spec import parse_spec
+from training.jobs.context import JobContext
+from training.jobs.log import JobLog
+from training.spec.spec import parse_spec
 
 
 class StopAfter:

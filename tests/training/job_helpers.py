@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.job_context import JobContext
-from training.job_log import JobLog
-from training.loop import StopFlag
-from training.spec import parse_spec
+from training.jobs.context import JobContext
+from training.jobs.log import JobLog
+from training.jobs.loop import StopFlag
+from training.spec.spec import parse_spec
 
 
 def make_context(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.skills import INK, Action, ActionError, apply, skill_of_text
-from training.unitasks.world import FAMILIES, make_task
+from training.world.world import FAMILIES, make_task
 
 
 def _white(size: int = 64) -> Image.Image:

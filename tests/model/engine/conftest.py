@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.engine import Engine
 from tests.model.engine.traces import Recorder
 from tests.tiny import make_drawing_checkpoint

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.checkpoint import LoadedCheckpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.sequence import SamplingParams
-from model.transformer import CausalAttention
+from model.nets.transformer import CausalAttention
 from tests.near_ties import choose
 
 

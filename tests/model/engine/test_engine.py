@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.checkpoint import LoadedCheckpoint
+from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.engine import Completion, Engine
 from model.engine.phases import Legal
 from model.engine.sequence import SamplingParams
-from model.transformer import CausalAttention
+from model.nets.transformer import CausalAttention
 from tests.model.engine.naive import naive_generate
 from tests.near_ties import Answer, assert_equal_up_to_near_tie
 

@@ -9,7 +9,7 @@ import pytest
 
 from model.engine.client import EngineError, Failed, Finished, GenerationRequest, Paused, SamplingRequest, Started
 from model.engine.inprocess import InProcess
-from model.engine.live import ResumeState
+from model.engine.requests import ResumeState
 from tests.model.engine.test_worker import ask, collect, events, run
 from tests.model.engine.traces import Recorder
 from tests.tiny import make_drawing_checkpoint

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from model.checkpoint import load_checkpoint
-from model.engine import picture_thread
+from model.checkpoint.checkpoint import load_checkpoint
+from model.engine import image_thread as picture_thread
 from model.engine.client import (
     Cancelled,
     Emitted,
@@ -31,9 +31,9 @@ from model.engine.client import (
 )
 from model.engine.inprocess import InProcess
 from model.engine.models import Model
-from model.events import PictureResult
-from model.images import decode_codes, encode_pictures
-from model.pictures import png_bytes
+from model.engine.narrator import PictureResult
+from model.images.codes import decode_codes, encode_pictures
+from model.images.view import png_bytes
 from tests.model.engine.traces import Recorder
 from tests.near_ties import assert_same_image
 

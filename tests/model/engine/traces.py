@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint.checkpoint import load_checkpoint
 from model.engine.client import Emitted, Output
 from model.engine.engine import Engine
 from model.engine.sequence import Sequence

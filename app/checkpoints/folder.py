@@ -1,0 +1,125 @@
+"""What a checkpoint folder says of itself, and whether it may be read at all. Knows no server, no engine, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from model.checkpoint.manifest import GenerationDefaults, Manifest
+from model.checkpoint.shards import CheckpointError, read_entries, require_plain_files
+from model.config import ConfigError, ModelConfig
+
+# package: shipped in model/nano · home: found in OMNI_R1_HOME/checkpoints · setting: OMNI_R1_CHECKPOINT ·
+# job, local, hub: rows of the table `checkpoints`
+Source = Literal["package", "home", "setting", "job", "local", "hub"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A checkpoint's row in the database: what its folder does not say."""
+
+    name: str
+    folder: str  # relative to the home where it lies in it
+    base: str | None
+    job_id: str | None
+    stage: str | None
+    step: int | None
+    metrics: dict[str, Any]
+    source: Source
+    created_at: str
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One folder, as far as it can be read; `problem` says why it cannot be used."""
+
+    name: str
+    folder: Path
+    digest: str
+    size_bytes: int
+    manifest: Manifest | None = None
+    config: ModelConfig | None = None
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    problem: str | None = None
+    reason: str | None = None  # the problem's code (docs/checkpoints.md)
+    source: Source = "home"
+    record: Record | None = None
+
+    @property
+    def context_len(self) -> int:
+        return self.config.transformer.context_len if self.config else 0
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes and the two marks around them."""
+        return self.config.vq.codes_per_image + 2 if self.config else 0
+
+
+def read_folder(folder: Path) -> CheckpointInfo:
+    """What a checkpoint folder says of itself, under its own name; never raises for a bad one."""
+    name, size = folder.name, 0
+    try:
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        require_plain_files(folder)
+        config = ModelConfig.read(folder)
+        read_entries(folder)
+        manifest = Manifest.read(folder)
+        return CheckpointInfo(
+            name, folder, _digest(folder, manifest), size, manifest, config, GenerationDefaults.read(folder)
+        )
+    except CheckpointError as error:
+        reason, problem = error.code, error.detail
+    except FileNotFoundError:
+        reason, problem = "not_found", f"{folder} is not there any more"
+    except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = "unsupported" if (folder / "config.json").is_file() else "missing_file"
+        problem = str(error)
+    return CheckpointInfo(name, folder, "", size, problem=problem, reason=reason)
+
+
+def unreadable(folder: Path, problem: str) -> CheckpointInfo:
+    """A folder that is not even looked into."""
+    return CheckpointInfo(folder.name, folder, "", 0, problem=problem, reason="path_not_allowed")
+
+
+def outside(folder: Path, roots: Iterable[Path]) -> Path | None:
+    """Where the folder, or a file in it, leads out of `roots` once links and ``..`` are resolved; None: nowhere."""
+    allowed = [root.resolve() for root in roots]
+    real = folder.resolve()
+    if not any(real.is_relative_to(root) for root in allowed):
+        return real
+    if os.path.isdir(real):
+        for path in real.iterdir():
+            target = path.resolve()
+            if not any(target.is_relative_to(root) for root in allowed):
+                return target
+    return None
+
+
+def hub_root(folder: Path) -> Path:
+    """The part of the hub's cache that holds a downloaded checkpoint: its files are links to `blobs` beside it."""
+    return next((parent for parent in folder.parents if parent.name.startswith("models--")), folder)
+
+
+def changed(folder: Path) -> object:
+    """Something that differs when a file of the folder, or a link on the way to one, was replaced; None when gone."""
+    try:
+        files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
+        links = [(path.name, os.readlink(path)) for path, _ in files if path.is_symlink()]
+        return folder.resolve(), sorted((path.name, s.st_mtime_ns, s.st_size) for path, s in files), sorted(links)
+    except OSError:
+        return None
+
+
+def _digest(folder: Path, manifest: Manifest) -> str:
+    """Identity of the weights: the manifest's hashes, or names, sizes and times where there are none."""
+    facts: Any = manifest.files
+    if not facts:
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""Checkpoints from the hub, each fetched by a process of its own (:mod:`model.checkpoint.hub_child`).
+
+A hub may take a connection and never answer, or send one byte a second. So a fetch that makes no progress is ended,
+few run at once, and none outlives the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.contract.problems import Problem
+from model.checkpoint.shards import CheckpointError
+
+log = logging.getLogger("omni_r1.checkpoints")
+
+COMMAND = (sys.executable, "-m", "model.checkpoint.hub_child")
+ROOT = Path(__file__).resolve().parents[2]
+MOST = 4  # fetches at once
+# The hub's client reports data in pieces of 10 MB: one may take this many times as long as the list of files.
+DATA_PATIENCE = 10
+_OURS = "OMNI_R1_"
+
+
+class HubFetcher:
+    """Fetches checkpoints for one server."""
+
+    def __init__(self, *, timeout_s: float, command: Sequence[str] = COMMAND) -> None:
+        """`timeout_s` may pass until the hub has listed a checkpoint's files."""
+        self._timeout_s = timeout_s
+        self._command = tuple(command)
+        self._slots = asyncio.Semaphore(MOST)
+        self._running: set[asyncio.subprocess.Process] = set()
+        self._closed = False
+
+    async def fetch(self, hub_id: str) -> Path:
+        """The folder of `hub_id` in the hub's cache.
+
+        Raises:
+            Problem: ``hub_unavailable`` when the hub does not answer in time or too much else is being fetched;
+                ``stopping``.
+            CheckpointError: ``download_failed``.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise _unavailable(f"{MOST} other checkpoints are being fetched") from None
+        try:
+            return await self._fetch(hub_id)
+        finally:
+            self._slots.release()
+
+    async def _fetch(self, hub_id: str) -> Path:
+        if self._closed:
+            raise _stopping()
+        log.info("%s is fetched from the hub", hub_id)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            hub_id,
+            cwd=ROOT,
+            env=environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        self._running.add(process)
+        try:
+            return await self._follow(process, hub_id)
+        finally:
+            self._running.discard(process)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _follow(self, process: asyncio.subprocess.Process, hub_id: str) -> Path:
+        assert process.stdout is not None
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    line = await process.stdout.readline()
+            except TimeoutError:
+                raise _unavailable(f"{hub_id}: the hub does not answer") from None
+            told = _parsed(line)
+            if "folder" in told:
+                return Path(told["folder"])
+            if "error" in told:
+                _refuse(hub_id, told["error"])
+            if not line:
+                if self._closed:
+                    raise _stopping()
+                raise CheckpointError("download_failed", f"{hub_id}: the process that fetches it died")
+            if "bytes" in told:
+                deadline = time.monotonic() + DATA_PATIENCE * self._timeout_s
+
+    def kill(self) -> None:
+        """End every fetch at once; for the end of the server."""
+        self._closed = True
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def _unavailable(why: str) -> Problem:
+    return Problem("hub_unavailable", f"{why}; try again later", headers={"Retry-After": "30"})
+
+
+def _stopping() -> Problem:
+    return Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _refuse(hub_id: str, error: dict[str, str]) -> None:
+    if error["code"] == "hub_silent":
+        raise _unavailable(f"{hub_id}: the hub does not answer")
+    raise CheckpointError(error["code"], error["detail"])

@@ -1,0 +1,358 @@
+"""Which checkpoints there are, which number their weights carry, which of them is active.
+
+A checkpoint's id is its name. Folders come from the package (`model/nano`), from `OMNI_R1_HOME/checkpoints`, from
+`OMNI_R1_CHECKPOINT` and from the table `checkpoints` (what jobs wrote, what people registered); only their JSON and
+safetensors headers are read here. The number (`weight_version`) belongs to name and content: the same weights keep it
+across restarts, other weights under the same name take the next one. Knows no HTTP and no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.checkpoints import table
+from app.checkpoints.activation import Activation, ActivationResult
+from app.checkpoints.folder import CheckpointInfo, Record, Source, changed, hub_root, outside, read_folder, unreadable
+from app.checkpoints.pool import EnginePool, Lease
+from app.common import pools
+from app.contract.problems import Problem, field_problem
+from app.contract.words import Drain
+from app.storage import database as tables
+from app.storage.database import Database, get_fact, now, set_fact
+from model.checkpoint.manifest import Manifest
+from model.checkpoint.shards import CheckpointError, find_local, require_plain_files
+from model.text.template import Template
+from training.home_paths import recorded
+
+log = logging.getLogger("omni_r1.checkpoints")
+
+DEFAULT = "nano-omni-r1"
+ACTIVE = "active_checkpoint"
+PACKAGE_FOLDER = Path(__file__).resolve().parents[2] / "model" / "nano"
+KEPT_TEMPLATES = 8
+
+
+class NoCheckpoint(RuntimeError):
+    """There is nothing to serve; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a name leads."""
+
+    name: str
+    folder: Path
+    source: Source
+    record: Record | None = None
+
+
+class CheckpointRegistry:
+    """The checkpoints of one installation. Blocking methods are named in the docstrings; call them from threads."""
+
+    def __init__(
+        self,
+        db: Database,
+        pool: EnginePool,
+        *,
+        home: Path,
+        server_id: Callable[[], str],
+        package_folder: Path = PACKAGE_FOLDER,
+        extra: str | None = None,
+        roots: tuple[Path, ...] = (),
+        fetch: Callable[[str], Awaitable[Path]],
+    ) -> None:
+        """`home` is OMNI_R1_HOME; `roots` are further folders that checkpoints may lie in; `fetch` brings a hub id to
+        this machine (:class:`app.checkpoints.hub.HubFetcher`)."""
+        self._db = db
+        self._server_id = server_id
+        self.pool = pool
+        self._home = home
+        self.roots = (home, *roots)
+        self._home_folder = home / "checkpoints"
+        self._package_folder = package_folder
+        self._extra = extra
+        self._fetch = fetch
+        self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
+        self._hidden: set[tuple[str, Path]] = set()  # told already
+        self._templates: OrderedDict[tuple[str, str], Template] = OrderedDict()
+        self._versions: dict[str, tuple[str, int]] = {}  # name -> (digest, number) of this run
+        self._extra_folder: Path | None = None
+        self._extra_name = ""
+        self._wanted = DEFAULT  # what should answer from the start
+        self._activation = Activation(self)
+        self.note: str | None = None  # why another checkpoint answers than the one that should
+
+    # ---- what is there
+
+    def scan(self) -> dict[str, CheckpointInfo]:
+        """Every checkpoint by name; blocking. A folder that has not changed is not read again."""
+        found: dict[str, CheckpointInfo] = {}
+        for place in self._places():
+            first = found.get(place.name)
+            if first is None:
+                found[place.name] = self._read(place)
+            elif first.folder != place.folder and (place.name, place.folder) not in self._hidden:
+                self._hidden.add((place.name, place.folder))
+                log.warning("checkpoint %s in %s is hidden by the one in %s", place.name, place.folder, first.folder)
+        before = self._read_before
+        self._read_before = {i.folder: before[i.folder] for i in found.values() if i.folder in before}
+        return found
+
+    def find(self, name: str) -> CheckpointInfo | None:
+        """One checkpoint, without a look at the others; blocking."""
+        place = next(self._places(name), None)
+        return None if place is None else self._read(place)
+
+    def _places(self, only: str | None = None) -> Iterator[_Place]:
+        """Folders by name, those that win first; `only` those of one name."""
+        if self._extra_folder is not None and only in (None, self._extra_name):
+            yield _Place(self._extra_name, self._extra_folder, "setting")
+        with self._db.read() as connection:
+            records = {record.name: record for record in table.rows(connection, only)}
+        sources: tuple[tuple[Source, Path], ...] = (("package", self._package_folder), ("home", self._home_folder))
+        for source, root in sources:
+            for folder in _folders(root, only):
+                if folder != self._extra_folder:
+                    record = records.get(folder.name)
+                    same = record is not None and (self._home / record.folder).resolve() == folder.resolve()
+                    yield _Place(folder.name, folder, source, record if same else None)
+        for record in records.values():
+            yield _Place(record.name, self._home / record.folder, record.source, record)
+
+    def _read(self, place: _Place) -> CheckpointInfo:
+        folder, stamp = place.folder, changed(place.folder)
+        before = self._read_before.get(folder)
+        if before is None or before[0] != stamp:
+            before = self._read_before[folder] = (stamp, self._read_anew(place))
+        return replace(before[1], name=place.name, source=place.source, record=place.record)
+
+    def _read_anew(self, place: _Place) -> CheckpointInfo:
+        if place.source != "setting":
+            roots = (hub_root(place.folder),) if place.source == "hub" else (*self.roots, self._package_folder)
+            target = outside(place.folder, roots)
+            if target is not None:
+                return unreadable(place.folder, f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS")
+        return read_folder(place.folder)
+
+    def usable(self, name: str | None, *, path: str = "body.checkpoint") -> CheckpointInfo:
+        """The checkpoint asked for (None: the active one); blocking; raises :class:`Problem` with the field's path."""
+        wanted = name or self.active
+        if wanted is None:
+            raise Problem("not_ready", "no checkpoint is active yet", headers={"Retry-After": "1"})
+        info = self.find(wanted)
+        if info is None:
+            there = ", ".join(sorted(self.scan())) or "none"
+            raise field_problem("unknown_checkpoint", path, f"no checkpoint has this name; there are: {there}")
+        if info.problem is not None:
+            problem = field_problem("checkpoint_invalid", path, info.problem)
+            problem.members["reason"] = info.reason
+            raise problem
+        return info
+
+    def template(self, info: CheckpointInfo) -> Template:
+        """The checkpoint's renderer, read once; blocking."""
+        key = (info.name, info.digest)
+        template = self._templates.pop(key, None) or Template.read(info.folder)
+        self._templates[key] = template
+        if len(self._templates) > KEPT_TEMPLATES:
+            self._templates.popitem(last=False)
+        return template
+
+    def register_job_checkpoint(
+        self,
+        name: str,
+        folder: Path,
+        base: str,
+        job_id: str,
+        stage: str | None,
+        step: int | None,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Make a folder known under its name; the same again changes nothing, newer metrics apart. Blocking."""
+        record = Record(name, recorded(folder, self._home), base, job_id, stage, step, dict(metrics), "job", now())
+        with self._db.write() as connection:
+            table.put(connection, record)
+
+    # ---- numbers
+
+    def version_of(self, info: CheckpointInfo) -> int:
+        """The number of these weights: theirs from before, or the next one of this installation; blocking."""
+        kept = self._versions.get(info.name)
+        if kept is not None and kept[0] == info.digest:
+            return kept[1]
+        loads = tables.weight_loads
+        with self._db.write() as connection:
+            version = connection.execute(
+                sa.select(sa.func.max(loads.c.version)).where(
+                    loads.c.checkpoint == info.name, loads.c.digest == info.digest
+                )
+            ).scalar()
+            if version is None:
+                added = connection.execute(
+                    sa.insert(loads).values(checkpoint=info.name, digest=info.digest, loaded_at=now())
+                )
+                (version,) = added.inserted_primary_key or (0,)
+        self._versions[info.name] = (info.digest, int(version))
+        return int(version)
+
+    def known_version(self, name: str) -> int | None:
+        """The number `name` carries in this run, if it was asked for."""
+        kept = self._versions.get(name)
+        return kept[1] if kept else None
+
+    def with_version(self, name: str, version: int) -> CheckpointInfo:
+        """The checkpoint whose weights carry that number; blocking; ``weights_gone`` when they are not there."""
+        info = self.find(name)
+        if info is None or info.problem is not None or self.version_of(info) != version:
+            raise Problem(
+                "weights_gone",
+                f"this trace began with version {version} of {name}, which is not there any more; "
+                "ask the question again for a new trace",
+            )
+        return info
+
+    # ---- answering
+
+    @property
+    def active(self) -> str | None:
+        """The checkpoint that answers who names none."""
+        return self.pool.pinned
+
+    async def lend(self, name: str | None) -> tuple[CheckpointInfo, Lease]:
+        """The checkpoint asked for (None: the active one), loaded; raises :class:`Problem`."""
+        while True:
+            info = await pools.reads.run(self.usable, name)
+            try:
+                lease = await self.lend_this(info)
+            except Problem:
+                if name is None and self.active != info.name:
+                    continue  # another one was activated meanwhile
+                raise
+            if name is not None or self.active == info.name:
+                return info, lease
+            lease.release()
+
+    async def lend_this(self, info: CheckpointInfo) -> Lease:
+        """A checkpoint that was found, loaded; raises :class:`Problem`."""
+        return await self.pool.borrow(info, await pools.writes.run(self.version_of, info))
+
+    async def activate(self, name: str, *, drain: Drain | None = None) -> ActivationResult:
+        """Check it, load it beside what runs, let new traces run on it; raises :class:`Problem`, and then nothing has
+        changed."""
+        return await self._activation.activate(name, drain)
+
+    def remember(self, name: str) -> None:
+        """Let it be active at the next start; blocking."""
+        with self._db.write() as connection:
+            set_fact(connection, self._active_fact(), name)
+
+    def _active_fact(self) -> str:
+        """Servers with different homes on one database have other checkpoints, and each its active one."""
+        return f"{ACTIVE}:{self._server_id()}"
+
+    # ---- start
+
+    async def choose(self) -> list[CheckpointInfo]:
+        """What may answer from the start, the best first: the setting's (fetched where it is a hub id), the one active
+        last, the shipped one, any other. The first is active from now on.
+
+        Raises:
+            NoCheckpoint: none can be used, or the one that OMNI_R1_CHECKPOINT names cannot.
+        """
+        if self._extra is not None:
+            await self._take_extra(self._extra)
+        candidates = await pools.files.run(self._candidates)
+        self.pool.pinned = candidates[0].name
+        return candidates
+
+    async def start(self, candidates: list[CheckpointInfo]) -> tuple[CheckpointInfo, int]:
+        """Load the first one that can be; its number.
+
+        Raises:
+            NoCheckpoint: none can be loaded, or the one that OMNI_R1_CHECKPOINT names cannot.
+        """
+        refused = None
+        for info in candidates:
+            self.pool.pinned = info.name
+            version = await pools.writes.run(self.version_of, info)
+            try:
+                await self.pool.load_first(info, version)
+            except Problem as problem:
+                if problem.code != "checkpoint_invalid" or self._extra is not None:
+                    raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
+                log.warning("checkpoint %s cannot be used: %s", info.name, problem.detail)
+                refused = problem
+                continue
+            if info.name != self._wanted:
+                self.note = f"checkpoint {info.name} answers instead of {self._wanted}, which cannot be used"
+                log.warning("%s", self.note)
+            elif self._extra is not None:
+                await pools.writes.run(self.remember, info.name)
+            return info, version
+        raise NoCheckpoint(f"no checkpoint can be loaded: {refused.detail if refused else 'there is none'}")
+
+    def _candidates(self) -> list[CheckpointInfo]:
+        found = self.scan()
+        with self._db.read() as connection:
+            last = get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # as written before
+        extra = self._extra_name if self._extra_folder else self._extra
+        wanted = extra or last or DEFAULT
+        info = found.get(wanted)
+        if info is None or info.problem is not None:
+            reason = "is not there" if info is None else f"cannot be used: {info.problem}"
+            log.warning("checkpoint %s %s", wanted, reason)
+            if extra:
+                raise NoCheckpoint(f"OMNI_R1_CHECKPOINT={self._extra}: {wanted} {reason}")
+        usable = [info for info in found.values() if info.problem is None]
+        if not usable:
+            raise NoCheckpoint(
+                f"no checkpoint can be used: {self._package_folder} holds none; "
+                "clone the repository again or set OMNI_R1_CHECKPOINT"
+            )
+        order = {wanted: 0, DEFAULT: 1}
+        self._wanted = wanted
+        return sorted(usable, key=lambda info: order.get(info.name, 2 if info.source == "package" else 3))
+
+    async def _take_extra(self, wanted: str) -> None:
+        """`wanted` is a name among the known ones, a folder or a hub id."""
+        try:
+            if not await pools.files.run(self._find_extra, wanted):
+                await pools.files.run(self._adopt, await self._fetch(wanted))
+        except (CheckpointError, Problem) as error:
+            raise NoCheckpoint(f"OMNI_R1_CHECKPOINT: {error.detail}") from None
+
+    def _find_extra(self, wanted: str) -> bool:
+        """Look for `wanted` on this machine; whether it is there."""
+        if wanted in self.scan():
+            return True
+        folder = find_local(wanted)
+        if folder is not None:
+            self._adopt(folder)
+        return folder is not None
+
+    def _adopt(self, folder: Path) -> None:
+        """Serve a folder that the setting named, under its name among the known ones if it is one of them."""
+        same = next((i.name for i in self.scan().values() if i.folder.resolve() == folder.resolve()), None)
+        if same is not None:
+            self._extra = same
+        else:
+            require_plain_files(folder)
+            self._extra_name, self._extra_folder = Manifest.read(folder).name, folder
+
+
+def _folders(root: Path, only: str | None) -> Iterator[Path]:
+    """The checkpoint folders in `root`, or the one of that name."""
+    if only is not None:
+        candidates = [root / only] if "/" not in only else []
+    else:
+        candidates = sorted(root.iterdir()) if root.is_dir() else []
+    # os.path: a name that no folder can have is none, and no error
+    return (folder for folder in candidates if not folder.name.startswith((".", "_")) and os.path.isdir(folder))

@@ -1,0 +1,196 @@
+"""`omni-r1 doctor`: can this machine serve? One line a check, exit code 0 when nothing is in the way.
+
+Every check stands alone and says what to do; what merely deserves a look is `note`, what stops a server is `bad`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from app.cli.terminal import EXIT_FAILED, EXIT_OK, coloured, table, write
+from app.common.settings import Settings, SettingsError, read_settings
+
+PACKAGES = ("torch", "transformers", "gradio", "fastapi", "sqlalchemy", "pillow")
+LEAST_MEMORY = 1_000_000_000
+LEAST_DISK = 500_000_000
+GUESSABLE = 16
+SHIPPED = Path(__file__).parents[2] / "model" / "nano"
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    state: Literal["ok", "note", "bad"]
+    detail: str
+
+
+def doctor(args: Namespace) -> int:
+    """Prints what was found. Returns 0, or 1 when something is in the way of serving."""
+    findings = list(examine(args.port))
+    if args.json:
+        write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    else:
+        colours = {"ok": "\x1b[32m", "note": "\x1b[33m", "bad": "\x1b[31m"}
+        lines = table(["check", "", "found"], [[f.check, f.state, f.detail] for f in findings]).splitlines()
+        write(lines[0] + "\n")
+        for finding, line in zip(findings, lines[1:], strict=True):
+            write(f"{colours[finding.state]}{line}\x1b[0m\n" if coloured(sys.stdout) else f"{line}\n")
+    return EXIT_FAILED if any(finding.state == "bad" for finding in findings) else EXIT_OK
+
+
+def examine(port: int | None = None) -> Iterator[Finding]:
+    """Every check in turn; one that breaks is itself a finding."""
+    yield _python()
+    yield _packages()
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        yield Finding("settings", "bad", str(error))
+        return
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("device", lambda: _device(settings)),
+        ("memory", _memory),
+        ("threads", _threads),
+        ("checkpoint", _checkpoint),
+        ("home", lambda: _home(settings.home)),
+        ("disk", lambda: _disk(settings.home)),
+        ("database", lambda: _database(settings)),
+        ("key", lambda: _key(settings)),
+        ("port", lambda: _port(settings.host, settings.port if port is None else port)),
+    ]
+    for name, check in checks:
+        try:
+            yield check()
+        except Exception as error:
+            yield Finding(name, "bad", f"{type(error).__name__}: {error}")
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} at {sys.executable}"
+    return Finding("python", "ok" if sys.version_info >= (3, 11) else "bad", found)
+
+
+def _packages() -> Finding:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", "bad", f"missing: {', '.join(missing)}; run `make setup`")
+    return Finding("packages", "ok", ", ".join(found))
+
+
+def _device(settings: Settings) -> Finding:
+    import torch
+
+    from model.precision import cpu_has_bf16
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    found = ", ".join(name for name, available in there.items() if available)
+    if settings.device != "auto" and not there[settings.device]:
+        return Finding("device", "bad", f"OMNI_R1_DEVICE={settings.device} is not there; this machine has: {found}")
+    precision = "has bf16 in hardware" if cpu_has_bf16() else "has no bf16 in hardware and uses fp32"
+    return Finding("device", "ok", f"{found} (OMNI_R1_DEVICE={settings.device}); the CPU {precision}")
+
+
+def _memory() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    detail = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    return Finding("memory", "ok" if memory.available >= LEAST_MEMORY else "note", detail)
+
+
+def _threads() -> Finding:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS")
+    detail = f"{usable} usable cores, torch takes {torch.get_num_threads()}"
+    return Finding("threads", "ok", detail + (f" (OMP_NUM_THREADS={limit})" if limit else ""))
+
+
+def _checkpoint() -> Finding:
+    folder = SHIPPED / "nano-omni-r1"
+    if not (folder / "config.json").exists():
+        return Finding("checkpoint", "bad", f"{folder} is missing; get the whole repository again")
+    from model.checkpoint.checkpoint import load_checkpoint
+
+    started = time.perf_counter()
+    loaded = load_checkpoint(folder)
+    return Finding("checkpoint", "ok", f"{loaded.name} loads in {time.perf_counter() - started:.1f} s")
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _home(home: Path) -> Finding:
+    place = _existing(home)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        return Finding("home", "bad", f"cannot write in {place} ({reason}); set OMNI_R1_HOME to a folder of yours")
+    return Finding("home", "ok", str(home) if place == home else f"{home} (made at the first start)")
+
+
+def _disk(home: Path) -> Finding:
+    free = shutil.disk_usage(_existing(home)).free
+    return Finding("disk", "ok" if free >= LEAST_DISK else "note", f"{free / 1e9:.1f} GB free")
+
+
+def _database(settings: Settings) -> Finding:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.storage.database import Database
+
+    if not settings.sqlalchemy_url.startswith("postgresql"):
+        return Finding("database", "ok", "SQLite")
+    database = Database(settings.sqlalchemy_url)
+    try:
+        database.ping()
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        return Finding("database", "bad", f"{database.place} does not answer: {reason}")
+    finally:
+        database.close()
+    return Finding("database", "ok", f"{database.place} answers")
+
+
+def _key(settings: Settings) -> Finding:
+    if settings.api_key is None:
+        return Finding("key", "ok", f"nobody is asked for one; {settings.host} is reached from this machine only")
+    if len(settings.api_key.get_secret_value()) < GUESSABLE:
+        return Finding("key", "note", "OMNI_R1_API_KEY is short enough to be guessed; take a long random text")
+    return Finding("key", "ok", "everybody is asked for OMNI_R1_API_KEY")
+
+
+def _port(host: str, port: int) -> Finding:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            detail = f"{host}:{port} cannot be bound ({error.strerror or error}): a server may be running there already"
+            return Finding("port", "note", detail)
+    return Finding("port", "ok", f"{host}:{port} is free")

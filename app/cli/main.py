@@ -1,0 +1,353 @@
+"""`omni-r1`: serve the studio, ask it from a terminal, train and evaluate the embedded models, look for trouble.
+
+`ask`, `task`, `checkpoints`, `jobs` and `train` speak to a running server over HTTP (OMNI_R1_URL, default
+http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` run by themselves. This file only
+reads arguments and turns what went wrong into one line and an exit code; each command is imported when it is called, so
+that `--help` is instant.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 no server there, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn, cast, get_args
+
+from app.cli.terminal import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NO_SERVER,
+    CommandError,
+    complain,
+    one_line,
+)
+from app.contract.words import Drain, JobStatus, Slice
+
+STAGES = ("vq", "base", "pesft")
+_URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
+METHODS = {
+    "pesft": "learn from traces with pictures (PeSFT)",
+    "perpo": "learn from rewards (PeRPO)",
+    "zero": "let the base draw the pictures of text-only chains, and learn from them (Omni-R1-Zero)",
+    "pipeline": "do the whole recipe, stage by stage",
+    "benchmark": "measure a checkpoint",
+}
+VARIANTS = ("interleaved", "text", "state")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one error line instead of a usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message} ({self.prog} --help tells more)")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code; `argv` without the program's name."""
+    try:
+        args = build_parser().parse_args(argv)
+        return cast(int, _load(args.run)(args))
+    except SystemExit as end:  # argparse: --help, --version, an error it has told
+        return end.code if isinstance(end.code, int) else EXIT_FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    except CommandError as error:
+        complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:  # `omni-r1 ask … | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        message, code = _explain(error)
+        complain(message)
+        return code
+
+
+def build_parser() -> _Parser:
+    parser = _Parser(prog="omni-r1", description="A model that reasons in pictures.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_ask(commands)
+    _add_task(commands)
+    _add_checkpoints(commands)
+    _add_evaluate(commands)
+    _add_grade(commands)
+    _add_train(commands)
+    _add_jobs(commands)
+    _add_convert(commands)
+    _add_doctor(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # what add_subparsers returns has no public name
+
+
+def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _Parser:
+    """A sub-command whose function is `run`, as module:function, imported when it is called."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_serve(commands: _Commands[_Parser]) -> None:
+    parser = _command(commands, "serve", "app.cli.serve:serve", "serve the studio and the REST API on this machine")
+    parser.add_argument("--port", type=int, help="default 7860; 0 takes a free one")
+    parser.add_argument("--host", help="address to bind (127.0.0.1); others than loopback need OMNI_R1_API_KEY")
+    parser.add_argument("--home", help="folder for everything the server keeps (~/.omni-r1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where the model computes (auto)")
+    parser.add_argument("--checkpoint", help="checkpoint to start with (the one active last)")
+
+
+def _add_ask(commands: _Commands[_Parser]) -> None:
+    text = "ask a running server about a picture; streams the text, saves the pictures"
+    parser = _command(commands, "ask", "app.cli.ask:ask", text)
+    parser.add_argument("picture", metavar="PICTURE", help="PNG, JPEG, WebP, GIF, BMP or AVIF; - reads stdin")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make it square (crop)")
+    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the checkpoint's own)")
+    parser.add_argument("--top-p", type=_finite, help="share of the probability to sample from (the checkpoint's own)")
+    parser.add_argument("--seed", type=int, help="same seed, same weights, same answer (drawn)")
+    parser.add_argument("--max-new-tokens", type=int, help="the room left")
+    parser.add_argument("--max-images", type=int, help="as many as fit")
+    _add_running_options(parser)
+
+
+def _add_task(commands: _Commands[_Parser]) -> None:
+    text = "show a task of the embedded world, with its solution if wanted, or have it answered"
+    parser = _command(commands, "task", "app.cli.ask:task", text)
+    parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="like natural-1000000123 (drawn)")
+    parser.add_argument("--slice", choices=get_args(Slice), help="(drawn)")
+    parser.add_argument("--seed", type=int, help="(drawn from the held-out range)")
+    parser.add_argument("--reveal", action="store_true", help="with the reference steps and the answer")
+    parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
+    _add_running_options(parser)
+
+
+def _add_running_options(parser: _Parser) -> None:
+    parser.add_argument("--checkpoint", help="(the active one)")
+    parser.add_argument("--out", metavar="DIR", help="where the pictures go (./trace-ID when a trace runs)")
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the answer")
+    _add_url(parser)
+
+
+def _add_url(parser: _Parser) -> None:
+    parser.add_argument("--url", help=_URL_HELP)
+
+
+def _add_checkpoints(commands: _Commands[_Parser]) -> None:
+    text = "list a server's checkpoints; show, register, activate or delete one"
+    parser = _command(commands, "checkpoints", "app.cli.checkpoints:list_all", text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    _command(actions, "list", "app.cli.checkpoints:list_all", "list them all (the default)")
+    show = _command(actions, "show", "app.cli.checkpoints:show", "print all that is known of one, as JSON")
+    register = _command(
+        actions, "register", "app.cli.checkpoints:register", "make a folder of the server's machine or a hub id known"
+    )
+    register.add_argument("source", metavar="SOURCE", help="folder, or owner/name on the hub")
+    register.add_argument("--name", help="(what its manifest says)")
+    activate = _command(actions, "activate", "app.cli.checkpoints:activate", "let new traces run on one, now")
+    activate.add_argument(
+        "--drain", choices=get_args(Drain), help="where memory cannot hold both: let running traces end, or end them"
+    )
+    delete = _command(actions, "delete", "app.cli.checkpoints:delete", "remove one that nobody uses")
+    delete.add_argument("--unload", action="store_true", help="take it out of memory first, if no trace runs on it")
+    for action in (show, activate, delete):
+        action.add_argument("id", metavar="ID")
+    _everywhere(parser, actions)
+
+
+def _everywhere(parser: _Parser, actions: _Commands[_Parser]) -> None:
+    """The options that may stand before an action and behind it."""
+    for action in (parser, *actions.choices.values()):
+        default = None if action is parser else argparse.SUPPRESS
+        action.add_argument("--json", action="store_true", default=default, help="print JSON")
+        action.add_argument("--url", default=default, help=_URL_HELP)
+
+
+def _add_evaluate(commands: _Commands[_Parser]) -> None:
+    text = "measure a checkpoint on held-out tasks of the embedded world"
+    parser = _command(commands, "evaluate", "app.cli.train:evaluate", text)
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        default="nano-omni-r1",
+        help="name, folder or hub id (nano-omni-r1)",
+    )
+    parser.add_argument("--tasks", type=int, default=1000, help="in all, the four slices in turn (1000)")
+    parser.add_argument(
+        "--level", choices=("normal", "hard"), default="normal", help="hard is beyond the training range"
+    )
+    parser.add_argument("--text-only", action="store_true", help="allow no pictures in the answers")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    parser.add_argument("--out", metavar="DIR", help="write every prediction and the summary there")
+
+
+def _add_grade(commands: _Commands[_Parser]) -> None:
+    parser = _command(commands, "grade", "app.cli.grade:run", "grade an answer as training and benchmarks do")
+    parser.add_argument("answer", metavar="ANSWER")
+    parser.add_argument("reference", metavar="REFERENCE", help="the right answer")
+    parser.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="an option; once for each, in order"
+    )
+    parser.add_argument("--similarity", action="store_true", help="let nearly the same words earn their similarity")
+    parser.add_argument("--json", action="store_true")
+
+
+def _add_train(commands: _Commands[_Parser]) -> None:
+    text = "train: a job of a running server, or the embedded models from the beginning"
+    train = commands.add_parser("train", help=text, description=text[0].upper() + text[1:] + ".")
+    methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
+    for name, what in METHODS.items():
+        _add_method(methods, name, what)
+    parser = _command(methods, "nano", "app.cli.train:train_nano", "train the embedded family, one stage at a time")
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke to try it in seconds")
+    parser.add_argument("--out", metavar="DIR", default="runs/nano", help="checkpoints and logs (runs/nano)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default); the same number, the same bits")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the CPU has it in hardware",
+    )
+    parser.add_argument(
+        "--variant", choices=VARIANTS, default="interleaved", help="of pesft: the recipe, or a control without pictures"
+    )
+    parser.add_argument("--perception-weight", type=_finite, help="of pesft: lambda instead of the recipe's")
+    parser.add_argument("--steps", type=_positive, help="of pesft: a shorter run than the recipe's, named after it")
+
+
+def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
+    parser = _command(methods, name, "app.cli.jobs:train", f"{what}, as a job of a running server")
+    parser.set_defaults(method=name)
+    parser.add_argument("--preset", help="what to begin with (the one of the training page)")
+    parser.add_argument("--spec", help="the whole specification instead: JSON, a file with it, or - for stdin")
+    parser.add_argument("--base", metavar="CHECKPOINT", help="checkpoint to start from (the preset's)")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="one value, like hyperparameters.steps=40"
+    )
+    parser.add_argument("--data", metavar="FILE", help="jsonl file of this machine to train on, uploaded first")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--output-name", metavar="NAME", help="what its checkpoints are called before their step")
+    parser.add_argument("--gpu", choices=("shared", "exclusive"), help="exclusive: no other job beside it (shared)")
+    parser.add_argument("--activate", action="store_true", help="let the server answer with the result")
+    parser.add_argument("--detach", action="store_true", help="print the job's id and leave it alone")
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines")
+    _add_url(parser)
+
+
+def _add_jobs(commands: _Commands[_Parser]) -> None:
+    text = "list a server's training jobs; show, watch, cancel, resume or delete one"
+    parser = _command(commands, "jobs", "app.cli.jobs:jobs_list", text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    listing = _command(actions, "list", "app.cli.jobs:jobs_list", "list the newest (the default)")
+    for one in (parser, listing):
+        quiet = argparse.SUPPRESS
+        one.add_argument("--status", choices=get_args(JobStatus), default=None if one is parser else quiet)
+        one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
+        one.add_argument("--limit", type=int, default=20 if one is parser else quiet, help="at most 100 (20)")
+    actions_of_one = {
+        "show": "print all that is known of one",
+        "watch": "follow one to its end",
+        "cancel": "let one stop at the end of its step, with a checkpoint",
+        "resume": "let one that has ended go on where it stopped",
+        "delete": "remove one that has ended; its checkpoints stay",
+    }
+    for name, what in actions_of_one.items():
+        _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID")
+    actions.choices["cancel"].add_argument("--wait", action="store_true", help="return when it has stopped")
+    actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
+    _everywhere(parser, actions)
+
+
+def _add_convert(commands: _Commands[_Parser]) -> None:
+    text = "turn Meta's release layout (Chameleon, Anole) into a servable checkpoint folder"
+    parser = _command(commands, "convert", "app.cli.train:convert", text)
+    parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/")
+    parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument("--name", help="(the folder's)")
+    parser.add_argument("--template", choices=("plain", "tagged"), default="plain")
+    parser.add_argument("--size", default="7b", help="sub-folder of models/ (7b)")
+
+
+def _add_doctor(commands: _Commands[_Parser]) -> None:
+    parser = _command(commands, "doctor", "app.cli.doctor:doctor", "check this machine and this installation")
+    parser.add_argument("--port", type=int, help="the port that should be free (7860)")
+    parser.add_argument("--json", action="store_true")
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"omni-r1 {version('omni-r1-studio')}\n")
+        raise SystemExit(0)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"not a finite number: {text}")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"not a positive number: {text}")
+    return number
+
+
+def _load(name: str) -> Callable[[argparse.Namespace], object]:
+    module, _, function = name.partition(":")
+    return cast(Callable[[argparse.Namespace], object], getattr(import_module(module), function))
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line and the exit code for what a command let through."""
+    from app.client import (
+        ApiError,
+        BadInput,
+        Conflict,
+        MalformedAnswer,
+        NotAllowed,
+        NotFound,
+        OmniError,
+        ServerUnreachable,
+    )
+
+    if isinstance(error, ServerUnreachable):
+        return f"{error}. Start one with `omni-r1 serve`, or set OMNI_R1_URL to its address", EXIT_NO_SERVER
+    if isinstance(error, MalformedAnswer):
+        return f"{error}. Is this another program? Set OMNI_R1_URL to the studio's address", EXIT_NO_SERVER
+    if isinstance(error, NotAllowed) and error.status == 401:
+        return f"{error.title or error}. Set OMNI_R1_API_KEY to the key of that server", EXIT_BAD_INPUT
+    if isinstance(error, BadInput | NotFound | Conflict):
+        return str(error), EXIT_BAD_INPUT
+    if isinstance(error, ApiError) and error.retry_after is not None:
+        return f"{error}. Try again in {error.retry_after:.0f} s", EXIT_FAILED
+    if isinstance(error, OmniError):
+        return str(error), EXIT_FAILED
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}", EXIT_FAILED
+    if os.environ.get("OMNI_R1_LOG_LEVEL", "").lower() == "debug":
+        raise error
+    return f"{type(error).__name__}: {one_line(str(error))} (OMNI_R1_LOG_LEVEL=debug shows where)", EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""`omni-r1 train`, `evaluate` and `convert`: what needs torch and no server. Imported when one of them is called."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, CommandError, remark, write
+from app.common.settings import SettingsError, read_settings
+
+
+def train_nano(args: Namespace) -> int:
+    """Runs one stage of the embedded family's training; Ctrl-C finishes the step and saves, --resume goes on."""
+    from training.nano.stages import run
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("omni_r1").setLevel(logging.INFO)
+    try:
+        with _bad_input():
+            folder = run(
+                args.stage,
+                preset=args.preset,
+                out=Path(args.out),
+                resume=args.resume,
+                seed=args.seed,
+                threads=args.threads,
+                variant=args.variant,
+                perception_weight=args.perception_weight,
+                steps=args.steps,
+                precision=args.precision,
+            )
+    except KeyboardInterrupt:
+        raise CommandError("stopped; the same command with --resume goes on", EXIT_INTERRUPTED) from None
+    remark(f"done: {folder}")
+    return EXIT_OK
+
+
+def evaluate(args: Namespace) -> int:
+    """Asks a checkpoint held-out tasks, greedily, and prints the table of what was right."""
+    if args.tasks < 1:
+        raise CommandError("--tasks must be at least 1", EXIT_BAD_INPUT)
+    import torch
+    from tqdm import tqdm
+
+    from model.checkpoint.shards import resolve
+    from training.benchmark.evaluate import run, table
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    with _bad_input():
+        folder = resolve(args.checkpoint, roots=[read_settings().home / "checkpoints"])
+        with tqdm(total=args.tasks, desc="tasks", unit="task") as bar:
+
+            def show(finished: int) -> None:
+                bar.update(finished - bar.n)
+
+            summary = run(
+                folder,
+                tasks=args.tasks,
+                level=args.level,
+                out=Path(args.out) if args.out else None,
+                text_only=args.text_only,
+                on_finish=show,
+            )
+    write(table(summary) + "\n")
+    return EXIT_OK
+
+
+def convert(args: Namespace) -> int:
+    """Turns Meta's release layout into a servable folder."""
+    from model.checkpoint.convert import convert_meta
+
+    with _bad_input():
+        folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
+    remark(f"converted: {folder}")
+    return EXIT_OK
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """Says what was wrong with the arguments or the folders they name, in one line."""
+    from model.checkpoint.shards import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        raise CommandError(error.detail, EXIT_BAD_INPUT) from error
+    except (ValueError, SettingsError) as error:
+        raise CommandError(str(error), EXIT_BAD_INPUT) from error

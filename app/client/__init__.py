@@ -1,0 +1,35 @@
+"""The Python client: `from app.client import Client`; its errors come with it."""
+
+from app.client.client import (
+    ApiError,
+    BadInput,
+    Client,
+    Conflict,
+    MalformedAnswer,
+    NotAllowed,
+    NotFound,
+    NotReady,
+    OmniError,
+    QueueFull,
+    ServerFailed,
+    ServerUnreachable,
+    default_key,
+    default_url,
+)
+
+__all__ = [
+    "ApiError",
+    "BadInput",
+    "Client",
+    "Conflict",
+    "MalformedAnswer",
+    "NotAllowed",
+    "NotFound",
+    "NotReady",
+    "OmniError",
+    "QueueFull",
+    "ServerFailed",
+    "ServerUnreachable",
+    "default_key",
+    "default_url",
+]

@@ -1,0 +1,321 @@
+"""A typed client for the studio's REST API.
+
+`Client("http://127.0.0.1:7860").create_trace("How many red shapes are there?", [image_id])`
+
+Used by the pages, the command line and the tests alike, so that there is one way to speak to a server. It knows HTTP
+and nothing of the server's insides. Answers are plain dictionaries, typed in `app.client.types`; what it raises is
+drawn as a tree in `app.client.errors`.
+
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app.client.errors import (
+    ApiError,
+    BadInput,
+    Conflict,
+    MalformedAnswer,
+    NotAllowed,
+    NotFound,
+    NotReady,
+    OmniError,
+    QueueFull,
+    ServerFailed,
+    ServerUnreachable,
+    api_error,
+)
+from app.client.follow import GIVE_UP_S, follow, unreachable
+from app.client.jobs import JobCalls
+from app.client.sse import Cursor, Event
+from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Reward, Sampling, StoredImage, Task, Trace
+from app.contract.words import Drain, Fit, Mode
+
+__all__ = [
+    "ApiError",
+    "BadInput",
+    "Client",
+    "Conflict",
+    "MalformedAnswer",
+    "NotAllowed",
+    "NotFound",
+    "NotReady",
+    "OmniError",
+    "QueueFull",
+    "ServerFailed",
+    "ServerUnreachable",
+]
+
+PATIENT = httpx.Timeout(None, connect=5.0)  # for what waits for a disk, a hub or running traces
+DEFAULT_URL = "http://127.0.0.1:7860"
+
+
+def default_url() -> str:
+    """Where the command line looks for a server: OMNI_R1_URL, else this machine's port 7860."""
+    return os.environ.get("OMNI_R1_URL", "").strip() or DEFAULT_URL
+
+
+def default_key() -> str:
+    """The key for that server: OMNI_R1_API_KEY; empty when there is none."""
+    key = os.environ.get("OMNI_R1_API_KEY", "").strip()
+    return key if key.isascii() and key.isprintable() else ""  # no header could carry it
+
+
+class Client(JobCalls):
+    """One connection pool to one server, for use by one or many threads; close it, or use it with `with`.
+
+    `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` is for tests (httpx.MockTransport);
+    `sleep` and `clock` as well.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.base_url = (base_url or default_url()).rstrip("/")
+        host = urlsplit(self.base_url).hostname or ""
+        if not host:
+            raise BadInput(422, {"code": "bad_url", "detail": f"not a server's address: {self.base_url!r}"})
+        self._sleep = sleep
+        self._clock = clock
+        key = default_key() if api_key is None else api_key
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            transport=transport,
+            trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy never leads to this machine
+            headers={"User-Agent": "omni-r1", **({"Authorization": f"Bearer {key}"} if key else {})},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Traces
+
+    def create_trace(
+        self,
+        question: str,
+        images: Sequence[str | ImageRef] = (),
+        *,
+        task_id: str | None = None,
+        checkpoint: str | None = None,
+        mode: Mode = "auto",
+        sampling: Sampling | None = None,
+        partial_images: int = 0,
+        background: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Trace:
+        """Creates and starts a trace; an image is an image_id or an ImageRef. Raises BadInput, QueueFull, NotReady."""
+        wanted = {
+            "question": question,
+            "images": [{"image_id": image} if isinstance(image, str) else image for image in images],
+            "mode": mode,
+            "partial_images": partial_images,
+            "task_id": task_id,
+            "checkpoint": checkpoint,
+            "sampling": sampling,
+            "background": background,
+            "metadata": metadata,
+        }
+        body = {name: value for name, value in wanted.items() if value is not None}  # the rest: the server's defaults
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return cast(Trace, self._json("POST", "/v1/traces", json=body, headers=headers))
+
+    def trace(self, trace_id: str) -> Trace:
+        return cast(Trace, self._json("GET", _path("traces", trace_id)))
+
+    def traces(
+        self,
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        status: str | None = None,
+        checkpoint: str | None = None,
+        slice: str | None = None,
+        verdict: str | None = None,
+        q: str | None = None,
+    ) -> Page:
+        """One page of traces, newest first; `after` is the id of the last one of the page before."""
+        wanted = {
+            "limit": limit,
+            "after": after,
+            "status": status,
+            "checkpoint": checkpoint,
+            "slice": slice,
+            "verdict": verdict,
+            "q": q,
+        }
+        params = {name: value for name, value in wanted.items() if value not in (None, "")}
+        return cast(Page, self._json("GET", "/v1/traces", params=params))
+
+    def pause(self, trace_id: str) -> Trace:
+        return cast(Trace, self._json("POST", _path("traces", trace_id, "pause")))
+
+    def continue_(self, trace_id: str, mode: Mode = "step") -> Trace:
+        return cast(Trace, self._json("POST", _path("traces", trace_id, "continue"), json={"mode": mode}))
+
+    def cancel(self, trace_id: str) -> Trace:
+        """Stops a trace and returns when the engine has really stopped; one that has ended stays as it is."""
+        return cast(Trace, self._json("POST", _path("traces", trace_id, "cancel")))
+
+    def delete(self, trace_id: str) -> None:
+        self._request("DELETE", _path("traces", trace_id))
+
+    def events(self, trace_id: str, after: int = 0, *, give_up_s: float = GIVE_UP_S) -> Iterator[Event]:
+        """The trace's events with numbers above `after`, live, each once and in order, until the terminal one.
+
+        A broken connection or a restarting server is bridged for `give_up_s` seconds without any event; then
+        ServerUnreachable. ApiError when the server refuses (NotFound for an unknown trace).
+        """
+        url = _path("traces", trace_id, "events")
+        return follow(self._http, url, Cursor(after), give_up_s=give_up_s, sleep=self._sleep, clock=self._clock)
+
+    # Pictures and tasks
+
+    def upload_image(self, picture: bytes | str | Path, filename: str = "picture") -> StoredImage:
+        """Stores an image (PNG, JPEG, WebP, GIF, BMP, AVIF; bytes or a path). Raises BadInput, OSError for the path."""
+        if not isinstance(picture, bytes):
+            filename = Path(picture).name
+            picture = Path(picture).read_bytes()
+        safe_name = filename.encode("ascii", "replace").decode() or "picture"
+        files = {"file": (safe_name, picture, "application/octet-stream")}
+        return cast(StoredImage, self._json("POST", "/v1/images", files=files))
+
+    def image(self, image_id: str) -> bytes:
+        """The PNG of a stored picture."""
+        return self._request("GET", _path("images", image_id)).content
+
+    def model_view(self, image_id: str, *, checkpoint: str | None = None, fit: Fit = "crop") -> bytes:
+        """The PNG of what the model gets, at its resolution."""
+        params = {"fit": fit, **({"checkpoint": checkpoint} if checkpoint else {})}
+        return self._request("GET", _path("images", image_id, "model-view"), params=params).content
+
+    def fetch(self, url: str) -> bytes:
+        """What lies behind a `url` of this server (they are paths that begin with `/`)."""
+        if not url.startswith("/") or url.startswith("//"):
+            raise MalformedAnswer(f"not a path on this server: {url!r}")
+        return self._request("GET", url).content
+
+    def task(self, *, slice: str | None = None, seed: int | None = None, reveal: bool = False) -> Task:
+        """A task of the procedural world; drawn from the held-out range when no seed is given."""
+        wanted = {"slice": slice, "seed": seed, "reveal": "true" if reveal else None}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        return cast(Task, self._json("GET", "/v1/tasks", params=params))
+
+    # System
+
+    def limits(self) -> Limits:
+        return cast(Limits, self._json("GET", "/v1/limits"))
+
+    def count(self, question: str, images: int = 0) -> Budget:
+        """What a question with that many pictures costs and what room it leaves."""
+        return cast(Budget, self._json("POST", "/v1/limits", json={"question": question, "images": images}))
+
+    def reward(
+        self,
+        answer: str | None,
+        reference: str,
+        choices: Sequence[str] | Mapping[str, str] = (),
+        *,
+        similarity: bool = False,
+    ) -> Reward:
+        """The verdict on an answer, as training and benchmarks give it; `choices` in order, or by their labels."""
+        given = dict(choices) if isinstance(choices, Mapping) else list(choices)
+        body = {"answer": answer, "reference": reference, "choices": given, "similarity": similarity}
+        return cast(Reward, self._json("POST", "/v1/rewards", json=body))
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._json("GET", "/v1/checkpoints")["data"])
+
+    def checkpoint(self, checkpoint_id: str) -> dict[str, Any]:
+        return self._json("GET", _path("checkpoints", checkpoint_id))
+
+    def register_checkpoint(
+        self, source: str, *, name: str | None = None, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Makes a folder on the server's machine, or a hub id, known; waits until it has been read (and fetched)."""
+        body = {"source": source} | ({"name": name} if name else {})
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", "/v1/checkpoints", json=body, headers=headers, timeout=PATIENT)
+
+    def activate(self, checkpoint_id: str, *, drain: Drain | None = None) -> dict[str, Any]:
+        """Lets new traces run on it and returns when they do. Where memory cannot hold both, `drain` lets running
+        traces end, or ends them. Raises Conflict, BadInput, ServerFailed (507: memory); nothing has changed then."""
+        body = {"drain": drain} if drain else {}
+        return self._json("POST", _path("checkpoints", checkpoint_id, "activate"), json=body, timeout=PATIENT)
+
+    def delete_checkpoint(self, checkpoint_id: str, *, unload: bool = False) -> None:
+        """Removes one that nobody uses; `unload` takes it out of memory first. Raises Conflict while it is used."""
+        params = {"unload": "true"} if unload else {}
+        self._request("DELETE", _path("checkpoints", checkpoint_id), params=params)
+
+    def models(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._json("GET", "/v1/models")["data"])
+
+    def readiness(self) -> Readiness:
+        """What `/readyz` says, whether ready or not. Raises ServerUnreachable when nobody answers."""
+        response = self._send("GET", "/readyz")
+        if response.status_code not in (200, 503):
+            raise api_error(response)
+        return cast(Readiness, _object(response))
+
+    def alive(self) -> bool:
+        try:
+            return self._send("GET", "/livez").status_code == 200
+        except OmniError:
+            return False
+
+    # Plumbing
+
+    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        return _object(self._request(method, url, **options))
+
+    def _request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        response = self._send(method, url, **options)
+        if response.is_error:
+            raise api_error(response)
+        return response
+
+    def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, url, **options)
+        except httpx.TransportError as error:
+            raise unreachable(self._http, error) from error
+        except ValueError as error:  # NaN, lone surrogates
+            raise BadInput(422, {"code": "not_json", "detail": f"cannot be sent as JSON: {error}"}) from error
+
+
+def _path(collection: str, *parts: str) -> str:
+    return "/v1/" + "/".join([collection, *(quote(part, safe="") for part in parts)])
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise MalformedAnswer(f"{response.request.url} answered {response.status_code} without JSON") from error
+    if not isinstance(answer, dict):
+        raise MalformedAnswer(f"{response.request.url} answered JSON that is not an object")
+    return answer

@@ -1,0 +1,201 @@
+"""The shapes of the API's answers, as `app.client` hands them on: JSON objects, typed.
+
+The client promises no more than these; the server's own models are in `app.contract.schemas`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from app.contract.words import Fit, JobStatus, Mode, Slice, Status
+
+
+class ImageRef(TypedDict):
+    image_id: NotRequired[str]
+    data_url: NotRequired[str]
+    fit: NotRequired[Fit]
+
+
+class Sampling(TypedDict, total=False):
+    temperature: float
+    top_p: float
+    seed: int
+    max_new_tokens: int
+    max_images: int
+
+
+class StoredImage(TypedDict):
+    image_id: str
+    url: str
+    width: int
+    height: int
+
+
+class StepImage(StoredImage):
+    skill: NotRequired[str | None]
+    stats: dict[str, Any]
+
+
+class Step(TypedDict):
+    index: int
+    text: str
+    image: NotRequired[StepImage | None]
+
+
+class Verdict(TypedDict):
+    answer: Literal["right", "wrong"]
+    drawings_right: int
+    drawings_total: int
+
+
+class Trace(TypedDict):
+    """A trace as `GET /v1/traces/{id}` gives it; entries of a list lack `steps` and have first_image, last_image."""
+
+    id: str
+    status: Status
+    question: str
+    images: list[StoredImage]
+    mode: Mode
+    steps: list[Step]
+    answer: str | None
+    finish_reason: str | None
+    checkpoint: str
+    weight_version: int
+    sampling: Sampling
+    usage: dict[str, int] | None
+    timings: dict[str, float | None]
+    task_id: NotRequired[str | None]
+    verdict: NotRequired[Verdict | None]
+    error: NotRequired[dict[str, Any] | None]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    first_image: NotRequired[StoredImage | None]
+    last_image: NotRequired[StoredImage | None]
+
+
+class TaskStep(TypedDict):
+    index: int
+    text: str
+    skill: str
+    action: str
+    image: StoredImage
+
+
+class Task(TypedDict):
+    task_id: str
+    slice: Slice
+    family: str
+    seed: int
+    question: str
+    image_id: str
+    image: StoredImage
+    answer: NotRequired[str | None]
+    steps: NotRequired[list[TaskStep] | None]
+
+
+class Page(TypedDict):
+    data: list[Trace]
+    has_more: bool
+
+
+class Limits(TypedDict):
+    context_len: int
+    tokens_per_image: int
+    images: dict[str, int]
+    max_question_chars: int
+    max_upload_bytes: int
+    queue: dict[str, int]
+
+
+class Budget(TypedDict):
+    prompt_tokens: int
+    room_tokens: int
+    room_images: int
+
+
+class Readiness(TypedDict):
+    phase: Literal["starting", "ready", "stopping", "failed"]
+    checkpoint: str | None
+    weight_version: int | None
+    detail: str
+    version: str
+
+
+class Reward(TypedDict):
+    """The verdict on an answer."""
+
+    accuracy: float
+    check: str
+    answer: str
+    reference: str
+    details: dict[str, str]
+
+
+class Progress(TypedDict):
+    stage: str | None
+    step: int | None
+    total: int | None
+    eta_s: float | None
+    waiting: NotRequired[dict[str, Any] | None]  # {for, needed_bytes, free_bytes}
+
+
+class JobError(TypedDict):
+    code: str
+    detail: str
+    log_tail: NotRequired[list[str]]
+
+
+class JobCheckpoint(TypedDict):
+    name: str
+    stage: str | None
+    step: int | None
+    metrics: dict[str, Any]
+    created_at: str
+
+
+class Job(TypedDict):
+    """A job as `GET /v1/jobs/{id}` gives it."""
+
+    id: str
+    status: JobStatus
+    method: str
+    progress: Progress | None
+    metrics: dict[str, float | None]
+    spec: dict[str, Any]
+    result: dict[str, Any] | None
+    error: JobError | None
+    checkpoints: list[JobCheckpoint]
+    attempt: int
+    cancel_requested: bool
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    running_s: float
+    resumable: bool
+    heartbeat_at: str | None
+    last_event: int
+
+
+class Dataset(TypedDict):
+    path: str
+    rows: int
+    bytes: int
+
+
+class JobPage(TypedDict):
+    data: list[Job]
+    has_more: bool
+
+
+class MetricsRow(TypedDict):
+    seq: int
+    stage: str
+    step: int
+    values: dict[str, float | None]
+    time: str
+
+
+class MetricsPage(TypedDict):
+    data: list[MetricsRow]
+    has_more: bool

@@ -1,0 +1,398 @@
+"""The JSON of the contract as pydantic models: what may come in (unknown fields refused) and what goes out.
+
+Pure shapes: no database, no service. OpenAPI is generated from here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from app.contract.words import Drain, Fit, Mode, Slice, Status
+
+MAX_SEED = 2**53 - 1
+MAX_QUESTION_CHARS = 8_000
+MAX_IMAGES = 16  # of a question
+MAX_METADATA_BYTES = 16_384
+CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+def _clean_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain the NUL character")
+    return value
+
+
+def _some_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return _clean_text(value)
+
+
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, RecursionError):
+        raise ValueError("must be plain JSON without NaN, infinity or lone surrogates") from None
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"must be at most {MAX_METADATA_BYTES} bytes as JSON")
+    return value
+
+
+class In(BaseModel):
+    """Anything that comes in: unknown fields, values of another kind, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Out(BaseModel):
+    """Anything that goes out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# ---- in
+
+
+class ImageIn(In):
+    """A picture of the question: one stored before, or its bytes as a data URL."""
+
+    image_id: str | None = Field(None, min_length=1, max_length=128)
+    data_url: str | None = Field(None, min_length=1, description="`data:image/…;base64,…`; no other scheme is fetched")
+    fit: Fit = Field("crop", description="crop to the model's square, or pad it")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ImageIn:
+        if (self.image_id is None) == (self.data_url is None):
+            raise ValueError("give exactly one of image_id and data_url")
+        return self
+
+
+class SamplingIn(In):
+    """How to sample; what is absent comes from the checkpoint's generation config."""
+
+    temperature: float | None = Field(None, ge=0, le=5, description="0 = greedy")
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: Seed | None = Field(None, description="drawn when absent, always returned")
+    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="default: the room left")
+    max_images: int | None = Field(None, ge=0, le=64, description="default: as many as fit")
+
+
+class TraceCreate(In):
+    """Body of `POST /v1/traces`."""
+
+    question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_some_text)]
+    images: list[ImageIn] = Field(default_factory=list, max_length=MAX_IMAGES)
+    task_id: str | None = Field(None, min_length=1, max_length=64)
+    checkpoint: str | None = Field(None, min_length=1, max_length=200)
+    mode: Mode = "auto"
+    sampling: SamplingIn = Field(default_factory=SamplingIn)
+    partial_images: int = Field(0, ge=0, le=64, description="parts of each picture to show while it is drawn")
+    background: bool | None = Field(
+        None, description="false: leaving cancels. Default: true for a JSON answer, false when this POST streams"
+    )
+    metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
+
+
+class ContinueIn(In):
+    """Body of `POST …/continue`."""
+
+    mode: Mode = "step"
+
+
+class LimitsIn(In):
+    """Body of `POST /v1/limits`."""
+
+    question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_clean_text)]
+    images: int = Field(1, ge=0, le=MAX_IMAGES)
+    checkpoint: str | None = Field(None, min_length=1, max_length=200)
+
+
+class CheckpointCreate(In):
+    """Body of `POST /v1/checkpoints`."""
+
+    source: Annotated[str, Field(max_length=4096), AfterValidator(_some_text)] = Field(
+        description="a folder on the server's machine, or a hub id (`owner/name`)"
+    )
+    name: str | None = Field(None, pattern=f"^{CHECKPOINT_NAME}$", description="default: what its manifest says")
+
+
+class ActivateIn(In):
+    """Body of `POST /v1/checkpoints/{id}/activate`."""
+
+    drain: Drain | None = Field(None, description="where memory cannot hold both: let running traces end, or end them")
+
+
+# ---- out
+
+
+class ImageOut(Out):
+    """A stored picture; `url` is a path on this server."""
+
+    image_id: str
+    url: str
+    width: int
+    height: int
+
+
+class StepImage(ImageOut):
+    """The functional image a step ends in."""
+
+    skill: str | None = None
+    stats: dict[str, Any] = Field(default_factory=dict)
+
+
+class StepOut(Out):
+    """One step: text and, usually, a functional image. Counted from 1."""
+
+    index: int
+    text: str
+    image: StepImage | None = None
+
+
+class SamplingOut(Out):
+    """Sampling as used: every default resolved, the seed included."""
+
+    temperature: float
+    top_p: float
+    seed: int
+    max_new_tokens: int
+    max_images: int
+
+
+class UsageOut(Out):
+    """Tokens counted by the engine."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    images: int
+
+
+class TimingsOut(Out):
+    """Milliseconds that the trace has been in work, pauses left out (`queued_ms`: until it started)."""
+
+    queued_ms: int | None = None
+    first_text_ms: int | None = None
+    total_ms: int | None = None
+
+
+class VerdictOut(Out):
+    """What the task's checkers say."""
+
+    answer: Literal["right", "wrong"]
+    drawings_right: int
+    drawings_total: int
+
+
+class ErrorOut(Out):
+    """Why a trace failed."""
+
+    code: str
+    detail: str
+
+
+class TraceEntry(Out):
+    """A trace as lists show it: without its steps, with its first and last picture."""
+
+    id: str
+    status: Status
+    question: str
+    images: list[ImageOut]
+    mode: Mode
+    answer: str | None
+    finish_reason: Literal["stop", "length"] | None
+    checkpoint: str
+    weight_version: int = Field(ge=1)
+    sampling: SamplingOut
+    usage: UsageOut | None
+    timings: TimingsOut
+    task_id: str | None = None
+    verdict: VerdictOut | None = None
+    error: ErrorOut | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    first_image: ImageOut | None = Field(None, description="the question's first picture")
+    last_image: ImageOut | None = Field(None, description="the last functional image drawn")
+
+
+class Trace(Out):
+    """One reasoning run: question, steps, answer."""
+
+    id: str
+    status: Status
+    question: str
+    images: list[ImageOut]
+    mode: Mode
+    steps: list[StepOut]
+    answer: str | None = Field(description="the text behind the answer mark, stripped; null when there is none")
+    finish_reason: Literal["stop", "length"] | None
+    checkpoint: str
+    weight_version: int = Field(ge=1, description="number of the weight load that answers")
+    sampling: SamplingOut
+    usage: UsageOut | None
+    timings: TimingsOut
+    task_id: str | None = None
+    verdict: VerdictOut | None = None
+    error: ErrorOut | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class TraceList(Out):
+    """A page of traces, newest first."""
+
+    data: list[TraceEntry]
+    has_more: bool
+
+
+class TaskStep(Out):
+    """One step of a task's reference trace."""
+
+    index: int
+    text: str
+    skill: str
+    action: str
+    image: ImageOut
+
+
+class TaskOut(Out):
+    """A task of the procedural world; `answer` and `steps` only with `reveal=true`."""
+
+    task_id: str
+    slice: Slice
+    family: str
+    seed: int
+    question: str
+    image_id: str
+    image: ImageOut
+    answer: str | None = None
+    steps: list[TaskStep] | None = None
+
+
+class CheckpointOut(Out):
+    """A servable set of weights; its id is its name."""
+
+    id: str
+    name: str
+    active: bool
+    loaded: bool
+    weight_version: int | None
+    template: str
+    base: str | None
+    licence: str | None
+    description: str
+    size_bytes: int
+    created_at: str | None
+    capabilities: dict[str, Any]
+    images: dict[str, int]
+    context_len: int
+    tokens_per_image: int
+    resolution: int
+    lineage: dict[str, Any]
+    metrics: dict[str, Any]
+    card_notes: dict[str, Any] | list[Any] | str | None
+    source: Literal["package", "home", "setting", "job", "local", "hub"]
+    folder: str
+    problem: str | None = Field(None, description="why it cannot be used, when it cannot")
+
+
+class CheckpointList(Out):
+    """Every checkpoint found."""
+
+    data: list[CheckpointOut]
+    has_more: bool = False
+
+
+class ModelOut(Out):
+    """A model in the OpenAI list shape."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(Out):
+    """What can be asked for, in the OpenAI list shape."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
+
+
+class ImageLimits(Out):
+    """How many pictures a question takes."""
+
+    min: int
+    max: int
+
+
+class QueueOut(Out):
+    """Traces in work and waiting."""
+
+    running: int
+    waiting: int
+    max: int
+
+
+class LimitsOut(Out):
+    """What a request may hold."""
+
+    context_len: int
+    tokens_per_image: int
+    images: ImageLimits
+    max_question_chars: int
+    max_upload_bytes: int
+    queue: QueueOut
+
+
+class RoomOut(Out):
+    """What is left after a prompt."""
+
+    prompt_tokens: int
+    room_tokens: int
+    room_images: int
+
+
+class Ready(Out):
+    """Where the server stands."""
+
+    phase: Literal["starting", "ready", "stopping", "failed"]
+    checkpoint: str | None
+    weight_version: int | None
+    detail: str
+    version: str
+
+
+class Live(Out):
+    """The process is up."""
+
+    status: Literal["ok"] = "ok"
+
+
+class FieldError(BaseModel):
+    """One field that is to blame."""
+
+    path: str
+    message: str
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457 problem document with a stable `code`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[FieldError] | None = None

@@ -1,0 +1,105 @@
+"""Bodies that a route reads whole (JSON): large ones wait on disk until they have arrived, then go in one at a time.
+
+So unfinished bodies take no memory to speak of, however many there are, and finished ones never meet in memory. Routes
+that take files spool them themselves (app/storage/uploads.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.contract.problems import from_storage, response_for
+from app.storage.uploads import BUFFER_BYTES, Spool
+
+METHODS = ("POST", "PUT", "PATCH", "DELETE")
+
+
+class BodyMiddleware:
+    """Inside of all that refuses requests, so that only bodies somebody may send are kept."""
+
+    def __init__(self, app: ASGIApp, *, spool: Spool, files: Collection[str]) -> None:
+        """`files` are the paths whose routes take their body as it arrives."""
+        self._app = app
+        self._spool = spool
+        self._files = files
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in METHODS or scope["path"].rstrip("/") in self._files:
+            await self._app(scope, receive, send)
+            return
+        held, more = bytearray(), True
+        while more and len(held) <= BUFFER_BYTES:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client is gone
+            held += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(held) <= BUFFER_BYTES:
+            await self._app(scope, replayed(bytes(held), receive), send)
+            return
+        with self._spool.file() as path:
+            try:
+                whole = await self._write(path, held, receive if more else None)
+            except OSError as error:
+                problem = from_storage(error)
+                if problem is None:
+                    raise
+                await response_for(problem, scope["path"])(scope, receive, send)
+                return
+            if whole:
+                await self._hand_over(path, scope, receive, send)
+
+    async def _write(self, path: Path, held: bytearray, receive: Receive | None) -> bool:
+        """The whole body to `path`; False where the client leaves in the middle."""
+        with path.open("wb") as file:
+            writing = self._spool.writing(file)
+            writing.add(held)
+            while receive is not None:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return False
+                writing.add(message.get("body", b""))
+                await writing.flush(BUFFER_BYTES)
+                if not message.get("more_body", False):
+                    break
+            await writing.flush(1)
+        return True
+
+    async def _hand_over(self, path: Path, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the app, when no other large body is in work: one is done with once its response begins."""
+        await self._turn.acquire()
+        done = False
+
+        def end_turn() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                self._turn.release()
+
+        async def watched_send(message: Message) -> None:
+            end_turn()
+            await send(message)
+
+        try:
+            await self._app(scope, replayed(path.read_bytes(), receive), watched_send)
+        finally:
+            end_turn()
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `body` first, then what the connection says."""
+    left: bytes | None = body
+
+    async def once() -> Message:
+        nonlocal left
+        if left is None:
+            return await receive()
+        given, left = left, None
+        return {"type": "http.request", "body": given, "more_body": False}
+
+    return once

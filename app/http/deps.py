@@ -1,0 +1,186 @@
+"""What routes share: the built services, their common parameters, and how they create once and follow a log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from app.checkpoints.hub import HubFetcher
+from app.checkpoints.registration import Registration
+from app.checkpoints.registry import CheckpointRegistry
+from app.common import pools
+from app.common.metrics import Metrics
+from app.common.settings import Settings
+from app.contract.problems import MEDIA_TYPE, Problem, field_problem
+from app.contract.schemas import ProblemOut
+from app.http.auth import ApiKey
+from app.http.event_stream import EventStream
+from app.jobs.datasets import DatasetStore
+from app.jobs.grader import Grader
+from app.jobs.servers import ServerWatch
+from app.jobs.service import JobService
+from app.storage.database import Database
+from app.storage.idempotency import Claim, IdempotencyKeys
+from app.storage.ids import JOB_ID, TRACE_ID
+from app.storage.image_intake import ImageIntake
+from app.storage.images import ImageStore, PartialStore
+from app.storage.uploads import Spool
+from app.traces.event_log import EventLog
+from app.traces.intake import Intake
+from app.traces.service import TraceService
+from app.traces.tasks import TaskWorld
+from model.engine.messages import Generation
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every part of one server, built in `app.main` and handed to the routes."""
+
+    settings: Settings
+    db: Database
+    events: EventLog
+    generation: Generation
+    checkpoints: CheckpointRegistry
+    registration: Registration
+    hub: HubFetcher
+    images: ImageStore
+    image_intake: ImageIntake
+    spool: Spool
+    partials: PartialStore
+    world: TaskWorld
+    intake: Intake
+    traces: TraceService
+    jobs: JobService
+    servers: ServerWatch
+    datasets: DatasetStore
+    idempotency: IdempotencyKeys
+    metrics: Metrics
+    grader: Grader
+    key: ApiKey | None = None
+
+
+async def services(request: Request) -> Services:
+    """The parts of the server that answers this request. (A coroutine: FastAPI runs plain functions in a thread.)"""
+    found: Services = request.app.state.services
+    return found
+
+
+App = Annotated[Services, Depends(services)]
+
+
+async def require_json(request: Request) -> None:
+    """415 for a body that is not declared as JSON (a form of another page could send anything else)."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if (kind or await request.body()) and kind != "application/json":
+        raise Problem("not_json", "send the body with Content-Type: application/json")
+
+
+async def known_query(request: Request) -> None:
+    """422 for a query parameter that the route does not have: a filter with a typing error would filter nothing."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute) or not route.path.startswith("/v1/"):
+        return
+    known = _query_names(route.dependant)
+    for name in request.query_params:
+        if name not in known:
+            has = f"this path takes {', '.join(sorted(known))}" if known else "this path takes none"
+            raise field_problem("invalid", f"query.{name[:100]}", f"unknown parameter; {has}")
+
+
+def _query_names(dependant: Dependant) -> set[str]:
+    names = {param.alias for param in dependant.query_params}
+    return names.union(*(_query_names(inner) for inner in dependant.dependencies))
+
+
+# In the schema only: the route answers 400 where the general rule would be 422.
+_POSITION = {"pattern": "^[0-9]{1,15}$"}
+
+
+async def position(
+    after: Annotated[
+        str | None, Query(description="events with larger ids only; an integer from 0 up", json_schema_extra=_POSITION)
+    ] = None,
+    last_event_id: Annotated[str | None, Header(description="wins over `after`", json_schema_extra=_POSITION)] = None,
+) -> int:
+    """Where a stream begins: `Last-Event-ID` before `after` before the first event; 400 for anything but 0, 1, …"""
+    given = last_event_id if last_event_id is not None else after
+    if given is None:
+        return 0
+    if not (given.isascii() and given.isdecimal()) or len(given) > 15:
+        raise Problem("bad_position", "Last-Event-ID and after must be an integer from 0 up")
+    return int(given)
+
+
+Position = Annotated[int, Depends(position)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
+Limit = Annotated[int, Query(ge=1, le=100)]
+_AFTER = "id of the last entry of the page before"
+AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_AFTER)]
+AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
+
+LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
+EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+async def create_once(
+    request: Request, app: Services, key: str | None, where: str, make: Callable[[Claim], Awaitable[dict[str, Any]]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `make` creates under the path `where`, or the first answer to this key; and the headers of the answer."""
+    with app.idempotency.hold(f"POST {where}", key, await request.body()) as claim:
+        replay = await pools.reads.run(app.idempotency.replay, claim)
+        made = replay.response if replay else await make(claim)
+    headers = {"Location": f"{where}/{made['id']}"}
+    return made, headers | ({"Idempotent-Replayed": "true"} if replay else {})
+
+
+class Followed(Protocol):
+    """What has an event log: traces, jobs."""
+
+    async def past_the_end(self, id_: str, after: int, /) -> bool: ...
+
+    def read(self, id_: str, after: int, /) -> AsyncIterator[bytes]: ...
+
+
+async def follow(service: Followed, id_: str, after: int) -> Response:
+    """The events behind `after`, live or replayed; 204, which stops an EventSource, where none will come any more."""
+    if await service.past_the_end(id_, after):
+        return Response(status_code=204)
+    return EventStream(service.read(id_, after))
+
+
+def stream_answers(past_the_end: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that ends in `follow`; the words are those of its 204."""
+    streamed = {"description": "Server-sent events", "content": EVENT_STREAM}
+    return problems(400, 404, 503, also={200: streamed, 204: {"description": past_the_end}})
+
+
+def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route: these problem documents, and `also` what else needs describing."""
+    shape = {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}
+    answers: dict[int | str, dict[str, Any]] = {}
+    answers.update((status, answer) for status, answer in (also or {}).items())
+    for status in sorted(statuses):
+        answers[status] = {"description": _TITLES[status], "content": {MEDIA_TYPE: shape}}
+    return answers
+
+
+_TITLES = {
+    400: "Malformed",
+    401: "The server wants its key",
+    403: "Another site may not do this",
+    404: "Not there",
+    409: "Conflict",
+    413: "Too large",
+    415: "Not a kind of body this route reads",
+    421: "Wrong host",
+    422: "A field is not valid",
+    429: "Queue full, or too many wrong keys",
+    503: "Not ready",
+    504: "The hub does not answer",
+    507: "Disk full, or memory cannot hold it",
+}

@@ -1,0 +1,39 @@
+"""The login page: where a browser is sent without the key, and what it may ask for afterwards.
+
+The page needs nothing else of this server and nothing of any other: its styles stand in it, and no script.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from starlette.responses import HTMLResponse
+
+from app.contract.problems import Problem
+
+PAGE = Path(__file__).resolve().parents[2] / "static" / "login.html"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "same-origin",
+}
+
+
+def login_page(next_: str, *, problem: Problem | None = None) -> HTMLResponse:
+    """The page that asks for the key and then leads to `next_` (a local path); it shows `problem`, with its status."""
+    page = PAGE.read_text("utf-8").replace("{next}", html.escape(local_path(next_)))
+    if problem is not None:
+        shown = html.escape(problem.detail.capitalize())
+        page = page.replace("<!-- message -->", f'<p class="bad" role="alert">{shown}</p>')
+    return HTMLResponse(page, problem.status if problem else 200, _HEADERS | (problem.headers if problem else {}))
+
+
+def local_path(wanted: str) -> str:
+    """`wanted` if it is a path on this server, else the first page: nobody is led elsewhere by a link to the login."""
+    local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
+    plain = wanted.isascii() and wanted.isprintable() and " " not in wanted
+    return wanted if local and plain and wanted.partition("?")[0] != "/login" else "/"

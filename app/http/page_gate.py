@@ -1,0 +1,135 @@
+"""In front of the Gradio pages: only what the pages need gets through, and nothing that it is sent ends in a 500.
+
+Gradio has some forty routes (uploads, files, proxies, icons of any size, an API of its own). The pages use a handful.
+An unknown address gets a problem document or, in a browser, a page that leads back.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+from collections.abc import Sequence
+
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.contract.problems import Problem, response_for
+from app.contract.words import PAGES
+from app.http.bodies import replayed
+
+log = logging.getLogger("omni_r1.page")
+
+MAX_EVENT_BYTES = 1_000_000  # what a page sends to Gradio is far smaller
+_GET = re.compile(
+    rf"/|/(?:{'|'.join(PAGES)})/?|/(?:assets|svelte)/.+|/(?:config|theme\.css|favicon\.ico|manifest\.json)"
+    r"|/gradio_api/(?:info|app_id|startup-events|heartbeat/[0-9A-Za-z_-]+)"
+)
+_POST = re.compile(r"/gradio_api/(?:run/predict|reset)/?")  # no event of the pages is queued
+_GONE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Not found · Omni-R1 Studio</title>
+<link rel="icon" type="image/svg+xml" href="/static/logo.svg">
+<style>
+  :root { color-scheme: light dark; font-family: system-ui, sans-serif }
+  main { max-width: 32rem; margin: 20vh auto 0; padding: 0 1.5rem; line-height: 1.5 }
+  code { overflow-wrap: anywhere }
+</style></head>
+<body><main><h1>This page does not exist</h1>
+<p>The studio has nothing at <code>{path}</code>.</p>
+<p><a href="/">Go to the studio</a></p></main></body></html>
+"""
+
+
+class PageGate:
+    """An ASGI app that hands `page` what its pages need and answers everything else by itself.
+
+    It stands after the API's own routes: `api` are those, so that a wrong method on one of them gets a 405.
+    """
+
+    def __init__(self, page: ASGIApp, api: Sequence[BaseRoute] = ()) -> None:
+        self._page = page
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._page(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        if method in ("GET", "HEAD") and _GET.fullmatch(path):
+            await self._guarded(scope, receive, send)
+        elif method == "POST" and _POST.fullmatch(path):
+            body = await _json_body(receive)
+            if body is None:
+                await response_for(Problem("malformed", "the body is not a JSON object"), path)(scope, receive, send)
+            else:
+                await self._guarded(scope, replayed(body, receive), send)
+        elif allowed := self._methods(scope):
+            allow = ", ".join(sorted(allowed))
+            problem = Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
+            await response_for(problem, path)(scope, receive, send)
+        else:
+            await not_found(scope)(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> set[str]:
+        """What a path does answer to that does not answer to this method; empty for an unknown one."""
+        found: set[str] = set()
+        for route in self._api:
+            if isinstance(route, APIRoute) and route.matches(dict(scope))[0] is Match.PARTIAL:
+                found |= route.methods or set()
+        if _GET.fullmatch(scope["path"]):
+            found.add("GET")
+        if _POST.fullmatch(scope["path"]):
+            found.add("POST")
+        return found | {"HEAD"} if "GET" in found else found
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio answers 500 or raises where a request names a function or a session that it does not know."""
+        started = refused = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started, refused
+            if message["type"] == "http.response.start":
+                started, refused = True, message["status"] >= 500
+            if not refused:
+                await send(message)
+
+        try:
+            await self._page(scope, receive, watched_send)
+        except Exception as error:
+            if started and not refused:
+                raise
+            refused = True
+            log.warning("the page refused %s %s: %r", scope["method"], scope["path"], error)
+        if refused:
+            problem = Problem("malformed", "the page does not know what to do with this request; reload it")
+            await response_for(problem, scope["path"])(scope, receive, send)
+
+
+def not_found(scope: Scope) -> Response:
+    """The 404 for an address outside the API: a page for a browser, a problem for a program."""
+    api = scope["path"] == "/v1" or scope["path"].startswith("/v1/")
+    if not api and "text/html" in Headers(scope=scope).get("accept", "") and scope["method"] in ("GET", "HEAD"):
+        return HTMLResponse(_GONE.replace("{path}", html.escape(scope["path"])), 404, {"Cache-Control": "no-store"})
+    return response_for(Problem("not_found", "no such path; /docs shows what there is"), scope["path"])
+
+
+async def _json_body(receive: Receive) -> bytes | None:
+    """The body if it is a JSON object of a sane size; it is read to its end in any case."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        if len(body) <= MAX_EVENT_BYTES:
+            body += message.get("body", b"")
+        more = message.get("more_body", False)
+    try:
+        return body if len(body) <= MAX_EVENT_BYTES and isinstance(json.loads(body), dict) else None
+    except (ValueError, RecursionError):
+        return None

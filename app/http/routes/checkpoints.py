@@ -1,0 +1,105 @@
+"""`/v1/checkpoints` and `/v1/models`: what can be asked for, what becomes known, what answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.checkpoints.view import as_json
+from app.common import pools
+from app.common.pools import in_pool
+from app.contract.problems import Problem
+from app.contract.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList
+from app.http.deps import LOCATION, App, Key, create_once, problems, require_json
+
+router = APIRouter(prefix="/v1", tags=["checkpoints"])
+
+
+@router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True, responses=problems(503))
+@in_pool(pools.intake)
+def list_checkpoints(app: App) -> dict[str, Any]:
+    """Every checkpoint found, also those that cannot be used (with the reason)."""
+    return {"data": [as_json(info, app.checkpoints) for info in app.checkpoints.scan().values()]}
+
+
+@router.post(
+    "/checkpoints",
+    status_code=201,
+    response_model=CheckpointOut,
+    response_model_exclude_unset=True,
+    dependencies=[Depends(require_json)],
+    summary="Register a local folder or a hub id",
+    responses=problems(400, 403, 409, 413, 415, 422, 503, 504, 507, also={201: {"headers": LOCATION}}),
+)
+async def register_checkpoint(
+    request: Request, body: CheckpointCreate, app: App, idempotency_key: Key = None
+) -> Response:
+    """The folder stays where it is; it is read from end to end first."""
+    make = partial(app.registration.register, body)
+    shown, headers = await create_once(request, app, idempotency_key, "/v1/checkpoints", make)
+    return JSONResponse(shown, 201, headers)
+
+
+@router.get(
+    "/checkpoints/{checkpoint_id}",
+    response_model=CheckpointOut,
+    response_model_exclude_unset=True,
+    responses=problems(404, 503),
+)
+@in_pool(pools.intake)
+def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
+    """One checkpoint; its id is its name."""
+    info = app.checkpoints.find(checkpoint_id)
+    if info is None:
+        raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
+    return as_json(info, app.checkpoints)
+
+
+@router.post(
+    "/checkpoints/{checkpoint_id}/activate",
+    response_model=CheckpointOut,
+    response_model_exclude_unset=True,
+    dependencies=[Depends(require_json)],
+    summary="Let new traces run on it",
+    responses=problems(403, 404, 409, 415, 422, 503, 507),
+)
+async def activate_checkpoint(checkpoint_id: str, app: App, body: ActivateIn | None = None) -> Response:
+    """Checked, loaded beside what runs, then answering; running and paused traces keep their weights."""
+    await app.checkpoints.activate(checkpoint_id, drain=body.drain if body else None)
+    return JSONResponse(await get_checkpoint(checkpoint_id, app))
+
+
+@router.delete("/checkpoints/{checkpoint_id}", status_code=204, responses=problems(403, 404, 409, 503))
+async def delete_checkpoint(
+    checkpoint_id: str,
+    app: App,
+    unload: Annotated[bool, Query(description="take it out of memory first, if no trace runs on it")] = False,
+) -> Response:
+    """Forget it; its files go where jobs or this home made them, and stay where they were only registered."""
+    await app.registration.delete(checkpoint_id, unload=unload)
+    return Response(status_code=204)
+
+
+@router.get("/models", response_model=ModelList)
+@in_pool(pools.intake)
+def list_models(app: App) -> dict[str, Any]:
+    """What `checkpoint` may name, in the OpenAI list shape."""
+    return {
+        "object": "list",
+        "data": [
+            {"id": info.name, "object": "model", "created": _seconds(info.manifest), "owned_by": "omni-r1"}
+            for info in app.checkpoints.scan().values()
+            if info.problem is None
+        ],
+    }
+
+
+def _seconds(manifest: Any) -> int:
+    try:
+        return int(datetime.fromisoformat(manifest.created_at).timestamp())
+    except (ValueError, AttributeError):
+        return 0

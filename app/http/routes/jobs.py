@@ -1,0 +1,126 @@
+"""`/v1/jobs`: thin routes over the job service."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from app.common import pools
+from app.common.pools import in_pool
+from app.contract.schemas_jobs import JobList, JobOut, MetricsPage
+from app.contract.words import JobStatus, Method
+from app.http.deps import (
+    LOCATION,
+    AfterJob,
+    App,
+    Key,
+    Limit,
+    Position,
+    create_once,
+    follow,
+    problems,
+    require_json,
+    stream_answers,
+)
+from training.spec.spec import JobSpec
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobOut,
+    dependencies=[Depends(require_json)],
+    summary="Start a job",
+    responses=problems(
+        400, 403, 409, 413, 415, 422, 503, 507, also={202: {"description": "The job, queued", "headers": LOCATION}}
+    ),
+)
+async def create_job(
+    request: Request, body: Annotated[JobSpec, Body()], app: App, idempotency_key: Key = None
+) -> Response:
+    """The whole spec is checked before anything starts; a 422 names every field that is to blame."""
+    make = partial(app.jobs.create, body)
+    job, headers = await create_once(request, app, idempotency_key, router.prefix, make)
+    return JSONResponse(job, 202, headers)
+
+
+@router.get("", response_model=JobList, responses=problems(422, 503))
+@in_pool(pools.reads)
+def list_jobs(
+    app: App,
+    limit: Limit = 20,
+    after: AfterJob = None,
+    status: JobStatus | None = None,
+    method: Method | None = None,
+) -> Any:
+    """Newest first."""
+    data, has_more = app.jobs.page(limit=limit, after=after, status=status, method=method)
+    return JSONResponse({"data": data, "has_more": has_more})
+
+
+@router.get("/{job_id}", response_model=JobOut, responses=problems(404, 503))
+async def get_job(job_id: str, app: App) -> Response:
+    """The whole job, as far as it has come."""
+    return JSONResponse(await app.jobs.get(job_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    summary="The job's events, live or replayed",
+    responses=stream_answers("The job has ended and the position is past its last event"),
+)
+async def job_events(job_id: str, position: Position, app: App) -> Response:
+    """The same resume rules as for traces; ends after the `job.status` that ends the job."""
+    return await follow(app.jobs, job_id, position)
+
+
+@router.get("/{job_id}/metrics", response_model=MetricsPage, responses=problems(404, 422, 503))
+@in_pool(pools.reads)
+def job_metrics(
+    job_id: str,
+    app: App,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[int, Query(ge=0, le=2**53, description="`seq` of the last row of the page before")] = 0,
+) -> Any:
+    """Oldest first; of two rows for one step of a stage the later one counts (a resumed job tells steps again)."""
+    data, has_more = app.jobs.metrics(job_id, after=after, limit=limit)
+    return JSONResponse({"data": data, "has_more": has_more})
+
+
+@router.get(
+    "/{job_id}/files/{name:path}",
+    response_class=FileResponse,
+    summary="A picture, report or log of a job",
+    responses=problems(404, 503, also={200: {"description": "The file"}}),
+)
+@in_pool(pools.reads)
+def job_file(job_id: str, name: str, app: App) -> Response:
+    """What `sample` and `report` events link to, `log.txt`, `predictions.jsonl`; it goes with its job."""
+    path = app.jobs.file(job_id, name)
+    kinds = {".png": "image/png", ".json": "application/json", ".jsonl": "application/x-ndjson"}
+    return FileResponse(path, media_type=kinds.get(path.suffix, "text/plain; charset=utf-8"))
+
+
+@router.post("/{job_id}/cancel", response_model=JobOut, responses=problems(403, 404, 503))
+async def cancel_job(job_id: str, app: App) -> Response:
+    """It stops at its next step boundary and keeps a checkpoint; changes nothing for a job that has ended."""
+    return JSONResponse(await app.jobs.cancel(job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, response_model=JobOut, responses=problems(403, 404, 409, 503))
+async def resume_job(job_id: str, app: App) -> Response:
+    """Go on where the saved state is, in the same order of data."""
+    return JSONResponse(await app.jobs.resume(job_id), 202)
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(403, 404, 409, 503))
+async def delete_job(job_id: str, app: App) -> Response:
+    """Remove row, log and samples, never its checkpoints; 409 while it is queued or running."""
+    await app.jobs.delete(job_id)
+    return Response(status_code=204)

@@ -1,0 +1,24 @@
+"""`/v1/rewards`: the verdict on an answer, the same as in training and benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from app.contract.schemas_rewards import RewardIn, RewardOut
+from app.http.deps import App, problems, require_json
+
+router = APIRouter(prefix="/v1/rewards", tags=["jobs"])
+
+
+@router.post(
+    "",
+    response_model=RewardOut,
+    dependencies=[Depends(require_json)],
+    summary="Grade an answer",
+    responses=problems(400, 403, 415, 422, 503),
+)
+async def grade_answer(body: RewardIn, app: App) -> dict[str, Any]:
+    """Whether an answer is right, which check decided, and what both sides were read as."""
+    return await app.grader.grade(body.answer, body.reference, body.choices, similarity=body.similarity)

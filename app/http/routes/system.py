@@ -1,0 +1,75 @@
+"""Health, metrics, limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.common import pools
+from app.common.build import build_version
+from app.common.metrics import CONTENT_TYPE
+from app.common.pools import in_pool
+from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn, LimitsOut, Live, Ready, RoomOut
+from app.http.deps import App, Services, problems, require_json
+from app.storage.images import MAX_UPLOAD_BYTES
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/livez", response_model=Live)
+async def livez() -> dict[str, str]:
+    """The process is up."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", response_model=Ready, responses={503: {"model": Ready, "description": "Not ready"}})
+async def readyz(request: Request) -> Response:
+    """200 when engine, database and the page at `/` answer."""
+    ready: dict[str, Any] = await request.app.state.runtime.readiness() | {"version": build_version()}
+    return JSONResponse(ready, 200 if ready["phase"] == "ready" else 503)
+
+
+@router.get(
+    "/metrics", response_class=Response, responses={200: {"description": "Prometheus", "content": {"text/plain": {}}}}
+)
+async def metrics(app: App) -> Response:
+    """Prometheus metrics."""
+    return Response(app.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.get("/v1/limits", response_model=LimitsOut, responses=problems(422, 503))
+@in_pool(pools.reads)
+def get_limits(app: App, checkpoint: Annotated[str | None, Query(max_length=200)] = None) -> dict[str, Any]:
+    """What a request may hold, for the active checkpoint or the one named."""
+    return _limits(app, checkpoint)
+
+
+def _limits(app: Services, checkpoint: str | None) -> dict[str, Any]:
+    info = app.checkpoints.usable(checkpoint, path="query.checkpoint")
+    assert info.manifest is not None
+    return {
+        "context_len": info.context_len,
+        "tokens_per_image": info.tokens_per_image,
+        "images": {"min": info.manifest.images.min, "max": info.manifest.images.max},
+        "max_question_chars": MAX_QUESTION_CHARS,
+        "max_upload_bytes": MAX_UPLOAD_BYTES,
+        "queue": {"running": app.traces.running, "waiting": app.traces.waiting, "max": app.traces.max_queue},
+    }
+
+
+@router.post(
+    "/v1/limits",
+    response_model=RoomOut,
+    dependencies=[Depends(require_json)],
+    responses=problems(400, 403, 415, 422, 503),
+)
+async def measure(body: LimitsIn, app: App) -> dict[str, int]:
+    """What a question and its pictures take, and what is left for the answer."""
+
+    def count() -> dict[str, int]:
+        info = app.checkpoints.usable(body.checkpoint)
+        return vars(app.intake.room(body.question, body.images, info))
+
+    return await pools.intake.run(count)

@@ -1,0 +1,27 @@
+"""`/v1/tasks`: questions of the procedural world, with their answers on demand."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from app.common import pools
+from app.common.pools import in_pool
+from app.contract.schemas import MAX_SEED, TaskOut
+from app.contract.words import Slice
+from app.http.deps import App, problems
+
+router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+
+
+@router.get("", response_model=TaskOut, response_model_exclude_unset=True, responses=problems(422, 503, 507))
+@in_pool(pools.intake)
+def get_task(
+    app: App,
+    slice: Annotated[Slice | None, Query(description="drawn when absent")] = None,
+    seed: Annotated[int | None, Query(ge=0, le=MAX_SEED, description="drawn, held out, when absent")] = None,
+    reveal: Annotated[bool, Query(description="also the answer and the reference steps")] = False,
+) -> dict[str, Any]:
+    """Same slice and seed, same task."""
+    return app.world.as_json(app.world.draw(slice, seed), reveal=reveal)

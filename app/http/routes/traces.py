@@ -1,0 +1,169 @@
+"""`/v1/traces`: thin routes over the trace service."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from app.common import pools
+from app.common.pools import in_pool
+from app.contract.problems import Problem
+from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList
+from app.contract.words import Slice, Status
+from app.http.deps import (
+    EVENT_STREAM,
+    LOCATION,
+    AfterTrace,
+    App,
+    Key,
+    Limit,
+    Position,
+    create_once,
+    follow,
+    problems,
+    require_json,
+    stream_answers,
+)
+from app.http.event_stream import EventStream
+from app.storage.idempotency import Claim
+from app.traces import store
+
+router = APIRouter(prefix="/v1/traces", tags=["traces"])
+
+TraceId = str
+
+
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Trace,
+    dependencies=[Depends(require_json)],
+    summary="Create a trace and start it",
+    responses=problems(
+        400,
+        403,
+        409,
+        413,
+        415,
+        422,
+        429,
+        503,
+        507,
+        also={
+            201: {
+                "description": "The trace; with `Accept: text/event-stream` its events",
+                "content": EVENT_STREAM,
+                "headers": LOCATION,
+            }
+        },
+    ),
+)
+async def create_trace(request: Request, body: TraceCreate, app: App, idempotency_key: Key = None) -> Response:
+    """Everything that can be refused is refused here, with its own status, before the first byte."""
+    stream = _wants_stream(request)
+    background = body.background if body.background is not None else not stream
+
+    def make(claim: Claim) -> Awaitable[dict[str, Any]]:
+        return app.traces.create(body, background=background, claim=claim)
+
+    trace, headers = await create_once(request, app, idempotency_key, router.prefix, make)
+    if stream:
+        await app.traces.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
+        return EventStream(app.traces.read(trace["id"], 0), status_code=201, headers=headers, refusable=False)
+    return JSONResponse(trace, 201, headers)
+
+
+@router.get("", response_model=TraceList, responses=problems(422, 503))
+@in_pool(pools.reads)
+def list_traces(
+    app: App,
+    limit: Limit = 20,
+    after: AfterTrace = None,
+    status: Status | None = None,
+    checkpoint: Annotated[str | None, Query(max_length=200)] = None,
+    slice: Slice | None = None,
+    verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
+    q: Annotated[str | None, Query(max_length=200, description="words in question or answer")] = None,
+) -> Any:
+    """Newest first; entries leave out the steps."""
+    with app.db.read() as connection:
+        data, has_more = store.page(
+            connection,
+            limit=limit,
+            after=after,
+            status=status,
+            checkpoint=checkpoint,
+            slice_=slice,
+            verdict=verdict,
+            words=q.replace("\0", "") if q else None,
+        )
+    return JSONResponse({"data": data, "has_more": has_more})
+
+
+@router.get("/{trace_id}", response_model=Trace, responses=problems(404, 503))
+async def get_trace(trace_id: TraceId, app: App) -> Response:
+    """The whole trace, as far as it has come."""
+    return JSONResponse(await app.traces.get(trace_id))
+
+
+@router.get(
+    "/{trace_id}/events",
+    response_class=Response,
+    summary="The trace's events, live or replayed",
+    responses=stream_answers("The position is past the terminal event: nothing will come any more"),
+)
+async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
+    """Committed events only; a comment every 15 s of silence; ends after the terminal event."""
+    return await follow(app.traces, trace_id, position)
+
+
+@router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 409, 503))
+async def pause_trace(trace_id: TraceId, app: App) -> Response:
+    """Let it pause when its running step ends; idempotent."""
+    return JSONResponse(await app.traces.pause(trace_id))
+
+
+@router.post(
+    "/{trace_id}/continue",
+    response_model=Trace,
+    dependencies=[Depends(require_json)],
+    responses=problems(400, 403, 404, 409, 415, 422, 429, 503),
+)
+async def continue_trace(trace_id: TraceId, app: App, body: ContinueIn | None = None) -> Response:
+    """One more step, or to the end; 409 unless it is paused."""
+    return JSONResponse(await app.traces.continue_(trace_id, body.mode if body else "step"))
+
+
+@router.post("/{trace_id}/cancel", response_model=Trace, responses=problems(403, 404, 409, 503))
+async def cancel_trace(trace_id: TraceId, app: App) -> Response:
+    """Answers when the engine has really stopped; changes nothing for a trace that has ended."""
+    return JSONResponse(await app.traces.cancel(trace_id))
+
+
+@router.delete("/{trace_id}", status_code=204, responses=problems(403, 404, 409, 503))
+async def delete_trace(trace_id: TraceId, app: App) -> Response:
+    """Remove it with its events and partial pictures; a live one is cancelled first."""
+    await app.traces.delete(trace_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{trace_id}/partials/{name}",
+    response_class=FileResponse,
+    summary="A partial picture of a trace",
+    responses=problems(404, 503, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
+)
+@in_pool(pools.reads)
+def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:
+    """What `image.partial` links to; it goes with its trace."""
+    path = app.partials.path(trace_id, name)
+    if not path.is_file():
+        raise Problem("image_not_found", "this partial picture is gone")
+    return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})

@@ -1,0 +1,98 @@
+"""Readers of jobs' events: stored rows as server-sent events, live until the job has ended.
+
+A job may be resumed after its end, so its log may hold several terminal `job.status` events: a stream ends where the
+job has ended and nothing more is stored. Knows nothing of who writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+from app.jobs import store
+from app.storage.database import Database
+from app.storage.stream_reader import PING, if_database_answers
+from app.traces.event_log import REPLAY_CHUNK, frame
+
+LOOK_EVERY_S = 1.0  # a job of another server on the same database wakes nobody here
+
+
+class JobEvents:
+    """The event streams of one server's jobs and of those beside it. On the event loop."""
+
+    def __init__(self, db: Database, *, server_id: Callable[[], str], ping_s: float) -> None:
+        self._db = db
+        self._server_id = server_id
+        self._ping_s = ping_s
+        self._readers: dict[str, set[asyncio.Event]] = {}
+        self._closing = False
+
+    @property
+    def open_streams(self) -> int:
+        return sum(len(readers) for readers in self._readers.values())
+
+    def wake(self, job_id: str) -> None:
+        """There is something new to read of this job."""
+        for reader in self._readers.get(job_id, ()):
+            reader.set()
+
+    def close(self) -> None:
+        """End every stream: the server stops."""
+        self._closing = True
+        for job_id in list(self._readers):
+            self.wake(job_id)
+
+    async def read(self, job_id: str, after: int) -> AsyncIterator[bytes]:
+        """The job's events with ids > `after` as frames, until it has ended; a comment in silence."""
+        wake = asyncio.Event()
+        self._readers.setdefault(job_id, set()).add(wake)
+        heard = time.monotonic()
+        try:
+            while True:
+                wake.clear()
+                found = await if_database_answers(self._look, job_id, after)
+                if found is None:
+                    if self._closing:
+                        return
+                    yield PING
+                    continue
+                rows, ended, foreign = found
+                if rows:
+                    after = rows[-1][0]
+                    heard = time.monotonic()
+                    yield b"".join(frame(*row) for row in rows)
+                if len(rows) == REPLAY_CHUNK:
+                    continue
+                if ended or self._closing:
+                    return
+                left = heard + self._ping_s - time.monotonic()
+                try:
+                    async with asyncio.timeout(max(0.0, min(left, LOOK_EVERY_S) if foreign else left)):
+                        await wake.wait()
+                except TimeoutError:
+                    if time.monotonic() >= heard + self._ping_s:
+                        heard = time.monotonic()
+                        yield PING
+        finally:
+            readers = self._readers.get(job_id, set())
+            readers.discard(wake)
+            if not readers:
+                self._readers.pop(job_id, None)
+
+    def _look(self, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool, bool]:
+        """Events, whether none will follow them, and whether the job is another server's; one snapshot; blocking."""
+        with self._db.read() as connection:
+            row = store.get_row(connection, job_id)
+            if row is None:
+                return [], True, False
+            rows = store.events_after(connection, job_id, after, REPLAY_CHUNK)
+            return rows, row.status in store.ENDED, row.server_id != self._server_id()
+
+    def past_the_end(self, job_id: str, after: int) -> bool | None:
+        """Whether a reader at `after` has had everything there will be; None for an unknown job. Blocking."""
+        with self._db.read() as connection:
+            row = store.get_row(connection, job_id)
+            if row is None:
+                return None
+            return row.status in store.ENDED and after >= store.last_seq(connection, job_id)

@@ -1,0 +1,196 @@
+"""What is checked of a job before anything starts: its base, its data, the names it will give. Blocking.
+
+Refusals are :class:`app.contract.problems.Problem` with the field's path. `training.spec.spec` has checked the shape
+already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.checkpoints.folder import CheckpointInfo
+from app.checkpoints.registry import CheckpointRegistry
+from app.contract.problems import Problem, field_problem
+from app.storage import database as tables
+from app.storage.database import Database
+from app.storage.home import Home
+from app.storage.images import ImageStore
+from app.traces import store as traces
+from training.data.traces import trace_row
+from training.jobs.context import JobError
+from training.spec.spec import AnySpec, BenchmarkHyperparameters, PipelineSpec
+
+EXPORT = Path("data") / "traces.jsonl"
+PREFIX_LEN = 80  # of a name made here
+
+
+class JobIntake:
+    """Checks of one server."""
+
+    def __init__(
+        self, db: Database, checkpoints: CheckpointRegistry, images: ImageStore, *, home: Home, roots: Sequence[Path]
+    ) -> None:
+        self._db = db
+        self._checkpoints = checkpoints
+        self._images = images
+        self._home = home
+        self._roots = (home.path, *roots)
+
+    def check(self, spec: AnySpec, job_id: str) -> tuple[dict[str, Any], str]:
+        """The specification with every default and path resolved, and what its checkpoints will be called."""
+        info = self._checkpoints.usable(spec.base_checkpoint, path="body.base_checkpoint")
+        _require_pictures(info, "body.base_checkpoint")
+        for path, benchmark in _benchmarks(spec):
+            stages = spec.stages if isinstance(spec, PipelineSpec) else ()
+            if benchmark.compare_with is not None and benchmark.compare_with not in stages:
+                self._checkpoints.usable(benchmark.compare_with, path=f"{path}.compare_with")
+        if spec.activate and not _makes_checkpoint(spec):
+            raise field_problem("invalid", "body.activate", "this job makes no checkpoint that could be activated")
+        resolved = spec.resolved()
+        for keys in _data_parts(spec):
+            self._check_data(resolved, ("data", *keys))
+        return resolved, self._prefix(spec, job_id)
+
+    def _check_data(self, resolved: dict[str, Any], keys: Sequence[str]) -> None:
+        data = resolved
+        for key in keys:
+            data = data[key]
+        where = ".".join(("body", *keys))
+        # Not the specification's to refuse: the one that a worker reads has both, once the traces are exported.
+        if data["source"] == "traces" and None not in (data["path"], data["trace_ids"]):
+            raise field_problem("invalid", where, "give either path or trace_ids, not both")
+        if data.get("path") is not None:
+            data["path"] = self._home.recorded(self._allowed(data["path"], f"{where}.path"))
+        elif data["source"] == "traces":
+            self._check_traces(data["trace_ids"], f"{where}.trace_ids")
+
+    def _allowed(self, given: str, where: str) -> Path:
+        if "\0" in given:
+            raise field_problem("invalid", where, "must not contain the NUL character")
+        path = self._home.resolve(given)
+        if not any(path.is_relative_to(root.resolve()) for root in self._roots):
+            detail = "lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; put the data there, or allow its folder"
+            raise field_problem("path_not_allowed", where, detail)
+        try:
+            empty = not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
+        except OSError as error:
+            raise field_problem("invalid", where, f"cannot be read: {error.strerror}") from None
+        if empty:
+            raise field_problem("invalid", where, "is empty")
+        return path
+
+    def _check_traces(self, ids: Sequence[str], where: str) -> None:
+        table = tables.traces.c
+        query = sa.select(table.id, table.status, table.answer).where(table.id.in_(ids))
+        with self._db.read() as connection:
+            found = {row.id: row for row in connection.execute(query)}
+        for at, trace_id in enumerate(ids):
+            row = found.get(trace_id)
+            if row is None:
+                raise field_problem("invalid", f"{where}.{at}", "no such trace")
+            if row.status != "completed" or not row.answer:
+                raise field_problem(
+                    "invalid", f"{where}.{at}", f"it is {row.status}; only a trace with an answer teaches"
+                )
+
+    def _prefix(self, spec: AnySpec, job_id: str) -> str:
+        name = spec.output_name
+        if name is None:
+            return f"{spec.base_checkpoint[:PREFIX_LEN]}-{spec.method}-{job_id[-4:]}"
+        found = next(
+            (known for known in self._checkpoints.scan() if known == name or known.startswith(f"{name}-")), None
+        )
+        if found is not None:
+            detail = f"there is a checkpoint {found} already; delete it, or choose another name"
+            raise field_problem("invalid", "body.output_name", detail)
+        return name
+
+    # ---- when it starts
+
+    def describe(self, job_id: str, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Base, spec and known checkpoints of `job.json`; raises :class:`JobError` when something has gone since."""
+        try:
+            info = self._checkpoints.usable(str(spec["base_checkpoint"]), path="base_checkpoint")
+        except Problem as problem:
+            raise JobError(problem.code, problem.detail) from None
+        spec = json.loads(json.dumps(spec))
+        for data in _traces_to_export(spec["data"]):
+            path = folder / EXPORT
+            if not path.exists():
+                self._export(data["trace_ids"], path)
+            data["path"] = str(path)
+        scanned = self._checkpoints.scan().items()
+        known = {name: self._home.recorded(one.folder) for name, one in scanned if one.problem is None}
+        return {
+            "id": job_id,
+            "spec": spec,
+            "base": {"name": info.name, "folder": str(info.folder)},
+            "checkpoints": known,
+        }
+
+    def _export(self, ids: Sequence[str], path: Path) -> None:
+        """Saved traces as rows of the authors' format."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            for trace_id in ids:
+                with self._db.read() as connection:
+                    trace = traces.whole(connection, trace_id)
+                if trace is None:
+                    raise JobError("trace_gone", f"trace {trace_id} was deleted before the job started")
+                try:
+                    row = self._row(trace)
+                except (OSError, Problem) as error:
+                    raise JobError("trace_gone", f"a picture of trace {trace_id} cannot be read: {error}") from None
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+
+    def _row(self, trace: Mapping[str, Any]) -> dict[str, Any]:
+        steps = [(step["text"], self._png(step["image"]) if step.get("image") else None) for step in trace["steps"]]
+        pictures = [self._png(image) for image in trace["images"]]
+        return trace_row(trace["question"], pictures, steps, trace["answer"] or "", trace_id=trace["id"])
+
+    def _png(self, image: Mapping[str, Any]) -> bytes:
+        return self._images.read(image["image_id"])
+
+
+def _require_pictures(info: CheckpointInfo, path: str) -> None:
+    """Refuse a base that cannot draw or see: every method here reasons in pictures."""
+    capabilities = info.manifest.capabilities if info.manifest else None
+    if capabilities is None or (capabilities.images_in_answer and capabilities.images_in_question):
+        return
+    lack = "decoder" if capabilities.images_in_question else "encoder"
+    raise field_problem(
+        "checkpoint_invalid", path, f"{info.name} has no picture {lack} (VQ): it cannot be trained here"
+    )
+
+
+def _benchmarks(spec: AnySpec) -> Iterator[tuple[str, BenchmarkHyperparameters]]:
+    if isinstance(spec.hyperparameters, BenchmarkHyperparameters):
+        yield "body.hyperparameters", spec.hyperparameters
+    elif isinstance(spec, PipelineSpec) and spec.hyperparameters.benchmark is not None:
+        yield "body.hyperparameters.benchmark", spec.hyperparameters.benchmark
+
+
+def _makes_checkpoint(spec: AnySpec) -> bool:
+    if isinstance(spec, PipelineSpec):
+        return bool({"pesft", "perpo"} & set(spec.stages)) or bool(
+            spec.hyperparameters.zero is not None and spec.hyperparameters.zero.pesft is not None
+        )
+    return spec.method != "benchmark" and not (spec.method == "zero" and spec.hyperparameters.pesft is None)
+
+
+def _data_parts(spec: AnySpec) -> list[tuple[str, ...]]:
+    if isinstance(spec, PipelineSpec):
+        return [(stage,) for stage in spec.stages if getattr(spec.data, stage) is not None]
+    return [()]
+
+
+def _traces_to_export(data: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = [data] if "source" in data else [part for part in data.values() if part]
+    return [part for part in parts if part.get("trace_ids") and not part.get("path")]

@@ -1,0 +1,402 @@
+"""Runs queued jobs: claims one, starts its worker as a process group of its own, follows it, and says how it ended.
+
+A job is one subprocess (`python -m training.jobs.worker JOB_DIR`) and one folder. The worker writes the folder, this
+runner the job's row, through a :class:`JobStore`; what a server adds (which folders a job starts from, where its
+checkpoints are registered, activation) comes in as :class:`JobHooks`. Knows no SQL, no HTTP and no tensors.
+
+A worker ends with exit code 0 (succeeded), 3 (stopped with its state saved) or anything else (failed). It is asked to
+stop by one SIGTERM, and by the end of its standard input, which ends with the server however that dies; who does not
+follow within `patience_s` is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.jobs.process import WorkerProcess, exit_code, start_worker
+from app.jobs.watch import INTERRUPTED, End, Job, Told, Watch, end_without_exit_code, telling
+from training.jobs.context import JobError
+from training.jobs.disk import MARGIN_BYTES, WAITING, is_full
+from training.jobs.folder import WorkerEvent, last_progress_only, log_tail, read_events, read_object
+
+log = logging.getLogger("omni_r1.jobs")
+
+COMMAND = (sys.executable, "-m", "training.jobs.worker")
+ROOT = Path(__file__).resolve().parents[2]
+STOPPED = 3
+SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not the worker's business
+RETRY_S = 2.0
+
+
+class JobStore(Protocol):
+    """Where jobs are kept. Blocking; called from threads. Every method is one transaction."""
+
+    def claim(self, max_running: int) -> Job | None:
+        """Make the oldest queued job that may start now `running`, at most once whoever asks; None: none may."""
+        ...
+
+    def left_over(self) -> list[Job]:
+        """The jobs that are said to be running: at start, what a dead process left."""
+        ...
+
+    def started(self, job_id: str, worker: WorkerProcess) -> None:
+        """Note the job's process."""
+        ...
+
+    def beat(self, job_id: str) -> bool:
+        """Note that the process was seen alive; whether the job shall be cancelled."""
+        ...
+
+    def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
+        """Keep events and how far the file has been read, both or neither."""
+        ...
+
+    def finish(
+        self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
+    ) -> None:
+        """The job's end."""
+        ...
+
+
+class JobHooks(Protocol):
+    """What the server does around a job."""
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        """The object of `job.json`; blocking. Raises :class:`JobError` when the job cannot start any more."""
+        ...
+
+    def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
+        """The event as readers will see it, after whatever it asks for was done (a checkpoint's registration)."""
+        ...
+
+    async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The last act of a job whose worker succeeded; the result with what it adds. Raises :class:`JobError`."""
+        ...
+
+    def changed(self, job_id: str) -> None:
+        """Row or events of the job have changed; on the event loop."""
+        ...
+
+
+class JobRunner:
+    """The runner of one server. Its coroutines belong to one event loop; the constructor starts nothing."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        hooks: JobHooks,
+        *,
+        command: Sequence[str] = COMMAND,
+        max_running: int = 2,
+        patience_s: float = 60.0,
+        poll_s: float = 0.2,
+        beat_s: float = 2.0,
+        environment: Mapping[str, str] | None = None,
+        in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+    ) -> None:
+        """`in_thread` runs a blocking function with its arguments off the event loop."""
+        self._store = store
+        self._hooks = hooks
+        self._command = tuple(command)
+        self._max_running = max_running
+        self._patience_s = patience_s
+        self._poll_s = poll_s
+        self._beat_s = beat_s
+        self._environment = dict(environment or {})
+        self._in_thread = in_thread
+        self._queue_changed = asyncio.Event()
+        self._watched: dict[str, Watch] = {}
+        self._waiting: dict[str, dict[str, Any]] = {}  # what jobs wait for, by their ids
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._left: list[Job] = []
+        self.stopping = False
+
+    @property
+    def running(self) -> list[str]:
+        """Ids of the jobs in work."""
+        return list(self._tasks)
+
+    def waiting(self, job_id: str) -> dict[str, Any] | None:
+        """What a running job waits for: `{for: "disk", needed_bytes, free_bytes}`; None while it works."""
+        return self._waiting.get(job_id)
+
+    # ---- start and stop
+
+    def recover(self, wait_s: float = 3.0) -> int:
+        """Tell the truth about what a dead server left: their workers are stopped, they are `interrupted`; blocking.
+
+        Workers that need longer than `wait_s`, and jobs that ended on their own, are settled after :meth:`start`.
+        """
+        left = self._store.left_over()
+        for job in left:
+            if job.worker.alive:
+                job.worker.signal_group(signal.SIGTERM)
+            else:
+                job.worker.kill_survivors()
+        deadline = time.monotonic() + wait_s
+        while any(job.worker.alive for job in left) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for job in left:
+            if job.worker.alive or (job.folder / "result.json").exists():
+                self._left.append(job)
+            else:
+                self._drain(Told(job, job.log_offset))
+                end, error = end_without_exit_code(job)
+                self._store.finish(job.id, end, error=error, result=None)
+        return len(left)
+
+    def start(self) -> None:
+        """Begin to work off the queue; on the running loop."""
+        for job in self._left:
+            self._tasks[job.id] = asyncio.create_task(self._settle(job), name=f"job {job.id}")
+        self._left = []
+        self._dispatcher = asyncio.create_task(self._dispatch(), name="job dispatcher")
+
+    def wake(self, job_id: str | None = None) -> None:
+        """Look at the queue now; with an id, look at that running job's wishes now."""
+        self._queue_changed.set()
+        watch = self._watched.get(job_id or "")
+        if watch is not None:
+            watch.nudge.set()
+
+    async def stop(self, timeout_s: float = 3.0) -> None:
+        """Start no more; ask every worker to stop, and wait a while for those that do.
+
+        Who needs longer saves on its own; the next start finds it and says how it ended.
+        """
+        self.stopping = True
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            await asyncio.gather(self._dispatcher, return_exceptions=True)
+        for watch in self._watched.values():
+            watch.nudge.set()
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- the queue
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._queue_changed.clear()
+            with telling("the queue of jobs cannot be read"):
+                while (job := await self._in_thread(self._store.claim, self._max_running)) is not None:
+                    task = asyncio.create_task(self._work(job), name=f"job {job.id}")
+                    self._tasks[job.id] = task
+                    self._hooks.changed(job.id)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._beat_s):  # a queue may also be filled by another process
+                    await self._queue_changed.wait()
+
+    async def _work(self, job: Job) -> None:
+        try:
+            try:
+                process = await self._start_worker(job)
+            except JobError as refusal:
+                await self._finish(job, "failed", {"code": refusal.code, "detail": refusal.detail})
+                return
+            except Exception as error:
+                log.exception("job %s: its worker cannot be started", job.id)
+                await self._finish(job, "failed", {"code": "not_started", "detail": str(error)})
+                return
+            if process is None:
+                return
+            watch = self._watched[job.id] = Watch(job, job.log_offset, process)
+            log.info("job %s (%s) runs as process %d", job.id, job.method, process.pid)
+            await self._until_done(lambda: self._store.started(job.id, job.worker))
+            code = await self._follow(watch)
+            await self._end(watch, code)
+        except Exception as error:
+            log.exception("job %s cannot be followed", job.id)
+            await self._finish(job, "failed", {"code": "internal", "detail": f"{type(error).__name__}: {error}"})
+        finally:
+            self._watched.pop(job.id, None)
+            self._waiting.pop(job.id, None)
+            self._tasks.pop(job.id, None)
+            self._queue_changed.set()
+
+    async def _start_worker(self, job: Job) -> subprocess.Popen[bytes] | None:
+        """The job's process, once the disk has room for what it needs; None where the job ended before."""
+        cancelled = job.cancel_requested
+        while True:
+            free = shutil.disk_usage(job.folder.parent).free
+            try:
+                if free >= MARGIN_BYTES:
+                    process: subprocess.Popen[bytes] = await self._in_thread(self._spawn, job)
+                    self._waiting.pop(job.id, None)
+                    return process
+            except OSError as error:
+                if not is_full(error):
+                    raise
+            self._waiting[job.id] = {"for": "disk", "needed_bytes": MARGIN_BYTES, "free_bytes": free}
+            with telling("a job's row cannot be written at present"):
+                cancelled = await self._in_thread(self._store.beat, job.id) or cancelled
+            if cancelled or self.stopping:
+                interrupted = None if cancelled else dict(INTERRUPTED)
+                await self._finish(job, "cancelled" if cancelled else "interrupted", interrupted)
+                return None
+            await asyncio.sleep(self._poll_s)
+
+    def _spawn(self, job: Job) -> subprocess.Popen[bytes]:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        described = json.dumps(self._hooks.describe(job), indent=2, ensure_ascii=False)
+        for name in ("result.json", "error.json", WAITING):
+            (job.folder / name).unlink(missing_ok=True)
+        (job.folder / "job.json").write_text(described + "\n", "utf-8")
+        threads = str(job.spec.get("threads") or 1)
+        bounds = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        environment = {k: v for k, v in os.environ.items() if k not in SECRETS} | bounds | self._environment
+        with (job.folder / "log.txt").open("ab") as output:
+            return start_worker(
+                [*self._command, str(job.folder), "--attached", *(["--resume"] if job.resume else [])],
+                job.folder,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    # ---- one job
+
+    async def _follow(self, watch: Watch) -> int:
+        """Read what the worker tells until it has ended; its exit code."""
+        job = watch.job
+        beat_at = time.monotonic() + self._beat_s
+        while True:
+            code: int | None = await self._in_thread(exit_code, watch.process)
+            if code is not None:
+                await self._until_done(lambda: self._drain(watch))
+                return code
+            if time.monotonic() >= beat_at or watch.nudge.is_set():
+                watch.nudge.clear()
+                beats = 10 if job.id in self._waiting else 1  # a full disk is spared
+                beat_at = time.monotonic() + self._beat_s * beats
+                with telling(f"job {job.id}: its row cannot be written at present", watch):
+                    watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
+            with telling(f"job {job.id}: its events cannot be stored at present", watch):
+                while await self._in_thread(self._tail, watch):
+                    self._hooks.changed(job.id)
+            waiting = await self._in_thread(read_object, job.folder / WAITING)
+            if waiting is None:
+                self._waiting.pop(job.id, None)
+            else:
+                self._waiting[job.id] = waiting
+            self._press(watch)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await watch.nudge.wait()
+
+    def _press(self, watch: Watch) -> None:
+        """One SIGTERM for who shall stop, SIGKILL for who does not."""
+        if not (watch.cancelled or self.stopping):
+            return
+        if watch.asked_at is None:
+            watch.asked_at = time.monotonic()
+            watch.job.worker.signal_group(signal.SIGTERM)
+        elif time.monotonic() - watch.asked_at > self._patience_s and not watch.killed:
+            log.warning("job %s did not stop within %g s: its worker is killed", watch.job.id, self._patience_s)
+            watch.killed = True
+            watch.job.worker.signal_group(signal.SIGKILL)
+
+    def _tail(self, told: Told) -> bool:
+        """Store the next events; whether there were any. Blocking."""
+        events, end = read_events(told.job.folder / "events.jsonl", told.offset)
+        if end == told.offset:
+            return False
+        shown = [self._hooks.before_record(told.job, event) for event in last_progress_only(events)]
+        self._store.record(told.job.id, shown, end)
+        told.offset = end
+        return True
+
+    def _drain(self, told: Told) -> None:
+        while self._tail(told):
+            pass
+
+    async def _end(self, watch: Watch, code: int) -> None:
+        job = watch.job
+        stopped = code == STOPPED or (watch.asked_at is not None and (watch.killed or code == -signal.SIGTERM))
+        told = read_object(job.folder / "error.json") or {}
+        if code == 0:
+            await self._conclude(job)
+        elif stopped and watch.cancelled:
+            killed = {
+                "code": "killed",
+                "detail": f"it did not stop within {self._patience_s:g} s; what came after its last checkpoint is lost",
+            }
+            await self._finish(job, "cancelled", killed if watch.killed else None)
+        elif stopped:
+            await self._finish(job, "interrupted", dict(INTERRUPTED))
+        else:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            died = {"code": "worker_died", "detail": f"the worker ended with {how} and gave no reason"}
+            error = {"code": str(told["code"]), "detail": str(told.get("detail", ""))} if "code" in told else died
+            await self._finish(job, "failed", error)
+
+    async def _conclude(self, job: Job) -> None:
+        result = read_object(job.folder / "result.json") or {}
+        try:
+            final = await self._hooks.conclude(job, result)
+        except JobError as error:
+            await self._finish(job, "failed", {"code": error.code, "detail": error.detail}, result)
+        else:
+            await self._finish(job, "succeeded", None, final)
+
+    async def _settle(self, job: Job) -> None:
+        """The end of a job whose server died: of a worker that still runs, or of one that came to its end."""
+        try:
+            deadline = time.monotonic() + self._patience_s
+            while job.worker.alive:
+                if time.monotonic() > deadline:
+                    log.warning("job %s: a worker that a dead server left is killed", job.id)
+                    job.worker.signal_group(signal.SIGKILL)
+                await asyncio.sleep(self._poll_s)
+            told = Told(job, job.log_offset)
+            await self._until_done(lambda: self._drain(told))
+            if (job.folder / "result.json").exists():
+                await self._conclude(job)
+            else:
+                end, error = end_without_exit_code(job)
+                await self._finish(job, end, error)
+        finally:
+            self._tasks.pop(job.id, None)
+            self._queue_changed.set()
+
+    async def _finish(
+        self, job: Job, status: End, error: dict[str, Any] | None, result: Mapping[str, Any] | None = None
+    ) -> None:
+        if error is not None and status == "failed":
+            error = {**error, "log_tail": log_tail(job.folder)}
+
+        def write() -> None:
+            self._store.finish(job.id, status, error=error, result=result)
+
+        await self._until_done(write)
+        log.info("job %s is %s%s", job.id, status, f" ({error['code']})" if error else "")
+        self._hooks.changed(job.id)
+
+    async def _until_done(self, work: Callable[[], None]) -> None:
+        """In a thread, again until the database takes it: an end that nobody wrote down would be a lie."""
+        done = False
+        while not done:
+            with telling("a job's row cannot be written, trying again"):
+                await self._in_thread(work)
+                done = True
+            if not done:
+                await asyncio.sleep(RETRY_S)

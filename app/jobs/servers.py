@@ -1,0 +1,145 @@
+"""The servers on one database: each sends a heartbeat, and any of them ends what a dead one left in work.
+
+A server counts as dead when its heartbeat is older than it promised, by the database's clock, and this server has
+looked at it twice in vain. Whoever was away that long itself (suspended, or without the database) first looks again:
+the others may have been away as well. No two machines' clocks are compared.
+
+A server that only seemed dead does no harm when it comes back: its next commit for a trace finds that the trace has
+ended (:class:`app.traces.event_log.EventLog`), and its jobs are told apart by their attempt (:mod:`app.jobs.store`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from app.common import pools
+from app.contract.words import TERMINAL
+from app.jobs import store as job_store
+from app.storage import database as tables
+from app.storage.database import Database
+from app.storage.dialects import clock
+from app.traces import store as trace_store
+
+log = logging.getLogger("omni_r1.servers")
+
+S = tables.servers
+BEATS = 6  # heartbeats in the time after which a server counts as dead
+LOOKS_IN_VAIN = 2
+DIED = {
+    "code": "interrupted",
+    "detail": "the server that ran it has stopped answering; ask the question again",
+}
+JOB_DIED = {
+    "code": "interrupted",
+    "detail": "the server that ran the job has stopped answering; when it is back, resume goes on there",
+}
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """The heartbeat that was seen last, and how often it has been the same since."""
+
+    heartbeat_at: float
+    in_vain: int = 0
+
+
+class ServerWatch:
+    """The heartbeat of one server, and its eye on the others."""
+
+    def __init__(
+        self,
+        db: Database,
+        server_id: Callable[[], str],
+        *,
+        dead_after_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._db = db
+        self._server_id = server_id
+        self._dead_after_s = dead_after_s
+        self.in_work: Callable[[], Sequence[str]] = tuple  # ids of this server's traces in work
+        self.end_elsewhere: Callable[[str], None] = lambda _trace_id: None  # for each of them that another one ended
+        self._monotonic = monotonic
+        self._seen: dict[str, _Sight] = {}
+        self._looked_at: float | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._dead: frozenset[str] = frozenset()
+
+    def is_dead(self, server_id: str) -> bool:
+        """Whether another server counts as dead, as of the last look."""
+        return server_id in self._dead
+
+    def beat(self, in_work: Iterable[str] = ()) -> list[str]:
+        """Send a heartbeat, end what dead servers left; those of `in_work` that another server ended. Blocking."""
+        with self._db.write() as connection:
+            self._send(connection)
+            self._dead = self._find_dead(connection)
+            traces: list[str] = []
+            jobs: list[str] = []
+            if self._dead:
+                traces = trace_store.end_left_over(connection, self._dead, DIED)
+                jobs = job_store.interrupt_left_over(connection, self._dead, JOB_DIED)
+            statuses = trace_store.statuses(connection, in_work)
+        self._looked_at = self._monotonic()
+        if traces or jobs:
+            log.warning("%d traces and %d jobs of a dead server are marked interrupted", len(traces), len(jobs))
+        return [trace_id for trace_id, status in statuses.items() if status in TERMINAL]
+
+    def start(self) -> None:
+        """Beat from now on, in a thread that waits for nobody else; call on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._beat_forever, args=(loop,), name="heartbeat", daemon=True)
+        self._thread.start()
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Beat no more."""
+        self._closing.set()
+        if self._thread is not None:
+            await pools.files.run(self._thread.join, timeout_s)
+
+    def _beat_forever(self, loop: asyncio.AbstractEventLoop) -> None:
+        in_trouble = False
+        while not self._closing.wait(self._dead_after_s / BEATS):
+            try:
+                for trace_id in self.beat(self.in_work()):
+                    loop.call_soon_threadsafe(self.end_elsewhere, trace_id)
+                in_trouble = False
+            except Exception as error:
+                if not in_trouble and not self._closing.is_set():
+                    log.error("the heartbeat cannot be written, trying again: %s", _first_line(error))
+                in_trouble = True
+
+    def _send(self, connection: Connection) -> None:
+        values = {"heartbeat_at": clock(), "dead_after_s": self._dead_after_s}
+        beaten = sa.update(S).where(S.c.id == self._server_id()).values(values)
+        if connection.execute(beaten).rowcount == 0:
+            connection.execute(sa.insert(S).values(id=self._server_id(), **values))
+
+    def _find_dead(self, connection: Connection) -> frozenset[str]:
+        now = self._monotonic()
+        if self._looked_at is None or now - self._looked_at > self._dead_after_s:
+            self._seen = {}
+        silence = sa.func.abs(clock() - S.c.heartbeat_at)  # the database's clock may have been set back
+        query = sa.select(S.c.id, S.c.heartbeat_at, (silence > S.c.dead_after_s).label("silent"))
+        dead = set()
+        for row in connection.execute(query.where(S.c.id != self._server_id())):
+            last = self._seen.get(row.id)
+            same = last is not None and last.heartbeat_at == row.heartbeat_at
+            in_vain = last.in_vain + 1 if last is not None and same else 0
+            self._seen[row.id] = _Sight(row.heartbeat_at, in_vain)
+            if row.silent and in_vain >= LOOKS_IN_VAIN:
+                dead.add(row.id)
+        return frozenset(dead)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

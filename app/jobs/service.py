@@ -1,0 +1,386 @@
+"""The job service: create, show, cancel, resume and delete training jobs, and what the server does around one.
+
+The runner (`app.jobs.runner`) works them off; this service is its hooks: it writes down where a job starts from,
+registers its checkpoints before anybody hears of them, and activates the last one where that was asked for. Public
+coroutines live on the server's event loop, blocking work goes to threads. Knows no HTTP: refusals are
+:class:`app.contract.problems.Problem`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.engine import Connection
+
+from app.common import pools
+from app.contract.problems import Problem, field_problem
+from app.jobs import files, store
+from app.jobs.events import JobEvents
+from app.jobs.intake import JobIntake
+from app.jobs.runner import COMMAND, JobRunner
+from app.jobs.watch import Job
+from app.storage.database import Database, now
+from app.storage.home import Home
+from app.storage.idempotency import Claim
+from training.home_paths import located, record
+from training.jobs.context import JobError
+from training.jobs.folder import WorkerEvent
+from training.spec.spec import AnySpec
+
+RESUMABLE = ("cancelled", "failed", "interrupted")
+STAGES = ("zero", "pesft", "perpo")  # a pipeline puts their names into those of its checkpoints
+NO_PROGRESS = {"stage": None, "step": None, "total": None, "eta_s": None}
+
+
+class JobCheckpoints(Protocol):
+    """What jobs need of the registry of checkpoints."""
+
+    def register_job_checkpoint(
+        self,
+        name: str,
+        folder: Path,
+        base: str,
+        job_id: str,
+        stage: str | None,
+        step: int | None,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Make a folder known under its name; the same again changes nothing. Blocking."""
+        ...
+
+    async def activate(self, name: str) -> Any:
+        """Load it beside what is loaded and let new traces run on it. Raises :class:`Problem`."""
+        ...
+
+
+class JobService:
+    """All jobs of one server."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        home: Home,
+        checkpoints: JobCheckpoints,
+        intake: JobIntake,
+        ping_s: float = 15.0,
+        command: Sequence[str] = COMMAND,
+        max_running: int = 2,
+        patience_s: float = 60.0,
+        device: str = "auto",
+        poll_s: float = 0.2,
+    ) -> None:
+        self._db = db
+        self._home = home
+        self._checkpoints = checkpoints
+        self._intake = intake
+        self._ids = store.JobIds()
+        self._table = store.JobTable(db, lambda: home.server_id, home.jobs)
+        self._events = JobEvents(db, server_id=lambda: home.server_id, ping_s=ping_s)
+        self._runner = JobRunner(
+            self._table,
+            self,
+            command=command,
+            max_running=max_running,
+            patience_s=patience_s,
+            poll_s=poll_s,
+            environment={"OMNI_R1_DEVICE": device},
+            in_thread=pools.jobs.run,
+        )
+
+    # ---- start and stop
+
+    def recover(self) -> int:
+        """Say how the jobs ended that a dead process left running; blocking, before the first request."""
+        with self._db.read() as connection:
+            self._ids.not_before(store.newest_id(connection))
+        return self._runner.recover()
+
+    def start(self) -> None:
+        """Work off the queue; on the loop, once checkpoints can be loaded."""
+        if not self._runner.stopping:
+            self._runner.start()
+
+    async def stop(self) -> None:
+        """Ask the workers to save and end; readers get what came until then."""
+        await self._runner.stop()
+        self._events.close()
+
+    @property
+    def running(self) -> int:
+        """Jobs in work."""
+        return len(self._runner.running)
+
+    @property
+    def open_streams(self) -> int:
+        """Event streams with a reader."""
+        return self._events.open_streams
+
+    # ---- create and read
+
+    async def create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
+        """Check everything, then queue it; the whole job."""
+        if self._runner.stopping:
+            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+        job = await pools.intake.run(self._create, spec, claim, undo=lambda job: self._forget(job["id"], claim))
+        self._runner.wake()
+        return job
+
+    def _create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
+        job_id = self._ids.new()
+        resolved, prefix = self._intake.check(spec, job_id)
+        with self._db.write() as connection:
+            if spec.output_name is not None:
+                self._require_free(connection, prefix)
+            store.insert(
+                connection,
+                id=job_id,
+                server_id=self._home.server_id,
+                method=spec.method,
+                gpu=spec.gpu,
+                base_checkpoint=spec.base_checkpoint,
+                spec=resolved,
+                output_prefix=prefix,
+            )
+            job = store.whole(connection, job_id, self._more)
+            assert job is not None
+            claim.store(connection, job_id, job, status=202)
+        return job
+
+    def _forget(self, job_id: str, claim: Claim) -> None:
+        """Take back a job whose request was refused before the database answered; unless it has been claimed."""
+        with self._db.write() as connection:
+            if store.change_status(connection, job_id, from_=("queued",), status="cancelled", finished_at=now()):
+                store.delete(connection, job_id)
+                claim.forget(connection)
+
+    def _require_free(self, connection: Connection, name: str) -> None:
+        """Refuse an `output_name` that a job has which may still give it to checkpoints."""
+        for row in store.named(connection, clashing_names(name)):
+            if row.status in store.LIVE:
+                why = f"job {row.id} is {row.status} and gives its checkpoints this name"
+            elif row.server_id != self._home.server_id and row.status in RESUMABLE:
+                why = f"job {row.id} of another server has this name and may be resumed there"
+            elif self._is_resumable(row):
+                why = f"job {row.id} has this name and can be resumed; delete it first"
+            else:
+                continue  # it will make no more checkpoints; those it has made are looked at one by one
+            raise field_problem("invalid", "body.output_name", f"{why}, or choose another name")
+
+    def _is_resumable(self, row: Any) -> bool:
+        """Whether the job has ended, is this server's, and left something to go on from. Blocking."""
+        here = row.server_id == self._home.server_id
+        return row.status in RESUMABLE and here and files.has_saved_state(self._table.folder(row.id))
+
+    def _more(self, row: Any) -> dict[str, Any]:
+        """What the folder and the runner know of a job."""
+        more: dict[str, Any] = {"resumable": self._is_resumable(row)}
+        if row.server_id == self._home.server_id:
+            more |= {name: located(getattr(row, name), self._table.folder(row.id)) for name in ("spec", "result")}
+        if row.status == "running" and row.server_id == self._home.server_id:
+            waiting = self._runner.waiting(row.id)
+            progress = store.without_waiting(row.progress)
+            if waiting is not None:
+                progress = {**(progress or NO_PROGRESS), "waiting": waiting}
+            more["progress"] = progress
+        return more
+
+    def page(self, **wanted: Any) -> tuple[list[dict[str, Any]], bool]:
+        """A page of jobs, newest first, and whether there are more; see :func:`app.jobs.store.page`. Blocking."""
+        with self._db.read() as connection:
+            return store.page(connection, self._more, **wanted)
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        """The whole job."""
+        return await pools.reads.run(self._whole, job_id)
+
+    def _whole(self, job_id: str) -> dict[str, Any]:
+        with self._db.read() as connection:
+            job = store.whole(connection, job_id, self._more)
+        if job is None:
+            raise _no_job()
+        return job
+
+    def metrics(self, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """A page of metrics, oldest first; blocking."""
+        with self._db.read() as connection:
+            if store.get_row(connection, job_id) is None:
+                raise _no_job()
+            return store.metrics_page(connection, job_id, after=after, limit=limit)
+
+    async def past_the_end(self, job_id: str, after: int) -> bool:
+        """Whether a reader at `after` has had everything there will be; 404 for an unknown job."""
+        past = await pools.reads.run(self._events.past_the_end, job_id, after)
+        if past is None:
+            raise _no_job()
+        return past
+
+    def read(self, job_id: str, after: int) -> AsyncIterator[bytes]:
+        """The job's events behind `after`, as frames of a stream."""
+        return self._events.read(job_id, after)
+
+    def file(self, job_id: str, name: str) -> Path:
+        """A picture, report or log of the job; 404 for anything else in its folder. Blocking."""
+        path = files.public_file(self._home.jobs, job_id, name)
+        if path is None:
+            raise Problem("not_found", "the job has no such file; its sample and report events name those it has")
+        return path
+
+    # ---- steer
+
+    async def cancel(self, job_id: str) -> dict[str, Any]:
+        """Let it end at its next step boundary, at once when it is queued; nothing changes for one that has ended."""
+
+        def ask(connection: Connection) -> None:
+            ended = store.change_status(
+                connection, job_id, from_=("queued",), status="cancelled", finished_at=store.finished_at()
+            )
+            if not ended:
+                store.update(connection, job_id, cancel_requested=True)
+
+        job = await self._change(job_id, ask)
+        self._runner.wake(job_id)
+        self.changed(job_id)
+        return job
+
+    async def resume(self, job_id: str) -> dict[str, Any]:
+        """Queue an ended job again, to go on where its saved state is; 409 where there is none."""
+        if self._runner.stopping:
+            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+
+        def again(connection: Connection) -> None:
+            self._require_here(connection, job_id)
+            row = store.get_row(connection, job_id)
+            assert row is not None
+            if row.status not in RESUMABLE:
+                may = "only a cancelled, failed or interrupted job can be resumed"
+                raise Problem("not_resumable", f"it is {row.status}; {may}")
+            if row.unsettled:
+                raise Problem("not_resumable", "what its worker left is still being looked at; try again in a moment")
+            if not self._is_resumable(row):
+                raise Problem(
+                    "not_resumable", "it ended before it had saved anything; start it again with POST /v1/jobs"
+                )
+            store.change_status(
+                connection,
+                job_id,
+                from_=RESUMABLE,
+                status="queued",
+                cancel_requested=False,
+                error=None,
+                result=None,
+                finished_at=None,
+            )
+
+        job = await self._change(job_id, again)
+        self._runner.wake()
+        self.changed(job_id)
+        return job
+
+    async def delete(self, job_id: str) -> None:
+        """Remove row, log and samples of an ended job, never its checkpoints."""
+
+        def remove(connection: Connection) -> None:
+            self._require_here(connection, job_id)
+            if not store.delete(connection, job_id):
+                raise Problem("job_live", "it is queued or running; cancel it first")
+
+        await self._change(job_id, remove)
+        self.changed(job_id)
+        await pools.files.run(files.remove_all_but_checkpoints, self._table.folder(job_id))
+
+    async def _change(self, job_id: str, change: Callable[[Connection], None]) -> dict[str, Any]:
+        """The job as the change left it; empty after its deletion."""
+
+        def work(connection: Connection) -> dict[str, Any]:
+            if store.get_row(connection, job_id) is None:
+                raise _no_job()
+            change(connection)
+            return store.whole(connection, job_id, self._more) or {}
+
+        return await pools.writes.run(self._db.change, work)
+
+    def _require_here(self, connection: Connection, job_id: str) -> None:
+        row = store.get_row(connection, job_id)
+        if row is not None and row.server_id != self._home.server_id:
+            raise Problem("job_elsewhere", "another server on this database has the job's files; ask that one")
+
+    # ---- hooks of the runner
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        """The object of `job.json`."""
+        described = self._intake.describe(job.id, job.spec, job.folder)
+        with self._db.read() as connection:
+            row = store.get_row(connection, job.id)
+        assert row is not None
+        kept: dict[str, Any] = record(described, self._home.path)
+        return kept | {
+            "output_prefix": row.output_prefix,
+            "created_at": row.created_at,
+            "provenance": files.provenance(),
+        }
+
+    def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
+        """Register a checkpoint; turn paths of pictures into their addresses."""
+        data = dict(event.data)
+        if event.type == "checkpoint":
+            return self._register(job, event)
+        if event.type in ("sample", "report"):
+            data = files.with_addresses(data, job.folder, f"/v1/jobs/{job.id}/files/")
+        return WorkerEvent(event.type, event.time, data)
+
+    def _register(self, job: Job, event: WorkerEvent) -> WorkerEvent:
+        """The event of a checkpoint that is known from now on; a warning where its name has become another one's."""
+        data = dict(event.data)
+        try:
+            self._checkpoints.register_job_checkpoint(
+                name=str(data["name"]),
+                folder=job.folder / "checkpoints" / Path(data.pop("folder")).name,
+                base=str(job.spec["base_checkpoint"]),
+                job_id=job.id,
+                stage=data.get("stage"),
+                step=data.get("step"),
+                metrics=data.get("metrics") or {},
+            )
+        except Problem as problem:
+            if problem.code != "checkpoint_exists":
+                raise
+            return WorkerEvent("warning", event.time, {"code": problem.code, "detail": problem.detail})
+        return WorkerEvent(event.type, event.time, data)
+
+    async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Activate what the job made, where that was asked for."""
+        result = record(result, self._home.path)  # a worker of an earlier version may have written it
+        if not job.spec.get("activate"):
+            return result
+        name = result.get("checkpoint") or await pools.jobs.run(self._last_checkpoint, job.id)
+        if not isinstance(name, str):
+            raise JobError("activation_failed", "the job made no checkpoint that could be activated")
+        try:
+            activated = await self._checkpoints.activate(name)
+        except Problem as problem:
+            raise JobError("activation_failed", f"{name}: {problem.detail}") from None
+        except Exception as error:
+            raise JobError("activation_failed", f"{name}: {type(error).__name__}: {error}") from error
+        return {**result, "activated": {"checkpoint": name, "weight_version": activated.weight_version}}
+
+    def _last_checkpoint(self, job_id: str) -> str | None:
+        made = self._whole(job_id)["checkpoints"]
+        return made[-1]["name"] if made else None
+
+    def changed(self, job_id: str) -> None:
+        """Wake the readers."""
+        self._events.wake(job_id)
+
+
+def clashing_names(name: str) -> list[str]:
+    """The output names whose checkpoints may be called like those of `name`: a pipeline puts its stage behind it."""
+    shorter = re.sub(rf"-({'|'.join(STAGES)})$", "", name)
+    return [name, *(f"{name}-{stage}" for stage in STAGES), *([shorter] if shorter != name else [])]
+
+
+def _no_job() -> Problem:
+    return Problem("job_not_found", "no job has this id; GET /v1/jobs lists them")

@@ -1,0 +1,400 @@
+"""Jobs in SQL: the rows and events that the runner writes, and the shapes that the contract shows.
+
+`JobTable` is the `app.jobs.runner.JobStore` of one server: it claims and changes only rows with its `server_id`.
+Another server on the same database may ask to cancel a job, and marks it `interrupted` when the job's own server seems
+dead (`interrupt_left_over`). That row is `unsettled` until its server has looked at the job's files. Where the worker
+still runs or has ended by itself, the server takes the job back as the next attempt; otherwise the job stays
+interrupted. So every attempt has one end. Blocking; knows no HTTP and no processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from app.jobs.process import WorkerProcess
+from app.jobs.watch import End, Job
+from app.storage import database as tables
+from app.storage.database import Database, not_before, now
+from app.storage.dialects import clock
+from app.storage.ids import SortableIds
+from training.jobs.folder import WorkerEvent
+
+J = tables.jobs
+E = tables.job_events
+C = tables.checkpoints
+
+ENDED = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
+LIVE = ("queued", "running")
+STATUS_EVENT = "job.status"
+
+JobIds = functools.partial(SortableIds, "job_")
+
+
+class JobTable:
+    """The jobs of one server, as its runner sees them."""
+
+    def __init__(self, db: Database, server_id: Callable[[], str], folder: Path) -> None:
+        self._db = db
+        self._server_id = server_id
+        self._folder = folder
+        self._seen: dict[str, float] = {}  # when a running job was last seen, by the monotonic clock
+
+    def folder(self, job_id: str) -> Path:
+        """Where the job's files are."""
+        return self._folder / job_id
+
+    def claim(self, max_running: int) -> Job | None:
+        """The oldest queued job, made `running`; None while it must wait.
+
+        An `exclusive` job waits until nothing runs, lets nothing start beside it, and is not overtaken.
+        """
+        with self._db.read() as connection:
+            if self._next(connection, max_running) is None:
+                return None
+        with self._db.write() as connection:
+            head = self._next(connection, max_running)
+            if head is None:
+                return None
+            claimed = sa.select(J.c.id).where(J.c.id == head, J.c.status == "queued").scalar_subquery()
+            values = {"status": "running", "attempt": J.c.attempt + 1, "worker": None, "heartbeat_at": now()}
+            update = sa.update(J).where(J.c.id == claimed, J.c.status == "queued")
+            row = connection.execute(
+                update.values(
+                    **values, started_at=sa.func.coalesce(J.c.started_at, not_before(now(), J.c.created_at))
+                ).returning(*J.c)
+            ).one_or_none()
+            if row is None:
+                return None
+            _append(connection, row.id, STATUS_EVENT, _status(row))
+        self._seen[row.id] = time.monotonic()
+        return self._job(row)
+
+    def _next(self, connection: Connection, max_running: int) -> str | None:
+        mine = J.c.server_id == self._server_id()
+        running = connection.execute(sa.select(J.c.gpu).where(mine, J.c.status == "running")).scalars().all()
+        query = sa.select(J.c.id, J.c.gpu).where(mine, J.c.status == "queued").order_by(J.c.id).limit(1)
+        head = connection.execute(query).one_or_none()
+        if head is None or len(running) >= max_running or "exclusive" in running:
+            return None
+        return None if head.gpu == "exclusive" and running else str(head.id)
+
+    def left_over(self) -> list[Job]:
+        """This server's jobs that are said to be running or that another server ended, oldest first."""
+        left = (J.c.status == "running") | J.c.unsettled
+        query = sa.select(J).where(J.c.server_id == self._server_id(), left).order_by(J.c.id)
+        with self._db.read() as connection:
+            return [self._job(row) for row in connection.execute(query)]
+
+    def started(self, job_id: str, worker: WorkerProcess) -> None:
+        """Note the job's process."""
+        with self._db.write() as connection:
+            _take_back(connection, job_id)
+            update(connection, job_id, worker={"pid": worker.pid}, heartbeat_at=now())
+
+    def beat(self, job_id: str) -> bool:
+        """Note that the process was seen alive; whether the job shall be cancelled."""
+        with self._db.write() as connection:
+            _take_back(connection, job_id)
+            since, seen = self._since(job_id)
+            changed = sa.update(J).where(J.c.id == job_id).values(heartbeat_at=now(), running_s=J.c.running_s + since)
+            cancelled = bool(connection.execute(changed.returning(J.c.cancel_requested)).scalar())
+        self._seen[job_id] = seen
+        return cancelled
+
+    def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
+        """Keep events, what they tell of progress and metrics, and how far the file has been read."""
+        values: dict[str, Any] = {"log_offset": log_offset}
+        metrics: dict[str, Any] = {}
+        rows = []
+        for event in events:
+            data = _plain({**event.data, "time": event.time})
+            rows.append((event.type, data))
+            if event.type == "progress":
+                values["progress"] = {key: data.get(key) for key in ("stage", "step", "total", "eta_s")}
+                if data.get("waiting"):
+                    values["progress"]["waiting"] = data["waiting"]
+            elif event.type == "metrics" and isinstance(data.get("values"), dict) and _is_own(data):
+                metrics |= data["values"]
+
+        def keep(connection: Connection) -> None:
+            if metrics:
+                known = connection.execute(sa.select(J.c.metrics).where(J.c.id == job_id)).scalar() or {}
+                values["metrics"] = known | metrics
+            update(connection, job_id, **values)
+            seq = last_seq(connection, job_id)
+            if rows:
+                connection.execute(
+                    sa.insert(E),
+                    [
+                        {"job_id": job_id, "seq": seq + at, "type": type_, "data": _encode(data)}
+                        for at, (type_, data) in enumerate(rows, 1)
+                    ],
+                )
+
+        self._db.change(keep)
+
+    def finish(
+        self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
+    ) -> None:
+        """The job's end and its last event, in one transaction."""
+
+        def end(connection: Connection) -> None:
+            if status == "interrupted":
+                update(connection, job_id, unsettled=False, worker=None)  # another server may have said so already
+            else:
+                _take_back(connection, job_id)
+            since, _ = self._since(job_id)
+            change_status(
+                connection,
+                job_id,
+                from_=("running",),
+                status=status,
+                error=_plain(dict(error)) if error is not None else None,
+                result=_plain(dict(result)) if result is not None else None,
+                finished_at=finished_at(),
+                running_s=J.c.running_s + since,
+                worker=None,
+            )
+
+        self._db.change(end)
+        self._seen.pop(job_id, None)
+
+    def _since(self, job_id: str) -> tuple[float, float]:
+        """Seconds since the job was last seen (0 for one of a dead server), and the moment."""
+        moment = time.monotonic()
+        return moment - self._seen.get(job_id, moment), moment
+
+    def _job(self, row: Row[Any]) -> Job:
+        return Job(
+            id=row.id,
+            folder=self.folder(row.id),
+            spec=row.spec,
+            resume=row.attempt > 1,
+            log_offset=row.log_offset,
+            cancel_requested=row.cancel_requested,
+        )
+
+
+# ---- rows
+
+
+def finished_at() -> sa.ColumnElement[str]:
+    """Now, as the end of a job: not before it was created and started."""
+    return not_before(now(), J.c.created_at, J.c.started_at)
+
+
+def insert(connection: Connection, **values: Any) -> None:
+    """A queued job and its first event."""
+    row = {
+        "status": "queued",
+        "metrics": {},
+        "attempt": 0,
+        "cancel_requested": False,
+        "log_offset": 0,
+        "created_at": now(),
+        **values,
+    }
+    connection.execute(sa.insert(J).values(**row))
+    _append(connection, values["id"], STATUS_EVENT, {"status": "queued", "time": row["created_at"]})
+
+
+def update(connection: Connection, job_id: str, **values: Any) -> None:
+    """Set columns of the job's row."""
+    connection.execute(sa.update(J).where(J.c.id == job_id).values(**values))
+
+
+def change_status(connection: Connection, job_id: str, *, from_: Iterable[str], **values: Any) -> bool:
+    """Give the job another status, and say so in its log; False where it has none of the statuses `from_`."""
+    changed = sa.update(J).where(J.c.id == job_id, J.c.status.in_(tuple(from_))).values(**values).returning(*J.c)
+    row = connection.execute(changed).one_or_none()
+    if row is None:
+        return False
+    _append(connection, job_id, STATUS_EVENT, _status(row))
+    return True
+
+
+def interrupt_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, Any]) -> list[str]:
+    """Mark every job that these dead servers left running; the jobs' ids. Their queued jobs wait for them."""
+    query = sa.select(J.c.id).where(J.c.server_id.in_(tuple(server_ids)), J.c.status == "running")
+    ids = list(connection.execute(query).scalars())
+    for job_id in ids:
+        values = {"status": "interrupted", "unsettled": True, "error": dict(error), "finished_at": now()}
+        change_status(connection, job_id, from_=("running",), **values)
+    return ids
+
+
+def _take_back(connection: Connection, job_id: str) -> None:
+    """Let a job that another server has ended run on, as its next attempt; nothing changes for any other."""
+    taken = sa.update(J).where(J.c.id == job_id, J.c.unsettled, J.c.status == "interrupted")
+    values = {"status": "running", "unsettled": False, "error": None, "finished_at": None}
+    row = connection.execute(taken.values(**values, attempt=J.c.attempt + 1).returning(*J.c)).one_or_none()
+    if row is not None:
+        _append(connection, job_id, STATUS_EVENT, _status(row))
+        alive = sa.update(tables.servers).where(tables.servers.c.id == row.server_id)
+        connection.execute(alive.values(heartbeat_at=clock()))  # or the job would be ended again at once
+
+
+def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
+    """The job's row."""
+    return connection.execute(sa.select(J).where(J.c.id == job_id)).one_or_none()
+
+
+def delete(connection: Connection, job_id: str) -> bool:
+    """Remove an ended job and its events; False for one that has not ended or does not exist."""
+    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(ENDED)), sa.not_(J.c.unsettled))
+    return connection.execute(ended).rowcount > 0
+
+
+def newest_id(connection: Connection) -> str | None:
+    """The id of the job created last."""
+    return connection.execute(sa.select(sa.func.max(J.c.id))).scalar()
+
+
+def named(connection: Connection, prefixes: Sequence[str]) -> Sequence[Any]:
+    """The jobs whose checkpoints are called so before their step: id, status, server_id, output_prefix."""
+    query = sa.select(J.c.id, J.c.status, J.c.server_id, J.c.output_prefix)
+    return connection.execute(query.where(J.c.output_prefix.in_(prefixes)).order_by(J.c.id)).all()
+
+
+# ---- events
+
+
+def last_seq(connection: Connection, job_id: str) -> int:
+    """Number of the job's last event."""
+    return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == job_id)).scalar() or 0
+
+
+def events_after(connection: Connection, job_id: str, after: int, limit: int) -> list[tuple[int, str, str]]:
+    """Events (seq, type, data) with seq > `after`, in order."""
+    query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.job_id == job_id, E.c.seq > after).order_by(E.c.seq)
+    return [(row.seq, row.type, row.data) for row in connection.execute(query.limit(limit))]
+
+
+def _is_own(row: Mapping[str, Any]) -> bool:
+    """Whether metrics are of what the job works on, not of a checkpoint that it only compares (``benchmark:NAME``)."""
+    return ":" not in str(row.get("stage", ""))
+
+
+def metrics_page(connection: Connection, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of metrics with seq > `after`, oldest first, and whether there are more; a page costs the same anywhere."""
+    query = sa.select(E.c.seq, E.c.data).where(E.c.job_id == job_id, E.c.type == "metrics", E.c.seq > after)
+    rows = connection.execute(query.order_by(E.c.seq).limit(limit + 1)).all()
+    return [{"seq": row.seq, **json.loads(row.data)} for row in rows[:limit]], len(rows) > limit
+
+
+def _append(connection: Connection, job_id: str, type_: str, data: Mapping[str, Any]) -> None:
+    seq = last_seq(connection, job_id) + 1
+    connection.execute(sa.insert(E).values(job_id=job_id, seq=seq, type=type_, data=_encode(data)))
+
+
+def _status(row: Row[Any]) -> dict[str, Any]:
+    shown = {
+        "status": row.status,
+        "attempt": row.attempt,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "time": now(),
+    }
+    return shown | {key: value for key in ("error", "result") if (value := getattr(row, key)) is not None}
+
+
+def _encode(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinity are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+# ---- as the contract shows them
+
+_SHOWN: sa.Select[Any] = sa.select(
+    *J.c, sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == J.c.id).correlate(J).scalar_subquery().label("last_event")
+)
+
+
+More = Callable[[Row[Any]], dict[str, Any]]  # what the row does not say of a job
+
+
+def _no_more(row: Row[Any]) -> dict[str, Any]:
+    return {}
+
+
+def whole(connection: Connection, job_id: str, more: More = _no_more) -> dict[str, Any] | None:
+    """The job as the contract shows it, or None."""
+    row = connection.execute(_SHOWN.where(J.c.id == job_id)).one_or_none()
+    return None if row is None else _shown(row, _checkpoints(connection, [job_id])) | more(row)
+
+
+def page(
+    connection: Connection,
+    more: More = _no_more,
+    *,
+    limit: int,
+    after: str | None = None,
+    status: str | None = None,
+    method: str | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of jobs, newest first, and whether there are more."""
+    query = _SHOWN.order_by(J.c.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(J.c.id < after)
+    if status is not None:
+        query = query.where(J.c.status == status)
+    if method is not None:
+        query = query.where(J.c.method == method)
+    rows = connection.execute(query).all()
+    made = _checkpoints(connection, [row.id for row in rows[:limit]])
+    return [_shown(row, made) | more(row) for row in rows[:limit]], len(rows) > limit
+
+
+def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    query = sa.select(C).where(C.c.job_id.in_(job_ids)).order_by(C.c.created_at, C.c.step, C.c.name)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in connection.execute(query):
+        shown = {key: getattr(row, key) for key in ("name", "stage", "step", "metrics", "created_at")}
+        found.setdefault(row.job_id, []).append(shown)
+    return found
+
+
+def without_waiting(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Progress of a job that waits for nothing."""
+    return None if progress is None else {key: value for key, value in progress.items() if key != "waiting"}
+
+
+def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "status": row.status,
+        "method": row.method,
+        "progress": row.progress if row.status == "running" else without_waiting(row.progress),
+        "metrics": row.metrics,
+        "spec": row.spec,
+        "result": row.result,
+        "error": row.error,
+        "checkpoints": made.get(row.id, []),
+        "attempt": row.attempt,
+        "cancel_requested": row.cancel_requested and row.status == "running",
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "running_s": round(row.running_s, 1),
+        "heartbeat_at": row.heartbeat_at if row.status == "running" else None,
+        "last_event": row.last_event,
+    }

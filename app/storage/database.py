@@ -1,0 +1,343 @@
+"""Tables, connections and migrations: one synchronous SQLAlchemy layer over SQLite or PostgreSQL.
+
+``db.read()`` gives a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement (the
+drivers' own transactions lose updates). Call both from the threads of :mod:`app.common.pools`, never from the event
+loop. Knows no HTTP and no trace logic; what differs between the two databases is in :mod:`app.storage.dialects`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from app.common.clock import Clock
+from app.storage.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Text, dialect_of
+from app.storage.reserve import Reserve
+from training.jobs.disk import is_full
+
+T = TypeVar("T")
+
+# The newest migration; `migrate()` skips Alembic altogether when the database is there already.
+HEAD = "0004"
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+clock = Clock()
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Ids sort by creation, so that "newest first" and `after` need no second column. Times are RFC 3339 UTC text.
+traces = sa.Table(
+    "traces",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("question", Text, nullable=False),
+    sa.Column("images", sa.JSON, nullable=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("steps", sa.JSON),
+    sa.Column("answer", Text),
+    sa.Column("finish_reason", sa.String(16)),
+    sa.Column("checkpoint", sa.String(200), nullable=False),
+    sa.Column("weight_version", sa.Integer, nullable=False),
+    sa.Column("sampling", sa.JSON, nullable=False),
+    sa.Column("partial_images", sa.Integer, nullable=False),
+    sa.Column("background", sa.Boolean, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("usage", sa.JSON),
+    sa.Column("timings", sa.JSON, nullable=False),
+    sa.Column("task_id", sa.String(64)),
+    sa.Column("slice", sa.String(16)),
+    sa.Column("verdict", sa.String(8)),
+    sa.Column("drawings_right", sa.Integer),
+    sa.Column("drawings_total", sa.Integer),
+    sa.Column("error", sa.JSON),
+    sa.Column("last_image", sa.JSON),
+    sa.Column("resume", sa.LargeBinary),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("started_at", sa.String(32)),
+    sa.Column("finished_at", sa.String(32)),
+    sa.Index(None, "status", "id"),
+    sa.Index(None, "checkpoint", "id"),
+    sa.Index(None, "slice", "id"),
+    sa.Index(None, "verdict", "id"),
+)
+
+# `data` is the one line of JSON that readers get, byte for byte.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("last_used_at", sa.String(32), nullable=False, index=True),
+)
+
+# Which trace shows which picture: what the sweep must not touch.
+trace_images = sa.Table(
+    "trace_images",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("image_id", sa.ForeignKey("images.id"), primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+
+# Every load of weights has its number; `digest` tells whether a folder still holds the same ones.
+weight_loads = sa.Table(
+    "weight_loads",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("checkpoint", sa.String(200), nullable=False, index=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("loaded_at", sa.String(32), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# A job's folder belongs to the server with `server_id`; only its runner writes the row. `log_offset` is how many bytes
+# of the worker's `events.jsonl` are in `job_events`: both are written in one transaction. `unsettled`: another server
+# marked the job `interrupted` because this one seemed dead, and this one has not looked at the job's files since.
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("method", sa.String(16), nullable=False),
+    sa.Column("gpu", sa.String(16), nullable=False),
+    sa.Column("base_checkpoint", sa.String(200), nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("output_prefix", sa.String(200), nullable=False),
+    sa.Column("progress", sa.JSON),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("result", sa.JSON),
+    sa.Column("error", sa.JSON),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("unsettled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("worker", sa.JSON),  # {pid}, for people: whether it runs is told by the lock in the job's folder
+    sa.Column("heartbeat_at", sa.String(32)),
+    sa.Column("log_offset", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("started_at", sa.String(32)),
+    sa.Column("finished_at", sa.String(32)),
+    sa.Column("running_s", sa.Float, nullable=False, server_default="0"),
+    sa.Index(None, "server_id", "status", "id"),
+    sa.Index(None, "status", "id"),
+)
+
+# The second index makes a page of one type's rows as cheap at the end of a long job as at its beginning.
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Index(None, "job_id", "type", "seq"),
+    sqlite_with_rowid=False,
+)
+
+# Checkpoints beside those found in the folders: what jobs wrote (`source` "job") and what people registered ("local",
+# "hub"). A job's deletion leaves its checkpoints, so `job_id` refers to nothing. A `folder` in the home is relative to
+# the home.
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("base", sa.String(200)),
+    sa.Column("job_id", sa.String(40), index=True),
+    sa.Column("stage", sa.String(32)),
+    sa.Column("step", sa.Integer),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+)
+
+# First answers to requests that carried an Idempotency-Key, kept 24 h.
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("route", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(128), primary_key=True),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("resource_id", sa.String(64), nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False, index=True),
+)
+
+# The servers on this database. A server moves `heartbeat_at` on, by the database's clock; one that has not done so for
+# its own `dead_after_s` seconds counts as dead, and the others end what it had in work (`app/jobs/servers.py`).
+servers = sa.Table(
+    "servers",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("heartbeat_at", sa.Double, nullable=False),
+    sa.Column("dead_after_s", sa.Double, nullable=False),
+)
+
+# Small facts of this installation, such as the checkpoint that was active last.
+facts = sa.Table(
+    "facts",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+
+class DatabaseTooNew(DatabaseUnusable):
+    """The database was written by newer code than this."""
+
+
+def now() -> str:
+    """The time as the contract writes it: RFC 3339, UTC, milliseconds."""
+    return clock.now()
+
+
+def not_before(moment: str, *columns: sa.ColumnElement[str | None]) -> sa.ColumnElement[str]:
+    """`moment`, or the latest of the columns where that is later: the clock may have been set back meanwhile."""
+    latest: sa.ColumnElement[str] = sa.literal(moment)
+    for column in columns:
+        latest = sa.case((column > latest, column), else_=latest)
+    return latest
+
+
+class Database:
+    """Connections to one database; the constructor opens nothing."""
+
+    def __init__(self, url: str, reserve: Reserve | None = None) -> None:
+        """`reserve` is the room for what :meth:`change` writes on a full disk."""
+        self._reserve = reserve
+        self._dialect = dialect_of(url)
+        self._write_lock = threading.Lock()
+        self._engine = self._dialect.engine
+        self.place = self._dialect.place  # without a password
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection in a read transaction: one consistent state, never in a writer's way."""
+        self._dialect.check_there()
+        with self._dialect.readers.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A connection in a write transaction; committed at the end, rolled back on an error.
+
+        The threads of this process queue on a lock of their own: SQLite's busy handler polls, and a thread that waits
+        in PostgreSQL holds a connection.
+        """
+        self._dialect.check_there()
+        if not self._write_lock.acquire(timeout=2 * BUSY_TIMEOUT_S):
+            raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, TimeoutError("the write lock is held"))
+        try:
+            with self._engine.connect() as connection:
+                connection = connection.execution_options(**WRITE)
+                with connection.begin():
+                    yield connection
+        finally:
+            self._write_lock.release()
+
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in a write transaction that must succeed on a full disk, too: it takes the reserve if need be.
+
+        For what gets out of there: an end, a deletion. `work` may be called twice.
+        """
+        try:
+            with self.write() as connection:
+                return work(connection)
+        except Exception as error:
+            if self._reserve is None or not is_full(error) or not self._reserve.release():
+                raise
+        with self.write() as connection:
+            return work(connection)
+
+    def ping(self) -> None:
+        """Raise unless the database answers."""
+        with self.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def migrate(self, home: Path | None = None) -> None:
+        """Bring the schema to `HEAD`; raises :class:`DatabaseTooNew` when newer code was here.
+
+        `home` is the folder that paths of older rows are made relative to. Servers that share a database migrate one
+        after the other.
+        """
+        with self._engine.connect() as connection:
+            self._dialect.check(connection)
+            version = _version(connection)
+        if version != HEAD:
+            with self._engine.connect() as connection:
+                connection.detach()  # not back to the pool, with the patience it gets
+                self._dialect.be_patient(connection)
+                connection.commit()
+                with connection.execution_options(**WRITE).begin():
+                    self._upgrade(connection, home)
+        self._dialect.migrated()
+
+    def _upgrade(self, connection: Connection, home: Path | None) -> None:
+        version = _version(connection)
+        if version == HEAD:
+            return  # another server was here first
+        known = {path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
+        if version is not None and version not in known:
+            raise DatabaseTooNew(
+                f"{self.place} was written by a newer version of this program (schema {version}, known: "
+                f"{HEAD}); update the program or choose another OMNI_R1_HOME or OMNI_R1_DATABASE_URL"
+            )
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        config.attributes["home"] = home
+        command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+
+def _version(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return found
+
+
+def get_fact(connection: Connection, name: str) -> str | None:
+    """The value kept under `name`, or None."""
+    return connection.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar()
+
+
+def set_fact(connection: Connection, name: str, value: str) -> None:
+    """Keep `value` under `name`."""
+    if connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value)).rowcount == 0:
+        connection.execute(sa.insert(facts).values(name=name, value=value))

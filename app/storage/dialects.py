@@ -1,0 +1,233 @@
+"""What differs between SQLite and PostgreSQL: connections, how a transaction begins, what a value may hold.
+
+Everything else speaks one SQL. In both a write transaction holds the database's one write lock from its first
+statement (``BEGIN IMMEDIATE``; an advisory lock), so that what it reads is still true when it writes, and a read
+transaction sees one state. Knows no tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+from app.contract.problems import DatabaseGone
+
+BUSY_TIMEOUT_S = 5.0
+LOCK_TIMEOUT_S = 10
+# The second one: a server that hangs in a transaction gives back the write lock that all others wait for.
+DEADLINES = {"statement_timeout": 30, "idle_in_transaction_session_timeout": 60}
+MIGRATION_LOCK_TIMEOUT_S = 120
+# Any number, the same in every server of a database: "omni-r1" in ASCII.
+WRITE_LOCK = 0x6F6D6E692D7231
+_POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 32, "pool_timeout": 10}
+WRITE = {"omni_write": True}
+
+
+class DatabaseUnusable(RuntimeError):
+    """The database cannot be used by this program; one line that says what to do."""
+
+
+class Dialect(Protocol):
+    """One kind of database."""
+
+    place: str
+    engine: Engine
+    readers: Engine
+
+    def check(self, connection: Connection) -> None:
+        """Raise :class:`DatabaseUnusable` for a database that cannot hold what is to be stored."""
+
+    def be_patient(self, connection: Connection) -> None:
+        """Let this connection wait for its locks as long as another server's migration may take."""
+
+    def migrated(self) -> None:
+        """The schema is there."""
+
+    def check_there(self) -> None:
+        """Raise :class:`DatabaseGone` when the open database is not the one that was opened."""
+
+
+class SQLite:
+    """A file: one server at a time, many threads."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._path = Path(url.database or "")
+        self._inode: int | None = None
+        self.place = str(self._path)
+        self.engine = sa.create_engine(
+            url,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S, "isolation_level": None},
+            json_serializer=to_json,
+            **_POOL,
+        )
+        self.readers = self.engine
+        event.listen(self.engine, "connect", self._on_connect)
+        event.listen(self.engine, "begin", self._on_begin)
+
+    def check(self, connection: Connection) -> None:
+        pass
+
+    def be_patient(self, connection: Connection) -> None:
+        pass
+
+    def migrated(self) -> None:
+        self._inode = self._path.stat().st_ino
+        with contextlib.suppress(PermissionError):  # another user of the same group made it
+            self._path.chmod(0o600)
+
+    def check_there(self) -> None:
+        # An open SQLite file that was deleted goes on taking writes that nobody will ever read.
+        if self._inode is None:
+            return
+        try:
+            there = os.stat(self._path).st_ino == self._inode
+        except OSError:
+            there = False
+        if not there:
+            raise DatabaseGone(f"{self._path} was removed or replaced while the server ran; restart the server")
+
+    @staticmethod
+    def _on_connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # FULL: what a reader has been shown survives a power cut as well.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @staticmethod
+    def _on_begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("omni_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+class PostgreSQL:
+    """A database server (psycopg 3): several of our servers may share it, each with a home of its own."""
+
+    def __init__(self, url: sa.URL) -> None:
+        url = url.set(drivername="postgresql+psycopg")
+        self.place = url.render_as_string(hide_password=True).replace("+psycopg", "")
+        # A database that vanished without a word is noticed within a minute, not after TCP's two hours; one that
+        # takes no bytes of a statement, within 20 s.
+        quick = {
+            "connect_timeout": 5,
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 4,
+            "tcp_user_timeout": 20_000,
+        }
+        self.engine = sa.create_engine(
+            url,
+            connect_args={name: value for name, value in quick.items() if name not in url.query},
+            json_serializer=to_json,
+            pool_pre_ping=True,
+            **_POOL,
+        )
+        self.readers: Engine = self.engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        event.listen(self.engine, "connect", self._on_connect)
+        event.listen(self.engine, "begin", self._on_begin)
+
+    def check(self, connection: Connection) -> None:
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise DatabaseUnusable(
+                f"{self.place} holds text as {encoding}; make another one with: CREATE DATABASE … ENCODING 'UTF8' "
+                "TEMPLATE template0"
+            )
+
+    def be_patient(self, connection: Connection) -> None:
+        connection.exec_driver_sql(f"SET lock_timeout = '{MIGRATION_LOCK_TIMEOUT_S}s'")
+        for name in DEADLINES:
+            connection.exec_driver_sql(f"SET {name} = 0")
+
+    def migrated(self) -> None:
+        pass
+
+    def check_there(self) -> None:
+        pass
+
+    @staticmethod
+    def _on_connect(connection: Any, _record: Any) -> None:
+        before, connection.autocommit = connection.autocommit, True
+        connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        for name, seconds in DEADLINES.items():  # unless the database or the URL sets its own
+            unset = f"SELECT set_config('{name}', '{seconds}s', false) WHERE current_setting('{name}') = '0'"
+            connection.execute(unset)
+        # What a reader has been shown survives a crash of the database as well, whatever its administrator prefers.
+        sure = (
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        connection.execute(sure)
+        connection.autocommit = before
+
+    def _on_begin(self, connection: Connection) -> None:
+        if connection.get_execution_options().get("omni_write", False):
+            # Its end gives it back. At READ COMMITTED every later statement sees what the holder before committed.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+
+
+def dialect_of(url: str) -> Dialect:
+    """The dialect that `url` names; opens nothing."""
+    parsed = sa.make_url(url)
+    return PostgreSQL(parsed) if parsed.get_backend_name() == "postgresql" else SQLite(parsed)
+
+
+class Text(TypeDecorator[str]):
+    """Text of any length. PostgreSQL holds no NUL character: there it becomes U+FFFD."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        if value is not None and "\0" in value and dialect.name == "postgresql":
+            return value.replace("\0", "\ufffd")
+        return value
+
+
+class clock(FunctionElement[float]):  # a function of SQL, as in sa.func
+    """The database's own time in seconds since the epoch: the only clock that servers on one database share."""
+
+    name = "clock"
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _sqlite_clock(_element: clock, _compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(clock, "postgresql")
+def _postgresql_clock(_element: clock, _compiler: Any, **_: Any) -> str:
+    # not now(), which is when the transaction began: before it waited for the write lock
+    return "(extract(epoch from clock_timestamp())::double precision)"
+
+
+def to_json(value: Any) -> str:
+    """JSON for a column; NaN and infinity, which JSON does not know, become null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,130 @@
+"""The state folder (`OMNI_R1_HOME`): created private, owned by one server at a time.
+
+The owner holds an `flock` on `lock`: it is gone with the process, also after kill -9. The file says who the owner is,
+for the second one's message. Files of others in the folder are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import stat
+import uuid
+from pathlib import Path
+
+from app.storage.reserve import Reserve
+from training.home_paths import recorded
+
+
+class HomeError(RuntimeError):
+    """The home cannot be used; one line that says why."""
+
+
+class HomeBusy(HomeError):
+    """Another server owns this home; one line that names its port and pid."""
+
+
+class Home:
+    """One state folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images = path / "images"
+        self.partials = path / "partials"
+        self.checkpoints = path / "checkpoints"
+        self.jobs = path / "jobs"
+        self.tmp = path / "tmp"
+        self.reserve = Reserve(path / "reserve")
+        self._fd: int | None = None
+        self._server_id: str | None = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether this object owns the home."""
+        return self._fd is not None
+
+    def open(self) -> None:
+        """Create the folder (private) and take it; `tmp` is emptied.
+
+        Raises:
+            HomeBusy: another server has it.
+            HomeError: it cannot be created or written.
+        """
+        try:
+            self._open()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            place = getattr(error, "filename", None) or self.path
+            raise HomeError(f"cannot write {place} ({reason}); set OMNI_R1_HOME to a folder of yours") from None
+
+    def _open(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._close_to_others()
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(fd, 1000, 0)
+            os.close(fd)
+            raise HomeBusy(_owner(self.path, owner)) from None
+        self._fd = fd
+        self._write({"pid": os.getpid()})
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        for folder in (self.images, self.partials, self.checkpoints, self.jobs, self.tmp):
+            folder.mkdir(exist_ok=True)
+
+    def _close_to_others(self) -> None:
+        """Mode 0700; a group 0 that may write keeps its rights: containers run with any user of that group."""
+        found = self.path.stat()
+        shared = found.st_gid == 0 and found.st_mode & stat.S_IWGRP
+        with contextlib.suppress(PermissionError):  # the folder of another user of that group
+            self.path.chmod(0o770 if shared else 0o700)
+
+    def resolve(self, given: str) -> Path:
+        """Where a path that a client gave leads: from here unless absolute, `~`, links and `..` resolved."""
+        return (self.path / os.path.expanduser(given)).resolve()  # Path's own raises for the home of nobody
+
+    def recorded(self, path: Path) -> str:
+        """The path as it is kept: relative where it lies in the home, which may be moved."""
+        return recorded(path, self.path)
+
+    def note(self, host: str, port: int) -> None:
+        """Say where this server answers, for a second one."""
+        self._write({"pid": os.getpid(), "host": host, "port": port})
+
+    def close(self) -> None:
+        """Give the home back."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None
+
+    @property
+    def server_id(self) -> str:
+        """The id of this installation, kept in the folder."""
+        if self._server_id is None:
+            path = self.path / "server-id"
+            if not path.is_file():
+                path.write_text(uuid.uuid4().hex + "\n")
+            self._server_id = path.read_text().strip()
+        return self._server_id
+
+    def _write(self, owner: dict[str, object]) -> None:
+        assert self._fd is not None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
+
+
+def _owner(path: Path, content: bytes) -> str:
+    try:
+        owner = json.loads(content)
+    except ValueError:
+        owner = {}
+    where = f" on port {owner['port']}" if "port" in owner else ""
+    return (
+        f"{path} is in use by a server{where} with pid {owner.get('pid', 'unknown')}: use that one, stop it, "
+        "or choose another OMNI_R1_HOME"
+    )

@@ -1,0 +1,152 @@
+"""Uploads -> stored images, with memory and processors bounded however many arrive at once.
+
+Small ones are decoded here, a few at a time. Large ones are decoded one after another, each in a process of its own
+(:mod:`model.images.reader`), whose memory goes back with its end and whose work does not hold up this process. All of
+it waits in threads of its own, so that nothing else waits for images. The methods block, except `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from app.contract.problems import Problem
+from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, StoredImage
+from app.storage.uploads import Spool
+from model.images.reader import REFUSED, ImageError, image_size, read_image
+from model.images.view import Fit, model_view, png_bytes
+
+SMALL_PIXELS = 1_000_000
+SMALL_BYTES = 4_000_000
+SMALL_AT_ONCE = 2
+WAITING = 16  # threads
+DECODE_S = 120.0  # for the largest image, on a busy machine
+_ROOT = Path(__file__).resolve().parents[2]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ImageIntake:
+    """The door for images of one server."""
+
+    def __init__(self, store: ImageStore, spool: Spool) -> None:
+        self._store, self._spool = store, spool
+        self._threads = ThreadPoolExecutor(WAITING, "images")
+        # Few threads that decode: each keeps the memory of its largest image.
+        self._decoders = ThreadPoolExecutor(SMALL_AT_ONCE, "decode")
+        self._large = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Blocking work with images, in one of the threads that are there for it."""
+        if self._closed:
+            raise _stopping()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+
+    def close(self) -> None:
+        """Give up what is being decoded or waits for it."""
+        self._closed = True
+        self._threads.shutdown(wait=False)  # what waits there runs on, to be refused
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def store(self, data: bytes) -> StoredImage:
+        """Read and store an image of any format; raises :class:`Problem`."""
+        if stored := self._here(self._store_if_small, data):
+            return stored
+        with self._spool.file() as path:
+            path.write_bytes(data)
+            return self._store_large(path)
+
+    def store_file(self, path: Path) -> StoredImage:
+        """As `store`, for a file that lies in the home."""
+        size = path.stat().st_size
+        if size > MAX_UPLOAD_BYTES:
+            raise Problem("body_too_large", f"an image may have {MAX_UPLOAD_BYTES} bytes, this one has {size}")
+        if size <= SMALL_BYTES:
+            stored = self._here(lambda: self._store_if_small(path.read_bytes()))
+            if stored is not None:
+                return stored
+        return self._store_large(path)
+
+    def view(self, image_id: str, resolution: int, fit: Fit) -> bytes:
+        """PNG of what a model of that resolution gets of a stored image; raises :class:`Problem`."""
+        stored = self._store.get(image_id)
+        if stored.width * stored.height <= SMALL_PIXELS:
+            return self._here(lambda: png_bytes(model_view(self._store.read(image_id), resolution, fit)))
+        path = self._store.path(image_id)
+        if not path.is_file():
+            raise Problem("image_not_found", "the image's file is gone; upload it again")
+        with self._spool.file() as target:
+            self._decode(path, target, str(resolution), fit)
+            return target.read_bytes()
+
+    def _here(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work that decodes a small image, in one of the threads for that."""
+        try:
+            return self._decoders.submit(work, *args, **kwargs).result()
+        except (CancelledError, RuntimeError):
+            if self._closed:
+                raise _stopping() from None
+            raise
+
+    def _store_if_small(self, data: bytes) -> StoredImage | None:
+        """None for an image that this process shall not decode."""
+        try:
+            size = image_size(data) if len(data) <= SMALL_BYTES else None
+            if size is None or size[0] * size[1] > SMALL_PIXELS:
+                return None
+            image = read_image(data)
+        except ImageError as error:
+            raise Problem(error.code, error.detail) from None
+        return self._store.put(png_bytes(image), image.width, image.height)
+
+    def _store_large(self, path: Path) -> StoredImage:
+        with self._spool.file() as target:
+            size = self._decode(path, target)
+            return self._store.put_file(target, size["width"], size["height"])
+
+    def _decode(self, source: Path, target: Path, *view: str) -> dict[str, Any]:
+        """What `python -m model.images.reader` prints."""
+        command = [sys.executable, "-m", "model.images.reader", str(source), str(target), *view]
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with self._large:
+            if self._closed:
+                raise _stopping()
+            with subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
+            ) as self._child:
+                try:
+                    said, _ = self._child.communicate(timeout=DECODE_S)
+                except subprocess.TimeoutExpired:
+                    self._child.kill()
+                    raise Problem("image_broken", "the image takes too long to decode; save it again") from None
+                finally:
+                    code, self._child = self._child.wait(), None
+        if code == REFUSED:
+            refusal = json.loads(said)
+            raise Problem(refusal["code"], refusal["detail"])
+        if self._closed:
+            raise _stopping()
+        if code != 0:
+            raise Problem("image_broken", "the image cannot be decoded; save it again and retry")
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+
+def _stopping() -> Problem:
+    return Problem("stopping", "the server stops")

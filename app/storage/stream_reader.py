@@ -1,0 +1,76 @@
+"""What an open event stream waits on: the next event, or a database that is away. On the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from app.common import pools
+from app.contract.problems import from_storage
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+PING = b": ping\n\n"
+LOOK_AGAIN_S = 1.0  # while the database does not answer: a stream that is open stays open
+
+
+async def if_database_answers(look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What `look` finds, in a thread; None after a pause while the database does not answer."""
+    try:
+        return await pools.streams.run(partial(look, *args, **kwargs))
+    except Exception as error:
+        if from_storage(error) is None:
+            raise
+    await asyncio.sleep(LOOK_AGAIN_S)
+    return None
+
+
+class Reader:
+    """What one stream waits on: `wake`, or that `ping_s` seconds pass without one. On the event loop.
+
+    A timer is set once and moved on when it fires, so that a wake-up costs no timer.
+    """
+
+    def __init__(self, ping_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ping_s = ping_s
+        self._waiter: asyncio.Future[None] | None = None
+        self.woken = False
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(ping_s, self._ring)
+
+    def arm(self) -> None:
+        """From here on wake-ups count."""
+        self.woken = False
+
+    def wake(self) -> None:
+        self.woken = True
+        self._go_on()
+
+    async def wait(self) -> bool:
+        """True when woken since `arm`, False when it is time for a comment."""
+        if not self.woken:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._last = self._loop.time()
+        return self.woken
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _ring(self) -> None:
+        left = self._last + self._ping_s - self._loop.time()
+        if left <= 0:
+            self._go_on()
+            left = self._ping_s
+        self._timer = self._loop.call_later(left, self._ring)
+
+    def _go_on(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,137 @@
+"""What is checked before a trace exists: pictures, task, tokens, sampling. Whatever can be refused is refused here.
+
+Blocking: call from a thread. Counts tokens through the checkpoint's own template, without torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from app.checkpoints.folder import CheckpointInfo
+from app.checkpoints.registry import CheckpointRegistry
+from app.common import pools
+from app.contract.problems import Problem, field_problem
+from app.contract.schemas import MAX_SEED, ImageIn, SamplingIn, TraceCreate
+from app.storage.image_intake import ImageIntake
+from app.storage.images import ImageStore, StoredImage, from_data_url
+from app.traces.tasks import TaskWorld
+from model.engine.messages import ImageInput, SamplingRequest
+from model.text.places import PlaceError
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a prompt leaves."""
+
+    prompt_tokens: int
+    room_tokens: int
+    room_images: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that will be accepted."""
+
+    images: tuple[StoredImage, ...]
+    inputs: tuple[ImageInput, ...]
+    sampling: SamplingRequest
+    sampling_json: dict[str, Any]
+    task_id: str | None
+    slice: str | None
+
+
+class Intake:
+    """Turns a request body into a `Prepared`, or raises the :class:`Problem` that says why not."""
+
+    def __init__(
+        self, images: ImageStore, image_intake: ImageIntake, checkpoints: CheckpointRegistry, world: TaskWorld
+    ) -> None:
+        self._images = images
+        self._image_intake = image_intake
+        self._checkpoints = checkpoints
+        self._world = world
+
+    async def prepared(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
+        """As `prepare`, in a thread; one that has images to decode waits where nothing else does."""
+        if any(image.data_url is not None for image in body.images):
+            return await self._image_intake.run(self.prepare, body, info)
+        return await pools.intake.run(self.prepare, body, info)
+
+    def prepare(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
+        """Check everything and store the pictures."""
+        self._check_count(len(body.images), info, "body.images")
+        room = self.room(body.question, len(body.images), info)
+        if room.room_tokens < 1:
+            raise field_problem(
+                "prompt_too_long",
+                "body.question",
+                f"question and pictures take {room.prompt_tokens} tokens and the model holds {info.context_len}; "
+                "ask in fewer words",
+            )
+        images = tuple(self._store(image, index) for index, image in enumerate(body.images))
+        slice_ = None
+        if body.task_id is not None:
+            slice_ = self._world.of_request(body.task_id, body.question, images).slice
+        inputs = tuple(
+            ImageInput(self._images.read(image.image_id), given.fit)
+            for image, given in zip(images, body.images, strict=True)
+        )
+        sampling = self._sampling(body.sampling, info, room)
+        shown = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+            "max_new_tokens": sampling.max_new_tokens,
+            "max_images": sampling.max_images,
+        }
+        return Prepared(images, inputs, sampling, shown, body.task_id, slice_)
+
+    def room(self, question: str, images: int, info: CheckpointInfo) -> Room:
+        """What the prompt takes and leaves. Raises `Problem` ``bad_place`` for a place without an image."""
+        try:
+            prompt = self._checkpoints.template(info).prompt_len(question, images)
+        except PlaceError as error:
+            raise field_problem("bad_place", "body.question", str(error)) from None
+        left = max(0, info.context_len - prompt)
+        draws = info.manifest is None or info.manifest.capabilities.images_in_answer
+        return Room(prompt, left, left // info.tokens_per_image if draws else 0)
+
+    def _check_count(self, have: int, info: CheckpointInfo, path: str) -> None:
+        assert info.manifest is not None
+        low, high = info.manifest.images.min, info.manifest.images.max
+        if have < low:
+            raise field_problem(
+                "image_required", path, f"{info.name} needs {low} picture{'s' * (low != 1)}, and {have} came"
+            )
+        if have > high:
+            raise field_problem("too_many_images", path, f"{info.name} takes at most {high}, and {have} came")
+
+    def _store(self, image: ImageIn, index: int) -> StoredImage:
+        path = f"body.images.{index}"
+        if image.image_id is not None:
+            try:
+                stored = self._images.get(image.image_id)
+                self._images.read(image.image_id)
+                return stored
+            except Problem as problem:
+                raise field_problem("unknown_image", f"{path}.image_id", problem.detail) from None
+        assert image.data_url is not None
+        return self._image_intake.store(from_data_url(image.data_url, f"{path}.data_url"))
+
+    def _sampling(self, asked: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingRequest:
+        if asked.max_new_tokens is not None and asked.max_new_tokens > info.context_len:
+            raise field_problem(
+                "invalid",
+                "body.sampling.max_new_tokens",
+                f"the model holds {info.context_len} tokens in all, and {room.room_tokens} are left",
+            )
+        defaults = info.generation
+        return SamplingRequest(
+            temperature=defaults.temperature if asked.temperature is None else asked.temperature,
+            top_p=defaults.top_p if asked.top_p is None else asked.top_p,
+            seed=secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed,
+            max_new_tokens=min(asked.max_new_tokens or room.room_tokens, room.room_tokens),
+            max_images=room.room_images if asked.max_images is None else min(asked.max_images, room.room_images),
+        )

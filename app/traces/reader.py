@@ -1,0 +1,130 @@
+"""Reading traces: the whole one, and its events, also of those that another server on the same database has in work.
+
+Whoever began a trace runs and steers it, everybody may read it. Where this server does not run a trace, its events are
+looked for in the database: only the server that runs it knows when there is one. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from app.common import pools
+from app.contract.problems import Problem
+from app.contract.words import TERMINAL
+from app.storage.database import Database
+from app.storage.stream_reader import PING, if_database_answers
+from app.traces import store
+from app.traces.event_log import REPLAY_CHUNK, TERMINAL_TYPES, EventLog, frame
+
+LOOK_EVERY_S = 0.5
+
+
+class TraceReader:
+    """The stored side of every trace. Coroutines on the event loop."""
+
+    def __init__(
+        self,
+        db: Database,
+        events: EventLog,
+        server_id: Callable[[], str],
+        *,
+        ping_s: float,
+        is_dead: Callable[[str], bool] = lambda _server_id: False,
+    ) -> None:
+        self._db = db
+        self._is_dead = is_dead
+        self._events = events
+        self._server_id = server_id
+        self._ping_s = ping_s
+        self._elsewhere: set[str] = set()  # found in work on another server; a trace never moves
+
+    async def get(self, trace_id: str) -> dict[str, Any]:
+        """The whole trace; 404 for an unknown one."""
+
+        def look() -> dict[str, Any] | None:
+            with self._db.read() as connection:
+                return store.whole(connection, trace_id)
+
+        trace = await pools.reads.run(look)
+        if trace is None:
+            raise no_trace()
+        return trace
+
+    async def past_the_end(self, trace_id: str, after: int) -> bool:
+        """Whether a reader at `after` has had the terminal event; 404 for an unknown trace."""
+        if self._events.is_running(trace_id):
+            return False
+
+        def look() -> bool | None:
+            with self._db.read() as connection:
+                row = store.get_row(connection, trace_id)
+                if row is None:
+                    return None
+                if self._works_elsewhere(row):
+                    self._elsewhere.add(trace_id)
+                return row.status in TERMINAL and after >= store.last_seq(connection, trace_id)
+
+        past = await pools.reads.run(look)
+        if past is None:
+            raise no_trace()
+        return past
+
+    def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
+        """The trace's events behind `after`, as frames of a stream; ask `past_the_end` first."""
+        return self._follow(trace_id, after) if trace_id in self._elsewhere else self._events.read(trace_id, after)
+
+    async def require_here(self, trace_id: str, *, or_dead: bool = False) -> None:
+        """409 for a trace that another server has in work or paused; with `or_dead` only while that server lives."""
+
+        def look() -> bool:
+            with self._db.read() as connection:
+                row = store.get_row(connection, trace_id)
+                if row is None or not self._works_elsewhere(row):
+                    return False
+                return not (or_dead and self._is_dead(row.server_id))
+
+        if await pools.reads.run(look):
+            raise Problem("trace_elsewhere", "another server on this database began the trace; ask that one")
+
+    def _works_elsewhere(self, row: Row[Any]) -> bool:
+        return row.server_id != self._server_id() and row.status not in TERMINAL
+
+    async def _follow(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
+        """As :meth:`EventLog.read`, half a second late at most."""
+        heard = time.monotonic()
+        while True:
+            found = await if_database_answers(self._look, trace_id, after)
+            if found is None:
+                yield PING
+                continue
+            stored, exists = found
+            if stored:
+                after, heard = stored[-1][0], time.monotonic()
+                yield b"".join(frame(*row) for row in stored)
+                if stored[-1][1] in TERMINAL_TYPES:
+                    return
+                continue
+            if not exists:
+                return
+            if time.monotonic() - heard >= self._ping_s:
+                heard = time.monotonic()
+                yield PING
+            await asyncio.sleep(min(LOOK_EVERY_S, self._ping_s))
+
+    def _look(self, trace_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
+        """The next events, and whether there is such a trace; blocking."""
+        stored = self._events.stored(trace_id, after, REPLAY_CHUNK)
+        if stored:
+            return stored, True
+        with self._db.read() as connection:
+            return [], store.exists(connection, trace_id)
+
+
+def no_trace() -> Problem:
+    """404."""
+    return Problem("trace_not_found", "no trace has this id; it may have been deleted")

@@ -1,0 +1,441 @@
+"""The trace service: create, read, pause, continue, cancel, delete; admission; what happens when readers leave.
+
+Everything public is a coroutine on the server's event loop (blocking work goes to threads). Knows no HTTP: refusals
+are :class:`app.contract.problems.Problem`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from weakref import WeakValueDictionary
+
+from app.checkpoints.folder import CheckpointInfo
+from app.checkpoints.pool import Lease
+from app.checkpoints.registry import CheckpointRegistry
+from app.common import pools
+from app.common.metrics import Metrics
+from app.contract.problems import Problem
+from app.contract.schemas import TraceCreate
+from app.contract.words import Mode
+from app.storage.database import Database, now
+from app.storage.home import Home
+from app.storage.idempotency import Claim
+from app.storage.images import ImageStore, PartialStore
+from app.traces import store
+from app.traces.event_log import EventLog, encode
+from app.traces.grace import GraceWatch
+from app.traces.intake import Intake
+from app.traces.live import LiveTrace
+from app.traces.reader import TraceReader, no_trace
+from app.traces.runner import INTERRUPTED, TraceRunner
+from model.engine.messages import Generation, ImageInput, SamplingRequest
+
+log = logging.getLogger("omni_r1.traces")
+
+ENGINE_STOP_S = 10.0
+STORAGE_PATIENCE_S = 10.0
+ENDS_S = 3.0  # at shutdown, to write the ends of all traces
+
+
+class TraceService:
+    """All traces of one server."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        events: EventLog,
+        generation: Generation,
+        checkpoints: CheckpointRegistry,
+        images: ImageStore,
+        partials: PartialStore,
+        intake: Intake,
+        runner: TraceRunner,
+        reader: TraceReader,
+        metrics: Metrics,
+        home: Home,
+        max_queue: int,
+        grace_s: float,
+    ) -> None:
+        self._db = db
+        self._events = events
+        self._generation = generation
+        self._checkpoints = checkpoints
+        self._images = images
+        self._partials = partials
+        self._intake = intake
+        self._runner = runner
+        self._reader = reader
+        self._metrics = metrics
+        self._home = home
+        self.max_queue = max_queue
+        self._ids = store.TraceIds()
+        self._live: dict[str, LiveTrace] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._background: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+        self._grace = GraceWatch(events, self._live, grace_s, self._disconnected)
+        runner.on_leave = self._left
+        events.on_lost = self._lose
+
+    # ---- start and stop
+
+    def recover(self) -> None:
+        """Give what a dead process left in work its end; blocking, before the first request."""
+        with self._db.write() as connection:
+            ended = store.end_left_over(connection, [self._home.server_id], INTERRUPTED)
+            self._ids.not_before(store.newest_id(connection))
+        if ended:
+            log.warning("%d traces were in work when the server last ended; they are marked interrupted", len(ended))
+
+    async def stop(self) -> None:
+        """No new trace; every trace in work gets its `interrupted` end, shown to its readers."""
+        self.stopping = True
+        self._grace.close()
+        # One that is just being created or resumed has no runner yet: its own coroutine sees `stopping`.
+        live = [trace for trace in self._live.values() if trace.runner is not None]
+        try:
+            async with asyncio.timeout(ENDS_S):
+                await asyncio.gather(*(self._runner.interrupt(trace) for trace in live))
+        except TimeoutError:
+            log.error("the ends of %d traces could not be written; the next start writes them", len(live))
+        for trace in live:
+            assert trace.runner is not None
+            trace.runner.cancel()
+        await asyncio.gather(*(t.runner for t in live if t.runner is not None), return_exceptions=True)
+
+    async def watch_storage(self) -> None:
+        """Fail traces whose events cannot be written for long, so that the engine does not work for nobody."""
+        while True:
+            await asyncio.sleep(1)
+            since = self._events.trouble_since
+            if since is not None and time.monotonic() - since > STORAGE_PATIENCE_S:
+                for live in list(self._live.values()):
+                    if not live.ended:
+                        log.error("trace %s stops: %s", live.id, self._events.trouble)
+                        self._spawn(self._runner.fail(live, "database_unavailable", "its events could not be stored"))
+                        self._spawn(self._generation.abort(live.id))
+
+    # ---- figures
+
+    @property
+    def waiting(self) -> int:
+        """Traces without a slot."""
+        return sum(not live.started for live in self._live.values())
+
+    @property
+    def running(self) -> int:
+        """Traces with one."""
+        return sum(live.started for live in self._live.values())
+
+    # ---- create
+
+    async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
+        """Check, store, start; the whole trace."""
+        self._admit()
+        info, lease = await self._checkpoints.lend(body.checkpoint)
+        with lease:
+            return await self._start(body, info, lease, background=background, claim=claim)
+
+    async def _start(
+        self, body: TraceCreate, info: CheckpointInfo, lease: Lease, *, background: bool, claim: Claim
+    ) -> dict[str, Any]:
+        prepared = await self._intake.prepared(body, info)
+        self._admit()
+        live = LiveTrace(
+            id=self._ids.new(),
+            checkpoint=info.name,
+            weight_version=lease.version,
+            question=body.question,
+            images=prepared.inputs,
+            sampling=prepared.sampling,
+            mode=body.mode,
+            partial_images=body.partial_images,
+            background=background,
+            task_id=prepared.task_id,
+            began=time.monotonic(),
+            timings={"queued_ms": None, "first_text_ms": None, "total_ms": None},
+            lease=lease,
+        )
+        live.position = self.waiting
+        self._live[live.id] = live
+        row = {
+            "id": live.id,
+            "server_id": self._home.server_id,
+            "status": "queued",
+            "question": body.question,
+            "images": [
+                image.as_json() | {"fit": given.fit} for image, given in zip(prepared.images, body.images, strict=True)
+            ],
+            "mode": body.mode,
+            "checkpoint": info.name,
+            "weight_version": lease.version,
+            "sampling": prepared.sampling_json,
+            "partial_images": body.partial_images,
+            "background": background,
+            "metadata": body.metadata,
+            "timings": dict(live.timings),
+            "task_id": prepared.task_id,
+            "slice": prepared.slice,
+            "created_at": now(),
+        }
+        queued = encode({"position": live.position})
+
+        def insert() -> dict[str, Any]:
+            with self._db.write() as connection:
+                store.insert(connection, row, ("trace.queued", queued))
+                trace = store.whole(connection, live.id)
+                assert trace is not None
+                claim.store(connection, live.id, trace)
+            return trace
+
+        def forget(_trace: dict[str, Any]) -> None:
+            """The request was refused before the database answered."""
+            with self._db.write() as connection:
+                store.delete(connection, live.id)
+                claim.forget(connection)
+
+        try:
+            trace = await pools.writes.run(insert, undo=forget)
+        except BaseException:
+            self._live.pop(live.id, None)
+            raise
+        self._events.open(live.id, 1)
+        self._events.show(live.id, 1, "trace.queued", queued)
+        self._metrics.traces_created.inc()
+        if self.stopping:
+            await self._runner.interrupt(live)
+        else:
+            live.runner = asyncio.create_task(self._runner.run(live), name=f"trace {live.id}")
+        return trace
+
+    def _admit(self) -> None:
+        """Refuse what cannot be taken now."""
+        if self.stopping:
+            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+        status = self._generation.status()
+        if status.phase != "ready":
+            raise Problem("not_ready", status.detail or f"the engine is {status.phase}", headers={"Retry-After": "1"})
+        if self._events.trouble is not None:
+            raise Problem("database_unavailable", "events cannot be stored at present", headers={"Retry-After": "2"})
+        waiting = self.waiting
+        if waiting >= self.max_queue:
+            raise Problem(
+                "queue_full",
+                f"{waiting} traces are waiting, and {self.max_queue} may; try again in a few seconds",
+                headers={"Retry-After": "2"},
+                members={"queue": {"running": self.running, "waiting": waiting, "max": self.max_queue}},
+            )
+
+    # ---- read
+
+    async def get(self, trace_id: str) -> dict[str, Any]:
+        """The whole trace."""
+        return await self._reader.get(trace_id)
+
+    async def past_the_end(self, trace_id: str, after: int) -> bool:
+        """Whether a reader at `after` has had the terminal event; 404 for an unknown trace."""
+        return await self._reader.past_the_end(trace_id, after)
+
+    def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
+        """The trace's events behind `after`, as frames of a stream."""
+        return self._reader.read(trace_id, after)
+
+    # ---- steer
+
+    async def pause(self, trace_id: str) -> dict[str, Any]:
+        """Let it pause when its running step ends; nothing changes for one that is paused or has ended."""
+        live = self._live.get(trace_id)
+        if live is None:
+            await self._reader.require_here(trace_id)
+        elif not live.ended and live.mode != "step":
+            live.mode = "step"
+
+            def note() -> None:
+                with self._db.write() as connection:
+                    store.update_in_work(connection, trace_id, mode="step")
+
+            await pools.writes.run(note)
+            if live.submitted and not live.ended:
+                await self._generation.pause(trace_id)
+        return await self.get(trace_id)
+
+    async def continue_(self, trace_id: str, mode: Mode) -> dict[str, Any]:
+        """Let a paused trace go on; 409 unless it is paused and its weights are there."""
+        async with self._lock(trace_id):
+            await self._reader.require_here(trace_id)
+            row = await pools.reads.run(self._row_with_resume, trace_id)
+            if row is None:
+                raise no_trace()
+            leaving = self._live.get(trace_id)
+            if row.status != "paused" or (leaving is not None and not leaving.ended):
+                raise Problem("not_paused", f"it is {row.status}; only a paused trace can be continued")
+            if leaving is not None and leaving.runner is not None:
+                await asyncio.wait([leaving.runner])
+            self._admit()
+            info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
+            with await self._checkpoints.lend_this(info) as lease:
+                await self._go_on(row, mode, lease)
+            return await self.get(trace_id)
+
+    async def _go_on(self, row: Any, mode: Mode, lease: Lease) -> None:
+        inputs = await pools.intake.run(self._inputs, row.images)
+        last = await pools.reads.run(self._last_seq, row.id)
+        self._admit()
+        live = LiveTrace(
+            id=row.id,
+            checkpoint=row.checkpoint,
+            weight_version=row.weight_version,
+            question=row.question,
+            images=inputs,
+            sampling=SamplingRequest(**row.sampling),
+            mode=mode,
+            partial_images=row.partial_images,
+            background=row.background,
+            task_id=row.task_id,
+            began=time.monotonic(),
+            worked_ms=_worked_ms(row.timings),
+            timings=dict(row.timings),
+            lease=lease,
+            started=True,
+            resumed=True,
+            was_read=True,
+        )
+        self._live[row.id] = live
+        self._events.open(row.id, last)
+
+        def update(connection: Any) -> None:
+            store.update(connection, row.id, status="running", mode=mode)
+
+        resumed = {"mode": mode}
+        written = self._events.append(row.id, "trace.resumed", resumed, urgent=True, update=update, follows=("paused",))
+        if not await written:
+            raise Problem("not_paused", "another server has ended it meanwhile")
+        if self.stopping:
+            await self._runner.interrupt(live)
+            return
+        live.runner = asyncio.create_task(self._runner.run(live, row.resume), name=f"trace {row.id}")
+        self._grace.look(row.id)
+
+    async def cancel(self, trace_id: str, reason: str = "user") -> dict[str, Any]:
+        """End it; returns when the engine has really stopped. Nothing changes for one that has ended."""
+        async with self._lock(trace_id):
+            live = self._live.get(trace_id)
+            if live is not None:
+                await self._stop_live(live, reason)
+            else:
+                await self._reader.require_here(trace_id, or_dead=True)
+            trace = await self.get(trace_id)
+            if trace["status"] == "paused":
+                await self._cancel_paused(trace_id, reason)
+                trace = await self.get(trace_id)
+            return trace
+
+    async def cancel_running(self) -> None:
+        """End every trace in work; the paused ones stay."""
+        await asyncio.gather(*(self.cancel(trace_id) for trace_id in list(self._live)))
+
+    async def _stop_live(self, live: LiveTrace, reason: str) -> None:
+        live.cancel_reason = live.cancel_reason or reason
+        try:
+            async with asyncio.timeout(ENGINE_STOP_S):
+                if live.submitted and not live.ended:
+                    await self._generation.abort(live.id)
+                if live.runner is not None:
+                    await asyncio.wait([live.runner])
+        except Exception:
+            log.exception("trace %s: the engine did not answer the cancel", live.id)
+        await self._runner.cancel_unasked(live)  # does nothing where the engine's answer has ended it
+
+    async def _cancel_paused(self, trace_id: str, reason: str) -> None:
+        self._events.open(trace_id, await pools.reads.run(self._last_seq, trace_id))
+
+        def update(connection: Any) -> None:
+            store.finish(connection, trace_id, status="cancelled")
+
+        done = self._events.append(
+            trace_id, "trace.cancelled", {"reason": reason}, urgent=True, update=update, follows=("paused",)
+        )
+        if await done:
+            self._metrics.traces_ended.labels("cancelled").inc()
+        self._events.leave(trace_id)
+
+    async def delete(self, trace_id: str) -> None:
+        """Remove the trace, its events and its partial pictures; a live one is cancelled first."""
+        await self.cancel(trace_id)
+
+        def remove() -> bool:
+            with self._db.write() as connection:
+                found = store.delete(connection, trace_id)
+            self._partials.delete(trace_id)
+            return found
+
+        if not await pools.writes.run(remove):
+            raise no_trace()
+        self._events.delete(trace_id)
+
+    # ---- ended by another server on the same database
+
+    @property
+    def in_work(self) -> list[str]:
+        """Ids of the traces this server has in work."""
+        return list(self._live)
+
+    def end_elsewhere(self, trace_id: str) -> None:
+        """Another server has given the trace its end, since this one seemed dead: stop the work on it."""
+        live = self._live.get(trace_id)
+        if live is not None and not live.ended:  # otherwise its own last event, on its way, finds that out
+            self._events.lose(trace_id)
+            self._lose(trace_id)
+
+    def _lose(self, trace_id: str) -> None:
+        live = self._live.get(trace_id)
+        if live is None or live.lost:
+            return
+        live.lost = live.ended = True
+        log.warning("trace %s: another server has ended it; the work on it stops", trace_id)
+        self._metrics.traces_ended.labels("interrupted").inc()
+        self._spawn(self._runner.let_go(live))
+
+    # ---- helpers
+
+    def _left(self, live: LiveTrace) -> None:
+        """A live trace is out of work."""
+        live.lease.release()
+        if self._live.get(live.id) is live:
+            del self._live[live.id]
+
+    def _disconnected(self, trace_id: str) -> None:
+        log.info("trace %s: its readers are gone", trace_id)
+        self._spawn(self.cancel(trace_id, "disconnected"))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _lock(self, trace_id: str) -> asyncio.Lock:
+        lock = self._locks.get(trace_id)
+        if lock is None:
+            lock = self._locks[trace_id] = asyncio.Lock()
+        return lock
+
+    def _row_with_resume(self, trace_id: str) -> Any:
+        with self._db.read() as connection:
+            return store.get_row(connection, trace_id, resume=True)
+
+    def _last_seq(self, trace_id: str) -> int:
+        with self._db.read() as connection:
+            return store.last_seq(connection, trace_id)
+
+    def _inputs(self, images: list[dict[str, Any]]) -> tuple[ImageInput, ...]:
+        return tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in images)
+
+
+def _worked_ms(timings: Mapping[str, Any]) -> int:
+    """How long a trace had been in work when it was paused; rows of earlier versions do not have the total."""
+    return int(next((ms for name in ("total_ms", "first_text_ms", "queued_ms") if (ms := timings.get(name))), 0))

@@ -1,0 +1,241 @@
+"""Traces in SQL: rows in and out, events folded into steps, the shapes the contract shows.
+
+Blocking functions on a connection; the service decides when. The steps of a trace in work are folded from its
+committed events on every read, so that there is one truth; its final row gets them in the transaction of its end.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from app.contract.words import TERMINAL
+from app.storage import database as tables
+from app.storage.database import not_before, now
+from app.storage.ids import SortableIds
+
+T = tables.traces
+E = tables.events
+
+IN_WORK = ("queued", "running")
+
+# What a list page needs: everything but the steps and the resume state.
+_ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resume")]
+_NO_RESUME = [column for column in T.c if column.name != "resume"]
+
+
+# Asked in every commit of events: built once.
+_STATUSES = sa.select(T.c.id, T.c.status).where(T.c.id.in_(sa.bindparam("ids", expanding=True)))
+
+TraceIds = functools.partial(SortableIds, "tr_")
+
+
+def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
+    """Steps, answer and last picture that these events (seq, type, data) tell of, in the contract's shapes."""
+    steps: dict[int, dict[str, Any]] = {}
+    skills: dict[int, str] = {}
+    answer: list[str] = []
+    last_image: dict[str, Any] | None = None
+
+    def step(data: Mapping[str, Any]) -> dict[str, Any]:
+        return steps.setdefault(data["step"], {"index": data["step"], "text": ""})
+
+    for _seq, type_, line in events:
+        if type_ in ("step.started", "text.delta"):
+            data = json.loads(line)
+            step(data)["text"] += data.get("text", "")
+        elif type_ == "image.started":
+            data = json.loads(line)
+            if data.get("skill"):
+                skills[data["step"]] = data["skill"]
+        elif type_ == "image.completed":
+            data = json.loads(line)
+            last_image = {key: data[key] for key in ("image_id", "url", "width", "height")}
+            image = dict(last_image)
+            if data["step"] in skills:
+                image["skill"] = skills[data["step"]]
+            step(data)["image"] = image | {"stats": data.get("stats") or {}}
+        elif type_ == "answer.delta":
+            answer.append(json.loads(line)["text"])
+    return {
+        "steps": [steps[index] for index in sorted(steps)],
+        "answer": "".join(answer).strip() if answer else None,
+        "last_image": last_image,
+    }
+
+
+def events_of(connection: Connection, trace_id: str) -> list[tuple[int, str, str]]:
+    """Every committed event of a trace, in order."""
+    query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.trace_id == trace_id).order_by(E.c.seq)
+    return [(row.seq, row.type, row.data) for row in connection.execute(query)]
+
+
+def last_seq(connection: Connection, trace_id: str) -> int:
+    """Number of the trace's last committed event."""
+    return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.trace_id == trace_id)).scalar() or 0
+
+
+def insert(connection: Connection, values: Mapping[str, Any], first_event: tuple[str, str]) -> None:
+    """The row, its pictures and event 1 (type, data)."""
+    connection.execute(sa.insert(T).values(**values))
+    connection.execute(
+        sa.insert(E).values(trace_id=values["id"], seq=1, type=first_event[0], data=first_event[1]),
+    )
+    for image in values["images"]:
+        link_image(connection, values["id"], image["image_id"])
+
+
+def link_image(connection: Connection, trace_id: str, image_id: str) -> None:
+    """Note that the trace shows the picture, so that the sweep leaves it."""
+    link = tables.trace_images
+    known = sa.select(link.c.trace_id).where(link.c.trace_id == trace_id, link.c.image_id == image_id)
+    if connection.execute(known).first() is None:
+        connection.execute(sa.insert(link).values(trace_id=trace_id, image_id=image_id))
+
+
+def update(connection: Connection, trace_id: str, **values: Any) -> None:
+    """Set columns of the trace's row."""
+    connection.execute(sa.update(T).where(T.c.id == trace_id).values(**values))
+
+
+def update_in_work(connection: Connection, trace_id: str, **values: Any) -> bool:
+    """Set columns of the row of a trace that is queued or running; False for any other."""
+    changed = sa.update(T).where(T.c.id == trace_id, T.c.status.in_(IN_WORK)).values(**values)
+    return connection.execute(changed).rowcount > 0
+
+
+def statuses(connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]:
+    """The status of each of these traces; those that do not exist are left out."""
+    found = connection.execute(_STATUSES, {"ids": list(trace_ids)})
+    return {row.id: row.status for row in found}
+
+
+def finish(connection: Connection, trace_id: str, **values: Any) -> None:
+    """The final row: `values` and what the events tell (steps, answer, last picture); the resume state goes."""
+    told = fold(events_of(connection, trace_id))
+    told["answer"] = values.pop("answer", None) or told["answer"]
+    finished_at = not_before(now(), T.c.created_at, T.c.started_at)
+    update(connection, trace_id, **told, **{"resume": None, "finished_at": finished_at} | values)
+
+
+def get_row(connection: Connection, trace_id: str, *, resume: bool = False) -> Row[Any] | None:
+    """The trace's row, with its resume state only on demand."""
+    query = sa.select(*(T.c if resume else _NO_RESUME)).where(T.c.id == trace_id)
+    return connection.execute(query).one_or_none()
+
+
+def exists(connection: Connection, trace_id: str) -> bool:
+    """Whether there is such a trace."""
+    return bool(statuses(connection, [trace_id]))
+
+
+def delete(connection: Connection, trace_id: str) -> bool:
+    """Remove row, events and picture links; whether there was one."""
+    return connection.execute(sa.delete(T).where(T.c.id == trace_id)).rowcount > 0
+
+
+def page(
+    connection: Connection,
+    *,
+    limit: int,
+    after: str | None = None,
+    status: str | None = None,
+    checkpoint: str | None = None,
+    slice_: str | None = None,
+    verdict: str | None = None,
+    words: str | None = None,
+) -> tuple[list[dict[str, Any]], bool]:
+    """A page of list entries, newest first, and whether there are more."""
+    query = sa.select(*_ENTRY_COLUMNS).order_by(T.c.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(T.c.id < after)
+    filters = ((T.c.status, status), (T.c.checkpoint, checkpoint), (T.c.slice, slice_), (T.c.verdict, verdict))
+    for column, value in filters:
+        if value is not None:
+            query = query.where(column == value)
+    for word in (words or "").split():
+        query = query.where(T.c.question.icontains(word, autoescape=True) | T.c.answer.icontains(word, autoescape=True))
+    rows = connection.execute(query).all()
+    return [entry(row) for row in rows[:limit]], len(rows) > limit
+
+
+def _image_json(image: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: image[key] for key in ("image_id", "url", "width", "height")}
+
+
+def _common(row: Row[Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "status": row.status,
+        "question": row.question,
+        "images": [_image_json(image) for image in row.images],
+        "mode": row.mode,
+        "answer": row.answer,
+        "finish_reason": row.finish_reason,
+        "checkpoint": row.checkpoint,
+        "weight_version": row.weight_version,
+        "sampling": row.sampling,
+        "usage": row.usage,
+        "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None} | row.timings,
+        "metadata": row.metadata,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+    }
+    if row.task_id is not None:
+        shown["task_id"] = row.task_id
+    if row.verdict is not None:
+        shown["verdict"] = {
+            "answer": row.verdict,
+            "drawings_right": row.drawings_right,
+            "drawings_total": row.drawings_total,
+        }
+    if row.error is not None:
+        shown["error"] = row.error
+    return shown
+
+
+def entry(row: Row[Any]) -> dict[str, Any]:
+    """A trace as lists show it."""
+    images = [_image_json(image) for image in row.images]
+    return _common(row) | {"first_image": images[0] if images else None, "last_image": row.last_image}
+
+
+def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
+    """The whole trace as the contract shows it, or None; its steps folded from its events while it is in work."""
+    row = get_row(connection, trace_id)
+    if row is None:
+        return None
+    shown = _common(row)
+    if row.status in TERMINAL:
+        shown["steps"] = row.steps or []
+    else:
+        told = fold(events_of(connection, trace_id))
+        shown |= {"steps": told["steps"], "answer": told["answer"]}
+    return shown
+
+
+def end_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, str]) -> list[str]:
+    """Give every trace that these servers left queued or running its `interrupted` end; the traces' ids.
+
+    In a write transaction, which holds the database's one write lock: what a server that is not dead after all commits
+    later finds the trace ended (:class:`app.traces.event_log.EventLog`).
+    """
+    query = sa.select(T.c.id).where(T.c.server_id.in_(tuple(server_ids)), T.c.status.in_(IN_WORK))
+    ids = list(connection.execute(query).scalars())
+    data = json.dumps({"error": dict(error)}, separators=(",", ":"))
+    for trace_id in ids:
+        seq = last_seq(connection, trace_id) + 1
+        connection.execute(sa.insert(E).values(trace_id=trace_id, seq=seq, type="trace.failed", data=data))
+        finish(connection, trace_id, status="interrupted", error=dict(error))
+    return ids
+
+
+def newest_id(connection: Connection) -> str | None:
+    """The id of the trace created last."""
+    return connection.execute(sa.select(sa.func.max(T.c.id))).scalar()

@@ -1,0 +1,406 @@
+"""Checkpoints on disk: save whole or not at all, refuse what is not right, load into our modules.
+
+Layout (HF's, so that transformers reads it too): ``config.json, generation_config.json, preprocessor_config.json,
+processor_config.json, tokenizer.json, tokenizer_config.json, model.safetensors.index.json, model-lm.safetensors,
+model-vq.safetensors, manifest.json, README.md``. Any other HF sharding and mixed dtypes are read as well. Pickles never
+are: Meta's files go through :mod:`model.checkpoint.convert`.
+
+The torch-free part (which tensors a folder holds, hashes, where a name leads) is :mod:`model.checkpoint.shards`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from model.checkpoint.atomic import replace_folder, staging_folder, sync_tree
+from model.checkpoint.hf_files import description_files, model_card
+from model.checkpoint.manifest import Capabilities, GenerationDefaults, Manifest
+from model.checkpoint.shards import INDEX, CheckpointError, TensorEntry, header_entries, read_entries, resolve
+from model.config import ConfigError, ModelConfig, TransformerConfig, VQConfig, read_json
+from model.nets.transformer import Transformer
+from model.nets.vq import VQModel
+from model.text.template import Template, TemplateName
+from model.text.tokenizer import TextTokenizer
+from model.text.vocab import Vocabulary, VocabularyError
+
+__all__ = [
+    "CheckpointError",
+    "LoadedCheckpoint",
+    "load_checkpoint",
+    "load_vq",
+    "resolve",
+    "save_checkpoint",
+    "validate_checkpoint",
+]
+
+LM_FILE, VQ_FILE = "model-lm.safetensors", "model-vq.safetensors"
+VQ_PREFIX = "model.vqmodel."
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Beside the two models: our projection W, and buffers that old exports carry.
+_HARMLESS = ("perception.", "model.vqmodel.", "model.rotary_emb.")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A checkpoint in memory. ``vq`` is None without an encoder; ``vq.decoder`` is None where it cannot draw."""
+
+    name: str
+    folder: Path
+    transformer: Transformer
+    vq: VQModel | None
+    vocab: Vocabulary
+    tokenizer: TextTokenizer
+    template: Template
+    config: ModelConfig
+    manifest: Manifest
+    generation: GenerationDefaults
+
+    @property
+    def can_see(self) -> bool:
+        """Whether questions may hold pictures."""
+        return self.vq is not None
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether answers may hold pictures; otherwise begin-image must never be legal."""
+        return self.vq is not None and self.vq.decoder is not None
+
+
+def load_checkpoint(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vq: str | Path | None = None,
+    template: TemplateName | None = None,
+) -> LoadedCheckpoint:
+    """Read a checkpoint folder into modules in evaluation mode, without gradients.
+
+    The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
+    folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
+
+    Raises:
+        CheckpointError: see its codes. Hashes and finiteness are :func:`validate_checkpoint`'s matter.
+    """
+    folder = Path(folder)
+    config, vocab, tokenizer, manifest = _read_descriptions(folder)
+    entries = read_entries(folder)
+    _check_names(entries, config)
+    transformer = _skeleton(lambda: Transformer(config.transformer))
+    wanted = [name for name in transformer.state_dict() if name in entries]
+    state = _read_tensors(folder, entries, wanted, dtype)
+    _fit_state(state, config)
+    transformer.load_state_dict(state, assign=True)
+    if vq is None:
+        vq_model = _build_vq(folder, entries, VQ_PREFIX, config)
+    else:
+        vq_model = load_vq(vq, config)
+        # What the files cannot do the borrowed VQ can.
+        capabilities = Capabilities(images_in_answer=vq_model.decoder is not None, images_in_question=True)
+        manifest = replace(manifest, capabilities=capabilities)
+    if vq_model is None or vq_model.decoder is None:
+        capabilities = Capabilities(images_in_answer=False, images_in_question=vq_model is not None)
+        manifest = replace(manifest, capabilities=capabilities)
+    try:
+        rendering = Template(template or _template_name(manifest), vocab, tokenizer)
+    except ValueError as error:
+        raise CheckpointError("unsupported", f"{folder}: {error}") from error
+    return LoadedCheckpoint(
+        name=manifest.name,
+        folder=folder,
+        transformer=transformer.eval().requires_grad_(False).to(device),
+        vq=None if vq_model is None else vq_model.eval().requires_grad_(False).to(device),
+        vocab=vocab,
+        tokenizer=tokenizer,
+        template=rendering,
+        config=config,
+        manifest=manifest,
+        generation=GenerationDefaults.read(folder),
+    )
+
+
+def load_vq(source: str | Path, config: ModelConfig) -> VQModel:
+    """The VQ, in fp32, of another folder or of a safetensors file (names with or without ``model.vqmodel.``).
+
+    Raises:
+        CheckpointError: it is missing, incomplete, or of another shape.
+    """
+    source = Path(source)
+    folder = source if source.is_dir() else source.parent
+    entries = read_entries(source) if source.is_dir() else header_entries(source)
+    prefix = VQ_PREFIX if any(name.startswith(VQ_PREFIX) for name in entries) else ""
+    model = _build_vq(folder, entries, prefix, config)
+    if model is None:
+        raise CheckpointError("missing_tensor", f"{source} holds no VQ encoder ({prefix}encoder.*)")
+    return model
+
+
+def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool = True) -> Manifest:
+    """Check everything that can be checked without running the model; returns the manifest.
+
+    In this order: files and their hashes, config, vocabulary, tensor names and shapes, finite values.
+
+    Raises:
+        CheckpointError: the first thing found, with the name of the file or tensor.
+    """
+    folder = Path(folder)
+    config, _, _, manifest = _read_descriptions(folder)
+    entries = read_entries(folder)
+    if hashes:
+        manifest.verify_hashes(folder)
+    _check_names(entries, config)
+    vq_names = {name.removeprefix(VQ_PREFIX) for name in entries if name.startswith(VQ_PREFIX)}
+    if vq_names:
+        _check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
+    elif manifest.capabilities.images_in_question and not manifest.derived:
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises pictures")
+    if manifest.capabilities.images_in_answer and not any(name.startswith("decoder.") for name in vq_names):
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises drawings")
+    if values:
+        for name, tensor in _iterate(folder, entries, sorted(entries)):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise CheckpointError("not_finite", f"{name} holds NaN or infinite values")
+    return manifest
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    config: ModelConfig,
+    transformer_state: Mapping[str, Tensor],
+    tokenizer: Mapping[str, Any] | str | Path,
+    manifest: Manifest,
+    vq_state: Mapping[str, Tensor] | None = None,
+    vq_file: str | Path | None = None,
+    generation: GenerationDefaults | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = torch.bfloat16,
+    extra_state: Mapping[str, Tensor] | None = None,
+    card: str | None = None,
+    write_extra: Callable[[Path], None] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a complete checkpoint beside its place, sync it, then rename it: a killed save leaves nothing visible.
+
+    Args:
+        folder: its final place; the parent is created.
+        config: written with ``tie_word_embeddings: false``.
+        transformer_state: state dict of :class:`model.nets.transformer.Transformer`; cast to ``dtype`` (None: as it
+        is), q/k
+            norms written as (heads, head_dim).
+        tokenizer: object or path of a ``tokenizer.json``.
+        manifest: hashes are filled in.
+        vq_state: state dict of :class:`model.nets.vq.VQModel`, written in the precision it has.
+        vq_file: instead, a ``model-vq.safetensors`` to copy byte for byte.
+        generation: sampling defaults.
+        extra_state: further tensors for the language model's shard (the projection W as ``perception.weight``).
+        card: text of ``README.md``; made from the manifest when absent.
+        write_extra: called with the staging folder, to add more (``train/``) under the same rename.
+        overwrite: replace an existing checkpoint at that place.
+
+    Raises:
+        CheckpointError: ``exists``, or the state does not fit the config.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise CheckpointError("exists", f"{folder} exists already")
+    config = replace(config, transformer=replace(config.transformer, tie_word_embeddings=False))
+    tokenizer_object = dict(tokenizer) if isinstance(tokenizer, Mapping) else read_json(Path(tokenizer))
+    lm_state = _lm_state_to_save(transformer_state, config, dtype) | dict(extra_state or {})
+    with staging_folder(folder) as staging:
+        _save_tensors(lm_state, staging / LM_FILE)
+        shards = dict.fromkeys(lm_state, LM_FILE)
+        if vq_file is not None:
+            shutil.copyfile(vq_file, staging / VQ_FILE)
+            shards |= dict.fromkeys(header_entries(staging / VQ_FILE), VQ_FILE)
+        elif vq_state is not None:
+            prefixed = {VQ_PREFIX + name: tensor for name, tensor in vq_state.items()}
+            _save_tensors(prefixed, staging / VQ_FILE)
+            shards |= dict.fromkeys(prefixed, VQ_FILE)
+        size = sum(path.stat().st_size for path in staging.glob("*.safetensors"))
+        _write_json(staging / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(shards.items()))})
+        for name, data in description_files(config, generation).items():
+            _write_json(staging / name, data)
+        _write_json(staging / "tokenizer.json", tokenizer_object)
+        (staging / "README.md").write_text(card or model_card(manifest), "utf-8")
+        if write_extra is not None:
+            write_extra(staging)
+        manifest.write(staging)
+        validate_checkpoint(staging, hashes=False)
+        sync_tree(staging)
+        replace_folder(staging, folder)
+    return folder
+
+
+def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextTokenizer, Manifest]:
+    """Config, vocabulary, tokenizer and manifest, with our error codes."""
+    if not folder.is_dir():
+        raise CheckpointError("not_found", f"{folder} is no folder")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError("missing_file", f"{folder / name} does not exist")
+    try:
+        config = ModelConfig.read(folder)
+    except ConfigError as error:
+        raise CheckpointError("unsupported", f"{folder}: {error}") from error
+    try:
+        vocab, tokenizer = Vocabulary.read(folder), TextTokenizer(folder)
+    except VocabularyError as error:
+        raise CheckpointError("wrong_vocabulary", f"{folder}: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError("broken_file", f"{folder}: {error}") from error
+    return config, vocab, tokenizer, Manifest.read(folder)
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves weights unset: on the meta device `normal_` would import 800 modules of torch's compiler, 1.5 s."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _skeleton(build: Callable[[], M]) -> M:
+    """A module without storage: names and shapes only, until a state is assigned."""
+    with torch.device("meta"), _NoInit():
+        return build()
+
+
+# The next checkpoint is mostly of the same shape, and one that is read takes time from the streams.
+@lru_cache(maxsize=8)
+def _transformer_shapes(config: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
+    return _shapes(_skeleton(lambda: Transformer(config)))
+
+
+@lru_cache(maxsize=8)
+def _vq_shapes(config: VQConfig, *, draws: bool) -> Mapping[str, tuple[int, ...]]:
+    return _shapes(_skeleton(lambda: VQModel(config, with_decoder=draws)))
+
+
+def _shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _check_names(entries: Mapping[str, TensorEntry], config: ModelConfig) -> None:
+    expected = _transformer_shapes(config.transformer)
+    for name, shape in expected.items():
+        entry = entries.get(name)
+        if entry is None:
+            if name == _HEAD and config.transformer.tie_word_embeddings:
+                continue
+            raise CheckpointError("missing_tensor", f"{name} is in no file of this checkpoint")
+        shared = "_norm." in name and entry.shape in _shared_norms(shape, config.transformer)
+        if entry.shape != shape and not shared:
+            rows = name in (_HEAD, _EMBEDDING) and entry.shape[1:] == shape[1:]
+            code = "wrong_vocabulary" if rows else "unexpected_shape"
+            raise CheckpointError(code, f"{name} has shape {list(entry.shape)}, and config.json wants {list(shape)}")
+    for name in entries:
+        if name not in expected and not name.startswith(_HARMLESS) and not name.endswith("rotary_emb.inv_freq"):
+            raise CheckpointError("unexpected_tensor", f"{name} has no place in the model that config.json describes")
+
+
+def _shared_norms(shape: tuple[int, ...], config: TransformerConfig) -> list[tuple[int, ...]]:
+    """Other shapes of a q/k norm [heads, head_dim]: one row for all heads, or one for the heads of each shard."""
+    if len(shape) != 2:
+        return []
+    heads, head_dim = shape
+    shards = [(config.qk_norm_shards, head_dim)] if heads % config.qk_norm_shards == 0 else []
+    return [(head_dim,), (1, head_dim), *shards]
+
+
+def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
+    """Other spellings of the same weights: q/k norms that heads share, and a tied head."""
+    t = config.transformer
+    for name, tensor in state.items():
+        if "_norm." in name and ".self_attn." in name:
+            heads = t.num_heads if ".q_norm." in name else t.num_kv_heads
+            rows = tensor.view(-1, t.head_dim)
+            state[name] = rows.repeat_interleave(heads // len(rows), 0).contiguous()
+    if _HEAD not in state:
+        state[_HEAD] = state[_EMBEDDING].clone()
+
+
+def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig, *, draws: bool) -> None:
+    """Names and shapes of the stored VQ."""
+    for name, shape in _vq_shapes(config.vq, draws=draws).items():
+        entry = entries.get(prefix + name)
+        if entry is None:
+            raise CheckpointError("missing_tensor", f"{prefix}{name} is in no file of this checkpoint")
+        if entry.shape != shape:
+            raise CheckpointError(
+                "unexpected_shape",
+                f"{prefix}{name} has shape {list(entry.shape)}, and vq_config wants {list(shape)}",
+            )
+
+
+def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig) -> VQModel | None:
+    """The VQ in fp32; without its decoder where the files have none, None where they have no encoder either."""
+    names = {name.removeprefix(prefix) for name in entries if name.startswith(prefix)}
+    if not any(name.startswith("encoder.") for name in names):
+        return None
+    draws = any(name.startswith("decoder.") for name in names)
+    _check_vq(entries, prefix, config, draws=draws)
+    model = _skeleton(lambda: VQModel(config.vq, with_decoder=draws))
+    wanted = [prefix + name for name in model.state_dict()]
+    state = _read_tensors(folder, entries, wanted, torch.float32)
+    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)
+    return model
+
+
+def _iterate(folder: Path, entries: Mapping[str, TensorEntry], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the named tensors, file by file."""
+    for file in sorted({entries[name].file for name in names}):
+        try:
+            with safe_open(folder / file, framework="pt") as tensors:
+                for name in names:
+                    if entries[name].file == file:
+                        yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError("broken_file", f"{folder / file}: {error}") from error
+
+
+def _read_tensors(
+    folder: Path, entries: Mapping[str, TensorEntry], names: list[str], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    # `to` copies only where the type changes; the copy detaches the tensor from the mapped file, which may be replaced.
+    return {name: tensor.to(dtype, copy=True) for name, tensor in _iterate(folder, entries, names)}
+
+
+def _lm_state_to_save(
+    transformer_state: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in transformer_state.items()}
+    _fit_state(state, config)
+    return state
+
+
+def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(state.items())}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _template_name(manifest: Manifest) -> TemplateName:
+    if manifest.template not in ("plain", "tagged"):
+        raise ValueError(f"unknown template {manifest.template!r}: use plain or tagged")
+    return "tagged" if manifest.template == "tagged" else "plain"

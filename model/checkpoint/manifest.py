@@ -1,0 +1,204 @@
+"""``manifest.json``: what a checkpoint is, where it comes from and the hashes of its files.
+
+Stands beside the weights of every checkpoint made here. Folders without one (released HF checkpoints) get a derived
+manifest, so that the rest of the program never asks twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint.shards import CheckpointError, file_hash, read_entries
+from model.config import ConfigError, read_json
+
+FILE = "manifest.json"
+FORMAT = 1
+CHAMELEON_LICENCE = "Chameleon Research License (non-commercial research only)"
+_NOT_HASHED = {FILE, "README.md"}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the files allow: to see pictures (VQ encoder) and to answer in pictures (VQ decoder)."""
+
+    images_in_answer: bool = True
+    images_in_question: bool = True
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """How many pictures a question must and may have."""
+
+    min: int = 0
+    max: int = 1
+
+
+@dataclass(frozen=True)
+class Perception:
+    """Scale of the perception score R_Pe for this codebook (docs/method).
+
+    Attributes:
+        tau: the score's scale in s = 1 / (1 + E_2D / tau).
+        energy_p95: E_2D that 95 % of the reference pictures exceed (their R_Pe's 95th percentile); smoother pictures
+            score no more than this one. None: no cap.
+        flat_share_max: largest share of one code among the reference pictures. None: only the fixed guard of .5.
+    """
+
+    tau: float = 3.0
+    energy_p95: float | None = None
+    flat_share_max: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One checkpoint's manifest; ``extra`` keeps the keys that this version does not know."""
+
+    name: str
+    template: str = "plain"
+    base: str | None = None
+    licence: str = ""
+    description: str = ""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    images: ImageCount = field(default_factory=ImageCount)
+    perception: Perception | None = None
+    card_notes: str = ""
+    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    lineage: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    derived: bool = field(default=False, compare=False)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read the object of a ``manifest.json``.
+
+        Raises:
+            ValueError: a newer format, or fields of the wrong kind.
+        """
+        if data.get("format") != FORMAT:
+            raise ValueError(f"{FILE} has format {data.get('format')!r}, and this program reads format {FORMAT}")
+        known = {f.name for f in fields(cls)} - {"extra", "derived"}
+        values = {key: value for key, value in data.items() if key in known}
+        try:
+            values["capabilities"] = Capabilities(**(values.get("capabilities") or {}))
+            values["images"] = ImageCount(**(values.get("images") or {}))
+            perception = values.get("perception")
+            values["perception"] = Perception(**perception) if perception else None
+            extra = {key: value for key, value in data.items() if key not in known and key != "format"}
+            return cls(**values, extra=extra)
+        except TypeError as error:
+            raise ValueError(f"{FILE}: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as it stands in ``manifest.json``."""
+        perception = self.perception
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "template": self.template,
+            "base": self.base,
+            "licence": self.licence,
+            "description": self.description,
+            "capabilities": vars(self.capabilities),
+            "images": vars(self.images),
+            "perception": None if perception is None else vars(perception),
+            "card_notes": self.card_notes,
+            "created_at": self.created_at,
+            "lineage": self.lineage,
+            "files": self.files,
+            **self.extra,
+        }
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Manifest:
+        """The manifest of a folder, derived from its files where there is none.
+
+        Raises:
+            CheckpointError: ``broken_file`` for an unreadable manifest, and what
+            :func:`model.checkpoint.shards.read_entries`
+                raises where one must be derived.
+        """
+        folder = Path(folder)
+        if not (folder / FILE).exists():
+            return _derive(folder)
+        try:
+            return cls.from_json(read_json(folder / FILE))
+        except (ConfigError, ValueError) as error:
+            raise CheckpointError("broken_file", f"{folder / FILE}: {error}") from error
+
+    def write(self, folder: str | Path) -> Manifest:
+        """Write ``manifest.json`` with the hashes of the folder's files; returns what was written."""
+        folder = Path(folder)
+        files = {
+            path.name: {"sha256": file_hash(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.name not in _NOT_HASHED and not path.name.startswith(".")
+        }
+        written = Manifest(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "files": files})
+        (folder / FILE).write_text(json.dumps(written.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        return written
+
+    def verify_hashes(self, folder: str | Path) -> None:
+        """Compare the folder's files with the manifest (nothing to do for a derived one).
+
+        Raises:
+            CheckpointError: ``missing_file`` or ``hash_mismatch``, naming the file.
+        """
+        for name, recorded in self.files.items():
+            path = Path(folder) / name
+            if not path.is_file():
+                raise CheckpointError("missing_file", f"{path} is in the manifest and not in the folder")
+            if path.stat().st_size != recorded.get("bytes") or file_hash(path) != recorded.get("sha256"):
+                raise CheckpointError("hash_mismatch", f"{path} is not the file that the manifest was written for")
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Sampling defaults of a checkpoint; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    @classmethod
+    def read(cls, folder: str | Path) -> GenerationDefaults:
+        """From ``generation_config.json``: only these two, as the released 7B files name a wrong BOS and a repetition
+        penalty that would spoil pictures."""
+        try:
+            data = read_json(Path(folder) / "generation_config.json")
+        except ConfigError:
+            return cls()
+        sampled = data.get("do_sample", False)
+        temperature = float(data.get("temperature") or 1.0) if sampled else 0.0
+        return cls(temperature, float(data.get("top_p") or 1.0) if sampled else 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What to write into ``generation_config.json``."""
+        if self.temperature == 0.0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+
+
+def _derive(folder: Path) -> Manifest:
+    """A manifest for a released checkpoint: 7B Chameleon, Anole, Omni-R1."""
+    names = set(read_entries(folder))
+    resolved = folder.resolve()
+    parts = [part for part in resolved.parts if part.startswith("models--")]  # the hub's cache
+    name = parts[-1].split("--")[-1] if parts else resolved.name
+    draws = any(tensor.startswith("model.vqmodel.decoder.") for tensor in names)
+    sees = any(tensor.startswith("model.vqmodel.encoder.") for tensor in names)
+    return Manifest(
+        name=name,
+        template="tagged" if "zero" in name.lower() else "plain",
+        licence=CHAMELEON_LICENCE,
+        description="A released checkpoint of the Chameleon family.",
+        capabilities=Capabilities(images_in_answer=draws, images_in_question=sees),
+        images=ImageCount(0, 4 if sees else 0),
+        perception=Perception(tau=3.0),
+        created_at="",
+        derived=True,
+    )

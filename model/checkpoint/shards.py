@@ -1,0 +1,209 @@
+"""A checkpoint folder's files, read without torch: which tensors it holds, their hashes, and where a name leads.
+
+Only safetensors are looked at: their header is plain JSON. Knows nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config import ConfigError, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHIPPED = Path(__file__).parents[1] / "nano"
+_MAX_HEADER = 100_000_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
+
+
+class CheckpointError(Exception):
+    """A folder is no usable checkpoint.
+
+    ``code`` is one of: ``not_found, missing_file, broken_file, pickle_only, unsupported, wrong_vocabulary,
+    missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists,
+    download_failed, hub_silent``. ``detail`` names the file or tensor and what to do.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str]]:
+        return type(self), (self.code, self.detail)
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One stored tensor: the file that holds it, its shape and its safetensors dtype (``BF16``, ``F32`` ...)."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def require_plain_files(folder: Path) -> None:
+    """Refuse a folder with anything in it that may keep a reader waiting for ever, such as a named pipe.
+
+    Raises:
+        CheckpointError: ``broken_file``.
+    """
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a link to nothing; who needs the file will say so
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise CheckpointError("broken_file", f"{path} is no regular file")
+
+
+def read_entries(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of a checkpoint folder, whatever its sharding.
+
+    Raises:
+        CheckpointError: ``missing_file``, ``pickle_only``, ``broken_file`` or ``missing_tensor`` (in the index only).
+    """
+    if (folder / INDEX).is_file():
+        weight_map = _read_index(folder)
+        found = _entries(folder, sorted(set(weight_map.values())))
+        for name, file in weight_map.items():
+            if name not in found or found[name].file != file:
+                raise CheckpointError("missing_tensor", f"{name}: {INDEX} puts it into {file}, which does not hold it")
+        return found
+    if (folder / SINGLE).is_file():
+        return _entries(folder, [SINGLE])
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            "pickle_only",
+            f"{folder} holds {pickles[0]} and no safetensors; pickle files can run code and are not loaded. "
+            "Convert it first (docs/checkpoints.md).",
+        )
+    raise CheckpointError("missing_file", f"{folder} holds neither {INDEX} nor {SINGLE}")
+
+
+def header_entries(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of one safetensors file, from its header.
+
+    Raises:
+        CheckpointError: ``missing_file``, or ``broken_file`` for a truncated or foreign file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, _MAX_HEADER):
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        entries = {
+            str(name): TensorEntry(path.name, tuple(int(n) for n in value["shape"]), str(value["dtype"]))
+            for name, value in header.items()
+            if name != "__metadata__"
+        }
+        end = max((int(v["data_offsets"][1]) for n, v in header.items() if n != "__metadata__"), default=0)
+        if 8 + length + end != size:
+            raise ValueError(f"it should have {8 + length + end} bytes and has {size}")
+    except FileNotFoundError as error:
+        raise CheckpointError("missing_file", f"{path} does not exist") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise CheckpointError("broken_file", f"{path} is not a whole safetensors file: {error}") from error
+    return entries
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve(
+    name: str,
+    *,
+    roots: Iterable[Path] = (),
+    download: Callable[..., str] | None = None,
+) -> Path:
+    """The folder of a checkpoint given as a path, a name, or a hub id.
+
+    Looked for in this order: a folder at that path; ``name`` in one of ``roots``; ``name`` among the shipped ones; and,
+    for ``owner/name``, the Hugging Face hub (its files go into the hub's own cache; pickles are left where they are).
+
+    Raises:
+        CheckpointError: ``not_found``, ``download_failed`` or ``hub_silent``.
+    """
+    return find_local(name, roots=roots) or fetch(name, download=download)
+
+
+def find_local(name: str, *, roots: Iterable[Path] = ()) -> Path | None:
+    """As :func:`resolve`, without the hub: None for the id of a checkpoint that is only there.
+
+    Raises:
+        CheckpointError: ``missing_file`` or ``not_found``.
+    """
+    path = Path(os.path.expanduser(name))  # Path's own raises where there is no home to expand
+    if (path / "config.json").is_file():
+        return path.resolve()
+    if _NAME.fullmatch(name):
+        for root in (*roots, SHIPPED):
+            if (root / name / "config.json").is_file():
+                return (root / name).resolve()
+    if path.is_dir():
+        raise CheckpointError("missing_file", f"{path} holds no config.json, so it is no checkpoint")
+    if HUB_ID.fullmatch(name) and not path.exists():
+        return None
+    raise CheckpointError("not_found", f"{name!r} is no folder, no known checkpoint and no hub id (owner/name)")
+
+
+def fetch(repo_id: str, *, download: Callable[..., str] | None = None, **options: Any) -> Path:
+    """The folder of a hub id's files, fetched into the hub's own cache; ``options`` are those of ``snapshot_download``.
+
+    Raises:
+        CheckpointError: ``download_failed``, or ``hub_silent`` when the hub does not answer.
+    """
+    if download is None:
+        from huggingface_hub import snapshot_download
+
+        download = snapshot_download
+    try:
+        return Path(download(repo_id, allow_patterns=_HUB_PATTERNS, **options))
+    except Exception as error:  # the hub client has a dozen kinds; each of them means the same here
+        code = "hub_silent" if _timed_out(error) else "download_failed"
+        raise CheckpointError(code, f"{repo_id} could not be fetched from the hub: {error}") from error
+
+
+def _timed_out(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TimeoutError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    try:
+        weight_map = read_json(folder / INDEX)["weight_map"]
+        result = {str(name): str(file) for name, file in weight_map.items()}
+    except (ConfigError, KeyError, AttributeError) as error:
+        raise CheckpointError("broken_file", f"{folder / INDEX} is no index of shards: {error}") from error
+    for file in result.values():
+        if Path(file).name != file:
+            raise CheckpointError("broken_file", f"{folder / INDEX} points outside its folder: {file}")
+    return result
+
+
+def _entries(folder: Path, files: list[str]) -> dict[str, TensorEntry]:
+    found: dict[str, TensorEntry] = {}
+    for file in files:
+        found |= header_entries(folder / file)
+    return found

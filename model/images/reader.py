@@ -1,0 +1,257 @@
+"""The one way from encoded bytes to an image: what browsers show, as they show it. docs/images.md has the rule.
+
+Every door uses it: uploads, data URLs, the rows of data sets. PNG, JPEG, WebP, GIF, BMP and AVIF are read, whatever the
+file is called; anything else is named for what it is. The result is RGB in sRGB, turned upright, on white, at most
+`MAX_SIDE` pixels a side. Conversions go band by band, so that an image needs little more memory than its decoder.
+
+    python -m model.images.reader SOURCE TARGET [SIZE FIT]
+
+writes TARGET as PNG, or the model's view of SIZE pixels a side, in a process of its own whose memory ends with it.
+Prints ``{"width", "height"}`` (exit code 0) or ``{"code", "detail"}`` (exit code 3).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model.images.files import ImageFile, orientation_of, take_apart
+from model.images.kinds import READABLE, kind_of
+from model.images.profiles import Transform, to_srgb_transform
+from model.images.repair import Incomplete, complete, require_whole
+
+MAX_PIXELS = 40_000_000
+MAX_WEBP_PIXELS = 32_000_000  # Pillow's decoder holds four copies of a WebP image
+MAX_SIDE = 4096
+MAX_RATIO = 32  # of the longer to the shorter side
+REFUSED = 3  # exit code
+
+_TOO_LARGE = f"an image may have {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
+_WEBP_TOO_LARGE = f"a WebP image may have {MAX_WEBP_PIXELS // 1_000_000} megapixels; make it smaller, or send a JPEG"
+_BAND_PIXELS = 1 << 20
+_WHITE = (255, 255, 255)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """Bytes that are no image to be read: `code` (``unsupported_image``, ``image_broken``, ``image_too_large``,
+    ``image_too_narrow``) for programs, `detail` for people."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
+def read_image(data: bytes) -> Image.Image:
+    """The image as a browser shows it: RGB in sRGB, without metadata, at most `MAX_SIDE` pixels a side.
+
+    Raises:
+        ImageError: it is none, too large, too narrow, or broken.
+    """
+    file, size = _checked(data)
+    try:
+        source, factor = _decode(file, size)
+        image = _in_srgb(source, file, factor)
+        # A JPEG, PNG or WebP came without its EXIF; an AVIF's is what its own properties say.
+        orientation = orientation_of(source.info.get("exif")) if file.kind == "AVIF" else file.orientation
+    except Incomplete as error:
+        raise ImageError("image_broken", f"the image is cut off: {error}; save it again and retry") from None
+    except (MemoryError, ImageError):
+        raise
+    except Exception:  # a decoder raises whatever broken bytes lead to
+        raise ImageError("image_broken", "the image is damaged; save it again and retry") from None
+    return turned(image, orientation)
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels before it is turned, from the header alone; None where only decoding tells.
+
+    Raises:
+        ImageError: as :func:`read_image` does for a header.
+    """
+    return _checked(data)[1]
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """An image turned as EXIF's orientation (1 to 8) says."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def on_white(image: Image.Image, transform: Transform | None = None, key: tuple[int, ...] | None = None) -> Image.Image:
+    """An image of any mode as RGB on white.
+
+    Args:
+        image: 16-bit greys are scaled from 16 bits, whatever values they hold.
+        transform: from the mode it has without transparency to RGB in sRGB; None: the numbers are sRGB.
+        key: the colour that is transparent.
+    """
+    image, alpha = _split(image, key)
+    rgb = image.convert("RGB") if transform is None else transform(image)
+    if alpha is None:
+        return rgb
+    white = Image.new("RGB", image.size, _WHITE)
+    white.paste(rgb, mask=alpha)
+    return white
+
+
+def _split(image: Image.Image, key: tuple[int, ...] | None) -> tuple[Image.Image, Image.Image | None]:
+    """An image as L, RGB or CMYK, and its transparency (L)."""
+    mode = image.mode
+    if mode.startswith("I"):
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
+        alpha = _unlike(values, key[0]) if key else None
+        return Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8)), alpha
+    if mode in ("1", "F"):
+        image = image.convert("L")
+    if key is not None and image.mode in ("L", "RGB"):
+        return image, _unlike(np.asarray(image), key if image.mode == "RGB" else key[0])
+    if mode in ("LA", "La"):
+        image = image.convert("LA")
+        return image.getchannel("L"), image.getchannel("A")
+    if mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return image.convert("RGB"), image.getchannel("A")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB"), None
+
+
+def _unlike(values: np.ndarray, key: int | tuple[int, ...]) -> Image.Image:
+    same = values == np.asarray(key)
+    return Image.fromarray(np.where(same.all(-1) if same.ndim == 3 else same, 0, 255).astype(np.uint8))
+
+
+# ---- bytes to an image of any mode
+
+
+def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
+    """The file's parts and its size; refused by its kind or by its size before a pixel is decoded."""
+    kind = kind_of(data)
+    if kind not in READABLE:
+        raise ImageError("unsupported_image", f"this is {kind}; send a PNG, JPEG, WebP, GIF, BMP or AVIF image")
+    try:
+        file = take_apart(kind, data)
+        size = file.canvas[:2] if file.canvas else _open(file.data, kind).size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError("image_too_large", _TOO_LARGE) from None
+    except MemoryError:
+        raise
+    except Exception:
+        if kind not in ("WEBP", "AVIF"):  # those two are opened whole or not at all
+            raise ImageError("image_broken", f"the header of this {kind} image is damaged") from None
+        return file, None
+    _check_size(size, kind)
+    return file, size
+
+
+def _check_size(size: tuple[int, int], kind: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError("image_broken", f"an image of {width} × {height} pixels has none")
+    if width * height > MAX_PIXELS:
+        raise ImageError("image_too_large", f"{width} × {height} pixels are too many: {_TOO_LARGE}")
+    if kind == "WEBP" and width * height > MAX_WEBP_PIXELS:
+        raise ImageError("image_too_large", f"{width} × {height} pixels are too many: {_WEBP_TOO_LARGE}")
+    if max(size) > MAX_RATIO * min(size):
+        ratio = f"{width} × {height} pixels are {max(size) / min(size):.0f} : 1"
+        detail = f"{ratio}, and a side may be at most {MAX_RATIO} times the other; cut the image into pieces"
+        raise ImageError("image_too_narrow", detail)
+
+
+def _open(data: bytes, kind: str) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=(kind,))
+
+
+def _decode(file: ImageFile, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
+    """The decoded image, and the factor by which it is still to be made smaller."""
+    factor = 1 if size is None else _factor(size)
+    drafted = min(8, factor & -factor) if file.kind == "JPEG" else 1  # it decodes at a half, a quarter or an eighth
+
+    def load(data: bytes) -> Image.Image:
+        image = _open(data, file.kind)
+        if size is None:
+            _check_size(image.size, file.kind)
+        if drafted > 1:
+            image.draft(None, (image.width // drafted, image.height // drafted))
+        image.load()
+        return image
+
+    try:
+        image = load(file.data)
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:
+        try:
+            image = complete(file, load)
+        except (MemoryError, ImageError, Incomplete):
+            raise
+        except Exception:
+            raise error from None
+    else:
+        require_whole(file, image, load)
+    return image, _factor(image.size) if size is None else factor // drafted
+
+
+def _factor(size: tuple[int, int]) -> int:
+    return -(-max(size) // MAX_SIDE)
+
+
+# ---- to sRGB on white, smaller
+
+
+def _in_srgb(source: Image.Image, file: ImageFile, factor: int) -> Image.Image:
+    profile = file.profile or source.info.get("icc_profile")
+    grey = source.mode in ("1", "L", "LA", "La") or source.mode.startswith("I")
+    transform = to_srgb_transform(profile, "CMYK" if source.mode == "CMYK" else "L" if grey else "RGB")
+    width, height, left, top = file.canvas or (*source.size, 0, 0)
+    out = Image.new("RGB", (-(-width // factor), -(-height // factor)), _WHITE)
+    rows = max(1, _BAND_PIXELS // (width * factor)) * factor
+    for start in range(0, height, rows):
+        band = Image.new("RGB", (width, min(rows, height - start)), _WHITE)
+        first, last = max(start, top), min(start + rows, top + source.height)
+        if first < last:
+            part = source.crop((0, first - top, source.width, last - top))
+            band.paste(on_white(part, transform, file.key), (left, first - start))
+        out.paste(band.reduce(factor) if factor > 1 else band, (0, start // factor))
+    return out
+
+
+def main(arguments: list[str]) -> int:
+    """Read one image in a process of its own; returns the exit code."""
+    source, target, *view = arguments
+    try:
+        image = read_image(Path(source).read_bytes())
+    except ImageError as error:
+        return _refuse(error.code, error.detail)
+    except MemoryError:
+        return _refuse("insufficient_memory", "there is no memory left to decode the image")
+    if view:
+        from model.images.view import model_view
+
+        image = model_view(image, int(view[0]), "pad" if view[1] == "pad" else "crop")
+    try:
+        image.save(target, "PNG", compress_level=1)  # large: a third of the time for a sixth more bytes
+    except OSError as error:
+        return _refuse("disk_full", f"the image could not be written: {error}")
+    sys.stdout.write(json.dumps({"width": image.width, "height": image.height}))
+    return 0
+
+
+def _refuse(code: str, detail: str) -> int:
+    sys.stdout.write(json.dumps({"code": code, "detail": detail}))
+    return REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

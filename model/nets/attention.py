@@ -1,0 +1,208 @@
+"""How tokens see each other without a cache: dense batches, and documents laid end to end for training.
+
+The engine's cached strategies stand in :mod:`model.nets.kv_cache`.
+
+Legend: B batch, T time, H query heads, J key/value heads, K head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Attention(Protocol):
+    """How the tokens of one forward see each other."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [..., H, K], k and v [..., J, K], all rotated -> [..., H * K]."""
+        ...
+
+
+class CausalAttention:
+    """Dense batches [B, T]: every token sees itself and those before it."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = causal_sdpa(q, k, v)
+        return out.flatten(-2)
+
+
+def causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H, K]."""
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        return _CausalSDPA.apply(q, k, v)  # type: ignore[no-any-return]
+    return _causal_sdpa(q, k, v)
+
+
+def _causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+
+class _CausalSDPA(torch.autograd.Function):
+    """SDPA on a CPU with a backward of our own: PyTorch's takes 109 ms where this one takes 34 (bf16, 16 x 300 tokens).
+
+    Blocks of queries against the keys up to them, the query heads of a group side by side, so that the work is matrix
+    products over half the square and no head is copied.
+    """
+
+    BLOCK = 64
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = _causal_sdpa(q, k, v)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        q, k, v, out = ctx.saved_tensors
+        batch, time, heads, dim = q.shape
+        kv_heads = k.shape[2]
+        rows, groups, scale = batch * kv_heads, heads // kv_heads, dim**-0.5
+
+        def fold(x: Tensor) -> Tensor:  # [B, T, J * G, F] -> [B * J, G, T, F]
+            return x.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).reshape(rows, groups, time, -1)
+
+        queries, grads = fold(q * scale), fold(grad)
+        delta = fold((grad * out).sum(-1, keepdim=True))
+        keys = k.transpose(1, 2).reshape(rows, time, dim)
+        values = v.transpose(1, 2).reshape(rows, time, dim)
+        grad_k = torch.zeros(keys.shape, device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
+        grad_v = torch.zeros_like(grad_k)
+        grad_q = torch.empty_like(queries)
+        future = torch.full((_CausalSDPA.BLOCK, _CausalSDPA.BLOCK), float("-inf"), dtype=q.dtype).triu(1)
+        for start in range(0, time, _CausalSDPA.BLOCK):
+            stop = min(time, start + _CausalSDPA.BLOCK)
+            size = stop - start
+            block = queries[:, :, start:stop].reshape(rows, groups * size, dim)
+            grad_out = grads[:, :, start:stop].reshape(rows, groups * size, dim)
+            scores = torch.bmm(block, keys[:, :stop].transpose(1, 2)).view(rows, groups, size, stop)
+            scores[..., start:].add_(future[:size, :size])
+            probs = torch.softmax(scores, dim=-1)
+            flat = probs.view(rows, groups * size, stop)
+            grad_v[:, :stop] += torch.bmm(flat.transpose(1, 2), grad_out)
+            grad_scores = torch.bmm(grad_out, values[:, :stop].transpose(1, 2)).view(rows, groups, size, stop)
+            grad_scores.sub_(delta[:, :, start:stop]).mul_(probs)
+            flat = grad_scores.view(rows, groups * size, stop)
+            grad_q[:, :, start:stop] = torch.bmm(flat, keys[:, :stop]).view(rows, groups, size, dim)
+            grad_k[:, :stop] += torch.bmm(flat.transpose(1, 2), block)
+
+        def unfold(x: Tensor, groups: int) -> Tensor:  # [B * J, G, T, K] -> [B, T, J * G, K]
+            x = x.view(batch, kv_heads, groups, time, dim).permute(0, 3, 1, 2, 4)
+            return x.reshape(batch, time, kv_heads * groups, dim)
+
+        return unfold(grad_q.mul_(scale), groups), unfold(grad_k.to(q.dtype), 1), unfold(grad_v.to(q.dtype), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """Documents of like length: where their padded rows come from, [n * len] indices into the flat tokens."""
+
+    num_docs: int
+    length: int
+    source: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Documents laid end to end, and how attention sees them: buckets of like length, padded inside attention only.
+
+    `positions` [T] counts from 0 in each document. A padded row stands behind its document, so no real token sees it
+    under the causal rule, and its gradient is zero.
+    """
+
+    lengths: tuple[int, ...]
+    positions: Tensor
+    buckets: tuple[_Bucket, ...]
+    source: Tensor  # [padded rows of all buckets] -> flat token, for padding rows some token of the same document
+    target: Tensor  # [T] -> row among the padded rows
+    is_real: Tensor  # [padded rows, 1] 1.0 where the row is a token, 0.0 where it is padding
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", *, multiple: int = 64
+    ) -> PackedLayout:
+        """Lengths of the documents in the order of their tokens; lengths are padded to a `multiple` in attention."""
+        if not lengths or min(lengths) < 1:
+            raise ValueError("every document needs at least one token")
+        starts, total = [], 0
+        by_length: dict[int, list[int]] = {}
+        for doc, length in enumerate(lengths):
+            starts.append(total)
+            total += length
+            by_length.setdefault(-(-length // multiple) * multiple, []).append(doc)
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        target = torch.empty(total, dtype=torch.long)
+        buckets, sources, reals, row = [], [], [], 0
+        for padded, docs in sorted(by_length.items()):
+            start = torch.tensor([starts[d] for d in docs])[:, None]
+            size = torch.tensor([lengths[d] for d in docs])[:, None]
+            step = torch.arange(padded)[None, :]
+            source = start + torch.minimum(step, size - 1)
+            real = step < size
+            rows = row + torch.arange(len(docs) * padded).view(len(docs), padded)
+            target[source[real]] = rows[real]
+            buckets.append(_Bucket(len(docs), padded, source.flatten().to(device)))
+            sources.append(source.flatten())
+            reals.append(real.flatten())
+            row += len(docs) * padded
+        return cls(
+            lengths=tuple(lengths),
+            positions=positions.to(device),
+            buckets=tuple(buckets),
+            source=torch.cat(sources).to(device),
+            target=target.to(device),
+            is_real=torch.cat(reals).to(device)[:, None],
+        )
+
+
+class _Pad(torch.autograd.Function):
+    """Flat tokens [T, F] -> padded rows; both directions are gathers, since no gradient arrives at a padding row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.source)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.index_select(0, ctx.layout.target), None
+
+
+class _Unpad(torch.autograd.Function):
+    """Padded rows -> flat tokens [T, F]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        layout: PackedLayout = ctx.layout
+        return grad.index_select(0, layout.source) * layout.is_real, None
+
+
+class PackedAttention:
+    """Flat tokens [T] of several documents: each sees its own document's past only. Equal to one document at a time."""
+
+    def __init__(self, layout: PackedLayout) -> None:
+        self.layout = layout
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        layout, heads, kv_heads = self.layout, q.shape[-2], k.shape[-2]
+        rows = _Pad.apply(torch.cat([q, k, v.to(q.dtype)], dim=-2), layout)
+        outs, start = [], 0
+        for bucket in layout.buckets:
+            stop = start + bucket.num_docs * bucket.length
+            part = rows[start:stop].unflatten(0, (bucket.num_docs, bucket.length))
+            outs.append(causal_sdpa(*part.split([heads, kv_heads, kv_heads], dim=-2)).flatten(2).flatten(0, 1))
+            start = stop
+        return _Unpad.apply(torch.cat(outs), layout)  # type: ignore[no-any-return]

@@ -1,0 +1,94 @@
+"""A decode step in fp32 on a CPU: the operations of `Transformer.forward`, on kept buffers and through kept views.
+
+Small steps are made of calls: the forward that also trains and prefills makes 45 of them a layer for one row, half of
+them views and allocations; this one makes 23. Its weights are the engine's copies, with both norms multiplied into the
+matrices behind them. Other devices, other types and swin-norm take the forward itself (see `Engine`).
+
+Legend: n rows, D width, H query heads, J key/value heads, K head dim, I width of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.nets.kv_cache import DecodeAttention
+from model.nets.transformer import QK_NORM_EPS, LayerWeights, Transformer
+
+_silu_: Any = torch._C._nn.silu_
+
+
+class _Rows:
+    """The buffers of a step of n rows, and the views into them that the operations need."""
+
+    def __init__(self, transformer: Transformer, rows: int) -> None:
+        config = transformer.config
+        width, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        self.x, self.y = torch.empty(rows, width), torch.empty(rows, width)
+        self.norm = torch.empty(rows, 1)
+        self.qkv = torch.empty(rows, (heads + 2 * kv_heads) * dim)
+        self.heads = self.qkv.view(rows, heads + 2 * kv_heads, dim)
+        self.qk, self.v = self.heads[:, : heads + kv_heads], self.heads[:, heads + kv_heads :]
+        normed = torch.empty(rows, heads + kv_heads, dim)
+        self.normed = normed
+        pairs = torch.view_as_complex(normed.view(rows, heads + kv_heads, dim // 2, 2))
+        self.q_pairs, self.k_pairs = pairs[:, :heads], pairs[:, heads:]
+        self.q, self.k = torch.empty(rows, heads, dim), torch.empty(rows, kv_heads, dim)
+        self.q_turned = torch.view_as_complex(self.q.view(rows, heads, dim // 2, 2))
+        self.k_turned = torch.view_as_complex(self.k.view(rows, kv_heads, dim // 2, 2))
+        self.gate_up = torch.empty(rows, 2 * inner)
+        self.gate, self.up = self.gate_up.chunk(2, dim=-1)
+        self.inner = torch.empty(rows, inner)
+
+
+class DecodeStep:
+    """Steps over one cache. Everything that a call returns is valid until the next one."""
+
+    def __init__(self, transformer: Transformer, attention: DecodeAttention) -> None:
+        config = transformer.config
+        self._transformer, self._attention = transformer, attention
+        self._rows: dict[int, _Rows] = {}
+        self._head_shape = (config.head_dim,)
+        self._eps = torch.tensor((config.rms_norm_eps * config.hidden_size) ** 0.5)
+
+    @staticmethod
+    def serves(transformer: Transformer) -> bool:
+        """Whether a transformer's steps can be made here."""
+        return (
+            transformer.device.type == "cpu" and transformer.dtype == torch.float32 and not transformer.config.swin_norm
+        )
+
+    def __call__(self, ids: Tensor, positions: Tensor, weights: Sequence[LayerWeights], final_norm: Tensor) -> Tensor:
+        """Token ids and positions [n], for which `attention.begin` was called -> hidden states [n, D].
+
+        `final_norm` [D] is the last norm's weight times the square root of D.
+        """
+        rows = ids.shape[0]
+        b = self._rows.get(rows)
+        if b is None:
+            b = self._rows[rows] = _Rows(self._transformer, rows)
+        x, y, norm, eps, attention = b.x, b.y, b.norm, self._eps, self._attention
+        vector_norm, hypot, divide, matmul = torch.linalg.vector_norm, torch.hypot, torch.div, torch.mm
+        torch.index_select(self._transformer.model.embed_tokens.weight, 0, ids, out=x)
+        rotation = self._transformer.rope(positions)
+        for index, w in enumerate(weights):
+            vector_norm(x, 2, -1, True, out=norm)
+            divide(x, hypot(norm, eps, out=norm), out=y)
+            matmul(y, w.qkv, out=b.qkv)
+            unit = torch.layer_norm(b.qk, self._head_shape, None, None, QK_NORM_EPS)
+            torch.addcmul(w.qk_norm_bias, unit, w.qk_norm, out=b.normed)
+            torch.mul(b.q_pairs, rotation, out=b.q_turned)
+            torch.mul(b.k_pairs, rotation, out=b.k_turned)
+            x.addmm_(attention(index, b.q, b.k, b.v), w.o)
+            vector_norm(x, 2, -1, True, out=norm)
+            divide(x, hypot(norm, eps, out=norm), out=y)
+            matmul(y, w.gate_up, out=b.gate_up)
+            torch.mul(_silu_(b.gate), b.up, out=b.inner)
+            x.addmm_(b.inner, w.down)
+        vector_norm(x, 2, -1, True, out=norm)
+        divide(x, hypot(norm, eps, out=norm), out=y)
+        return y.mul_(final_norm)

@@ -1,0 +1,274 @@
+"""The Chameleon transformer: one forward for training, prefill and decode (in fp32 on a CPU a decode step makes the
+same operations on kept buffers, see :mod:`model.nets.decode_step`).
+
+Parameter names are those of the HF checkpoints (``model.*``, ``lm_head.*``), so a state dict loads without a map. The
+module knows token ids and positions only: which ids are codes, which are legal and how a prompt is written stand
+elsewhere. How tokens see each other is the job of the *attention strategy* that the caller hands in:
+:class:`CausalAttention` (dense batches), :class:`PackedAttention` (documents laid end to end, for training), or the
+engine's cached ones (``model/nets/kv_cache.py``).
+
+Legend of shapes: B batch, T time, V vocabulary, D width, H query heads, J key/value heads, K head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import TransformerConfig
+from model.nets.attention import Attention, CausalAttention, PackedAttention, PackedLayout
+from model.nets.norms import QKNormRotate, RMSNorm
+
+__all__ = [
+    "Attention",
+    "CausalAttention",
+    "LayerWeights",
+    "PackedAttention",
+    "PackedLayout",
+    "Transformer",
+]
+
+QK_NORM_EPS = 1e-5  # fixed in the architecture, whatever the config says about the other norms
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer's tensors in the form the forward reads: q, k, v stacked in one matrix, gate and up in another.
+
+    The rows of every query and key head are interleaved (0, K/2, 1, K/2 + 1, ...), which turns the half-split rotation
+    one complex product; scores do not change, since queries and keys are permuted alike. Matrices stand as (in, out).
+    A norm may be None where its weight times the square root of D has been multiplied into the matrix behind it.
+    """
+
+    input_norm: Tensor | None  # [D]
+    qkv: Tensor  # [D, (H + 2J) * K]
+    qk_norm: Tensor  # [H + J, K]
+    qk_norm_bias: Tensor  # [H + J, K]
+    o: Tensor  # [H * K, D]
+    post_norm: Tensor | None  # [D]
+    gate_up: Tensor  # [D, 2 * I]
+    down: Tensor  # [I, D]
+
+
+class _Scale(nn.Module):
+    """Holds the weight of an RMSNorm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class _ScaleShift(nn.Module):
+    """Holds weight and bias of a q/k LayerNorm, of shape (heads, head_dim) or (head_dim,)."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(*shape))
+        self.bias = nn.Parameter(torch.zeros(*shape))
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(width, config.num_heads * head, bias=False)
+        self.k_proj = nn.Linear(width, config.num_kv_heads * head, bias=False)
+        self.v_proj = nn.Linear(width, config.num_kv_heads * head, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * head, width, bias=False)
+        per_head = config.qk_norm_per_head
+        self.q_norm = _ScaleShift(config.num_heads, head) if per_head else _ScaleShift(head)
+        self.k_norm = _ScaleShift(config.num_kv_heads, head) if per_head else _ScaleShift(head)
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.self_attn = _SelfAttention(config)
+        self.mlp = _MLP(config)
+        self.input_layernorm = _Scale(config.hidden_size)
+        self.post_attention_layernorm = _Scale(config.hidden_size)
+
+    def weights(self) -> LayerWeights:
+        """Stacks the parameters; gradients flow back through the stacking."""
+        attn, mlp = self.self_attn, self.mlp
+        heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
+
+        def interleave(x: Tensor, heads: int) -> Tensor:  # [heads * K, F] -> the same with each head's rows reordered
+            return x.view(heads, 2, dim // 2, -1).transpose(1, 2).reshape(heads * dim, -1)
+
+        def per_head(q: Tensor, k: Tensor) -> Tensor:
+            both = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
+            return interleave(both, heads + kv_heads).view(heads + kv_heads, dim)
+
+        q, k = interleave(attn.q_proj.weight, heads), interleave(attn.k_proj.weight, kv_heads)
+        return LayerWeights(
+            input_norm=self.input_layernorm.weight,
+            qkv=torch.cat([q, k, attn.v_proj.weight]).t(),
+            qk_norm=per_head(attn.q_norm.weight, attn.k_norm.weight),
+            qk_norm_bias=per_head(attn.q_norm.bias, attn.k_norm.bias),
+            o=attn.o_proj.weight.t(),
+            post_norm=self.post_attention_layernorm.weight,
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
+            down=mlp.down_proj.weight.t(),
+        )
+
+
+class _Body(nn.Module):
+    """What HF keeps under ``model.``."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+        self.norm = _Scale(config.hidden_size)
+
+
+class Transformer(nn.Module):
+    """Chameleon's decoder (swin-norm variant included), without the VQ.
+
+    Building it leaves torch's default initialisation; call :meth:`init_weights` to train from scratch.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        if config.num_heads % config.num_kv_heads:
+            raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+        self.config = config
+        self.model = _Body(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._rope_table: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def init_weights(self, seed: int) -> None:
+        """Normal(0, 0.02), the two projections that write to the residual stream divided by sqrt(2 * layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if "norm" in name:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                    continue
+                std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+                values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+                parameter.copy_(values)
+
+    def rope(self, positions: Tensor) -> Tensor:
+        """Positions [...] -> unit complex numbers [..., 1, K / 2] in fp32 (`default` RoPE)."""
+        table = self._rope_table
+        if table is None or table.device != positions.device:
+            config = self.config
+            with torch.inference_mode(False):  # built by an engine, it must still serve a training step
+                exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+                inv_freq = 1.0 / (config.rope_theta**exponent)
+                angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
+                table = torch.complex(angles.cos(), angles.sin()).to(positions.device)  # [context, K / 2]
+            self._rope_table = table
+        return table[positions].unsqueeze(-2)
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """Stacked weights of every layer, for :meth:`forward`'s `weights` (the engine keeps a detached copy)."""
+        return [layer.weights() for layer in self.model.layers]  # type: ignore[operator, misc]
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        *,
+        weights: Sequence[LayerWeights] | None = None,
+    ) -> Tensor:
+        """Token ids and positions [..., T] -> hidden states [..., T, D] after the final norm.
+
+        `weights` are the stacked weights if the caller keeps them; otherwise they are stacked here, layer by layer.
+        """
+        config = self.config
+        x = F.embedding(ids, self.model.embed_tokens.weight)
+        rotation = self.rope(positions)
+        for index in range(config.num_layers):
+            layer: Any = self.model.layers[index]
+            w = layer.weights() if weights is None else weights[index]
+            x = _layer_forward(config, index, w, x, rotation, attention)
+        return rms_norm(x, self.model.norm.weight, config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V] over the whole vocabulary, image codes included."""
+        return F.linear(hidden, self.lm_head.weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x [..., D] over its root mean square, times `weight`; without one over the square root of D times that."""
+    width = x.shape[-1]
+    if weight is None:
+        # sqrt(|x|^2 + D * eps): half the operations of PyTorch's own norm, where small steps are made of calls.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / norm.hypot(norm.new_tensor((eps * width) ** 0.5))
+    if _trains_on_cpu(x):
+        return RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
+    return F.rms_norm(x, (width,), weight, eps)
+
+
+def _layer_forward(
+    config: TransformerConfig, index: int, w: LayerWeights, x: Tensor, rotation: Tensor, attention: Attention
+) -> Tensor:
+    eps, swin = config.rms_norm_eps, config.swin_norm
+    heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+
+    y = x if swin else rms_norm(x, w.input_norm, eps)
+    qkv = (y @ w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
+    qk = qkv[..., : heads + kv_heads, :]
+    if _trains_on_cpu(qk):
+        qk = QKNormRotate.apply(qk, w.qk_norm, w.qk_norm_bias, rotation, QK_NORM_EPS)
+    else:
+        qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
+        qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
+    y = attention(index, qk[..., :heads, :], qk[..., heads:, :], qkv[..., heads + kv_heads :, :])
+    x = x + rms_norm(y @ w.o, w.input_norm, eps) if swin else add_linear(x, y, w.o)
+
+    y = x if swin else rms_norm(x, w.post_norm, eps)
+    gate, up = (y @ w.gate_up).chunk(2, dim=-1)
+    y = F.silu(gate) * up
+    return x + rms_norm(y @ w.down, w.post_norm, eps) if swin else add_linear(x, y, w.down)
+
+
+def _trains_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """x + y @ weight; where no gradient is wanted in one operation that writes over x."""
+    if torch.is_grad_enabled() or x.dtype != y.dtype:
+        return x + y @ weight
+    if x.dim() == 2:
+        return x.addmm_(y, weight)
+    x.view(-1, x.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), weight)
+    return x
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """RoPE on interleaved pairs, in fp32. x [..., heads, K], rotation [..., 1, K / 2] complex."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)

@@ -1,0 +1,214 @@
+// The words of the viewer: what the pill says, what is read aloud, what a picture's alternative text is.
+// Pure functions of a state (state.js), so that they are tested without a browser.
+
+import { isTerminal } from '../viewer/state.js';
+
+export const SKILLS = {
+  box: { word: 'box', drawn: 'box drawn' },
+  zoom: { word: 'zoom', drawn: 'zoomed in' },
+  line: { word: 'line', drawn: 'line drawn' },
+  mark: { word: 'mark', drawn: 'marks set' },
+  predict: { word: 'next state', drawn: 'next state drawn' },
+};
+
+/** A question as people read it: the place of an image is `[image k]`. */
+export const readQuestion = (text) => text.replace(/<image_(\d+)>/g, '[image $1]');
+
+export const seconds = (ms) => (ms < 9950 ? (ms / 1000).toFixed(1) : String(Math.round(ms / 1000))) + ' s';
+
+const plural = (count, word) => `${count} ${word}${count === 1 ? '' : 's'}`;
+
+/** `{tone, text, live}` of the status pill. tone: wait | run | pause | done | stop | fail. */
+export function pillOf(state) {
+  const last = state.steps[state.steps.length - 1];
+  if (state.sample) return { tone: 'done', text: state.sample };
+  switch (state.status) {
+    case 'idle':
+      return { tone: 'idle', text: 'ready' };
+    case 'loading':
+      return { tone: 'wait', text: 'opening the trace' };
+    case 'queued':
+      return {
+        tone: 'wait',
+        text: state.position > 0 ? `waiting (${state.position} before you)` : 'waiting (you are next)',
+      };
+    case 'running':
+      if (state.activity === 'reading') return { tone: 'run', text: 'reading the picture' };
+      if (state.activity === 'answering') return { tone: 'run', text: 'answering' };
+      if (state.activity === 'drawing' && last) {
+        const { done = 0, total = 0 } = last.partial ?? {};
+        return { tone: 'run', text: `drawing step ${last.index}`, count: total ? `${done}/${total} codes` : '' };
+      }
+      return { tone: 'run', text: last ? `thinking, step ${last.complete ? last.index + 1 : last.index}` : 'thinking' };
+    case 'paused':
+      return { tone: 'pause', text: `paused after step ${state.pausedAfter ?? state.steps.length}` };
+    case 'completed':
+      return { tone: 'done', text: state.timings?.total_ms ? `done in ${seconds(state.timings.total_ms)}` : 'done' };
+    case 'cancelled':
+      return { tone: 'stop', text: 'stopped' };
+    case 'interrupted':
+      return { tone: 'fail', text: 'interrupted' };
+    default:
+      return { tone: 'fail', text: 'failed' };
+  }
+}
+
+/** Tokens a second so far, or null when there is nothing to say yet; `elapsedMs`: how long it has run, pauses left out. */
+export function rateOf(state, elapsedMs) {
+  const tokens = state.usage?.completion_tokens ?? state.tokens;
+  const total = isTerminal(state) ? state.timings?.total_ms : null; // of a paused one: until its last pause
+  const ms = total ? total - (state.timings.queued_ms ?? 0) : elapsedMs;
+  return tokens >= 8 && ms !== null && ms > 100 ? Math.round((tokens * 1000) / ms) : null;
+}
+
+/** How long a trace has been running, as far as this page can know: the time that it was paused does not count. */
+export class Stopwatch {
+  #ms = 0;
+  #since = null; // when the stretch that runs now began
+  #known = true;
+
+  /** now: a steady clock, in ms. wall: the time of day, in ms since the epoch. */
+  constructor({ now = () => performance.now(), wall = () => Date.now() } = {}) {
+    this.now = now;
+    this.wall = wall;
+  }
+
+  get running() {
+    return this.#since !== null;
+  }
+
+  /** ms, or null where this page came too late to know. */
+  get elapsed() {
+    if (!this.#known) return null;
+    return this.#ms + (this.running ? this.now() - this.#since : 0);
+  }
+
+  follow(state) {
+    if (state.status === 'running') {
+      if (!this.running) this.#start(state);
+      if (state.resumed && this.#ms === 0) this.#known = false; // paused before this page came
+    } else if (state.status === 'paused' || state.status === 'queued') {
+      const { total_ms: total, queued_ms: queued } = state.timings ?? {};
+      this.#ms = this.elapsed || (total ? total - (queued ?? 0) : 0);
+      this.#since = null;
+    } else {
+      this.#ms = 0;
+      this.#since = null;
+    }
+  }
+
+  // The server's clock may differ from this one: count from what was seen, unless the page came later.
+  #start({ startedAt, resumed }) {
+    const before = startedAt && !resumed && this.#ms === 0 ? this.wall() - Date.parse(startedAt) : 0;
+    this.#since = this.now() - (before > 0 && before < 3_600_000 ? before : 0);
+  }
+}
+
+const ASK_AGAIN = 'press Reason to ask again';
+const INSTEAD = { prompt_too_long: 'ask in fewer words', bad_image: 'choose another picture', unknown_checkpoint: 'choose another checkpoint', weights_gone: 'choose another checkpoint' };
+const ADVICE = /[;,.]?\s+(?:please\s+)?(?:ask|try|send)\b[^;.]*\bagain\b.*$/i; // the page gives its own
+
+/** A server's reason as one sentence, without the advice that it may end in. */
+function reasonOf(error) {
+  const text = (error?.detail ?? '').trim().replace(ADVICE, '').replace(/[.;,:\s]+$/, '');
+  return text ? ` ${text[0].toUpperCase()}${text.slice(1)}.` : '';
+}
+
+/**
+ * What happened and what to do now, each once; null when all is well. `again`: how the same is asked again where this
+ * trace is on show.
+ */
+export function troubleOf(state, again = ASK_AGAIN) {
+  if (state.sample) return state.hasAnswer ? null : 'It ended without an answer.';
+  const kept = (what) => (state.steps.length ? `What was drawn is kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`);
+  if (state.status === 'interrupted') return `The server stopped before this trace was finished. ${kept(again)}`;
+  if (state.status === 'failed') {
+    return `The model could not finish this trace.${reasonOf(state.error)} ${kept(INSTEAD[state.error?.code] ?? again)}`;
+  }
+  if (state.status === 'cancelled' && !state.hasAnswer) {
+    const why = state.cancelReason === 'disconnected' ? 'Stopped because nobody was reading it any more.' : 'Stopped before the answer.';
+    return `${why} ${kept(again)}`;
+  }
+  if (state.status === 'completed' && !state.hasAnswer) {
+    return state.finishReason === 'length'
+      ? 'The room for this trace ran out before the answer. Ask again with another seed or a shorter question.'
+      : 'The model ended without an answer. Ask again with another seed.';
+  }
+  return null;
+}
+
+/** What a screen reader hears when `before` becomes `after`: status changes, completed steps, the answer. */
+export function announcementOf(before, after, again = ASK_AGAIN) {
+  const said = [];
+  for (const step of after.steps) {
+    const earlier = before.steps.find((one) => one.index === step.index);
+    if (step.complete && !earlier?.complete) {
+      said.push(`Step ${step.index}: ${step.text.trim() || 'a picture'}`);
+    }
+  }
+  const changed = before.status !== after.status;
+  if (changed && after.status === 'queued') said.push('Waiting.');
+  if (changed && after.status === 'running' && !after.steps.length) said.push('Reading the picture.');
+  if (changed && after.status === 'paused') said.push(`Paused after step ${after.pausedAfter}.`);
+  if (changed && after.status === 'completed') {
+    said.push(after.hasAnswer ? `The answer is ${after.answer.trim()}.` : 'Done, without an answer.');
+  }
+  if (changed && after.status === 'cancelled') said.push('Stopped.');
+  if (changed && (after.status === 'failed' || after.status === 'interrupted')) said.push(troubleOf(after, again));
+  return said.join(' ');
+}
+
+/** Alternative text of a step's picture. */
+export function altOf(step) {
+  const drawn = SKILLS[step.skill]?.drawn ?? 'picture drawn';
+  const text = step.text.trim();
+  return `Step ${step.index}, ${drawn}${text ? `: ${text}` : ''}`;
+}
+
+/** The verdict on a task of the world: `{tone, text}`, or null for a question that nobody can check here. */
+export function verdictOf(state, reference = null) {
+  if (state.status !== 'completed' || !state.hasAnswer) return null;
+  if (!state.verdict) return state.taskId ? null : { tone: 'unchecked', text: 'not checked' };
+  const { answer, drawings_right: right, drawings_total: total } = state.verdict;
+  const drawings = total ? ` · ${right} of ${plural(total, 'drawing')} right` : '';
+  const against = answer === 'wrong' && reference !== null ? ` (reference: ${reference})` : '';
+  return { tone: answer, text: (answer === 'right' ? '✓ right' : '✗ wrong') + against + drawings };
+}
+
+/** The facts of a picture, as `[name, value]` rows. */
+export function factsOf(step) {
+  const stats = step.image?.stats;
+  const rows = [];
+  if (step.image?.width) rows.push(['size', `${step.image.width} × ${step.image.height} px`]);
+  if (!stats) return rows;
+  const number = (value) => (typeof value === 'number' ? value.toFixed(3) : String(value));
+  if (stats.codes !== undefined) rows.push(['codes', String(stats.codes)]);
+  if (stats.flatness !== undefined && stats.flatness !== null) rows.push(['flatness', number(stats.flatness)]);
+  if (stats.tv !== undefined && stats.tv !== null) rows.push(['TV score', number(stats.tv)]);
+  if (stats.perception_reward !== undefined && stats.perception_reward !== null) {
+    rows.push(['perception reward', number(stats.perception_reward)]);
+  }
+  return rows;
+}
+
+/** The curl line that asks this again. */
+export function curlOf(origin, request) {
+  const body = JSON.stringify(request).replaceAll("'", "'\\''");
+  return `curl -s ${origin}/v1/traces -H 'Content-Type: application/json' -d '${body}'`;
+}
+
+/** The request that a trace was made from: the same tokens again on the same weights. */
+export function requestOf(state) {
+  const request = {
+    question: state.question,
+    images: state.images.map((image) => ({ image_id: image.image_id })),
+    checkpoint: state.checkpoint,
+    mode: 'auto',
+  };
+  if (state.taskId) request.task_id = state.taskId;
+  const sampling = {};
+  for (const [name, value] of Object.entries(state.sampling ?? {})) if (value !== null) sampling[name] = value;
+  if (state.seed !== null) sampling.seed = state.seed;
+  if (Object.keys(sampling).length) request.sampling = sampling;
+  return request;
+}

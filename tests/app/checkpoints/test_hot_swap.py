@@ -1,0 +1,246 @@
+"""Real weights in a real engine process, swapped while traces run. Invariants 12 and 15 live here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoint.manifest import Manifest
+from model.engine.client import EngineProcess
+from tests.app.conftest import Server, is_problem
+from tests.model.spoil import LM, change_json, change_lm
+from tests.patience import PATIENCE_S
+from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
+
+NAMES = ("nano-omni-r1", "second", "third")
+BUDGET_MB = 18  # of two of them
+Scenario = Callable[[Server], Any]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with one checkpoint, a home with two more: the same shapes, other weights."""
+    root = tmp_path_factory.mktemp("swap")
+    for seed, name in enumerate(NAMES):
+        make_drawing_checkpoint(root / ("home/checkpoints" if seed else "package") / name, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def serve(folders: Path) -> Iterator[Callable[[Scenario], Any]]:
+    """`serve(scenario)` on one server with one engine process for the whole file; the first checkpoint is active."""
+    engine = EngineProcess({}, device="cpu")
+    server = Server(
+        folders / "home", folders / "package", engine, memory_mb=BUDGET_MB, allowed_roots=(folders / "allowed",)
+    )
+    with asyncio.Runner() as runner:
+        runner.run(server.start(ready=False))
+        runner.run(is_ready(server))
+
+        def go(scenario: Scenario) -> Any:
+            async def main() -> Any:
+                await activate(server, NAMES[0])
+                return await scenario(server)
+
+            return runner.run(main())
+
+        yield go
+        runner.run(server.stop())
+
+
+async def is_ready(server: Server) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await server.client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.02)
+
+
+async def activate(server: Server, name: str) -> int:
+    answer = await server.client.post(f"/v1/checkpoints/{name}/activate", json={})
+    assert answer.status_code == 200, answer.text
+    version: int = answer.json()["weight_version"]
+    return version
+
+
+async def ask(server: Server, seed: int, *, tokens: int = 90, **more: Any) -> str:
+    """A trace's id; the picture and the question are always the same."""
+    sampling = {"temperature": 1.0, "seed": seed, "max_new_tokens": tokens}
+    trace = await server.create(sampling=sampling, **more)
+    found: str = trace["id"]
+    return found
+
+
+def told(trace: dict[str, Any]) -> Any:
+    """What the weights decide, but for the pixels of images, which depend on what is decoded with them."""
+    steps = [(step["text"], bool(step.get("image"))) for step in trace["steps"]]
+    return steps, trace["answer"], trace["finish_reason"], trace["usage"]
+
+
+async def references(server: Server, names: tuple[str, ...], seeds: range, tokens: int) -> dict[tuple[str, int], Any]:
+    """What each checkpoint says for each seed while nothing is swapped."""
+    found = {}
+    for name in names:
+        traces = [await ask(server, seed, tokens=tokens, checkpoint=name) for seed in seeds]
+        for seed, trace_id in zip(seeds, traces, strict=True):
+            found[name, seed] = told(await server.finished(trace_id))
+    return found
+
+
+def test_invariant_15_a_hot_swap_under_load_drops_no_trace_and_never_mixes_two_versions_in_one(
+    serve: Callable[[Scenario], Any],
+) -> None:
+    async def scenario(server: Server) -> None:
+        seeds, tokens = range(5), 160
+        alone = await references(server, NAMES[:2], seeds, tokens)
+        assert all(alone[NAMES[0], seed] != alone[NAMES[1], seed] for seed in seeds)
+        versions = {name: await activate(server, name) for name in (NAMES[1], NAMES[0])}
+
+        before = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds for _ in range(4)]
+        await server.until(before[0][0], "step.started")
+        await activate(server, NAMES[1])
+        running = [(await server.get(trace_id))["status"] for trace_id, _ in before]
+        assert running.count("running") + running.count("queued") > 0, "the swap was under load"
+        after = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
+
+        for asked, name in ((before, NAMES[0]), (after, NAMES[1])):
+            different = set()
+            for trace_id, seed in asked:
+                events = await server.stream(trace_id)
+                trace = await server.get(trace_id)
+                assert trace["status"] == "completed", trace
+                assert (trace["checkpoint"], trace["weight_version"]) == (name, versions[name])
+                if told(trace) != alone[name, seed]:
+                    different.add(seed)
+                assert [event.id for event in events] == list(range(1, len(events) + 1))
+                assert [e.data["weight_version"] for e in events if e.type == "trace.started"] == [versions[name]]
+            assert len(different) <= 1, "every token is this version's; one seed may meet a near tie"
+
+    serve(scenario)
+
+
+def test_swaps_in_a_row_leave_the_memory_flat(serve: Callable[[Scenario], Any]) -> None:
+    """50 swaps; each reads a folder, since only two of three fit."""
+
+    async def scenario(server: Server) -> None:
+        generation = server.services.generation
+        rss: list[int] = []
+        held: set[int] = set()
+        for swap in range(50):
+            name = NAMES[(swap + 1) % 3]
+            await activate(server, name)
+            memory = await generation.memory()
+            assert len(memory["models"]) <= 2
+            assert memory["retired"] == 0
+            held.add(memory["weights"] + memory["kv_cache"])
+            if swap >= 9:
+                rss.append(memory["rss"])
+        assert len(held) == 1, "the engine holds exactly what two checkpoints need"
+        assert min(rss[-10:]) - min(rss[:10]) < 6 << 20, "less than one checkpoint in 40 swaps"
+
+    serve(scenario)
+
+
+def test_a_paused_trace_goes_on_across_swaps_as_if_nothing_had_happened(serve: Callable[[Scenario], Any]) -> None:
+    async def scenario(server: Server) -> None:
+        (whole,) = (await references(server, NAMES[:1], range(7, 8), 90)).values()
+        trace_id = await ask(server, 7, mode="step")
+        await server.until(trace_id, "trace.paused")
+        for name in NAMES[1:]:
+            await activate(server, name)
+        assert NAMES[0] not in server.services.generation.status().loaded, "its engine is gone meanwhile"
+        answer = await server.client.post(f"/v1/traces/{trace_id}/continue", json={"mode": "auto"})
+        assert answer.status_code == 200, answer.text
+        trace = await server.finished(trace_id)
+        assert (trace["status"], trace["checkpoint"]) == ("completed", NAMES[0])
+        assert told(trace) == whole
+
+    serve(scenario)
+
+
+def nan(folder: Path) -> None:
+    change_lm(folder, lambda state: state["model.norm.weight"].fill_(float("nan")))
+
+
+def other_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(tiny_config(num_codes=32)[1]))
+    Manifest.read(folder).write(folder)
+
+
+def pickles(folder: Path) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+    (folder / "manifest.json").unlink()
+
+
+FAULTS: dict[str, Callable[[Path], Any]] = {
+    "missing_tensor": lambda folder: change_lm(folder, lambda state: state.pop("model.norm.weight")),
+    "unexpected_shape": lambda folder: change_lm(
+        folder, lambda state: state.update({"model.norm.weight": torch.zeros(65)})
+    ),
+    "unexpected_tensor": lambda folder: change_json(folder, "config.json", num_hidden_layers=1),
+    "not_finite": nan,
+    "wrong_vocabulary": other_vocabulary,
+    "pickle_only": pickles,
+    "broken_file": lambda folder: (folder / LM).write_bytes((folder / LM).read_bytes()[:-7]),
+    "missing_file": lambda folder: (folder / "config.json").unlink(),
+    "hash_mismatch": lambda folder: change_lm(folder, lambda state: state["model.norm.weight"].mul_(1.5), rehash=False),
+}
+
+
+def test_invariant_12_a_bad_checkpoint_is_refused_and_the_old_weights_still_answer(
+    serve: Callable[[Scenario], Any], folders: Path
+) -> None:
+    """Each fault, as a folder to register and as one that was sound when it was registered."""
+
+    async def scenario(server: Server) -> None:
+        (before,) = (await references(server, NAMES[:1], range(3, 4), 90)).values()
+        for reason, spoil in FAULTS.items():
+            folder = folders / "allowed" / reason
+            shutil.copytree(folders / "home" / "checkpoints" / "second", folder)
+            body = {"source": str(folder), "name": f"sound-{reason}"}
+            answer = await server.client.post("/v1/checkpoints", json=body)
+            assert answer.status_code == 201, answer.text
+            spoil(folder)
+            answer = await server.client.post("/v1/checkpoints", json=body | {"name": "bad"})
+            problem = is_problem(answer, 422, "checkpoint_invalid", "body.source")
+            assert problem["reason"] == reason
+            answer = await server.client.post(f"/v1/checkpoints/sound-{reason}/activate", json={"drain": "cancel"})
+            problem = is_problem(answer, 422, "checkpoint_invalid")
+            assert problem["reason"] == reason
+            answer = await server.client.post("/v1/traces", json=await server.body(checkpoint=f"sound-{reason}"))
+            is_problem(answer, 422, "checkpoint_invalid")
+        ready = (await server.client.get("/readyz")).json()
+        assert (ready["phase"], ready["checkpoint"], ready["detail"]) == ("ready", NAMES[0], "")
+        trace = await server.finished(await ask(server, 3))
+        assert told(trace) == before
+        assert not any(name.startswith("sound") for name in server.services.generation.status().loaded)
+
+    serve(scenario)
+
+
+def test_memory_that_cannot_hold_both_is_told_in_figures_that_are_true(
+    serve: Callable[[Scenario], Any], folders: Path
+) -> None:
+    async def scenario(server: Server) -> None:
+        large = make_tiny_checkpoint(folders / "home" / "checkpoints" / "large", context_len=2048)
+        answer = await server.client.post("/v1/checkpoints/large/activate", json={})
+        memory = is_problem(answer, 507, "insufficient_memory")["memory"]
+        assert memory["budget"] == BUDGET_MB << 20
+        assert memory["held"] + memory["needed"] > memory["budget"]
+        answer = await server.client.post("/v1/checkpoints/large/activate", json={"drain": "wait"})
+        assert answer.status_code == 200, answer.text
+        models = (await server.services.generation.memory())["models"]
+        assert models.keys() == {"large"}
+        assert abs(models["large"] - memory["needed"]) < 0.05 * memory["needed"]
+        back = await server.client.post(f"/v1/checkpoints/{NAMES[0]}/activate", json={"drain": "wait"})
+        assert back.status_code == 200, back.text
+        shutil.rmtree(large)
+
+    serve(scenario)

@@ -1,0 +1,155 @@
+"""Fetches from the hub: processes that end when the hub does not answer, and with the server."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.checkpoints.hub import MOST, HubFetcher
+from app.contract.problems import Problem
+from model.checkpoint.shards import CheckpointError
+from tests.app.conftest import Server, WithServer, is_problem, running
+from tests.fakes import FakeGeneration
+
+
+def command(script: str) -> list[str]:
+    """A child that runs this instead of a fetch; `say` writes one line."""
+    say = "import json, sys, time\ndef say(**line): print(json.dumps(line), flush=True)\n"
+    return [sys.executable, "-c", say + script]
+
+
+FOLDER = "say(bytes=0); say(folder='/some/folder')"
+UNKNOWN = "say(error={'code': 'download_failed', 'detail': 'no such repository'})"
+SILENT = "time.sleep(600)"
+TIMED_OUT = "say(error={'code': 'hub_silent', 'detail': 'timed out'})"
+STALLED = "say(bytes=0); time.sleep(600)"
+DEAD = "sys.exit(9)"
+NOISE = "print('a warning', flush=True); print('[1]', flush=True); say(folder='/some/folder')"
+
+
+def fetch(run_async: Callable[[Any], Any], script: str, timeout_s: float = 60.0) -> Path:
+    found: Path = run_async(HubFetcher(timeout_s=timeout_s, command=command(script)).fetch("owner/name"))
+    return found
+
+
+@pytest.mark.parametrize("script", [FOLDER, NOISE])
+def test_a_fetch_gives_the_folder(run_async: Callable[[Any], Any], script: str) -> None:
+    assert fetch(run_async, script) == Path("/some/folder")
+
+
+@pytest.mark.parametrize("script", [UNKNOWN, DEAD])
+def test_a_fetch_that_fails_says_why(run_async: Callable[[Any], Any], script: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        fetch(run_async, script)
+    assert caught.value.code == "download_failed"
+
+
+@pytest.mark.parametrize("script", [SILENT, TIMED_OUT])
+def test_a_silent_hub_is_unavailable(run_async: Callable[[Any], Any], script: str) -> None:
+    with pytest.raises(Problem) as caught:
+        fetch(run_async, script, 3.0)
+    assert (caught.value.code, caught.value.status) == ("hub_unavailable", 504)
+    assert caught.value.headers["Retry-After"]
+
+
+def test_a_hub_that_stops_sending_is_unavailable(
+    run_async: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.checkpoints.hub.DATA_PATIENCE", 1)
+    with pytest.raises(Problem) as caught:
+        fetch(run_async, STALLED, 3.0)
+    assert caught.value.code == "hub_unavailable"
+
+
+def test_few_fetches_run_at_once_and_the_rest_are_refused(run_async: Callable[[Any], Any]) -> None:
+    async def main() -> None:
+        hub = HubFetcher(timeout_s=3.0, command=command(SILENT))
+        tasks = [asyncio.create_task(hub.fetch(f"owner/n{number}")) for number in range(MOST + 4)]
+        while len(hub._running) < MOST:
+            await asyncio.sleep(0.01)
+        assert len(hub._running) == MOST
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {error.code for error in errors if isinstance(error, Problem)} == {"hub_unavailable"}
+        assert len(errors) == MOST + 4
+        assert not hub._running
+
+    run_async(main())
+
+
+def test_a_caller_that_leaves_ends_the_fetch(run_async: Callable[[Any], Any]) -> None:
+    async def main() -> None:
+        hub = HubFetcher(timeout_s=600, command=command(SILENT))
+        task = asyncio.create_task(hub.fetch("owner/name"))
+        while not hub._running:
+            await asyncio.sleep(0.01)
+        (process,) = hub._running
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert process.returncode is not None
+
+    run_async(main())
+
+
+def test_a_stop_ends_fetches_and_answers_who_waits(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "home", package, FakeGeneration()) as server:
+            hub = server.services.hub
+            hub._command = tuple(command(SILENT))
+            waiting = asyncio.create_task(server.client.post("/v1/checkpoints", json={"source": "owner/name"}))
+            while not hub._running:
+                await asyncio.sleep(0.01)
+            await server.runtime.stop_traces()
+            is_problem(await waiting, 503, "stopping")
+            assert not hub._running
+
+    run_async(main())
+
+
+def test_hanging_fetches_use_no_thread(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        hub = server.services.hub
+        hub._command = tuple(command(SILENT))
+        assert (await server.client.post("/v1/checkpoints", json={"source": "nowhere"})).status_code == 422
+        before = threading.active_count()
+        tasks = [
+            asyncio.create_task(server.client.post("/v1/checkpoints", json={"source": f"owner/n{number}"}))
+            for number in range(12)
+        ]
+        while len(hub._running) < MOST:
+            await asyncio.sleep(0.01)
+        # asyncio itself waits for each process in a thread, which ends with it
+        assert threading.active_count() <= before + MOST + 4
+        assert (await server.client.get("/readyz")).status_code == 200
+        assert (await server.finished((await server.create())["id"]))["status"] == "completed"
+        hub.kill()
+        for answer in await asyncio.gather(*tasks):
+            assert answer.status_code in (503, 504)
+
+    with_server(scenario, hub_timeout_s=30)
+
+
+@pytest.mark.parametrize("script", [UNKNOWN, SILENT])
+def test_a_start_with_a_hub_id_that_cannot_be_fetched_ends(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any], script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.main.HubFetcher", functools.partial(HubFetcher, command=command(script)))
+
+    async def main() -> None:
+        server = Server(tmp_path / "home", package, FakeGeneration(), checkpoint="owner/name", hub_timeout_s=3)
+        await server.start(ready=False)
+        while server.runtime.failure is None:
+            await asyncio.sleep(0.01)
+        assert server.runtime.failure.startswith("OMNI_R1_CHECKPOINT: ")
+        await server.stop()
+
+    run_async(main())

@@ -1,0 +1,281 @@
+"""Making checkpoints known and letting them go: which folders are read at all, what is refused, what is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from app.contract.problems import Problem
+from app.storage import database as tables
+from app.storage.database import now
+from model.checkpoint.shards import CheckpointError
+from tests.app.conftest import Server, WithServer, both_databases, is_problem
+from tests.fakes import FakeGeneration, Wait, answer_items, png, step_items, write_paper_checkpoint
+
+
+@pytest.fixture
+def mine(tmp_path: Path, paper_checkpoint: Path) -> Path:
+    """A checkpoint in a folder that the server may read."""
+    return Path(shutil.copytree(paper_checkpoint, tmp_path / "allowed" / "mine"))
+
+
+async def register(server: Server, source: Path | str, **more: Any) -> Any:
+    return await server.client.post("/v1/checkpoints", json={"source": str(source), **more})
+
+
+async def ids(server: Server) -> set[str]:
+    return {entry["id"] for entry in (await server.client.get("/v1/checkpoints")).json()["data"]}
+
+
+async def delete(server: Server, name: str, **params: Any) -> Any:
+    return await server.client.delete(f"/v1/checkpoints/{name}", params=params)
+
+
+def test_a_registered_folder_can_be_asked_for_stays_where_it_is_and_is_only_forgotten(
+    with_server: WithServer, mine: Path, engine: FakeGeneration
+) -> None:
+    async def scenario(server: Server) -> None:
+        answer = await register(server, mine, name="my-run")
+        assert answer.status_code == 201, answer.text
+        assert answer.headers["Location"] == "/v1/checkpoints/my-run"
+        entry = answer.json()
+        assert (entry["source"], entry["folder"], entry["active"], entry["loaded"]) == (
+            "local",
+            str(mine),
+            False,
+            False,
+        )
+        assert entry == (await server.client.get("/v1/checkpoints/my-run")).json()
+        assert engine.checks[-1] == "mine", "read from end to end before its name was given"
+        trace = await server.finished((await server.create(checkpoint="my-run"))["id"])
+        assert (trace["status"], trace["checkpoint"]) == ("completed", "my-run")
+        is_problem(await delete(server, "my-run"), 409, "checkpoint_in_use")
+        assert (await delete(server, "my-run", unload="true")).status_code == 204
+        assert await ids(server) == {"nano-omni-r1"}
+        assert (mine / "manifest.json").is_file()
+        is_problem(await delete(server, "my-run"), 404, "checkpoint_not_found")
+
+    with_server(scenario, allowed_roots=(mine.parent,))
+
+
+@both_databases
+def test_registering_again_with_the_same_key_gives_the_first_answer_and_without_it_a_conflict(
+    with_server: WithServer, mine: Path, engine: FakeGeneration
+) -> None:
+    async def scenario(server: Server) -> None:
+        async def post(name: str) -> Any:
+            body = {"source": str(mine), "name": name}
+            return await server.client.post("/v1/checkpoints", json=body, headers={"Idempotency-Key": "k"})
+
+        first = await post("a")
+        again = await post("a")
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert again.headers["Idempotent-Replayed"] == "true"
+        is_problem(await post("b"), 422, "idempotency_mismatch")
+        is_problem(await register(server, mine, name="a"), 409, "checkpoint_exists")
+        is_problem(await register(server, mine), 409, "checkpoint_exists")  # the manifest's name is the shipped one's
+        both = await asyncio.gather(*(register(server, mine, name="c") for _ in range(2)))
+        assert sorted(answer.status_code for answer in both) == [201, 409]
+
+    with_server(scenario, allowed_roots=(mine.parent,))
+
+
+def test_no_path_leads_out_of_the_allowed_folders(
+    with_server: WithServer, mine: Path, tmp_path: Path, engine: FakeGeneration
+) -> None:
+    outside = Path(shutil.copytree(mine, tmp_path / "elsewhere" / "theirs"))
+    (mine.parent / "link").symlink_to(outside)
+    half = Path(shutil.copytree(mine, mine.parent / "half"))
+    (half / "model.safetensors").unlink()
+    (half / "model.safetensors").symlink_to(outside / "model.safetensors")
+
+    async def scenario(server: Server) -> None:
+        checked = len(engine.checks)
+        for source in (
+            outside,
+            mine.parent / "link",
+            half,
+            mine / ".." / ".." / "elsewhere" / "theirs",
+            "../elsewhere/theirs",
+            "/",
+            "~",
+            "/no/such/folder",  # whether it exists is nobody's business
+        ):
+            is_problem(await register(server, source, name="x"), 422, "path_not_allowed", "body.source")
+        for source in (mine.parent / "nothing", mine / "manifest.json", "~no-such-user/x", "a" * 300):
+            problem = is_problem(await register(server, source, name="x"), 422, "checkpoint_invalid", "body.source")
+            assert problem["reason"] == "not_found"
+        assert len(engine.checks) == checked, "nothing of it was read"
+        assert await ids(server) == {"nano-omni-r1"}
+
+    with_server(scenario, allowed_roots=(mine.parent,))
+
+
+def test_a_folder_that_is_led_elsewhere_after_it_was_registered_is_refused(
+    with_server: WithServer, mine: Path, tmp_path: Path
+) -> None:
+    async def scenario(server: Server) -> None:
+        assert (await register(server, mine, name="my-run")).status_code == 201
+        theirs = shutil.move(mine, tmp_path / "theirs")
+        mine.symlink_to(theirs)
+        entry = (await server.client.get("/v1/checkpoints/my-run")).json()
+        assert "lies outside" in entry["problem"]
+        answer = await server.client.post("/v1/checkpoints/my-run/activate", json={})
+        is_problem(answer, 422, "checkpoint_invalid")
+        mine.unlink()
+        assert "not there" in (await server.client.get("/v1/checkpoints/my-run")).json()["problem"]
+        assert (await delete(server, "my-run")).status_code == 204
+
+    with_server(scenario, allowed_roots=(mine.parent,))
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "body.source"),
+        ({"source": " "}, "body.source"),
+        ({"source": "a\0b"}, "body.source"),
+        ({"source": 3}, "body.source"),
+        ({"source": "x", "name": "../x"}, "body.name"),
+        ({"source": "x", "name": ".x"}, "body.name"),
+        ({"source": "x", "name": "x" * 201}, "body.name"),
+        ({"source": "x", "folder": "y"}, "body.folder"),
+    ],
+)
+def test_a_body_that_is_not_right_is_refused(with_server: WithServer, body: dict[str, Any], path: str) -> None:
+    async def scenario(server: Server) -> None:
+        is_problem(await server.client.post("/v1/checkpoints", json=body), 422, "invalid", path)
+
+    with_server(scenario)
+
+
+def test_what_the_engine_finds_wrong_is_told_with_its_code(
+    with_server: WithServer, mine: Path, engine: FakeGeneration
+) -> None:
+    async def scenario(server: Server) -> None:
+        engine.bad_folders["mine"] = "model.norm.weight is in no file of this checkpoint"
+        problem = is_problem(await register(server, mine, name="x"), 422, "checkpoint_invalid", "body.source")
+        assert problem["reason"] == "missing_tensor"
+        assert "model.norm.weight" in problem["detail"]
+        engine.bad_folders.clear()
+        (mine / "model.safetensors").rename(mine / "pytorch_model.bin")
+        problem = is_problem(await register(server, mine, name="x"), 422, "checkpoint_invalid", "body.source")
+        assert problem["reason"] == "pickle_only"
+        assert await ids(server) == {"nano-omni-r1"}
+
+    with_server(scenario, allowed_roots=(mine.parent,))
+
+
+def test_a_hub_id_is_fetched_and_its_links_into_the_hubs_cache_are_no_way_out(
+    with_server: WithServer, mine: Path, tmp_path: Path
+) -> None:
+    repo = tmp_path / "cache" / "models--owner--some-model"
+    blobs, snapshot = repo / "blobs", repo / "snapshots" / "abc"
+    shutil.copytree(mine, blobs)
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    asked: list[str] = []
+
+    async def fetch(hub_id: str) -> Path:
+        asked.append(hub_id)
+        if hub_id != "owner/some-model":
+            raise CheckpointError("download_failed", f"{hub_id} could not be fetched from the hub: no such repository")
+        return snapshot
+
+    async def scenario(server: Server) -> None:
+        server.services.registration._fetch = fetch
+        answer = await register(server, "owner/some-model", name="theirs")
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["source"] == "hub"
+        trace = await server.finished((await server.create(checkpoint="theirs"))["id"])
+        assert (trace["status"], trace["checkpoint"]) == ("completed", "theirs")
+        problem = is_problem(await register(server, "owner/none"), 422, "checkpoint_invalid", "body.source")
+        assert problem["reason"] == "download_failed"
+        assert asked == ["owner/some-model", "owner/none"]
+        assert (await delete(server, "theirs", unload="true")).status_code == 204
+        assert (blobs / "model.safetensors").is_file()
+
+    with_server(scenario)
+
+
+@both_databases
+def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        folder = server.home / "jobs" / "job_1" / "checkpoints" / "tuned-step-2"
+        write_paper_checkpoint(folder)
+
+        def told(metrics: dict[str, float]) -> None:
+            server.services.checkpoints.register_job_checkpoint(
+                "tuned-step-2", folder, "nano-omni-r1", "job_1", "pesft", 2, metrics
+            )
+
+        await asyncio.to_thread(told, {"loss/ce": 2.0})
+        await asyncio.to_thread(told, {"loss/ce": 1.5})  # a worker that resumed says it again
+        entry = (await server.client.get("/v1/checkpoints/tuned-step-2")).json()
+        assert (entry["base"], entry["source"], entry["metrics"]) == ("nano-omni-r1", "job", {"loss/ce": 1.5})
+        assert entry["lineage"] == {"job_id": "job_1", "stage": "pesft", "step": 2}
+        with pytest.raises(Problem, match="another checkpoint is called"):
+            await asyncio.to_thread(
+                server.services.checkpoints.register_job_checkpoint,
+                "tuned-step-2", folder, "nano-omni-r1", "job_2", "pesft", 2, {},
+            )  # fmt: skip
+        assert (await delete(server, "tuned-step-2")).status_code == 204
+        assert not folder.exists()
+        assert list((server.home / "tmp").iterdir()) == []
+        assert await ids(server) == {"nano-omni-r1"}
+
+    with_server(scenario)
+
+
+@both_databases
+def test_the_active_one_the_shipped_one_and_the_base_of_a_live_job_stay(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        mine = write_paper_checkpoint(server.home / "checkpoints" / "mine")
+        is_problem(await delete(server, "nano-omni-r1"), 409, "checkpoint_in_use")
+        assert (await server.client.post("/v1/checkpoints/mine/activate", json={})).status_code == 200
+        is_problem(await delete(server, "nano-omni-r1", unload="true"), 409, "checkpoint_protected")
+        is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
+        assert (await server.client.post("/v1/checkpoints/nano-omni-r1/activate", json={})).status_code == 200
+        await asyncio.to_thread(live_job, server, "mine")
+        problem = is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
+        assert "job_7" in problem["detail"]
+        assert mine.is_dir()
+        await asyncio.to_thread(live_job, server, "mine", status="succeeded")
+        assert (await delete(server, "mine", unload="true")).status_code == 204
+        assert not mine.exists()
+
+    with_server(scenario)
+
+
+def live_job(server: Server, base: str, *, status: str = "running") -> None:
+    row = {
+        "id": "job_7", "server_id": "other", "status": status, "method": "pesft", "gpu": "shared",
+        "base_checkpoint": base, "spec": {}, "output_prefix": "x", "metrics": {}, "attempt": 1,
+        "cancel_requested": False, "log_offset": 0, "created_at": now(),
+    }  # fmt: skip
+    with server.services.db.write() as connection:
+        connection.execute(sa.delete(tables.jobs).where(tables.jobs.c.id == "job_7"))
+        connection.execute(sa.insert(tables.jobs).values(**row))
+
+
+def test_a_loaded_one_in_use_is_not_deleted_even_when_asked_to_unload(
+    with_server: WithServer, engine: FakeGeneration
+) -> None:
+    engine.script = lambda _request: [*step_items(1, "I look.", png()), Wait("go"), *answer_items(" red")]
+
+    async def scenario(server: Server) -> None:
+        write_paper_checkpoint(server.home / "checkpoints" / "mine")
+        trace_id = (await server.create(checkpoint="mine"))["id"]
+        await server.until(trace_id, "step.completed")
+        is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
+        engine.go("go")
+        assert (await server.finished(trace_id))["status"] == "completed"
+        assert (await delete(server, "mine", unload="true")).status_code == 204
+
+    with_server(scenario)

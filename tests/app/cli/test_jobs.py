@@ -1,0 +1,178 @@
+"""`omni-r1 train METHOD` and `omni-r1 jobs` against the real API with workers of ten lines."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.jobs import build_spec
+from app.cli.main import build_parser, main
+from app.cli.terminal import CommandError
+from tests.app.conftest import Server
+from tests.app.job_helpers import FakeCheckpoints, events, of_type, worker
+from training.spec.spec import PRESETS, parse_spec
+
+Say = pytest.CaptureFixture[str]
+
+
+async def cli(server: Server, *argv: str) -> int:
+    return await asyncio.to_thread(main, [*argv, "--url", f"http://127.0.0.1:{server.port}"])
+
+
+def spec_of(*argv: str) -> dict[str, Any]:
+    return build_spec(build_parser().parse_args(["train", *argv]))
+
+
+def test_training_is_followed_to_its_end(with_server: Callable[..., Any], capsys: Say) -> None:
+    async def scenario(server: Server) -> None:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        argv = [
+            "train",
+            "pesft",
+            "--base",
+            "nano-omni-r1",
+            "--set",
+            "hyperparameters.steps=4",
+            "--seed",
+            "3",
+            "--activate",
+        ]
+        assert await cli(server, *argv, "--output-name", "mine") == 0
+        said = capsys.readouterr()
+        assert "checkpoint mine-step-4" in said.err
+        assert "mine-step-4, version 7" in said.out
+        assert "loss/ce" in said.out
+        (job,) = (await server.client.get("/v1/jobs")).json()["data"]
+        assert job["spec"]["hyperparameters"]["steps"] == 4
+        assert (job["spec"]["seed"], job["spec"]["activate"]) == (3, True)
+
+        assert await cli(server, "jobs") == 0
+        assert job["id"] in capsys.readouterr().out
+        assert await cli(server, "jobs", "show", job["id"], "--json") == 0
+        assert json.loads(capsys.readouterr().out)["id"] == job["id"]
+        assert await cli(server, "jobs", "delete", job["id"]) == 0
+        assert await cli(server, "jobs", "list", "--json") == 0
+        assert json.loads(capsys.readouterr().out) == []
+        assert await cli(server, "jobs", "show", job["id"]) == 2
+
+    with_server(scenario, job_command=worker("succeed"))
+
+
+def test_a_failed_job_is_exit_code_1_with_the_reason_and_the_last_lines(
+    with_server: Callable[..., Any], capsys: Say
+) -> None:
+    async def scenario(server: Server) -> None:
+        assert await cli(server, "train", "pesft", "--base", "nano-omni-r1") == 1
+        said = capsys.readouterr().err
+        assert "NaN at step 3 (loss_not_finite)" in said
+        assert "the worker says hello" in said
+
+    with_server(scenario, job_command=worker("fail"))
+
+
+def test_every_wrong_field_is_named_at_once(with_server: Callable[..., Any], capsys: Say) -> None:
+    async def scenario(server: Server) -> None:
+        argv = ["train", "pesft", "--base", "nano-omni-r1", "--set", "hyperparameters.steps=0", "--set", "seed=x"]
+        assert await cli(server, *argv) == 2
+        said = capsys.readouterr().err
+        assert "hyperparameters.steps: " in said
+        assert "seed: " in said
+
+    with_server(scenario, job_command=worker("succeed"))
+
+
+def test_a_file_of_this_machine_is_uploaded_first(with_server: Callable[..., Any], capsys: Say, tmp_path: Path) -> None:
+    async def scenario(server: Server) -> None:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        data = tmp_path / "mine.jsonl"
+        data.write_text('{"Question": "?"}\n\n{"Question": "!"}\n')
+        argv = ["train", "pesft", "--base", "nano-omni-r1", "--data", str(data)]
+        assert await cli(server, *argv) == 0
+        assert "2 rows" in capsys.readouterr().err
+        (job,) = (await server.client.get("/v1/jobs")).json()["data"]
+        assert job["spec"]["data"]["source"] == "jsonl"
+        assert Path(job["spec"]["data"]["path"]).read_bytes() == data.read_bytes()
+        data.write_text('{"Question": "?"}\n{"Question"\n')
+        assert await cli(server, *argv) == 2
+        assert "line 2: no JSON" in capsys.readouterr().err
+        assert await cli(server, *argv[:-1], str(tmp_path / "nowhere.jsonl")) == 1
+
+    with_server(scenario, job_command=worker("succeed"))
+
+
+def test_a_job_is_detached_cancelled_and_resumed(with_server: Callable[..., Any], capsys: Say) -> None:
+    async def scenario(server: Server) -> None:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        assert await cli(server, "train", "pesft", "--base", "nano-omni-r1", "--detach") == 0
+        job_id = capsys.readouterr().out.strip()
+        await events(server, job_id, until=of_type("metrics"))
+        assert await cli(server, "jobs", "cancel", job_id, "--wait") == 0
+        assert "is cancelled" in capsys.readouterr().err
+        assert await cli(server, "jobs", "watch", job_id) == 1  # it has ended, and not well
+        capsys.readouterr()
+        assert await cli(server, "jobs", "resume", job_id, "--json") == 0
+        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [one["data"]["status"] for one in told if one["type"] == "job.status"] == [
+            "queued",
+            "running",
+            "succeeded",
+        ]
+
+    with_server(scenario, job_command=worker("obey"))
+
+
+@pytest.mark.parametrize("method", ["pesft", "perpo", "zero", "pipeline", "benchmark"])
+def test_every_method_has_something_valid_to_begin_with(method: str) -> None:
+    assert parse_spec(spec_of(method)).method == method
+
+
+def test_zero_alone_begins_as_it_does_in_the_whole_recipe() -> None:
+    stage = dict(PRESETS["nano-zero"].spec["hyperparameters"]["zero"])
+    assert spec_of("zero")["hyperparameters"] == stage
+    assert spec_of("zero", "--set", "hyperparameters.candidates=2")["hyperparameters"] == stage | {"candidates": 2}
+    assert PRESETS["nano-zero"].spec["hyperparameters"]["zero"] == stage  # the preset itself is left alone
+
+
+def test_a_spec_comes_from_a_preset_a_text_or_a_file(tmp_path: Path) -> None:
+    preset = PRESETS["nano-perpo"].spec
+    assert spec_of("perpo", "--preset", "nano-perpo") == preset
+    assert (
+        spec_of("perpo", "--preset", "nano-perpo", "--set", "hyperparameters.steps=2")["hyperparameters"]["steps"] == 2
+    )
+    assert PRESETS["nano-perpo"].spec["hyperparameters"]["steps"] == 60  # the preset itself is left alone
+    text = json.dumps({key: value for key, value in preset.items() if key != "method"})
+    assert spec_of("perpo", "--spec", text) == preset
+    (tmp_path / "spec.json").write_text(text)
+    assert spec_of("perpo", "--spec", str(tmp_path / "spec.json")) == preset
+    assert spec_of("perpo", "--set", 'data.slices=["natural"]', "--set", "gpu=shared")["data"]["slices"] == ["natural"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("pesft", "--spec", '{"method": "perpo"}'),
+        ("pesft", "--spec", "{broken"),
+        ("pesft", "--spec", "[1]"),
+        ("pesft", "--spec", "/nowhere.json"),
+        ("pesft", "--preset", "nobody"),
+        ("pesft", "--set", "steps"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_one_line_and_exit_code_2(argv: tuple[str, ...]) -> None:
+    with pytest.raises(CommandError) as caught:
+        spec_of(*argv)
+    assert caught.value.exit_code == 2
+
+
+def test_options_before_and_behind_the_action_are_the_same() -> None:
+    def parsed(*argv: str) -> argparse.Namespace:
+        return build_parser().parse_args(["jobs", *argv])
+
+    assert parsed("--limit", "3", "list").limit == parsed("list", "--limit", "3").limit == 3
+    assert parsed().limit == 20

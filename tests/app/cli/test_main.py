@@ -1,0 +1,164 @@
+"""The command line: exit codes, one line on errors, checkpoints, doctor, help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import main
+from app.cli.terminal import clean, table
+from tests.app.canned import Canned
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["ask", "missing.png", "Why?"],
+        ["ask", ".", "Why?"],
+        ["ask", "picture.png"],
+        ["ask", "picture.png", "Why?", "--temperature", "nan"],
+        ["ask", "picture.png", "Why?", "--seed", "x"],
+        ["ask", "picture.png", "Why?", "--unknown"],
+        ["ask", "picture.png", "Why?", "--url", "nonsense"],
+        ["task", "natural"],
+        ["task", "--slice", "other"],
+        ["checkpoints", "show"],
+        ["checkpoints", "show", "unknown"],
+        ["nothing"],
+        [],
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_line(
+    canned: Canned, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("omni-r1: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "no-such-checkpoint"],
+        ["evaluate", "empty"],
+        ["evaluate", "--tasks", "0"],
+        ["train", "nano", "--stage", "base", "--out", "empty"],
+        ["train", "nano", "--stage", "vq", "--preset", "no-such-preset"],
+        ["train", "nano", "--stage", "rl"],
+        ["train", "nano", "--stage", "pesft", "--perception-weight", "inf"],
+        ["train"],
+        ["convert", "empty", "out"],
+        ["serve", "--port", "70000"],
+        ["serve", "--host", "0.0.0.0"],
+    ],
+)
+def test_bad_input_to_what_runs_by_itself_is_exit_code_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMNI_R1_HOME", str(tmp_path / "home"))
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("omni-r1: ")
+    assert err.count("\n") == 1
+
+
+def test_doctor_finds_a_home_that_cannot_be_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("OMNI_R1_HOME", str(tmp_path / "file" / "home"))
+    assert main(["doctor", "--json", "--port", "0"]) == 1
+    found = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert set(found) >= {"python", "packages", "device", "memory", "threads", "checkpoint", "home", "disk", "port"}
+    assert found["home"]["state"] == "bad"
+    assert "OMNI_R1_HOME" in found["home"]["detail"]
+    assert found["python"]["state"] == found["packages"]["state"] == found["port"]["state"] == "ok"
+
+
+def test_doctor_names_a_setting_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_R1_PORT", "http")
+    assert main(["doctor"]) == 1
+    assert "OMNI_R1_PORT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["task"], ["checkpoints"]])
+def test_no_server_is_exit_code_3_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    monkeypatch.setenv("OMNI_R1_URL", "http://127.0.0.1:1")
+    assert main(argv) == 3
+    err = capsys.readouterr().err
+    assert "omni-r1 serve" in err
+    assert "OMNI_R1_URL" in err
+    assert err.count("\n") == 1
+
+
+def test_another_program_on_the_port_is_exit_code_3(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answers["GET /v1/tasks"] = (200, b"<html>")
+    assert main(["task"]) == 3
+    assert "another program" in capsys.readouterr().err
+
+
+def test_checkpoints_are_listed_and_shown(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoints"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["nano-omni-r1", "active,", "loaded", "12.3", "MB", "MIT", "nano-base"]
+    assert "unusable: no tokenizer" in lines[2]
+    assert main(["checkpoints", "show", "nano-omni-r1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "nano-omni-r1"}
+
+
+def test_a_checkpoint_is_registered_put_to_work_and_deleted(
+    canned: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert main(["checkpoints", "register", "folder", "--name", "mine"]) == 0
+    assert capsys.readouterr().out == "mine\n"
+    assert canned.body_of("POST /v1/checkpoints") == {"source": str(tmp_path / "folder"), "name": "mine"}
+    assert main(["checkpoints", "activate", "mine", "--drain", "wait"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "mine answers, version 7\n"
+    assert "checkpoints activate nano-omni-r1" in err, "the way back"
+    assert canned.body_of("POST /v1/checkpoints/mine/activate") == {"drain": "wait"}
+    assert main(["checkpoints", "delete", "mine", "--unload"]) == 0
+    assert canned.calls[-1][1].endswith("/v1/checkpoints/mine?unload=true")
+    assert main(["checkpoints", "register", "owner/name"]) == 0
+    assert json.loads(canned.calls[-1][2]) == {"source": "owner/name"}
+
+
+def test_help_and_version_end_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("serve", "ask", "task", "checkpoints", "evaluate", "train", "convert", "doctor"):
+        assert command in out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("omni-r1 ")
+
+
+def test_help_loads_nothing_but_the_parser() -> None:
+    script = (
+        "import sys; from app.cli.main import main; main(['--help'])\n"
+        "sys.exit([m for m in ('torch', 'gradio', 'httpx', 'pydantic', 'rich') if m in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert clean("a\x1b[2J\x07b\x9bc\rd\n\te\ud800é🎨") == "a[2Jbcd\n\teé🎨"
+
+
+def test_a_table_is_as_wide_as_its_widest_cells() -> None:
+    assert table(["a", "b"], [["long", "x"], ["s", "y\nz"]]) == "a     b\nlong  x\ns     y z\n"

@@ -1,0 +1,300 @@
+"""Log lines: one form in every process, an id for every request, one line for every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.client import Client
+from model.log_lines import LineFormatter, request_id
+from tests.app.conftest import Server, WithServer, running
+from tests.e2e.real_server import ROOT, wait_until
+from tests.fakes import FakeGeneration, held
+
+ODD = "a\x1b[31mred\nnext\r\x00\x9b\u2028\u202e\ud800 é ⏎"
+
+
+def record(message: str, *arguments: object, **more: Any) -> logging.LogRecord:
+    made = logging.LogRecord("omni_r1.x", logging.WARNING, "x.py", 1, message, arguments, more.pop("exc_info", None))
+    made.__dict__.update(more)
+    return made
+
+
+def raised() -> Any:
+    try:
+        raise ValueError("broken\x1b[2J")
+    except ValueError:
+        return sys.exc_info()
+
+
+# ---- the form
+
+
+def test_a_text_line_is_one_line_of_printable_characters() -> None:
+    line = LineFormatter(as_json=False).format(record("path %s", ODD, exc_info=raised()))
+    assert line.isprintable()
+    assert line.encode()
+    assert "\\x1b[31mred ⏎ next" in line
+    assert "ValueError: broken\\x1b[2J" in line
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z WARNING omni_r1\.x: path a", line)
+
+
+def test_a_json_line_holds_the_traceback_and_the_ids() -> None:
+    trace, job = "tr_" + "a1" * 10, "job_" + "b2" * 10
+    line = LineFormatter(as_json=True).format(record("%s of %s: %s", trace, job, ODD, exc_info=raised()))
+    assert line.isprintable()
+    assert line.isascii()
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["trace"], told["job"]) == ("warning", "omni_r1.x", trace, job)
+    assert told["message"] == f"{trace} of {job}: {ODD}"
+    assert told["exception"].splitlines()[0].startswith("Traceback")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_arguments_that_do_not_fit_cost_no_line(as_json: bool) -> None:
+    assert "%d items" in LineFormatter(as_json=as_json).format(record("%d items", "no number"))
+
+
+def test_the_request_id_is_in_both_forms() -> None:
+    token = request_id.set("abc")
+    try:
+        assert LineFormatter(as_json=False).format(record("x")).endswith("omni_r1.x: x request=abc")
+        assert json.loads(LineFormatter(as_json=True).format(record("x")))["request_id"] == "abc"
+    finally:
+        request_id.reset(token)
+
+
+# ---- requests
+
+
+class Lines(logging.Handler):
+    """Records as JSON sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(LineFormatter(as_json=True))
+        self.told: list[dict[str, Any]] = []
+
+    def emit(self, made: logging.LogRecord) -> None:
+        self.told.append(json.loads(self.format(made)))
+
+    def of(self, logger: str) -> list[dict[str, Any]]:
+        return [line for line in self.told if line["logger"] == logger]
+
+
+@pytest.fixture
+def lines() -> Any:
+    ours, handler = logging.getLogger("omni_r1"), Lines()
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    yield handler
+    ours.removeHandler(handler)
+    ours.setLevel(before)
+
+
+def test_every_answer_has_an_id_and_a_line(with_server: WithServer, lines: Lines) -> None:
+    async def scenario(server: Server) -> None:
+        lines.told.clear()
+        given = await server.client.get("/v1/limits?key=secret", headers={"X-Request-ID": "caller:7/a=b"})
+        assert given.headers["x-request-id"] == "caller:7/a=b"
+        made = []
+        for path in ("/v1/traces/unknown", "/v1/nothing", "/elsewhere", "/v1/%1b%0a"):
+            made.append((await server.client.get(path)).headers["x-request-id"])
+        made.append((await server.client.post("/v1/traces", content="{", headers={"content-type": "x/y"})).headers[
+            "x-request-id"
+        ])  # fmt: skip
+        made.append((await server.client.get("/v1/limits", headers={"host": "evil"})).headers["x-request-id"])
+        assert len(set(made)) == len(made)
+        told = lines.of("omni_r1.access")
+        assert [line["request_id"] for line in told] == ["caller:7/a=b", *made]
+        assert [line["path"] for line in told][:5] == [
+            "/v1/limits", "/v1/traces/unknown", "/v1/nothing", "/elsewhere", "/v1/\x1b\n",
+        ]  # fmt: skip
+        assert told[0].items() >= {"method": "GET", "status": 422, "bytes": len(given.content)}.items()
+        assert told[0]["duration_ms"] >= 0
+        assert [line["status"] for line in told][-1] == 421
+        assert "secret" not in json.dumps(told)
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a\tb", "é", "x" * 129, '"', "<script>"])
+def test_an_odd_request_id_is_replaced(with_server: WithServer, given: str) -> None:
+    async def scenario(server: Server) -> None:
+        answer = await server.client.get("/livez", headers=[(b"X-Request-ID", given.encode())])
+        assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+
+    with_server(scenario)
+
+
+def test_what_is_polled_is_logged_at_debug_only(with_server: WithServer, lines: Lines) -> None:
+    async def scenario(server: Server) -> None:
+        for level, expected in ((logging.INFO, 0), (logging.DEBUG, 4)):
+            logging.getLogger("omni_r1").setLevel(level)
+            lines.told.clear()
+            for path in ("/livez", "/readyz", "/metrics", "/static/styles.css"):
+                assert (await server.client.get(path)).headers["x-request-id"]
+            assert len(lines.of("omni_r1.access")) == expected
+
+    with_server(scenario)
+
+
+def test_the_access_log_can_be_turned_off_and_ids_stay(with_server: WithServer, lines: Lines) -> None:
+    async def scenario(server: Server) -> None:
+        assert (await server.client.get("/v1/limits")).headers["x-request-id"]
+        assert lines.of("omni_r1.access") == []
+
+    with_server(scenario, access_log=False)
+
+
+def test_an_error_and_its_answer_carry_the_same_id(with_server: WithServer, lines: Lines) -> None:
+    async def scenario(server: Server) -> None:
+        def broken(*_: object) -> None:
+            raise RuntimeError("on purpose")
+
+        server.services.traces.get = broken  # type: ignore[method-assign,assignment]
+        answer = await server.client.get("/v1/traces/x", headers={"X-Request-ID": "mine"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
+        (told,) = lines.of("omni_r1.errors")
+        assert told["request_id"] == "mine"
+        assert "RuntimeError: on purpose" in told["exception"]
+        assert [line["status"] for line in lines.of("omni_r1.access")][-1:] == [500]
+
+    with_server(scenario)
+
+
+def test_a_stream_is_logged_at_its_end_and_a_trace_with_its_request(
+    with_server: WithServer, engine: FakeGeneration, lines: Lines
+) -> None:
+    engine.script = held
+
+    async def scenario(server: Server) -> None:
+        headers = {"X-Request-ID": "creator"}
+        trace = (await server.client.post("/v1/traces", json=await server.body(), headers=headers)).json()
+        reader = asyncio.create_task(server.stream(trace["id"]))
+        await server.until(trace["id"], "step.completed")
+        path = f"/v1/traces/{trace['id']}/events"
+
+        def streams() -> list[dict[str, Any]]:
+            return [line for line in lines.of("omni_r1.access") if line["path"] == path]
+
+        while len(streams()) < 1:  # the one that was dropped, once the server has heard of it
+            await asyncio.sleep(0.01)
+        engine.go("end")
+        body = b"".join(event.raw for event in await reader)
+        while len(streams()) < 2:
+            await asyncio.sleep(0.01)
+        assert streams()[-1]["bytes"] == len(body)
+        (ended,) = [line for line in lines.of("omni_r1.traces") if "completed" in line["message"]]
+        assert (ended["trace"], ended["request_id"]) == (trace["id"], "creator")
+
+    with_server(scenario)
+
+
+def test_a_page_of_another_origin_may_read_the_id(
+    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "h", package, FakeGeneration(), cors_origins="http://a.example") as server:
+            answer = await server.client.get("/v1/limits", headers={"Origin": "http://a.example"})
+            assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+
+    run_async(main())
+
+
+# ---- whole processes
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_R1_")}
+    return plain | {"OMNI_R1_HOME": str(home), "OMNI_R1_PORT": "0", "OMNI_R1_LOG_FORMAT": "json", **more}
+
+
+def all_json(text: str) -> list[dict[str, Any]]:
+    assert text.strip(), "nothing was said"
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_whole_run_says_nothing_but_json(tmp_path: Path) -> None:
+    script = (
+        "import sys, threading, warnings; sys.argv = ['x', '--port', '0', '--no-page']\n"
+        "from tests import fake_server\n"
+        "create = fake_server.serve\n"
+        "def serve(*args, **more):\n"
+        "    warnings.warn('an early warning')\n"
+        "    threading.Thread(target=lambda: 1 / 0).start()\n"
+        "    return create(*args, **more)\n"
+        "fake_server.serve = serve\n"
+        "from app import logs; logs.begin()\n"
+        "sys.exit(fake_server.main())\n"
+    )
+    with (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment(tmp_path / "home"), stdout=subprocess.PIPE,
+            stderr=err, text=True,
+        )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        with Client(first["url"]) as client:
+            wait_until(client.alive, "the server", 60)
+            list(client.traces())
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert rest == ""
+    told = all_json((tmp_path / "err").read_text())
+    assert any("an early warning" in line["message"] for line in told)
+    assert any("ZeroDivisionError" in line.get("exception", "") for line in told)
+    assert any(line["logger"] == "omni_r1.access" for line in told)
+    assert told[-1]["message"] == "stopped"
+
+
+@pytest.mark.parametrize("module", ["app.main", "app.cli.main"])
+@pytest.mark.parametrize("what", ["unknown setting", "bad value", "port", "database", "home"])
+def test_a_refusal_to_start_is_json_as_well(tmp_path: Path, module: str, what: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        more = {
+            "unknown setting": {"OMNI_R1_TYPO": "1"},
+            "bad value": {"OMNI_R1_MAX_QUEUE": "none"},
+            "port": {"OMNI_R1_PORT": str(taken.getsockname()[1])},
+            "database": {"OMNI_R1_DATABASE_URL": "postgresql://u@127.0.0.1:1/x"},
+            "home": {"OMNI_R1_HOME": "/dev/null/home"},
+        }[what]
+        command = [sys.executable, "-m", module, *(["serve"] if module == "app.cli.main" else [])]
+        done = subprocess.run(
+            command,
+            env=environment(tmp_path, **more),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert all_json(done.stderr)[-1]["level"] == "critical"
+
+
+def test_the_engine_process_logs_in_the_same_form(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.engine.child", "99"]  # no such socket
+    done = subprocess.run(
+        command, env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode != 0
+    assert "Traceback" in all_json(done.stderr)[-1]["exception"]

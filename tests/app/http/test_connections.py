@@ -1,0 +1,249 @@
+"""Rude clients: idle, slow, half-sent, too many. What they may not take from those who behave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.http import connections
+from app.http.connections import LEAST, MOST, connection_limit
+from tests.app.conftest import Server, WithServer
+from tests.fakes import FakeGeneration, held
+
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+HEAD = b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 90000\r\n\r\n"
+KINDS = {
+    "nothing": b"",
+    "half a head": b"GET /livez HTTP/1.1\r\nHost: loc",
+    "a head without its body": HEAD,
+    "half a body": HEAD + b"x" * 100,
+    "half a chunk": b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b'Transfer-Encoding: chunked\r\n\r\n40\r\n{"que',
+    "half a form": b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n"
+    b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n",
+    "a body for a route that wants none": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n",
+    "a body for another host": b"POST /v1/traces HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: 90\r\n\r\n",
+}
+kinds = pytest.mark.parametrize("sent", KINDS.values(), ids=KINDS.keys())
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Server, count: int, sent: bytes) -> AsyncIterator[list[Pair]]:
+    """So many connections that send this and wait."""
+    pairs: list[Pair] = []
+    try:
+        for _ in range(count):
+            pairs.append(await asyncio.open_connection("127.0.0.1", server.port))
+            with contextlib.suppress(ConnectionError):
+                pairs[-1][1].write(sent)
+        yield pairs
+    finally:
+        for _, writer in pairs:
+            writer.close()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """What still comes until the server closes."""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(60):
+            return await reader.read()
+    return b""
+
+
+@kinds
+def test_whoever_keeps_the_server_waiting_is_left(with_server: WithServer, sent: bytes) -> None:
+    async def scenario(server: Server) -> None:
+        async with connected(server, 3, sent) as pairs:
+            answers = [await rest(reader) for reader, _ in pairs]
+        for answer in answers:
+            if b"POST /v1/" in sent and b"elsewhere" not in sent:
+                assert answer.startswith(b"HTTP/1.1 408 "), answer
+                assert b'"code": "request_timeout"' in answer
+                assert b"connection: close" in answer.lower()
+        while server.guard.open:  # none but the client's own, which may be idle
+            if len(server.guard.open) <= 1:
+                break
+            await asyncio.sleep(0.01)
+
+    with_server(scenario, client_timeout_s=0.5)
+
+
+def test_a_body_that_drips_is_left_although_it_never_stalls(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        async with connected(server, 1, HEAD) as [(reader, writer)]:
+
+            async def drip() -> None:
+                with contextlib.suppress(ConnectionError):
+                    while True:
+                        writer.write(b"x")
+                        await writer.drain()
+                        await asyncio.sleep(0.05)
+
+            task = asyncio.create_task(drip())
+            answer = await asyncio.wait_for(reader.read(12), 60)
+            task.cancel()
+            assert answer == b"HTTP/1.1 408"
+
+    with_server(scenario, client_timeout_s=1.0)
+
+
+def test_a_body_that_takes_its_time_is_read_whole(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the deadline in all, and never silent for as long."""
+    body = b'{"question": "Where?", "images": 0}'
+    head = b"POST /v1/limits HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    monkeypatch.setattr(connections, "LEAST_BYTES_PER_S", 1)
+
+    async def scenario(server: Server) -> None:
+        async with connected(server, 1, head + b"Content-Length: %d\r\n\r\n" % len(body)) as [(reader, writer)]:
+            for at in range(0, len(body), 4):
+                writer.write(body[at : at + 4])
+                await asyncio.sleep(1)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+    with_server(scenario, client_timeout_s=5.0)
+
+
+@kinds
+def test_those_who_wait_make_room_for_those_who_work(
+    with_server: WithServer, engine: FakeGeneration, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred rude connections, of which twenty are allowed: requests are answered and streams stay whole."""
+    monkeypatch.setattr(connections, "STALLED_S", 0.0)
+    engine.script = held
+
+    async def scenario(server: Server) -> None:
+        trace = await server.create()
+        stream = asyncio.create_task(server.stream(trace["id"]))
+        while server.services.events.open_streams < 1:
+            await asyncio.sleep(0.005)
+        async with connected(server, 100, sent):
+            assert len(server.guard.open) <= 20
+            for _ in range(5):
+                assert (await server.client.get("/livez")).status_code == 200
+            engine.go("end")
+            assert (await stream)[-1].type == "trace.completed"
+            assert (await server.get((await server.create())["id"]))["question"]
+
+    with_server(scenario, most_connections=20, client_timeout_s=600)
+
+
+def test_a_full_server_says_so_and_never_more_streams_than_their_share(
+    with_server: WithServer, engine: FakeGeneration
+) -> None:
+    engine.script = held
+
+    async def scenario(server: Server) -> None:
+        trace = await server.create()
+        request = f"GET /v1/traces/{trace['id']}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        async with connected(server, 15, request):
+            while server.services.events.open_streams < 15:
+                await asyncio.sleep(0.005)
+            async with connected(server, 1, request) as [(reader, _)]:
+                refused = await reader.readuntil(b"}")
+                assert refused.startswith(b"HTTP/1.1 503 ")
+                assert b'"code": "too_many_connections"' in refused
+            assert (await server.client.get("/livez")).status_code == 200
+            assert server.services.events.open_streams == 15
+        while server.guard.streams:
+            await asyncio.sleep(0.005)
+        engine.go("end")
+        await server.finished(trace["id"])
+
+    with_server(scenario, most_connections=20)
+
+
+def test_where_all_are_at_work_a_new_connection_gets_503(
+    with_server: WithServer, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_STREAMS", 1.0)
+    engine.script = held
+
+    async def scenario(server: Server) -> None:
+        trace = await server.create()
+        await server.client.aclose()
+        request = f"GET /v1/traces/{trace['id']}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        async with connected(server, 20, request):
+            while server.services.events.open_streams < 20:
+                await asyncio.sleep(0.005)
+            async with connected(server, 30, b"") as pairs:
+                answers = [await rest(reader) for reader, _ in pairs]
+            assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in answers)
+            assert all(b'"code": "too_many_connections"' in answer for answer in answers)
+            assert server.services.events.open_streams == 20
+        engine.go("end")
+
+    with_server(scenario, most_connections=20)
+
+
+def test_a_reader_that_stops_reading_is_left(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection, and what was on its way, do not stay in memory."""
+
+    async def scenario(server: Server) -> None:
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        before = len(server.guard.open)
+        for _ in range(400):  # more than the system's buffers hold
+            writer.write(request)
+        while len(server.guard.open) >= max(1, before):
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+
+    with_server(scenario, client_timeout_s=0.3)
+
+
+def test_a_kept_connection_serves_many_requests(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        before = len(server.guard.open)
+        for _ in range(50):
+            assert (await server.client.get("/livez")).status_code == 200
+        assert len(server.guard.open) == before
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize("descriptors", [0, 64, 200, 256, 1024, 20_000, 10**6])
+def test_clients_get_a_share_of_the_descriptors(descriptors: int) -> None:
+    limit = connection_limit(descriptors)
+    assert LEAST <= limit <= MOST
+    if descriptors >= 200:
+        assert limit <= descriptors - 128
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    code = (
+        "import resource; soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(300, hard), hard))\n"
+        "from app.http.connections import raise_descriptor_limit\n"
+        "got = raise_descriptor_limit()\n"
+        "assert got == resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n"
+        "assert got == min(hard, 65536) or hard == resource.RLIM_INFINITY, (got, hard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/traces", "/v1/jobs", "/login", "/livez", "/nowhere"])
+@pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabc", b"-1\r\n\r\n", b"\x00\x00\r\n"])
+def test_a_broken_chunk_gets_one_answer_and_no_traceback(
+    with_server: WithServer, caplog: pytest.LogCaptureFixture, path: str, body: bytes
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += "Transfer-Encoding: chunked\r\n\r\n"
+
+    async def scenario(server: Server) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head.encode() + body)
+        writer.write_eof()
+        answer = await rest(reader)
+        writer.close()
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
+        assert (await server.client.get("/livez")).status_code == 200
+
+    with_server(scenario)
+    assert not [record for record in caplog.records if record.exc_info]

@@ -1,0 +1,191 @@
+"""OpenAPI is generated and true, docs/api.md names everything, tasks carry verdicts, long lists stay quick."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from PIL import ImageEnhance
+
+from app.common.settings import Settings
+from app.contract.problems import CODES
+from app.contract.schemas import CheckpointList, LimitsOut, ModelList, ProblemOut, Ready, RoomOut, TaskOut, Trace
+from app.main import create_app
+from app.storage import database as tables
+from app.storage.images import encode_png
+from model.engine.messages import Emitted, GenerationRequest
+from tests.app.conftest import Server, WithServer
+from tests.fakes import FakeGeneration, Item, answer_items, step_items
+from training.skills import Action, apply
+from training.world.world import EVAL_SEED_MIN, make_task
+
+DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+
+
+def schema(tmp_path: Path) -> dict[str, Any]:
+    """The generated document."""
+    return create_app(Settings(home=tmp_path), generation=FakeGeneration()).openapi()
+
+
+def test_every_reference_of_the_openapi_document_leads_somewhere(tmp_path: Path) -> None:
+    document = schema(tmp_path)
+    references = set(re.findall(r"'#/components/schemas/(\w+)'", str(document)))
+    assert references <= document["components"]["schemas"].keys()
+    assert "HTTPValidationError" not in str(document)
+
+
+def test_every_route_documents_its_problems_and_the_reference_names_it(tmp_path: Path) -> None:
+    for path, operations in schema(tmp_path)["paths"].items():
+        for method, operation in operations.items():
+            assert "421" in operation["responses"]
+            assert f"{method.upper()} {path}`" in DOCS, f"{method.upper()} {path} is not in docs/api.md"
+
+
+def test_the_reference_names_every_code_and_event() -> None:
+    for code, (status, _title) in CODES.items():
+        line = next(line for line in DOCS.splitlines() if line.startswith(f"| {status} |"))
+        assert f"`{code}`" in line
+    for event in ("trace.queued", "trace.started", "trace.paused", "trace.resumed", "trace.completed", "trace.failed",
+                  "trace.cancelled", "step.started", "step.completed", "text.delta", "image.started", "image.partial",
+                  "image.completed", "answer.delta"):  # fmt: skip
+        assert f"| `{event}` |" in DOCS
+
+
+def test_answers_have_the_documented_shapes(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        trace = await server.finished((await server.create())["id"])
+        Trace.model_validate(trace)
+        get = server.client.get
+        CheckpointList.model_validate((await get("/v1/checkpoints")).json())
+        ModelList.model_validate((await get("/v1/models")).json())
+        LimitsOut.model_validate((await get("/v1/limits")).json())
+        Ready.model_validate((await get("/readyz")).json())
+        ProblemOut.model_validate((await get("/v1/traces/x")).json())
+        room = await server.client.post("/v1/limits", json={"question": "Where?", "images": 1})
+        measured = RoomOut.model_validate(room.json())
+        assert measured.prompt_tokens + measured.room_tokens == 768
+        assert measured.room_images == measured.room_tokens // 66
+        metrics = (await get("/metrics")).text
+        assert 'route="/v1/traces/{trace_id}"' in metrics
+        assert trace["id"] not in metrics
+        assert (await get("/redoc")).status_code != 200
+        page = (await get("/docs")).text
+        assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) <= {
+            f"/static/swagger/{name}" for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+        }
+        for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
+            assert (await get(f"/static/swagger/{name}")).status_code == 200
+
+    with_server(scenario)
+
+
+def test_a_task_is_the_same_for_the_same_seed_and_reveals_on_demand(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        get = server.client.get
+        plain = (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json()
+        assert (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json() == plain
+        TaskOut.model_validate(plain)
+        assert "answer" not in plain
+        assert "steps" not in plain
+        assert (await get(plain["image"]["url"])).status_code == 200
+        revealed = (await get("/v1/tasks", params={"slice": "operational", "seed": 5, "reveal": True})).json()
+        assert revealed.items() >= plain.items()
+        assert revealed["answer"] == make_task("operational", 5).answer
+        for index, step in enumerate(revealed["steps"], 1):
+            assert step["index"] == index
+            assert (await get(step["image"]["url"])).status_code == 200
+        drawn = (await get("/v1/tasks")).json()
+        assert drawn["seed"] >= EVAL_SEED_MIN
+
+    with_server(scenario)
+
+
+def test_a_trace_on_a_task_carries_the_checkers_verdict(with_server: WithServer, engine: FakeGeneration) -> None:
+    task = make_task("operational", EVAL_SEED_MIN + 3)
+    answers = [task.answer.upper() + ".", "no idea"]
+
+    def script(request: GenerationRequest) -> list[Item]:
+        answer = answers.pop(0)
+        items: list[Item] = []
+        for number, step in enumerate(task.steps, 1):
+            picture = task.image if answer == "no idea" else step.image
+            items += step_items(number, "Now what.", encode_png(picture))
+        return [*items, *answer_items(answer)]
+
+    engine.script = script
+
+    async def scenario(server: Server) -> None:
+        shown = (await server.client.get("/v1/tasks", params={"slice": "operational", "seed": task.seed})).json()
+        body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
+        verdicts = []
+        for _ in range(2):
+            created = (await server.client.post("/v1/traces", json=body)).json()
+            trace = await server.finished(created["id"])
+            assert trace["steps"][0]["image"]["skill"] == task.steps[0].skill
+            verdicts.append(trace["verdict"])
+        steps = len(task.steps)
+        assert verdicts[0] == {"answer": "right", "drawings_right": steps, "drawings_total": steps}
+        assert verdicts[1]["answer"] == "wrong"
+        assert verdicts[1]["drawings_right"] < steps
+        right = (await server.client.get("/v1/traces", params={"verdict": "right", "slice": "operational"})).json()
+        assert len(right["data"]) == 1
+
+    with_server(scenario)
+
+
+def test_a_first_drawing_is_judged_against_the_picture_that_the_model_saw(
+    with_server: WithServer, engine: FakeGeneration
+) -> None:
+    """As in the evaluation: the decode of the question's codes, kept over a pause; not the picture itself."""
+    task = make_task("natural", EVAL_SEED_MIN + 1)
+    dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # what a poor tokenizer might make of it
+    drawn = encode_png(apply(Action.parse(task.steps[0].action), dimmed))
+    seen = [encode_png(dimmed), encode_png(task.image)]
+
+    def script(request: GenerationRequest) -> list[Item]:
+        items = step_items(1, "Now what.", drawn)
+        return [replace(i, seen=seen[0]) if isinstance(i, Emitted) and i.png else i for i in items] + answer_items("x")
+
+    engine.script = script
+
+    async def scenario(server: Server) -> None:
+        shown = (await server.client.get("/v1/tasks", params={"slice": "natural", "seed": task.seed})).json()
+        body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
+        counts = []
+        for mode in ("auto", "step", "auto"):
+            created = (await server.client.post("/v1/traces", json=body | {"mode": mode})).json()
+            if mode == "step":
+                await server.until(created["id"], "trace.paused")
+                await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
+            counts.append((await server.finished(created["id"]))["verdict"]["drawings_right"])
+            if mode == "step":
+                del seen[0]
+        assert counts == [1, 1, 0]
+
+    with_server(scenario)
+
+
+def test_a_page_of_ten_thousand_traces_reads_one_page(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        trace = await server.finished((await server.create())["id"])
+        t = tables.traces
+        with server.services.db.write() as connection:
+            row = dict(connection.execute(sa.select(t)).mappings().one())
+            rows = [row | {"id": f"tr_0{n:019d}", "question": f"Where is number {n}?"} for n in range(10_000)]
+            connection.execute(sa.insert(t), rows)
+        for params in ({}, {"status": "completed"}, {"after": "tr_00000000000000005000"}):
+            page = (await server.client.get("/v1/traces", params=params)).json()
+            assert (len(page["data"]), page["has_more"]) == (20, True)
+        page = (await server.client.get("/v1/traces", params={"q": "number 9999"})).json()
+        assert [entry["question"] for entry in page["data"]] == ["Where is number 9999?"]
+        with server.services.db.read() as connection:
+            plan = connection.exec_driver_sql(
+                "EXPLAIN QUERY PLAN SELECT id FROM traces WHERE status = 'completed' ORDER BY id DESC LIMIT 21"
+            ).all()
+        assert "ix_traces_status_id" in str(plan)
+        assert trace["id"] > "tr_0"
+
+    with_server(scenario)

@@ -1,0 +1,429 @@
+"""What HTTP promises of every route: HEAD, ETags, compression, known parameters, and no 5xx for what a client sends."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import re
+from typing import Any
+
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from app.common.logs import LineFormatter
+from app.http.brake import EVERYWHERE, LIMIT, MOST_ADDRESSES, WINDOW_S, Brake
+from app.http.compression import accepts_gzip
+from app.http.conditional import matches
+from app.http.page_gate import PageGate
+from tests.app.conftest import Server, WithServer, is_problem
+from tests.fakes import png
+
+AWKWARD = (
+    "[",
+    "http://[",
+    "http://[::1",
+    "\x00",
+    "é",
+    "null",
+    "a" * 5000,
+    "-1",
+    "9" * 400,
+    "[" * 2000,
+    '"',
+    ";;=;",
+    "%",
+)
+
+
+async def concrete(server: Server) -> dict[str, str]:
+    """A path for every GET route of the schema; ids that exist where that is easy."""
+    image = await server.image()
+    trace = await server.create(partial_images=8)
+    events = await server.stream(trace["id"])
+    partial = next(event.data["url"] for event in events if event.type == "image.partial" and event.data["url"])
+    known = {"trace_id": trace["id"], "image_id": image, "checkpoint_id": "nano-omni-r1", "job_id": "job_" + "0" * 20}
+    schema = (await server.client.get("/openapi.json")).json()
+    paths = {}
+    for path, operations in schema["paths"].items():
+        if "get" in operations:
+            paths[path] = re.sub(r"\{(\w+)\}", lambda found: known.get(found[1], "log.txt"), path)
+    paths["/v1/traces/{trace_id}/partials/{name}"] = partial
+    paths["/v1/tasks"] += "?slice=natural&seed=1000000000"
+    return paths
+
+
+def test_every_get_route_answers_head(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        paths = await concrete(server)
+        for path in [*paths.values(), "/docs", "/openapi.json", "/static/logo.svg", "/nowhere", "/v1/nowhere"]:
+            if path == "/metrics":  # its numbers move
+                continue
+            get = await server.client.get(path)
+            head = await server.client.head(path)
+            assert (head.status_code, head.content) == (get.status_code, b""), path
+            for name in ("content-type", "content-length", "etag", "cache-control"):
+                assert head.headers.get(name) == get.headers.get(name), (path, name)
+
+    with_server(scenario)
+
+
+def test_head_never_starts_an_event_stream(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        trace = await server.create()
+        head = await server.client.head(f"/v1/traces/{trace['id']}/events")
+        assert head.status_code == 200
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert server.services.events.open_streams == 0
+
+    with_server(scenario)
+
+
+def test_a_known_etag_gets_304_without_a_body(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        paths = await concrete(server)
+        tagged = 0
+        for path in [*paths.values(), "/static/logo.svg", "/static/viewer/viewer.js"]:
+            etag = (await server.client.get(path)).headers.get("etag")
+            if etag is None:
+                continue
+            tagged += 1
+            for value in (etag, f"W/{etag}", f'"other", {etag}', "*", f'"a,b",{etag}'):
+                answer = await server.client.get(path, headers={"if-none-match": value})
+                assert (answer.status_code, answer.content) == (304, b""), (path, value)
+                assert answer.headers["etag"] == etag
+                assert (await server.client.head(path, headers={"if-none-match": value})).status_code == 304
+            for value in ('"other"', etag.strip('"'), "", '"'):
+                assert (await server.client.get(path, headers={"if-none-match": value})).status_code == 200, value
+        assert tagged >= 4
+
+    with_server(scenario)
+
+
+def test_an_unsafe_method_ignores_if_none_match(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        answer = await server.client.post("/v1/traces", json=await server.body(), headers={"if-none-match": "*"})
+        assert answer.status_code == 201
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize(
+    ("header", "etag", "same"),
+    [
+        ('"a"', '"a"', True),
+        ('W/"a"', '"a"', True),
+        ('"a"', 'W/"a"', True),
+        ('"x", "a"', '"a"', True),
+        ("*", '"a"', True),
+        ("*", None, False),
+        ('"ab"', '"a"', False),
+        ("a", '"a"', False),
+        ("", '"a"', False),
+    ],
+)
+def test_matches_compares_tags_weakly(header: str, etag: str | None, same: bool) -> None:
+    assert matches(header, etag) is same
+
+
+def test_json_is_compressed_and_event_streams_are_not(with_server: WithServer) -> None:
+    async def raw(server: Server, path: str, accept: str) -> tuple[Any, bytes]:
+        async with server.client.stream("GET", path, headers={"accept-encoding": accept}) as answer:
+            return answer, b"".join([chunk async for chunk in answer.aiter_raw()])
+
+    async def scenario(server: Server) -> None:
+        trace = await server.create()
+        await server.stream(trace["id"])
+        plain, expected = await raw(server, "/openapi.json", "identity")
+        packed, body = await raw(server, "/openapi.json", "gzip, br")
+        assert packed.headers["content-encoding"] == "gzip"
+        assert json.loads(gzip.decompress(body)) == json.loads(expected)
+        assert len(body) < len(expected) / 3
+        for answer in (plain, packed):
+            assert "accept-encoding" in answer.headers["vary"].lower()
+        refused, body = await raw(server, "/openapi.json", "gzip;q=0, identity")
+        assert "content-encoding" not in refused.headers
+        assert body == expected
+        stream, _ = await raw(server, f"/v1/traces/{trace['id']}/events", "gzip")
+        assert "content-encoding" not in stream.headers
+        assert "no-transform" in stream.headers["cache-control"]
+        image, body = await raw(server, f"/v1/images/{await server.image()}", "gzip")
+        assert "content-encoding" not in image.headers
+        assert body.startswith(b"\x89PNG")
+        small, _ = await raw(server, "/livez", "gzip")
+        assert "content-encoding" not in small.headers
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("*", True),
+        ("x-gzip", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("*;q=0", False),
+        ("gzip;q=nan", False),
+        ("gzip;q=no", False),
+        ("gzipped", False),
+    ],
+)
+def test_accept_encoding_weights_decide(header: str, accepted: bool) -> None:
+    assert accepts_gzip([header]) is accepted
+
+
+def test_unknown_query_parameters_are_rejected_everywhere(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        schema = (await server.client.get("/openapi.json")).json()
+        for path, operations in schema["paths"].items():
+            if not path.startswith("/v1/"):
+                continue
+            for method in operations:
+                url = re.sub(r"\{\w+\}", "nano-omni-r1", path)
+                for query in ("no_such_parameter=1", "Limit=5", "no_such_parameter="):
+                    answer = await server.client.request(method.upper(), f"{url}?{query}", json={})
+                    found = is_problem(answer, 422, "invalid")
+                    assert any(error["path"].startswith("query.") for error in found["errors"]), (method, path, found)
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize("kind", ["traces", "jobs"])
+def test_a_malformed_after_of_a_list_is_rejected(with_server: WithServer, kind: str) -> None:
+    async def scenario(server: Server) -> None:
+        prefix = {"traces": "tr_", "jobs": "job_"}[kind]
+        for after in ("x", "", "0", prefix, prefix + "0" * 19, prefix + "0" * 21, prefix.upper() + "0" * 20, "\x00"):
+            is_problem(await server.client.get(f"/v1/{kind}", params={"after": after}), 422, "invalid", "query.after")
+        answer = await server.client.get(f"/v1/{kind}", params={"after": prefix + "0" * 20})
+        assert answer.json() == {"data": [], "has_more": False}
+
+    with_server(scenario)
+
+
+def test_the_id_of_a_deleted_trace_still_pages(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        ids = [(await server.create())["id"] for _ in range(3)]
+        for trace_id in ids:
+            await server.stream(trace_id)
+        await server.client.delete(f"/v1/traces/{ids[1]}")
+        page = (await server.client.get("/v1/traces", params={"after": ids[1]})).json()
+        assert [trace["id"] for trace in page["data"]] == [ids[0]]
+
+    with_server(scenario)
+
+
+def test_every_metric_has_the_type_that_its_name_claims(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        before = (await server.client.get("/metrics")).text
+        await server.finished((await server.create())["id"])
+        after = (await server.client.get("/metrics")).text
+        types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", after, re.MULTILINE))
+        assert types["omni_r1_events_total"] == types["omni_r1_event_commits_total"] == "counter"
+        assert all(name.endswith("_total") for name, kind in types.items() if kind == "counter")
+        assert not [name for name, kind in types.items() if name.endswith("_total") and kind != "counter"]
+
+        def value(text: str, name: str) -> float:
+            found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+            return float(found[1]) if found else 0.0
+
+        assert value(after, "omni_r1_events_total") > value(before, "omni_r1_events_total")
+
+    with_server(scenario)
+
+
+def test_an_unknown_page_leads_a_browser_back(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        for path in ("/nowhere", "/studio/x", "/<script>alert(1)</script>", "/pwa_icon/999", "/gradio_api/upload"):
+            page = await server.client.get(path, headers={"accept": "text/html,*/*;q=0.8"})
+            assert page.status_code == 404
+            assert page.headers["content-type"].startswith("text/html")
+            assert 'href="/"' in page.text
+            assert "<script>alert" not in page.text
+            is_problem(await server.client.get(path), 404, "not_found")
+
+    with_server(scenario)
+
+
+def test_no_page_can_be_framed(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        for path in ("/", "/docs", "/nowhere", "/v1/nowhere", "/v1/traces", "/static/logo.svg", "/livez"):
+            answer = await server.client.get(path, headers={"accept": "text/html"})
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], path
+            assert answer.headers["x-frame-options"] == "DENY"
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize("key", [None, "a-key-that-nobody-knows"])
+def test_awkward_headers_never_end_in_a_5xx(with_server: WithServer, key: str | None) -> None:
+    names = ("origin", "referer", "cookie", "range", "authorization", "accept", "content-type", "if-none-match",
+             "last-event-id", "idempotency-key", "sec-fetch-site", "accept-encoding", "x-forwarded-for")  # fmt: skip
+
+    async def scenario(server: Server) -> None:
+        for name in names:
+            for value in AWKWARD:
+                for method, path in (
+                    ("GET", "/v1/traces"),
+                    ("POST", "/v1/traces"),
+                    ("POST", "/login"),
+                    ("POST", "/v1/images"),
+                ):
+                    header = {name: value.replace("\x00", "\x01").encode("utf-8")}
+                    answer = await server.client.request(method, path, content=b"{}", headers=header)
+                    assert answer.status_code < 500, (name, value[:20], method, path, answer.text)
+
+    with_server(scenario, **({"api_key": key} if key else {}))
+
+
+@pytest.mark.parametrize("path", ["/login", "/v1/traces", "/v1/jobs", "/v1/checkpoints", "/v1/limits"])
+def test_awkward_bodies_never_end_in_a_5xx(with_server: WithServer, path: str) -> None:
+    bodies = (
+        b"[" * 2000,
+        b'{"a":' * 3000,
+        b"\xff\xfe{}",
+        b"NaN",
+        b'"\\ud800"',
+        b"9" * 10_000,
+        b"",
+        b"\x00",
+        b"[1e999]",
+    )
+    kinds = ("application/json", "application/json; charset=nonsense", "multipart/form-data; boundary=" + "b" * 5000,
+             "multipart/form-data", "application/x-www-form-urlencoded", "text/plain", "")  # fmt: skip
+
+    async def scenario(server: Server) -> None:
+        for body in bodies:
+            for kind in kinds:
+                answer = await server.client.post(path, content=body, headers={"content-type": kind})
+                assert 400 <= answer.status_code < 500, (body[:20], kind, answer.text)
+
+    with_server(scenario, api_key="a-key-that-nobody-knows") if path == "/login" else with_server(scenario)
+
+
+@pytest.mark.parametrize("field", ["file", "files", ""])
+def test_a_form_with_a_long_boundary_is_rejected(with_server: WithServer, field: str) -> None:
+    async def scenario(server: Server) -> None:
+        for length in (1, 70, 71, 5000, 60_000):
+            boundary = "b" * length
+            body = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="x"\r\n\r\n'.encode()
+            body += png() + f"\r\n--{boundary}--\r\n".encode()
+            headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+            for path in ("/v1/images", "/v1/datasets"):
+                answer = await server.client.post(path, content=body, headers=headers)
+                assert answer.status_code < 500, (length, answer.text)
+
+    with_server(scenario)
+
+
+async def through_the_gate(page: Any, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+    """Status and JSON of a request to the gate in front of `page`."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b"", "root_path": ""}
+    await PageGate(page)(scope, receive, send)
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], json.loads(content) if content.startswith(b"{") else {}
+
+
+async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+    raise KeyError("no such function")
+
+
+async def answers_500(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
+    raise KeyError("as starlette does it")
+
+
+@pytest.mark.parametrize("page", [raises, answers_500])
+@pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/gradio_api/reset"])
+def test_what_breaks_gradio_is_the_requests_fault(page: Any, path: str) -> None:
+    assert asyncio.run(through_the_gate(page, "POST", path, b'{"fn_index": 99}'))[0] == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 2000, b"{", b"{" + b" " * 2_000_000 + b"}"])
+def test_a_page_event_is_a_json_object(body: bytes) -> None:
+    assert asyncio.run(through_the_gate(raises, "POST", "/gradio_api/run/predict", body))[1]["code"] == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/pwa_icon/999", 404),
+        ("GET", "/gradio_api/file=/etc/passwd", 404),
+        ("POST", "/gradio_api/upload", 404),
+        ("GET", "/gradio_api/proxy=http://x", 404),
+        ("GET", "/gradio_api/run/predict", 405),
+        ("POST", "/gradio_api/queue/join", 404),
+        ("DELETE", "/gallery", 405),
+        ("POST", "/", 405),
+    ],
+)
+def test_gradio_routes_that_no_page_needs_are_closed(method: str, path: str, status: int) -> None:
+    assert asyncio.run(through_the_gate(raises, method, path))[0] == status
+
+
+def test_a_log_line_holds_no_control_characters() -> None:
+    record = logging.LogRecord(
+        "omni_r1.x", logging.INFO, "x.py", 1, "path /%s", ("\x1b[31m\r\n\x9b\x00\u2028\u202e\x7f",), None
+    )
+    line = LineFormatter(as_json=False).format(record)
+    assert "\\x1b[31m" in line
+    assert all(char.isprintable() or char == " " for char in line), line
+    assert all(char.isprintable() or char == " " for char in LineFormatter(as_json=True).format(record))
+
+
+def test_wrong_logins_are_braked_and_bearer_keys_are_not(with_server: WithServer) -> None:
+    key = "the-right-key-of-this-server"
+
+    async def scenario(server: Server) -> None:
+        for _ in range(LIMIT):
+            is_problem(await server.client.post("/login", json={"key": "wrong"}), 401, "wrong_key")
+        braked = await server.client.post("/login", json={"key": key})
+        is_problem(braked, 429, "too_many_tries")
+        assert 0 < int(braked.headers["retry-after"]) <= WINDOW_S
+        form = await server.client.post("/login", data={"key": "wrong"})
+        assert form.status_code == 429
+        assert "too many wrong keys" in form.text.lower()
+        answer = await server.client.get("/v1/traces", headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 200
+
+    with_server(scenario, api_key=key)
+
+
+def test_the_brake_forgets_after_its_window_and_is_bounded() -> None:
+    now = 1000.0
+    brake = Brake(clock=lambda: now)
+    for _ in range(LIMIT - 1):
+        brake.note_wrong("10.0.0.1")
+    assert brake.wait_s("10.0.0.1") == 0
+    brake.note_wrong("10.0.0.1")
+    assert brake.wait_s("10.0.0.1") == WINDOW_S
+    assert brake.wait_s("10.0.0.2") == 0
+    now += WINDOW_S
+    assert brake.wait_s("10.0.0.1") == 0
+    for number in range(MOST_ADDRESSES + 50):
+        brake.note_wrong(f"10.1.{number // 256}.{number % 256}")
+    assert len(brake._wrong) == MOST_ADDRESSES
+    assert brake.wait_s("10.9.9.9") > 0, "so many wrong keys from everywhere brake everybody"
+    assert EVERYWHERE > LIMIT
+
+
+def test_one_ipv6_network_is_one_address() -> None:
+    brake = Brake(clock=lambda: 0.0)
+    for number in range(LIMIT):
+        brake.note_wrong(f"2001:db8::{number:x}")
+    assert brake.wait_s("2001:db8::ffff") > 0
+    assert brake.wait_s("2001:db8:1::1") == 0

@@ -1,0 +1,109 @@
+"""Host, Origin and Sec-Fetch-Site are checked in front of everything; every answer says nosniff."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.common.settings import Settings, SettingsError, read_settings
+from tests.app.conftest import Server, WithServer, is_problem
+
+
+def test_only_names_of_this_machine_are_answered(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        for host in ("127.0.0.1", "localhost", "[::1]", "studio.example"):
+            for suffix in ("", f":{server.port}", ":1"):
+                answer = await server.client.get("/livez", headers={"host": host + suffix})
+                assert answer.status_code == 200, host
+        for path in ("/livez", "/", "/v1/traces", "/metrics", "/docs", "/static/logo.svg", "/gradio_api/info"):
+            for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0", ""):
+                is_problem(await server.client.get(path, headers={"host": host}), 421, "wrong_host")
+
+    with_server(scenario, allowed_hosts=("studio.example",))
+
+
+def test_unsafe_methods_from_another_site_are_refused_on_every_route(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        body = await server.body()
+        foreign = (
+            {"origin": "http://evil.example"},
+            {"origin": "null"},
+            {"origin": f"http://127.0.0.1:{server.port + 1}"},
+            {"origin": "http://localhost"},
+            {"sec-fetch-site": "cross-site"},
+        )
+        for headers in foreign:
+            for method, path in (
+                ("POST", "/v1/traces"),
+                ("DELETE", "/v1/traces/x"),
+                ("POST", "/gradio_api/queue/join"),
+            ):
+                answer = await server.client.request(method, path, json=body, headers=headers)
+                is_problem(answer, 403, "forbidden_origin")
+            assert (await server.client.get("/v1/traces", headers=headers)).status_code == 200
+        own = f"http://127.0.0.1:{server.port}"
+        for headers in ({"origin": own, "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {}):
+            assert (await server.client.post("/v1/traces", json=body, headers=headers)).status_code == 201
+
+    with_server(scenario)
+
+
+def test_cors_is_off_unless_asked_for(with_server: WithServer) -> None:
+    origin = {"origin": "http://friend.example"}
+
+    async def off(server: Server) -> None:
+        assert "access-control-allow-origin" not in (await server.client.get("/v1/traces", headers=origin)).headers
+
+    async def on(server: Server) -> None:
+        answer = await server.client.post("/v1/traces", json=await server.body(), headers=origin)
+        assert answer.status_code == 201
+        assert answer.headers["access-control-allow-origin"] == "http://friend.example"
+        other = await server.client.get("/v1/traces", headers={"origin": "http://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+    with_server(off)
+    with_server(on, cors_origins=("http://friend.example",))
+
+
+def test_every_answer_says_nosniff(with_server: WithServer) -> None:
+    async def scenario(server: Server) -> None:
+        image = f"/v1/images/{await server.image()}"
+        paths = (
+            "/livez",
+            "/v1/traces",
+            "/v1/nothing",
+            "/docs",
+            "/openapi.json",
+            "/metrics",
+            "/",
+            f"/v1/images/{image}",
+        )
+        for path in paths:
+            assert (await server.client.get(path)).headers["x-content-type-options"] == "nosniff", path
+
+    with_server(scenario)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
+def test_an_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
+    with pytest.raises(SettingsError):
+        read_settings(host=host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_addresses_are_taken(host: str) -> None:
+    assert read_settings(host=host).host == host
+
+
+def test_settings_come_from_one_prefix_and_unknown_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_R1_ALLOWED_HOSTS", "a.example, b.example")
+    monkeypatch.setenv("OMNI_R1_MAX_QUEUE", "99")
+    settings = read_settings()
+    assert (settings.allowed_hosts, settings.max_queue) == (("a.example", "b.example"), 99)
+    monkeypatch.setenv("OMNI_R1_MAX_QUEUE", "none")
+    with pytest.raises(SettingsError, match="OMNI_R1_MAX_QUEUE"):
+        read_settings()
+    monkeypatch.setenv("OMNI_R1_MAX_QUEUE", "5")
+    monkeypatch.setenv("OMNI_R1_MAX_QUEU", "5")
+    with pytest.raises(SettingsError, match="OMNI_R1_MAX_QUEU"):
+        read_settings()
+    assert Settings.model_fields.keys() >= {"home", "host", "port", "device"}

@@ -1,0 +1,169 @@
+"""The pages without a server: what Gradio is told, and what About makes of the API's answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from app.client import Client
+from app.ui.about import sections, words_of
+from app.ui.assets import static_files
+from app.ui.page import build_ui, mount_ui, theme
+from app.ui.training import presets
+from training.spec.spec import parse_spec
+
+LIMITS = {
+    "context_len": 768,
+    "tokens_per_image": 66,
+    "images": {"min": 1, "max": 1},
+    "max_question_chars": 4000,
+    "max_upload_bytes": 20_000_000,
+    "queue": {"running": 0, "waiting": 0, "max": 64},
+}
+CHECKPOINT = {
+    "id": "nano-omni-r1",
+    "active": True,
+    "licence": "MIT",
+    "description": "The embedded model.",
+    "size_bytes": 30_000_000,
+    "created_at": "2026-11-22T19:57:00+02:00",
+    "resolution": 64,
+    "card_notes": {"own_pictures": "On a photo its answer is a guess."},
+}
+
+
+def canned(answers: dict[str, Any]) -> Client:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path not in answers:
+            raise httpx.ConnectError("refused", request=request)
+        return httpx.Response(200, json=answers[request.url.path])
+
+    return Client("http://127.0.0.1:1", transport=httpx.MockTransport(answer))
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    async def build() -> dict[str, Any]:
+        return build_ui(canned({})).get_config_file()
+
+    return asyncio.run(build())  # outside a loop Gradio makes one and leaves it open
+
+
+def test_building_the_pages_asks_the_server_nothing(config: dict[str, Any]) -> None:
+    assert [page[0] for page in config["pages"]] == ["", "gallery", "training", "checkpoints", "about"]
+
+
+def test_no_tab_keeps_a_connection_to_gradio_open(config: dict[str, Any]) -> None:
+    assert config["connect_heartbeat"] is False
+
+
+def test_no_event_waits_in_gradios_queue(config: dict[str, Any]) -> None:
+    assert [one["targets"] for one in config["dependencies"] if one["queue"] is not False] == []
+
+
+def test_gradios_queue_does_not_run_behind_the_pages() -> None:
+    page = FastAPI()
+
+    async def queue_tasks() -> list[str]:
+        mount_ui(page, canned({}))
+        async with page.router.lifespan_context(page):
+            for _ in range(100):  # the queue's tasks sleep some milliseconds before they see that it is closed
+                names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+                found = [name for name in names if name.startswith("Queue.")]
+                if not found:
+                    break
+                await asyncio.sleep(0.05)
+            return found
+
+    assert asyncio.run(queue_tasks()) == []
+
+
+def test_the_studios_buttons_need_no_python(config: dict[str, Any]) -> None:
+    named = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    for name in ("reason", "step", "pause", "continue", "finish", "stop"):
+        events = [one for one in config["dependencies"] if [named[f"or-{name}"], "click"] in map(list, one["targets"])]
+        assert len(events) == 1
+        assert events[0]["backend_fn"] is False
+        assert "window.omniStudio" in events[0]["js"]
+
+
+def test_building_the_pages_writes_no_files_beside_the_source(config: dict[str, Any]) -> None:
+    assert config
+    import app.ui
+
+    assert list(Path(app.ui.__file__).parents[1].glob("*.pyi")) == []
+
+
+def test_fonts_come_from_the_system() -> None:
+    css = theme()._get_theme_css()
+    assert "system-ui" in css
+    assert "url('http" not in css.replace('"', "'")
+    assert "@import" not in css
+    assert theme()._stylesheets == []
+
+
+def test_about_tells_the_checkpoints_card_and_the_limits() -> None:
+    ready = {"phase": "ready", "checkpoint": "nano-omni-r1", "weight_version": 1, "detail": ""}
+    told = sections(canned({"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS}))
+    assert [section["title"] for section in told] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
+    rows = dict(told[1]["rows"])
+    assert rows["size"] == "30 MB"
+    assert rows["made"] == "2026-11-22 17:57 UTC"
+    assert rows["note"] == "On a photo its answer is a guess."
+    assert "base" not in rows  # not known, not shown
+    limits = dict(told[2]["rows"])
+    assert limits["context"] == "768 tokens"
+    assert limits["pictures in a question"] == "1"
+    assert limits["largest picture file"] == "20 MB"
+
+
+def test_about_says_what_to_do_when_no_server_answers() -> None:
+    (only,) = sections(canned({}))
+    assert "make serve" in only["text"]
+
+
+def test_a_cards_notes_become_one_paragraph() -> None:
+    assert words_of("a") == "a"
+    assert words_of(["a", "b"]) == "a b"
+    assert words_of({"x": "a", "y": "b"}) == "a b"
+    assert words_of(None) == ""
+
+
+def test_static_files_are_checked_back_and_gradios_own_are_there() -> None:
+    client = TestClient(Starlette(routes=[Mount("/static", static_files())]))
+    ours = client.get("/static/viewer/viewer.js")
+    assert ours.headers["cache-control"] == "no-cache"
+    assert "javascript" in ours.headers["content-type"]
+    assert client.get("/static/viewer/viewer.js", headers={"if-none-match": ours.headers["etag"]}).status_code == 304
+    assert client.get("/static/js/iframeResizer.contentWindow.min.js").status_code == 200
+
+
+def test_every_page_links_to_every_other(config: dict[str, Any]) -> None:
+    headers = [part["props"]["html_template"] for part in config["components"] if "or-header" in str(part["props"])]
+    assert len(headers) == len(config["pages"])
+    for template in headers:
+        assert re.findall(r'data-link="(\w+)"', template)[1:] == [
+            "studio",
+            "gallery",
+            "training",
+            "checkpoints",
+            "about",
+        ]
+        assert template.count("aria-current=page") == 1
+
+
+def test_the_page_offers_presets_that_the_server_takes() -> None:
+    offered = json.loads(presets())
+    assert [one["title"] for one in offered if one["card"]] == ["PeSFT", "PeRPO", "Zero"]
+    for one in offered:
+        assert parse_spec(one["spec"]).method == one["spec"]["method"]

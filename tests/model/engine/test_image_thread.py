@@ -1,0 +1,205 @@
+"""The picture thread alone: what comes first, what is done together and by whom, errors, the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from model.engine import image_thread as picture_thread
+from model.engine.image_thread import REST, TOGETHER, PictureThread
+from tests.patience import PATIENCE_S
+
+
+class Results:
+    """What was posted, in order: results, or the names of errors. `post` tells the thread apart, too."""
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+        self.threads: list[str] = []
+        self._come = threading.Semaphore(0)
+
+    def post(self, result: Any, error: BaseException | None) -> None:
+        self.all.append(result if error is None else type(error).__name__)
+        self.threads.append(threading.current_thread().name)
+        self._come.release()
+
+    def wait(self, count: int) -> list[Any]:
+        for _ in range(count):
+            assert self._come.acquire(timeout=PATIENCE_S)
+        return self.all
+
+
+class Gate:
+    """A job that keeps the thread until it is let go."""
+
+    def __init__(self) -> None:
+        self._running, self._open = threading.Event(), threading.Event()
+        self.let_go = self._open.set
+
+    def __call__(self) -> str:
+        self._running.set()
+        assert self._open.wait(PATIENCE_S)
+        return "gate"
+
+    def wait(self) -> None:
+        assert self._running.wait(PATIENCE_S)
+
+
+class Draw:
+    """Whole pictures: remembers who was drawn together; "bad" cannot be."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def __call__(self, items: list[str]) -> list[str]:
+        self.batches.append(items)
+        if "bad" in items:
+            raise ZeroDivisionError
+        return [item.upper() for item in items]
+
+
+@pytest.fixture
+def thread() -> Iterator[PictureThread]:
+    thread = PictureThread()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_partial_that_would_wait_goes_out_without_its_picture(thread: PictureThread) -> None:
+    results, gate = Results(), Gate()
+    assert thread.try_submit(gate, results.post)
+    gate.wait()
+    assert not thread.try_submit(lambda: "partial", results.post)
+    thread.submit_whole(Draw(), "final", results.post)
+    thread.submit(lambda: 1 / 0, results.post)
+    gate.let_go()
+    assert results.wait(3) == ["gate", "FINAL", "ZeroDivisionError"]
+
+
+def test_what_a_stream_is_silent_for_comes_first_and_what_nobody_waits_for_last(thread: PictureThread) -> None:
+    results, gate = Results(), Gate()
+    thread.submit(gate, results.post)
+    gate.wait()
+    thread.when_idle(lambda: results.post("idle", None))
+    thread.when_idle(lambda: 1 / 0)
+    thread.submit(lambda: "question", results.post)
+    thread.submit_whole(Draw(), "final", results.post)
+    gate.let_go()
+    assert results.wait(4) == ["gate", "FINAL", "question", "idle"]
+    thread.submit(lambda: "after an error", results.post)
+    assert results.wait(1)[-1] == "after an error"
+
+
+def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(thread: PictureThread) -> None:
+    results, gate, draw, other = Results(), Gate(), Draw(), Draw()
+    thread.submit(gate, results.post)
+    gate.wait()
+    names = [f"p{i}" for i in range(TOGETHER + 2)]
+    for name in names:
+        thread.submit_whole(draw, name, results.post)
+        if name == "p0":
+            thread.submit_whole(other, "q0", results.post)
+    gate.let_go()
+    posted = results.wait(1 + len(names) + 1)
+    assert draw.batches == [names[:TOGETHER], names[TOGETHER:]]
+    assert other.batches == [["q0"]], "another model's are done apart"
+    assert [name for name in posted if name.startswith("P")] == [name.upper() for name in names]
+    assert posted.index("Q0") == 1 + TOGETHER, "no later than its turn"
+
+
+def test_an_error_in_one_picture_is_told_to_no_other(thread: PictureThread) -> None:
+    results, gate, draw = Results(), Gate(), Draw()
+    thread.submit(gate, results.post)
+    gate.wait()
+    for name in ("a", "bad", "c"):
+        thread.submit_whole(draw, name, results.post)
+    gate.let_go()
+    assert results.wait(4) == ["gate", "A", "ZeroDivisionError", "C"]
+
+
+def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_long(
+    thread: PictureThread, clock: list[float]
+) -> None:
+    results, gate, draw = Results(), Gate(), Draw()
+    thread.lend_a_hand()  # nothing to do
+    thread.submit(gate, results.post)
+    gate.wait()
+    thread.submit(lambda: "question", results.post)
+    clock[0] += 10.0
+    thread.lend_a_hand()  # neither what runs nor a question's picture
+    names = [f"p{i}" for i in range(TOGETHER + 1)]
+    for name in names:
+        thread.submit_whole(draw, name, results.post)
+    clock[0] += picture_thread.BEHIND_S / 2
+    thread.lend_a_hand()
+    assert results.all == []
+    clock[0] += picture_thread.BEHIND_S
+    thread.lend_a_hand()
+    assert results.all == [name.upper() for name in names[:TOGETHER]], "the oldest"
+    assert set(results.threads) == {threading.current_thread().name}
+    gate.let_go()
+    assert results.wait(TOGETHER + 3)[TOGETHER:] == ["gate", names[-1].upper(), "question"]
+
+
+def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: PictureThread) -> None:
+    results, gate = Results(), Gate()
+    thread.give_way(PATIENCE_S)  # nothing waits
+    thread.submit(gate, results.post)
+    gate.wait()
+    thread.submit(lambda: "question", results.post)
+    thread.give_way(PATIENCE_S)  # nor does it for others
+    thread.submit_whole(Draw(), "p", results.post)
+    thread.give_way(0.0)  # as long as it was told
+    loader = threading.Thread(target=lambda: (thread.give_way(PATIENCE_S), results.post("load", None)))
+    loader.start()
+    assert results.all == []
+    gate.let_go()
+    assert "load" in results.wait(4)
+    loader.join(PATIENCE_S)
+    assert results.all[0] == "gate", "it began behind the picture's turn"
+
+
+def test_partials_leave_the_machine_most_of_the_time(thread: PictureThread, clock: list[float]) -> None:
+    results = Results()
+
+    def work() -> None:
+        clock[0] += 3.0
+
+    assert thread.try_submit(work, results.post)
+    results.wait(1)
+    thread.submit_whole(lambda items: [work()], "p", results.post)  # a whole picture waits for nothing
+    results.wait(1)
+    clock[0] += REST * 3.0 - 0.1
+    assert not thread.try_submit(work, results.post)
+    clock[0] += 0.2
+    assert thread.try_submit(work, results.post)
+    results.wait(1)
+
+
+def test_the_end_waits_for_the_running_job_and_drops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, results, gate = PictureThread(), Results(), Gate()
+    thread.submit(gate, results.post)
+    gate.wait()
+    thread.submit_whole(Draw(), "p", results.post)
+    thread.submit(lambda: "question", results.post)
+    thread.when_idle(lambda: results.post("idle", None))
+    join = thread._thread.join
+
+    def let_go_and_join() -> None:
+        gate.let_go()
+        join(PATIENCE_S)
+
+    monkeypatch.setattr(thread._thread, "join", let_go_and_join)
+    thread.close()
+    assert not thread._thread.is_alive()
+    assert results.all == ["gate"]

@@ -1,0 +1,208 @@
+"""Pictures to codes and back, half-drawn pictures, and the numbers that codes give, worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.checkpoint.checkpoint import load_checkpoint
+from model.checkpoint.manifest import Perception
+from model.checkpoint.shards import SHIPPED
+from model.engine.models import Model
+from model.images.codes import (
+    copied_share,
+    decode_codes,
+    decode_partial,
+    encode_pictures,
+    fill_codes,
+    flatness,
+    image_stats,
+    is_flat,
+    perception_reward,
+    perception_score,
+    to_images,
+    to_pixels,
+    tv_energy,
+)
+from model.nets.vq import VQModel
+from model.precision import cpu_has_bf16
+from tests.near_ties import assert_same_codes, assert_same_image
+
+
+@pytest.fixture(scope="module")
+def vq(tiny_checkpoint: Path) -> VQModel:
+    model = load_checkpoint(tiny_checkpoint).vq
+    assert model is not None
+    return model
+
+
+def test_pixels_are_minus_one_to_one_exactly_and_come_back() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([levels, 255 - levels, levels], -1))
+    pixels = to_pixels([image, image])
+    assert pixels.shape == (2, 3, 16, 16)
+    assert pixels[0, 0, 0, 0] == -1.0
+    assert pixels[0, 0, 15, 15] == pytest.approx(1.0, abs=1e-6)  # 0.989 with HF's rounded 0.0078
+    assert [back.tobytes() for back in to_images(pixels)] == [image.tobytes()] * 2
+
+
+def test_pixels_out_of_range_are_clamped() -> None:
+    image = to_images(torch.full((1, 3, 16, 16), 1.7))[0]
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_picture_becomes_n_codes_of_the_codebook(vq: VQModel) -> None:
+    rows = encode_pictures(vq, [Image.new("RGB", (40, 20), c) for c in ("red", "blue")], ["crop", "pad"])
+    assert all(len(codes) == 4 and all(0 <= code < 64 for code in codes) for codes in rows)
+    assert encode_pictures(vq, []) == []
+
+
+def test_many_pictures_encode_as_one_by_one(vq: VQModel) -> None:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
+    together, alone = (
+        torch.tensor(c) for c in (encode_pictures(vq, images), [encode_pictures(vq, [i])[0] for i in images])
+    )
+    assert_same_codes(vq, to_pixels(images), together, alone)
+
+
+def test_codes_become_pictures_of_the_models_size(vq: VQModel) -> None:
+    pictures = decode_codes(vq, [(1, 2, 3, 4), (4, 3, 2, 1)])
+    assert [p.size for p in pictures] == [(16, 16)] * 2
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    assert decode_codes(vq, []) == []
+    with pytest.raises(ValueError, match="4 codes, got 3"):
+        decode_codes(vq, [(1, 2, 3)])
+
+
+def test_a_half_drawn_picture_continues_with_the_previous_one(vq: VQModel) -> None:
+    assert fill_codes(vq, [7, 8], (1, 2, 3, 4)) == [7, 8, 3, 4]
+    assert fill_codes(vq, [], (1, 2, 3, 4)) == [1, 2, 3, 4]
+    assert fill_codes(vq, [7, 8, 9, 10], (1, 2, 3, 4)) == [7, 8, 9, 10]
+
+
+def test_without_a_previous_picture_the_mean_code_fills(vq: VQModel) -> None:
+    assert fill_codes(vq, [7]) == [7, 7, 7, 7]  # the code nearest to the mean of one vector is itself
+    filled = fill_codes(vq, [])
+    distance = (vq.codebook - vq.codebook.mean(0)).square().sum(1)
+    assert filled == [int(distance.argmin())] * 4
+
+
+def test_the_last_partial_picture_is_the_picture(vq: VQModel) -> None:
+    codes = (9, 8, 7, 6)
+    pictures = [decode_partial(vq, codes[:k], (1, 2, 3, 4)) for k in range(5)]
+    assert pictures[0].tobytes() == decode_codes(vq, [(1, 2, 3, 4)])[0].tobytes()
+    assert pictures[4].tobytes() == decode_codes(vq, [codes])[0].tobytes()
+
+
+def test_the_energy_by_hand() -> None:
+    """Grid of 2 x 3, D = 2:   (0,0) (1,0) (1,2)     horizontal |d|^2: 1, 4, 0, 4   -> E_h = 9/4
+                               (0,1) (0,1) (2,1)     vertical   |d|^2: 1, 2, 2      -> E_v = 5/3
+    E_2D = (9/4 + 5/3) / 2 = 47/24."""
+    grid = torch.tensor([[[0.0, 0], [1, 0], [1, 2]], [[0, 1], [0, 1], [2, 1]]])
+    assert float(tv_energy(grid)) == pytest.approx(47 / 24)
+    assert float(tv_energy(grid)) != pytest.approx(47 / 12)  # forgetting D
+    batch = torch.stack([grid, grid * 2])
+    torch.testing.assert_close(tv_energy(batch), torch.tensor([47 / 24, 47 / 6]))
+
+
+def test_a_single_row_has_no_vertical_neighbours() -> None:
+    assert float(tv_energy(torch.tensor([[[0.0], [3.0]]]))) == 9.0
+    assert float(tv_energy(torch.tensor([[[5.0]]]))) == 0.0
+
+
+def test_the_score_by_hand() -> None:
+    """s = 1 / (1 + 1.5 / 3) = 2/3; a smoother picture than the references' 95th percentile (0.6) scores as that one."""
+    assert perception_score(1.5, Perception(tau=3.0)) == pytest.approx(2 / 3)
+    assert perception_score(0.0, Perception(tau=3.0)) == 1.0
+    assert perception_score(0.0, Perception(tau=3.0, energy_p95=0.6)) == pytest.approx(1 / 1.2)
+    assert perception_score(1.5, Perception(tau=3.0, energy_p95=0.6)) == pytest.approx(2 / 3)
+
+
+def test_flatness_is_the_share_of_the_commonest_code() -> None:
+    assert flatness((1, 1, 1, 2)) == 0.75
+    assert flatness((1, 2, 3, 4)) == 0.25
+    assert flatness(()) == 0.0
+
+
+def test_a_blank_picture_is_flat_and_earns_nothing(vq: VQModel) -> None:
+    assert is_flat((5, 5, 5, 5), Perception(), 0.0)
+    assert not is_flat((5, 5, 6, 6), Perception(), 1.0)
+    assert not is_flat((5, 5, 5, 6), Perception(flat_share_max=0.7), 1.0)
+    assert image_stats(vq, (5, 5, 5, 5)).perception_reward == 0.0
+    assert image_stats(vq, (5, 5, 5, 5)).tv == 0.0
+    assert 0.0 < image_stats(vq, (5, 6, 7, 8)).perception_reward < 1.0
+
+
+def test_a_picture_of_many_codes_that_look_alike_is_flat_too() -> None:
+    perception = Perception(energy_p95=1.5)  # 95 % of the references have more energy; a third of it is .5
+    assert is_flat((1, 2, 3, 4), perception, 0.49)
+    assert not is_flat((1, 2, 3, 4), perception, 0.51)
+    assert not is_flat((1, 2, 3, 4), Perception(), 0.0)  # without a scale only the codes can be asked
+
+
+def test_the_shipped_guard_catches_a_canvas_of_any_colour() -> None:
+    loaded = load_checkpoint(SHIPPED / "nano-base")
+    assert loaded.vq is not None
+    colours = ["white", "black", "grey", "red", "green", "blue", "orange", "magenta"]
+    canvases = encode_pictures(loaded.vq, [Image.new("RGB", (64, 64), colour) for colour in colours])
+    assert max(len(set(codes)) for codes in canvases) > 3  # one colour, several codes
+    rewards = [image_stats(loaded.vq, codes, loaded.manifest.perception).perception_reward for codes in canvases]
+    assert rewards == [0.0] * len(colours)
+
+
+def test_the_facts_of_a_picture_use_the_codebook(vq: VQModel) -> None:
+    facts = image_stats(vq, (5, 6, 7, 7), Perception(tau=2.0))
+    vectors = vq.codebook[torch.tensor([[5, 6], [7, 7]])]
+    energy = float(tv_energy(vectors))
+    assert (facts.codes, facts.flatness) == (3, 0.5)
+    assert facts.tv == pytest.approx(energy)
+    assert facts.perception_reward == pytest.approx(1 / (1 + energy / 2.0))
+    assert set(facts.to_json()) == {"codes", "flatness", "tv", "perception_reward"}
+
+
+def test_the_reward_of_a_trace_is_the_mean_and_nothing_without_pictures(vq: VQModel) -> None:
+    one, two = (5, 6, 7, 8), (9, 9, 9, 9)
+    single = image_stats(vq, one).perception_reward
+    assert perception_reward(vq, [one, two]) == pytest.approx(single / 2)
+    assert perception_reward(vq, []) == 0.0
+
+
+def test_a_copy_is_recognised() -> None:
+    assert copied_share((1, 2, 3, 4), (1, 2, 3, 5)) == 0.75
+    with pytest.raises(ValueError, match="longer"):
+        copied_share((1, 2), (1, 2, 3))
+
+
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_a_drawing_looks_the_same_alone_and_among_others(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the embedded decoder, as it serves on a CPU with bf16 and on one without; the facts are equal exactly."""
+    if in_bf16 and not cpu_has_bf16():
+        pytest.skip("this CPU has no bf16 in hardware")
+    monkeypatch.setattr("model.nets.vq.cpu_has_bf16", lambda: in_bf16)
+    model = Model.load("nano", str(SHIPPED / "nano-omni-r1"), 1, device=torch.device("cpu"), num_slots=2)
+    codes = torch.randint(0, 512, (5, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    alone = [model.draw([grid])[0] for grid in codes]
+    assert len({result.png for result in alone}) == 5
+    for company in (2, 4, 5):
+        together = [result for i in range(0, 5, company) for result in model.draw(codes[i : i + company])]
+        for one, other in zip(alone, together, strict=True):
+            assert one.stats == other.stats
+            assert_same_image(one.png, other.png)
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bf16 in hardware")
+def test_bf16_decodes_like_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    vq = load_checkpoint(SHIPPED / "nano-omni-r1").vq
+    assert vq is not None
+    codes = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(1))
+    pixels = []
+    for in_bf16 in (True, False):
+        monkeypatch.setattr("model.nets.vq.cpu_has_bf16", lambda in_bf16=in_bf16: in_bf16)
+        pixels.append(vq.decode(codes))
+    assert (pixels[0] - pixels[1]).abs().mean() < 1 / 127.5  # one of 256 levels
+    assert not torch.equal(*pixels)

@@ -1,0 +1,169 @@
+"""The forward against transformers' and against itself: cached, packed, dense."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint.checkpoint import load_checkpoint
+from model.config import TransformerConfig
+from model.nets.attention import CausalAttention, PackedAttention, PackedLayout, causal_sdpa
+from model.nets.decode_step import DecodeStep
+from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from model.nets.transformer import Transformer
+from tests.tiny import make_tiny_checkpoint
+
+CONFIG = TransformerConfig(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16,
+    max_position_embeddings=512,
+)  # fmt: skip
+
+
+def a_transformer(config: TransformerConfig = CONFIG, *, scale: float = 4.0) -> Transformer:
+    transformer = Transformer(config)
+    transformer.init_weights(3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.mul_(scale).add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return transformer
+
+
+def some_ids(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("swin_norm", "as_on_a_gpu"), [(False, False), (False, True), (True, False)])
+def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool, as_on_a_gpu: bool) -> None:
+    transformer = a_transformer(dataclasses.replace(CONFIG, swin_norm=swin_norm)).requires_grad_(False).double()
+    ids, prompt = some_ids(300), 40
+    whole = transformer(ids[None], torch.arange(300)[None], CausalAttention())[0]
+    cache = KVCache(CONFIG, 6, 512, dtype=torch.float64)
+    if as_on_a_gpu:
+        cache.keys, cache.keys_turned = torch.zeros_like(cache.values), False
+    decode = DecodeAttention(cache, groups=2)
+    transformer(ids[:prompt], torch.arange(prompt), PrefillAttention(cache, 2))
+    cache.copy(2, 0, prompt)
+    cache.restore(1, cache.export(0, prompt))
+    for slot in range(3):
+        decode.open(slot, prompt)
+    for position in range(prompt, 300):
+        decode.begin(torch.full((3,), position), position + 1)
+        hidden = transformer(ids[position].expand(3), torch.full((3,), position), decode)
+        for row in hidden:
+            torch.testing.assert_close(row, whole[position], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_kv_heads", "per_head"), [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_the_step_on_kept_buffers_equals_the_forward(num_kv_heads: int, per_head: bool, rows: int) -> None:
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, qk_norm_per_head=per_head, rms_norm_eps=0.3)
+    transformer = a_transformer(config, scale=2.0).requires_grad_(False)  # larger weights amplify fp32 rounding
+    cache = KVCache(config, 5, 512)
+    attention = DecodeAttention(cache, groups=config.num_heads // num_kv_heads)
+    step, scale = DecodeStep(transformer, attention), config.hidden_size**0.5
+    folded = [
+        dataclasses.replace(
+            w,
+            qkv=w.qkv * (w.input_norm * scale)[:, None],
+            gate_up=w.gate_up * (w.post_norm * scale)[:, None],
+            input_norm=None,
+            post_norm=None,
+        )
+        for w in transformer.layer_weights()
+        if w.input_norm is not None and w.post_norm is not None
+    ]
+    for length in (1, 70, 300):
+        prefix = [length + 3 * row for row in range(rows)]
+        for row, count in enumerate(prefix):
+            transformer(some_ids(count, row), torch.arange(count), PrefillAttention(cache, row))
+            attention.open(row, count)
+        ids, positions = some_ids(rows, 9), torch.tensor(prefix)
+        attention.begin(positions, max(prefix) + 1)
+        seen = step(ids, positions, folded, transformer.model.norm.weight * scale).clone()
+        expected = transformer(ids, positions, attention)
+        torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            transformer(ids, positions, attention, weights=folded), expected, atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("qk_norm", ["heads", "dim"])
+def test_invariant_2_our_forward_equals_transformers_chameleon(tmp_path: Path, qk_norm: str) -> None:
+    from transformers import ChameleonForConditionalGeneration
+
+    folder = make_tiny_checkpoint(tmp_path / "tiny", qk_norm="heads")
+    ours = load_checkpoint(folder)
+    theirs = ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    if qk_norm == "dim":
+        shared = load_checkpoint(make_tiny_checkpoint(tmp_path / "dim", qk_norm="dim"))
+        theirs.load_state_dict(shared.transformer.state_dict(), strict=False)
+        ours = shared
+    vocab = ours.vocab
+    codes = tuple(i % vocab.num_codes for i in range(vocab.codes_per_image))
+    ids = torch.tensor([ours.template.prompt_ids("Where is the red star? I look for the star.", [codes])])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids).logits
+        hidden = ours.transformer(ids, torch.arange(ids.shape[1])[None], CausalAttention())
+        logits = ours.transformer.logits(hidden)
+    seen = expected > -1e30  # transformers masks the logits of image codes
+    assert seen.float().mean() > 0.5
+    assert not seen[..., list(vocab.code_ids)].any()
+    torch.testing.assert_close(logits[seen], expected[seen], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_packed_documents_equal_one_at_a_time_with_their_gradients(num_kv_heads: int) -> None:
+    transformer = a_transformer(dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)).double()
+    lengths = [5, 70, 1, 33, 130, 70, 64]
+    layout = PackedLayout.from_lengths(lengths)
+    ids = some_ids(sum(lengths), 2)
+    weights = torch.randn(sum(lengths), CONFIG.hidden_size, generator=torch.Generator().manual_seed(1)).double()
+    packed = transformer(ids, layout.positions, PackedAttention(layout))
+    (packed * weights).sum().backward()
+    grads = {name: p.grad.clone() for name, p in transformer.named_parameters() if p.grad is not None}
+    transformer.zero_grad()
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        alone = transformer(ids[None, part], torch.arange(length)[None], CausalAttention())[0]
+        torch.testing.assert_close(packed[part], alone, atol=3e-5, rtol=1e-4)
+        (alone * weights[part]).sum().backward()
+        start += length
+    for name, parameter in transformer.named_parameters():
+        if parameter.grad is not None:
+            scale = float(parameter.grad.abs().max())
+            torch.testing.assert_close(grads[name], parameter.grad, atol=1e-4 * scale, rtol=1e-3, msg=name)
+
+
+def test_our_attention_backward_equals_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 150, 4, 8), (2, 150, 2, 8), (2, 150, 2, 8))
+    q, k, v = (torch.randn(s, dtype=torch.float64, generator=generator, requires_grad=True) for s in shapes)
+    weights = torch.randn(shapes[0], dtype=torch.float64, generator=generator)
+    ours = torch.autograd.grad((causal_sdpa(q, k, v) * weights).sum(), (q, k, v))
+    scores = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(2, 2)) * 8**-0.5
+    scores = scores.masked_fill(torch.ones(150, 150).triu(1).bool(), float("-inf"))
+    out = torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v.repeat_interleave(2, 2))
+    for a, b in zip(ours, torch.autograd.grad((out * weights).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_parameter_names_are_those_of_the_hf_checkpoints(tmp_path: Path) -> None:
+    folder = make_tiny_checkpoint(tmp_path / "tiny")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    names = {name for name in index if not name.startswith("model.vqmodel.")}
+    assert set(load_checkpoint(folder).transformer.state_dict()) == names
+
+
+def test_a_seed_gives_the_same_initial_weights() -> None:
+    one, two = Transformer(CONFIG), Transformer(CONFIG)
+    one.init_weights(5)
+    two.init_weights(5)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    two.init_weights(6)
+    assert not torch.equal(one.lm_head.weight, two.lm_head.weight)

@@ -1,0 +1,144 @@
+"""The drills that come last: drawings told in many words, one or some that have nothing to do with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoint.checkpoint import load_checkpoint
+from training.data.drills import drill_pictures, render_drill
+from training.skills import Action, apply
+from training.world.asking import MAKERS, drawing, random_view, worded
+from training.world.canvas import COLOURS
+from training.world.drills import DRAWING, LOCATING, make_drill
+from training.world.lines import axes, rays, walls
+
+INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # words for what was drawn before
+
+
+def pixels(action: Action) -> list[tuple[int, int]]:
+    numbers = [round(float(number) * 64) for number in action.args]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def test_the_order_stands_at_many_distances_from_the_given_picture() -> None:
+    lengths = {len(make_drill(seed, kind="draw").prompt_text) for seed in range(300)}
+    assert len(lengths) > 60
+    assert min(lengths) < 25
+    assert max(lengths) > 120
+
+
+def test_an_order_is_told_as_an_order_and_as_a_thought() -> None:
+    view = random_view(Random(0))
+    told = {worded(Random(seed), "Mark the red star.", view) for seed in range(400)}
+    assert "Mark the red star." in told
+    assert any("ow mark the red star" in text for text in told)
+    assert any("I mark the red star" in text for text in told)
+    assert all("ark the red star" in text for text in told)
+
+
+def test_every_view_can_be_drawn_on_and_the_ink_it_speaks_of_comes_first() -> None:
+    for name, (maker, _) in MAKERS.items():
+        for seed in range(20):
+            view = maker(Random(f"{name}/{seed}"))
+            given = drawing(Random(seed), view)
+            if given is None:
+                assert view.moves, name
+                continue
+            before = view.image
+            for action in given.before or ():
+                before = apply(action, before)
+            assert apply(given.action, before).tobytes() != before.tobytes(), (name, seed, given.text)
+            if any(word in given.text for word in ("next", "on the box", "there", "to its", "below it", "above it")):
+                assert given.before, given.text
+
+
+def test_orders_in_a_row_speak_of_no_earlier_drawing_and_change_the_newest_picture() -> None:
+    rows = [drill for seed in range(200) if (drill := make_drill(seed, kind="draw")).more]
+    assert {len(drill.more) for drill in rows} == {1, 2, 3}
+    for drill in rows:
+        newest = drill.response[0]
+        for order, picture in drill.more:
+            assert isinstance(newest, Image.Image)
+            assert picture.tobytes() != newest.tobytes(), order
+            if not picture_is_a_crop(order):
+                assert changed(newest, picture) < 0.35, order
+            words = order.rpartition("\n")[2]
+            assert not any(word in words for word in INK), order
+            newest = picture
+
+
+def picture_is_a_crop(order: str) -> bool:
+    return "oom" in order
+
+
+def changed(one: Image.Image, other: Image.Image) -> float:
+    different = np.any(np.asarray(one) != np.asarray(other), axis=-1)
+    return float(different.mean())
+
+
+def test_the_picture_before_the_newest_ink_may_be_shown_as_well() -> None:
+    drills = [make_drill(seed, kind="draw") for seed in range(100)]
+    shown = [drill for drill in drills if drill.earlier is not None]
+    assert 10 < len(shown) < 60
+    for drill in shown:
+        assert drill.image is not None
+        assert drill.earlier is not None
+        assert 0 < changed(drill.earlier, drill.image) < 0.35
+
+
+def test_only_drawings_are_learnt_where_orders_are_given_in_a_row(tiny_checkpoint: Path) -> None:
+    template = load_checkpoint(tiny_checkpoint).template
+    drill = next(d for seed in range(100) if len((d := make_drill(seed, kind="draw")).more) == 2)
+    pictures = drill_pictures(drill)
+    n = template.vocab.codes_per_image
+    rendered = render_drill(drill, [(number,) * n for number in range(len(pictures))], template)
+    learnt = [token for token, mask in zip(rendered.ids, rendered.loss_mask, strict=True) if mask]
+    drawn = [template.vocab.image_ids((number,) * n) for number in range(len(pictures) - 3, len(pictures))]
+    assert learnt == [*(token for ids in drawn for token in ids), template.vocab.eos_id]
+
+
+def test_a_bare_order_says_nothing_else() -> None:
+    drills = [make_drill(seed, kind="order") for seed in range(200)]
+    words = [text for drill in drills for text in (drill.prompt_text, *(order for order, _ in drill.more))]
+    assert not any("?" in text or "\n" in text for text in words)
+    assert max(len(text) for text in words) < 75
+    assert {"I mark", "Mark "} <= {text[:6].rstrip("a") if text.startswith("I m") else text[:5] for text in words}
+
+
+def test_shares_decide_how_often_a_kind_of_drill_comes() -> None:
+    assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
+    assert sum(DRAWING.values()) == sum(LOCATING.values()) == pytest.approx(1.0)
+    drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
+    assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
+
+
+def _colour(image: Image.Image, at: tuple[int, int]) -> str | None:
+    shown = image.getpixel(at)
+    return next((name for name, rgb in COLOURS.items() if rgb == shown), None)
+
+
+@pytest.mark.parametrize("maker", [rays, walls, axes])
+def test_a_line_ends_where_its_words_say(maker: object) -> None:
+    for seed in range(40):
+        view = maker(Random(seed))  # type: ignore[operator]
+        for extra in view.extras:
+            ends = pixels(extra.action)
+            if maker is rays or "angle" in extra.text or "steep" in extra.text:
+                assert _colour(view.image, ends[-1]), extra.text  # on a dot
+            if "angle" in extra.text:
+                assert extra.before is not None
+                (x0, y0), (x1, y1) = pixels(extra.before[0])
+                (x2, y2), (x3, y3) = ends
+                assert (x1, y1) == (x2, y2)
+                towards, back = (x1 - x0, y1 - y0), (x3 - x2, y3 - y2)
+                # As steep on the way back: |dy/dx| is equal up to whole pixels.
+                assert abs(abs(towards[1] * back[0]) - abs(towards[0] * back[1])) <= 2.5 * max(map(abs, towards + back))
+            if extra.text.startswith("Mark the place"):
+                assert extra.before is not None
+                dot, foot = pixels(extra.before[0])
+                assert [2 * f - d for d, f in zip(dot, foot, strict=True)] == list(ends[0])

@@ -1,0 +1,78 @@
+"""Questions from files of every kind: text, pictures, options and the answer to compare with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from model.checkpoint.checkpoint import load_checkpoint
+from training.data.questions import Question, picture_codes, read_questions
+from training.data.rows import Rejection, SampleError
+from training.data.traces import TokenIds
+from training.spec.spec import JsonlData, M3CoTData, OmniBenchData
+
+
+def written(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_m3cot_questions_carry_their_options_and_need_no_rationale(tmp_path: Path) -> None:
+    row = {"id": "a", "question": "What burns?", "choices": ["wood", "stone"], "answer": "A", "domain": "science"}
+    path = written(
+        tmp_path / "m.jsonl", row, {**row, "id": "b", "answer": "Z"}, {**row, "id": "c", "image": "none.png"}
+    )
+    found = list(read_questions(M3CoTData(path=path)))
+    assert isinstance(found[0], Question)
+    assert found[0].text == "What burns?\n(A) wood\n(B) stone"
+    assert (found[0].answer, found[0].choices, found[0].slice) == ("(A) wood", ("wood", "stone"), "science")
+    assert [f.code for f in found[1:] if isinstance(f, Rejection)] == ["broken_row", "missing_picture"]
+
+
+def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
+    row = {
+        "Question": "<image_start>[p]<image_end>Where?",
+        "Text Reasoning Trace": "I look.",
+        "Final Answer": "left",
+        "p": [5, 6],
+    }
+    (question,) = read_questions(JsonlData(path=written(tmp_path / "t.jsonl", row)))
+    assert isinstance(question, Question)
+    assert (question.text, question.answer, question.pictures) == ("Where?", "left", (TokenIds((5, 6)),))
+
+
+def test_m3cot_questions_have_places(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "p.png")
+    row = {"id": "a", "question": "What burns in <image>?", "choices": ["wood", "<image>"], "answer": "A"}
+    good = {**row, "image": "p.png", "choices": ["wood", "stone"]}
+    path = written(tmp_path / "m.jsonl", good, {**row, "image": "p.png"}, {**good, "image": None})
+    found = list(read_questions(M3CoTData(path=path)))
+    assert isinstance(found[0], Question)
+    assert found[0].text.startswith("What burns in <image_1>?\n(A)")
+    assert [(f.where, f.code) for f in found[1:] if isinstance(f, Rejection)] == [
+        ("m.jsonl:2", "bad_place"),
+        ("m.jsonl:3", "bad_place"),
+    ]
+
+
+def test_omni_bench_questions_know_slice_and_data_set(tmp_path: Path) -> None:
+    path = written(tmp_path / "chartqa.jsonl", {"image": "<TLTS>", "question": "How many?", "answer": "3"})
+    (question,) = read_questions(OmniBenchData(path=path))
+    assert isinstance(question, Question)
+    assert (question.slice, question.source, question.where) == ("structured", "chartqa", "chartqa.jsonl:1")
+
+
+def test_pictures_become_codes_and_foreign_token_ids_are_refused(tiny_checkpoint: Path) -> None:
+    tiny = load_checkpoint(tiny_checkpoint)
+    assert tiny.vq is not None
+    ids = tiny.vocab.image_ids((1, 2, 3, 4))
+    for given in (ids, ids[1:-1]):
+        assert picture_codes(TokenIds(tuple(given)), tiny.template, tiny.vq) == (1, 2, 3, 4)
+    assert len(picture_codes(Image.new("RGB", (40, 20), "red"), tiny.template, tiny.vq)) == 4
+    for wrong in (ids[1:], [*ids[1:-2], 0], []):
+        with pytest.raises(SampleError):
+            picture_codes(TokenIds(tuple(wrong)), tiny.template, tiny.vq)

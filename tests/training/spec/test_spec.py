@@ -1,0 +1,122 @@
+"""Specifications are strict, complete and the same after a round trip."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from training.spec.spec import EVAL_SEEDS as SPEC_EVAL_SEEDS
+from training.spec.spec import METHODS, PRESETS, PeSFTSpec, PipelineSpec, parse_spec
+from training.world.world import EVAL_SEED_MIN
+
+WORLD: dict[str, Any] = {"source": "unitasks", "num_samples": 64}
+PESFT: dict[str, Any] = {"method": "pesft", "base_checkpoint": "nano-base", "data": WORLD}
+
+
+def minimal(method: str) -> dict[str, Any]:
+    data = {"pesft": WORLD, "perpo": WORLD, "benchmark": WORLD} if method == "pipeline" else WORLD
+    return {"method": method, "base_checkpoint": "nano-base", "data": data}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resolves_all_defaults_and_reads_itself_back(method: str) -> None:
+    spec = parse_spec(minimal(method))
+    resolved = json.loads(json.dumps(spec.resolved()))
+    assert resolved["hyperparameters"]
+    assert resolved["gpu"] == "shared"
+    assert parse_spec(resolved) == spec
+
+
+def test_the_example_of_the_api_is_accepted() -> None:
+    spec = parse_spec({**PESFT, "hyperparameters": {"steps": 4}, "seed": 1, "activate": True})
+    assert isinstance(spec, PeSFTSpec)
+    assert (spec.hyperparameters.steps, spec.seed, spec.activate) == (4, 1, True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_whole_specification(name: str) -> None:
+    preset = PRESETS[name]
+    assert parse_spec(preset.spec).resolved()
+    assert preset.title
+    assert preset.what
+
+
+def test_three_presets_are_offered_as_cards() -> None:
+    assert [p.name for p in PRESETS.values() if p.card] == ["nano-pesft", "nano-perpo", "nano-zero"]
+
+
+def test_the_upstream_preset_is_the_authors_code() -> None:
+    spec = parse_spec(PRESETS["upstream"].spec)
+    assert isinstance(spec, PeSFTSpec)
+    h = spec.hyperparameters
+    assert (h.lr, h.epochs, h.schedule, h.weight_decay, h.max_len) == (1e-5, 1.0, "linear", 0.0, 5_100)
+    assert (h.batch_samples, h.micro_batches, h.normalisation) == (8, 8, "micro_batch")
+    assert (h.perception_reduction, h.perception_projection, h.perception_state) == ("mean", "frozen", "token")
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"method": "sft"}, "method"),
+        ({"hyperparameter": {}}, "hyperparameter"),
+        ({"hyperparameters": {"learning_rate": 1e-3}}, "learning_rate"),
+        ({"hyperparameters": {"lr": "1e-3"}}, "lr"),
+        ({"hyperparameters": {"lr": 0.0}}, "lr"),
+        ({"hyperparameters": {"lr": float("nan")}}, "lr"),
+        ({"hyperparameters": {"steps": 1.5}}, "steps"),
+        ({"hyperparameters": {"batch_samples": 2, "micro_batches": 3}}, "micro_batches"),
+        ({"seed": -1}, "seed"),
+        ({"threads": 0}, "threads"),
+        ({"gpu": "all"}, "gpu"),
+        ({"output_name": "../x"}, "output_name"),
+        ({"data": {"source": "web"}}, "source"),
+        ({"data": {"source": "m3cot", "path": "x"}}, "source"),
+        ({"data": {"source": "jsonl"}}, "path"),
+        ({"data": {"source": "traces"}}, "trace_ids"),
+        ({"data": {**WORLD, "num_samples": 0}}, "num_samples"),
+        ({"data": {**WORLD, "slices": ["natural", "other"]}}, "slices"),
+        ({"data": {**WORLD, "first_seed": SPEC_EVAL_SEEDS - 10}}, "evaluation"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_named(change: dict[str, Any], place: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        parse_spec({**PESFT, **change})
+    assert place in str(caught.value)
+
+
+def test_a_benchmark_may_use_evaluation_seeds_and_activates_nothing() -> None:
+    job = {**PESFT, "method": "benchmark", "data": {**WORLD, "first_seed": SPEC_EVAL_SEEDS}}
+    assert parse_spec(job).resolved()["data"]["first_seed"] == SPEC_EVAL_SEEDS
+    with pytest.raises(ValidationError, match="activated"):
+        parse_spec({**job, "activate": True})
+
+
+def test_a_pipeline_wants_data_for_each_stage_and_knows_its_order() -> None:
+    spec = parse_spec(minimal("pipeline"))
+    assert isinstance(spec, PipelineSpec)
+    assert spec.stages == ["pesft", "perpo", "benchmark"]
+    with pytest.raises(ValidationError, match=r"data\.perpo"):
+        parse_spec({**minimal("pipeline"), "data": {"pesft": WORLD, "benchmark": WORLD}})
+    zero = {"zero": WORLD, "perpo": WORLD, "benchmark": WORLD}
+    after_zero = {**minimal("pipeline"), "data": zero, "hyperparameters": {"zero": {"pesft": None}}}
+    spec = parse_spec(after_zero)
+    assert isinstance(spec, PipelineSpec)
+    assert spec.stages == ["zero", "pesft", "perpo", "benchmark"]
+    with pytest.raises(ValidationError, match=r"leave data\.pesft out"):
+        parse_spec({**after_zero, "data": {**zero, "pesft": WORLD}})
+
+
+def test_the_evaluation_seeds_are_those_of_the_world() -> None:
+    assert SPEC_EVAL_SEEDS == EVAL_SEED_MIN
+
+
+def test_a_specification_is_read_without_torch() -> None:
+    script = (
+        "import sys, training.spec.spec, training.jobs.log, training.jobs.context; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,65 @@
+"""The checkers' calibration: right drawings pass, wrong ones fail, after the tokenizer's losses.
+
+The full table of 500 tasks a family: `OMNI_R1_CALIBRATION=500 pytest tests/training/world/test_checkers.py`, or
+`python -m training.world.calibrate --checkpoint model/nano/nano-base`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from training.skills import INK
+from training.world.calibrate import KINDS, RoundTrip, blurred, pass_shares, plain, tokenizer_round_trip
+from training.world.checkers import change_outside_ink, check_step
+from training.world.world import FAMILIES, make_task
+
+NUM_TASKS = int(os.environ.get("OMNI_R1_CALIBRATION", "12"))
+NANO_BASE = Path(__file__).parents[3] / "model" / "nano" / "nano-base"
+ALL = [(slice_, family) for slice_, families in FAMILIES.items() for family in families]
+
+
+def _holds(slice_: str, family: str, round_trip: RoundTrip) -> None:
+    shares = pass_shares(slice_, family, round_trip, num_tasks=NUM_TASKS)
+    # A small sample may hold one odd case more than the share allows.
+    slack = 0.0 if NUM_TASKS >= 200 else 1 / NUM_TASKS
+    assert shares["reference"] >= 0.99 - slack
+    assert max(shares[kind] for kind in KINDS[1:]) <= 0.01 + slack, shares
+
+
+@pytest.mark.parametrize(("slice_", "family"), ALL)
+def test_right_drawings_pass_and_wrong_ones_fail(slice_: str, family: str) -> None:
+    _holds(slice_, family, blurred)
+
+
+@pytest.mark.parametrize(("slice_", "family"), ALL)
+def test_the_calibration_holds_after_the_shipped_tokenizer(slice_: str, family: str) -> None:
+    _holds(slice_, family, tokenizer_round_trip(NANO_BASE))
+
+
+def test_every_reference_of_the_hard_level_passes() -> None:
+    for slice_, family in ALL:
+        for seed in range(5):
+            task = make_task(slice_, seed, family=family, level="hard")
+            pictures = plain([task.image, *(step.image for step in task.steps)])
+            for k in range(1, len(pictures)):
+                assert check_step(task, k, pictures[k - 1], pictures[k]), (family, seed, k)
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    task = make_task("natural", 1)
+    with pytest.raises(ValueError, match="64x64"):
+        check_step(task, 1, task.image, Image.new("RGB", (32, 32)))
+
+
+def test_the_change_outside_the_ink_sees_the_background_and_not_the_mark() -> None:
+    before = Image.new("RGB", (64, 64), "white")
+    marked = before.copy()
+    marked.paste(INK, (10, 10, 30, 30))
+    assert change_outside_ink(before, marked) == 0.0
+    darker = Image.new("RGB", (64, 64), (245, 245, 245))
+    darker.paste(INK, (10, 10, 30, 30))
+    assert change_outside_ink(before, darker) == pytest.approx(10.0)

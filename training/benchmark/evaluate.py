@@ -1,0 +1,240 @@
+"""Held-out evaluation on the task world: answers, drawings, malformed and blank pictures, with confidence intervals.
+
+Greedy decoding through the serving engine. Tasks come from the evaluation seeds (1,000,000,000 up), a quarter from each
+slice; the hard split is reported apart. A drawing is judged by the world's checkers against the decode of the picture
+before it. A text-only control is asked the same questions and may not draw.
+
+Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard]``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
+from model.checkpoint.manifest import Perception
+from model.engine.engine import Completion, Engine
+from model.engine.sequence import SamplingParams
+from model.images.codes import decode_codes, encode_pictures, is_flat, picture_energies
+from training.benchmark.stats import wilson
+from training.scoring.grading import is_right
+from training.world.checkers import judge_drawings
+from training.world.task import Task
+from training.world.world import EVAL_SEED_MIN, SLICES, make_task
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model made of one task."""
+
+    task_id: str
+    slice: str
+    family: str
+    answer: str | None
+    reference: str
+    right: bool
+    malformed: bool
+    drawings_right: int
+    drawings_total: int
+    pictures: int
+    blank: int
+    tokens: int
+
+
+def evaluation_tasks(count: int, *, level: str = "normal", first: int = EVAL_SEED_MIN) -> list[Task]:
+    """`count` held-out tasks, the slices in turn."""
+    return [make_task(SLICES[i % len(SLICES)], first + i, level=level) for i in range(count)]
+
+
+def evaluate(
+    loaded: LoadedCheckpoint,
+    tasks: Sequence[Task],
+    *,
+    num_slots: int = 64,
+    max_images: int | None = None,
+    on_finish: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Greedy answers to the tasks, judged.
+
+    Args:
+        loaded: the checkpoint.
+        tasks: what to ask.
+        num_slots: sequences at once.
+        max_images: pictures a response may hold; 0 for a text-only control, None for as many as fit.
+        on_finish: told the number of finished responses.
+
+    Raises:
+        ValueError: the checkpoint cannot read pictures.
+    """
+    answered = ask(loaded, tasks, num_slots=num_slots, max_images=max_images, on_finish=on_finish)
+    return [_judge(loaded, task, *answer) for task, answer in zip(tasks, answered, strict=True)]
+
+
+def ask(
+    loaded: LoadedCheckpoint,
+    tasks: Sequence[Task],
+    *,
+    num_slots: int = 64,
+    max_images: int | None = None,
+    on_finish: Callable[[int], None] | None = None,
+) -> list[tuple[tuple[int, ...], Completion]]:
+    """Greedy answers to the tasks as they were drawn, each behind the codes of its question's picture.
+
+    Arguments and errors are those of :func:`evaluate`.
+    """
+    if loaded.vq is None:
+        raise ValueError(f"{loaded.name} has no VQ: it cannot read pictures")
+    template = loaded.template
+    questions = _encode(loaded, tasks)
+    prompts = [template.prompt_ids(task.question, [codes]) for task, codes in zip(tasks, questions, strict=True)]
+    engine = Engine(loaded.transformer, loaded.vocab, template, num_slots=num_slots, admissions_per_step=num_slots)
+    params = SamplingParams(temperature=0.0, max_images=max_images)
+    return list(zip(questions, engine.generate(prompts, params, on_finish=on_finish), strict=True))
+
+
+def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, ...]]:
+    assert loaded.vq is not None
+    out: list[tuple[int, ...]] = []
+    for start in range(0, len(tasks), 64):
+        out += [tuple(codes) for codes in encode_pictures(loaded.vq, [t.image for t in tasks[start : start + 64]])]
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response read under the checkpoint's template. Drawings are judged where the world knows the task.
+
+    ``unmarked``: the answer is the text after the last image, since the response has no answer mark.
+    """
+
+    answer: str | None
+    steps: tuple[tuple[str, tuple[int, ...] | None], ...]
+    well_formed: bool
+    blank: int
+    drawings_right: int
+    drawings_total: int
+    unmarked: bool = False
+
+    @property
+    def pictures(self) -> list[tuple[int, ...]]:
+        """Codes of the whole pictures."""
+        return [codes for _, codes in self.steps if codes is not None]
+
+
+def read_response(
+    loaded: LoadedCheckpoint, token_ids: Sequence[int], seen: tuple[int, ...] | None, task: Task | None
+) -> Response:
+    """What a response says and draws.
+
+    Args:
+        loaded: the checkpoint that answered.
+        token_ids: the response.
+        seen: codes of the question's picture.
+        task: of the world, if it is one.
+    """
+    parser = loaded.template.parser()
+    for token in token_ids:
+        parser.feed(token)
+    parser.finish()
+    steps = tuple(parser.steps)
+    drawn = [codes for _, codes in steps if codes is not None]
+    right, total = 0, len(drawn)
+    if task is not None and seen is not None and loaded.vq is not None and loaded.can_draw:
+        pictures = iter(decode_codes(loaded.vq, [seen, *drawn]))
+        before = next(pictures)
+        right, total = judge_drawings(task, before, [next(pictures) if codes else None for _, codes in steps])
+    perception = loaded.manifest.perception or Perception()
+    energies = picture_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
+    blank = sum(is_flat(codes, perception, energy) for codes, energy in zip(drawn, energies, strict=True))
+    return Response(parser.answer, steps, parser.well_formed, blank, right, total, parser.unmarked)
+
+
+def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], completion: Completion) -> Prediction:
+    response = read_response(loaded, completion.token_ids, question, task)
+    return Prediction(
+        task_id=task.task_id,
+        slice=task.slice,
+        family=task.family,
+        answer=response.answer,
+        reference=task.answer,
+        right=is_right(response.answer, task.answer),
+        malformed=not response.well_formed,
+        drawings_right=response.drawings_right,
+        drawings_total=response.drawings_total,
+        pictures=len(response.pictures),
+        blank=response.blank,
+        tokens=len(completion.token_ids),
+    )
+
+
+def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Shares with intervals: over all, per slice and per family. The mean weighs the slices by their tasks."""
+    groups: dict[str, list[Prediction]] = defaultdict(list)
+    for p in predictions:
+        groups[p.slice].append(p)
+        groups[f"{p.slice}/{p.family}"].append(p)
+    return {"all": _shares(predictions), **{name: _shares(groups[name]) for name in sorted(groups)}}
+
+
+def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    total, right = len(predictions), sum(p.right for p in predictions)
+    drawings = sum(p.drawings_total for p in predictions)
+    low, high = wilson(right, total)
+    pictures = sum(p.pictures for p in predictions)
+    return {
+        "tasks": total,
+        "accuracy": round(right / max(total, 1), 4),
+        "accuracy_ci95": [round(low, 4), round(high, 4)],
+        "drawings_right": round(sum(p.drawings_right for p in predictions) / max(drawings, 1), 4),
+        "malformed": round(sum(p.malformed for p in predictions) / max(total, 1), 4),
+        "blank": round(sum(p.blank for p in predictions) / max(pictures, 1), 4),
+        "pictures": round(pictures / max(total, 1), 3),
+        "tokens": round(sum(p.tokens for p in predictions) / max(total, 1), 1),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a Markdown table."""
+    lines = [
+        "| tasks | n | accuracy | 95 % interval | drawings right | malformed | blank |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in summary.items():
+        low, high = row["accuracy_ci95"]
+        lines.append(
+            f"| {name} | {row['tasks']} | {row['accuracy']:.3f} | {low:.3f} - {high:.3f} | {row['drawings_right']:.3f} "
+            f"| {row['malformed']:.4f} | {row['blank']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def run(
+    checkpoint: str | Path,
+    *,
+    tasks: int = 1_000,
+    level: str = "normal",
+    out: Path | None = None,
+    text_only: bool = False,
+    on_finish: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint folder; with ``out`` the predictions (jsonl) and the summary (json) are written there.
+
+    Raises:
+        CheckpointError: the folder is no valid checkpoint.
+    """
+    loaded = load_checkpoint(checkpoint)
+    chosen = evaluation_tasks(tasks, level=level)
+    predictions = evaluate(loaded, chosen, max_images=0 if text_only else None, on_finish=on_finish)
+    summary = summarize(predictions)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        rows = "".join(json.dumps(asdict(p)) + "\n" for p in predictions)
+        (out / "predictions.jsonl").write_text(rows)
+        about = {"checkpoint": loaded.name, "level": level, "first_seed": EVAL_SEED_MIN, "text_only": text_only}
+        (out / "summary.json").write_text(json.dumps({**about, "results": summary}, indent=2) + "\n")
+    return summary

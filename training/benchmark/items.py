@@ -1,0 +1,68 @@
+"""What a benchmark asks, one question at a time: tasks of the world, or questions of files.
+
+Read anew for every checkpoint, so that a thousand large pictures are never in memory together. Knows no checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from training.data.questions import QuestionFiles, read_questions
+from training.data.rows import Rejection
+from training.data.traces import Picture
+from training.spec.spec import UniTasksData
+from training.world.task import Task
+from training.world.world import EVAL_SEED_MIN, SLICES, make_task
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question as every checkpoint is asked it; ``task`` is set where the world knows the right drawings."""
+
+    item_id: str
+    slice: str
+    group: str | None
+    question: str
+    pictures: tuple[Picture, ...]
+    reference: str
+    choices: tuple[str, ...] = ()
+    task: Task | None = None
+
+
+def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None) -> Iterator[Item | Rejection]:
+    """The questions of a specification, in the same order whenever they are read.
+
+    Args:
+        data: the part of the specification.
+        image_size: pixels a side of the model that the images are for.
+
+    Raises:
+        training.data.rows.DataError: nothing of a known kind is there.
+    """
+    if isinstance(data, UniTasksData):
+        first, slices = first_seed(data), data.slices or SLICES
+        for i in range(data.num_samples):
+            t = make_task(slices[i % len(slices)], first + i, level=data.level)
+            yield Item(t.task_id, t.slice, t.family, t.question, (t.image,), t.answer, t.choices, t)
+        return
+    for number, found in enumerate(islice(read_questions(data, image_size), data.num_samples)):
+        if isinstance(found, Rejection):
+            yield found
+            continue
+        group = found.source if found.source != found.slice else None
+        yield Item(
+            item_id=found.question_id or f"question-{number}",
+            slice=found.slice or "all",
+            group=group,
+            question=found.text,
+            pictures=found.pictures,
+            reference=found.answer,
+            choices=found.choices,
+        )
+
+
+def first_seed(data: UniTasksData) -> int:
+    """The first seed asked: of the evaluation unless another is given."""
+    return EVAL_SEED_MIN if data.first_seed is None else data.first_seed

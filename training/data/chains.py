@@ -1,0 +1,175 @@
+"""Text-only chains of thought: what Omni-R1-Zero starts from (method, section 4).
+
+A chain is a question, its picture (if any), a few step texts and an answer. Chains come from the procedural world (the
+steps' texts, without their pictures) or from M3CoT; a rationale is cut into steps by an explicit list, by numbered
+lines or by sentences, and neighbours are merged until at most N are left. Knows no model and no tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from training.data.row_images import SampleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from PIL.Image import Image
+
+    from training.world.task import Task
+
+SplitBy = Literal["auto", "list", "numbered", "sentences"]
+LETTERS = "ABCDEFGHIJ"
+
+_NUMBERED = re.compile(r"^[ \t]*(?:(?:step|thought)[ \t]*)?\(?\d{1,3}[.):][ \t]+", re.IGNORECASE | re.MULTILINE)
+_BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[^\W_a-z])|\n\s*\n")
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|figs?|eq|dr|mrs?|ms|prof|approx|resp)\.$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextChain:
+    """A question with a chain of thought in words. `task` is set where the world knows the right pictures."""
+
+    chain_id: str
+    slice: str
+    question: str
+    image: Image | None
+    steps: tuple[str, ...]
+    answer: str
+    task: Task | None = None
+    kind: str = ""  # of question, within the slice
+
+
+class ChainError(SampleError):
+    """A row that is no usable chain; the message names the field."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("broken_row", detail)
+
+
+def split_steps(rationale: str | Sequence[str], *, max_steps: int, by: SplitBy = "auto") -> list[str]:
+    """A chain of thought -> its steps, at most ``max_steps``, in order and with every word kept.
+
+    Args:
+        rationale: the text, or a list that is already cut.
+        max_steps: neighbours are merged (those that are shortest together first) until no more are left.
+        by: ``auto`` takes the list, else numbered lines where there are two or more, else sentences.
+
+    Raises:
+        ValueError: ``max_steps`` below 1, or ``list`` asked for a text.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    if not isinstance(rationale, str):
+        steps = [" ".join(step.split()) for step in rationale]
+    elif by == "list":
+        raise ValueError("the steps are asked for as a list, and the rationale is one text")
+    elif by == "numbered" or (by == "auto" and len(_NUMBERED.findall(rationale)) > 1):
+        steps = _numbered(rationale)
+    else:
+        steps = _sentences(rationale)
+    return _merged([step for step in steps if step], max_steps)
+
+
+def _numbered(text: str) -> list[str]:
+    """Pieces between the numbers; what stands before the first number belongs to the first step."""
+    pieces = [" ".join(piece.split()) for piece in _NUMBERED.split(text)]
+    if len(pieces) > 1 and pieces[0]:
+        pieces[:2] = [f"{pieces[0]} {pieces[1]}".strip()]
+    return pieces
+
+
+def _sentences(text: str) -> list[str]:
+    out: list[str] = []
+    start = 0
+    for match in _BOUNDARY.finditer(text):
+        piece = text[start : match.start()].rstrip()
+        if "\n" not in match[0] and _ABBREVIATION.search(piece):
+            continue
+        out.append(" ".join(text[start : match.end()].split()))
+        start = match.end()
+    return [*out, " ".join(text[start:].split())]
+
+
+def _merged(steps: list[str], limit: int) -> list[str]:
+    while len(steps) > limit:
+        shortest = min(range(len(steps) - 1), key=lambda i: len(steps[i]) + len(steps[i + 1]))
+        steps[shortest : shortest + 2] = [f"{steps[shortest]} {steps[shortest + 1]}"]
+    return steps
+
+
+def world_chain(task: Task, *, max_steps: int) -> TextChain:
+    """The words of a task of the world; its pictures stay unread, and are only known to whoever judges drawings."""
+    steps = tuple(split_steps([step.text for step in task.steps], max_steps=max_steps))
+    known = task if len(steps) == len(task.steps) else None  # merged steps have no picture to be compared with
+    return TextChain(task.task_id, task.slice, task.question, task.image, steps, task.answer, known, task.family)
+
+
+def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, by: SplitBy = "auto") -> TextChain:
+    """One row of M3CoT -> a chain. The choices are written behind the question, and the answer is ``(B) its text``.
+
+    Args:
+        row: ``id, question, choices, answer (a letter), rationale, domain`` and whatever else.
+        image: its picture, opened.
+        max_steps: at most so many steps.
+        by: how the rationale is cut.
+
+    Raises:
+        ChainError: question, answer or rationale is missing, or the answer names no choice.
+    """
+    question, rationale = _text(row, "question"), row.get("rationale")
+    if isinstance(rationale, str):
+        rationale = rationale.strip()
+    if not rationale:
+        raise ChainError("rationale is empty")
+    if not isinstance(rationale, str) and not _are_texts(rationale):
+        raise ChainError("rationale is neither a text nor a list of texts")
+    choices = choices_of(row)
+    answer = _text(row, "answer")
+    if choices:
+        letter = answer.strip("(). ").upper()
+        if len(letter) != 1 or letter not in LETTERS[: len(choices)]:
+            raise ChainError(f"answer {answer!r} names none of {len(choices)} choices")
+        options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(choices[: len(LETTERS)]))
+        question, answer = f"{question}\n{options}", f"({letter}) {choices[LETTERS.index(letter)]}"
+    steps = split_steps(rationale, max_steps=max_steps, by=by)
+    return TextChain(str(row.get("id", "")), str(row.get("domain") or "m3cot"), question, image, tuple(steps), answer)
+
+
+def choices_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options of a row of M3CoT, none where it has none.
+
+    Raises:
+        ChainError: they are no list of texts or numbers.
+    """
+    choices = row.get("choices")
+    if choices is None:
+        return ()
+    if not isinstance(choices, list | tuple) or not all(isinstance(c, str | int | float) for c in choices):
+        raise ChainError("choices is no list of texts")
+    return tuple(str(choice).strip() for choice in choices)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+
+
+def _text(row: Mapping[str, Any], field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise ChainError(f"{field} is empty")
+    return value.strip()
+
+
+def assigned_ids(chains: Iterable[TextChain]) -> Iterator[TextChain]:
+    """The chains with ids that are there and differ: an empty or repeated one gets its place appended."""
+    seen: set[str] = set()
+    for number, chain in enumerate(chains):
+        name = chain.chain_id
+        if not name or name in seen:
+            name = f"{name or 'row'}-{number}"
+        seen.add(name)
+        yield replace(chain, chain_id=name)

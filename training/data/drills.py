@@ -1,0 +1,56 @@
+"""Drills of the base training as token sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from PIL import Image
+from tqdm import tqdm
+
+from model.text.template import ImagePart, Part, Rendered, StepPart, Template, TextPart
+from training.data.token_sets import Codes, PictureCoder, TokenSet
+from training.world.drills import KINDS, Drill, make_drill
+
+BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without pictures, thrown away
+
+
+def drill_set(
+    first: int,
+    count: int,
+    coder: PictureCoder,
+    templates: Sequence[Template],
+    context_len: int,
+    *,
+    shares: Mapping[str, float] = KINDS,
+) -> TokenSet:
+    """The drills of ``count`` seeds from ``first`` on, coded; every eighth in the second of the two templates."""
+    seeds = iter(tqdm(range(first, first + count), desc="drills", mininterval=5))
+
+    def rendered() -> Iterator[Rendered]:
+        while chunk := [make_drill(seed, shares=shares) for seed in islice(seeds, 64)]:
+            coded = coder.chains([drill_pictures(drill) or [BLANK] for drill in chunk])
+            for number, (drill, codes) in enumerate(zip(chunk, coded, strict=True)):
+                yield render_drill(drill, codes, templates[number % 8 == 0])
+
+    return TokenSet.build(rendered(), context_len)
+
+
+def drill_pictures(drill: Drill) -> list[Image.Image]:
+    """All pictures of a drill in order, the given ones first."""
+    given = [image for image in (drill.earlier, drill.image) if image is not None]
+    drawn = [part for part in drill.response if not isinstance(part, str)]
+    return [*given, *drawn, *(picture for _, picture in drill.more)]
+
+
+def render_drill(drill: Drill, codes: Sequence[Codes], template: Template) -> Rendered:
+    """A drill as a sequence; ``codes`` are those of :func:`drill_pictures`."""
+    left = iter(codes)
+    given: list[Part] = [ImagePart(next(left)) for image in (drill.earlier, drill.image) if image is not None]
+    if drill.answer is not None:
+        images = [part.codes for part in given if isinstance(part, ImagePart)]
+        return template.render(drill.prompt_text, images, [StepPart(text) for text in drill.steps], drill.answer)
+    response: list[Part] = [TextPart(p) if isinstance(p, str) else ImagePart(next(left)) for p in drill.response]
+    turns: list[tuple[list[Part], list[Part]]] = [([*given, TextPart(drill.prompt_text)], response)]
+    turns += [([TextPart(order)], [ImagePart(next(left))]) for order, _ in drill.more]
+    return template.render_turns(turns)

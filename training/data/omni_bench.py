@@ -1,0 +1,138 @@
+"""Omni-Bench's parquet files -> questions with their pictures, answers and slices.
+
+A row has ``image`` (base64, a data URL or a list of them; ``<TLTS>`` stands for none), ``question`` and ``answer``; all
+other columns are carried through. ``<image>`` and ``<image_k>`` in a question are the places of its images. Six data
+sets make four slices (paper, section 4); a row's data set is read from a column that names it, else from its file's
+name. Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from training.data.places import numbered
+from training.data.row_images import SampleError
+from training.data.rows import Rejection, Row, read_parsed
+
+MISSING = "<TLTS>"
+SLICE_OF = {
+    "vstar": "natural",
+    "arxivqa": "structured",
+    "chartqa": "structured",
+    "geometry3k": "diagrammatic",
+    "mathvista": "diagrammatic",
+    "vicbench": "operational",
+}
+_SOURCE_COLUMNS = ("slice", "benchmark", "dataset", "data_source", "source", "task", "category")
+_CHOICE_COLUMNS = ("choices", "options")
+_SPLITS = re.compile(r"(?:^|[-_.])(?:test|train|val|validation|dev|\d+|of)(?=$|[-_.])", re.IGNORECASE)
+_OPTION = re.compile(r"^[ \t]*\(?([A-J])[).:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class BenchQuestion:
+    """One question. ``source`` is its data set, ``slice`` the slice that the data set belongs to (or itself)."""
+
+    where: str
+    question_id: str
+    text: str
+    pictures: tuple[Image.Image, ...]
+    answer: str
+    source: str
+    slice: str
+    choices: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_omni_bench(path: str | Path, image_size: int | None = None) -> Iterator[BenchQuestion | Rejection]:
+    """Every question of a file or folder; what cannot be used is told with its file and row.
+
+    Raises:
+        training.data.rows.DataError: nothing of a known kind is there.
+    """
+    return read_parsed(path, parse_question, image_size)
+
+
+def parse_question(row: Row) -> BenchQuestion:
+    """One row as a question.
+
+    Raises:
+        SampleError: ``empty_question``, ``empty_answer``, ``missing_picture``, ``broken_picture`` or ``bad_place``.
+    """
+    data = row.data
+    text = _text(data.get("question"))
+    if not text:
+        raise SampleError("empty_question", "'question' is empty")
+    answer = _text(data.get("answer"))
+    if not answer:
+        raise SampleError("empty_answer", "'answer' is empty")
+    source = source_of(row)
+    pictures = _pictures(data.get("image"), row)
+    return BenchQuestion(
+        where=row.where,
+        question_id=_text(data.get("id") or data.get("question_id")) or row.where,
+        text=numbered(text, len(pictures)),
+        pictures=pictures,
+        answer=answer,
+        source=source,
+        slice=slice_of(source),
+        choices=_choices(data, text),
+        extra={k: v for k, v in data.items() if k not in ("image", "question", "answer") and _is_plain(v)},
+    )
+
+
+def source_of(row: Row) -> str:
+    """The data set that a row belongs to: what a column says, else its file's name without the split's."""
+    for column in _SOURCE_COLUMNS:
+        if name := _text(row.data.get(column)):
+            return name[:100]
+    return _SPLITS.sub("", row.file.stem).strip("-_. ") or row.file.stem
+
+
+def slice_of(source: str) -> str:
+    """The slice of a data set: one of the paper's four, or the data set itself where it is none of its six."""
+    plain = re.sub(r"[^a-z0-9]", "", source.lower().replace("*", "star"))
+    return next((slice_ for name, slice_ in SLICE_OF.items() if plain.startswith(name)), source)
+
+
+def options_in(text: str) -> tuple[str, ...]:
+    """The options that a question lists on lines of their own, ``(A) ...`` or ``A. ...``, from A on without a gap."""
+    found = _OPTION.findall(text)
+    if len(found) < 2 or "".join(label for label, _ in found) != "ABCDEFGHIJ"[: len(found)]:
+        return ()
+    return tuple(option for _, option in found)
+
+
+def _choices(data: Mapping[str, Any], text: str) -> tuple[str, ...]:
+    for column in _CHOICE_COLUMNS:
+        value = data.get(column)
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 1:
+            if any(not isinstance(choice, str | int | float) for choice in value):
+                raise SampleError("wrong_type", f"{column!r} is no list of texts")
+            return tuple(str(choice).strip() for choice in value)
+    return options_in(text)
+
+
+def _pictures(value: Any, row: Row) -> tuple[Image.Image, ...]:
+    if value is None or value == MISSING or value == "":
+        return ()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(picture for one in value for picture in _pictures(one, row))
+    return (row.image(value),)
+
+
+def _text(value: Any) -> str:
+    """Text of a field; numbers are written out, lists are not, and NaN is how tables write that nothing is there."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+        return ""
+    return str(value).strip()
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 2_000)

@@ -1,0 +1,141 @@
+"""Questions with their answers, from files of any known kind, for whoever asks them: the benchmark, and PeRPO.
+
+The authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, pictures, options and answer
+are used. Knows no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from model.images.codes import encode_pictures
+from model.nets.vq import VQModel
+from model.text.template import Template
+from training.data.chains import choices_of, m3cot_chain
+from training.data.omni_bench import read_omni_bench
+from training.data.places import numbered
+from training.data.row_images import SampleError
+from training.data.rows import Rejection, Row, parsed, read_rows
+from training.data.traces import Picture, TokenIds, read_traces
+from training.spec.spec import JsonlData, M3CoTData, OmniBenchData, TracesData, ZebraCoTData
+
+QuestionFiles = JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and the answer to compare with.
+
+    Attributes:
+        where: its file and line.
+        text: as it is asked, with ``<image_k>`` where a picture has a place.
+        pictures: that belong to it.
+        answer: the right one.
+        slice: of the data set, if it has slices.
+        choices: labelled options, if it has any.
+        question_id: its own name, or where it stands.
+        source: the data set within the slice.
+    """
+
+    where: str
+    text: str
+    pictures: tuple[Picture, ...]
+    answer: str
+    slice: str | None = None
+    choices: tuple[str, ...] = ()
+    question_id: str = ""
+    source: str | None = None
+
+
+def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterator[Question | Rejection]:
+    """Every question of the files, or a rejection with its place.
+
+    Args:
+        data: which files.
+        image_size: pixels a side of the model that the images are for.
+
+    Raises:
+        training.data.rows.DataError: nothing of a known kind is there.
+        ValueError: traces that were to be exported have not been.
+    """
+    if isinstance(data, M3CoTData):
+        yield from _m3cot(data, image_size)
+        return
+    if data.path is None:
+        raise ValueError("these traces have not been exported: the server does that before it starts the job")
+    if isinstance(data, OmniBenchData):
+        for item in read_omni_bench(data.path, image_size):
+            if isinstance(item, Rejection):
+                yield item
+            else:
+                yield Question(
+                    where=item.where,
+                    text=item.text,
+                    pictures=item.pictures,
+                    answer=item.answer,
+                    slice=item.slice,
+                    choices=item.choices,
+                    question_id=item.question_id,
+                    source=item.source,
+                )
+        return
+    for sample in read_traces(data.path, image_size):
+        if isinstance(sample, Rejection):
+            yield sample
+        else:
+            yield Question(
+                sample.where, sample.question, sample.pictures, sample.answer, sample.slice, question_id=sample.where
+            )
+
+
+def _m3cot(data: M3CoTData, image_size: int | None) -> Iterator[Question | Rejection]:
+    for row in read_rows(data.path, image_size):
+        if isinstance(row, Rejection):
+            yield row
+        elif data.split is None or row.data.get("split") == data.split:
+            yield parsed(row, _m3cot_question)
+
+
+def _m3cot_question(row: Row) -> Question:
+    value = row.data.get("image")
+    pictures = () if value is None else (row.image(value),)
+    # the chain's own thoughts are not asked for here
+    chain = m3cot_chain({**row.data, "rationale": row.data.get("rationale") or "-"}, None, max_steps=1)
+    return Question(
+        where=row.where,
+        text=numbered(chain.question, len(pictures)),
+        pictures=pictures,
+        answer=chain.answer,
+        slice=chain.slice,
+        choices=choices_of(row.data),
+        question_id=chain.chain_id or row.where,
+    )
+
+
+def picture_codes(picture: Picture, template: Template, vq: VQModel) -> tuple[int, ...]:
+    """A question's picture as codes.
+
+    Raises:
+        SampleError: token ids that are no picture of this checkpoint.
+    """
+    if isinstance(picture, Image.Image):
+        return encode_pictures(vq, [picture])[0]
+    return codes_of_ids(picture, template)
+
+
+def codes_of_ids(picture: TokenIds, template: Template) -> tuple[int, ...]:
+    """A picture's codes from its token ids, begin- and end-image with them or not.
+
+    Raises:
+        SampleError: not N codes of this checkpoint.
+    """
+    vocab, ids = template.vocab, picture.ids
+    if len(ids) == vocab.tokens_per_image and (ids[0], ids[-1]) == (vocab.boi_id, vocab.eoi_id):
+        ids = ids[1:-1]
+    codes = [code for i in ids if (code := vocab.id_to_code(i)) is not None]
+    if len(codes) != len(ids) or len(codes) != vocab.codes_per_image:
+        raise SampleError("broken_picture", f"{len(picture.ids)} token ids are no picture of this checkpoint")
+    return tuple(codes)

@@ -1,0 +1,142 @@
+"""The images in rows: paths, base64, data URLs, bytes or the objects that `datasets` writes, read as uploads are.
+
+:mod:`model.images.reader` has the rule for formats, sizes and colours. Each image is brought to the model's size as
+soon as it is read, so that a set of photos never lies in memory at full size.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from model.images.kinds import READABLE, kind_of
+from model.images.reader import ImageError, read_image
+from model.images.view import model_view
+
+MAX_FILE_BYTES = 200_000_000
+MAX_DETAIL = 500
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+_LONGEST_PATH = 4096
+
+
+class SampleError(ValueError):
+    """This sample cannot be used; the others can. `detail` is cut to `MAX_DETAIL` characters."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        detail = detail if len(detail) <= MAX_DETAIL else f"{detail[: MAX_DETAIL - 1]}…"
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a field's value can hold an image (and is not a list of token ids)."""
+    return isinstance(value, str | bytes | Image.Image) or (
+        isinstance(value, Mapping) and ("bytes" in value or "path" in value)
+    )
+
+
+def open_value(value: Any, folder: Path, size: int | None = None) -> Image.Image:
+    """The image in a field: RGB in sRGB, turned upright.
+
+    Args:
+        value: a path below ``folder``, base64, a data URL, bytes, ``{"bytes": ..., "path": ...}`` or an image.
+        folder: of the data file; a path may not lead out of it.
+        size: pixels a side of the model's view that is returned; None returns the whole image.
+
+    Raises:
+        SampleError: ``missing_picture`` or ``broken_picture``.
+    """
+    if isinstance(value, Image.Image):
+        return value if size is None else model_view(value, size)
+    if isinstance(value, Mapping):
+        inner = value.get("bytes") or value.get("path")
+        if inner is None or isinstance(inner, Mapping):
+            raise SampleError("missing_picture", "the picture has neither bytes nor a path")
+        return open_value(inner, folder, size)
+    if isinstance(value, str):
+        data = _bytes_of_text(value.strip(), folder)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+    else:
+        raise SampleError("broken_picture", f"a picture cannot be made of {type(value).__name__}")
+    try:
+        image = read_image(data)
+    except ImageError as error:
+        words = "the bytes are no picture that is read: " if error.code == "unsupported_image" else ""
+        raise SampleError("broken_picture", words + error.detail) from None
+    return image if size is None else model_view(image, size)
+
+
+def _bytes_of_text(text: str, folder: Path) -> bytes:
+    """Base64 of an image wins over a path: nobody calls a file so."""
+    encoded = _DATA_URL.match(text)
+    decoded = _base64(text[encoded.end() :] if encoded else text)
+    if decoded is not None and (encoded or kind_of(decoded) in READABLE):
+        return decoded
+    if encoded:
+        raise SampleError("broken_picture", "the base64 in the data URL is broken")
+    if 0 < len(text) <= _LONGEST_PATH and "\0" not in text:
+        data = _read_file(text, folder)
+        if data is not None:
+            return data
+        if Path(text).suffix:
+            raise SampleError("missing_picture", f"there is no picture {_shown(text)} below the data's folder")
+    if decoded is None:
+        raise SampleError("broken_picture", f"neither a path nor base64: {_shown(text)}")
+    return decoded
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:40]}…")
+
+
+def _base64(text: str) -> bytes | None:
+    """Line breaks within are as good as none."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True) or None
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _read_file(name: str, folder: Path) -> bytes | None:
+    """A regular file below the folder; None where there is none.
+
+    Raises:
+        SampleError: something is there that cannot be read.
+    """
+    root = os.path.realpath(folder)
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+        if not Path(path).is_relative_to(root):
+            return None
+        # Neither waits for the other end of a pipe, nor takes a device's terminal.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except UnicodeEncodeError:
+        return None
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise SampleError("broken_picture", f"{_shown(name)} cannot be read: {error.strerror}") from None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise SampleError("broken_picture", f"{_shown(name)} is {what}")
+        if found.st_size > MAX_FILE_BYTES:
+            raise SampleError("broken_picture", f"{_shown(name)} has more than {MAX_FILE_BYTES} bytes")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise SampleError("broken_picture", f"{_shown(name)} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)

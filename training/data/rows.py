@@ -1,0 +1,270 @@
+"""Rows of data sets from disk: jsonl, parquet and the folders that `datasets` writes, each with its file and line.
+
+Whatever is wrong with a row becomes a :class:`Rejection` with its place and reason, and the reading goes on.
+:mod:`training.data.row_images` opens the images in rows. Knows no fields, models or tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from training.data.row_images import SampleError, open_value
+
+__all__ = [
+    "DataError",
+    "Intake",
+    "Rejection",
+    "Row",
+    "SampleError",
+    "data_files",
+    "open_value",
+    "parse_line",
+    "parsed",
+    "read_parsed",
+    "read_rows",
+]
+
+SUFFIXES = (".jsonl", ".parquet", ".arrow")
+MAX_LINE_BYTES = 256_000_000
+_BATCH = 4  # rows of a table that are in memory at once: images are large
+
+Sample = TypeVar("Sample")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it stands in its file.
+
+    Attributes:
+        file: where it stands.
+        number: its line of a jsonl, its row of another file, from 1.
+        data: its fields.
+        image_size: what :meth:`image` brings images to; None leaves them as large as they are read.
+    """
+
+    file: Path
+    number: int
+    data: Mapping[str, Any]
+    image_size: int | None = None
+
+    @property
+    def where(self) -> str:
+        """``file:line``."""
+        return f"{self.file.name}:{self.number}"
+
+    def image(self, value: Any) -> Image.Image:
+        """The image in a field, as the model gets it; see :func:`training.data.row_images.open_value`."""
+        return open_value(value, self.file.parent, self.image_size)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A sample that was left out: where it stands, a code for programs and the reason for people."""
+
+    where: str
+    code: str
+    detail: str
+
+
+class DataError(ValueError):
+    """The data set as a whole cannot be used."""
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The files of a data set, sorted: one file, or every jsonl, parquet and arrow file below a folder.
+
+    Raises:
+        DataError: nothing is there, or nothing of a known kind.
+    """
+    path = Path(path)
+    if _is_file(path):
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path.name} is none of {', '.join(SUFFIXES)}")
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist")
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and _is_file(file))
+    if not found:
+        raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # below a folder that may not be entered
+        return False
+
+
+def read_rows(path: str | Path, image_size: int | None = None) -> Iterator[Row | Rejection]:
+    """Every row of a file or folder, in the order of names and lines.
+
+    Args:
+        path: of a file or folder.
+        image_size: pixels a side of the model that the images are for.
+
+    Raises:
+        DataError: see :func:`data_files`.
+    """
+    for file in data_files(path):
+        rows = _jsonl(file) if file.suffix == ".jsonl" else _table(file)
+        for number, data in rows:
+            if isinstance(data, SampleError):
+                yield Rejection(f"{file.name}:{number}", data.code, data.detail)
+            else:
+                yield Row(file, number, data, image_size)
+
+
+def read_parsed(
+    path: str | Path, parse: Callable[[Row], Sample], image_size: int | None = None
+) -> Iterator[Sample | Rejection]:
+    """Every row as ``parse`` reads it, or a rejection with file and line.
+
+    Raises:
+        DataError: see :func:`data_files`.
+    """
+    for row in read_rows(path, image_size):
+        yield row if isinstance(row, Rejection) else parsed(row, parse)
+
+
+def parsed(row: Row, parse: Callable[[Row], Sample]) -> Sample | Rejection:
+    """What ``parse`` makes of a row; whatever it raises is the row's fault and rejects it."""
+    try:
+        return parse(row)
+    except SampleError as error:
+        return Rejection(row.where, error.code, error.detail)
+    except MemoryError:
+        raise
+    except Exception as error:
+        detail = str(SampleError("broken_row", f"{type(error).__name__}: {error}"))
+        return Rejection(row.where, "broken_row", detail)
+
+
+Numbered = Iterator[tuple[int, dict[str, Any] | SampleError]]
+
+
+def _jsonl(file: Path) -> Numbered:
+    number = 0
+    try:
+        with file.open("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    while not line.endswith(b"\n") and (line := lines.readline(MAX_LINE_BYTES)):
+                        pass
+                    yield number, SampleError("broken_line", f"longer than {MAX_LINE_BYTES} bytes")
+                elif line.strip():
+                    try:
+                        data: dict[str, Any] | SampleError = parse_line(line, first=number == 1)
+                    except SampleError as error:
+                        data = error
+                    yield number, data
+    except OSError as error:
+        yield number + 1, SampleError("broken_file", f"unreadable from here on: {error.strerror or error}")
+
+
+def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
+    """The object that a line of a jsonl file holds; the first line may begin with a byte order mark.
+
+    Raises:
+        SampleError: ``broken_line``.
+    """
+    try:
+        data = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        if rb"\ud" in line.lower():  # half a character is JSON, and no text that could be stored or tokenised
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise SampleError("broken_line", f"not UTF-8: {error}") from None
+    except UnicodeEncodeError:
+        raise SampleError("broken_line", "half of a character (a lone surrogate)") from None
+    except (ValueError, RecursionError) as error:
+        raise SampleError("broken_line", f"no JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise SampleError("broken_line", "no JSON object")
+    return data
+
+
+def _table(file: Path) -> Numbered:
+    number = 0
+    try:
+        for batch in _batches(file):
+            for at in range(batch.num_rows):
+                number += 1
+                try:
+                    data = batch.slice(at, 1).to_pylist()[0]
+                except Exception as error:  # text that is not UTF-8, a time beyond all calendars, …
+                    data = SampleError("broken_row", f"{type(error).__name__}: {error}")
+                yield number, data
+    except Exception as error:  # pyarrow raises errors of many kinds for a file that is broken
+        yield number + 1, SampleError("broken_file", f"unreadable from here on: {error}")
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if file.suffix == ".parquet":
+        with pq.ParquetFile(file, buffer_size=1 << 20) as table:  # page by page, not a whole column of a row group
+            yield from table.iter_batches(batch_size=_BATCH)
+        return
+    with pa.memory_map(str(file)) as source:
+        try:
+            reader: Any = pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:  # `datasets` writes streams, others files
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            batches = iter(reader)
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH):
+                yield batch.slice(start, _BATCH)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """How many samples were read and which were left out."""
+
+    kept: int
+    rejected: tuple[Rejection, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Samples read."""
+        return self.kept + len(self.rejected)
+
+    def summary(self) -> str:
+        """One sentence with counts by reason and the first place of each."""
+        if not self.rejected:
+            return f"all {self.kept} samples are usable"
+        first: dict[str, Rejection] = {}
+        for rejection in self.rejected:
+            first.setdefault(rejection.code, rejection)
+        counts = Counter(r.code for r in self.rejected)
+        reasons = "; ".join(
+            f"{count} {code} (first {first[code].where}: {first[code].detail})" for code, count in counts.most_common()
+        )
+        return f"{len(self.rejected)} of {self.total} samples were left out: {reasons}"
+
+    def to_json(self, limit: int = 200) -> dict[str, Any]:
+        """Counts, and the first ``limit`` rejections by name."""
+        return {
+            "kept": self.kept,
+            "rejected": len(self.rejected),
+            "reasons": dict(Counter(r.code for r in self.rejected)),
+            "first": [asdict(r) for r in self.rejected[:limit]],
+        }
+
+    def write(self, path: Path) -> None:
+        """Every rejection, one JSON object a line."""
+        path.write_text(_jsonl_text(asdict(r) for r in self.rejected), "utf-8", "replace")
+
+
+def _jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

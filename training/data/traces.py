@@ -1,0 +1,191 @@
+"""Rows -> traces to learn from: the authors' PeSFT jsonl, Zebra-CoT and saved traces; and the way back.
+
+All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Answer``. A text names its pictures as
+``<image_start>[key]<image_end>``; the row holds them under that key: as token ids (N + 2 with begin- and end-image, as
+the authors' code writes them, or the N codes' alone), or as a picture in any way that :mod:`training.data.rows` opens.
+
+A reasoning trace is cut into steps at its ``THOUGHT k:`` marks and behind every picture, and rendered again by the
+checkpoint's own template, so that what is learnt is what is served. The question's images stand where it names them
+(``<image_k>`` in :attr:`TraceSample.question`), the others before its text.
+Knows no model and no vocabulary.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from training.data.places import NAMED, named_places, numbered, with_names
+from training.data.row_images import SampleError, is_picture
+from training.data.rows import Rejection, Row, read_parsed
+
+QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
+_THOUGHT = re.compile(r"THOUGHT\s*\d{1,3}\s*:")
+_FINAL = re.compile(r"(?:\A|\n|\s)Final Answer\s*:")
+_PROBLEM_KEY = re.compile(r"problem_image_(\d+)")
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A picture by its token ids, as the authors' data holds it."""
+
+    ids: tuple[int, ...]
+
+
+Picture = Image.Image | TokenIds
+
+
+@dataclass(frozen=True)
+class SampleStep:
+    """One step: its text, the picture that ends it, and the state written out (for the control that reads it)."""
+
+    text: str
+    picture: Picture | None = None
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class TraceSample:
+    """A question with its pictures, the steps that lead to the answer, and where it comes from."""
+
+    where: str
+    question: str
+    pictures: tuple[Picture, ...]
+    steps: tuple[SampleStep, ...]
+    answer: str
+    slice: str | None = None
+
+
+def read_traces(path: str | Path, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
+    """Every trace of a file or folder, or a rejection with file and line.
+
+    Args:
+        path: of a file or folder.
+        image_size: pixels a side of the model that the images are for.
+
+    Raises:
+        training.data.rows.DataError: nothing of a known kind is there.
+    """
+    return read_parsed(path, parse_trace, image_size)
+
+
+def parse_trace(row: Row) -> TraceSample:
+    """One row as a trace.
+
+    Raises:
+        SampleError: ``empty_question``, ``empty_answer``, ``empty_reasoning``, ``missing_picture``,
+            ``broken_picture``, ``bad_place``, or ``wrong_type`` where a text is none.
+    """
+    question, pictures = _question(row)
+    answer = _FINAL.split(_text(row.data, ANSWER))[-1].strip()
+    if not answer:
+        raise SampleError("empty_answer", f"{ANSWER!r} is empty")
+    steps = _steps(row, _text(row.data, REASONING))
+    if not steps:
+        raise SampleError("empty_reasoning", f"{REASONING!r} is empty")
+    slice_ = row.data.get("slice")
+    return TraceSample(row.where, question, pictures, steps, answer, slice_ if isinstance(slice_, str) else None)
+
+
+def trace_row(
+    question: str,
+    pictures: Sequence[Image.Image | bytes],
+    steps: Sequence[tuple[str, Image.Image | bytes | None]],
+    answer: str,
+    **extra: Any,
+) -> dict[str, Any]:
+    """A trace as a row of the authors' format, its pictures as base64 PNG; :func:`parse_trace` reads it back.
+
+    Args:
+        question: its text, with ``<image_k>`` where an image has a place.
+        pictures: of the question, each an image or the bytes of its file.
+        steps: text and picture of each.
+        answer: what the trace ends with.
+        extra: further keys, carried along.
+    """
+    row: dict[str, Any] = {}
+    for k, picture in enumerate(pictures, 1):
+        row[f"problem_image_{k}"] = _png(picture)
+    texts, drawn = [], 0
+    for k, (text, image) in enumerate(steps, 1):
+        place = ""
+        if image is not None:
+            drawn += 1
+            place = f"<image_start>[reasoning_image_{drawn}]<image_end>"
+            row[f"reasoning_image_{drawn}"] = _png(image)
+        texts.append(f"THOUGHT {k}: {text}{place}")
+    return {QUESTION: with_names(question, len(pictures)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
+
+
+def _question(row: Row) -> tuple[str, tuple[Picture, ...]]:
+    """The question's text with the places of its images, and the images: those that it names, or else all of the row.
+
+    Where it names keys, ``<image>`` is text.
+    """
+    text = _text(row.data, QUESTION)
+    if not NAMED.sub("", text).strip():
+        raise SampleError("empty_question", f"{QUESTION!r} is empty")
+    if keys := list(dict.fromkeys(NAMED.findall(text))):
+        return named_places(text, keys), tuple(_picture(row, key) for key in keys)
+    found = ((m, k) for k, v in row.data.items() if v is not None and (m := _PROBLEM_KEY.fullmatch(k)))
+    keys = [key for _, key in sorted((int(match[1]), key) for match, key in found)]
+    return numbered(text, len(keys)), tuple(_picture(row, key) for key in keys)
+
+
+def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
+    steps: list[SampleStep] = []
+    body = _FINAL.split(reasoning)[0] if not NAMED.search(_after_final(reasoning)) else reasoning
+    for thought in _THOUGHT.split(body):
+        end = 0
+        for place in NAMED.finditer(thought):
+            steps.append(SampleStep(thought[end : place.start()].strip(), _picture(row, place[1])))
+            end = place.end()
+        if rest := thought[end:].strip():
+            steps.append(SampleStep(rest))
+    return tuple(steps)
+
+
+def _after_final(reasoning: str) -> str:
+    """What stands behind the first final-answer mark; a picture there means that the mark is only talked about."""
+    match = _FINAL.search(reasoning)
+    return reasoning[match.end() :] if match else ""
+
+
+def _picture(row: Row, key: str) -> Picture:
+    value = row.data.get(key)
+    if value is None:
+        raise SampleError("missing_picture", f"the text names {key!r}, and the row has no such picture")
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not value or not all(type(v) is int for v in value):
+            raise SampleError("broken_picture", f"{key!r} is no list of token ids")
+        return TokenIds(tuple(value))
+    if not is_picture(value):
+        raise SampleError("broken_picture", f"{key!r} is neither token ids nor a picture")
+    try:
+        return row.image(value)
+    except SampleError as error:
+        raise SampleError(error.code, f"{key!r}: {error.detail}") from error
+
+
+def _text(data: Mapping[str, Any], field: str) -> str:
+    value = data.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise SampleError("wrong_type", f"{field!r} is {type(value).__name__}, not text")
+    return value.strip()
+
+
+def _png(image: Image.Image | bytes) -> str:
+    if not isinstance(image, bytes):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        image = buffer.getvalue()
+    return base64.b64encode(image).decode()

@@ -1,0 +1,235 @@
+"""Checkpoints that training jobs leave: servable folders with the training state beside the weights.
+
+``checkpoints/<prefix>-step-<N>/`` is a whole checkpoint (bf16, the base's VQ byte for byte), and its ``train/`` holds
+what serving never reads: ``state.pt`` (fp32 masters, optimiser, step; the very file that the run resumes from),
+``perception.safetensors`` (W) and ``train.json`` (step, seed, specification). All of it appears under one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.checkpoint.checkpoint import VQ_FILE, LoadedCheckpoint, load_checkpoint, save_checkpoint
+from model.checkpoint.manifest import Capabilities
+from model.checkpoint.shards import CheckpointError
+from model.text.template import TemplateName
+from training.jobs.context import JobContext, JobError
+from training.jobs.disk import TRAIN, is_full
+from training.jobs.loop import RunFolder
+
+_STEP = re.compile(r"-step-(\d+)$")
+
+SAVE_ERRORS = (OSError, SafetensorError)  # what a full disk looks like, by who was writing
+
+
+def load_base(ctx: JobContext, *, template: TemplateName | None = None, must_draw: bool = True) -> LoadedCheckpoint:
+    """The checkpoint that the job starts from, fp32 and trainable on the job's device; its VQ is frozen.
+
+    Args:
+        ctx: the job.
+        template: instead of the base's own.
+        must_draw: whether what is learnt holds pictures.
+
+    Raises:
+        JobError: ``bad_checkpoint``, or ``base_cannot_see`` or ``base_cannot_draw`` where its VQ or decoder is missing.
+    """
+    try:
+        base = load_checkpoint(ctx.base_folder, device=ctx.device, template=template)
+    except CheckpointError as error:
+        raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
+    name = ctx.spec.base_checkpoint
+    if not base.can_see:
+        raise JobError("base_cannot_see", f"{name} has no VQ: it cannot read pictures, so it cannot learn from them")
+    if must_draw and not base.can_draw:
+        raise JobError(
+            "base_cannot_draw",
+            f"{name} has no VQ decoder: it could learn to draw, but nobody would see its pictures; take a base with a "
+            "decoder, or train on text alone",
+        )
+    base.transformer.train().requires_grad_(True)
+    return base
+
+
+def save_training_checkpoint(
+    ctx: JobContext,
+    base: LoadedCheckpoint,
+    *,
+    stage: str,
+    step: int,
+    transformer_state: Mapping[str, Tensor],
+    run: RunFolder,
+    metrics: Mapping[str, float],
+    description: str,
+    perception: Mapping[str, Tensor] | None = None,
+    keep_states: int = 3,
+) -> Path:
+    """Write the checkpoint of a step and tell of it. ``run.state_path`` must hold the state of that step.
+
+    Args:
+        ctx: the job.
+        base: where config, tokenizer, VQ and manifest come from.
+        stage: ``pesft``, ``perpo`` or ``zero``.
+        step: finished steps.
+        transformer_state: fp32 weights.
+        run: whose state goes along.
+        metrics: the newest ones, for the list of checkpoints.
+        description: of the model, for its card.
+        perception: state of W, if there is one.
+        keep_states: so many of the stage's newest checkpoints keep ``train/``.
+
+    Raises:
+        OSError, SafetensorError: it could not be written; nothing of it is visible then.
+    """
+    folder = ctx.checkpoint_folder(step)
+    manifest = replace(
+        base.manifest,
+        name=folder.name,
+        template=base.template.name,
+        base=ctx.spec.base_checkpoint,
+        description=description,
+        capabilities=Capabilities(images_in_answer=base.can_draw, images_in_question=base.can_see),
+        lineage={
+            "stage": stage,
+            "job": ctx.job_id,
+            "step": step,
+            "start": base.name,
+            "spec": ctx.record(ctx.spec.resolved()),
+            "metrics": {k: round(float(v), 6) for k, v in metrics.items()},
+            **ctx.provenance,
+        },
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        files={},
+        derived=False,
+    )
+    vq_file = base.folder / VQ_FILE
+
+    def write_train(staging: Path) -> None:
+        train = staging / TRAIN
+        train.mkdir()
+        _link_or_copy(run.state_path, train / "state.pt")
+        if perception is not None:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in perception.items()}, train / "perception.safetensors"
+            )
+        spec = ctx.record(ctx.spec.resolved())
+        about = {"step": step, "stage": stage, "seed": ctx.spec.seed, "spec": spec, **ctx.provenance}
+        (train / "train.json").write_text(json.dumps(about, indent=2, default=str) + "\n", "utf-8")
+
+    save_checkpoint(
+        folder,
+        config=base.config,
+        transformer_state={name: tensor.detach().cpu() for name, tensor in transformer_state.items()},
+        tokenizer=base.folder / "tokenizer.json",
+        manifest=manifest,
+        vq_state=None if vq_file.exists() or base.vq is None else base.vq.state_dict(),
+        vq_file=vq_file if vq_file.exists() else None,
+        generation=base.generation,
+        write_extra=write_train,
+        overwrite=True,
+    )
+    ctx.log.checkpoint(folder.name, folder, stage, step, metrics)
+    for old in stage_checkpoints(ctx)[:-keep_states]:
+        shutil.rmtree(old / TRAIN, ignore_errors=True)
+    return folder
+
+
+def check_finite(state: Mapping[str, Tensor], step: int) -> None:
+    """Raises FloatingPointError where a weight is not finite; to be called before a good state is replaced."""
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} is not finite after step {step}")
+
+
+def stage_checkpoints(ctx: JobContext) -> list[Path]:
+    """The whole checkpoints of this stage so far, by step."""
+    prefix = ctx.checkpoint_name(0).removesuffix("0")
+    found = [
+        path
+        for path in (ctx.folder / "checkpoints").glob("*")
+        if path.name.startswith(prefix) and _STEP.search(path.name) and (path / "manifest.json").exists()
+    ]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    match = _STEP.search(folder.name)
+    return int(match[1]) if match else 0
+
+
+def last_good(ctx: JobContext) -> str:
+    """A sentence about the newest whole checkpoint of this stage."""
+    found = stage_checkpoints(ctx)
+    if not found:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is {found[-1].name}"
+
+
+def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed: int, last: bool) -> None:
+    """Write the state of a step and its checkpoint, once there is room for them.
+
+    Where it cannot be written for another reason the job warns and trains on, unless it ends here.
+
+    Args:
+        ctx: the job.
+        write: does it; may be called again.
+        step: finished steps.
+        needed: bytes that it takes.
+        last: whether it is the last step.
+
+    Raises:
+        JobError: ``save_failed``, where the job ends here.
+        OSError, SafetensorError: the disk is full, and the job was asked to stop.
+    """
+    try:
+        ctx.disk.write(write, needed=needed)
+    except SAVE_ERRORS as error:
+        if is_full(error) and ctx.disk.waits:
+            raise
+        _save_failed(ctx, error, step=step, final=last or bool(ctx.stop))
+
+
+def bytes_of(state: Any) -> int:
+    """What the tensors of a state take when they are saved."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(bytes_of(item) for item in items)
+
+
+def checkpoint_bytes(base: LoadedCheckpoint, transformer_state: Mapping[str, Tensor]) -> int:
+    """What a checkpoint takes in addition to the state of its run: weights in bf16, and the files of the base."""
+    others = sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file() and _is_copied(path))
+    return 2 * sum(tensor.numel() for tensor in transformer_state.values()) + others
+
+
+def _is_copied(path: Path) -> bool:
+    return path.name == VQ_FILE or path.suffix != ".safetensors"
+
+
+def _save_failed(ctx: JobContext, error: BaseException, *, step: int, final: bool) -> None:
+    detail = f"the checkpoint of step {step} could not be written ({error}); {last_good(ctx)}"
+    if final:
+        raise JobError("save_failed", detail) from error
+    ctx.log.warning("save_failed", f"{detail}; the next one is tried at its turn")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """One file under two names: the run's state is replaced by renaming, so the checkpoint keeps its own."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

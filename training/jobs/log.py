@@ -1,0 +1,277 @@
+"""How a job tells what happens: one JSON object a line in ``events.jsonl``, and TensorBoard files beside it.
+
+The worker is the only writer of its folder. Nothing that fails here ends a training run. On a full disk the log waits
+for room (:mod:`training.jobs.disk`); where it cannot wait, or for another error, it reports that once, counts what it
+lost, and says how many rows are missing once it can write again.
+
+A run that is resumed tells the steps after its last saved state again: of two rows for one step the later one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.jobs.disk import Disk, is_full
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from training.jobs.context import Stop
+
+EVENTS, SAMPLES, TENSORBOARD = "events.jsonl", "samples", "tensorboard"
+
+
+class JobLog:
+    """The events of one job, in the order in which they are told. Safe to call from several threads."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool = True, stop: Stop | None = None) -> None:
+        """With ``stop``, writes wait for room on a full disk until it is true."""
+        self.folder = folder
+        self.disk = Disk(folder, stop=stop, on_wait=self._waits, on_room=self._has_room, on_spared=self._spared)
+        self._lock = threading.RLock()  # a wait is reported by the write that waits
+        self._file: int | None = None
+        self._torn = False  # the last write ended within a line
+        self._lost = 0
+        self._progress: dict[str, Any] = {"stage": None, "step": None, "total": None, "eta_s": None}
+        self._unsaid: str | None = None  # the warning of a wait, where there was no room for it either
+        self._trackers: dict[str, Any] | None = {} if tensorboard else None
+
+    def __enter__(self) -> JobLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush and close what is open; telling more opens it again."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self.disk.close()
+            trackers, self._trackers = self._trackers, None if self._trackers is None else {}
+        for tracker in (trackers or {}).values():
+            try:
+                tracker.close()
+            except Exception as error:
+                self._say(f"TensorBoard's files could not be closed: {error}")
+
+    def progress(self, stage: str, step: int, total: int, eta_s: float | None = None) -> None:
+        """How far a stage is."""
+        eta = None if eta_s is None or not math.isfinite(eta_s) else round(eta_s, 1)
+        self._progress = {"stage": stage, "step": step, "total": total, "eta_s": eta}
+        self._emit("progress", self._progress)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of one step, keys as ``group/name``; what is not finite is told as null."""
+        clean = {k: round(float(v), 7) if math.isfinite(v) else None for k, v in values.items()}
+        self._emit("metrics", {"stage": stage, "step": step, "values": clean})
+        self._track(stage, step, {k: v for k, v in clean.items() if v is not None})
+
+    def sample(
+        self,
+        stage: str,
+        step: int,
+        *,
+        question: str,
+        question_image: Image | str | None,
+        steps: Sequence[Mapping[str, Any]],
+        answer: str | None,
+        reference: str | None = None,
+        slice: str | None = None,
+        rewards: Mapping[str, float] | None = None,
+        advantage: float | None = None,
+        prompt: int = 0,
+        index: int = 0,
+    ) -> None:
+        """One trace that the model made, with its rewards.
+
+        Args:
+            stage: and step, when it was made.
+            step: see above.
+            question: as it was asked.
+            question_image: a picture, or its path below the job's folder.
+            steps: ``{"text": str, "image": picture, path or None}`` each.
+            answer: None where the trace has none.
+            reference: the right one.
+            slice: of the world or the benchmark.
+            rewards: ``total, accuracy, format, perception``.
+            advantage: of the trajectory within its group.
+            prompt: number of the prompt within the step.
+            index: number of the trajectory within its group.
+        """
+        name = f"{stage}-{step}-{prompt}-{index}"
+        self._emit(
+            "sample",
+            {
+                "stage": stage,
+                "step": step,
+                "question": question,
+                "question_image": self.picture(question_image, f"{name}-q"),
+                "steps": [
+                    {"text": s.get("text", ""), "image": self.picture(s.get("image"), f"{name}-{k}")}
+                    for k, s in enumerate(steps, 1)
+                ],
+                "answer": answer,
+                "reference": reference,
+                "slice": slice,
+                "rewards": {k: round(float(v), 6) for k, v in (rewards or {}).items()},
+                "advantage": None if advantage is None else round(float(advantage), 6),
+                "prompt": prompt,
+                "index": index,
+            },
+        )
+
+    def picture(self, image: Image | str | None, name: str) -> str | None:
+        """Save a picture as ``samples/<name>.png``; its path below the job's folder, or None where there is none."""
+        if image is None or isinstance(image, str):
+            return image
+        path, picture = self.folder / SAMPLES / f"{name}.png", image
+
+        def save() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+
+        try:
+            self.disk.write(save)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            self._lose(f"{path.name} could not be saved: {error}")
+            return None
+        return f"{SAMPLES}/{path.name}"
+
+    def checkpoint(self, name: str, folder: Path, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """A checkpoint that can be served from now on."""
+        clean = {k: round(float(v), 7) for k, v in metrics.items() if math.isfinite(v)}
+        self._emit("checkpoint", {"name": name, "folder": str(folder), "stage": stage, "step": step, "metrics": clean})
+
+    def warning(self, code: str, detail: str) -> None:
+        """A sign of failure that does not end the job."""
+        self._emit("warning", {"code": code, "detail": detail})
+        self._say(f"warning {code}: {detail}")
+
+    def log(self, line: str) -> None:
+        """A line for people."""
+        self._emit("log", {"line": line})
+        self._say(line)
+
+    def report(self, kind: str, data: Mapping[str, Any]) -> None:
+        """A larger result: a bootstrapping report, a benchmark's tables."""
+        self._emit("report", {"kind": kind, **data})
+
+    def _emit(self, kind: str, data: Mapping[str, Any]) -> None:
+        line = _event(kind, data)
+        with self._lock:
+            lost = self._lost
+            try:
+                self.disk.write(lambda: self._write(line))
+                if lost:
+                    self._lost = 0
+                    detail = f"{lost} events or pictures could not be written"
+                    self._write(_event("warning", {"code": "events_lost", "detail": detail}))
+            except OSError as error:
+                self._lose(f"events are being lost: {error}")
+
+    def _waits(self, waiting: dict[str, Any]) -> None:
+        """Report that a write waits for room, where there is room for that."""
+        detail = (
+            f"the job waits for room on the disk: it needs {waiting['needed_bytes']:,} bytes, and "
+            f"{waiting['free_bytes']:,} are free"
+        )
+        self._say(f"warning disk_full: {detail}")
+        with self._lock:
+            self._unsaid = None if self._tell("disk_full", detail) else detail
+            with contextlib.suppress(OSError):
+                self._write(_event("progress", {**self._progress, "waiting": waiting}))
+
+    def _tell(self, code: str, detail: str) -> bool:
+        """A warning that waits for no room; whether there was any."""
+        try:
+            self._write(_event("warning", {"code": code, "detail": detail}))
+        except OSError:
+            return False
+        return True
+
+    def _spared(self, count: int) -> None:
+        self.log(f"the disk is full: the optimiser states of {count} older checkpoints were removed")
+
+    def _has_room(self) -> None:
+        """Report that the wait is over."""
+        with self._lock:
+            detail, self._unsaid = self._unsaid, None
+            if detail is not None:
+                self._tell("disk_full", detail)
+        self._emit("progress", self._progress)
+        self._say("the job goes on")
+
+    def _write(self, line: bytes) -> None:
+        if self._file is None:
+            path = self.folder / EVENTS
+            self._torn = _ends_within_a_line(path)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        whole = b"\n" + line if self._torn else line
+        written = os.write(self._file, whole)  # what raises has written nothing
+        self._torn = written < len(whole)
+        if self._torn and self.disk.waits:  # it will be written again
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            self._torn = whole is not line
+        if written < len(whole):
+            raise OSError(errno.ENOSPC, f"{written} of {len(whole)} bytes were written")
+
+    def _track(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        trackers = self._trackers
+        if trackers is None:
+            return
+        try:
+            if stage not in trackers:
+                from torch.utils.tensorboard import SummaryWriter
+
+                trackers[stage] = SummaryWriter(str(self.folder / TENSORBOARD / stage), purge_step=step)
+            for name, value in values.items():
+                trackers[stage].add_scalar(name, value, step)
+            trackers[stage].flush()
+        except Exception as error:  # a tracker is a convenience: without it the job goes on
+            if is_full(error):
+                trackers.pop(stage, None)  # the next metrics begin another file
+                return
+            self._trackers = None
+            self.log(f"TensorBoard's files are given up: {type(error).__name__}: {error}")
+
+    def _lose(self, why: str) -> None:
+        self._lost += 1
+        if self._lost == 1:
+            self._say(why)
+
+    @staticmethod
+    def _say(line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass  # log.txt stands on the same disk
+
+
+def _event(kind: str, data: Mapping[str, Any]) -> bytes:
+    event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "type": kind, "data": data}
+    text = json.dumps(event, ensure_ascii=False, default=str)
+    return text.encode(errors="replace") + b"\n"  # a file's name need not be text
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether a killed writer left half a line."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False

@@ -1,0 +1,282 @@
+"""What every training loop here shares: schedules as functions of the step, exact resume, metrics, atomic state.
+
+A run lives in one folder: ``spec.json`` (what was asked for, versions, commit), ``metrics.jsonl`` (one object a logged
+step) and ``state.pt`` (the newest complete state). Nothing here reads the clock to decide what to do: a run that is
+stopped and resumed takes the same steps, in the same order, to the same bits at an equal thread count.
+
+It knows nothing of models, losses or data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from training.jobs.disk import NO_WAIT, Disk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import FrameType
+
+    from torch import nn
+
+
+class Schedule(Protocol):
+    """The learning rate as a function of the step alone."""
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSchedule:
+    """Linear warm-up to ``peak``, then a straight line to zero at ``total`` steps (transformers' default)."""
+
+    peak: float
+    total: int
+    warmup: int = 0
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        return self.peak * max(0.0, (self.total - step) / max(1, self.total - self.warmup))
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSchedule:
+    """Linear warm-up to ``peak``, which then stays."""
+
+    peak: float
+    warmup: int = 0
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        return self.peak * min(1.0, (step + 1) / max(1, self.warmup))
+
+
+@dataclass(frozen=True, slots=True)
+class CosineSchedule:
+    """Linear warm-up to ``peak``, then a cosine down to ``floor * peak`` at ``total`` steps."""
+
+    peak: float
+    total: int
+    warmup: int = 50
+    floor: float = 0.05
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step ``step`` (from 0)."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return self.peak * (self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def adamw(
+    modules: Iterable[nn.Module], *, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters; only matrices (two dimensions and more) decay."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class RunStopped(KeyboardInterrupt):
+    """The run was asked to stop, finished its step and saved its state (a bare KeyboardInterrupt saved nothing)."""
+
+
+class StopFlag:
+    """True once SIGINT or SIGTERM arrived: the loop finishes its step, saves and leaves. A second one stops at once."""
+
+    def __init__(self) -> None:
+        self._stop = False
+
+    def request(self) -> None:
+        """Ask for the stop without a signal."""
+        self._stop = True
+
+    def __enter__(self) -> StopFlag:
+        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+
+    def __bool__(self) -> bool:
+        return self._stop
+
+
+def atomic_write(path: Path, write: Any, *, disk: Disk = NO_WAIT) -> None:
+    """Call ``write(temporary_path)``, flush the file to disk and rename it into place; ``disk`` may wait for room."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def save() -> None:
+        try:
+            write(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    disk.write(save)
+
+
+def _save_tensors(state: dict[str, Any], path: Path) -> None:
+    """`torch.save` that says OSError where the disk is full: its own writer says RuntimeError on top of that."""
+    try:
+        with path.open("wb") as handle:
+            torch.save(state, handle)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(f"{path.name}: {error}") from error
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions and machine of this run, to be written beside its results."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+class SettingsChanged(ValueError):
+    """A run cannot go on with other settings than it began with."""
+
+
+class RunFolder:
+    """The folder of one run: its specification, its metrics and its newest state."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: dict[str, Any],
+        *,
+        resume: bool,
+        defaults: dict[str, Any] | None = None,
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        disk: Disk = NO_WAIT,
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            path: made where it is missing.
+            spec: what is asked for.
+            resume: keep the state and the metrics that are there.
+            defaults: of settings that a run from before they existed does not name.
+            upgrade: turns the settings that an earlier version kept into what this one keeps.
+            disk: where the folder is.
+
+        Raises:
+            SettingsChanged: the run to resume was started with other settings.
+        """
+        self.path = path
+        self._disk = disk
+        disk.write(lambda: path.mkdir(parents=True, exist_ok=True))
+        self.state_path = path / "state.pt"
+        spec_path = path / "spec.json"
+        if resume and self.state_path.exists():
+            old = {**(defaults or {}), **upgrade(self.recorded_spec(path) or {})}
+            old, new = json.loads(json.dumps(old)), json.loads(json.dumps(spec))
+            if old != new:
+                changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+                raise SettingsChanged(
+                    f"{path} was started with other settings ({', '.join(changed)}): use a new folder"
+                )
+        else:
+            self.state_path.unlink(missing_ok=True)
+            (path / "metrics.jsonl").unlink(missing_ok=True)
+            text = json.dumps({"spec": spec, **provenance()}, indent=2, sort_keys=True)
+            atomic_write(spec_path, lambda p: p.write_text(text + "\n"), disk=disk)
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._log_failed = False
+
+    @staticmethod
+    def recorded_spec(path: Path) -> dict[str, Any] | None:
+        """The settings that the run in a folder began with, or None where there is none to resume."""
+        if not (path / "state.pt").exists():
+            return None
+        spec: dict[str, Any] = json.loads((path / "spec.json").read_text())["spec"]
+        return spec
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds spent on this run, earlier sittings included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest saved state, or None for a run that starts."""
+        if not self.state_path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        self._seconds_before = state.pop("seconds", 0.0)
+        self._drop_metrics_from(int(state["step"]))
+        return state
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the state atomically; ``state["step"]`` is the number of finished steps."""
+        state = {**state, "seconds": self.seconds}
+        atomic_write(self.state_path, lambda p: _save_tensors(state, p))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line to ``metrics.jsonl``; keys are ``group/name``."""
+        row = {"step": step, "seconds": round(self.seconds, 2), **{k: round(float(v), 6) for k, v in metrics.items()}}
+        try:
+            self._disk.append(self.path / "metrics.jsonl", json.dumps(row) + "\n", sync=False)
+        except OSError as error:  # a full disk must not end a run that can still learn
+            if not self._log_failed:
+                sys.stderr.write(f"metrics are being lost: {error}\n")
+            self._log_failed = True
+
+    def _drop_metrics_from(self, step: int) -> None:
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            text = "".join(line + "\n" for line in kept)
+            atomic_write(path, lambda p: p.write_text(text), disk=self._disk)
+
+
+def _step_of(line: str) -> float:
+    """The step of a row of metrics; infinity for half a line that a killed run left."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

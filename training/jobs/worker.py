@@ -1,0 +1,204 @@
+"""Runs one job: ``python -m training.jobs.worker JOB_DIR [--resume]``, as the server's job runner starts it.
+
+Reads ``job.json``, lowers its own priority, bounds its threads and hands over to the method. What happens is told in
+the job's folder: ``events.jsonl`` on the way, ``result.json`` or ``error.json`` at the end.
+
+Exit codes: 0 succeeded; 3 stopped at a step boundary with its state saved (SIGTERM or SIGINT); 1 failed.
+It knows nothing of HTTP or the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from model import log_lines
+from training.jobs.disk import NO_WAIT, Disk, is_full
+
+SUCCEEDED, FAILED, STOPPED = 0, 1, 3
+NICENESS = 10  # the server's own threads come first
+MODULES = {
+    "pesft": "training.pesft.job",
+    "perpo": "training.perpo.job",
+    "zero": "training.zero.job",
+    "benchmark": "training.benchmark.job",
+    "pipeline": "training.jobs.pipeline",
+}
+
+Run = Callable[[Any], dict[str, Any]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.jobs.worker", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="JOB_DIR")
+    parser.add_argument("--resume", action="store_true", help="go on with the states that an earlier run saved")
+    parser.add_argument("--attached", action="store_true", help="stdin is the server's: stop when it ends")
+    arguments = parser.parse_args(argv)
+    if arguments.attached:
+        threading.Thread(target=_stop_with_server, name="server watch", daemon=True).start()
+    folder = arguments.folder.resolve()
+    try:
+        job = json.loads((folder / "job.json").read_text("utf-8"))
+        threads = int(job["spec"].get("threads", 1))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _fail(NO_WAIT, folder, "bad_job", f"{folder / 'job.json'}: {error}")
+    # Before anything imports torch: its pools take their size from here.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    _lower_priority()
+    sys.stdout, sys.stderr = _Output(1), _Output(2)
+    return run_job(folder, job, resume=arguments.resume, threads=threads)
+
+
+def run_job(
+    folder: Path, job: Mapping[str, Any], *, resume: bool = False, threads: int = 1, run: Run | None = None
+) -> int:
+    """Run the job described by ``job.json``'s object in its folder; returns the exit code.
+
+    Args:
+        folder: of the job.
+        job: the object of ``job.json``.
+        resume: go on with saved states.
+        threads: of torch.
+        run: instead of the method's own.
+    """
+    import torch
+    from pydantic import ValidationError
+
+    from model.engine.device import resolve_device
+    from training.home_paths import located
+    from training.jobs.context import JobContext, JobError, JobStopped
+    from training.jobs.log import JobLog
+    from training.jobs.loop import StopFlag, provenance
+    from training.spec.spec import parse_spec
+
+    torch.set_num_threads(threads)
+    for name in ("result.json", "error.json"):  # of an earlier sitting
+        (folder / name).unlink(missing_ok=True)
+    with StopFlag() as stop, JobLog(folder, stop=stop) as log:
+        log.disk.prepare()
+        try:
+            spec = parse_spec(located(job["spec"], folder))
+            known = located([{"name": k, "folder": v} for k, v in job.get("checkpoints", {}).items()], folder)
+            context = JobContext(
+                folder=folder,
+                spec=spec,
+                base_folder=Path(located(job["base"], folder)["folder"]),
+                checkpoints={one["name"]: Path(one["folder"]) for one in known},
+                log=log,
+                output_prefix=job.get("output_prefix") or spec.output_name or folder.name,
+                resume=resume,
+                stop=stop,
+                device=str(resolve_device(os.environ.get("OMNI_R1_DEVICE", "auto"))),
+                provenance={**provenance(), "seed": spec.seed},
+            )
+            method = run if run is not None else importlib.import_module(MODULES[spec.method]).run
+            result = context.record(method(context))
+            log.disk.write(lambda: _write(folder / "result.json", result))
+            return SUCCEEDED
+        except JobStopped:
+            log.log("stopped at a step boundary; the state is saved")
+            return STOPPED
+        except KeyboardInterrupt:  # the second signal
+            return _fail(log.disk, folder, "killed", "a second signal ended the job before its state was saved")
+        except JobError as error:
+            return _fail(log.disk, folder, error.code, error.detail)
+        except ValidationError as error:
+            return _fail(log.disk, folder, "bad_spec", str(error))
+        except Exception as error:
+            if stop and is_full(error):
+                _say(f"stopped while it waited for room on the disk ({error}); what came after the last save is lost\n")
+                return STOPPED
+            _say(traceback.format_exc())
+            return _fail(log.disk, folder, *_classify(error))
+
+
+def _classify(error: Exception) -> tuple[str, str]:
+    """A code and a sentence for what nobody expected."""
+    detail = f"{type(error).__name__}: {error}"
+    if is_full(error):
+        return "disk_full", detail
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory", detail
+    if isinstance(error, FloatingPointError):
+        return "loss_not_finite", str(error)
+    code = getattr(error, "code", None)
+    if type(error).__name__ == "CheckpointError":
+        return "bad_checkpoint", f"{code}: {error}" if code else str(error)
+    return "internal", detail
+
+
+def _fail(disk: Disk, folder: Path, code: str, detail: str) -> int:
+    _say(f"failed, {code}: {detail}\n")
+    try:
+        disk.write(lambda: _write(folder / "error.json", {"code": code, "detail": detail}))
+    except OSError as error:
+        _say(f"error.json could not be written: {error}\n")
+    return FAILED
+
+
+class _Output(io.TextIOBase):
+    """Standard output and error, which may be a file on a full disk: what does not fit is lost, and nothing fails."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, text.encode(errors="replace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
+def _say(text: str) -> None:
+    """To `log.txt`, which may stand on a full disk."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+        temporary.write_text(text, "utf-8", "replace")  # a file's name need not be text
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stop_with_server() -> None:
+    """Ask this process to stop once standard input has ended: the server is gone, however it went."""
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        pass
+    asked = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once there is one
+    if not asked:  # a second signal would end the job before it has saved
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lower_priority() -> None:
+    try:
+        os.nice(NICENESS)
+    except (AttributeError, OSError):
+        _say("the priority could not be lowered\n")
+
+
+if __name__ == "__main__":
+    log_lines.configure("text", "info")  # to `log.txt`, which people read
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Questions without annotated traces: what reinforcement learning asks, with the answer to compare with.
+
+From tasks of the world (each coded when its turn comes), or from files: the authors' jsonl, saved traces, Zebra-CoT,
+M3CoT and Omni-Bench, of which only question, pictures and answer are used. The order of a run is a function of its
+seed: every epoch a new shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+from model.images.codes import encode_pictures
+from model.nets.vq import VQModel
+from model.text.template import Template
+from training.data.questions import QuestionFiles, picture_codes, read_questions
+from training.data.row_images import SampleError
+from training.data.rows import Intake, Rejection
+from training.perpo.rollout import Prompt
+from training.spec.spec import UniTasksData
+from training.world.task import Task
+from training.world.world import RL_SEEDS, SLICES, make_task, require_training_seed
+
+SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
+
+
+class PromptSet(Protocol):
+    """Prompts by number; `longest` is the length of the longest one."""
+
+    longest: int
+
+    def __len__(self) -> int: ...
+
+    def take(self, numbers: Sequence[int]) -> list[Prompt]:
+        """The prompts of these numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptOrder:
+    """Which prompt is the n-th that a run asks: every epoch a new shuffle of all of them."""
+
+    count: int
+    seed: int
+
+    def __getitem__(self, position: int) -> int:
+        return int(_shuffle(self.count, self.seed, position // self.count)[position % self.count])
+
+
+@cache
+def _shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class WorldPrompts:
+    """Tasks of the world, made and coded when they are asked."""
+
+    def __init__(self, data: UniTasksData, seed: int, template: Template, vq: VQModel) -> None:
+        """
+        Raises:
+            ValueError: a seed lies in the evaluation range.
+        """
+        self._slices = tuple(data.slices or SLICES)
+        first = data.first_seed
+        self._first = RL_SEEDS.start + seed % 100 * SEEDS_A_RUN if first is None else first
+        require_training_seed(self._first + data.num_samples - 1)
+        self._count, self._level, self._template, self._vq = data.num_samples, data.level, template, vq
+        some = [self._task(i) for i in range(min(64, self._count))]
+        images = template.vocab.tokens_per_image
+        # The world's questions are a few phrasings: the longest of 64 with a margin is longer than any of them.
+        self.longest = max(template.prompt_len(task.question) for task in some) + images + 32
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _task(self, number: int) -> Task:
+        return make_task(self._slices[number % len(self._slices)], self._first + number, level=self._level)
+
+    def take(self, numbers: Sequence[int]) -> list[Prompt]:
+        tasks = [self._task(number) for number in numbers]
+        codes = encode_pictures(self._vq, [task.image for task in tasks])
+        return [
+            Prompt(
+                number=number,
+                ids=tuple(self._template.prompt_ids(task.question, [image])),
+                question=task.question,
+                images=(image,),
+                reference=task.answer,
+                slice=task.slice,
+                identity_steps=identity_steps(task),
+                exact=True,
+            )
+            for number, task, image in zip(numbers, tasks, codes, strict=True)
+        ]
+
+
+def identity_steps(task: Task) -> frozenset[int]:
+    """Steps of a task (from 1) whose right picture is the one before: a walker that stays, a row that is sorted."""
+    pictures = [task.image, *(step.image for step in task.steps)]
+    same = (k for k in range(1, len(pictures)) if pictures[k].tobytes() == pictures[k - 1].tobytes())
+    return frozenset(same)
+
+
+class FilePrompts:
+    """Questions read from files; their pictures are coded once, at the start."""
+
+    def __init__(
+        self, data: QuestionFiles, template: Template, vq: VQModel, *, context_len: int, min_response: int = 64
+    ) -> None:
+        """What cannot be used is in ``intake``.
+
+        Args:
+            data: which files.
+            template: of the checkpoint.
+            vq: codes the pictures.
+            context_len: of the model.
+            min_response: a prompt that leaves fewer tokens is left out as ``too_long``.
+
+        Raises:
+            training.data.rows.DataError: nothing of a known kind is there.
+        """
+        self._prompts: list[Prompt] = []
+        rejected: list[Rejection] = []
+        for item in islice(read_questions(data, vq.config.resolution), data.num_samples):
+            if isinstance(item, Rejection):
+                rejected.append(item)
+                continue
+            try:
+                images = tuple(picture_codes(picture, template, vq) for picture in item.pictures)
+            except SampleError as error:
+                rejected.append(Rejection(item.where, error.code, error.detail))
+                continue
+            ids = tuple(template.prompt_ids(item.text, images))
+            if len(ids) + min_response > context_len:
+                detail = f"a prompt of {len(ids)} tokens leaves no room in a context of {context_len}"
+                rejected.append(Rejection(item.where, "too_long", detail))
+                continue
+            self._prompts.append(
+                Prompt(len(self._prompts), ids, item.text, images, item.answer, item.slice, item.choices)
+            )
+        self.intake = Intake(len(self._prompts), tuple(rejected))
+        self.longest = max((len(prompt.ids) for prompt in self._prompts), default=0)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def take(self, numbers: Sequence[int]) -> list[Prompt]:
+        return [self._prompts[number] for number in numbers]

@@ -1,0 +1,138 @@
+"""The optimiser's half of a PeRPO step: old and reference log-probabilities, then one pass of updates (Eqs. 13-16).
+
+Knows groups of scored rollouts, a policy and a reference; it asks no question and tells nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.engine.phases import LegalIds
+from model.nets.transformer import Transformer
+from training.jobs.loop import adamw, set_lr
+from training.perpo.batch import MicroBatch, micro_batches, policy_logprobs
+from training.perpo.losses import clipped_loss, group_advantages, kl_estimate, truncated_weights
+from training.perpo.rollout import RolloutGroup
+from training.spec.hyperparameters import PeRPOHyperparameters
+
+EXACT = 1e-4  # nats between sampler and trainer that count as none (invariant 7)
+
+
+def set_advantages(groups: Sequence[RolloutGroup], eps: float) -> None:
+    """A = (r - mu) / (sigma + eps) of every trajectory within its group."""
+    for group in groups:
+        totals = [r.reward.total for r in group.rollouts if r.reward is not None]
+        for rollout, advantage in zip(group.rollouts, group_advantages(totals, eps), strict=True):
+            rollout.advantage = advantage
+
+
+class Updater:
+    """Changes the policy: one pass over the kept groups, in mini-batches of whole groups."""
+
+    def __init__(
+        self, policy: Transformer, reference: Transformer | None, legal: LegalIds, hp: PeRPOHyperparameters
+    ) -> None:
+        """``reference`` is None where no KL term is wanted."""
+        self.policy, self.reference, self.legal, self.hp = policy, reference, legal, hp
+        self.optimizer = adamw([policy], weight_decay=hp.weight_decay)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._forward: Callable[[Transformer, MicroBatch], tuple[Tensor, Tensor]] = partial(
+            policy_logprobs, legal=legal, temperature=hp.temperature, precision=hp.precision
+        )
+
+    def step(self, groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
+        """Update the policy on one step's groups; ``step`` counts from 0.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite; this mini-batch changed nothing.
+        """
+        hp = self.hp
+        set_advantages(groups, hp.advantage_eps)
+        size = hp.mini_batch_prompts
+        batches = [micro_batches(groups[i : i + size], device=self.policy.device) for i in range(0, len(groups), size)]
+        # All before the first update: the policy that drew, and the reference, as the trainer's forward sees them.
+        old = [[self._forward(self.policy, micro)[0].detach() for micro in mini] for mini in batches]
+        ref = [[self._forward(self.reference, micro)[0] for micro in mini] if self.reference else None
+               for mini in batches]  # fmt: skip
+        flat = [micro for mini in batches for micro in mini]
+        off = torch.cat([o - m.sampler_logprobs for o, m in zip((o for part in old for o in part), flat, strict=True)])
+        mismatch = off.abs().max().item()
+        lr = hp.lr * min(1.0, (step + 1) / hp.warmup) if hp.warmup else hp.lr
+        set_lr(self.optimizer, lr)
+        tally = _Tally()
+        norms = []
+        for number, (mini, old_mini, ref_mini) in enumerate(zip(batches, old, ref, strict=True)):
+            self.optimizer.zero_grad(set_to_none=True)
+            for place, micro in enumerate(mini):
+                loss = self._loss(
+                    micro, old_mini[place], ref_mini[place] if ref_mini else None, tally,
+                    first=number == 0, correct=mismatch > EXACT,
+                )  # fmt: skip
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"the loss is {loss.item()}")
+                loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, hp.clip_norm)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient's norm is {norm.item()}")
+            self.optimizer.step()
+            norms.append(norm.item())
+        return {
+            **tally.metrics(),
+            "mismatch/mean": off.abs().mean().item(),
+            "mismatch/max": mismatch,
+            "optim/lr": lr,
+            "optim/grad_norm": sum(norms) / len(norms),
+            "optim/updates": float(len(norms)),
+        }
+
+    def _loss(
+        self, micro: MicroBatch, old: Tensor, ref: Tensor | None, tally: _Tally, *, first: bool, correct: bool
+    ) -> Tensor:
+        """One micro-batch's part of the negated objective (Eqs. 13-16)."""
+        hp = self.hp
+        logprobs, entropies = self._forward(self.policy, micro)
+        loss, ratio, clipped = clipped_loss(
+            logprobs, old, micro.advantages, clip_low=hp.clip_low, clip_high=hp.clip_high
+        )
+        if correct:
+            loss = loss * truncated_weights(old, micro.sampler_logprobs, hp.sampler_ratio_cap)
+        kl = torch.zeros_like(logprobs) if ref is None else kl_estimate(logprobs, ref, hp.kl_estimator)
+        tally.add(micro, ratio, clipped, kl.detach(), entropies.detach(), first=first)
+        return (micro.weights * (loss + hp.kl_coef * kl - hp.entropy_coef * entropies)).sum()
+
+
+class _Tally:
+    """Token means over the mini-batches of a step."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(
+        self, micro: MicroBatch, ratio: Tensor, clipped: Tensor, kl: Tensor, entropy: Tensor, *, first: bool
+    ) -> None:
+        parts = {"ratio": ratio, "clipped": clipped.float(), "kl": kl, "text": entropy[~micro.is_code],
+                 "image": entropy[micro.is_code]}  # fmt: skip
+        if first:
+            parts |= {"first_ratio": ratio, "first_clipped": clipped.float()}
+        for name, values in parts.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def metrics(self) -> dict[str, float]:
+        every = {name: torch.cat(parts) for name, parts in self._parts.items()}
+
+        def mean(name: str) -> float:
+            return every[name].mean().item() if len(every[name]) else 0.0
+
+        return {
+            "policy/kl": mean("kl"),
+            "policy/entropy_text": mean("text"),
+            "policy/entropy_image": mean("image"),
+            "policy/clip_frac": mean("clipped"),
+            "policy/ratio_max": every["ratio"].max().item(),
+            "policy/first_clip_frac": mean("first_clipped"),
+            "policy/first_ratio_off": (every["first_ratio"] - 1.0).abs().max().item(),
+        }

@@ -1,0 +1,271 @@
+"""The PeSFT job: data of any source -> packed batches -> L_CE + lambda L_Pe -> servable checkpoints.
+
+``run(ctx)`` reads the data once (what had to be left out is counted and named), trains with `pesft.loop.train_sft`
+and leaves a checkpoint every ``save_every`` steps. A run that is stopped or killed goes on to the same bits: the
+sequences are kept in the run's folder, and batches and learning rates are functions of (seed, step).
+
+Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "pesft", ...}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.checkpoint.checkpoint import LoadedCheckpoint
+from model.checkpoint.manifest import ImageCount
+from training.data.rows import DataError, Intake
+from training.data.samples import SampleEncoder, build_token_set, trace_samples
+from training.data.token_sets import PictureCoder, TokenSet, id_to_code
+from training.home_paths import without_old_home
+from training.jobs.checkpoints import (
+    bytes_of,
+    check_finite,
+    checkpoint_bytes,
+    last_good,
+    load_base,
+    save_step,
+    save_training_checkpoint,
+    stage_checkpoints,
+    step_of,
+)
+from training.jobs.context import JobContext, JobError, JobStopped
+from training.jobs.loop import RunFolder, RunStopped, SettingsChanged, atomic_write
+from training.jobs.precision import job_precision
+from training.pesft.looks import Looks
+from training.pesft.loop import SFTSpec, State, train_sft
+from training.spec.spec import PeSFTSpec
+
+DESCRIPTION = "Answers questions about pictures by drawing its way there (PeSFT)."
+MANY_REJECTED = 0.5  # above this share of samples the warning says that something is wrong with the data
+
+
+def run(ctx: JobContext) -> dict[str, Any]:
+    """Train; returns what ``result.json`` shall say.
+
+    Raises:
+        JobError: the base or the data cannot be used, the loss is not finite, or the last checkpoint was not written.
+        JobStopped: as asked; the state is saved.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, PeSFTSpec)
+    hyper = spec.hyperparameters
+    stage = ctx.stage or "pesft"
+    started = time.monotonic()
+    base = load_base(ctx, template=hyper.template, must_draw=hyper.variant == "interleaved")
+    folder = ctx.run_folder(stage)
+    data, account = load_data(ctx, base, folder)
+    images = question_images(data, base.vocab.boi_id, base.manifest.images)
+    base = replace(base, manifest=replace(base.manifest, images=images))
+    settings = replace(sft_settings(spec, data, stage), precision=job_precision(ctx, hyper.precision, folder))
+    job = _Job(ctx, base, stage, settings)
+    assert base.vq is not None
+    try:
+        job.begin()
+        train_sft(
+            settings,
+            base.transformer,
+            base.vq.codebook,
+            id_to_code(base.vocab),
+            data,
+            folder,
+            resume=ctx.resume,
+            save_every=hyper.save_every,
+            log_every=hyper.log_every,
+            on_log=job.on_log,
+            on_save=job.on_save,
+            on_step=job.on_step,
+            stop=ctx.stop,
+            disk=ctx.disk,
+        )
+    except RunStopped as stop:
+        raise JobStopped from stop
+    except SettingsChanged as error:
+        raise JobError("settings_changed", str(error)) from error
+    except FloatingPointError as error:
+        raise JobError("loss_not_finite", f"{error}; {last_good(ctx)}") from error
+    last = stage_checkpoints(ctx)[-1]
+    return {
+        "checkpoint": last.name,
+        "folder": str(last),
+        "steps": settings.steps,
+        "metrics": job.metrics,
+        "precision": settings.precision,
+        "data": account,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+class _Job:
+    """Tells what the loop does and writes its checkpoints."""
+
+    def __init__(self, ctx: JobContext, base: LoadedCheckpoint, stage: str, settings: SFTSpec) -> None:
+        spec = ctx.spec
+        assert isinstance(spec, PeSFTSpec)
+        self.ctx, self.base, self.stage, self.total = ctx, base, stage, settings.steps
+        self.hyper = spec.hyperparameters
+        self.metrics: dict[str, float] = {}
+        self._looks: Looks | None = None
+        self._began: tuple[float, int] | None = None  # when this sitting's first rows were told, and of which step
+
+    def begin(self) -> None:
+        """Before the first step of this sitting."""
+        if self.hyper.sample_every and self.hyper.variant == "interleaved":
+            self._looks = Looks.of(self.ctx, self.base, self.hyper.show_samples)
+            if not self.ctx.resume:
+                self._look(0)
+        done = stage_checkpoints(self.ctx) if self.ctx.resume else []
+        self.ctx.log.progress(self.stage, step_of(done[-1]) if done else 0, self.total)
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics = metrics
+        self.ctx.log.metrics(self.stage, step, metrics)
+        now = self.ctx.clock()
+        self._began = self._began or (now, step)
+        since, first = self._began
+        eta = (now - since) / (step - first) * (self.total - step) if step > first else None
+        self.ctx.log.progress(self.stage, step, self.total, eta)
+
+    def on_step(self, step: int) -> None:
+        if self._looks is not None and (step % self.hyper.sample_every == 0 or step == self.total):
+            self._look(step)
+
+    def _look(self, step: int) -> None:
+        if self._looks is None:
+            return
+        try:
+            self._looks.show(self.stage, step)
+        except Exception as error:  # a look is a convenience, as a tracker is: without it the job goes on
+            self._looks = None
+            self.ctx.log.log(f"looks at the model are given up: {type(error).__name__}: {error}")
+
+    def on_save(self, step: int, run: RunFolder, state: State) -> None:
+        weights = state["model"]
+        check_finite(weights, step)  # before the good state is replaced
+
+        def write() -> None:
+            run.save_state(state)
+            save_training_checkpoint(
+                self.ctx,
+                self.base,
+                stage=self.stage,
+                step=step,
+                transformer_state=weights,
+                run=run,
+                metrics=self.metrics,
+                description=DESCRIPTION,
+                perception={f"perception.{name}": tensor for name, tensor in state["projection"].items()}
+                if self.hyper.perception_weight
+                else None,
+                keep_states=self.hyper.keep_states,
+            )
+
+        needed = bytes_of(state) + checkpoint_bytes(self.base, weights)
+        save_step(self.ctx, write, step=step, needed=needed, last=step == self.total)
+
+
+def question_images(data: TokenSet, boi_id: int, before: ImageCount) -> ImageCount:
+    """How many pictures a question must and may have: at least what every question of the data had."""
+    starts = (data.ids == boi_id) & ~data.loss_mask.astype(bool)
+    counts = np.add.reduceat(starts, data.offsets[:-1], dtype=np.int64)
+    return ImageCount(int(counts.min()), max(int(counts.max()), before.max))
+
+
+def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
+    """The loop's settings; the steps come from the epochs where they are not given."""
+    hyper = spec.hyperparameters
+    settings = SFTSpec(
+        steps=hyper.steps or 1,
+        lr=hyper.lr,
+        seed=spec.seed,
+        max_tokens=hyper.batch_tokens,
+        warmup=hyper.warmup,
+        floor=hyper.floor,
+        weight_decay=hyper.weight_decay,
+        clip_norm=hyper.clip_norm,
+        perception_weight=hyper.perception_weight if hyper.variant == "interleaved" else 0.0,
+        perception_reduction=hyper.perception_reduction,
+        label=label,
+        schedule=hyper.schedule,
+        betas=hyper.betas,
+        batch_samples=hyper.batch_samples,
+        micro_batches=hyper.micro_batches,
+        normalisation=hyper.normalisation,
+        perception_projection=hyper.perception_projection,
+        perception_state=hyper.perception_state,
+        precision=hyper.precision,
+    )
+    if hyper.steps is not None:
+        return settings
+    return replace(settings, steps=max(1, math.ceil(hyper.epochs * settings.make_plan(data).steps_per_epoch)))
+
+
+def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[TokenSet, dict[str, Any]]:
+    """The job's sequences and an account of its samples; what an earlier sitting has read is not read again.
+
+    Raises:
+        JobError: ``bad_data``, or ``no_samples`` where nothing is left.
+        JobStopped: as asked, while reading.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, PeSFTSpec) and base.vq is not None  # noqa: PT018
+    hyper = spec.hyperparameters
+    max_len = min(hyper.max_len or base.config.transformer.context_len, base.config.transformer.context_len)
+    wanted = {
+        "data": ctx.record(spec.data.model_dump(mode="json")),
+        "seed": spec.seed,
+        "variant": hyper.variant,
+        "template": base.template.name,
+        "max_len": max_len,
+        "base": spec.base_checkpoint,
+    }
+    cache, about = folder / "data.npz", folder / "data.json"
+    if ctx.resume and cache.exists() and about.exists():
+        known = json.loads(about.read_text("utf-8"))
+        old = without_old_home(known["wanted"], wanted)
+        if {**old, "base": Path(old["base"]).name} == wanted:  # it was a path once
+            return TokenSet.load(cache), known["account"]
+    total = spec.data.num_samples or 0
+    began = ctx.clock()
+
+    def on_chunk(seen: int) -> None:
+        ctx.check_stop()
+        left = max(0, total - seen)
+        ctx.log.progress("data", seen, max(total, seen), left * (ctx.clock() - began) / seen)
+
+    try:
+        data, intake = build_token_set(
+            trace_samples(spec.data, spec.seed, base.vq.config.resolution),
+            SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab),
+            base.template,
+            variant=hyper.variant,
+            max_len=max_len,
+            on_chunk=on_chunk,
+        )
+    except (DataError, ValueError) as error:
+        raise JobError("bad_data", str(error)) from error
+    _tell(ctx, intake, folder)
+    if data is None:
+        raise JobError("no_samples", f"nothing is left to train on: {intake.summary()}")
+    account = {**intake.to_json(), "tokens": int(data.offsets[-1]), "response_tokens": int(data.loss_mask.sum())}
+    text = json.dumps({"wanted": wanted, "account": account})
+    atomic_write(cache, data.save, disk=ctx.disk)
+    atomic_write(about, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
+    return data, account
+
+
+def _tell(ctx: JobContext, intake: Intake, folder: Path) -> None:
+    ctx.log.log(intake.summary())
+    ctx.log.report("data", intake.to_json())
+    if not intake.rejected:
+        return
+    ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))
+    share = len(intake.rejected) / intake.total
+    advice = "; more than half: is this the right format and the right checkpoint?" if share > MANY_REJECTED else ""
+    ctx.log.warning("samples_rejected", intake.summary() + advice)

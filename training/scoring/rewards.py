@@ -1,0 +1,227 @@
+"""Rewards of a trajectory: R = alpha R_Acc + beta R_Fmt + gamma R_Pe, with the guards of R_Pe (docs/method).
+
+R_Acc is :func:`training.scoring.grading.grade` of the answer. R_Fmt is 1 where the response is a whole trajectory of
+its template. R_Pe (Eqs. 4-11) is the mean score of its pictures, s = 1 / (1 + E_2D / tau), with these guards, since a
+blank picture is the smoothest of all:
+
+* *malformed*: a picture cut short scores 0 (and fails R_Fmt);
+* *flat*: one code covers too much of it, or it is far smoother than any real picture: 0;
+* *copied*: it is the picture before it once more, though its step was to change something: 0;
+* *capped*: it is smoother than 95 % of real pictures: it scores no more than those.
+
+No picture, no R_Pe. The authors' code pays more for a trajectory without pictures; here it pays less.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.manifest import Perception
+from model.images.codes import copied_share, is_flat, perception_score, tv_energy
+from model.text.parser import ImageCompleted, ImageStarted
+from model.text.template import Template
+from training.scoring.grading import grade
+from training.skills import Action, ActionError
+from training.spec.hyperparameters import RewardHyperparameters
+
+PictureVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
+_CALL = re.compile(r"\b(?:ZOOM|PRED)\([^()]*\)")
+_NO_CHANGE = frozenset({"none", "nothing", "no change", "stay", "stays", "identity"})
+
+
+@dataclass(frozen=True, slots=True)
+class PictureScore:
+    """One picture: its energy E_2D (NaN where it is malformed), its score and which guard decided it."""
+
+    energy: float
+    score: float
+    verdict: PictureVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBreakdown:
+    """What a trajectory earned, and for what. ``check`` names the check that decided the accuracy."""
+
+    total: float
+    accuracy: float
+    format: float
+    perception: float
+    check: str = "none"
+    answer: str | None = None
+    steps: tuple[tuple[str, tuple[int, ...] | None], ...] = ()
+    pictures: tuple[PictureScore, ...] = ()
+
+    def as_dict(self) -> dict[str, float]:
+        """The four numbers by name."""
+        return {
+            "total": self.total,
+            "accuracy": self.accuracy,
+            "format": self.format,
+            "perception": self.perception,
+        }
+
+
+class Scorer:
+    """Scores responses of one checkpoint."""
+
+    def __init__(
+        self,
+        template: Template,
+        codebook: Tensor,
+        perception: Perception | None,
+        settings: RewardHyperparameters | None = None,
+    ) -> None:
+        """
+        Args:
+            template: of the checkpoint; says what a whole trajectory is.
+            codebook: [K, D] of its VQ.
+            perception: the scale of the score from its manifest; tau 3.0 and no cap where it states none.
+            settings: weights and guards.
+        """
+        self.settings = settings or RewardHyperparameters()
+        scale = perception or Perception()
+        self.perception = scale if self.settings.tau is None else replace(scale, tau=self.settings.tau)
+        self._template = template
+        self._codebook = codebook.detach().float().cpu()
+
+    def score(
+        self,
+        response: Sequence[int],
+        reference: str,
+        *,
+        seen: Sequence[int] | None = None,
+        choices: Sequence[str] = (),
+        identity_steps: AbstractSet[int] = frozenset(),
+        exact: bool = False,
+    ) -> RewardBreakdown:
+        """What a response earned.
+
+        Args:
+            response: its token ids.
+            reference: the right answer.
+            seen: codes of the question's last picture, if it has one: the first drawing may not copy it.
+            choices: the question's labelled options, if any.
+            identity_steps: steps (from 1) that change nothing, whose picture may equal the one before.
+            exact: whether the answer must equal the reference as it is written, as for tasks of the world.
+        """
+        parser = self._template.parser()
+        drawn: list[tuple[int, tuple[int, ...] | None]] = []  # step and codes; None: cut short
+        for token in response:
+            for event in parser.feed(token):
+                if isinstance(event, ImageStarted):
+                    drawn.append((event.step, None))
+                elif isinstance(event, ImageCompleted):
+                    drawn[-1] = (drawn[-1][0], event.codes)
+        parser.finish()
+        steps = tuple(parser.steps)
+        pictures: list[PictureScore] = []
+        previous = None if seen is None else tuple(seen)
+        for step, codes in drawn:
+            may_copy = step in identity_steps or changes_nothing(steps[step - 1][0])
+            pictures.append(self.score_picture(codes, None if may_copy else previous))
+            previous = previous if codes is None else codes
+        graded = grade(parser.answer, reference, choices, exact=exact, similarity=self.settings.similarity)
+        well_formed = float(parser.well_formed)
+        perception = aggregate([p.score for p in pictures], self.settings.aggregation)
+        s = self.settings
+        return RewardBreakdown(
+            total=s.alpha * graded.score + s.beta * well_formed + s.gamma * perception,
+            accuracy=graded.score,
+            format=well_formed,
+            perception=perception,
+            check=graded.check,
+            answer=parser.answer,
+            steps=steps,
+            pictures=tuple(pictures),
+        )
+
+    def score_picture(self, codes: Sequence[int] | None, previous: Sequence[int] | None = None) -> PictureScore:
+        """One picture's score and the guard that decided it.
+
+        Args:
+            codes: of the whole picture; None for one that was cut short.
+            previous: the picture before it; None where it may be equal or there is none.
+        """
+        if codes is None:
+            return PictureScore(math.nan, 0.0, "malformed")
+        rows, columns = self._template.vocab.grid
+        energy = float(tv_energy(self._codebook[torch.tensor(list(codes))].view(rows, columns, -1)))
+        if is_flat(codes, self.perception, energy):
+            return PictureScore(energy, 0.0, "flat")
+        if previous is not None and copied_share(codes, previous) >= self.settings.copied_share:
+            return PictureScore(energy, 0.0, "copied")
+        limit = self.perception.energy_p95
+        capped = limit is not None and energy < limit
+        return PictureScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
+
+
+def aggregate(scores: Sequence[float], how: Literal["mean", "min"] = "mean") -> float:
+    """R_Pe of a trajectory from its pictures' scores (Eq. 11); 0 without a picture."""
+    if not scores:
+        return 0.0
+    return min(scores) if how == "min" else sum(scores) / len(scores)
+
+
+def changes_nothing(text: str) -> bool:
+    """Whether a step's text names an action that leaves the picture as it is: a zoom on all of it, PRED(none)."""
+    for call in _CALL.findall(text):
+        try:
+            action = Action.parse(call)
+        except ActionError:
+            continue
+        if action.name == "ZOOM" and tuple(action.args) == (0.0, 0.0, 1.0, 1.0):
+            return True
+        if action.name == "PRED" and str(action.args[0]).lower() in _NO_CHANGE:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards in order; None where scoring raised, with the errors' texts."""
+
+    rewards: list[RewardBreakdown | None]
+    errors: list[str]
+
+    @property
+    def error_share(self) -> float:
+        """Share of the trajectories that could not be scored."""
+        return len(self.errors) / len(self.rewards) if self.rewards else 0.0
+
+
+def score_all(calls: Iterable[Callable[[], RewardBreakdown]]) -> Scores:
+    """Score trajectories one by one. One that raises is left out and counted, never taken for one without pictures."""
+    rewards: list[RewardBreakdown | None] = []
+    errors: list[str] = []
+    for call in calls:
+        try:
+            rewards.append(call())
+        except Exception as error:  # counted here, and the job fails above a share of them
+            rewards.append(None)
+            errors.append(f"{type(error).__name__}: {error}")
+    return Scores(rewards, errors)
+
+
+def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
+    """Means and spreads of the rewards, and what became of the pictures, as shares of all pictures."""
+    values: dict[str, float] = {}
+    for name in ("total", "accuracy", "format", "perception"):
+        column = [getattr(r, name) for r in rewards]
+        mean = sum(column) / len(column) if column else 0.0
+        values[f"reward/{name}"] = mean
+        values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0
+    pictures = [picture for r in rewards for picture in r.pictures]
+    for name, verdict in (("blank", "flat"), ("copied", "copied"), ("capped", "capped"), ("malformed", "malformed")):
+        count = sum(picture.verdict == verdict for picture in pictures)
+        values[f"pictures/{name}_share"] = count / len(pictures) if pictures else 0.0
+    values["format/error_share"] = 1.0 - values["reward/format"] if rewards else 0.0
+    values["response/images"] = len(pictures) / len(rewards) if rewards else 0.0
+    return values

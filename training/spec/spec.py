@@ -1,0 +1,257 @@
+"""What a training job may ask for: a strict union on ``method``, every default with its source.
+
+Unknown keys fail, numbers have bounds, and :meth:`resolved` gives back the whole specification with every default in
+place, as it is written beside the results. Nothing is loaded, opened or looked up here: paths and names are checked by
+whoever starts the job.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from training.spec.hyperparameters import (
+    BenchmarkHyperparameters,
+    JudgeHyperparameters,
+    PeRPOHyperparameters,
+    PeSFTHyperparameters,
+    PipelineHyperparameters,
+    Positive,
+    RewardHyperparameters,
+    Strict,
+    ZeroHyperparameters,
+)
+from training.spec.presets import PRESETS, Preset
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "AnySpec",
+    "BenchmarkHyperparameters",
+    "BenchmarkSpec",
+    "JobSpec",
+    "JsonlData",
+    "JudgeHyperparameters",
+    "M3CoTData",
+    "OmniBenchData",
+    "PeRPOHyperparameters",
+    "PeRPOSpec",
+    "PeSFTHyperparameters",
+    "PeSFTSpec",
+    "PipelineData",
+    "PipelineHyperparameters",
+    "PipelineSpec",
+    "Preset",
+    "RewardHyperparameters",
+    "TracesData",
+    "UniTasksData",
+    "ZebraCoTData",
+    "ZeroHyperparameters",
+    "ZeroSpec",
+    "parse_spec",
+]
+
+Slice = Literal["natural", "structured", "diagrammatic", "operational"]
+
+EVAL_SEEDS = 1_000_000_000  # from here on; training.world.world says the same
+MOST_TASKS = 10_000_000
+
+
+class UniTasksData(Strict):
+    """Tasks of the procedural world: pictures, answers and traces made from seeds."""
+
+    source: Literal["unitasks"] = "unitasks"
+    num_samples: Annotated[int, Field(ge=1, le=MOST_TASKS)] = 1_000
+    slices: list[Slice] | None = Field(None, min_length=1, description="all four when absent")
+    first_seed: int | None = Field(
+        None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
+    )
+    level: Literal["normal", "hard"] = "normal"
+
+
+class _PathData(Strict):
+    path: str = Field(min_length=1, description="a file, or a folder of such files")
+    num_samples: Positive | None = Field(None, description="the first so many; all when absent")
+
+
+class JsonlData(_PathData):
+    """The authors' jsonl: Question, Text Reasoning Trace, Final Answer and the pictures that those texts name."""
+
+    source: Literal["jsonl"] = "jsonl"
+
+
+class TracesData(Strict):
+    """Saved traces: a folder of exports, or the ids of traces that the server exports into the job's folder."""
+
+    source: Literal["traces"] = "traces"
+    path: str | None = Field(None, min_length=1)
+    trace_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(None, min_length=1, max_length=10_000)
+    num_samples: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TracesData:
+        if self.path is None and self.trace_ids is None:
+            raise ValueError("give either path or trace_ids")
+        return self
+
+
+class ZebraCoTData(_PathData):
+    """Zebra-CoT as parquet, jsonl or a folder written by `datasets`."""
+
+    source: Literal["zebra_cot"] = "zebra_cot"
+
+
+class M3CoTData(_PathData):
+    """M3CoT as parquet, jsonl or a folder written by `datasets`."""
+
+    source: Literal["m3cot"] = "m3cot"
+    split: Literal["train", "validation", "test"] | None = None
+
+
+class OmniBenchData(_PathData):
+    """Omni-Bench's parquet files."""
+
+    source: Literal["omni_bench"] = "omni_bench"
+
+
+TraceData = Annotated[UniTasksData | JsonlData | TracesData | ZebraCoTData, Field(discriminator="source")]
+PromptData = Annotated[
+    UniTasksData | JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData, Field(discriminator="source")
+]
+ChainData = Annotated[UniTasksData | JsonlData | ZebraCoTData | M3CoTData, Field(discriminator="source")]
+QuestionData = Annotated[UniTasksData | OmniBenchData | M3CoTData | JsonlData, Field(discriminator="source")]
+
+
+class PipelineData(Strict):
+    """Data of each stage. After `zero` the traces it drew are PeSFT's data."""
+
+    zero: ChainData | None = None
+    pesft: TraceData | None = None
+    perpo: PromptData | None = None
+    benchmark: QuestionData | None = None
+
+
+class _Job(Strict):
+    base_checkpoint: str = Field(min_length=1, max_length=200, description="name of the checkpoint to start from")
+    seed: int = Field(0, ge=0, lt=2**31)
+    activate: bool = Field(False, description="load the result into the running server")
+    gpu: Literal["shared", "exclusive"] = Field("shared", description="exclusive: no other job beside it")
+    output_name: str | None = Field(
+        None,
+        max_length=100,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="checkpoints: <this>-step-N",
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] = Field(1, description="CPU threads; the same number, the same bits")
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole specification with every default in place, as JSON."""
+        return self.model_dump(mode="json")
+
+
+class PeSFTSpec(_Job):
+    """Perception-enhanced supervised fine-tuning."""
+
+    method: Literal["pesft"] = "pesft"
+    data: TraceData
+    hyperparameters: PeSFTHyperparameters = Field(default_factory=PeSFTHyperparameters)
+
+    @model_validator(mode="after")
+    def _trains_on_training_seeds(self) -> PeSFTSpec:
+        _no_evaluation_seeds(self.data)
+        return self
+
+
+class PeRPOSpec(_Job):
+    """Perception-calibrated relative policy optimisation."""
+
+    method: Literal["perpo"] = "perpo"
+    data: PromptData
+    hyperparameters: PeRPOHyperparameters = Field(default_factory=PeRPOHyperparameters)
+
+    @model_validator(mode="after")
+    def _trains_on_training_seeds(self) -> PeRPOSpec:
+        _no_evaluation_seeds(self.data)
+        return self
+
+
+class ZeroSpec(_Job):
+    """Bootstrapping of step-wise pictures, then PeSFT on them."""
+
+    method: Literal["zero"] = "zero"
+    data: ChainData
+    hyperparameters: ZeroHyperparameters = Field(default_factory=ZeroHyperparameters)
+
+    @model_validator(mode="after")
+    def _trains_on_training_seeds(self) -> ZeroSpec:
+        _no_evaluation_seeds(self.data)
+        return self
+
+
+class BenchmarkSpec(_Job):
+    """Measures a checkpoint; changes nothing."""
+
+    method: Literal["benchmark"] = "benchmark"
+    data: QuestionData
+    hyperparameters: BenchmarkHyperparameters = Field(default_factory=BenchmarkHyperparameters)
+
+    @model_validator(mode="after")
+    def _nothing_to_activate(self) -> BenchmarkSpec:
+        if self.activate:
+            raise ValueError("a benchmark makes no checkpoint that could be activated")
+        return self
+
+
+class PipelineSpec(_Job):
+    """zero? -> pesft -> perpo -> benchmark as one job."""
+
+    method: Literal["pipeline"] = "pipeline"
+    data: PipelineData
+    hyperparameters: PipelineHyperparameters = Field(default_factory=PipelineHyperparameters)
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages that run, in order."""
+        return [name for name in ("zero", "pesft", "perpo", "benchmark") if getattr(self.hyperparameters, name)]
+
+    @model_validator(mode="after")
+    def _every_stage_has_data(self) -> PipelineSpec:
+        if not self.stages:
+            raise ValueError("every stage is left out: nothing to do")
+        for data in (self.data.zero, self.data.pesft, self.data.perpo):
+            _no_evaluation_seeds(data)
+        for name in self.stages:
+            given = getattr(self.data, name) is not None
+            if name == "pesft" and self.hyperparameters.zero is not None:
+                if given:
+                    raise ValueError("after zero, PeSFT trains on what zero drew: leave data.pesft out")
+            elif not given:
+                raise ValueError(
+                    f"the stage {name} has no data: give data.{name}, or set hyperparameters.{name} to null"
+                )
+        return self
+
+
+def _no_evaluation_seeds(data: Any) -> None:
+    if isinstance(data, UniTasksData) and (data.first_seed or 0) + data.num_samples > EVAL_SEEDS:
+        raise ValueError(f"seeds from {EVAL_SEEDS:,} up are for evaluation only: use a smaller first_seed")
+
+
+JobSpec = Annotated[
+    PeSFTSpec | PeRPOSpec | ZeroSpec | BenchmarkSpec | PipelineSpec,
+    Field(discriminator="method"),
+]
+AnySpec = PeSFTSpec | PeRPOSpec | ZeroSpec | BenchmarkSpec | PipelineSpec
+METHODS = ("pesft", "perpo", "zero", "benchmark", "pipeline")
+
+_ADAPTER: TypeAdapter[AnySpec] = TypeAdapter(JobSpec)
+
+
+def parse_spec(data: Any) -> AnySpec:
+    """A specification from a JSON object.
+
+    Raises:
+        pydantic.ValidationError: an unknown method or key, a value of the wrong kind or out of bounds.
+    """
+    return _ADAPTER.validate_python(data)

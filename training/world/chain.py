@@ -1,0 +1,47 @@
+"""How a family builds its chain of steps, and small helpers of wording. Knows no family."""
+
+from __future__ import annotations
+
+from random import Random
+
+from PIL import Image
+
+from training.skills import Action, apply
+from training.world.task import Box, Step, Target
+
+COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+def say(rng: Random, *phrasings: str) -> str:
+    """One of the phrasings."""
+    return phrasings[rng.randrange(len(phrasings))]
+
+
+def ring(box: Box) -> Box:
+    """The outer edge of an ink box around `box`, cut at the picture's edge."""
+    return max(box[0] - 3, 0), max(box[1] - 3, 0), min(box[2] + 3, 64), min(box[3] + 3, 64)
+
+
+def plural(shape: str) -> str:
+    """ "crosses"."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+class Chain:
+    """Collects steps; `image` is the newest picture, which the next action draws on."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.steps: list[Step] = []
+
+    def act(self, text: str, action: Action, state: str, target: Target) -> None:
+        """A step whose picture is the action applied to the newest picture."""
+        self.image = apply(action, self.image)
+        self.steps.append(Step(text, action.skill, str(action), self.image, state, target))
+
+    def predict(self, text: str, change: str, image: Image.Image, state: str, target: Target) -> None:
+        """A step whose picture is the next state, drawn whole by the family."""
+        action = Action("PRED", (change,))
+        self.image = image
+        self.steps.append(Step(text, action.skill, str(action), image, state, target))

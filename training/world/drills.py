@@ -1,0 +1,177 @@
+"""Drills of the base training: seeing, drawing one thing that is asked for, and answering in text.
+
+    drill = make_drill(12)        # the same seed, the same drill
+
+They teach a model to look and to draw, never to reason in pictures: an order asks for one drawing, orders in a row have
+nothing to do with each other, and the chains of tasks come as text without their pictures. Seeds of the evaluation are
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final
+
+from PIL import Image
+
+from training.skills import apply
+from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, told, worded
+from training.world.chain import say
+from training.world.scenes import random_action, random_picture
+from training.world.views import Extra, View
+from training.world.world import SLICES, make_task, require_training_seed
+
+KINDS: Final[dict[str, float]] = {
+    "describe": 0.12,
+    "picture": 0.08,
+    "copy": 0.06,
+    "draw": 0.32,
+    "move": 0.15,
+    "ask": 0.09,
+    "direct": 0.08,
+    "chain": 0.10,
+}
+# Of the drills that come last: a base that draws what it is told, in many words.
+DRAWING: Final[dict[str, float]] = {
+    "describe": 0.04,
+    "picture": 0.02,
+    "copy": 0.01,
+    "draw": 0.62,
+    "move": 0.2,
+    "ask": 0.04,
+    "direct": 0.03,
+    "chain": 0.04,
+}
+# And of those behind them: hardly anything else, in bare words and on pictures without other ink, until the drawings
+# are where the words say.
+LOCATING: Final[dict[str, float]] = {
+    "describe": 0.03,
+    "picture": 0.01,
+    "copy": 0.01,
+    "draw": 0.05,
+    "move": 0.02,
+    "order": 0.83,
+    "ask": 0.02,
+    "direct": 0.01,
+    "chain": 0.02,
+}
+
+
+@dataclass(frozen=True)
+class Drill:
+    """One example. `prompt_text` (and `image`, if any) is given; `response` (texts and pictures) is learnt.
+
+    "direct" and "chain" are tasks without pictures in the response: `steps` (texts; none for "direct") and `answer` are
+    for the template to render, and `response` holds the same as plain text. `earlier` is given in front of `image`: the
+    picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for. "order"
+    is "draw" or "move" in bare words, on a picture without other ink.
+    """
+
+    kind: str
+    prompt_text: str
+    image: Image.Image | None
+    response: tuple[str | Image.Image, ...]
+    steps: tuple[str, ...] = ()
+    answer: str | None = None
+    earlier: Image.Image | None = None
+    more: tuple[tuple[str, Image.Image], ...] = ()
+
+
+def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
+    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` say how often each comes.
+
+    Raises:
+        ValueError: a seed of the evaluation, or an unknown kind.
+    """
+    rng = Random(f"drill/{require_training_seed(seed)}")
+    name = rng.choices(tuple(shares), tuple(shares.values()))[0] if kind is None else kind
+    if name in ("direct", "chain"):
+        return _task_drill(name, rng, seed)
+    if name == "describe":
+        view = random_view(rng)
+        return Drill(
+            name,
+            say(rng, "Describe the picture.", "What does the picture show?", "What do you see?"),
+            view.image,
+            (view.caption,),
+        )
+    if name == "picture":
+        view = random_view(rng)
+        return Drill(name, say(rng, "Draw this: ", "Make a picture: ") + view.caption, None, (view.image,))
+    if name == "copy":
+        image = random_picture(rng)
+        return Drill(name, say(rng, "Copy the picture.", "Draw the same picture again."), image, (image,))
+    if name == "draw":
+        return _draw_drill(rng)
+    if name == "move":
+        return _move_drill(rng)
+    if name == "order":
+        return replace((_draw_drill if rng.random() < 0.8 else _move_drill)(rng, bare=True), kind=name)
+    if name == "ask":
+        view = random_view(rng)
+        question, answer = rng.choice(view.facts)
+        return Drill(name, question, _inked(rng, view, 0.4)[-1] if "Where" in question else view.image, (answer,))
+    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order'))}")
+
+
+def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
+    """The view's picture and, in `share` of the cases, one or two more on which something has been drawn."""
+    pictures = [view.image]
+    if rng.random() < share:
+        for _ in range(rng.randint(1, 2)):
+            given = drawing(rng, view)
+            action = random_action(rng) if given is None or rng.random() < 0.3 else given.action
+            if action.name != "ZOOM":
+                pictures.append(apply(action, pictures[-1]))
+    return pictures
+
+
+def _move_drill(rng: Random, *, bare: bool = False) -> Drill:
+    view = MAKERS[rng.choice(MOVING)][0](rng)
+    text, after = rng.choice(view.moves)
+    words = say(rng, text, f"Next state: {text[0].lower()}{text[1:]}") if bare else worded(rng, text, view)
+    return Drill("move", words, view.image, (after,))
+
+
+def _is_named_zoom(given: Extra) -> bool:
+    return given.action.name == "ZOOM" and given.before is None
+
+
+def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
+    """One order that may speak of the newest ink, and up to three more that speak of nothing drawn before."""
+    while True:
+        view = bare_view(rng) if bare else random_view(rng)
+        given = drawing(rng, view, 0.8 if bare else 0.6)
+        if given is None or (bare and _is_named_zoom(given)):
+            continue
+        pictures = _inked(rng, view, 0.0 if bare else 0.4) if given.before is None else [view.image]
+        for action in given.before or ():
+            pictures.append(apply(action, pictures[-1]))
+        drawn = apply(given.action, pictures[-1])
+        if drawn.tobytes() != pictures[-1].tobytes():  # it may have been drawn before
+            break
+    more: list[tuple[str, Image.Image]] = []
+    newest, last, wanted = drawn, given.action.name, rng.choice((0, 1, 2, 3))
+    for _ in range(3 * wanted):
+        following = drawing(rng, view)
+        if last == "ZOOM" or len(more) == wanted:
+            break
+        if following is None or following.before is not None or (bare and _is_named_zoom(following)):
+            continue
+        picture = apply(following.action, newest)
+        if picture.tobytes() != newest.tobytes():
+            more.append((following.text, picture))
+            newest, last = picture, following.action.name
+    earlier = pictures[-2] if len(pictures) > 1 and rng.random() < 0.5 else None
+    words = [told(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))]
+    further = tuple((text, picture) for text, (_, picture) in zip(words[1:], more, strict=True))
+    return Drill("draw", words[0], pictures[-1], (drawn,), earlier=earlier, more=further)
+
+
+def _task_drill(kind: str, rng: Random, seed: int) -> Drill:
+    task = make_task(rng.choice(SLICES), seed)
+    steps = tuple(f"{step.text} {step.state}" for step in task.steps) if kind == "chain" else ()
+    text = " ".join((*steps, task.answer))
+    return Drill(kind, task.question, task.image, (text,), steps, task.answer)

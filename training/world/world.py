@@ -1,0 +1,88 @@
+"""The procedural world: four slices, families of tasks, and the rule which seeds may train.
+
+    task = make_task("natural", 1_000_000_123)
+
+A task is a pure function of slice and seed. Seeds from `EVAL_SEED_MIN` up are for evaluation: whatever builds training
+data calls `require_training_seed`. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from training.world import diagrammatic, natural, operational, structured
+from training.world.task import Task
+
+EVAL_SEED_MIN: Final = 1_000_000_000
+MAX_SEED: Final = 2**53 - 1
+BASE_SEEDS: Final = range(0, 20_000_000)
+PESFT_SEEDS: Final = range(20_000_000, 30_000_000)
+RL_SEEDS: Final = range(30_000_000, 40_000_000)
+
+SLICES: Final = ("natural", "structured", "diagrammatic", "operational")
+LEVELS: Final = ("normal", "hard")
+Maker = Callable[[Random, int, str], Task]
+
+FAMILIES: Final[dict[str, dict[str, Maker]]] = {
+    "natural": {"find": natural.make_find, "relation": natural.make_relation, "count": natural.make_count},
+    "structured": {
+        "bar": structured.make_bar,
+        "difference": structured.make_difference,
+        "table": structured.make_table,
+        "peak": structured.make_peak,
+    },
+    "diagrammatic": {
+        "extend": diagrammatic.make_extend,
+        "bounce": diagrammatic.make_bounce,
+        "mirror": diagrammatic.make_mirror,
+    },
+    "operational": {
+        "walker": operational.make_walker,
+        "tilt": operational.make_tilt,
+        "rotate": operational.make_rotate,
+    },
+}
+_TASK_ID: Final = re.compile(r"([a-z]+)-(?:(hard)-)?(\d{1,16})")
+
+
+def make_task(slice: str, seed: int, *, family: str | None = None, level: str = "normal") -> Task:
+    """The task of this slice and seed; `family` forces one, otherwise the seed draws it.
+
+    Raises ValueError for an unknown slice, family or level, or a seed outside 0 … 2^53-1.
+    """
+    if slice not in FAMILIES:
+        raise ValueError(f"unknown slice {slice!r}: one of {', '.join(SLICES)}")
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r}: one of {', '.join(LEVELS)}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed {seed} is outside 0 … {MAX_SEED}")
+    rng = Random(f"{slice}/{level}/{seed}")
+    drawn = rng.choice(tuple(FAMILIES[slice]))
+    name = drawn if family is None else family
+    if name not in FAMILIES[slice]:
+        raise ValueError(f"unknown family {name!r} of {slice}: one of {', '.join(FAMILIES[slice])}")
+    return FAMILIES[slice][name](rng, seed, level)
+
+
+def parse_task_id(task_id: str) -> tuple[str, str, int]:
+    """Slice, level and seed of "natural-1000000123". Raises ValueError."""
+    match = _TASK_ID.fullmatch(task_id)
+    if match is None or match[1] not in FAMILIES or int(match[3]) > MAX_SEED:
+        raise ValueError(f"not a task id: {task_id!r}")
+    return match[1], match[2] or "normal", int(match[3])
+
+
+def task_of_id(task_id: str) -> Task:
+    """The task with this id."""
+    slice_, level, seed = parse_task_id(task_id)
+    return make_task(slice_, seed, level=level)
+
+
+def require_training_seed(seed: int) -> int:
+    """`seed` itself; ValueError when it belongs to the evaluation."""
+    if not 0 <= seed < EVAL_SEED_MIN:
+        raise ValueError(f"seed {seed} is kept for evaluation (from {EVAL_SEED_MIN:,} up) and may not train")
+    return seed

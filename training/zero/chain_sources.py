@@ -1,0 +1,80 @@
+"""Where text-only chains come from, by specification: the world, M3CoT, or the texts of traces that exist.
+
+Rows that are no usable chain are told as rejections with their place and do not end the reading. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+from PIL import Image
+
+from training.data.chains import TextChain, m3cot_chain, split_steps, world_chain
+from training.data.places import numbered
+from training.data.rows import Rejection, Row, parsed, read_rows
+from training.data.traces import TokenIds, TraceSample, read_traces
+from training.spec.hyperparameters import ZeroHyperparameters
+from training.spec.spec import JsonlData, M3CoTData, UniTasksData, ZebraCoTData
+from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
+
+SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
+ChainSource = UniTasksData | JsonlData | ZebraCoTData | M3CoTData
+
+
+def read_chains(
+    data: ChainSource, seed: int, settings: ZeroHyperparameters, image_size: int | None = None
+) -> Iterator[TextChain | Rejection]:
+    """The chains that a specification asks for, in its order.
+
+    Raises:
+        training.data.rows.DataError: nothing of a known kind is there.
+        ValueError: a seed of the world lies in the evaluation range.
+    """
+    if isinstance(data, UniTasksData):
+        yield from _world(data, seed, settings)
+    elif isinstance(data, M3CoTData):
+        yield from islice(_m3cot(data, settings, image_size), data.num_samples)
+    else:
+        for item in islice(read_traces(data.path, image_size), data.num_samples):
+            yield item if isinstance(item, Rejection) else _of_trace(item, settings)
+
+
+def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iterator[TextChain]:
+    slices = data.slices or SLICES
+    first = PESFT_SEEDS.start + seed % 100 * SEEDS_A_RUN if data.first_seed is None else data.first_seed
+    for i in range(data.num_samples):
+        task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=data.level)
+        yield world_chain(task, max_steps=settings.max_steps)
+
+
+def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | None) -> Iterator[TextChain | Rejection]:
+    def chain(row: Row) -> TextChain:
+        picture = row.data.get("image")
+        image = None if picture is None else row.image(picture)
+        made = m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
+        return replace(made, question=numbered(made.question, 0 if image is None else 1))
+
+    for row in read_rows(data.path, image_size):
+        if isinstance(row, Rejection):
+            yield row
+        elif data.split is None or row.data.get("split") == data.split:
+            yield parsed(row, chain)
+
+
+def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:
+    """A trace's words without its pictures; the question may have one."""
+    if len(sample.pictures) > 1:
+        detail = f"the question has {len(sample.pictures)} pictures, and a chain starts from one"
+        return Rejection(sample.where, "too_many_pictures", detail)
+    if any(isinstance(picture, TokenIds) for picture in sample.pictures):
+        return Rejection(sample.where, "wrong_type", "the question's picture is token ids: a chain needs the picture")
+    images = [picture for picture in sample.pictures if isinstance(picture, Image.Image)]
+    texts = [step.text for step in sample.steps if step.text]
+    if not texts:
+        return Rejection(sample.where, "empty_reasoning", "no step has a text")
+    whole: str | list[str] = texts if settings.splitter in ("list", "auto") else "\n".join(texts)
+    steps = split_steps(whole, max_steps=settings.max_steps, by=settings.splitter)
+    image = images[0] if images else None
+    return TextChain(sample.where, sample.slice or "traces", sample.question, image, tuple(steps), sample.answer)

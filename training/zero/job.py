@@ -1,0 +1,270 @@
+"""The Zero job: text-only chains of thought -> pictures that the base draws -> traces -> PeSFT (method, section 4).
+
+Chains are drawn in chunks by :class:`training.zero.visualiser.Visualiser`, and each chunk is kept in the run's folder:
+a job that was stopped or killed goes on with the next one and ends with the same traces. What is left of them, after
+the guards, is written as a PeSFT data set in the authors' jsonl format; the report says how many pictures were drawn
+and rejected, how blank and how diverse they are, and shows a sheet of them. Nobody selects by what the world knows.
+
+Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "zero", ...}``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, load_checkpoint
+from model.checkpoint.manifest import Perception
+from model.images.codes import decode_codes
+from model.precision import serving_dtype
+from model.text.template import Template
+from model.text.vocab import Vocabulary
+from training.data.chains import TextChain, assigned_ids
+from training.data.places import with_names
+from training.data.rows import DataError, Intake, Rejection
+from training.jobs.context import JobContext, JobError
+from training.jobs.loop import atomic_write
+from training.pesft import job as pesft
+from training.spec.spec import JsonlData, PeSFTSpec, ZeroHyperparameters, ZeroSpec
+from training.zero.chain_sources import read_chains
+from training.zero.report import bootstrap_report, contact_sheet
+from training.zero.visualiser import DrawnChain, Visualiser, leave_out_the_unsure
+
+STAGE = "zero"
+SHOWN = 12  # traces that are told as samples
+BLANK_WARNING = 0.2  # share of blank candidates
+COPIED_WARNING = 0.2
+
+
+def run(ctx: JobContext) -> dict[str, Any]:
+    """Bootstrap, then PeSFT on what was drawn unless that is left out; returns what ``result.json`` shall say.
+
+    Raises:
+        JobError: the base cannot draw, the chains cannot be used, or too few traces were accepted.
+        JobStopped: as asked; what has been drawn is kept.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, ZeroSpec)
+    result = bootstrap(ctx)
+    settings = spec.hyperparameters.pesft
+    if settings is None:
+        return result
+    hyper = settings.model_copy(update={"template": settings.template or spec.hyperparameters.template})
+    stage = PeSFTSpec(
+        **{name: getattr(spec, name) for name in ("base_checkpoint", "seed", "gpu", "output_name", "threads")},
+        data=JsonlData(path=result["traces"]),
+        hyperparameters=hyper,
+    )
+    trained = pesft.run(ctx.for_stage("pesft", stage, ctx.base_folder))
+    return {**trained, "zero": result}
+
+
+def bootstrap(ctx: JobContext) -> dict[str, Any]:
+    """Draw the pictures, write traces, report and contact sheet; an earlier sitting's result is given back at once.
+
+    Raises:
+        JobError: the base cannot draw, the chains cannot be used, or too few traces were accepted.
+        JobStopped: as asked; what has been drawn is kept.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, ZeroSpec)
+    settings = spec.hyperparameters
+    folder = ctx.run_folder(STAGE)
+    finished = folder / "result.json"
+    if ctx.resume and finished.exists():
+        known: dict[str, Any] = ctx.located(json.loads(finished.read_text("utf-8")))
+        return known
+    base, output = _load(ctx, settings)
+    started = time.monotonic()
+    try:
+        drawn, intake = _draw(ctx, Visualiser(base, settings, seed=spec.seed, output=output), spec, folder)
+    except DataError as error:
+        raise JobError("bad_data", str(error)) from error
+    result = _finish(ctx, base, drawn, intake, folder)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    _accept(ctx, result, settings)
+    text = json.dumps(ctx.record(result))
+    atomic_write(finished, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
+    return result
+
+
+def _load(ctx: JobContext, settings: ZeroHyperparameters) -> tuple[LoadedCheckpoint, Template]:
+    """The base as it would be served, and the template of the traces."""
+    name = ctx.spec.base_checkpoint
+    try:
+        base = load_checkpoint(ctx.base_folder, device=ctx.device, dtype=serving_dtype(torch.device(ctx.device)))
+        output = Template(settings.template, base.vocab, base.tokenizer)
+    except CheckpointError as error:
+        raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
+    except ValueError as error:
+        raise JobError("bad_template", f"{name}: {error}") from error
+    if not base.can_draw:
+        raise JobError("base_cannot_draw", f"{name} has no VQ decoder: it cannot draw the pictures of a chain")
+    return base, output
+
+
+def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path) -> tuple[list[DrawnChain], Intake]:
+    """Every chain with its pictures, chunk by chunk; those of an earlier sitting are read back."""
+    path, size = folder / "drawn.jsonl", spec.hyperparameters.batch_size
+    drawn = _read_back(path, size) if ctx.resume else []
+    atomic_write(path, lambda temporary: temporary.write_text(_lines(drawn), "utf-8"), disk=ctx.disk)
+    if drawn:
+        ctx.log.log(f"{len(drawn)} chains had been drawn before")
+    rejected: list[Rejection] = []
+    chains = assigned_ids(
+        _kept(read_chains(spec.data, spec.seed, spec.hyperparameters, visualiser.vq.config.resolution), rejected)
+    )
+    total, began, fresh = spec.data.num_samples or 0, ctx.clock(), 0
+    for _ in islice(chains, len(drawn)):
+        pass
+    ctx.log.progress(STAGE, len(drawn), max(total, len(drawn)))
+    while chunk := list(islice(chains, size)):
+        ctx.check_stop()
+        new = visualiser.draw(chunk)
+        ctx.disk.append(path, _lines(new))
+        drawn += new
+        fresh += len(new)
+        left = max(0, total - len(drawn))
+        ctx.log.progress(
+            STAGE, len(drawn), max(total, len(drawn)), left * (ctx.clock() - began) / fresh if total else None
+        )
+        ctx.log.metrics(STAGE, len(drawn), _chunk_metrics(new))
+        _show(ctx, visualiser.loaded, chunk, new, first=len(drawn) - len(new))
+    return drawn, Intake(len(drawn), tuple(rejected))
+
+
+def _kept(items: Iterable[TextChain | Rejection], rejected: list[Rejection]) -> Iterator[TextChain]:
+    for item in items:
+        if isinstance(item, Rejection):
+            rejected.append(item)
+        else:
+            yield item
+
+
+def _finish(
+    ctx: JobContext, base: LoadedCheckpoint, drawn: Sequence[DrawnChain], intake: Intake, folder: Path
+) -> dict[str, Any]:
+    """Traces, report and contact sheet."""
+    assert base.vq is not None
+    if intake.rejected:
+        ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))
+        ctx.log.warning("samples_rejected", intake.summary())
+    if not drawn:
+        raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
+    spec = ctx.spec
+    assert isinstance(spec, ZeroSpec)
+    leave_out_the_unsure(drawn, spec.hyperparameters.keep_share)
+    traces = ctx.folder / "zero" / "traces.jsonl"
+    ctx.disk.write(lambda: traces.parent.mkdir(parents=True, exist_ok=True))
+    text = "".join(
+        json.dumps(trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
+    )
+    atomic_write(traces, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
+    report = bootstrap_report(drawn, base.manifest.perception or Perception())
+    sheet = ctx.log.picture(contact_sheet(base.vq, drawn), "zero-contact-sheet")
+    report |= {"contact_sheet": sheet, "traces": str(traces.relative_to(ctx.folder)), "data": intake.to_json()}
+    ctx.log.report("bootstrapping", report)
+    for share, limit, code in (
+        (report["blank_share"], BLANK_WARNING, "blank_pictures"),
+        (report["copied_share"], COPIED_WARNING, "copied_pictures"),
+    ):
+        if share is not None and share > limit:
+            ctx.log.warning(code, f"{share:.0%} of the drawn pictures were rejected as such: look at the contact sheet")
+    return {"traces": str(traces), "accepted": report["accepted"], "report": report}
+
+
+def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparameters) -> None:
+    report = result["report"]
+    accepted, total = report["accepted"], report["chains"]
+    if accepted == total:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report["rejected"].items())
+    detail = f"{total - accepted} of {total} chains are no traces ({reasons}): look at the contact sheet"
+    whole = accepted + report["rejected"].get("unsure", 0)  # left out by choice
+    if not accepted or whole < settings.min_accepted * total:
+        raise JobError("too_few_accepted", detail)
+    ctx.log.warning("samples_rejected", detail)
+
+
+def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
+    """A drawn chain as a row of the authors' jsonl format, its pictures as token ids with begin- and end-image."""
+    row: dict[str, Any] = {}
+    question = with_names(one.question, 0 if one.question_codes is None else 1)
+    if one.question_codes is not None:
+        row["problem_image_1"] = vocab.image_ids(one.question_codes)
+    texts, number = [], 0
+    for k, step in enumerate(one.steps, 1):
+        place = ""
+        if step.picture is not None:
+            number += 1
+            place = f"<image_start>[reasoning_image_{number}]<image_end>"
+            row[f"reasoning_image_{number}"] = vocab.image_ids(step.picture)
+        texts.append(f"THOUGHT {k}: {step.text}{place}")
+    return {
+        "Question": question,
+        "Text Reasoning Trace": "\n".join(texts),
+        "Final Answer": one.answer,
+        "id": one.chain_id,
+        "slice": one.slice,
+        **row,
+    }
+
+
+def _chunk_metrics(new: Sequence[DrawnChain]) -> dict[str, float]:
+    candidates = [c for one in new for step in one.steps for c in step.candidates]
+    kept = [step.candidates[step.kept] for one in new for step in one.steps if step.kept is not None]
+    n = max(1, len(candidates))
+    return {
+        "zero/accepted_share": sum(one.rejected is None for one in new) / max(1, len(new)),
+        "pictures/blank_share": sum(c.flat for c in candidates) / n,
+        "pictures/copied_share": sum(c.copied for c in candidates) / n,
+        "reward/perception": sum(c.score for c in kept) / max(1, len(kept)),
+    }
+
+
+def _show(
+    ctx: JobContext, base: LoadedCheckpoint, chunk: Sequence[TextChain], new: Sequence[DrawnChain], *, first: int
+) -> None:
+    """Tell one trace of every chunk, and the first few whole ones of the first chunk."""
+    assert base.vq is not None
+    whole = [i for i, one in enumerate(new) if one.rejected is None]
+    shown = whole[:4] if first == 0 else whole[:1] if first < SHOWN * len(new) else []
+    for i in shown:
+        one = new[i]
+        pictures = iter(decode_codes(base.vq, [step.picture for step in one.steps if step.picture is not None]))
+        scores = [step.candidates[step.kept].score for step in one.steps if step.kept is not None]
+        ctx.log.sample(
+            STAGE,
+            first + len(new),
+            question=one.question,
+            question_image=chunk[i].image,
+            steps=[{"text": s.text, "image": None if s.picture is None else next(pictures)} for s in one.steps],
+            answer=one.answer,
+            reference=one.answer,
+            slice=one.slice,
+            rewards={"perception": sum(scores) / len(scores)} if scores else None,
+            prompt=first + i,
+        )
+
+
+def _read_back(path: Path, size: int) -> list[DrawnChain]:
+    """The whole chunks of an earlier sitting; a chunk that was cut short is drawn again."""
+    if not path.exists():
+        return []
+    drawn = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            drawn.append(DrawnChain.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError):
+            break
+    return drawn[: len(drawn) // size * size]
+
+
+def _lines(drawn: Sequence[DrawnChain]) -> str:
+    return "".join(json.dumps(one.to_json()) + "\n" for one in drawn)

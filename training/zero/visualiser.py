@@ -1,0 +1,346 @@
+"""Lets a base model draw the pictures of a text-only chain, step by step and best of n (method, section 4).
+
+For each step the model is shown the question's picture, the steps so far with the pictures kept for them and the step's
+text; begin-image is forced, n candidates are drawn by the serving engine, and the best one under a selectable score is
+kept. Flat pictures (which a perception score loves) and copies of the picture before are rejected whatever they score.
+What is drawn for a chain depends on the seed and the chain alone, never on what else is drawn beside it.
+
+It knows nothing of jobs, files or training. `right` of a candidate, where the world knows, is only ever reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from model.checkpoint.manifest import Perception
+from model.engine.engine import Engine, useful_slots
+from model.engine.sequence import SamplingParams, Status
+from model.images.codes import copied_share, decode_codes, encode_pictures, is_flat, perception_score, tv_energy
+from model.text.template import ImagePart, StepPart, Template, TextPart
+from training.scoring.rewards import changes_nothing
+from training.world.checkers import check_step
+from training.world.task import SIZE
+
+if TYPE_CHECKING:
+    from model.checkpoint.checkpoint import LoadedCheckpoint
+    from model.engine.sequence import Sequence as Running
+    from training.data.chains import TextChain
+    from training.spec.hyperparameters import ZeroHyperparameters
+
+Codes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One picture drawn for a step.
+
+    Attributes:
+        codes: what was drawn.
+        energy: its E_2D.
+        perception: its uncapped score 1 / (1 + E_2D / tau).
+        score: R_Pe with its guards: 0 for a flat picture or a copy, capped at the references' 95th percentile.
+        logprob: mean log-probability of its codes.
+        flat: nearly blank.
+        copied: equal to the picture before.
+        right: the world's verdict; None where it has none.
+    """
+
+    codes: Codes
+    energy: float
+    perception: float
+    score: float
+    logprob: float
+    flat: bool
+    copied: bool
+    right: bool | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it may be kept."""
+        return not (self.flat or self.copied)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnStep:
+    """A step's text, what was drawn for it, and which candidate was kept (None: none)."""
+
+    text: str
+    candidates: tuple[Candidate, ...] = ()
+    kept: int | None = None
+    broken: int = 0  # candidates that ended in an error of the engine
+
+    @property
+    def picture(self) -> Codes | None:
+        """The codes that were kept."""
+        return None if self.kept is None else self.candidates[self.kept].codes
+
+
+@dataclass(slots=True)
+class DrawnChain:
+    """A chain with its pictures, or why it is no trace: ``no_steps``, ``too_long``, ``no_picture``, ``unsure``."""
+
+    chain_id: str
+    slice: str
+    question: str
+    answer: str
+    question_codes: Codes | None
+    texts: tuple[str, ...]
+    steps: list[DrawnStep] = field(default_factory=list)
+    rejected: str | None = None
+    kind: str = ""
+
+    @property
+    def pictures(self) -> list[Codes]:
+        """The question's picture and those that were kept, in order."""
+        every = (self.question_codes, *(step.picture for step in self.steps))
+        return [codes for codes in every if codes is not None]
+
+    @property
+    def newest_picture(self) -> Codes | None:
+        """The picture that the next step starts from."""
+        return next(reversed(self.pictures), None)
+
+    def step_parts(self) -> list[StepPart]:
+        """What has been drawn so far, for the template."""
+        return [StepPart(step.text, step.picture) for step in self.steps]
+
+    def to_json(self) -> dict[str, Any]:
+        """As one line of the file of drawn chains."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DrawnChain:
+        """What :meth:`to_json` wrote."""
+        steps = [
+            DrawnStep(
+                step["text"],
+                tuple(Candidate(**{**c, "codes": tuple(c["codes"])}) for c in step["candidates"]),
+                step["kept"],
+                step["broken"],
+            )
+            for step in data["steps"]
+        ]
+        codes = data["question_codes"]
+        given = {
+            "steps": steps,
+            "texts": tuple(data["texts"]),
+            "question_codes": None if codes is None else tuple(codes),
+        }
+        return cls(**{**data, **given})
+
+
+class Visualiser:
+    """Draws with one checkpoint under fixed settings."""
+
+    def __init__(
+        self, loaded: LoadedCheckpoint, settings: ZeroHyperparameters, *, seed: int, output: Template | None = None
+    ) -> None:
+        """``output`` is the template that the finished traces must fit in (the checkpoint's own when absent).
+
+        Raises:
+            ValueError: the checkpoint cannot draw.
+        """
+        if loaded.vq is None or loaded.vq.decoder is None:
+            raise ValueError(f"{loaded.name} has no VQ decoder: it cannot draw")
+        self.loaded, self.vq, self.settings, self.seed = loaded, loaded.vq, settings, seed
+        self.template = loaded.template
+        self.output = output or loaded.template
+        self.perception = loaded.manifest.perception or Perception()
+        slots = useful_slots(settings.batch_size, loaded.transformer.device)
+        self.engine = Engine(
+            loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots
+        )
+        one_is_enough = settings.score == "first" or settings.temperature == 0.0
+        self.num_candidates = 1 if one_is_enough else settings.candidates
+
+    def draw(self, chains: Sequence[TextChain]) -> list[DrawnChain]:
+        """The chains with a picture for every step, or with the reason why not, in order."""
+        with_picture = [chain for chain in chains if chain.image is not None]
+        codes = iter(encode_pictures(self.vq, [chain.image for chain in with_picture if chain.image is not None]))
+        drawn = []
+        for chain in chains:
+            question = next(codes) if chain.image is not None else None
+            texts = (chain.chain_id, chain.slice, chain.question, chain.answer)
+            drawn.append(DrawnChain(*texts, question, chain.steps, kind=chain.kind))
+        for one in drawn:
+            if not one.texts or not self._fits(one):
+                one.rejected = "too_long" if one.texts else "no_steps"
+        for k in range(max((len(chain.steps) for chain in chains), default=0)):
+            live = [i for i, one in enumerate(drawn) if one.rejected is None and k < len(one.texts)]
+            for i, step in zip(live, self._draw_steps([drawn[i] for i in live], k), strict=True):
+                step = self._judged(chains[i], drawn[i], k, step)
+                drawn[i].steps.append(step)
+                if step.kept is None and self.settings.on_rejected == "drop":
+                    drawn[i].rejected = "no_picture"
+        return drawn
+
+    def _fits(self, one: DrawnChain) -> bool:
+        """Whether the whole trace fits into the context, as it is drawn and as it will be learnt."""
+        blank = (0,) * self.loaded.vocab.codes_per_image
+        steps = [StepPart(text, blank) for text in one.texts]
+        images = [] if one.question_codes is None else [one.question_codes]
+        longest = max(
+            len(template.render(one.question, images, steps, one.answer).ids)
+            for template in {id(t): t for t in (self.template, self.output)}.values()
+        )
+        return longest <= self.engine.context_len
+
+    def _draw_steps(self, live: Sequence[DrawnChain], k: int) -> list[DrawnStep]:
+        """Step k (from 0) of each chain."""
+        engine, n = self.engine, self.loaded.vocab.codes_per_image
+        running: list[list[Running]] = []
+        for number, one in enumerate(live):
+            prompt, begun = self._context(one, k)
+            params = SamplingParams(
+                temperature=self.settings.temperature,
+                top_p=self.settings.top_p,
+                seed=step_seed(self.seed, one.chain_id, k),
+                max_new_tokens=len(begun) + n + 1,
+            )
+            running.append(
+                engine.add_request(
+                    prompt, params, request_id=f"draw-{number}", num_samples=self.num_candidates, resumed=begun
+                )
+            )
+        broken: set[tuple[str, int]] = set()
+        while not engine.scheduler.is_idle:
+            for output in engine.step():
+                if output.finished_by == "error":
+                    broken.add((output.request_id, output.index))
+        steps = []
+        for one, sequences in zip(live, running, strict=True):
+            whole = [s for s in sequences if (s.request_id, s.index) not in broken and s.status is Status.FINISHED]
+            # a step that says that nothing changes may be drawn by a copy
+            previous = None if changes_nothing(one.texts[k]) else one.newest_picture
+            candidates = self._candidates(whole, previous)
+            kept = best(candidates, self.settings.score)
+            steps.append(DrawnStep(one.texts[k], tuple(candidates), kept, len(sequences) - len(whole)))
+        return steps
+
+    def _context(self, one: DrawnChain, k: int) -> tuple[list[int], list[int]]:
+        """The prompt, and the response up to and with the begin-image that is forced."""
+        text, boi = one.texts[k], self.loaded.vocab.boi_id
+        if self.settings.context != "trajectory":
+            given = [ImagePart(codes) for codes in one.pictures[-self.settings.pictures_shown :]]
+            said = as_instruction(text) if self.settings.context == "instruction" else text
+            asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
+            return asked, [boi]
+        images = [] if one.question_codes is None else [one.question_codes]
+        steps = self.template.steps_ids([*one.step_parts(), StepPart(text)])
+        return self.template.prompt_ids(one.question, images), [*self.template.opening_ids(), *steps, boi]
+
+    def _candidates(self, sequences: Sequence[Running], previous: Codes | None) -> list[Candidate]:
+        if not sequences:
+            return []
+        vocab, n = self.loaded.vocab, self.loaded.vocab.codes_per_image
+        drawn = []
+        for sequence in sequences:
+            ids = sequence.response[sequence.num_resumed : sequence.num_resumed + n]
+            drawn.append(tuple(code for code in map(vocab.id_to_code, ids) if code is not None))
+        grids = self.vq.codebook.detach()[torch.tensor(drawn, device=self.vq.codebook.device)]
+        energies = tv_energy(grids.view(len(drawn), *vocab.grid, -1)).tolist()
+        out = []
+        for sequence, codes, energy in zip(sequences, drawn, energies, strict=True):
+            flat = is_flat(codes, self.perception, energy)
+            copied = previous is not None and copied_share(codes, previous) >= self.settings.copied_share
+            logprobs = sequence.logprobs[sequence.num_resumed : sequence.num_resumed + n]
+            out.append(
+                Candidate(
+                    codes=codes,
+                    energy=round(energy, 6),
+                    perception=round(1.0 / (1.0 + energy / self.perception.tau), 6),
+                    score=0.0 if flat or copied else round(perception_score(energy, self.perception), 6),
+                    logprob=round(sum(logprobs) / n, 6),
+                    flat=flat,
+                    copied=copied,
+                )
+            )
+        return out
+
+    def _judged(self, chain: TextChain, one: DrawnChain, k: int, step: DrawnStep) -> DrawnStep:
+        """The step with the world's verdict on every candidate."""
+        before = one.newest_picture
+        if chain.task is None or before is None or not step.candidates:
+            return step
+        pictures = decode_codes(self.vq, [before, *(c.codes for c in step.candidates)])
+        seen, *drawn = [p if p.size == (SIZE, SIZE) else p.resize((SIZE, SIZE), _LANCZOS) for p in pictures]
+        verdicts = [check_step(chain.task, k + 1, seen, picture) for picture in drawn]
+        candidates = tuple(replace(c, right=ok) for c, ok in zip(step.candidates, verdicts, strict=True))
+        return replace(step, candidates=candidates)
+
+
+_LANCZOS = Image.Resampling.LANCZOS
+_SUBJECT = re.compile(r"^(?:(?:first|now|next|then|so|finally),?\s+)?I\s+(?:now\s+|then\s+|will\s+)?", re.IGNORECASE)
+_LABEL = re.compile(r"[^:]*\w:\s+(?=I\s)")  # "Number two: "
+
+
+def as_instruction(text: str) -> str:
+    """A thought in the first person as an instruction: a base that was taught to draw was taught by instructions.
+
+    >>> as_instruction("It is at 4. Link 2: I draw a line from red to blue.")
+    'Link 2: draw a line from red to blue.'
+    """
+    parts = re.split(r"(?<=[.!?])\s+", text.strip())
+    said = next((part for part in parts if re.search(r"\bI\s+\w", part)), parts[-1])
+    label = match[0] if (match := _LABEL.match(said)) else ""
+    said = said[len(label) :]
+    said = _SUBJECT.sub("", said) if _SUBJECT.match(said) else re.sub(r"\s+I\s+(?=\w)", " ", said, count=1)
+    said = label + said.rstrip(" .:") + "."
+    return said[0].upper() + said[1:]
+
+
+def best(candidates: Sequence[Candidate], score: str) -> int | None:
+    """Index of the candidate to keep, or None where all are rejected.
+
+    Args:
+        candidates: in the order in which they were drawn.
+        score: ``perception`` (the highest R_Pe; of equals, the likelier one), ``likelihood`` (the highest mean
+            log-probability) or ``first`` (the first that was drawn, or none).
+    """
+    if score == "first":
+        return 0 if candidates and candidates[0].accepted else None
+    accepted = [i for i, candidate in enumerate(candidates) if candidate.accepted]
+    if not accepted:
+        return None
+    if score == "perception":
+        return max(accepted, key=lambda i: (candidates[i].score, candidates[i].logprob, -i))
+    if score == "likelihood":
+        return max(accepted, key=lambda i: (candidates[i].logprob, -i))
+    raise ValueError(f"unknown score {score!r}: use perception, likelihood or first")
+
+
+def confidence(one: DrawnChain) -> float:
+    """How sure the base was of a chain's pictures: the mean log-probability of the codes of the least likely one.
+
+    A chain without any picture (all its steps stayed text) is the least sure of all.
+    """
+    kept = [step.candidates[step.kept].logprob for step in one.steps if step.kept is not None]
+    return min(kept, default=-math.inf)
+
+
+def leave_out_the_unsure(drawn: Sequence[DrawnChain], keep_share: float) -> None:
+    """Reject as ``unsure`` all finished chains of a slice and kind but the share drawn with the most confidence.
+
+    By kinds, since what is drawn differs: a next state has more new codes than a mark, and is less likely for it.
+    """
+    groups: dict[tuple[str, str], list[DrawnChain]] = {}
+    for one in drawn:
+        if one.rejected is None:
+            groups.setdefault((one.slice, one.kind), []).append(one)
+    for chains in groups.values():
+        chains.sort(key=confidence, reverse=True)  # of equals, the earlier one is kept
+        for one in chains[max(1, round(keep_share * len(chains))) :]:
+            one.rejected = "unsure"
+
+
+def step_seed(seed: int, chain_id: str, k: int) -> int:
+    """The sampling seed of a step: a function of the job's seed, the chain and the step alone."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{chain_id}/{k}".encode(), digest_size=7).digest(), "big")
