@@ -20,6 +20,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
+from app.checkpoints.activation import Activation
 from app.checkpoints.hub import HubFetcher
 from app.checkpoints.pool import EnginePool
 from app.checkpoints.registration import Registration
@@ -163,6 +164,7 @@ def build_services(
         roots=settings.allowed_roots,
         fetch=hub.fetch,
     )
+    activation = Activation(registry)
     intake = Intake(image_store, image_intake, registry, world)
     runner = TraceRunner(
         db=db,
@@ -193,6 +195,7 @@ def build_services(
         db=db,
         home=home,
         checkpoints=registry,
+        activation=activation,
         intake=JobIntake(db, registry, image_store, home=home, roots=settings.allowed_roots),
         ping_s=settings.ping_s,
         max_running=settings.max_jobs,
@@ -218,6 +221,7 @@ def build_services(
         events=events,
         generation=generation,
         checkpoints=registry,
+        activation=activation,
         registration=Registration(db, registry, home=home, fetch=hub.fetch),
         hub=hub,
         images=image_store,

@@ -10,15 +10,12 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from app.checkpoints.folder import CheckpointInfo
+from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.contract.problems import Problem
 from app.contract.words import Drain
-
-if TYPE_CHECKING:
-    from app.checkpoints.folder import CheckpointInfo
-    from app.checkpoints.registry import CheckpointRegistry
 
 log = logging.getLogger("omni_r1.checkpoints")
 
@@ -74,13 +71,11 @@ class Activation:
         previous = registry.active
         before = await pools.intake.run(registry.find, previous) if previous else None
 
-        async def answer() -> None:
-            await pools.writes.run(registry.remember, name)
-            pool.pinned = name
-            registry.note = None
-
         try:
-            await pool.swap(info, version, answer, drain=drain)
+            async with pool.swapping(info, version, drain=drain):
+                await pools.writes.run(registry.remember, name)
+                pool.pinned = name
+                registry.note = None
         except BaseException:
             await self._restore(before)
             raise

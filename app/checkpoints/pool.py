@@ -86,15 +86,14 @@ class EnginePool:
                 return self._lend(info.name, version)
         return self._lend(info.name, version)
 
-    async def swap(
-        self, info: CheckpointInfo, version: int, commit: Callable[[], Awaitable[None]], *, drain: Drain | None = None
-    ) -> None:
-        """Check the folder from end to end, load it beside what runs, then `commit`, which lets it answer; nobody
-        borrows in between. `drain` lets running traces end (or ends them) where memory cannot hold both.
+    @contextlib.asynccontextmanager
+    async def swapping(self, info: CheckpointInfo, version: int, *, drain: Drain | None = None) -> AsyncIterator[None]:
+        """Check the folder from end to end and load it next to what runs; the block then makes it the active one.
+        Nothing is borrowed in between. `drain` lets running traces end (or ends them) where memory cannot hold both.
 
         Raises:
-            Problem: as `borrow`, and what `commit` raises. Where running traces were drained the engine may be empty
-                then; otherwise nothing has changed.
+            Problem: as `borrow`. Where running traces were drained the engine may be empty then; otherwise nothing has
+                changed.
         """
         async with self._lock, self._busy():
             need = await self._checked(info)
@@ -106,7 +105,7 @@ class EnginePool:
                         raise
                     await self._empty(info, need, drain)
                 await self._load(info, version)
-            await commit()
+            yield
 
     async def load_first(self, info: CheckpointInfo, version: int) -> None:
         """Check and load at the start, when there is nothing that could make room; raises as `borrow`."""

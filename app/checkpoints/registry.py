@@ -19,12 +19,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.checkpoints import table
-from app.checkpoints.activation import Activation, ActivationResult
 from app.checkpoints.folder import CheckpointInfo, Record, Source, changed, hub_root, outside, read_folder, unreadable
 from app.checkpoints.pool import EnginePool, Lease
 from app.common import pools
 from app.contract.problems import Problem, field_problem
-from app.contract.words import Drain
 from app.storage import database as tables
 from app.storage.database import Database, get_fact, now, set_fact
 from model.checkpoint.manifest import Manifest
@@ -87,7 +85,6 @@ class CheckpointRegistry:
         self._extra_folder: Path | None = None
         self._extra_name = ""
         self._wanted = DEFAULT  # what should answer from the start
-        self._activation = Activation(self)
         self.note: str | None = None  # why another checkpoint answers than the one that should
 
     # ---- what is there
@@ -243,11 +240,6 @@ class CheckpointRegistry:
     async def lend_this(self, info: CheckpointInfo) -> Lease:
         """A checkpoint that was found, loaded; raises :class:`Problem`."""
         return await self.pool.borrow(info, await pools.writes.run(self.version_of, info))
-
-    async def activate(self, name: str, *, drain: Drain | None = None) -> ActivationResult:
-        """Check it, load it beside what runs, let new traces run on it; raises :class:`Problem`, and then nothing has
-        changed."""
-        return await self._activation.activate(name, drain)
 
     def remember(self, name: str) -> None:
         """Let it be active at the next start; blocking."""

@@ -10,6 +10,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from app.checkpoints.activation import Activation
 from app.checkpoints.hub import HubFetcher
 from app.checkpoints.registration import Registration
 from app.checkpoints.registry import CheckpointRegistry
@@ -46,6 +47,7 @@ class Services:
     events: EventLog
     generation: Generation
     checkpoints: CheckpointRegistry
+    activation: Activation
     registration: Registration
     hub: HubFetcher
     images: ImageStore

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.engine import Connection
 
+from app.checkpoints.activation import Activation
 from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.jobs import files, store
@@ -51,10 +52,6 @@ class JobCheckpoints(Protocol):
         """Make a folder known under its name; the same again changes nothing. Blocking."""
         ...
 
-    async def activate(self, name: str) -> Any:
-        """Load it beside what is loaded and let new traces run on it. Raises :class:`Problem`."""
-        ...
-
 
 class JobService:
     """All jobs of one server."""
@@ -65,6 +62,7 @@ class JobService:
         db: Database,
         home: Home,
         checkpoints: JobCheckpoints,
+        activation: Activation,
         intake: JobIntake,
         ping_s: float = 15.0,
         command: Sequence[str] = COMMAND,
@@ -76,6 +74,7 @@ class JobService:
         self._db = db
         self._home = home
         self._checkpoints = checkpoints
+        self._activation = activation
         self._intake = intake
         self._ids = store.JobIds()
         self._table = store.JobTable(db, lambda: home.server_id, home.jobs)
@@ -360,7 +359,7 @@ class JobService:
         if not isinstance(name, str):
             raise JobError("activation_failed", "the job made no checkpoint that could be activated")
         try:
-            activated = await self._checkpoints.activate(name)
+            activated = await self._activation.activate(name)
         except Problem as problem:
             raise JobError("activation_failed", f"{name}: {problem.detail}") from None
         except Exception as error:

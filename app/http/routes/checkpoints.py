@@ -69,7 +69,7 @@ def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
 )
 async def activate_checkpoint(checkpoint_id: str, app: App, body: ActivateIn | None = None) -> Response:
     """Checked, loaded beside what runs, then answering; running and paused traces keep their weights."""
-    await app.checkpoints.activate(checkpoint_id, drain=body.drain if body else None)
+    await app.activation.activate(checkpoint_id, body.drain if body else None)
     return JSONResponse(await get_checkpoint(checkpoint_id, app))
 
 

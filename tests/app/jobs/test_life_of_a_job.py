@@ -134,6 +134,7 @@ def test_a_reader_loses_and_repeats_nothing_wherever_it_begins(
 def test_activate_puts_the_result_to_work_at_the_end(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
+        server.services.jobs._activation = registry
         job = await post(server, activate=True)
         found = await events(server, job["id"])
         name = registry.registered[0]["name"]
@@ -147,6 +148,7 @@ def test_a_failed_activation_fails_the_job_and_leaves_its_checkpoints(with_serve
     async def scenario(server: Server) -> None:
         refusal = Problem("checkpoint_invalid", "NaN in model.norm.weight")
         registry = server.services.jobs._checkpoints = FakeCheckpoints(refusal=refusal)
+        server.services.jobs._activation = registry
         job = await post(server, activate=True)
         await events(server, job["id"])
         done = await get(server, job["id"])
