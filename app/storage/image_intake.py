@@ -1,7 +1,7 @@
 """Uploads -> stored images, with memory and processors bounded however many arrive at once.
 
 Small ones are decoded here, a few at a time. Large ones are decoded one after another, each in a process of its own
-(:mod:`model.images.reader`), whose memory goes back with its end and whose work does not hold up this process. All of
+(:mod:`model.images.child`), whose memory goes back with its end and whose work does not hold up this process. All of
 it waits in threads of its own, so that nothing else waits for images. The methods block, except `run`.
 """
 
@@ -22,7 +22,8 @@ from typing import Any, ParamSpec, TypeVar
 from app.contract.problems import Problem
 from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, StoredImage
 from app.storage.uploads import Spool
-from model.images.reader import REFUSED, ImageError, image_size, read_image
+from model.images.child import REFUSED
+from model.images.reader import ImageError, image_size, read_image
 from model.images.view import Fit, model_view, png_bytes
 
 SMALL_PIXELS = 1_000_000
@@ -120,8 +121,8 @@ class ImageIntake:
             return self._store.put_file(target, size["width"], size["height"])
 
     def _decode(self, source: Path, target: Path, *view: str) -> dict[str, Any]:
-        """What `python -m model.images.reader` prints."""
-        command = [sys.executable, "-m", "model.images.reader", str(source), str(target), *view]
+        """What `python -m model.images.child` prints."""
+        command = [sys.executable, "-m", "model.images.child", str(source), str(target), *view]
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with self._large:

@@ -3,19 +3,11 @@
 Every door uses it: uploads, data URLs, the rows of data sets. PNG, JPEG, WebP, GIF, BMP and AVIF are read, whatever the
 file is called; anything else is named for what it is. The result is RGB in sRGB, turned upright, on white, at most
 `MAX_SIDE` pixels a side. Conversions go band by band, so that an image needs little more memory than its decoder.
-
-    python -m model.images.reader SOURCE TARGET [SIZE FIT]
-
-writes TARGET as PNG, or the model's view of SIZE pixels a side, in a process of its own whose memory ends with it.
-Prints ``{"width", "height"}`` (exit code 0) or ``{"code", "detail"}`` (exit code 3).
 """
 
 from __future__ import annotations
 
 import io
-import json
-import sys
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -29,7 +21,6 @@ MAX_PIXELS = 40_000_000
 MAX_WEBP_PIXELS = 32_000_000  # Pillow's decoder holds four copies of a WebP image
 MAX_SIDE = 4096
 MAX_RATIO = 32  # of the longer to the shorter side
-REFUSED = 3  # exit code
 
 _TOO_LARGE = f"an image may have {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
 _WEBP_TOO_LARGE = f"a WebP image may have {MAX_WEBP_PIXELS // 1_000_000} megapixels; make it smaller, or send a JPEG"
@@ -225,33 +216,3 @@ def _in_srgb(source: Image.Image, file: ImageFile, factor: int) -> Image.Image:
             band.paste(on_white(part, transform, file.key), (left, first - start))
         out.paste(band.reduce(factor) if factor > 1 else band, (0, start // factor))
     return out
-
-
-def main(arguments: list[str]) -> int:
-    """Read one image in a process of its own; returns the exit code."""
-    source, target, *view = arguments
-    try:
-        image = read_image(Path(source).read_bytes())
-    except ImageError as error:
-        return _refuse(error.code, error.detail)
-    except MemoryError:
-        return _refuse("insufficient_memory", "there is no memory left to decode the image")
-    if view:
-        from model.images.view import model_view
-
-        image = model_view(image, int(view[0]), "pad" if view[1] == "pad" else "crop")
-    try:
-        image.save(target, "PNG", compress_level=1)  # large: a third of the time for a sixth more bytes
-    except OSError as error:
-        return _refuse("disk_full", f"the image could not be written: {error}")
-    sys.stdout.write(json.dumps({"width": image.width, "height": image.height}))
-    return 0
-
-
-def _refuse(code: str, detail: str) -> int:
-    sys.stdout.write(json.dumps({"code": code, "detail": detail}))
-    return REFUSED
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

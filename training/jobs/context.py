@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from training.home_paths import located, record
+from training.jobs.stop import NeverStop, Stop
 
 if TYPE_CHECKING:
     from training.jobs.disk import Disk
@@ -26,19 +27,6 @@ class JobError(Exception):
 
 class JobStopped(Exception):
     """A signal asked the job to stop; it finished its step and saved its state."""
-
-
-class Stop(Protocol):
-    """True once the job shall stop at its next step boundary (`training.jobs.loop.StopFlag` is one)."""
-
-    def __bool__(self) -> bool: ...
-
-
-class NeverStop:
-    """For jobs that nobody can stop, as in tests."""
-
-    def __bool__(self) -> bool:
-        return False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training.jobs.context import Stop
+from training.jobs.stop import Stop
 
 WAITING = "waiting.json"
 TRAIN = "train"  # of a checkpoint: its training state

@@ -26,7 +26,7 @@ from training.jobs.disk import Disk, is_full
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from training.jobs.context import Stop
+    from training.jobs.stop import Stop
 
 EVENTS, SAMPLES, TENSORBOARD = "events.jsonl", "samples", "tensorboard"
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import httpx
 
-from training.jobs.context import JobStopped, NeverStop, Stop
+from training.jobs.context import JobStopped
+from training.jobs.stop import NeverStop, Stop
 from training.spec.hyperparameters import JudgeHyperparameters
 
 MAX_CHARS = 4_000  # of each text that is shown to the endpoint
