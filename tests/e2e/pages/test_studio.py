@@ -1,7 +1,7 @@
 """The studio as a person uses it, in a real browser on a real server.
 
 With the shipped checkpoint where it is, else with the scripted engine. Every test fails on any console error and on
-any request that leaves this machine. `pytest tests/e2e/test_browser.py`
+any request that leaves this machine. `pytest tests/e2e/pages/test_studio.py`
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from tests.e2e.real_server import ROOT, SERVE, Server, wait_until
-from tests.e2e.test_server import ask
-from tests.e2e.test_server_life import alive, start_many
+from tests.e2e.server.test_server import ask
+from tests.e2e.server.test_server_life import alive, start_many
 from tests.postgres import Cluster
 
 pytestmark = pytest.mark.timeout(600)

@@ -19,7 +19,7 @@ from app.client import Client, NotReady, OmniError
 from app.client.sse import Event
 from app.client.types import Sampling
 from tests.e2e.real_server import ROOT, Server, wait_until
-from tests.e2e.test_server import ask
+from tests.e2e.server.test_server import ask
 from tests.patience import PATIENCE_S
 
 LIVE = ("queued", "running")

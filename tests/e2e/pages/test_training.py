@@ -13,9 +13,9 @@ import pytest
 from app.cli.main import build_parser
 from app.client import Client
 from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, connections, count_connections, fits, status
+from tests.e2e.pages.test_looks import SMALL_TARGETS, WIDTHS, readable
 from tests.e2e.real_server import Server
 from tests.e2e.states import CHECKPOINTS, DATA, TRAINING
-from tests.e2e.test_browser_looks import SMALL_TARGETS, WIDTHS, readable
 
 pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
 PERPO = {

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.e2e.real_server import Server
-from tests.e2e.test_server import ask
-from tests.e2e.test_server_life import start_many
+from tests.e2e.server.test_server import ask
+from tests.e2e.server.test_server_life import start_many
 
 pytestmark = pytest.mark.timeout(600)
 COUNT = 500
