@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import build_parser
-from app.client.sse import TERMINAL_EVENTS
 from app.common.settings import PREFIX, Settings
+from app.contract.words import TERMINAL_EVENTS
 from training.spec.spec import METHODS, parse_spec
 from training.world.canvas import COLOUR_NAMES, SHAPES
 from training.world.world import EVAL_SEED_MIN, FAMILIES, SLICES, make_task

@@ -10,8 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled", "interrupted"})  # of a job
-TERMINAL_EVENTS = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
+from app.contract.words import JOB_TERMINAL, TERMINAL_EVENTS
 
 
 class MalformedStream(Exception):
@@ -138,7 +137,7 @@ class JobCursor(Cursor):
     def accept(self, event: Event) -> bool:
         fresh = super().accept(event)
         if fresh:
-            self._ended = event.type == "job.status" and event.data.get("status") in TERMINAL_STATUSES
+            self._ended = event.type == "job.status" and event.data.get("status") in JOB_TERMINAL
         return fresh
 
     def closed(self) -> None:

@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
+from app.contract.frames import frame
+from app.contract.words import JOB_TERMINAL
 from app.jobs import store
 from app.storage.database import Database
-from app.storage.stream_reader import PING, if_database_answers
-from app.traces.event_log import REPLAY_CHUNK, frame
+from app.storage.stream_reader import PING, REPLAY_CHUNK, if_database_answers
 
 LOOK_EVERY_S = 1.0  # a job of another server on the same database wakes nobody here
 
@@ -87,7 +88,7 @@ class JobEvents:
             if row is None:
                 return [], True, False
             rows = store.events_after(connection, job_id, after, REPLAY_CHUNK)
-            return rows, row.status in store.ENDED, row.server_id != self._server_id()
+            return rows, row.status in JOB_TERMINAL, row.server_id != self._server_id()
 
     def past_the_end(self, job_id: str, after: int) -> bool | None:
         """Whether a reader at `after` has had everything there will be; None for an unknown job. Blocking."""
@@ -95,4 +96,4 @@ class JobEvents:
             row = store.get_row(connection, job_id)
             if row is None:
                 return None
-            return row.status in store.ENDED and after >= store.last_seq(connection, job_id)
+            return row.status in JOB_TERMINAL and after >= store.last_seq(connection, job_id)

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from app.checkpoints.activation import Activation
 from app.common import pools
 from app.contract.problems import Problem, field_problem
+from app.contract.words import JOB_TERMINAL
 from app.jobs import files, store
 from app.jobs.events import JobEvents
 from app.jobs.intake import JobIntake
@@ -159,7 +160,7 @@ class JobService:
     def _require_free(self, connection: Connection, name: str) -> None:
         """Refuse an `output_name` that a job has which may still give it to checkpoints."""
         for row in store.named(connection, clashing_names(name)):
-            if row.status in store.LIVE:
+            if row.status not in JOB_TERMINAL:
                 why = f"job {row.id} is {row.status} and gives its checkpoints this name"
             elif row.server_id != self._home.server_id and row.status in RESUMABLE:
                 why = f"job {row.id} of another server has this name and may be resumed there"

@@ -20,6 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from app.contract.words import JOB_TERMINAL
 from app.jobs.process import WorkerProcess
 from app.jobs.watch import End, Job
 from app.storage import database as tables
@@ -32,8 +33,6 @@ J = tables.jobs
 E = tables.job_events
 C = tables.checkpoints
 
-ENDED = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
-LIVE = ("queued", "running")
 STATUS_EVENT = "job.status"
 
 JobIds = functools.partial(SortableIds, "job_")
@@ -250,7 +249,7 @@ def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
 
 def delete(connection: Connection, job_id: str) -> bool:
     """Remove an ended job and its events; False for one that has not ended or does not exist."""
-    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(ENDED)), sa.not_(J.c.unsettled))
+    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(JOB_TERMINAL)), sa.not_(J.c.unsettled))
     return connection.execute(ended).rowcount > 0
 
 

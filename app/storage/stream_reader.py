@@ -14,6 +14,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 PING = b": ping\n\n"
+REPLAY_CHUNK = 500  # events that are read from the database at once
 LOOK_AGAIN_S = 1.0  # while the database does not answer: a stream that is open stays open
 
 

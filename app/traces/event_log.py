@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -28,9 +27,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from app.contract.frames import encode, frame
+from app.contract.words import TERMINAL_EVENTS
 from app.storage import database as tables
 from app.storage.database import Database
-from app.storage.stream_reader import PING, Reader, if_database_answers
+from app.storage.stream_reader import PING, REPLAY_CHUNK, Reader, if_database_answers
 from app.traces import store
 
 log = logging.getLogger("omni_r1.events")
@@ -39,20 +40,8 @@ BATCH_S = 0.02
 COMMIT_PATIENCE_S = 10.0  # a commit that takes longer is trouble, although it may still succeed
 READERS_A_BATCH = 16  # beyond these, commits and with them wake-ups are spaced out in proportion,
 MOST_BATCHES = 3  # up to this many times
-REPLAY_CHUNK = 500
-TERMINAL_TYPES = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
 
 Update = Callable[[Connection], None]
-
-
-def encode(data: Mapping[str, Any]) -> str:
-    """One line of JSON, ASCII only (some clients also break lines at U+2028)."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False)
-
-
-def frame(seq: int, type_: str, data: str) -> bytes:
-    """The bytes of one event on the wire; the same from memory and from storage."""
-    return f"id: {seq}\nevent: {type_}\ndata: {data}\n\n".encode()
 
 
 def num_batches(readers: int) -> float:
@@ -259,7 +248,7 @@ class EventLog:
                     if stored:
                         after = stored[-1][0]
                         yield b"".join(frame(*row) for row in stored)
-                        if stored[-1][1] in TERMINAL_TYPES:
+                        if stored[-1][1] in TERMINAL_EVENTS:
                             return
                         continue
                     if live.ended:
@@ -394,7 +383,7 @@ class EventLog:
         if live.base is None:
             live.base = entry.seq - 1
         live.frames.append(frame(entry.seq, entry.type, entry.data))
-        live.ended = entry.type in TERMINAL_TYPES
+        live.ended = entry.type in TERMINAL_EVENTS
         if wake:
             live.wake()
         return live

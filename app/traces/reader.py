@@ -14,12 +14,13 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from app.common import pools
+from app.contract.frames import frame
 from app.contract.problems import Problem
-from app.contract.words import TERMINAL
+from app.contract.words import TERMINAL, TERMINAL_EVENTS
 from app.storage.database import Database
-from app.storage.stream_reader import PING, if_database_answers
+from app.storage.stream_reader import PING, REPLAY_CHUNK, if_database_answers
 from app.traces import store
-from app.traces.event_log import REPLAY_CHUNK, TERMINAL_TYPES, EventLog, frame
+from app.traces.event_log import EventLog
 
 LOOK_EVERY_S = 0.5
 
@@ -106,7 +107,7 @@ class TraceReader:
             if stored:
                 after, heard = stored[-1][0], time.monotonic()
                 yield b"".join(frame(*row) for row in stored)
-                if stored[-1][1] in TERMINAL_TYPES:
+                if stored[-1][1] in TERMINAL_EVENTS:
                     return
                 continue
             if not exists:

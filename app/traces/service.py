@@ -18,6 +18,7 @@ from app.checkpoints.pool import Lease
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.common.metrics import Metrics
+from app.contract.frames import encode
 from app.contract.problems import Problem
 from app.contract.schemas import TraceCreate
 from app.contract.words import Mode
@@ -26,7 +27,7 @@ from app.storage.home import Home
 from app.storage.idempotency import Claim
 from app.storage.images import ImageStore, PartialStore
 from app.traces import store
-from app.traces.event_log import EventLog, encode
+from app.traces.event_log import EventLog
 from app.traces.grace import GraceWatch
 from app.traces.intake import Intake
 from app.traces.live import LiveTrace

@@ -22,7 +22,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from model.checkpoint.atomic import replace_folder, staging_folder, sync_tree
 from model.checkpoint.hf_files import description_files, model_card
@@ -265,21 +264,9 @@ def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextToken
     return config, vocab, tokenizer, Manifest.read(folder)
 
 
-class _NoInit(TorchFunctionMode):
-    """Leaves weights unset: on the meta device `normal_` would import 800 modules of torch's compiler, 1.5 s."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
 def _skeleton(build: Callable[[], M]) -> M:
     """A module without storage: names and shapes only, until a state is assigned."""
-    with torch.device("meta"), _NoInit():
+    with torch.device("meta"):
         return build()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from model.config import TransformerConfig
 from model.nets.attention import Attention, CausalAttention, PackedAttention, PackedLayout
+from model.nets.embedding import new_embedding
 from model.nets.norms import QKNormRotate, RMSNorm
 
 __all__ = [
@@ -133,7 +134,7 @@ class _Body(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = new_embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.norm = _Scale(config.hidden_size)
 

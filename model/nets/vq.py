@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.nets.embedding import new_embedding
 from model.precision import autocast, cpu_has_bf16
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Quantizer(nn.Module):
 
     def __init__(self, num_embeddings: int, embed_dim: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(num_embeddings, embed_dim)
+        self.embedding = new_embedding(num_embeddings, embed_dim)
 
     def nearest(self, z: Tensor) -> Tensor:
         """Codes [...] of the vectors z [..., D]; the arithmetic is fp32 whatever z is, so that codes do not flicker."""

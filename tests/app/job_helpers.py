@@ -23,7 +23,6 @@ SPEC = {
     "hyperparameters": {"steps": 4},
     "seed": 1,
 }
-TERMINAL = {"succeeded", "failed", "cancelled", "interrupted"}
 
 
 def worker(what: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from app.client import Client
-from app.client.sse import TERMINAL_EVENTS
+from app.contract.words import TERMINAL_EVENTS
 from tests.e2e.browser import Studio, click_to_first_text, launched, missing_browser
 from tests.e2e.real_server import Server, new_server
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.contract.words import TERMINAL
+from app.contract.frames import encode
+from app.contract.words import JOB_TERMINAL, TERMINAL, TERMINAL_EVENTS
 from app.jobs import store as job_store
 from app.jobs.process import WorkerProcess
 from app.jobs.servers import DIED, ServerWatch
@@ -23,7 +24,7 @@ from app.storage import database as tables
 from app.storage.database import Database, now
 from app.storage.dialects import clock
 from app.traces import store
-from app.traces.event_log import TERMINAL_TYPES, EventLog, _Pending, encode
+from app.traces.event_log import EventLog, _Pending
 from tests.app.conftest import both_databases
 from training.jobs.folder import WorkerEvent
 
@@ -63,7 +64,7 @@ def has_one_end(db: Database, trace_id: str) -> None:
     """The log is gapless, its last event and no other is terminal, and the row tells of that end."""
     log = log_of(db, trace_id)
     assert [seq for seq, _, _ in log] == list(range(1, len(log) + 1))
-    assert [type_ in TERMINAL_TYPES for _, type_, _ in log] == [False] * (len(log) - 1) + [True]
+    assert [type_ in TERMINAL_EVENTS for _, type_, _ in log] == [False] * (len(log) - 1) + [True]
     with db.read() as connection:
         row = store.get_row(connection, trace_id)
     assert row is not None
@@ -343,7 +344,7 @@ def test_every_attempt_of_a_job_has_one_end_wherever_it_is_interrupted(db: Datab
             step(job_id)
         jobs.interrupt()
         told = jobs.told(job_id)
-        ends = [(status, attempt) for status, attempt in told if status in job_store.ENDED]
+        ends = [(status, attempt) for status, attempt in told if status in JOB_TERMINAL]
         assert len({attempt for _, attempt in ends}) == len(ends) == jobs.row(job_id).attempt, told
         assert told[-1][0] == jobs.row(job_id).status == end
         assert not jobs.row(job_id).unsettled

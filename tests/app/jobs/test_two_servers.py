@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.client import Client
-from app.jobs import store as job_store
+from app.contract.words import JOB_TERMINAL
 from app.jobs.servers import DIED
 from app.storage import database as tables
 from app.traces import store
@@ -288,7 +288,7 @@ def test_a_killed_or_stopped_process_leaves_no_trace_running(
             folder = tmp_path / "one" / "jobs" / job["id"]
             (folder / "go").touch()
             wait_until(lambda: settled(second, job["id"], fate), "the job's end", 60)
-            ends = [data["attempt"] for data in told(second, job["id"]) if data["status"] in job_store.ENDED]
+            ends = [data["attempt"] for data in told(second, job["id"]) if data["status"] in JOB_TERMINAL]
             assert len(set(ends)) == len(ends)
             assert second.trace(trace["id"])["status"] == "interrupted"
             assert [event.seq for event in second.events(trace["id"])] == [event.seq for event in log]

@@ -7,12 +7,11 @@ import asyncio
 import pytest
 
 from app.contract.schemas import Trace, TraceList
+from app.contract.words import TERMINAL_EVENTS
 from model.engine.messages import Failed, GenerationRequest
 from tests.app.conftest import Server, WithServer, both_databases, parse_sse
 from tests.fakes import Crash, FakeGeneration, Item, emitted, held, png
 from tests.patience import PATIENCE_S
-
-TERMINAL = {"trace.completed", "trace.failed", "trace.cancelled"}
 
 
 @both_databases
@@ -88,8 +87,8 @@ def test_exactly_one_terminal_event(with_server: WithServer, engine: FakeGenerat
         engine.go("end")
         await asyncio.gather(*(server.client.post(f"/v1/traces/{created['id']}/cancel") for _ in range(4)))
         events = await server.stream(created["id"])
-        assert sum(event.type in TERMINAL for event in events) == 1
-        assert events[-1].type in TERMINAL
+        assert sum(event.type in TERMINAL_EVENTS for event in events) == 1
+        assert events[-1].type in TERMINAL_EVENTS
 
     with_server(scenario)
 

@@ -1,0 +1,17 @@
+"""The bytes of a server-sent event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def encode(data: Mapping[str, Any]) -> str:
+    """One line of JSON, ASCII only (some clients also break lines at U+2028)."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def frame(seq: int, type_: str, data: str) -> bytes:
+    """The bytes of one event on the wire; the same from memory and from storage."""
+    return f"id: {seq}\nevent: {type_}\ndata: {data}\n\n".encode()
