@@ -1,12 +1,11 @@
-"""Runs queued jobs: claims one, starts its worker as a process group of its own, follows it, and says how it ended.
+"""Runs queued jobs: claims one, starts its worker in a process group of its own, follows it, and records how it ended.
 
 A job is one subprocess (`python -m training.jobs.worker JOB_DIR`) and one folder. The worker writes the folder, this
-runner the job's row, through a :class:`JobStore`; what a server adds (which folders a job starts from, where its
-checkpoints are registered, activation) comes in as :class:`JobHooks`. Knows no SQL, no HTTP and no tensors.
+runner the job's row, through a :class:`JobStore`; what a server adds (base checkpoints, registration, activation)
+comes in as :class:`JobHooks`. Knows no SQL, no HTTP and no tensors.
 
-A worker ends with exit code 0 (succeeded), 3 (stopped with its state saved) or anything else (failed). It is asked to
-stop by one SIGTERM, and by the end of its standard input, which ends with the server however that dies; who does not
-follow within `patience_s` is killed.
+A worker exits with 0 (succeeded), 3 (stopped, state saved) or anything else (failed). SIGTERM asks it to stop; so does
+the end of its stdin, a pipe from the server. After `patience_s` it is killed.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ log = logging.getLogger("omni_r1.jobs")
 COMMAND = (sys.executable, "-m", "training.jobs.worker")
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = 3
-SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not the worker's business
+SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not passed to workers
 RETRY_S = 2.0
 
 
@@ -173,10 +172,7 @@ class JobRunner:
             watch.nudge.set()
 
     async def stop(self, timeout_s: float = 3.0) -> None:
-        """Start no more; ask every worker to stop, and wait a while for those that do.
-
-        Who needs longer saves on its own; the next start finds it and says how it ended.
-        """
+        """Start no more jobs, ask the workers to stop and wait up to `timeout_s`; slower ones save on their own."""
         self.stopping = True
         if self._dispatcher is not None:
             self._dispatcher.cancel()

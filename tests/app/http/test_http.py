@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import logging
@@ -10,14 +9,10 @@ import re
 from typing import Any
 
 import pytest
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from app.common.logs import LineFormatter
-from app.http.brake import EVERYWHERE, LIMIT, MOST_ADDRESSES, WINDOW_S, Brake
 from app.http.compression import accepts_gzip
 from app.http.conditional import matches
-from app.http.page_gate import PageGate
 from tests.app.conftest import Server, WithServer, is_problem
 from tests.fakes import png
 
@@ -322,59 +317,6 @@ def test_a_form_with_a_long_boundary_is_rejected(with_server: WithServer, field:
     with_server(scenario)
 
 
-async def through_the_gate(page: Any, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
-    """Status and JSON of a request to the gate in front of `page`."""
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b"", "root_path": ""}
-    await PageGate(page)(scope, receive, send)
-    content = b"".join(message.get("body", b"") for message in sent[1:])
-    return sent[0]["status"], json.loads(content) if content.startswith(b"{") else {}
-
-
-async def raises(scope: Scope, receive: Receive, send: Send) -> None:
-    raise KeyError("no such function")
-
-
-async def answers_500(scope: Scope, receive: Receive, send: Send) -> None:
-    await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
-    raise KeyError("as starlette does it")
-
-
-@pytest.mark.parametrize("page", [raises, answers_500])
-@pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/gradio_api/reset"])
-def test_what_breaks_gradio_is_the_requests_fault(page: Any, path: str) -> None:
-    assert asyncio.run(through_the_gate(page, "POST", path, b'{"fn_index": 99}'))[0] == 400
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 2000, b"{", b"{" + b" " * 2_000_000 + b"}"])
-def test_a_page_event_is_a_json_object(body: bytes) -> None:
-    assert asyncio.run(through_the_gate(raises, "POST", "/gradio_api/run/predict", body))[1]["code"] == "malformed"
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/pwa_icon/999", 404),
-        ("GET", "/gradio_api/file=/etc/passwd", 404),
-        ("POST", "/gradio_api/upload", 404),
-        ("GET", "/gradio_api/proxy=http://x", 404),
-        ("GET", "/gradio_api/run/predict", 405),
-        ("POST", "/gradio_api/queue/join", 404),
-        ("DELETE", "/gallery", 405),
-        ("POST", "/", 405),
-    ],
-)
-def test_gradio_routes_that_no_page_needs_are_closed(method: str, path: str, status: int) -> None:
-    assert asyncio.run(through_the_gate(raises, method, path))[0] == status
-
-
 def test_a_log_line_holds_no_control_characters() -> None:
     record = logging.LogRecord(
         "omni_r1.x", logging.INFO, "x.py", 1, "path /%s", ("\x1b[31m\r\n\x9b\x00\u2028\u202e\x7f",), None
@@ -383,47 +325,3 @@ def test_a_log_line_holds_no_control_characters() -> None:
     assert "\\x1b[31m" in line
     assert all(char.isprintable() or char == " " for char in line), line
     assert all(char.isprintable() or char == " " for char in LineFormatter(as_json=True).format(record))
-
-
-def test_wrong_logins_are_braked_and_bearer_keys_are_not(with_server: WithServer) -> None:
-    key = "the-right-key-of-this-server"
-
-    async def scenario(server: Server) -> None:
-        for _ in range(LIMIT):
-            is_problem(await server.client.post("/login", json={"key": "wrong"}), 401, "wrong_key")
-        braked = await server.client.post("/login", json={"key": key})
-        is_problem(braked, 429, "too_many_tries")
-        assert 0 < int(braked.headers["retry-after"]) <= WINDOW_S
-        form = await server.client.post("/login", data={"key": "wrong"})
-        assert form.status_code == 429
-        assert "too many wrong keys" in form.text.lower()
-        answer = await server.client.get("/v1/traces", headers={"authorization": f"Bearer {key}"})
-        assert answer.status_code == 200
-
-    with_server(scenario, api_key=key)
-
-
-def test_the_brake_forgets_after_its_window_and_is_bounded() -> None:
-    now = 1000.0
-    brake = Brake(clock=lambda: now)
-    for _ in range(LIMIT - 1):
-        brake.note_wrong("10.0.0.1")
-    assert brake.wait_s("10.0.0.1") == 0
-    brake.note_wrong("10.0.0.1")
-    assert brake.wait_s("10.0.0.1") == WINDOW_S
-    assert brake.wait_s("10.0.0.2") == 0
-    now += WINDOW_S
-    assert brake.wait_s("10.0.0.1") == 0
-    for number in range(MOST_ADDRESSES + 50):
-        brake.note_wrong(f"10.1.{number // 256}.{number % 256}")
-    assert len(brake._wrong) == MOST_ADDRESSES
-    assert brake.wait_s("10.9.9.9") > 0, "so many wrong keys from everywhere brake everybody"
-    assert EVERYWHERE > LIMIT
-
-
-def test_one_ipv6_network_is_one_address() -> None:
-    brake = Brake(clock=lambda: 0.0)
-    for number in range(LIMIT):
-        brake.note_wrong(f"2001:db8::{number:x}")
-    assert brake.wait_s("2001:db8::ffff") > 0
-    assert brake.wait_s("2001:db8:1::1") == 0
