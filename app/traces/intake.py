@@ -6,7 +6,7 @@ Blocking: call from a thread. Counts tokens through the checkpoint's own templat
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.checkpoints.folder import CheckpointInfo
@@ -34,12 +34,8 @@ class Room:
 class Prepared:
     """A request that will be accepted."""
 
-    images: tuple[StoredImage, ...]
     inputs: tuple[ImageInput, ...]
-    sampling: SamplingRequest
-    sampling_json: dict[str, Any]
-    task_id: str | None
-    slice: str | None
+    row: dict[str, Any]  # of the trace, as far as the request decides
 
 
 class Intake:
@@ -78,15 +74,19 @@ class Intake:
             ImageInput(self._images.read(image.image_id), given.fit)
             for image, given in zip(images, body.images, strict=True)
         )
-        sampling = self._sampling(body.sampling, info, room)
-        shown = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-            "max_new_tokens": sampling.max_new_tokens,
-            "max_images": sampling.max_images,
+        shown = (image.as_json() | {"fit": given.fit} for image, given in zip(images, body.images, strict=True))
+        row = {
+            "question": body.question,
+            "images": list(shown),
+            "mode": body.mode,
+            "checkpoint": info.name,
+            "sampling": asdict(self._sampling(body.sampling, info, room)),
+            "partial_images": body.partial_images,
+            "metadata": body.metadata,
+            "task_id": body.task_id,
+            "slice": slice_,
         }
-        return Prepared(images, inputs, sampling, shown, body.task_id, slice_)
+        return Prepared(inputs, row)
 
     def room(self, question: str, images: int, info: CheckpointInfo) -> Room:
         """What the prompt takes and leaves. Raises `Problem` ``bad_place`` for a place without an image."""

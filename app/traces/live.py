@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,32 @@ class LiveTrace:
     unlisted: list[tuple[bytes, StoredImage]] = field(default_factory=list)  # images whose event was not committed
     runner: asyncio.Task[None] | None = None
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], images: tuple[ImageInput, ...], lease: Lease) -> LiveTrace:
+        """The trace of a row that is to run: a new one, or one that was paused."""
+        timings = dict(row["timings"])
+        return cls(
+            id=row["id"],
+            checkpoint=row["checkpoint"],
+            weight_version=row["weight_version"],
+            question=row["question"],
+            images=images,
+            sampling=SamplingRequest(**row["sampling"]),
+            mode=row["mode"],
+            partial_images=row["partial_images"],
+            background=row["background"],
+            task_id=row["task_id"],
+            began=time.monotonic(),
+            worked_ms=_worked_ms(timings),
+            timings=timings,
+            lease=lease,
+        )
+
     def elapsed_ms(self) -> int:
         """Milliseconds that the trace has been in work, pauses left out."""
         return self.worked_ms + round((time.monotonic() - self.began) * 1000)
+
+
+def _worked_ms(timings: Mapping[str, Any]) -> int:
+    """How long a trace had run when it was paused; rows of earlier versions do not have the total."""
+    return int(next((ms for name in ("total_ms", "first_text_ms", "queued_ms") if (ms := timings.get(name))), 0))

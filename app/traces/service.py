@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -33,7 +32,7 @@ from app.traces.intake import Intake
 from app.traces.live import LiveTrace
 from app.traces.reader import TraceReader, no_trace
 from app.traces.runner import INTERRUPTED, TraceRunner
-from model.engine.messages import Generation, ImageInput, SamplingRequest
+from model.engine.messages import Generation, ImageInput
 
 log = logging.getLogger("omni_r1.traces")
 
@@ -70,7 +69,7 @@ class TraceService:
         self._partials = partials
         self._intake = intake
         self._runner = runner
-        self._reader = reader
+        self.reader = reader
         self._metrics = metrics
         self._home = home
         self.max_queue = max_queue
@@ -147,43 +146,18 @@ class TraceService:
     ) -> dict[str, Any]:
         prepared = await self._intake.prepared(body, info)
         self._admit()
-        live = LiveTrace(
-            id=self._ids.new(),
-            checkpoint=info.name,
-            weight_version=lease.version,
-            question=body.question,
-            images=prepared.inputs,
-            sampling=prepared.sampling,
-            mode=body.mode,
-            partial_images=body.partial_images,
-            background=background,
-            task_id=prepared.task_id,
-            began=time.monotonic(),
-            timings={"queued_ms": None, "first_text_ms": None, "total_ms": None},
-            lease=lease,
-        )
-        live.position = self.waiting
-        self._live[live.id] = live
-        row = {
-            "id": live.id,
+        row = prepared.row | {
+            "id": self._ids.new(),
             "server_id": self._home.server_id,
             "status": "queued",
-            "question": body.question,
-            "images": [
-                image.as_json() | {"fit": given.fit} for image, given in zip(prepared.images, body.images, strict=True)
-            ],
-            "mode": body.mode,
-            "checkpoint": info.name,
             "weight_version": lease.version,
-            "sampling": prepared.sampling_json,
-            "partial_images": body.partial_images,
             "background": background,
-            "metadata": body.metadata,
-            "timings": dict(live.timings),
-            "task_id": prepared.task_id,
-            "slice": prepared.slice,
+            "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None},
             "created_at": now(),
         }
+        live = LiveTrace.from_row(row, prepared.inputs, lease)
+        live.position = self.waiting
+        self._live[live.id] = live
         queued = encode({"position": live.position})
 
         def insert() -> dict[str, Any]:
@@ -232,27 +206,13 @@ class TraceService:
                 members={"queue": {"running": self.running, "waiting": waiting, "max": self.max_queue}},
             )
 
-    # ---- read
-
-    async def get(self, trace_id: str) -> dict[str, Any]:
-        """The whole trace."""
-        return await self._reader.get(trace_id)
-
-    async def past_the_end(self, trace_id: str, after: int) -> bool:
-        """Whether a reader at `after` has had the terminal event; 404 for an unknown trace."""
-        return await self._reader.past_the_end(trace_id, after)
-
-    def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
-        """The trace's events behind `after`, as frames of a stream."""
-        return self._reader.read(trace_id, after)
-
     # ---- steer
 
     async def pause(self, trace_id: str) -> dict[str, Any]:
         """Let it pause when its running step ends; nothing changes for one that is paused or has ended."""
         live = self._live.get(trace_id)
         if live is None:
-            await self._reader.require_here(trace_id)
+            await self.reader.require_here(trace_id)
         elif not live.ended and live.mode != "step":
             live.mode = "step"
 
@@ -263,12 +223,12 @@ class TraceService:
             await pools.writes.run(note)
             if live.submitted and not live.ended:
                 await self._generation.pause(trace_id)
-        return await self.get(trace_id)
+        return await self.reader.get(trace_id)
 
     async def continue_(self, trace_id: str, mode: Mode) -> dict[str, Any]:
         """Let a paused trace go on; 409 unless it is paused and its weights are there."""
         async with self._lock(trace_id):
-            await self._reader.require_here(trace_id)
+            await self.reader.require_here(trace_id)
             row = await pools.reads.run(self._row_with_resume, trace_id)
             if row is None:
                 raise no_trace()
@@ -281,31 +241,14 @@ class TraceService:
             info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
             with await self._checkpoints.lend_this(info) as lease:
                 await self._go_on(row, mode, lease)
-            return await self.get(trace_id)
+            return await self.reader.get(trace_id)
 
     async def _go_on(self, row: Any, mode: Mode, lease: Lease) -> None:
         inputs = await pools.intake.run(self._inputs, row.images)
         last = await pools.reads.run(self._last_seq, row.id)
         self._admit()
-        live = LiveTrace(
-            id=row.id,
-            checkpoint=row.checkpoint,
-            weight_version=row.weight_version,
-            question=row.question,
-            images=inputs,
-            sampling=SamplingRequest(**row.sampling),
-            mode=mode,
-            partial_images=row.partial_images,
-            background=row.background,
-            task_id=row.task_id,
-            began=time.monotonic(),
-            worked_ms=_worked_ms(row.timings),
-            timings=dict(row.timings),
-            lease=lease,
-            started=True,
-            resumed=True,
-            was_read=True,
-        )
+        live = LiveTrace.from_row({**row._mapping, "mode": mode}, inputs, lease)
+        live.started = live.resumed = live.was_read = True
         self._live[row.id] = live
         self._events.open(row.id, last)
 
@@ -329,11 +272,11 @@ class TraceService:
             if live is not None:
                 await self._stop_live(live, reason)
             else:
-                await self._reader.require_here(trace_id, or_dead=True)
-            trace = await self.get(trace_id)
+                await self.reader.require_here(trace_id, or_dead=True)
+            trace = await self.reader.get(trace_id)
             if trace["status"] == "paused":
                 await self._cancel_paused(trace_id, reason)
-                trace = await self.get(trace_id)
+                trace = await self.reader.get(trace_id)
             return trace
 
     async def cancel_running(self) -> None:
@@ -435,8 +378,3 @@ class TraceService:
 
     def _inputs(self, images: list[dict[str, Any]]) -> tuple[ImageInput, ...]:
         return tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in images)
-
-
-def _worked_ms(timings: Mapping[str, Any]) -> int:
-    """How long a trace had been in work when it was paused; rows of earlier versions do not have the total."""
-    return int(next((ms for name in ("total_ms", "first_text_ms", "queued_ms") if (ms := timings.get(name))), 0))

@@ -75,8 +75,8 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
 
     trace, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     if stream:
-        await app.traces.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
-        return EventStream(app.traces.read(trace["id"], 0), status_code=201, headers=headers, refusable=False)
+        await app.traces.reader.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
+        return EventStream(app.traces.reader.read(trace["id"], 0), status_code=201, headers=headers, refusable=False)
     return JSONResponse(trace, 201, headers)
 
 
@@ -110,7 +110,7 @@ def list_traces(
 @router.get("/{trace_id}", response_model=Trace, responses=problems(404, 503))
 async def get_trace(trace_id: TraceId, app: App) -> Response:
     """The whole trace, as far as it has come."""
-    return JSONResponse(await app.traces.get(trace_id))
+    return JSONResponse(await app.traces.reader.get(trace_id))
 
 
 @router.get(
@@ -121,7 +121,7 @@ async def get_trace(trace_id: TraceId, app: App) -> Response:
 )
 async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
     """Committed events only; a comment every 15 s of silence; ends after the terminal event."""
-    return await follow(app.traces, trace_id, position)
+    return await follow(app.traces.reader, trace_id, position)
 
 
 @router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 409, 503))

@@ -164,7 +164,7 @@ def test_an_error_and_its_answer_carry_the_same_id(with_server: WithServer, line
         def broken(*_: object) -> None:
             raise RuntimeError("on purpose")
 
-        server.services.traces.get = broken  # type: ignore[method-assign,assignment]
+        server.services.traces.reader.get = broken  # type: ignore[method-assign,assignment]
         answer = await server.client.get("/v1/traces/x", headers={"X-Request-ID": "mine"})
         assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
         (told,) = lines.of("omni_r1.errors")
