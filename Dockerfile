@@ -5,6 +5,8 @@
 FROM python:3.11-slim-bookworm
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# For `omni-r1 --version`: --build-arg COMMIT=$(git rev-parse HEAD)
+ARG COMMIT=unknown
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -14,16 +16,17 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /srv/omni-r1
 
 # The packages first: they change less often than the sources, and take minutes.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 RUN mkdir app model training \
- && pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e .
+ && pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e '.[postgres,train]'
 
 COPY app app
 COPY model model
 COPY training training
 COPY static static
 COPY containers/start /usr/local/bin/omni-r1-start
-RUN pip install --no-deps -e . \
+RUN echo "$COMMIT" >model/commit.txt \
+ && pip install --no-deps -e . \
  && python -m compileall -q app model training \
  && useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/sbin/nologin omni \
  && install -d -m 770 -o 10001 -g 0 /data

@@ -24,7 +24,7 @@ from app.checkpoints.activation import Activation
 from app.checkpoints.hub import HubFetcher
 from app.checkpoints.pool import EnginePool
 from app.checkpoints.registration import Registration
-from app.checkpoints.registry import PACKAGE_FOLDER, CheckpointRegistry
+from app.checkpoints.registry import CheckpointRegistry
 from app.common import logs
 from app.common.metrics import Metrics, MetricsMiddleware
 from app.common.settings import Settings
@@ -61,6 +61,7 @@ from app.traces.runner import TraceRunner
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
 from app.ui.assets import static_files
+from model.checkpoint.shards import SHIPPED
 from model.engine.messages import Generation
 
 __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app", "run_app", "serve"]
@@ -78,7 +79,7 @@ def create_app(
     generation: Generation,
     build_ui: BuildUI | None = None,
     home: Home | None = None,
-    package_folder: Path = PACKAGE_FOLDER,
+    package_folder: Path = SHIPPED,
     job_command: Sequence[str] = COMMAND,
 ) -> FastAPI:
     """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its life."""

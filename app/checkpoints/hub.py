@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from app.common.locations import ROOT
 from app.contract.problems import Problem
 from model.checkpoint.shards import CheckpointError
 
 log = logging.getLogger("omni_r1.checkpoints")
 
 COMMAND = (sys.executable, "-m", "model.checkpoint.hub_child")
-ROOT = Path(__file__).resolve().parents[2]
 MOST = 4  # fetches at once
 # The hub's client reports data in pieces of 10 MB: one may take this many times as long as the list of files.
 DATA_PATIENCE = 10

@@ -26,7 +26,7 @@ from app.contract.problems import Problem, field_problem
 from app.storage import database as tables
 from app.storage.database import Database, get_fact, now, set_fact
 from model.checkpoint.manifest import Manifest
-from model.checkpoint.shards import CheckpointError, find_local, require_plain_files
+from model.checkpoint.shards import SHIPPED, CheckpointError, find_local, require_plain_files
 from model.text.template import Template
 from training.home_paths import recorded
 
@@ -34,7 +34,6 @@ log = logging.getLogger("omni_r1.checkpoints")
 
 DEFAULT = "nano-omni-r1"
 ACTIVE = "active_checkpoint"
-PACKAGE_FOLDER = Path(__file__).resolve().parents[2] / "model" / "nano"
 KEPT_TEMPLATES = 8
 
 
@@ -62,7 +61,7 @@ class CheckpointRegistry:
         *,
         home: Path,
         server_id: Callable[[], str],
-        package_folder: Path = PACKAGE_FOLDER,
+        package_folder: Path = SHIPPED,
         extra: str | None = None,
         roots: tuple[Path, ...] = (),
         fetch: Callable[[str], Awaitable[Path]],

@@ -22,12 +22,12 @@ from typing import Literal
 
 from app.cli.terminal import EXIT_FAILED, EXIT_OK, coloured, table, write
 from app.common.settings import Settings, SettingsError, read_settings
+from model.checkpoint.shards import SHIPPED
 
 PACKAGES = ("torch", "transformers", "gradio", "fastapi", "sqlalchemy", "pillow")
 LEAST_MEMORY = 1_000_000_000
 LEAST_DISK = 500_000_000
 GUESSABLE = 16
-SHIPPED = Path(__file__).parents[2] / "model" / "nano"
 
 
 @dataclass(frozen=True)

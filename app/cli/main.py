@@ -291,9 +291,9 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
 
 class _Version(argparse.Action):
     def __call__(self, *_: object) -> NoReturn:
-        from importlib.metadata import version
+        from model.build import commit, package_version
 
-        sys.stdout.write(f"omni-r1 {version('omni-r1-studio')}\n")
+        sys.stdout.write(f"omni-r1 {package_version()} ({commit()[:12]})\n")
         raise SystemExit(0)
 
 

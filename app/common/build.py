@@ -5,25 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from app.common.locations import ROOT, STATIC
+from model.build import package_version
 
 
 @functools.cache
 def build_version() -> str:
     """The package's version and a hash of the pages' files as they were at the start, e.g. `0.1.0+3f9a2c1b`."""
-    pages = (path for folder in (ROOT / "static", ROOT / "app" / "ui") for path in folder.rglob("*"))
+    pages = (path for folder in (STATIC, ROOT / "app" / "ui") for path in folder.rglob("*"))
     return f"{package_version()}+{hash_of(path for path in pages if path.suffix in ('.css', '.html', '.js', '.py'))}"
-
-
-def package_version() -> str:
-    """The installed package's version."""
-    try:
-        return version("omni-r1-studio")
-    except PackageNotFoundError:
-        return "0"
 
 
 def hash_of(paths: Iterable[Path]) -> str:

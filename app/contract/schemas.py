@@ -375,6 +375,8 @@ class Live(Out):
     """The process is up."""
 
     status: Literal["ok"] = "ok"
+    version: str = Field(description="of the package")
+    commit: str = Field(description="that it was built from; `unknown` without git")
 
 
 class FieldError(BaseModel):

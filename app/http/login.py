@@ -6,13 +6,13 @@ The page needs nothing else of this server and nothing of any other: its styles 
 from __future__ import annotations
 
 import html
-from pathlib import Path
 
 from starlette.responses import HTMLResponse
 
+from app.common.locations import STATIC
 from app.contract.problems import Problem
 
-PAGE = Path(__file__).resolve().parents[2] / "static" / "login.html"
+PAGE = STATIC / "login.html"
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (

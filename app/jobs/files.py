@@ -10,10 +10,11 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from model.build import commit
 
 PUBLIC_SUFFIXES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
 PRIVATE_FOLDERS = frozenset({"checkpoints", "runs", "data"})
@@ -85,22 +86,10 @@ def remove_all_but_checkpoints(folder: Path) -> None:
 @functools.cache
 def provenance() -> dict[str, Any]:
     """What made the results: commit, Python and the packages whose versions matter."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-        commit: str | None = found.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
     versions: dict[str, str] = {}
     for package in ("omni-r1-studio", "torch", "numpy", "tokenizers", "safetensors"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"commit": commit, "python": platform.python_version(), "machine": platform.machine(), **versions}
+    return {"commit": commit(), "python": platform.python_version(), "machine": platform.machine(), **versions}

@@ -21,9 +21,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
+from app.common.locations import ROOT
 from app.jobs.process import WorkerProcess, exit_code, start_worker
 from app.jobs.watch import INTERRUPTED, End, Job, Told, Watch, end_without_exit_code, telling
 from training.jobs.context import JobError
@@ -33,7 +33,6 @@ from training.jobs.folder import WorkerEvent, last_progress_only, log_tail, read
 log = logging.getLogger("omni_r1.jobs")
 
 COMMAND = (sys.executable, "-m", "training.jobs.worker")
-ROOT = Path(__file__).resolve().parents[2]
 STOPPED = 3
 SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not passed to workers
 RETRY_S = 2.0

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +118,8 @@ class PostgreSQL:
     """A database server (psycopg 3): several of our servers may share it, each with a home of its own."""
 
     def __init__(self, url: sa.URL) -> None:
+        if find_spec("psycopg") is None:
+            raise DatabaseUnusable("PostgreSQL needs psycopg: pip install 'omni-r1-studio[postgres]'")
         url = url.set(drivername="postgresql+psycopg")
         self.place = url.render_as_string(hide_password=True).replace("+psycopg", "")
         # A database that vanished without a word is noticed within a minute, not after TCP's two hours; one that

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from app.common.locations import ROOT
 from app.contract.problems import Problem
 from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, StoredImage
 from app.storage.uploads import Spool
@@ -31,7 +32,6 @@ SMALL_BYTES = 4_000_000
 SMALL_AT_ONCE = 2
 WAITING = 16  # threads
 DECODE_S = 120.0  # for the largest image, on a busy machine
-_ROOT = Path(__file__).resolve().parents[2]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class ImageIntake:
     def _decode(self, source: Path, target: Path, *view: str) -> dict[str, Any]:
         """What `python -m model.images.child` prints."""
         command = [sys.executable, "-m", "model.images.child", str(source), str(target), *view]
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with self._large:
             if self._closed:

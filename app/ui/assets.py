@@ -5,13 +5,11 @@ Imports no gradio. ``static_files()`` is mounted at `/static`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-STATIC = Path(__file__).resolve().parents[2] / "static"
+from app.common.locations import STATIC
 
 
 class _Revalidated(StaticFiles):

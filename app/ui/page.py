@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from app.client import Client
+from app.common.locations import STATIC
 from app.ui.about import about_page
-from app.ui.assets import STATIC
 from app.ui.checkpoints import checkpoints_page
 from app.ui.gallery import gallery_page
 from app.ui.quick_start import without_spare_apps

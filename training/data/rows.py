@@ -202,6 +202,8 @@ def _table(file: Path) -> Numbered:
                 except Exception as error:  # text that is not UTF-8, a time beyond all calendars, …
                     data = SampleError("broken_row", f"{type(error).__name__}: {error}")
                 yield number, data
+    except ImportError:
+        yield number + 1, SampleError("broken_file", "this kind of file needs pyarrow: install omni-r1-studio[train]")
     except Exception as error:  # pyarrow raises errors of many kinds for a file that is broken
         yield number + 1, SampleError("broken_file", f"unreadable from here on: {error}")
 

@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from model.build import commit
 from training.jobs.disk import NO_WAIT, Disk
 
 if TYPE_CHECKING:
@@ -161,14 +161,8 @@ def _save_tensors(state: dict[str, Any], path: Path) -> None:
 
 def provenance() -> dict[str, Any]:
     """Commit, versions and machine of this run, to be written beside its results."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
     return {
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -14,6 +14,7 @@ from app.common.pools import in_pool
 from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn, LimitsOut, Live, Ready, RoomOut
 from app.http.deps import App, Services, problems, require_json
 from app.storage.images import MAX_UPLOAD_BYTES
+from model.build import commit, package_version
 
 router = APIRouter(tags=["system"])
 
@@ -21,7 +22,7 @@ router = APIRouter(tags=["system"])
 @router.get("/livez", response_model=Live)
 async def livez() -> dict[str, str]:
     """The process is up."""
-    return {"status": "ok"}
+    return {"status": "ok", "version": package_version(), "commit": commit()}
 
 
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready, "description": "Not ready"}})

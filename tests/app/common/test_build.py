@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from app.common.build import ROOT, build_version, hash_of, package_version
+from app.common.build import ROOT, build_version, hash_of
+from model.build import package_version
 
 
 def test_build_names_package_and_pages() -> None:
