@@ -18,6 +18,7 @@ from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, StoredImage, from_data_url
 from app.traces.tasks import TaskWorld
 from model.engine.messages import ImageInput, SamplingRequest
+from model.engine.phases import images_that_fit
 from model.text.places import PlaceError
 
 
@@ -96,7 +97,7 @@ class Intake:
             raise field_problem("bad_place", "body.question", str(error)) from None
         left = max(0, info.context_len - prompt)
         draws = info.manifest is None or info.manifest.capabilities.images_in_answer
-        return Room(prompt, left, left // info.tokens_per_image if draws else 0)
+        return Room(prompt, left, images_that_fit(left, info.tokens_per_image) if draws else 0)
 
     def _check_count(self, have: int, info: CheckpointInfo, path: str) -> None:
         assert info.manifest is not None
@@ -128,10 +129,12 @@ class Intake:
                 f"the model holds {info.context_len} tokens in all, and {room.room_tokens} are left",
             )
         defaults = info.generation
+        max_new_tokens = min(asked.max_new_tokens or room.room_tokens, room.room_tokens)
+        fit = min(room.room_images, images_that_fit(max_new_tokens, info.tokens_per_image))
         return SamplingRequest(
             temperature=defaults.temperature if asked.temperature is None else asked.temperature,
             top_p=defaults.top_p if asked.top_p is None else asked.top_p,
             seed=secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed,
-            max_new_tokens=min(asked.max_new_tokens or room.room_tokens, room.room_tokens),
-            max_images=room.room_images if asked.max_images is None else min(asked.max_images, room.room_images),
+            max_new_tokens=max_new_tokens,
+            max_images=fit if asked.max_images is None else min(asked.max_images, fit),
         )

@@ -72,8 +72,13 @@ class PhaseRules:
         return self.codes_per_image + 2 + ANSWER_ROOM
 
     def images_that_fit(self, tokens: int) -> int:
-        """Pictures that `tokens` leave room for, the answer included."""
-        return max(0, (tokens - ANSWER_ROOM) // (self.codes_per_image + 2))
+        """Images that fit into a response of `tokens`."""
+        return images_that_fit(tokens, self.codes_per_image + 2)
+
+
+def images_that_fit(tokens: int, tokens_per_image: int) -> int:
+    """Images that fit into a response of `tokens`, with room for an answer."""
+    return max(0, (tokens - ANSWER_ROOM) // tokens_per_image)
 
 
 class PhaseState:

@@ -17,6 +17,7 @@ from app.main import create_app
 from app.storage import database as tables
 from app.storage.images import encode_png
 from model.engine.messages import Emitted, GenerationRequest
+from model.engine.phases import ANSWER_ROOM
 from tests.app.conftest import Server, WithServer
 from tests.fakes import FakeGeneration, Item, answer_items, step_items
 from training.skills import Action, apply
@@ -67,7 +68,7 @@ def test_answers_have_the_documented_shapes(with_server: WithServer) -> None:
         room = await server.client.post("/v1/limits", json={"question": "Where?", "images": 1})
         measured = RoomOut.model_validate(room.json())
         assert measured.prompt_tokens + measured.room_tokens == 768
-        assert measured.room_images == measured.room_tokens // 66
+        assert measured.room_images == (measured.room_tokens - ANSWER_ROOM) // 66
         metrics = (await get("/metrics")).text
         assert 'route="/v1/traces/{trace_id}"' in metrics
         assert trace["id"] not in metrics
