@@ -220,6 +220,10 @@ def test_a_prompt_without_room_is_refused(engine: Engine, loaded: LoadedCheckpoi
 
 def test_a_full_context_ends_with_length(engine: Engine, loaded: LoadedCheckpoint) -> None:
     prompt = a_prompt(loaded, 0, 500)
-    completion = engine.generate([prompt], SamplingParams(temperature=1.0, seed=2))[0]
-    assert completion.finish_reason in ("length", "stop")
-    assert len(completion.token_ids) <= 12
+    completions = [engine.generate([prompt], SamplingParams(temperature=1.0, seed=seed))[0] for seed in range(5)]
+    full = [completion for completion in completions if len(completion.token_ids) == 12]
+    assert full
+    assert {completion.finish_reason for completion in full if completion.token_ids[-1] != loaded.vocab.eos_id} == {
+        "length"
+    }
+    assert all(completion.finish_reason == "stop" for completion in completions if completion not in full)
