@@ -22,6 +22,9 @@ PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_
 WITHOUT_KERNELS := model/checkpoint/test_checkpoint model/text/test_tokenizer model/engine/test_process \
   training/world/test_checkers training/pesft/test_faults training/studies/test_plot_job
 
+# npm in the folder of the JavaScript's tests, with its pinned packages installed; without npm a remark.
+NPM := sh tests/static/npm.sh
+
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test test-portable check format bench attack clean
 
@@ -48,10 +51,12 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_arrows.py
+	@$(NPM) run --silent check
 
 format: setup
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+	@$(NPM) run --silent format
 
 bench: setup
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
