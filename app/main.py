@@ -245,10 +245,7 @@ def build_services(
 def build_page(base_url: str, api_key: str) -> ASGIApp:
     """The Gradio page on this server's own API; imports Gradio (seconds)."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from app.ui.quick_start import without_stubs
-
-    with without_stubs():
-        from app.ui.mount import build_page as build
+    from app.ui.mount import build_page as build
 
     return build(base_url, api_key)
 

@@ -113,9 +113,7 @@ class Runtime:
         except* Exception as group_error:
             if not s.traces.stopping:  # else it was interrupted, and nothing is wrong with it
                 self._fail(group_error.exceptions[0])
-        if not gc.isenabled():  # everything is imported; what has come so far is never looked at again
-            gc.freeze()
-            gc.enable()
+        gc.freeze()  # everything is imported: later collections, which stop every stream, skip it (3 ms instead of 80)
 
     def _fail(self, error: Exception) -> None:
         """The server will never be ready: let it end."""

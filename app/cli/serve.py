@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -26,7 +25,6 @@ def serve(args: Namespace) -> int:
             return EXIT_BAD_INPUT
         raise CommandError(str(error), EXIT_BAD_INPUT) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over
-    gc.disable()  # for the imports, whose objects stay: a quarter of the time until ready; the runtime enables it again
     from app import main
 
     try:

@@ -15,7 +15,7 @@ def _choice(label: str, choices: list[tuple[str, str]]) -> gr.Dropdown:
     return gr.Dropdown(choices, value="", label=label, elem_id=f"or-filter-{label.lower()}", filterable=False)
 
 
-def gallery_page(client: Client) -> None:
+def gallery_page(blocks: gr.Blocks, client: Client) -> None:
     """Builds the page inside the current Blocks."""
 
     def checkpoints() -> gr.Dropdown:
@@ -42,6 +42,4 @@ def gallery_page(client: Client) -> None:
     js = "(slice, verdict, checkpoint) => { window.omniGallery?.filter({slice, verdict, checkpoint}); }"
     for choice in choices:
         choice.input(None, choices, None, js=js, show_progress="hidden", queue=False, api_visibility="private")
-    blocks = gr.context.Context.root_block
-    assert blocks is not None
     blocks.load(checkpoints, None, checkpoint, show_progress="hidden", queue=False, api_visibility="private")

@@ -10,14 +10,12 @@ import warnings
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.routing import Mount
 
 from app.client import Client
 from app.common.locations import STATIC
 from app.ui.about import about_page
 from app.ui.checkpoints import checkpoints_page
 from app.ui.gallery import gallery_page
-from app.ui.quick_start import without_spare_apps
 from app.ui.studio import studio_page
 from app.ui.training import training_page
 
@@ -48,7 +46,7 @@ def build_ui(client: Client) -> gr.Blocks:
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as blocks:
         studio_page()
     with blocks.route("Gallery", "gallery", show_in_navbar=False):
-        gallery_page(client)
+        gallery_page(blocks, client)
     with blocks.route("Training", "training", show_in_navbar=False):
         training_page()
     with blocks.route("Checkpoints", "checkpoints", show_in_navbar=False):
@@ -65,8 +63,7 @@ def theme() -> gr.themes.Base:
 
 def mount_ui(app: FastAPI, client: Client) -> None:
     """Mounts the pages at `/`, behind every route that ``app`` has by now; its lifespan takes in Gradio's."""
-    with without_spare_apps():
-        blocks = build_ui(client)
+    blocks = build_ui(client)
     with warnings.catch_warnings():
         # it says that there is no server-side rendering with several pages, although none was asked for
         warnings.filterwarnings("ignore", message="SSR mode is not supported", category=UserWarning)
@@ -82,7 +79,6 @@ def mount_ui(app: FastAPI, client: Client) -> None:
             ssr_mode=False,
             show_error=True,
         )
-    blocks.app = next(route.app for route in app.routes if isinstance(route, Mount))  # where Gradio looks for it
     blocks.extra_startup_events.append(lambda: _stop_queue(blocks))
 
 
