@@ -20,9 +20,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from app.common import pools
 from app.common.locations import ROOT
 from app.jobs.process import WorkerProcess, exit_code, start_worker
 from app.jobs.watch import INTERRUPTED, End, Job, Told, Watch, end_without_exit_code, telling
@@ -102,9 +103,7 @@ class JobRunner:
         poll_s: float = 0.2,
         beat_s: float = 2.0,
         environment: Mapping[str, str] | None = None,
-        in_thread: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
-        """`in_thread` runs a blocking function with its arguments off the event loop."""
         self._store = store
         self._hooks = hooks
         self._command = tuple(command)
@@ -113,7 +112,6 @@ class JobRunner:
         self._poll_s = poll_s
         self._beat_s = beat_s
         self._environment = dict(environment or {})
-        self._in_thread = in_thread
         self._queue_changed = asyncio.Event()
         self._watched: dict[str, Watch] = {}
         self._waiting: dict[str, dict[str, Any]] = {}  # what jobs wait for, by their ids
@@ -191,7 +189,7 @@ class JobRunner:
         while True:
             self._queue_changed.clear()
             with telling("the queue of jobs cannot be read"):
-                while (job := await self._in_thread(self._store.claim, self._max_running)) is not None:
+                while (job := await pools.jobs.run(self._store.claim, self._max_running)) is not None:
                     task = asyncio.create_task(self._work(job), name=f"job {job.id}")
                     self._tasks[job.id] = task
                     self._hooks.changed(job.id)
@@ -233,7 +231,7 @@ class JobRunner:
             free = shutil.disk_usage(job.folder.parent).free
             try:
                 if free >= MARGIN_BYTES:
-                    process: subprocess.Popen[bytes] = await self._in_thread(self._spawn, job)
+                    process: subprocess.Popen[bytes] = await pools.jobs.run(self._spawn, job)
                     self._waiting.pop(job.id, None)
                     return process
             except OSError as error:
@@ -241,7 +239,7 @@ class JobRunner:
                     raise
             self._waiting[job.id] = {"for": "disk", "needed_bytes": MARGIN_BYTES, "free_bytes": free}
             with telling("a job's row cannot be written at present"):
-                cancelled = await self._in_thread(self._store.beat, job.id) or cancelled
+                cancelled = await pools.jobs.run(self._store.beat, job.id) or cancelled
             if cancelled or self.stopping:
                 interrupted = None if cancelled else dict(INTERRUPTED)
                 await self._finish(job, "cancelled" if cancelled else "interrupted", interrupted)
@@ -275,7 +273,7 @@ class JobRunner:
         job = watch.job
         beat_at = time.monotonic() + self._beat_s
         while True:
-            code: int | None = await self._in_thread(exit_code, watch.process)
+            code: int | None = await pools.jobs.run(exit_code, watch.process)
             if code is not None:
                 await self._until_done(lambda: self._drain(watch))
                 return code
@@ -284,11 +282,11 @@ class JobRunner:
                 beats = 10 if job.id in self._waiting else 1  # a full disk is spared
                 beat_at = time.monotonic() + self._beat_s * beats
                 with telling(f"job {job.id}: its row cannot be written at present", watch):
-                    watch.cancelled = await self._in_thread(self._store.beat, job.id) or watch.cancelled
+                    watch.cancelled = await pools.jobs.run(self._store.beat, job.id) or watch.cancelled
             with telling(f"job {job.id}: its events cannot be stored at present", watch):
-                while await self._in_thread(self._tail, watch):
+                while await pools.jobs.run(self._tail, watch):
                     self._hooks.changed(job.id)
-            waiting = await self._in_thread(read_object, job.folder / WAITING)
+            waiting = await pools.jobs.run(read_object, job.folder / WAITING)
             if waiting is None:
                 self._waiting.pop(job.id, None)
             else:
@@ -391,7 +389,7 @@ class JobRunner:
         done = False
         while not done:
             with telling("a job's row cannot be written, trying again"):
-                await self._in_thread(work)
+                await pools.jobs.run(work)
                 done = True
             if not done:
                 await asyncio.sleep(RETRY_S)

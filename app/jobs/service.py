@@ -88,7 +88,6 @@ class JobService:
             patience_s=patience_s,
             poll_s=poll_s,
             environment={"OMNI_R1_DEVICE": device},
-            in_thread=pools.jobs.run,
         )
 
     # ---- start and stop

@@ -31,7 +31,7 @@ def spec_of(*argv: str) -> dict[str, Any]:
 
 def test_training_is_followed_to_its_end(with_server: Callable[..., Any], capsys: Say) -> None:
     async def scenario(server: Server) -> None:
-        server.services.jobs._checkpoints = FakeCheckpoints()
+        server.services.jobs._checkpoints = server.services.jobs._activation = FakeCheckpoints()
         argv = [
             "train",
             "pesft",

@@ -237,7 +237,7 @@ def test_a_whole_run_says_nothing_but_json(tmp_path: Path) -> None:
         "    threading.Thread(target=lambda: 1 / 0).start()\n"
         "    return create(*args, **more)\n"
         "fake_server.serve = serve\n"
-        "from app import logs; logs.begin()\n"
+        "from app.common import logs; logs.begin()\n"
         "sys.exit(fake_server.main())\n"
     )
     with (tmp_path / "err").open("w") as err:

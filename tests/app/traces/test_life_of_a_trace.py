@@ -142,7 +142,9 @@ def test_an_engine_error_fails_the_trace_and_leaves_the_server_well(
             assert (trace["status"], trace["error"]["code"]) == ("failed", code)
             assert "boom" not in trace["error"]["detail"]
             assert trace["steps"] == [{"index": 1, "text": "I"}]
-        assert (await server.client.get("/readyz")).status_code == 200
+        async with asyncio.timeout(PATIENCE_S):
+            while (await server.client.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.05)
 
     with_server(scenario)
 
