@@ -163,7 +163,7 @@ def _read_params(folder: Path) -> dict[str, Any]:
 
 
 def _read_vq_config(path: Path) -> VQConfig:
-    import yaml  # type: ignore[import-untyped]  # comes with huggingface_hub; needed by nothing else
+    import yaml  # comes with huggingface_hub; needed by nothing else
 
     try:
         params = yaml.safe_load(path.read_text("utf-8"))["model"]["params"]

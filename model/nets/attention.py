@@ -35,7 +35,7 @@ class CausalAttention:
 def causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H, K]."""
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
-        return _CausalSDPA.apply(q, k, v)  # type: ignore[no-any-return]
+        return _CausalSDPA.apply(q, k, v)
     return _causal_sdpa(q, k, v)
 
 
@@ -61,7 +61,7 @@ class _CausalSDPA(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out = ctx.saved_tensors
         batch, time, heads, dim = q.shape
         kv_heads = k.shape[2]
@@ -172,7 +172,7 @@ class _Pad(torch.autograd.Function):
         return x.index_select(0, layout.source)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.index_select(0, ctx.layout.target), None
 
 
@@ -185,7 +185,7 @@ class _Unpad(torch.autograd.Function):
         return x.index_select(0, layout.target)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout: PackedLayout = ctx.layout
         return grad.index_select(0, layout.source) * layout.is_real, None
 
@@ -205,4 +205,4 @@ class PackedAttention:
             part = rows[start:stop].unflatten(0, (bucket.num_docs, bucket.length))
             outs.append(causal_sdpa(*part.split([heads, kv_heads, kv_heads], dim=-2)).flatten(2).flatten(0, 1))
             start = stop
-        return _Unpad.apply(torch.cat(outs), layout)  # type: ignore[no-any-return]
+        return _Unpad.apply(torch.cat(outs), layout)

@@ -192,7 +192,7 @@ class Transformer(nn.Module):
 
     def layer_weights(self) -> list[LayerWeights]:
         """Stacked weights of every layer, for :meth:`forward`'s `weights` (the engine keeps a detached copy)."""
-        return [layer.weights() for layer in self.model.layers]  # type: ignore[operator, misc]
+        return [layer.weights() for layer in self.model.layers]  # type: ignore[operator]
 
     def forward(
         self,
@@ -228,7 +228,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / norm.hypot(norm.new_tensor((eps * width) ** 0.5))
     if _trains_on_cpu(x):
-        return RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
+        return RMSNorm.apply(x, weight, eps)
     return F.rms_norm(x, (width,), weight, eps)
 
 

@@ -82,7 +82,8 @@ def unchanged_cells(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]
     rows, columns = grid
     height, width = before.shape[1] // rows, before.shape[2] // columns
     equal = (before == after).all(-1).reshape(-1, rows, height, columns, width)
-    return equal.all(axis=(2, 4)).reshape(-1, rows * columns)
+    unchanged: np.ndarray = equal.all(axis=(2, 4)).reshape(-1, rows * columns)
+    return unchanged
 
 
 @dataclass(frozen=True, slots=True)

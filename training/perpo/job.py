@@ -248,7 +248,7 @@ def is_informative(group: RolloutGroup, metric: str) -> bool:
         return False
     if metric == "none":
         return True
-    values = [getattr(r.reward, metric) for r in group.rollouts]
+    values: list[float] = [getattr(r.reward, metric) for r in group.rollouts]
     return max(values) - min(values) > 1e-9
 
 
