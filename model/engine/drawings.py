@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from model.engine.image_thread import PictureThread
+from model.engine.image_thread import ImageThread
 from model.engine.models import Model
-from model.engine.narrator import PictureJob, PictureResult
+from model.engine.narrator import ImageJob, ImageResult
 from model.engine.requests import Live
 
-Asked = tuple[Live, PictureJob]
+Asked = tuple[Live, ImageJob]
 
 
 class Drawings:
-    """Posts ("encoded", live, codes, error) and ("picture", live, ticket, result, error)."""
+    """Posts ("encoded", live, codes, error) and ("image", live, ticket, result, error)."""
 
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
         self._post = post
-        self._thread = PictureThread()
+        self._thread = ImageThread()
         self.lend_a_hand = self._thread.lend_a_hand
         self.give_way = self._thread.give_way
         self.close = self._thread.close
@@ -45,7 +45,7 @@ class Drawings:
 
         self._thread.when_idle(show)
 
-    def draw(self, live: Live, jobs: list[PictureJob]) -> None:
+    def draw(self, live: Live, jobs: list[ImageJob]) -> None:
         """Decode pictures; a partial one that would wait goes out without a picture."""
         model: Model = live.model
         for job in jobs:
@@ -54,10 +54,10 @@ class Drawings:
                 self._thread.submit_whole(_Draw(model), (live, job), post)
             elif not self._thread.try_submit(partial(model.draw_part, job), post):
                 assert live.narrator is not None
-                live.narrator.picture_skipped(job.ticket)
+                live.narrator.image_skipped(job.ticket)
 
     def _drawn(self, live: Live, ticket: int, result: Any, error: BaseException | None) -> None:
-        self._post(("picture", live, ticket, result, error))
+        self._post(("image", live, ticket, result, error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class _Draw:
 
     model: Model
 
-    def __call__(self, asked: list[Asked]) -> list[PictureResult]:
+    def __call__(self, asked: list[Asked]) -> list[ImageResult]:
         """With a trace's first one goes what its model sees of the question's picture, where that is asked for."""
         firsts = [live for live, job in asked if live.request.show_seen and job.is_first]
         unseen = [(live, live.previous) for live in firsts if live.seen is None and live.previous is not None]

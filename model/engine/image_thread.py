@@ -43,7 +43,7 @@ class _Whole:
     post: Post
 
 
-class PictureThread:
+class ImageThread:
     """Runs jobs; `post` is called with (result, error) from the thread that ran the job."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class PictureThread:
         self._busy = False
         self._closed = False
         self._rests_until = 0.0  # for partial pictures
-        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="images", daemon=True)
         self._thread.start()
 
     def submit_whole(self, work: WorkTogether, item: Any, post: Post) -> None:

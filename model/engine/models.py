@@ -26,9 +26,9 @@ from model.config import ModelConfig
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
 from model.engine.messages import Footprint, ImageInput
-from model.engine.narrator import PictureJob, PictureResult
+from model.engine.narrator import ImageJob, ImageResult
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, decode_partial, encode_pictures, image_stats
+from model.images.codes import decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
 from model.precision import serving_dtype
 
@@ -77,22 +77,22 @@ class Model:
     def see(self, images: Sequence[ImageInput]) -> list[tuple[int, ...]]:
         """The codes of a question's pictures."""
         assert self.loaded.vq is not None
-        return encode_pictures(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
+        return encode_images(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
 
-    def draw(self, pictures: Sequence[Sequence[int]]) -> list[PictureResult]:
+    def draw(self, all_codes: Sequence[Sequence[int]]) -> list[ImageResult]:
         """Whole images from their codes, decoded as one batch."""
         vq = self.loaded.vq
         assert vq is not None
         perception = self.loaded.manifest.perception
-        stats = [image_stats(vq, codes, perception).to_json() for codes in pictures]
-        images = decode_codes(vq, pictures)
-        return [PictureResult(png_bytes(i), *i.size, s) for i, s in zip(images, stats, strict=True)]
+        stats = [image_stats(vq, codes, perception).to_json() for codes in all_codes]
+        images = decode_codes(vq, all_codes)
+        return [ImageResult(png_bytes(i), *i.size, s) for i, s in zip(images, stats, strict=True)]
 
-    def draw_part(self, job: PictureJob) -> PictureResult:
+    def draw_part(self, job: ImageJob) -> ImageResult:
         """A picture as far as it has come."""
         assert self.loaded.vq is not None
         image = decode_partial(self.loaded.vq, job.codes, job.previous)
-        return PictureResult(png_bytes(image, quick=True), *image.size)
+        return ImageResult(png_bytes(image, quick=True), *image.size)
 
     @property
     def num_bytes(self) -> int:

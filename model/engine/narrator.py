@@ -36,7 +36,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureJob:
+class ImageJob:
     """A picture to decode. `codes` are the first k of N; the rest may be taken from `previous`."""
 
     ticket: int
@@ -47,7 +47,7 @@ class PictureJob:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureResult:
+class ImageResult:
     """A decoded picture. `stats` only of final ones: {codes, flatness, tv, perception_reward}; `seen` is the decode of
     the job's `previous`, where that was asked for."""
 
@@ -99,11 +99,11 @@ class Narrator:
         self._waiting: dict[int, _Entry] = {}
         self._next_ticket = 0
 
-    def feed(self, token_id: int) -> list[PictureJob]:
+    def feed(self, token_id: int) -> list[ImageJob]:
         """Take the next token. Returns the pictures to decode now."""
         return self._tell(self.parser.feed(token_id))
 
-    def finish(self) -> list[PictureJob]:
+    def finish(self) -> list[ImageJob]:
         """The sequence is over: what the parser held back comes out."""
         self.step_mode = False
         return self._tell(self.parser.finish())
@@ -112,7 +112,7 @@ class Narrator:
         """Put `value` behind all events; `take` returns it when its turn comes."""
         self._entries.append(_Entry(None, end=value))
 
-    def picture_done(self, ticket: int, result: PictureResult) -> None:
+    def image_done(self, ticket: int, result: ImageResult) -> None:
         """A picture is decoded. One that was dropped meanwhile is ignored."""
         entry = self._waiting.pop(ticket, None)
         if entry is None or entry.event is None:
@@ -122,7 +122,7 @@ class Narrator:
             entry.event.data.update(width=result.width, height=result.height, stats=result.stats)
             self._drop_partials_before(entry)
 
-    def picture_skipped(self, ticket: int) -> None:
+    def image_skipped(self, ticket: int) -> None:
         """A partial picture will not be decoded: its event goes out without one."""
         entry = self._waiting.pop(ticket, None)
         if entry is not None:
@@ -136,8 +136,8 @@ class Narrator:
             told.append(entry.end if entry.event is None else Told(entry.event, entry.png, entry.codes, entry.seen))
         return told
 
-    def _tell(self, events: Iterable[ParseEvent]) -> list[PictureJob]:
-        jobs: list[PictureJob] = []
+    def _tell(self, events: Iterable[ParseEvent]) -> list[ImageJob]:
+        jobs: list[ImageJob] = []
         for event in events:
             if self.paused_after is not None:
                 break  # told when the trace goes on: its tokens are fed again then
@@ -145,7 +145,7 @@ class Narrator:
             jobs += self._tell_one(event, silent=self.num_parsed <= self._skip)
         return jobs
 
-    def _tell_one(self, event: ParseEvent, *, silent: bool) -> list[PictureJob]:
+    def _tell_one(self, event: ParseEvent, *, silent: bool) -> list[ImageJob]:
         from model.text import parser as p
 
         match event:
@@ -164,14 +164,14 @@ class Narrator:
                 self.num_images += 1
                 before, self._previous = self._previous, codes
                 if not silent:
-                    return [self._picture(TraceEvent("image.completed", {"step": step}), codes, before, final=True)]
+                    return [self._image(TraceEvent("image.completed", {"step": step}), codes, before, final=True)]
             case p.StepCompleted(step=step):
                 self._add("step.completed", {"step": step}, silent)
                 if self.step_mode and not silent:
                     self.paused_after = step
         return []
 
-    def _code(self, event: Any, silent: bool) -> list[PictureJob]:
+    def _code(self, event: Any, silent: bool) -> list[ImageJob]:
         if not self._codes:
             count, parts = event.count, self._partial_images
             self._partial_at = {round(count * (i + 1) / (parts + 1)): i for i in range(parts + 1)} if parts else {}
@@ -184,16 +184,16 @@ class Narrator:
         if done == event.count:  # the whole picture comes next; until it is decoded, this says what is waited for
             self._add("image.partial", data, silent)
             return []
-        return [self._picture(TraceEvent("image.partial", data), tuple(self._codes), self._previous, final=False)]
+        return [self._image(TraceEvent("image.partial", data), tuple(self._codes), self._previous, final=False)]
 
-    def _picture(
+    def _image(
         self, event: TraceEvent, codes: tuple[int, ...], previous: tuple[int, ...] | None, *, final: bool
-    ) -> PictureJob:
+    ) -> ImageJob:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         entry = _Entry(event, codes=codes if final else None, waits=True, ticket=ticket)
         self._entries.append(entry)
         self._waiting[ticket] = entry
-        return PictureJob(ticket, final, codes, previous, is_first=final and self.num_images == 1)
+        return ImageJob(ticket, final, codes, previous, is_first=final and self.num_images == 1)
 
     def _add(self, kind: str, data: dict[str, Any], silent: bool) -> None:
         if not silent:

@@ -29,7 +29,7 @@ from model.engine.messages import (
     Started,
 )
 from model.engine.models import Model, Models
-from model.engine.narrator import Narrator, PictureResult, Told
+from model.engine.narrator import ImageResult, Narrator, Told
 from model.engine.requests import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.sequence import Status
 
@@ -107,8 +107,8 @@ class Worker:
                 self._set_mode(request_id, mode == "step")
             case ("encoded", live, codes, error):
                 self._encoded(live, codes, error)
-            case ("picture", live, ticket, result, error):
-                self._picture_done(live, ticket, result, error)
+            case ("image", live, ticket, result, error):
+                self._image_done(live, ticket, result, error)
             case ("settings", settings):
                 self.models.configure(**settings)
             case ("load", name, folder, version, ticket):
@@ -324,14 +324,14 @@ class Worker:
         narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))
         self._tell(live)
 
-    def _picture_done(self, live: Live, ticket: int, result: PictureResult | None, error: BaseException | None) -> None:
+    def _image_done(self, live: Live, ticket: int, result: ImageResult | None, error: BaseException | None) -> None:
         if not self._is_live(live) or live.narrator is None:
             return
         if result is None:
             log.error("a picture of request %s could not be decoded", live.request.request_id, exc_info=error)
             self._end(live, Failed("engine_error", f"a picture could not be decoded: {error}"))
             return
-        live.narrator.picture_done(ticket, result)
+        live.narrator.image_done(ticket, result)
         self._tell(live)
 
     # Outputs

@@ -40,7 +40,7 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def encode_pictures(
+def encode_images(
     vq: VQModel, images: Sequence[bytes | Image.Image], fits: Sequence[Fit] | None = None
 ) -> list[tuple[int, ...]]:
     """Codes of pictures of any size, cropped or padded to what the model sees (``fits``, default crop)."""
@@ -126,12 +126,12 @@ def is_flat(codes: Sequence[int], perception: Perception, energy: float) -> bool
     return flatness(codes) > limit
 
 
-def picture_energies(vq: VQModel, pictures: Sequence[Sequence[int]]) -> list[float]:
+def image_energies(vq: VQModel, images: Sequence[Sequence[int]]) -> list[float]:
     """E_2D of pictures given by their whole code grids."""
-    if not pictures:
+    if not images:
         return []
     book = vq.codebook.detach()
-    vectors = book[torch.tensor([list(codes) for codes in pictures], device=book.device)]
+    vectors = book[torch.tensor([list(codes) for codes in images], device=book.device)]
     return [float(energy) for energy in tv_energy(vectors.unflatten(1, vq.config.grid))]
 
 
@@ -164,12 +164,12 @@ class ImageStats:
 def image_stats(vq: VQModel, codes: Sequence[int], perception: Perception | None = None) -> ImageStats:
     """Facts of a whole code grid under the checkpoint's perception scale (tau 3.0 where it states none)."""
     perception = perception or Perception()
-    (energy,) = picture_energies(vq, [codes])
+    (energy,) = image_energies(vq, [codes])
     score = 0.0 if is_flat(codes, perception, energy) else perception_score(energy, perception)
     return ImageStats(len(set(codes)), flatness(codes), energy, score)
 
 
-def perception_reward(vq: VQModel, pictures: Sequence[Sequence[int]], perception: Perception | None = None) -> float:
+def perception_reward(vq: VQModel, images: Sequence[Sequence[int]], perception: Perception | None = None) -> float:
     """R_Pe of a trajectory: the mean score of its pictures (Eq. 9-11); 0 without pictures."""
-    scores = [image_stats(vq, codes, perception).perception_reward for codes in pictures]
+    scores = [image_stats(vq, codes, perception).perception_reward for codes in images]
     return sum(scores) / len(scores) if scores else 0.0

@@ -21,7 +21,7 @@ WHITE = (255, 255, 255)
 _LONGEST = 16  # sides beyond this many times the shorter edge are cut off before any scaling
 
 
-def open_picture(png: bytes | Image.Image) -> Image.Image:
+def open_image(png: bytes | Image.Image) -> Image.Image:
     """RGB picture of encoded bytes (or of a picture already open)."""
     return to_rgb(png if isinstance(png, Image.Image) else Image.open(io.BytesIO(png), formats=READABLE))
 
@@ -46,7 +46,7 @@ def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, f
     if isinstance(config, ModelConfig):
         config = config.vq
     size = config.resolution if isinstance(config, VQConfig) else config
-    image = open_picture(png)
+    image = open_image(png)
     image.load()  # the caller may close the file behind it
     if image.size == (size, size):
         return image

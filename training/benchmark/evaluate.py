@@ -20,7 +20,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, encode_pictures, is_flat, picture_energies
+from model.images.codes import decode_codes, encode_images, image_energies, is_flat
 from training.benchmark.stats import wilson
 from training.scoring.grading import is_right
 from training.world.checkers import judge_drawings
@@ -101,7 +101,7 @@ def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, 
     assert loaded.vq is not None
     out: list[tuple[int, ...]] = []
     for start in range(0, len(tasks), 64):
-        out += [tuple(codes) for codes in encode_pictures(loaded.vq, [t.image for t in tasks[start : start + 64]])]
+        out += [tuple(codes) for codes in encode_images(loaded.vq, [t.image for t in tasks[start : start + 64]])]
     return out
 
 
@@ -121,7 +121,7 @@ class Response:
     unmarked: bool = False
 
     @property
-    def pictures(self) -> list[tuple[int, ...]]:
+    def images(self) -> list[tuple[int, ...]]:
         """Codes of the whole pictures."""
         return [codes for _, codes in self.steps if codes is not None]
 
@@ -145,11 +145,11 @@ def read_response(
     drawn = [codes for _, codes in steps if codes is not None]
     right, total = 0, len(drawn)
     if task is not None and seen is not None and loaded.vq is not None and loaded.can_draw:
-        pictures = iter(decode_codes(loaded.vq, [seen, *drawn]))
-        before = next(pictures)
-        right, total = judge_drawings(task, before, [next(pictures) if codes else None for _, codes in steps])
+        images = iter(decode_codes(loaded.vq, [seen, *drawn]))
+        before = next(images)
+        right, total = judge_drawings(task, before, [next(images) if codes else None for _, codes in steps])
     perception = loaded.manifest.perception or Perception()
-    energies = picture_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
+    energies = image_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
     blank = sum(is_flat(codes, perception, energy) for codes, energy in zip(drawn, energies, strict=True))
     return Response(parser.answer, steps, parser.well_formed, blank, right, total, parser.unmarked)
 
@@ -166,7 +166,7 @@ def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], comp
         malformed=not response.well_formed,
         drawings_right=response.drawings_right,
         drawings_total=response.drawings_total,
-        pictures=len(response.pictures),
+        pictures=len(response.images),
         blank=response.blank,
         tokens=len(completion.token_ids),
     )
@@ -185,15 +185,15 @@ def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     total, right = len(predictions), sum(p.right for p in predictions)
     drawings = sum(p.drawings_total for p in predictions)
     low, high = wilson(right, total)
-    pictures = sum(p.pictures for p in predictions)
+    images = sum(p.pictures for p in predictions)
     return {
         "tasks": total,
         "accuracy": round(right / max(total, 1), 4),
         "accuracy_ci95": [round(low, 4), round(high, 4)],
         "drawings_right": round(sum(p.drawings_right for p in predictions) / max(drawings, 1), 4),
         "malformed": round(sum(p.malformed for p in predictions) / max(total, 1), 4),
-        "blank": round(sum(p.blank for p in predictions) / max(pictures, 1), 4),
-        "pictures": round(pictures / max(total, 1), 3),
+        "blank": round(sum(p.blank for p in predictions) / max(images, 1), 4),
+        "pictures": round(images / max(total, 1), 3),
         "tokens": round(sum(p.tokens for p in predictions) / max(total, 1), 1),
     }
 

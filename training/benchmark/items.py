@@ -11,7 +11,7 @@ from itertools import islice
 
 from training.data.questions import QuestionFiles, read_questions
 from training.data.rows import Rejection
-from training.data.traces import Picture
+from training.data.traces import SampleImage
 from training.spec.spec import UniTasksData
 from training.world.task import Task
 from training.world.world import EVAL_SEED_MIN, SLICES, make_task
@@ -25,7 +25,7 @@ class Item:
     slice: str
     group: str | None
     question: str
-    pictures: tuple[Picture, ...]
+    images: tuple[SampleImage, ...]
     reference: str
     choices: tuple[str, ...] = ()
     task: Task | None = None
@@ -57,7 +57,7 @@ def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None
             slice=found.slice or "all",
             group=group,
             question=found.text,
-            pictures=found.pictures,
+            images=found.images,
             reference=found.answer,
             choices=found.choices,
         )

@@ -32,7 +32,7 @@ from model.precision import serving_dtype
 from training.benchmark.evaluate import read_response
 from training.benchmark.items import Item, first_seed, read_items
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
-from training.data.questions import picture_codes
+from training.data.questions import image_codes
 from training.data.row_images import SampleError
 from training.data.rows import DataError, Intake, Rejection
 from training.jobs.context import JobContext, JobError
@@ -83,7 +83,7 @@ class _Survey:
     """What will be asked, without the questions themselves."""
 
     ids: list[str]
-    with_pictures: bool
+    with_images: bool
 
 
 def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
@@ -93,7 +93,7 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
         ctx.log.log(f"seeds from {first_seed(data)} may have been trained on: the numbers are not held-out ones")
     ids: list[str] = []
     rejected: list[Rejection] = []
-    with_pictures = False
+    with_images = False
     try:
         for item in read_items(data, SURVEY_SIZE):
             ctx.check_stop()
@@ -101,7 +101,7 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
                 rejected.append(item)
             else:
                 ids.append(item.item_id)
-                with_pictures |= bool(item.pictures)
+                with_images |= bool(item.images)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
     intake = Intake(len(ids), tuple(rejected))
@@ -114,7 +114,7 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
         ctx.log.warning("samples_rejected", intake.summary())
     if not ids:
         raise JobError("no_samples", f"there is no question to ask: {intake.summary()}")
-    return _Survey(ids, with_pictures)
+    return _Survey(ids, with_images)
 
 
 class _Asking:
@@ -149,7 +149,7 @@ class _Asking:
 
     def answer_all(self, survey: _Survey) -> list[Answer]:
         """Answers in order; those of an earlier sitting are read back."""
-        if survey.with_pictures and not self.loaded.can_see:
+        if survey.with_images and not self.loaded.can_see:
             raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' pictures")
         self.ctx.disk.write(lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
         answers = self._read_back(survey.ids)
@@ -217,7 +217,7 @@ class _Asking:
     def _prompt(self, item: Item) -> tuple[list[int], tuple[int, ...] | None, str | None]:
         vq, template = self.loaded.vq, self.loaded.template
         try:
-            codes = [picture_codes(p, template, vq) for p in item.pictures] if vq is not None else []
+            codes = [image_codes(p, template, vq) for p in item.images] if vq is not None else []
         except SampleError as error:
             return [], None, error.detail
         return template.prompt_ids(item.question, codes), codes[-1] if codes else None, None
@@ -238,7 +238,7 @@ class _Asking:
             rules=Verdicts(graded.score >= 1.0, graded.score, graded.check),
             judge=None,
             malformed=not response.well_formed,
-            pictures=len(response.pictures),
+            pictures=len(response.images),
             blank=response.blank,
             drawings_right=response.drawings_right if item.task is not None else None,
             drawings_total=response.drawings_total if item.task is not None else None,
@@ -257,7 +257,7 @@ class _Asking:
         vq = self.loaded.vq
         codes = [c for _, c in steps if c is not None]
         drawn = iter(decode_codes(vq, codes) if vq is not None and self.loaded.can_draw else [])
-        images = [picture for picture in item.pictures if isinstance(picture, Image.Image)]
+        images = [image for image in item.images if isinstance(image, Image.Image)]
         self.ctx.log.sample(
             self.ctx.stage or STAGE,
             0,

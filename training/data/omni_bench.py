@@ -42,7 +42,7 @@ class BenchQuestion:
     where: str
     question_id: str
     text: str
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     answer: str
     source: str
     slice: str
@@ -73,12 +73,12 @@ def parse_question(row: Row) -> BenchQuestion:
     if not answer:
         raise SampleError("empty_answer", "'answer' is empty")
     source = source_of(row)
-    pictures = _pictures(data.get("image"), row)
+    images = _images(data.get("image"), row)
     return BenchQuestion(
         where=row.where,
         question_id=_text(data.get("id") or data.get("question_id")) or row.where,
-        text=numbered(text, len(pictures)),
-        pictures=pictures,
+        text=numbered(text, len(images)),
+        images=images,
         answer=answer,
         source=source,
         slice=slice_of(source),
@@ -119,11 +119,11 @@ def _choices(data: Mapping[str, Any], text: str) -> tuple[str, ...]:
     return options_in(text)
 
 
-def _pictures(value: Any, row: Row) -> tuple[Image.Image, ...]:
+def _images(value: Any, row: Row) -> tuple[Image.Image, ...]:
     if value is None or value == MISSING or value == "":
         return ()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(picture for one in value for picture in _pictures(one, row))
+        return tuple(image for one in value for image in _images(one, row))
     return (row.image(value),)
 
 

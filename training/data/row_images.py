@@ -38,7 +38,7 @@ class SampleError(ValueError):
         self.code, self.detail = code, detail
 
 
-def is_picture(value: Any) -> bool:
+def is_image(value: Any) -> bool:
     """Whether a field's value can hold an image (and is not a list of token ids)."""
     return isinstance(value, str | bytes | Image.Image) or (
         isinstance(value, Mapping) and ("bytes" in value or "path" in value)

@@ -18,8 +18,8 @@ from model.text.template import Rendered, Template
 from model.text.vocab import Vocabulary
 from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
-from training.data.token_sets import Codes, EmptySetError, PictureCoder, TokenSet, render_trace
-from training.data.traces import Picture, SampleStep, TokenIds, TraceSample, read_traces
+from training.data.token_sets import Codes, EmptySetError, ImageCoder, TokenSet, render_trace
+from training.data.traces import SampleImage, SampleStep, TokenIds, TraceSample, read_traces
 from training.spec.spec import JsonlData, TracesData, UniTasksData, ZebraCoTData
 from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
 
@@ -84,13 +84,13 @@ def world_samples(data: UniTasksData, seed: int) -> Iterator[TraceSample]:
 class SampleEncoder:
     """Gives samples their codes, in chunks."""
 
-    def __init__(self, coder: PictureCoder, vocab: Vocabulary) -> None:
+    def __init__(self, coder: ImageCoder, vocab: Vocabulary) -> None:
         self.coder, self.vocab = coder, vocab
         self._resolution = coder.vq.config.resolution
 
     def encode(self, samples: Sequence[TraceSample]) -> list[EncodedSample | Rejection]:
         """One result a sample, in order."""
-        chains = [[self._view(p) for p in _pictures(sample) if isinstance(p, Image.Image)] for sample in samples]
+        chains = [[self._view(p) for p in _images(sample) if isinstance(p, Image.Image)] for sample in samples]
         coded = iter(self.coder.chains([chain for chain in chains if chain]) if any(chains) else [])
         return [
             self._assemble(sample, next(coded) if chain else []) for sample, chain in zip(samples, chains, strict=True)
@@ -99,18 +99,18 @@ class SampleEncoder:
     def _assemble(self, sample: TraceSample, coded: Sequence[Codes]) -> EncodedSample | Rejection:
         left = iter(coded)
 
-        def codes(picture: Picture) -> Codes:
-            return self._codes_of_ids(picture) if isinstance(picture, TokenIds) else next(left)
+        def codes(image: SampleImage) -> Codes:
+            return self._codes_of_ids(image) if isinstance(image, TokenIds) else next(left)
 
         try:
-            images = tuple(codes(picture) for picture in sample.pictures)
-            steps = tuple((s.text, s.state, None if s.picture is None else codes(s.picture)) for s in sample.steps)
+            images = tuple(codes(image) for image in sample.images)
+            steps = tuple((s.text, s.state, None if s.image is None else codes(s.image)) for s in sample.steps)
         except SampleError as error:
             return Rejection(sample.where, error.code, error.detail)
         return EncodedSample(sample.where, sample.question, images, steps, sample.answer, sample.slice)
 
-    def _codes_of_ids(self, picture: TokenIds) -> Codes:
-        ids, vocab = picture.ids, self.vocab
+    def _codes_of_ids(self, image: TokenIds) -> Codes:
+        ids, vocab = image.ids, self.vocab
         if len(ids) == vocab.tokens_per_image and (ids[0], ids[-1]) == (vocab.boi_id, vocab.eoi_id):
             ids = ids[1:-1]
         if len(ids) != vocab.codes_per_image:
@@ -120,13 +120,13 @@ class SampleEncoder:
             raise SampleError("broken_picture", f"token {ids[found.index(None)]} is no picture code of this checkpoint")
         return tuple(code for code in found if code is not None)
 
-    def _view(self, picture: Image.Image) -> Image.Image:
-        return model_view(picture, self._resolution)
+    def _view(self, image: Image.Image) -> Image.Image:
+        return model_view(image, self._resolution)
 
 
-def _pictures(sample: TraceSample) -> Iterator[Picture]:
-    yield from sample.pictures
-    yield from (step.picture for step in sample.steps if step.picture is not None)
+def _images(sample: TraceSample) -> Iterator[SampleImage]:
+    yield from sample.images
+    yield from (step.image for step in sample.steps if step.image is not None)
 
 
 def build_token_set(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Codes = tuple[int, ...]
 
 
-class PictureCoder:
+class ImageCoder:
     """Pictures to codes for training, in batches, each picture of a chain keeping the codes of what did not change.
 
     A functional image is mostly the picture before it. The encoder's normalisations look at the whole picture, so a
@@ -52,24 +52,24 @@ class PictureCoder:
         self.device = device
 
     @torch.inference_mode()
-    def encode(self, pictures: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """Codes [B, N] int32 of the pictures [B, R, R, 3] uint8."""
         out = []
-        for start in range(0, len(pictures), self.batch):
-            pixels = torch.from_numpy(pictures[start : start + self.batch]).permute(0, 3, 1, 2)
+        for start in range(0, len(images), self.batch):
+            pixels = torch.from_numpy(images[start : start + self.batch]).permute(0, 3, 1, 2)
             pixels = pixels.contiguous().to(self.device).float() / 127.5 - 1.0
             out.append(self.vq.quantize.nearest(self.vq.features(pixels)).cpu().numpy().astype(np.int32))
         return np.concatenate(out)
 
     def chains(self, chains: Sequence[Sequence[Image]]) -> list[list[Codes]]:
         """Codes of every picture of every chain."""
-        pictures = np.stack([np.asarray(image) for chain in chains for image in chain])
-        codes = self.encode(pictures)
+        images = np.stack([np.asarray(image) for chain in chains for image in chain])
+        codes = self.encode(images)
         out, start = [], 0
         for chain in chains:
             stop = start + len(chain)
             rows = codes[start:stop]
-            same = unchanged_cells(pictures[start : stop - 1], pictures[start + 1 : stop], self.vq.grid)
+            same = unchanged_cells(images[start : stop - 1], images[start + 1 : stop], self.vq.grid)
             for k in range(1, len(chain)):
                 rows[k] = np.where(same[k - 1], rows[k - 1], rows[k])
             out.append([tuple(row.tolist()) for row in rows])
@@ -125,14 +125,14 @@ def render_trace(
     return template.render(question, images, parts, answer)
 
 
-def encode_tasks(tasks: Iterable[Task], coder: PictureCoder, *, total: int | None = None) -> list[EncodedTask]:
+def encode_tasks(tasks: Iterable[Task], coder: ImageCoder, *, total: int | None = None) -> list[EncodedTask]:
     """Tasks with their pictures, at the size the checkpoint sees them, as codes, in order."""
     out: list[EncodedTask] = []
     chunk: list[Task] = []
 
     def flush() -> None:
-        pictures = [[task.image, *(step.image for step in task.steps)] for task in chunk]
-        coded = coder.chains([[model_view(picture, coder.vq.config) for picture in chain] for chain in pictures])
+        images = [[task.image, *(step.image for step in task.steps)] for task in chunk]
+        coded = coder.chains([[model_view(image, coder.vq.config) for image in chain] for chain in images])
         for task, codes in zip(chunk, coded, strict=True):
             steps = tuple((s.text, s.state, c) for s, c in zip(task.steps, codes[1:], strict=True))
             out.append(EncodedTask(task.question, codes[0], steps, task.answer))

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from training.data.places import NAMED, named_places, numbered, with_names
-from training.data.row_images import SampleError, is_picture
+from training.data.row_images import SampleError, is_image
 from training.data.rows import Rejection, Row, read_parsed
 
 QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
@@ -39,7 +39,7 @@ class TokenIds:
     ids: tuple[int, ...]
 
 
-Picture = Image.Image | TokenIds
+SampleImage = Image.Image | TokenIds
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SampleStep:
     """One step: its text, the picture that ends it, and the state written out (for the control that reads it)."""
 
     text: str
-    picture: Picture | None = None
+    image: SampleImage | None = None
     state: str = ""
 
 
@@ -57,7 +57,7 @@ class TraceSample:
 
     where: str
     question: str
-    pictures: tuple[Picture, ...]
+    images: tuple[SampleImage, ...]
     steps: tuple[SampleStep, ...]
     answer: str
     slice: str | None = None
@@ -83,7 +83,7 @@ def parse_trace(row: Row) -> TraceSample:
         SampleError: ``empty_question``, ``empty_answer``, ``empty_reasoning``, ``missing_picture``,
             ``broken_picture``, ``bad_place``, or ``wrong_type`` where a text is none.
     """
-    question, pictures = _question(row)
+    question, images = _question(row)
     answer = _FINAL.split(_text(row.data, ANSWER))[-1].strip()
     if not answer:
         raise SampleError("empty_answer", f"{ANSWER!r} is empty")
@@ -91,12 +91,12 @@ def parse_trace(row: Row) -> TraceSample:
     if not steps:
         raise SampleError("empty_reasoning", f"{REASONING!r} is empty")
     slice_ = row.data.get("slice")
-    return TraceSample(row.where, question, pictures, steps, answer, slice_ if isinstance(slice_, str) else None)
+    return TraceSample(row.where, question, images, steps, answer, slice_ if isinstance(slice_, str) else None)
 
 
 def trace_row(
     question: str,
-    pictures: Sequence[Image.Image | bytes],
+    images: Sequence[Image.Image | bytes],
     steps: Sequence[tuple[str, Image.Image | bytes | None]],
     answer: str,
     **extra: Any,
@@ -111,8 +111,8 @@ def trace_row(
         extra: further keys, carried along.
     """
     row: dict[str, Any] = {}
-    for k, picture in enumerate(pictures, 1):
-        row[f"problem_image_{k}"] = _png(picture)
+    for k, given in enumerate(images, 1):
+        row[f"problem_image_{k}"] = _png(given)
     texts, drawn = [], 0
     for k, (text, image) in enumerate(steps, 1):
         place = ""
@@ -121,10 +121,10 @@ def trace_row(
             place = f"<image_start>[reasoning_image_{drawn}]<image_end>"
             row[f"reasoning_image_{drawn}"] = _png(image)
         texts.append(f"THOUGHT {k}: {text}{place}")
-    return {QUESTION: with_names(question, len(pictures)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
+    return {QUESTION: with_names(question, len(images)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
 
 
-def _question(row: Row) -> tuple[str, tuple[Picture, ...]]:
+def _question(row: Row) -> tuple[str, tuple[SampleImage, ...]]:
     """The question's text with the places of its images, and the images: those that it names, or else all of the row.
 
     Where it names keys, ``<image>`` is text.
@@ -133,10 +133,10 @@ def _question(row: Row) -> tuple[str, tuple[Picture, ...]]:
     if not NAMED.sub("", text).strip():
         raise SampleError("empty_question", f"{QUESTION!r} is empty")
     if keys := list(dict.fromkeys(NAMED.findall(text))):
-        return named_places(text, keys), tuple(_picture(row, key) for key in keys)
+        return named_places(text, keys), tuple(_image(row, key) for key in keys)
     found = ((m, k) for k, v in row.data.items() if v is not None and (m := _PROBLEM_KEY.fullmatch(k)))
     keys = [key for _, key in sorted((int(match[1]), key) for match, key in found)]
-    return numbered(text, len(keys)), tuple(_picture(row, key) for key in keys)
+    return numbered(text, len(keys)), tuple(_image(row, key) for key in keys)
 
 
 def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
@@ -145,7 +145,7 @@ def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
     for thought in _THOUGHT.split(body):
         end = 0
         for place in NAMED.finditer(thought):
-            steps.append(SampleStep(thought[end : place.start()].strip(), _picture(row, place[1])))
+            steps.append(SampleStep(thought[end : place.start()].strip(), _image(row, place[1])))
             end = place.end()
         if rest := thought[end:].strip():
             steps.append(SampleStep(rest))
@@ -158,7 +158,7 @@ def _after_final(reasoning: str) -> str:
     return reasoning[match.end() :] if match else ""
 
 
-def _picture(row: Row, key: str) -> Picture:
+def _image(row: Row, key: str) -> SampleImage:
     value = row.data.get(key)
     if value is None:
         raise SampleError("missing_picture", f"the text names {key!r}, and the row has no such picture")
@@ -166,7 +166,7 @@ def _picture(row: Row, key: str) -> Picture:
         if not value or not all(type(v) is int for v in value):
             raise SampleError("broken_picture", f"{key!r} is no list of token ids")
         return TokenIds(tuple(value))
-    if not is_picture(value):
+    if not is_image(value):
         raise SampleError("broken_picture", f"{key!r} is neither token ids nor a picture")
     try:
         return row.image(value)

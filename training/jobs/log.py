@@ -117,9 +117,9 @@ class JobLog:
                 "stage": stage,
                 "step": step,
                 "question": question,
-                "question_image": self.picture(question_image, f"{name}-q"),
+                "question_image": self.save_image(question_image, f"{name}-q"),
                 "steps": [
-                    {"text": s.get("text", ""), "image": self.picture(s.get("image"), f"{name}-{k}")}
+                    {"text": s.get("text", ""), "image": self.save_image(s.get("image"), f"{name}-{k}")}
                     for k, s in enumerate(steps, 1)
                 ],
                 "answer": answer,
@@ -132,15 +132,15 @@ class JobLog:
             },
         )
 
-    def picture(self, image: Image | str | None, name: str) -> str | None:
+    def save_image(self, image: Image | str | None, name: str) -> str | None:
         """Save a picture as ``samples/<name>.png``; its path below the job's folder, or None where there is none."""
         if image is None or isinstance(image, str):
             return image
-        path, picture = self.folder / SAMPLES / f"{name}.png", image
+        path, given = self.folder / SAMPLES / f"{name}.png", image
 
         def save() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            given.save(path)
 
         try:
             self.disk.write(save)

@@ -32,7 +32,7 @@ from model.text.template import Template
 from model.text.tokenizer import TextTokenizer, train_bpe
 from model.text.vocab import Vocabulary
 from training.data.drills import drill_set
-from training.data.token_sets import EncodedTask, PictureCoder, TokenSet, encode_tasks, id_to_code, training_tasks
+from training.data.token_sets import EncodedTask, ImageCoder, TokenSet, encode_tasks, id_to_code, training_tasks
 from training.jobs.loop import provenance
 from training.nano.recipe import RECIPES, NanoRecipe
 from training.nano.vq import train_decoder, train_vq
@@ -142,7 +142,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     vocab = Vocabulary.from_parts(config, tokenizer)
     text = TextTokenizer.from_object(tokenizer)
     templates = [Template("plain", vocab, text), Template("tagged", vocab, text)]
-    coded = partial(drill_set, coder=PictureCoder(vq), templates=templates, context_len=CONTEXT_LEN)
+    coded = partial(drill_set, coder=ImageCoder(vq), templates=templates, context_len=CONTEXT_LEN)
     first = recipe.seed * DRILLS_OF_A_SEED
     data = _cached(run_folder / "data.npz", partial(coded, first, recipe.drills))
     transformer = Transformer(config.transformer)
@@ -267,8 +267,8 @@ def measure_perception(vq: VQModel, seed: int, count: int = 400) -> Perception:
 
     tau is the median energy of the references, so that a typical drawing scores one half: the score is steepest there.
     """
-    pictures = [s.image for i in range(count) for s in make_task(SLICES[i % len(SLICES)], 1_000_000 + seed + i).steps]
-    codes = PictureCoder(vq).encode(np.stack([np.asarray(p) for p in pictures]))
+    images = [s.image for i in range(count) for s in make_task(SLICES[i % len(SLICES)], 1_000_000 + seed + i).steps]
+    codes = ImageCoder(vq).encode(np.stack([np.asarray(p) for p in images]))
     rows, columns = vq.grid
     vectors = vq.codebook[torch.from_numpy(codes).long()].unflatten(1, (rows, columns))
     energies = torch.stack([tv_energy(v) for v in vectors])
@@ -343,7 +343,7 @@ def _trace_set(
     shares: Sequence[tuple[str, float]] = (),
 ) -> TokenSet:
     tasks = training_tasks(PESFT_SEEDS + recipe.seed * SEEDS_OF_A_RUN + first, count, dict(shares))
-    encoded: Iterable[EncodedTask] = encode_tasks(tasks, PictureCoder(vq), total=count)
+    encoded: Iterable[EncodedTask] = encode_tasks(tasks, ImageCoder(vq), total=count)
     return TokenSet.build((task.render(template, variant) for task in encoded), CONTEXT_LEN)
 
 

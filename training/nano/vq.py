@@ -25,10 +25,10 @@ from tqdm import tqdm
 from model.config import VQConfig
 from model.nets.vq import VQModel
 from model.precision import PrecisionChoice, autocast
-from training.data.token_sets import PictureCoder, training_tasks
+from training.data.token_sets import ImageCoder, training_tasks
 from training.jobs.loop import CosineSchedule, RunFolder, StopFlag, adamw, set_lr
 from training.jobs.precision import BEFORE_AUTO, run_precision
-from training.world.scenes import random_picture
+from training.world.scenes import random_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,17 +100,17 @@ def init_weights(model: VQModel, seed: int) -> None:
             parameter.zero_()
 
 
-def make_pictures(count: int, seed: int, size: int) -> np.ndarray:
+def make_images(count: int, seed: int, size: int) -> np.ndarray:
     """Pictures [count, size, size, 3] uint8; picture i is a function of (seed, i) alone."""
     out = np.empty((count, size, size, 3), dtype=np.uint8)
     for i in tqdm(range(count), desc="pictures", mininterval=5):
-        out[i] = np.asarray(random_picture(random.Random(f"vq-{seed}-{i}")))
+        out[i] = np.asarray(random_image(random.Random(f"vq-{seed}-{i}")))
     return out
 
 
-def to_pixels(pictures: np.ndarray) -> Tensor:
+def to_pixels(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]; contiguous: GroupNorm is 3x slower on channels-last."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
 
 
 def edge_weights(pixels: Tensor, strength: float) -> Tensor:
@@ -196,7 +196,7 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema.count, ema.total, start = state["ema_count"], state["ema_total"], state["step"]
-    pictures = make_pictures(spec.pictures, spec.seed, spec.resolution)
+    images = make_images(spec.pictures, spec.seed, spec.resolution)
 
     def save(step: int) -> None:
         run.save_state(
@@ -212,9 +212,9 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
     with StopFlag() as stop, tqdm(total=total, initial=start, desc="vq", mininterval=5) as bar:
         for step in range(start, total):
             torch.manual_seed(spec.seed * 1_000_003 + step)
-            pixels = _batch(pictures, spec, step)
+            pixels = _batch(images, spec, step)
             if step == spec.plain_steps:
-                _start_codebook(model, ema, pictures, spec)
+                _start_codebook(model, ema, images, spec)
             lr = schedule.lr(step) if step < first else polish.lr(step - first)
             metrics = _step(model, ema, optimizer, pixels, spec, step, lr)
             if (step + 1) % 25 == 0:
@@ -248,18 +248,18 @@ def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = 
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     count = max(spec.decoder_batch, min(spec.pictures // 4, 6_000))
-    coder = PictureCoder(model)
+    coder = ImageCoder(model)
     chains = [[t.image, *(s.image for s in t.steps)] for t in training_tasks(DECODER_SEEDS, count // 3)]
     codes = [
         row for start_ in range(0, len(chains), 64) for c in coder.chains(chains[start_ : start_ + 64]) for row in c
     ]
-    single = make_pictures(count, spec.seed + 1, spec.resolution)
-    pictures = np.concatenate([np.stack([np.asarray(image) for chain in chains for image in chain]), single])
+    single = make_images(count, spec.seed + 1, spec.resolution)
+    images = np.concatenate([np.stack([np.asarray(image) for chain in chains for image in chain]), single])
     table = np.concatenate([np.array(codes, np.int32), coder.encode(single)])
     with StopFlag() as stop, tqdm(total=spec.decoder_steps, initial=start, desc="decoder", mininterval=5) as bar:
         for step in range(start, spec.decoder_steps):
-            chosen = np.random.default_rng((spec.seed, 1, step)).integers(len(pictures), size=spec.decoder_batch)
-            pixels = to_pixels(pictures[chosen])
+            chosen = np.random.default_rng((spec.seed, 1, step)).integers(len(images), size=spec.decoder_batch)
+            pixels = to_pixels(images[chosen])
             set_lr(optimizer, schedule.lr(step))
             with autocast(spec.precision):
                 output = model.decode_vectors(model.codebook.detach()[torch.from_numpy(table[chosen]).long()])
@@ -293,22 +293,22 @@ def _open_run(spec: VQSpec, folder: Path, *, resume: bool) -> tuple[VQSpec, RunF
     return spec, RunFolder(folder, asdict(spec), resume=resume, defaults={"precision": BEFORE_AUTO})
 
 
-def _batch(pictures: np.ndarray, spec: VQSpec, step: int) -> Tensor:
+def _batch(images: np.ndarray, spec: VQSpec, step: int) -> Tensor:
     rng = np.random.default_rng((spec.seed, step))
     if step >= spec.crop_steps:
-        return to_pixels(pictures[rng.integers(len(pictures), size=spec.full_batch)])
+        return to_pixels(images[rng.integers(len(images), size=spec.full_batch)])
     side = spec.resolution >> (len(spec.channel_multiplier) - 1)
     cell = spec.resolution // side
-    indices = rng.integers(len(pictures), size=spec.crop_batch)
+    indices = rng.integers(len(images), size=spec.crop_batch)
     corners = rng.integers((spec.resolution - CROP) // cell + 1, size=(spec.crop_batch, 2)) * cell
     return to_pixels(
-        np.stack([pictures[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(indices, corners, strict=True)])
+        np.stack([images[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(indices, corners, strict=True)])
     )
 
 
 @torch.no_grad()
-def _start_codebook(model: VQModel, ema: CodebookEMA, pictures: np.ndarray, spec: VQSpec) -> None:
-    batches = [to_pixels(pictures[i : i + 64]) for i in range(0, min(512, len(pictures)), 64)]
+def _start_codebook(model: VQModel, ema: CodebookEMA, images: np.ndarray, spec: VQSpec) -> None:
+    batches = [to_pixels(images[i : i + 64]) for i in range(0, min(512, len(images)), 64)]
     with autocast(spec.precision):
         vectors = torch.cat([model.features(b).float().flatten(0, 1) for b in batches])
     model.codebook.data.copy_(ema.start(vectors))

@@ -313,14 +313,14 @@ def _show(ctx: JobContext, stage: str, step: int, batch: StepBatch, base: Loaded
     assert base.vq is not None
     for reward, rollout in scored if len(scored) < 2 else (scored[0], scored[-1]):
         codes = [c for _, c in reward.steps if c is not None]
-        pictures = iter(decode_codes(base.vq, [*prompt.images[-1:], *codes]))
-        question = next(pictures) if prompt.images else None
+        images = iter(decode_codes(base.vq, [*prompt.images[-1:], *codes]))
+        question = next(images) if prompt.images else None
         ctx.log.sample(
             stage,
             step,
             question=prompt.question,
             question_image=question,
-            steps=[{"text": text, "image": None if c is None else next(pictures)} for text, c in reward.steps],
+            steps=[{"text": text, "image": None if c is None else next(images)} for text, c in reward.steps],
             answer=reward.answer,
             reference=prompt.reference,
             slice=prompt.slice,

@@ -15,10 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
-from model.images.codes import encode_pictures
+from model.images.codes import encode_images
 from model.nets.vq import VQModel
 from model.text.template import Template
-from training.data.questions import QuestionFiles, picture_codes, read_questions
+from training.data.questions import QuestionFiles, image_codes, read_questions
 from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
 from training.perpo.rollout import Prompt
@@ -83,7 +83,7 @@ class WorldPrompts:
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         tasks = [self._task(number) for number in numbers]
-        codes = encode_pictures(self._vq, [task.image for task in tasks])
+        codes = encode_images(self._vq, [task.image for task in tasks])
         return [
             Prompt(
                 number=number,
@@ -101,8 +101,8 @@ class WorldPrompts:
 
 def identity_steps(task: Task) -> frozenset[int]:
     """Steps of a task (from 1) whose right picture is the one before: a walker that stays, a row that is sorted."""
-    pictures = [task.image, *(step.image for step in task.steps)]
-    same = (k for k in range(1, len(pictures)) if pictures[k].tobytes() == pictures[k - 1].tobytes())
+    images = [task.image, *(step.image for step in task.steps)]
+    same = (k for k in range(1, len(images)) if images[k].tobytes() == images[k - 1].tobytes())
     return frozenset(same)
 
 
@@ -131,7 +131,7 @@ class FilePrompts:
                 rejected.append(item)
                 continue
             try:
-                images = tuple(picture_codes(picture, template, vq) for picture in item.pictures)
+                images = tuple(image_codes(image, template, vq) for image in item.images)
             except SampleError as error:
                 rejected.append(Rejection(item.where, error.code, error.detail))
                 continue

@@ -22,7 +22,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import ImageCount
 from training.data.rows import DataError, Intake
 from training.data.samples import SampleEncoder, build_token_set, trace_samples
-from training.data.token_sets import PictureCoder, TokenSet, id_to_code
+from training.data.token_sets import ImageCoder, TokenSet, id_to_code
 from training.home_paths import without_old_home
 from training.jobs.checkpoints import (
     bytes_of,
@@ -242,7 +242,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     try:
         data, intake = build_token_set(
             trace_samples(spec.data, spec.seed, base.vq.config.resolution),
-            SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab),
+            SampleEncoder(ImageCoder(base.vq, device=ctx.device), base.vocab),
             base.template,
             variant=hyper.variant,
             max_len=max_len,

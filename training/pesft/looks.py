@@ -18,7 +18,7 @@ from model.engine.sequence import SamplingParams
 from model.images.codes import decode_codes
 from training.data.rows import DataError
 from training.data.samples import EncodedSample, SampleEncoder, first_seed, trace_samples
-from training.data.token_sets import PictureCoder
+from training.data.token_sets import ImageCoder
 from training.data.traces import TraceSample
 from training.jobs.context import JobContext
 from training.scoring.rewards import Scorer
@@ -53,7 +53,7 @@ class Looks:
         try:
             samples = trace_samples(data, spec.seed, base.vq.config.resolution)
             found: Iterable[TraceSample] = (s for s in samples if isinstance(s, TraceSample))
-            encoder = SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab)
+            encoder = SampleEncoder(ImageCoder(base.vq, device=ctx.device), base.vocab)
             encoded = [s for s in encoder.encode(list(islice(found, count))) if isinstance(s, EncodedSample)]
         except (DataError, ValueError) as error:
             ctx.log.log(f"no looks at the model: {error}")
@@ -68,14 +68,14 @@ class Looks:
         engine = Engine(base.transformer, base.vocab, template, num_slots=len(self.questions))
         prompts = [template.prompt_ids(s.question, s.images) for s in self.questions]
         completions = engine.generate(prompts, SamplingParams(temperature=0.0))
-        flat = pictures = 0
+        flat = images = 0
         for number, (sample, completion) in enumerate(zip(self.questions, completions, strict=True)):
             verdicts = self._tell(stage, step, number, sample, completion)
             flat += verdicts.count("flat")
-            pictures += len(verdicts)
-        if step and flat > pictures / 2 and not self._blank_told:
+            images += len(verdicts)
+        if step and flat > images / 2 and not self._blank_told:
             self._blank_told = True
-            self.ctx.log.warning("blank_pictures", f"{flat} of {pictures} pictures drawn after step {step} are blank")
+            self.ctx.log.warning("blank_pictures", f"{flat} of {images} pictures drawn after step {step} are blank")
 
     def _tell(self, stage: str, step: int, number: int, sample: EncodedSample, completion: Completion) -> list[str]:
         seen = sample.images[-1] if sample.images else None
@@ -95,4 +95,4 @@ class Looks:
             rewards=reward.as_dict(),
             prompt=number,
         )
-        return [picture.verdict for picture in reward.pictures]
+        return [image.verdict for image in reward.images]

@@ -32,18 +32,18 @@ from training.scoring.grading import grade
 from training.skills import Action, ActionError
 from training.spec.hyperparameters import RewardHyperparameters
 
-PictureVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
+ImageVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
 _CALL = re.compile(r"\b(?:ZOOM|PRED)\([^()]*\)")
 _NO_CHANGE = frozenset({"none", "nothing", "no change", "stay", "stays", "identity"})
 
 
 @dataclass(frozen=True, slots=True)
-class PictureScore:
+class ImageScore:
     """One picture: its energy E_2D (NaN where it is malformed), its score and which guard decided it."""
 
     energy: float
     score: float
-    verdict: PictureVerdict
+    verdict: ImageVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class RewardBreakdown:
     check: str = "none"
     answer: str | None = None
     steps: tuple[tuple[str, tuple[int, ...] | None], ...] = ()
-    pictures: tuple[PictureScore, ...] = ()
+    images: tuple[ImageScore, ...] = ()
 
     def as_dict(self) -> dict[str, float]:
         """The four numbers by name."""
@@ -122,15 +122,15 @@ class Scorer:
                     drawn[-1] = (drawn[-1][0], event.codes)
         parser.finish()
         steps = tuple(parser.steps)
-        pictures: list[PictureScore] = []
+        images: list[ImageScore] = []
         previous = None if seen is None else tuple(seen)
         for step, codes in drawn:
             may_copy = step in identity_steps or changes_nothing(steps[step - 1][0])
-            pictures.append(self.score_picture(codes, None if may_copy else previous))
+            images.append(self.score_image(codes, None if may_copy else previous))
             previous = previous if codes is None else codes
         graded = grade(parser.answer, reference, choices, exact=exact, similarity=self.settings.similarity)
         well_formed = float(parser.well_formed)
-        perception = aggregate([p.score for p in pictures], self.settings.aggregation)
+        perception = aggregate([p.score for p in images], self.settings.aggregation)
         s = self.settings
         return RewardBreakdown(
             total=s.alpha * graded.score + s.beta * well_formed + s.gamma * perception,
@@ -140,10 +140,10 @@ class Scorer:
             check=graded.check,
             answer=parser.answer,
             steps=steps,
-            pictures=tuple(pictures),
+            images=tuple(images),
         )
 
-    def score_picture(self, codes: Sequence[int] | None, previous: Sequence[int] | None = None) -> PictureScore:
+    def score_image(self, codes: Sequence[int] | None, previous: Sequence[int] | None = None) -> ImageScore:
         """One picture's score and the guard that decided it.
 
         Args:
@@ -151,16 +151,16 @@ class Scorer:
             previous: the picture before it; None where it may be equal or there is none.
         """
         if codes is None:
-            return PictureScore(math.nan, 0.0, "malformed")
+            return ImageScore(math.nan, 0.0, "malformed")
         rows, columns = self._template.vocab.grid
         energy = float(tv_energy(self._codebook[torch.tensor(list(codes))].view(rows, columns, -1)))
         if is_flat(codes, self.perception, energy):
-            return PictureScore(energy, 0.0, "flat")
+            return ImageScore(energy, 0.0, "flat")
         if previous is not None and copied_share(codes, previous) >= self.settings.copied_share:
-            return PictureScore(energy, 0.0, "copied")
+            return ImageScore(energy, 0.0, "copied")
         limit = self.perception.energy_p95
         capped = limit is not None and energy < limit
-        return PictureScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
+        return ImageScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
 
 
 def aggregate(scores: Sequence[float], how: Literal["mean", "min"] = "mean") -> float:
@@ -218,10 +218,10 @@ def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
         mean = sum(column) / len(column) if column else 0.0
         values[f"reward/{name}"] = mean
         values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0
-    pictures = [picture for r in rewards for picture in r.pictures]
+    images = [image for r in rewards for image in r.images]
     for name, verdict in (("blank", "flat"), ("copied", "copied"), ("capped", "capped"), ("malformed", "malformed")):
-        count = sum(picture.verdict == verdict for picture in pictures)
-        values[f"pictures/{name}_share"] = count / len(pictures) if pictures else 0.0
+        count = sum(image.verdict == verdict for image in images)
+        values[f"pictures/{name}_share"] = count / len(images) if images else 0.0
     values["format/error_share"] = 1.0 - values["reward/format"] if rewards else 0.0
-    values["response/images"] = len(pictures) / len(rewards) if rewards else 0.0
+    values["response/images"] = len(images) / len(rewards) if rewards else 0.0
     return values

@@ -25,10 +25,10 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import resolve
-from model.images.codes import copied_share, decode_codes, picture_energies
+from model.images.codes import copied_share, decode_codes, image_energies
 from training.benchmark.evaluate import ask, evaluation_tasks, read_response
 from training.benchmark.stats import Part, paired, ratio, ratio_difference
-from training.data.token_sets import EncodedTask, PictureCoder, encode_tasks
+from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
 from training.scoring.grading import is_right
 from training.studies.held_out_loss import held_out_losses
 from training.studies.plots import COLOURS, GREY, dress, panels, save, shares
@@ -65,7 +65,7 @@ class Look:
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SHOWN})  # of each picture
-    pictures: list[Codes] = field(default_factory=list)
+    images: list[Codes] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # of the sheet
 
     def add(self, parts: dict[str, Part]) -> None:
@@ -91,13 +91,13 @@ def look_at_drawings(
         _measure(reference, loaded, task, known.image, wanted, wanted)
         _measure(look, loaded, task, seen, [codes for _, codes in response.steps], wanted)
         right = is_right(response.answer, task.answer)
-        pictures = len(response.pictures)
+        images = len(response.images)
         look.add(
             {
                 "accuracy": (float(right), 1.0),
                 "malformed": (float(not response.well_formed), 1.0),
-                "blank": (float(response.blank), float(pictures)),
-                "pictures": (float(pictures), 1.0),
+                "blank": (float(response.blank), float(images)),
+                "pictures": (float(images), 1.0),
             }
         )
         look.rows[-1].answer, look.rows[-1].right = response.answer, right
@@ -116,8 +116,8 @@ def _measure(
     """Measure the drawings of a task's steps; ``wanted`` are the references' codes."""
     assert loaded.vq is not None
     whole = [codes for codes in drawn if codes is not None]
-    decoded = [sized(picture) for picture in decode_codes(loaded.vq, [seen, *wanted, *whole])]
-    references, pictures = decoded[1 : 1 + len(wanted)], iter(decoded[1 + len(wanted) :])
+    decoded = [sized(image) for image in decode_codes(loaded.vq, [seen, *wanted, *whole])]
+    references, images = decoded[1 : 1 + len(wanted)], iter(decoded[1 + len(wanted) :])
     before, previous = seen, decoded[0]
     values: dict[str, list[float]] = {name: [] for name in SHOWN}
     distinct, right = 0, 0
@@ -125,18 +125,18 @@ def _measure(
     for k, codes in enumerate(drawn[: len(task.steps)]):
         if codes is None:
             continue
-        picture = next(pictures)
-        verdict = check_step(task, k + 1, previous, picture)
+        image = next(images)
+        verdict = check_step(task, k + 1, previous, image)
         right += verdict
-        row.pictures.append((picture, verdict))
-        values["energy"] += picture_energies(loaded.vq, [codes])
+        row.images.append((image, verdict))
+        values["energy"] += image_energies(loaded.vq, [codes])
         values["changed"].append(1.0 - copied_share(codes, before))
-        values["from_reference"].append(_difference(picture, references[k]))
+        values["from_reference"].append(_difference(image, references[k]))
         if isinstance(task.steps[k].target, INKED):
-            values["outside_ink"].append(change_outside_ink(previous, picture))
+            values["outside_ink"].append(change_outside_ink(previous, image))
         distinct += len(set(codes))
-        look.pictures.append(codes)
-        before, previous = codes, picture
+        look.images.append(codes)
+        before, previous = codes, image
     look.rows.append(row)
     parts = {name: (sum(found), float(len(found))) for name, found in values.items()}
     parts["distinct"] = (float(distinct), float(len(values["energy"])))
@@ -168,7 +168,7 @@ def compare(
     spreads: list[float] = []
     for loaded in (first, second):
         assert loaded.vq is not None
-        coder = PictureCoder(loaded.vq)
+        coder = ImageCoder(loaded.vq)
         known, apart = encode_tasks(tasks, coder, total=len(tasks)), encode_tasks(others, coder, total=len(others))
         look, reference = look_at_drawings(loaded, tasks, known)
         losses = held_out_losses(loaded, known, apart)
@@ -197,9 +197,9 @@ def compare(
         "accuracy": paired(*right),
         "codes": {
             name: {
-                "pictures": len(look.pictures),
-                "used": len({code for codes in look.pictures for code in codes}),
-                "pairwise_distance": pairwise_distance(look.pictures),
+                "pictures": len(look.images),
+                "used": len({code for codes in look.images for code in codes}),
+                "pairwise_distance": pairwise_distance(look.images),
             }
             for name, look in zip(("reference", "first", "second"), looks, strict=True)
         },

@@ -87,5 +87,5 @@ def save(figure: Figure, path: Path) -> None:
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(drawn, formats=("PNG",)) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    with Image.open(drawn, formats=("PNG",)) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -30,11 +30,11 @@ from model.checkpoint.manifest import Perception
 from model.checkpoint.shards import resolve
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, encode_pictures
+from model.images.codes import decode_codes, encode_images
 from training.benchmark.evaluate import read_response
 from training.benchmark.stats import ratio
-from training.data.token_sets import PictureCoder, encode_tasks
-from training.scoring.rewards import PictureScore, Scorer, changes_nothing
+from training.data.token_sets import ImageCoder, encode_tasks
+from training.scoring.rewards import ImageScore, Scorer, changes_nothing
 from training.studies.score_report import plot, tables
 from training.world.checkers import check_step, sized
 from training.world.task import Task
@@ -70,7 +70,7 @@ def sample_drawings(
     """
     if loaded.vq is None or not loaded.can_draw:
         raise ValueError(f"{loaded.name} cannot draw")
-    questions = encode_pictures(loaded.vq, [task.image for task in tasks])
+    questions = encode_images(loaded.vq, [task.image for task in tasks])
     prompts = [loaded.template.prompt_ids(t.question, [c]) for t, c in zip(tasks, questions, strict=True)]
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=64, admissions_per_step=64)
     params = [SamplingParams(temperature=1.0, top_p=0.95, seed=seed + task.seed) for task in tasks]
@@ -82,35 +82,35 @@ def sample_drawings(
             response = read_response(loaded, completion.token_ids, None, None)
             steps = response.steps[: len(task.steps)]
             drawn = [codes for _, codes in steps if codes is not None]
-            pictures = [sized(picture) for picture in decode_codes(loaded.vq, [seen, *drawn])]
+            images = [sized(image) for image in decode_codes(loaded.vq, [seen, *drawn])]
             before, place = seen, 0
             for k, (text, codes) in enumerate(steps, 1):
                 if codes is None:
                     continue
                 place += 1
-                right = check_step(task, k, pictures[place - 1], pictures[place])
-                score = scorer.score_picture(codes, None if changes_nothing(text) else before)
+                right = check_step(task, k, images[place - 1], images[place])
+                score = scorer.score_image(codes, None if changes_nothing(text) else before)
                 out.append(Drawing(number, task.family, k, score.energy, score.score, score.verdict, right))
                 before = codes
     return out
 
 
-def stand_ins(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> dict[str, list[PictureScore]]:
+def stand_ins(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> dict[str, list[ImageScore]]:
     """Scores of what might have been drawn at every step: the reference, the picture before, one colour, noise."""
     assert loaded.vq is not None
     scorer, config = _scorer(loaded), loaded.vq.config
     canvases = [Image.new("RGB", (config.resolution, config.resolution), colour) for colour in COLOURS]
-    blank = cycle(encode_pictures(loaded.vq, canvases))
+    blank = cycle(encode_images(loaded.vq, canvases))
     noise = torch.Generator().manual_seed(0)
-    out: dict[str, list[PictureScore]] = defaultdict(list)
-    for known in encode_tasks(tasks, PictureCoder(loaded.vq), total=len(tasks)):
+    out: dict[str, list[ImageScore]] = defaultdict(list)
+    for known in encode_tasks(tasks, ImageCoder(loaded.vq), total=len(tasks)):
         before = known.image
         for text, _, codes in known.steps:
             previous = None if changes_nothing(text) else before
             random = torch.randint(len(loaded.vq.codebook), (config.codes_per_image,), generator=noise).tolist()
             choices = {"reference": codes, "picture before": before, "one colour": next(blank), "random codes": random}
             for name, chosen in choices.items():
-                out[name].append(scorer.score_picture(chosen, previous))
+                out[name].append(scorer.score_image(chosen, previous))
             before = codes
     return dict(out)
 
@@ -134,8 +134,8 @@ def study(
     tau = (loaded.manifest.perception or Perception()).tau
     others = stand_ins(loaded, tasks)
     kinds = {
-        "drawn, right": [PictureScore(d.energy, d.reward, "ok") for d in drawings if d.right],
-        "drawn, wrong": [PictureScore(d.energy, d.reward, "ok") for d in drawings if not d.right],
+        "drawn, right": [ImageScore(d.energy, d.reward, "ok") for d in drawings if d.right],
+        "drawn, wrong": [ImageScore(d.energy, d.reward, "ok") for d in drawings if not d.right],
         **others,
     }
     drawn = np.array([d.energy for d in drawings])
@@ -182,7 +182,7 @@ def _within(by_family: dict[str, list[Drawing]]) -> Value:
     return lambda drawing: means[drawing.family] - drawing.energy
 
 
-def _kind(scores: Sequence[PictureScore], tau: float) -> dict[str, float]:
+def _kind(scores: Sequence[ImageScore], tau: float) -> dict[str, float]:
     energy = np.array([score.energy for score in scores])
     return {
         "pictures": len(scores),

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from training.world.task import Task
 
 TILE, GAP, LINE, LABEL, FRAME = 68, 4, 14, 96, 2
-COLUMNS, MAX_PICTURES = 3, 4
+COLUMNS, MAX_IMAGES = 3, 4
 _GREEN, _RED, _GREY, _BLACK = (0, 140, 60), (205, 40, 40), (190, 190, 190), (20, 20, 20)
 
 
@@ -20,7 +20,7 @@ class Row:
 
     task: Task
     seen: Image.Image
-    pictures: list[tuple[Image.Image, bool]] = field(default_factory=list)
+    images: list[tuple[Image.Image, bool]] = field(default_factory=list)
     answer: str | None = None
     right: bool = False
 
@@ -31,7 +31,7 @@ def side_by_side(rows: Mapping[str, Sequence[Row]], *, most: int = 24) -> Image.
     Right drawings and answers are green, wrong ones red. The choice looks at nobody's drawings.
     """
     chosen = _first_of_each([row.task for row in next(iter(rows.values()))])[:most]
-    width = LABEL + (1 + MAX_PICTURES) * (TILE + GAP) + 2 * GAP
+    width = LABEL + (1 + MAX_IMAGES) * (TILE + GAP) + 2 * GAP
     height = 2 * LINE + len(rows) * (TILE + GAP) + 3 * GAP
     columns = min(COLUMNS, max(1, len(chosen)))
     sheet = Image.new("RGB", (columns * width, -(-len(chosen) // columns) * height + GAP), "white")
@@ -53,12 +53,12 @@ def _paste(
     draw.text((left, top + TILE // 2 - LINE), _cut(name, LABEL - GAP, draw, font), _BLACK, font)
     answer = "no answer" if row.answer is None else row.answer
     draw.text((left, top + TILE // 2), _cut(answer, LABEL - GAP, draw, font), _GREEN if row.right else _RED, font)
-    tiles = [(row.seen, _GREY), *((picture, _GREEN if right else _RED) for picture, right in row.pictures)]
-    for column, (picture, frame) in enumerate(tiles[: 1 + MAX_PICTURES]):
+    tiles = [(row.seen, _GREY), *((image, _GREEN if right else _RED) for image, right in row.images)]
+    for column, (image, frame) in enumerate(tiles[: 1 + MAX_IMAGES]):
         x = left + LABEL + column * (TILE + GAP)
         draw.rectangle((x, top, x + TILE - 1, top + TILE - 1), outline=frame, width=FRAME)
         inner = TILE - 2 * FRAME
-        sheet.paste(picture.resize((inner, inner), Image.Resampling.NEAREST), (x + FRAME, top + FRAME))
+        sheet.paste(image.resize((inner, inner), Image.Resampling.NEAREST), (x + FRAME, top + FRAME))
 
 
 def _first_of_each(tasks: Sequence[Task]) -> list[int]:

@@ -61,7 +61,7 @@ _SMALL: Final = {
 }
 
 
-def new_picture(background: RGB = BACKGROUNDS[0]) -> Image.Image:
+def new_image(background: RGB = BACKGROUNDS[0]) -> Image.Image:
     """An empty picture."""
     return Image.new("RGB", (SIZE, SIZE), background)
 
@@ -181,7 +181,7 @@ __all__ = [
     "bbox",
     "line",
     "mark",
-    "new_picture",
+    "new_image",
     "place_word",
     "put_digit",
     "put_shape",

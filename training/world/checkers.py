@@ -52,17 +52,17 @@ def judge_drawings(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | 
     """
     right = 0
     previous = sized(seen)
-    for k, picture in enumerate(drawn[: len(task.steps)], 1):
-        if picture is not None:
-            picture = sized(picture)
-            right += check_step(task, k, previous, picture)
-            previous = picture
-    return right, max(len(task.steps), sum(picture is not None for picture in drawn))
+    for k, image in enumerate(drawn[: len(task.steps)], 1):
+        if image is not None:
+            image = sized(image)
+            right += check_step(task, k, previous, image)
+            previous = image
+    return right, max(len(task.steps), sum(image is not None for image in drawn))
 
 
-def sized(picture: Image.Image) -> Image.Image:
+def sized(image: Image.Image) -> Image.Image:
     """A picture at the size of the world's."""
-    return picture if picture.size == (SIZE, SIZE) else picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return image if image.size == (SIZE, SIZE) else image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) -> bool:

@@ -17,7 +17,7 @@ from training.world.canvas import (
     RGB,
     line,
     mark,
-    new_picture,
+    new_image,
     put_shape,
 )
 from training.world.chain import Chain, say
@@ -38,7 +38,7 @@ SYMMETRIES: tuple[Symmetry, ...] = (
 
 def draw_segments(segments: list[tuple[Pixel, Pixel]], dots: list[tuple[str, Pixel]], background: RGB) -> Image.Image:
     """Black segments and coloured round targets."""
-    image = new_picture(background)
+    image = new_image(background)
     for colour, centre in dots:
         put_shape(image, "circle", COLOURS[colour], centre, 2 * DOT_RADIUS)
     for start, end in segments:
@@ -163,7 +163,7 @@ def make_mirror(rng: Random, seed: int, level: str) -> Task:
         if len(spots) < wanted and all(max(abs(spot[0] - x), abs(spot[1] - y)) >= 16 for x, y in spots):
             spots.append(spot)
     colours = rng.sample(COLOUR_NAMES, len(spots))
-    image = new_picture(rng.choice(BACKGROUNDS))
+    image = new_image(rng.choice(BACKGROUNDS))
     stroke(image, start, end, GREY, 3)
     put_shape(image, "circle", BLACK, dot, 12)
     for colour, spot in zip(colours, spots, strict=True):
@@ -238,7 +238,7 @@ def random_tree(rng: Random, count: int) -> tuple[list[Cell], list[tuple[int, in
 
 def draw_graph(cells: list[Cell], edges: list[tuple[int, int]], colours: list[str], background: RGB) -> Image.Image:
     """Black edges, coloured nodes."""
-    image = new_picture(background)
+    image = new_image(background)
     for a, b in edges:
         stroke(image, node_centre(cells[a]), node_centre(cells[b]), BLACK, 3)
     for cell, colour in zip(cells, colours, strict=True):

@@ -19,7 +19,7 @@ from PIL import Image
 from training.skills import apply
 from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, told, worded
 from training.world.chain import say
-from training.world.scenes import random_action, random_picture
+from training.world.scenes import random_action, random_image
 from training.world.views import Extra, View
 from training.world.world import SLICES, make_task, require_training_seed
 
@@ -101,7 +101,7 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
         view = random_view(rng)
         return Drill(name, say(rng, "Draw this: ", "Make a picture: ") + view.caption, None, (view.image,))
     if name == "copy":
-        image = random_picture(rng)
+        image = random_image(rng)
         return Drill(name, say(rng, "Copy the picture.", "Draw the same picture again."), image, (image,))
     if name == "draw":
         return _draw_drill(rng)
@@ -118,14 +118,14 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
     """The view's picture and, in `share` of the cases, one or two more on which something has been drawn."""
-    pictures = [view.image]
+    images = [view.image]
     if rng.random() < share:
         for _ in range(rng.randint(1, 2)):
             given = drawing(rng, view)
             action = random_action(rng) if given is None or rng.random() < 0.3 else given.action
             if action.name != "ZOOM":
-                pictures.append(apply(action, pictures[-1]))
-    return pictures
+                images.append(apply(action, images[-1]))
+    return images
 
 
 def _move_drill(rng: Random, *, bare: bool = False) -> Drill:
@@ -146,11 +146,11 @@ def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
         given = drawing(rng, view, 0.8 if bare else 0.6)
         if given is None or (bare and _is_named_zoom(given)):
             continue
-        pictures = _inked(rng, view, 0.0 if bare else 0.4) if given.before is None else [view.image]
+        images = _inked(rng, view, 0.0 if bare else 0.4) if given.before is None else [view.image]
         for action in given.before or ():
-            pictures.append(apply(action, pictures[-1]))
-        drawn = apply(given.action, pictures[-1])
-        if drawn.tobytes() != pictures[-1].tobytes():  # it may have been drawn before
+            images.append(apply(action, images[-1]))
+        drawn = apply(given.action, images[-1])
+        if drawn.tobytes() != images[-1].tobytes():  # it may have been drawn before
             break
     more: list[tuple[str, Image.Image]] = []
     newest, last, wanted = drawn, given.action.name, rng.choice((0, 1, 2, 3))
@@ -160,14 +160,14 @@ def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
             break
         if following is None or following.before is not None or (bare and _is_named_zoom(following)):
             continue
-        picture = apply(following.action, newest)
-        if picture.tobytes() != newest.tobytes():
-            more.append((following.text, picture))
-            newest, last = picture, following.action.name
-    earlier = pictures[-2] if len(pictures) > 1 and rng.random() < 0.5 else None
+        image = apply(following.action, newest)
+        if image.tobytes() != newest.tobytes():
+            more.append((following.text, image))
+            newest, last = image, following.action.name
+    earlier = images[-2] if len(images) > 1 and rng.random() < 0.5 else None
     words = [told(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))]
-    further = tuple((text, picture) for text, (_, picture) in zip(words[1:], more, strict=True))
-    return Drill("draw", words[0], pictures[-1], (drawn,), earlier=earlier, more=further)
+    further = tuple((text, image) for text, (_, image) in zip(words[1:], more, strict=True))
+    return Drill("draw", words[0], images[-1], (drawn,), earlier=earlier, more=further)
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from training.skills import stroke
-from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, GREY, line, mark, new_picture, put_shape
+from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, GREY, line, mark, new_image, put_shape
 from training.world.diagrammatic import AXES, SYMMETRIES, Pixel, between, draw_segments
 from training.world.views import Extra, Spot, View, around, listing, spot_at
 
@@ -128,7 +128,7 @@ def _view(
     if axis is None or dot is None:
         image = draw_segments(segments, discs, background)
     else:
-        image = new_picture(background)
+        image = new_image(background)
         stroke(image, *axis, GREY, 3)
         put_shape(image, "circle", BLACK, dot, 12)
         for colour, centre in discs:

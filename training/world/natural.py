@@ -17,7 +17,7 @@ from training.world.canvas import (
     SHAPES,
     bbox,
     mark,
-    new_picture,
+    new_image,
     place_word,
     put_shape,
     zoom,
@@ -69,7 +69,7 @@ def make_thing(rng: Random, shape: str, colour: str, x: int, y: int) -> Thing:
 
 def draw_things(things: list[Thing], background: tuple[int, int, int]) -> Image.Image:
     """The scene."""
-    image = new_picture(background)
+    image = new_image(background)
     for thing in things:
         put_shape(image, thing.shape, COLOURS[thing.colour], thing.centre, thing.size)
     return image

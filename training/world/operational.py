@@ -9,7 +9,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, EMPTY, RGB, new_picture
+from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, EMPTY, RGB, new_image
 from training.world.chain import COUNT_WORDS, Chain, say
 from training.world.task import StateTarget, Task
 
@@ -27,7 +27,7 @@ def tile(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, colour: RGB)
 
 def draw_walker(cells: Cells, at: tuple[int, int], background: RGB) -> Image.Image:
     """The 4x4 board with the walker at (column, row)."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for row, names in enumerate(cells):
         for column, name in enumerate(names):
@@ -111,7 +111,7 @@ def make_walker(rng: Random, seed: int, level: str) -> Task:
 
 def draw_blocks(cells: Cells, background: RGB) -> Image.Image:
     """A 4x4 tray with blocks."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for row, names in enumerate(cells):
         for column, name in enumerate(names):
@@ -248,7 +248,7 @@ def turn(cells: Cells, change: str) -> Cells:
 
 def draw_pattern(cells: Cells, background: RGB) -> Image.Image:
     """A 2x2 (24-px cells) or 3x3 (16-px cells) pattern in the middle."""
-    image = new_picture(background)
+    image = new_image(background)
     draw, size = ImageDraw.Draw(image), 48 // len(cells)
     for row, names in enumerate(cells):
         for column, name in enumerate(names):

@@ -15,22 +15,22 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from training.skills import Action, apply
-from training.world.canvas import BACKGROUNDS, BLACK, COLOURS, EMPTY, GREY, INK, RGB, SHAPES, new_picture, put_shape
+from training.world.canvas import BACKGROUNDS, BLACK, COLOURS, EMPTY, GREY, INK, RGB, SHAPES, new_image, put_shape
 from training.world.task import SIZE
 from training.world.world import BASE_SEEDS, SLICES, make_task
 
 _PALETTE: tuple[RGB, ...] = (*COLOURS.values(), BLACK, GREY, EMPTY, INK, (255, 255, 255), *BACKGROUNDS)
 
 
-def random_picture(rng: Random) -> Image.Image:
+def random_image(rng: Random) -> Image.Image:
     """One 64x64 RGB picture. Task pictures come from the base seeds only."""
     kind = rng.random()
     if kind < 0.56:
-        return _task_picture(rng)
+        return _task_image(rng)
     if kind < 0.76:
-        return _with_random_ink(rng, _task_picture(rng))
+        return _with_random_ink(rng, _task_image(rng))
     if kind < 0.79:
-        return new_picture(rng.choice(_PALETTE) if rng.random() < 0.6 else _any_colour(rng))
+        return new_image(rng.choice(_PALETTE) if rng.random() < 0.6 else _any_colour(rng))
     if kind < 0.88:
         return _shapes(rng)
     if kind < 0.90:
@@ -40,7 +40,7 @@ def random_picture(rng: Random) -> Image.Image:
     return _sketch(rng)
 
 
-def _task_picture(rng: Random) -> Image.Image:
+def _task_image(rng: Random) -> Image.Image:
     level = "hard" if rng.random() < 0.15 else "normal"
     task = make_task(rng.choice(SLICES), rng.choice(BASE_SEEDS), level=level)
     return rng.choice([task.image, *(step.image for step in task.steps)])
@@ -77,7 +77,7 @@ def _any_colour(rng: Random) -> RGB:
 
 
 def _shapes(rng: Random) -> Image.Image:
-    image = new_picture(rng.choice(BACKGROUNDS) if rng.random() < 0.7 else _any_colour(rng))
+    image = new_image(rng.choice(BACKGROUNDS) if rng.random() < 0.7 else _any_colour(rng))
     for _ in range(rng.randint(1, 8)):
         colour = rng.choice(_PALETTE) if rng.random() < 0.7 else _any_colour(rng)
         centre = rng.randint(4, 60), rng.randint(4, 60)

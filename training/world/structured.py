@@ -19,7 +19,7 @@ from training.world.canvas import (
     bbox,
     line,
     mark,
-    new_picture,
+    new_image,
     put_digit,
     put_shape,
     put_small_digit,
@@ -43,7 +43,7 @@ def bar_top(bar: tuple[str, int, int]) -> tuple[int, int]:
 
 def draw_bars(bars: Bars, background: RGB) -> Image.Image:
     """The chart, with the values 1 … 6 beside the axis."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for value in range(1, TOP_VALUE + 1):
         y = BASE_Y - 8 * value
@@ -144,7 +144,7 @@ def make_difference(rng: Random, seed: int, level: str) -> Task:
 
 def draw_table(shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], background: RGB) -> Image.Image:
     """Three rows and columns of 16-px cells behind their headings."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for i in range(3):
         put_digit(image, str(i + 1), (24 + 16 * i, 8))
@@ -219,7 +219,7 @@ def point_at(column: int, value: int) -> tuple[int, int]:
 
 def draw_curve(values: tuple[int, ...], colour: str, background: RGB) -> Image.Image:
     """A line chart over the numbers 1, 2, 3 …, 8 px apart."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, PLOT_Y - 1, 63, PLOT_Y + 1), fill=BLACK)
     for i in range(len(values)):

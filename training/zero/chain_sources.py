@@ -51,8 +51,8 @@ def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iter
 
 def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | None) -> Iterator[TextChain | Rejection]:
     def chain(row: Row) -> TextChain:
-        picture = row.data.get("image")
-        image = None if picture is None else row.image(picture)
+        value = row.data.get("image")
+        image = None if value is None else row.image(value)
         made = m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
         return replace(made, question=numbered(made.question, 0 if image is None else 1))
 
@@ -65,12 +65,12 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
 
 def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:
     """A trace's words without its pictures; the question may have one."""
-    if len(sample.pictures) > 1:
-        detail = f"the question has {len(sample.pictures)} pictures, and a chain starts from one"
+    if len(sample.images) > 1:
+        detail = f"the question has {len(sample.images)} pictures, and a chain starts from one"
         return Rejection(sample.where, "too_many_pictures", detail)
-    if any(isinstance(picture, TokenIds) for picture in sample.pictures):
+    if any(isinstance(image, TokenIds) for image in sample.images):
         return Rejection(sample.where, "wrong_type", "the question's picture is token ids: a chain needs the picture")
-    images = [picture for picture in sample.pictures if isinstance(picture, Image.Image)]
+    images = [image for image in sample.images if isinstance(image, Image.Image)]
     texts = [step.text for step in sample.steps if step.text]
     if not texts:
         return Rejection(sample.where, "empty_reasoning", "no step has a text")

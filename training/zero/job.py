@@ -167,7 +167,7 @@ def _finish(
     )
     atomic_write(traces, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
     report = bootstrap_report(drawn, base.manifest.perception or Perception())
-    sheet = ctx.log.picture(contact_sheet(base.vq, drawn), "zero-contact-sheet")
+    sheet = ctx.log.save_image(contact_sheet(base.vq, drawn), "zero-contact-sheet")
     report |= {"contact_sheet": sheet, "traces": str(traces.relative_to(ctx.folder)), "data": intake.to_json()}
     ctx.log.report("bootstrapping", report)
     for share, limit, code in (
@@ -201,10 +201,10 @@ def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
     texts, number = [], 0
     for k, step in enumerate(one.steps, 1):
         place = ""
-        if step.picture is not None:
+        if step.image is not None:
             number += 1
             place = f"<image_start>[reasoning_image_{number}]<image_end>"
-            row[f"reasoning_image_{number}"] = vocab.image_ids(step.picture)
+            row[f"reasoning_image_{number}"] = vocab.image_ids(step.image)
         texts.append(f"THOUGHT {k}: {step.text}{place}")
     return {
         "Question": question,
@@ -237,14 +237,14 @@ def _show(
     shown = whole[:4] if first == 0 else whole[:1] if first < SHOWN * len(new) else []
     for i in shown:
         one = new[i]
-        pictures = iter(decode_codes(base.vq, [step.picture for step in one.steps if step.picture is not None]))
+        images = iter(decode_codes(base.vq, [step.image for step in one.steps if step.image is not None]))
         scores = [step.candidates[step.kept].score for step in one.steps if step.kept is not None]
         ctx.log.sample(
             STAGE,
             first + len(new),
             question=one.question,
             question_image=chunk[i].image,
-            steps=[{"text": s.text, "image": None if s.picture is None else next(pictures)} for s in one.steps],
+            steps=[{"text": s.text, "image": None if s.image is None else next(images)} for s in one.steps],
             answer=one.answer,
             reference=one.answer,
             slice=one.slice,

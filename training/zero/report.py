@@ -66,16 +66,16 @@ def bootstrap_report(drawn: Sequence[DrawnChain], perception: Perception) -> dic
     }
 
 
-def pairwise_distance(pictures: Sequence[Codes]) -> float | None:
+def pairwise_distance(images: Sequence[Codes]) -> float | None:
     """Mean share of positions at which two of the pictures differ, over all pairs; None for fewer than two.
 
     Counted position by position: of P pictures, the pairs that agree are those within the groups of one code.
     """
-    total = len(pictures)
+    total = len(images)
     if total < 2:
         return None
-    agreeing = sum(count * (count - 1) for column in zip(*pictures, strict=True) for count in Counter(column).values())
-    return round(1.0 - agreeing / (len(pictures[0]) * total * (total - 1)), 6)
+    agreeing = sum(count * (count - 1) for column in zip(*images, strict=True) for count in Counter(column).values())
+    return round(1.0 - agreeing / (len(images[0]) * total * (total - 1)), 6)
 
 
 def _kept(one: DrawnChain) -> list[Candidate]:
@@ -88,7 +88,7 @@ def _changes(drawn: Sequence[DrawnChain]) -> list[tuple[Codes, Codes]]:
     for one in drawn:
         before = one.question_codes
         for step in one.steps:
-            if (codes := step.picture) is not None:
+            if (codes := step.image) is not None:
                 if before is not None:
                     out.append((before, codes))
                 before = codes
@@ -183,7 +183,7 @@ def contact_sheet(vq: VQModel, drawn: Sequence[DrawnChain], *, max_steps: int = 
         row, before = top + 2 * LINE + GAP, one.question_codes
         for step in one.steps:
             _paste_row(sheet, draw, vq, row, before, step, shown)
-            before = step.picture or before
+            before = step.image or before
             row += TILE + GAP
         top += height
     return sheet
@@ -199,14 +199,14 @@ def _paste_row(
     shown: int,
 ) -> None:
     visible = _visible(step, shown)
-    pictures = decode_codes(vq, [*([] if before is None else [before]), *(step.candidates[i].codes for i in visible)])
+    images = decode_codes(vq, [*([] if before is None else [before]), *(step.candidates[i].codes for i in visible)])
     frames = ([] if before is None else [_GREY]) + [
         _GREEN if i == step.kept else _GREY if step.candidates[i].accepted else _RED for i in visible
     ]
     start = 0 if before is not None else 1
-    for column, (picture, frame) in enumerate(zip(pictures, frames, strict=True), start):
+    for column, (image, frame) in enumerate(zip(images, frames, strict=True), start):
         left = GAP + column * (TILE + GAP)
-        sheet.paste(picture.resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST), (left + 2, top + 2))
+        sheet.paste(image.resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST), (left + 2, top + 2))
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=frame, width=2)
     left = GAP + (1 + shown) * (TILE + GAP)
     lines = _wrap(step.text, TEXT_WIDTH - GAP, draw)[: TILE // LINE - 1]

@@ -23,7 +23,7 @@ from PIL import Image
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Engine, useful_slots
 from model.engine.sequence import SamplingParams, Status
-from model.images.codes import copied_share, decode_codes, encode_pictures, is_flat, perception_score, tv_energy
+from model.images.codes import copied_share, decode_codes, encode_images, is_flat, perception_score, tv_energy
 from model.text.template import ImagePart, StepPart, Template, TextPart
 from training.scoring.rewards import changes_nothing
 from training.world.checkers import check_step
@@ -78,7 +78,7 @@ class DrawnStep:
     broken: int = 0  # candidates that ended in an error of the engine
 
     @property
-    def picture(self) -> Codes | None:
+    def image(self) -> Codes | None:
         """The codes that were kept."""
         return None if self.kept is None else self.candidates[self.kept].codes
 
@@ -98,19 +98,19 @@ class DrawnChain:
     kind: str = ""
 
     @property
-    def pictures(self) -> list[Codes]:
+    def images(self) -> list[Codes]:
         """The question's picture and those that were kept, in order."""
-        every = (self.question_codes, *(step.picture for step in self.steps))
+        every = (self.question_codes, *(step.image for step in self.steps))
         return [codes for codes in every if codes is not None]
 
     @property
-    def newest_picture(self) -> Codes | None:
+    def newest_image(self) -> Codes | None:
         """The picture that the next step starts from."""
-        return next(reversed(self.pictures), None)
+        return next(reversed(self.images), None)
 
     def step_parts(self) -> list[StepPart]:
         """What has been drawn so far, for the template."""
-        return [StepPart(step.text, step.picture) for step in self.steps]
+        return [StepPart(step.text, step.image) for step in self.steps]
 
     def to_json(self) -> dict[str, Any]:
         """As one line of the file of drawn chains."""
@@ -163,8 +163,8 @@ class Visualiser:
 
     def draw(self, chains: Sequence[TextChain]) -> list[DrawnChain]:
         """The chains with a picture for every step, or with the reason why not, in order."""
-        with_picture = [chain for chain in chains if chain.image is not None]
-        codes = iter(encode_pictures(self.vq, [chain.image for chain in with_picture if chain.image is not None]))
+        with_image = [chain for chain in chains if chain.image is not None]
+        codes = iter(encode_images(self.vq, [chain.image for chain in with_image if chain.image is not None]))
         drawn = []
         for chain in chains:
             question = next(codes) if chain.image is not None else None
@@ -219,7 +219,7 @@ class Visualiser:
         for one, sequences in zip(live, running, strict=True):
             whole = [s for s in sequences if (s.request_id, s.index) not in broken and s.status is Status.FINISHED]
             # a step that says that nothing changes may be drawn by a copy
-            previous = None if changes_nothing(one.texts[k]) else one.newest_picture
+            previous = None if changes_nothing(one.texts[k]) else one.newest_image
             candidates = self._candidates(whole, previous)
             kept = best(candidates, self.settings.score)
             steps.append(DrawnStep(one.texts[k], tuple(candidates), kept, len(sequences) - len(whole)))
@@ -229,7 +229,7 @@ class Visualiser:
         """The prompt, and the response up to and with the begin-image that is forced."""
         text, boi = one.texts[k], self.loaded.vocab.boi_id
         if self.settings.context != "trajectory":
-            given = [ImagePart(codes) for codes in one.pictures[-self.settings.pictures_shown :]]
+            given = [ImagePart(codes) for codes in one.images[-self.settings.pictures_shown :]]
             said = as_instruction(text) if self.settings.context == "instruction" else text
             asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
             return asked, [boi]
@@ -267,12 +267,12 @@ class Visualiser:
 
     def _judged(self, chain: TextChain, one: DrawnChain, k: int, step: DrawnStep) -> DrawnStep:
         """The step with the world's verdict on every candidate."""
-        before = one.newest_picture
+        before = one.newest_image
         if chain.task is None or before is None or not step.candidates:
             return step
-        pictures = decode_codes(self.vq, [before, *(c.codes for c in step.candidates)])
-        seen, *drawn = [p if p.size == (SIZE, SIZE) else p.resize((SIZE, SIZE), _LANCZOS) for p in pictures]
-        verdicts = [check_step(chain.task, k + 1, seen, picture) for picture in drawn]
+        images = decode_codes(self.vq, [before, *(c.codes for c in step.candidates)])
+        seen, *drawn = [p if p.size == (SIZE, SIZE) else p.resize((SIZE, SIZE), _LANCZOS) for p in images]
+        verdicts = [check_step(chain.task, k + 1, seen, image) for image in drawn]
         candidates = tuple(replace(c, right=ok) for c, ok in zip(step.candidates, verdicts, strict=True))
         return replace(step, candidates=candidates)
 

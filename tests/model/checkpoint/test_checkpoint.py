@@ -187,14 +187,14 @@ def test_the_vq_may_come_from_another_place(tiny_checkpoint: Path, tmp_path: Pat
     bare = tmp_path / "vq.safetensors"
     state = load_file(tiny_checkpoint / "model-vq.safetensors")
     save_file({name.removeprefix("model.vqmodel."): tensor for name, tensor in state.items()}, bare)
-    pictures = []
+    images = []
     for source in (tiny_checkpoint, tiny_checkpoint / "model-vq.safetensors", bare):
         loaded = load_checkpoint(folder, vq=source)
         assert loaded.can_draw
         assert loaded.manifest.capabilities.images_in_answer
         assert loaded.vq is not None
-        pictures.append(decode_codes(loaded.vq, [(0, 1, 2, 3)])[0].tobytes())
-    assert len(set(pictures)) == 1
+        images.append(decode_codes(loaded.vq, [(0, 1, 2, 3)])[0].tobytes())
+    assert len(set(images)) == 1
 
 
 def test_a_vq_of_another_shape_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

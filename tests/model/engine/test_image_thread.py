@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from model.engine import image_thread as picture_thread
-from model.engine.image_thread import REST, TOGETHER, PictureThread
+from model.engine import image_thread
+from model.engine.image_thread import REST, TOGETHER, ImageThread
 from tests.patience import PATIENCE_S
 
 
@@ -62,8 +62,8 @@ class Draw:
 
 
 @pytest.fixture
-def thread() -> Iterator[PictureThread]:
-    thread = PictureThread()
+def thread() -> Iterator[ImageThread]:
+    thread = ImageThread()
     yield thread
     thread.close()
 
@@ -71,11 +71,11 @@ def thread() -> Iterator[PictureThread]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(image_thread.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_a_partial_that_would_wait_goes_out_without_its_picture(thread: PictureThread) -> None:
+def test_a_partial_that_would_wait_goes_out_without_its_picture(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
     assert thread.try_submit(gate, results.post)
     gate.wait()
@@ -86,7 +86,7 @@ def test_a_partial_that_would_wait_goes_out_without_its_picture(thread: PictureT
     assert results.wait(3) == ["gate", "FINAL", "ZeroDivisionError"]
 
 
-def test_what_a_stream_is_silent_for_comes_first_and_what_nobody_waits_for_last(thread: PictureThread) -> None:
+def test_what_a_stream_is_silent_for_comes_first_and_what_nobody_waits_for_last(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
     thread.submit(gate, results.post)
     gate.wait()
@@ -100,7 +100,7 @@ def test_what_a_stream_is_silent_for_comes_first_and_what_nobody_waits_for_last(
     assert results.wait(1)[-1] == "after an error"
 
 
-def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(thread: PictureThread) -> None:
+def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(thread: ImageThread) -> None:
     results, gate, draw, other = Results(), Gate(), Draw(), Draw()
     thread.submit(gate, results.post)
     gate.wait()
@@ -117,7 +117,7 @@ def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(
     assert posted.index("Q0") == 1 + TOGETHER, "no later than its turn"
 
 
-def test_an_error_in_one_picture_is_told_to_no_other(thread: PictureThread) -> None:
+def test_an_error_in_one_picture_is_told_to_no_other(thread: ImageThread) -> None:
     results, gate, draw = Results(), Gate(), Draw()
     thread.submit(gate, results.post)
     gate.wait()
@@ -128,7 +128,7 @@ def test_an_error_in_one_picture_is_told_to_no_other(thread: PictureThread) -> N
 
 
 def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_long(
-    thread: PictureThread, clock: list[float]
+    thread: ImageThread, clock: list[float]
 ) -> None:
     results, gate, draw = Results(), Gate(), Draw()
     thread.lend_a_hand()  # nothing to do
@@ -140,10 +140,10 @@ def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_lo
     names = [f"p{i}" for i in range(TOGETHER + 1)]
     for name in names:
         thread.submit_whole(draw, name, results.post)
-    clock[0] += picture_thread.BEHIND_S / 2
+    clock[0] += image_thread.BEHIND_S / 2
     thread.lend_a_hand()
     assert results.all == []
-    clock[0] += picture_thread.BEHIND_S
+    clock[0] += image_thread.BEHIND_S
     thread.lend_a_hand()
     assert results.all == [name.upper() for name in names[:TOGETHER]], "the oldest"
     assert set(results.threads) == {threading.current_thread().name}
@@ -151,7 +151,7 @@ def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_lo
     assert results.wait(TOGETHER + 3)[TOGETHER:] == ["gate", names[-1].upper(), "question"]
 
 
-def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: PictureThread) -> None:
+def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
     thread.give_way(PATIENCE_S)  # nothing waits
     thread.submit(gate, results.post)
@@ -169,7 +169,7 @@ def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: Pictu
     assert results.all[0] == "gate", "it began behind the picture's turn"
 
 
-def test_partials_leave_the_machine_most_of_the_time(thread: PictureThread, clock: list[float]) -> None:
+def test_partials_leave_the_machine_most_of_the_time(thread: ImageThread, clock: list[float]) -> None:
     results = Results()
 
     def work() -> None:
@@ -187,7 +187,7 @@ def test_partials_leave_the_machine_most_of_the_time(thread: PictureThread, cloc
 
 
 def test_the_end_waits_for_the_running_job_and_drops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, results, gate = PictureThread(), Results(), Gate()
+    thread, results, gate = ImageThread(), Results(), Gate()
     thread.submit(gate, results.post)
     gate.wait()
     thread.submit_whole(Draw(), "p", results.post)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.engine.narrator import Narrator, PictureJob, PictureResult, Told
+from model.engine.narrator import ImageJob, ImageResult, Narrator, Told
 from model.text.template import StepPart, Template
 
 CODES = (1, 2, 3, 4)
@@ -14,8 +14,8 @@ def tokens(plain: Template) -> list[int]:
     return plain.response_ids([StepPart("look", CODES), StepPart("zoom in", (5, 6, 7, 8))], "red")
 
 
-def result(final: bool) -> PictureResult:
-    return PictureResult(b"png", 16, 16, {"tv": 0.5} if final else None)
+def result(final: bool) -> ImageResult:
+    return ImageResult(b"png", 16, 16, {"tv": 0.5} if final else None)
 
 
 def types(told: list[Told | object]) -> list[str]:
@@ -32,7 +32,7 @@ def squeeze(names: list[str]) -> list[str]:
 
 def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) -> None:
     narrator = Narrator(plain.parser())
-    jobs: list[PictureJob] = []
+    jobs: list[ImageJob] = []
     told: list[Told | object] = []
     for token in tokens(plain):
         jobs += narrator.feed(token)
@@ -40,14 +40,14 @@ def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) ->
     narrator.finish()
     narrator.end("end")
     assert squeeze(types(told)) == WHOLE[:3]
-    narrator.picture_done(jobs[1].ticket, result(True))  # the second picture first
+    narrator.image_done(jobs[1].ticket, result(True))  # the second picture first
     assert narrator.take() == []
-    narrator.picture_done(jobs[0].ticket, result(True))
+    narrator.image_done(jobs[0].ticket, result(True))
     told += narrator.take()
     assert squeeze(types(told)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
-    pictures = [t for t in told if isinstance(t, Told) and t.event.type == "image.completed"]
-    assert [p.codes for p in pictures] == [CODES, (5, 6, 7, 8)]
-    assert pictures[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
+    images = [t for t in told if isinstance(t, Told) and t.event.type == "image.completed"]
+    assert [p.codes for p in images] == [CODES, (5, 6, 7, 8)]
+    assert images[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
     assert jobs[1].previous == CODES
 
 
@@ -56,15 +56,15 @@ def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     assert [(len(j.codes), j.is_final) for j in jobs] == [(1, False), (3, False), (4, True)]
     assert all(j.previous == (9, 9, 9, 9) for j in jobs)
-    narrator.picture_skipped(jobs[0].ticket)
-    narrator.picture_done(jobs[2].ticket, result(True))
+    narrator.image_skipped(jobs[0].ticket)
+    narrator.image_done(jobs[2].ticket, result(True))
     told = narrator.take()
     assert squeeze(types(told)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
     first, all_codes = (t for t in told if isinstance(t, Told) and t.event.type == "image.partial")
     assert first.png is all_codes.png is None
     assert first.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
     assert all_codes.event.data == {"step": 1, "index": 2, "codes_done": 4, "codes_total": 4}
-    narrator.picture_done(jobs[1].ticket, result(False))
+    narrator.image_done(jobs[1].ticket, result(False))
     assert narrator.take() == []
 
 
@@ -73,7 +73,7 @@ def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, pa
     narrator = Narrator(plain.parser(), partial_images=partial_images)
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     for job in jobs[:-1]:
-        narrator.picture_skipped(job.ticket)
+        narrator.image_skipped(job.ticket)
     told = [t.event for t in narrator.take() if isinstance(t, Told) and t.event.type == "image.partial"]
     assert jobs[-1].is_final
     assert [event.data["codes_done"] for event in told][-1:] == [4] * bool(partial_images)
@@ -90,7 +90,7 @@ def test_a_paused_narration_goes_on_without_losing_or_repeating_an_event(
     def run(narrator: Narrator, stream: list[int], told: list[Told | object]) -> int:
         for number, token in enumerate(stream, 1):
             for job in narrator.feed(token):
-                narrator.picture_done(job.ticket, result(job.is_final))
+                narrator.image_done(job.ticket, result(job.is_final))
             told += narrator.take()
             if narrator.paused_after is not None:
                 return number

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from model.engine import image_thread as picture_thread
+from model.engine import image_thread
 from model.engine.client import (
     Cancelled,
     Emitted,
@@ -31,14 +31,14 @@ from model.engine.client import (
 )
 from model.engine.inprocess import InProcess
 from model.engine.models import Model
-from model.engine.narrator import PictureResult
-from model.images.codes import decode_codes, encode_pictures
+from model.engine.narrator import ImageResult
+from model.images.codes import decode_codes, encode_images
 from model.images.view import png_bytes
 from tests.model.engine.traces import Recorder
 from tests.near_ties import assert_same_image
 
 
-def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:
+def an_image(size: tuple[int, int] = (40, 30)) -> ImageInput:
     out = io.BytesIO()
     Image.new("RGB", size, (200, 10, 10)).save(out, "PNG")
     return ImageInput(out.getvalue())
@@ -46,8 +46,8 @@ def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:
 
 def ask(name: str, *, seed: int = 1, tokens: int = 120, images: bool = True, **more: Any) -> GenerationRequest:
     sampling = SamplingRequest(temperature=1.0, seed=seed, max_new_tokens=tokens, max_images=3)
-    pictures = (a_picture(),) if images else ()
-    return GenerationRequest(name, "drawing", "Where is the red star?", pictures, sampling, **more)
+    given = (an_image(),) if images else ()
+    return GenerationRequest(name, "drawing", "Where is the red star?", given, sampling, **more)
 
 
 async def collect(engine: EngineClient, request: GenerationRequest) -> list[Output]:
@@ -122,7 +122,7 @@ def test_the_same_request_gives_the_same_events_alone_and_among_others(
 def test_the_first_drawing_comes_with_the_question_as_the_model_sees_it(drawing_checkpoint: Path) -> None:
     loaded = load_checkpoint(drawing_checkpoint)
     assert loaded.vq is not None
-    codes = encode_pictures(loaded.vq, [a_picture().png])
+    codes = encode_images(loaded.vq, [an_image().png])
     wanted = png_bytes(decode_codes(loaded.vq, codes)[0])
 
     async def work(engine: InProcess) -> None:
@@ -228,7 +228,7 @@ def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
 ) -> None:
     """Whichever were decoded with it."""
     first: list[tuple[int, ...]] = []
-    monkeypatch.setattr(picture_thread, "BEHIND_S", -1.0)  # every whole picture has waited for too long
+    monkeypatch.setattr(image_thread, "BEHIND_S", -1.0)  # every whole picture has waited for too long
 
     async def work(engine: InProcess) -> None:
         alone = await collect(engine, ask("alone", seed=2))
@@ -236,10 +236,10 @@ def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
         first.append(next(o.codes for o in marked if isinstance(o, Emitted) and o.codes))
         real = Model.draw
 
-        def draw(model: Model, pictures: list[tuple[int, ...]]) -> list[PictureResult]:
-            if first[0] in pictures:
+        def draw(model: Model, images: list[tuple[int, ...]]) -> list[ImageResult]:
+            if first[0] in images:
                 raise RuntimeError("no decoder for this one")
-            return real(model, pictures)
+            return real(model, images)
 
         monkeypatch.setattr(Model, "draw", draw)
         bad, *good = await asyncio.gather(

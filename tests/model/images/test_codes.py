@@ -17,7 +17,7 @@ from model.images.codes import (
     copied_share,
     decode_codes,
     decode_partial,
-    encode_pictures,
+    encode_images,
     fill_codes,
     flatness,
     image_stats,
@@ -56,24 +56,24 @@ def test_pixels_out_of_range_are_clamped() -> None:
 
 
 def test_a_picture_becomes_n_codes_of_the_codebook(vq: VQModel) -> None:
-    rows = encode_pictures(vq, [Image.new("RGB", (40, 20), c) for c in ("red", "blue")], ["crop", "pad"])
+    rows = encode_images(vq, [Image.new("RGB", (40, 20), c) for c in ("red", "blue")], ["crop", "pad"])
     assert all(len(codes) == 4 and all(0 <= code < 64 for code in codes) for codes in rows)
-    assert encode_pictures(vq, []) == []
+    assert encode_images(vq, []) == []
 
 
 def test_many_pictures_encode_as_one_by_one(vq: VQModel) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
     together, alone = (
-        torch.tensor(c) for c in (encode_pictures(vq, images), [encode_pictures(vq, [i])[0] for i in images])
+        torch.tensor(c) for c in (encode_images(vq, images), [encode_images(vq, [i])[0] for i in images])
     )
     assert_same_codes(vq, to_pixels(images), together, alone)
 
 
 def test_codes_become_pictures_of_the_models_size(vq: VQModel) -> None:
-    pictures = decode_codes(vq, [(1, 2, 3, 4), (4, 3, 2, 1)])
-    assert [p.size for p in pictures] == [(16, 16)] * 2
-    assert pictures[0].tobytes() != pictures[1].tobytes()
+    images = decode_codes(vq, [(1, 2, 3, 4), (4, 3, 2, 1)])
+    assert [p.size for p in images] == [(16, 16)] * 2
+    assert images[0].tobytes() != images[1].tobytes()
     assert decode_codes(vq, []) == []
     with pytest.raises(ValueError, match="4 codes, got 3"):
         decode_codes(vq, [(1, 2, 3)])
@@ -94,9 +94,9 @@ def test_without_a_previous_picture_the_mean_code_fills(vq: VQModel) -> None:
 
 def test_the_last_partial_picture_is_the_picture(vq: VQModel) -> None:
     codes = (9, 8, 7, 6)
-    pictures = [decode_partial(vq, codes[:k], (1, 2, 3, 4)) for k in range(5)]
-    assert pictures[0].tobytes() == decode_codes(vq, [(1, 2, 3, 4)])[0].tobytes()
-    assert pictures[4].tobytes() == decode_codes(vq, [codes])[0].tobytes()
+    images = [decode_partial(vq, codes[:k], (1, 2, 3, 4)) for k in range(5)]
+    assert images[0].tobytes() == decode_codes(vq, [(1, 2, 3, 4)])[0].tobytes()
+    assert images[4].tobytes() == decode_codes(vq, [codes])[0].tobytes()
 
 
 def test_the_energy_by_hand() -> None:
@@ -149,7 +149,7 @@ def test_the_shipped_guard_catches_a_canvas_of_any_colour() -> None:
     loaded = load_checkpoint(SHIPPED / "nano-base")
     assert loaded.vq is not None
     colours = ["white", "black", "grey", "red", "green", "blue", "orange", "magenta"]
-    canvases = encode_pictures(loaded.vq, [Image.new("RGB", (64, 64), colour) for colour in colours])
+    canvases = encode_images(loaded.vq, [Image.new("RGB", (64, 64), colour) for colour in colours])
     assert max(len(set(codes)) for codes in canvases) > 3  # one colour, several codes
     rewards = [image_stats(loaded.vq, codes, loaded.manifest.perception).perception_reward for codes in canvases]
     assert rewards == [0.0] * len(colours)

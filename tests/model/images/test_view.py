@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from model.images.view import cropped_share, model_view, open_picture, png_bytes
+from model.images.view import cropped_share, model_view, open_image, png_bytes
 from tests.tiny import tiny_config
 
 
@@ -69,9 +69,9 @@ def test_exif_turns_are_applied() -> None:
     exif[0x0112] = 6  # turn 90 degrees clockwise to show
     buffer = io.BytesIO()
     striped(48, 24).save(buffer, "PNG", exif=exif)
-    picture = open_picture(buffer.getvalue())
-    assert picture.size == (24, 48)
-    assert picture.getpixel((12, 2)) == (255, 0, 0)
+    image = open_image(buffer.getvalue())
+    assert image.size == (24, 48)
+    assert image.getpixel((12, 2)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "YCbCr"])
@@ -81,7 +81,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
 
 def test_png_bytes_come_back_as_the_same_picture_without_metadata() -> None:
     image = striped(16, 16)
-    again = open_picture(png_bytes(image))
+    again = open_image(png_bytes(image))
     assert again.tobytes() == image.tobytes()
     assert not again.getexif()
 

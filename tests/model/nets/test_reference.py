@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.images.codes import encode_pictures, to_pixels
+from model.images.codes import encode_images, to_pixels
 from model.images.view import model_view
 from model.nets.transformer import CausalAttention
 from model.text.template import StepPart
@@ -121,8 +121,8 @@ def test_pictures_reach_the_model(tiny_checkpoint: Path) -> None:
     """Different question pictures give different logits (what upstream's inference forgot)."""
     loaded = load_checkpoint(tiny_checkpoint)
     assert loaded.vq is not None
-    pictures = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255))]
-    first, second = encode_pictures(loaded.vq, pictures)
+    images = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255))]
+    first, second = encode_images(loaded.vq, images)
     assert first != second
     a, b = (torch.tensor([loaded.template.prompt_ids("Which colour?", [codes])]) for codes in (first, second))
     assert (our_logits(loaded, a)[0, -1] - our_logits(loaded, b)[0, -1]).abs().max() > 0.01

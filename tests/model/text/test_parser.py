@@ -21,7 +21,7 @@ from model.text.template import (
     TextDelta,
 )
 
-PICTURE = (3, 1, 4, 1)
+CODES = (3, 1, 4, 1)
 OTHER = (5, 9, 2, 6)
 
 
@@ -67,16 +67,16 @@ def template(request: pytest.FixtureRequest, plain: Template, tagged: Template) 
 
 
 def test_what_was_rendered_is_parsed_back(template: Template) -> None:
-    steps = [StepPart("I look.", PICTURE), StepPart("No picture here."), StepPart("", OTHER), StepPart("Last")]
+    steps = [StepPart("I look.", CODES), StepPart("No picture here."), StepPart("", OTHER), StepPart("Last")]
     parser, events = feed(template, template.response_ids(steps, "dark red"))
-    assert parser.steps == [("I look.", PICTURE), ("No picture here.", None), ("", OTHER), ("Last", None)]
+    assert parser.steps == [("I look.", CODES), ("No picture here.", None), ("", OTHER), ("Last", None)]
     assert parser.answer == "dark red"
     assert parser.well_formed
     assert merged(events) == [
         StepStarted(1),
         TextDelta(1, "I look."),
         ImageStarted(1),
-        ImageCompleted(1, 0, PICTURE),
+        ImageCompleted(1, 0, CODES),
         StepCompleted(1),
         StepStarted(2),
         TextDelta(2, "No picture here."),
@@ -112,8 +112,8 @@ def test_random_trajectories_round_trip(template: Template) -> None:
 
 
 def test_codes_are_reported_one_by_one_with_their_place(plain: Template) -> None:
-    _, events = feed(plain, plain.vocab.image_ids(PICTURE))
-    assert [e for e in events if isinstance(e, CodeDrawn)] == [CodeDrawn(1, i, 4, c) for i, c in enumerate(PICTURE)]
+    _, events = feed(plain, plain.vocab.image_ids(CODES))
+    assert [e for e in events if isinstance(e, CodeDrawn)] == [CodeDrawn(1, i, 4, c) for i, c in enumerate(CODES)]
 
 
 def test_marks_spelt_by_other_tokens_are_marks(plain: Template) -> None:
@@ -151,8 +151,8 @@ def test_half_a_mark_at_the_end_is_text_after_all(plain: Template) -> None:
 
 
 def test_half_a_mark_before_a_picture_is_text_after_all(plain: Template) -> None:
-    ids = [*plain.tokenizer.encode("THOUGHT 1: a THOUGHT"), *plain.vocab.image_ids(PICTURE)]
-    assert feed(plain, ids)[0].steps == [("a THOUGHT", PICTURE)]
+    ids = [*plain.tokenizer.encode("THOUGHT 1: a THOUGHT"), *plain.vocab.image_ids(CODES)]
+    assert feed(plain, ids)[0].steps == [("a THOUGHT", CODES)]
 
 
 def test_the_number_in_a_mark_does_not_number_the_step(plain: Template) -> None:
@@ -164,22 +164,22 @@ def test_the_number_in_a_mark_does_not_number_the_step(plain: Template) -> None:
 def test_text_after_a_picture_without_a_mark_opens_the_next_step(plain: Template) -> None:
     ids = [
         *plain.tokenizer.encode("THOUGHT 1: a"),
-        *plain.vocab.image_ids(PICTURE),
+        *plain.vocab.image_ids(CODES),
         *plain.tokenizer.encode(" then b"),
         *plain.vocab.image_ids(OTHER),
         *plain.tokenizer.encode("\n \nFinal Answer: c"),
         plain.vocab.eos_id,
     ]
     parser, events = feed(plain, ids)
-    assert parser.steps == [("a", PICTURE), ("then b", OTHER)]
+    assert parser.steps == [("a", CODES), ("then b", OTHER)]
     assert parser.answer == "c"
     assert parser.well_formed
     assert sum(isinstance(e, StepStarted) for e in events) == sum(isinstance(e, StepCompleted) for e in events) == 2
 
 
 def test_two_pictures_in_a_row_are_two_steps(plain: Template) -> None:
-    ids = [*plain.vocab.image_ids(PICTURE), *plain.vocab.image_ids(OTHER)]
-    assert feed(plain, ids)[0].steps == [("", PICTURE), ("", OTHER)]
+    ids = [*plain.vocab.image_ids(CODES), *plain.vocab.image_ids(OTHER)]
+    assert feed(plain, ids)[0].steps == [("", CODES), ("", OTHER)]
 
 
 def test_empty_marks_make_no_steps(plain: Template) -> None:
@@ -214,14 +214,14 @@ def test_no_answer_mark_means_no_answer_and_an_empty_one_is_not_well_formed(plai
 
 
 def test_a_response_cut_off_by_length_is_not_well_formed(template: Template) -> None:
-    ids = template.response_ids([StepPart("a", PICTURE)], "b")[:-1]
+    ids = template.response_ids([StepPart("a", CODES)], "b")[:-1]
     parser = feed(template, ids)[0]
     assert parser.answer == "b"
     assert not parser.well_formed
 
 
 def test_a_picture_cut_off_is_no_picture(plain: Template) -> None:
-    parser, events = feed(plain, [*plain.tokenizer.encode("THOUGHT 1: a"), *plain.vocab.image_ids(PICTURE)[:-2]])
+    parser, events = feed(plain, [*plain.tokenizer.encode("THOUGHT 1: a"), *plain.vocab.image_ids(CODES)[:-2]])
     assert parser.steps == [("a", None)]
     assert not any(isinstance(e, ImageCompleted) for e in events)
     assert events[-1] == StepCompleted(1)
@@ -245,15 +245,15 @@ def test_text_inside_a_picture_ends_it_and_is_kept(plain: Template) -> None:
 
 def test_a_picture_behind_the_answer_is_shown_and_not_well_formed(plain: Template) -> None:
     v = plain.vocab
-    ids = [*plain.response_ids([StepPart("a", PICTURE)], "b")[:-1], *v.image_ids(OTHER), v.eos_id]
+    ids = [*plain.response_ids([StepPart("a", CODES)], "b")[:-1], *v.image_ids(OTHER), v.eos_id]
     parser = feed(plain, ids)[0]
-    assert parser.steps == [("a", PICTURE), ("", OTHER)]
+    assert parser.steps == [("a", CODES), ("", OTHER)]
     assert parser.answer == "b"
     assert not parser.well_formed
 
 
 def test_anything_behind_the_end_is_not_well_formed_and_says_nothing(template: Template) -> None:
-    ids = template.response_ids([StepPart("a", PICTURE)], "b")
+    ids = template.response_ids([StepPart("a", CODES)], "b")
     parser, events = feed(template, [*ids, *template.tokenizer.encode("more")])
     assert parser.answer == answer_of(events) == "b"
     assert not parser.well_formed
@@ -263,15 +263,15 @@ def test_ids_without_meaning_say_nothing_and_are_not_well_formed(plain: Template
     v = plain.vocab
     for stray in (v.pad_id, v.bos_id, v.eoi_id, v.image_placeholder_id, v.code_to_id(0), v.thought_open_id):
         assert stray is not None
-        ids = [stray, *plain.response_ids([StepPart("a", PICTURE)], "b")]
+        ids = [stray, *plain.response_ids([StepPart("a", CODES)], "b")]
         parser = feed(plain, ids)[0]
-        assert (parser.steps, parser.answer, parser.well_formed) == ([("a", PICTURE)], "b", False)
+        assert (parser.steps, parser.answer, parser.well_formed) == ([("a", CODES)], "b", False)
 
 
 def test_the_lead_phrase_is_never_shown(tagged: Template) -> None:
     v = tagged.vocab
     for phrase in ("Let's think step-by-step.", "Step-by-step reasoning follows.", ""):
-        ids = tagged.response_ids([StepPart("a", PICTURE)], "b")
+        ids = tagged.response_ids([StepPart("a", CODES)], "b")
         ids = [*tagged.tokenizer.encode(phrase), *ids[ids.index(v.thought_open_id) :]]
         parser, events = feed(tagged, ids)
         assert text_of(events, 1) == "a"
@@ -282,8 +282,8 @@ def test_reasoning_before_the_bracket_is_shown_and_not_well_formed(tagged: Templ
     text = "I look at the picture for a long time and then, after all, I draw a box around the star, I think."
     parser = feed(tagged, [*tagged.tokenizer.encode(text), tagged.vocab.eos_id])[0]
     assert (parser.steps, parser.well_formed) == ([(text, None)], False)
-    parser = feed(tagged, [*tagged.tokenizer.encode("Short."), *tagged.vocab.image_ids(PICTURE)])[0]
-    assert parser.steps == [("Short.", PICTURE)]
+    parser = feed(tagged, [*tagged.tokenizer.encode("Short."), *tagged.vocab.image_ids(CODES)])[0]
+    assert parser.steps == [("Short.", CODES)]
 
 
 def test_brackets_out_of_order_are_not_well_formed(tagged: Template) -> None:
@@ -307,8 +307,8 @@ def test_brackets_out_of_order_are_not_well_formed(tagged: Template) -> None:
 
 
 def test_final_answer_in_a_tagged_rationale_is_ordinary_text(tagged: Template) -> None:
-    parser = feed(tagged, tagged.response_ids([StepPart("So Final Answer: B", PICTURE)], "B"))[0]
-    assert (parser.steps, parser.answer, parser.well_formed) == ([("So Final Answer: B", PICTURE)], "B", True)
+    parser = feed(tagged, tagged.response_ids([StepPart("So Final Answer: B", CODES)], "B"))[0]
+    assert (parser.steps, parser.answer, parser.well_formed) == ([("So Final Answer: B", CODES)], "B", True)
 
 
 def test_a_character_split_over_tokens_arrives_whole(plain: Template) -> None:
@@ -319,7 +319,7 @@ def test_a_character_split_over_tokens_arrives_whole(plain: Template) -> None:
 
 def test_feeding_the_same_ids_again_gives_the_same_state(template: Template) -> None:
     """A resumed trace replays its ids: the numbers go on where they were."""
-    ids = template.response_ids([StepPart("a", PICTURE), StepPart("b", OTHER)], "c")
+    ids = template.response_ids([StepPart("a", CODES), StepPart("b", OTHER)], "c")
     cut = ids.index(template.vocab.eoi_id) + 1
     parser = template.parser()
     for token_id in ids[:cut]:
@@ -341,7 +341,7 @@ def test_without_a_mark_the_text_after_the_last_image_is_the_answer(plain: Templ
     v, encode = plain.vocab, plain.tokenizer.encode
     ids = [
         *encode("I look."),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         *encode("I look again."),
         *v.image_ids(OTHER),
         *encode("It is red."),
@@ -349,13 +349,13 @@ def test_without_a_mark_the_text_after_the_last_image_is_the_answer(plain: Templ
     parser, events = feed(plain, [*ids, v.eos_id])
     assert (parser.answer, parser.unmarked, parser.well_formed) == ("It is red.", True, False)
     assert answer_of(events) == "It is red." == text_of(events, 3)
-    assert parser.steps == [("I look.", PICTURE), ("I look again.", OTHER), ("It is red.", None)]
+    assert parser.steps == [("I look.", CODES), ("I look again.", OTHER), ("It is red.", None)]
 
 
 @pytest.mark.parametrize("what", ["cut off", "no image", "no text after it", "marked", "half an image"])
 def test_other_responses_have_no_unmarked_answer(plain: Template, what: str) -> None:
     v, encode = plain.vocab, plain.tokenizer.encode
-    image = v.image_ids(PICTURE)
+    image = v.image_ids(CODES)
     ids = {
         "cut off": [*encode("a"), *image, *encode("red")],
         "no image": [*encode("red"), v.eos_id],
@@ -370,5 +370,5 @@ def test_other_responses_have_no_unmarked_answer(plain: Template, what: str) -> 
 
 def test_a_tagged_response_needs_its_brackets(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
-    parser = feed(tagged, [v.thought_open_id or 0, *v.image_ids(PICTURE), *encode("red"), v.eos_id])[0]
+    parser = feed(tagged, [v.thought_open_id or 0, *v.image_ids(CODES), *encode("red"), v.eos_id])[0]
     assert (parser.answer, parser.unmarked) == (None, False)

@@ -10,22 +10,22 @@ from model.text.places import PlaceError
 from model.text.template import ImagePart, StepPart, Template, TextPart, question_parts
 from model.text.vocab import Vocabulary
 
-PICTURE = (3, 1, 4, 1)
+CODES = (3, 1, 4, 1)
 
 
 def test_the_plain_prompt_is_bos_pictures_question(plain: Template) -> None:
     v = plain.vocab
-    ids = plain.prompt_ids("Where?", [PICTURE, (0, 0, 0, 0)])
-    assert ids == [v.bos_id, *v.image_ids(PICTURE), *v.image_ids((0, 0, 0, 0)), *plain.tokenizer.encode("Where?")]
+    ids = plain.prompt_ids("Where?", [CODES, (0, 0, 0, 0)])
+    assert ids == [v.bos_id, *v.image_ids(CODES), *v.image_ids((0, 0, 0, 0)), *plain.tokenizer.encode("Where?")]
 
 
 def test_the_tagged_prompt_has_the_wire_strings_with_tags_as_tokens(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
     assert v.thought_open_id and v.thought_close_id and v.answer_open_id and v.answer_close_id  # noqa: PT018
-    assert tagged.prompt_ids("Where?", [PICTURE]) == [
+    assert tagged.prompt_ids("Where?", [CODES]) == [
         v.bos_id,
         *encode("You are a helpful assistant.\nUser: "),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         *encode("Where?"),
         *encode(" Think with images first. The image reasoning process and answer are enclosed within "),
         v.thought_open_id,
@@ -41,7 +41,7 @@ def test_the_tagged_prompt_has_the_wire_strings_with_tags_as_tokens(tagged: Temp
 
 def test_the_plain_response_reads_as_documented(plain: Template) -> None:
     v = plain.vocab
-    ids = plain.response_ids([StepPart("I look.", PICTURE), StepPart("Hm."), StepPart("Done.", PICTURE)], "red")
+    ids = plain.response_ids([StepPart("I look.", CODES), StepPart("Hm."), StepPart("Done.", CODES)], "red")
     text = plain.tokenizer.decode(ids)
     assert text == "THOUGHT 1: I look.THOUGHT 2: Hm.\nTHOUGHT 3: Done.\nFinal Answer: red"
     assert ids[-1] == v.eos_id
@@ -50,15 +50,15 @@ def test_the_plain_response_reads_as_documented(plain: Template) -> None:
 
 def test_the_tagged_response_reads_as_documented(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
-    ids = tagged.response_ids([StepPart("I look.", PICTURE), StepPart("Hm."), StepPart("Done.", PICTURE)], "red")
+    ids = tagged.response_ids([StepPart("I look.", CODES), StepPart("Hm."), StepPart("Done.", CODES)], "red")
     assert ids == [
         *encode("Let's think step-by-step."),
         v.thought_open_id,
         *encode("I look."),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         *encode("Hm."),
         *encode("\nTHOUGHT 3: Done."),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         v.thought_close_id,
         v.answer_open_id,
         *encode("red"),
@@ -70,25 +70,25 @@ def test_the_tagged_response_reads_as_documented(tagged: Template) -> None:
 @pytest.mark.parametrize("name", ["plain", "tagged"])
 def test_the_loss_mask_divides_prompt_and_response(name: str, plain: Template, tagged: Template) -> None:
     template = plain if name == "plain" else tagged
-    steps = [StepPart("a", PICTURE)]
-    rendered = template.render("q", [PICTURE], steps, "b")
-    prompt = template.prompt_ids("q", [PICTURE])
+    steps = [StepPart("a", CODES)]
+    rendered = template.render("q", [CODES], steps, "b")
+    prompt = template.prompt_ids("q", [CODES])
     assert rendered.ids == prompt + template.response_ids(steps, "b")
     assert rendered.loss_mask == [0] * len(prompt) + [1] * (len(rendered.ids) - len(prompt))
 
 
 def test_the_text_only_control_is_the_same_trace_without_pictures(plain: Template) -> None:
-    steps = [StepPart("a", PICTURE), StepPart("b", PICTURE)]
-    rendered = plain.render("q", [PICTURE], steps, "c", images_in_response=False)
-    assert rendered == plain.render("q", [PICTURE], [StepPart("a"), StepPart("b")], "c")
+    steps = [StepPart("a", CODES), StepPart("b", CODES)]
+    rendered = plain.render("q", [CODES], steps, "c", images_in_response=False)
+    assert rendered == plain.render("q", [CODES], [StepPart("a"), StepPart("b")], "c")
     assert rendered.ids.count(plain.vocab.boi_id) == 1  # the question's
 
 
 def test_parts_render_without_marks(plain: Template) -> None:
     v, encode = plain.vocab, plain.tokenizer.encode
-    rendered = plain.render_parts([ImagePart(PICTURE), TextPart("draw")], [TextPart("ok"), ImagePart(PICTURE)])
+    rendered = plain.render_parts([ImagePart(CODES), TextPart("draw")], [TextPart("ok"), ImagePart(CODES)])
     assert rendered.ids == [
-        v.bos_id, *v.image_ids(PICTURE), *encode("draw"), *encode("ok"), *v.image_ids(PICTURE), v.eos_id
+        v.bos_id, *v.image_ids(CODES), *encode("draw"), *encode("ok"), *v.image_ids(CODES), v.eos_id
     ]  # fmt: skip
     assert sum(rendered.loss_mask) == len(encode("ok")) + 6 + 1
 
@@ -97,7 +97,7 @@ def test_parts_render_without_marks(plain: Template) -> None:
 def test_counting_gives_the_length_of_the_prompt(name: str, plain: Template, tagged: Template) -> None:
     template = plain if name == "plain" else tagged
     for n in range(3):
-        assert template.prompt_len("Where is it?", n) == len(template.prompt_ids("Where is it?", [PICTURE] * n))
+        assert template.prompt_len("Where is it?", n) == len(template.prompt_ids("Where is it?", [CODES] * n))
         assert template.prompt_len("Where is it?", n) == len(template.prompt_ids("Where is it?", [None] * n))
 
 
@@ -145,7 +145,7 @@ def test_the_tagged_template_needs_its_tags(vocab: Vocabulary, plain: Template) 
 
 
 def test_images_stand_where_the_text_names_them(plain: Template, tagged: Template) -> None:
-    first, second = PICTURE, (0, 0, 0, 0)
+    first, second = CODES, (0, 0, 0, 0)
     for template in (plain, tagged):
         v, encode = template.vocab, template.tokenizer.encode
         bare = template.prompt_ids("")
@@ -160,7 +160,7 @@ def test_images_stand_where_the_text_names_them(plain: Template, tagged: Templat
 
 
 def test_images_without_a_place_come_first(plain: Template) -> None:
-    a, b, c = PICTURE, (0, 0, 0, 0), (5, 5, 5, 5)
+    a, b, c = CODES, (0, 0, 0, 0), (5, 5, 5, 5)
     expected = [ImagePart(a), ImagePart(c), TextPart("Is "), ImagePart(b), TextPart(" or "), ImagePart(b)]
     assert question_parts("Is <image_2> or <image_2>", [a, b, c]) == expected
     assert plain.prompt_ids("<image_1><image_2>Which?", [a, b]) == plain.prompt_ids("Which?", [a, b])
@@ -172,7 +172,7 @@ def test_images_without_a_place_come_first(plain: Template) -> None:
 )
 def test_a_place_needs_its_image(plain: Template, text: str, count: int) -> None:
     with pytest.raises(PlaceError, match="the text names <image_"):
-        plain.prompt_ids(text, [PICTURE] * count)
+        plain.prompt_ids(text, [CODES] * count)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_a_place_needs_its_image(plain: Template, text: str, count: int) -> None
 )
 def test_other_marks_stay_literal_text(plain: Template, text: str) -> None:
     v = plain.vocab
-    assert plain.prompt_ids(text, [PICTURE]) == [v.bos_id, *v.image_ids(PICTURE), *plain.tokenizer.encode(text)]
+    assert plain.prompt_ids(text, [CODES]) == [v.bos_id, *v.image_ids(CODES), *plain.tokenizer.encode(text)]
 
 
 @pytest.mark.parametrize("text", ["<image_1> and <image_1>?", "a <image_2> b", " <image_3>", "x", "<image_1><image_3>"])
 def test_counting_agrees_wherever_images_stand(plain: Template, tagged: Template, text: str) -> None:
     for template in (plain, tagged):
-        assert template.prompt_len(text, 3) == len(template.prompt_ids(text, [PICTURE] * 3))
+        assert template.prompt_len(text, 3) == len(template.prompt_ids(text, [CODES] * 3))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from training.data.drills import drill_pictures, render_drill
+from training.data.drills import drill_images, render_drill
 from training.skills import Action, apply
 from training.world.asking import MAKERS, drawing, random_view, worded
 from training.world.canvas import COLOURS
@@ -62,17 +62,17 @@ def test_orders_in_a_row_speak_of_no_earlier_drawing_and_change_the_newest_pictu
     assert {len(drill.more) for drill in rows} == {1, 2, 3}
     for drill in rows:
         newest = drill.response[0]
-        for order, picture in drill.more:
+        for order, image in drill.more:
             assert isinstance(newest, Image.Image)
-            assert picture.tobytes() != newest.tobytes(), order
-            if not picture_is_a_crop(order):
-                assert changed(newest, picture) < 0.35, order
+            assert image.tobytes() != newest.tobytes(), order
+            if not image_is_a_crop(order):
+                assert changed(newest, image) < 0.35, order
             words = order.rpartition("\n")[2]
             assert not any(word in words for word in INK), order
-            newest = picture
+            newest = image
 
 
-def picture_is_a_crop(order: str) -> bool:
+def image_is_a_crop(order: str) -> bool:
     return "oom" in order
 
 
@@ -94,11 +94,11 @@ def test_the_picture_before_the_newest_ink_may_be_shown_as_well() -> None:
 def test_only_drawings_are_learnt_where_orders_are_given_in_a_row(tiny_checkpoint: Path) -> None:
     template = load_checkpoint(tiny_checkpoint).template
     drill = next(d for seed in range(100) if len((d := make_drill(seed, kind="draw")).more) == 2)
-    pictures = drill_pictures(drill)
+    images = drill_images(drill)
     n = template.vocab.codes_per_image
-    rendered = render_drill(drill, [(number,) * n for number in range(len(pictures))], template)
+    rendered = render_drill(drill, [(number,) * n for number in range(len(images))], template)
     learnt = [token for token, mask in zip(rendered.ids, rendered.loss_mask, strict=True) if mask]
-    drawn = [template.vocab.image_ids((number,) * n) for number in range(len(pictures) - 3, len(pictures))]
+    drawn = [template.vocab.image_ids((number,) * n) for number in range(len(images) - 3, len(images))]
     assert learnt == [*(token for ids in drawn for token in ids), template.vocab.eos_id]
 
 

@@ -46,8 +46,8 @@ def test_pictures_come_as_base64_data_urls_lists_or_not_at_all(tmp_path: Path) -
     found = list(read_omni_bench(tmp_path))
     assert all(isinstance(item, BenchQuestion) for item in found)
     by_text = {item.text: item for item in found if isinstance(item, BenchQuestion)}
-    assert [len(by_text[q].pictures) for q in ("a?", "b?", "c?", "d?")] == [1, 1, 0, 2]
-    assert by_text["a?"].pictures[0].convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    assert [len(by_text[q].images) for q in ("a?", "b?", "c?", "d?")] == [1, 1, 0, 2]
+    assert by_text["a?"].images[0].convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     assert {q: item.slice for q, item in by_text.items()} == {
         "a?": "natural", "b?": "natural", "c?": "natural", "d?": "operational",
     }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from training.data.questions import Question, picture_codes, read_questions
+from training.data.questions import Question, image_codes, read_questions
 from training.data.rows import Rejection, SampleError
 from training.data.traces import TokenIds
 from training.spec.spec import JsonlData, M3CoTData, OmniBenchData
@@ -42,7 +42,7 @@ def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
     }
     (question,) = read_questions(JsonlData(path=written(tmp_path / "t.jsonl", row)))
     assert isinstance(question, Question)
-    assert (question.text, question.answer, question.pictures) == ("Where?", "left", (TokenIds((5, 6)),))
+    assert (question.text, question.answer, question.images) == ("Where?", "left", (TokenIds((5, 6)),))
 
 
 def test_m3cot_questions_have_places(tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def test_pictures_become_codes_and_foreign_token_ids_are_refused(tiny_checkpoint
     assert tiny.vq is not None
     ids = tiny.vocab.image_ids((1, 2, 3, 4))
     for given in (ids, ids[1:-1]):
-        assert picture_codes(TokenIds(tuple(given)), tiny.template, tiny.vq) == (1, 2, 3, 4)
-    assert len(picture_codes(Image.new("RGB", (40, 20), "red"), tiny.template, tiny.vq)) == 4
+        assert image_codes(TokenIds(tuple(given)), tiny.template, tiny.vq) == (1, 2, 3, 4)
+    assert len(image_codes(Image.new("RGB", (40, 20), "red"), tiny.template, tiny.vq)) == 4
     for wrong in (ids[1:], [*ids[1:-2], 0], []):
         with pytest.raises(SampleError):
-            picture_codes(TokenIds(tuple(wrong)), tiny.template, tiny.vq)
+            image_codes(TokenIds(tuple(wrong)), tiny.template, tiny.vq)

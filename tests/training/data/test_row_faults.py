@@ -168,10 +168,10 @@ def test_images_are_brought_to_the_models_size_as_they_are_read(tmp_path: Path) 
     for source, (good, read) in SOURCES.items():
         row = {key: "photo.jpg" if value == PNG else value for key, value in good.items()}
         (item,) = read(write(tmp_path / f"{source}.jsonl", row))
-        pictures = [item.image] if hasattr(item, "image") else [*item.pictures]
-        pictures += [step.picture for step in getattr(item, "steps", ()) if hasattr(step, "picture")]
-        assert [picture.size for picture in pictures] == [(16, 16)] * len(pictures)
-        assert pictures
+        images = [item.image] if hasattr(item, "image") else [*item.images]
+        images += [step.image for step in getattr(item, "steps", ()) if hasattr(step, "image")]
+        assert [image.size for image in images] == [(16, 16)] * len(images)
+        assert images
 
 
 def test_training_reads_what_uploads_are_turned_and_coloured_like(tmp_path: Path) -> None:

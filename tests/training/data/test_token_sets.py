@@ -14,7 +14,7 @@ from model.text.template import Rendered
 from training.data.token_sets import (
     BatchPlan,
     EncodedTask,
-    PictureCoder,
+    ImageCoder,
     TokenSet,
     encode_tasks,
     id_to_code,
@@ -40,12 +40,12 @@ def test_unchanged_cells_are_those_without_one_different_pixel() -> None:
 
 def test_a_chain_keeps_the_codes_of_what_did_not_change(nano: LoadedCheckpoint) -> None:
     assert nano.vq is not None
-    coder = PictureCoder(nano.vq)
+    coder = ImageCoder(nano.vq)
     tasks = [task for task in training_tasks(20_000_000, 8) if task.steps[0].skill in ("box", "mark", "line")]
     for task in tasks:
         question, first = coder.chains([[task.image, task.steps[0].image]])[0]
-        pictures = np.stack([np.asarray(task.image), np.asarray(task.steps[0].image)])
-        same = unchanged_cells(pictures[:1], pictures[1:], nano.vq.grid)[0]
+        images = np.stack([np.asarray(task.image), np.asarray(task.steps[0].image)])
+        same = unchanged_cells(images[:1], images[1:], nano.vq.grid)[0]
         assert 0 < same.sum() < len(same)
         assert all(a == b for a, b, kept in zip(question, first, same, strict=True) if kept)
 
@@ -123,7 +123,7 @@ def test_a_token_set_survives_its_file(tmp_path: Path) -> None:
 def test_encoded_tasks_keep_texts_and_order(nano: LoadedCheckpoint) -> None:
     assert nano.vq is not None
     tasks = list(training_tasks(20_000_000, 5))
-    encoded = encode_tasks(tasks, PictureCoder(nano.vq))
+    encoded = encode_tasks(tasks, ImageCoder(nano.vq))
     assert [e.question for e in encoded] == [t.question for t in tasks]
     assert [len(e.steps) for e in encoded] == [len(t.steps) for t in tasks]
     rendered = encoded[0].render(nano.template)

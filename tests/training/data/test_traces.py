@@ -16,7 +16,7 @@ from PIL import Image
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from training.data.rows import DataError, Intake, Rejection, Row, data_files, open_value, read_rows
 from training.data.samples import SampleEncoder, build_token_set, world_samples
-from training.data.token_sets import PictureCoder
+from training.data.token_sets import ImageCoder
 from training.data.traces import ANSWER, QUESTION, REASONING, SampleStep, TokenIds, TraceSample, read_traces, trace_row
 from training.spec.spec import UniTasksData
 
@@ -31,7 +31,7 @@ def tiny(tiny_checkpoint: Path) -> LoadedCheckpoint:
 @pytest.fixture(scope="module")
 def encoder(tiny: LoadedCheckpoint) -> SampleEncoder:
     assert tiny.vq is not None
-    return SampleEncoder(PictureCoder(tiny.vq), tiny.vocab)
+    return SampleEncoder(ImageCoder(tiny.vq), tiny.vocab)
 
 
 def png(image: Image.Image) -> bytes:
@@ -67,8 +67,8 @@ def test_the_authors_jsonl_becomes_question_steps_and_answer(tmp_path: Path) -> 
     sample = only(write_jsonl(tmp_path / "a.jsonl", [official()]))
     assert (sample.where, sample.question, sample.answer) == ("a.jsonl:1", "Where is the star?", "left")
     assert [step.text for step in sample.steps] == ["I look.", "It is left."]
-    assert [type(p) for p in sample.pictures] == [type(sample.steps[0].picture)]
-    assert sample.steps[1].picture is None
+    assert [type(p) for p in sample.images] == [type(sample.steps[0].image)]
+    assert sample.steps[1].image is None
 
 
 def test_the_marks_of_the_plain_template_are_not_learnt_twice(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_marks_of_the_plain_template_are_not_learnt_twice(tmp_path: Path) ->
 def test_a_picture_ends_a_step_and_two_pictures_are_two_steps(tmp_path: Path) -> None:
     mark = "<image_start>[reasoning_image_1]<image_end>"
     sample = only(write_jsonl(tmp_path / "a.jsonl", [official(**{REASONING: f"One {mark} two {mark}{mark} three"})]))
-    assert [(step.text, step.picture is not None) for step in sample.steps] == [
+    assert [(step.text, step.image is not None) for step in sample.steps] == [
         ("One", True), ("two", True), ("", True), ("three", False),
     ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_pictures_as_token_ids_are_the_codes_that_are_learnt(
     ids = vocab.image_ids((5, 6, 7, 8))
     row = official(problem_image_1=ids, reasoning_image_1=ids[1:-1])
     sample = only(write_jsonl(tmp_path / "a.jsonl", [row]))
-    assert sample.pictures == (TokenIds(tuple(ids)),)
+    assert sample.images == (TokenIds(tuple(ids)),)
     data, intake = build_token_set([sample], encoder, tiny.template, max_len=512)
     assert intake == Intake(1)
     assert data is not None
@@ -158,14 +158,14 @@ def test_a_picture_may_not_be_fetched_from_outside_the_data(tmp_path: Path) -> N
         (rejection,) = read_traces(write_jsonl(inside / "a.jsonl", [official(problem_image_1=value)]))
         assert isinstance(rejection, Rejection)
         assert rejection.code == "missing_picture"
-    assert only(write_jsonl(inside / "a.jsonl", [official(problem_image_1="in.png")])).pictures
+    assert only(write_jsonl(inside / "a.jsonl", [official(problem_image_1="in.png")])).images
 
 
 def zebra_rows() -> list[dict[str, Any]]:
     """Rows as `datasets` stores Zebra-CoT: pictures as {bytes, path}, and None for those that a row has not."""
 
-    def image(picture: Image.Image | None) -> dict[str, Any] | None:
-        return None if picture is None else {"bytes": png(picture), "path": "x.png"}
+    def image(value: Image.Image | None) -> dict[str, Any] | None:
+        return None if value is None else {"bytes": png(value), "path": "x.png"}
 
     full = {
         QUESTION: "Where is it?",
@@ -191,8 +191,8 @@ def test_zebra_cot_is_read_from_parquet_and_from_what_datasets_writes(kind: str,
         (tmp_path / "dataset_info.json").write_text("{}")
     sample, rejection = read_traces(tmp_path)
     assert isinstance(sample, TraceSample)
-    assert len(sample.pictures) == 1  # the question names none: all that are there
-    assert [(s.text, s.picture is not None) for s in sample.steps] == [("I look at", True), ("I zoom in.", True)]
+    assert len(sample.images) == 1  # the question names none: all that are there
+    assert [(s.text, s.image is not None) for s in sample.steps] == [("I look at", True), ("I zoom in.", True)]
     assert isinstance(rejection, Rejection)
     assert rejection.code == "missing_picture"
     assert rejection.where.endswith(":2")
@@ -211,9 +211,9 @@ def test_an_exported_trace_reads_back_as_it_was(tmp_path: Path) -> None:
     sample = only(write_jsonl(tmp_path / "t.jsonl", [row]))
     assert (sample.question, sample.answer, sample.slice) == ("Where?", "left", "natural")
     assert [s.text for s in sample.steps] == ["I look.", "It is left."]
-    picture = sample.steps[0].picture
-    assert isinstance(picture, Image.Image)
-    assert picture.tobytes() == BLUE.tobytes()
+    image = sample.steps[0].image
+    assert isinstance(image, Image.Image)
+    assert image.tobytes() == BLUE.tobytes()
     assert sample.steps[1] == SampleStep("It is left.")
 
 
@@ -283,9 +283,9 @@ def test_images_of_a_question_keep_their_places(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [official(**{QUESTION: text, **two}) for text in texts])
     found = [sample for sample in read_traces(path) if isinstance(sample, TraceSample)]
     assert [sample.question for sample in found] == list(texts.values())
-    assert [len(sample.pictures) for sample in found] == [2, 2, 2, 2, 2, 1]
-    assert isinstance(found[2].pictures[0], Image.Image)
-    assert found[2].pictures[0].size == BLUE.size
+    assert [len(sample.images) for sample in found] == [2, 2, 2, 2, 2, 1]
+    assert isinstance(found[2].images[0], Image.Image)
+    assert found[2].images[0].size == BLUE.size
 
 
 def test_a_place_without_an_image_rejects_its_row(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_places_survive_the_way_out_and_back(tmp_path: Path, tiny: LoadedCheckpo
     row = trace_row(question, [RED, BLUE], [("I look.", RED)], "red")
     sample = only(write_jsonl(tmp_path / "a.jsonl", [row]))
     sizes = {RED.size: (1, 1, 1, 1), BLUE.size: (2, 2, 2, 2)}
-    codes = [sizes[p.size] for p in sample.pictures if isinstance(p, Image.Image)]
+    codes = [sizes[p.size] for p in sample.images if isinstance(p, Image.Image)]
     assert tiny.template.prompt_ids(sample.question, codes) == tiny.template.prompt_ids(question, list(sizes.values()))
 
 

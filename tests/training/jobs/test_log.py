@@ -43,18 +43,18 @@ def test_a_name_that_is_no_text_ends_no_run(tmp_path: Path) -> None:
 
 
 def test_a_sample_keeps_its_pictures_below_the_job(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8), (1, 2, 3))
+    image = Image.new("RGB", (8, 8), (1, 2, 3))
     with JobLog(tmp_path, tensorboard=False) as log:
         log.sample(
-            "perpo", 3, question="Where?", question_image=picture,
-            steps=[{"text": "I look.", "image": picture}, {"text": "There.", "image": None}],
+            "perpo", 3, question="Where?", question_image=image,
+            steps=[{"text": "I look.", "image": image}, {"text": "There.", "image": None}],
             answer="left", reference="left", slice="natural", rewards={"total": 0.5}, advantage=1.25, prompt=2, index=7,
         )  # fmt: skip
     (sample,) = events(tmp_path, "sample")
     assert sample["question_image"] == "samples/perpo-3-2-7-q.png"
     assert [step["image"] for step in sample["steps"]] == ["samples/perpo-3-2-7-1.png", None]
     with Image.open(tmp_path / sample["steps"][0]["image"]) as saved:
-        assert saved.tobytes() == picture.tobytes()
+        assert saved.tobytes() == image.tobytes()
     assert (sample["rewards"], sample["advantage"], sample["prompt"], sample["index"]) == ({"total": 0.5}, 1.25, 2, 7)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.images.codes import encode_pictures
+from model.images.codes import encode_images
 from tests.tiny import make_tiny_checkpoint
 from training.perpo.prompts import FilePrompts, WorldPrompts, identity_steps
 from training.scoring.grading import grade
@@ -44,7 +44,7 @@ def test_world_prompts_are_tasks_of_the_seeds_for_reinforcement_learning(tiny: L
     first, second = prompts.take([0, 5])
     task = make_task("natural", RL_SEEDS.start + 300_000)
     assert (first.question, first.reference, first.slice) == (task.question, task.answer, "natural")
-    assert first.images == (encode_pictures(tiny.vq, [task.image])[0],)
+    assert first.images == (encode_images(tiny.vq, [task.image])[0],)
     assert list(first.ids) == tiny.template.prompt_ids(task.question, first.images)
     assert second.slice == "structured"
     assert len(prompts) == 200

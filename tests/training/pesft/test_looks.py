@@ -25,14 +25,14 @@ BLANK, FULL = (7, 7, 7, 7), (1, 2, 3, 4)
 class ScriptedEngine:
     """Answers every question with one step, one picture and the answer given."""
 
-    picture: tuple[int, ...] = BLANK
+    image: tuple[int, ...] = BLANK
     answer = "left"
 
     def __init__(self, transformer: Any, vocab: Any, template: Any, *, num_slots: int) -> None:
         self.template = template
 
     def generate(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Completion]:
-        response = self.template.response_ids([StepPart("I look.", self.picture)], self.answer)
+        response = self.template.response_ids([StepPart("I look.", self.image)], self.answer)
         return [Completion(response, [0.0] * len(response), bytes(len(response)), "stop") for _ in prompts]
 
 
@@ -61,7 +61,7 @@ def test_a_look_tells_the_trace_its_pictures_and_its_rewards(
     looks = Looks.of(job, base, 1)
     assert looks is not None
     (question,) = looks.questions
-    monkeypatch.setattr(ScriptedEngine, "picture", FULL)
+    monkeypatch.setattr(ScriptedEngine, "image", FULL)
     monkeypatch.setattr(ScriptedEngine, "answer", question.answer)
     looks.show("pesft", 5)
     (sample,) = events(job.folder, "sample")

@@ -41,18 +41,18 @@ def response(*images: Sequence[int] | None, answer: str = "red", texts: Sequence
 def test_the_score_of_a_picture_is_worked_out_by_hand() -> None:
     # rows (0,0)-(1,0) and (0,3)-(4,4): squared distances 1 and 16 + 1 = 17, mean 9
     # columns (0,0)-(0,3) and (1,0)-(4,4): 9 and 9 + 16 = 25, mean 17; E_2D = (9 + 17) / 2 = 13; tau 13: s = 1/2
-    picture = scorer(Perception(tau=13.0)).score_picture(MIXED)
-    assert picture.energy == pytest.approx(13.0)
-    assert picture.score == pytest.approx(0.5)
-    assert picture.verdict == "ok"
-    assert scorer(Perception(tau=3.0)).score_picture(MIXED).score == pytest.approx(3.0 / 16.0)
+    image = scorer(Perception(tau=13.0)).score_image(MIXED)
+    assert image.energy == pytest.approx(13.0)
+    assert image.score == pytest.approx(0.5)
+    assert image.verdict == "ok"
+    assert scorer(Perception(tau=3.0)).score_image(MIXED).score == pytest.approx(3.0 / 16.0)
 
 
 def test_tau_can_be_set_and_the_checkpoints_cap_stays() -> None:
     own = Perception(tau=99.0, energy_p95=26.0)
     # smoother than the reference (13 < 26): it scores as one of 26 would: 1 / (1 + 26/13) = 1/3
-    picture = scorer(own, tau=13.0).score_picture(MIXED)
-    assert (picture.score, picture.verdict) == (pytest.approx(1 / 3), "capped")
+    image = scorer(own, tau=13.0).score_image(MIXED)
+    assert (image.score, image.verdict) == (pytest.approx(1 / 3), "capped")
 
 
 def test_the_reward_is_the_weighted_sum() -> None:
@@ -76,37 +76,37 @@ def test_no_picture_earns_no_perception_and_so_less_than_one() -> None:
 
 
 def test_a_blank_picture_scores_zero_though_it_is_the_smoothest() -> None:
-    picture = scorer().score_picture((1, 1, 1, 1))
-    assert picture.energy == 0.0
-    assert (picture.score, picture.verdict) == (0.0, "flat")
-    assert scorer().score_picture((1, 1, 1, 0)).verdict == "flat"  # 3 of 4 are more than half
-    assert scorer().score_picture((1, 1, 0, 0)).verdict == "ok"
+    image = scorer().score_image((1, 1, 1, 1))
+    assert image.energy == 0.0
+    assert (image.score, image.verdict) == (0.0, "flat")
+    assert scorer().score_image((1, 1, 1, 0)).verdict == "flat"  # 3 of 4 are more than half
+    assert scorer().score_image((1, 1, 0, 0)).verdict == "ok"
     flat_world = Perception(flat_share_max=0.7)  # its references are that flat: only more than .8 is blank
-    assert scorer(flat_world).score_picture((1, 1, 1, 0)).verdict == "ok"
+    assert scorer(flat_world).score_image((1, 1, 1, 0)).verdict == "ok"
 
 
 def test_a_copy_of_the_picture_before_scores_zero() -> None:
     got = scorer().score(response(MIXED, MIXED), "red")
-    assert [p.verdict for p in got.pictures] == ["ok", "copied"]
-    assert got.perception == pytest.approx(got.pictures[0].score / 2)
+    assert [p.verdict for p in got.images] == ["ok", "copied"]
+    assert got.perception == pytest.approx(got.images[0].score / 2)
     of_the_question = scorer().score(response(MIXED), "red", seen=MIXED)
-    assert [p.verdict for p in of_the_question.pictures] == ["copied"]
-    assert scorer().score(response(MIXED), "red", seen=(0, 1, 2, 2)).pictures[0].verdict == "ok"
+    assert [p.verdict for p in of_the_question.images] == ["copied"]
+    assert scorer().score(response(MIXED), "red", seen=(0, 1, 2, 2)).images[0].verdict == "ok"
 
 
 def test_a_step_that_changes_nothing_may_copy() -> None:
     kept = scorer().score(response(MIXED, MIXED), "red", identity_steps={2})
-    assert [p.verdict for p in kept.pictures] == ["ok", "ok"]
+    assert [p.verdict for p in kept.images] == ["ok", "ok"]
     named = scorer().score(response(MIXED, MIXED, texts=["I look", "ZOOM(0,0,1,1)"]), "red")
-    assert [p.verdict for p in named.pictures] == ["ok", "ok"]
+    assert [p.verdict for p in named.images] == ["ok", "ok"]
     assert changes_nothing("I wait: PRED(no change)")
     assert not changes_nothing("PRED(up)")
     assert not changes_nothing("ZOOM(0,0,1,0.5)")
 
 
 def test_a_share_of_equal_codes_can_be_set() -> None:
-    assert scorer(copied_share=0.75).score_picture(MIXED, (0, 1, 2, 2)).verdict == "copied"
-    assert scorer(copied_share=0.76).score_picture(MIXED, (0, 1, 2, 2)).verdict == "ok"
+    assert scorer(copied_share=0.75).score_image(MIXED, (0, 1, 2, 2)).verdict == "copied"
+    assert scorer(copied_share=0.76).score_image(MIXED, (0, 1, 2, 2)).verdict == "ok"
 
 
 def test_a_picture_cut_short_scores_zero_and_fails_the_format() -> None:
@@ -114,8 +114,8 @@ def test_a_picture_cut_short_scores_zero_and_fails_the_format() -> None:
     eoi = template().vocab.eoi_id
     cut = ids[: [i for i, token in enumerate(ids) if token == eoi][1] - 1]  # one code is missing
     got = scorer(Perception(tau=13.0)).score(cut, "red")
-    assert [p.verdict for p in got.pictures] == ["ok", "malformed"]
-    assert math.isnan(got.pictures[1].energy)
+    assert [p.verdict for p in got.images] == ["ok", "malformed"]
+    assert math.isnan(got.images[1].energy)
     assert got.format == 0.0
     assert got.perception == pytest.approx(0.25)
     assert got.total == pytest.approx(0.05 * 0.25)

@@ -14,8 +14,8 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import SHIPPED
 from tests.tiny import make_drawing_checkpoint
 from training.benchmark.evaluate import evaluation_tasks
-from training.data.token_sets import EncodedTask, PictureCoder, encode_tasks
-from training.studies import compare_images as compare_pictures
+from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
+from training.studies import compare_images as compare_images
 from training.studies.compare_images import Look, look_at_drawings, main, table
 from training.studies.side_by_side import Row, side_by_side
 from training.world.world import make_task
@@ -33,7 +33,7 @@ def answered_with(monkeypatch: pytest.MonkeyPatch, traces: list[EncodedTask], lo
         rendered = trace.render(loaded.template)
         start = rendered.loss_mask.index(1)
         given.append((trace.image, SimpleNamespace(token_ids=rendered.ids[start:])))
-    monkeypatch.setattr(compare_pictures, "ask", lambda *_: given)
+    monkeypatch.setattr(compare_images, "ask", lambda *_: given)
 
 
 def test_the_reference_drawn_back_has_the_references_measures(
@@ -41,10 +41,10 @@ def test_the_reference_drawn_back_has_the_references_measures(
 ) -> None:
     tasks = evaluation_tasks(4)
     assert shipped.vq is not None
-    known = encode_tasks(tasks, PictureCoder(shipped.vq))
+    known = encode_tasks(tasks, ImageCoder(shipped.vq))
     answered_with(monkeypatch, known, shipped)
     look, reference = look_at_drawings(shipped, tasks, known)
-    assert look.pictures == reference.pictures
+    assert look.images == reference.images
     for name in ("energy", "changed", "distinct", "drawings_right"):  # of codes, and verdicts
         assert look.parts[name] == reference.parts[name]
     for (mine, count), (theirs, same) in zip(look.parts["outside_ink"], reference.parts["outside_ink"], strict=True):
@@ -60,7 +60,7 @@ def test_a_copy_changes_no_code_and_is_far_from_the_reference(
 ) -> None:
     tasks = [make_task("operational", 1_000_000_003, family="rotate")]
     assert shipped.vq is not None
-    known = encode_tasks(tasks, PictureCoder(shipped.vq))
+    known = encode_tasks(tasks, ImageCoder(shipped.vq))
     copied = EncodedTask(
         known[0].question, known[0].image, tuple((t, s, known[0].image) for t, s, _ in known[0].steps), "nothing"
     )

@@ -44,9 +44,9 @@ def test_every_reference_of_the_hard_level_passes() -> None:
     for slice_, family in ALL:
         for seed in range(5):
             task = make_task(slice_, seed, family=family, level="hard")
-            pictures = plain([task.image, *(step.image for step in task.steps)])
-            for k in range(1, len(pictures)):
-                assert check_step(task, k, pictures[k - 1], pictures[k]), (family, seed, k)
+            images = plain([task.image, *(step.image for step in task.steps)])
+            for k in range(1, len(images)):
+                assert check_step(task, k, images[k - 1], images[k]), (family, seed, k)
 
 
 def test_a_picture_of_another_size_is_refused() -> None:

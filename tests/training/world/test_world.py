@@ -14,7 +14,7 @@ from PIL import Image
 from training.skills import Action, apply
 from training.world import operational
 from training.world.drills import KINDS, make_drill
-from training.world.scenes import random_picture
+from training.world.scenes import random_image
 from training.world.task import LineTarget
 from training.world.world import (
     EVAL_SEED_MIN,
@@ -153,11 +153,11 @@ def test_the_black_line_on_the_picture_really_points_where_the_ink_goes(family: 
 
 
 def test_pictures_for_the_tokenizer_are_broad_and_repeatable() -> None:
-    pictures = [random_picture(Random(seed)) for seed in range(200)]
-    assert {picture.size for picture in pictures} == {(64, 64)}
-    assert {picture.mode for picture in pictures} == {"RGB"}
-    assert sum(len(picture.getcolors(4096) or [()]) == 1 for picture in pictures) >= 1  # flat ones among them
-    assert random_picture(Random(7)).tobytes() == random_picture(Random(7)).tobytes()
+    images = [random_image(Random(seed)) for seed in range(200)]
+    assert {image.size for image in images} == {(64, 64)}
+    assert {image.mode for image in images} == {"RGB"}
+    assert sum(len(image.getcolors(4096) or [()]) == 1 for image in images) >= 1  # flat ones among them
+    assert random_image(Random(7)).tobytes() == random_image(Random(7)).tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,13 +165,13 @@ def test_a_drill_is_repeatable_and_never_an_interleaved_chain(kind: str) -> None
     for seed in range(60):
         one, two = make_drill(seed, kind=kind), make_drill(seed, kind=kind)
         assert (one.prompt_text, one.steps, one.answer) == (two.prompt_text, two.steps, two.answer)
-        pictures = [part for part in one.response if isinstance(part, Image.Image)]
-        assert len(pictures) == (1 if kind in ("picture", "copy", "draw", "move") else 0)
+        images = [part for part in one.response if isinstance(part, Image.Image)]
+        assert len(images) == (1 if kind in ("picture", "copy", "draw", "move") else 0)
         assert one.response
         assert (one.image is None) == (kind == "picture")
         if kind == "draw":
             assert one.image is not None
-            assert pictures[0].tobytes() != one.image.tobytes()
+            assert images[0].tobytes() != one.image.tobytes()
 
 
 def test_the_world_imports_without_torch_and_fast() -> None:

@@ -14,7 +14,7 @@ from tests.tiny import make_tiny_checkpoint
 from tests.training.contexts import StopAfter, job, told
 from tests.training.zero.test_visualiser import DATA, SETTINGS
 from training.data.samples import EncodedSample, SampleEncoder
-from training.data.token_sets import PictureCoder, id_to_code
+from training.data.token_sets import ImageCoder, id_to_code
 from training.data.traces import TraceSample, read_traces
 from training.jobs.context import JobError, JobStopped
 from training.pesft import job as pesft
@@ -39,11 +39,11 @@ def test_the_traces_are_a_data_set_that_pesft_reads_with_the_very_codes(tmp_path
     assert len(samples) == len(whole) == result["accepted"] > 0
     loaded = load_checkpoint(base, template="tagged")
     assert loaded.vq is not None
-    encoded = SampleEncoder(PictureCoder(loaded.vq), loaded.vocab).encode(samples)
+    encoded = SampleEncoder(ImageCoder(loaded.vq), loaded.vocab).encode(samples)
     for one, sample in zip(whole, encoded, strict=True):
         assert isinstance(sample, EncodedSample)
         assert (sample.question, sample.answer, sample.images) == (one.question, one.answer, (one.question_codes,))
-        assert [(text, codes) for text, _, codes in sample.steps] == [(s.text, s.picture) for s in one.steps]
+        assert [(text, codes) for text, _, codes in sample.steps] == [(s.text, s.image) for s in one.steps]
         ids = sample.render(loaded.template).ids
         assert ids.count(loaded.vocab.thought_open_id) == 2  # the template of Zero: told in the prompt, then used
         assert (id_to_code(loaded.vocab)[torch.tensor(ids)] >= 0).sum() == 16 * (1 + len(one.steps))

@@ -73,10 +73,10 @@ def test_the_base_is_shown_the_picture_the_steps_so_far_and_the_steps_text_and_t
     assert prompt == [vocab.bos_id, *vocab.image_ids(drawn), *tiny.tokenizer.encode("There.")]
     assert begun == [vocab.boi_id]
     one.texts = ("I look.", "There I draw a box.")
-    bos, picture, order = [vocab.bos_id], vocab.image_ids(drawn), tiny.tokenizer.encode("There draw a box.")
-    assert visualiser(tiny, context="instruction")._context(one, 1)[0] == [*bos, *picture, *order]
+    bos, image, order = [vocab.bos_id], vocab.image_ids(drawn), tiny.tokenizer.encode("There draw a box.")
+    assert visualiser(tiny, context="instruction")._context(one, 1)[0] == [*bos, *image, *order]
     both = visualiser(tiny, context="instruction", pictures_shown=2)._context(one, 1)[0]
-    assert both == [*bos, *vocab.image_ids(codes), *picture, *order]
+    assert both == [*bos, *vocab.image_ids(codes), *image, *order]
 
 
 def test_a_tagged_base_draws_inside_its_brackets(tiny_tagged_checkpoint: Path) -> None:
@@ -153,7 +153,7 @@ def assert_same_drawings(drawer: Visualiser, one: DrawnChain, other: DrawnChain)
             if a.codes == b.codes:
                 assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
                 assert replace(a, logprob=0.0) == replace(b, logprob=0.0)
-        if mine.picture != theirs.picture:
+        if mine.image != theirs.image:
             return
         begun_alike.steps.append(mine)
 
@@ -222,7 +222,7 @@ def test_a_step_without_a_picture_drops_the_trace_or_stays_text(tiny: LoadedChec
     assert [len(one.steps) for one in dropped] == [1, 1]  # nothing is drawn for a trace that is lost
     kept = visualiser(tiny, copied_share=0.0, on_rejected="text").draw(given)
     assert [one.rejected for one in kept] == [None, None]
-    assert all(step.picture is None for one in kept for step in one.steps)
+    assert all(step.image is None for one in kept for step in one.steps)
 
 
 def test_what_does_not_fit_is_not_drawn(tiny: LoadedCheckpoint) -> None:
