@@ -34,7 +34,7 @@ QUESTIONS = (
 
 
 class Stopped(Exception):
-    """Asked to stop."""
+    """Job to stop."""
 
 
 class Play:

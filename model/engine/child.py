@@ -1,7 +1,7 @@
 """The engine process: `python -m model.engine.child SOCKET_FD`, started by `model/engine/client.py`.
 
-A reader thread fills the worker's inbox from an inherited socket. Ctrl-C and SIGTERM are left to the parent: the child
-goes when its socket closes, which also happens when the parent is killed.
+A reader thread fills the worker's inbox from an inherited socket. The parent handles Ctrl-C and SIGTERM; the child
+exits when its socket closes, which also happens when the parent is killed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def main(fd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     given = os.environ.get
     log_lines.configure(given("OMNI_R1_LOG_FORMAT", "text").lower(), given("OMNI_R1_LOG_LEVEL", "info"))
-    gc.disable()  # what is imported stays: to look for garbage in it meanwhile is a third of the time it takes
+    gc.disable()  # imported objects stay alive; collecting during imports takes a third of the import time
     from model.engine.worker import Worker
 
-    gc.freeze()  # so that a collection, which stops every stream, takes 3 ms instead of 80
+    gc.freeze()  # cuts a collection, which pauses every stream, from 80 ms to 3 ms
     gc.enable()
     connection = socket.socket(fileno=fd)
     stream = connection.makefile("rb")
@@ -43,7 +43,7 @@ def main(fd: int) -> None:
         while True:
             header = stream.read(HEADER.size)
             if len(header) < HEADER.size:
-                os._exit(0)  # the parent closed the socket, or is gone
+                os._exit(0)  # the parent closed the socket or exited
             (size,) = HEADER.unpack(header)
             worker.post(pickle.loads(stream.read(size)))
 

@@ -55,7 +55,7 @@ class ImageStarted:
 
 
 @dataclass(frozen=True)
-class CodeDrawn:
+class CodeGenerated:
     """Code number ``index`` (from 0) of the step's picture, of ``count`` (N) in all."""
 
     step: int
@@ -87,7 +87,7 @@ class AnswerDelta:
     text: str
 
 
-ParseEvent = StepStarted | TextDelta | ImageStarted | CodeDrawn | ImageCompleted | StepCompleted | AnswerDelta
+ParseEvent = StepStarted | TextDelta | ImageStarted | CodeGenerated | ImageCompleted | StepCompleted | AnswerDelta
 
 
 class TraceParser:
@@ -198,7 +198,7 @@ class TraceParser:
         code = self._vocab.id_to_code(token_id)
         if code is not None and len(codes) < total:
             codes.append(code)
-            return [CodeDrawn(step, len(codes) - 1, total, code)]
+            return [CodeGenerated(step, len(codes) - 1, total, code)]
         self._codes = None
         if token_id == self._vocab.eoi_id and len(codes) == total:
             self._images[-1] = tuple(codes)

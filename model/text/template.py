@@ -24,7 +24,7 @@ from typing import Literal, get_args
 from model.text.parser import (
     FINAL_ANSWER,
     AnswerDelta,
-    CodeDrawn,
+    CodeGenerated,
     ImageCompleted,
     ImageStarted,
     ParseEvent,
@@ -40,7 +40,7 @@ from model.text.vocab import Vocabulary
 
 __all__ = [
     "AnswerDelta",
-    "CodeDrawn",
+    "CodeGenerated",
     "ImageCompleted",
     "ImagePart",
     "ImageStarted",

@@ -19,16 +19,16 @@ class Results:
     def __init__(self) -> None:
         self.all: list[Any] = []
         self.threads: list[str] = []
-        self._come = threading.Semaphore(0)
+        self._arrived = threading.Semaphore(0)
 
     def post(self, result: Any, error: BaseException | None) -> None:
         self.all.append(result if error is None else type(error).__name__)
         self.threads.append(threading.current_thread().name)
-        self._come.release()
+        self._arrived.release()
 
     def wait(self, count: int) -> list[Any]:
         for _ in range(count):
-            assert self._come.acquire(timeout=PATIENCE_S)
+            assert self._arrived.acquire(timeout=PATIENCE_S)
         return self.all
 
 
@@ -131,20 +131,20 @@ def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_lo
     thread: ImageThread, clock: list[float]
 ) -> None:
     results, gate, draw = Results(), Gate(), Draw()
-    thread.lend_a_hand()  # nothing to do
+    thread.help_out()  # nothing to do
     thread.submit(gate, results.post)
     gate.wait()
     thread.submit(lambda: "question", results.post)
     clock[0] += 10.0
-    thread.lend_a_hand()  # neither what runs nor a question's picture
+    thread.help_out()  # neither what runs nor a question's picture
     names = [f"p{i}" for i in range(TOGETHER + 1)]
     for name in names:
         thread.submit_whole(draw, name, results.post)
-    clock[0] += image_thread.BEHIND_S / 2
-    thread.lend_a_hand()
+    clock[0] += image_thread.OVERDUE_S / 2
+    thread.help_out()
     assert results.all == []
-    clock[0] += image_thread.BEHIND_S
-    thread.lend_a_hand()
+    clock[0] += image_thread.OVERDUE_S
+    thread.help_out()
     assert results.all == [name.upper() for name in names[:TOGETHER]], "the oldest"
     assert set(results.threads) == {threading.current_thread().name}
     gate.let_go()
@@ -153,14 +153,14 @@ def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_lo
 
 def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
-    thread.give_way(PATIENCE_S)  # nothing waits
+    thread.wait_for_images(PATIENCE_S)  # nothing waits
     thread.submit(gate, results.post)
     gate.wait()
     thread.submit(lambda: "question", results.post)
-    thread.give_way(PATIENCE_S)  # nor does it for others
+    thread.wait_for_images(PATIENCE_S)  # nor does it for others
     thread.submit_whole(Draw(), "p", results.post)
-    thread.give_way(0.0)  # as long as it was told
-    loader = threading.Thread(target=lambda: (thread.give_way(PATIENCE_S), results.post("load", None)))
+    thread.wait_for_images(0.0)  # as long as it was told
+    loader = threading.Thread(target=lambda: (thread.wait_for_images(PATIENCE_S), results.post("load", None)))
     loader.start()
     assert results.all == []
     gate.let_go()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.engine.narrator import ImageJob, ImageResult, Narrator, Told
+from model.engine.narrator import ImageJob, ImageResult, Narrator, ReadyEvent
 from model.text.template import StepPart, Template
 
 CODES = (1, 2, 3, 4)
@@ -18,8 +18,8 @@ def result(final: bool) -> ImageResult:
     return ImageResult(b"png", 16, 16, {"tv": 0.5} if final else None)
 
 
-def types(told: list[Told | object]) -> list[str]:
-    return [t.event.type if isinstance(t, Told) else str(t) for t in told]
+def types(told: list[ReadyEvent | object]) -> list[str]:
+    return [t.event.type if isinstance(t, ReadyEvent) else str(t) for t in told]
 
 
 WHOLE = ["step.started", "text.delta", "image.started", "image.completed", "step.completed"]
@@ -33,7 +33,7 @@ def squeeze(names: list[str]) -> list[str]:
 def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) -> None:
     narrator = Narrator(plain.parser())
     jobs: list[ImageJob] = []
-    told: list[Told | object] = []
+    told: list[ReadyEvent | object] = []
     for token in tokens(plain):
         jobs += narrator.feed(token)
         told += narrator.take()
@@ -45,7 +45,7 @@ def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) ->
     narrator.image_done(jobs[0].ticket, result(True))
     told += narrator.take()
     assert squeeze(types(told)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
-    images = [t for t in told if isinstance(t, Told) and t.event.type == "image.completed"]
+    images = [t for t in told if isinstance(t, ReadyEvent) and t.event.type == "image.completed"]
     assert [p.codes for p in images] == [CODES, (5, 6, 7, 8)]
     assert images[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
     assert jobs[1].previous == CODES
@@ -60,7 +60,7 @@ def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -
     narrator.image_done(jobs[2].ticket, result(True))
     told = narrator.take()
     assert squeeze(types(told)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
-    first, all_codes = (t for t in told if isinstance(t, Told) and t.event.type == "image.partial")
+    first, all_codes = (t for t in told if isinstance(t, ReadyEvent) and t.event.type == "image.partial")
     assert first.png is all_codes.png is None
     assert first.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
     assert all_codes.event.data == {"step": 1, "index": 2, "codes_done": 4, "codes_total": 4}
@@ -74,7 +74,7 @@ def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, pa
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     for job in jobs[:-1]:
         narrator.image_skipped(job.ticket)
-    told = [t.event for t in narrator.take() if isinstance(t, Told) and t.event.type == "image.partial"]
+    told = [t.event for t in narrator.take() if isinstance(t, ReadyEvent) and t.event.type == "image.partial"]
     assert jobs[-1].is_final
     assert [event.data["codes_done"] for event in told][-1:] == [4] * bool(partial_images)
     assert len({event.data["index"] for event in told}) == len(told)
@@ -87,7 +87,7 @@ def test_a_paused_narration_goes_on_without_losing_or_repeating_an_event(
     used: Template = request.getfixturevalue(template)
     response = used.response_ids([StepPart("one"), StepPart("two", CODES), StepPart("three")], "red")
 
-    def run(narrator: Narrator, stream: list[int], told: list[Told | object]) -> int:
+    def run(narrator: Narrator, stream: list[int], told: list[ReadyEvent | object]) -> int:
         for number, token in enumerate(stream, 1):
             for job in narrator.feed(token):
                 narrator.image_done(job.ticket, result(job.is_final))
@@ -98,9 +98,9 @@ def test_a_paused_narration_goes_on_without_losing_or_repeating_an_event(
         told += narrator.take()
         return len(stream)
 
-    whole: list[Told | object] = []
+    whole: list[ReadyEvent | object] = []
     run(Narrator(used.parser()), response, whole)
-    parts: list[Told | object] = []
+    parts: list[ReadyEvent | object] = []
     done, skip, pauses = 0, 0, []
     while done < len(response):
         narrator = Narrator(used.parser(), skip=skip, step_mode=True)

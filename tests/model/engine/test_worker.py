@@ -228,7 +228,7 @@ def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
 ) -> None:
     """Whichever were decoded with it."""
     first: list[tuple[int, ...]] = []
-    monkeypatch.setattr(image_thread, "BEHIND_S", -1.0)  # every whole picture has waited for too long
+    monkeypatch.setattr(image_thread, "OVERDUE_S", -1.0)  # every whole picture has waited for too long
 
     async def work(engine: InProcess) -> None:
         alone = await collect(engine, ask("alone", seed=2))

@@ -10,7 +10,7 @@ import pytest
 from model.text.parser import TraceParser
 from model.text.template import (
     AnswerDelta,
-    CodeDrawn,
+    CodeGenerated,
     ImageCompleted,
     ImageStarted,
     ParseEvent,
@@ -50,7 +50,7 @@ def merged(events: Sequence[ParseEvent]) -> list[ParseEvent]:
     result: list[ParseEvent] = []
     for event in events:
         last = result[-1] if result else None
-        if isinstance(event, CodeDrawn):
+        if isinstance(event, CodeGenerated):
             continue
         if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.step == event.step:
             result[-1] = TextDelta(event.step, last.text + event.text)
@@ -113,7 +113,9 @@ def test_random_trajectories_round_trip(template: Template) -> None:
 
 def test_codes_are_reported_one_by_one_with_their_place(plain: Template) -> None:
     _, events = feed(plain, plain.vocab.image_ids(CODES))
-    assert [e for e in events if isinstance(e, CodeDrawn)] == [CodeDrawn(1, i, 4, c) for i, c in enumerate(CODES)]
+    assert [e for e in events if isinstance(e, CodeGenerated)] == [
+        CodeGenerated(1, i, 4, c) for i, c in enumerate(CODES)
+    ]
 
 
 def test_marks_spelt_by_other_tokens_are_marks(plain: Template) -> None:
