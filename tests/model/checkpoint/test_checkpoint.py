@@ -203,7 +203,7 @@ def test_a_vq_of_another_shape_is_refused(tiny_checkpoint: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="unexpected_shape"):
         load_vq(tiny_checkpoint, other)
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="holds no VQ encoder"):
+    with pytest.raises(CheckpointError, match="has no VQ encoder"):
         load_vq(tmp_path / "a.safetensors", config)
 
 

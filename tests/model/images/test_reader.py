@@ -73,7 +73,7 @@ def test_formats_are_known_by_content(kind: str) -> None:
         (b"data:image/png;base64,iVBORw0KGgo", "data URL"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
         (b"hello", "text"),
-        (bytes(range(256)), "no image format"),
+        (bytes(range(256)), "not a known image format"),
     ],
 )
 def test_other_files_are_named_for_what_they_are(data: bytes, name: str) -> None:
