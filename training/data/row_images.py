@@ -130,7 +130,7 @@ def _read_file(name: str, folder: Path) -> bytes | None:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
             raise SampleError("broken_picture", f"{_shown(name)} is {what}")
         if found.st_size > MAX_FILE_BYTES:
             raise SampleError("broken_picture", f"{_shown(name)} has more than {MAX_FILE_BYTES} bytes")

@@ -1,7 +1,7 @@
-"""Names for what goes wrong in reinforcement learning, from the numbers of each step (docs/method, failure signs).
+"""Detects known failure modes of reinforcement learning from each step's metrics (docs/method, failure signs).
 
-A sign is told when it appears and again only after it has been away for a while, so that a long run does not repeat it
-at every step. Knows no model and no loop.
+A sign is reported when it appears, and again only after it has been absent for a while, so that long runs do not repeat
+it at every step. Knows no models or loops.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-WINDOW = 3  # steps that are averaged, so that one odd step is no sign
-QUIET_STEPS = 10  # a sign is told again only after so many steps without it
+WINDOW = 3  # steps to average, so that one outlier is no sign
+QUIET_STEPS = 10  # a sign is reported again after this many steps without it
 BLANK_SHARE = 0.05
 DEGENERATE_SHARE = 0.8
 COLLAPSED_STD = 0.01
@@ -25,10 +25,10 @@ _WATCHED = (
 
 
 class FailureSigns:
-    """Fed with the metrics of every step; tells what is wrong."""
+    """Takes the metrics of every step; reports failure signs."""
 
     def __init__(self, *, precision: str = "fp32", state: Mapping[str, Any] | None = None) -> None:
-        """``state`` is what :meth:`state` gave, for a run that is resumed."""
+        """``state`` restores a resumed run; see :meth:`state`."""
         self._mismatch = MISMATCH[precision]
         state = state or {}
         self._start: dict[str, list[float]] = {k: list(v) for k, v in state.get("start", {}).items()}
@@ -36,11 +36,11 @@ class FailureSigns:
         self._seen: dict[str, int] = dict(state.get("seen", {}))
 
     def state(self) -> dict[str, Any]:
-        """Plain values, to go on from."""
+        """Plain values to resume from."""
         return {"start": self._start, "recent": self._recent, "seen": self._seen}
 
     def check(self, step: int, values: Mapping[str, float]) -> list[tuple[str, str]]:
-        """(code, detail) of every sign that is new in this step.
+        """Return (code, detail) of every sign that is new in this step.
 
         Args:
             step: from 1.
@@ -96,7 +96,7 @@ class FailureSigns:
         return sum(recent) / len(recent) if recent else 0.0
 
     def _grown(self, key: str) -> bool:
-        """Twice what it was at the start, and five points more."""
+        """Doubled since the start, and grown by five points."""
         first = self._start.get(key, [])
         if len(first) < WINDOW or len(self._recent[key]) < WINDOW:
             return False

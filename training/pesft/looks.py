@@ -1,8 +1,8 @@
-"""Looks at what a model draws while it learns: a few fixed questions, answered greedily, told as `sample` events.
+"""Samples a model during training: a few fixed questions, answered greedily, logged as `sample` events.
 
-From the world they are tasks that the run does not train on, one of each slice first; from files they are the first
-samples of the file. The engine is made for each look and gone after it, and draws from generators of its own: training
-takes the same steps with and without looks.
+World questions are tasks that the run does not train on, one of each slice first; for files, the first samples are
+used. Each look creates and discards its own engine with its own generators: training takes the same steps with and
+without looks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from training.jobs.context import JobContext
 from training.scoring.rewards import Scorer
 from training.spec.spec import PeSFTSpec, UniTasksData
 
-MAX_WEIGHT_BYTES = 2 << 30  # a second copy of larger weights would cost more than a look is worth
-ROOM = 8  # tokens that a question must at least leave for its answer
+MAX_WEIGHT_BYTES = 2 << 30  # larger weights are not copied for a look
+ROOM = 8  # minimum number of tokens left for the answer
 
 
 class Looks:
-    """The questions of one run, and how its model answers them now."""
+    """The questions of one run, and the current model's answers."""
 
     def __init__(self, ctx: JobContext, base: LoadedCheckpoint, questions: Sequence[EncodedSample]) -> None:
         assert base.vq is not None
@@ -40,7 +40,7 @@ class Looks:
 
     @classmethod
     def of(cls, ctx: JobContext, base: LoadedCheckpoint, count: int) -> Looks | None:
-        """Looks at a PeSFT job's model; None for a large model, or where there is no question to ask."""
+        """Create looks for a PeSFT job; None for a large model, or without usable questions."""
         spec = ctx.spec
         assert isinstance(spec, PeSFTSpec) and base.vq is not None  # noqa: PT018
         if sum(p.nbytes for p in base.transformer.parameters()) > MAX_WEIGHT_BYTES:
@@ -63,7 +63,7 @@ class Looks:
         return cls(ctx, base, asked) if asked else None
 
     def show(self, stage: str, step: int) -> None:
-        """Answer every question and tell it."""
+        """Answer and log every question."""
         base, template = self.base, self.base.template
         engine = Engine(base.transformer, base.vocab, template, num_slots=len(self.questions))
         prompts = [template.prompt_ids(s.question, s.images) for s in self.questions]

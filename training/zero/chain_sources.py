@@ -1,6 +1,6 @@
-"""Where text-only chains come from, by specification: the world, M3CoT, or the texts of traces that exist.
+"""Sources of text-only chains: the world, M3CoT, or the texts of existing traces.
 
-Rows that are no usable chain are told as rejections with their place and do not end the reading. Knows no model.
+Unusable rows become rejections with their location and do not end the reading. Knows no models.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ChainSource = UniTasksData | JsonlData | ZebraCoTData | M3CoTData
 def read_chains(
     data: ChainSource, seed: int, settings: ZeroHyperparameters, image_size: int | None = None
 ) -> Iterator[TextChain | Rejection]:
-    """The chains that a specification asks for, in its order.
+    """Read the chains of a specification, in order.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
         ValueError: a seed of the world lies in the evaluation range.
     """
     if isinstance(data, UniTasksData):
@@ -64,7 +64,7 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
 
 
 def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:
-    """A trace's words without its pictures; the question may have one."""
+    """The text of a trace without its images; the question may have one."""
     if len(sample.images) > 1:
         detail = f"the question has {len(sample.images)} pictures, and a chain starts from one"
         return Rejection(sample.where, "too_many_pictures", detail)

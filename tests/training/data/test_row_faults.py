@@ -139,7 +139,7 @@ def test_files_that_are_no_image_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "narrow.png").write_bytes(encoded(Image.new("L", (1, 9000)), "PNG"))
     (tmp_path / "huge.png").write_bytes(bomb(7000, 6000))
     names = {
-        "pipe.png": "no regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no picture",
+        "pipe.png": "not a regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no picture",
         "empty.png": "an empty file", "page.png": "an HTML page", "drawing.jpg": "EPS", "scan.png": "TIFF",
         "narrow.png": "9000 : 1", "huge.png": "too many", "gone.png": "no picture", "x" * 300 + ".png": "no picture",
     }  # fmt: skip

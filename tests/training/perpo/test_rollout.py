@@ -141,7 +141,7 @@ def test_every_sample_step_and_place_has_a_seed_of_its_own() -> None:
 
 
 def test_a_group_of_one_is_refused(tiny: LoadedCheckpoint) -> None:
-    with pytest.raises(ValueError, match="group of one"):
+    with pytest.raises(ValueError, match="at least 2"):
         sampler(tiny, group_size=1)
     spec = {
         "method": "perpo",
