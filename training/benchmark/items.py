@@ -1,6 +1,6 @@
-"""What a benchmark asks, one question at a time: tasks of the world, or questions of files.
+"""Questions of a benchmark, one at a time: tasks of the world, or questions of files.
 
-Read anew for every checkpoint, so that a thousand large pictures are never in memory together. Knows no checkpoint.
+Read again for every checkpoint, so that a thousand large images are never in memory together. Knows no checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.world.world import EVAL_SEED_MIN, SLICES, make_task
 
 @dataclass(frozen=True)
 class Item:
-    """A question as every checkpoint is asked it; ``task`` is set where the world knows the right drawings."""
+    """A question for every checkpoint; ``task`` is set if the world knows the right drawings."""
 
     item_id: str
     slice: str
@@ -32,14 +32,14 @@ class Item:
 
 
 def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None) -> Iterator[Item | Rejection]:
-    """The questions of a specification, in the same order whenever they are read.
+    """Read the questions of a specification, always in the same order.
 
     Args:
         data: the part of the specification.
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
     """
     if isinstance(data, UniTasksData):
         first, slices = first_seed(data), data.slices or SLICES
@@ -64,5 +64,5 @@ def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None
 
 
 def first_seed(data: UniTasksData) -> int:
-    """The first seed asked: of the evaluation unless another is given."""
+    """The first seed: of the evaluation range by default."""
     return EVAL_SEED_MIN if data.first_seed is None else data.first_seed

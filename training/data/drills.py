@@ -12,7 +12,7 @@ from model.text.template import ImagePart, Part, Rendered, StepPart, Template, T
 from training.data.token_sets import Codes, ImageCoder, TokenSet
 from training.world.drills import KINDS, Drill, make_drill
 
-BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without pictures, thrown away
+BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without images, discarded
 
 
 def drill_set(
@@ -24,7 +24,7 @@ def drill_set(
     *,
     shares: Mapping[str, float] = KINDS,
 ) -> TokenSet:
-    """The drills of ``count`` seeds from ``first`` on, coded; every eighth in the second of the two templates."""
+    """Encode the drills of ``count`` seeds from ``first``; every eighth in the second of the two templates."""
     seeds = iter(tqdm(range(first, first + count), desc="drills", mininterval=5))
 
     def rendered() -> Iterator[Rendered]:
@@ -37,14 +37,14 @@ def drill_set(
 
 
 def drill_images(drill: Drill) -> list[Image.Image]:
-    """All pictures of a drill in order, the given ones first."""
+    """All images of a drill in order, the given ones first."""
     given = [image for image in (drill.earlier, drill.image) if image is not None]
     drawn = [part for part in drill.response if not isinstance(part, str)]
     return [*given, *drawn, *(image for _, image in drill.more)]
 
 
 def render_drill(drill: Drill, codes: Sequence[Codes], template: Template) -> Rendered:
-    """A drill as a sequence; ``codes`` are those of :func:`drill_pictures`."""
+    """Render a drill as a sequence; ``codes`` are those of :func:`drill_pictures`."""
     left = iter(codes)
     given: list[Part] = [ImagePart(next(left)) for image in (drill.earlier, drill.image) if image is not None]
     if drill.answer is not None:

@@ -1,7 +1,7 @@
-"""Questions with their answers, from files of any known kind, for whoever asks them: the benchmark, and PeRPO.
+"""Questions with answers from files of any known kind, for the benchmark and PeRPO.
 
-The authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, pictures, options and answer
-are used. Knows no training.
+Reads the authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, images, options and
+answer are used. Knows no training.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ QuestionFiles = JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchDat
 
 @dataclass(frozen=True)
 class Question:
-    """A question and the answer to compare with.
+    """A question and its reference answer.
 
     Attributes:
         where: its file and line.
-        text: as it is asked, with ``<image_k>`` where a picture has a place.
-        pictures: that belong to it.
-        answer: the right one.
-        slice: of the data set, if it has slices.
-        choices: labelled options, if it has any.
-        question_id: its own name, or where it stands.
+        text: its text, with ``<image_k>`` placeholders.
+        images: its images.
+        answer: the reference answer.
+        slice: of the data set, if any.
+        choices: labelled options, if any.
+        question_id: its own id, or its location.
         source: the data set within the slice.
     """
 
@@ -51,15 +51,15 @@ class Question:
 
 
 def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterator[Question | Rejection]:
-    """Every question of the files, or a rejection with its place.
+    """Read every question of the files, or a rejection with its location.
 
     Args:
-        data: which files.
+        data: the files.
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
-        ValueError: traces that were to be exported have not been.
+        training.data.rows.DataError: no known data was found.
+        ValueError: traces have not been exported yet.
     """
     if isinstance(data, M3CoTData):
         yield from _m3cot(data, image_size)
@@ -102,7 +102,7 @@ def _m3cot(data: M3CoTData, image_size: int | None) -> Iterator[Question | Rejec
 def _m3cot_question(row: Row) -> Question:
     value = row.data.get("image")
     images = () if value is None else (row.image(value),)
-    # the chain's own thoughts are not asked for here
+    # the chain's thoughts are not used here
     chain = m3cot_chain({**row.data, "rationale": row.data.get("rationale") or "-"}, None, max_steps=1)
     return Question(
         where=row.where,
@@ -116,10 +116,10 @@ def _m3cot_question(row: Row) -> Question:
 
 
 def image_codes(image: SampleImage, template: Template, vq: VQModel) -> tuple[int, ...]:
-    """A question's picture as codes.
+    """Encode a question's image.
 
     Raises:
-        SampleError: token ids that are no picture of this checkpoint.
+        SampleError: the token ids are not an image of this checkpoint.
     """
     if isinstance(image, Image.Image):
         return encode_images(vq, [image])[0]
@@ -127,7 +127,7 @@ def image_codes(image: SampleImage, template: Template, vq: VQModel) -> tuple[in
 
 
 def codes_of_ids(image: TokenIds, template: Template) -> tuple[int, ...]:
-    """A picture's codes from its token ids, begin- and end-image with them or not.
+    """Convert an image's token ids, with or without begin- and end-image, to codes.
 
     Raises:
         SampleError: not N codes of this checkpoint.
@@ -137,5 +137,5 @@ def codes_of_ids(image: TokenIds, template: Template) -> tuple[int, ...]:
         ids = ids[1:-1]
     codes = [code for i in ids if (code := vocab.id_to_code(i)) is not None]
     if len(codes) != len(ids) or len(codes) != vocab.codes_per_image:
-        raise SampleError("broken_picture", f"{len(image.ids)} token ids are no picture of this checkpoint")
+        raise SampleError("broken_picture", f"{len(image.ids)} token ids are not an image of this checkpoint")
     return tuple(codes)

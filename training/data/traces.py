@@ -1,13 +1,12 @@
-"""Rows -> traces to learn from: the authors' PeSFT jsonl, Zebra-CoT and saved traces; and the way back.
+"""Rows -> training traces: the authors' PeSFT jsonl, Zebra-CoT and saved traces; and the inverse.
 
-All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Answer``. A text names its pictures as
-``<image_start>[key]<image_end>``; the row holds them under that key: as token ids (N + 2 with begin- and end-image, as
-the authors' code writes them, or the N codes' alone), or as a picture in any way that :mod:`training.data.rows` opens.
+All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Answer``. A text refers to images as
+``<image_start>[key]<image_end>``; the row has them under that key: as token ids (N + 2 with begin- and end-image, as
+the authors' code writes them, or the N codes' alone), or as an image in any form that :mod:`training.data.rows` opens.
 
-A reasoning trace is cut into steps at its ``THOUGHT k:`` marks and behind every picture, and rendered again by the
-checkpoint's own template, so that what is learnt is what is served. The question's images stand where it names them
-(``<image_k>`` in :attr:`TraceSample.question`), the others before its text.
-Knows no model and no vocabulary.
+A reasoning trace is split into steps at its ``THOUGHT k:`` marks and after every image, and rendered by the
+checkpoint's own template, so that training matches serving. ``<image_k>`` in :attr:`TraceSample.question` places the
+question's images; the others precede its text. Knows no models or vocabularies.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _PROBLEM_KEY = re.compile(r"problem_image_(\d+)")
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A picture by its token ids, as the authors' data holds it."""
+    """An image by its token ids, as in the authors' data."""
 
     ids: tuple[int, ...]
 
@@ -44,7 +43,7 @@ SampleImage = Image.Image | TokenIds
 
 @dataclass(frozen=True)
 class SampleStep:
-    """One step: its text, the picture that ends it, and the state written out (for the control that reads it)."""
+    """One step: its text, the image that ends it, and the written-out state (for the control that reads it)."""
 
     text: str
     image: SampleImage | None = None
@@ -53,7 +52,7 @@ class SampleStep:
 
 @dataclass(frozen=True)
 class TraceSample:
-    """A question with its pictures, the steps that lead to the answer, and where it comes from."""
+    """A question with its images, the steps that lead to the answer, and its source."""
 
     where: str
     question: str
@@ -64,24 +63,24 @@ class TraceSample:
 
 
 def read_traces(path: str | Path, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
-    """Every trace of a file or folder, or a rejection with file and line.
+    """Read every trace of a file or folder, or a rejection with file and line.
 
     Args:
         path: of a file or folder.
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
     """
     return read_parsed(path, parse_trace, image_size)
 
 
 def parse_trace(row: Row) -> TraceSample:
-    """One row as a trace.
+    """Parse one row as a trace.
 
     Raises:
         SampleError: ``empty_question``, ``empty_answer``, ``empty_reasoning``, ``missing_picture``,
-            ``broken_picture``, ``bad_place``, or ``wrong_type`` where a text is none.
+            ``broken_picture``, ``bad_place``, or ``wrong_type`` for a text of another type.
     """
     question, images = _question(row)
     answer = _FINAL.split(_text(row.data, ANSWER))[-1].strip()
@@ -101,14 +100,14 @@ def trace_row(
     answer: str,
     **extra: Any,
 ) -> dict[str, Any]:
-    """A trace as a row of the authors' format, its pictures as base64 PNG; :func:`parse_trace` reads it back.
+    """Convert a trace to a row of the authors' format, its images as base64 PNG; :func:`parse_trace` is the inverse.
 
     Args:
-        question: its text, with ``<image_k>`` where an image has a place.
-        pictures: of the question, each an image or the bytes of its file.
-        steps: text and picture of each.
-        answer: what the trace ends with.
-        extra: further keys, carried along.
+        question: its text, with ``<image_k>`` placeholders.
+        images: of the question, each an image or the bytes of its file.
+        steps: text and image of each.
+        answer: the final answer.
+        extra: additional keys.
     """
     row: dict[str, Any] = {}
     for k, given in enumerate(images, 1):
@@ -125,9 +124,9 @@ def trace_row(
 
 
 def _question(row: Row) -> tuple[str, tuple[SampleImage, ...]]:
-    """The question's text with the places of its images, and the images: those that it names, or else all of the row.
+    """The question's text with image placeholders, and its images: the named ones, or else all of the row.
 
-    Where it names keys, ``<image>`` is text.
+    If it names keys, ``<image>`` is text.
     """
     text = _text(row.data, QUESTION)
     if not NAMED.sub("", text).strip():
@@ -153,7 +152,7 @@ def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
 
 
 def _after_final(reasoning: str) -> str:
-    """What stands behind the first final-answer mark; a picture there means that the mark is only talked about."""
+    """The text after the first final-answer mark; an image there means that the mark is only mentioned."""
     match = _FINAL.search(reasoning)
     return reasoning[match.end() :] if match else ""
 
@@ -161,10 +160,10 @@ def _after_final(reasoning: str) -> str:
 def _image(row: Row, key: str) -> SampleImage:
     value = row.data.get(key)
     if value is None:
-        raise SampleError("missing_picture", f"the text names {key!r}, and the row has no such picture")
+        raise SampleError("missing_picture", f"the text names {key!r}, but the row has no such picture")
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value or not all(type(v) is int for v in value):
-            raise SampleError("broken_picture", f"{key!r} is no list of token ids")
+            raise SampleError("broken_picture", f"{key!r} is not a list of token ids")
         return TokenIds(tuple(value))
     if not is_image(value):
         raise SampleError("broken_picture", f"{key!r} is neither token ids nor a picture")

@@ -1,7 +1,7 @@
-"""Two checkpoints answer the same held-out tasks: what is different about their answers, drawings and losses.
+"""Compares answers, drawings and losses of two checkpoints on the same held-out tasks.
 
-Greedy, as `omni-r1 evaluate`. Every difference is taken task by task, with a 95 % interval from resampling the tasks.
-The pictures of the reference traces stand beside the drawn ones. Nothing is trained.
+Greedy, as `omni-r1 evaluate`. Differences are computed per task, with a 95 % interval from resampling the tasks. The
+images of the reference traces are measured as well. Nothing is trained.
 
     python -m training.studies.compare_images FIRST SECOND --tasks 400 --names "lambda 1" "lambda 0" --out
     results/lambda
@@ -56,20 +56,20 @@ MEASURES = {
     "pe_own": "L_Pe under the checkpoint's own W",
     "pe_fitted": "L_Pe under a linear map fitted to it",
 }
-SHOWN = ("energy", "changed", "outside_ink", "from_reference")  # as distributions
+SHOWN = ("energy", "changed", "outside_ink", "from_reference")  # plotted as distributions
 
 
 @dataclass
 class Look:
-    """What one checkpoint (or the reference) made of the tasks: sums and counts of each measure, task by task."""
+    """Measures of one checkpoint (or the reference): sums and counts per task."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
-    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SHOWN})  # of each picture
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SHOWN})  # of each image
     images: list[Codes] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # of the sheet
 
     def add(self, parts: dict[str, Part]) -> None:
-        """The measures of the next task."""
+        """Add the measures of the next task."""
         for name, part in parts.items():
             self.parts.setdefault(name, []).append(part)
 
@@ -77,7 +77,7 @@ class Look:
 def look_at_drawings(
     loaded: LoadedCheckpoint, tasks: Sequence[Task], references: Sequence[EncodedTask]
 ) -> tuple[Look, Look]:
-    """The checkpoint's greedy answers to the tasks, and the reference traces under the same measures.
+    """Measure the checkpoint's greedy answers to the tasks, and the reference traces.
 
     Raises:
         ValueError: the checkpoint cannot draw.
@@ -153,13 +153,13 @@ def _difference(first: Image.Image, second: Image.Image) -> float:
 def compare(
     first: LoadedCheckpoint, second: LoadedCheckpoint, tasks: Sequence[Task], others: Sequence[Task]
 ) -> tuple[dict[str, Any], list[Look]]:
-    """The comparison as numbers, and the looks behind it.
+    """The comparison as numbers, and the underlying looks.
 
     Args:
-        first: can draw, as the second.
-        second: see above.
-        tasks: what is asked.
-        others: tasks on which the linear maps of L_Pe are fitted.
+        first: a checkpoint that can draw.
+        second: another one.
+        tasks: the tasks.
+        others: tasks for fitting the linear maps of L_Pe.
 
     Returns:
         The numbers; and three looks: the references' (under the first's VQ), the first's and the second's.
@@ -236,7 +236,7 @@ def table(result: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def plot(looks: Sequence[Look], names: Sequence[str], out: Path) -> None:
-    """Distributions over the pictures of the reference and of both checkpoints."""
+    """Plot distributions over the images of the reference and of both checkpoints."""
     figure, all_axes = panels(len(SHOWN), columns=2, width=4.0)
     for name, axes in zip(SHOWN, all_axes, strict=True):
         everything = np.concatenate([np.asarray(look.values[name]) for look in looks])
@@ -251,7 +251,7 @@ def plot(looks: Sequence[Look], names: Sequence[str], out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; exit code 0."""
+    """Run the comparison; exit code 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoints", nargs=2, help="names of the embedded family, or folders")
     parser.add_argument("--tasks", type=int, default=400)
@@ -271,13 +271,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.out / "pictures.json").write_text(json.dumps({**about, **result}, indent=2) + "\n")
     plot(looks, names, options.out / "pictures.png")
     sheet = side_by_side(dict(zip(("reference", *names), (look.rows for look in looks), strict=True)))
-    sheet.quantize(255, dither=Image.Dither.NONE).save(options.out / "sheet.png", optimize=True)  # half the size
+    sheet.quantize(255, dither=Image.Dither.NONE).save(options.out / "sheet.png", optimize=True)  # halves the size
     sys.stdout.write(table(result, names) + "\n")
     return 0
 
 
 def _weights(loaded: LoadedCheckpoint) -> dict[str, Any]:
-    """Hashes of the files that were measured."""
+    """Hashes of the measured files."""
     return {name: about for name, about in loaded.manifest.files.items() if name.endswith(".safetensors")}
 
 

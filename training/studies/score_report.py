@@ -1,4 +1,4 @@
-"""The tables and plots of the score study, from its numbers alone."""
+"""Tables and plots of the score study, from its numbers alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.studies.plots import COLOURS, GREY, dress, panels, save, shares
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The study in Markdown: pictures of every kind, the tau sweep, the score against the verdict."""
+    """The study in Markdown: images of every kind, the tau sweep, the score against the verdict."""
     lines = ["| picture | n | E_2D | score | R_Pe with guards |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | {row['pictures']} | {row['energy']:.2f} | {row['score']:.3f} | {row['guarded']:.3f} |"

@@ -1,4 +1,4 @@
-"""One sheet of pictures: the same tasks, a row for each who drew them. Knows no model and no files."""
+"""Contact sheet of the same tasks, one row per model. Knows no models or files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GREEN, _RED, _GREY, _BLACK = (0, 140, 60), (205, 40, 40), (190, 190, 190), (20,
 
 @dataclass
 class Row:
-    """How somebody drew a task: the question's picture as they saw it, their pictures with the checkers' verdict."""
+    """A model's answer to a task: the question's image as seen, and its images with the checkers' verdict."""
 
     task: Task
     seen: Image.Image
@@ -26,9 +26,9 @@ class Row:
 
 
 def side_by_side(rows: Mapping[str, Sequence[Row]], *, most: int = 24) -> Image.Image:
-    """The first task of each family, as each of ``rows`` (by name, the same tasks) drew it.
+    """The first task of each family, as drawn by each of ``rows`` (by name, the same tasks).
 
-    Right drawings and answers are green, wrong ones red. The choice looks at nobody's drawings.
+    Right drawings and answers are green, wrong ones red. The choice of tasks ignores the drawings.
     """
     chosen = _first_of_each([row.task for row in next(iter(rows.values()))])[:most]
     width = LABEL + (1 + MAX_IMAGES) * (TILE + GAP) + 2 * GAP
@@ -78,7 +78,7 @@ def _cut(text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.Image
 def _two_lines(
     text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
 ) -> str:
-    """As many words on the first line as fit, the rest, cut, on the second."""
+    """Fill the first line with words; put the rest, truncated, on the second."""
     words, first = text.split(), ""
     while words and draw.textlength(f"{first} {words[0]}", font=font) <= width:
         first = f"{first} {words.pop(0)}".strip()

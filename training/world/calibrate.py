@@ -1,9 +1,9 @@
-"""Are the checkers fair? Right drawings must pass and wrong ones fail, after the tokenizer's losses.
+"""Calibration of the checkers: right drawings must pass and wrong ones fail, despite the tokenizer's losses.
 
     python -m training.world.calibrate [--tasks 500] [--checkpoint model/nano/nano-base]
 
-Prints, per family, the share of steps that pass: the reference, and five kinds of wrong picture. Without a checkpoint
-a slight blur and noise stand in for the tokenizer.
+Prints, per family, the share of steps that pass: the reference, and five kinds of wrong images. Without a checkpoint,
+slight blur and noise replace the tokenizer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.world.world import FAMILIES, make_task
 Images = Sequence[Image.Image]
 RoundTrip = Callable[[Images], list[Image.Image]]
 KINDS = ("reference", "unchanged", "blank", "step before", "other object", "other task")
-FIRST_SEED = 19_000_000  # of the base's share: the calibration looks at no evaluation task
+FIRST_SEED = 19_000_000  # in the base's range: no evaluation tasks
 
 
 def plain(images: Images) -> list[Image.Image]:
@@ -35,7 +35,7 @@ def plain(images: Images) -> list[Image.Image]:
 
 
 def blurred(images: Images) -> list[Image.Image]:
-    """A slight blur and noise in place of a tokenizer."""
+    """A slight blur and noise instead of a tokenizer."""
     out = []
     for i, image in enumerate(images):
         noise = np.random.default_rng(i).normal(0.0, 5.0, (SIZE, SIZE, 3))
@@ -46,7 +46,7 @@ def blurred(images: Images) -> list[Image.Image]:
 
 def tokenizer_round_trip(folder: Path) -> RoundTrip:
     """Encode and decode with a checkpoint's own VQ."""
-    import torch  # the only place in this package that needs it
+    import torch  # the only use of torch in this package
 
     from model.checkpoint.checkpoint import load_checkpoint
 
@@ -56,7 +56,7 @@ def tokenizer_round_trip(folder: Path) -> RoundTrip:
 
     def round_trip(images: Images) -> list[Image.Image]:
         out: list[Image.Image] = []
-        for i in range(0, len(images), 8):  # so few stay in the cache: half the time of 64
+        for i in range(0, len(images), 8):  # small batches stay in the cache: half the time of 64
             batch = np.stack([np.asarray(image, dtype=np.float32) for image in images[i : i + 8]])
             with torch.inference_mode():
                 pixels = torch.from_numpy(batch / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
@@ -69,7 +69,7 @@ def tokenizer_round_trip(folder: Path) -> RoundTrip:
 
 
 def wrong_drawing(task: Task, k: int, rng: Random) -> Image.Image:
-    """Step k done to another object: a box, mark, line or crop elsewhere, a state with two cells exchanged."""
+    """Step k applied to another object: a box, mark, line or crop elsewhere, or a state with two cells swapped."""
     step, before = task.steps[k - 1], task.image if k == 1 else task.steps[k - 2].image
     target = step.target
     if isinstance(target, BoxTarget):
@@ -77,7 +77,7 @@ def wrong_drawing(task: Task, k: int, rng: Random) -> Image.Image:
         w, h = (target.box[2] - target.box[0]) / 2, (target.box[3] - target.box[1]) / 2
         return apply(bbox(x - w, y - h, x + w, y + h), before)
     if isinstance(target, MarkTarget):
-        number = map(int, Action.parse(step.action).args[2:])  # numbered, if the right one is
+        number = map(int, Action.parse(step.action).args[2:])  # numbered like the right one
         return apply(mark(*_elsewhere(rng, target.point), *number), before)
     if isinstance(target, LineTarget):
         return apply(line(*target.start, *_elsewhere(rng, target.end)), before)
@@ -110,7 +110,7 @@ def _exchanged(step: Step, rng: Random) -> Image.Image:
 
 
 def _image_of_another(task: Task, k: int, seed: int) -> Image.Image:
-    """Step k of another task of the family; a crop that happens to show the same thing is no wrong drawing."""
+    """Step k of another task of the family; a crop that happens to show the same thing is not wrong."""
     mine = np.asarray(task.steps[k - 1].image, dtype=np.float64)
     while True:
         steps = make_task(task.slice, seed, family=task.family).steps

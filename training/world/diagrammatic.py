@@ -26,7 +26,7 @@ from training.world.task import LineTarget, MarkTarget, Task
 Pixel = tuple[int, int]
 Symmetry = Callable[[int, int], Pixel]
 
-DOT_RADIUS = 7  # pixels; of the round targets
+DOT_RADIUS = 7  # pixels, of the round targets
 
 SYMMETRIES: tuple[Symmetry, ...] = (
     lambda x, y: (x, y),
@@ -97,7 +97,7 @@ def make_bounce(rng: Random, seed: int, level: str) -> Task:
     targets = [(56, 8 + 16 * i) for i in range(3)]
     colours = rng.sample(COLOUR_NAMES, 3)
     hit = rng.randrange(3)
-    # As far along the wall as the way back passes the other targets with room to spare.
+    # As far along the wall as the reflected path passes the other targets with room to spare.
     foot = (rng.randint(14, (20, 31, 42)[hit]), wall)
     slope = (wall - targets[hit][1]) / (targets[hit][0] - foot[0])
     start = (4, round(wall - slope * (foot[0] - 4)))
@@ -148,7 +148,7 @@ def _inside(point: Pixel) -> bool:
 
 
 def make_mirror(rng: Random, seed: int, level: str) -> Task:
-    """Where the mirror image of a black dot lies: a line to the axis, a mark as far behind it."""
+    """Where the mirror image of a black dot lies: a line to the axis, a mark as far on the other side."""
     axis = rng.choice(tuple(AXES))
     start, end, flip = AXES[axis]
     far = [p for p in _SPOTS if _inside(flip(*p)) and max(abs(flip(*p)[0] - p[0]), abs(flip(*p)[1] - p[1])) >= 24]
@@ -213,7 +213,7 @@ def _length(a: Pixel, b: Pixel) -> int:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1])) // 4
 
 
-# ---- a tree of coloured nodes on a 3x3 grid, which the base has seen
+# ---- a tree of coloured nodes on a 3x3 grid, known from the base training
 
 Cell = tuple[int, int]
 
@@ -224,7 +224,7 @@ def node_centre(cell: Cell) -> Pixel:
 
 
 def random_tree(rng: Random, count: int) -> tuple[list[Cell], list[tuple[int, int]]]:
-    """Cells that hang together, and the edges (pairs of indices, parent first) that tie them."""
+    """Connected cells, and the edges (pairs of indices, parent first) between them."""
     cells, edges = [(rng.randrange(3), rng.randrange(3))], []
     while len(cells) < count:
         i = rng.randrange(len(cells))

@@ -1,10 +1,9 @@
-"""Drills of the base training: seeing, drawing one thing that is asked for, and answering in text.
+"""Drills of the base training: seeing, drawing one requested thing, and answering in text.
 
     drill = make_drill(12)        # the same seed, the same drill
 
-They teach a model to look and to draw, never to reason in pictures: an order asks for one drawing, orders in a row have
-nothing to do with each other, and the chains of tasks come as text without their pictures. Seeds of the evaluation are
-refused.
+They teach a model to look and to draw, never to reason in images: an order requests one drawing, consecutive orders are
+unrelated, and the chains of tasks are text without images. Evaluation seeds are rejected.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KINDS: Final[dict[str, float]] = {
     "direct": 0.08,
     "chain": 0.10,
 }
-# Of the drills that come last: a base that draws what it is told, in many words.
+# Shares of the last drills: a base that draws on order, in many wordings.
 DRAWING: Final[dict[str, float]] = {
     "describe": 0.04,
     "picture": 0.02,
@@ -44,8 +43,8 @@ DRAWING: Final[dict[str, float]] = {
     "direct": 0.03,
     "chain": 0.04,
 }
-# And of those behind them: hardly anything else, in bare words and on pictures without other ink, until the drawings
-# are where the words say.
+# Shares of the drills after that: almost only orders in plain words on images without other ink, until drawings are
+# placed precisely.
 LOCATING: Final[dict[str, float]] = {
     "describe": 0.03,
     "picture": 0.01,
@@ -61,12 +60,12 @@ LOCATING: Final[dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Drill:
-    """One example. `prompt_text` (and `image`, if any) is given; `response` (texts and pictures) is learnt.
+    """One example. `prompt_text` (and `image`, if any) is given; `response` (texts and images) is the target.
 
-    "direct" and "chain" are tasks without pictures in the response: `steps` (texts; none for "direct") and `answer` are
-    for the template to render, and `response` holds the same as plain text. `earlier` is given in front of `image`: the
-    picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for. "order"
-    is "draw" or "move" in bare words, on a picture without other ink.
+    "direct" and "chain" are tasks without images in the response: the template renders `steps` (texts; none for
+    "direct") and `answer`, and `response` has the same as plain text. `earlier` is given before `image`: the image
+    before the newest ink. `more` are further given orders, each with its requested image. "order" is "draw" or "move"
+    in plain words, on an image without other ink.
     """
 
     kind: str
@@ -80,7 +79,7 @@ class Drill:
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` say how often each comes.
+    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` weight the kinds.
 
     Raises:
         ValueError: a seed of the evaluation, or an unknown kind.
@@ -117,7 +116,7 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
 
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
-    """The view's picture and, in `share` of the cases, one or two more on which something has been drawn."""
+    """The view's image and, in `share` of the cases, one or two more with earlier drawings."""
     images = [view.image]
     if rng.random() < share:
         for _ in range(rng.randint(1, 2)):
@@ -140,7 +139,7 @@ def _is_named_zoom(given: Extra) -> bool:
 
 
 def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
-    """One order that may speak of the newest ink, and up to three more that speak of nothing drawn before."""
+    """One order that may refer to the newest ink, and up to three more that do not refer to earlier drawings."""
     while True:
         view = bare_view(rng) if bare else random_view(rng)
         given = drawing(rng, view, 0.8 if bare else 0.6)
@@ -150,7 +149,7 @@ def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
         for action in given.before or ():
             images.append(apply(action, images[-1]))
         drawn = apply(given.action, images[-1])
-        if drawn.tobytes() != images[-1].tobytes():  # it may have been drawn before
+        if drawn.tobytes() != images[-1].tobytes():  # it may have been drawn already
             break
     more: list[tuple[str, Image.Image]] = []
     newest, last, wanted = drawn, given.action.name, rng.choice((0, 1, 2, 3))

@@ -1,4 +1,4 @@
-"""Pictures with lines to go on from, for the base training: rays that point at a dot or a wall, and grey axes."""
+"""Images with lines to continue, for the base training: rays that point at a dot or a wall, and grey axes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def walls(rng: Random) -> View:
 
 
 def axes(rng: Random) -> View:
-    """A black dot, coloured ones and a grey line: across to it, and as far behind it."""
+    """A black dot, coloured ones and a grey line: across to it, and as far on the other side."""
     start, end, flip = AXES[rng.choice(tuple(AXES))]
     while True:
         dot = 8 * rng.randint(1, 7), 8 * rng.randint(1, 7)
@@ -96,7 +96,7 @@ def axes(rng: Random) -> View:
 
 
 def _dots(rng: Random, first: Pixel, paths: list[tuple[Pixel, Pixel]], more: int) -> list[Spot]:
-    """A dot at `first` and up to `more` others away from each other and from the paths."""
+    """A dot at `first` and up to `more` others, apart from each other and from the paths."""
     points = [between(a, b, i / 8) for a, b in paths for i in range(9)]
     centres = [first]
     for _ in range(8 * more):

@@ -1,8 +1,8 @@
-"""A broad distribution of pictures for the tokenizer: whatever a task, a drill or a user's sketch may look like.
+"""A broad distribution of images for the tokenizer, covering tasks, drills and users' sketches.
 
     image = random_picture(Random(1))
 
-Half are pictures of the tasks (questions and steps), the rest: the same with random ink and crops, flat colours,
+Half are images of the tasks (questions and steps); the rest are the same with random ink and crops, flat colours,
 scattered shapes of any size and colour, gradients, smooth noise, and pen sketches.
 """
 
@@ -23,7 +23,7 @@ _PALETTE: tuple[RGB, ...] = (*COLOURS.values(), BLACK, GREY, EMPTY, INK, (255, 2
 
 
 def random_image(rng: Random) -> Image.Image:
-    """One 64x64 RGB picture. Task pictures come from the base seeds only."""
+    """One 64x64 RGB image. Task images only use base seeds."""
     kind = rng.random()
     if kind < 0.56:
         return _task_image(rng)
@@ -100,7 +100,7 @@ def _noise(rng: Random) -> Image.Image:
 
 
 def _sketch(rng: Random) -> Image.Image:
-    """Wobbly pen strokes and filled blobs, as drawn by hand in a sketch pad and shrunk to 64 px."""
+    """Wobbly pen strokes and filled blobs, as in a sketch pad, shrunk to 64 px."""
     scale = 4
     image = Image.new("RGB", (SIZE * scale, SIZE * scale), rng.choice(BACKGROUNDS))
     draw = ImageDraw.Draw(image)

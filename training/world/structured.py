@@ -1,4 +1,4 @@
-"""Structured pictures: charts and tables. Families `bar`, `difference`, `table`, `peak`."""
+"""Structured images: charts and tables. Families `bar`, `difference`, `table`, `peak`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.world.chain import ORDINALS, Chain, say
 from training.world.task import BoxTarget, LineTarget, MarkTarget, Task
 
 AXIS_X = 9  # centre of the upright axis
-BASE_Y = 60  # where bars stand
+BASE_Y = 60  # baseline of the bars
 TOP_VALUE = 6
 
 # ---- bars: one per column of codes, a unit is 8 px high
@@ -42,7 +42,7 @@ def bar_top(bar: tuple[str, int, int]) -> tuple[int, int]:
 
 
 def draw_bars(bars: Bars, background: RGB) -> Image.Image:
-    """The chart, with the values 1 … 6 beside the axis."""
+    """The chart, with the values 1 … 6 next to the axis."""
     image = new_image(background)
     draw = ImageDraw.Draw(image)
     for value in range(1, TOP_VALUE + 1):
@@ -59,7 +59,7 @@ def draw_bars(bars: Bars, background: RGB) -> Image.Image:
 
 def random_bars(rng: Random, count: int, values: list[int]) -> Bars:
     """Bars of different colours; the first len(values) of a random order have these values."""
-    columns = sorted(rng.sample(range(2 if count > 5 else 3, 8), count))  # room for a line to the axis
+    columns = sorted(rng.sample(range(2 if count > 5 else 3, 8), count))  # leaves room for a line to the axis
     order = rng.sample(range(count), count)
     heights = [rng.randint(1, TOP_VALUE) for _ in range(count)]
     for place, value in zip(order, values, strict=False):
@@ -143,7 +143,7 @@ def make_difference(rng: Random, seed: int, level: str) -> Task:
 
 
 def draw_table(shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], background: RGB) -> Image.Image:
-    """Three rows and columns of 16-px cells behind their headings."""
+    """Three rows and columns of 16-px cells with headings."""
     image = new_image(background)
     draw = ImageDraw.Draw(image)
     for i in range(3):
