@@ -112,7 +112,7 @@ def apply(
     """
     if action.name == "PRED":
         if predict is None:
-            raise ActionError(f"{action}: only the world that the picture shows knows the next state")
+            raise ActionError(f"{action}: only the world of the image knows the next state")
         return predict(str(action.args[0]), image)
     if action.name == "ZOOM":
         return _zoom(action, image)

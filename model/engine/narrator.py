@@ -102,12 +102,12 @@ class Narrator:
 
     def feed(self, token_id: int) -> list[ImageJob]:
         """Take the next token; return the images to decode now."""
-        return self._tell(self.parser.feed(token_id))
+        return self._emit(self.parser.feed(token_id))
 
     def finish(self) -> list[ImageJob]:
         """End the sequence and flush the parser."""
         self.step_mode = False
-        return self._tell(self.parser.finish())
+        return self._emit(self.parser.finish())
 
     def end(self, value: object) -> None:
         """Append `value` after all events; `take` returns it in order."""
@@ -139,7 +139,7 @@ class Narrator:
             )
         return ready
 
-    def _tell(self, events: Iterable[ParseEvent]) -> list[ImageJob]:
+    def _emit(self, events: Iterable[ParseEvent]) -> list[ImageJob]:
         jobs: list[ImageJob] = []
         for event in events:
             if self.paused_after is not None:

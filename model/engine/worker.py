@@ -286,7 +286,7 @@ class Worker:
             narrator.end(Finished(reason, narrator.parser.answer or None, usage, narrator.parser.unmarked))
         elif narrator.paused_after is not None:
             self._pause(live)
-        self._tell(live)
+        self._send_events(live)
         log.debug("request %s: %d tokens", request.request_id, len(sequence.response))
 
     def _start(self, live: Live) -> None:
@@ -316,7 +316,7 @@ class Worker:
         state = ResumeState.of(live, sequence, narrator, key)
         engine.abort(live.request.request_id)
         narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))
-        self._tell(live)
+        self._send_events(live)
 
     def _image_done(self, live: Live, ticket: int, result: ImageResult | None, error: BaseException | None) -> None:
         if not self._is_live(live) or live.narrator is None:
@@ -326,9 +326,9 @@ class Worker:
             self._end(live, Failed("engine_error", f"an image could not be decoded: {error}"))
             return
         live.narrator.image_done(ticket, result)
-        self._tell(live)
+        self._send_events(live)
 
-    def _tell(self, live: Live) -> None:
+    def _send_events(self, live: Live) -> None:
         if not live.started or live.narrator is None or not self._is_live(live):
             return
         request_id = live.request.request_id

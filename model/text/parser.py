@@ -254,22 +254,22 @@ class TraceParser:
         marks = _STEP_MARK if self._brackets else _MARK  # the tagged template brackets its answer
         while not self._answering and (match := marks.search(self._held)):
             before, self._held = self._held[: match.start()], self._held[match.end() :]
-            events += self._say(before.rstrip()) + self._end_step()
+            events += self._emit(before.rstrip()) + self._end_step()
             if match[0] == FINAL_ANSWER:
                 self._answering = True
                 self._answer = ""
         certain = len(self._held) if self._answering else _certain_length(self._held)
         certain = len(self._held[:certain].rstrip())
         said, self._held = self._held[:certain], self._held[certain:]
-        return events + self._say(said)
+        return events + self._emit(said)
 
     def _release(self) -> list[ParseEvent]:
         """Emit the held text without its outer white space: nothing more can join it."""
         self._leading = False
         said, self._held = self._held.rstrip(), ""
-        return self._say(said)
+        return self._emit(said)
 
-    def _say(self, text: str) -> list[ParseEvent]:
+    def _emit(self, text: str) -> list[ParseEvent]:
         """Emit text to the answer or the current step, opening one if needed."""
         if self._answering and self._answer is not None:
             text = text if self._answer else text.lstrip()

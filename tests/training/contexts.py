@@ -47,7 +47,7 @@ def job(
     )
 
 
-def told(ctx: JobContext, kind: str) -> list[dict[str, Any]]:
+def events_of(ctx: JobContext, kind: str) -> list[dict[str, Any]]:
     """The data of every event of one kind."""
     ctx.log.close()
     lines = (ctx.folder / "events.jsonl").read_text().splitlines()

@@ -57,25 +57,25 @@ def run(ctx: JobContext) -> dict[str, Any]:
     spec = ctx.spec
     assert isinstance(spec, BenchmarkSpec)
     hyper = spec.hyperparameters
-    asked = {spec.base_checkpoint: ctx.base_folder}
+    measured = {spec.base_checkpoint: ctx.base_folder}
     if hyper.compare_with is not None:
         if hyper.compare_with == spec.base_checkpoint:
             raise JobError("same_checkpoint", "compare_with names the measured checkpoint itself")
         if hyper.compare_with not in ctx.checkpoints:
             raise JobError("unknown_checkpoint", f"compare_with: there is no checkpoint called {hyper.compare_with!r}")
-        asked[hyper.compare_with] = Path(ctx.checkpoints[hyper.compare_with])
+        measured[hyper.compare_with] = Path(ctx.checkpoints[hyper.compare_with])
     survey = _survey(ctx, spec)
     count = len(survey.ids)
     started = time.monotonic()
     answers: dict[str, list[Answer]] = {}
     try:
         judge = None if hyper.judge is None else EndpointJudge(hyper.judge, stop=ctx.stop)
-        for number, (name, folder) in enumerate(asked.items()):
-            asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(asked) * count)
+        for number, (name, folder) in enumerate(measured.items()):
+            asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(measured) * count)
             answers[name] = asking.answer_all(survey)
     except JudgeError as error:
         raise JobError("judge_refused", str(error)) from error
-    return _tell(ctx, spec, answers, round(time.monotonic() - started, 1))
+    return _report(ctx, spec, answers, round(time.monotonic() - started, 1))
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ class _Asking:
         return answers if len(answers) == len(ids) else answers[: len(answers) // self._size * self._size]
 
 
-def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]], seconds: float) -> dict[str, Any]:
+def _report(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]], seconds: float) -> dict[str, Any]:
     """Write metrics, reports and files of all measured checkpoints."""
     stage = ctx.stage or STAGE
     result: dict[str, Any] = {"seconds": seconds, "checkpoints": {}}
@@ -317,7 +317,7 @@ def _lines(answers: Sequence[Answer]) -> str:
 
 
 def _unanswered(item: Item, problem: str) -> Answer:
-    """A question that could not be asked counts as wrong, with the reason."""
+    """A question that could not be answered counts as wrong, with the reason."""
     return Answer(
         item_id=item.item_id,
         slice=item.slice,

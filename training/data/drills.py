@@ -44,7 +44,7 @@ def drill_images(drill: Drill) -> list[Image.Image]:
 
 
 def render_drill(drill: Drill, codes: Sequence[Codes], template: Template) -> Rendered:
-    """Render a drill as a sequence; ``codes`` are those of :func:`drill_pictures`."""
+    """Render a drill as a sequence; ``codes`` are those of :func:`drill_images`."""
     left = iter(codes)
     given: list[Part] = [ImagePart(next(left)) for image in (drill.earlier, drill.image) if image is not None]
     if drill.answer is not None:

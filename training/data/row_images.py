@@ -61,18 +61,18 @@ def open_value(value: Any, folder: Path, size: int | None = None) -> Image.Image
     if isinstance(value, Mapping):
         inner = value.get("bytes") or value.get("path")
         if inner is None or isinstance(inner, Mapping):
-            raise SampleError("missing_picture", "the picture has neither bytes nor a path")
+            raise SampleError("missing_picture", "the image has neither bytes nor a path")
         return open_value(inner, folder, size)
     if isinstance(value, str):
         data = _bytes_of_text(value.strip(), folder)
     elif isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
     else:
-        raise SampleError("broken_picture", f"a picture cannot be made of {type(value).__name__}")
+        raise SampleError("broken_picture", f"cannot make an image of {type(value).__name__}")
     try:
         image = read_image(data)
     except ImageError as error:
-        words = "the bytes are no picture that is read: " if error.code == "unsupported_image" else ""
+        words = "the bytes are not a supported image: " if error.code == "unsupported_image" else ""
         raise SampleError("broken_picture", words + error.detail) from None
     return image if size is None else model_view(image, size)
 
@@ -90,7 +90,7 @@ def _bytes_of_text(text: str, folder: Path) -> bytes:
         if data is not None:
             return data
         if Path(text).suffix:
-            raise SampleError("missing_picture", f"there is no picture {_shown(text)} below the data's folder")
+            raise SampleError("missing_picture", f"there is no image {_shown(text)} below the data's folder")
     if decoded is None:
         raise SampleError("broken_picture", f"neither a path nor base64: {_shown(text)}")
     return decoded

@@ -166,7 +166,7 @@ def _image(row: Row, key: str) -> SampleImage:
             raise SampleError("broken_picture", f"{key!r} is not a list of token ids")
         return TokenIds(tuple(value))
     if not is_image(value):
-        raise SampleError("broken_picture", f"{key!r} is neither token ids nor a picture")
+        raise SampleError("broken_picture", f"{key!r} is neither token ids nor an image")
     try:
         return row.image(value)
     except SampleError as error:

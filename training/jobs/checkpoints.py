@@ -192,7 +192,7 @@ def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed
 
     Raises:
         JobError: ``save_failed``, on the last step.
-        OSError, SafetensorError: the disk is full and the job was asked to stop.
+        OSError, SafetensorError: the disk is full and the job is stopping.
     """
     try:
         ctx.disk.write(write, needed=needed)

@@ -81,7 +81,7 @@ class Disk:
             needed: required bytes, if known; the write does not start with less free space.
 
         Raises:
-            OSError, SafetensorError: another error, or still no space when the job was asked to stop.
+            OSError, SafetensorError: another error, or still no space when the job is stopping.
         """
         pause = 0.0
         try:

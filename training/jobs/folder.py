@@ -52,9 +52,9 @@ def read_events(path: Path, offset: int) -> tuple[list[WorkerEvent], int]:
 
 def _event(line: bytes) -> WorkerEvent | None:
     try:
-        told = json.loads(line)
-        data = told["data"]
-        return WorkerEvent(str(told["type"]), str(told["time"]), dict(data))
+        event = json.loads(line)
+        data = event["data"]
+        return WorkerEvent(str(event["type"]), str(event["time"]), dict(data))
     except (ValueError, TypeError, KeyError, RecursionError):
         if line.strip():
             log.warning("invalid line of %d bytes in events.jsonl", len(line))

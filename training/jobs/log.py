@@ -43,7 +43,7 @@ class JobLog:
         self._torn = False  # the last write ended within a line
         self._lost = 0
         self._progress: dict[str, Any] = {"stage": None, "step": None, "total": None, "eta_s": None}
-        self._unsaid: str | None = None  # warning about a wait that could not be written either
+        self._pending_warning: str | None = None  # warning about a wait that could not be written either
         self._trackers: dict[str, Any] | None = {} if tensorboard else None
 
     def __enter__(self) -> JobLog:
@@ -64,7 +64,7 @@ class JobLog:
             try:
                 tracker.close()
             except Exception as error:
-                self._say(f"TensorBoard's files could not be closed: {error}")
+                self._write_line(f"TensorBoard's files could not be closed: {error}")
 
     def progress(self, stage: str, step: int, total: int, eta_s: float | None = None) -> None:
         """Progress of a stage."""
@@ -158,12 +158,12 @@ class JobLog:
     def warning(self, code: str, detail: str) -> None:
         """A failure sign that does not end the job."""
         self._emit("warning", {"code": code, "detail": detail})
-        self._say(f"warning {code}: {detail}")
+        self._write_line(f"warning {code}: {detail}")
 
     def log(self, line: str) -> None:
         """A line for people."""
         self._emit("log", {"line": line})
-        self._say(line)
+        self._write_line(line)
 
     def report(self, kind: str, data: Mapping[str, Any]) -> None:
         """A larger result: a bootstrapping report, a benchmark's tables."""
@@ -188,13 +188,13 @@ class JobLog:
             f"the job waits for room on the disk: it needs {waiting['needed_bytes']:,} bytes, and "
             f"{waiting['free_bytes']:,} are free"
         )
-        self._say(f"warning disk_full: {detail}")
+        self._write_line(f"warning disk_full: {detail}")
         with self._lock:
-            self._unsaid = None if self._tell("disk_full", detail) else detail
+            self._pending_warning = None if self._warn("disk_full", detail) else detail
             with contextlib.suppress(OSError):
                 self._write(_event("progress", {**self._progress, "waiting": waiting}))
 
-    def _tell(self, code: str, detail: str) -> bool:
+    def _warn(self, code: str, detail: str) -> bool:
         """Write a warning without waiting for space; return whether it was written."""
         try:
             self._write(_event("warning", {"code": code, "detail": detail}))
@@ -208,11 +208,11 @@ class JobLog:
     def _has_room(self) -> None:
         """Report that the wait is over."""
         with self._lock:
-            detail, self._unsaid = self._unsaid, None
+            detail, self._pending_warning = self._pending_warning, None
             if detail is not None:
-                self._tell("disk_full", detail)
+                self._warn("disk_full", detail)
         self._emit("progress", self._progress)
-        self._say("the job goes on")
+        self._write_line("the job continues")
 
     def _write(self, line: bytes) -> None:
         if self._file is None:
@@ -250,10 +250,10 @@ class JobLog:
     def _lose(self, why: str) -> None:
         self._lost += 1
         if self._lost == 1:
-            self._say(why)
+            self._write_line(why)
 
     @staticmethod
-    def _say(line: str) -> None:
+    def _write_line(line: str) -> None:
         try:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()

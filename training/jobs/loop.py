@@ -103,7 +103,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class RunStopped(KeyboardInterrupt):
-    """The run was asked to stop, finished its step and saved its state (a bare KeyboardInterrupt saved nothing)."""
+    """The run was stopped after it finished its step and saved its state (a bare KeyboardInterrupt saved nothing)."""
 
 
 class StopFlag:

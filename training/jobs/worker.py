@@ -118,9 +118,9 @@ def run_job(
             return _fail(log.disk, folder, "bad_spec", str(error))
         except Exception as error:
             if stop and is_full(error):
-                _say(f"stopped while waiting for disk space ({error}); progress after the last save is lost\n")
+                _write_log(f"stopped while waiting for disk space ({error}); progress after the last save is lost\n")
                 return STOPPED
-            _say(traceback.format_exc())
+            _write_log(traceback.format_exc())
             return _fail(log.disk, folder, *_classify(error))
 
 
@@ -140,11 +140,11 @@ def _classify(error: Exception) -> tuple[str, str]:
 
 
 def _fail(disk: Disk, folder: Path, code: str, detail: str) -> int:
-    _say(f"failed, {code}: {detail}\n")
+    _write_log(f"failed, {code}: {detail}\n")
     try:
         disk.write(lambda: _write(folder / "error.json", {"code": code, "detail": detail}))
     except OSError as error:
-        _say(f"error.json could not be written: {error}\n")
+        _write_log(f"error.json could not be written: {error}\n")
     return FAILED
 
 
@@ -163,7 +163,7 @@ class _Output(io.TextIOBase):
         return self._descriptor
 
 
-def _say(text: str) -> None:
+def _write_log(text: str) -> None:
     """Write to `log.txt`, whose disk may be full."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text)
@@ -187,8 +187,8 @@ def _stop_with_server() -> None:
             pass
     except OSError:
         pass
-    asked = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once installed
-    if not asked:  # a second signal would end the job before it saves
+    stop_flag = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once installed
+    if not stop_flag:  # a second signal would end the job before it saves
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -196,7 +196,7 @@ def _lower_priority() -> None:
     try:
         os.nice(NICENESS)
     except (AttributeError, OSError):
-        _say("the priority could not be lowered\n")
+        _write_log("the priority could not be lowered\n")
 
 
 if __name__ == "__main__":

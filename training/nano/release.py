@@ -28,7 +28,7 @@ ARCHITECTURE = """\
 Same architecture, order of token ids, templates and file layout as the 7B Chameleon family: a transformer of
 {millions:.1f} M parameters ({hidden_size} wide, {num_hidden_layers} layers, {num_attention_heads} query and
 {num_key_value_heads} key/value heads) and a VQ tokenizer ({resolution} x {resolution} pixels, {num_embeddings} codes).
-Loads with transformers' `ChameleonForConditionalGeneration`, which reads its pictures and cannot draw."""
+Loads with transformers' `ChameleonForConditionalGeneration`, which reads its images and cannot draw."""
 
 
 def release(

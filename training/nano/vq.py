@@ -102,7 +102,7 @@ def init_weights(model: VQModel, seed: int) -> None:
 def make_images(count: int, seed: int, size: int) -> np.ndarray:
     """Images [count, size, size, 3] uint8; image i is a function of (seed, i) alone."""
     out = np.empty((count, size, size, 3), dtype=np.uint8)
-    for i in tqdm(range(count), desc="pictures", mininterval=5):
+    for i in tqdm(range(count), desc="images", mininterval=5):
         out[i] = np.asarray(random_image(random.Random(f"vq-{seed}-{i}")))
     return out
 
@@ -230,7 +230,7 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
 def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = False, save_every: int = 100) -> None:
     """Train the decoder alone, in place, on the codes that a model will draw: encoder and codebook are frozen.
 
-    The codes come from complete chains (:class:`training.data.token_sets.PictureCoder`: unchanged cells keep their
+    The codes come from complete chains (:class:`training.data.token_sets.ImageCoder`: unchanged cells keep their
     codes) and single images, half and half. Since codes do not change, already trained transformers remain valid.
     """
     spec, run = _open_run(spec, folder, resume=resume)

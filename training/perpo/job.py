@@ -61,7 +61,7 @@ class StepBatch:
     dropped: int = 0
     refills: int = 0
     errors: list[str] = field(default_factory=list)
-    asked: int = 0
+    num_prompts: int = 0
 
     def rewards(self) -> list[RewardBreakdown]:
         """Rewards of all scored trajectories."""
@@ -138,10 +138,10 @@ def run(ctx: JobContext) -> dict[str, Any]:
                 raise
             except FloatingPointError as error:
                 raise JobError("loss_not_finite", f"step {step + 1}: {error}; {last_good(ctx)}") from error
-            cursor += batch.asked
+            cursor += batch.num_prompts
             metrics = batch_metrics(batch, hp) | updated
             metrics |= _speed(batch, drawn - tick, time.monotonic() - drawn)
-            _tell(ctx, stage, step + 1, batch, metrics, signs, hp, base)
+            _log_step(ctx, stage, step + 1, batch, metrics, signs, hp, base)
             left = hp.steps - step - 1
             ctx.log.progress(stage, step + 1, hp.steps, (ctx.clock() - began) / (step + 1 - start) * left)
             bar.update()
@@ -210,9 +210,9 @@ def collect(
         if missing <= 0:
             break
         count = math.ceil(missing * hp.oversampling)
-        asked = prompts.take([order[cursor + batch.asked + i] for i in range(count)])
-        groups = sampler.sample(asked, seed=seed, step=step, first=batch.asked, on_finish=lambda _: check_stop())
-        batch.refills, batch.asked = round_, batch.asked + count
+        chosen = prompts.take([order[cursor + batch.num_prompts + i] for i in range(count)])
+        groups = sampler.sample(chosen, seed=seed, step=step, first=batch.num_prompts, on_finish=lambda _: check_stop())
+        batch.refills, batch.num_prompts = round_, batch.num_prompts + count
         for group in groups:
             _score(group, scorer, batch)
             batch.seen.append(group)
@@ -278,7 +278,7 @@ def _speed(batch: StepBatch, drawing: float, updating: float) -> dict[str, float
     }
 
 
-def _tell(
+def _log_step(
     ctx: JobContext,
     stage: str,
     step: int,

@@ -42,7 +42,7 @@ from training.pesft.looks import Looks
 from training.pesft.loop import SFTSpec, State, train_sft
 from training.spec.spec import PeSFTSpec
 
-DESCRIPTION = "Answers questions about pictures by drawing its way there (PeSFT)."
+DESCRIPTION = "Answers questions about images by drawing its way there (PeSFT)."
 MANY_REJECTED = 0.5  # above this share of rejected samples, the warning blames the data
 
 
@@ -250,7 +250,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
         )
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
-    _tell(ctx, intake, folder)
+    _log_intake(ctx, intake, folder)
     if data is None:
         raise JobError("no_samples", f"nothing is left to train on: {intake.summary()}")
     account = {**intake.to_json(), "tokens": int(data.offsets[-1]), "response_tokens": int(data.loss_mask.sum())}
@@ -260,7 +260,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     return data, account
 
 
-def _tell(ctx: JobContext, intake: Intake, folder: Path) -> None:
+def _log_intake(ctx: JobContext, intake: Intake, folder: Path) -> None:
     ctx.log.log(intake.summary())
     ctx.log.report("data", intake.to_json())
     if not intake.rejected:

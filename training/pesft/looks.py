@@ -36,7 +36,7 @@ class Looks:
         self.ctx, self.base, self.questions = ctx, base, questions
         self._vq = base.vq
         self._scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception)
-        self._blank_told = False
+        self._blank_warned = False
 
     @classmethod
     def of(cls, ctx: JobContext, base: LoadedCheckpoint, count: int) -> Looks | None:
@@ -59,8 +59,8 @@ class Looks:
             ctx.log.log(f"no looks at the model: {error}")
             return None
         room = base.config.transformer.context_len - ROOM
-        asked = [s for s in encoded if len(base.template.prompt_ids(s.question, s.images)) <= room]
-        return cls(ctx, base, asked) if asked else None
+        questions = [s for s in encoded if len(base.template.prompt_ids(s.question, s.images)) <= room]
+        return cls(ctx, base, questions) if questions else None
 
     def show(self, stage: str, step: int) -> None:
         """Answer and log every question."""
@@ -70,14 +70,16 @@ class Looks:
         completions = engine.generate(prompts, SamplingParams(temperature=0.0))
         flat = images = 0
         for number, (sample, completion) in enumerate(zip(self.questions, completions, strict=True)):
-            verdicts = self._tell(stage, step, number, sample, completion)
+            verdicts = self._log_look(stage, step, number, sample, completion)
             flat += verdicts.count("flat")
             images += len(verdicts)
-        if step and flat > images / 2 and not self._blank_told:
-            self._blank_told = True
+        if step and flat > images / 2 and not self._blank_warned:
+            self._blank_warned = True
             self.ctx.log.warning("blank_pictures", f"{flat} of {images} pictures drawn after step {step} are blank")
 
-    def _tell(self, stage: str, step: int, number: int, sample: EncodedSample, completion: Completion) -> list[str]:
+    def _log_sample(
+        self, stage: str, step: int, number: int, sample: EncodedSample, completion: Completion
+    ) -> list[str]:
         seen = sample.images[-1] if sample.images else None
         reward = self._scorer.score(completion.token_ids, sample.answer, seen=seen)
         codes = [c for _, c in reward.steps if c is not None]

@@ -130,7 +130,7 @@ def train_sft(
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last saved state is kept.
-        RunStopped: the run was asked to stop; the state is saved.
+        RunStopped: the run was stopped; the state is saved.
     """
     device = str(transformer.device)
     spec = replace(spec, precision=run_precision(spec.precision, device, folder, resume=resume))

@@ -44,13 +44,13 @@ MEASURES = {
     "accuracy": "right answers",
     "drawings_right": "drawings right",
     "malformed": "malformed traces",
-    "blank": "blank pictures",
-    "pictures": "pictures a task",
-    "energy": "E_2D of a picture",
-    "changed": "share of codes changed from the picture before",
+    "blank": "blank images",
+    "pictures": "images per task",
+    "energy": "E_2D of an image",
+    "changed": "share of codes changed from the previous image",
     "outside_ink": "change outside the ink of a mark, grey levels",
-    "from_reference": "difference from the reference picture, grey levels",
-    "distinct": "different codes in a picture",
+    "from_reference": "difference from the reference image, grey levels",
+    "distinct": "different codes in an image",
     "ce_text": "cross-entropy of text, nats a token",
     "ce_image": "cross-entropy of codes, nats a code",
     "pe_own": "L_Pe under the checkpoint's own W",
@@ -228,7 +228,7 @@ def table(result: dict[str, Any], names: Sequence[str]) -> str:
         lines.append(
             f"| {row['label']} | {reference} | {shown(row['first'])} | {shown(row['second'])} | {difference} |"
         )
-    for key, label in (("used", "codes in use"), ("pairwise_distance", "codes that differ between two pictures")):
+    for key, label in (("used", "codes in use"), ("pairwise_distance", "codes that differ between two images")):
         cells = [result["codes"][name][key] for name in ("reference", "first", "second")]
         texts = ["–" if c is None else f"{c}" if isinstance(c, int) else f"{c:.3f}" for c in cells]
         lines.append(f"| {label} | {texts[0]} | {texts[1]} | {texts[2]} | |")
@@ -246,7 +246,7 @@ def plot(looks: Sequence[Look], names: Sequence[str], out: Path) -> None:
             shares(axes, looks[0].values[name], edges, GREY, "reference", filled=True)
         for look, label, colour in zip(looks[1:], names, COLOURS, strict=False):
             shares(axes, look.values[name], edges, colour, label)
-        dress(axes, MEASURES[name], y="share of the pictures", legend=name == SHOWN[0])
+        dress(axes, MEASURES[name], y="share of the images", legend=name == SHOWN[0])
     save(figure, out)
 
 

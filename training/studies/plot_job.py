@@ -57,8 +57,8 @@ def read_curves(folder: Path, stage: str | None = None) -> Curves:
         raise ValueError(f"{folder} has several stages: name one with --stage ({', '.join(sorted(by_stage))})")
     found = by_stage.get(stage, {}) if stage is not None else next(iter(by_stage.values()), {})
     if not found:
-        told = f", only of {', '.join(sorted(by_stage))}" if by_stage else ""
-        raise ValueError(f"{folder} has no curves{f' of stage {stage!r}' if stage else ''}{told}")
+        other_stages = f", only of {', '.join(sorted(by_stage))}" if by_stage else ""
+        raise ValueError(f"{folder} has no curves{f' of stage {stage!r}' if stage else ''}{other_stages}")
     return {metric: dict(sorted(values.items())) for metric, values in found.items()}
 
 

@@ -127,7 +127,7 @@ def study(
 
     Returns:
         `kinds`: energies, plain and guarded scores of drawn images and stand-ins; `sweep`: for each tau the spread of
-        the drawn pictures' scores, over all and within one step of one task; `verdict`: correlation and AUC of the
+        the drawn images' scores, over all and within one step of one task; `verdict`: correlation and AUC of the
         score with being right, over all, within families and by family; `same_step`: of a right and a wrong drawing of
         one step, how often the right one scores higher; `energies`: the raw values.
     """

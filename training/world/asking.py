@@ -88,7 +88,7 @@ _LEADS = ("Now", "Now,", "First", "First,", "Next", "Next,", "Then", "Then,", "P
 _THOUGHTS = ("I", "I", "Now I", "First I", "Next I", "Then I", "I now", "I will", "So I", "Next, I", "Finally I")
 
 
-def told(rng: Random, text: str) -> str:
+def stated(rng: Random, text: str) -> str:
     """An order, literally or as a thought ("I mark the red star."), without additions."""
     number, colon, order = text.partition(": ")
     if colon and number.startswith("Number"):

@@ -52,7 +52,7 @@ def tokenizer_round_trip(folder: Path) -> RoundTrip:
 
     vq = load_checkpoint(folder).vq
     if vq is None:
-        raise ValueError(f"{folder} has no picture decoder")
+        raise ValueError(f"{folder} has no image decoder")
 
     def round_trip(images: Images) -> list[Image.Image]:
         out: list[Image.Image] = []

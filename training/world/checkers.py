@@ -68,7 +68,7 @@ def sized(image: Image.Image) -> Image.Image:
 def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) -> bool:
     """Whether `drawn` is the right result of step k (from 1) of the task on `previous`. Images are 64x64 RGB."""
     if drawn.size != (SIZE, SIZE) or previous.size != (SIZE, SIZE):
-        raise ValueError(f"a picture of {SIZE}x{SIZE} pixels is needed, not {drawn.size} after {previous.size}")
+        raise ValueError(f"expected an image of {SIZE}x{SIZE} pixels, got {drawn.size} after {previous.size}")
     target = task.steps[k - 1].target
     before, after = _array(previous), _array(drawn)
     if isinstance(target, StateTarget):

@@ -16,7 +16,7 @@ from typing import Final
 from PIL import Image
 
 from training.skills import apply
-from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, told, worded
+from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, stated, worded
 from training.world.chain import say
 from training.world.scenes import random_action, random_image
 from training.world.views import Extra, View
@@ -164,7 +164,9 @@ def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
             more.append((following.text, image))
             newest, last = image, following.action.name
     earlier = images[-2] if len(images) > 1 and rng.random() < 0.5 else None
-    words = [told(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))]
+    words = [
+        stated(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))
+    ]
     further = tuple((text, image) for text, (_, image) in zip(words[1:], more, strict=True))
     return Drill("draw", words[0], images[-1], (drawn,), earlier=earlier, more=further)
 

@@ -66,10 +66,10 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
 def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:
     """The text of a trace without its images; the question may have one."""
     if len(sample.images) > 1:
-        detail = f"the question has {len(sample.images)} pictures, and a chain starts from one"
+        detail = f"the question has {len(sample.images)} images, but a chain starts from one"
         return Rejection(sample.where, "too_many_pictures", detail)
     if any(isinstance(image, TokenIds) for image in sample.images):
-        return Rejection(sample.where, "wrong_type", "the question's picture is token ids: a chain needs the picture")
+        return Rejection(sample.where, "wrong_type", "the question's image is token ids: a chain needs pixels")
     images = [image for image in sample.images if isinstance(image, Image.Image)]
     texts = [step.text for step in sample.steps if step.text]
     if not texts:

@@ -231,8 +231,8 @@ class Visualiser:
         if self.settings.context != "trajectory":
             given = [ImagePart(codes) for codes in one.images[-self.settings.pictures_shown :]]
             said = as_instruction(text) if self.settings.context == "instruction" else text
-            asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
-            return asked, [boi]
+            prompt = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
+            return prompt, [boi]
         images = [] if one.question_codes is None else [one.question_codes]
         steps = self.template.steps_ids([*one.step_parts(), StepPart(text)])
         return self.template.prompt_ids(one.question, images), [*self.template.opening_ids(), *steps, boi]

@@ -18,8 +18,8 @@ def result(final: bool) -> ImageResult:
     return ImageResult(b"png", 16, 16, {"tv": 0.5} if final else None)
 
 
-def types(told: list[ReadyEvent | object]) -> list[str]:
-    return [t.event.type if isinstance(t, ReadyEvent) else str(t) for t in told]
+def types(events: list[ReadyEvent | object]) -> list[str]:
+    return [t.event.type if isinstance(t, ReadyEvent) else str(t) for t in events]
 
 
 WHOLE = ["step.started", "text.delta", "image.started", "image.completed", "step.completed"]
@@ -33,19 +33,19 @@ def squeeze(names: list[str]) -> list[str]:
 def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) -> None:
     narrator = Narrator(plain.parser())
     jobs: list[ImageJob] = []
-    told: list[ReadyEvent | object] = []
+    events: list[ReadyEvent | object] = []
     for token in tokens(plain):
         jobs += narrator.feed(token)
-        told += narrator.take()
+        events += narrator.take()
     narrator.finish()
     narrator.end("end")
-    assert squeeze(types(told)) == WHOLE[:3]
+    assert squeeze(types(events)) == WHOLE[:3]
     narrator.image_done(jobs[1].ticket, result(True))  # the second picture first
     assert narrator.take() == []
     narrator.image_done(jobs[0].ticket, result(True))
-    told += narrator.take()
-    assert squeeze(types(told)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
-    images = [t for t in told if isinstance(t, ReadyEvent) and t.event.type == "image.completed"]
+    events += narrator.take()
+    assert squeeze(types(events)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
+    images = [t for t in events if isinstance(t, ReadyEvent) and t.event.type == "image.completed"]
     assert [p.codes for p in images] == [CODES, (5, 6, 7, 8)]
     assert images[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
     assert jobs[1].previous == CODES
@@ -58,9 +58,9 @@ def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -
     assert all(j.previous == (9, 9, 9, 9) for j in jobs)
     narrator.image_skipped(jobs[0].ticket)
     narrator.image_done(jobs[2].ticket, result(True))
-    told = narrator.take()
-    assert squeeze(types(told)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
-    first, all_codes = (t for t in told if isinstance(t, ReadyEvent) and t.event.type == "image.partial")
+    events = narrator.take()
+    assert squeeze(types(events)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
+    first, all_codes = (t for t in events if isinstance(t, ReadyEvent) and t.event.type == "image.partial")
     assert first.png is all_codes.png is None
     assert first.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
     assert all_codes.event.data == {"step": 1, "index": 2, "codes_done": 4, "codes_total": 4}
@@ -74,10 +74,10 @@ def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, pa
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     for job in jobs[:-1]:
         narrator.image_skipped(job.ticket)
-    told = [t.event for t in narrator.take() if isinstance(t, ReadyEvent) and t.event.type == "image.partial"]
+    events = [t.event for t in narrator.take() if isinstance(t, ReadyEvent) and t.event.type == "image.partial"]
     assert jobs[-1].is_final
-    assert [event.data["codes_done"] for event in told][-1:] == [4] * bool(partial_images)
-    assert len({event.data["index"] for event in told}) == len(told)
+    assert [event.data["codes_done"] for event in events][-1:] == [4] * bool(partial_images)
+    assert len({event.data["index"] for event in events}) == len(events)
 
 
 @pytest.mark.parametrize("template", ["plain", "tagged"])
@@ -87,15 +87,15 @@ def test_a_paused_narration_goes_on_without_losing_or_repeating_an_event(
     used: Template = request.getfixturevalue(template)
     response = used.response_ids([StepPart("one"), StepPart("two", CODES), StepPart("three")], "red")
 
-    def run(narrator: Narrator, stream: list[int], told: list[ReadyEvent | object]) -> int:
+    def run(narrator: Narrator, stream: list[int], events: list[ReadyEvent | object]) -> int:
         for number, token in enumerate(stream, 1):
             for job in narrator.feed(token):
                 narrator.image_done(job.ticket, result(job.is_final))
-            told += narrator.take()
+            events += narrator.take()
             if narrator.paused_after is not None:
                 return number
         narrator.finish()
-        told += narrator.take()
+        events += narrator.take()
         return len(stream)
 
     whole: list[ReadyEvent | object] = []

@@ -19,7 +19,7 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.tiny import make_tiny_checkpoint
-from tests.training.contexts import StopAfter, job, told
+from tests.training.contexts import StopAfter, events_of, job
 from training.benchmark import job as benchmark_job
 from training.benchmark.evaluate import evaluate, evaluation_tasks
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
@@ -115,11 +115,11 @@ def test_the_job_answers_as_the_evaluation_does(tmp_path: Path, bases: dict[str,
         assert (row["answer"], row["right"], row["pictures"]) == (other.answer, other.right, other.pictures)
         assert (row["drawings_right"], row["drawings_total"]) == (other.drawings_right, other.drawings_total)
         assert (row["malformed"], row["blank"], row["tokens"]) == (other.malformed, other.blank, other.tokens)
-    (metrics,) = told(ctx, "metrics")
+    (metrics,) = events_of(ctx, "metrics")
     assert set(metrics["values"]) >= {"accuracy/all", "accuracy/natural", "drawings/right", "malformed/share"}
     assert result["metrics"]["accuracy/all"] == metrics["values"]["accuracy/all"]
-    assert [p["step"] for p in told(ctx, "progress")] == [8, 10]
-    assert len(told(ctx, "sample")) == 2
+    assert [p["step"] for p in events_of(ctx, "progress")] == [8, 10]
+    assert len(events_of(ctx, "sample")) == 2
     summary = json.loads((ctx.folder / "benchmark" / "tiny" / "summary.json").read_text())
     assert summary["summary"]["all"]["tasks"] == 10
 
@@ -135,7 +135,7 @@ def test_a_stopped_job_goes_on_with_the_answers_it_has(tmp_path: Path, bases: di
     benchmark_job.run(parts)
     assert predictions(parts) == predictions(whole)
     assert predictions(parts)[:8] == kept
-    assert [p["step"] for p in told(parts, "progress")] == [8, 10]  # the first eight were not asked again
+    assert [p["step"] for p in events_of(parts, "progress")] == [8, 10]  # the first eight were not asked again
 
 
 def test_two_checkpoints_are_asked_the_same_and_compared_in_pairs(tmp_path: Path, bases: dict[str, Path]) -> None:
@@ -146,11 +146,11 @@ def test_two_checkpoints_are_asked_the_same_and_compared_in_pairs(tmp_path: Path
     assert comparison["results"]["all"]["tasks"] == 10
     assert set(comparison["results"]) == {"all", "natural", "structured", "diagrammatic", "operational"}
     assert [r["item_id"] for r in predictions(ctx)] == [r["item_id"] for r in predictions(ctx, "other")]
-    assert [p["total"] for p in told(ctx, "progress")] == [20] * 4
-    assert {r["kind"] for r in told(ctx, "report")} == {"benchmark", "comparison"}
-    assert [m["stage"] for m in told(ctx, "metrics")] == ["benchmark"]  # of the run itself
-    assert told(ctx, "metrics")[0]["values"] == result["metrics"] == result["checkpoints"]["tiny"]["metrics"]
-    reports = [r for r in told(ctx, "report") if r["kind"] == "benchmark"]
+    assert [p["total"] for p in events_of(ctx, "progress")] == [20] * 4
+    assert {r["kind"] for r in events_of(ctx, "report")} == {"benchmark", "comparison"}
+    assert [m["stage"] for m in events_of(ctx, "metrics")] == ["benchmark"]  # of the run itself
+    assert events_of(ctx, "metrics")[0]["values"] == result["metrics"] == result["checkpoints"]["tiny"]["metrics"]
+    reports = [r for r in events_of(ctx, "report") if r["kind"] == "benchmark"]
     assert [r["checkpoint"] for r in reports] == ["tiny", "other"]
 
 
@@ -184,7 +184,7 @@ def test_omni_bench_is_asked_by_slice_and_nothing_is_left_out_silently(tmp_path:
     assert {name: row["tasks"] for name, row in summary.items()} == {
         "all": 4, "natural": 3, "natural/vstar": 3, "diagrammatic": 1, "diagrammatic/geometry3k": 1,
     }  # fmt: skip
-    (warning,) = told(ctx, "warning")
+    (warning,) = events_of(ctx, "warning")
     assert (warning["code"], "vstar.parquet:4" in warning["detail"]) == ("samples_rejected", True)
     (long,) = [r for r in predictions(ctx) if r["error"]]
     assert "leaves no room" in long["error"]
@@ -248,7 +248,7 @@ def test_a_judge_that_fails_leaves_the_rules_verdict_and_a_warning(
         benchmark_job.run(ctx)
     rows = [r for r in predictions(ctx) if not r["error"]]
     assert all(r["right"] and r["rules"]["right"] and r["judge"]["right"] is None for r in rows)
-    assert "judge_silent" in [w["code"] for w in told(ctx, "warning")]
+    assert "judge_silent" in [w["code"] for w in events_of(ctx, "warning")]
 
 
 def test_a_judge_that_refuses_the_key_fails_the_job(tmp_path: Path, bases: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The drills that come last: drawings told in many words, one or some that have nothing to do with each other."""
+"""The drills that come last: drawings wordings in many words, one or some that have nothing to do with each other."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_the_order_stands_at_many_distances_from_the_given_picture() -> None:
 
 def test_an_order_is_told_as_an_order_and_as_a_thought() -> None:
     view = random_view(Random(0))
-    told = {worded(Random(seed), "Mark the red star.", view) for seed in range(400)}
-    assert "Mark the red star." in told
-    assert any("ow mark the red star" in text for text in told)
-    assert any("I mark the red star" in text for text in told)
-    assert all("ark the red star" in text for text in told)
+    wordings = {worded(Random(seed), "Mark the red star.", view) for seed in range(400)}
+    assert "Mark the red star." in wordings
+    assert any("ow mark the red star" in text for text in wordings)
+    assert any("I mark the red star" in text for text in wordings)
+    assert all("ark the red star" in text for text in wordings)
 
 
 def test_every_view_can_be_drawn_on_and_the_ink_it_speaks_of_comes_first() -> None:

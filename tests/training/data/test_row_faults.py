@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.image_files import bomb, encoded, gradient, noise
-from tests.training.contexts import job, told
+from tests.training.contexts import events_of, job
 from training.benchmark import job as benchmark_job
 from training.data.omni_bench import read_omni_bench
 from training.data.questions import read_questions
@@ -139,9 +139,9 @@ def test_files_that_are_no_image_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "narrow.png").write_bytes(encoded(Image.new("L", (1, 9000)), "PNG"))
     (tmp_path / "huge.png").write_bytes(bomb(7000, 6000))
     names = {
-        "pipe.png": "not a regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no picture",
+        "pipe.png": "not a regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no image",
         "empty.png": "an empty file", "page.png": "an HTML page", "drawing.jpg": "EPS", "scan.png": "TIFF",
-        "narrow.png": "9000 : 1", "huge.png": "too many", "gone.png": "no picture", "x" * 300 + ".png": "no picture",
+        "narrow.png": "9000 : 1", "huge.png": "too many", "gone.png": "no image", "x" * 300 + ".png": "no image",
     }  # fmt: skip
     rows = [{**OMNI, "image": name} for name in names]
     found = list(read_omni_bench(write(tmp_path / "a.jsonl", *rows)))
@@ -201,4 +201,4 @@ def test_a_job_without_a_usable_row_names_the_first(method: str, tmp_path: Path,
         run(ctx)
     assert caught.value.code == "no_samples"
     assert "a.jsonl:1" in caught.value.detail
-    assert [warning["code"] for warning in told(ctx, "warning")] == ["samples_rejected"]
+    assert [warning["code"] for warning in events_of(ctx, "warning")] == ["samples_rejected"]

@@ -105,7 +105,7 @@ def test_pictures_as_token_ids_are_the_codes_that_are_learnt(
 
 @pytest.mark.parametrize(
     ("ids", "reason"),
-    [([1, 2, 3], "4 codes, and this one 3"), ([1, 1, 1, 1], "token 1 is no picture code"), (["a"], "token ids")],
+    [([1, 2, 3], "4 codes, but this one has 3"), ([1, 1, 1, 1], "token 1 is not an image code"), (["a"], "token ids")],
 )
 def test_token_ids_that_are_no_picture_reject_their_sample(
     ids: list[Any], reason: str, tmp_path: Path, tiny: LoadedCheckpoint, encoder: SampleEncoder
@@ -130,7 +130,7 @@ def test_token_ids_that_are_no_picture_reject_their_sample(
         (official(problem_image_1="///?"), "broken_picture", "neither a path nor base64"),
         (official(problem_image_1=base64.b64encode(b"text").decode()), "broken_picture", "no picture"),
         (official(problem_image_1=base64.b64encode(png(RED)[:40]).decode()), "broken_picture", ""),
-        (official(problem_image_1=7), "broken_picture", "neither token ids nor a picture"),
+        (official(problem_image_1=7), "broken_picture", "neither token ids nor an image"),
         (official(problem_image_1={"bytes": None, "path": None}), "missing_picture", "neither bytes nor a path"),
         (official(**{QUESTION: "<image_start>[problem_image_1]<image_end>"}), "empty_question", QUESTION),
         (official(**{ANSWER: "  "}), "empty_answer", ANSWER),
@@ -226,7 +226,7 @@ def test_files_are_read_in_the_order_of_their_names_and_other_files_are_left_alo
         with pytest.raises(DataError):
             data_files(path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="has no file"):
         data_files(tmp_path / "empty")
 
 

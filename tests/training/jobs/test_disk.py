@@ -301,10 +301,10 @@ def test_every_write_of_a_job_waits_for_room(
     full.filler.unlink(missing_ok=True)
 
     def rows(folder: Path, kind: str) -> list[Any]:
-        told = read_events(folder / "events.jsonl", 0)[0]  # as the runner reads them: half lines are passed over
+        logged = read_events(folder / "events.jsonl", 0)[0]  # as the runner reads them: half lines are passed over
         return [
             {k: v for k, v in e.data.items() if k not in ("values", "metrics", "folder")}
-            for e in told
+            for e in logged
             if e.type == kind
         ]
 

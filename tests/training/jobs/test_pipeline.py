@@ -11,7 +11,7 @@ import pytest
 
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.tiny import make_tiny_checkpoint
-from tests.training.contexts import StopAfter, job, told
+from tests.training.contexts import StopAfter, events_of, job
 from training.jobs import pipeline
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.spec.spec import PRESETS, BenchmarkSpec, PeRPOSpec, PeSFTSpec, PipelineSpec, ZeroSpec, parse_spec
@@ -201,8 +201,8 @@ def test_the_whole_recipe_runs_on_a_tiny_checkpoint(tmp_path: Path) -> None:
     assert (made.template.name, made.manifest.base) == ("tagged", "made-pesft-step-1")
     comparison = result["stages"]["benchmark"]["comparison"]
     assert (comparison["first"], comparison["second"]) == ("made-pesft-step-1", "made-perpo-step-2")
-    assert {p["stage"] for p in told(ctx, "progress")} >= {"zero", "pesft", "perpo", "benchmark"}
-    assert [c["name"] for c in told(ctx, "checkpoint")] == [
+    assert {p["stage"] for p in events_of(ctx, "progress")} >= {"zero", "pesft", "perpo", "benchmark"}
+    assert [c["name"] for c in events_of(ctx, "checkpoint")] == [
         "made-pesft-step-1",
         "made-perpo-step-1",
         "made-perpo-step-2",

@@ -71,9 +71,9 @@ def test_every_failure_has_a_code_and_a_sentence(
 ) -> None:
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
     assert run_job(folder, job, run=raising(error)) == FAILED
-    told = json.loads((folder / "error.json").read_text())
-    assert told["code"] == code
-    assert words in told["detail"]
+    logged = json.loads((folder / "error.json").read_text())
+    assert logged["code"] == code
+    assert words in logged["detail"]
     assert not (folder / "result.json").exists()
 
 

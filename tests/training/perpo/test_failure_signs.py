@@ -51,8 +51,8 @@ def test_some_signs_are_named_in_the_step_that_shows_them(code: str, values: dic
     ],
 )
 def test_others_need_three_steps_in_a_row(code: str, values: dict[str, float]) -> None:
-    told = codes([{}] * 3 + [values] * 3)
-    assert told == [[]] * 5 + [[code]]
+    logged = codes([{}] * 3 + [values] * 3)
+    assert logged == [[]] * 5 + [[code]]
 
 
 def test_a_share_that_was_high_from_the_start_is_no_sign_until_it_doubles() -> None:
@@ -71,8 +71,8 @@ def test_bf16_may_differ_more_than_fp32() -> None:
 
 def test_a_sign_is_told_once_and_again_after_it_has_been_away() -> None:
     blank: dict[str, float] = {"pictures/blank_share": 0.5}
-    told = codes([blank] * 20 + [{}] * QUIET_STEPS + [blank])
-    assert [k for k, step in enumerate(told, 1) if step] == [1, 21 + QUIET_STEPS]
+    logged = codes([blank] * 20 + [{}] * QUIET_STEPS + [blank])
+    assert [k for k, step in enumerate(logged, 1) if step] == [1, 21 + QUIET_STEPS]
 
 
 def test_a_resumed_run_tells_what_the_uninterrupted_one_does() -> None:

@@ -121,25 +121,25 @@ def test_the_reference_stays_the_start_checkpoint(whole: tuple[Path, dict[str, A
 
 def test_a_run_leaves_servable_checkpoints_that_moved(base: Path, whole: tuple[Path, dict[str, Any]]) -> None:
     folder, result = whole
-    told = events(folder, "checkpoint")
-    assert [row["name"] for row in told] == ["try-step-2", "try-step-3"]
+    logged = events(folder, "checkpoint")
+    assert [row["name"] for row in logged] == ["try-step-2", "try-step-3"]
     assert result["checkpoint"] == "try-step-3"
-    assert result["folder"] == told[-1]["folder"]
-    manifest = validate_checkpoint(told[-1]["folder"])
+    assert result["folder"] == logged[-1]["folder"]
+    manifest = validate_checkpoint(logged[-1]["folder"])
     assert (manifest.base, manifest.lineage["stage"], manifest.lineage["step"]) == ("tiny", "perpo", 3)
-    assert (Path(told[-1]["folder"]) / "train" / "state.pt").is_file()
+    assert (Path(logged[-1]["folder"]) / "train" / "state.pt").is_file()
     start = load_file(base / "model-lm.safetensors")
-    end = load_file(Path(told[-1]["folder"]) / "model-lm.safetensors")
+    end = load_file(Path(logged[-1]["folder"]) / "model-lm.safetensors")
     changed = sum(int((end[k].float() != start[k].bfloat16().float()).sum()) for k in start)
     assert changed / sum(t.numel() for t in start.values()) > 0.1
-    vq = [(f / "model-vq.safetensors").read_bytes() for f in (base, Path(told[-1]["folder"]))]
+    vq = [(f / "model-vq.safetensors").read_bytes() for f in (base, Path(logged[-1]["folder"]))]
     assert vq[0] == vq[1]
 
 
 def test_every_metric_and_warning_is_documented(whole: tuple[Path, dict[str, Any]]) -> None:
     page = (Path(__file__).parents[3] / "docs" / "perpo.md").read_text()
-    told = {key.removesuffix("_std") for row in events(whole[0], "metrics") for key in row["values"]}
-    assert {key for key in told if f"`{key}`" not in page} == set()
+    logged = {key.removesuffix("_std") for row in events(whole[0], "metrics") for key in row["values"]}
+    assert {key for key in logged if f"`{key}`" not in page} == set()
     source = Path(perpo.__file__).read_text() + Path(perpo.__file__).with_name("failure_signs.py").read_text()
     codes = set(re.findall(r'(?:tell|warning)\(\s*"(\w+)"', source)) | {"copied_pictures", "capped_pictures"}
     assert len(codes) >= 9
@@ -316,8 +316,8 @@ class FakeSampler:
         self.asked.append((first, len(prompts)))
         groups = []
         for prompt in prompts:
-            told = self.accuracies.pop(0)
-            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop", 1) for i, a in enumerate(told)]
+            logged = self.accuracies.pop(0)
+            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop", 1) for i, a in enumerate(logged)]
             groups.append(RolloutGroup(prompt, rollouts))
         return groups
 
@@ -360,14 +360,14 @@ def test_groups_that_all_did_equally_well_are_dropped_though_their_totals_differ
     batch, sampler = collected([EQUAL, MIXED, (0.0, 0.0), MIXED])
     assert sampler.asked == [(0, 4)]  # 2 groups wanted, oversampling 2
     assert len(batch.kept) == 2
-    assert (batch.dropped, batch.refills, batch.asked) == (2, 0, 4)
+    assert (batch.dropped, batch.refills, batch.num_prompts) == (2, 0, 4)
 
 
 def test_missing_groups_are_asked_for_again_and_no_more_than_the_rounds_allow() -> None:
     batch, sampler = collected([EQUAL] * 4 + [MIXED] + [EQUAL] * 3 + [EQUAL, MIXED])
     # 4 asked, none kept: 2 missing, 4 asked, one kept: 1 missing, 2 asked, one kept
     assert sampler.asked == [(0, 4), (4, 4), (8, 2)]
-    assert (len(batch.kept), batch.refills, batch.asked) == (2, 2, 10)
+    assert (len(batch.kept), batch.refills, batch.num_prompts) == (2, 2, 10)
     batch, sampler = collected([EQUAL] * 100)
     assert sampler.asked == [(0, 4), (4, 4), (8, 4), (12, 4)]
     assert (len(batch.kept), batch.refills, batch.dropped) == (0, 3, 16)

@@ -92,8 +92,8 @@ def test_a_look_that_fails_is_given_up_and_the_run_goes_on(
     monkeypatch.setattr(training.looks, "Engine", refuse)
     run(make_context(tmp_path, pesft_spec(steps=2, sample_every=1), tiny_checkpoint))
     assert len(losses(tmp_path)) == 2
-    told = [e["line"] for e in events(tmp_path, "log") if "given up" in e["line"]]
-    assert told == ["looks at the model are given up: RuntimeError: no room for an engine"]
+    logged = [e["line"] for e in events(tmp_path, "log") if "given up" in e["line"]]
+    assert logged == ["looks at the model are given up: RuntimeError: no room for an engine"]
 
 
 def test_a_large_model_is_not_looked_at(

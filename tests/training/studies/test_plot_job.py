@@ -69,9 +69,9 @@ def test_the_command_draws_jobs_and_runs_and_says_where_there_is_nothing(
     run.mkdir()
     rows = [{"step": k, "seconds": 1.0, "loss/text": 1 / k, "loss/perception": 0.5} for k in (25, 50)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = job(tmp_path / "job", [("pesft", 25, {"loss/text": 0.3})])
+    logged = job(tmp_path / "job", [("pesft", 25, {"loss/text": 0.3})])
     out = tmp_path / "plots" / "loss.png"
-    assert main([str(run), str(told), "--out", str(out)]) == 0
+    assert main([str(run), str(logged), "--out", str(out)]) == 0
     assert "cross-entropy" in capsys.readouterr().out
     assert out.stat().st_size > 1_000
     empty = tmp_path / "empty"

@@ -11,7 +11,7 @@ import torch
 
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.tiny import make_tiny_checkpoint
-from tests.training.contexts import StopAfter, job, told
+from tests.training.contexts import StopAfter, events_of, job
 from tests.training.zero.test_visualiser import DATA, SETTINGS
 from training.data.samples import EncodedSample, SampleEncoder
 from training.data.token_sets import ImageCoder, id_to_code
@@ -52,14 +52,14 @@ def test_the_traces_are_a_data_set_that_pesft_reads_with_the_very_codes(tmp_path
 def test_the_job_tells_a_report_a_sheet_and_samples(tmp_path: Path, base: Path) -> None:
     ctx = zero_job(tmp_path / "job", base)
     zero.run(ctx)
-    (report,) = [r for r in told(ctx, "report") if r["kind"] == "bootstrapping"]
+    (report,) = [r for r in events_of(ctx, "report") if r["kind"] == "bootstrapping"]
     assert (ctx.folder / report["contact_sheet"]).stat().st_size > 0
     assert report["chains"] == 6
     assert 0 < report["checkers"]["judged"] <= report["pictures_drawn"]  # merged steps have no right picture
-    samples = told(ctx, "sample")
+    samples = events_of(ctx, "sample")
     assert samples
     assert all((ctx.folder / step["image"]).exists() for sample in samples for step in sample["steps"])
-    assert [p["step"] for p in told(ctx, "progress")] == [0, 4, 6]
+    assert [p["step"] for p in events_of(ctx, "progress")] == [0, 4, 6]
 
 
 def test_a_stopped_job_goes_on_and_ends_with_the_same_traces(tmp_path: Path, base: Path) -> None:
@@ -82,7 +82,7 @@ def test_too_few_traces_fail_the_job_and_say_why(tmp_path: Path, base: Path) -> 
     with pytest.raises(JobError, match="6 no_picture") as caught:
         zero.run(ctx)
     assert caught.value.code == "too_few_accepted"
-    assert "copied_pictures" in [w["code"] for w in told(ctx, "warning")]
+    assert "copied_pictures" in [w["code"] for w in events_of(ctx, "warning")]
 
 
 def test_a_base_without_a_decoder_is_refused(tmp_path: Path) -> None:

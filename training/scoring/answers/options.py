@@ -18,7 +18,7 @@ _LABEL_FIRST = re.compile(r"([A-Za-z]|[ivxIVX]{1,4}|\d{1,2})\s*(?:[).:]+\s*|\s-\
 _NAMED = re.compile(
     r"(?:option|choice|alternative)\s+\(?([A-Za-z]|\d{1,2})\)?[.:,]?\s+[-(]?\s*(\S.*?)\)?", re.IGNORECASE | re.DOTALL
 )
-_BEHIND = re.compile(
+_LABEL_LAST = re.compile(
     r"(\S.*?)(?:\s*\(\s*(?:option\s+|choice\s+)?|,?\s+(?:option|choice)\s+)([A-Ja-j])\s*\)?", re.IGNORECASE | re.DOTALL
 )
 _BLANK = re.compile(r"([A-Ja-j]|\d{1,2})\s+(\S.*)", re.DOTALL)
@@ -54,13 +54,13 @@ def read_label(text: str) -> str | None:
 
 @lru_cache(maxsize=4_096)
 def read_named(text: str) -> Named | None:
-    """Parse a letter with a text after it, ``(B) red``, ``Option B: red``, or before it, ``red (B)``; None otherwise."""
+    """Parse a letter with a text after it, ``(B) red``, ``Option B: red``, or before it, ``red (B)``; else None."""
     text = text.strip()
     match = _DRESSED.fullmatch(text) or _LABEL_FIRST.fullmatch(text) or _NAMED.fullmatch(text)
     if match is not None:
         label, rest = match[1], match[2]
-    elif (behind := _BEHIND.fullmatch(text)) is not None:
-        label, rest = behind[2], behind[1]
+    elif (named := _LABEL_LAST.fullmatch(text)) is not None:
+        label, rest = named[2], named[1]
     else:
         return None
     if read_label(rest) is not None:  # "A, C" names two options
