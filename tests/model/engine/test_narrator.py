@@ -1,4 +1,4 @@
-"""The narrator keeps token order: nothing passes an unfinished final picture, and a late partial is dropped."""
+"""The narrator keeps token order: nothing passes an unfinished final image, and late partials are dropped."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WHOLE = ["step.started", "text.delta", "image.started", "image.completed", "step
 
 
 def squeeze(names: list[str]) -> list[str]:
-    """Runs of deltas count once."""
+    """Collapse runs of deltas."""
     return [n for i, n in enumerate(names) if i == 0 or n != names[i - 1]]
 
 
-def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) -> None:
+def test_events_follow_token_order(plain: Template) -> None:
     narrator = Narrator(plain.parser())
     jobs: list[ImageJob] = []
     events: list[ReadyEvent | object] = []
@@ -40,7 +40,7 @@ def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) ->
     narrator.finish()
     narrator.end("end")
     assert squeeze(types(events)) == WHOLE[:3]
-    narrator.image_done(jobs[1].ticket, result(True))  # the second picture first
+    narrator.image_done(jobs[1].ticket, result(True))  # the second image first
     assert narrator.take() == []
     narrator.image_done(jobs[0].ticket, result(True))
     events += narrator.take()
@@ -51,7 +51,7 @@ def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) ->
     assert jobs[1].previous == CODES
 
 
-def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -> None:
+def test_partials_are_evenly_spaced_and_droppable(plain: Template) -> None:
     narrator = Narrator(plain.parser(), partial_images=2, previous=(9, 9, 9, 9))
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     assert [(len(j.codes), j.is_final) for j in jobs] == [(1, False), (3, False), (4, True)]
@@ -69,7 +69,7 @@ def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -
 
 
 @pytest.mark.parametrize("partial_images", [0, 1, 16, 64])
-def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, partial_images: int) -> None:
+def test_last_code_event_precedes_decoded_image(plain: Template, partial_images: int) -> None:
     narrator = Narrator(plain.parser(), partial_images=partial_images)
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     for job in jobs[:-1]:
@@ -81,9 +81,7 @@ def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, pa
 
 
 @pytest.mark.parametrize("template", ["plain", "tagged"])
-def test_a_paused_narration_goes_on_without_losing_or_repeating_an_event(
-    template: str, request: pytest.FixtureRequest
-) -> None:
+def test_paused_narration_resumes_without_gaps(template: str, request: pytest.FixtureRequest) -> None:
     used: Template = request.getfixturevalue(template)
     response = used.response_ids([StepPart("one"), StepPart("two", CODES), StepPart("three")], "red")
 
