@@ -336,19 +336,19 @@ def test_next_save_removes_leftovers(tmp_path: Path) -> None:
 
 
 def test_resolve_finds_path_name_or_hub_id(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def download(repo_id: str, **options: Any) -> str:
-        asked.append(repo_id)
+        requested.append(repo_id)
         assert not any("bin" in pattern or "pth" in pattern for pattern in options["allow_patterns"])
         return str(tiny_checkpoint)
 
     assert resolve(str(tiny_checkpoint)) == tiny_checkpoint.resolve()
     shutil.copytree(tiny_checkpoint, tmp_path / "mine")
     assert resolve("mine", roots=[tmp_path]) == (tmp_path / "mine").resolve()
-    assert asked == []
+    assert requested == []
     assert resolve("ModalityDance/Omni-R1", download=download) == tiny_checkpoint
-    assert asked == ["ModalityDance/Omni-R1"]
+    assert requested == ["ModalityDance/Omni-R1"]
 
 
 def test_hub_id_uses_hub_client(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_invariant_5_image_has_exactly_n_codes(loaded: LoadedCheckpoint) -> None
                     i += 1
                     continue
                 drawn += 1
-                assert tokens - i >= count + 2 + 32, "begin-image without room for the picture and an answer"
+                assert tokens - i >= count + 2 + 32, "begin-image without room for the image and an answer"
                 assert all(vocab.is_code(t) for t in ids[i + 1 : i + 1 + count])
                 assert ids[i + 1 + count] == vocab.eoi_id
                 assert completion.mask_bytes[i] == Legal.TEXT_OR_IMAGE

@@ -164,7 +164,7 @@ def test_loading_waits_for_complete_images_only(thread: ImageThread) -> None:
     gate.let_go()
     assert "load" in results.wait(4)
     loader.join(PATIENCE_S)
-    assert results.all[0] == "gate", "it began behind the picture's turn"
+    assert results.all[0] == "gate", "it began after the image's turn"
 
 
 def test_partials_leave_most_of_the_core(thread: ImageThread, clock: list[float]) -> None:

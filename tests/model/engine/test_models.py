@@ -105,19 +105,19 @@ def test_paused_request_resumes_only_with_its_version(
 def test_two_checkpoints_answer_independently(
     drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
 ) -> None:
-    def asked(name: str, checkpoint: str) -> GenerationRequest:
+    def request(name: str, checkpoint: str) -> GenerationRequest:
         sampling = SamplingRequest(temperature=1.0, seed=1, max_new_tokens=80, max_images=3)
         return GenerationRequest(name, checkpoint, "Where is the red star?", (), sampling)
 
     async def work(engine: InProcess) -> None:
         await engine.load("other", str(other_checkpoint), 2)
-        alone = [await collect(engine, asked(f"{name} alone", name)) for name in ("drawing", "other")]
-        beside = await asyncio.gather(*(collect(engine, asked(name, name)) for name in ("drawing", "other")))
+        alone = [await collect(engine, request(f"{name} alone", name)) for name in ("drawing", "other")]
+        together = await asyncio.gather(*(collect(engine, request(name, name)) for name in ("drawing", "other")))
         for name, folder, one, other in zip(
-            ("drawing", "other"), (drawing_checkpoint, other_checkpoint), alone, beside, strict=True
+            ("drawing", "other"), (drawing_checkpoint, other_checkpoint), alone, together, strict=True
         ):
             recorder.assert_same_trace(folder, f"{name} alone", one, name, other)
         assert events(alone[0]) != events(alone[1])
-        assert [outputs[0].weight_version for outputs in beside] == [1, 2]  # type: ignore[union-attr]
+        assert [outputs[0].weight_version for outputs in together] == [1, 2]  # type: ignore[union-attr]
 
     run(drawing_checkpoint, work)

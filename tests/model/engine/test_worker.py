@@ -100,7 +100,7 @@ def test_trace_streams_steps_images_and_end(drawing_checkpoint: Path) -> None:
         assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward"}
         partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
         seen = {(o.event.data["index"], o.event.data["codes_done"]) for o in partials}
-        assert (2, 4) in seen, "all codes are there: told whether or not the decoder was busy"
+        assert (2, 4) in seen, "all codes are reported even if the decoder was busy"
         assert seen <= {(0, 1), (1, 3), (2, 4)}
 
     run(drawing_checkpoint, work)

@@ -300,7 +300,7 @@ def test_brackets_out_of_order_are_malformed(tagged: Template) -> None:
         "answer never closed": [a, *encode("x"), b, c, *encode("y"), v.eos_id],
         "thought twice": [a, *encode("x"), a, b, c, *encode("y"), d, v.eos_id],
         "text between": [a, *encode("x"), b, *encode("z"), c, *encode("y"), d, v.eos_id],
-        "text behind": [a, *encode("x"), b, c, *encode("y"), d, *encode("z"), v.eos_id],
+        "text after": [a, *encode("x"), b, c, *encode("y"), d, *encode("z"), v.eos_id],
     }
     for what, ids in bad.items():
         parser = feed(tagged, ids)[0]

@@ -1,4 +1,4 @@
-"""Questions from files of every kind: text, pictures, options and the answer to compare with."""
+"""Questions from files of every kind: text, images, options and the reference answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def written(path: Path, *rows: dict[str, Any]) -> str:
     return str(path)
 
 
-def test_m3cot_questions_carry_their_options_and_need_no_rationale(tmp_path: Path) -> None:
+def test_m3cot_questions_have_options_without_rationale(tmp_path: Path) -> None:
     row = {"id": "a", "question": "What burns?", "choices": ["wood", "stone"], "answer": "A", "domain": "science"}
     path = written(
         tmp_path / "m.jsonl", row, {**row, "id": "b", "answer": "Z"}, {**row, "id": "c", "image": "none.png"}
@@ -33,7 +33,7 @@ def test_m3cot_questions_carry_their_options_and_need_no_rationale(tmp_path: Pat
     assert [f.code for f in found[1:] if isinstance(f, Rejection)] == ["broken_row", "missing_picture"]
 
 
-def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
+def test_traces_are_questions_without_steps(tmp_path: Path) -> None:
     row = {
         "Question": "<image_start>[p]<image_end>Where?",
         "Text Reasoning Trace": "I look.",
@@ -45,7 +45,7 @@ def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
     assert (question.text, question.answer, question.images) == ("Where?", "left", (TokenIds((5, 6)),))
 
 
-def test_m3cot_questions_have_places(tmp_path: Path) -> None:
+def test_m3cot_questions_have_placeholders(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "p.png")
     row = {"id": "a", "question": "What burns in <image>?", "choices": ["wood", "<image>"], "answer": "A"}
     good = {**row, "image": "p.png", "choices": ["wood", "stone"]}
@@ -59,14 +59,14 @@ def test_m3cot_questions_have_places(tmp_path: Path) -> None:
     ]
 
 
-def test_omni_bench_questions_know_slice_and_data_set(tmp_path: Path) -> None:
+def test_omni_bench_questions_know_their_slice(tmp_path: Path) -> None:
     path = written(tmp_path / "chartqa.jsonl", {"image": "<TLTS>", "question": "How many?", "answer": "3"})
     (question,) = read_questions(OmniBenchData(path=path))
     assert isinstance(question, Question)
     assert (question.slice, question.source, question.where) == ("structured", "chartqa", "chartqa.jsonl:1")
 
 
-def test_pictures_become_codes_and_foreign_token_ids_are_refused(tiny_checkpoint: Path) -> None:
+def test_images_become_codes_or_rejections(tiny_checkpoint: Path) -> None:
     tiny = load_checkpoint(tiny_checkpoint)
     assert tiny.vq is not None
     ids = tiny.vocab.image_ids((1, 2, 3, 4))
