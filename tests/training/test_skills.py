@@ -90,14 +90,14 @@ def test_ink_scales_with_the_image() -> None:
 def test_next_state_needs_the_worlds_rule() -> None:
     with pytest.raises(ActionError):
         apply(Action.parse("PRED(up)"), _white())
-    asked: list[str] = []
+    requested: list[str] = []
 
     def rule(change: str, image: Image.Image) -> Image.Image:
-        asked.append(change)
+        requested.append(change)
         return image
 
     apply(Action.parse("PRED(up)"), _white(), predict=rule)
-    assert asked == ["up"]
+    assert requested == ["up"]
 
 
 @pytest.mark.parametrize(("slice_", "family"), [(s, f) for s, families in FAMILIES.items() for f in families])

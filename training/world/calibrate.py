@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; exit code 1 when a limit (99 % and 1 %) is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=500, help="tasks per family (default 500)")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint whose picture tokenizer is used")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint whose image tokenizer is used")
     parser.add_argument("--family", help="only this family")
     options = parser.parse_args(argv)
     round_trip = blurred if options.checkpoint is None else tokenizer_round_trip(options.checkpoint)

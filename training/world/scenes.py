@@ -1,6 +1,6 @@
 """A broad distribution of images for the tokenizer, covering tasks, drills and users' sketches.
 
-    image = random_picture(Random(1))
+    image = random_image(Random(1))
 
 Half are images of the tasks (questions and steps); the rest are the same with random ink and crops, flat colours,
 scattered shapes of any size and colour, gradients, smooth noise, and pen sketches.

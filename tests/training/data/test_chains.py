@@ -40,7 +40,7 @@ def test_rationale_is_split_at_numbers_or_sentences(text: str, steps: list[str])
 
 def test_list_is_kept_without_empty_steps() -> None:
     assert split_steps(["One. Two.", "  ", "Three\nlines"], max_steps=9) == ["One. Two.", "Three lines"]
-    with pytest.raises(ValueError, match="as a list"):
+    with pytest.raises(ValueError, match="expects a list"):
         split_steps("a text", max_steps=2, by="list")
 
 
