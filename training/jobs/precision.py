@@ -42,4 +42,4 @@ def job_precision(ctx: JobContext, choice: PrecisionChoice, folder: Path) -> Pre
 
 def emulated(device: str) -> str:
     """Explain why training will be slow."""
-    return f"{device} has no bf16 hardware: PyTorch emulates it, which is many times slower than fp32"
+    return f"{device} has no bf16 in hardware: PyTorch emulates it, which is many times slower than fp32"
