@@ -34,7 +34,7 @@ QUESTIONS = (
 
 
 class Stopped(Exception):
-    """Job to stop."""
+    """Raised when the job is stopped."""
 
 
 class Play:

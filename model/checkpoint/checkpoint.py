@@ -166,15 +166,9 @@ def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool
     if vq_names:
         _check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
     elif manifest.capabilities.images_in_question and not manifest.derived:
-        raise CheckpointError(
-            "missing_tensor",
-            f"{VQ_PREFIX}encoder.conv_in.weight is missing, but the manifest promises images in questions",
-        )
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises an encoder")
     if manifest.capabilities.images_in_answer and not any(name.startswith("decoder.") for name in vq_names):
-        raise CheckpointError(
-            "missing_tensor",
-            f"{VQ_PREFIX}decoder.conv_in.weight is missing, but the manifest promises images in answers",
-        )
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises a decoder")
     if values:
         for name, tensor in _iterate(folder, entries, sorted(entries)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():

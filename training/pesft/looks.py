@@ -70,7 +70,7 @@ class Looks:
         completions = engine.generate(prompts, SamplingParams(temperature=0.0))
         flat = images = 0
         for number, (sample, completion) in enumerate(zip(self.questions, completions, strict=True)):
-            verdicts = self._log_look(stage, step, number, sample, completion)
+            verdicts = self._log_sample(stage, step, number, sample, completion)
             flat += verdicts.count("flat")
             images += len(verdicts)
         if step and flat > images / 2 and not self._blank_warned:

@@ -43,7 +43,7 @@ def base(tiny_checkpoint: Path) -> LoadedCheckpoint:
 
 @pytest.fixture
 def job(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
-    monkeypatch.setattr(training.looks, "Engine", ScriptedEngine)
+    monkeypatch.setattr(training.pesft.looks, "Engine", ScriptedEngine)
     return make_context(tmp_path, pesft_spec(), tiny_checkpoint)
 
 
@@ -87,7 +87,7 @@ def test_failing_look_does_not_end_the_run(
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no room for an engine")
 
-    monkeypatch.setattr(training.looks, "Engine", refuse)
+    monkeypatch.setattr(training.pesft.looks, "Engine", refuse)
     run(make_context(tmp_path, pesft_spec(steps=2, sample_every=1), tiny_checkpoint))
     assert len(losses(tmp_path)) == 2
     logged = [e["line"] for e in events(tmp_path, "log") if "given up" in e["line"]]
@@ -95,6 +95,6 @@ def test_failing_look_does_not_end_the_run(
 
 
 def test_large_model_has_no_looks(job: JobContext, base: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.looks, "MAX_WEIGHT_BYTES", 1000)
+    monkeypatch.setattr(training.pesft.looks, "MAX_WEIGHT_BYTES", 1000)
     assert Looks.of(job, base, 2) is None
     assert "too large" in events(job.folder, "log")[0]["line"]
