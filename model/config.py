@@ -1,4 +1,4 @@
-"""Shapes of a checkpoint: the transformer, the VQ and the picture-code map, from and to its ``config.json``.
+"""Shapes of a checkpoint (transformer, VQ, image-code map), read from and written to ``config.json``.
 
 Reads what the HF Chameleon family writes (both spellings of ``vq_config``, ``rope_theta`` at the top or inside
 ``rope_parameters``) and writes what transformers' ``ChameleonConfig`` accepts. It knows no token ids (that is
@@ -30,10 +30,10 @@ class ConfigError(ValueError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ConfigError: the file is missing, is not JSON or holds no object.
+        ConfigError: the file is missing, invalid, or not an object.
     """
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -62,7 +62,7 @@ class TransformerConfig:
     rms_norm_eps: float = 1e-5
     swin_norm: bool = False
     qk_norm_per_head: bool = True
-    qk_norm_shards: int = 1  # rows of a q/k norm that is shared by the heads of each shard
+    qk_norm_shards: int = 1  # rows of a q/k norm shared by the heads of each shard
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -88,13 +88,13 @@ class TransformerConfig:
 
     @property
     def context_len(self) -> int:
-        """Tokens a sequence may hold, prompt included."""
+        """Maximum sequence length in tokens, prompt included."""
         return self.max_position_embeddings
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Shape of the picture tokenizer; ``resolution`` in pixels, every level but the last halves it."""
+    """Shape of the image tokenizer; ``resolution`` in pixels, halved by every level but the last."""
 
     resolution: int
     base_channels: int
@@ -123,13 +123,13 @@ class VQConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of codes in a picture."""
+        """(rows, columns) of codes in an image."""
         side = self.resolution // self.factor
         return side, side
 
     @property
     def codes_per_image(self) -> int:
-        """N, the codes of one picture, row-major."""
+        """N, the codes of one image, row-major."""
         rows, columns = self.grid
         return rows * columns
 
@@ -161,7 +161,7 @@ class VQConfig:
             raise ConfigError(f"vq_config: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The HF spelling, as it stands in ``config.json``."""
+        """Convert to HF's spelling for ``config.json``."""
         return {
             "model_type": "chameleon_vqgan",
             "resolution": self.resolution,
@@ -182,7 +182,7 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One checkpoint's ``config.json``: transformer, VQ and the token map; ``raw`` keeps what we do not use."""
+    """One checkpoint's ``config.json``: transformer, VQ and the token map; ``raw`` keeps unused keys."""
 
     transformer: TransformerConfig
     vq: VQConfig
@@ -205,7 +205,7 @@ class ModelConfig:
             raise ConfigError(f"hidden_act {data['hidden_act']!r} is not supported")
         vocabulary_map = data.get("vocabulary_map")
         if not isinstance(vocabulary_map, Mapping) or not vocabulary_map:
-            raise ConfigError("vocabulary_map is missing: the picture codes cannot be told from other tokens")
+            raise ConfigError("vocabulary_map is missing: image codes cannot be identified")
         try:
             heads = int(data.get("num_attention_heads", 32))
             hidden = int(data.get("hidden_size", 4096))
@@ -241,7 +241,7 @@ class ModelConfig:
         return cls.from_json(read_json(Path(folder) / "config.json"))
 
     def to_json(self) -> dict[str, Any]:
-        """An HF ``ChameleonConfig`` object; what was read and is not ours is kept."""
+        """Convert to an HF ``ChameleonConfig`` object; unused keys are kept."""
         t = self.transformer
         ids = self.vocabulary_map
         kept = {
@@ -273,7 +273,7 @@ class ModelConfig:
 
 
 def _rope_theta(data: Mapping[str, Any]) -> float:
-    """theta from ``rope_parameters`` (transformers 5) or the top level (4); scaled variants are refused."""
+    """theta from ``rope_parameters`` (transformers 5) or the top level (4); scaled variants are not supported."""
     parameters = data.get("rope_parameters") or {}
     scaling = data.get("rope_scaling") or {}
     for kind in (parameters.get("rope_type"), scaling.get("rope_type"), scaling.get("type")):

@@ -1,4 +1,4 @@
-"""Log lines: one line a record, as text or JSON, the same in every process of the studio. Standard library only."""
+"""Log lines: one line per record, as text or JSON, the same in every process. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from contextvars import ContextVar
 from types import TracebackType
 
 _IDS = {"trace": re.compile(r"\b(tr_[0-9a-z]{20})\b"), "job": re.compile(r"\b(job_[0-9a-z]{20})\b")}
-# Control characters, line and paragraph separators, direction marks, halves of characters.
+# Control characters, line and paragraph separators, direction marks, surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# The request that the running code works for; every record of it carries the id.
+# Id of the request being handled; added to every record.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def escaped(text: str) -> str:
-    r"""`text` in one line that no terminal takes for a command: line breaks become ⏎, other control characters \x1b."""
+    r"""`text` in one line without terminal control sequences: line breaks become ⏎, other control characters \x1b."""
     folded = text.replace("\r\n", "\n").replace("\n", " ⏎ ")
     return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], folded)
 
 
 class LineFormatter(logging.Formatter):
-    """Time, level, logger and message in one line; a stack is folded into it, or is a member of the JSON.
+    """Formats time, level, logger and message in one line; a traceback is folded into it, or is a key of the JSON.
 
-    A record's `fields` (a dict, by `extra`) are members of the JSON as well.
+    A record's `fields` (a dict, by `extra`) are keys of the JSON as well.
     """
 
     def __init__(self, *, as_json: bool) -> None:
@@ -39,7 +39,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         try:
             message = record.getMessage().rstrip("\n")
-        except (TypeError, ValueError, KeyError):  # arguments that do not fit must not cost the line
+        except (TypeError, ValueError, KeyError):  # wrong arguments must not lose the line
             message = f"{record.msg} {record.args}"
         stack = self.formatException(record.exc_info) if record.exc_info else record.stack_info
         moment = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z"
@@ -61,7 +61,7 @@ class LineFormatter(logging.Formatter):
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send every logger's records, warnings and, as JSON, what nobody caught to stderr in one form.
+    """Log every logger's records, warnings and (as JSON) uncaught exceptions to stderr in one format.
 
     Raises:
         ValueError: for an unknown level.

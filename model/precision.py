@@ -1,8 +1,8 @@
-"""Which precision a computation runs in: bf16 where the device has it in hardware, otherwise fp32.
+"""Precision of a computation: bf16 on devices with bf16 hardware, otherwise fp32.
 
-This is the only place that decides. A CPU has bf16 in hardware when it has AVX-512 BF16 or AMX and PyTorch may use
-them; on any other CPU PyTorch emulates bf16, up to twenty times slower than fp32. Tokens are always drawn in fp32 on a
-CPU; bf16 serves training and the decoding of images.
+The only place that decides. A CPU has bf16 hardware if it has AVX-512 BF16 or AMX and PyTorch may use them; other CPUs
+emulate bf16, up to twenty times slower than fp32. Tokens are always sampled in fp32 on a CPU; bf16 serves training and
+image decoding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ log = logging.getLogger("omni_r1.precision")
 
 @cache
 def cpu_has_bf16() -> bool:
-    """Whether this CPU computes bf16 in hardware and PyTorch may use it; probed and logged once per process.
+    """Whether this CPU has bf16 hardware that PyTorch may use; probed and logged once per process.
 
-    `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` limit what PyTorch uses, so they are respected.
+    Respects `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, which limit PyTorch.
     """
     features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     found = [name for name in BF16_FEATURES if features.get(name)]
@@ -44,7 +44,7 @@ def cpu_has_bf16() -> bool:
 
 
 def has_bf16(device: torch.device | str) -> bool:
-    """Whether a device computes bf16 in hardware."""
+    """Whether a device has bf16 hardware."""
     kind = torch.device(device).type
     if kind == "cpu":
         return cpu_has_bf16()
@@ -52,7 +52,7 @@ def has_bf16(device: torch.device | str) -> bool:
 
 
 def resolve_precision(choice: PrecisionChoice, device: torch.device | str) -> Precision:
-    """`auto` is bf16 where the device has it in hardware, otherwise fp32; an explicit choice is kept."""
+    """Resolve `auto` to bf16 on devices with bf16 hardware, otherwise fp32; explicit choices are kept."""
     if choice != "auto":
         return choice
     return "bf16" if has_bf16(device) else "fp32"
@@ -64,11 +64,11 @@ def is_emulated(precision: Precision, device: torch.device | str) -> bool:
 
 
 def autocast(choice: PrecisionChoice, device: torch.device | str = "cpu") -> torch.autocast:
-    """A context in which matrix products and convolutions run in the chosen precision, with fp32 weights."""
+    """Context in which matrix products and convolutions run in the chosen precision, with fp32 weights."""
     enabled = resolve_precision(choice, device) == "bf16"
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 
 
 def serving_dtype(device: torch.device) -> torch.dtype:
-    """Of the weights that draw tokens: fp32 on a CPU, bf16 on a GPU that has it in hardware."""
+    """Precision of the weights for sampling: fp32 on a CPU, bf16 on a GPU with bf16 hardware."""
     return torch.bfloat16 if device.type != "cpu" and has_bf16(device) else torch.float32

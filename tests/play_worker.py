@@ -34,7 +34,7 @@ QUESTIONS = (
 
 
 class Stopped(Exception):
-    """Asked to stop."""
+    """Raised when the job is stopped."""
 
 
 class Play:
@@ -94,7 +94,7 @@ class Play:
             "by_slice": {name: {"chains": 20, "accepted": 17, "kept_right": 0.6} for name, _, _ in QUESTIONS},
             "scores": {"edges": [k / 24 for k in range(25)], "counts": [min(k, 24 - k) ** 2 for k in range(24)]},
         }
-        sheet = self.log.picture(contact_sheet(self.random), "contact-sheet")
+        sheet = self.log.save_image(contact_sheet(self.random), "contact-sheet")
         self.log.report("bootstrapping", {"stage": "zero", **told, "contact_sheet": sheet})
 
     def pesft(self, given: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Paths as records keep them: relative to the home, so that a home that was copied or moved finds its own files.
+"""Paths in records: relative to the home, so that a copied or moved home finds its own files.
 
-A record is anything that outlives a process: a job's row, ``job.json``, ``result.json``, the lineage of a checkpoint.
-In memory paths are absolute. What lies outside the home stays absolute in records, too.
+A record outlives its process: a job's row, ``job.json``, ``result.json``, a checkpoint's lineage. In memory paths are
+absolute; paths outside the home stay absolute in records, too.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATH_KEYS = frozenset({"folder", "path", "traces"})  # of records whose values are paths
-REPORT = "report"  # of a record: for readers, its paths are relative to the job's folder
+PATH_KEYS = frozenset({"folder", "path", "traces"})  # keys of records whose values are paths
+REPORT = "report"  # key of a record: its paths are relative to the job's folder
 
 
 def recorded(path: str | Path, home: Path) -> str:
-    """The path as records keep it: relative to ``home`` if it lies in it."""
+    """The path for records: relative to ``home`` if inside."""
     path = Path(path)
     for root in (home, home.resolve()):
         if path.is_relative_to(root):
@@ -24,14 +24,14 @@ def recorded(path: str | Path, home: Path) -> str:
 
 
 def record(value: Any, home: Path) -> Any:
-    """A JSON value with its paths as records keep them."""
+    """Convert a JSON value for records."""
     return _map_paths(value, lambda path: recorded(path, home))
 
 
 def located(value: Any, job_folder: Path) -> Any:
-    """A record of a job with absolute paths; ``job_folder`` is ``HOME/jobs/JOB_ID``.
+    """A job's record with absolute paths; ``job_folder`` is ``HOME/jobs/JOB_ID``.
 
-    Records of earlier versions hold absolute paths. Those into the job's folder lead to where that folder is now.
+    Records of earlier versions have absolute paths. Those into the job's folder are mapped to its current location.
     """
     home = job_folder.parents[1]
     mark = f"/{job_folder.parent.name}/{job_folder.name}/"
@@ -44,8 +44,9 @@ def located(value: Any, job_folder: Path) -> Any:
 
 
 def without_old_home(old: Any, new: Any) -> Any:
-    """A record of an earlier version as this one keeps it: an absolute path that ends like the relative one of ``new``
-    becomes that one, wherever the home was then."""
+    """Migrate a record of an earlier version: an absolute path that ends like the relative one of ``new`` becomes that
+    one, wherever the home was.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         return {key: without_old_home(item, new.get(key)) for key, item in old.items()}
     return new if _ends_alike(old, new) else old

@@ -1,12 +1,12 @@
-"""The atomic actions that make a functional picture out of the one before it.
+"""The atomic actions that turn an image into the next functional image.
 
-Five actions, as text and as pure functions on pictures (method: paper section 3, Uni-Skills). Coordinates are
-fractions of the picture, origin at the top left; a box is its top-left corner and its size:
+Five actions, as text and as pure functions on images (method: paper section 3, Uni-Skills). Coordinates are
+fractions of the image, origin at the top left; a box is its top-left corner and its size:
 
     BBOX(x,y,w,h)   ZOOM(x,y,w,h)   LINE(x1,y1,x2,y2)   MARK(x,y) or MARK(x,y,id)   PRED(change)
 
-Knows nothing of tasks, models or files. `PRED` names a transition of some world ("right", "tilt left"); what the next
-state looks like is that world's knowledge, so `apply` takes it as a function.
+Knows nothing of tasks, models or files. `PRED` names a transition of a world ("right", "tilt left"); only that world
+knows the next state, so `apply` takes it as a function.
 
     image = apply(Action.parse("BBOX(0.25,0.5,0.25,0.25)"), image)
 """
@@ -27,10 +27,10 @@ SKILL: Final = {"BBOX": "box", "ZOOM": "zoom", "LINE": "line", "MARK": "mark", "
 
 _NUM_ARGS: Final = {"BBOX": (4,), "ZOOM": (4,), "LINE": (4,), "MARK": (2, 3), "PRED": (1,)}
 _CALL: Final = re.compile(r"\s*([A-Z]+)\s*\(([^()]*)\)\s*")
-_MIN_LABEL_SIZE: Final = 160  # a picture smaller than this has no room for a readable number
+_MIN_LABEL_SIZE: Final = 160  # smaller images have no room for a readable number
 
-# What a step says it does. The verb that comes first decides: "I draw a line from the mark" is a line, "I mark the
-# next bar" a mark, and a "marked" thing is no marking.
+# Skill of a step's text. The first verb decides: "I draw a line from the mark" is a line, "I mark the next bar" a mark;
+# "marked" does not count.
 _WORDS: Final = (
     ("zoom", re.compile(r"\bzoom(s|ing|ed)?\b|\bcrop\b|\blook closer\b")),
     ("mark", re.compile(r"(?<!the )(?<!The )\bmark\b|\bmarking\b")),
@@ -57,19 +57,19 @@ _NOUNS: Final = (
 
 
 class ActionError(ValueError):
-    """An action string that is none of the five, or whose arguments are not usable."""
+    """The action is unknown, or its arguments are invalid."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """One action: `name` is a key of `SKILL`; `args` are fractions (MARK: an optional id last; PRED: a word)."""
+    """One action: `name` is a key of `SKILL`; `args` are fractions (MARK: optional id last; PRED: a word)."""
 
     name: str
     args: tuple[float | int | str, ...]
 
     @staticmethod
     def parse(text: str) -> Action:
-        """Read "BBOX(0.25,0.5,0.2,0.2)". Raises `ActionError` for anything else."""
+        """Parse "BBOX(0.25,0.5,0.2,0.2)". Raises `ActionError` if invalid."""
         match = _CALL.fullmatch(text)
         if match is None or match[1] not in SKILL:
             raise ActionError(f"not an action: {text!r} (expected one of {', '.join(SKILL)} with arguments)")
@@ -99,20 +99,20 @@ class Action:
 
 
 def ink_width(image: Image.Image) -> int:
-    """Stroke width in pixels: 3 at 64 px, growing with the picture."""
+    """Stroke width in pixels: 3 at 64 px, scaled with the image."""
     return max(3, round(min(image.size) * 3 / 64))
 
 
 def apply(
     action: Action, image: Image.Image, *, predict: Callable[[str, Image.Image], Image.Image] | None = None
 ) -> Image.Image:
-    """The picture after `action`, the same size as `image`; `image` itself is left as it is.
+    """Return the image after `action`, the same size as `image`, which is not modified.
 
-    A PRED needs `predict(change, image)`, the world's own rule; without it `ActionError`.
+    A PRED needs `predict(change, image)`, the world's own rule; raises `ActionError` without it.
     """
     if action.name == "PRED":
         if predict is None:
-            raise ActionError(f"{action}: only the world that the picture shows knows the next state")
+            raise ActionError(f"{action}: only the world of the image knows the next state")
         return predict(str(action.args[0]), image)
     if action.name == "ZOOM":
         return _zoom(action, image)
@@ -130,7 +130,7 @@ def apply(
 
 
 def box_pixels(action: Action, image: Image.Image) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of a BBOX or ZOOM in whole pixels inside the picture, at least one pixel each way."""
+    """left, top, right, bottom of a BBOX or ZOOM in whole pixels inside the image, at least one pixel each way."""
     x, y, w, h = (float(value) for value in action.args)
     left, top = min(round(x * image.width), image.width - 1), min(round(y * image.height), image.height - 1)
     right, bottom = round((x + w) * image.width), round((y + h) * image.height)
@@ -151,17 +151,17 @@ def mark_pixels(action: Action, image: Image.Image) -> tuple[int, int]:
 def stroke(
     image: Image.Image, start: tuple[int, int], end: tuple[int, int], colour: tuple[int, int, int], width: int
 ) -> None:
-    """Draw a straight stroke in place: crisp when level or upright, smooth with round ends when slanted."""
+    """Draw a straight stroke in place: crisp if horizontal or vertical, smooth with round ends if slanted."""
     (x1, y1), (x2, y2) = start, end
     before, after = width // 2, width - width // 2 - 1
     left, top, right, bottom = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
     if x1 == x2 or y1 == y2:
-        # Along its direction the stroke ends where it was told to.
+        # The stroke ends exactly at its end points.
         x_pad, y_pad = ((before, after), (0, -1)) if x1 == x2 else ((0, -1), (before, after))
         box = (left - x_pad[0], top - y_pad[0], right + x_pad[1], bottom + y_pad[1])
         ImageDraw.Draw(image).rectangle((box[0], box[1], max(box[2], box[0]), max(box[3], box[1])), fill=colour)
         return
-    # PIL's slanted lines vary in width from slope to slope; drawing four times larger does not.
+    # PIL's slanted lines vary in width with the slope; drawing at four times the size does not.
     over, pad = 4, width
     size = (right - left + 2 * pad, bottom - top + 2 * pad)
     mask = Image.new("L", (size[0] * over, size[1] * over), 0)
@@ -180,14 +180,14 @@ def _zoom(action: Action, image: Image.Image) -> Image.Image:
 @cache
 def _disc_mask(half: int) -> Image.Image:
     mask = Image.new("L", (8 * half, 8 * half), 0)
-    gap = round(0.4 * half)  # whole, so that the disc is as wide on every side
+    gap = round(0.4 * half)  # a whole number, so that the disc is symmetric
     ImageDraw.Draw(mask).ellipse((gap, gap, 8 * half - 1 - gap, 8 * half - 1 - gap), fill=255)
     return mask.resize((2 * half, 2 * half), Image.Resampling.BOX)
 
 
 def _mark(action: Action, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     x, y = mark_pixels(action, image)
-    numbered = len(action.args) == 3  # wide enough for its number, where the picture has room for one
+    numbered = len(action.args) == 3  # wide enough for its number, if the image has room for one
     half = max(4, round(min(image.size) * (6 if numbered else 4) / 64))
     image.paste(INK, (x - half, y - half), _disc_mask(half))
     if numbered and min(image.size) >= _MIN_LABEL_SIZE:
@@ -195,7 +195,7 @@ def _mark(action: Action, image: Image.Image, draw: ImageDraw.ImageDraw) -> None
 
 
 def skill_of_text(text: str) -> str | None:
-    """Which of `SKILLS` a step's text says it uses: its first verb decides, then its nouns; None when it names none."""
+    """Which of `SKILLS` a step's text announces: its first verb decides, then its nouns; None if unknown."""
     for table in (_WORDS, _NOUNS):
         found = [(match.start(), skill) for skill, pattern in table if (match := pattern.search(text)) is not None]
         if found:

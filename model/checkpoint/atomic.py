@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all: written beside their place, synced, renamed.
+"""Atomic folder writes: staged next to the target, synced, renamed.
 
-Staging folders are hidden (``.NAME.saving-PID-...``), so that nothing that lists checkpoints sees them; those of dead
-processes are removed by the next save of the same name.
+Staging folders are hidden (``.NAME.saving-PID-...``), so that checkpoint listings skip them; the next save of the same
+name removes those of dead processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RENAME_EXCHANGE = 2
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A fresh hidden folder on the same file system as ``target``; gone afterwards unless it was renamed."""
+    """Yield a fresh hidden folder on the file system of ``target``; it is removed afterwards unless renamed."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
@@ -35,7 +35,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below ``folder``, itself included."""
+    """fsync every file and folder below ``folder``, and ``folder`` itself."""
     for root, _, files in os.walk(folder):
         for name in files:
             _sync(Path(root) / name)
@@ -43,10 +43,10 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(staging: Path, target: Path) -> None:
-    """Move a synced folder to its place, in one step also where something stands there already.
+    """Move a synced folder to its place, atomically even if the place is taken.
 
-    Where the system cannot exchange two folders (outside Linux) the old one is moved aside first; a crash between the
-    two renames leaves it, whole, under a hidden name.
+    Systems that cannot exchange two folders (other than Linux) move the old one aside first; after a crash between the
+    two renames it survives under a hidden name.
     """
     target = target.absolute()
     if not target.exists():
@@ -68,7 +68,7 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders atomically (Linux' renameat2); False where that is not to be had."""
+    """Swap two folders atomically (Linux' renameat2); return False when unsupported."""
     if not sys.platform.startswith("linux"):
         return False
     with contextlib.suppress(AttributeError, OSError):
@@ -79,7 +79,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what saves of this name left behind whose process is gone."""
+    """Remove staging folders of this name that dead processes left."""
     prefix = f".{target.name}.saving-"
     for path in target.parent.glob(f"{prefix}*"):
         pid = path.name.removeprefix(prefix).split("-")[0]

@@ -1,11 +1,11 @@
-"""Checkpoints on disk: save whole or not at all, refuse what is not right, load into our modules.
+"""Checkpoints on disk: atomic saves, validation, and loading into our modules.
 
 Layout (HF's, so that transformers reads it too): ``config.json, generation_config.json, preprocessor_config.json,
 processor_config.json, tokenizer.json, tokenizer_config.json, model.safetensors.index.json, model-lm.safetensors,
-model-vq.safetensors, manifest.json, README.md``. Any other HF sharding and mixed dtypes are read as well. Pickles never
-are: Meta's files go through :mod:`model.checkpoint.convert`.
+model-vq.safetensors, manifest.json, README.md``. Any other HF sharding and mixed dtypes are read as well. Pickles are
+rejected: Meta's files go through :mod:`model.checkpoint.convert`.
 
-The torch-free part (which tensors a folder holds, hashes, where a name leads) is :mod:`model.checkpoint.shards`.
+The torch-free part (which tensors a folder holds, hashes, name resolution) is :mod:`model.checkpoint.shards`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 LM_FILE, VQ_FILE = "model-lm.safetensors", "model-vq.safetensors"
 VQ_PREFIX = "model.vqmodel."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-# Beside the two models: our projection W, and buffers that old exports carry.
+# In addition to the two models: our projection W, and buffers of old exports.
 _HARMLESS = ("perception.", "model.vqmodel.", "model.rotary_emb.")
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,7 +55,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass
 class LoadedCheckpoint:
-    """A checkpoint in memory. ``vq`` is None without an encoder; ``vq.decoder`` is None where it cannot draw."""
+    """A checkpoint in memory. ``vq`` is None without an encoder; ``vq.decoder`` is None if it cannot draw."""
 
     name: str
     folder: Path
@@ -70,12 +70,12 @@ class LoadedCheckpoint:
 
     @property
     def can_see(self) -> bool:
-        """Whether questions may hold pictures."""
+        """Whether questions may contain images."""
         return self.vq is not None
 
     @property
     def can_draw(self) -> bool:
-        """Whether answers may hold pictures; otherwise begin-image must never be legal."""
+        """Whether answers may contain images; otherwise begin-image is never legal."""
         return self.vq is not None and self.vq.decoder is not None
 
 
@@ -87,13 +87,13 @@ def load_checkpoint(
     vq: str | Path | None = None,
     template: TemplateName | None = None,
 ) -> LoadedCheckpoint:
-    """Read a checkpoint folder into modules in evaluation mode, without gradients.
+    """Load a checkpoint folder into modules in evaluation mode, without gradients.
 
     The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
     folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
 
     Raises:
-        CheckpointError: see its codes. Hashes and finiteness are :func:`validate_checkpoint`'s matter.
+        CheckpointError: see its codes. :func:`validate_checkpoint` checks hashes and finiteness.
     """
     folder = Path(folder)
     config, vocab, tokenizer, manifest = _read_descriptions(folder)
@@ -108,7 +108,7 @@ def load_checkpoint(
         vq_model = _build_vq(folder, entries, VQ_PREFIX, config)
     else:
         vq_model = load_vq(vq, config)
-        # What the files cannot do the borrowed VQ can.
+        # The borrowed VQ replaces what the files lack.
         capabilities = Capabilities(images_in_answer=vq_model.decoder is not None, images_in_question=True)
         manifest = replace(manifest, capabilities=capabilities)
     if vq_model is None or vq_model.decoder is None:
@@ -133,7 +133,7 @@ def load_checkpoint(
 
 
 def load_vq(source: str | Path, config: ModelConfig) -> VQModel:
-    """The VQ, in fp32, of another folder or of a safetensors file (names with or without ``model.vqmodel.``).
+    """Load the VQ, in fp32, from another folder or a safetensors file (names with or without ``model.vqmodel.``).
 
     Raises:
         CheckpointError: it is missing, incomplete, or of another shape.
@@ -144,17 +144,17 @@ def load_vq(source: str | Path, config: ModelConfig) -> VQModel:
     prefix = VQ_PREFIX if any(name.startswith(VQ_PREFIX) for name in entries) else ""
     model = _build_vq(folder, entries, prefix, config)
     if model is None:
-        raise CheckpointError("missing_tensor", f"{source} holds no VQ encoder ({prefix}encoder.*)")
+        raise CheckpointError("missing_tensor", f"{source} has no VQ encoder ({prefix}encoder.*)")
     return model
 
 
 def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool = True) -> Manifest:
-    """Check everything that can be checked without running the model; returns the manifest.
+    """Validate a checkpoint without running the model; return the manifest.
 
     In this order: files and their hashes, config, vocabulary, tensor names and shapes, finite values.
 
     Raises:
-        CheckpointError: the first thing found, with the name of the file or tensor.
+        CheckpointError: the first problem, with the name of the file or tensor.
     """
     folder = Path(folder)
     config, _, _, manifest = _read_descriptions(folder)
@@ -166,9 +166,9 @@ def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool
     if vq_names:
         _check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
     elif manifest.capabilities.images_in_question and not manifest.derived:
-        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises pictures")
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises an encoder")
     if manifest.capabilities.images_in_answer and not any(name.startswith("decoder.") for name in vq_names):
-        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises drawings")
+        raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises a decoder")
     if values:
         for name, tensor in _iterate(folder, entries, sorted(entries)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -192,17 +192,17 @@ def save_checkpoint(
     write_extra: Callable[[Path], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a complete checkpoint beside its place, sync it, then rename it: a killed save leaves nothing visible.
+    """Write a checkpoint to a staging folder, sync and rename it: a killed save leaves nothing visible.
 
     Args:
-        folder: its final place; the parent is created.
+        folder: final path; the parent is created.
         config: written with ``tie_word_embeddings: false``.
         transformer_state: state dict of :class:`model.nets.transformer.Transformer`; cast to ``dtype`` (None: as it
         is), q/k
             norms written as (heads, head_dim).
         tokenizer: object or path of a ``tokenizer.json``.
         manifest: hashes are filled in.
-        vq_state: state dict of :class:`model.nets.vq.VQModel`, written in the precision it has.
+        vq_state: state dict of :class:`model.nets.vq.VQModel`, written in its own precision.
         vq_file: instead, a ``model-vq.safetensors`` to copy byte for byte.
         generation: sampling defaults.
         extra_state: further tensors for the language model's shard (the projection W as ``perception.weight``).
@@ -245,9 +245,9 @@ def save_checkpoint(
 
 
 def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextTokenizer, Manifest]:
-    """Config, vocabulary, tokenizer and manifest, with our error codes."""
+    """Read config, vocabulary, tokenizer and manifest, with our error codes."""
     if not folder.is_dir():
-        raise CheckpointError("not_found", f"{folder} is no folder")
+        raise CheckpointError("not_found", f"{folder} is not a folder")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise CheckpointError("missing_file", f"{folder / name} does not exist")
@@ -265,12 +265,12 @@ def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextToken
 
 
 def _skeleton(build: Callable[[], M]) -> M:
-    """A module without storage: names and shapes only, until a state is assigned."""
+    """Build a module without storage: names and shapes only, until a state is assigned."""
     with torch.device("meta"):
         return build()
 
 
-# The next checkpoint is mostly of the same shape, and one that is read takes time from the streams.
+# Kept: the next checkpoint mostly has the same shape, and reading one takes time from the streams.
 @lru_cache(maxsize=8)
 def _transformer_shapes(config: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
     return _shapes(_skeleton(lambda: Transformer(config)))
@@ -292,19 +292,21 @@ def _check_names(entries: Mapping[str, TensorEntry], config: ModelConfig) -> Non
         if entry is None:
             if name == _HEAD and config.transformer.tie_word_embeddings:
                 continue
-            raise CheckpointError("missing_tensor", f"{name} is in no file of this checkpoint")
+            raise CheckpointError("missing_tensor", f"{name} is missing from the checkpoint")
         shared = "_norm." in name and entry.shape in _shared_norms(shape, config.transformer)
         if entry.shape != shape and not shared:
             rows = name in (_HEAD, _EMBEDDING) and entry.shape[1:] == shape[1:]
             code = "wrong_vocabulary" if rows else "unexpected_shape"
-            raise CheckpointError(code, f"{name} has shape {list(entry.shape)}, and config.json wants {list(shape)}")
+            raise CheckpointError(code, f"{name} has shape {list(entry.shape)}, but config.json expects {list(shape)}")
     for name in entries:
         if name not in expected and not name.startswith(_HARMLESS) and not name.endswith("rotary_emb.inv_freq"):
-            raise CheckpointError("unexpected_tensor", f"{name} has no place in the model that config.json describes")
+            raise CheckpointError(
+                "unexpected_tensor", f"{name} does not belong to the model that config.json describes"
+            )
 
 
 def _shared_norms(shape: tuple[int, ...], config: TransformerConfig) -> list[tuple[int, ...]]:
-    """Other shapes of a q/k norm [heads, head_dim]: one row for all heads, or one for the heads of each shard."""
+    """Alternative shapes of a q/k norm [heads, head_dim]: one row for all heads, or one for the heads of each shard."""
     if len(shape) != 2:
         return []
     heads, head_dim = shape
@@ -313,7 +315,7 @@ def _shared_norms(shape: tuple[int, ...], config: TransformerConfig) -> list[tup
 
 
 def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
-    """Other spellings of the same weights: q/k norms that heads share, and a tied head."""
+    """Normalise alternative layouts of the same weights: shared q/k norms, and a tied head."""
     t = config.transformer
     for name, tensor in state.items():
         if "_norm." in name and ".self_attn." in name:
@@ -325,20 +327,20 @@ def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
 
 
 def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig, *, draws: bool) -> None:
-    """Names and shapes of the stored VQ."""
+    """Check names and shapes of the stored VQ."""
     for name, shape in _vq_shapes(config.vq, draws=draws).items():
         entry = entries.get(prefix + name)
         if entry is None:
-            raise CheckpointError("missing_tensor", f"{prefix}{name} is in no file of this checkpoint")
+            raise CheckpointError("missing_tensor", f"{prefix}{name} is missing from the checkpoint")
         if entry.shape != shape:
             raise CheckpointError(
                 "unexpected_shape",
-                f"{prefix}{name} has shape {list(entry.shape)}, and vq_config wants {list(shape)}",
+                f"{prefix}{name} has shape {list(entry.shape)}, but vq_config expects {list(shape)}",
             )
 
 
 def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig) -> VQModel | None:
-    """The VQ in fp32; without its decoder where the files have none, None where they have no encoder either."""
+    """Build the VQ in fp32; without a decoder if the files have none, None if they have no encoder either."""
     names = {name.removeprefix(prefix) for name in entries if name.startswith(prefix)}
     if not any(name.startswith("encoder.") for name in names):
         return None
@@ -352,7 +354,7 @@ def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, con
 
 
 def _iterate(folder: Path, entries: Mapping[str, TensorEntry], names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the named tensors, file by file."""
+    """Yield (name, tensor) for the named tensors, file by file."""
     for file in sorted({entries[name].file for name in names}):
         try:
             with safe_open(folder / file, framework="pt") as tensors:
@@ -366,7 +368,7 @@ def _iterate(folder: Path, entries: Mapping[str, TensorEntry], names: list[str])
 def _read_tensors(
     folder: Path, entries: Mapping[str, TensorEntry], names: list[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    # `to` copies only where the type changes; the copy detaches the tensor from the mapped file, which may be replaced.
+    # `to` only copies when the dtype changes; the copy detaches the tensor from the mapped file, which may be replaced.
     return {name: tensor.to(dtype, copy=True) for name, tensor in _iterate(folder, entries, names)}
 
 

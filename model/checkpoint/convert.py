@@ -4,9 +4,9 @@
 
 The two layouts differ in names, in the rotary order of q and k (Meta interleaves the two halves of a head, HF splits
 them; their norm vectors move along) and in one token (``<reserved08707>`` becomes ``<image>``). Pickles are read with
-``weights_only=True``, and here alone.
+``weights_only=True``, and only here.
 
-It knows nothing of inference. Run it as ``convert_meta(source, target)``.
+Run it as ``convert_meta(source, target)``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def convert_meta(
     size: str = "7b",
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Convert a Meta-layout folder and save it as a checkpoint; ``dtype`` None keeps the stored one.
+    """Convert a Meta-layout folder into a checkpoint; ``dtype`` None keeps the stored precision.
 
     Raises:
         CheckpointError: a file is missing or broken, or the model is split over several files (30B).
@@ -93,10 +93,10 @@ def convert_meta(
 
 
 def convert_state(weights: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """Meta's tensors under HF's names, q and k in half-split rotary order.
+    """Rename Meta's tensors to HF's names, with q and k in half-split rotary order.
 
     Raises:
-        CheckpointError: a tensor is missing, or one has no counterpart.
+        CheckpointError: a tensor is missing or has no counterpart.
     """
     state: dict[str, Tensor] = {}
     heads = {"q": config.num_heads, "k": config.num_kv_heads}
@@ -126,14 +126,16 @@ def convert_state(weights: Mapping[str, Tensor], config: TransformerConfig) -> d
 
 
 def split_halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of each head from Meta's interleaved rotary order (x0 y0 x1 y1 ...) to HF's (x0 x1 ... y0 y1 ...)."""
+    """Reorder the rows of each head from Meta's interleaved rotary order (x0 y0 x1 y1 ...) to HF's (x0 x1 ... y0 y1
+    ...).
+    """
     heads = weight.shape[0] // head_dim
     pairs = weight.reshape(heads, head_dim // 2, 2, *weight.shape[1:])
     return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
 def _transformer_config(weights: Mapping[str, Tensor], params: Mapping[str, Any]) -> TransformerConfig:
-    """Widths from the tensors themselves; what tensors cannot tell from ``params.json``, else as Chameleon 7B."""
+    """Read widths from the tensors, the rest from ``params.json`` or else as in Chameleon 7B."""
     vocab_size, hidden = weights["tok_embeddings.weight"].shape
     layers = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("layers."))
     heads = int(params.get("n_heads") or hidden // weights["layers.0.attention.q_normalization.weight"].shape[-1])
@@ -189,7 +191,9 @@ def _weights_file(folder: Path) -> Path:
     single = folder / "consolidated.pth"
     if not single.is_file() and (folder / "consolidated.00.pth").is_file():
         if (folder / "consolidated.01.pth").is_file():
-            raise CheckpointError("unsupported", f"{folder} is split over several files; only one-file models convert")
+            raise CheckpointError(
+                "unsupported", f"{folder} is split over several files; only one-file models can be converted"
+            )
         return folder / "consolidated.00.pth"
     return _existing(single)
 
@@ -204,7 +208,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError("broken_file", f"{path} holds more than tensors, or is damaged: {error}") from error
+        raise CheckpointError("broken_file", f"{path} contains more than tensors, or is damaged: {error}") from error
     if not isinstance(loaded, dict):
-        raise CheckpointError("broken_file", f"{path} holds no named tensors")
+        raise CheckpointError("broken_file", f"{path} contains no named tensors")
     return loaded

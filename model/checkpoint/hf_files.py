@@ -1,4 +1,4 @@
-"""The small files beside the weights: what transformers builds tokenizer and processor from, and the model card."""
+"""Small files next to the weights: tokenizer and processor files for transformers, and the model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.text.vocab import BEGIN_IMAGE, BOS, END_IMAGE, EOS, IMAGE, PAD, UNK
 def description_files(
     config: ModelConfig, generation: GenerationDefaults | Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
-    """File name -> JSON object, ``config.json`` included."""
+    """Build file name -> JSON object, including ``config.json``."""
     sampling = generation.to_json() if isinstance(generation, GenerationDefaults) else dict(generation or {})
     ids = config.vocabulary_map
     ends = {"bos_token_id": ids.get(BOS), "pad_token_id": ids.get(PAD), "eos_token_id": ids.get(EOS)}
@@ -42,7 +42,7 @@ def description_files(
 
 
 def model_card(manifest: Manifest) -> str:
-    """A plain ``README.md`` from what the manifest says."""
+    """Build a plain ``README.md`` from the manifest."""
     lines = [f"# {manifest.name}", "", manifest.description or "A checkpoint of Omni-R1 Studio.", ""]
     lines += [f"- template: {manifest.template}", f"- licence: {manifest.licence or 'not stated'}"]
     if manifest.base:
@@ -53,7 +53,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _preprocessor(size: int) -> dict[str, Any]:
-    """x * 2/255 - 1 exactly (:mod:`model.images.codes` says why not 0.0078)."""
+    """x * 2/255 - 1 exactly (:mod:`model.images.codes` explains why not 0.0078)."""
     return {
         "image_processor_type": "ChameleonImageProcessor",
         "do_convert_rgb": True,

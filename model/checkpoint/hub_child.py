@@ -1,9 +1,9 @@
 """Fetches one checkpoint from the hub: ``python -m model.checkpoint.hub_child OWNER/NAME``, started by
 :mod:`app.checkpoints.hub`.
 
-A process of its own can be ended at any moment, whatever the hub does; a thread cannot. It reports on stdout, one JSON
-object a line: ``{"bytes": n}`` as data arrives (0 once the files are listed), and at the end ``{"folder": …}`` or
-``{"error": {"code", "detail"}}``. It ends with its standard input, that is, with the server.
+Unlike a thread, a process can be killed at any moment, whatever the hub does. It reports on stdout, one JSON object per
+line: ``{"bytes": n}`` as data arrives (0 once the files are listed), and finally ``{"folder": …}`` or ``{"error":
+{"code", "detail"}}``. It exits when its stdin closes, that is, with the server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _progress() -> type:
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Progress(tqdm):
-        """The hub client's progress bar, drawn as lines of JSON."""
+        """The hub client's progress bar as lines of JSON."""
 
         reported_at = 0.0
 
@@ -55,7 +55,7 @@ def _progress() -> type:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1024):  # unbuffered: a lock held here would abort the end of the interpreter
+    while os.read(0, 1024):  # unbuffered: a lock held here would abort the interpreter's shutdown
         pass
     os._exit(1)
 

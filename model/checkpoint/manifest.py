@@ -1,7 +1,7 @@
-"""``manifest.json``: what a checkpoint is, where it comes from and the hashes of its files.
+"""``manifest.json``: what a checkpoint is, its origin and the hashes of its files.
 
-Stands beside the weights of every checkpoint made here. Folders without one (released HF checkpoints) get a derived
-manifest, so that the rest of the program never asks twice.
+Every checkpoint made here has one. Folders without one (released HF checkpoints) get a derived manifest, so that no
+other code handles the difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_HASHED = {FILE, "README.md"}
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the files allow: to see pictures (VQ encoder) and to answer in pictures (VQ decoder)."""
+    """What the files support: reading images (VQ encoder) and answering with images (VQ decoder)."""
 
     images_in_answer: bool = True
     images_in_question: bool = True
@@ -32,7 +32,7 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class ImageCount:
-    """How many pictures a question must and may have."""
+    """Minimum and maximum number of images per question."""
 
     min: int = 0
     max: int = 1
@@ -44,9 +44,9 @@ class Perception:
 
     Attributes:
         tau: the score's scale in s = 1 / (1 + E_2D / tau).
-        energy_p95: E_2D that 95 % of the reference pictures exceed (their R_Pe's 95th percentile); smoother pictures
-            score no more than this one. None: no cap.
-        flat_share_max: largest share of one code among the reference pictures. None: only the fixed guard of .5.
+        energy_p95: E_2D that 95 % of the reference images exceed (95th percentile of R_Pe); the score of smoother
+            images is capped. None: no cap.
+        flat_share_max: largest share of one code among the reference images. None: only the fixed guard of .5.
     """
 
     tau: float = 3.0
@@ -56,7 +56,7 @@ class Perception:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One checkpoint's manifest; ``extra`` keeps the keys that this version does not know."""
+    """One checkpoint's manifest; ``extra`` keeps unknown keys."""
 
     name: str
     template: str = "plain"
@@ -75,13 +75,13 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """Read the object of a ``manifest.json``.
+        """Parse a ``manifest.json`` object.
 
         Raises:
             ValueError: a newer format, or fields of the wrong kind.
         """
         if data.get("format") != FORMAT:
-            raise ValueError(f"{FILE} has format {data.get('format')!r}, and this program reads format {FORMAT}")
+            raise ValueError(f"{FILE} has format {data.get('format')!r}; this program reads format {FORMAT}")
         known = {f.name for f in fields(cls)} - {"extra", "derived"}
         values = {key: value for key, value in data.items() if key in known}
         try:
@@ -95,7 +95,7 @@ class Manifest:
             raise ValueError(f"{FILE}: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The object as it stands in ``manifest.json``."""
+        """Convert to a ``manifest.json`` object."""
         perception = self.perception
         return {
             "format": FORMAT,
@@ -116,12 +116,12 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:
-        """The manifest of a folder, derived from its files where there is none.
+        """Read the manifest of a folder, or derive it from the files.
 
         Raises:
-            CheckpointError: ``broken_file`` for an unreadable manifest, and what
+            CheckpointError: ``broken_file`` for an unreadable manifest, and errors of
             :func:`model.checkpoint.shards.read_entries`
-                raises where one must be derived.
+                for a derived one.
         """
         folder = Path(folder)
         if not (folder / FILE).exists():
@@ -132,7 +132,7 @@ class Manifest:
             raise CheckpointError("broken_file", f"{folder / FILE}: {error}") from error
 
     def write(self, folder: str | Path) -> Manifest:
-        """Write ``manifest.json`` with the hashes of the folder's files; returns what was written."""
+        """Write ``manifest.json`` with the hashes of the folder's files; return the written manifest."""
         folder = Path(folder)
         files = {
             path.name: {"sha256": file_hash(path), "bytes": path.stat().st_size}
@@ -144,7 +144,7 @@ class Manifest:
         return written
 
     def verify_hashes(self, folder: str | Path) -> None:
-        """Compare the folder's files with the manifest (nothing to do for a derived one).
+        """Compare the folder's files with the manifest; derived manifests have no hashes.
 
         Raises:
             CheckpointError: ``missing_file`` or ``hash_mismatch``, naming the file.
@@ -152,9 +152,9 @@ class Manifest:
         for name, recorded in self.files.items():
             path = Path(folder) / name
             if not path.is_file():
-                raise CheckpointError("missing_file", f"{path} is in the manifest and not in the folder")
+                raise CheckpointError("missing_file", f"{path} is listed in the manifest but missing from the folder")
             if path.stat().st_size != recorded.get("bytes") or file_hash(path) != recorded.get("sha256"):
-                raise CheckpointError("hash_mismatch", f"{path} is not the file that the manifest was written for")
+                raise CheckpointError("hash_mismatch", f"{path} differs from the file that the manifest describes")
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ class GenerationDefaults:
 
     @classmethod
     def read(cls, folder: str | Path) -> GenerationDefaults:
-        """From ``generation_config.json``: only these two, as the released 7B files name a wrong BOS and a repetition
-        penalty that would spoil pictures."""
+        """Read ``generation_config.json``: only these two fields, as the released 7B files name a wrong BOS and a
+        repetition penalty that would spoil images.
+        """
         try:
             data = read_json(Path(folder) / "generation_config.json")
         except ConfigError:
@@ -177,14 +178,14 @@ class GenerationDefaults:
         return cls(temperature, float(data.get("top_p") or 1.0) if sampled else 1.0)
 
     def to_json(self) -> dict[str, Any]:
-        """What to write into ``generation_config.json``."""
+        """Convert to a ``generation_config.json`` object."""
         if self.temperature == 0.0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
 
 
 def _derive(folder: Path) -> Manifest:
-    """A manifest for a released checkpoint: 7B Chameleon, Anole, Omni-R1."""
+    """Derive a manifest for a released checkpoint: 7B Chameleon, Anole, Omni-R1."""
     names = set(read_entries(folder))
     resolved = folder.resolve()
     parts = [part for part in resolved.parts if part.startswith("models--")]  # the hub's cache

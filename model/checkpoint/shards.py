@@ -1,6 +1,6 @@
-"""A checkpoint folder's files, read without torch: which tensors it holds, their hashes, and where a name leads.
+"""A checkpoint folder's files, without torch: tensor entries, hashes and name resolution.
 
-Only safetensors are looked at: their header is plain JSON. Knows nothing of what the tensors are for.
+Only safetensors are read: their header is plain JSON. Knows nothing of the tensors' purpose.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
 
 
 class CheckpointError(Exception):
-    """A folder is no usable checkpoint.
+    """A folder is not a usable checkpoint.
 
     ``code`` is one of: ``not_found, missing_file, broken_file, pickle_only, unsupported, wrong_vocabulary,
     missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists,
-    download_failed, hub_silent``. ``detail`` names the file or tensor and what to do.
+    download_failed, hub_silent``. ``detail`` names the file or tensor and the remedy.
     """
 
     def __init__(self, code: str, detail: str) -> None:
@@ -56,20 +56,20 @@ class TensorEntry:
 
 
 def require_plain_files(folder: Path) -> None:
-    """Refuse a folder with anything in it that may keep a reader waiting for ever, such as a named pipe.
+    """Reject folders with files that can block a reader forever, such as named pipes.
 
     Raises:
         CheckpointError: ``broken_file``.
     """
     for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a link to nothing; who needs the file will say so
+        with contextlib.suppress(FileNotFoundError):  # dangling link; its reader reports the error
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise CheckpointError("broken_file", f"{path} is no regular file")
+                raise CheckpointError("broken_file", f"{path} is not a regular file")
 
 
 def read_entries(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of a checkpoint folder, whatever its sharding.
+    """Read every tensor entry of a checkpoint folder, for any sharding.
 
     Raises:
         CheckpointError: ``missing_file``, ``pickle_only``, ``broken_file`` or ``missing_tensor`` (in the index only).
@@ -79,7 +79,7 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
         found = _entries(folder, sorted(set(weight_map.values())))
         for name, file in weight_map.items():
             if name not in found or found[name].file != file:
-                raise CheckpointError("missing_tensor", f"{name}: {INDEX} puts it into {file}, which does not hold it")
+                raise CheckpointError("missing_tensor", f"{name}: {INDEX} maps it to {file}, which does not contain it")
         return found
     if (folder / SINGLE).is_file():
         return _entries(folder, [SINGLE])
@@ -87,14 +87,14 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
     if pickles:
         raise CheckpointError(
             "pickle_only",
-            f"{folder} holds {pickles[0]} and no safetensors; pickle files can run code and are not loaded. "
+            f"{folder} contains {pickles[0]} but no safetensors; pickle files can run code and are not loaded. "
             "Convert it first (docs/checkpoints.md).",
         )
-    raise CheckpointError("missing_file", f"{folder} holds neither {INDEX} nor {SINGLE}")
+    raise CheckpointError("missing_file", f"{folder} contains neither {INDEX} nor {SINGLE}")
 
 
 def header_entries(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of one safetensors file, from its header.
+    """Read the tensor entries in the header of one safetensors file.
 
     Raises:
         CheckpointError: ``missing_file``, or ``broken_file`` for a truncated or foreign file.
@@ -117,7 +117,7 @@ def header_entries(path: Path) -> dict[str, TensorEntry]:
     except FileNotFoundError as error:
         raise CheckpointError("missing_file", f"{path} does not exist") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise CheckpointError("broken_file", f"{path} is not a whole safetensors file: {error}") from error
+        raise CheckpointError("broken_file", f"{path} is not a complete safetensors file: {error}") from error
     return entries
 
 
@@ -133,10 +133,10 @@ def resolve(
     roots: Iterable[Path] = (),
     download: Callable[..., str] | None = None,
 ) -> Path:
-    """The folder of a checkpoint given as a path, a name, or a hub id.
+    """Find the folder of a checkpoint given as a path, a name, or a hub id.
 
-    Looked for in this order: a folder at that path; ``name`` in one of ``roots``; ``name`` among the shipped ones; and,
-    for ``owner/name``, the Hugging Face hub (its files go into the hub's own cache; pickles are left where they are).
+    Search order: a folder at that path; ``name`` in one of ``roots``; ``name`` among the shipped ones; and, for
+    ``owner/name``, the Hugging Face hub (files go into the hub's own cache; pickles are not downloaded).
 
     Raises:
         CheckpointError: ``not_found``, ``download_failed`` or ``hub_silent``.
@@ -145,12 +145,12 @@ def resolve(
 
 
 def find_local(name: str, *, roots: Iterable[Path] = ()) -> Path | None:
-    """As :func:`resolve`, without the hub: None for the id of a checkpoint that is only there.
+    """Like :func:`resolve` but without the hub: None for an id that is only there.
 
     Raises:
         CheckpointError: ``missing_file`` or ``not_found``.
     """
-    path = Path(os.path.expanduser(name))  # Path's own raises where there is no home to expand
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises without a home directory
     if (path / "config.json").is_file():
         return path.resolve()
     if _NAME.fullmatch(name):
@@ -158,14 +158,14 @@ def find_local(name: str, *, roots: Iterable[Path] = ()) -> Path | None:
             if (root / name / "config.json").is_file():
                 return (root / name).resolve()
     if path.is_dir():
-        raise CheckpointError("missing_file", f"{path} holds no config.json, so it is no checkpoint")
+        raise CheckpointError("missing_file", f"{path} has no config.json, so it is not a checkpoint")
     if HUB_ID.fullmatch(name) and not path.exists():
         return None
-    raise CheckpointError("not_found", f"{name!r} is no folder, no known checkpoint and no hub id (owner/name)")
+    raise CheckpointError("not_found", f"{name!r} is not a folder, a known checkpoint or a hub id (owner/name)")
 
 
 def fetch(repo_id: str, *, download: Callable[..., str] | None = None, **options: Any) -> Path:
-    """The folder of a hub id's files, fetched into the hub's own cache; ``options`` are those of ``snapshot_download``.
+    """Download a hub id's files into the hub's own cache; ``options`` are passed to ``snapshot_download``.
 
     Raises:
         CheckpointError: ``download_failed``, or ``hub_silent`` when the hub does not answer.
@@ -176,7 +176,7 @@ def fetch(repo_id: str, *, download: Callable[..., str] | None = None, **options
         download = snapshot_download
     try:
         return Path(download(repo_id, allow_patterns=_HUB_PATTERNS, **options))
-    except Exception as error:  # the hub client has a dozen kinds; each of them means the same here
+    except Exception as error:  # the hub client raises a dozen kinds, all with the same meaning here
         code = "hub_silent" if _timed_out(error) else "download_failed"
         raise CheckpointError(code, f"{repo_id} could not be fetched from the hub: {error}") from error
 
@@ -195,7 +195,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         weight_map = read_json(folder / INDEX)["weight_map"]
         result = {str(name): str(file) for name, file in weight_map.items()}
     except (ConfigError, KeyError, AttributeError) as error:
-        raise CheckpointError("broken_file", f"{folder / INDEX} is no index of shards: {error}") from error
+        raise CheckpointError("broken_file", f"{folder / INDEX} is not an index of shards: {error}") from error
     for file in result.values():
         if Path(file).name != file:
             raise CheckpointError("broken_file", f"{folder / INDEX} points outside its folder: {file}")

@@ -1,7 +1,7 @@
 """The engine process: `python -m model.engine.child SOCKET_FD`, started by `model/engine/client.py`.
 
-A reader thread fills the worker's inbox from an inherited socket. Ctrl-C and SIGTERM are left to the parent: the child
-goes when its socket closes, which also happens when the parent is killed.
+A reader thread fills the worker's inbox from an inherited socket. The parent handles Ctrl-C and SIGTERM; the child
+exits when its socket closes, which also happens when the parent is killed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(fd: int) -> None:
         while True:
             header = stream.read(HEADER.size)
             if len(header) < HEADER.size:
-                os._exit(0)  # the parent closed the socket, or is gone
+                os._exit(0)  # the parent closed the socket or exited
             (size,) = HEADER.unpack(header)
             worker.post(pickle.loads(stream.read(size)))
 

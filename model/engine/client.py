@@ -1,9 +1,9 @@
-"""The engine as the server sees it: a child process behind the `Generation` protocol.
+"""Server-side client of the engine: a child process that implements the `Generation` protocol.
 
 The child (`model/engine/child.py`) is started with a plain command line, so nothing of the parent's `__main__` runs in
-it, and it is spoken to over a socket pair in pickled frames. When it dies, its requests end with
-`Failed(code="engine_died")` and a new one is started; when the parent dies, however hard, the socket closes and the
-child goes. This module imports no torch.
+it, and they exchange pickled frames over a socket pair. When the child dies, its requests end with
+`Failed(code="engine_died")` and a new child starts; when the parent dies, the socket closes and the child exits. This
+module imports no torch.
 
     engine = EngineProcess({"nano-omni-r1": folder})
     await engine.start()
@@ -67,15 +67,15 @@ __all__ = [
     "Terminal",
 ]
 
-CLOSE_S = 2.0  # for the child to go by itself
+CLOSE_S = 2.0  # grace period for the child to exit
 HEADER = struct.Struct("!I")
 _TERMINAL = (Paused, Finished, Cancelled, Failed)
-_KILL_S = 5.0  # for a killed process to be gone
-_MOST_EARLY_DEATHS = 3  # children that die one after another before they were ready
+_KILL_S = 5.0  # for a killed process to exit
+_MOST_EARLY_DEATHS = 3  # consecutive deaths before the child was ready
 
 
 class EngineClient(abc.ABC):
-    """What is common to every transport: requests, replies and the status. `_send` and `_receive` are its two ends.
+    """Transport-independent part: requests, replies and the status. Subclasses implement `_send` and `_receive`.
 
     Belongs to the event loop that called `start`; only that loop may call it.
     """
@@ -90,9 +90,9 @@ class EngineClient(abc.ABC):
         return self._status
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
-        """Outputs in order, the last one Paused, Finished, Cancelled or Failed. Closing the iterator aborts."""
+        """Yield outputs in order, the last one Paused, Finished, Cancelled or Failed. Closing the iterator aborts."""
         if request.request_id in self._queues:
-            raise ValueError(f"request {request.request_id} is running already")
+            raise ValueError(f"request {request.request_id} is already running")
         if self._status.phase in ("stopping", "failed"):
             yield Failed("not_ready", f"the engine is {self._status.phase}: {self._status.detail}")
             return
@@ -110,26 +110,26 @@ class EngineClient(abc.ABC):
                 self._send(("abort", request.request_id, None))
 
     async def pause(self, request_id: str) -> None:
-        """Switch to step mode: the request pauses when its running step ends."""
+        """Switch to step mode: the request pauses at the end of its running step."""
         self._send(("mode", request_id, "step"))
 
     async def resume_auto(self, request_id: str) -> None:
-        """Take a pause back that has not come into effect yet."""
+        """Withdraw a pause that has not taken effect yet."""
         self._send(("mode", request_id, "auto"))
 
     async def abort(self, request_id: str) -> None:
-        """Returns when the request holds no slot any more; an unknown one has ended already."""
-        with contextlib.suppress(EngineError):  # the engine died: it holds nothing
+        """Abort a request; returns once it holds no slot. Unknown requests have already ended."""
+        with contextlib.suppress(EngineError):  # the engine died and holds nothing
             await self._ask("abort", request_id)
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
-        """Load a checkpoint beside the others; one of the same name goes when its requests have ended.
+        """Load a checkpoint next to the others. An older one of the same name is freed once its requests have ended.
 
         Raises:
-            EngineError: it is no valid checkpoint, or does not fit; nothing has changed.
+            EngineError: the checkpoint is invalid or does not fit; nothing has changed.
         """
         await self._ask("load", name, str(folder), weight_version)
-        loaded = {**self._status.loaded, name: weight_version}  # the worker's own word comes a moment later
+        loaded = {**self._status.loaded, name: weight_version}  # the worker's own status arrives later
         self._status = replace(self._status, loaded=loaded)
 
     async def unload(self, name: str) -> None:
@@ -137,20 +137,20 @@ class EngineClient(abc.ABC):
         await self._ask("unload", name)
 
     async def check(self, folder: str) -> Footprint:
-        """Read a checkpoint folder from end to end; what it will take.
+        """Validate a checkpoint folder completely and return its footprint.
 
         Raises:
-            EngineError: it is no valid checkpoint.
+            EngineError: the checkpoint is invalid.
         """
         footprint: Footprint = await self._ask("check", str(folder))
         return footprint
 
     async def memory(self) -> dict[str, Any]:
-        """Bytes held by the engine, its device, what is free there, and its number of threads (see the protocol)."""
+        """Bytes held by the engine, its device, free memory and number of threads (see the protocol)."""
         return dict(await self._ask("memory"))
 
     async def wait_ready(self) -> EngineStatus:
-        """Wait until the engine is ready or has failed (for programs; a server asks `status`)."""
+        """Wait until the engine is ready or has failed. For scripts; servers poll `status`."""
         while self._status.phase == "starting":
             await asyncio.sleep(0.01)
         return self._status
@@ -168,10 +168,10 @@ class EngineClient(abc.ABC):
 
     @abc.abstractmethod
     def _send(self, message: tuple[Any, ...]) -> None:
-        """Take one message to the worker."""
+        """Send one message to the worker."""
 
     def _receive(self, message: tuple[Any, ...]) -> None:
-        """Take one message of the worker."""
+        """Handle one message from the worker."""
         match message:
             case ("outputs", outputs):
                 for request_id, output in outputs:
@@ -209,8 +209,9 @@ class EngineProcess(EngineClient):
         num_threads: int = 1,
         command: Sequence[str] | None = None,
     ) -> None:
-        """`checkpoints` maps names to folders, the most important first; versions default to 1. `device` is auto, cpu,
-        cuda or mps. `command` replaces the child's command line in tests; the socket's number is appended."""
+        """`checkpoints` maps names to folders in order of priority; versions default to 1. `device` is auto, cpu, cuda
+        or mps. `command` replaces the child's command line in tests; the socket's number is appended.
+        """
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
@@ -228,8 +229,9 @@ class EngineProcess(EngineClient):
         return None if self._process is None else self._process.pid
 
     def spawn(self) -> None:
-        """Start the child now, from any thread and without an event loop, so that it loads while the parent still
-        imports; `start` does it otherwise."""
+        """Start the child from any thread, without an event loop, so that it loads while the parent still imports.
+        Optional: `start` spawns it otherwise.
+        """
         if self._process is not None:
             return
         ours, theirs = socket.socketpair()
@@ -243,7 +245,7 @@ class EngineProcess(EngineClient):
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "MALLOC_ARENA_MAX": "2",
-            # What a decoded picture needs stays with the process: to fault it in again takes a quarter of the time.
+            # Keep freed memory in the process: faulting it back in takes a quarter of the image decoding time.
             "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
             "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
         }
@@ -259,13 +261,13 @@ class EngineProcess(EngineClient):
         self._unsent = [("settings", dict(self._settings)), *loads, ("loaded_all",), *self._unsent]
 
     async def start(self) -> None:
-        """Start the child; returns before it is ready."""
+        """Start the child; return before it is ready."""
         if self._supervisor is None:
             self.spawn()
             self._supervisor = asyncio.create_task(self._supervise(), name="engine-process")
 
     async def close(self) -> None:
-        """End the child and wait until it is gone; live requests end with Failed(code="interrupted")."""
+        """Stop the child and wait for its exit; live requests end with Failed(code="interrupted")."""
         self._status = EngineStatus("stopping")
         self._fail_all("interrupted", "the engine was stopped")
         if self._supervisor is not None:
@@ -273,7 +275,7 @@ class EngineProcess(EngineClient):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        await self._bury(patience=CLOSE_S)
+        await self._reap(patience=CLOSE_S)
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
         await super().load(name, folder, weight_version)
@@ -284,7 +286,7 @@ class EngineProcess(EngineClient):
         self._checkpoints.pop(name, None)
 
     async def _supervise(self) -> None:
-        """Read the child until it dies, bury it, start the next one."""
+        """Read from the child until it dies, reap it, start the next one."""
         early_deaths = 0
         while True:
             self.spawn()
@@ -298,7 +300,7 @@ class EngineProcess(EngineClient):
                 return
             self._status = EngineStatus("starting", f"{detail}; a new one is starting")
             self._fail_all("engine_died", f"{detail}; ask again, a new one is starting")
-            self._unsent = []  # what was sent meanwhile has just failed
+            self._unsent = []  # sent in the meantime; just failed
 
     async def _read_until_death(self) -> int:
         assert self._socket is not None
@@ -311,10 +313,10 @@ class EngineProcess(EngineClient):
                 (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
                 self._receive(pickle.loads(await reader.readexactly(size)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            return await self._bury(patience=1.0)
+            return await self._reap(patience=1.0)
 
-    async def _bury(self, *, patience: float) -> int:
-        """Close the socket, which the child takes as its order to go, and wait for it; kill it if it does not go."""
+    async def _reap(self, *, patience: float) -> int:
+        """Close the socket, which makes the child exit, and wait; kill the child after `patience`."""
         process = self._process
         if self._writer is not None:
             self._writer.transport.abort()  # `close` would wait for a child that does not read
@@ -335,7 +337,7 @@ class EngineProcess(EngineClient):
             self._process = None
 
     def kill(self) -> None:
-        """End the child at once, whatever it does; for the end of the parent."""
+        """Kill the child immediately; used when the parent exits."""
         if self._process is not None:
             self._process.kill()
 
@@ -349,7 +351,7 @@ class EngineProcess(EngineClient):
 
 
 async def _ended(process: subprocess.Popen[bytes], patience: float) -> int:
-    """The exit code; TimeoutError when the process has not ended by then."""
+    """Wait for the exit code; raise TimeoutError when the process is still running."""
     async with asyncio.timeout(patience):
         while (code := process.poll()) is None:
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Which device the engine runs on: auto, cpu, cuda or mps, with a clear word when what was asked for is not there."""
+"""Device selection: auto, cpu, cuda or mps, with a clear error when the requested device is missing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class DeviceError(ValueError):
-    """The device asked for does not exist here."""
+    """The requested device does not exist on this machine."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one, then Apple's, then the CPU.
+    """Resolve `auto` to CUDA, else MPS, else the CPU.
 
     Raises:
         DeviceError: an unknown name, or no such device on this machine.
@@ -44,14 +44,14 @@ def resident_bytes() -> int:
 
 
 def total_bytes(device: torch.device | None) -> int:
-    """Memory of the device, or of the machine (or the container's share of it) where they are one."""
+    """Memory of the device; for a CPU that of the machine or its container."""
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     return min([int(psutil.virtual_memory().total), *_cgroup("memory.max")])
 
 
 def free_bytes(device: torch.device | None) -> int:
-    """What can still be taken of `total_bytes`."""
+    """Bytes of `total_bytes` that can still be allocated."""
     if device is not None and device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
@@ -61,8 +61,9 @@ def free_bytes(device: torch.device | None) -> int:
 
 
 def _cgroup(name: str) -> list[int]:
-    """A figure of the container's control group, as a list of one (of `memory.stat` the files' share that can be
-    dropped at once); empty where there is none or it says "max"."""
+    """A cgroup limit or counter as a list of one (for `memory.stat`, the reclaimable file cache); empty when missing or
+    "max".
+    """
     try:
         words = Path("/sys/fs/cgroup", name).read_text().split()
         return [int(words[words.index("inactive_file") + 1 if len(words) > 1 else 0])]

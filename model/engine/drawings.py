@@ -1,6 +1,6 @@
-"""The pictures of live traces: what of them is decoded when, by whom, and what comes back into the worker's inbox.
+"""Images of live traces: what is decoded when and by which thread; results go to the worker's inbox.
 
-Belongs to the worker's thread, but for what it hands to the picture thread. Knows requests and models, no tokens.
+Belongs to the worker's thread except for the jobs it submits to the image thread. Knows requests and models, no tokens.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from model.engine.image_thread import PictureThread
+from model.engine.image_thread import ImageThread
 from model.engine.models import Model
-from model.engine.narrator import PictureJob, PictureResult
+from model.engine.narrator import ImageJob, ImageResult
 from model.engine.requests import Live
 
-Asked = tuple[Live, PictureJob]
+Job = tuple[Live, ImageJob]
 
 
 class Drawings:
-    """Posts ("encoded", live, codes, error) and ("picture", live, ticket, result, error)."""
+    """Posts ("encoded", live, codes, error) and ("image", live, ticket, result, error)."""
 
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
         self._post = post
-        self._thread = PictureThread()
-        self.lend_a_hand = self._thread.lend_a_hand
-        self.give_way = self._thread.give_way
+        self._thread = ImageThread()
+        self.help_out = self._thread.help_out
+        self.wait_for_images = self._thread.wait_for_images
         self.close = self._thread.close
 
     def see(self, live: Live) -> None:
-        """Encode the question's pictures."""
+        """Encode the question's images."""
         model, images = live.model, live.request.images
         self._thread.submit(
             lambda: model.see(images),
@@ -37,7 +37,7 @@ class Drawings:
         )
 
     def show_seen(self, live: Live, is_live: Callable[[Live], bool]) -> None:
-        """Decode the question's picture for the checkers, who want it with the first drawing: when there is time."""
+        """Decode the question's image when idle; the checkers need it with the first drawing."""
 
         def show() -> None:
             if live.seen is None and live.previous is not None and is_live(live):
@@ -45,35 +45,37 @@ class Drawings:
 
         self._thread.when_idle(show)
 
-    def draw(self, live: Live, jobs: list[PictureJob]) -> None:
-        """Decode pictures; a partial one that would wait goes out without a picture."""
+    def draw(self, live: Live, jobs: list[ImageJob]) -> None:
+        """Decode images; a partial image that would have to wait is skipped."""
         model: Model = live.model
         for job in jobs:
-            post = partial(self._drawn, live, job.ticket)
+            post = partial(self._post_decoded, live, job.ticket)
             if job.is_final:
                 self._thread.submit_whole(_Draw(model), (live, job), post)
             elif not self._thread.try_submit(partial(model.draw_part, job), post):
                 assert live.narrator is not None
-                live.narrator.picture_skipped(job.ticket)
+                live.narrator.image_skipped(job.ticket)
 
-    def _drawn(self, live: Live, ticket: int, result: Any, error: BaseException | None) -> None:
-        self._post(("picture", live, ticket, result, error))
+    def _post_decoded(self, live: Live, ticket: int, result: Any, error: BaseException | None) -> None:
+        self._post(("image", live, ticket, result, error))
 
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """Whole pictures by one model; equal for one model."""
+    """Decodes complete images with one model; instances for the same model are equal."""
 
     model: Model
 
-    def __call__(self, asked: list[Asked]) -> list[PictureResult]:
-        """With a trace's first one goes what its model sees of the question's picture, where that is asked for."""
-        firsts = [live for live, job in asked if live.request.show_seen and job.is_first]
+    def __call__(self, jobs: list[Job]) -> list[ImageResult]:
+        """Decode a batch; the first image of a trace also carries the question's image as the model sees it, if
+        requested.
+        """
+        firsts = [live for live, job in jobs if live.request.show_seen and job.is_first]
         unseen = [(live, live.previous) for live in firsts if live.seen is None and live.previous is not None]
-        drawn = self.model.draw([job.codes for _, job in asked] + [codes for _, codes in unseen])
-        for (live, _), seen in zip(unseen, drawn[len(asked) :], strict=True):
+        drawn = self.model.draw([job.codes for _, job in jobs] + [codes for _, codes in unseen])
+        for (live, _), seen in zip(unseen, drawn[len(jobs) :], strict=True):
             live.seen = seen.png
         return [
             replace(result, seen=live.seen) if live in firsts else result
-            for (live, _), result in zip(asked, drawn[: len(asked)], strict=True)
+            for (live, _), result in zip(jobs, drawn[: len(jobs)], strict=True)
         ]

@@ -1,9 +1,9 @@
 """The synchronous core: continuous batching of many sequences over one set of weights.
 
-Knows token ids, slots and weights; it knows no text, no picture, no process and no clock. One call of `step` admits
-waiting sequences, prefills each alone and whole, and draws one token for every running sequence. A sequence shares
-nothing with its batch mates but the kernels, which round differently for another number of rows: in fp32 its
-log-probabilities move by less than 1e-4, so its tokens are the same except where a choice lies within 1e-4.
+Knows token ids, slots and weights; it knows no text, images, processes or clocks. One call of `step` admits waiting
+sequences, prefills each one separately in one piece, and samples one token for every running sequence. Sequences in a
+batch share only the kernels, whose rounding depends on the number of rows: in fp32, log-probabilities move by less than
+1e-4, so tokens only change where a choice lies within 1e-4.
 
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
     completions = engine.generate(prompts, SamplingParams(temperature=0.0))
@@ -29,12 +29,12 @@ from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.nets.transformer import LayerWeights, Transformer
 from model.text.vocab import Vocabulary
 
-CPU_SLOTS = 64  # more rows take memory, and a CPU is hardly faster with them
+CPU_SLOTS = 64  # more rows take memory and are hardly faster on a CPU
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """One drawn token. `finished_by` is set with a sequence's last one; "error" carries no token (-1)."""
+    """One sampled token. `finished_by` is set on a sequence's last one; "error" carries no token (-1)."""
 
     request_id: str
     index: int
@@ -46,7 +46,7 @@ class SequenceOutput:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole response. `mask_bytes[i]` says what token i was drawn from (see `Legal`)."""
+    """A complete response. `mask_bytes[i]` encodes the legal set of token i (see `Legal`)."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -67,15 +67,15 @@ class Engine:
         context_len: int | None = None,
         admissions_per_step: int = 2,
     ) -> None:
-        """`template` names the ids that may be drawn as text, begin-image apart.
+        """`template` provides the ids that may be sampled as text, except begin-image.
 
         Raises:
-            ValueError: a context beyond the model's.
+            ValueError: the context exceeds the model's.
         """
         config = transformer.config
         context_len = context_len or config.max_position_embeddings
         if context_len > config.max_position_embeddings:
-            raise ValueError(f"context_len {context_len} is beyond the model's {config.max_position_embeddings}")
+            raise ValueError(f"context_len {context_len} exceeds the model's {config.max_position_embeddings}")
         self.device, self.dtype = transformer.device, transformer.dtype
         self.transformer, self.context_len = transformer, context_len
         self.rules = PhaseRules(vocab.boi_id, vocab.eoi_id, vocab.eos_id, vocab.codes_per_image)
@@ -83,7 +83,7 @@ class Engine:
         self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
         self._attention = DecodeAttention(self.cache, groups=config.num_heads // config.num_kv_heads)
         self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
-        legal = LegalIds.of(template, vocab)  # begin-image is the last text column: forbidding it is one addition
+        legal = LegalIds.of(template, vocab)  # begin-image is the last text column, so forbidding it is one addition
         self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
         self._text_index = torch.tensor(self._text_ids, device=self.device)
         self._code_index = torch.tensor(self._code_ids, device=self.device)
@@ -93,8 +93,8 @@ class Engine:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rebuild the stacked weights from the module's parameters; call it after every optimiser step."""
-        # In bf16 a folded weight would lose bits; swin-norm normalises behind its matrices.
+        """Rebuild the stacked weights from the module's parameters; call after every optimiser step."""
+        # Folding a weight loses bits in bf16; swin-norm normalises after its matrices.
         config = self.transformer.config
         fold = self.dtype == torch.float32 and not config.swin_norm
         self._layers = [_keep(layer, fold_norms=fold) for layer in self.transformer.layer_weights()]
@@ -104,14 +104,14 @@ class Engine:
         self._code_head = head[self._code_index].t().contiguous()
 
     def drop_parameters(self) -> None:
-        """Free the parameters that the engine has its own copies of, where nobody trains them; no `refresh` after."""
+        """Free the parameters that the engine has copied; for serving only, no `refresh` afterwards."""
         self.transformer.requires_grad_(False)
         for parameter in (*self.transformer.model.layers.parameters(), self.transformer.lm_head.weight):
             if parameter is not self.transformer.model.embed_tokens.weight:
                 parameter.data = parameter.data.new_empty(0)
 
     def reset(self) -> None:
-        """Drop the running sequences and whatever a failed step may have left in the cache."""
+        """Drop the running sequences and anything a failed step left in the cache."""
         for sequence in list(self.scheduler.running):
             self.scheduler.remove(sequence, Status.ABORTED)
         for slot in range(self.cache.num_slots):
@@ -120,7 +120,7 @@ class Engine:
 
     @property
     def num_weight_bytes(self) -> int:
-        """Bytes of the weights that a step reads, the embedding included."""
+        """Bytes of the weights that a step reads, including the embedding."""
         tensors = [getattr(layer, f.name) for layer in self._layers for f in fields(layer)]
         tensors += [self._text_head, self._code_head, self.transformer.model.embed_tokens.weight]
         return sum(t.nbytes for t in tensors if t is not None)
@@ -146,8 +146,8 @@ class Engine:
     ) -> list[Sequence]:
         """Queue `num_samples` samples of one prompt; they share its prefill.
 
-        `resumed` are response tokens that exist already (a paused trace, or a forced beginning), `num_draws` how many
-        random numbers they took, `kv` their cached rows if somebody kept them.
+        `resumed` are existing response tokens (a paused trace, or a forced beginning), `num_draws` the random numbers
+        they consumed, `kv` their cached rows if available.
 
         Raises:
             ValueError: the prompt leaves no room, or an id lies outside the vocabulary.
@@ -175,19 +175,19 @@ class Engine:
         return sequences
 
     def abort(self, request_id: str) -> int:
-        """Drop every sequence of a request at once and return how many there were."""
+        """Drop every sequence of a request immediately; return how many there were."""
         sequences = self.scheduler.find(request_id)
         for sequence in sequences:
             self._remove(sequence, Status.ABORTED)
         return len(sequences)
 
     def export_kv(self, sequence: Sequence) -> Tensor:
-        """A copy of a running sequence's cached rows, for `add_request(kv=...)`."""
+        """Copy a running sequence's cached rows for `add_request(kv=...)`."""
         return self.cache.export(sequence.slot, sequence.position)
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:
-        """Admit, prefill, and draw one token for every running sequence."""
+        """Admit, prefill, and sample one token for every running sequence."""
         admitted = self.scheduler.admit()
         for sequence in admitted:
             self._fill(sequence)
@@ -201,7 +201,7 @@ class Engine:
         tokens, logprobs = self._draw(running, hidden)
         stepped = list(running)
         outputs = [self._push(*row) for row in zip(stepped, tokens, logprobs, strict=True)]
-        for sequence, output in zip(stepped, outputs, strict=True):  # once every position stands for cached rows again
+        for sequence, output in zip(stepped, outputs, strict=True):  # after every position has its cached rows again
             if output.finished_by is not None:
                 self._remove(sequence, Status.FINISHED)
         return outputs
@@ -214,9 +214,9 @@ class Engine:
         num_samples: int = 1,
         on_finish: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """Run prompts to their ends: `num_samples` completions each, those of prompt 0 first.
+        """Run prompts to completion: `num_samples` completions each, those of prompt 0 first.
 
-        `on_finish` is told the number of completions so far. Must not be mixed with `add_request`.
+        `on_finish` receives the number of completions so far. Must not be mixed with `add_request`.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         sequences: list[Sequence] = []
@@ -232,7 +232,7 @@ class Engine:
         return [Completion(s.response, s.logprobs, bytes(s.legal), reasons[s.request_id, s.index]) for s in sequences]
 
     def _fill(self, sequence: Sequence) -> None:
-        """Bring the keys and values of all but the last token into the sequence's slot."""
+        """Compute the keys and values of all but the last token into the sequence's slot."""
         length, slot = sequence.position, sequence.slot
         sibling = next((s for s in self.scheduler.running[:slot] if s.shares_prefix(sequence)), None)
         if sequence.kv is not None and sequence.kv.shape[-2] == length:
@@ -247,7 +247,7 @@ class Engine:
         self._attention.open(slot, length)
 
     def _decode(self, running: list[Sequence]) -> Tensor:
-        """The last token of every row -> hidden states [n, D]."""
+        """Decode the last token of every row -> hidden states [n, D]."""
         ids, positions = [s.last_token for s in running], [s.position for s in running]
         both = torch.tensor([ids, positions]).to(self.device)
         self._attention.begin(both[1], max(positions) + 1)
@@ -303,7 +303,7 @@ class Engine:
 
     def _push(self, sequence: Sequence, token: int, logprob: float) -> SequenceOutput:
         legal = sequence.state.legal
-        if token < 0:  # NaN logits: this sequence ends, the others go on
+        if token < 0:  # NaN logits: end this sequence only
             self.cache.clear(sequence.slot)
             return SequenceOutput(sequence.request_id, sequence.index, -1, logprob, legal, "error")
         sequence.push(token, logprob)
@@ -320,14 +320,14 @@ class Engine:
 
 
 def useful_slots(wanted: int, device: torch.device) -> int:
-    """How many of the `wanted` sequences are worth running at once on a device."""
+    """Number of `wanted` sequences worth running at once on a device."""
     return min(wanted, CPU_SLOTS) if device.type == "cpu" else wanted
 
 
 def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
     """Contiguous copies of a layer's stacked weights.
 
-    Contiguous as (in, out): small products read that nearly twice as fast as the usual layout.
+    Contiguous as (in, out): small products read this layout nearly twice as fast as the usual one.
     """
     values: dict[str, Any] = {f.name: getattr(layer, f.name) for f in fields(layer)}
     if fold_norms:

@@ -1,12 +1,10 @@
-"""One thread that encodes and decodes pictures beside the step loop.
+"""One thread that encodes and decodes images in parallel with the step loop.
 
-What a stream is silent for comes first: whole pictures. Those that wait side by side are done together, a few at once,
-which costs less than one after another. Where they pile up all the same (traces that began together finish their
-drawings together) the step loop lends a hand: what stands behind a picture in a stream waits for it anyway.
-A partial picture that would have to wait is refused, and so is one that comes soon after another job: partials take a
-fifth of a core at most, since the step loop needs the rest of the machine more. What nobody waits for yet is done when
-there is nothing else to do.
-It knows no events: it runs functions and posts their results.
+Complete images have priority, since their streams are blocked. Waiting ones are decoded in small batches, which is
+cheaper than one by one. When they still pile up (traces that started together finish their images together), the step
+loop helps: everything after an image in a stream waits for it anyway. A partial image is skipped if it would have to
+wait or comes soon after another job: partials take at most a fifth of a core, since the step loop needs the rest. Idle
+jobs run when nothing else is queued. The thread knows no events: it runs functions and posts their results.
 """
 
 from __future__ import annotations
@@ -28,90 +26,90 @@ _Done = tuple[Post, Any, BaseException | None]
 
 log = logging.getLogger("omni_r1.engine")
 
-TOGETHER = 4  # whole pictures at once: the first waits for the last, so few
-REST = 4  # times as long as the last job took, before a partial picture is taken
-BEHIND_S = 0.02  # how long one may wait before the step loop lends a hand
+TOGETHER = 4  # complete images per batch; small, since the first waits for the last
+REST = 4  # rest before a partial image, in multiples of the last job's duration
+OVERDUE_S = 0.02  # maximum wait before the step loop helps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Whole:
-    """A whole picture that waits."""
+    """A queued complete image."""
 
-    come: float
+    queued_at: float
     work: WorkTogether
     item: Any
     post: Post
 
 
-class PictureThread:
-    """Runs jobs; `post` is called with (result, error) from the thread that ran the job."""
+class ImageThread:
+    """Runs jobs; calls `post` with (result, error) from the thread that ran the job."""
 
     def __init__(self) -> None:
         self._whole: deque[_Whole] = deque()
         self._jobs: deque[tuple[Work, Post]] = deque()
         self._idle_jobs: deque[Work] = deque()
         self._lock = threading.Lock()
-        self._come = threading.Condition(self._lock)
+        self._arrived = threading.Condition(self._lock)
         self._taken = threading.Condition(self._lock)
         self._busy = False
         self._closed = False
-        self._rests_until = 0.0  # for partial pictures
-        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
+        self._resting_until = 0.0  # partial images are skipped until then
+        self._thread = threading.Thread(target=self._run, name="images", daemon=True)
         self._thread.start()
 
     def submit_whole(self, work: WorkTogether, item: Any, post: Post) -> None:
-        """Queue a whole picture. Several that wait for an equal `work` are done by one call with a list of items."""
+        """Queue a complete image. Queued images with equal `work` are passed to one call as a list of items."""
         with self._lock:
             self._whole.append(_Whole(time.monotonic(), work, item, post))
-            self._come.notify()
+            self._arrived.notify()
 
     def submit(self, work: Work, post: Post) -> None:
-        """Queue another job that must be done."""
+        """Queue any other job."""
         with self._lock:
             self._jobs.append((work, post))
-            self._come.notify()
+            self._arrived.notify()
 
     def try_submit(self, work: Work, post: Post) -> bool:
-        """Queue a job only if it can begin at once and the thread has rested; returns whether it was taken."""
+        """Queue a job only if it can start at once and the thread has rested; return whether it was taken."""
         with self._lock:
-            if self._busy or self._whole or self._jobs or time.monotonic() < self._rests_until:
+            if self._busy or self._whole or self._jobs or time.monotonic() < self._resting_until:
                 return False
             self._jobs.append((work, post))
-            self._come.notify()
+            self._arrived.notify()
             return True
 
     def when_idle(self, work: Work) -> None:
-        """Do it once nothing else is to be done; what it raises is logged."""
+        """Run a job once the queues are empty; its exceptions are logged."""
         with self._lock:
             self._idle_jobs.append(work)
-            self._come.notify()
+            self._arrived.notify()
 
-    def lend_a_hand(self) -> None:
-        """Return at once while no whole picture has waited for long; otherwise do the first few that wait, here."""
+    def help_out(self) -> None:
+        """Decode the first few images on the calling thread if the oldest is overdue."""
         with self._lock:
-            behind = bool(self._whole) and time.monotonic() - self._whole[0].come > BEHIND_S
-            jobs = self._next_whole() if behind else []
-        for post, result, error in _done_together(jobs):
+            overdue = bool(self._whole) and time.monotonic() - self._whole[0].queued_at > OVERDUE_S
+            jobs = self._next_whole() if overdue else []
+        for post, result, error in _run_together(jobs):
             post(result, error)
 
-    def give_way(self, most_s: float) -> None:
-        """For work that nobody sees: return once no whole picture waits, or after that long."""
+    def wait_for_images(self, most_s: float) -> None:
+        """For background work: wait until no complete image is queued, at most `most_s`."""
         with self._lock:
             self._taken.wait_for(lambda: not self._whole, most_s)
 
     def close(self) -> None:
-        """Finish the running job, drop the others, end the thread."""
+        """Finish the running job, drop the others, stop the thread."""
         with self._lock:
             self._closed = True
             self._whole.clear()
             self._jobs.clear()
             self._idle_jobs.clear()
-            self._come.notify()
+            self._arrived.notify()
             self._taken.notify_all()
         self._thread.join()
 
     def _next_whole(self) -> list[_Whole]:
-        """Take the oldest whole picture out of the queue, and the next few that can be done with it."""
+        """Dequeue the oldest complete image and the next few that fit into its batch."""
         first = self._whole[0]
         jobs = [job for job in self._whole if job.work == first.work][:TOGETHER]
         for job in jobs:
@@ -121,9 +119,9 @@ class PictureThread:
         return jobs
 
     def _next(self) -> Callable[[], list[_Done]]:
-        """What to do next; there is something."""
+        """Return the next job; the queues must not all be empty."""
         if self._whole:
-            return partial(_done_together, self._next_whole())
+            return partial(_run_together, self._next_whole())
         if self._jobs:
             return partial(_done, *self._jobs.popleft())
         return partial(_done, self._idle_jobs.popleft(), _log)
@@ -133,7 +131,7 @@ class PictureThread:
             with self._lock:
                 self._busy = False
                 while not (self._whole or self._jobs or self._idle_jobs or self._closed):
-                    self._come.wait()
+                    self._arrived.wait()
                 if self._closed:
                     return
                 self._busy = True
@@ -141,7 +139,7 @@ class PictureThread:
             started = time.monotonic()
             done = do()
             ended = time.monotonic()
-            self._rests_until = ended + REST * (ended - started)
+            self._resting_until = ended + REST * (ended - started)
             for post, result, error in done:
                 post(result, error)
 
@@ -153,8 +151,8 @@ def _done(work: Work, post: Post) -> list[_Done]:
         return [(post, None, error)]
 
 
-def _done_together(jobs: list[_Whole]) -> list[_Done]:
-    """Do them in one call; when that fails each alone, so that an error is told to its own job and no other."""
+def _run_together(jobs: list[_Whole]) -> list[_Done]:
+    """Run jobs in one call; if that fails, run each alone, so that an error only reaches its own job."""
     if len(jobs) > 1:
         with contextlib.suppress(Exception):
             results = jobs[0].work([job.item for job in jobs])
@@ -168,4 +166,4 @@ def _alone(job: _Whole) -> Any:
 
 def _log(_result: Any, error: BaseException | None) -> None:
     if error is not None:
-        log.error("a picture could not be prepared", exc_info=error)
+        log.error("an image could not be prepared", exc_info=error)

@@ -1,4 +1,4 @@
-"""The engine in a thread of this process, behind the same protocol: for tests, benchmarks and notebooks."""
+"""The engine in a thread of this process, with the same protocol: for tests, benchmarks and notebooks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InProcess(EngineClient):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Start the thread; returns before it is ready."""
+        """Start the thread; return before it is ready."""
         self._loop = asyncio.get_running_loop()
         for name, (folder, version) in self._checkpoints.items():
             self._send(("load", name, folder, version, None))
@@ -41,7 +41,7 @@ class InProcess(EngineClient):
         self._thread.start()
 
     async def close(self) -> None:
-        """End the thread; live requests end with Failed(code="interrupted")."""
+        """Stop the thread; live requests end with Failed(code="interrupted")."""
         self._status = EngineStatus("stopping")
         self._fail_all("interrupted", "the engine was stopped")
         self._send(("close",))

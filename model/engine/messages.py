@@ -1,4 +1,4 @@
-"""What crosses the border between the server and the engine: plain picklable values, and the `Generation` protocol.
+"""Messages between the server and the engine: plain picklable values, and the `Generation` protocol.
 
 Knows nothing of tensors, processes or HTTP. `model/engine/client.py` implements the protocol with a child process,
 `tests/fakes.py` with a script.
@@ -15,7 +15,7 @@ from model.engine.narrator import TraceEvent
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """A picture of the question: an RGB PNG, and how it is brought to the model's square."""
+    """An image of the question: an RGB PNG, and how it is fitted to the model's square."""
 
     png: bytes
     fit: Literal["crop", "pad"] = "crop"
@@ -23,7 +23,7 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
-    """What the caller asked for; None means the checkpoint's default (or whatever fits, for the two maxima)."""
+    """Requested sampling parameters; None means the checkpoint's default (for the two maxima: as much as fits)."""
 
     temperature: float | None = None  # 0 = greedy
     top_p: float | None = None
@@ -34,7 +34,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One trace to run, or to go on with (`resume`, the bytes of its last `Paused`)."""
+    """One trace to run, or to continue (`resume`: the bytes of its last `Paused`)."""
 
     request_id: str
     checkpoint: str
@@ -42,21 +42,21 @@ class GenerationRequest:
     images: tuple[ImageInput, ...] = ()
     sampling: SamplingRequest = SamplingRequest()
     mode: Literal["auto", "step"] = "auto"
-    partial_images: int = 0  # evenly spaced partial pictures per image, 0-64
-    show_seen: bool = False  # let the first drawing come with what it began from
+    partial_images: int = 0  # evenly spaced partial images per image, 0-64
+    show_seen: bool = False  # attach the image that the first drawing starts from
     resume: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """The request waits for a slot; 0 = next. Sent again when it changes."""
+    """The request waits for a slot; 0 = next. Sent again on every change."""
 
     position: int
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request has a slot. `room_images` is how many pictures may still be drawn."""
+    """The request has a slot. `room_images` is the number of images that still fit."""
 
     prompt_tokens: int
     context_len: int
@@ -73,7 +73,7 @@ class Emitted:
 
     `image.partial` carries `png` (None: the decoder was busy), `image.completed` carries `png` and `codes`, and its
     `data["stats"]` is {codes, flatness, tv, perception_reward}. With `show_seen` the trace's first `image.completed`
-    carries `seen`: the question's last picture as the model sees it, the decode of its codes.
+    carries `seen`: the question's last image as the model sees it, the decode of its codes.
     """
 
     event: TraceEvent
@@ -102,7 +102,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The request was aborted and holds nothing any more."""
+    """The request was aborted and holds no resources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,14 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of device memory that a checkpoint takes: `resident` while it answers, `loading` at most until then."""
+    """Device memory of a checkpoint in bytes: `resident` while serving, `loading` at its peak before that."""
 
     resident: int
     loading: int
 
 
 class EngineError(Exception):
-    """The engine refused a command. `code` is stable, `detail` says what to do."""
+    """A command failed. `code` is stable, `detail` says what to do."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -147,18 +147,18 @@ class EngineError(Exception):
 
 
 class Generation(Protocol):
-    """What the server needs of an engine."""
+    """The engine's interface to the server."""
 
     async def start(self) -> None:
-        """Begin to start; returns before the engine is ready (see `status`)."""
+        """Start the engine; return before it is ready (see `status`)."""
 
     async def close(self) -> None:
-        """Stop the engine and wait until it is gone; live requests end with Failed(code="interrupted")."""
+        """Stop the engine and wait for its exit; live requests end with Failed(code="interrupted")."""
 
     def status(self) -> EngineStatus: ...
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
-        """Load a checkpoint beside the others; a name that is loaded already is replaced for new requests only.
+        """Load a checkpoint next to the others; a loaded one of the same name is only replaced for new requests.
 
         Raises:
             EngineError: the folder is no valid checkpoint, or memory cannot hold it; nothing has changed.
@@ -168,23 +168,23 @@ class Generation(Protocol):
         """Free a checkpoint once its running requests have ended."""
 
     async def check(self, folder: str) -> Footprint:
-        """Read a checkpoint folder from end to end and say what it will take; nothing is kept of it.
+        """Validate a checkpoint folder completely and return its footprint; nothing stays in memory.
 
         Raises:
             EngineError: it is no valid checkpoint; the codes are those of docs/checkpoints.md.
         """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
-        """Outputs in order; the last is Paused, Finished, Cancelled or Failed. Closing the iterator aborts."""
+        """Yield outputs in order; the last is Paused, Finished, Cancelled or Failed. Closing the iterator aborts."""
 
     async def pause(self, request_id: str) -> None:
-        """Switch to step mode: the request pauses when its running step ends."""
+        """Switch to step mode: the request pauses at the end of its running step."""
 
     async def resume_auto(self, request_id: str) -> None:
-        """Take a pause back that has not come into effect yet."""
+        """Withdraw a pause that has not taken effect yet."""
 
     async def abort(self, request_id: str) -> None:
-        """Returns when the request holds no slot any more; its iterator ends with Cancelled."""
+        """Abort a request; returns once it holds no slot. Its iterator ends with Cancelled."""
 
     async def memory(self) -> dict[str, Any]:
         """Bytes held by the engine: {rss, weights, kv_cache, stash, models {name: bytes}, retired}, `free` and `total`

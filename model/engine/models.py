@@ -1,7 +1,7 @@
-"""Checkpoints that answer: loaded beside each other, replaced and retired without a pause for those that run.
+"""Loaded checkpoints: loading, replacing and retiring them without pausing running traces.
 
-`Models` belongs to the worker's thread; reading and checking folders has a thread of its own, which posts what came of
-it into the worker's inbox. Knows no request: the worker says which models are still in use.
+`Models` belongs to the worker's thread; a separate thread reads and checks folders and posts the results to the
+worker's inbox. Knows no requests: the worker reports which models are still in use.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from model.config import ModelConfig
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
 from model.engine.messages import Footprint, ImageInput
-from model.engine.narrator import PictureJob, PictureResult
+from model.engine.narrator import ImageJob, ImageResult
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, decode_partial, encode_pictures, image_stats
+from model.images.codes import decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
 from model.precision import serving_dtype
 
 log = logging.getLogger("omni_r1.engine")
 
-GIVE_WAY_S = 0.1  # to the streams, at most, before each piece of a load
-ADMISSIONS = 1  # prompts a step: streams that run wait for each
+MAX_IMAGE_WAIT_S = 0.1  # maximum wait for images before each piece of a load
+ADMISSIONS = 1  # prompts per step: each one delays the running streams
 Post = Callable[[tuple[Any, ...]], None]
 
 
 @dataclass(eq=False)
 class Model:
-    """A checkpoint that answers. A retired one takes no new request and goes with its last."""
+    """A loaded checkpoint. A retired one takes no new requests and is freed after its last one."""
 
     name: str
     version: int
@@ -57,58 +57,58 @@ class Model:
         *,
         device: torch.device,
         num_slots: int,
-        give_way: Callable[[], None] = lambda: None,
+        wait_for_images: Callable[[], None] = lambda: None,
     ) -> Model:
-        """Read a folder and make its first step, so that the first request does not pay for it."""
+        """Read a folder and run a warm-up step, so that the first request does not pay for it."""
         loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
-        give_way()
+        wait_for_images()
         engine = Engine(
             loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots, admissions_per_step=ADMISSIONS
         )
         engine.drop_parameters()
-        give_way()
+        wait_for_images()
         prompt = loaded.template.prompt_ids("?", [])
         engine.generate([prompt], SamplingParams(temperature=1.0, top_p=0.9, max_new_tokens=4))
-        give_way()
+        wait_for_images()
         if loaded.can_draw and loaded.vq is not None:
             decode_codes(loaded.vq, [[0] * loaded.vocab.codes_per_image])
         return cls(name, version, loaded, engine)
 
     def see(self, images: Sequence[ImageInput]) -> list[tuple[int, ...]]:
-        """The codes of a question's pictures."""
+        """Encode a question's images."""
         assert self.loaded.vq is not None
-        return encode_pictures(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
+        return encode_images(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
 
-    def draw(self, pictures: Sequence[Sequence[int]]) -> list[PictureResult]:
-        """Whole images from their codes, decoded as one batch."""
+    def draw(self, all_codes: Sequence[Sequence[int]]) -> list[ImageResult]:
+        """Decode complete images as one batch."""
         vq = self.loaded.vq
         assert vq is not None
         perception = self.loaded.manifest.perception
-        stats = [image_stats(vq, codes, perception).to_json() for codes in pictures]
-        images = decode_codes(vq, pictures)
-        return [PictureResult(png_bytes(i), *i.size, s) for i, s in zip(images, stats, strict=True)]
+        stats = [image_stats(vq, codes, perception).to_json() for codes in all_codes]
+        images = decode_codes(vq, all_codes)
+        return [ImageResult(png_bytes(i), *i.size, s) for i, s in zip(images, stats, strict=True)]
 
-    def draw_part(self, job: PictureJob) -> PictureResult:
-        """A picture as far as it has come."""
+    def draw_part(self, job: ImageJob) -> ImageResult:
+        """Decode a partial image."""
         assert self.loaded.vq is not None
         image = decode_partial(self.loaded.vq, job.codes, job.previous)
-        return PictureResult(png_bytes(image, quick=True), *image.size)
+        return ImageResult(png_bytes(image, quick=True), *image.size)
 
     @property
     def num_bytes(self) -> int:
-        """What it holds: the engine's weights, the VQ, the cache of keys and values."""
+        """Bytes of the engine's weights, the VQ and the KV cache."""
         vq = self.loaded.vq
         vq_bytes = 0 if vq is None else sum(tensor.nbytes for tensor in vq.state_dict().values())
         return self.engine.num_weight_bytes + vq_bytes + self.engine.cache.num_bytes
 
 
 def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint:
-    """What a checkpoint will hold once it answers, and while it is being loaded, from its headers alone.
+    """Memory of a checkpoint while serving and while loading, from its headers alone.
 
-    While it is loaded the parameters stand beside the engine's own copies of them.
+    During loading the parameters coexist with the engine's own copies.
 
     Raises:
-        CheckpointError, ConfigError: the folder is none.
+        CheckpointError, ConfigError: the folder is invalid.
     """
     config = ModelConfig.read(folder)
     width = serving_dtype(device).itemsize
@@ -122,7 +122,7 @@ def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint
 
 
 class Models:
-    """Every model by name; replaced and unloaded ones stay until nobody uses them."""
+    """Every model by name; replaced and unloaded ones stay until their last request ends."""
 
     def __init__(
         self,
@@ -131,39 +131,38 @@ class Models:
         device: str,
         num_slots: int,
         num_threads: int | None,
-        give_way: Callable[[float], None] = lambda _most_s: None,
+        wait_for_images: Callable[[float], None] = lambda _most_s: None,
     ) -> None:
-        """`give_way` is asked by the loading thread between two pieces of its work and returns after that long at
-        most: loading takes the core, and the interpreter's lock, from the streams."""
-        self._post, self._give_way = post, partial(give_way, GIVE_WAY_S)
+        """The loading thread calls `wait_for_images` between pieces of its work; it blocks at most that long. Loading
+        competes with the streams for the core and the GIL.
+        """
+        self._post, self._wait_for_images = post, partial(wait_for_images, MAX_IMAGE_WAIT_S)
         self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
         self._device: torch.device | None = None
         self._loaded: dict[str, Model] = {}
         self._retired: list[Model] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._under_way = 0
-        self.all_named = False  # whether the first checkpoints have all been named
-        self.problem = ""  # of the last one that was named at the start and could not be loaded
+        self.all_named = False  # whether all initial checkpoints have been requested
+        self.problem = ""  # of the last initial checkpoint that failed to load
 
     def configure(self, *, device: str, num_slots: int, num_threads: int | None) -> None:
-        """Before the first load."""
+        """Configure loading; call before the first load."""
         self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
 
     def close(self) -> None:
-        """Wait for the running load and drop the others."""
+        """Wait for the running load and drop the queued ones."""
         self._loader.shutdown(wait=True, cancel_futures=True)
 
-    # What there is
-
     def __iter__(self) -> Iterator[Model]:
-        """Those that take requests and those that only end theirs."""
+        """Iterate over active and retired models."""
         return iter((*self._loaded.values(), *self._retired))
 
     def __getitem__(self, name: str) -> Model:
         return self._loaded[name]
 
     def find(self, name: str, version: int | None = None) -> Model | None:
-        """The model of that name, with a version of exactly that one, be it retired."""
+        """The model of that name; a given version also matches retired ones."""
         model = self._loaded.get(name)
         if version is None or (model is not None and model.version == version):
             return model
@@ -171,21 +170,21 @@ class Models:
 
     @property
     def versions(self) -> dict[str, int]:
-        """Name to version of those that take requests."""
+        """Versions of active models by name."""
         return {name: model.version for name, model in self._loaded.items()}
 
     @property
     def num_retired(self) -> int:
-        """Those that wait for their last request."""
+        """Number of models that wait for their last request."""
         return len(self._retired)
 
     @property
     def settled(self) -> bool:
-        """Whether a name that is unknown now will stay unknown: nothing is being loaded."""
+        """Whether no load is pending, so that an unknown name stays unknown."""
         return self.all_named and self._under_way == 0
 
     def memory(self) -> dict[str, Any]:
-        """Bytes held and free; `models` is what each name holds, `retired` what is on its way out."""
+        """Bytes held and free; `models` by name, `retired` for models about to be freed."""
         device = self._device
         return {
             "rss": resident_bytes(),
@@ -199,26 +198,29 @@ class Models:
             "num_threads": torch.get_num_threads(),
         }
 
-    # Coming and going
-
     def check(self, folder: str, ticket: int) -> None:
-        """Post ("checked", footprint, error, ticket) once the folder has been read from end to end."""
+        """Post ("checked", footprint, error, ticket) after validating the folder."""
 
         def check() -> tuple[Any, ...]:
-            self._give_way()
+            self._wait_for_images()
             validate_checkpoint(folder)
             return ("checked", footprint(folder, device=self._prepare(), num_slots=self._num_slots), None, ticket)
 
         self._in_thread(check, lambda error: ("checked", None, error, ticket))
 
     def load(self, name: str, folder: str, version: int, ticket: int | None) -> None:
-        """Post ("model", name, model, error, ticket) once the folder is loaded, or is not."""
+        """Post ("model", name, model, error, ticket) after loading, successful or not."""
         self._under_way += 1
 
         def load() -> tuple[Any, ...]:
-            self._give_way()
+            self._wait_for_images()
             model = Model.load(
-                name, folder, version, device=self._prepare(), num_slots=self._num_slots, give_way=self._give_way
+                name,
+                folder,
+                version,
+                device=self._prepare(),
+                num_slots=self._num_slots,
+                wait_for_images=self._wait_for_images,
             )
             return ("model", name, model, None, ticket)
 
@@ -230,20 +232,20 @@ class Models:
         self._in_thread(load, failed)
 
     def take(self, name: str, model: Model | None) -> None:
-        """The end of a load: the model takes its name's requests from now on; None when there is none."""
+        """Activate a loaded model: it takes its name's requests from now on. None reports a failed load."""
         self._under_way -= 1
         if model is not None:
             self.retire(name)
             self._loaded[name] = model
 
     def retire(self, name: str) -> None:
-        """Take the name away; `sweep` lets its model go."""
+        """Remove a name; `sweep` frees its model."""
         model = self._loaded.pop(name, None)
         if model is not None:
             self._retired.append(model)
 
     def sweep(self, used: Collection[Model]) -> list[Model]:
-        """Let retired models go that are not in use; those."""
+        """Free the retired models that are not in use; return them."""
         gone = [model for model in self._retired if model not in used]
         if gone:
             self._retired = [model for model in self._retired if model in used]
@@ -269,11 +271,11 @@ class Models:
 
 
 def _give_back_memory() -> None:
-    """Return the memory of dropped models to the machine; off the step loop, since a collection takes a while."""
+    """Return the memory of freed models to the system; off the step loop, since a collection takes long."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl gives memory back by itself
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; musl returns memory by itself
         if trim is not None:
             trim(0)

@@ -1,9 +1,8 @@
-"""From tokens to the typed events of a trace, in token order.
+"""Converts tokens into the typed events of a trace, in token order.
 
-:class:`Narrator` follows one sequence: it feeds the token stream to the template's parser, turns what the parser finds
-into :class:`TraceEvent`s, asks for pictures to be decoded, and holds back the events behind an unfinished final picture
-until it is there; a partial picture that is not done by then is dropped. It decodes nothing itself and knows no thread,
-no URL and no store.
+:class:`Narrator` follows one sequence: it feeds the token stream to the template's parser, converts the parser's output
+into :class:`TraceEvent`s and requests image decoding. Events after a complete image wait until it is decoded; a partial
+image that is late is dropped. It decodes nothing itself and knows no threads, URLs or storage.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """One event of a trace as the API names it; `data` lacks only what the server adds (image_id, url, skill)."""
+    """One event of a trace as the API defines it; the server only adds image_id, url and skill to `data`."""
 
     type: str
     data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An event whose turn has come, with its picture if it has one."""
+class ReadyEvent:
+    """An event that is ready to be sent, with its image if it has one."""
 
     event: TraceEvent
     png: bytes | None = None
@@ -36,20 +35,21 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureJob:
-    """A picture to decode. `codes` are the first k of N; the rest may be taken from `previous`."""
+class ImageJob:
+    """An image to decode. `codes` are the first k of N; the rest may be taken from `previous`."""
 
     ticket: int
     is_final: bool
     codes: tuple[int, ...]
     previous: tuple[int, ...] | None
-    is_first: bool = False  # the trace's first whole picture: `previous` is the question's
+    is_first: bool = False  # the trace's first complete image: `previous` is the question's
 
 
 @dataclass(frozen=True, slots=True)
-class PictureResult:
-    """A decoded picture. `stats` only of final ones: {codes, flatness, tv, perception_reward}; `seen` is the decode of
-    the job's `previous`, where that was asked for."""
+class ImageResult:
+    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward}; `seen` is the decoded
+    `previous` of the job, if requested.
+    """
 
     png: bytes
     width: int
@@ -60,7 +60,7 @@ class PictureResult:
 
 @dataclass(slots=True)
 class _Entry:
-    """One place in the order of events; `waits` until its picture is there."""
+    """One position in the order of events; `waits` for its image."""
 
     event: TraceEvent | None
     end: object = None
@@ -83,12 +83,13 @@ class Narrator:
         skip: int = 0,
         step_mode: bool = False,
     ) -> None:
-        """`previous` are the codes of the question's last picture, `skip` how many parse events were told before (a
-        resumed trace, whose tokens are fed again), `step_mode` whether to pause where a step ends."""
+        """`previous` are the codes of the question's last image, `skip` the number of parse events to suppress (a
+        resumed trace feeds its tokens again), `step_mode` whether to pause at the end of each step.
+        """
         self.parser = parser
         self.step_mode = step_mode
-        self.paused_after: int | None = None  # the step whose end paused this narration
-        self.num_parsed = 0  # parse events told, those skipped included
+        self.paused_after: int | None = None  # the step at whose end the narration paused
+        self.num_parsed = 0  # parse events so far, skipped ones included
         self.num_images = 0
         self._partial_images = partial_images
         self._previous = previous
@@ -99,21 +100,21 @@ class Narrator:
         self._waiting: dict[int, _Entry] = {}
         self._next_ticket = 0
 
-    def feed(self, token_id: int) -> list[PictureJob]:
-        """Take the next token. Returns the pictures to decode now."""
-        return self._tell(self.parser.feed(token_id))
+    def feed(self, token_id: int) -> list[ImageJob]:
+        """Take the next token; return the images to decode now."""
+        return self._emit(self.parser.feed(token_id))
 
-    def finish(self) -> list[PictureJob]:
-        """The sequence is over: what the parser held back comes out."""
+    def finish(self) -> list[ImageJob]:
+        """End the sequence and flush the parser."""
         self.step_mode = False
-        return self._tell(self.parser.finish())
+        return self._emit(self.parser.finish())
 
     def end(self, value: object) -> None:
-        """Put `value` behind all events; `take` returns it when its turn comes."""
+        """Append `value` after all events; `take` returns it in order."""
         self._entries.append(_Entry(None, end=value))
 
-    def picture_done(self, ticket: int, result: PictureResult) -> None:
-        """A picture is decoded. One that was dropped meanwhile is ignored."""
+    def image_done(self, ticket: int, result: ImageResult) -> None:
+        """Store a decoded image; results for dropped images are ignored."""
         entry = self._waiting.pop(ticket, None)
         if entry is None or entry.event is None:
             return
@@ -122,30 +123,32 @@ class Narrator:
             entry.event.data.update(width=result.width, height=result.height, stats=result.stats)
             self._drop_partials_before(entry)
 
-    def picture_skipped(self, ticket: int) -> None:
-        """A partial picture will not be decoded: its event goes out without one."""
+    def image_skipped(self, ticket: int) -> None:
+        """Emit a partial event without its image."""
         entry = self._waiting.pop(ticket, None)
         if entry is not None:
             entry.waits = False
 
-    def take(self) -> list[Told | object]:
-        """Everything whose turn has come."""
-        told: list[Told | object] = []
+    def take(self) -> list[ReadyEvent | object]:
+        """Return every event that is ready."""
+        ready: list[ReadyEvent | object] = []
         while self._entries and not self._entries[0].waits:
             entry = self._entries.popleft()
-            told.append(entry.end if entry.event is None else Told(entry.event, entry.png, entry.codes, entry.seen))
-        return told
+            ready.append(
+                entry.end if entry.event is None else ReadyEvent(entry.event, entry.png, entry.codes, entry.seen)
+            )
+        return ready
 
-    def _tell(self, events: Iterable[ParseEvent]) -> list[PictureJob]:
-        jobs: list[PictureJob] = []
+    def _emit(self, events: Iterable[ParseEvent]) -> list[ImageJob]:
+        jobs: list[ImageJob] = []
         for event in events:
             if self.paused_after is not None:
-                break  # told when the trace goes on: its tokens are fed again then
+                break  # emitted after the trace resumes: its tokens are fed again
             self.num_parsed += 1
             jobs += self._tell_one(event, silent=self.num_parsed <= self._skip)
         return jobs
 
-    def _tell_one(self, event: ParseEvent, *, silent: bool) -> list[PictureJob]:
+    def _tell_one(self, event: ParseEvent, *, silent: bool) -> list[ImageJob]:
         from model.text import parser as p
 
         match event:
@@ -158,20 +161,20 @@ class Narrator:
             case p.ImageStarted(step=step):
                 self._codes = []
                 self._add("image.started", {"step": step}, silent)
-            case p.CodeDrawn():
+            case p.CodeGenerated():
                 return self._code(event, silent)
             case p.ImageCompleted(step=step, codes=codes):
                 self.num_images += 1
                 before, self._previous = self._previous, codes
                 if not silent:
-                    return [self._picture(TraceEvent("image.completed", {"step": step}), codes, before, final=True)]
+                    return [self._image(TraceEvent("image.completed", {"step": step}), codes, before, final=True)]
             case p.StepCompleted(step=step):
                 self._add("step.completed", {"step": step}, silent)
                 if self.step_mode and not silent:
                     self.paused_after = step
         return []
 
-    def _code(self, event: Any, silent: bool) -> list[PictureJob]:
+    def _code(self, event: Any, silent: bool) -> list[ImageJob]:
         if not self._codes:
             count, parts = event.count, self._partial_images
             self._partial_at = {round(count * (i + 1) / (parts + 1)): i for i in range(parts + 1)} if parts else {}
@@ -181,19 +184,19 @@ class Narrator:
         if index is None or silent:
             return []
         data = {"step": event.step, "index": index, "codes_done": done, "codes_total": event.count}
-        if done == event.count:  # the whole picture comes next; until it is decoded, this says what is waited for
+        if done == event.count:  # the complete image follows; this event announces it
             self._add("image.partial", data, silent)
             return []
-        return [self._picture(TraceEvent("image.partial", data), tuple(self._codes), self._previous, final=False)]
+        return [self._image(TraceEvent("image.partial", data), tuple(self._codes), self._previous, final=False)]
 
-    def _picture(
+    def _image(
         self, event: TraceEvent, codes: tuple[int, ...], previous: tuple[int, ...] | None, *, final: bool
-    ) -> PictureJob:
+    ) -> ImageJob:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         entry = _Entry(event, codes=codes if final else None, waits=True, ticket=ticket)
         self._entries.append(entry)
         self._waiting[ticket] = entry
-        return PictureJob(ticket, final, codes, previous, is_first=final and self.num_images == 1)
+        return ImageJob(ticket, final, codes, previous, is_first=final and self.num_images == 1)
 
     def _add(self, kind: str, data: dict[str, Any], silent: bool) -> None:
         if not silent:
@@ -201,10 +204,10 @@ class Narrator:
 
     def _drop_partials_before(self, final: _Entry) -> None:
         kept: deque[_Entry] = deque()
-        behind = False
+        reached = False
         for entry in self._entries:
-            behind = behind or entry is final
-            late = not behind and entry.waits and entry.event is not None and entry.event.type == "image.partial"
+            reached = reached or entry is final
+            late = not reached and entry.waits and entry.event is not None and entry.event.type == "image.partial"
             if late:
                 self._waiting.pop(entry.ticket, None)
             else:

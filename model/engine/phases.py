@@ -1,7 +1,7 @@
-"""Which tokens one sequence may write next: TEXT, IMAGE or DONE. Legal by construction, whatever the logits say.
+"""Which tokens one sequence may write next: TEXT, IMAGE or DONE. Legal by construction, whatever the logits are.
 
-After begin-image come exactly N codes, then end-image, which is forced; begin-image is legal only while a whole
-picture and room for an answer still fit. Knows token ids but no tensor.
+Begin-image is followed by exactly N codes and a forced end-image; it is legal only while an image and an answer still
+fit. Knows token ids, no tensors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from model.text.vocab import Vocabulary
 
-ANSWER_ROOM = 32  # tokens that must be left behind a picture, so that an answer fits (method.md, section 3)
+ANSWER_ROOM = 32  # tokens reserved after an image for the answer (method.md, section 3)
 
 FinishReason = Literal["stop", "length"]
 
@@ -24,7 +24,7 @@ class Phase(Enum):
 
 
 class Legal(IntEnum):
-    """What a position was drawn from; kept with every response token as one byte."""
+    """The legal set of a position; kept with every response token as one byte."""
 
     FORCED = 0
     TEXT = 1
@@ -33,14 +33,14 @@ class Legal(IntEnum):
 
 
 class LegalText(Protocol):
-    """What is asked of a template: the ids that may be drawn as text, begin-image apart."""
+    """The part of a template that the phases need: the ids that may be sampled as text, except begin-image."""
 
     def text_legal_ids(self) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class LegalIds:
-    """Which ids a position may be drawn from; who draws and who trains must use the same.
+    """The ids a position may be sampled from; sampling and training must use the same.
 
     Attributes:
         text: for TEXT_OR_IMAGE; begin-image is the last one, and TEXT is all but the last.
@@ -52,14 +52,14 @@ class LegalIds:
 
     @classmethod
     def of(cls, template: LegalText, vocab: Vocabulary) -> LegalIds:
-        """Those of a checkpoint."""
+        """The legal ids of a checkpoint."""
         text = (*(i for i in template.text_legal_ids() if i != vocab.boi_id), vocab.boi_id)
         return cls(text, tuple(vocab.code_ids))
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseRules:
-    """What of the vocabulary the phases need: N = `codes_per_image`."""
+    """The part of the vocabulary that the phases need: N = `codes_per_image`."""
 
     boi_id: int
     eoi_id: int
@@ -68,7 +68,7 @@ class PhaseRules:
 
     @property
     def image_room(self) -> int:
-        """Tokens that must remain for begin-image to be legal."""
+        """Number of tokens that must be left for begin-image to be legal."""
         return self.codes_per_image + 2 + ANSWER_ROOM
 
     def images_that_fit(self, tokens: int) -> int:
@@ -82,13 +82,13 @@ def images_that_fit(tokens: int, tokens_per_image: int) -> int:
 
 
 class PhaseState:
-    """The phase of one sequence. `legal` says what the next token is drawn from, `push` tells what it became."""
+    """The phase of one sequence. `legal` is the legal set of the next token, `push` records the token."""
 
     __slots__ = ("codes_done", "finish_reason", "images_done", "legal", "max_images", "max_tokens", "num_tokens",
                  "phase", "rules")  # fmt: skip
 
     def __init__(self, rules: PhaseRules, *, max_tokens: int, max_images: int) -> None:
-        """`max_tokens` counts the whole response; both limits hold from its first token."""
+        """`max_tokens` counts the whole response; both limits apply from its first token."""
         if max_tokens < 1 or max_images < 0:
             raise ValueError(f"max_tokens {max_tokens} must be at least 1 and max_images {max_images} at least 0")
         self.rules = rules
@@ -100,11 +100,11 @@ class PhaseState:
 
     @property
     def forced_id(self) -> int:
-        """The token of a FORCED position: only end-image is ever forced."""
+        """The token of a FORCED position: always end-image."""
         return self.rules.eoi_id
 
     def push(self, token_id: int) -> None:
-        """Take the next token, which must be a legal one."""
+        """Record the next token, which must be legal."""
         self.num_tokens += 1
         if self.phase is Phase.IMAGE:
             if self.legal is Legal.FORCED:

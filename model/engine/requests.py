@@ -1,4 +1,4 @@
-"""One live request of the worker, and what a paused one leaves behind. Knows no thread and no transport."""
+"""One live request of the worker, and the state of a paused one. Knows no threads and no transport."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _FORMAT = 2
 
 
 class ResumeError(ValueError):
-    """The bytes are not those of a paused trace."""
+    """The bytes are not the state of a paused trace."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """All that a paused trace needs to go on: its tokens, how far its random numbers and its events have got."""
+    """State of a paused trace: its tokens, and the positions of its random numbers and events."""
 
-    version: int  # of the weights it began with
-    key: str  # of the cached rows, should they still be kept
+    version: int  # of the weights the trace started with
+    key: str  # of the cached rows, if still kept
     prompt: list[int]
     tokens: list[int]
     num_draws: int
     num_parsed: int
-    previous: list[int] | None  # codes of the question's last picture
+    previous: list[int] | None  # codes of the question's last image
     params: dict[str, Any]
 
     @classmethod
     def of(cls, live: Live, sequence: Sequence, narrator: Narrator, key: str) -> ResumeState:
-        """The state of a request whose narration has paused."""
+        """Capture the state of a request whose narration has paused."""
         return cls(
             version=live.model.version,
             key=key,
@@ -55,9 +55,10 @@ class ResumeState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ResumeState:
-        """
+        """Parse a saved state.
+
         Raises:
-            ResumeError: the bytes are something else.
+            ResumeError: the bytes are invalid.
         """
         try:
             values = json.loads(zlib.decompress(data))
@@ -73,37 +74,37 @@ class ResumeState:
 
 @dataclass(eq=False, slots=True)
 class Live:
-    """A request from its arrival until its last output."""
+    """A request from arrival to its last output."""
 
     request: GenerationRequest
-    model: Any = None  # models.Model, once it is known
+    model: Any = None  # models.Model, once known
     prompt: list[int] = field(default_factory=list)
-    previous: tuple[int, ...] | None = None  # codes of the question's last picture,
-    seen: bytes | None = None  # and what they look like, once that is asked for and known
+    previous: tuple[int, ...] | None = None  # codes of the question's last image,
+    seen: bytes | None = None  # and their decoded image, once requested and available
     narrator: Narrator | None = None
     sequence: Sequence | None = None
     step_mode: bool = False
     started: bool = False
-    position: int | None = None  # told last
+    position: int | None = None  # last reported position
 
 
-def sampling_params(asked: SamplingRequest, *, temperature: float, top_p: float, can_draw: bool) -> SamplingParams:
-    """What was asked for, filled up with the checkpoint's defaults.
+def sampling_params(requested: SamplingRequest, *, temperature: float, top_p: float, can_draw: bool) -> SamplingParams:
+    """Requested parameters, completed with the checkpoint's defaults.
 
     Raises:
-        ValueError: a value lies outside its range.
+        ValueError: a value is out of range.
     """
     return SamplingParams(
-        temperature=temperature if asked.temperature is None else asked.temperature,
-        top_p=top_p if asked.top_p is None else asked.top_p,
-        seed=asked.seed,
-        max_new_tokens=asked.max_new_tokens,
-        max_images=asked.max_images if can_draw else 0,
+        temperature=temperature if requested.temperature is None else requested.temperature,
+        top_p=top_p if requested.top_p is None else requested.top_p,
+        seed=requested.seed,
+        max_new_tokens=requested.max_new_tokens,
+        max_images=requested.max_images if can_draw else 0,
     )
 
 
 class KVStash:
-    """Cached rows of paused traces, the least recently paused dropped first when they outgrow the budget."""
+    """LRU cache of the KV rows of paused traces, bounded by a budget."""
 
     def __init__(self, budget: int) -> None:
         """`budget` in bytes."""
@@ -112,7 +113,7 @@ class KVStash:
         self._rows: OrderedDict[str, tuple[object, Tensor]] = OrderedDict()
 
     def put(self, model: object, rows: Tensor) -> str:
-        """Keep rows that belong to a model's weights; returns their key."""
+        """Store rows that belong to a model's weights; return their key."""
         key, size = uuid.uuid4().hex, rows.nbytes
         if size > self.budget:
             return key
@@ -124,7 +125,7 @@ class KVStash:
         return key
 
     def take(self, model: object, key: str) -> Tensor | None:
-        """Rows by their key, once; None when they are gone or belong to other weights."""
+        """Remove and return rows by key; None when they were evicted or belong to other weights."""
         found = self._rows.pop(key, None)
         if found is None:
             return None
@@ -132,6 +133,6 @@ class KVStash:
         return found[1] if found[0] is model else None
 
     def forget(self, model: object) -> None:
-        """Drop what belongs to a model that is gone."""
+        """Drop the rows of a freed model."""
         for key in [key for key, (owner, _) in self._rows.items() if owner is model]:
             self.take(model, key)

@@ -1,9 +1,9 @@
-"""Drawing tokens: legal rows of logits in, indices and log-probabilities out, all rows at once and with no host sync.
+"""Token sampling: legal rows of logits in, indices and log-probabilities out, all rows at once and with no host sync.
 
 Log-probabilities are those of the temperature-scaled distribution over the legal tokens, without top-p (method.md §3),
-because that is what the trainer computes; greedy rows count as temperature 1. Top-p needs no sort: a draw from the
-whole distribution is rejected when the tokens above it already hold `top_p`, which leaves exactly the nucleus. A row
-whose two tries are both rejected comes back as -1 and is drawn by :func:`draw_from_nucleus`.
+because that is what the trainer computes; greedy rows count as temperature 1. Top-p needs no sort: a sample of the full
+distribution is rejected when the likelier tokens already hold `top_p`, which leaves exactly the nucleus. A row rejected
+twice returns -1 and is resampled by :func:`draw_from_nucleus`.
 
 Legend: n rows, V legal tokens.
 """
@@ -25,7 +25,7 @@ _BELOW_ONE = 1.0 - 2.0**-23  # keeps u * total strictly below the total in fp32
 
 @dataclass(frozen=True, slots=True)
 class RowParams:
-    """The sampling parameters of the rows of a step, ready for the device. A None spares its operation."""
+    """Sampling parameters of a step's rows, ready for the device. None skips the operation."""
 
     inverse_temperature: Tensor | None  # [n, 1], None where all are 1
     is_greedy: Tensor | None  # [n], None where no row is greedy
@@ -34,10 +34,10 @@ class RowParams:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> RowParams:
-        """One entry a row."""
+        """Build from one entry per row."""
         greedy = [p.temperature == 0.0 for p in params]
         inverse = [1.0 if p.temperature == 0.0 else 1.0 / p.temperature for p in params]
-        # 2.0 is never reached, where the mass above a rare token may round to 1.0
+        # 2.0 is never reached; the mass above a rare token may round to 1.0.
         top_p = [2.0 if p.top_p >= 1.0 else p.top_p for p in params]
         return cls(
             inverse_temperature=None if set(inverse) == {1.0} else torch.tensor(inverse, device=device)[:, None],
@@ -47,7 +47,7 @@ class RowParams:
         )
 
     def select(self, rows: Tensor) -> RowParams:
-        """The parameters of some of the rows."""
+        """Select the parameters of some rows."""
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.index_select(0, rows)
@@ -57,7 +57,8 @@ class RowParams:
 
 def draw(logits: Tensor, params: RowParams, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [n, V] and uniform numbers [n, 2] in [0, 1) -> indices [n] (-1: rejected), their log-probs [n], all
-    log-probs [n, V]. `uniform` may be None where every row is greedy."""
+    log-probs [n, V]. `uniform` may be None when every row is greedy.
+    """
     logits = logits.float()
     if params.inverse_temperature is not None:
         logits = logits * params.inverse_temperature
@@ -70,13 +71,15 @@ def draw(logits: Tensor, params: RowParams, uniform: Tensor | None) -> tuple[Ten
     cumulative = probs.cumsum(dim=-1)
     target = cumulative[:, -1:] * (uniform * _BELOW_ONE)
     tries = torch.searchsorted(cumulative, target, right=True)  # never a token of probability zero
-    tries.clamp_(max=logits.shape[-1] - 1)  # rows of NaN
+    tries.clamp_(max=logits.shape[-1] - 1)  # NaN rows
     if params.top_p is None:
         index = tries[:, 0]
     else:
         chance = probs.gather(1, tries)
         index, rejected = tries[:, 0], _mass_above(probs, chance[:, :1]) >= params.top_p
-        if probs.device.type != "cpu" or bool(rejected.any()):  # elsewhere asking costs more than the second try
+        if probs.device.type != "cpu" or bool(
+            rejected.any()
+        ):  # on other devices the host sync costs more than the second try
             again = _mass_above(probs, chance[:, 1:]) >= params.top_p
             index = torch.where(rejected, tries[:, 1:].masked_fill(again, -1), tries[:, :1])[:, 0]
     if params.is_greedy is not None:
@@ -86,7 +89,7 @@ def draw(logits: Tensor, params: RowParams, uniform: Tensor | None) -> tuple[Ten
 
 def _mass_above(probs: Tensor, chance: Tensor) -> Tensor:
     """Probabilities [n, V] -> the mass [n, 1] of the tokens that are likelier than `chance` [n, 1]."""
-    above = torch.gt(probs, chance, out=torch.empty_like(probs))  # as 0 and 1, which multiply faster than `where` picks
+    above = torch.gt(probs, chance, out=torch.empty_like(probs))  # 0 and 1: multiplying is faster than `where`
     return above.mul_(probs).sum(dim=-1, keepdim=True)
 
 
@@ -94,7 +97,7 @@ def draw_from_nucleus(logprobs: Tensor, top_p: float, uniform: float) -> int:
     """One row's log-probs [V] -> an index from its nucleus, by sorting."""
     probs, order = logprobs.exp().sort(descending=True, stable=True)
     cumulative = probs.cumsum(dim=-1)
-    size = int((cumulative < top_p).sum()) + 1  # the token that reaches top_p belongs to it
+    size = int((cumulative < top_p).sum()) + 1  # includes the token that reaches top_p
     cumulative = cumulative[:size]
     place = torch.searchsorted(cumulative, cumulative[-1:] * (uniform * _BELOW_ONE), right=True)
     return int(order[min(int(place), cumulative.shape[0] - 1)])

@@ -1,7 +1,7 @@
-"""Who runs: first come, first served, and slots 0 ... n-1 without a gap. Knows no tensor and no token.
+"""Slot assignment: FIFO, slots 0 ... n-1 without gaps. Knows no tensors or tokens.
 
-Waiting sequences are admitted in the order of their arrival, at most `admissions_per_step` a step, so that prefills
-never hold running sequences up for long. A sequence that ends gives its slot to the last one.
+Waiting sequences are admitted in order, at most `admissions_per_step` per step, so that prefills do not stall running
+sequences. When a sequence ends, the last one moves into its slot.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind the others."""
+        """Append a sequence to the queue."""
         sequence.status = Status.WAITING
         self.waiting.append(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Give free slots to the first waiting sequences and return those that got one."""
+        """Assign free slots to the first waiting sequences; return those."""
         admitted: list[Sequence] = []
         while self.waiting and len(self.running) < self.num_slots and len(admitted) < self.admissions_per_step:
             sequence = self.waiting.popleft()
@@ -42,7 +42,7 @@ class Scheduler:
         return admitted
 
     def remove(self, sequence: Sequence, status: Status) -> Sequence | None:
-        """Take a sequence out, waiting or running. Returns the one that moved into its slot, if any."""
+        """Remove a waiting or running sequence. Returns the one that moved into its slot, if any."""
         was_running = sequence.status is Status.RUNNING
         sequence.status = status
         if not was_running:
@@ -60,5 +60,5 @@ class Scheduler:
         return [s for s in (*self.running, *self.waiting) if s.request_id == request_id]
 
     def position(self, request_id: str) -> int | None:
-        """How many sequences wait before the request's first one; None when none of it waits."""
+        """Number of sequences waiting before the request's first one; None when none of it waits."""
         return next((i for i, s in enumerate(self.waiting) if s.request_id == request_id), None)

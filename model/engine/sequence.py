@@ -1,4 +1,4 @@
-"""One sequence on its way through the engine: its tokens, its phase, its random numbers. Knows no tensor."""
+"""One sequence in the engine: its tokens, phase and random numbers. Knows no tensors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from model.engine.phases import PhaseRules, PhaseState
 
-DRAWS_PER_TOKEN = 3  # two tries of the rejection and the exact draw behind them (see sampling.py)
+DRAWS_PER_TOKEN = 3  # two rejection tries and the exact sample after them (see sampling.py)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to draw. `temperature` 0 is greedy. None: as much as fits."""
+    """Sampling settings. `temperature` 0 is greedy. None: as much as fits."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -25,11 +25,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 100.0:
-            raise ValueError(f"temperature must lie in 0 ... 100, got {self.temperature}")
+            raise ValueError(f"temperature must be between 0 and 100, got {self.temperature}")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must lie in 0 ... 2**63 - 1, got {self.seed}")
+            raise ValueError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.max_images is not None and self.max_images < 0:
@@ -37,12 +37,12 @@ class SamplingParams:
 
 
 class Draws:
-    """A sequence's private random numbers: the same seed gives the same numbers on every machine and device."""
+    """A sequence's private random numbers: one seed gives the same numbers on every machine and device."""
 
     __slots__ = ("_random", "count")
 
     def __init__(self, seed: int, count: int = 0) -> None:
-        """`count` numbers are skipped: that is all there is to storing and restoring the generator."""
+        """Skip `count` numbers, which restores a saved generator."""
         self._random = random.Random(seed)
         self.count = count
         for _ in range(count):
@@ -71,7 +71,7 @@ class Status(Enum):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One sample of one request. `response` begins with the tokens it was resumed with, if any."""
+    """One sample of one request. `response` starts with the resumed tokens, if any."""
 
     request_id: str
     index: int
@@ -87,7 +87,7 @@ class Sequence:
     num_resumed: int = 0
     last_token: int = -1
     position: int = 0  # of last_token
-    kv: Any = None  # cached rows to begin with, if somebody kept them
+    kv: Any = None  # cached rows to start from, if available
 
     @classmethod
     def create(
@@ -102,7 +102,7 @@ class Sequence:
         resumed: list[int],
         num_draws: int = 0,
     ) -> Sequence:
-        """A waiting sequence.
+        """Create a waiting sequence.
 
         Raises:
             ValueError: prompt and resumed tokens leave no room, or the resumed tokens have ended already.
@@ -118,7 +118,7 @@ class Sequence:
         legal = bytearray()
         for token in resumed:
             if state.finish_reason is not None:
-                raise ValueError("the resumed tokens go on behind their end")
+                raise ValueError("the resumed tokens continue after their end")
             legal.append(state.legal)
             state.push(token)
         if state.finish_reason is not None:
@@ -140,7 +140,7 @@ class Sequence:
         return sequence
 
     def push(self, token: int, logprob: float) -> None:
-        """Append the token that was drawn."""
+        """Append the sampled token."""
         self.response.append(token)
         self.logprobs.append(logprob)
         self.legal.append(self.state.legal)
@@ -149,7 +149,7 @@ class Sequence:
         self.position += 1
 
     def shares_prefix(self, other: Sequence) -> bool:
-        """Whether this sequence's cached rows begin with those that `other` needs."""
+        """Whether this sequence's cached rows start with those that `other` needs."""
         return self.request_id == other.request_id and self.num_resumed == other.num_resumed
 
     @property

@@ -1,8 +1,8 @@
-"""The step loop over every model that answers: requests in, outputs out.
+"""The step loop over all loaded models: requests in, outputs out.
 
-One thread owns the engines: it drains the inbox, steps every engine that has work, and sends what came out, so that an
-abort takes effect within one token (and a few pictures, where they pile up). One more thread decodes pictures
-(`drawings.py`), one loads weights (`models.py`). A step that raises fails the requests of its engine and nothing else.
+One thread owns the engines: it drains the inbox, steps every engine that has work, and sends the outputs, so an abort
+takes effect within one token (plus a few images when they pile up). One more thread decodes images (`drawings.py`), one
+loads weights (`models.py`). A step that raises only fails the requests of its engine.
 
 Knows no transport: `child.py` runs it in a process of its own, `inprocess.py` in a thread.
 """
@@ -29,7 +29,7 @@ from model.engine.messages import (
     Started,
 )
 from model.engine.models import Model, Models
-from model.engine.narrator import Narrator, PictureResult, Told
+from model.engine.narrator import ImageResult, Narrator, ReadyEvent
 from model.engine.requests import KVStash, Live, ResumeError, ResumeState, sampling_params
 from model.engine.sequence import Status
 
@@ -40,7 +40,7 @@ Send = Callable[[tuple[Any, ...]], None]
 
 
 class Worker:
-    """The step loop. `post` may be called from any thread, everything else from the thread in `run`."""
+    """The step loop. `post` is thread-safe; everything else runs in the thread of `run`."""
 
     def __init__(
         self, send: Send, *, device: str = "auto", num_slots: int = 16, num_threads: int | None = None
@@ -53,12 +53,12 @@ class Worker:
             device=device,
             num_slots=num_slots,
             num_threads=num_threads,
-            give_way=self._drawings.give_way,
+            wait_for_images=self._drawings.wait_for_images,
         )
         self._live: dict[str, Live] = {}
         self._outbox: list[tuple[str, Output]] = []
         self._stash = KVStash(STASH_BYTES)
-        self._told: EngineStatus | None = None
+        self._reported: EngineStatus | None = None
 
     def post(self, message: tuple[Any, ...]) -> None:
         """Put a message into the inbox."""
@@ -69,12 +69,12 @@ class Worker:
         try:
             while self._drain():
                 if self._outbox:
-                    self._flush()  # pictures have come: their streams need not wait for the step
+                    self._flush()  # send decoded images before the step
                 for model in self.models:
                     self._step(model)
                 self._tell_positions()
                 self._flush()
-                self._drawings.lend_a_hand()
+                self._drawings.help_out()
         finally:
             self._drawings.close()
             self.models.close()
@@ -84,7 +84,7 @@ class Worker:
         return any(not model.engine.scheduler.is_idle for model in self.models)
 
     def _drain(self) -> bool:
-        """Handle every message there is; wait for one when there is nothing else to do. False: close."""
+        """Handle all messages; wait for one when idle. Returns False on close."""
         wait = not self._has_work
         while True:
             try:
@@ -107,8 +107,8 @@ class Worker:
                 self._set_mode(request_id, mode == "step")
             case ("encoded", live, codes, error):
                 self._encoded(live, codes, error)
-            case ("picture", live, ticket, result, error):
-                self._picture_done(live, ticket, result, error)
+            case ("image", live, ticket, result, error):
+                self._image_done(live, ticket, result, error)
             case ("settings", settings):
                 self.models.configure(**settings)
             case ("load", name, folder, version, ticket):
@@ -124,28 +124,24 @@ class Worker:
             case ("check", folder, ticket):
                 self.models.check(folder, ticket)
             case ("checked", footprint, error, ticket):
-                self._reply(ticket, error=_told(error, "check_failed"), value=footprint)
+                self._reply(ticket, error=_error_pair(error, "check_failed"), value=footprint)
             case ("memory", ticket):
                 self._reply(ticket, value=self.models.memory() | {"stash": self._stash.num_bytes})
-
-    # Checkpoints
 
     def _end_load(self, name: str, model: Model | None, error: Exception | None, ticket: int | None) -> None:
         self.models.take(name, model)
         self._sweep()
         if model is None and ticket is None:
             self.models.problem = f"{name}: {error}"
-        self._reply(ticket, error=_told(error, "load_failed"))
+        self._reply(ticket, error=_error_pair(error, "load_failed"))
         for live in [live for live in self._live.values() if live.model is None]:
             self._guarded(live.request.request_id, self._find_model, live)
 
     def _sweep(self) -> None:
-        """Let retired models go that no request uses."""
+        """Free retired models without requests."""
         if self.models.num_retired:
             for model in self.models.sweep([live.model for live in self._live.values()]):
                 self._stash.forget(model)
-
-    # Requests
 
     def _arrive(self, request: GenerationRequest) -> None:
         live = self._live[request.request_id] = Live(request, step_mode=request.mode == "step")
@@ -157,11 +153,11 @@ class Worker:
         model = self.models.find(name, None if state is None else state.version)
         if model is None:
             if not self.models.settled:
-                return  # it is tried again when a load has ended
+                return  # retried when a load has ended
             if state is None or self.models.find(name) is None:
                 self._end(live, Failed("unknown_checkpoint", f"checkpoint {name} is not loaded"))
             else:
-                detail = f"version {state.version} of {name}, with which the trace began, is not loaded any more"
+                detail = f"version {state.version} of {name}, with which the trace started, is not loaded any more"
                 self._end(live, Failed("weights_gone", detail))
             return
         live.model = model
@@ -171,7 +167,7 @@ class Worker:
         elif not request.images:
             self._begin(live, model.loaded.template.prompt_ids(request.question, []), None)
         elif not model.loaded.can_see:
-            self._end(live, Failed("bad_image", f"checkpoint {model.name} has no picture encoder"))
+            self._end(live, Failed("bad_image", f"checkpoint {model.name} has no image encoder"))
         else:
             self._drawings.see(live)
 
@@ -179,7 +175,7 @@ class Worker:
         if not self._is_live(live):
             return
         if error is not None:
-            self._end(live, Failed("bad_image", f"a picture of the question cannot be read: {error}"))
+            self._end(live, Failed("bad_image", f"an image of the question cannot be read: {error}"))
             return
         live.previous = codes[-1]
         if live.request.show_seen:
@@ -222,13 +218,13 @@ class Worker:
             self._pause(live)
 
     def _guarded(self, request_id: str, work: Callable[..., None], *arguments: Any) -> None:
-        """An error while a request begins is that request's."""
+        """Run the start of a request; an error fails only that request."""
         try:
             work(*arguments)
         except Exception as error:
             code = "bad_resume" if isinstance(error, ResumeError) else "engine_error"
             if not isinstance(error, ValueError):
-                log.exception("request %s could not begin", request_id)
+                log.exception("request %s could not start", request_id)
             self._end(self._live[request_id], Failed(code, str(error)))
 
     def _is_live(self, live: Live) -> bool:
@@ -248,15 +244,13 @@ class Worker:
                 live.narrator.step_mode = step_mode
 
     def _end(self, live: Live, output: Output) -> None:
-        """The request's last output, at once."""
+        """Send the request's last output immediately."""
         request_id = live.request.request_id
         self._live.pop(request_id, None)
         if live.model is not None:
             live.model.engine.abort(request_id)
         self._outbox.append((request_id, output))
         self._sweep()
-
-    # Steps
 
     def _step(self, model: Model) -> None:
         if model.engine.scheduler.is_idle:
@@ -292,7 +286,7 @@ class Worker:
             narrator.end(Finished(reason, narrator.parser.answer or None, usage, narrator.parser.unmarked))
         elif narrator.paused_after is not None:
             self._pause(live)
-        self._tell(live)
+        self._send_events(live)
         log.debug("request %s: %d tokens", request.request_id, len(sequence.response))
 
     def _start(self, live: Live) -> None:
@@ -312,7 +306,7 @@ class Worker:
         )))  # fmt: skip
 
     def _pause(self, live: Live) -> None:
-        """Free the slot; the request ends with Paused when its events have been told."""
+        """Free the slot; the request ends with Paused after its pending events."""
         narrator, sequence, engine = live.narrator, live.sequence, live.model.engine
         assert narrator is not None
         assert sequence is not None
@@ -322,29 +316,27 @@ class Worker:
         state = ResumeState.of(live, sequence, narrator, key)
         engine.abort(live.request.request_id)
         narrator.end(Paused(narrator.paused_after or 0, state.to_bytes()))
-        self._tell(live)
+        self._send_events(live)
 
-    def _picture_done(self, live: Live, ticket: int, result: PictureResult | None, error: BaseException | None) -> None:
+    def _image_done(self, live: Live, ticket: int, result: ImageResult | None, error: BaseException | None) -> None:
         if not self._is_live(live) or live.narrator is None:
             return
         if result is None:
-            log.error("a picture of request %s could not be decoded", live.request.request_id, exc_info=error)
-            self._end(live, Failed("engine_error", f"a picture could not be decoded: {error}"))
+            log.error("an image of request %s could not be decoded", live.request.request_id, exc_info=error)
+            self._end(live, Failed("engine_error", f"an image could not be decoded: {error}"))
             return
-        live.narrator.picture_done(ticket, result)
-        self._tell(live)
+        live.narrator.image_done(ticket, result)
+        self._send_events(live)
 
-    # Outputs
-
-    def _tell(self, live: Live) -> None:
+    def _send_events(self, live: Live) -> None:
         if not live.started or live.narrator is None or not self._is_live(live):
             return
         request_id = live.request.request_id
-        for told in live.narrator.take():
-            if isinstance(told, Told):
-                self._outbox.append((request_id, Emitted(told.event, told.png, told.codes, told.seen)))
-            elif isinstance(told, Finished | Paused):
-                self._end(live, told)
+        for item in live.narrator.take():
+            if isinstance(item, ReadyEvent):
+                self._outbox.append((request_id, Emitted(item.event, item.png, item.codes, item.seen)))
+            elif isinstance(item, Finished | Paused):
+                self._end(live, item)
 
     def _tell_positions(self) -> None:
         for model in self.models:
@@ -368,23 +360,25 @@ class Worker:
             sum(model.engine.num_running for model in self.models),
             sum(model.engine.num_waiting for model in self.models),
         )
-        if status != self._told:
-            self._told = status
+        if status != self._reported:
+            self._reported = status
             self._send(("status", status))
 
     def _phase(self) -> Literal["starting", "ready", "failed"]:
-        """Ready once all that was named at the start has been tried and something was loaded; and then for good."""
-        if self._told is not None and self._told.phase == "ready":
+        """Ready for good once all initial checkpoints have been tried and one was loaded."""
+        if self._reported is not None and self._reported.phase == "ready":
             return "ready"
         if not self.models.settled:
             return "starting"
-        return "ready" if self.models.versions or not self.models.problem else "failed"  # nothing named, nothing failed
+        return (
+            "ready" if self.models.versions or not self.models.problem else "failed"
+        )  # nothing requested, nothing failed
 
     def _reply(self, ticket: int | None, *, error: tuple[str, str] | None = None, value: Any = None) -> None:
         if ticket is not None:
             self._send(("reply", ticket, error, value))
 
 
-def _told(error: Exception | None, fallback: str) -> tuple[str, str] | None:
-    """An error as a reply carries it: its code and its words."""
+def _error_pair(error: Exception | None, fallback: str) -> tuple[str, str] | None:
+    """Code and message of an error for a reply."""
     return None if error is None else (str(getattr(error, "code", fallback)), str(error))

@@ -1,4 +1,4 @@
-"""Reads one image in a process of its own, whose memory ends with it.
+"""Reads one image in a separate process, to bound and release its memory.
 
     python -m model.images.child SOURCE TARGET [SIZE FIT]
 
@@ -19,7 +19,7 @@ REFUSED = 3  # exit code
 
 
 def main(arguments: list[str]) -> int:
-    """Read one image in a process of its own; returns the exit code."""
+    """Read one image; return the exit code."""
     source, target, *view = arguments
     try:
         image = read_image(Path(source).read_bytes())
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     if view:
         image = model_view(image, int(view[0]), "pad" if view[1] == "pad" else "crop")
     try:
-        image.save(target, "PNG", compress_level=1)  # large: a third of the time for a sixth more bytes
+        image.save(target, "PNG", compress_level=1)  # images can be large: a third of the time for a sixth more bytes
     except OSError as error:
         return _refuse("disk_full", f"the image could not be written: {error}")
     sys.stdout.write(json.dumps({"width": image.width, "height": image.height}))

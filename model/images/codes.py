@@ -1,8 +1,8 @@
-"""Picture <-> codes, pictures that are still being drawn, and what codes say about a picture.
+"""Image <-> codes, partial images, and image statistics from codes.
 
 Pixels go to the VQ as x * 2/255 - 1, exactly. transformers' own preprocessor file for the 7B rounds the factor to
-0.0078, which makes white 0.989; Meta's VQ was trained with 2/255, so that is what every checkpoint gets here, and what
-the ``preprocessor_config.json`` of every checkpoint saved here says.
+0.0078, which makes white 0.989; Meta's VQ was trained with 2/255, so every checkpoint uses that here, and so does the
+``preprocessor_config.json`` of every checkpoint saved here.
 
 Shapes: B batch, R resolution, N codes per image, H x W grid (H * W = N), D codebook width.
 """
@@ -22,28 +22,28 @@ from model.checkpoint.manifest import Perception
 from model.images.view import Fit, model_view
 from model.nets.vq import VQModel
 
-FLAT_SHARE = 0.5  # a picture is flat when one code covers more than this,
-FLAT_MARGIN = 0.1  # or more than the flattest reference picture and this,
-FLAT_ENERGY = 1 / 3  # or when its energy is less than this share of what 95 % of the reference pictures exceed
+FLAT_SHARE = 0.5  # an image is flat if one code covers more than this,
+FLAT_MARGIN = 0.1  # or more than the flattest reference image plus this,
+FLAT_ENERGY = 1 / 3  # or if its energy is below this share of ``energy_p95``
 
 
 def to_pixels(images: Sequence[Image.Image], device: str | torch.device = "cpu") -> Tensor:
-    """RGB pictures of one size R x R to pixels [B, 3, R, R] in [-1, 1], fp32."""
+    """RGB images of one size R x R to pixels [B, 3, R, R] in [-1, 1], fp32."""
     arrays = np.stack([np.asarray(image.convert("RGB"), dtype=np.uint8) for image in images])
     pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).to(device)
     return pixels.to(torch.float32).mul(2.0 / 255.0).sub(1.0).contiguous()
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pixels [B, 3, R, R] in [-1, 1] to RGB pictures (values outside are clamped)."""
+    """Pixels [B, 3, R, R] in [-1, 1] to RGB images (values outside are clamped)."""
     levels = pixels.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def encode_pictures(
+def encode_images(
     vq: VQModel, images: Sequence[bytes | Image.Image], fits: Sequence[Fit] | None = None
 ) -> list[tuple[int, ...]]:
-    """Codes of pictures of any size, cropped or padded to what the model sees (``fits``, default crop)."""
+    """Encode images of any size, cropped or padded to the model's view (``fits``, default crop)."""
     if not images:
         return []
     fits = fits or ["crop"] * len(images)
@@ -53,7 +53,7 @@ def encode_pictures(
 
 
 def decode_codes(vq: VQModel, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
-    """Pictures of whole code grids, each of N codes.
+    """Decode complete code grids of N codes each.
 
     Raises:
         ValueError: the checkpoint has no decoder, or a grid is not of N codes.
@@ -63,17 +63,17 @@ def decode_codes(vq: VQModel, codes: Sequence[Sequence[int]]) -> list[Image.Imag
     wanted = vq.config.codes_per_image
     for grid in codes:
         if len(grid) != wanted:
-            raise ValueError(f"a picture has {wanted} codes, got {len(grid)}")
+            raise ValueError(f"an image has {wanted} codes, got {len(grid)}")
     return to_images(vq.decode(torch.tensor([list(grid) for grid in codes], device=vq.codebook.device)))
 
 
 def decode_partial(vq: VQModel, known: Sequence[int], previous: Sequence[int] | None = None) -> Image.Image:
-    """The picture of the first k codes, the rest taken from :func:`fill_codes`: it looks like one that is arriving."""
+    """Decode the first k codes, completed by :func:`fill_codes`, as a preview of the image."""
     return decode_codes(vq, [fill_codes(vq, known, previous)])[0]
 
 
 def fill_codes(vq: VQModel, known: Sequence[int], previous: Sequence[int] | None = None) -> list[int]:
-    """N codes: ``known`` first, then those of the previous picture; without one, the code nearest to the known mean."""
+    """N codes: ``known`` first, then those of the previous image; without one, the code nearest to the known mean."""
     total = vq.config.codes_per_image
     if len(known) >= total:
         return list(known[:total])
@@ -102,21 +102,21 @@ def tv_energy(vectors: Tensor) -> Tensor:
 
 
 def perception_score(energy: float, perception: Perception) -> float:
-    """s = 1 / (1 + E_2D / tau) (Eq. 8), no more than the reference pictures' 95th percentile where that is known."""
+    """s = 1 / (1 + E_2D / tau) (Eq. 8), capped at the reference images' 95th percentile if known."""
     if perception.energy_p95 is not None:
         energy = max(energy, perception.energy_p95)
     return 1.0 / (1.0 + energy / perception.tau)
 
 
 def flatness(codes: Sequence[int]) -> float:
-    """Share of the commonest code, 0 ... 1 (1: a blank picture)."""
+    """Share of the most common code, 0 ... 1 (1: a blank image)."""
     return max(Counter(codes).values()) / len(codes) if codes else 0.0
 
 
 def is_flat(codes: Sequence[int], perception: Perception, energy: float) -> bool:
-    """Whether a picture is blank or nearly so: then its perception score counts as 0 (TV is least for a blank one).
+    """Whether an image is blank or nearly so: then its perception score is 0 (TV is lowest for a blank one).
 
-    Its energy E_2D is asked as well, since an encoder gives a canvas of one colour several codes that look alike.
+    Also checks the energy E_2D, since an encoder gives a canvas of one colour several codes that look alike.
     """
     if perception.energy_p95 is not None and energy < FLAT_ENERGY * perception.energy_p95:
         return True
@@ -126,29 +126,29 @@ def is_flat(codes: Sequence[int], perception: Perception, energy: float) -> bool
     return flatness(codes) > limit
 
 
-def picture_energies(vq: VQModel, pictures: Sequence[Sequence[int]]) -> list[float]:
-    """E_2D of pictures given by their whole code grids."""
-    if not pictures:
+def image_energies(vq: VQModel, images: Sequence[Sequence[int]]) -> list[float]:
+    """E_2D of images given by their complete code grids."""
+    if not images:
         return []
     book = vq.codebook.detach()
-    vectors = book[torch.tensor([list(codes) for codes in pictures], device=book.device)]
+    vectors = book[torch.tensor([list(codes) for codes in images], device=book.device)]
     return [float(energy) for energy in tv_energy(vectors.unflatten(1, vq.config.grid))]
 
 
 def copied_share(codes: Sequence[int], previous: Sequence[int]) -> float:
-    """Share of positions whose code equals the previous picture's."""
+    """Share of positions whose code equals the previous image's."""
     return sum(a == b for a, b in zip(codes, previous, strict=True)) / len(codes)
 
 
 @dataclass(frozen=True)
 class ImageStats:
-    """Facts of one drawn picture.
+    """Statistics of one generated image.
 
     Attributes:
-        codes: how many different codes it uses.
-        flatness: share of the commonest code.
+        codes: number of different codes.
+        flatness: share of the most common code.
         tv: E_2D of its codes.
-        perception_reward: its R_Pe, 0 for a flat picture.
+        perception_reward: its R_Pe, 0 for a flat image.
     """
 
     codes: int
@@ -157,19 +157,19 @@ class ImageStats:
     perception_reward: float
 
     def to_json(self) -> dict[str, float]:
-        """As it stands in ``image.completed``."""
+        """As in ``image.completed``."""
         return {key: round(value, 6) for key, value in asdict(self).items()}
 
 
 def image_stats(vq: VQModel, codes: Sequence[int], perception: Perception | None = None) -> ImageStats:
-    """Facts of a whole code grid under the checkpoint's perception scale (tau 3.0 where it states none)."""
+    """Statistics of a complete code grid under the checkpoint's perception scale (default tau 3.0)."""
     perception = perception or Perception()
-    (energy,) = picture_energies(vq, [codes])
+    (energy,) = image_energies(vq, [codes])
     score = 0.0 if is_flat(codes, perception, energy) else perception_score(energy, perception)
     return ImageStats(len(set(codes)), flatness(codes), energy, score)
 
 
-def perception_reward(vq: VQModel, pictures: Sequence[Sequence[int]], perception: Perception | None = None) -> float:
-    """R_Pe of a trajectory: the mean score of its pictures (Eq. 9-11); 0 without pictures."""
-    scores = [image_stats(vq, codes, perception).perception_reward for codes in pictures]
+def perception_reward(vq: VQModel, images: Sequence[Sequence[int]], perception: Perception | None = None) -> float:
+    """R_Pe of a trajectory: the mean score of its images (Eq. 9-11); 0 without images."""
+    scores = [image_stats(vq, codes, perception).perception_reward for codes in images]
     return sum(scores) / len(scores) if scores else 0.0

@@ -1,8 +1,8 @@
-"""Encoded images taken apart: what Pillow shall decode (the first frame, without metadata), and what it shall not see.
+"""Splits encoded images: Pillow decodes the first frame without metadata; everything else is parsed here.
 
-Text, EXIF and colour profiles are read here, each bounded and forgiving, since none of them may decide whether the
-pixels can be read: a decoder gets a file without them. Everything is slicing of the file's own structure; no pixel is
-decoded. A file that breaks off is taken as far as it goes: :mod:`model.images.repair` finds out how much is missing.
+Text, EXIF and colour profiles are read with bounds and ignored when invalid, since they must not decide whether the
+pixels can be read. Everything is slicing of the file's own structure; no pixel is decoded. A truncated file is taken as
+far as it goes: :mod:`model.images.repair` measures how much is missing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class ImageFile:
 
     Attributes:
         kind: Pillow's name of the format.
-        data: what is decoded.
+        data: the bytes to decode.
         profile: the ICC profile of its colours, if it has one.
-        orientation: EXIF's, 1 to 8; 1 where it is unreadable.
-        key: the colour that is transparent, at 8 bits a channel (16 where the image has one channel of 16).
+        orientation: EXIF's, 1 to 8; 1 if unreadable.
+        key: the transparent colour, at 8 bits a channel (16 where the image has one channel of 16).
         canvas: width and height of a GIF's screen, and where its first frame lies on it (x, y).
-        ended: whether a JPEG's end marker was there.
+        ended: whether a JPEG's end marker was found.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class ImageFile:
 
 
 def take_apart(kind: str, data: bytes) -> ImageFile:
-    """The parts of a file of one of :data:`model.images.kinds.READABLE`.
+    """Split a file of one of :data:`model.images.kinds.READABLE`.
 
     Raises:
         ValueError: the header is broken.
@@ -55,7 +55,7 @@ def take_apart(kind: str, data: bytes) -> ImageFile:
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """EXIF's orientation, 1 to 8; 1 where it is missing, unreadable or out of range. No other tag is looked at."""
+    """EXIF's orientation, 1 to 8; 1 if missing, unreadable or out of range. Other tags are ignored."""
     if not exif:
         return 1
     tiff = exif[6:] if exif.startswith(b"Exif\0") else exif
@@ -79,7 +79,7 @@ def orientation_of(exif: bytes | None) -> int:
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
-    """A chunk with its length and checksum."""
+    """Build a chunk with its length and checksum."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
@@ -125,7 +125,7 @@ def _png(data: bytes) -> ImageFile:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Name and body of every chunk, and whether its checksum is right; the last body may break off."""
+    """Yield name and body of every chunk, and whether its checksum is right; the last body may be truncated."""
     at = 8
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -143,7 +143,7 @@ def _to_8_bits(value: int, depth: int) -> int:
 
 
 def _png_profile(about: Mapping[bytes, bytes]) -> bytes | None:
-    """In the order of precedence that PNG gives: cICP, iCCP, sRGB, gAMA with cHRM."""
+    """Colour profile in PNG's order of precedence: cICP, iCCP, sRGB, gAMA with cHRM."""
     if len(code_points := about.get(b"cICP", b"")) == 4:
         return profile_of_code_points(code_points[0], code_points[1])
     if b"iCCP" in about:
@@ -175,14 +175,14 @@ _NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, all of the segment) of a JPEG behind its first two bytes; a scan comes with its coded pixels.
+    """Yield (marker, segment bytes) of a JPEG after its first two bytes; a scan includes its coded pixels.
 
-    It ends behind the end marker, or where the file breaks off; half a segment is left out.
+    Ends after the end marker or at the truncation; an incomplete segment is left out.
     """
     at = 2
     while at + 2 <= len(data):
         if data[at] != 0xFF:
-            found = _NEXT_MARKER.search(data, at)  # garbage between segments: decoders skip it
+            found = _NEXT_MARKER.search(data, at)  # garbage between segments; decoders skip it
             if found is None:
                 return
             at = found.end() - 2
@@ -216,7 +216,7 @@ def _jpeg(data: bytes) -> ImageFile:
             exif = exif or body
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
             profile.append((body[12:13], body[14:]))
-        elif marker in (0xE0, 0xEE):  # JFIF and Adobe decide how colours are stored
+        elif marker in (0xE0, 0xEE):  # JFIF and Adobe define how colours are stored
             kept.setdefault(marker, segment)
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept[marker, len(kept)] = segment
@@ -229,7 +229,7 @@ def _jpeg(data: bytes) -> ImageFile:
 
 
 def _webp(data: bytes) -> ImageFile:
-    """The chunks that hold pixels; of an animation its first frame's. The last one may break off."""
+    """The chunks with pixels; for animations those of the first frame. The last one may be truncated."""
     kept: list[bytes] = []
     about: dict[bytes, bytes] = {}
     at, end, missing = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little")), 0
@@ -238,7 +238,7 @@ def _webp(data: bytes) -> ImageFile:
         body = data[at + 8 : min(at + 8 + length, end)]
         if name in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
             if name == b"VP8X":
-                body = bytes([body[0] & 0x12]) + body[1:]  # what is left: alpha and animation
+                body = bytes([body[0] & 0x12]) + body[1:]  # keeps the alpha and animation flags
             missing = length - len(body)
             kept.append(struct.pack("<4sI", name, length) + body + b"\0" * (0 if missing else length % 2))
             if name in (b"VP8 ", b"VP8L", b"ANMF"):
@@ -253,7 +253,7 @@ def _webp(data: bytes) -> ImageFile:
 
 
 def _webp_exif(data: bytes, at: int) -> bytes | None:
-    """EXIF behind the pixels."""
+    """EXIF chunk after the pixels."""
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
         if name == b"EXIF":
@@ -266,7 +266,7 @@ def _webp_exif(data: bytes, at: int) -> bytes | None:
 
 
 def _gif(data: bytes) -> ImageFile:
-    """The first frame on a screen of its own size, with the transparency that stands before it."""
+    """The first frame on a screen of its own size, with its transparency."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _table_bytes(flags)
     table = data[13:at]
@@ -302,7 +302,7 @@ def _table_bytes(flags: int) -> int:
 
 
 def _after_blocks(data: bytes, at: int) -> tuple[int, bool]:
-    """Where a row of data blocks ends, and whether its end was there."""
+    """End offset of a sequence of data blocks, and whether its terminator was found."""
     while at < len(data):
         size = data[at]
         at += 1 + size
@@ -323,7 +323,7 @@ _BOX_HEAD = 65_536
 
 
 def _avif(data: bytes) -> ImageFile:
-    """Without its EXIF item: an AVIF is turned by its own properties, which the decoder reports as EXIF."""
+    """Drop the EXIF item: an AVIF is rotated by its own properties, which the decoder reports as EXIF."""
     head = _EXIF_ITEM.sub(rb"\1free", data[:_BOX_HEAD])
     profile, at = None, head.find(b"colrnclx")
     if at >= 0 and b"colrprof" not in head and b"colrrICC" not in head:

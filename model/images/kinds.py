@@ -1,4 +1,4 @@
-"""What a file is, by its content and never by its name: the image formats that are read, and names for all others."""
+"""File type detection by content, never by name: the readable image formats, and names for all others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
-_HEAD = 4096  # bytes that decide
+_HEAD = 4096  # bytes used for detection
 
 _SIGNATURES: Sequence[tuple[int, bytes, str]] = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -98,7 +98,7 @@ _PNM = re.compile(rb"P[1-7f]\s")
 
 
 def kind_of(data: bytes) -> str:
-    """One of `READABLE`, or words for what the file is instead: ``"a HEIC image"``, ``"an HTML page"``, …"""
+    """One of `READABLE`, or a description of the file: ``"a HEIC image"``, ``"an HTML page"``, …"""
     head = data[:_HEAD]
     if not head:
         return "an empty file"
@@ -107,7 +107,7 @@ def kind_of(data: bytes) -> str:
     for offset, signature, kind in _SIGNATURES:
         if head.startswith(signature, offset):
             return kind
-    if head.startswith(b"BM") and len(head) > 18 and head[15:18] == b"\0\0\0":  # the size of a header, below 256
+    if head.startswith(b"BM") and len(head) > 18 and head[15:18] == b"\0\0\0":  # header size, below 256
         return "BMP"
     if head[0] == 0xFF and len(head) > 1 and head[1] & 0xE0 == 0xE0:
         return "an audio file (MP3)"
@@ -115,7 +115,7 @@ def kind_of(data: bytes) -> str:
 
 
 def _of_brands(head: bytes) -> str:
-    """The first brand that is known: the major one, unless that only names the container."""
+    """The first known brand: the major one, unless it only names the container."""
     size = min(int.from_bytes(head[:4], "big"), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
     generic = [kind for brand in brands if (kind := _BRANDS.get(brand))]
@@ -136,7 +136,7 @@ def _of_text(head: bytes) -> str:
     if text.startswith(b"<") or head.lstrip().startswith(b"<?xml"):
         return "an SVG drawing" if _SVG.search(head) else "an XML document"
     if any(byte < 9 or (13 < byte < 32 and byte != 27) for byte in head):
-        return "no image format that is known here"
+        return "not a known image format"
     if head.lstrip()[:1] in (b"{", b"["):
         return "a JSON document"
     if head.lstrip()[:5].lower() == b"data:":
@@ -147,5 +147,5 @@ def _of_text(head: bytes) -> str:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:
-            return "no image format that is known here"
+            return "not a known image format"
     return "a text"

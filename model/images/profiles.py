@@ -1,4 +1,4 @@
-"""Colour profiles -> a transform to sRGB. A profile that cannot be read, or belongs to another mode, is ignored."""
+"""Colour profiles -> a transform to sRGB. Unreadable profiles, and those for another mode, are ignored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_CODE: dict[int, Primaries] = {  # ITU-T H.273, ColourPrimaries
 Curve = tuple[int, tuple[float, ...]]  # kind and parameters of ICC's parametricCurveType
 SRGB_CURVE: Curve = (3, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))
 _CURVES: dict[int, Curve] = {  # ITU-T H.273, TransferCharacteristics, without those of HDR
-    **dict.fromkeys((1, 6, 14, 15), (0, (2.4,))),  # shown as on a video display (BT.1886)
+    **dict.fromkeys((1, 6, 14, 15), (0, (2.4,))),  # as shown on a video display (BT.1886)
     4: (0, (2.2,)),
     5: (0, (2.8,)),
     8: (0, (1.0,)),
@@ -34,9 +34,9 @@ _D50 = np.array([0.9642, 1.0, 0.8249])
 
 
 def to_srgb_transform(profile: bytes | None, mode: str) -> Transform | None:
-    """How images of `mode` (L, RGB or CMYK) become RGB in sRGB; a grey image may have an RGB profile.
+    """Transform from `mode` (L, RGB or CMYK) to sRGB; a grey image may have an RGB profile.
 
-    None where the numbers are sRGB already, or `profile` is unusable.
+    None if the values are sRGB already or `profile` is unusable.
     """
     if not profile:
         return None
@@ -50,7 +50,7 @@ def to_srgb_transform(profile: bytes | None, mode: str) -> Transform | None:
         target = ImageCms.createProfile("sRGB")
         transform = ImageCms.buildTransform(source, target, takes, "RGB", ImageCms.Intent.PERCEPTUAL)
         transform.apply(Image.new(takes, (1, 1)))
-    except Exception:  # littlecms and Pillow raise whatever a broken profile leads to
+    except Exception:  # littlecms and Pillow raise anything for a broken profile
         return None
 
     def apply(image: Image.Image) -> Image.Image:
@@ -60,7 +60,7 @@ def to_srgb_transform(profile: bytes | None, mode: str) -> Transform | None:
 
 
 def profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
-    """The profile that H.273 code points name (`cICP` of a PNG, `nclx` of an AVIF); None for sRGB and unknown ones."""
+    """The profile for H.273 code points (`cICP` of a PNG, `nclx` of an AVIF); None for sRGB and unknown ones."""
     found, curve = _BY_CODE.get(primaries), _CURVES.get(transfer)
     if found is None or curve is None or (found, curve) == (SRGB, SRGB_CURVE):
         return None
@@ -68,7 +68,7 @@ def profile_of_code_points(primaries: int, transfer: int) -> bytes | None:
 
 
 def profile_of_gamma(gamma: float | None, primaries: Primaries | None) -> bytes | None:
-    """The profile of a PNG's `gAMA` (the encoding exponent) and `cHRM`; None for what is sRGB or makes no sense."""
+    """The profile for a PNG's `gAMA` (the encoding exponent) and `cHRM`; None if sRGB or invalid."""
     same_primaries = primaries is None or np.abs(np.subtract(primaries, SRGB)).max() < 0.005
     if same_primaries and (gamma is None or abs(gamma - 1 / 2.2) < 0.02):
         return None
@@ -78,7 +78,7 @@ def profile_of_gamma(gamma: float | None, primaries: Primaries | None) -> bytes 
 
 
 def rgb_profile(primaries: Primaries, curve: Curve) -> bytes | None:
-    """An ICC profile of primaries and a curve; None for impossible primaries."""
+    """Build an ICC profile from primaries and a curve; None for impossible primaries."""
     try:
         columns = _adapted_columns(primaries)
     except (np.linalg.LinAlgError, ZeroDivisionError, FloatingPointError):

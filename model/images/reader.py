@@ -1,8 +1,8 @@
-"""The one way from encoded bytes to an image: what browsers show, as they show it. docs/images.md has the rule.
+"""The only decoder of image bytes, with the result that browsers show; docs/images.md has the rules.
 
-Every door uses it: uploads, data URLs, the rows of data sets. PNG, JPEG, WebP, GIF, BMP and AVIF are read, whatever the
-file is called; anything else is named for what it is. The result is RGB in sRGB, turned upright, on white, at most
-`MAX_SIDE` pixels a side. Conversions go band by band, so that an image needs little more memory than its decoder.
+Used by uploads, data URLs and data sets. Reads PNG, JPEG, WebP, GIF, BMP and AVIF, independent of the file name; other
+files are rejected with a description of their type. The result is upright RGB in sRGB on white, at most `MAX_SIDE`
+pixels per side. Conversions run band by band, so that an image needs little more memory than its decoder.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ _TURNS = {
 
 
 class ImageError(ValueError):
-    """Bytes that are no image to be read: `code` (``unsupported_image``, ``image_broken``, ``image_too_large``,
-    ``image_too_narrow``) for programs, `detail` for people."""
+    """The bytes are not a readable image: `code` (``unsupported_image``, ``image_broken``, ``image_too_large``,
+    ``image_too_narrow``) for programs, `detail` for people.
+    """
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -47,47 +48,47 @@ class ImageError(ValueError):
 
 
 def read_image(data: bytes) -> Image.Image:
-    """The image as a browser shows it: RGB in sRGB, without metadata, at most `MAX_SIDE` pixels a side.
+    """Decode an image as a browser shows it: RGB in sRGB, without metadata, at most `MAX_SIDE` pixels per side.
 
     Raises:
-        ImageError: it is none, too large, too narrow, or broken.
+        ImageError: unsupported, too large, too narrow, or broken.
     """
     file, size = _checked(data)
     try:
         source, factor = _decode(file, size)
         image = _in_srgb(source, file, factor)
-        # A JPEG, PNG or WebP came without its EXIF; an AVIF's is what its own properties say.
+        # JPEG, PNG and WebP come without EXIF; an AVIF's EXIF reflects its own properties.
         orientation = orientation_of(source.info.get("exif")) if file.kind == "AVIF" else file.orientation
     except Incomplete as error:
         raise ImageError("image_broken", f"the image is cut off: {error}; save it again and retry") from None
     except (MemoryError, ImageError):
         raise
-    except Exception:  # a decoder raises whatever broken bytes lead to
+    except Exception:  # a decoder raises anything for broken bytes
         raise ImageError("image_broken", "the image is damaged; save it again and retry") from None
     return turned(image, orientation)
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels before it is turned, from the header alone; None where only decoding tells.
+    """Width and height in pixels before rotation, from the header alone; None if that requires decoding.
 
     Raises:
-        ImageError: as :func:`read_image` does for a header.
+        ImageError: the header is invalid; see :func:`read_image`.
     """
     return _checked(data)[1]
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """An image turned as EXIF's orientation (1 to 8) says."""
+    """Rotate an image by its EXIF orientation (1 to 8)."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def on_white(image: Image.Image, transform: Transform | None = None, key: tuple[int, ...] | None = None) -> Image.Image:
-    """An image of any mode as RGB on white.
+    """Convert an image of any mode to RGB on white.
 
     Args:
-        image: 16-bit greys are scaled from 16 bits, whatever values they hold.
-        transform: from the mode it has without transparency to RGB in sRGB; None: the numbers are sRGB.
-        key: the colour that is transparent.
+        image: 16-bit greys always use the full 16-bit scale.
+        transform: from its mode without transparency to RGB in sRGB; None if the values are sRGB.
+        key: the transparent colour.
     """
     image, alpha = _split(image, key)
     rgb = image.convert("RGB") if transform is None else transform(image)
@@ -99,7 +100,7 @@ def on_white(image: Image.Image, transform: Transform | None = None, key: tuple[
 
 
 def _split(image: Image.Image, key: tuple[int, ...] | None) -> tuple[Image.Image, Image.Image | None]:
-    """An image as L, RGB or CMYK, and its transparency (L)."""
+    """Split an image into L, RGB or CMYK, and its transparency (L)."""
     mode = image.mode
     if mode.startswith("I"):
         values = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
@@ -127,7 +128,7 @@ def _unlike(values: np.ndarray, key: int | tuple[int, ...]) -> Image.Image:
 
 
 def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
-    """The file's parts and its size; refused by its kind or by its size before a pixel is decoded."""
+    """The parsed file and its size; unsupported types and sizes are rejected before decoding."""
     kind = kind_of(data)
     if kind not in READABLE:
         raise ImageError("unsupported_image", f"this is {kind}; send a PNG, JPEG, WebP, GIF, BMP or AVIF image")
@@ -139,7 +140,7 @@ def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
     except MemoryError:
         raise
     except Exception:
-        if kind not in ("WEBP", "AVIF"):  # those two are opened whole or not at all
+        if kind not in ("WEBP", "AVIF"):  # those two are opened completely or not at all
             raise ImageError("image_broken", f"the header of this {kind} image is damaged") from None
         return file, None
     _check_size(size, kind)
@@ -149,7 +150,7 @@ def _checked(data: bytes) -> tuple[ImageFile, tuple[int, int] | None]:
 def _check_size(size: tuple[int, int], kind: str) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError("image_broken", f"an image of {width} × {height} pixels has none")
+        raise ImageError("image_broken", f"an image of {width} × {height} pixels is empty")
     if width * height > MAX_PIXELS:
         raise ImageError("image_too_large", f"{width} × {height} pixels are too many: {_TOO_LARGE}")
     if kind == "WEBP" and width * height > MAX_WEBP_PIXELS:
@@ -165,9 +166,9 @@ def _open(data: bytes, kind: str) -> Image.Image:
 
 
 def _decode(file: ImageFile, size: tuple[int, int] | None) -> tuple[Image.Image, int]:
-    """The decoded image, and the factor by which it is still to be made smaller."""
+    """The decoded image, and the factor by which it still has to shrink."""
     factor = 1 if size is None else _factor(size)
-    drafted = min(8, factor & -factor) if file.kind == "JPEG" else 1  # it decodes at a half, a quarter or an eighth
+    drafted = min(8, factor & -factor) if file.kind == "JPEG" else 1  # decodes at a half, a quarter or an eighth
 
     def load(data: bytes) -> Image.Image:
         image = _open(data, file.kind)

@@ -1,11 +1,11 @@
-"""Images that break off: how much is missing, and the rest.
+"""Truncated images: how much is missing, and decoding the rest.
 
-An image that lacks at most its last row of blocks counts as whole, in every format: a row of pixels of a PNG, GIF or
+An image that lacks at most its last row of blocks counts as complete, in every format: a row of pixels of a PNG, GIF or
 BMP, 8 or 16 rows of a JPEG, 16 of a WebP, 64 of an AVIF. How far the pixels go:
 
-- PNG: counted, by inflating what is there.
-- GIF and BMP: whole enough if they decode with a height that is one less.
-- JPEG, WebP, AVIF: filled up with two patterns in turn; right down to the first row in which the two results differ.
+- PNG: counted, by inflating the data.
+- GIF and BMP: complete enough if they decode with the height reduced by one.
+- JPEG, WebP, AVIF: padded with two patterns in turn; valid down to the first row in which the two results differ.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _BLOCK_ROWS = {"WEBP": 16, "AVIF": 64}
 _SMOOTHED = 4  # rows above a block that its neighbour's filters change
 _FILL = 65_536
 _PIECE = 1 << 20
-_REFUSALS = (OSError, RuntimeError, SyntaxError, EOFError)  # of decoders
-_GREY = (128, 128)  # what libjpeg makes of blocks that are missing
+_REFUSALS = (OSError, RuntimeError, SyntaxError, EOFError)  # raised by decoders
+_GREY = (128, 128)  # libjpeg's value for missing blocks
 
 
 class Incomplete(ValueError):
@@ -34,15 +34,15 @@ class Incomplete(ValueError):
 
 
 def complete(file: ImageFile, decode: Decode) -> Image.Image:
-    """The image of a file that its decoder refused, if at most its last row of blocks is missing.
+    """Decode a truncated file, if at most its last row of blocks is missing.
 
     Args:
         file: the file.
-        decode: bytes of this format to an image; it may be a smaller one.
+        decode: decoder for this format; may return a smaller image.
 
     Raises:
         Incomplete: more is missing.
-        Exception: whatever `decode` raises for a file that is broken in another way.
+        Exception: errors of `decode` for a file that is broken in another way.
     """
     if file.kind == "PNG":
         return decode(_filled_png(file.data))
@@ -62,7 +62,7 @@ def complete(file: ImageFile, decode: Decode) -> Image.Image:
 
 
 def require_whole(file: ImageFile, image: Image.Image, decode: Decode) -> None:
-    """Look once more at a JPEG with an end marker whose last rows are grey: a decoder shows blocks that are missing so.
+    """Check a JPEG with an end marker whose last rows are grey, as decoders render missing blocks.
 
     Raises:
         Incomplete: more is missing than its last row of blocks.
@@ -81,7 +81,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def _filled_png(data: bytes) -> bytes:
-    """The PNG with zeros for the bytes that are missing.
+    """Pad the PNG with zeros for the missing bytes.
 
     Raises:
         Incomplete: more than a row of pixels is missing.
@@ -113,11 +113,11 @@ def _filled_png(data: bytes) -> bytes:
     return data[: start - 4] + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
-# ---- GIF and BMP, with a height that is one less
+# ---- GIF and BMP, with the height reduced by one
 
 
 def _complete_gif(data: bytes, decode: Decode) -> Image.Image:
-    """An interlaced one is decoded as if it were not, so that the rows that are missing are the last ones."""
+    """An interlaced GIF is decoded as sequential, so that the missing rows are the last ones."""
     at = 13 + (3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
     while data[at] == 0x21:
         at += 2
@@ -145,7 +145,7 @@ def _complete_gif(data: bytes, decode: Decode) -> Image.Image:
 
 
 def _shorten_last_block(data: bytearray, at: int) -> None:
-    """Give a block that breaks off the length that it has: a decoder reads whole blocks only."""
+    """Set a truncated block's length to its actual size: decoders only read complete blocks."""
     while at < len(data) and data[at]:
         if at + 1 + data[at] > len(data):
             data[at] = len(data) - at - 1
@@ -162,7 +162,7 @@ def _decoded(data: bytes, decode: Decode) -> Image.Image:
 
 
 def _shorter_bmp(data: bytes) -> tuple[bytes, int]:
-    """With a row less, and how many rows are missing above: rows go upwards unless the height is negative."""
+    """With one row less; also the number of missing rows at the top: rows go upwards unless the height is negative."""
     changed = bytearray(data)
     if int.from_bytes(data[14:18], "little") == 12:
         (height,) = struct.unpack_from("<H", data, 20)
@@ -175,29 +175,29 @@ def _shorter_bmp(data: bytes) -> tuple[bytes, int]:
     return bytes(changed), int(height > 0)
 
 
-# ---- filled up in two ways
+# ---- padded in two ways
 
 
 def _first_two(filled: Callable[[bytes], bytes], decode: Decode) -> list[Image.Image]:
-    """The images of the first two patterns that decode: some decoders refuse some of them."""
+    """Images of the first two patterns that decode: some decoders reject some patterns."""
     images: list[Image.Image] = []
     for pattern in _PATTERNS:
         with contextlib.suppress(*_REFUSALS):
             images.append(decode(filled(pattern)))
         if len(images) == 2:
             return images
-    raise Incomplete("it is damaged, or breaks off where no decoder can go on")
+    raise Incomplete("it is damaged or truncated where no decoder can continue")
 
 
 def _require_rows(one: Image.Image, other: Image.Image, allowed: int) -> None:
-    """Incomplete unless all but the last rows are equal, and not all rows differ."""
+    """Raise Incomplete unless all but the last rows are equal and some rows differ."""
     equal = _equal_rows(one, other)
     if equal < one.height and (equal == 0 or one.height - equal > allowed):
         raise Incomplete(f"{one.height - equal} of {one.height} rows are missing")
 
 
 def _filled_webp(data: bytes, pattern: bytes) -> bytes:
-    """The last chunk filled up to its length, and some more: what is made up may take more bits."""
+    """Pad the last chunk to its length and beyond: the made-up data may take more bits."""
     at = 12
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
@@ -205,7 +205,7 @@ def _filled_webp(data: bytes, pattern: bytes) -> bytes:
             break
         at += 8 + length + length % 2
     else:
-        raise Incomplete("nothing is missing at its end, and yet it cannot be decoded")
+        raise Incomplete("nothing is missing at its end, but it cannot be decoded")
     if at + 8 + length > 2 * len(data) + _FILL:
         raise Incomplete("more than half of it is missing")
     more = 0 if name == b"ANMF" else _FILL
@@ -218,7 +218,7 @@ def _filled_webp(data: bytes, pattern: bytes) -> bytes:
 def _filled_avif(data: bytes, pattern: bytes) -> bytes:
     end = _end_of_boxes(data)
     if end <= len(data):
-        raise Incomplete("nothing is missing at its end, and yet it cannot be decoded")
+        raise Incomplete("nothing is missing at its end, but it cannot be decoded")
     if end > 2 * len(data) + _FILL:
         raise Incomplete("more than half of it is missing")
     return data + pattern * (end - len(data))
@@ -230,18 +230,18 @@ def _end_of_boxes(data: bytes) -> int:
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1 and at + 16 <= len(data):
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:  # 0: to the end of the file
+        if size < 8:  # 0: up to the end of the file
             return len(data)
         at += size
     return at
 
 
 def _require_rows_of_jpeg(data: bytes, decode: Decode) -> None:
-    """`data` without its end marker; Incomplete unless all but the last row of blocks is there."""
+    """`data` lacks its end marker; raise Incomplete if more than the last row of blocks is missing."""
     rows, height = _block_rows(data)
     data = _without_half_a_marker(data)
     one, other = (decode(data + pattern * _FILL + b"\xff\xd9") for pattern in _PATTERNS[:2])
-    _require_rows(one, other, -(-rows * one.height // height) + 1)  # decoded smaller, perhaps
+    _require_rows(one, other, -(-rows * one.height // height) + 1)  # may be decoded at a smaller size
 
 
 def _without_half_a_marker(data: bytes) -> bytes:
@@ -249,10 +249,10 @@ def _without_half_a_marker(data: bytes) -> bytes:
 
 
 def _block_rows(data: bytes) -> tuple[int, int]:
-    """Rows of pixels in a row of blocks, and in the whole image.
+    """Pixel rows per block row, and in the whole image.
 
     Raises:
-        Incomplete: a scan is missing as a whole.
+        Incomplete: an entire scan is missing.
     """
     rows, height, left = 8, 1, {}
     for marker, segment in jpeg_segments(data):
@@ -272,7 +272,7 @@ def _block_rows(data: bytes) -> tuple[int, int]:
 
 
 def _equal_rows(one: Image.Image, other: Image.Image) -> int:
-    """Rows from the top in which two images are equal."""
+    """Number of rows from the top in which two images are equal."""
     if one.mode not in ("L", "RGB"):
         one, other = one.convert("RGBA"), other.convert("RGBA")
     difference = ImageChops.difference(one, other)

@@ -1,7 +1,7 @@
-"""A picture -> the square that the model gets, with PIL alone. Untrusted bytes are checked before they come here.
+"""Image -> the square input of the model, with PIL alone. Untrusted bytes must be checked before.
 
-Shortest edge to R (Lanczos), then the centre; or, with ``fit="pad"``, the longest edge to R on a white square, so that
-nothing is cut off. Transparency is blended on white, EXIF turns are applied, only the first frame counts.
+Scales the shortest edge to R (Lanczos) and crops the centre; or, with ``fit="pad"``, scales the longest edge to R on a
+white square. Transparency is blended on white, EXIF rotation is applied, only the first frame counts.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from model.images.reader import on_white, turned
 
 Fit = Literal["crop", "pad"]
 WHITE = (255, 255, 255)
-_LONGEST = 16  # sides beyond this many times the shorter edge are cut off before any scaling
+_LONGEST = 16  # longer sides are cropped to this multiple of the shorter edge before scaling
 
 
-def open_picture(png: bytes | Image.Image) -> Image.Image:
-    """RGB picture of encoded bytes (or of a picture already open)."""
+def open_image(png: bytes | Image.Image) -> Image.Image:
+    """RGB image of encoded bytes or of an open image."""
     return to_rgb(png if isinstance(png, Image.Image) else Image.open(io.BytesIO(png), formats=READABLE))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB on white, turned as its EXIF says."""
+    """RGB on white, rotated by EXIF."""
     orientation = orientation_of(image.info.get("exif"))
     return turned(image if image.mode == "RGB" and "transparency" not in image.info else on_white(image), orientation)
 
 
 def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, fit: Fit = "crop") -> Image.Image:
-    """What the model sees of a picture: RGB, R x R pixels.
+    """An image as the model sees it: RGB, R x R pixels.
 
     Args:
-        png: encoded bytes or a picture.
+        png: encoded bytes or an image.
         config: the checkpoint's config, or R itself in pixels.
         fit: ``crop`` cuts the longer sides off, ``pad`` keeps all of it on a white square.
 
@@ -46,8 +46,8 @@ def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, f
     if isinstance(config, ModelConfig):
         config = config.vq
     size = config.resolution if isinstance(config, VQConfig) else config
-    image = open_picture(png)
-    image.load()  # the caller may close the file behind it
+    image = open_image(png)
+    image.load()  # the caller may close the file
     if image.size == (size, size):
         return image
     if fit == "crop":
@@ -58,22 +58,22 @@ def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, f
 
 
 def cropped_share(width: int, height: int) -> float:
-    """Share of a picture's area that ``crop`` cuts off, 0 ... 1."""
+    """Share of an image's area that ``crop`` cuts off, 0 ... 1."""
     return 1.0 - min(width, height) / max(width, height)
 
 
 def png_bytes(image: Image.Image, *, quick: bool = False) -> bytes:
-    """A picture as PNG, without metadata; `quick` takes less than half the time and a sixth more bytes."""
+    """Encode as PNG without metadata; `quick` takes less than half the time for a sixth more bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1 if quick else 6)
     return buffer.getvalue()
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Shortest edge to ``size``, then the centre, with the rounding of transformers' image processor."""
+    """Scale the shortest edge to ``size``, then crop the centre, with the rounding of transformers' image processor."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    if long > _LONGEST * short:  # a line of 40,000 x 1 pixels must not become one of 2,560,000 x 64
+    if long > _LONGEST * short:  # 40,000 x 1 pixels must not become 2,560,000 x 64
         start = (long - _LONGEST * short) // 2
         end = start + _LONGEST * short
         image = image.crop((0, start, width, end) if height == long else (start, 0, end, height))
@@ -87,7 +87,7 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:
-    """Longest edge to ``size``, centred on a white square."""
+    """Scale the longest edge to ``size``, centred on a white square."""
     width, height = image.size
     long = max(width, height)
     new_size = (max(1, round(width * size / long)), max(1, round(height * size / long)))

@@ -1,6 +1,6 @@
-"""How tokens see each other without a cache: dense batches, and documents laid end to end for training.
+"""Attention without a cache: dense batches, and documents packed end to end for training.
 
-The engine's cached strategies stand in :mod:`model.nets.kv_cache`.
+The engine's cached strategies are in :mod:`model.nets.kv_cache`.
 
 Legend: B batch, T time, H query heads, J key/value heads, K head dim.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Attention(Protocol):
-    """How the tokens of one forward see each other."""
+    """How the tokens of one forward attend to each other."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [..., H, K], k and v [..., J, K], all rotated -> [..., H * K]."""
@@ -25,7 +25,7 @@ class Attention(Protocol):
 
 
 class CausalAttention:
-    """Dense batches [B, T]: every token sees itself and those before it."""
+    """Dense batches [B, T]: every token attends to itself and those before it."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = causal_sdpa(q, k, v)
@@ -48,8 +48,8 @@ def _causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _CausalSDPA(torch.autograd.Function):
     """SDPA on a CPU with a backward of our own: PyTorch's takes 109 ms where this one takes 34 (bf16, 16 x 300 tokens).
 
-    Blocks of queries against the keys up to them, the query heads of a group side by side, so that the work is matrix
-    products over half the square and no head is copied.
+    Blocks of queries attend to the keys up to them, with the query heads of a group side by side: matrix products over
+    half the square, without copying heads.
     """
 
     BLOCK = 64
@@ -103,7 +103,7 @@ class _CausalSDPA(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """Documents of like length: where their padded rows come from, [n * len] indices into the flat tokens."""
+    """Documents of similar length: the source of their padded rows, [n * len] indices into the flat tokens."""
 
     num_docs: int
     length: int
@@ -112,10 +112,10 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Documents laid end to end, and how attention sees them: buckets of like length, padded inside attention only.
+    """Documents packed end to end, and their attention layout: buckets of similar length, padded inside attention only.
 
-    `positions` [T] counts from 0 in each document. A padded row stands behind its document, so no real token sees it
-    under the causal rule, and its gradient is zero.
+    `positions` [T] counts from 0 in each document. Padding follows its document, so the causal rule hides it from real
+    tokens, and its gradient is zero.
     """
 
     lengths: tuple[int, ...]
@@ -123,13 +123,13 @@ class PackedLayout:
     buckets: tuple[_Bucket, ...]
     source: Tensor  # [padded rows of all buckets] -> flat token, for padding rows some token of the same document
     target: Tensor  # [T] -> row among the padded rows
-    is_real: Tensor  # [padded rows, 1] 1.0 where the row is a token, 0.0 where it is padding
+    is_real: Tensor  # [padded rows, 1] 1.0 for tokens, 0.0 for padding
 
     @classmethod
     def from_lengths(
         cls, lengths: Sequence[int], device: torch.device | str = "cpu", *, multiple: int = 64
     ) -> PackedLayout:
-        """Lengths of the documents in the order of their tokens; lengths are padded to a `multiple` in attention."""
+        """Build from document lengths in token order; attention pads lengths to a `multiple`."""
         if not lengths or min(lengths) < 1:
             raise ValueError("every document needs at least one token")
         starts, total = [], 0
@@ -191,7 +191,7 @@ class _Unpad(torch.autograd.Function):
 
 
 class PackedAttention:
-    """Flat tokens [T] of several documents: each sees its own document's past only. Equal to one document at a time."""
+    """Flat tokens [T] of several documents: each attends to its own past only. Equal to one document at a time."""
 
     def __init__(self, layout: PackedLayout) -> None:
         self.layout = layout

@@ -1,8 +1,8 @@
-"""A decode step in fp32 on a CPU: the operations of `Transformer.forward`, on kept buffers and through kept views.
+"""A decode step in fp32 on a CPU: the operations of `Transformer.forward` on preallocated buffers and views.
 
-Small steps are made of calls: the forward that also trains and prefills makes 45 of them a layer for one row, half of
-them views and allocations; this one makes 23. Its weights are the engine's copies, with both norms multiplied into the
-matrices behind them. Other devices, other types and swin-norm take the forward itself (see `Engine`).
+Small steps are dominated by call overhead: the general forward makes 45 calls per layer for one row, half of them views
+and allocations; this one makes 23. It uses the engine's weight copies, with both norms folded into the following
+matrices. Other devices, dtypes and swin-norm use the general forward (see `Engine`).
 
 Legend: n rows, D width, H query heads, J key/value heads, K head dim, I width of the MLP.
 """
@@ -22,7 +22,7 @@ _silu_: Any = torch._C._nn.silu_
 
 
 class _Rows:
-    """The buffers of a step of n rows, and the views into them that the operations need."""
+    """The buffers of a step of n rows, and the views into them."""
 
     def __init__(self, transformer: Transformer, rows: int) -> None:
         config = transformer.config
@@ -46,7 +46,7 @@ class _Rows:
 
 
 class DecodeStep:
-    """Steps over one cache. Everything that a call returns is valid until the next one."""
+    """Steps over one cache. Returned tensors are valid until the next call."""
 
     def __init__(self, transformer: Transformer, attention: DecodeAttention) -> None:
         config = transformer.config
@@ -57,7 +57,7 @@ class DecodeStep:
 
     @staticmethod
     def serves(transformer: Transformer) -> bool:
-        """Whether a transformer's steps can be made here."""
+        """Whether this class supports a transformer."""
         return (
             transformer.device.type == "cpu" and transformer.dtype == torch.float32 and not transformer.config.swin_norm
         )

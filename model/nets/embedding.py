@@ -1,4 +1,4 @@
-"""Embeddings that also build fast without storage."""
+"""Embeddings that can be built quickly without storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 def new_embedding(count: int, width: int) -> nn.Embedding:
     """An embedding [count, width] with uniform values of unit variance.
 
-    `nn.Embedding` draws normal ones, which on the meta device imports 800 modules of torch's compiler (1.5 s).
+    `nn.Embedding` uses normal values, which on the meta device imports 800 modules of torch's compiler (1.5 s).
     """
     values = torch.empty(count, width).uniform_(-(3**0.5), 3**0.5)
     return cast(nn.Embedding, nn.Embedding.from_pretrained(values, freeze=False))

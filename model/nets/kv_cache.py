@@ -1,7 +1,7 @@
 """Keys and values of running sequences, and the attention strategies that read and write them.
 
 Active sequences occupy slots 0 ... n-1, so that a decode step reads plain views ``cache[:n, :, :length]`` and never
-gathers; a freed slot takes the last sequence (see :class:`model.engine.engine.Engine`). Nothing here knows tokens.
+gathers; a freed slot takes the last sequence (see :class:`model.engine.engine.Engine`). Knows no tokens.
 
 Legend: S slots, C context, J key/value heads, G query heads a key head, K head dim, n rows of a step.
 """
@@ -19,14 +19,14 @@ READ_MULTIPLE = 64
 
 
 def read_length(longest: int, context_len: int) -> int:
-    """How many cached positions a decode step reads where the longest row needs `longest`."""
+    """Number of cached positions that a decode step reads if the longest row needs `longest`."""
     return min(context_len, -(-longest // READ_MULTIPLE) * READ_MULTIPLE)
 
 
 class KVCache:
     """Keys and values of every slot and layer, [layers, S, J, C, K] each.
 
-    On a CPU the positions of a key stand innermost in memory: scores of a few queries then take half the time.
+    On a CPU a key's positions are innermost in memory, which halves the time of scores for few queries.
     """
 
     def __init__(
@@ -53,27 +53,27 @@ class KVCache:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [J, T, K] of positions 0 ... T-1."""
+        """Write keys and values [J, T, K] of positions 0 ... T-1."""
         length = keys.shape[1]
         self.keys[layer, slot, :, :length] = keys
         self.values[layer, slot, :, :length] = values
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """The first `length` positions of a slot into another one: a fork, or the move into a freed slot."""
+        """Copy the first `length` positions of a slot into another one: a fork, or the move into a freed slot."""
         for cache in (self.keys, self.values):
             cache[:, target, :, :length] = cache[:, source, :, :length]
 
     def export(self, slot: int, length: int) -> Tensor:
-        """A copy of a slot's first `length` positions, [2, layers, J, length, K]."""
+        """Copy a slot's first `length` positions, [2, layers, J, length, K]."""
         return torch.stack([self.keys[:, slot, :, :length], self.values[:, slot, :, :length]])
 
     def clear(self, slot: int) -> None:
-        """Zero a slot: a NaN left behind would reach its next holder through the masked positions (0 * NaN)."""
+        """Zero a slot: a leftover NaN would reach its next holder through the masked positions (0 * NaN)."""
         self.keys[:, slot] = 0.0
         self.values[:, slot] = 0.0
 
     def restore(self, slot: int, rows: Tensor) -> None:
-        """Write back what :meth:`export` gave."""
+        """Write back the result of :meth:`export`."""
         length = rows.shape[-2]
         self.keys[:, slot, :, :length] = rows[0]
         self.values[:, slot, :, :length] = rows[1]
@@ -92,9 +92,9 @@ class PrefillAttention:
 
 
 class DecodeAttention:
-    """One new token for each of the slots 0 ... n-1; kept over steps, since its views and mask rows change little.
+    """One new token for each of the slots 0 ... n-1; kept between steps, since its views and mask rows change little.
 
-    The additive mask [S * J, C] shows a slot the positions before its new token; every step opens one more a row.
+    The additive mask [S * J, C] exposes the positions before a slot's new token; every step opens one more per row.
     """
 
     def __init__(self, cache: KVCache, *, groups: int) -> None:
@@ -118,13 +118,13 @@ class DecodeAttention:
         self._shape = (0, 0)
 
     def open(self, slot: int, length: int) -> None:
-        """Tell that a slot holds a sequence whose first `length` positions are cached."""
+        """Mark a slot as holding a sequence whose first `length` positions are cached."""
         rows = self._mask.view(self.cache.num_slots, -1, self.cache.context_len)[slot]
         rows[:, :length] = 0.0
         rows[:, length:] = float("-inf")
 
     def begin(self, positions: Tensor, longest: int) -> None:
-        """Start a step: where each row's new token stands [n], and the longest of them plus one."""
+        """Start a step: each row's position [n], and the largest of them plus one."""
         rows, length = positions.shape[0], read_length(longest, self.cache.context_len)
         if self._shape != (rows, length):
             self._shape = (rows, length)

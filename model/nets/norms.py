@@ -1,8 +1,8 @@
-"""Norms of the transformer with backward passes of their own, for training on a CPU.
+"""Transformer norms with custom backward passes, for training on a CPU.
 
-PyTorch has no fused RMSNorm there: autograd takes a dozen passes over the activations, and memory is what a step waits
-for. These take half the time (3,072 x 192: 3.1 ms instead of 6.1; queries and keys 6.9 instead of 10.5) and give the
-same values and gradients. Under autocast the results come out in its type, which the next matrix product would ask for.
+PyTorch has no fused RMSNorm there: autograd takes a dozen passes over the activations, and steps are memory-bound.
+These take half the time (3,072 x 192: 3.1 ms instead of 6.1; queries and keys 6.9 instead of 10.5) and give the same
+values and gradients. Under autocast the results have its dtype, as the next matrix product needs.
 
 Shapes: T tokens (leading dimensions), D width, H heads, K head dim.
 """
@@ -41,7 +41,7 @@ class RMSNorm(torch.autograd.Function):
 class QKNormRotate(torch.autograd.Function):
     """LayerNorm of every query and key head (weight and bias [H, K]), then the rotation; fp32 inside.
 
-    x [..., H, K] with rows interleaved as in `LayerWeights`, rotation [..., 1, K / 2] complex; result of x's type.
+    x [..., H, K] with rows interleaved as in `LayerWeights`, rotation [..., 1, K / 2] complex; result in x's dtype.
     """
 
     @staticmethod

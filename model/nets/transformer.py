@@ -1,11 +1,10 @@
-"""The Chameleon transformer: one forward for training, prefill and decode (in fp32 on a CPU a decode step makes the
-same operations on kept buffers, see :mod:`model.nets.decode_step`).
+"""The Chameleon transformer: one forward for training, prefill and decode (in fp32 on a CPU, a decode step runs the
+same operations on preallocated buffers, see :mod:`model.nets.decode_step`).
 
 Parameter names are those of the HF checkpoints (``model.*``, ``lm_head.*``), so a state dict loads without a map. The
-module knows token ids and positions only: which ids are codes, which are legal and how a prompt is written stand
-elsewhere. How tokens see each other is the job of the *attention strategy* that the caller hands in:
-:class:`CausalAttention` (dense batches), :class:`PackedAttention` (documents laid end to end, for training), or the
-engine's cached ones (``model/nets/kv_cache.py``).
+module only knows token ids and positions, not which ids are codes or legal, nor prompts. The caller passes an
+*attention strategy*: :class:`CausalAttention` (dense batches), :class:`PackedAttention` (documents packed end to end,
+for training), or the engine's cached ones (``model/nets/kv_cache.py``).
 
 Legend of shapes: B batch, T time, V vocabulary, D width, H query heads, J key/value heads, K head dim.
 """
@@ -35,16 +34,16 @@ __all__ = [
     "Transformer",
 ]
 
-QK_NORM_EPS = 1e-5  # fixed in the architecture, whatever the config says about the other norms
+QK_NORM_EPS = 1e-5  # fixed by the architecture, independent of the config's eps
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's tensors in the form the forward reads: q, k, v stacked in one matrix, gate and up in another.
+    """One layer's tensors in the layout of the forward: q, k, v stacked in one matrix, gate and up in another.
 
     The rows of every query and key head are interleaved (0, K/2, 1, K/2 + 1, ...), which turns the half-split rotation
-    one complex product; scores do not change, since queries and keys are permuted alike. Matrices stand as (in, out).
-    A norm may be None where its weight times the square root of D has been multiplied into the matrix behind it.
+    into one complex product; scores do not change, since queries and keys are permuted alike. Matrices are (in, out). A
+    norm is None when its weight times the square root of D has been folded into the following matrix.
     """
 
     input_norm: Tensor | None  # [D]
@@ -105,7 +104,7 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _Scale(config.hidden_size)
 
     def weights(self) -> LayerWeights:
-        """Stacks the parameters; gradients flow back through the stacking."""
+        """Stack the parameters; gradients flow back through the stacking."""
         attn, mlp = self.self_attn, self.mlp
         heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
 
@@ -130,7 +129,7 @@ class _Layer(nn.Module):
 
 
 class _Body(nn.Module):
-    """What HF keeps under ``model.``."""
+    """The part that HF keeps under ``model.``."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -142,7 +141,7 @@ class _Body(nn.Module):
 class Transformer(nn.Module):
     """Chameleon's decoder (swin-norm variant included), without the VQ.
 
-    Building it leaves torch's default initialisation; call :meth:`init_weights` to train from scratch.
+    Construction leaves torch's default initialisation; call :meth:`init_weights` to train from scratch.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -182,7 +181,7 @@ class Transformer(nn.Module):
         table = self._rope_table
         if table is None or table.device != positions.device:
             config = self.config
-            with torch.inference_mode(False):  # built by an engine, it must still serve a training step
+            with torch.inference_mode(False):  # built by an engine, it must also serve a training step
                 exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
                 inv_freq = 1.0 / (config.rope_theta**exponent)
                 angles = torch.arange(config.max_position_embeddings, dtype=torch.float32)[:, None] * inv_freq
@@ -204,7 +203,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Token ids and positions [..., T] -> hidden states [..., T, D] after the final norm.
 
-        `weights` are the stacked weights if the caller keeps them; otherwise they are stacked here, layer by layer.
+        `weights` are stacked weights kept by the caller; otherwise they are stacked here, layer by layer.
         """
         config = self.config
         x = F.embedding(ids, self.model.embed_tokens.weight)
@@ -221,10 +220,10 @@ class Transformer(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x [..., D] over its root mean square, times `weight`; without one over the square root of D times that."""
+    """x [..., D] over its root mean square, times `weight`; without a weight, over the square root of D times that."""
     width = x.shape[-1]
     if weight is None:
-        # sqrt(|x|^2 + D * eps): half the operations of PyTorch's own norm, where small steps are made of calls.
+        # sqrt(|x|^2 + D * eps): half the operations of PyTorch's norm; small steps are dominated by call overhead.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / norm.hypot(norm.new_tensor((eps * width) ** 0.5))
     if _trains_on_cpu(x):
@@ -260,7 +259,7 @@ def _trains_on_cpu(x: Tensor) -> bool:
 
 
 def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x + y @ weight; where no gradient is wanted in one operation that writes over x."""
+    """x + y @ weight; without gradients, one operation that overwrites x."""
     if torch.is_grad_enabled() or x.dtype != y.dtype:
         return x + y @ weight
     if x.dim() == 2:

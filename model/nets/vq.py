@@ -1,11 +1,11 @@
-"""The picture tokenizer: VQ encoder, quantiser and **decoder** in the layout of the Chameleon / Anole checkpoints.
+"""The image tokenizer: VQ encoder, quantiser and **decoder** in the layout of the Chameleon / Anole checkpoints.
 
-A picture of R x R pixels becomes N = (R / f)^2 codes, row-major, and N codes become a picture again. The encoder and
-the quantiser carry the parameter names that transformers' ``ChameleonVQVAE`` uses, the decoder those of Anole's files
-(taming transformers), so that a released checkpoint loads without renaming. transformers ships no decoder, which is
-why nothing built on it can show what the model draws.
+Converts an image of R x R pixels to N = (R / f)^2 codes, row-major, and back. The encoder and the quantiser carry the
+parameter names that transformers' ``ChameleonVQVAE`` uses, the decoder those of Anole's files (taming transformers), so
+that a released checkpoint loads without renaming. transformers ships no decoder, so nothing built on it can show the
+model's images.
 
-It knows nothing of token ids (that is :mod:`model.text.vocab`), files or PIL (:mod:`model.images.codes`).
+Knows nothing of token ids ( :mod:`model.text.vocab`), files or PIL (:mod:`model.images.codes`).
 
 Shapes: B batch, R resolution, N codes per image, D codebook width.
 """
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
-CHANNELS_LAST_FROM = 32  # rows, in bf16 on a CPU: with fewer GroupNorm is slower so, with more upsampling is if not
+CHANNELS_LAST_FROM = (
+    32  # rows, in bf16 on a CPU: below that GroupNorm is slower channels last, above it upsampling is faster
+)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -34,7 +36,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, 3x3 convolution, twice, beside a shortcut (1x1 where the width changes)."""
+    """norm, SiLU, 3x3 convolution, twice, plus a shortcut (1x1 if the width changes)."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -187,7 +189,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor, *, last_from: int | None = None) -> Tensor:
-        """`last_from`: the resolution from which on to work channels last."""
+        """`last_from`: resolution from which on to use channels last."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self._levels()):
             x = level.run(x)
@@ -209,7 +211,7 @@ class Quantizer(nn.Module):
         self.embedding = new_embedding(num_embeddings, embed_dim)
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes [...] of the vectors z [..., D]; the arithmetic is fp32 whatever z is, so that codes do not flicker."""
+        """Codes [...] of the vectors z [..., D]; always computed in fp32, so that codes do not flicker."""
         flat, book = z.reshape(-1, z.shape[-1]).float(), self.embedding.weight.float()
         distance = book.square().sum(1) - 2.0 * flat @ book.T
         return distance.argmin(1).view(z.shape[:-1])
@@ -219,7 +221,7 @@ class VQModel(nn.Module):
     """Encoder, quantiser and decoder of one checkpoint.
 
     ``decoder`` and ``post_quant_conv`` are None when ``with_decoder`` is false (``facebook/chameleon-7b`` was released
-    without): such a checkpoint reads pictures and cannot draw.
+    without): such a checkpoint reads images but cannot draw.
     """
 
     def __init__(self, config: VQConfig, *, with_decoder: bool = True) -> None:
@@ -238,7 +240,7 @@ class VQModel(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of codes in one picture."""
+        """Rows and columns of codes in one image."""
         side = self.config.resolution >> (len(self.config.channel_multiplier) - 1)
         return side, side
 
@@ -252,7 +254,7 @@ class VQModel(nn.Module):
         return self.quantize.nearest(self.features(pixels))
 
     def decode_vectors(self, vectors: Tensor, *, last_from: int | None = None) -> Tensor:
-        """Pixels [B, 3, R, R] of the quantised vectors [B, N, D]; not clamped. `last_from` as the decoder takes it.
+        """Pixels [B, 3, R, R] of the quantised vectors [B, N, D]; not clamped. `last_from` as in the decoder.
 
         Raises:
             ValueError: this checkpoint has no decoder.
@@ -267,7 +269,7 @@ class VQModel(nn.Module):
         """Pixels [B, 3, R, R] in [-1, 1] of the codes [B, N], fp32.
 
         A CPU with bf16 in hardware decodes in bf16, which takes half the time and differs from fp32 by 0.3 of 256 grey
-        levels on average, 5 at most (measured on the embedded checkpoint). No token depends on the decoder.
+        levels on average, at most 5 (measured on the embedded checkpoint). Tokens do not depend on the decoder.
 
         Raises:
             ValueError: this checkpoint has no decoder.

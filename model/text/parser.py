@@ -1,13 +1,12 @@
-"""A response's token ids -> steps, pictures and answer, one token at a time.
+"""A response's token ids -> steps, images and answer, one token at a time.
 
-Rules. Steps count from 1 and begin with their first visible text or with their picture. A step ends at its
-end-of-image, where the next step's mark begins, where the answer begins, or with the sequence. Marks (``THOUGHT k:``
-with any number; ``Final Answer:`` where the template is *plain*, the reserved brackets and the lead phrase before them
-where it is *tagged*) are never part of a text: whatever may still turn into a mark is held back, as is white space,
-which counts only between two words of one text. Hence the deltas of a step add up to its text, and those of the answer
-to the answer, exactly.
+Steps count from 1 and start with their first visible text or their image. A step ends at its end-of-image, at the next
+step's mark, at the answer, or with the sequence. Marks (``THOUGHT k:`` with any number; ``Final Answer:`` in the
+*plain* template, the reserved brackets and the lead phrase before them in the *tagged* one) are never part of a text: a
+possible prefix of a mark is held back, as is white space, which only counts between two words of one text. Hence the
+deltas of a step add up exactly to its text, and those of the answer to the answer.
 
-It knows nothing of engines, events on a wire or pictures' pixels. Rendering is :mod:`model.text.template`.
+Knows nothing of engines, wire events or pixels. :mod:`model.text.template` renders.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def thought_mark(k: int) -> str:
 
 @dataclass(frozen=True)
 class StepStarted:
-    """A step begins (``step`` from 1)."""
+    """A step starts (``step`` from 1)."""
 
     step: int
 
@@ -49,14 +48,14 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ImageStarted:
-    """The step's picture begins."""
+    """The step's image starts."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class CodeDrawn:
-    """Code number ``index`` (from 0) of the step's picture, of ``count`` (N) in all."""
+class CodeGenerated:
+    """Code number ``index`` (from 0) of the step's image, of ``count`` (N) in all."""
 
     step: int
     index: int
@@ -66,7 +65,7 @@ class CodeDrawn:
 
 @dataclass(frozen=True)
 class ImageCompleted:
-    """End-of-image after exactly N ``codes``; ``index`` counts the response's pictures from 0."""
+    """End-of-image after exactly N ``codes``; ``index`` counts the response's images from 0."""
 
     step: int
     index: int
@@ -75,7 +74,7 @@ class ImageCompleted:
 
 @dataclass(frozen=True)
 class StepCompleted:
-    """The step is over."""
+    """The step is complete."""
 
     step: int
 
@@ -87,18 +86,18 @@ class AnswerDelta:
     text: str
 
 
-ParseEvent = StepStarted | TextDelta | ImageStarted | CodeDrawn | ImageCompleted | StepCompleted | AnswerDelta
+ParseEvent = StepStarted | TextDelta | ImageStarted | CodeGenerated | ImageCompleted | StepCompleted | AnswerDelta
 
 
 class TraceParser:
-    """Feed it the response's ids; it returns what has become certain.
+    """Parses a response's ids incrementally, emitting events once they are certain.
 
     Attributes (final after :meth:`finish`):
-        steps: text and codes (None: no complete picture) of each step begun so far.
-        answer: the text after the answer mark, stripped; None when there was no mark.
-        unmarked: the answer is the text after the last image, since a *plain* response ended without a mark, as those
-            of the authors' checkpoints do; it stays the text of its steps, too.
-        well_formed: the response is a whole trajectory of its template: at least one step, every picture complete, one
+        steps: text and codes (None: no complete image) of each step so far.
+        answer: the text after the answer mark, stripped; None without a mark.
+        unmarked: the answer is the text after the last image, since a *plain* response ended without a mark, as with
+            the authors' checkpoints; the text also stays in its steps.
+        well_formed: the response is a complete trajectory of its template: at least one step, every image complete, one
             answer with text, the brackets in order (*tagged*), EOS, and nothing else.
     """
 
@@ -110,10 +109,10 @@ class TraceParser:
             v = vocab
             self._brackets = [v.thought_open_id, v.thought_close_id, v.answer_open_id, v.answer_close_id]
         self._seen_brackets = 0
-        self._held = ""  # text that may still become a mark, or white space that may still turn out to be outer
-        self._codes: list[int] | None = None  # codes of the running picture
+        self._held = ""  # text that may become a mark, or white space that may be outer
+        self._codes: list[int] | None = None  # codes of the current image
         self._num_images = 0
-        self._open = False  # whether a step is running
+        self._open = False  # whether a step is open
         self._answering = False
         self._leading = bool(self._brackets)  # before the first bracket: the lead phrase is not a step
         self._faults = False
@@ -126,7 +125,7 @@ class TraceParser:
 
     @property
     def steps(self) -> list[tuple[str, tuple[int, ...] | None]]:
-        """Text and codes of each step begun so far."""
+        """Text and codes of each step so far."""
         return list(zip(self._texts, self._images, strict=True))
 
     @property
@@ -141,12 +140,12 @@ class TraceParser:
 
     @property
     def in_image(self) -> bool:
-        """Whether a picture is being drawn."""
+        """Whether an image is being generated."""
         return self._codes is not None
 
     @property
     def well_formed(self) -> bool:
-        """Whether a finished response is a whole trajectory (method: R_Fmt)."""
+        """Whether a finished response is a complete trajectory (method: R_Fmt)."""
         brackets_closed = self._seen_brackets == len(self._brackets)
         return (
             self._finished
@@ -157,7 +156,7 @@ class TraceParser:
         )
 
     def feed(self, token_id: int) -> list[ParseEvent]:
-        """Take the response's next id and return the events that it makes certain."""
+        """Take the response's next id; return the events that it makes certain."""
         if self._finished or self._ended:
             self._faults = True
             return []
@@ -170,7 +169,7 @@ class TraceParser:
         return self._text(self._detokenizer.push(token_id))
 
     def finish(self) -> list[ParseEvent]:
-        """End of the response: what was held back comes out, a running step ends; a second call returns nothing."""
+        """End the response: flush held text and close an open step; a second call returns nothing."""
         if self._finished:
             return []
         events: list[ParseEvent] = []
@@ -183,7 +182,7 @@ class TraceParser:
         return events + self._end_step() + self._unmarked_answer()
 
     def _unmarked_answer(self) -> list[ParseEvent]:
-        """The text after the last image of a plain response that ended by itself without an answer mark."""
+        """The text after the last image of a plain response that ended without an answer mark."""
         if self._brackets or self._answer is not None or not self._ended or not self._num_images:
             return []
         last = max(k for k, codes in enumerate(self._images) if codes is not None)
@@ -198,13 +197,13 @@ class TraceParser:
         code = self._vocab.id_to_code(token_id)
         if code is not None and len(codes) < total:
             codes.append(code)
-            return [CodeDrawn(step, len(codes) - 1, total, code)]
+            return [CodeGenerated(step, len(codes) - 1, total, code)]
         self._codes = None
         if token_id == self._vocab.eoi_id and len(codes) == total:
             self._images[-1] = tuple(codes)
             self._num_images += 1
             return [ImageCompleted(step, self._num_images - 1, tuple(codes)), *self._end_step()]
-        self._faults = True  # cut short, or too long
+        self._faults = True  # truncated, or too long
         events = self._end_step()
         return events if token_id == self._vocab.eoi_id else events + self.feed(token_id)
 
@@ -223,7 +222,7 @@ class TraceParser:
         return []
 
     def _bracket(self, which: int) -> list[ParseEvent]:
-        """One of thought-open, thought-close, answer-open, answer-close."""
+        """Handle thought-open, thought-close, answer-open or answer-close."""
         if which == 0 and self._leading and len(self._held) <= _LONGEST_LEAD:
             self._held = ""
         events = self._release()
@@ -239,11 +238,11 @@ class TraceParser:
         return events
 
     def _outside(self) -> bool:
-        """Whether text or pictures here belong to no part of the tagged template."""
+        """Whether text or images at this position are outside every part of the tagged template."""
         return bool(self._brackets) and self._seen_brackets not in (1, 3)
 
     def _text(self, text: str) -> list[ParseEvent]:
-        """New characters: send what is certain, hold back the rest."""
+        """Take new characters: emit certain text, hold back the rest."""
         if not text:
             return []
         self._held += text
@@ -255,23 +254,23 @@ class TraceParser:
         marks = _STEP_MARK if self._brackets else _MARK  # the tagged template brackets its answer
         while not self._answering and (match := marks.search(self._held)):
             before, self._held = self._held[: match.start()], self._held[match.end() :]
-            events += self._say(before.rstrip()) + self._end_step()
+            events += self._emit(before.rstrip()) + self._end_step()
             if match[0] == FINAL_ANSWER:
                 self._answering = True
                 self._answer = ""
         certain = len(self._held) if self._answering else _certain_length(self._held)
         certain = len(self._held[:certain].rstrip())
         said, self._held = self._held[:certain], self._held[certain:]
-        return events + self._say(said)
+        return events + self._emit(said)
 
     def _release(self) -> list[ParseEvent]:
-        """Nothing more can join the held text: it is text after all, its outer white space apart."""
+        """Emit the held text without its outer white space: nothing more can join it."""
         self._leading = False
         said, self._held = self._held.rstrip(), ""
-        return self._say(said)
+        return self._emit(said)
 
-    def _say(self, text: str) -> list[ParseEvent]:
-        """Send text to the answer or to the running step, opening one where there is none."""
+    def _emit(self, text: str) -> list[ParseEvent]:
+        """Emit text to the answer or the current step, opening one if needed."""
         if self._answering and self._answer is not None:
             text = text if self._answer else text.lstrip()
             self._answer += text
@@ -282,7 +281,7 @@ class TraceParser:
         if self._outside():
             self._faults = True
             if self._answer is not None:
-                return []  # behind the answer there is nothing to say
+                return []  # nothing is emitted after the answer
         events = self._begin_step()
         self._texts[-1] += text
         return [*events, TextDelta(len(self._texts), text)]
@@ -303,7 +302,7 @@ class TraceParser:
 
 
 def _certain_length(text: str) -> int:
-    """How many leading characters of ``text`` (which holds no whole mark) can no longer belong to a mark."""
+    """Number of leading characters of ``text`` (without a complete mark) that can no longer belong to a mark."""
     for start in range(max(0, len(text) - _LONGEST_MARK), len(text)):
         rest = text[start:]
         if _THOUGHT.startswith(rest) or FINAL_ANSWER.startswith(rest) or _HALF_MARK.fullmatch(rest):

@@ -1,4 +1,4 @@
-"""Places of images in a text: ``<image_k>`` stands for image k, from 1. Knows no tokens and no pixels.
+"""Image placeholders in a text: ``<image_k>`` stands for image k, from 1. Knows no tokens or pixels.
 
 split_places("Is <image_2> darker?", 2)  # [0, "Is ", 1, " darker?"]
 """
@@ -11,21 +11,21 @@ _PLACE = re.compile(r"<image_([0-9]+)>")
 
 
 class PlaceError(ValueError):
-    """A text names an image that is not there."""
+    """A text names a missing image."""
 
 
 def place(number: int) -> str:
-    """The mark of image `number`, from 1."""
+    """The placeholder of image `number`, from 1."""
     return f"<image_{number}>"
 
 
 def split_places(text: str, count: int) -> list[str | int]:
-    """A text with `count` images as pieces in reading order: text, or the index (from 0) of an image.
+    """Split a text with `count` images into pieces in reading order: text, or the index (from 0) of an image.
 
-    Images without a place come first. An image may have several places.
+    Images without a placeholder come first. An image may have several placeholders.
 
     Raises:
-        PlaceError: a place names none of the images.
+        PlaceError: a placeholder names a missing image.
     """
     pieces: list[str | int] = []
     end = 0

@@ -1,15 +1,15 @@
-"""The only renderer of prompts and trajectories: parts -> ids + loss mask. The way back is :mod:`model.text.parser`.
+"""The only renderer of prompts and trajectories: parts -> ids + loss mask. The inverse is :mod:`model.text.parser`.
 
-Two templates exist, and a checkpoint's manifest says which is its own:
+A checkpoint's manifest names one of two templates:
 
-* *plain* (Omni-R1): ``BOS, question with its images`` ‖ ``THOUGHT k: text, picture`` for each step, then
+* *plain* (Omni-R1): ``BOS, question with its images`` ‖ ``THOUGHT k: text, image`` for each step, then
   ``\\nFinal Answer: answer, EOS``;
-* *tagged* (Omni-R1-Zero): ``BOS, prefix, question with its images, suffix`` ‖ ``lead phrase, <thought> text, picture
+* *tagged* (Omni-R1-Zero): ``BOS, prefix, question with its images, suffix`` ‖ ``lead phrase, <thought> text, image
   ... </thought> <answer> answer </answer>, EOS`` with four reserved tokens as brackets.
 
-‖ is the loss boundary: prompt tokens carry no loss. A question's images stand where ``<image_k>`` names them, the
-others before its text. Question, step texts and answer are literal text otherwise: nothing written in them becomes a
-special token. The wire strings are those of the released checkpoints and must not be reworded.
+‖ is the loss boundary: prompt tokens carry no loss. ``<image_k>`` places a question's images; the others precede its
+text. Question, step texts and answer are literal text otherwise: they never produce special tokens. The wire strings
+are those of the released checkpoints and must not be reworded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Literal, get_args
 from model.text.parser import (
     FINAL_ANSWER,
     AnswerDelta,
-    CodeDrawn,
+    CodeGenerated,
     ImageCompleted,
     ImageStarted,
     ParseEvent,
@@ -40,7 +40,7 @@ from model.text.vocab import Vocabulary
 
 __all__ = [
     "AnswerDelta",
-    "CodeDrawn",
+    "CodeGenerated",
     "ImageCompleted",
     "ImagePart",
     "ImageStarted",
@@ -76,7 +76,7 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A picture by its codes; None stands for a picture that is only counted."""
+    """An image by its codes; None stands for an image that is only counted."""
 
     codes: tuple[int, ...] | None
 
@@ -101,10 +101,10 @@ class Rendered:
 
 
 def question_parts(text: str, images: Sequence[tuple[int, ...] | None]) -> list[Part]:
-    """A question's parts in reading order, its images where ``<image_k>`` places them, the others first.
+    """Split a question into parts in reading order; images without an ``<image_k>`` placeholder come first.
 
     Raises:
-        PlaceError: the text names an image that is not there.
+        PlaceError: the text names a missing image.
     """
     pieces = split_places(text, len(images))
     return [TextPart(piece) if isinstance(piece, str) else ImagePart(images[piece]) for piece in pieces]
@@ -122,7 +122,7 @@ class Template:
         if name not in get_args(TemplateName):
             raise ValueError(f"unknown template {name!r}: use plain or tagged")
         if name == "tagged" and not vocab.has_tags:
-            raise ValueError("the tagged template needs the four reserved tags, and this vocabulary has none")
+            raise ValueError("the tagged template needs the four reserved tags, which this vocabulary lacks")
         self.name: TemplateName = name
         self.vocab = vocab
         self.tokenizer = tokenizer
@@ -134,7 +134,7 @@ class Template:
 
     @classmethod
     def read(cls, folder: str | Path, name: TemplateName | None = None) -> Template:
-        """The template of a checkpoint folder: the manifest's, or ``name`` where given.
+        """Read the template of a checkpoint folder: the manifest's, or ``name`` if given.
 
         Raises:
             ConfigError: tokenizer or config is missing or broken.
@@ -146,17 +146,17 @@ class Template:
         """Everything before the loss boundary.
 
         Args:
-            question: its parts in order, or its text, in which ``<image_k>`` is the place of image k.
-            images: codes of a text's images; None for one that is only counted. Those without a place come first.
+            question: its parts in order, or its text, with ``<image_k>`` as the placeholder of image k.
+            images: codes of a text's images; None for one that is only counted. Those without a placeholder come first.
 
         Raises:
-            PlaceError: the text names an image that is not there.
+            PlaceError: the text names a missing image.
         """
         parts = question_parts(question, images) if isinstance(question, str) else question
         return [*self._before, *self._parts_ids(parts), *self._after]
 
     def prompt_len(self, question: str, num_images: int = 0) -> int:
-        """Tokens of the prompt with that many images: the length of its :meth:`prompt_ids`."""
+        """Length of :meth:`prompt_ids` for that many images."""
         return len(self.prompt_ids(question, [None] * num_images))
 
     def render(
@@ -168,7 +168,7 @@ class Template:
         *,
         images_in_response: bool = True,
     ) -> Rendered:
-        """A whole trajectory. ``images_in_response=False`` leaves the steps' pictures out (the text-only control)."""
+        """Render a complete trajectory. ``images_in_response=False`` omits images (the text-only control)."""
         if not images_in_response:
             steps = [StepPart(step.text) for step in steps]
         prompt = self.prompt_ids(question, images)
@@ -176,7 +176,7 @@ class Template:
         return Rendered(prompt + response, [0] * len(prompt) + [1] * len(response))
 
     def response_ids(self, steps: Sequence[StepPart], answer: str) -> list[int]:
-        """Everything behind the loss boundary, EOS included."""
+        """Everything after the loss boundary, including EOS."""
         vocab, encode = self.vocab, self.tokenizer.encode
         steps_ids = self.steps_ids(steps)
         if self.name == "plain":
@@ -191,7 +191,7 @@ class Template:
         ]
 
     def opening_ids(self) -> list[int]:
-        """What stands between the loss boundary and the first step."""
+        """The ids between the loss boundary and the first step."""
         if self.name == "plain":
             return []
         return [*self.tokenizer.encode(LEAD_PHRASE), *_present(self.vocab.thought_open_id)]
@@ -199,8 +199,8 @@ class Template:
     def steps_ids(self, steps: Sequence[StepPart], first: int = 1) -> list[int]:
         """The steps alone, numbered from ``first``.
 
-        *plain* marks each step; *tagged* only where the picture before does not already end one. A mark that follows
-        text rather than a picture stands on a line of its own.
+        *plain* marks each step; *tagged* only if the previous step did not end with an image. A mark after text starts
+        a new line.
         """
         ids: list[int] = []
         open_text = False
@@ -214,11 +214,11 @@ class Template:
         return ids
 
     def render_parts(self, prompt: Sequence[Part], response: Sequence[Part]) -> Rendered:
-        """BOS + prompt ‖ response + EOS without any mark: captions, drawing instructions and the like."""
+        """BOS + prompt ‖ response + EOS without marks: captions, drawing instructions and the like."""
         return self.render_turns([(prompt, response)])
 
     def render_turns(self, turns: Sequence[tuple[Sequence[Part], Sequence[Part]]]) -> Rendered:
-        """BOS + (prompt ‖ response) in turn + EOS, unmarked: several orders in a row. Prompts are not learnt."""
+        """BOS + (prompt ‖ response) in turn + EOS, unmarked: several orders in a row. Prompts carry no loss."""
         ids, mask = [self.vocab.bos_id], [0]
         for prompt, response in turns:
             for parts, learnt in ((prompt, 0), (response, 1)):
@@ -228,7 +228,7 @@ class Template:
         return Rendered([*ids, self.vocab.eos_id], [*mask, 1])
 
     def text_legal_ids(self) -> list[int]:
-        """Ids a model may sample as text: plain BPE tokens, this template's brackets and EOS (begin-image apart)."""
+        """Ids that may be sampled as text: plain BPE tokens, this template's brackets and EOS (not begin-image)."""
         v = self.vocab
         marks = (
             (v.thought_open_id, v.thought_close_id, v.answer_open_id, v.answer_close_id)
@@ -238,7 +238,7 @@ class Template:
         return sorted({*v.text_ids, *_present(*marks), v.eos_id})
 
     def parser(self) -> TraceParser:
-        """A fresh parser for one response."""
+        """Create a parser for one response."""
         return TraceParser(self.name, self.vocab, self.tokenizer)
 
     def _image_ids(self, codes: tuple[int, ...] | None) -> list[int]:
@@ -251,7 +251,7 @@ class Template:
         return ids
 
     def _wire_ids(self, text: str) -> list[int]:
-        """Our own wire text, in which the reserved tags stand for their tokens."""
+        """Encode our own wire text, in which the reserved tags stand for their tokens."""
         ids: list[int] = []
         for piece in re.split(r"(<reserved\d+>)", text):
             known = self.vocab.tokens.get(piece)

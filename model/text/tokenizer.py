@@ -1,7 +1,7 @@
-"""Text <-> token ids: byte-level BPE in which no user text can become a special token, and a detokeniser for streams.
+"""Text <-> token ids: byte-level BPE that never encodes user text as special tokens, and a streaming detokeniser.
 
-Uses the ``tokenizers`` library only (transformers is never imported on the serving path). It knows no template and no
-picture: special ids come from :mod:`model.text.vocab`.
+Uses the ``tokenizers`` library only (transformers is never imported on the serving path). Knows no templates or images:
+special ids come from :mod:`model.text.vocab`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from model.text.vocab import (
     tokenizer_tokens,
 )
 
-# Marks of the plain template stay whole so that each can become one token; digits are single; the rest is as GPT-2.
+# The marks of the plain template stay whole so that each can become one token; digits are single; the rest follows
+# GPT-2.
 _SPLIT = r"\n?(?:THOUGHT [0-9]:|Final Answer:)|[0-9]| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\s+(?!\S)|\s+"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_STEPS_IN_ONE_TOKEN = 6
 
 
 class TextTokenizer:
-    """Plain text to ids and back for one checkpoint; special ids never come out of :meth:`encode` nor show in text."""
+    """Plain text to ids and back for one checkpoint; :meth:`encode` never returns special ids, decoded text never shows
+    them.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Read ``tokenizer.json``.
@@ -51,7 +54,7 @@ class TextTokenizer:
 
     @classmethod
     def from_object(cls, data: Mapping[str, Any]) -> TextTokenizer:
-        """From the object of a ``tokenizer.json``."""
+        """Build from a ``tokenizer.json`` object."""
         new = cls.__new__(cls)
         new._setup(data)
         return new
@@ -60,33 +63,33 @@ class TextTokenizer:
         self._tokens = tokenizer_tokens(data)
         self._special = frozenset(special_ids(data, self._tokens))
         _check_merges(data, self._tokens, self._special)
-        # Without its added tokens the library sees "<image>" in a question as seven letters, whatever its flags say;
-        # without truncation, padding and post-processor it adds nothing.
+        # Without added tokens the library reads "<image>" in a question as plain text, whatever its flags; without
+        # truncation, padding and post-processor it adds nothing.
         off: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         model = dict(data["model"])
         if model.get("unk_token") is not None and not model.get("byte_fallback"):
-            model["unk_token"] = None  # an unknown character is dropped rather than written as a special id
+            model["unk_token"] = None  # an unknown character is dropped instead of encoded as a special id
         try:
             self._tokenizer = Tokenizer.from_str(json.dumps({**data, "model": model, **off}))
         except Exception as error:  # the library raises bare Exception
             raise VocabularyError(f"tokenizer.json is not usable: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Ids of literal text: never a special id; lone surrogates become U+FFFD, every other character is kept."""
+        """Encode literal text: never a special id; lone surrogates become U+FFFD, every other character is kept."""
         ids: list[int] = self._tokenizer.encode(clean_text(text), add_special_tokens=False).ids
         return ids if self._special.isdisjoint(ids) else [i for i in ids if i not in self._special]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids say nothing, broken UTF-8 becomes U+FFFD."""
+        """Decode ids; special ids are skipped, broken UTF-8 becomes U+FFFD."""
         stream = self.detokenizer()
         return "".join([stream.push(token_id) for token_id in ids]) + stream.flush()
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; empty for special and unknown ids."""
+        """The bytes of a token; empty for special and unknown ids."""
         return self._bytes.get(token_id, b"")
 
     def detokenizer(self) -> IncrementalDetokenizer:
-        """A fresh detokeniser for one stream of text."""
+        """Create a detokeniser for one stream of text."""
         return IncrementalDetokenizer(self)
 
     @cached_property
@@ -101,25 +104,25 @@ class TextTokenizer:
 
 
 class IncrementalDetokenizer:
-    """Ids in, text out, one token at a time; never half a character: incomplete UTF-8 waits for the next token."""
+    """Ids in, text out, one token at a time; incomplete UTF-8 waits for the next token."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes ("" while one is unfinished and for special ids)."""
+        """Return the characters that this token completes ("" for incomplete ones and special ids)."""
         return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """End of the text: an unfinished character becomes U+FFFD; the detokeniser is as new."""
+        """End the text: an incomplete character becomes U+FFFD; the detokeniser is reset."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
 
 
 def clean_text(text: str) -> str:
-    """Text that has a UTF-8 form: surrogate pairs are joined, lone surrogates replaced by U+FFFD."""
+    """Make text encodable as UTF-8: surrogate pairs are joined, lone surrogates replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -127,13 +130,13 @@ def train_bpe(texts: Iterable[str], num_codes: int, text_vocab: int = 1024) -> T
     """Train the nano family's tokenizer: the 7B's order of ids, then byte-level BPE.
 
     Ids: BOS 0, PAD 1, EOS 2, UNK 3, the codes ``IMGIMG...Z``, end-image, begin-image, ``<image>``, the four reserved
-    tags, then ``text_vocab`` text tokens (256 of them the bytes, so every text has an encoding). The marks of the plain
-    template (``THOUGHT k:`` for small k, ``Final Answer:``) are weighted so that each becomes one token.
+    tags, then ``text_vocab`` text tokens (including the 256 bytes, so every text can be encoded). The marks of the
+    plain template (``THOUGHT k:`` for small k, ``Final Answer:``) are weighted so that each becomes one token.
 
     Args:
-        texts: what the tokens should be short for; the result depends on it and on nothing else.
+        texts: training corpus; the result depends on nothing else.
         num_codes: size of the codebook.
-        text_vocab: text tokens to make, at least 256; fewer come out when the texts hold no further pairs.
+        text_vocab: number of text tokens, at least 256; fewer if the texts have no further pairs.
     """
     if text_vocab < 256:
         raise ValueError("text_vocab must be at least 256, one token for each byte")
@@ -176,7 +179,7 @@ def _token_bytes(token: str, alphabet: Mapping[str, int] | None) -> bytes:
 
 
 def _check_merges(data: Mapping[str, Any], tokens: Mapping[str, int], special: frozenset[int]) -> None:
-    """A special token that merges can build would let user text forge it."""
+    """Reject merges that build a special token: user text could forge it."""
     merges: Sequence[Any] = data["model"].get("merges") or ()
     for merge in merges:
         pair = merge.split(" ", 1) if isinstance(merge, str) else merge

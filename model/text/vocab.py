@@ -1,10 +1,10 @@
-"""The only owner of special token ids: the code range, the code <-> token id map and the grid of a picture.
+"""The only owner of special token ids: the code range, the code <-> token id map and the image grid.
 
 Everything is read from the checkpoint (``vocabulary_map`` of ``config.json``, ``tokenizer.json``,
-``tokenizer_config.json``); no id is a literal anywhere. ``generation_config.json`` is deliberately not asked: in the
-released 7B files it names the wrong begin-of-sequence token (1 instead of 0).
+``tokenizer_config.json``); no id is hard-coded. ``generation_config.json`` is deliberately ignored: in the released 7B
+files it names the wrong BOS token (1 instead of 0).
 
-Words: a *code* is a codebook index, 0 ... K-1; a *token id* is what the transformer reads and writes.
+Terms: a *code* is a codebook index, 0 ... K-1; a *token id* is what the transformer reads and writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DIGITS = "ABCDEFGHIJ"
 
 
 class VocabularyError(ConfigError):
-    """Tokenizer and config do not describe one usable vocabulary."""
+    """Tokenizer and config do not define a usable vocabulary."""
 
 
 def code_token(code: int) -> str:
@@ -71,7 +71,7 @@ class Vocabulary:
 
     @property
     def codes_per_image(self) -> int:
-        """N, the codes of one picture."""
+        """N, the codes of one image."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -100,11 +100,11 @@ class Vocabulary:
         return self.code_ids[code]
 
     def id_to_code(self, token_id: int) -> int | None:
-        """Code of a token id, or None when the token is no picture code."""
+        """Code of a token id, or None for other tokens."""
         return self._codes.get(token_id)
 
     def is_code(self, token_id: int) -> bool:
-        """Whether a token id is a picture code."""
+        """Whether a token id is an image code."""
         return token_id in self._codes
 
     def image_ids(self, codes: Sequence[int]) -> list[int]:
@@ -114,16 +114,16 @@ class Vocabulary:
             ValueError: not exactly N codes, or one outside the codebook.
         """
         if len(codes) != self.codes_per_image:
-            raise ValueError(f"a picture has {self.codes_per_image} codes, got {len(codes)}")
+            raise ValueError(f"an image has {self.codes_per_image} codes, got {len(codes)}")
         return [self.boi_id, *(self.code_to_id(code) for code in codes), self.eoi_id]
 
     def placeholder_ids(self) -> list[int]:
-        """A picture of unknown codes: begin-image, N placeholders, end-image (for counting)."""
+        """An image of unknown codes: begin-image, N placeholders, end-image (for counting)."""
         return [self.boi_id, *[self.image_placeholder_id] * self.codes_per_image, self.eoi_id]
 
     @classmethod
     def read(cls, folder: str | Path) -> Vocabulary:
-        """Read the ids of a checkpoint folder.
+        """Read the vocabulary of a checkpoint folder.
 
         Raises:
             ConfigError: a file is missing or broken.
@@ -138,7 +138,7 @@ class Vocabulary:
     def from_parts(
         cls, config: ModelConfig, tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None
     ) -> Vocabulary:
-        """Build from a config, the object of ``tokenizer.json`` and that of ``tokenizer_config.json``.
+        """Build from a config and the objects of ``tokenizer.json`` and ``tokenizer_config.json``.
 
         Raises:
             VocabularyError: codes or special tokens are missing, or tokenizer and config disagree.
@@ -201,14 +201,14 @@ def tokenizer_tokens(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     model = tokenizer.get("model") or {}
     vocab = model.get("vocab")
     if not isinstance(vocab, dict):
-        raise VocabularyError("tokenizer.json holds no BPE vocabulary")
+        raise VocabularyError("tokenizer.json has no BPE vocabulary")
     return {str(t): int(i) for t, i in vocab.items()} | {
         a["content"]: int(a["id"]) for a in tokenizer.get("added_tokens") or ()
     }
 
 
 def special_ids(tokenizer: Mapping[str, Any], tokens: Mapping[str, int]) -> set[int]:
-    """Ids that no user text may become and no model may write as text: added tokens, codes, reserved names."""
+    """Ids that user text and generated text must never contain: added tokens, codes, reserved names."""
     special = {int(a["id"]) for a in tokenizer.get("added_tokens") or ()}
     fixed = {BOS, PAD, EOS, UNK, END_IMAGE, BEGIN_IMAGE, IMAGE}
     return special | {

@@ -1,4 +1,4 @@
-"""A vocabulary, tokenizer and both templates without any weights."""
+"""A vocabulary, tokenizer and both templates without weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import tiny_config
 
 @pytest.fixture(scope="session")
 def described() -> tuple[ModelConfig, dict[str, Any]]:
-    """Config and tokenizer object of a tiny checkpoint (4 codes a picture, 64 codes)."""
+    """Config and tokenizer object of a tiny checkpoint (4 codes per image, 64 codes)."""
     return tiny_config()
 
 
@@ -43,5 +43,5 @@ def tagged(vocab: Vocabulary, tokenizer: TextTokenizer) -> Template:
 
 @pytest.fixture
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint to be spoilt."""
+    """A copy of the tiny checkpoint for tests that damage it."""
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))

@@ -1,4 +1,4 @@
-"""Ways to spoil a copy of a checkpoint, and what must come of it."""
+"""Ways to damage a copy of a checkpoint, and the expected errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from model.checkpoint.shards import CheckpointError
 LM = "model-lm.safetensors"
 
 
-def refused(folder: Path, code: str, detail: str, *, loads: bool = False) -> None:
-    """The folder fails validation with that code and a detail that names the culprit; and loading, unless told."""
+def assert_rejected(folder: Path, code: str, detail: str, *, loads: bool = False) -> None:
+    """Assert that validation fails with that code and names the culprit; and by default loading, too."""
     with pytest.raises(CheckpointError) as error:
         validate_checkpoint(folder)
     assert error.value.code == code, error.value
@@ -31,7 +31,7 @@ def refused(folder: Path, code: str, detail: str, *, loads: bool = False) -> Non
 
 
 def change_lm(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], *, rehash: bool = True) -> None:
-    """Change the transformer's tensors; without `rehash` the manifest still names the old file."""
+    """Change the transformer's tensors; without `rehash` the manifest keeps the old hash."""
     state = load_file(folder / LM)
     change(state)
     save_file(state, folder / LM, metadata={"format": "pt"})
@@ -44,7 +44,7 @@ def change_lm(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], *
 
 
 def change_json(folder: Path, name: str, **values: Any) -> None:
-    """Set keys of a JSON file; the manifest names the new one."""
+    """Set keys of a JSON file and update its hash in the manifest."""
     data = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(data | values))
     Manifest.read(folder).write(folder)

@@ -1,4 +1,4 @@
-"""Shapes from and to config.json."""
+"""Shapes read from and written to config.json."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ HF_VQ = {
 }  # fmt: skip
 
 
-def test_both_spellings_of_the_vq_config_mean_the_same() -> None:
+def test_both_vq_config_spellings_are_equivalent() -> None:
     vq = VQConfig.from_json(META_VQ)
     assert vq == VQConfig.from_json(HF_VQ) == VQConfig.from_json({})
     assert (vq.grid, vq.codes_per_image, vq.factor) == ((32, 32), 1024, 16)
 
 
-def test_a_config_survives_json() -> None:
+def test_config_survives_json() -> None:
     config, _ = tiny_config()
     assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_the_7b_is_read_from_what_its_folder_leaves_out() -> None:
-    """HF writes only what differs from the defaults; the theta may stand at the top."""
+def test_7b_config_is_completed_with_defaults() -> None:
+    """HF only writes non-default values; theta may be at the top level."""
     config = ModelConfig.from_json({"model_type": "chameleon", "vocabulary_map": {"<s>": 0}, "rope_theta": 10000.0})
     t = config.transformer
     assert (t.vocab_size, t.hidden_size, t.num_layers, t.num_heads, t.num_kv_heads) == (65536, 4096, 32, 32, 32)
@@ -51,12 +51,12 @@ def test_the_7b_is_read_from_what_its_folder_leaves_out() -> None:
         ({}, 1e4),
     ],
 )
-def test_theta_is_found_in_old_and_new_places(values: dict[str, Any], theta: float) -> None:
+def test_theta_is_found_in_both_places(values: dict[str, Any], theta: float) -> None:
     data = {key: value for key, value in tiny_config()[0].to_json().items() if key != "rope_parameters"}
     assert ModelConfig.from_json(data | values).transformer.rope_theta == theta
 
 
-def test_what_is_not_ours_is_kept() -> None:
+def test_unused_keys_are_kept() -> None:
     data = tiny_config()[0].to_json() | {"model_parallel_size": 1, "initializer_range": 0.02, "torch_dtype": "bfloat16"}
     again = ModelConfig.from_json(data).to_json()
     assert (again["model_parallel_size"], again["initializer_range"]) == (1, 0.02)
@@ -78,13 +78,13 @@ def test_what_is_not_ours_is_kept() -> None:
         {"vq_config": {"ch_mult": "x"}},
     ],
 )
-def test_what_cannot_be_run_is_refused(values: dict[str, Any]) -> None:
+def test_unsupported_configs_are_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ModelConfig.from_json(tiny_config()[0].to_json() | values)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "chameleon"}'])
-def test_a_broken_file_is_an_error(tmp_path: Path, text: str) -> None:
+def test_broken_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError):
         ModelConfig.read(tmp_path)

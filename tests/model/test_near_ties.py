@@ -1,4 +1,4 @@
-"""The tests' own notion of equal answers: it forgives a near tie and nothing else."""
+"""The tests' notion of equal answers: it only forgives a near tie."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_other_tokens_and_logprobs_are_caught(loaded: LoadedCheckpoint) -> None:
         assert_equal_up_to_near_tie(loaded, prompt, GREEDY, right, cut)
 
 
-def test_a_near_tie_is_forgiven(loaded: LoadedCheckpoint) -> None:
-    """Two tokens with one and the same output row: either is the best where one is."""
+def test_near_tie_is_forgiven(loaded: LoadedCheckpoint) -> None:
+    """Two tokens with the same output row: if one is the best, both are."""
     prompt = loaded.template.prompt_ids("Where is it?", [])
     first = answer_of(loaded, prompt).tokens[0]
     twin = next(i for i in loaded.vocab.text_ids if i not in (first, loaded.vocab.eos_id))
@@ -56,8 +56,8 @@ def test_a_near_tie_is_forgiven(loaded: LoadedCheckpoint) -> None:
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
-def test_margins_tell_how_far_another_token_was(top_p: float) -> None:
-    """Whatever is farther from another choice than its margin stays itself when the distribution moves by less."""
+def test_margins_bound_the_tokens(top_p: float) -> None:
+    """A token whose margin exceeds the distribution's shift stays the same."""
     rng, params = random.Random(0), SamplingParams(temperature=1.0, top_p=top_p)
     clear = 0
     for seed in range(300):

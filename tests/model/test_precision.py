@@ -1,4 +1,4 @@
-"""bf16 only where the hardware has it, decided in one place."""
+"""bf16 only on supporting hardware, decided in one place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fresh_probe() -> Iterator[None]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *features: str, level: str = "AVX512", onednn: str = "") -> None:
-    """A CPU with these features, and what PyTorch may use of it."""
+    """A CPU with these features, and PyTorch's limits."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(features, True))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
@@ -80,7 +80,7 @@ def test_autocast_follows_the_probe(monkeypatch: pytest.MonkeyPatch, has_it: boo
         assert (x @ x).dtype == torch.bfloat16
 
 
-def test_tokens_on_a_cpu_are_drawn_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_tokens_are_sampled_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "avx512_bf16", "amx_bf16")
     assert serving_dtype(torch.device("cpu")) == torch.float32
 
@@ -88,7 +88,7 @@ def test_tokens_on_a_cpu_are_drawn_in_fp32(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "limit", ["ATEN_CPU_CAPABILITY=avx2", "ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=AVX2"]
 )
-def test_limits_in_the_environment_are_respected(limit: str) -> None:
+def test_environment_limits_are_respected(limit: str) -> None:
     name, value = limit.split("=")
     code = "from model.precision import cpu_has_bf16; print(cpu_has_bf16())"
     done = subprocess.run(
@@ -102,7 +102,7 @@ def test_limits_in_the_environment_are_respected(limit: str) -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     pretend(monkeypatch, "avx2", level="AVX2")
     with caplog.at_level("INFO", "omni_r1.precision"):
         cpu_has_bf16()
@@ -113,7 +113,7 @@ def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 
 def test_nothing_else_opens_an_autocast() -> None:
-    """So that no computation runs in a precision that nobody has looked up."""
+    """No computation may run in an unresolved precision."""
     sources = [p for folder in ("app", "model", "training", "tests/benchmarks") for p in (ROOT / folder).rglob("*.py")]
     found = [p.name for p in sources if re.search(r"\btorch\.(cpu\.amp\.|amp\.)?autocast\(", p.read_text("utf-8"))]
     assert found == ["precision.py"]

@@ -1,4 +1,4 @@
-"""The family's recipe after a few steps, made once for all tests of this folder."""
+"""The family's recipe after a few steps, built once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock  # torch brings it
+from filelock import FileLock  # a dependency of torch
 
 from tests.training.job_helpers import make_context, pesft_spec
 from training.nano.stages import run
@@ -31,7 +31,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pesft_job(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """The folder of a PeSFT job that nothing disturbed."""
+    """The folder of an uninterrupted PeSFT job."""
     folder = tmp_path_factory.mktemp("jobs") / "whole"
     result = run_pesft(make_context(folder, pesft_spec(), tiny_checkpoint))
     (folder / "result.json").write_text(json.dumps(result))

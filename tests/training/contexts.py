@@ -1,4 +1,4 @@
-"""Jobs for tests: a context without a worker, and what its log told."""
+"""Jobs for tests: a context without a worker, and access to its log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.spec.spec import parse_spec
 
 
 class StopAfter:
-    """A stop flag that is raised the n-th time it is asked."""
+    """A stop flag that is raised at its n-th check."""
 
     def __init__(self, times: int) -> None:
         self.left = times
@@ -32,7 +32,7 @@ def job(
     stop: Any = None,
     checkpoints: Mapping[str, Path] | None = None,
 ) -> JobContext:
-    """The context of a job in ``folder``, with ``base`` as the checkpoint that its specification names."""
+    """The context of a job in ``folder``, with ``base`` as its base checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     given = {} if stop is None else {"stop": stop}
     return JobContext(
@@ -47,8 +47,8 @@ def job(
     )
 
 
-def told(ctx: JobContext, kind: str) -> list[dict[str, Any]]:
-    """The data of every event of one kind."""
+def events_of(ctx: JobContext, kind: str) -> list[dict[str, Any]]:
+    """The data of every event of one type."""
     ctx.log.close()
     lines = (ctx.folder / "events.jsonl").read_text().splitlines()
     return [event["data"] for event in map(json.loads, lines) if event["type"] == kind]

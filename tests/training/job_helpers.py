@@ -18,7 +18,7 @@ from training.spec.spec import parse_spec
 def make_context(
     folder: Path, spec: dict[str, Any], base: Path, *, resume: bool = False, stop: StopFlag | None = None
 ) -> JobContext:
-    """What the worker would build for a job in this folder."""
+    """Build the context that the worker would build for a job in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return JobContext(
         folder=folder,
@@ -28,18 +28,18 @@ def make_context(
         log=JobLog(folder, tensorboard=False),
         output_prefix="job",
         resume=resume,
-        stop=StopFlag() if stop is None else stop,  # a flag that is not set is false
+        stop=StopFlag() if stop is None else stop,  # an unset flag is falsy
     )
 
 
 def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The data of every event told in a job's folder, or of those of one type."""
+    """The data of every event in a job's folder, optionally of one type."""
     rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [row["data"] for row in rows if kind in (None, row["type"])]
 
 
 def write_job(folder: Path, spec: dict[str, Any], base: Path) -> Path:
-    """A job's folder as the server leaves it for the worker."""
+    """Write a job's folder as the server does."""
     folder.mkdir(parents=True, exist_ok=True)
     job = {
         "id": folder.name,
@@ -59,12 +59,12 @@ HYPER: dict[str, Any] = {
 
 
 def pesft_spec(data: dict[str, Any] | None = None, **hyper: Any) -> dict[str, Any]:
-    """Six steps on twelve tasks, or what is asked for instead."""
+    """Six steps on twelve tasks, or the given settings."""
     return {"method": "pesft", "data": data or WORLD, "hyperparameters": {**HYPER, **hyper}, "seed": 1}
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """The loss of each step; of two rows for one step the later counts."""
+    """The loss of each step; of two rows for one step, the later one counts."""
     return {e["step"]: e["values"]["loss/ce"] for e in events(folder, "metrics")}
 
 

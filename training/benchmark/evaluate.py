@@ -1,8 +1,8 @@
-"""Held-out evaluation on the task world: answers, drawings, malformed and blank pictures, with confidence intervals.
+"""Held-out evaluation on the task world: answers, drawings, malformed and blank images, with confidence intervals.
 
-Greedy decoding through the serving engine. Tasks come from the evaluation seeds (1,000,000,000 up), a quarter from each
-slice; the hard split is reported apart. A drawing is judged by the world's checkers against the decode of the picture
-before it. A text-only control is asked the same questions and may not draw.
+Greedy decoding through the serving engine. Tasks come from the evaluation seeds (from 1,000,000,000), a quarter from
+each slice; the hard split is reported separately. A drawing is judged by the world's checkers against the decoded
+previous image. A text-only control gets the same questions and must not draw.
 
 Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard]``.
 """
@@ -20,7 +20,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, encode_pictures, is_flat, picture_energies
+from model.images.codes import decode_codes, encode_images, image_energies, is_flat
 from training.benchmark.stats import wilson
 from training.scoring.grading import is_right
 from training.world.checkers import judge_drawings
@@ -30,7 +30,7 @@ from training.world.world import EVAL_SEED_MIN, SLICES, make_task
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model made of one task."""
+    """The model's result for one task."""
 
     task_id: str
     slice: str
@@ -59,17 +59,17 @@ def evaluate(
     max_images: int | None = None,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
-    """Greedy answers to the tasks, judged.
+    """Answer the tasks greedily and judge the answers.
 
     Args:
         loaded: the checkpoint.
-        tasks: what to ask.
-        num_slots: sequences at once.
-        max_images: pictures a response may hold; 0 for a text-only control, None for as many as fit.
-        on_finish: told the number of finished responses.
+        tasks: the tasks.
+        num_slots: concurrent sequences.
+        max_images: maximum images per response; 0 for a text-only control, None for as many as fit.
+        on_finish: called with the number of finished responses.
 
     Raises:
-        ValueError: the checkpoint cannot read pictures.
+        ValueError: the checkpoint cannot read images.
     """
     answered = ask(loaded, tasks, num_slots=num_slots, max_images=max_images, on_finish=on_finish)
     return [_judge(loaded, task, *answer) for task, answer in zip(tasks, answered, strict=True)]
@@ -83,12 +83,12 @@ def ask(
     max_images: int | None = None,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[tuple[tuple[int, ...], Completion]]:
-    """Greedy answers to the tasks as they were drawn, each behind the codes of its question's picture.
+    """Answer the tasks greedily, each with the codes of its question's image.
 
     Arguments and errors are those of :func:`evaluate`.
     """
     if loaded.vq is None:
-        raise ValueError(f"{loaded.name} has no VQ: it cannot read pictures")
+        raise ValueError(f"{loaded.name} has no VQ: it cannot read images")
     template = loaded.template
     questions = _encode(loaded, tasks)
     prompts = [template.prompt_ids(task.question, [codes]) for task, codes in zip(tasks, questions, strict=True)]
@@ -101,13 +101,13 @@ def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, 
     assert loaded.vq is not None
     out: list[tuple[int, ...]] = []
     for start in range(0, len(tasks), 64):
-        out += [tuple(codes) for codes in encode_pictures(loaded.vq, [t.image for t in tasks[start : start + 64]])]
+        out += [tuple(codes) for codes in encode_images(loaded.vq, [t.image for t in tasks[start : start + 64]])]
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response read under the checkpoint's template. Drawings are judged where the world knows the task.
+    """A response parsed with the checkpoint's template. Drawings are judged if the world knows the task.
 
     ``unmarked``: the answer is the text after the last image, since the response has no answer mark.
     """
@@ -121,21 +121,21 @@ class Response:
     unmarked: bool = False
 
     @property
-    def pictures(self) -> list[tuple[int, ...]]:
-        """Codes of the whole pictures."""
+    def images(self) -> list[tuple[int, ...]]:
+        """Codes of the complete images."""
         return [codes for _, codes in self.steps if codes is not None]
 
 
 def read_response(
     loaded: LoadedCheckpoint, token_ids: Sequence[int], seen: tuple[int, ...] | None, task: Task | None
 ) -> Response:
-    """What a response says and draws.
+    """Parse a response and judge its drawings.
 
     Args:
-        loaded: the checkpoint that answered.
+        loaded: the answering checkpoint.
         token_ids: the response.
-        seen: codes of the question's picture.
-        task: of the world, if it is one.
+        seen: codes of the question's image.
+        task: the task of the world, if any.
     """
     parser = loaded.template.parser()
     for token in token_ids:
@@ -145,11 +145,11 @@ def read_response(
     drawn = [codes for _, codes in steps if codes is not None]
     right, total = 0, len(drawn)
     if task is not None and seen is not None and loaded.vq is not None and loaded.can_draw:
-        pictures = iter(decode_codes(loaded.vq, [seen, *drawn]))
-        before = next(pictures)
-        right, total = judge_drawings(task, before, [next(pictures) if codes else None for _, codes in steps])
+        images = iter(decode_codes(loaded.vq, [seen, *drawn]))
+        before = next(images)
+        right, total = judge_drawings(task, before, [next(images) if codes else None for _, codes in steps])
     perception = loaded.manifest.perception or Perception()
-    energies = picture_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
+    energies = image_energies(loaded.vq, drawn) if loaded.vq is not None else [0.0] * len(drawn)
     blank = sum(is_flat(codes, perception, energy) for codes, energy in zip(drawn, energies, strict=True))
     return Response(parser.answer, steps, parser.well_formed, blank, right, total, parser.unmarked)
 
@@ -166,14 +166,14 @@ def _judge(loaded: LoadedCheckpoint, task: Task, question: tuple[int, ...], comp
         malformed=not response.well_formed,
         drawings_right=response.drawings_right,
         drawings_total=response.drawings_total,
-        pictures=len(response.pictures),
+        pictures=len(response.images),
         blank=response.blank,
         tokens=len(completion.token_ids),
     )
 
 
 def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Shares with intervals: over all, per slice and per family. The mean weighs the slices by their tasks."""
+    """Shares with intervals: overall, per slice and per family. The mean weights slices by their number of tasks."""
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for p in predictions:
         groups[p.slice].append(p)
@@ -185,15 +185,15 @@ def _shares(predictions: Sequence[Prediction]) -> dict[str, Any]:
     total, right = len(predictions), sum(p.right for p in predictions)
     drawings = sum(p.drawings_total for p in predictions)
     low, high = wilson(right, total)
-    pictures = sum(p.pictures for p in predictions)
+    images = sum(p.pictures for p in predictions)
     return {
         "tasks": total,
         "accuracy": round(right / max(total, 1), 4),
         "accuracy_ci95": [round(low, 4), round(high, 4)],
         "drawings_right": round(sum(p.drawings_right for p in predictions) / max(drawings, 1), 4),
         "malformed": round(sum(p.malformed for p in predictions) / max(total, 1), 4),
-        "blank": round(sum(p.blank for p in predictions) / max(pictures, 1), 4),
-        "pictures": round(pictures / max(total, 1), 3),
+        "blank": round(sum(p.blank for p in predictions) / max(images, 1), 4),
+        "pictures": round(images / max(total, 1), 3),
         "tokens": round(sum(p.tokens for p in predictions) / max(total, 1), 1),
     }
 
@@ -222,10 +222,10 @@ def run(
     text_only: bool = False,
     on_finish: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint folder; with ``out`` the predictions (jsonl) and the summary (json) are written there.
+    """Evaluate a checkpoint folder; with ``out``, write predictions (jsonl) and summary (json) there.
 
     Raises:
-        CheckpointError: the folder is no valid checkpoint.
+        CheckpointError: the folder is not a valid checkpoint.
     """
     loaded = load_checkpoint(checkpoint)
     chosen = evaluation_tasks(tasks, level=level)

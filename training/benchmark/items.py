@@ -1,6 +1,6 @@
-"""What a benchmark asks, one question at a time: tasks of the world, or questions of files.
+"""Questions of a benchmark, one at a time: tasks of the world, or questions of files.
 
-Read anew for every checkpoint, so that a thousand large pictures are never in memory together. Knows no checkpoint.
+Read again for every checkpoint, so that a thousand large images are never in memory together. Knows no checkpoints.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import islice
 
 from training.data.questions import QuestionFiles, read_questions
 from training.data.rows import Rejection
-from training.data.traces import Picture
+from training.data.traces import SampleImage
 from training.spec.spec import UniTasksData
 from training.world.task import Task
 from training.world.world import EVAL_SEED_MIN, SLICES, make_task
@@ -19,27 +19,27 @@ from training.world.world import EVAL_SEED_MIN, SLICES, make_task
 
 @dataclass(frozen=True)
 class Item:
-    """A question as every checkpoint is asked it; ``task`` is set where the world knows the right drawings."""
+    """A question for every checkpoint; ``task`` is set if the world knows the right drawings."""
 
     item_id: str
     slice: str
     group: str | None
     question: str
-    pictures: tuple[Picture, ...]
+    images: tuple[SampleImage, ...]
     reference: str
     choices: tuple[str, ...] = ()
     task: Task | None = None
 
 
 def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None) -> Iterator[Item | Rejection]:
-    """The questions of a specification, in the same order whenever they are read.
+    """Read the questions of a specification, always in the same order.
 
     Args:
         data: the part of the specification.
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
     """
     if isinstance(data, UniTasksData):
         first, slices = first_seed(data), data.slices or SLICES
@@ -57,12 +57,12 @@ def read_items(data: UniTasksData | QuestionFiles, image_size: int | None = None
             slice=found.slice or "all",
             group=group,
             question=found.text,
-            pictures=found.pictures,
+            images=found.images,
             reference=found.answer,
             choices=found.choices,
         )
 
 
 def first_seed(data: UniTasksData) -> int:
-    """The first seed asked: of the evaluation unless another is given."""
+    """The first seed: of the evaluation range by default."""
     return EVAL_SEED_MIN if data.first_seed is None else data.first_seed

@@ -1,9 +1,9 @@
-"""The benchmark job: a checkpoint answers questions, rules (and perhaps an endpoint) judge, every answer is kept.
+"""The benchmark job: a checkpoint answers questions, graded by rules and optionally an endpoint; every answer is kept.
 
 Questions come from the procedural world (seeds that never train), Omni-Bench's parquet files, M3CoT or a jsonl. Every
-answer is one line of ``benchmark/<checkpoint>/predictions.jsonl`` with both verdicts; a job that was stopped goes on
-behind the last whole chunk. Accuracy is told for each slice with a 95 % interval and, weighted by samples, over all.
-``compare_with`` asks a second checkpoint the same questions and compares in pairs.
+answer is one line of ``benchmark/<checkpoint>/predictions.jsonl`` with both verdicts; a resumed job continues after the
+last complete chunk. Accuracy is reported per slice with a 95 % interval and, weighted by samples, overall.
+``compare_with`` runs a second checkpoint on the same questions for a paired comparison.
 
 Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "benchmark",
 ...}``.
@@ -32,7 +32,7 @@ from model.precision import serving_dtype
 from training.benchmark.evaluate import read_response
 from training.benchmark.items import Item, first_seed, read_items
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
-from training.data.questions import picture_codes
+from training.data.questions import image_codes
 from training.data.row_images import SampleError
 from training.data.rows import DataError, Intake, Rejection
 from training.jobs.context import JobContext, JobError
@@ -43,57 +43,57 @@ from training.spec.spec import BenchmarkSpec, UniTasksData
 from training.world.world import EVAL_SEED_MIN
 
 STAGE = "benchmark"
-SURVEY_SIZE = 64  # pixels a side of images that are only looked at for being there
-CHUNKS_OF_SLOTS = 4  # a chunk holds so many times the sequences that run at once, so that short ones make room
+SURVEY_SIZE = 64  # pixels per side of images that are only checked for presence
+CHUNKS_OF_SLOTS = 4  # chunk size in multiples of the concurrent sequences, so that short ones free their slots
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
-    """Ask, judge and compare; returns what ``result.json`` shall say.
+    """Answer, judge and compare; return the object for ``result.json``.
 
     Raises:
-        JobError: a checkpoint or the questions cannot be used, or the judge refuses us.
-        JobStopped: as asked; the answers so far are kept.
+        JobError: a checkpoint or the questions are unusable, or the judge rejects us.
+        JobStopped: stopped; the answers so far are kept.
     """
     spec = ctx.spec
     assert isinstance(spec, BenchmarkSpec)
     hyper = spec.hyperparameters
-    asked = {spec.base_checkpoint: ctx.base_folder}
+    measured = {spec.base_checkpoint: ctx.base_folder}
     if hyper.compare_with is not None:
         if hyper.compare_with == spec.base_checkpoint:
-            raise JobError("same_checkpoint", "compare_with names the very checkpoint that is measured")
+            raise JobError("same_checkpoint", "compare_with names the measured checkpoint itself")
         if hyper.compare_with not in ctx.checkpoints:
             raise JobError("unknown_checkpoint", f"compare_with: there is no checkpoint called {hyper.compare_with!r}")
-        asked[hyper.compare_with] = Path(ctx.checkpoints[hyper.compare_with])
+        measured[hyper.compare_with] = Path(ctx.checkpoints[hyper.compare_with])
     survey = _survey(ctx, spec)
     count = len(survey.ids)
     started = time.monotonic()
     answers: dict[str, list[Answer]] = {}
     try:
         judge = None if hyper.judge is None else EndpointJudge(hyper.judge, stop=ctx.stop)
-        for number, (name, folder) in enumerate(asked.items()):
-            asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(asked) * count)
+        for number, (name, folder) in enumerate(measured.items()):
+            asking = _Asking(ctx, spec, name, folder, judge, done=number * count, total=len(measured) * count)
             answers[name] = asking.answer_all(survey)
     except JudgeError as error:
         raise JobError("judge_refused", str(error)) from error
-    return _tell(ctx, spec, answers, round(time.monotonic() - started, 1))
+    return _report(ctx, spec, answers, round(time.monotonic() - started, 1))
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What will be asked, without the questions themselves."""
+    """Facts about the questions, without the questions themselves."""
 
     ids: list[str]
-    with_pictures: bool
+    with_images: bool
 
 
 def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
-    """Read all questions once: what cannot be used is told before anybody is asked."""
+    """Read all questions once: unusable ones are reported before the first answer."""
     data = spec.data
     if isinstance(data, UniTasksData) and first_seed(data) < EVAL_SEED_MIN:
         ctx.log.log(f"seeds from {first_seed(data)} may have been trained on: the numbers are not held-out ones")
     ids: list[str] = []
     rejected: list[Rejection] = []
-    with_pictures = False
+    with_images = False
     try:
         for item in read_items(data, SURVEY_SIZE):
             ctx.check_stop()
@@ -101,7 +101,7 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
                 rejected.append(item)
             else:
                 ids.append(item.item_id)
-                with_pictures |= bool(item.pictures)
+                with_images |= bool(item.images)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
     intake = Intake(len(ids), tuple(rejected))
@@ -113,8 +113,8 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
         ctx.disk.write(lambda: intake.write(path))
         ctx.log.warning("samples_rejected", intake.summary())
     if not ids:
-        raise JobError("no_samples", f"there is no question to ask: {intake.summary()}")
-    return _Survey(ids, with_pictures)
+        raise JobError("no_samples", f"there is no usable question: {intake.summary()}")
+    return _Survey(ids, with_images)
 
 
 class _Asking:
@@ -148,9 +148,9 @@ class _Asking:
         self.path = ctx.folder / "benchmark" / _file_name(name) / "predictions.jsonl"
 
     def answer_all(self, survey: _Survey) -> list[Answer]:
-        """Answers in order; those of an earlier sitting are read back."""
-        if survey.with_pictures and not self.loaded.can_see:
-            raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' pictures")
+        """All answers in order; those of an earlier session are read back."""
+        if survey.with_images and not self.loaded.can_see:
+            raise JobError("base_cannot_see", f"{self.name} has no VQ: it cannot read the questions' images")
         self.ctx.disk.write(lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
         answers = self._read_back(survey.ids)
         items = islice(
@@ -163,7 +163,7 @@ class _Asking:
             self.ctx.check_stop()
             chunk = list(islice(items, self._size))
             if [item.item_id for item in chunk] != survey.ids[len(answers) : len(answers) + self._size]:
-                raise JobError("bad_data", "the questions changed while they were asked")
+                raise JobError("bad_data", "the questions changed while the job was running")
             fresh = self._answer(chunk, first=len(answers))
             self.ctx.disk.append(self.path, _lines(fresh))
             answers += fresh
@@ -217,7 +217,7 @@ class _Asking:
     def _prompt(self, item: Item) -> tuple[list[int], tuple[int, ...] | None, str | None]:
         vq, template = self.loaded.vq, self.loaded.template
         try:
-            codes = [picture_codes(p, template, vq) for p in item.pictures] if vq is not None else []
+            codes = [image_codes(p, template, vq) for p in item.images] if vq is not None else []
         except SampleError as error:
             return [], None, error.detail
         return template.prompt_ids(item.question, codes), codes[-1] if codes else None, None
@@ -225,7 +225,7 @@ class _Asking:
     def _read(self, item: Item, seen: tuple[int, ...] | None, completion: Completion, *, number: int) -> Answer:
         loaded = self.loaded
         response = read_response(loaded, completion.token_ids, seen, item.task)
-        # answers of the world's tasks are single words and numbers: there is nothing to read into them
+        # answers of the world's tasks are single words and numbers: a judge adds nothing
         graded = grade(response.answer, item.reference, item.choices, exact=item.task is not None)
         answer = Answer(
             item_id=item.item_id,
@@ -238,7 +238,7 @@ class _Asking:
             rules=Verdicts(graded.score >= 1.0, graded.score, graded.check),
             judge=None,
             malformed=not response.well_formed,
-            pictures=len(response.pictures),
+            pictures=len(response.images),
             blank=response.blank,
             drawings_right=response.drawings_right if item.task is not None else None,
             drawings_total=response.drawings_total if item.task is not None else None,
@@ -257,7 +257,7 @@ class _Asking:
         vq = self.loaded.vq
         codes = [c for _, c in steps if c is not None]
         drawn = iter(decode_codes(vq, codes) if vq is not None and self.loaded.can_draw else [])
-        images = [picture for picture in item.pictures if isinstance(picture, Image.Image)]
+        images = [image for image in item.images if isinstance(image, Image.Image)]
         self.ctx.log.sample(
             self.ctx.stage or STAGE,
             0,
@@ -272,7 +272,7 @@ class _Asking:
         )
 
     def _read_back(self, ids: Sequence[str]) -> list[Answer]:
-        """Whole chunks of an earlier sitting, as long as they answer these questions."""
+        """Complete chunks of an earlier session, as long as they match these questions."""
         if not (self.ctx.resume and self.path.exists()):
             return []
         answers: list[Answer] = []
@@ -287,8 +287,8 @@ class _Asking:
         return answers if len(answers) == len(ids) else answers[: len(answers) // self._size * self._size]
 
 
-def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]], seconds: float) -> dict[str, Any]:
-    """Metrics, reports and files of all checkpoints that were asked."""
+def _report(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]], seconds: float) -> dict[str, Any]:
+    """Write metrics, reports and files of all measured checkpoints."""
     stage = ctx.stage or STAGE
     result: dict[str, Any] = {"seconds": seconds, "checkpoints": {}}
     for name, given in answers.items():
@@ -299,7 +299,7 @@ def _tell(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer]]
         about = {"checkpoint": name, "data": data, "summary": summary, **ctx.provenance}
         text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
         atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"), disk=ctx.disk)
-        if name == spec.base_checkpoint:  # the other one's numbers stand in its report
+        if name == spec.base_checkpoint:  # the other checkpoint's numbers are in its report
             ctx.log.metrics(stage, len(given), metrics)
         predictions = str((folder / "predictions.jsonl").relative_to(ctx.folder))
         ctx.log.report("benchmark", {"checkpoint": name, "predictions": predictions, "summary": summary})
@@ -317,7 +317,7 @@ def _lines(answers: Sequence[Answer]) -> str:
 
 
 def _unanswered(item: Item, problem: str) -> Answer:
-    """A question that could not be asked counts as answered wrong, and says why."""
+    """A question that could not be answered counts as wrong, with the reason."""
     return Answer(
         item_id=item.item_id,
         slice=item.slice,
@@ -344,5 +344,5 @@ def _seed(seed: int, item_id: str) -> int:
 
 
 def _file_name(name: str) -> str:
-    """A checkpoint's name as a folder: a hub id holds a slash."""
+    """A checkpoint's name as a folder name: hub ids contain a slash."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "checkpoint"

@@ -1,6 +1,6 @@
-"""Answers of a benchmark and what they add up to: shares with intervals, by slice and over all, and pairs compared.
+"""Answers of a benchmark and their statistics: shares with intervals, by slice and overall, and paired comparisons.
 
-Plain values; knows no model, no engine and no files.
+Plain values; knows no models, engines or files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.scoring.judge import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What the rules say: right or not, the graded score in [0, 1] behind it and the check that decided."""
+    """The rules' verdict: right or not, the graded score in [0, 1] and the deciding check."""
 
     right: bool
     score: float
@@ -25,7 +25,7 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a checkpoint made of one question. ``right`` is the judge's verdict where there is one, else the rules'."""
+    """A checkpoint's answer to one question. ``right`` is the judge's verdict if available, else the rules'."""
 
     item_id: str
     slice: str
@@ -48,22 +48,22 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        """The verdict that counts."""
+        """The effective verdict."""
         if self.judge is not None and self.judge.right is not None:
             return self.judge.right
         return self.rules.right
 
     def judged(self, verdict: Verdict) -> Answer:
-        """The answer with the endpoint's verdict beside the rules'."""
+        """The answer with the endpoint's verdict in addition to the rules'."""
         return replace(self, judge=verdict)
 
     def to_json(self) -> dict[str, Any]:
-        """As one line of the predictions."""
+        """Convert to one line of the predictions."""
         return {**asdict(self), "right": self.right}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Answer:
-        """What :meth:`to_json` wrote."""
+        """Parse the result of :meth:`to_json`."""
         values = {key: value for key, value in data.items() if key != "right"}
         values["texts"] = tuple(values["texts"])
         values["rules"] = Verdicts(**values["rules"])
@@ -136,7 +136,7 @@ def flat_metrics(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def compare(
     first_name: str, first: Sequence[Answer], second_name: str, second: Sequence[Answer], *, seed: int = 0
 ) -> dict[str, Any]:
-    """The second checkpoint against the first, in pairs, over all and by slice.
+    """Compare the second checkpoint with the first, in pairs, overall and by slice.
 
     Raises:
         ValueError: they did not answer the same questions.

@@ -1,9 +1,9 @@
-"""How sure a share is, and how sure a difference: plain numbers in and out.
+"""Confidence of shares and differences: plain numbers in and out.
 
-Two checkpoints that answered the same questions are compared in pairs. The pairs that both answer alike say nothing
-about the difference. McNemar's exact test asks whether the others fall to both sides like coins; the interval of the
-difference comes from resampling the pairs. Means over things of which a task has several (drawings, tokens) are
-ratios, and their intervals come from resampling the tasks.
+Two checkpoints with the same questions are compared in pairs. Pairs with equal results carry no information about the
+difference. McNemar's exact test checks whether the other pairs split like coin flips; the interval of the difference
+comes from resampling the pairs. Means over several things per task (drawings, tokens) are ratios; their intervals come
+from resampling the tasks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def paired(first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> dict[str, Any]:
-    """How the second does against the first on the same questions.
+    """Compare the second with the first on the same questions.
 
     Returns:
         ``tasks``, ``accuracy`` of both, ``difference`` (second minus first) with its 95 % bootstrap interval
@@ -58,14 +58,14 @@ def paired(first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> d
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided exact p-value: how likely coins would part the differing pairs as unevenly or more."""
+    """The two-sided exact p-value: the probability that coin flips split the differing pairs at least as unevenly."""
     differing = only_first + only_second
     tail = sum(math.comb(differing, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, float(2 * tail / 2**differing))
 
 
 def _bootstrap(only_first: int, only_second: int, total: int, seed: int) -> tuple[float, float]:
-    """Resampling pairs draws the counts of the three kinds (first alone, second alone, alike) from a multinomial."""
+    """Resample pairs: the counts of the three kinds (first only, second only, equal) are multinomial."""
     alike = total - only_first - only_second
     shares = np.array([only_first, only_second, alike], float) / total
     drawn = np.random.default_rng(seed).multinomial(total, shares, RESAMPLES)
@@ -74,11 +74,11 @@ def _bootstrap(only_first: int, only_second: int, total: int, seed: int) -> tupl
     return float(low), float(high)
 
 
-Part = tuple[float, float]  # of one task: a sum, and over how many things it goes
+Part = tuple[float, float]  # of one task: a sum, and its number of terms
 
 
 def ratio(rows: Sequence[Part], *, seed: int = 0) -> tuple[float, float, float] | None:
-    """All sums over all counts, with the 95 % bootstrap interval; None where nothing was counted."""
+    """Sum of all sums over sum of all counts, with the 95 % bootstrap interval; None if nothing was counted."""
     if not sum(count for _, count in rows):
         return None
     return _spread(_ratio(np.array([rows], float).sum(1))[0], _resampled(rows, seed))
@@ -87,7 +87,7 @@ def ratio(rows: Sequence[Part], *, seed: int = 0) -> tuple[float, float, float] 
 def ratio_difference(
     first: Sequence[Part], second: Sequence[Part], *, seed: int = 0
 ) -> tuple[float, float, float] | None:
-    """The second ratio minus the first over the same tasks, and its 95 % interval: tasks are drawn for both together.
+    """The second ratio minus the first over the same tasks, and its 95 % interval: tasks are resampled jointly.
 
     Raises:
         ValueError: lists of different lengths.
@@ -107,7 +107,7 @@ def _resampled(rows: Sequence[Part], seed: int) -> np.ndarray:
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
-    """[R, 2] -> [R], NaN where nothing was counted."""
+    """[R, 2] -> [R], NaN if nothing was counted."""
     ratios: np.ndarray = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
     return ratios
 

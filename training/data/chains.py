@@ -1,8 +1,8 @@
-"""Text-only chains of thought: what Omni-R1-Zero starts from (method, section 4).
+"""Text-only chains of thought, the input of Omni-R1-Zero (method, section 4).
 
-A chain is a question, its picture (if any), a few step texts and an answer. Chains come from the procedural world (the
-steps' texts, without their pictures) or from M3CoT; a rationale is cut into steps by an explicit list, by numbered
-lines or by sentences, and neighbours are merged until at most N are left. Knows no model and no tokens.
+A chain is a question, its image (if any), a few step texts and an answer. Chains come from the procedural world (the
+steps' texts without images) or from M3CoT; a rationale is split into steps by an explicit list, by numbered lines or by
+sentences, and neighbours are merged until at most N are left. Knows no models or tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|figs?|eq|dr|mrs?|ms|prof|appro
 
 @dataclass(frozen=True)
 class TextChain:
-    """A question with a chain of thought in words. `task` is set where the world knows the right pictures."""
+    """A question with a textual chain of thought. `task` is set if the world knows the right images."""
 
     chain_id: str
     slice: str
@@ -44,29 +44,29 @@ class TextChain:
 
 
 class ChainError(SampleError):
-    """A row that is no usable chain; the message names the field."""
+    """The row is not a usable chain; the message names the field."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("broken_row", detail)
 
 
 def split_steps(rationale: str | Sequence[str], *, max_steps: int, by: SplitBy = "auto") -> list[str]:
-    """A chain of thought -> its steps, at most ``max_steps``, in order and with every word kept.
+    """Split a chain of thought into steps, at most ``max_steps``, in order and with every word kept.
 
     Args:
-        rationale: the text, or a list that is already cut.
-        max_steps: neighbours are merged (those that are shortest together first) until no more are left.
-        by: ``auto`` takes the list, else numbered lines where there are two or more, else sentences.
+        rationale: the text, or a list of steps.
+        max_steps: limit; neighbours are merged, the shortest pair first.
+        by: ``auto`` uses the list, else two or more numbered lines, else sentences.
 
     Raises:
-        ValueError: ``max_steps`` below 1, or ``list`` asked for a text.
+        ValueError: ``max_steps`` below 1, or ``list`` for a text.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     if not isinstance(rationale, str):
         steps = [" ".join(step.split()) for step in rationale]
     elif by == "list":
-        raise ValueError("the steps are asked for as a list, and the rationale is one text")
+        raise ValueError("the splitter expects a list, but the rationale is one text")
     elif by == "numbered" or (by == "auto" and len(_NUMBERED.findall(rationale)) > 1):
         steps = _numbered(rationale)
     else:
@@ -75,7 +75,7 @@ def split_steps(rationale: str | Sequence[str], *, max_steps: int, by: SplitBy =
 
 
 def _numbered(text: str) -> list[str]:
-    """Pieces between the numbers; what stands before the first number belongs to the first step."""
+    """Split at the numbers; text before the first number belongs to the first step."""
     pieces = [" ".join(piece.split()) for piece in _NUMBERED.split(text)]
     if len(pieces) > 1 and pieces[0]:
         pieces[:2] = [f"{pieces[0]} {pieces[1]}".strip()]
@@ -102,20 +102,21 @@ def _merged(steps: list[str], limit: int) -> list[str]:
 
 
 def world_chain(task: Task, *, max_steps: int) -> TextChain:
-    """The words of a task of the world; its pictures stay unread, and are only known to whoever judges drawings."""
+    """The text of a task of the world; its images are only known to the judge of drawings."""
     steps = tuple(split_steps([step.text for step in task.steps], max_steps=max_steps))
-    known = task if len(steps) == len(task.steps) else None  # merged steps have no picture to be compared with
+    known = task if len(steps) == len(task.steps) else None  # merged steps have no image to compare with
     return TextChain(task.task_id, task.slice, task.question, task.image, steps, task.answer, known, task.family)
 
 
 def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, by: SplitBy = "auto") -> TextChain:
-    """One row of M3CoT -> a chain. The choices are written behind the question, and the answer is ``(B) its text``.
+    """Convert a row of M3CoT into a chain. The choices are appended to the question, and the answer is ``(B) its
+    text``.
 
     Args:
-        row: ``id, question, choices, answer (a letter), rationale, domain`` and whatever else.
-        image: its picture, opened.
-        max_steps: at most so many steps.
-        by: how the rationale is cut.
+        row: ``id, question, choices, answer (a letter), rationale, domain`` and more.
+        image: its opened image.
+        max_steps: maximum number of steps.
+        by: how to split the rationale.
 
     Raises:
         ChainError: question, answer or rationale is missing, or the answer names no choice.
@@ -140,16 +141,16 @@ def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, 
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The options of a row of M3CoT, none where it has none.
+    """The options of a row of M3CoT, if any.
 
     Raises:
-        ChainError: they are no list of texts or numbers.
+        ChainError: they are not a list of texts or numbers.
     """
     choices = row.get("choices")
     if choices is None:
         return ()
     if not isinstance(choices, list | tuple) or not all(isinstance(c, str | int | float) for c in choices):
-        raise ChainError("choices is no list of texts")
+        raise ChainError("choices is not a list of texts")
     return tuple(str(choice).strip() for choice in choices)
 
 
@@ -165,7 +166,7 @@ def _text(row: Mapping[str, Any], field: str) -> str:
 
 
 def assigned_ids(chains: Iterable[TextChain]) -> Iterator[TextChain]:
-    """The chains with ids that are there and differ: an empty or repeated one gets its place appended."""
+    """Make the chains' ids non-empty and unique by appending their index where needed."""
     seen: set[str] = set()
     for number, chain in enumerate(chains):
         name = chain.chain_id

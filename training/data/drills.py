@@ -9,42 +9,42 @@ from PIL import Image
 from tqdm import tqdm
 
 from model.text.template import ImagePart, Part, Rendered, StepPart, Template, TextPart
-from training.data.token_sets import Codes, PictureCoder, TokenSet
+from training.data.token_sets import Codes, ImageCoder, TokenSet
 from training.world.drills import KINDS, Drill, make_drill
 
-BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without pictures, thrown away
+BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without images, discarded
 
 
 def drill_set(
     first: int,
     count: int,
-    coder: PictureCoder,
+    coder: ImageCoder,
     templates: Sequence[Template],
     context_len: int,
     *,
     shares: Mapping[str, float] = KINDS,
 ) -> TokenSet:
-    """The drills of ``count`` seeds from ``first`` on, coded; every eighth in the second of the two templates."""
+    """Encode the drills of ``count`` seeds from ``first``; every eighth in the second of the two templates."""
     seeds = iter(tqdm(range(first, first + count), desc="drills", mininterval=5))
 
     def rendered() -> Iterator[Rendered]:
         while chunk := [make_drill(seed, shares=shares) for seed in islice(seeds, 64)]:
-            coded = coder.chains([drill_pictures(drill) or [BLANK] for drill in chunk])
+            coded = coder.chains([drill_images(drill) or [BLANK] for drill in chunk])
             for number, (drill, codes) in enumerate(zip(chunk, coded, strict=True)):
                 yield render_drill(drill, codes, templates[number % 8 == 0])
 
     return TokenSet.build(rendered(), context_len)
 
 
-def drill_pictures(drill: Drill) -> list[Image.Image]:
-    """All pictures of a drill in order, the given ones first."""
+def drill_images(drill: Drill) -> list[Image.Image]:
+    """All images of a drill in order, the given ones first."""
     given = [image for image in (drill.earlier, drill.image) if image is not None]
     drawn = [part for part in drill.response if not isinstance(part, str)]
-    return [*given, *drawn, *(picture for _, picture in drill.more)]
+    return [*given, *drawn, *(image for _, image in drill.more)]
 
 
 def render_drill(drill: Drill, codes: Sequence[Codes], template: Template) -> Rendered:
-    """A drill as a sequence; ``codes`` are those of :func:`drill_pictures`."""
+    """Render a drill as a sequence; ``codes`` are those of :func:`drill_images`."""
     left = iter(codes)
     given: list[Part] = [ImagePart(next(left)) for image in (drill.earlier, drill.image) if image is not None]
     if drill.answer is not None:

@@ -1,9 +1,9 @@
-"""Omni-Bench's parquet files -> questions with their pictures, answers and slices.
+"""Omni-Bench's parquet files -> questions with images, answers and slices.
 
-A row has ``image`` (base64, a data URL or a list of them; ``<TLTS>`` stands for none), ``question`` and ``answer``; all
-other columns are carried through. ``<image>`` and ``<image_k>`` in a question are the places of its images. Six data
-sets make four slices (paper, section 4); a row's data set is read from a column that names it, else from its file's
-name. Knows no model.
+A row has ``image`` (base64, a data URL or a list of them; ``<TLTS>`` stands for a missing one), ``question`` and
+``answer``; all other columns are kept. ``<image>`` and ``<image_k>`` are placeholders of a question's images. Six data
+sets make four slices (paper, section 4); a row's data set comes from a column, else from the file name. Knows no
+models.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _OPTION = re.compile(r"^[ \t]*\(?([A-J])[).:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE
 
 @dataclass(frozen=True)
 class BenchQuestion:
-    """One question. ``source`` is its data set, ``slice`` the slice that the data set belongs to (or itself)."""
+    """One question. ``source`` is its data set, ``slice`` the data set's slice (or the data set itself)."""
 
     where: str
     question_id: str
     text: str
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     answer: str
     source: str
     slice: str
@@ -51,16 +51,16 @@ class BenchQuestion:
 
 
 def read_omni_bench(path: str | Path, image_size: int | None = None) -> Iterator[BenchQuestion | Rejection]:
-    """Every question of a file or folder; what cannot be used is told with its file and row.
+    """Read the questions of a file or folder; unusable rows become rejections with file and row.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
     """
     return read_parsed(path, parse_question, image_size)
 
 
 def parse_question(row: Row) -> BenchQuestion:
-    """One row as a question.
+    """Parse one row as a question.
 
     Raises:
         SampleError: ``empty_question``, ``empty_answer``, ``missing_picture``, ``broken_picture`` or ``bad_place``.
@@ -73,12 +73,12 @@ def parse_question(row: Row) -> BenchQuestion:
     if not answer:
         raise SampleError("empty_answer", "'answer' is empty")
     source = source_of(row)
-    pictures = _pictures(data.get("image"), row)
+    images = _images(data.get("image"), row)
     return BenchQuestion(
         where=row.where,
         question_id=_text(data.get("id") or data.get("question_id")) or row.where,
-        text=numbered(text, len(pictures)),
-        pictures=pictures,
+        text=numbered(text, len(images)),
+        images=images,
         answer=answer,
         source=source,
         slice=slice_of(source),
@@ -88,7 +88,7 @@ def parse_question(row: Row) -> BenchQuestion:
 
 
 def source_of(row: Row) -> str:
-    """The data set that a row belongs to: what a column says, else its file's name without the split's."""
+    """The data set of a row: from a column, else from the file name without the split."""
     for column in _SOURCE_COLUMNS:
         if name := _text(row.data.get(column)):
             return name[:100]
@@ -96,13 +96,13 @@ def source_of(row: Row) -> str:
 
 
 def slice_of(source: str) -> str:
-    """The slice of a data set: one of the paper's four, or the data set itself where it is none of its six."""
+    """The slice of a data set: one of the paper's four, or the data set itself if unknown."""
     plain = re.sub(r"[^a-z0-9]", "", source.lower().replace("*", "star"))
     return next((slice_ for name, slice_ in SLICE_OF.items() if plain.startswith(name)), source)
 
 
 def options_in(text: str) -> tuple[str, ...]:
-    """The options that a question lists on lines of their own, ``(A) ...`` or ``A. ...``, from A on without a gap."""
+    """The options that a question lists on separate lines, ``(A) ...`` or ``A. ...``, from A without gaps."""
     found = _OPTION.findall(text)
     if len(found) < 2 or "".join(label for label, _ in found) != "ABCDEFGHIJ"[: len(found)]:
         return ()
@@ -114,21 +114,21 @@ def _choices(data: Mapping[str, Any], text: str) -> tuple[str, ...]:
         value = data.get(column)
         if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 1:
             if any(not isinstance(choice, str | int | float) for choice in value):
-                raise SampleError("wrong_type", f"{column!r} is no list of texts")
+                raise SampleError("wrong_type", f"{column!r} is not a list of texts")
             return tuple(str(choice).strip() for choice in value)
     return options_in(text)
 
 
-def _pictures(value: Any, row: Row) -> tuple[Image.Image, ...]:
+def _images(value: Any, row: Row) -> tuple[Image.Image, ...]:
     if value is None or value == MISSING or value == "":
         return ()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(picture for one in value for picture in _pictures(one, row))
+        return tuple(image for one in value for image in _images(one, row))
     return (row.image(value),)
 
 
 def _text(value: Any) -> str:
-    """Text of a field; numbers are written out, lists are not, and NaN is how tables write that nothing is there."""
+    """Text of a field; numbers are converted, lists are not, and NaN counts as missing."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         return ""
     return str(value).strip()

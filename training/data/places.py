@@ -1,7 +1,8 @@
-"""Places of images in a data set's question, in any spelling, as ``<image_k>``: what :mod:`model.text.places` reads.
+"""Image placeholders in a data set's question, converted from any spelling to ``<image_k>`` for
+:mod:`model.text.places`.
 
-``<image>`` is the place of the next image, ``<image_2>`` that of the second, ``<image_start>[key]<image_end>`` that of
-the image under the row's key. A text that begins with all of its images in order needs no places.
+``<image>`` stands for the next image, ``<image_2>`` for the second, ``<image_start>[key]<image_end>`` for the image
+under the row's key. A text that starts with all of its images in order needs no placeholders.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _SPACES = re.compile(r"[ \t]{2,}")
 
 
 def numbered(text: str, count: int) -> str:
-    """A question with ``<image>`` and ``<image_k>`` places for `count` images.
+    """Number the ``<image>`` and ``<image_k>`` placeholders of a question with `count` images.
 
     Raises:
-        SampleError: ``bad_place``, where a place has no image; ``empty_question`` where there is no other text.
+        SampleError: ``bad_place`` for a placeholder without an image; ``empty_question`` without other text.
     """
     if "<image" not in text:
         return text
@@ -36,27 +37,27 @@ def numbered(text: str, count: int) -> str:
 
 
 def named_places(text: str, keys: Sequence[str]) -> str:
-    """A question whose places name the keys of its images, which are numbered in the order of `keys`.
+    """Number the placeholders that name keys, in the order of `keys`.
 
     Raises:
-        SampleError: ``bad_place``, where ``<image_k>`` names another image.
+        SampleError: ``bad_place``, if ``<image_k>`` names another image.
     """
     marked = NAMED.sub(lambda match: place(keys.index(match[1]) + 1), text)
     return _tidy(_SPACES.sub(" ", marked).strip(), len(keys))
 
 
 def with_names(question: str, count: int) -> str:
-    """The way back: ``<image_k>`` as ``<image_start>[problem_image_k]<image_end>``, images without a place first.
+    """The inverse: ``<image_k>`` as ``<image_start>[problem_image_k]<image_end>``, images without a placeholder first.
 
     Raises:
-        PlaceError: a place has no image.
+        PlaceError: a placeholder has no image.
     """
     pieces = split_places(question, count)
     return "".join(p if isinstance(p, str) else f"<image_start>[problem_image_{p + 1}]<image_end>" for p in pieces)
 
 
 def _tidy(text: str, count: int) -> str:
-    """Without places where the images come first anyway, in order."""
+    """Remove placeholders if the images come first anyway, in order."""
     try:
         pieces = [piece for piece in split_places(text, count) if not isinstance(piece, str) or piece.strip()]
     except PlaceError as error:

@@ -1,7 +1,7 @@
-"""Questions with their answers, from files of any known kind, for whoever asks them: the benchmark, and PeRPO.
+"""Questions with answers from files of any known kind, for the benchmark and PeRPO.
 
-The authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, pictures, options and answer
-are used. Knows no training.
+Reads the authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, images, options and
+answer are used. Knows no training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from model.images.codes import encode_pictures
+from model.images.codes import encode_images
 from model.nets.vq import VQModel
 from model.text.template import Template
 from training.data.chains import choices_of, m3cot_chain
@@ -19,7 +19,7 @@ from training.data.omni_bench import read_omni_bench
 from training.data.places import numbered
 from training.data.row_images import SampleError
 from training.data.rows import Rejection, Row, parsed, read_rows
-from training.data.traces import Picture, TokenIds, read_traces
+from training.data.traces import SampleImage, TokenIds, read_traces
 from training.spec.spec import JsonlData, M3CoTData, OmniBenchData, TracesData, ZebraCoTData
 
 QuestionFiles = JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData
@@ -27,22 +27,22 @@ QuestionFiles = JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchDat
 
 @dataclass(frozen=True)
 class Question:
-    """A question and the answer to compare with.
+    """A question and its reference answer.
 
     Attributes:
         where: its file and line.
-        text: as it is asked, with ``<image_k>`` where a picture has a place.
-        pictures: that belong to it.
-        answer: the right one.
-        slice: of the data set, if it has slices.
-        choices: labelled options, if it has any.
-        question_id: its own name, or where it stands.
+        text: its text, with ``<image_k>`` placeholders.
+        images: its images.
+        answer: the reference answer.
+        slice: of the data set, if any.
+        choices: labelled options, if any.
+        question_id: its own id, or its location.
         source: the data set within the slice.
     """
 
     where: str
     text: str
-    pictures: tuple[Picture, ...]
+    images: tuple[SampleImage, ...]
     answer: str
     slice: str | None = None
     choices: tuple[str, ...] = ()
@@ -51,15 +51,15 @@ class Question:
 
 
 def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterator[Question | Rejection]:
-    """Every question of the files, or a rejection with its place.
+    """Read every question of the files, or a rejection with its location.
 
     Args:
-        data: which files.
+        data: the files.
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
-        ValueError: traces that were to be exported have not been.
+        training.data.rows.DataError: no known data was found.
+        ValueError: traces have not been exported yet.
     """
     if isinstance(data, M3CoTData):
         yield from _m3cot(data, image_size)
@@ -74,7 +74,7 @@ def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterat
                 yield Question(
                     where=item.where,
                     text=item.text,
-                    pictures=item.pictures,
+                    images=item.images,
                     answer=item.answer,
                     slice=item.slice,
                     choices=item.choices,
@@ -87,7 +87,7 @@ def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterat
             yield sample
         else:
             yield Question(
-                sample.where, sample.question, sample.pictures, sample.answer, sample.slice, question_id=sample.where
+                sample.where, sample.question, sample.images, sample.answer, sample.slice, question_id=sample.where
             )
 
 
@@ -101,13 +101,13 @@ def _m3cot(data: M3CoTData, image_size: int | None) -> Iterator[Question | Rejec
 
 def _m3cot_question(row: Row) -> Question:
     value = row.data.get("image")
-    pictures = () if value is None else (row.image(value),)
-    # the chain's own thoughts are not asked for here
+    images = () if value is None else (row.image(value),)
+    # the chain's thoughts are not used here
     chain = m3cot_chain({**row.data, "rationale": row.data.get("rationale") or "-"}, None, max_steps=1)
     return Question(
         where=row.where,
-        text=numbered(chain.question, len(pictures)),
-        pictures=pictures,
+        text=numbered(chain.question, len(images)),
+        images=images,
         answer=chain.answer,
         slice=chain.slice,
         choices=choices_of(row.data),
@@ -115,27 +115,27 @@ def _m3cot_question(row: Row) -> Question:
     )
 
 
-def picture_codes(picture: Picture, template: Template, vq: VQModel) -> tuple[int, ...]:
-    """A question's picture as codes.
+def image_codes(image: SampleImage, template: Template, vq: VQModel) -> tuple[int, ...]:
+    """Encode a question's image.
 
     Raises:
-        SampleError: token ids that are no picture of this checkpoint.
+        SampleError: the token ids are not an image of this checkpoint.
     """
-    if isinstance(picture, Image.Image):
-        return encode_pictures(vq, [picture])[0]
-    return codes_of_ids(picture, template)
+    if isinstance(image, Image.Image):
+        return encode_images(vq, [image])[0]
+    return codes_of_ids(image, template)
 
 
-def codes_of_ids(picture: TokenIds, template: Template) -> tuple[int, ...]:
-    """A picture's codes from its token ids, begin- and end-image with them or not.
+def codes_of_ids(image: TokenIds, template: Template) -> tuple[int, ...]:
+    """Convert an image's token ids, with or without begin- and end-image, to codes.
 
     Raises:
         SampleError: not N codes of this checkpoint.
     """
-    vocab, ids = template.vocab, picture.ids
+    vocab, ids = template.vocab, image.ids
     if len(ids) == vocab.tokens_per_image and (ids[0], ids[-1]) == (vocab.boi_id, vocab.eoi_id):
         ids = ids[1:-1]
     codes = [code for i in ids if (code := vocab.id_to_code(i)) is not None]
     if len(codes) != len(ids) or len(codes) != vocab.codes_per_image:
-        raise SampleError("broken_picture", f"{len(picture.ids)} token ids are no picture of this checkpoint")
+        raise SampleError("broken_picture", f"{len(image.ids)} token ids are not an image of this checkpoint")
     return tuple(codes)

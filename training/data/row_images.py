@@ -1,7 +1,7 @@
-"""The images in rows: paths, base64, data URLs, bytes or the objects that `datasets` writes, read as uploads are.
+"""The images in rows: paths, base64, data URLs, bytes or the objects that `datasets` writes, read like uploads.
 
-:mod:`model.images.reader` has the rule for formats, sizes and colours. Each image is brought to the model's size as
-soon as it is read, so that a set of photos never lies in memory at full size.
+:mod:`model.images.reader` has the rule for formats, sizes and colours. Each image is resized to the model's size right
+after reading, so that photos are never in memory at full size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LONGEST_PATH = 4096
 
 
 class SampleError(ValueError):
-    """This sample cannot be used; the others can. `detail` is cut to `MAX_DETAIL` characters."""
+    """This sample is unusable; the others are not affected. `detail` is cut to `MAX_DETAIL` characters."""
 
     def __init__(self, code: str, detail: str) -> None:
         detail = detail if len(detail) <= MAX_DETAIL else f"{detail[: MAX_DETAIL - 1]}…"
@@ -38,20 +38,20 @@ class SampleError(ValueError):
         self.code, self.detail = code, detail
 
 
-def is_picture(value: Any) -> bool:
-    """Whether a field's value can hold an image (and is not a list of token ids)."""
+def is_image(value: Any) -> bool:
+    """Whether a field's value can be an image (and not a list of token ids)."""
     return isinstance(value, str | bytes | Image.Image) or (
         isinstance(value, Mapping) and ("bytes" in value or "path" in value)
     )
 
 
 def open_value(value: Any, folder: Path, size: int | None = None) -> Image.Image:
-    """The image in a field: RGB in sRGB, turned upright.
+    """Open the image in a field: upright RGB in sRGB.
 
     Args:
         value: a path below ``folder``, base64, a data URL, bytes, ``{"bytes": ..., "path": ...}`` or an image.
-        folder: of the data file; a path may not lead out of it.
-        size: pixels a side of the model's view that is returned; None returns the whole image.
+        folder: of the data file; paths must stay inside it.
+        size: pixels per side of the model's view; None returns the original.
 
     Raises:
         SampleError: ``missing_picture`` or ``broken_picture``.
@@ -61,24 +61,24 @@ def open_value(value: Any, folder: Path, size: int | None = None) -> Image.Image
     if isinstance(value, Mapping):
         inner = value.get("bytes") or value.get("path")
         if inner is None or isinstance(inner, Mapping):
-            raise SampleError("missing_picture", "the picture has neither bytes nor a path")
+            raise SampleError("missing_picture", "the image has neither bytes nor a path")
         return open_value(inner, folder, size)
     if isinstance(value, str):
         data = _bytes_of_text(value.strip(), folder)
     elif isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
     else:
-        raise SampleError("broken_picture", f"a picture cannot be made of {type(value).__name__}")
+        raise SampleError("broken_picture", f"cannot make an image of {type(value).__name__}")
     try:
         image = read_image(data)
     except ImageError as error:
-        words = "the bytes are no picture that is read: " if error.code == "unsupported_image" else ""
+        words = "the bytes are not a supported image: " if error.code == "unsupported_image" else ""
         raise SampleError("broken_picture", words + error.detail) from None
     return image if size is None else model_view(image, size)
 
 
 def _bytes_of_text(text: str, folder: Path) -> bytes:
-    """Base64 of an image wins over a path: nobody calls a file so."""
+    """Base64 of an image has precedence over a path."""
     encoded = _DATA_URL.match(text)
     decoded = _base64(text[encoded.end() :] if encoded else text)
     if decoded is not None and (encoded or kind_of(decoded) in READABLE):
@@ -90,7 +90,7 @@ def _bytes_of_text(text: str, folder: Path) -> bytes:
         if data is not None:
             return data
         if Path(text).suffix:
-            raise SampleError("missing_picture", f"there is no picture {_shown(text)} below the data's folder")
+            raise SampleError("missing_picture", f"there is no image {_shown(text)} below the data's folder")
     if decoded is None:
         raise SampleError("broken_picture", f"neither a path nor base64: {_shown(text)}")
     return decoded
@@ -101,7 +101,7 @@ def _shown(text: str) -> str:
 
 
 def _base64(text: str) -> bytes | None:
-    """Line breaks within are as good as none."""
+    """Line breaks are ignored."""
     try:
         return base64.b64decode("".join(text.split()), validate=True) or None
     except (binascii.Error, ValueError):
@@ -109,17 +109,17 @@ def _base64(text: str) -> bytes | None:
 
 
 def _read_file(name: str, folder: Path) -> bytes | None:
-    """A regular file below the folder; None where there is none.
+    """Read a regular file below the folder; None if missing.
 
     Raises:
-        SampleError: something is there that cannot be read.
+        SampleError: it exists but cannot be read.
     """
     root = os.path.realpath(folder)
     try:
         path = os.path.realpath(os.path.join(root, name))
         if not Path(path).is_relative_to(root):
             return None
-        # Neither waits for the other end of a pipe, nor takes a device's terminal.
+        # Does not block on pipes or acquire a controlling terminal.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except UnicodeEncodeError:
         return None
@@ -130,7 +130,7 @@ def _read_file(name: str, folder: Path) -> bytes | None:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
             raise SampleError("broken_picture", f"{_shown(name)} is {what}")
         if found.st_size > MAX_FILE_BYTES:
             raise SampleError("broken_picture", f"{_shown(name)} has more than {MAX_FILE_BYTES} bytes")

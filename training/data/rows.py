@@ -1,6 +1,6 @@
 """Rows of data sets from disk: jsonl, parquet and the folders that `datasets` writes, each with its file and line.
 
-Whatever is wrong with a row becomes a :class:`Rejection` with its place and reason, and the reading goes on.
+Errors in a row become a :class:`Rejection` with location and reason, and reading continues.
 :mod:`training.data.row_images` opens the images in rows. Knows no fields, models or tokens.
 """
 
@@ -33,20 +33,20 @@ __all__ = [
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 MAX_LINE_BYTES = 256_000_000
-_BATCH = 4  # rows of a table that are in memory at once: images are large
+_BATCH = 4  # rows of a table in memory at once: images are large
 
 Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file.
+    """One raw row of a file.
 
     Attributes:
-        file: where it stands.
-        number: its line of a jsonl, its row of another file, from 1.
+        file: its file.
+        number: line of a jsonl, row of other files, from 1.
         data: its fields.
-        image_size: what :meth:`image` brings images to; None leaves them as large as they are read.
+        image_size: target size of :meth:`image`; None keeps the original size.
     """
 
     file: Path
@@ -60,13 +60,13 @@ class Row:
         return f"{self.file.name}:{self.number}"
 
     def image(self, value: Any) -> Image.Image:
-        """The image in a field, as the model gets it; see :func:`training.data.row_images.open_value`."""
+        """Open the image in a field as the model sees it; see :func:`training.data.row_images.open_value`."""
         return open_value(value, self.file.parent, self.image_size)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A sample that was left out: where it stands, a code for programs and the reason for people."""
+    """A rejected sample: its location, a code for programs and the reason for people."""
 
     where: str
     code: str
@@ -78,33 +78,33 @@ class DataError(ValueError):
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """The files of a data set, sorted: one file, or every jsonl, parquet and arrow file below a folder.
+    """List the files of a data set, sorted: one file, or every jsonl, parquet and arrow file below a folder.
 
     Raises:
-        DataError: nothing is there, or nothing of a known kind.
+        DataError: there are no files of a known kind.
     """
     path = Path(path)
     if _is_file(path):
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{path.name} is none of {', '.join(SUFFIXES)}")
+            raise DataError(f"{path.name} does not end in {', '.join(SUFFIXES)}")
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist")
     found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and _is_file(file))
     if not found:
-        raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
+        raise DataError(f"{path} has no file that ends in {', '.join(SUFFIXES)}")
     return found
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # below a folder that may not be entered
+    except OSError:  # below a folder without access
         return False
 
 
 def read_rows(path: str | Path, image_size: int | None = None) -> Iterator[Row | Rejection]:
-    """Every row of a file or folder, in the order of names and lines.
+    """Read every row of a file or folder, ordered by name and line.
 
     Args:
         path: of a file or folder.
@@ -125,7 +125,7 @@ def read_rows(path: str | Path, image_size: int | None = None) -> Iterator[Row |
 def read_parsed(
     path: str | Path, parse: Callable[[Row], Sample], image_size: int | None = None
 ) -> Iterator[Sample | Rejection]:
-    """Every row as ``parse`` reads it, or a rejection with file and line.
+    """Read and ``parse`` every row, or yield a rejection with file and line.
 
     Raises:
         DataError: see :func:`data_files`.
@@ -135,7 +135,7 @@ def read_parsed(
 
 
 def parsed(row: Row, parse: Callable[[Row], Sample]) -> Sample | Rejection:
-    """What ``parse`` makes of a row; whatever it raises is the row's fault and rejects it."""
+    """Parse a row; any exception rejects the row."""
     try:
         return parse(row)
     except SampleError as error:
@@ -171,14 +171,14 @@ def _jsonl(file: Path) -> Numbered:
 
 
 def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
-    """The object that a line of a jsonl file holds; the first line may begin with a byte order mark.
+    """Parse a line of a jsonl file; the first line may start with a byte order mark.
 
     Raises:
         SampleError: ``broken_line``.
     """
     try:
         data = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
-        if rb"\ud" in line.lower():  # half a character is JSON, and no text that could be stored or tokenised
+        if rb"\ud" in line.lower():  # lone surrogates are valid JSON, but cannot be stored or tokenised
             json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise SampleError("broken_line", f"not UTF-8: {error}") from None
@@ -199,7 +199,7 @@ def _table(file: Path) -> Numbered:
                 number += 1
                 try:
                     data = batch.slice(at, 1).to_pylist()[0]
-                except Exception as error:  # text that is not UTF-8, a time beyond all calendars, …
+                except Exception as error:  # not UTF-8, a date out of range, …
                     data = SampleError("broken_row", f"{type(error).__name__}: {error}")
                 yield number, data
     except ImportError:
@@ -213,13 +213,15 @@ def _batches(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     if file.suffix == ".parquet":
-        with pq.ParquetFile(file, buffer_size=1 << 20) as table:  # page by page, not a whole column of a row group
+        with pq.ParquetFile(
+            file, buffer_size=1 << 20
+        ) as table:  # page by page instead of a whole column of a row group
             yield from table.iter_batches(batch_size=_BATCH)
         return
     with pa.memory_map(str(file)) as source:
         try:
             reader: Any = pa.ipc.open_stream(source)
-        except pa.ArrowInvalid:  # `datasets` writes streams, others files
+        except pa.ArrowInvalid:  # `datasets` writes streams, other tools write files
             reader = pa.ipc.open_file(source)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
@@ -231,7 +233,7 @@ def _batches(file: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Intake:
-    """How many samples were read and which were left out."""
+    """Number of samples read, and the rejected ones."""
 
     kept: int
     rejected: tuple[Rejection, ...] = ()
@@ -242,7 +244,7 @@ class Intake:
         return self.kept + len(self.rejected)
 
     def summary(self) -> str:
-        """One sentence with counts by reason and the first place of each."""
+        """One sentence with counts by reason and the first location of each."""
         if not self.rejected:
             return f"all {self.kept} samples are usable"
         first: dict[str, Rejection] = {}
@@ -255,7 +257,7 @@ class Intake:
         return f"{len(self.rejected)} of {self.total} samples were left out: {reasons}"
 
     def to_json(self, limit: int = 200) -> dict[str, Any]:
-        """Counts, and the first ``limit`` rejections by name."""
+        """Counts, and the first ``limit`` rejections in full."""
         return {
             "kept": self.kept,
             "rejected": len(self.rejected),
@@ -264,7 +266,7 @@ class Intake:
         }
 
     def write(self, path: Path) -> None:
-        """Every rejection, one JSON object a line."""
+        """Write every rejection, one JSON object per line."""
         path.write_text(_jsonl_text(asdict(r) for r in self.rejected), "utf-8", "replace")
 
 

@@ -1,8 +1,8 @@
-"""Traces with pictures -> traces with codes -> the token sequences of a job, and what had to be left out.
+"""Traces with images -> traces with codes -> the token sequences of a job, and the rejections.
 
-The same way for every source: tasks of the world, the authors' jsonl, Zebra-CoT and saved traces. Pictures are brought
-to the size that the model sees and coded by the base's own VQ; token ids are checked against its vocabulary. Samples
-that do not fit are left out and named, never cut.
+The same way for every source: tasks of the world, the authors' jsonl, Zebra-CoT and saved traces. Images are resized to
+the model's size and encoded by the base's own VQ; token ids are checked against its vocabulary. Samples that do not fit
+are rejected, never truncated.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from model.text.template import Rendered, Template
 from model.text.vocab import Vocabulary
 from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
-from training.data.token_sets import Codes, EmptySetError, PictureCoder, TokenSet, render_trace
-from training.data.traces import Picture, SampleStep, TokenIds, TraceSample, read_traces
+from training.data.token_sets import Codes, EmptySetError, ImageCoder, TokenSet, render_trace
+from training.data.traces import SampleImage, SampleStep, TokenIds, TraceSample, read_traces
 from training.spec.spec import JsonlData, TracesData, UniTasksData, ZebraCoTData
 from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
-CHUNK = 64  # samples whose pictures are coded together
+CHUNK = 64  # samples whose images are encoded together
 
 TraceSource = UniTasksData | JsonlData | TracesData | ZebraCoTData
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A :class:`TraceSample` with its pictures as codes; steps are (text, state written out, codes or None)."""
+    """A :class:`TraceSample` with its images as codes; steps are (text, written-out state, codes or None)."""
 
     where: str
     question: str
@@ -41,12 +41,12 @@ class EncodedSample:
     slice: str | None = None
 
     def render(self, template: Template, variant: str = "interleaved") -> Rendered:
-        """The trajectory to learn, in one of the variants of :meth:`training.data.token_sets.EncodedTask.render`."""
+        """Render the trajectory in one of the variants of :meth:`training.data.token_sets.EncodedTask.render`."""
         return render_trace(template, self.question, self.images, self.steps, self.answer, variant)
 
 
 def trace_samples(data: TraceSource, seed: int, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
-    """The samples that a specification names, in its order.
+    """The samples of a specification, in order.
 
     Args:
         data: the part of the specification.
@@ -54,7 +54,7 @@ def trace_samples(data: TraceSource, seed: int, image_size: int | None = None) -
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
         ValueError: a seed of the world lies in the evaluation range.
     """
     if isinstance(data, UniTasksData):
@@ -67,7 +67,7 @@ def trace_samples(data: TraceSource, seed: int, image_size: int | None = None) -
 
 
 def first_seed(data: UniTasksData, seed: int) -> int:
-    """Where the tasks begin: as asked, or in PeSFT's own range, apart for jobs with different seeds."""
+    """First seed of the tasks: as requested, or in PeSFT's own range, different for every job seed."""
     return PESFT_SEEDS.start + seed % 100 * SEEDS_A_RUN if data.first_seed is None else data.first_seed
 
 
@@ -82,15 +82,15 @@ def world_samples(data: UniTasksData, seed: int) -> Iterator[TraceSample]:
 
 
 class SampleEncoder:
-    """Gives samples their codes, in chunks."""
+    """Encodes samples in chunks."""
 
-    def __init__(self, coder: PictureCoder, vocab: Vocabulary) -> None:
+    def __init__(self, coder: ImageCoder, vocab: Vocabulary) -> None:
         self.coder, self.vocab = coder, vocab
         self._resolution = coder.vq.config.resolution
 
     def encode(self, samples: Sequence[TraceSample]) -> list[EncodedSample | Rejection]:
-        """One result a sample, in order."""
-        chains = [[self._view(p) for p in _pictures(sample) if isinstance(p, Image.Image)] for sample in samples]
+        """Yield one result per sample, in order."""
+        chains = [[self._view(p) for p in _images(sample) if isinstance(p, Image.Image)] for sample in samples]
         coded = iter(self.coder.chains([chain for chain in chains if chain]) if any(chains) else [])
         return [
             self._assemble(sample, next(coded) if chain else []) for sample, chain in zip(samples, chains, strict=True)
@@ -99,34 +99,38 @@ class SampleEncoder:
     def _assemble(self, sample: TraceSample, coded: Sequence[Codes]) -> EncodedSample | Rejection:
         left = iter(coded)
 
-        def codes(picture: Picture) -> Codes:
-            return self._codes_of_ids(picture) if isinstance(picture, TokenIds) else next(left)
+        def codes(image: SampleImage) -> Codes:
+            return self._codes_of_ids(image) if isinstance(image, TokenIds) else next(left)
 
         try:
-            images = tuple(codes(picture) for picture in sample.pictures)
-            steps = tuple((s.text, s.state, None if s.picture is None else codes(s.picture)) for s in sample.steps)
+            images = tuple(codes(image) for image in sample.images)
+            steps = tuple((s.text, s.state, None if s.image is None else codes(s.image)) for s in sample.steps)
         except SampleError as error:
             return Rejection(sample.where, error.code, error.detail)
         return EncodedSample(sample.where, sample.question, images, steps, sample.answer, sample.slice)
 
-    def _codes_of_ids(self, picture: TokenIds) -> Codes:
-        ids, vocab = picture.ids, self.vocab
+    def _codes_of_ids(self, image: TokenIds) -> Codes:
+        ids, vocab = image.ids, self.vocab
         if len(ids) == vocab.tokens_per_image and (ids[0], ids[-1]) == (vocab.boi_id, vocab.eoi_id):
             ids = ids[1:-1]
         if len(ids) != vocab.codes_per_image:
-            raise SampleError("broken_picture", f"a picture has {vocab.codes_per_image} codes, and this one {len(ids)}")
+            raise SampleError(
+                "broken_picture", f"an image has {vocab.codes_per_image} codes, but this one has {len(ids)}"
+            )
         found = [vocab.id_to_code(i) for i in ids]
         if None in found:
-            raise SampleError("broken_picture", f"token {ids[found.index(None)]} is no picture code of this checkpoint")
+            raise SampleError(
+                "broken_picture", f"token {ids[found.index(None)]} is not an image code of this checkpoint"
+            )
         return tuple(code for code in found if code is not None)
 
-    def _view(self, picture: Image.Image) -> Image.Image:
-        return model_view(picture, self._resolution)
+    def _view(self, image: Image.Image) -> Image.Image:
+        return model_view(image, self._resolution)
 
 
-def _pictures(sample: TraceSample) -> Iterator[Picture]:
-    yield from sample.pictures
-    yield from (step.picture for step in sample.steps if step.picture is not None)
+def _images(sample: TraceSample) -> Iterator[SampleImage]:
+    yield from sample.images
+    yield from (step.image for step in sample.steps if step.image is not None)
 
 
 def build_token_set(
@@ -138,15 +142,15 @@ def build_token_set(
     max_len: int,
     on_chunk: Callable[[int], None] | None = None,
 ) -> tuple[TokenSet | None, Intake]:
-    """Sequences of at most ``max_len`` tokens, and an account of all samples; None when nothing is left.
+    """Sequences of at most ``max_len`` tokens, and a summary of all samples; None if nothing is left.
 
     Args:
-        samples: read one by one, so that a large set is never in memory with its pictures.
-        encoder: gives the codes.
+        samples: read one by one, so that a large set's images are never in memory at once.
+        encoder: encodes the images.
         template: the checkpoint's.
         variant: see :meth:`EncodedSample.render`.
-        max_len: longer samples are left out as ``too_long``.
-        on_chunk: called with the samples read so far after every chunk; may raise to stop.
+        max_len: longer samples are rejected as ``too_long``.
+        on_chunk: called after every chunk with the number of samples so far; may raise to stop.
     """
     rejected: list[Rejection] = []
 
@@ -163,7 +167,7 @@ def build_token_set(
                 if len(rendered.ids) <= max_len:
                     yield rendered
                 else:
-                    detail = f"{len(rendered.ids)} tokens are more than {max_len}"
+                    detail = f"{len(rendered.ids)} tokens exceed {max_len}"
                     rejected.append(Rejection(item.where, "too_long", detail))
             if on_chunk is not None:
                 on_chunk(seen)

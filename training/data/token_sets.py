@@ -1,7 +1,7 @@
 """Token sequences for training: tasks and drills of the world -> codes -> ids with loss masks -> packed batches.
 
-Which sequences a batch holds is a function of (seed, step) alone, so that a resumed run sees what the uninterrupted one
-would have seen. Samples that do not fit are dropped and counted, never cut.
+A batch's sequences are a function of (seed, step) alone, so that a resumed run sees the same batches. Samples that do
+not fit are dropped and counted, never truncated.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 Codes = tuple[int, ...]
 
 
-class PictureCoder:
-    """Pictures to codes for training, in batches, each picture of a chain keeping the codes of what did not change.
+class ImageCoder:
+    """Encodes images for training in batches; each image of a chain keeps the codes of its unchanged cells.
 
-    A functional image is mostly the picture before it. The encoder's normalisations look at the whole picture, so a
-    box in one corner flips codes in the others; those flips carry nothing and would have to be learnt. Where all
-    pixels of a code's cell are those of the picture before, its code is taken over. Measured on 64 tasks: 12 % of the
-    codes change from picture to picture instead of 24 %, and the checkers pass as many of the decoded pictures.
+    A functional image mostly equals the previous one. The encoder normalises over the whole image, so a box in one
+    corner flips codes in the others; those flips are noise that would have to be learnt. A code whose cell has
+    unchanged pixels is therefore kept. Measured on 64 tasks: 12 % instead of 24 % of the codes change between images,
+    and the checkers pass as many of the decoded images.
 
-    In the VQ's own precision, as questions are coded when they are asked: under bf16 autocast 1.1 % of the codes
-    differ. Batches of 16 stay in the cache, and cost what bf16 cost in batches of 64.
+    Runs in the VQ's own precision, as questions are encoded when served: under bf16 autocast 1.1 % of the codes differ.
+    Batches of 16 stay in the cache and are as fast as bf16 in batches of 64.
     """
 
     def __init__(self, vq: VQModel, *, batch: int = 16, device: str = "cpu") -> None:
@@ -52,24 +52,24 @@ class PictureCoder:
         self.device = device
 
     @torch.inference_mode()
-    def encode(self, pictures: np.ndarray) -> np.ndarray:
-        """Codes [B, N] int32 of the pictures [B, R, R, 3] uint8."""
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Encode the images [B, R, R, 3] uint8 as codes [B, N] int32."""
         out = []
-        for start in range(0, len(pictures), self.batch):
-            pixels = torch.from_numpy(pictures[start : start + self.batch]).permute(0, 3, 1, 2)
+        for start in range(0, len(images), self.batch):
+            pixels = torch.from_numpy(images[start : start + self.batch]).permute(0, 3, 1, 2)
             pixels = pixels.contiguous().to(self.device).float() / 127.5 - 1.0
             out.append(self.vq.quantize.nearest(self.vq.features(pixels)).cpu().numpy().astype(np.int32))
         return np.concatenate(out)
 
     def chains(self, chains: Sequence[Sequence[Image]]) -> list[list[Codes]]:
-        """Codes of every picture of every chain."""
-        pictures = np.stack([np.asarray(image) for chain in chains for image in chain])
-        codes = self.encode(pictures)
+        """Encode every image of every chain."""
+        images = np.stack([np.asarray(image) for chain in chains for image in chain])
+        codes = self.encode(images)
         out, start = [], 0
         for chain in chains:
             stop = start + len(chain)
             rows = codes[start:stop]
-            same = unchanged_cells(pictures[start : stop - 1], pictures[start + 1 : stop], self.vq.grid)
+            same = unchanged_cells(images[start : stop - 1], images[start + 1 : stop], self.vq.grid)
             for k in range(1, len(chain)):
                 rows[k] = np.where(same[k - 1], rows[k - 1], rows[k])
             out.append([tuple(row.tolist()) for row in rows])
@@ -78,7 +78,7 @@ class PictureCoder:
 
 
 def unchanged_cells(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """[B, N] bool, row-major: where every pixel of a code's cell is equal in both pictures [B, R, R, 3] uint8."""
+    """[B, N] bool, row-major: whether all pixels of a code's cell are equal in both images [B, R, R, 3] uint8."""
     rows, columns = grid
     height, width = before.shape[1] // rows, before.shape[2] // columns
     equal = (before == after).all(-1).reshape(-1, rows, height, columns, width)
@@ -88,19 +88,19 @@ def unchanged_cells(before: np.ndarray, after: np.ndarray, grid: tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class EncodedTask:
-    """A task of the world with its pictures as codes."""
+    """A task of the world with encoded images."""
 
     question: str
     image: Codes
-    steps: tuple[tuple[str, str, Codes], ...]  # text, state written out, codes
+    steps: tuple[tuple[str, str, Codes], ...]  # text, written-out state, codes
     answer: str
 
     def render(self, template: Template, variant: str = "interleaved") -> Rendered:
-        """The trajectory to learn.
+        """Render the trajectory.
 
         Args:
             template: the checkpoint's.
-            variant: "interleaved" (text and pictures), "text" (control A: the pictures cut) or "state" (control B: text
+            variant: "interleaved" (text and images), "text" (control A: without images) or "state" (control B: text
                 that writes the state out instead of drawing it).
         """
         return render_trace(template, self.question, [self.image], self.steps, self.answer, variant)
@@ -114,7 +114,7 @@ def render_trace(
     answer: str,
     variant: str = "interleaved",
 ) -> Rendered:
-    """A trajectory in one of the variants of :meth:`EncodedTask.render`; ``steps`` are (text, state, codes) each."""
+    """Render a trajectory in one of the variants of :meth:`EncodedTask.render`; ``steps`` are (text, state, codes)."""
     if variant == "interleaved":
         parts = [StepPart(text, codes) for text, _, codes in steps]
     elif variant == "text":
@@ -126,14 +126,14 @@ def render_trace(
     return template.render(question, images, parts, answer)
 
 
-def encode_tasks(tasks: Iterable[Task], coder: PictureCoder, *, total: int | None = None) -> list[EncodedTask]:
-    """Tasks with their pictures, at the size the checkpoint sees them, as codes, in order."""
+def encode_tasks(tasks: Iterable[Task], coder: ImageCoder, *, total: int | None = None) -> list[EncodedTask]:
+    """Encode tasks with their images, at the checkpoint's size, in order."""
     out: list[EncodedTask] = []
     chunk: list[Task] = []
 
     def flush() -> None:
-        pictures = [[task.image, *(step.image for step in task.steps)] for task in chunk]
-        coded = coder.chains([[model_view(picture, coder.vq.config) for picture in chain] for chain in pictures])
+        images = [[task.image, *(step.image for step in task.steps)] for task in chunk]
+        coded = coder.chains([[model_view(image, coder.vq.config) for image in chain] for chain in images])
         for task, codes in zip(chunk, coded, strict=True):
             steps = tuple((s.text, s.state, c) for s, c in zip(task.steps, codes[1:], strict=True))
             out.append(EncodedTask(task.question, codes[0], steps, task.answer))
@@ -149,7 +149,7 @@ def encode_tasks(tasks: Iterable[Task], coder: PictureCoder, *, total: int | Non
 
 
 def training_tasks(start: int, count: int, shares: Mapping[str, float] | None = None) -> Iterable[Task]:
-    """`count` tasks from seed `start` on: the slices in turn, or the families as often as their shares say.
+    """Make `count` tasks from seed `start`: the slices in turn, or the families according to their shares.
 
     Raises:
         ValueError: a seed lies in the evaluation range, or a family is unknown.
@@ -177,14 +177,14 @@ class TokenSet:
     ids: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # uint8 [T]
     offsets: np.ndarray  # int64 [n + 1]
-    dropped: int = 0  # sequences that were longer than the limit
+    dropped: int = 0  # sequences longer than the limit
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence."""
+        """Length of each sequence in tokens."""
         return np.diff(self.offsets)
 
     @classmethod
@@ -211,16 +211,15 @@ class TokenSet:
 
     @classmethod
     def load(cls, path: Path) -> TokenSet:
-        """Read what :meth:`save` wrote."""
+        """Load a file written by :meth:`save`."""
         with np.load(path) as data:
             return cls(data["ids"], data["loss_mask"], data["offsets"], int(data["dropped"]))
 
 
 class BatchPlan:
-    """Which sequences each step sees: every epoch a new shuffle, cut into batches of about ``max_tokens`` tokens.
+    """The sequences of each step: a new shuffle every epoch, split into batches of about ``max_tokens`` tokens.
 
-    With ``batch_samples`` a batch holds exactly so many sequences instead, and an epoch leaves out the rest that does
-    not fill one.
+    With ``batch_samples`` a batch has exactly that many sequences instead, and an epoch drops an incomplete last batch.
     """
 
     def __init__(self, lengths: np.ndarray, max_tokens: int, seed: int, *, batch_samples: int | None = None) -> None:
@@ -252,20 +251,20 @@ class BatchPlan:
 
 
 def id_to_code(vocab: Vocabulary) -> Tensor:
-    """[V] int64: the codebook index of a token id, -1 where it is no code."""
+    """[V] int64: the codebook index of a token id, -1 for other ids."""
     table = torch.full((vocab.size,), -1, dtype=torch.long)
     table[torch.tensor(vocab.code_ids)] = torch.arange(len(vocab.code_ids))
     return table
 
 
 def micro_batches(indices: np.ndarray, lengths: np.ndarray, count: int, *, by: str = "tokens") -> list[np.ndarray]:
-    """The sequences of one batch in at most ``count`` parts, none empty, in order.
+    """Split one batch into at most ``count`` non-empty parts, in order.
 
     Args:
         indices: of the batch.
         lengths: tokens of every sequence of the set.
         count: of parts.
-        by: ``tokens`` or ``samples``: of what the parts hold about as many.
+        by: balance the parts by ``tokens`` or ``samples``.
     """
     if by == "samples":
         parts = np.array_split(indices, count)
@@ -282,14 +281,14 @@ class Batch:
 
     ids: Tensor  # [T]
     layout: PackedLayout
-    predictors: Tensor  # [M] positions t - 1 of the states that predict
+    predictors: Tensor  # [M] positions t - 1 of the predicting states
     targets: Tensor  # [M] token ids
     is_code: Tensor  # [M] bool
     codes: Tensor  # [number of is_code] the codebook indices of the image targets
 
     @property
     def num_tokens(self) -> int:
-        """T, all of them real."""
+        """T, without padding."""
         return len(self.ids)
 
 
@@ -297,10 +296,10 @@ def make_batch(data: TokenSet, indices: np.ndarray, id_to_code: Tensor, device: 
     """Pack the sequences.
 
     Args:
-        data: where they are.
-        indices: which.
-        id_to_code: [V] codebook index of a token id, -1 where it is no code.
-        device: where the tensors go.
+        data: the sequences.
+        indices: the batch's sequences.
+        id_to_code: [V] codebook index of a token id, -1 for other ids.
+        device: device of the tensors.
     """
     spans = [(int(data.offsets[i]), int(data.offsets[i + 1])) for i in indices]
     ids = torch.from_numpy(np.concatenate([data.ids[a:b] for a, b in spans]).astype(np.int64))

@@ -1,13 +1,12 @@
-"""Rows -> traces to learn from: the authors' PeSFT jsonl, Zebra-CoT and saved traces; and the way back.
+"""Rows -> training traces: the authors' PeSFT jsonl, Zebra-CoT and saved traces; and the inverse.
 
-All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Answer``. A text names its pictures as
-``<image_start>[key]<image_end>``; the row holds them under that key: as token ids (N + 2 with begin- and end-image, as
-the authors' code writes them, or the N codes' alone), or as a picture in any way that :mod:`training.data.rows` opens.
+All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Answer``. A text refers to images as
+``<image_start>[key]<image_end>``; the row has them under that key: as token ids (N + 2 with begin- and end-image, as
+the authors' code writes them, or the N codes' alone), or as an image in any form that :mod:`training.data.rows` opens.
 
-A reasoning trace is cut into steps at its ``THOUGHT k:`` marks and behind every picture, and rendered again by the
-checkpoint's own template, so that what is learnt is what is served. The question's images stand where it names them
-(``<image_k>`` in :attr:`TraceSample.question`), the others before its text.
-Knows no model and no vocabulary.
+A reasoning trace is split into steps at its ``THOUGHT k:`` marks and after every image, and rendered by the
+checkpoint's own template, so that training matches serving. ``<image_k>`` in :attr:`TraceSample.question` places the
+question's images; the others precede its text. Knows no models or vocabularies.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from training.data.places import NAMED, named_places, numbered, with_names
-from training.data.row_images import SampleError, is_picture
+from training.data.row_images import SampleError, is_image
 from training.data.rows import Rejection, Row, read_parsed
 
 QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
@@ -34,56 +33,56 @@ _PROBLEM_KEY = re.compile(r"problem_image_(\d+)")
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A picture by its token ids, as the authors' data holds it."""
+    """An image by its token ids, as in the authors' data."""
 
     ids: tuple[int, ...]
 
 
-Picture = Image.Image | TokenIds
+SampleImage = Image.Image | TokenIds
 
 
 @dataclass(frozen=True)
 class SampleStep:
-    """One step: its text, the picture that ends it, and the state written out (for the control that reads it)."""
+    """One step: its text, the image that ends it, and the written-out state (for the control that reads it)."""
 
     text: str
-    picture: Picture | None = None
+    image: SampleImage | None = None
     state: str = ""
 
 
 @dataclass(frozen=True)
 class TraceSample:
-    """A question with its pictures, the steps that lead to the answer, and where it comes from."""
+    """A question with its images, the steps that lead to the answer, and its source."""
 
     where: str
     question: str
-    pictures: tuple[Picture, ...]
+    images: tuple[SampleImage, ...]
     steps: tuple[SampleStep, ...]
     answer: str
     slice: str | None = None
 
 
 def read_traces(path: str | Path, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
-    """Every trace of a file or folder, or a rejection with file and line.
+    """Read every trace of a file or folder, or a rejection with file and line.
 
     Args:
         path: of a file or folder.
         image_size: pixels a side of the model that the images are for.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
     """
     return read_parsed(path, parse_trace, image_size)
 
 
 def parse_trace(row: Row) -> TraceSample:
-    """One row as a trace.
+    """Parse one row as a trace.
 
     Raises:
         SampleError: ``empty_question``, ``empty_answer``, ``empty_reasoning``, ``missing_picture``,
-            ``broken_picture``, ``bad_place``, or ``wrong_type`` where a text is none.
+            ``broken_picture``, ``bad_place``, or ``wrong_type`` for a text of another type.
     """
-    question, pictures = _question(row)
+    question, images = _question(row)
     answer = _FINAL.split(_text(row.data, ANSWER))[-1].strip()
     if not answer:
         raise SampleError("empty_answer", f"{ANSWER!r} is empty")
@@ -91,28 +90,28 @@ def parse_trace(row: Row) -> TraceSample:
     if not steps:
         raise SampleError("empty_reasoning", f"{REASONING!r} is empty")
     slice_ = row.data.get("slice")
-    return TraceSample(row.where, question, pictures, steps, answer, slice_ if isinstance(slice_, str) else None)
+    return TraceSample(row.where, question, images, steps, answer, slice_ if isinstance(slice_, str) else None)
 
 
 def trace_row(
     question: str,
-    pictures: Sequence[Image.Image | bytes],
+    images: Sequence[Image.Image | bytes],
     steps: Sequence[tuple[str, Image.Image | bytes | None]],
     answer: str,
     **extra: Any,
 ) -> dict[str, Any]:
-    """A trace as a row of the authors' format, its pictures as base64 PNG; :func:`parse_trace` reads it back.
+    """Convert a trace to a row of the authors' format, its images as base64 PNG; :func:`parse_trace` is the inverse.
 
     Args:
-        question: its text, with ``<image_k>`` where an image has a place.
-        pictures: of the question, each an image or the bytes of its file.
-        steps: text and picture of each.
-        answer: what the trace ends with.
-        extra: further keys, carried along.
+        question: its text, with ``<image_k>`` placeholders.
+        images: of the question, each an image or the bytes of its file.
+        steps: text and image of each.
+        answer: the final answer.
+        extra: additional keys.
     """
     row: dict[str, Any] = {}
-    for k, picture in enumerate(pictures, 1):
-        row[f"problem_image_{k}"] = _png(picture)
+    for k, given in enumerate(images, 1):
+        row[f"problem_image_{k}"] = _png(given)
     texts, drawn = [], 0
     for k, (text, image) in enumerate(steps, 1):
         place = ""
@@ -121,22 +120,22 @@ def trace_row(
             place = f"<image_start>[reasoning_image_{drawn}]<image_end>"
             row[f"reasoning_image_{drawn}"] = _png(image)
         texts.append(f"THOUGHT {k}: {text}{place}")
-    return {QUESTION: with_names(question, len(pictures)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
+    return {QUESTION: with_names(question, len(images)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
 
 
-def _question(row: Row) -> tuple[str, tuple[Picture, ...]]:
-    """The question's text with the places of its images, and the images: those that it names, or else all of the row.
+def _question(row: Row) -> tuple[str, tuple[SampleImage, ...]]:
+    """The question's text with image placeholders, and its images: the named ones, or else all of the row.
 
-    Where it names keys, ``<image>`` is text.
+    If it names keys, ``<image>`` is text.
     """
     text = _text(row.data, QUESTION)
     if not NAMED.sub("", text).strip():
         raise SampleError("empty_question", f"{QUESTION!r} is empty")
     if keys := list(dict.fromkeys(NAMED.findall(text))):
-        return named_places(text, keys), tuple(_picture(row, key) for key in keys)
+        return named_places(text, keys), tuple(_image(row, key) for key in keys)
     found = ((m, k) for k, v in row.data.items() if v is not None and (m := _PROBLEM_KEY.fullmatch(k)))
     keys = [key for _, key in sorted((int(match[1]), key) for match, key in found)]
-    return numbered(text, len(keys)), tuple(_picture(row, key) for key in keys)
+    return numbered(text, len(keys)), tuple(_image(row, key) for key in keys)
 
 
 def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
@@ -145,7 +144,7 @@ def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
     for thought in _THOUGHT.split(body):
         end = 0
         for place in NAMED.finditer(thought):
-            steps.append(SampleStep(thought[end : place.start()].strip(), _picture(row, place[1])))
+            steps.append(SampleStep(thought[end : place.start()].strip(), _image(row, place[1])))
             end = place.end()
         if rest := thought[end:].strip():
             steps.append(SampleStep(rest))
@@ -153,21 +152,21 @@ def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
 
 
 def _after_final(reasoning: str) -> str:
-    """What stands behind the first final-answer mark; a picture there means that the mark is only talked about."""
+    """The text after the first final-answer mark; an image there means that the mark is only mentioned."""
     match = _FINAL.search(reasoning)
     return reasoning[match.end() :] if match else ""
 
 
-def _picture(row: Row, key: str) -> Picture:
+def _image(row: Row, key: str) -> SampleImage:
     value = row.data.get(key)
     if value is None:
-        raise SampleError("missing_picture", f"the text names {key!r}, and the row has no such picture")
+        raise SampleError("missing_picture", f"the text names {key!r}, but the row has no such picture")
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value or not all(type(v) is int for v in value):
-            raise SampleError("broken_picture", f"{key!r} is no list of token ids")
+            raise SampleError("broken_picture", f"{key!r} is not a list of token ids")
         return TokenIds(tuple(value))
-    if not is_picture(value):
-        raise SampleError("broken_picture", f"{key!r} is neither token ids nor a picture")
+    if not is_image(value):
+        raise SampleError("broken_picture", f"{key!r} is neither token ids nor an image")
     try:
         return row.image(value)
     except SampleError as error:

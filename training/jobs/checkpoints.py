@@ -1,8 +1,8 @@
-"""Checkpoints that training jobs leave: servable folders with the training state beside the weights.
+"""Training checkpoints: servable folders with the training state next to the weights.
 
-``checkpoints/<prefix>-step-<N>/`` is a whole checkpoint (bf16, the base's VQ byte for byte), and its ``train/`` holds
-what serving never reads: ``state.pt`` (fp32 masters, optimiser, step; the very file that the run resumes from),
-``perception.safetensors`` (W) and ``train.json`` (step, seed, specification). All of it appears under one rename.
+``checkpoints/<prefix>-step-<N>/`` is a complete checkpoint (bf16, the base's VQ byte for byte), and its ``train/``
+holds the training-only files: ``state.pt`` (fp32 masters, optimiser, step; the file that the run resumes from),
+``perception.safetensors`` (W) and ``train.json`` (step, seed, specification). One rename publishes everything.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from training.jobs.loop import RunFolder
 
 _STEP = re.compile(r"-step-(\d+)$")
 
-SAVE_ERRORS = (OSError, SafetensorError)  # what a full disk looks like, by who was writing
+SAVE_ERRORS = (OSError, SafetensorError)  # full-disk errors, depending on the writer
 
 
 def load_base(ctx: JobContext, *, template: TemplateName | None = None, must_draw: bool = True) -> LoadedCheckpoint:
-    """The checkpoint that the job starts from, fp32 and trainable on the job's device; its VQ is frozen.
+    """Load the base checkpoint, fp32 and trainable on the job's device; its VQ is frozen.
 
     Args:
         ctx: the job.
-        template: instead of the base's own.
-        must_draw: whether what is learnt holds pictures.
+        template: overrides the base's own.
+        must_draw: whether the training data has images.
 
     Raises:
-        JobError: ``bad_checkpoint``, or ``base_cannot_see`` or ``base_cannot_draw`` where its VQ or decoder is missing.
+        JobError: ``bad_checkpoint``, or ``base_cannot_see`` or ``base_cannot_draw`` without a VQ or decoder.
     """
     try:
         base = load_checkpoint(ctx.base_folder, device=ctx.device, template=template)
@@ -52,11 +52,11 @@ def load_base(ctx: JobContext, *, template: TemplateName | None = None, must_dra
         raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
     name = ctx.spec.base_checkpoint
     if not base.can_see:
-        raise JobError("base_cannot_see", f"{name} has no VQ: it cannot read pictures, so it cannot learn from them")
+        raise JobError("base_cannot_see", f"{name} has no VQ: it cannot read images, so it cannot learn from them")
     if must_draw and not base.can_draw:
         raise JobError(
             "base_cannot_draw",
-            f"{name} has no VQ decoder: it could learn to draw, but nobody would see its pictures; take a base with a "
+            f"{name} has no VQ decoder: its images could not be shown; use a base with a "
             "decoder, or train on text alone",
         )
     base.transformer.train().requires_grad_(True)
@@ -76,22 +76,22 @@ def save_training_checkpoint(
     perception: Mapping[str, Tensor] | None = None,
     keep_states: int = 3,
 ) -> Path:
-    """Write the checkpoint of a step and tell of it. ``run.state_path`` must hold the state of that step.
+    """Write and announce the checkpoint of a step. ``run.state_path`` must hold the state of that step.
 
     Args:
         ctx: the job.
-        base: where config, tokenizer, VQ and manifest come from.
+        base: source of config, tokenizer, VQ and manifest.
         stage: ``pesft``, ``perpo`` or ``zero``.
         step: finished steps.
         transformer_state: fp32 weights.
-        run: whose state goes along.
-        metrics: the newest ones, for the list of checkpoints.
-        description: of the model, for its card.
-        perception: state of W, if there is one.
-        keep_states: so many of the stage's newest checkpoints keep ``train/``.
+        run: the run whose state is included.
+        metrics: the latest metrics, for the list of checkpoints.
+        description: for the model card.
+        perception: state of W, if any.
+        keep_states: number of the stage's newest checkpoints that keep ``train/``.
 
     Raises:
-        OSError, SafetensorError: it could not be written; nothing of it is visible then.
+        OSError, SafetensorError: the write failed; nothing is visible then.
     """
     folder = ctx.checkpoint_folder(step)
     manifest = replace(
@@ -147,14 +147,14 @@ def save_training_checkpoint(
 
 
 def check_finite(state: Mapping[str, Tensor], step: int) -> None:
-    """Raises FloatingPointError where a weight is not finite; to be called before a good state is replaced."""
+    """Raise FloatingPointError if a weight is not finite; call before replacing a good state."""
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name} is not finite after step {step}")
 
 
 def stage_checkpoints(ctx: JobContext) -> list[Path]:
-    """The whole checkpoints of this stage so far, by step."""
+    """The stage's complete checkpoints, by step."""
     prefix = ctx.checkpoint_name(0).removesuffix("0")
     found = [
         path
@@ -165,13 +165,13 @@ def stage_checkpoints(ctx: JobContext) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Parse the step from a checkpoint's name."""
     match = _STEP.search(folder.name)
     return int(match[1]) if match else 0
 
 
 def last_good(ctx: JobContext) -> str:
-    """A sentence about the newest whole checkpoint of this stage."""
+    """A sentence about the stage's newest complete checkpoint."""
     found = stage_checkpoints(ctx)
     if not found:
         return "there is no checkpoint yet"
@@ -179,20 +179,20 @@ def last_good(ctx: JobContext) -> str:
 
 
 def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed: int, last: bool) -> None:
-    """Write the state of a step and its checkpoint, once there is room for them.
+    """Save the state and checkpoint of a step, waiting for disk space if needed.
 
-    Where it cannot be written for another reason the job warns and trains on, unless it ends here.
+    On other errors the job logs a warning and continues, unless this is the last step.
 
     Args:
         ctx: the job.
-        write: does it; may be called again.
+        write: performs the save; may be called again.
         step: finished steps.
-        needed: bytes that it takes.
+        needed: required bytes.
         last: whether it is the last step.
 
     Raises:
-        JobError: ``save_failed``, where the job ends here.
-        OSError, SafetensorError: the disk is full, and the job was asked to stop.
+        JobError: ``save_failed``, on the last step.
+        OSError, SafetensorError: the disk is full and the job is stopping.
     """
     try:
         ctx.disk.write(write, needed=needed)
@@ -203,7 +203,7 @@ def save_step(ctx: JobContext, write: Callable[[], object], *, step: int, needed
 
 
 def bytes_of(state: Any) -> int:
-    """What the tensors of a state take when they are saved."""
+    """Size of a state's tensors when saved."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
@@ -211,7 +211,7 @@ def bytes_of(state: Any) -> int:
 
 
 def checkpoint_bytes(base: LoadedCheckpoint, transformer_state: Mapping[str, Tensor]) -> int:
-    """What a checkpoint takes in addition to the state of its run: weights in bf16, and the files of the base."""
+    """Size of a checkpoint in addition to its run state: weights in bf16, and the base's files."""
     others = sum(path.stat().st_size for path in base.folder.iterdir() if path.is_file() and _is_copied(path))
     return 2 * sum(tensor.numel() for tensor in transformer_state.values()) + others
 
@@ -228,7 +228,7 @@ def _save_failed(ctx: JobContext, error: BaseException, *, step: int, final: boo
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """One file under two names: the run's state is replaced by renaming, so the checkpoint keeps its own."""
+    """Link or copy a file: the run replaces its state by renaming, so the checkpoint keeps its own."""
     try:
         os.link(source, target)
     except OSError:

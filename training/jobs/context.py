@@ -1,4 +1,4 @@
-"""What a job's loop is given, and how it says that it cannot go on. Knows neither tensors nor the server."""
+"""Context of a job's loop, and its ways to abort. Knows neither tensors nor the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class JobError(Exception):
-    """The job cannot go on: ``code`` for programs, ``detail`` for people. Written to ``error.json``."""
+    """The job cannot continue: ``code`` for programs, ``detail`` for people. Written to ``error.json``."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -26,7 +26,7 @@ class JobError(Exception):
 
 
 class JobStopped(Exception):
-    """A signal asked the job to stop; it finished its step and saved its state."""
+    """A signal stopped the job after it finished its step and saved its state."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class JobContext:
     """Everything a method's ``run(ctx)`` needs.
 
     Attributes:
-        folder: the job's own (``job.json``, ``checkpoints/``, ``runs/``, ``samples/``).
-        spec: what was asked for.
-        base_folder: of the checkpoint to start from.
-        checkpoints: folders of all checkpoints known by name when the job began.
-        log: where progress, metrics, samples and checkpoints are told.
+        folder: the job's folder (``job.json``, ``checkpoints/``, ``runs/``, ``samples/``).
+        spec: the requested specification.
+        base_folder: folder of the base checkpoint.
+        checkpoints: folders of all checkpoints by name when the job started.
+        log: receives progress, metrics, samples and checkpoints.
         output_prefix: new checkpoints are called ``<output_prefix>-step-<N>``.
-        resume: go on with the states in ``runs/``.
-        stop: asked at every step boundary.
+        resume: continue from the states in ``runs/``.
+        stop: checked at every step boundary.
         device: torch's name of the device to train on.
-        stage: name of the pipeline's stage, or None when the job is one method.
-        provenance: commit, versions and machine, for the lineage of what is made.
+        stage: name of the pipeline's stage, or None outside pipelines.
+        provenance: commit, versions and machine, for the lineage of the results.
     """
 
     folder: Path
@@ -66,23 +66,23 @@ class JobContext:
 
     @property
     def disk(self) -> Disk:
-        """Where everything is written that must not be lost: it waits for room."""
+        """Writes that must not be lost; it waits for disk space."""
         return self.log.disk
 
     def clock(self) -> float:
-        """Seconds for the pace of the work: monotonic, without waits for room on the disk."""
+        """Monotonic seconds for measuring pace, without waits for disk space."""
         return time.monotonic() - self.disk.waited_s
 
     def record(self, value: Any) -> Any:
-        """A JSON value as it is kept in files: with paths relative to the home."""
+        """Convert a JSON value for records: paths relative to the home."""
         return record(value, self.folder.parents[1])
 
     def located(self, value: Any) -> Any:
-        """What :meth:`record` made of a value, or an earlier version kept, with paths that lead somewhere."""
+        """Convert a recorded value back to absolute, existing paths; also for records of earlier versions."""
         return located(value, self.folder)
 
     def run_folder(self, stage: str) -> Path:
-        """Where a stage keeps its state and whatever it has worked out."""
+        """Folder of a stage's state and intermediate results."""
         folder = self.folder / "runs" / stage
         self.disk.write(lambda: folder.mkdir(parents=True, exist_ok=True))
         return folder
@@ -93,15 +93,15 @@ class JobContext:
         return f"{self.output_prefix}{middle}-step-{step}"
 
     def checkpoint_folder(self, step: int) -> Path:
-        """Where the checkpoint of a step goes."""
+        """Folder of a step's checkpoint."""
         return self.folder / "checkpoints" / self.checkpoint_name(step)
 
     def for_stage(self, stage: str, spec: AnySpec, base_folder: Path) -> JobContext:
-        """The same job as one of a pipeline's stages sees it."""
+        """Derive the context of one pipeline stage."""
         return replace(self, stage=stage, spec=spec, base_folder=base_folder)
 
     def check_stop(self) -> None:
-        """Leave at a place where there is nothing to save.
+        """Stop at a point where nothing needs saving.
 
         Raises:
             JobStopped: a signal arrived.

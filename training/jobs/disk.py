@@ -1,7 +1,7 @@
-"""Writing to a disk that may be full: a job waits for room and goes on, and everybody can see what it waits for.
+"""Writing to a full disk: jobs wait for free space and resume, and report what they wait for.
 
-While a job waits, ``waiting.json`` in its folder says so. Its bytes are allocated when the job starts and are written
-in place, since a full disk takes no new ones.
+A waiting job is described in ``waiting.json`` in its folder. Its bytes are allocated when the job starts and are
+written in place, since a full disk takes no new ones.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 from training.jobs.stop import Stop
 
 WAITING = "waiting.json"
-TRAIN = "train"  # of a checkpoint: its training state
-MARGIN_BYTES = 1 << 20  # left free, so that events and the server's database find room, too
+TRAIN = "train"  # training state inside a checkpoint
+MARGIN_BYTES = 1 << 20  # left free for events and the server's database
 POLL_S = 0.5
-LONGEST_PAUSE_S = 30.0  # between two tries where the free bytes do not say why there is no room: quotas, inodes
+LONGEST_PAUSE_S = 30.0  # between tries when the free bytes do not explain the failure: quotas, inodes
 _SLOT_BYTES = 512
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WORDS = re.compile(r"os error (28|122)\b|no space left on device|disk quota exceeded|disk is full", re.IGNORECASE)
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room, whoever was writing: safetensors and databases have their own words."""
+    """Whether a write failed for lack of space; safetensors and databases raise their own errors."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return _WORDS.search(str(error)) is not None
 
 
 class Disk:
-    """The disk that a job's folder is on. Without ``stop`` nothing waits: errors of full disks are raised."""
+    """The disk of a job's folder. Without ``stop`` writes never wait and full disks raise."""
 
     def __init__(
         self,
@@ -50,13 +50,12 @@ class Disk:
         on_room: Callable[[], None] = lambda: None,
         on_spared: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """
-        Args:
-            folder: of the job.
-            stop: ends every wait once it is true.
-            on_wait: called with ``{for, needed_bytes, free_bytes}`` when a wait begins.
-            on_room: called when it is over.
-            on_spared: called with the number of old optimiser states that were removed to make room.
+        """Args:
+        folder: of the job.
+        stop: ends every wait once true.
+        on_wait: called with ``{for, needed_bytes, free_bytes}`` when a wait starts.
+        on_room: called when the wait ends.
+        on_spared: called with the number of old optimiser states that were removed.
         """
         self._folder = folder
         self._stop = stop
@@ -69,20 +68,20 @@ class Disk:
 
     @property
     def waits(self) -> bool:
-        """Whether writes wait for room."""
+        """Whether writes wait for space."""
         return self._stop is not None
 
     def write(self, action: Callable[[], T], *, needed: int = 0) -> T:
-        """Do a write; when the disk is full, wait for room and do it again from its beginning.
+        """Perform a write; if the disk is full, wait for space and restart it.
 
-        Before the wait, optimiser states are removed that nothing resumes from any more.
+        Obsolete optimiser states are removed first.
 
         Args:
-            action: the write; whatever it left when it failed must not be in its own way.
-            needed: bytes that it will take, if that is known. It is not begun with less room than that.
+            action: the write; must tolerate leftovers of a failed attempt.
+            needed: required bytes, if known; the write does not start with less free space.
 
         Raises:
-            OSError, SafetensorError: another reason, or still no room when the job was asked to stop.
+            OSError, SafetensorError: another error, or still no space when the job is stopping.
         """
         pause = 0.0
         try:
@@ -100,13 +99,13 @@ class Disk:
             self._over()
 
     def append(self, path: Path, text: str, *, sync: bool = True) -> None:
-        """Add lines to the end of a file, all or none of them."""
+        """Append lines to a file, all or none of them."""
         data = text.encode()
         size = path.stat().st_size if path.exists() else 0
 
         def add() -> None:
             with path.open("ab") as file:
-                file.truncate(size)  # what a full disk took of it before
+                file.truncate(size)  # remove the partial write of a full disk
                 file.write(data)
                 file.flush()
                 if sync:
@@ -115,7 +114,7 @@ class Disk:
         self.write(add)
 
     def prepare(self) -> None:
-        """Allocate the bytes of `waiting.json`, as long as there is room for them."""
+        """Allocate the bytes of `waiting.json` while there is space."""
         if self._slot is not None:
             return
         with contextlib.suppress(OSError):
@@ -134,11 +133,11 @@ class Disk:
 
     @property
     def free_bytes(self) -> int:
-        """What this user may still write, as the file system counts it."""
+        """Bytes this user may still write, as reported by the file system."""
         return shutil.disk_usage(self._folder).free
 
     def _drop_old_states(self) -> bool:
-        """Remove the training states of all checkpoints but the newest; whether there were any.
+        """Remove the training states of all checkpoints but the newest; return whether there were any.
 
         A job resumes from the state in ``runs``, which stays.
         """
@@ -154,7 +153,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _wait(self, error: Exception, needed: int, pause: float) -> None:
-        """Return once there may be room; raises ``error`` where nothing is waited for, or not any more."""
+        """Return once there may be space; raise ``error`` if waiting is not possible (any more)."""
         began = time.monotonic()
         try:
             while self.waits and not self._stop:

@@ -1,4 +1,4 @@
-"""What a job's folder tells its runner: the worker's events, the end of its output, its result. Reads only."""
+"""Reads a job's folder for its runner: the worker's events, the end of its output, its result."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class WorkerEvent:
 
 
 def read_events(path: Path, offset: int) -> tuple[list[WorkerEvent], int]:
-    """Whole lines of an `events.jsonl` from byte `offset` on, about a megabyte at most, and where the next begins.
+    """Read complete lines of an `events.jsonl` from byte `offset`, at most about a megabyte; also return the next
+    offset.
 
-    A line that is no event (half of one, from a writer that was killed) is passed over.
+    Invalid lines (such as half of one, from a killed writer) are skipped.
     """
     try:
         with path.open("rb") as file:
@@ -51,12 +52,12 @@ def read_events(path: Path, offset: int) -> tuple[list[WorkerEvent], int]:
 
 def _event(line: bytes) -> WorkerEvent | None:
     try:
-        told = json.loads(line)
-        data = told["data"]
-        return WorkerEvent(str(told["type"]), str(told["time"]), dict(data))
+        event = json.loads(line)
+        data = event["data"]
+        return WorkerEvent(str(event["type"]), str(event["time"]), dict(data))
     except (ValueError, TypeError, KeyError, RecursionError):
         if line.strip():
-            log.warning("a line of %d bytes in events.jsonl is no event", len(line))
+            log.warning("invalid line of %d bytes in events.jsonl", len(line))
         return None
 
 
@@ -74,7 +75,7 @@ def log_tail(folder: Path) -> list[str]:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where there is none."""
+    """Read a JSON object from a file; None if missing."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -83,6 +84,6 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def last_progress_only(events: Sequence[WorkerEvent]) -> list[WorkerEvent]:
-    """The events without the progress that a later one has overtaken."""
+    """Drop progress events that a later one supersedes."""
     last = max((at for at, event in enumerate(events) if event.type == "progress"), default=-1)
     return [event for at, event in enumerate(events) if event.type != "progress" or at == last]

@@ -1,10 +1,10 @@
-"""How a job tells what happens: one JSON object a line in ``events.jsonl``, and TensorBoard files beside it.
+"""Job log: one JSON object per line in ``events.jsonl``, plus TensorBoard files.
 
-The worker is the only writer of its folder. Nothing that fails here ends a training run. On a full disk the log waits
-for room (:mod:`training.jobs.disk`); where it cannot wait, or for another error, it reports that once, counts what it
-lost, and says how many rows are missing once it can write again.
+The worker is the only writer of its folder. Errors here never end a training run. On a full disk the log waits for
+space (:mod:`training.jobs.disk`); if it cannot wait, or on other errors, it reports the loss once, counts lost rows,
+and logs their number once it can write again.
 
-A run that is resumed tells the steps after its last saved state again: of two rows for one step the later one counts.
+A resumed run logs the steps after its last saved state again: of two rows for one step, the later one counts.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ EVENTS, SAMPLES, TENSORBOARD = "events.jsonl", "samples", "tensorboard"
 
 
 class JobLog:
-    """The events of one job, in the order in which they are told. Safe to call from several threads."""
+    """The events of one job, in order. Thread-safe."""
 
     def __init__(self, folder: Path, *, tensorboard: bool = True, stop: Stop | None = None) -> None:
-        """With ``stop``, writes wait for room on a full disk until it is true."""
+        """With ``stop``, writes wait for disk space until it is true."""
         self.folder = folder
         self.disk = Disk(folder, stop=stop, on_wait=self._waits, on_room=self._has_room, on_spared=self._spared)
-        self._lock = threading.RLock()  # a wait is reported by the write that waits
+        self._lock = threading.RLock()  # reentrant: a waiting write reports its wait
         self._file: int | None = None
         self._torn = False  # the last write ended within a line
         self._lost = 0
         self._progress: dict[str, Any] = {"stage": None, "step": None, "total": None, "eta_s": None}
-        self._unsaid: str | None = None  # the warning of a wait, where there was no room for it either
+        self._pending_warning: str | None = None  # warning about a wait that could not be written either
         self._trackers: dict[str, Any] | None = {} if tensorboard else None
 
     def __enter__(self) -> JobLog:
@@ -53,7 +53,7 @@ class JobLog:
         self.close()
 
     def close(self) -> None:
-        """Flush and close what is open; telling more opens it again."""
+        """Flush and close all files; later events open them again."""
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
@@ -64,16 +64,16 @@ class JobLog:
             try:
                 tracker.close()
             except Exception as error:
-                self._say(f"TensorBoard's files could not be closed: {error}")
+                self._write_line(f"TensorBoard's files could not be closed: {error}")
 
     def progress(self, stage: str, step: int, total: int, eta_s: float | None = None) -> None:
-        """How far a stage is."""
+        """Progress of a stage."""
         eta = None if eta_s is None or not math.isfinite(eta_s) else round(eta_s, 1)
         self._progress = {"stage": stage, "step": step, "total": total, "eta_s": eta}
         self._emit("progress", self._progress)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step, keys as ``group/name``; what is not finite is told as null."""
+        """Metrics of one step, keys as ``group/name``; non-finite values become null."""
         clean = {k: round(float(v), 7) if math.isfinite(v) else None for k, v in values.items()}
         self._emit("metrics", {"stage": stage, "step": step, "values": clean})
         self._track(stage, step, {k: v for k, v in clean.items() if v is not None})
@@ -94,16 +94,16 @@ class JobLog:
         prompt: int = 0,
         index: int = 0,
     ) -> None:
-        """One trace that the model made, with its rewards.
+        """One generated trace with its rewards.
 
         Args:
-            stage: and step, when it was made.
+            stage: stage and step at which it was generated.
             step: see above.
-            question: as it was asked.
-            question_image: a picture, or its path below the job's folder.
-            steps: ``{"text": str, "image": picture, path or None}`` each.
-            answer: None where the trace has none.
-            reference: the right one.
+            question: text of the question.
+            question_image: an image, or its path below the job's folder.
+            steps: ``{"text": str, "image": image, path or None}`` each.
+            answer: None if the trace has none.
+            reference: the right answer.
             slice: of the world or the benchmark.
             rewards: ``total, accuracy, format, perception``.
             advantage: of the trajectory within its group.
@@ -117,9 +117,9 @@ class JobLog:
                 "stage": stage,
                 "step": step,
                 "question": question,
-                "question_image": self.picture(question_image, f"{name}-q"),
+                "question_image": self.save_image(question_image, f"{name}-q"),
                 "steps": [
-                    {"text": s.get("text", ""), "image": self.picture(s.get("image"), f"{name}-{k}")}
+                    {"text": s.get("text", ""), "image": self.save_image(s.get("image"), f"{name}-{k}")}
                     for k, s in enumerate(steps, 1)
                 ],
                 "answer": answer,
@@ -132,15 +132,15 @@ class JobLog:
             },
         )
 
-    def picture(self, image: Image | str | None, name: str) -> str | None:
-        """Save a picture as ``samples/<name>.png``; its path below the job's folder, or None where there is none."""
+    def save_image(self, image: Image | str | None, name: str) -> str | None:
+        """Save an image as ``samples/<name>.png``; return its path below the job's folder, or None without an image."""
         if image is None or isinstance(image, str):
             return image
-        path, picture = self.folder / SAMPLES / f"{name}.png", image
+        path, given = self.folder / SAMPLES / f"{name}.png", image
 
         def save() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            given.save(path)
 
         try:
             self.disk.write(save)
@@ -156,14 +156,14 @@ class JobLog:
         self._emit("checkpoint", {"name": name, "folder": str(folder), "stage": stage, "step": step, "metrics": clean})
 
     def warning(self, code: str, detail: str) -> None:
-        """A sign of failure that does not end the job."""
+        """A failure sign that does not end the job."""
         self._emit("warning", {"code": code, "detail": detail})
-        self._say(f"warning {code}: {detail}")
+        self._write_line(f"warning {code}: {detail}")
 
     def log(self, line: str) -> None:
         """A line for people."""
         self._emit("log", {"line": line})
-        self._say(line)
+        self._write_line(line)
 
     def report(self, kind: str, data: Mapping[str, Any]) -> None:
         """A larger result: a bootstrapping report, a benchmark's tables."""
@@ -183,19 +183,19 @@ class JobLog:
                 self._lose(f"events are being lost: {error}")
 
     def _waits(self, waiting: dict[str, Any]) -> None:
-        """Report that a write waits for room, where there is room for that."""
+        """Report that a write waits for disk space, if there is space for the report."""
         detail = (
             f"the job waits for room on the disk: it needs {waiting['needed_bytes']:,} bytes, and "
             f"{waiting['free_bytes']:,} are free"
         )
-        self._say(f"warning disk_full: {detail}")
+        self._write_line(f"warning disk_full: {detail}")
         with self._lock:
-            self._unsaid = None if self._tell("disk_full", detail) else detail
+            self._pending_warning = None if self._warn("disk_full", detail) else detail
             with contextlib.suppress(OSError):
                 self._write(_event("progress", {**self._progress, "waiting": waiting}))
 
-    def _tell(self, code: str, detail: str) -> bool:
-        """A warning that waits for no room; whether there was any."""
+    def _warn(self, code: str, detail: str) -> bool:
+        """Write a warning without waiting for space; return whether it was written."""
         try:
             self._write(_event("warning", {"code": code, "detail": detail}))
         except OSError:
@@ -208,11 +208,11 @@ class JobLog:
     def _has_room(self) -> None:
         """Report that the wait is over."""
         with self._lock:
-            detail, self._unsaid = self._unsaid, None
+            detail, self._pending_warning = self._pending_warning, None
             if detail is not None:
-                self._tell("disk_full", detail)
+                self._warn("disk_full", detail)
         self._emit("progress", self._progress)
-        self._say("the job goes on")
+        self._write_line("the job continues")
 
     def _write(self, line: bytes) -> None:
         if self._file is None:
@@ -220,9 +220,9 @@ class JobLog:
             self._torn = _ends_within_a_line(path)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         whole = b"\n" + line if self._torn else line
-        written = os.write(self._file, whole)  # what raises has written nothing
+        written = os.write(self._file, whole)  # an exception means that nothing was written
         self._torn = written < len(whole)
-        if self._torn and self.disk.waits:  # it will be written again
+        if self._torn and self.disk.waits:  # the write will be retried
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             self._torn = whole is not line
         if written < len(whole):
@@ -240,9 +240,9 @@ class JobLog:
             for name, value in values.items():
                 trackers[stage].add_scalar(name, value, step)
             trackers[stage].flush()
-        except Exception as error:  # a tracker is a convenience: without it the job goes on
+        except Exception as error:  # trackers are optional: the job continues without them
             if is_full(error):
-                trackers.pop(stage, None)  # the next metrics begin another file
+                trackers.pop(stage, None)  # the next metrics start another file
                 return
             self._trackers = None
             self.log(f"TensorBoard's files are given up: {type(error).__name__}: {error}")
@@ -250,21 +250,21 @@ class JobLog:
     def _lose(self, why: str) -> None:
         self._lost += 1
         if self._lost == 1:
-            self._say(why)
+            self._write_line(why)
 
     @staticmethod
-    def _say(line: str) -> None:
+    def _write_line(line: str) -> None:
         try:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
         except (OSError, ValueError):
-            pass  # log.txt stands on the same disk
+            pass  # log.txt is on the same disk
 
 
 def _event(kind: str, data: Mapping[str, Any]) -> bytes:
     event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "type": kind, "data": data}
     text = json.dumps(event, ensure_ascii=False, default=str)
-    return text.encode(errors="replace") + b"\n"  # a file's name need not be text
+    return text.encode(errors="replace") + b"\n"  # file names need not be valid text
 
 
 def _ends_within_a_line(path: Path) -> bool:

@@ -1,10 +1,10 @@
-"""What every training loop here shares: schedules as functions of the step, exact resume, metrics, atomic state.
+"""Shared parts of the training loops: schedules as functions of the step, exact resume, metrics, atomic state.
 
-A run lives in one folder: ``spec.json`` (what was asked for, versions, commit), ``metrics.jsonl`` (one object a logged
-step) and ``state.pt`` (the newest complete state). Nothing here reads the clock to decide what to do: a run that is
-stopped and resumed takes the same steps, in the same order, to the same bits at an equal thread count.
+A run lives in one folder: ``spec.json`` (settings, versions, commit), ``metrics.jsonl`` (one object per logged step)
+and ``state.pt`` (the newest complete state). No decision depends on the clock: a stopped and resumed run takes the
+same steps in the same order, bit-identical at an equal thread count.
 
-It knows nothing of models, losses or data.
+Knows nothing of models, losses or data.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LinearSchedule:
 
 @dataclass(frozen=True, slots=True)
 class ConstantSchedule:
-    """Linear warm-up to ``peak``, which then stays."""
+    """Linear warm-up to ``peak``, then constant."""
 
     peak: float
     warmup: int = 0
@@ -103,17 +103,17 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class RunStopped(KeyboardInterrupt):
-    """The run was asked to stop, finished its step and saved its state (a bare KeyboardInterrupt saved nothing)."""
+    """The run was stopped after it finished its step and saved its state (a bare KeyboardInterrupt saved nothing)."""
 
 
 class StopFlag:
-    """True once SIGINT or SIGTERM arrived: the loop finishes its step, saves and leaves. A second one stops at once."""
+    """True after SIGINT or SIGTERM: the loop finishes its step, saves and exits. A second signal stops immediately."""
 
     def __init__(self) -> None:
         self._stop = False
 
     def request(self) -> None:
-        """Ask for the stop without a signal."""
+        """Request a stop without a signal."""
         self._stop = True
 
     def __enter__(self) -> StopFlag:
@@ -134,7 +134,7 @@ class StopFlag:
 
 
 def atomic_write(path: Path, write: Any, *, disk: Disk = NO_WAIT) -> None:
-    """Call ``write(temporary_path)``, flush the file to disk and rename it into place; ``disk`` may wait for room."""
+    """Call ``write(temporary_path)``, fsync the file and rename it into place; ``disk`` may wait for space."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     def save() -> None:
@@ -150,7 +150,7 @@ def atomic_write(path: Path, write: Any, *, disk: Disk = NO_WAIT) -> None:
 
 
 def _save_tensors(state: dict[str, Any], path: Path) -> None:
-    """`torch.save` that says OSError where the disk is full: its own writer says RuntimeError on top of that."""
+    """`torch.save` that raises OSError on a full disk; its own writer raises RuntimeError on top."""
     try:
         with path.open("wb") as handle:
             torch.save(state, handle)
@@ -172,7 +172,7 @@ def provenance() -> dict[str, Any]:
 
 
 class SettingsChanged(ValueError):
-    """A run cannot go on with other settings than it began with."""
+    """A run cannot resume with different settings."""
 
 
 class RunFolder:
@@ -191,12 +191,12 @@ class RunFolder:
         """Open the folder.
 
         Args:
-            path: made where it is missing.
-            spec: what is asked for.
-            resume: keep the state and the metrics that are there.
-            defaults: of settings that a run from before they existed does not name.
-            upgrade: turns the settings that an earlier version kept into what this one keeps.
-            disk: where the folder is.
+            path: created if missing.
+            spec: requested settings.
+            resume: keep existing state and metrics.
+            defaults: of settings that older runs lack.
+            upgrade: migrates the settings of earlier versions.
+            disk: the folder's disk.
 
         Raises:
             SettingsChanged: the run to resume was started with other settings.
@@ -225,7 +225,7 @@ class RunFolder:
 
     @staticmethod
     def recorded_spec(path: Path) -> dict[str, Any] | None:
-        """The settings that the run in a folder began with, or None where there is none to resume."""
+        """Settings of the recorded run in a folder, or None if there is nothing to resume."""
         if not (path / "state.pt").exists():
             return None
         spec: dict[str, Any] = json.loads((path / "spec.json").read_text())["spec"]
@@ -233,11 +233,11 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds spent on this run, earlier sittings included."""
+        """Wall-clock seconds spent on this run, earlier sessions included."""
         return self._seconds_before + time.monotonic() - self._started
 
     def load_state(self) -> dict[str, Any] | None:
-        """The newest saved state, or None for a run that starts."""
+        """The newest saved state, or None for a new run."""
         if not self.state_path.exists():
             return None
         state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
@@ -269,7 +269,7 @@ class RunFolder:
 
 
 def _step_of(line: str) -> float:
-    """The step of a row of metrics; infinity for half a line that a killed run left."""
+    """The step of a row of metrics; infinity for half a line of a killed run."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""The pipeline job: the whole recipe as one job, zero? -> pesft -> perpo -> benchmark.
+"""The pipeline job: the complete recipe as one job, zero? -> pesft -> perpo -> benchmark.
 
-Each stage is the method of its name with a specification of its own, and starts from the newest checkpoint that the
-stages before it left. What a stage returned is kept in ``runs/pipeline.json``: a job that was stopped or killed skips
-the stages that are done and goes on inside the one that was not, as that method resumes by itself.
+Each stage runs the method of its name with its own specification, starting from the newest checkpoint of the stages
+before. Stage results are kept in ``runs/pipeline.json``: a resumed job skips the finished stages and resumes inside the
+unfinished one.
 
 Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "pipeline",
 ...}``.
@@ -32,15 +32,15 @@ StageRun = Callable[[JobContext], dict[str, Any]]
 
 
 def run(ctx: JobContext, *, methods: Mapping[str, StageRun] | None = None) -> dict[str, Any]:
-    """Run the stages that are not done yet; returns what ``result.json`` shall say.
+    """Run the unfinished stages; return the object for ``result.json``.
 
     Args:
         ctx: the job.
-        methods: what runs a stage, instead of the methods themselves.
+        methods: replace the methods in tests.
 
     Raises:
-        JobError: of the stage that failed, which its detail names.
-        JobStopped: as asked, inside a stage or between two.
+        JobError: a stage failed; the detail names it.
+        JobStopped: stopped, inside a stage or between two.
     """
     spec = ctx.spec
     assert isinstance(spec, PipelineSpec)
@@ -70,7 +70,7 @@ def run(ctx: JobContext, *, methods: Mapping[str, StageRun] | None = None) -> di
 
 
 def _context(ctx: JobContext, spec: PipelineSpec, stage: str, done: Mapping[str, Any]) -> JobContext:
-    """The job as this stage sees it: its own specification, and the newest checkpoint as its base."""
+    """The stage's context: its own specification, and the newest checkpoint as its base."""
     newest = _newest(done)
     name = spec.base_checkpoint if newest is None else str(newest["checkpoint"])
     folder = ctx.base_folder if newest is None else Path(newest["folder"])
@@ -80,12 +80,12 @@ def _context(ctx: JobContext, spec: PipelineSpec, stage: str, done: Mapping[str,
 
 
 def stage_spec(spec: PipelineSpec, stage: str, base: str, done: Mapping[str, Any]) -> AnySpec:
-    """The specification of one stage.
+    """Build the specification of one stage.
 
     Args:
-        spec: of the whole.
+        spec: of the pipeline.
         stage: its name.
-        base: the checkpoint that it starts from.
+        base: the checkpoint to start from.
         done: results of the stages before it.
     """
     hyper, data = spec.hyperparameters, spec.data
@@ -98,7 +98,7 @@ def stage_spec(spec: PipelineSpec, stage: str, base: str, done: Mapping[str, Any
     }
     if stage == "zero":
         assert hyper.zero is not None and data.zero is not None  # noqa: PT018
-        # PeSFT is the next stage where there is one; else it is Zero's own
+        # PeSFT is the next stage if present; otherwise Zero's own.
         zero = hyper.zero.model_copy(update={"pesft": None}) if hyper.pesft is not None else hyper.zero
         return ZeroSpec(**common, data=data.zero, hyperparameters=zero)
     if stage == "pesft":
@@ -113,14 +113,14 @@ def stage_spec(spec: PipelineSpec, stage: str, base: str, done: Mapping[str, Any
         return PeRPOSpec(**common, data=data.perpo, hyperparameters=hyper.perpo)
     assert hyper.benchmark is not None and data.benchmark is not None  # noqa: PT018
     benchmark = hyper.benchmark
-    if benchmark.compare_with in done:  # a stage of this job: the checkpoint that it left
+    if benchmark.compare_with in done:  # a stage of this job: use its checkpoint
         other = done[str(benchmark.compare_with)]["checkpoint"]
         benchmark = benchmark.model_copy(update={"compare_with": None if other == base else str(other)})
     return BenchmarkSpec(**common, data=data.benchmark, hyperparameters=benchmark)
 
 
 def _newest(done: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Result of the last stage that left a checkpoint."""
+    """Result of the last stage with a checkpoint."""
     for stage in ("perpo", "pesft", "zero"):
         if "checkpoint" in done.get(stage, {}):
             found: dict[str, Any] = done[stage]
@@ -129,7 +129,7 @@ def _newest(done: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _read(ctx: JobContext, path: Path) -> dict[str, Any]:
-    """Results of an earlier sitting; of a checkpoint that has gone since, none."""
+    """Results of an earlier session; those whose checkpoint is gone are dropped."""
     try:
         known = ctx.located(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):
@@ -137,7 +137,7 @@ def _read(ctx: JobContext, path: Path) -> dict[str, Any]:
     if not isinstance(known, dict):
         return {}
     out: dict[str, Any] = {}
-    for stage, result in known.items():  # in the order in which they were done
+    for stage, result in known.items():  # in the order of completion
         if "folder" in result and not (Path(result["folder"]) / "manifest.json").exists():
             break
         out[stage] = result

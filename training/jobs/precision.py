@@ -1,4 +1,4 @@
-"""Which precision a run trains in: decided once, when it begins, and kept by every sitting that resumes it."""
+"""Precision of a run: resolved once at its start, and kept by every resume."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger("omni_r1.precision")
 
 
 def run_precision(choice: PrecisionChoice, device: str, folder: Path, *, resume: bool) -> Precision:
-    """The precision of the run in `folder`; `auto` keeps what a resumed run began with, on whatever machine.
+    """Precision of the run in `folder`; on resume, `auto` keeps the recorded one, on any machine.
 
-    Logs a warning where the device only emulates it.
+    Logs a warning if the device only emulates it.
     """
     precision = resolve_precision(choice, device)
     if choice == "auto" and resume and (spec := RunFolder.recorded_spec(folder)) is not None:
@@ -32,7 +32,7 @@ def run_precision(choice: PrecisionChoice, device: str, folder: Path, *, resume:
 
 
 def job_precision(ctx: JobContext, choice: PrecisionChoice, folder: Path) -> Precision:
-    """The precision of a job's run, told in the job's log; one that the device only emulates is a warning."""
+    """Precision of a job's run, logged; an emulated one is a warning."""
     precision = run_precision(choice, ctx.device, folder, resume=ctx.resume)
     ctx.log.log(f"precision of the forward: {precision} ({choice} requested)")
     if is_emulated(precision, ctx.device):
@@ -41,5 +41,5 @@ def job_precision(ctx: JobContext, choice: PrecisionChoice, folder: Path) -> Pre
 
 
 def emulated(device: str) -> str:
-    """Why training will be slow."""
+    """Explain why training will be slow."""
     return f"{device} has no bf16 in hardware: PyTorch emulates it, which is many times slower than fp32"

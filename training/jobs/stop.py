@@ -1,4 +1,4 @@
-"""Whether a job shall stop at its next step boundary."""
+"""Stop condition of jobs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class Stop(Protocol):
-    """True once the job shall stop at its next step boundary (`training.jobs.loop.StopFlag` is one)."""
+    """True once the job should stop at its next step boundary (for example `training.jobs.loop.StopFlag`)."""
 
     def __bool__(self) -> bool: ...
 
 
 class NeverStop:
-    """For jobs that nobody can stop, as in tests."""
+    """Never stops, for tests."""
 
     def __bool__(self) -> bool:
         return False

@@ -1,10 +1,10 @@
 """Runs one job: ``python -m training.jobs.worker JOB_DIR [--resume]``, as the server's job runner starts it.
 
-Reads ``job.json``, lowers its own priority, bounds its threads and hands over to the method. What happens is told in
-the job's folder: ``events.jsonl`` on the way, ``result.json`` or ``error.json`` at the end.
+Reads ``job.json``, lowers its own priority, limits its threads and runs the method. It writes to the job's folder:
+``events.jsonl`` while running, ``result.json`` or ``error.json`` at the end.
 
 Exit codes: 0 succeeded; 3 stopped at a step boundary with its state saved (SIGTERM or SIGINT); 1 failed.
-It knows nothing of HTTP or the database.
+Knows nothing of HTTP or the database.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model import log_lines
 from training.jobs.disk import NO_WAIT, Disk, is_full
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
-NICENESS = 10  # the server's own threads come first
+NICENESS = 10  # the server's threads have priority
 MODULES = {
     "pesft": "training.pesft.job",
     "perpo": "training.perpo.job",
@@ -40,11 +40,11 @@ Run = Callable[[Any], dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job that the command line names; returns the exit code."""
+    """Run the job given on the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.jobs.worker", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="JOB_DIR")
-    parser.add_argument("--resume", action="store_true", help="go on with the states that an earlier run saved")
-    parser.add_argument("--attached", action="store_true", help="stdin is the server's: stop when it ends")
+    parser.add_argument("--resume", action="store_true", help="resume from the states of an earlier run")
+    parser.add_argument("--attached", action="store_true", help="stdin is a pipe from the server: stop when it closes")
     arguments = parser.parse_args(argv)
     if arguments.attached:
         threading.Thread(target=_stop_with_server, name="server watch", daemon=True).start()
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         threads = int(job["spec"].get("threads", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return _fail(NO_WAIT, folder, "bad_job", f"{folder / 'job.json'}: {error}")
-    # Before anything imports torch: its pools take their size from here.
+    # Must precede the import of torch, whose thread pools take their size from here.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     _lower_priority()
     sys.stdout, sys.stderr = _Output(1), _Output(2)
@@ -64,14 +64,14 @@ def main(argv: list[str] | None = None) -> int:
 def run_job(
     folder: Path, job: Mapping[str, Any], *, resume: bool = False, threads: int = 1, run: Run | None = None
 ) -> int:
-    """Run the job described by ``job.json``'s object in its folder; returns the exit code.
+    """Run the job described by a ``job.json`` object in its folder; return the exit code.
 
     Args:
         folder: of the job.
         job: the object of ``job.json``.
-        resume: go on with saved states.
-        threads: of torch.
-        run: instead of the method's own.
+        resume: continue from saved states.
+        threads: torch's thread count.
+        run: overrides the method's function.
     """
     import torch
     from pydantic import ValidationError
@@ -84,7 +84,7 @@ def run_job(
     from training.spec.spec import parse_spec
 
     torch.set_num_threads(threads)
-    for name in ("result.json", "error.json"):  # of an earlier sitting
+    for name in ("result.json", "error.json"):  # of an earlier session
         (folder / name).unlink(missing_ok=True)
     with StopFlag() as stop, JobLog(folder, stop=stop) as log:
         log.disk.prepare()
@@ -118,14 +118,14 @@ def run_job(
             return _fail(log.disk, folder, "bad_spec", str(error))
         except Exception as error:
             if stop and is_full(error):
-                _say(f"stopped while it waited for room on the disk ({error}); what came after the last save is lost\n")
+                _write_log(f"stopped while waiting for disk space ({error}); progress after the last save is lost\n")
                 return STOPPED
-            _say(traceback.format_exc())
+            _write_log(traceback.format_exc())
             return _fail(log.disk, folder, *_classify(error))
 
 
 def _classify(error: Exception) -> tuple[str, str]:
-    """A code and a sentence for what nobody expected."""
+    """Code and message for an unexpected error."""
     detail = f"{type(error).__name__}: {error}"
     if is_full(error):
         return "disk_full", detail
@@ -140,16 +140,16 @@ def _classify(error: Exception) -> tuple[str, str]:
 
 
 def _fail(disk: Disk, folder: Path, code: str, detail: str) -> int:
-    _say(f"failed, {code}: {detail}\n")
+    _write_log(f"failed, {code}: {detail}\n")
     try:
         disk.write(lambda: _write(folder / "error.json", {"code": code, "detail": detail}))
     except OSError as error:
-        _say(f"error.json could not be written: {error}\n")
+        _write_log(f"error.json could not be written: {error}\n")
     return FAILED
 
 
 class _Output(io.TextIOBase):
-    """Standard output and error, which may be a file on a full disk: what does not fit is lost, and nothing fails."""
+    """Stdout and stderr, possibly files on a full disk: output that does not fit is lost without an error."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -163,8 +163,8 @@ class _Output(io.TextIOBase):
         return self._descriptor
 
 
-def _say(text: str) -> None:
-    """To `log.txt`, which may stand on a full disk."""
+def _write_log(text: str) -> None:
+    """Write to `log.txt`, whose disk may be full."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -174,21 +174,21 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
-        temporary.write_text(text, "utf-8", "replace")  # a file's name need not be text
+        temporary.write_text(text, "utf-8", "replace")  # file names need not be valid text
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _stop_with_server() -> None:
-    """Ask this process to stop once standard input has ended: the server is gone, however it went."""
+    """Stop this process once stdin closes, that is, when the server is gone for any reason."""
     try:
         while os.read(0, 4096):
             pass
     except OSError:
         pass
-    asked = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once there is one
-    if not asked:  # a second signal would end the job before it has saved
+    stop_flag = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once installed
+    if not stop_flag:  # a second signal would end the job before it saves
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -196,9 +196,9 @@ def _lower_priority() -> None:
     try:
         os.nice(NICENESS)
     except (AttributeError, OSError):
-        _say("the priority could not be lowered\n")
+        _write_log("the priority could not be lowered\n")
 
 
 if __name__ == "__main__":
-    log_lines.configure("text", "info")  # to `log.txt`, which people read
+    log_lines.configure("text", "info")  # to `log.txt`, for people
     sys.exit(main())

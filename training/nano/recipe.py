@@ -12,16 +12,16 @@ from training.world.drills import DRAWING, LOCATING
 
 @dataclass(frozen=True, slots=True)
 class Polish:
-    """A stage again, from a raised learning rate: on the same traces (drills), or on fresh ones in other shares."""
+    """Repeats a stage with a raised learning rate: on the same traces (drills), or on new ones with other shares."""
 
     steps: int
     lr: float
-    traces: int = 0  # (drills) fresh ones, from the seeds behind those of before; 0: the same again
-    shares: tuple[tuple[str, float], ...] = ()  # how often each family (kind of drill) comes; none: as before
-    tokens: int | None = None  # of a step, instead of the stage's
+    traces: int = 0  # (drills) new ones, from the seeds after the earlier ones; 0: the same again
+    shares: tuple[tuple[str, float], ...] = ()  # share of each family (kind of drill); none: as before
+    tokens: int | None = None  # per step, instead of the stage's
 
 
-# One less the accuracy after the first polish, plus a tenth; `find`, the worst, doubled.
+# One minus the accuracy after the first polish, plus a tenth; `find`, the worst, doubled.
 MISSED: tuple[tuple[str, float], ...] = (
     ("find", 1.2), ("relation", 0.3), ("count", 0.5), ("bar", 0.2), ("difference", 0.1), ("table", 0.1),
     ("peak", 0.1), ("extend", 0.5), ("bounce", 0.55), ("mirror", 0.15), ("walker", 0.15), ("tilt", 0.4),
@@ -35,7 +35,7 @@ MISSED_AGAIN: tuple[tuple[str, float], ...] = (
     ("rotate", 0.06),
 )  # fmt: skip
 
-# The same again with more of `count`, which marks with wider, numbered marks from then on.
+# The same again with more of `count`, which uses wider, numbered marks from then on.
 RECOUNTED: tuple[tuple[str, float], ...] = tuple(
     (family, 1.2 if family == "count" else share) for family, share in MISSED_AGAIN
 )
@@ -54,8 +54,8 @@ class NanoRecipe:
     num_heads: int = 6
     num_kv_heads: int = 2
     text_vocab: int = 1024
-    tokenizer_tasks: int = 4_000  # whose texts the tokenizer is trained on
-    reference_tasks: int = 400  # whose images set the scale of the perception score
+    tokenizer_tasks: int = 4_000  # tasks whose texts train the tokenizer
+    reference_tasks: int = 400  # tasks whose images set the scale of the perception score
     drills: int = 60_000
     base_steps: int = 1_200
     base_lr: float = 2e-3
@@ -84,7 +84,7 @@ class NanoRecipe:
 
 RECIPES = {
     "nano": NanoRecipe(),
-    # hours become seconds: shows that every stage runs, not that it learns
+    # hours become seconds: tests that every stage runs, not that it learns
     "smoke": NanoRecipe(
         vq=VQSpec(
             pictures=32, plain_steps=2, crop_steps=4, crop_batch=4, full_steps=2, full_batch=2, polish_steps=2,

@@ -1,9 +1,9 @@
-"""Makes a checkpoint that a job left the one that is handed out: its name, its descent, its results, its model card.
+"""Turns a job's checkpoint into a release: name, lineage, results, model card.
 
     python -m training.nano.release JOB/checkpoints/x-step-60 model/nano/nano-omni-r1 --before runs/nano/pesft \\
         --evaluation results/summary.json --notes notes.md
 
-Weights and tokenizer stay byte for byte what they were; the training state (``train/``) is left behind.
+Weights and tokenizer stay byte-identical; the training state (``train/``) is dropped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCHITECTURE = """\
 Same architecture, order of token ids, templates and file layout as the 7B Chameleon family: a transformer of
 {millions:.1f} M parameters ({hidden_size} wide, {num_hidden_layers} layers, {num_attention_heads} query and
 {num_key_value_heads} key/value heads) and a VQ tokenizer ({resolution} x {resolution} pixels, {num_embeddings} codes).
-Loads with transformers' `ChameleonForConditionalGeneration`, which reads its pictures and cannot draw."""
+Loads with transformers' `ChameleonForConditionalGeneration`, which reads its images and cannot draw."""
 
 
 def release(
@@ -41,20 +41,20 @@ def release(
     description: str | None = None,
     notes: str = "",
 ) -> Manifest:
-    """Write the released checkpoint; a folder that stands at ``destination`` is replaced once the new one is whole.
+    """Write the released checkpoint; an existing ``destination`` is replaced once the new one is complete.
 
     Args:
-        source: a whole checkpoint.
-        destination: where it goes.
-        name: the destination's name when absent.
-        before: checkpoints between the released base and this one, newest first; their lineage comes along, and the
+        source: a complete checkpoint.
+        destination: the target folder.
+        name: defaults to the destination's name.
+        before: checkpoints between the released base and this one, newest first; their lineage is included, and the
             oldest one's base becomes this one's.
-        evaluation: ``summary.json`` of ``omni-r1 evaluate``; its numbers stand in metrics, lineage and card.
-        description: instead of the source's.
+        evaluation: ``summary.json`` of ``omni-r1 evaluate``; its numbers go to metrics, lineage and card.
+        description: replaces the source's.
         notes: markdown below the card's results: data, known failures.
 
     Raises:
-        CheckpointError: the source, or what would be written, is no valid checkpoint.
+        CheckpointError: the source or the result is not a valid checkpoint.
     """
     manifest = validate_checkpoint(source)
     stages = [_portable(m.lineage) for m in (manifest, *(Manifest.read(folder) for folder in before))]
@@ -90,7 +90,7 @@ def card(
     sizes: Mapping[str, Any],
     notes: str,
 ) -> str:
-    """The model card: what it is, how it came to be, what it reaches.
+    """The model card: description, lineage, results.
 
     Args:
         manifest: of the released checkpoint.
@@ -139,13 +139,13 @@ def _result_lines(results: Mapping[str, Any]) -> str:
 
 
 def _numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What lineage keeps of a summary: how it was asked, the whole and the slices."""
+    """The part of a summary for the lineage: settings, overall and per-slice results."""
     kept = {key: evaluation[key] for key in ("level", "first_seed", "text_only") if key in evaluation}
     return {**kept, "results": {k: v for k, v in evaluation["results"].items() if k == "all" or k in SLICES}}
 
 
 def _portable(value: Any) -> Any:
-    """A lineage without the places of the machine that it was made on: of an absolute path the name is kept."""
+    """A lineage without local paths: of an absolute path only the name is kept."""
     if isinstance(value, Mapping):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, list):

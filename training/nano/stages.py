@@ -1,8 +1,7 @@
 """The recipe of the embedded family: VQ -> ``nano-base`` -> PeSFT ``nano-omni-r1``, and its controls.
 
-Every stage stops by step count, resumes exactly, and is a function of the seed. A stage finds what it starts from in
-the output folder (``vq/``, ``nano-base/``) and leaves a checkpoint that the server, transformers and the next stage
-load.
+Every stage stops by step count, resumes exactly, and is a function of the seed. A stage reads its inputs from the
+output folder (``vq/``, ``nano-base/``) and writes a checkpoint that the server, transformers and the next stage load.
 
 Launch: ``omni-r1 train nano --stage vq|base|pesft`` (``--variant text|state`` and ``--perception-weight 0`` give the
 controls).
@@ -32,7 +31,7 @@ from model.text.template import Template
 from model.text.tokenizer import TextTokenizer, train_bpe
 from model.text.vocab import Vocabulary
 from training.data.drills import drill_set
-from training.data.token_sets import EncodedTask, PictureCoder, TokenSet, encode_tasks, id_to_code, training_tasks
+from training.data.token_sets import EncodedTask, ImageCoder, TokenSet, encode_tasks, id_to_code, training_tasks
 from training.jobs.loop import provenance
 from training.nano.recipe import RECIPES, NanoRecipe
 from training.nano.vq import train_decoder, train_vq
@@ -44,7 +43,7 @@ CONTEXT_LEN = 768
 PESFT_SEEDS = 20_000_000
 DRILLS_OF_A_SEED = 1_000_000
 SEEDS_OF_A_RUN = 200_000
-TRACES_A_STEP = 16  # of a short run; about 13 fill a batch
+TRACES_A_STEP = 16  # for short runs; about 13 fill a batch
 LICENCE = "MIT"
 CARD_NOTES = (
     "This small model learned drawn objects, charts, diagrams and grids. On a photo its answer is a guess; a 7B "
@@ -65,19 +64,19 @@ def run(
     steps: int | None = None,
     precision: PrecisionChoice = "auto",
 ) -> Path:
-    """Run one stage and return the folder it left: the VQ's run, or a checkpoint.
+    """Run one stage and return its output folder: the VQ's run, or a checkpoint.
 
     Args:
         stage: ``vq``, ``base`` or ``pesft``.
         preset: a name in ``RECIPES``.
         out: folder of the whole family.
-        resume: go on with what an interrupted run of this stage saved.
-        seed: of weights, data order and pictures.
-        threads: torch threads; the same number gives the same bits.
+        resume: continue an interrupted run of this stage.
+        seed: of weights, data order and images.
+        threads: torch threads; results are bit-identical for equal numbers.
         variant: of ``pesft``: ``interleaved``, or the controls ``text`` and ``state``.
         perception_weight: lambda of ``pesft`` instead of the recipe's.
-        steps: of ``pesft``, instead of the recipe's: a shorter schedule, under a name that says so.
-        precision: of the forward; ``auto`` is bf16 where the CPU has it in hardware, otherwise fp32.
+        steps: of ``pesft``, instead of the recipe's: a shorter schedule, visible in the name.
+        precision: of the forward; ``auto`` is bf16 on CPUs with bf16 hardware, otherwise fp32.
 
     Raises:
         ValueError: unknown stage or preset, or an earlier stage's result is missing.
@@ -103,7 +102,7 @@ def run(
 
 
 def vq_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
-    """Train the picture tokenizer and write it rounded to bf16: every later stage reads the rounded one."""
+    """Train the image tokenizer and write it rounded to bf16, as every later stage reads it."""
     spec = replace(recipe.vq, seed=recipe.seed, precision=recipe.precision)
     folder = out / "vq"
     model = _rounded(train_vq(spec, folder, resume=resume)).requires_grad_(False)
@@ -119,7 +118,7 @@ def _rounded(model: VQModel) -> VQModel:
 
 
 def load_stage_vq(recipe: NanoRecipe, out: Path) -> VQModel:
-    """The VQ of :func:`vq_stage` in fp32, frozen.
+    """Load the VQ of :func:`vq_stage` in fp32, frozen.
 
     Raises:
         ValueError: the stage has not been run in this folder.
@@ -142,7 +141,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     vocab = Vocabulary.from_parts(config, tokenizer)
     text = TextTokenizer.from_object(tokenizer)
     templates = [Template("plain", vocab, text), Template("tagged", vocab, text)]
-    coded = partial(drill_set, coder=PictureCoder(vq), templates=templates, context_len=CONTEXT_LEN)
+    coded = partial(drill_set, coder=ImageCoder(vq), templates=templates, context_len=CONTEXT_LEN)
     first = recipe.seed * DRILLS_OF_A_SEED
     data = _cached(run_folder / "data.npz", partial(coded, first, recipe.drills))
     transformer = Transformer(config.transformer)
@@ -172,7 +171,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         name="nano-base",
         template="plain",
         licence=LICENCE,
-        description="Reads and draws pictures of the task world; does not reason in pictures.",
+        description="Reads and draws images of the task world; does not reason in images.",
         images=ImageCount(0, 1),
         perception=measure_perception(vq, recipe.seed, recipe.reference_tasks),
         card_notes=CARD_NOTES,
@@ -210,7 +209,7 @@ def pesft_stage(
         steps=recipe.pesft_steps,
         lr=recipe.pesft_lr,
         seed=recipe.seed,
-        # equal data and steps: a control's batch holds as many traces, not as many tokens
+        # equal data and steps: a control's batch has as many traces, not as many tokens
         max_tokens=round(recipe.pesft_tokens * (1.0 if variant == "interleaved" else _length_share(data, main))),
         perception_weight=weight,
         perception_reduction=recipe.perception_reduction,
@@ -235,7 +234,7 @@ def pesft_stage(
         template="plain",
         base="nano-base",
         licence=LICENCE,
-        description="Answers questions about pictures of the task world by drawing its way there (PeSFT).",
+        description="Answers questions about images of the task world by drawing its way there (PeSFT).",
         images=ImageCount(1, 1),
         perception=base.manifest.perception,
         card_notes=CARD_NOTES,
@@ -263,12 +262,12 @@ def pesft_name(variant: str, perception_weight: float) -> str:
 
 
 def measure_perception(vq: VQModel, seed: int, count: int = 400) -> Perception:
-    """The scale of the perception score for this codebook, from reference pictures of the world (training seeds).
+    """Scale of the perception score for this codebook, from reference images of the world (training seeds).
 
     tau is the median energy of the references, so that a typical drawing scores one half: the score is steepest there.
     """
-    pictures = [s.image for i in range(count) for s in make_task(SLICES[i % len(SLICES)], 1_000_000 + seed + i).steps]
-    codes = PictureCoder(vq).encode(np.stack([np.asarray(p) for p in pictures]))
+    images = [s.image for i in range(count) for s in make_task(SLICES[i % len(SLICES)], 1_000_000 + seed + i).steps]
+    codes = ImageCoder(vq).encode(np.stack([np.asarray(p) for p in images]))
     rows, columns = vq.grid
     vectors = vq.codebook[torch.from_numpy(codes).long()].unflatten(1, (rows, columns))
     energies = torch.stack([tv_energy(v) for v in vectors])
@@ -281,7 +280,7 @@ def measure_perception(vq: VQModel, seed: int, count: int = 400) -> Perception:
 
 
 def world_texts(count: int) -> Iterator[str]:
-    """What the tokenizer is trained on: questions, steps, states and answers, and the drills' words."""
+    """Training texts of the tokenizer: questions, steps, states and answers, and the drills' words."""
     for i in range(count):
         task = make_task(SLICES[i % len(SLICES)], i)
         yield task.question
@@ -323,7 +322,7 @@ def _transformer_config(recipe: NanoRecipe, tokenizer: dict[str, Any]) -> Transf
 
 @torch.no_grad()
 def _start_codes_from_codebook(transformer: Transformer, vq: VQModel, vocab: Vocabulary, seed: int) -> None:
-    """Let codes that look alike start alike: a code's embedding and output row begin as a random map of its vector."""
+    """Initialise similar codes similarly: a code's embedding and output row start as a random map of its vector."""
     generator = torch.Generator().manual_seed(seed + 1)
     vectors = (vq.codebook - vq.codebook.mean(0)) / vq.codebook.std()
     ids = torch.tensor(vocab.code_ids)
@@ -343,12 +342,12 @@ def _trace_set(
     shares: Sequence[tuple[str, float]] = (),
 ) -> TokenSet:
     tasks = training_tasks(PESFT_SEEDS + recipe.seed * SEEDS_OF_A_RUN + first, count, dict(shares))
-    encoded: Iterable[EncodedTask] = encode_tasks(tasks, PictureCoder(vq), total=count)
+    encoded: Iterable[EncodedTask] = encode_tasks(tasks, ImageCoder(vq), total=count)
     return TokenSet.build((task.render(template, variant) for task in encoded), CONTEXT_LEN)
 
 
 def _length_share(data: TokenSet, main: Path) -> float:
-    """Mean length of a control's traces as a share of the interleaved ones', if those are there."""
+    """Mean length of a control's traces as a share of the interleaved ones', if available."""
     if not (main / "data.npz").exists():
         return 1.0
     return float(data.lengths.mean() / TokenSet.load(main / "data.npz").lengths.mean())

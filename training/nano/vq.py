@@ -1,11 +1,10 @@
-"""Train the picture tokenizer of the embedded family: pictures of the task world in, codes and a decoder out.
+"""Train the image tokenizer of the embedded family on images of the task world.
 
 Four phases, all by step count: code-aligned crops of half the side first (a quarter of the cost; the GroupNorms see
-varied statistics, which keeps codes local), then whole pictures, then whole pictures once more from a raised learning
-rate, then the decoder alone, on the codes that the transformers will be trained to draw. The first steps run without
-quantisation; then the codebook starts from k-means and follows by exponential moving averages, and codes that nobody
-uses are moved onto live features. The reconstruction error counts more at edges and on ink, which a plain mean would
-let blur.
+varied statistics, which keeps codes local), then whole images, then whole images again from a raised learning rate,
+then the decoder alone, on the codes that the transformers will learn to draw. The first steps run without quantisation;
+then the codebook is initialised by k-means and updated by exponential moving averages, and unused codes are moved onto
+live features. The reconstruction error is weighted at edges and ink, which a plain mean would blur.
 
 Launch: ``omni-r1 train nano --stage vq``.
 """
@@ -25,10 +24,10 @@ from tqdm import tqdm
 from model.config import VQConfig
 from model.nets.vq import VQModel
 from model.precision import PrecisionChoice, autocast
-from training.data.token_sets import PictureCoder, training_tasks
+from training.data.token_sets import ImageCoder, training_tasks
 from training.jobs.loop import CosineSchedule, RunFolder, StopFlag, adamw, set_lr
 from training.jobs.precision import BEFORE_AUTO, run_precision
-from training.world.scenes import random_picture
+from training.world.scenes import random_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,9 +68,9 @@ class VQSpec:
     def config(self) -> VQConfig:
         """The checkpoint's ``vq_config``.
 
-        No attention in the middle, so that a code stays local; no residual block on the way down (and so one a level on
-        the way up): the encoder is a patch embedding and two blocks at 8x8, which makes coding a picture cheap. 64
-        channels: with 32, the 32 groups of GroupNorm would take the level of every channel away.
+        No attention in the middle, so that codes stay local; no residual block on the way down (hence one per level on
+        the way up): the encoder is a patch embedding and two blocks at 8x8, which makes encoding cheap. 64 channels:
+        with 32, the 32 groups of GroupNorm would remove the level of every channel.
         """
         return VQConfig(
             resolution=self.resolution,
@@ -87,9 +86,9 @@ class VQSpec:
 
 @torch.no_grad()
 def init_weights(model: VQModel, seed: int) -> None:
-    """Convolutions that keep the signal's variance, residual branches that begin at zero.
+    """Convolutions that keep the signal's variance, residual branches that start at zero.
 
-    PyTorch's default shrinks the signal at every layer; measured over the first 150 steps it is 2.7 dB behind this.
+    PyTorch's default shrinks the signal at every layer; over the first 150 steps it is 2.7 dB worse.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -100,17 +99,17 @@ def init_weights(model: VQModel, seed: int) -> None:
             parameter.zero_()
 
 
-def make_pictures(count: int, seed: int, size: int) -> np.ndarray:
-    """Pictures [count, size, size, 3] uint8; picture i is a function of (seed, i) alone."""
+def make_images(count: int, seed: int, size: int) -> np.ndarray:
+    """Images [count, size, size, 3] uint8; image i is a function of (seed, i) alone."""
     out = np.empty((count, size, size, 3), dtype=np.uint8)
-    for i in tqdm(range(count), desc="pictures", mininterval=5):
-        out[i] = np.asarray(random_picture(random.Random(f"vq-{seed}-{i}")))
+    for i in tqdm(range(count), desc="images", mininterval=5):
+        out[i] = np.asarray(random_image(random.Random(f"vq-{seed}-{i}")))
     return out
 
 
-def to_pixels(pictures: np.ndarray) -> Tensor:
+def to_pixels(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]; contiguous: GroupNorm is 3x slower on channels-last."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
 
 
 def edge_weights(pixels: Tensor, strength: float) -> Tensor:
@@ -137,7 +136,7 @@ class CodebookEMA:
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rounds: int = 12) -> Tensor:
-        """K-means from random vectors [M, D]; returns the codebook [K, D]."""
+        """Run k-means on random vectors [M, D]; return the codebook [K, D]."""
         codes = len(self.count)
         centres = vectors[torch.randperm(len(vectors))[:codes]].clone()
         for _ in range(rounds):
@@ -154,7 +153,7 @@ class CodebookEMA:
 
     @torch.no_grad()
     def update(self, vectors: Tensor, nearest: Tensor) -> Tensor:
-        """Fold one batch (vectors [M, D], nearest [M]) in and return the codebook."""
+        """Fold in one batch (vectors [M, D], nearest [M]) and return the codebook."""
         self.count.mul_(self.decay).add_(
             torch.bincount(nearest, minlength=len(self.count)).float(), alpha=1 - self.decay
         )
@@ -164,7 +163,7 @@ class CodebookEMA:
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, threshold: float = 0.03) -> int:
-        """Move codes whose count fell under ``threshold`` onto random vectors of the batch; returns how many."""
+        """Move codes with counts below ``threshold`` onto random vectors of the batch; return their number."""
         dead = self.count < threshold
         number = int(dead.sum())
         if number:
@@ -175,10 +174,10 @@ class CodebookEMA:
 
 
 def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: int = 250) -> VQModel:
-    """Run (or go on with) the stage in ``folder`` and return the trained model in fp32.
+    """Run or resume the stage in ``folder`` and return the trained model in fp32.
 
     Raises:
-        ValueError: ``folder`` holds a run with other settings.
+        ValueError: ``folder`` has a run with other settings.
     """
     spec, run = _open_run(spec, folder, resume=resume)
     torch.manual_seed(spec.seed)
@@ -196,7 +195,7 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema.count, ema.total, start = state["ema_count"], state["ema_total"], state["step"]
-    pictures = make_pictures(spec.pictures, spec.seed, spec.resolution)
+    images = make_images(spec.pictures, spec.seed, spec.resolution)
 
     def save(step: int) -> None:
         run.save_state(
@@ -212,9 +211,9 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
     with StopFlag() as stop, tqdm(total=total, initial=start, desc="vq", mininterval=5) as bar:
         for step in range(start, total):
             torch.manual_seed(spec.seed * 1_000_003 + step)
-            pixels = _batch(pictures, spec, step)
+            pixels = _batch(images, spec, step)
             if step == spec.plain_steps:
-                _start_codebook(model, ema, pictures, spec)
+                _start_codebook(model, ema, images, spec)
             lr = schedule.lr(step) if step < first else polish.lr(step - first)
             metrics = _step(model, ema, optimizer, pixels, spec, step, lr)
             if (step + 1) % 25 == 0:
@@ -229,11 +228,10 @@ def train_vq(spec: VQSpec, folder: Path, *, resume: bool = False, save_every: in
 
 
 def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = False, save_every: int = 100) -> None:
-    """Train the decoder alone, in place, on the codes that a model will draw: encoder and codebook stay as they are.
+    """Train the decoder alone, in place, on the codes that a model will draw: encoder and codebook are frozen.
 
-    The codes are those of whole chains (:class:`training.data.token_sets.PictureCoder`: what did not change keeps its
-    codes) and of single pictures, half and half. Since no code changes, a transformer trained before is as good
-    afterwards.
+    The codes come from complete chains (:class:`training.data.token_sets.ImageCoder`: unchanged cells keep their
+    codes) and single images, half and half. Since codes do not change, already trained transformers remain valid.
     """
     spec, run = _open_run(spec, folder, resume=resume)
     assert model.decoder is not None
@@ -248,18 +246,18 @@ def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = 
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     count = max(spec.decoder_batch, min(spec.pictures // 4, 6_000))
-    coder = PictureCoder(model)
+    coder = ImageCoder(model)
     chains = [[t.image, *(s.image for s in t.steps)] for t in training_tasks(DECODER_SEEDS, count // 3)]
     codes = [
         row for start_ in range(0, len(chains), 64) for c in coder.chains(chains[start_ : start_ + 64]) for row in c
     ]
-    single = make_pictures(count, spec.seed + 1, spec.resolution)
-    pictures = np.concatenate([np.stack([np.asarray(image) for chain in chains for image in chain]), single])
+    single = make_images(count, spec.seed + 1, spec.resolution)
+    images = np.concatenate([np.stack([np.asarray(image) for chain in chains for image in chain]), single])
     table = np.concatenate([np.array(codes, np.int32), coder.encode(single)])
     with StopFlag() as stop, tqdm(total=spec.decoder_steps, initial=start, desc="decoder", mininterval=5) as bar:
         for step in range(start, spec.decoder_steps):
-            chosen = np.random.default_rng((spec.seed, 1, step)).integers(len(pictures), size=spec.decoder_batch)
-            pixels = to_pixels(pictures[chosen])
+            chosen = np.random.default_rng((spec.seed, 1, step)).integers(len(images), size=spec.decoder_batch)
+            pixels = to_pixels(images[chosen])
             set_lr(optimizer, schedule.lr(step))
             with autocast(spec.precision):
                 output = model.decode_vectors(model.codebook.detach()[torch.from_numpy(table[chosen]).long()])
@@ -288,27 +286,27 @@ def train_decoder(spec: VQSpec, model: VQModel, folder: Path, *, resume: bool = 
 
 
 def _open_run(spec: VQSpec, folder: Path, *, resume: bool) -> tuple[VQSpec, RunFolder]:
-    """The settings with the precision that the whole run has, and its folder."""
+    """The settings with the run's precision, and its folder."""
     spec = replace(spec, precision=run_precision(spec.precision, "cpu", folder, resume=resume))
     return spec, RunFolder(folder, asdict(spec), resume=resume, defaults={"precision": BEFORE_AUTO})
 
 
-def _batch(pictures: np.ndarray, spec: VQSpec, step: int) -> Tensor:
+def _batch(images: np.ndarray, spec: VQSpec, step: int) -> Tensor:
     rng = np.random.default_rng((spec.seed, step))
     if step >= spec.crop_steps:
-        return to_pixels(pictures[rng.integers(len(pictures), size=spec.full_batch)])
+        return to_pixels(images[rng.integers(len(images), size=spec.full_batch)])
     side = spec.resolution >> (len(spec.channel_multiplier) - 1)
     cell = spec.resolution // side
-    indices = rng.integers(len(pictures), size=spec.crop_batch)
+    indices = rng.integers(len(images), size=spec.crop_batch)
     corners = rng.integers((spec.resolution - CROP) // cell + 1, size=(spec.crop_batch, 2)) * cell
     return to_pixels(
-        np.stack([pictures[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(indices, corners, strict=True)])
+        np.stack([images[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(indices, corners, strict=True)])
     )
 
 
 @torch.no_grad()
-def _start_codebook(model: VQModel, ema: CodebookEMA, pictures: np.ndarray, spec: VQSpec) -> None:
-    batches = [to_pixels(pictures[i : i + 64]) for i in range(0, min(512, len(pictures)), 64)]
+def _start_codebook(model: VQModel, ema: CodebookEMA, images: np.ndarray, spec: VQSpec) -> None:
+    batches = [to_pixels(images[i : i + 64]) for i in range(0, min(512, len(images)), 64)]
     with autocast(spec.precision):
         vectors = torch.cat([model.features(b).float().flatten(0, 1) for b in batches])
     model.codebook.data.copy_(ema.start(vectors))

@@ -1,6 +1,6 @@
-"""Rollouts -> packed micro-batches, and the policy's forward over them. Knows no reward, no loop and no optimiser.
+"""Rollouts -> packed micro-batches, and the policy's forward over them. Knows no rewards, loops or optimisers.
 
-The same micro-batches, in the same mode, serve the old log-probabilities and the update: only then is the first ratio
+The old log-probabilities and the update use the same micro-batches in the same mode: only then is the first ratio
 exactly 1, since the last bits of a product depend on its shape and its kernel.
 
 Legend: T tokens of a micro-batch, M drawn positions.
@@ -20,16 +20,16 @@ from model.precision import PrecisionChoice, autocast
 from training.perpo.losses import Heads, legal_logprobs, token_weights
 from training.perpo.rollout import Rollout, RolloutGroup
 
-MICRO_BATCH_TOKENS = 2_048  # bounds the memory of a backward; says nothing about the result
+MICRO_BATCH_TOKENS = 2_048  # bounds the memory of a backward; does not affect the result
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Whole trajectories, packed. Everything but ``ids`` has one entry a drawn position, forced ones left out."""
+    """Complete trajectories, packed. Everything but ``ids`` has one entry per sampled position, no forced ones."""
 
     ids: Tensor  # [T]
     layout: PackedLayout
-    predictors: Tensor  # [M] where the states stand that predict
+    predictors: Tensor  # [M] positions of the predicting states
     targets: Tensor  # [M] token ids
     legal: Tensor  # [M] uint8
     is_code: Tensor  # [M]
@@ -46,7 +46,9 @@ class MicroBatch:
 def micro_batches(
     groups: Sequence[RolloutGroup], *, max_tokens: int = MICRO_BATCH_TOKENS, device: str | torch.device = "cpu"
 ) -> list[MicroBatch]:
-    """One optimiser batch in parts of at most ``max_tokens``, or one trajectory; their losses add up to the batch's."""
+    """Split one optimiser batch into parts of at most ``max_tokens`` (or one trajectory); their losses add up to the
+    batch's.
+    """
     rows = [(group.prompt.ids, rollout) for group in groups for rollout in group.rollouts]
     parts: list[list[tuple[tuple[int, ...], Rollout]]] = []
     size = 0
@@ -102,9 +104,9 @@ def policy_logprobs(
     temperature: float = 1.0,
     precision: PrecisionChoice = "fp32",
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies [M] of the drawn tokens under the sampler's mask, in fp32.
+    """Log-probabilities and entropies [M] of the sampled tokens under the sampler's mask, in fp32.
 
-    Call it with gradients enabled, also where none is wanted: PyTorch takes other kernels without them.
+    Always call with gradients enabled: PyTorch uses other kernels without them.
     """
     with autocast(precision, batch.ids.device):
         hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))

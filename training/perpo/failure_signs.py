@@ -1,7 +1,7 @@
-"""Names for what goes wrong in reinforcement learning, from the numbers of each step (docs/method, failure signs).
+"""Detects known failure modes of reinforcement learning from each step's metrics (docs/method, failure signs).
 
-A sign is told when it appears and again only after it has been away for a while, so that a long run does not repeat it
-at every step. Knows no model and no loop.
+A sign is reported when it appears, and again only after it has been absent for a while, so that long runs do not repeat
+it at every step. Knows no models or loops.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-WINDOW = 3  # steps that are averaged, so that one odd step is no sign
-QUIET_STEPS = 10  # a sign is told again only after so many steps without it
+WINDOW = 3  # steps to average, so that one outlier is no sign
+QUIET_STEPS = 10  # a sign is reported again after this many steps without it
 BLANK_SHARE = 0.05
 DEGENERATE_SHARE = 0.8
 COLLAPSED_STD = 0.01
@@ -25,10 +25,10 @@ _WATCHED = (
 
 
 class FailureSigns:
-    """Fed with the metrics of every step; tells what is wrong."""
+    """Takes the metrics of every step; reports failure signs."""
 
     def __init__(self, *, precision: str = "fp32", state: Mapping[str, Any] | None = None) -> None:
-        """``state`` is what :meth:`state` gave, for a run that is resumed."""
+        """``state`` restores a resumed run; see :meth:`state`."""
         self._mismatch = MISMATCH[precision]
         state = state or {}
         self._start: dict[str, list[float]] = {k: list(v) for k, v in state.get("start", {}).items()}
@@ -36,11 +36,11 @@ class FailureSigns:
         self._seen: dict[str, int] = dict(state.get("seen", {}))
 
     def state(self) -> dict[str, Any]:
-        """Plain values, to go on from."""
+        """Plain values to resume from."""
         return {"start": self._start, "recent": self._recent, "seen": self._seen}
 
     def check(self, step: int, values: Mapping[str, float]) -> list[tuple[str, str]]:
-        """(code, detail) of every sign that is new in this step.
+        """Return (code, detail) of every sign that is new in this step.
 
         Args:
             step: from 1.
@@ -63,31 +63,31 @@ class FailureSigns:
     def _signs(self, values: Mapping[str, float]) -> list[tuple[str, str]]:
         signs: list[tuple[str, str]] = []
 
-        def tell(code: str, detail: str) -> None:
+        def add(code: str, detail: str) -> None:
             signs.append((code, detail))
 
         if (share := values.get("pictures/blank_share", 0.0)) >= BLANK_SHARE:
-            tell("blank_pictures", f"{share:.0%} of the pictures are blank or nearly so: look at the perception loss's "
+            add("blank_pictures", f"{share:.0%} of the pictures are blank or nearly so: look at the perception loss's "
                  "weight and at how many codes are in use")  # fmt: skip
         if self._collapsed("reward/perception_std") and values.get("response/images", 0.0) > 0:
-            tell("reward_collapse", "all pictures earn nearly the same perception reward: tau is far from the scale of "
+            add("reward_collapse", "all pictures earn nearly the same perception reward: tau is far from the scale of "
                  "their energies")  # fmt: skip
         elif self._collapsed("reward/total_std"):
-            tell("reward_collapse", "all trajectories earn nearly the same: there is nothing to learn from")
+            add("reward_collapse", "all trajectories earn nearly the same: there is nothing to learn from")
         if self._grown("format/error_share"):
-            tell("format_errors_rising", f"{self._mean('format/error_share'):.0%} of the trajectories are not well "
+            add("format_errors_rising", f"{self._mean('format/error_share'):.0%} of the trajectories are not well "
                  "formed, more than at the start: the KL weight is off or the format reward too small")  # fmt: skip
         if (share := values.get("groups/dropped_share", 0.0)) >= DEGENERATE_SHARE:
-            tell("degenerate_groups", f"in {share:.0%} of the groups every trajectory earns the same: the tasks are "
+            add("degenerate_groups", f"in {share:.0%} of the groups every trajectory earns the same: the tasks are "
                  "too easy or too hard for this checkpoint")  # fmt: skip
         for code, key, what in (
             ("copied_pictures", "pictures/copied_share", "only copies the picture before"),
             ("capped_pictures", "pictures/capped_share", "is smoother than nearly all real pictures"),
         ):
             if self._grown(key):
-                tell(code, f"{self._mean(key):.0%} of the pictures: each {what}; the share has doubled")
+                add(code, f"{self._mean(key):.0%} of the pictures: each {what}; the share has doubled")
         if (worst := values.get("mismatch/max", 0.0)) > self._mismatch:
-            tell("logprob_mismatch", f"sampler and trainer disagree by up to {worst:.2g} nats about a token; the "
+            add("logprob_mismatch", f"sampler and trainer disagree by up to {worst:.2g} nats about a token; the "
                  "weights of tokens are truncated")  # fmt: skip
         return signs
 
@@ -96,7 +96,7 @@ class FailureSigns:
         return sum(recent) / len(recent) if recent else 0.0
 
     def _grown(self, key: str) -> bool:
-        """Twice what it was at the start, and five points more."""
+        """Doubled since the start, and grown by five points."""
         first = self._start.get(key, [])
         if len(first) < WINDOW or len(self._recent[key]) < WINDOW:
             return False

@@ -1,12 +1,12 @@
-"""PeRPO: perception-calibrated relative policy optimisation, one visible loop (docs/method; Eqs. 4-16).
+"""PeRPO: perception-calibrated relative policy optimisation in one loop (docs/method; Eqs. 4-16).
 
-A step: ask prompts, G rollouts each; score them; drop the groups whose trajectories all did equally well and ask more
-in their place; advantages within each group; old and reference log-probabilities under the trainer's own forward; then
-one pass of clipped, KL-bound updates over mini-batches of whole groups.
+A step: sample G rollouts per prompt; score them; drop groups with equal rewards and sample more instead; compute
+advantages within each group; old and reference log-probabilities under the trainer's own forward; then one pass of
+clipped updates with a KL penalty over mini-batches of whole groups.
 
-The engine draws from the very module that the optimiser changes, and reads it anew before every step. The reference is
-the start checkpoint and stays it. A step is a function of (weights, optimiser, seed, step): a resumed run is the
-uninterrupted one, to the bit at an equal thread count.
+The engine samples from the module that the optimiser updates, and reloads it before every step. The reference stays the
+start checkpoint. A step is a function of (weights, optimiser, seed, step): resumed and uninterrupted runs are
+bit-identical at an equal thread count.
 
     python -m training.jobs.worker JOB_DIR        # with a job.json whose spec says method: perpo
 """
@@ -54,26 +54,26 @@ STAGE = "perpo"
 
 @dataclass
 class StepBatch:
-    """What one step drew: all groups, and those that it learns from."""
+    """Groups sampled in one step, and those it learns from."""
 
     seen: list[RolloutGroup] = field(default_factory=list)
     kept: list[RolloutGroup] = field(default_factory=list)
     dropped: int = 0
     refills: int = 0
     errors: list[str] = field(default_factory=list)
-    asked: int = 0
+    num_prompts: int = 0
 
     def rewards(self) -> list[RewardBreakdown]:
-        """Of every trajectory that could be scored."""
+        """Rewards of all scored trajectories."""
         return [r.reward for group in self.seen for r in group.rollouts if r.reward is not None]
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
-    """Run the job; returns the last checkpoint and the metrics of the last step.
+    """Run the job; return the last checkpoint and the metrics of the last step.
 
     Raises:
-        JobError: base or data cannot be used, scoring fails, the loss is not finite, or the end cannot be saved.
-        JobStopped: a signal asked to stop; the state is saved.
+        JobError: base or data are unusable, scoring fails, the loss is not finite, or the last save fails.
+        JobStopped: a signal arrived; the state is saved.
     """
     spec = ctx.spec
     assert isinstance(spec, PeRPOSpec)
@@ -97,10 +97,10 @@ def run(ctx: JobContext) -> dict[str, Any]:
         updater.optimizer.load_state_dict(state["optimizer"])
         start, cursor, metrics = state["step"], state["cursor"], state["metrics"]
         signs = FailureSigns(precision=hp.precision, state=state["signs"])
-        ctx.log.log(f"resumed behind step {start}")
+        ctx.log.log(f"resumed after step {start}")
 
     def save(step: int, *, whole: bool = True) -> None:
-        """The state, and a checkpoint with it if it is to be ``whole``."""
+        """Save the state, with a checkpoint if ``whole``."""
         weights = policy.state_dict()
         state = {
             "step": step,
@@ -132,16 +132,16 @@ def run(ctx: JobContext) -> dict[str, Any]:
                                 check_stop=ctx.check_stop)  # fmt: skip
                 drawn = time.monotonic()
                 updated = updater.step(batch.kept, step) if batch.kept else {}
-                check_finite(policy.state_dict(), step + 1)  # before a good state is replaced
-            except JobStopped:  # what this step drew is drawn again: it changed nothing yet
+                check_finite(policy.state_dict(), step + 1)  # before replacing a good state
+            except JobStopped:  # the step's samples are redrawn on resume: nothing was updated yet
                 save(step, whole=False)
                 raise
             except FloatingPointError as error:
                 raise JobError("loss_not_finite", f"step {step + 1}: {error}; {last_good(ctx)}") from error
-            cursor += batch.asked
+            cursor += batch.num_prompts
             metrics = batch_metrics(batch, hp) | updated
             metrics |= _speed(batch, drawn - tick, time.monotonic() - drawn)
-            _tell(ctx, stage, step + 1, batch, metrics, signs, hp, base)
+            _log_step(ctx, stage, step + 1, batch, metrics, signs, hp, base)
             left = hp.steps - step - 1
             ctx.log.progress(stage, step + 1, hp.steps, (ctx.clock() - began) / (step + 1 - start) * left)
             bar.update()
@@ -151,7 +151,9 @@ def run(ctx: JobContext) -> dict[str, Any]:
                 save(step + 1, whole=at_turn)
             if stopping and not last:
                 raise JobStopped
-    if ctx.checkpoint_folder(hp.steps) not in stage_checkpoints(ctx):  # resumed between the last state and its folder
+    if ctx.checkpoint_folder(hp.steps) not in stage_checkpoints(
+        ctx
+    ):  # resumed between the last state and its checkpoint
         save(hp.steps)
     folder = ctx.checkpoint_folder(hp.steps)
     made = {"checkpoint": folder.name, "folder": str(folder), "step": hp.steps}
@@ -159,7 +161,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
 
 
 def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
-    """The prompts of a specification; what was left out is told.
+    """Load the prompts of a specification; log the excluded ones.
 
     Raises:
         JobError: ``bad_data`` or ``no_samples``.
@@ -194,13 +196,13 @@ def collect(
     step: int,
     check_stop: Callable[[], None] = lambda: None,
 ) -> StepBatch:
-    """Draw and score groups until a step has enough to learn from, or its refills are used up.
+    """Sample and score groups until a step has enough to learn from, or its refills are used up.
 
-    A refill asks as many prompts as the missing groups need at the same oversampling. A trajectory that could not be
-    scored is left out of its group. ``check_stop`` is called after every trajectory and may raise to leave.
+    A refill samples as many prompts as the missing groups need at the same oversampling. Unscored trajectories are
+    excluded from their groups. ``check_stop`` is called after every trajectory and may raise.
 
     Raises:
-        JobError: ``scoring_failed``, where more than a share of the trajectories could not be scored.
+        JobError: ``scoring_failed``, if too large a share of the trajectories could not be scored.
     """
     batch = StepBatch()
     for round_ in range(hp.refill_rounds + 1):
@@ -208,9 +210,9 @@ def collect(
         if missing <= 0:
             break
         count = math.ceil(missing * hp.oversampling)
-        asked = prompts.take([order[cursor + batch.asked + i] for i in range(count)])
-        groups = sampler.sample(asked, seed=seed, step=step, first=batch.asked, on_finish=lambda _: check_stop())
-        batch.refills, batch.asked = round_, batch.asked + count
+        chosen = prompts.take([order[cursor + batch.num_prompts + i] for i in range(count)])
+        groups = sampler.sample(chosen, seed=seed, step=step, first=batch.num_prompts, on_finish=lambda _: check_stop())
+        batch.refills, batch.num_prompts = round_, batch.num_prompts + count
         for group in groups:
             _score(group, scorer, batch)
             batch.seen.append(group)
@@ -230,7 +232,7 @@ def collect(
 
 
 def _score(group: RolloutGroup, scorer: Scorer, batch: StepBatch) -> None:
-    """Rewards of a group, and from them its advantages."""
+    """Score a group and set its advantages."""
     prompt = group.prompt
     seen = prompt.images[-1] if prompt.images else None
     score = partial(
@@ -243,7 +245,7 @@ def _score(group: RolloutGroup, scorer: Scorer, batch: StepBatch) -> None:
 
 
 def is_informative(group: RolloutGroup, metric: str) -> bool:
-    """Whether a group's trajectories differ in the metric, so that they can be told apart."""
+    """Whether a group's trajectories differ in the metric."""
     if len(group.rollouts) < 2:
         return False
     if metric == "none":
@@ -253,7 +255,7 @@ def is_informative(group: RolloutGroup, metric: str) -> bool:
 
 
 def batch_metrics(batch: StepBatch, hp: PeRPOHyperparameters) -> dict[str, float]:
-    """Rewards, pictures, groups and lengths of everything that a step drew, dropped groups included."""
+    """Rewards, images, groups and lengths of all samples of a step, dropped groups included."""
     rollouts = [r for group in batch.seen for r in group.rollouts]
     return {
         **reward_metrics(batch.rewards()),
@@ -276,7 +278,7 @@ def _speed(batch: StepBatch, drawing: float, updating: float) -> dict[str, float
     }
 
 
-def _tell(
+def _log_step(
     ctx: JobContext,
     stage: str,
     step: int,
@@ -286,7 +288,7 @@ def _tell(
     hp: PeRPOHyperparameters,
     base: LoadedCheckpoint,
 ) -> None:
-    """Metrics, sampled traces and the names of what goes wrong."""
+    """Log metrics, sampled traces and failure signs."""
     if step % hp.log_every == 0 or step == hp.steps:
         ctx.log.metrics(stage, step, metrics)
     if step % hp.sample_every == 0:
@@ -303,7 +305,7 @@ def _tell(
 
 
 def _show(ctx: JobContext, stage: str, step: int, batch: StepBatch, base: LoadedCheckpoint) -> None:
-    """The best and the worst trajectory of one group as sample events, every step another group."""
+    """Log the best and the worst trajectory of one group as sample events, a different group every step."""
     groups = batch.kept or batch.seen
     if not groups:
         return
@@ -313,14 +315,14 @@ def _show(ctx: JobContext, stage: str, step: int, batch: StepBatch, base: Loaded
     assert base.vq is not None
     for reward, rollout in scored if len(scored) < 2 else (scored[0], scored[-1]):
         codes = [c for _, c in reward.steps if c is not None]
-        pictures = iter(decode_codes(base.vq, [*prompt.images[-1:], *codes]))
-        question = next(pictures) if prompt.images else None
+        images = iter(decode_codes(base.vq, [*prompt.images[-1:], *codes]))
+        question = next(images) if prompt.images else None
         ctx.log.sample(
             stage,
             step,
             question=prompt.question,
             question_image=question,
-            steps=[{"text": text, "image": None if c is None else next(pictures)} for text, c in reward.steps],
+            steps=[{"text": text, "image": None if c is None else next(images)} for text, c in reward.steps],
             answer=reward.answer,
             reference=prompt.reference,
             slice=prompt.slice,

@@ -1,12 +1,14 @@
-"""What PeRPO optimises, as free functions on tensors: log-probabilities, advantages, ratio, KL, entropy (Eqs. 12-16).
+"""The PeRPO objective as free functions on tensors: log-probabilities, advantages, ratio, KL, entropy (Eqs. 12-16).
 
-Log-probabilities are those of the *sampler's* distribution: over the ids that were legal at a position, at the sampling
-temperature, without top-p. Which ids those were stands in one byte per response token (`model.engine.phases.Legal`):
-0 forced, 1 text, 2 text with begin-image, 3 code. A forced token has no choice in it and takes no part.
+Log-probabilities are those of the *sampler's* distribution: over the legal ids of a position,
+at the sampling temperature, without top-p. One byte per response token encodes the legal set
+(`model.engine.phases.Legal`): 0 forced, 1 text, 2 text with begin-image, 3 code. Forced tokens are excluded.
 
-It knows no model, no reward and no optimiser.
+Knows no models, rewards or optimisers.
 
-Legend: M drawn positions, H width, V vocabulary, G group, N trajectories of an optimiser batch.
+
+
+Legend: M sampled positions, H width, V vocabulary, G group, N trajectories of an optimiser batch.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from torch import Tensor
 from model.engine.phases import Legal, LegalIds
 
 KLEstimator = Literal["k3", "k1"]
-MAX_LOG_RATIO = 20.0  # beyond it exp() says nothing more, and in fp32 it would soon be infinite
+MAX_LOG_RATIO = 20.0  # larger ratios carry no information, and exp() would overflow in fp32
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The rows of the output matrix that can be drawn: ``text`` [V_text, H], begin-image last, ``codes`` [K, H].
+    """The rows of the output matrix that can be sampled: ``text`` [V_text, H], begin-image last, ``codes`` [K, H].
 
-    ``text_index`` and ``code_index`` [V] give a token id's row in either, -1 where it is not drawn from it.
+    ``text_index`` and ``code_index`` [V] give a token id's row in either, -1 if it is in neither.
     """
 
     text: Tensor
@@ -38,7 +40,7 @@ class Heads:
 
     @classmethod
     def of(cls, lm_head: Tensor, legal: LegalIds) -> Heads:
-        """Of the output matrix [V, H]; gradients flow back through the selection."""
+        """Select from the output matrix [V, H]; gradients flow back through the selection."""
         size, device = lm_head.shape[0], lm_head.device
         rows, indices = [], []
         for ids in (legal.text, legal.codes):
@@ -53,12 +55,12 @@ class Heads:
 def legal_logprobs(
     hidden: Tensor, targets: Tensor, legal: Tensor, heads: Heads, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of drawn tokens under the sampler's mask.
+    """Log-probabilities and entropies of sampled tokens under the sampler's mask.
 
     Args:
         hidden: [M, H], the states that predict the targets.
-        targets: [M] token ids that were drawn.
-        legal: [M] uint8, what each was drawn from; no position may be forced.
+        targets: [M] sampled token ids.
+        legal: [M] uint8, the legal set of each; no position may be forced.
         heads: the output matrix's rows.
         temperature: of the sampling.
 
@@ -66,14 +68,14 @@ def legal_logprobs(
         log-probabilities [M] and entropies [M] in nats, both fp32.
 
     Raises:
-        ValueError: a target was not legal where it stands, or a position is forced.
+        ValueError: a target is not legal at its position, or a position is forced.
     """
     is_code = legal == Legal.CODE
     index = torch.where(is_code, heads.code_index[targets], heads.text_index[targets])
     closed = legal == Legal.TEXT
     last = heads.text.shape[0] - 1
     if bool(((legal == Legal.FORCED) | (index < 0) | (closed & (index == last))).any()):
-        raise ValueError("a token stands where it was not legal, or was forced: it has no log-probability")
+        raise ValueError("a token is forced or not legal at its position: it has no log-probability")
     logprobs = hidden.new_empty(targets.shape, dtype=torch.float32)
     entropies = torch.empty_like(logprobs)
     for rows, head in (((~is_code).nonzero()[:, 0], heads.text), (is_code.nonzero()[:, 0], heads.codes)):
@@ -95,20 +97,20 @@ def group_advantages(rewards: Sequence[float], eps: float) -> list[float]:
     """A = (r - mu) / (sigma + eps) within one group, sigma of the population (Eq. 13).
 
     Raises:
-        ValueError: fewer than two rewards: nothing to compare with.
+        ValueError: fewer than two rewards.
     """
     if len(rewards) < 2:
-        raise ValueError(f"a group of {len(rewards)} has no advantages: it takes at least 2")
+        raise ValueError(f"a group of {len(rewards)} has no advantages: it needs at least 2")
     mean = sum(rewards) / len(rewards)
     sigma = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
     return [(r - mean) / (sigma + eps) for r in rewards]
 
 
 def token_weights(lengths: Sequence[int], trajectories: int) -> Tensor:
-    """Weight [M] of every drawn token: 1 / (L_i * N), the mean over a trajectory's tokens, then over trajectories.
+    """Weight [M] of every sampled token: 1 / (L_i * N), the mean over a trajectory's tokens, then over trajectories.
 
     Args:
-        lengths: L_i, drawn tokens of each trajectory in the order of their tokens.
+        lengths: L_i, sampled tokens of each trajectory, in token order.
         trajectories: N of the whole optimiser batch, so that micro-batches add up to one batch.
     """
     counts = torch.tensor(lengths)
@@ -121,14 +123,14 @@ def clipped_loss(
     """The clipped surrogate, negated, per token (Eqs. 14, 15).
 
     Args:
-        logprobs: [M] under the policy that is optimised.
-        old_logprobs: [M] under the policy that drew.
+        logprobs: [M] under the optimised policy.
+        old_logprobs: [M] under the sampling policy.
         advantages: [M], each token its trajectory's.
-        clip_low: the ratio counts from 1 - clip_low ...
-        clip_high: ... up to 1 + clip_high.
+        clip_low: lower bound of the ratio, 1 - clip_low.
+        clip_high: upper bound, 1 + clip_high.
 
     Returns:
-        loss [M], ratio [M] and whether the bound took the gradient away [M].
+        loss [M], ratio [M] and whether the gradient was clipped [M].
     """
     ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
@@ -137,7 +139,7 @@ def clipped_loss(
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k3") -> Tensor:
-    """KL(policy || reference) per token [M] from the drawn tokens alone (Eq. 16).
+    """KL(policy || reference) per token [M] from the sampled tokens alone (Eq. 16).
 
     ``k1`` is the plain log-ratio of the paper, whose gradient has no expected value as a loss term; ``k3`` is
     exp(-d) - 1 + d for the log-ratio d: never negative, of the same expectation, and its gradient pulls back.
@@ -150,5 +152,5 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
 
 
 def truncated_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
-    """min(pi_old / pi_sampler, cap) [M], for a sampler that computes in another precision than the trainer."""
+    """min(pi_old / pi_sampler, cap) [M], for a sampler with another precision than the trainer."""
     return (old_logprobs - sampler_logprobs).clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)

@@ -1,8 +1,8 @@
-"""Questions without annotated traces: what reinforcement learning asks, with the answer to compare with.
+"""Prompts for reinforcement learning: questions with reference answers, without annotated traces.
 
-From tasks of the world (each coded when its turn comes), or from files: the authors' jsonl, saved traces, Zebra-CoT,
-M3CoT and Omni-Bench, of which only question, pictures and answer are used. The order of a run is a function of its
-seed: every epoch a new shuffle.
+From the world's tasks (each encoded when used), or from files: the authors' jsonl, saved traces, Zebra-CoT, M3CoT and
+Omni-Bench, of which only question, images and answer are used. A run's order is a function of its seed: a new shuffle
+every epoch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
-from model.images.codes import encode_pictures
+from model.images.codes import encode_images
 from model.nets.vq import VQModel
 from model.text.template import Template
-from training.data.questions import QuestionFiles, picture_codes, read_questions
+from training.data.questions import QuestionFiles, image_codes, read_questions
 from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
 from training.perpo.rollout import Prompt
@@ -37,13 +37,13 @@ class PromptSet(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
-        """The prompts of these numbers."""
+        """Return the prompts of these numbers."""
         ...
 
 
 @dataclass(frozen=True)
 class PromptOrder:
-    """Which prompt is the n-th that a run asks: every epoch a new shuffle of all of them."""
+    """Order of a run's prompts: a new shuffle of all of them every epoch."""
 
     count: int
     seed: int
@@ -58,7 +58,7 @@ def _shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class WorldPrompts:
-    """Tasks of the world, made and coded when they are asked."""
+    """Tasks of the world, generated and encoded on use."""
 
     def __init__(self, data: UniTasksData, seed: int, template: Template, vq: VQModel) -> None:
         """
@@ -72,7 +72,7 @@ class WorldPrompts:
         self._count, self._level, self._template, self._vq = data.num_samples, data.level, template, vq
         some = [self._task(i) for i in range(min(64, self._count))]
         images = template.vocab.tokens_per_image
-        # The world's questions are a few phrasings: the longest of 64 with a margin is longer than any of them.
+        # The world has few phrasings: the longest of 64 plus a margin bounds all of them.
         self.longest = max(template.prompt_len(task.question) for task in some) + images + 32
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class WorldPrompts:
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         tasks = [self._task(number) for number in numbers]
-        codes = encode_pictures(self._vq, [task.image for task in tasks])
+        codes = encode_images(self._vq, [task.image for task in tasks])
         return [
             Prompt(
                 number=number,
@@ -100,29 +100,29 @@ class WorldPrompts:
 
 
 def identity_steps(task: Task) -> frozenset[int]:
-    """Steps of a task (from 1) whose right picture is the one before: a walker that stays, a row that is sorted."""
-    pictures = [task.image, *(step.image for step in task.steps)]
-    same = (k for k in range(1, len(pictures)) if pictures[k].tobytes() == pictures[k - 1].tobytes())
+    """Steps of a task (from 1) whose right image equals the previous one: a walker that stays, a row that is sorted."""
+    images = [task.image, *(step.image for step in task.steps)]
+    same = (k for k in range(1, len(images)) if images[k].tobytes() == images[k - 1].tobytes())
     return frozenset(same)
 
 
 class FilePrompts:
-    """Questions read from files; their pictures are coded once, at the start."""
+    """Questions read from files; their images are encoded once, at the start."""
 
     def __init__(
         self, data: QuestionFiles, template: Template, vq: VQModel, *, context_len: int, min_response: int = 64
     ) -> None:
-        """What cannot be used is in ``intake``.
+        """Unusable rows are listed in ``intake``.
 
         Args:
-            data: which files.
+            data: the files.
             template: of the checkpoint.
-            vq: codes the pictures.
+            vq: encodes the images.
             context_len: of the model.
-            min_response: a prompt that leaves fewer tokens is left out as ``too_long``.
+            min_response: prompts that leave fewer tokens are rejected as ``too_long``.
 
         Raises:
-            training.data.rows.DataError: nothing of a known kind is there.
+            training.data.rows.DataError: no known data was found.
         """
         self._prompts: list[Prompt] = []
         rejected: list[Rejection] = []
@@ -131,7 +131,7 @@ class FilePrompts:
                 rejected.append(item)
                 continue
             try:
-                images = tuple(picture_codes(picture, template, vq) for picture in item.pictures)
+                images = tuple(image_codes(image, template, vq) for image in item.images)
             except SampleError as error:
                 rejected.append(Rejection(item.where, error.code, error.detail))
                 continue

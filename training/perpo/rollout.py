@@ -1,10 +1,10 @@
-"""Prompts -> G completions each, drawn by the serving engine from the very module that is being trained.
+"""Samples G completions per prompt with the serving engine, from the module in training.
 
 The samples of a group share one prefill. The engine reads stacked copies of the module's weights, and
-:meth:`Sampler.sample` rebuilds them before it draws, so that no optimiser step can be forgotten. What is drawn is a
-function of the weights and of (job seed, step, place of the prompt in the step, g) alone, whoever else is in the batch.
+:meth:`Sampler.sample` rebuilds them first, so that no optimiser step can be missed. Samples are a function of the
+weights and of (job seed, step, index of the prompt in the step, g) alone, independent of the rest of the batch.
 
-Knows no reward and no loss.
+Knows no rewards or losses.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from model.text.vocab import Vocabulary
 from training.scoring.rewards import RewardBreakdown
 
 MAX_SLOTS = 256
-CACHE_SHARE = 0.4  # of the device's free memory, for keys and values
+CACHE_SHARE = 0.4  # of the device's free memory, for the KV cache
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question as the model gets it, and what its answer is compared with.
+    """A question as the model sees it, and its reference answer.
 
     Attributes:
-        number: its place in the data set.
+        number: its index in the data set.
         ids: the whole prompt.
         question: its text.
-        images: codes of its pictures.
+        images: codes of its images.
         reference: the right answer.
         slice: of the world or the data set.
-        choices: labelled options, if the question has any.
-        identity_steps: steps (from 1) whose picture should equal the one before.
-        exact: whether the answer must equal the reference as it is written, as for tasks of the world.
+        choices: labelled options, if any.
+        identity_steps: steps (from 1) whose image should equal the previous one.
+        exact: whether the answer must equal the reference literally, as for tasks of the world.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Rollout:
-    """One completion. ``legal[i]`` says what token i was drawn from, ``logprobs[i]`` with which log-probability."""
+    """One completion. ``legal[i]`` is the legal set of token i, ``logprobs[i]`` its log-probability."""
 
     index: int
     token_ids: list[int]
@@ -69,7 +69,7 @@ class Rollout:
 
     @property
     def num_drawn(self) -> int:
-        """L_i: tokens that were drawn, forced ones apart."""
+        """L_i: number of sampled tokens, forced ones excluded."""
         return len(self.legal) - self.legal.count(Legal.FORCED)
 
 
@@ -82,13 +82,13 @@ class RolloutGroup:
 
 
 def rollout_seed(seed: int, step: int, prompt: int) -> int:
-    """The seed of the group at place ``prompt`` of a step; its sample g takes ``sample_seed`` of it and g."""
+    """Seed of the group at index ``prompt`` of a step; sample g uses ``sample_seed`` of it and g."""
     digest = hashlib.blake2b(f"{seed}/{step}/{prompt}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
 
 
 class Sampler:
-    """Draws from a transformer that somebody else changes between two calls."""
+    """Samples from a transformer that is updated between calls."""
 
     def __init__(
         self,
@@ -106,22 +106,22 @@ class Sampler:
     ) -> None:
         """
         Args:
-            transformer: the module that is trained.
+            transformer: the module in training.
             vocab: of the checkpoint.
-            template: says which ids may be drawn as text.
+            template: defines which ids may be sampled as text.
             group_size: G.
             max_new_tokens: of a completion.
             max_prompt_len: of the longest prompt.
             temperature: of the sampling.
-            top_p: of the sampling; log-probabilities are those without it.
-            max_images: pictures of a completion; as many as fit when None.
-            num_slots: sequences at once; as many as are good for the device when None.
+            top_p: of the sampling; log-probabilities ignore it.
+            max_images: images per completion; None: as many as fit.
+            num_slots: concurrent sequences; None: chosen for the device.
 
         Raises:
             ValueError: a group of one, or a prompt that leaves no room.
         """
         if group_size < 2:
-            raise ValueError(f"rollouts_per_prompt is {group_size}: a group of one has nothing to be compared with")
+            raise ValueError(f"rollouts_per_prompt is {group_size}, but a group needs at least 2 to compare")
         context = transformer.config.context_len
         if max_prompt_len >= context:
             raise ValueError(f"a prompt of {max_prompt_len} tokens leaves no room in a context of {context}")
@@ -135,7 +135,7 @@ class Sampler:
         self.weight_version, self._written = 0, -1
 
     def refresh(self) -> None:
-        """Read the module's weights anew; changed ones are a new ``weight_version``."""
+        """Reload the module's weights; changed ones get a new ``weight_version``."""
         self._engine.refresh()
         written = sum(parameter._version for parameter in self._engine.transformer.parameters())
         if written != self._written:
@@ -151,17 +151,17 @@ class Sampler:
         first: int = 0,
         on_finish: Callable[[int], None] | None = None,
     ) -> list[RolloutGroup]:
-        """G completions of every prompt under the module's weights of now.
+        """Sample G completions of every prompt under the module's current weights.
 
         Args:
-            prompts: what to ask.
+            prompts: the prompts.
             seed: of the job.
             step: of the loop.
-            first: prompts that this step has asked already; its seeds go on from there.
-            on_finish: told the number of completions so far.
+            first: prompts that this step has already sampled; seeds continue from there.
+            on_finish: called with the number of completions so far.
 
         Raises:
-            FloatingPointError: the policy gave logits that are no numbers.
+            FloatingPointError: the policy's logits are not finite.
         """
         self.refresh()
         params = [
@@ -181,7 +181,7 @@ class Sampler:
             group = RolloutGroup(prompt)
             for index, c in enumerate(done[number * self.group_size : (number + 1) * self.group_size]):
                 if c.finish_reason == "error":
-                    raise FloatingPointError(f"step {step}: the policy's logits are not finite; nothing can be drawn")
+                    raise FloatingPointError(f"step {step}: the policy's logits are not finite; sampling is impossible")
                 group.rollouts.append(
                     Rollout(index, c.token_ids, c.mask_bytes, c.logprobs, c.finish_reason, self.weight_version)
                 )
@@ -190,7 +190,7 @@ class Sampler:
 
 
 def slots_for(transformer: Transformer, context_len: int) -> int:
-    """How many sequences at once: `CPU_SLOTS` on a CPU, on a GPU as many as a share of its free memory holds."""
+    """Concurrent sequences: `CPU_SLOTS` on a CPU; on a GPU as many as a share of its free memory holds."""
     device = transformer.device
     if device.type != "cuda":
         return CPU_SLOTS

@@ -1,6 +1,6 @@
 """The optimiser's half of a PeRPO step: old and reference log-probabilities, then one pass of updates (Eqs. 13-16).
 
-Knows groups of scored rollouts, a policy and a reference; it asks no question and tells nobody.
+Takes groups of scored rollouts, a policy and a reference; samples and logs nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from training.perpo.losses import clipped_loss, group_advantages, kl_estimate, t
 from training.perpo.rollout import RolloutGroup
 from training.spec.hyperparameters import PeRPOHyperparameters
 
-EXACT = 1e-4  # nats between sampler and trainer that count as none (invariant 7)
+EXACT = 1e-4  # nats between sampler and trainer that count as zero (invariant 7)
 
 
 def set_advantages(groups: Sequence[RolloutGroup], eps: float) -> None:
-    """A = (r - mu) / (sigma + eps) of every trajectory within its group."""
+    """Set A = (r - mu) / (sigma + eps) of every trajectory within its group."""
     for group in groups:
         totals = [r.reward.total for r in group.rollouts if r.reward is not None]
         for rollout, advantage in zip(group.rollouts, group_advantages(totals, eps), strict=True):
@@ -31,12 +31,12 @@ def set_advantages(groups: Sequence[RolloutGroup], eps: float) -> None:
 
 
 class Updater:
-    """Changes the policy: one pass over the kept groups, in mini-batches of whole groups."""
+    """Updates the policy: one pass over the kept groups, in mini-batches of whole groups."""
 
     def __init__(
         self, policy: Transformer, reference: Transformer | None, legal: LegalIds, hp: PeRPOHyperparameters
     ) -> None:
-        """``reference`` is None where no KL term is wanted."""
+        """``reference`` is None without a KL term."""
         self.policy, self.reference, self.legal, self.hp = policy, reference, legal, hp
         self.optimizer = adamw([policy], weight_decay=hp.weight_decay)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -48,13 +48,13 @@ class Updater:
         """Update the policy on one step's groups; ``step`` counts from 0.
 
         Raises:
-            FloatingPointError: the loss or its gradient is not finite; this mini-batch changed nothing.
+            FloatingPointError: the loss or its gradient is not finite; this mini-batch was not applied.
         """
         hp = self.hp
         set_advantages(groups, hp.advantage_eps)
         size = hp.mini_batch_prompts
         batches = [micro_batches(groups[i : i + size], device=self.policy.device) for i in range(0, len(groups), size)]
-        # All before the first update: the policy that drew, and the reference, as the trainer's forward sees them.
+        # Computed before the first update: sampling policy and reference, as the trainer's forward sees them.
         old = [[self._forward(self.policy, micro)[0].detach() for micro in mini] for mini in batches]
         ref = [[self._forward(self.reference, micro)[0] for micro in mini] if self.reference else None
                for mini in batches]  # fmt: skip

@@ -1,8 +1,8 @@
 """The PeSFT job: data of any source -> packed batches -> L_CE + lambda L_Pe -> servable checkpoints.
 
-``run(ctx)`` reads the data once (what had to be left out is counted and named), trains with `pesft.loop.train_sft`
-and leaves a checkpoint every ``save_every`` steps. A run that is stopped or killed goes on to the same bits: the
-sequences are kept in the run's folder, and batches and learning rates are functions of (seed, step).
+``run(ctx)`` reads the data once (rejected rows are counted and listed), trains with `pesft.loop.train_sft` and saves a
+checkpoint every ``save_every`` steps. A resumed run is bit-identical: the sequences are kept in the run's folder, and
+batches and learning rates are functions of (seed, step).
 
 Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "pesft", ...}``.
 """
@@ -22,7 +22,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import ImageCount
 from training.data.rows import DataError, Intake
 from training.data.samples import SampleEncoder, build_token_set, trace_samples
-from training.data.token_sets import PictureCoder, TokenSet, id_to_code
+from training.data.token_sets import ImageCoder, TokenSet, id_to_code
 from training.home_paths import without_old_home
 from training.jobs.checkpoints import (
     bytes_of,
@@ -42,16 +42,16 @@ from training.pesft.looks import Looks
 from training.pesft.loop import SFTSpec, State, train_sft
 from training.spec.spec import PeSFTSpec
 
-DESCRIPTION = "Answers questions about pictures by drawing its way there (PeSFT)."
-MANY_REJECTED = 0.5  # above this share of samples the warning says that something is wrong with the data
+DESCRIPTION = "Answers questions about images by drawing its way there (PeSFT)."
+MANY_REJECTED = 0.5  # above this share of rejected samples, the warning blames the data
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
-    """Train; returns what ``result.json`` shall say.
+    """Train; return the object for ``result.json``.
 
     Raises:
         JobError: the base or the data cannot be used, the loss is not finite, or the last checkpoint was not written.
-        JobStopped: as asked; the state is saved.
+        JobStopped: stopped; the state is saved.
     """
     spec = ctx.spec
     assert isinstance(spec, PeSFTSpec)
@@ -103,7 +103,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
 
 
 class _Job:
-    """Tells what the loop does and writes its checkpoints."""
+    """Logs the loop's progress and writes its checkpoints."""
 
     def __init__(self, ctx: JobContext, base: LoadedCheckpoint, stage: str, settings: SFTSpec) -> None:
         spec = ctx.spec
@@ -112,10 +112,10 @@ class _Job:
         self.hyper = spec.hyperparameters
         self.metrics: dict[str, float] = {}
         self._looks: Looks | None = None
-        self._began: tuple[float, int] | None = None  # when this sitting's first rows were told, and of which step
+        self._began: tuple[float, int] | None = None  # time and step of this session's first log row
 
     def begin(self) -> None:
-        """Before the first step of this sitting."""
+        """Called before the first step of this session."""
         if self.hyper.sample_every and self.hyper.variant == "interleaved":
             self._looks = Looks.of(self.ctx, self.base, self.hyper.show_samples)
             if not self.ctx.resume:
@@ -141,13 +141,13 @@ class _Job:
             return
         try:
             self._looks.show(self.stage, step)
-        except Exception as error:  # a look is a convenience, as a tracker is: without it the job goes on
+        except Exception as error:  # looks are optional: the job continues without them
             self._looks = None
             self.ctx.log.log(f"looks at the model are given up: {type(error).__name__}: {error}")
 
     def on_save(self, step: int, run: RunFolder, state: State) -> None:
         weights = state["model"]
-        check_finite(weights, step)  # before the good state is replaced
+        check_finite(weights, step)  # before replacing the good state
 
         def write() -> None:
             run.save_state(state)
@@ -171,14 +171,14 @@ class _Job:
 
 
 def question_images(data: TokenSet, boi_id: int, before: ImageCount) -> ImageCount:
-    """How many pictures a question must and may have: at least what every question of the data had."""
+    """Image count of a question: at least what every question of the data had."""
     starts = (data.ids == boi_id) & ~data.loss_mask.astype(bool)
     counts = np.add.reduceat(starts, data.offsets[:-1], dtype=np.int64)
     return ImageCount(int(counts.min()), max(int(counts.max()), before.max))
 
 
 def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
-    """The loop's settings; the steps come from the epochs where they are not given."""
+    """The loop's settings; steps are computed from epochs if missing."""
     hyper = spec.hyperparameters
     settings = SFTSpec(
         steps=hyper.steps or 1,
@@ -207,11 +207,11 @@ def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
 
 
 def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[TokenSet, dict[str, Any]]:
-    """The job's sequences and an account of its samples; what an earlier sitting has read is not read again.
+    """The job's sequences and a summary of its samples; cached results of an earlier session are reused.
 
     Raises:
-        JobError: ``bad_data``, or ``no_samples`` where nothing is left.
-        JobStopped: as asked, while reading.
+        JobError: ``bad_data``, or ``no_samples`` if nothing is left.
+        JobStopped: stopped while reading.
     """
     spec = ctx.spec
     assert isinstance(spec, PeSFTSpec) and base.vq is not None  # noqa: PT018
@@ -229,7 +229,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     if ctx.resume and cache.exists() and about.exists():
         known = json.loads(about.read_text("utf-8"))
         old = without_old_home(known["wanted"], wanted)
-        if {**old, "base": Path(old["base"]).name} == wanted:  # it was a path once
+        if {**old, "base": Path(old["base"]).name} == wanted:  # older versions recorded a path
             return TokenSet.load(cache), known["account"]
     total = spec.data.num_samples or 0
     began = ctx.clock()
@@ -242,7 +242,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     try:
         data, intake = build_token_set(
             trace_samples(spec.data, spec.seed, base.vq.config.resolution),
-            SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab),
+            SampleEncoder(ImageCoder(base.vq, device=ctx.device), base.vocab),
             base.template,
             variant=hyper.variant,
             max_len=max_len,
@@ -250,7 +250,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
         )
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
-    _tell(ctx, intake, folder)
+    _log_intake(ctx, intake, folder)
     if data is None:
         raise JobError("no_samples", f"nothing is left to train on: {intake.summary()}")
     account = {**intake.to_json(), "tokens": int(data.offsets[-1]), "response_tokens": int(data.loss_mask.sum())}
@@ -260,7 +260,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     return data, account
 
 
-def _tell(ctx: JobContext, intake: Intake, folder: Path) -> None:
+def _log_intake(ctx: JobContext, intake: Intake, folder: Path) -> None:
     ctx.log.log(intake.summary())
     ctx.log.report("data", intake.to_json())
     if not intake.rejected:

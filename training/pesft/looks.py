@@ -1,8 +1,8 @@
-"""Looks at what a model draws while it learns: a few fixed questions, answered greedily, told as `sample` events.
+"""Samples a model during training: a few fixed questions, answered greedily, logged as `sample` events.
 
-From the world they are tasks that the run does not train on, one of each slice first; from files they are the first
-samples of the file. The engine is made for each look and gone after it, and draws from generators of its own: training
-takes the same steps with and without looks.
+World questions are tasks that the run does not train on, one of each slice first; for files, the first samples are
+used. Each look creates and discards its own engine with its own generators: training takes the same steps with and
+without looks.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from model.engine.sequence import SamplingParams
 from model.images.codes import decode_codes
 from training.data.rows import DataError
 from training.data.samples import EncodedSample, SampleEncoder, first_seed, trace_samples
-from training.data.token_sets import PictureCoder
+from training.data.token_sets import ImageCoder
 from training.data.traces import TraceSample
 from training.jobs.context import JobContext
 from training.scoring.rewards import Scorer
 from training.spec.spec import PeSFTSpec, UniTasksData
 
-MAX_WEIGHT_BYTES = 2 << 30  # a second copy of larger weights would cost more than a look is worth
-ROOM = 8  # tokens that a question must at least leave for its answer
+MAX_WEIGHT_BYTES = 2 << 30  # larger weights are not copied for a look
+ROOM = 8  # minimum number of tokens left for the answer
 
 
 class Looks:
-    """The questions of one run, and how its model answers them now."""
+    """The questions of one run, and the current model's answers."""
 
     def __init__(self, ctx: JobContext, base: LoadedCheckpoint, questions: Sequence[EncodedSample]) -> None:
         assert base.vq is not None
         self.ctx, self.base, self.questions = ctx, base, questions
         self._vq = base.vq
         self._scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception)
-        self._blank_told = False
+        self._blank_warned = False
 
     @classmethod
     def of(cls, ctx: JobContext, base: LoadedCheckpoint, count: int) -> Looks | None:
-        """Looks at a PeSFT job's model; None for a large model, or where there is no question to ask."""
+        """Create looks for a PeSFT job; None for a large model, or without usable questions."""
         spec = ctx.spec
         assert isinstance(spec, PeSFTSpec) and base.vq is not None  # noqa: PT018
         if sum(p.nbytes for p in base.transformer.parameters()) > MAX_WEIGHT_BYTES:
@@ -53,31 +53,33 @@ class Looks:
         try:
             samples = trace_samples(data, spec.seed, base.vq.config.resolution)
             found: Iterable[TraceSample] = (s for s in samples if isinstance(s, TraceSample))
-            encoder = SampleEncoder(PictureCoder(base.vq, device=ctx.device), base.vocab)
+            encoder = SampleEncoder(ImageCoder(base.vq, device=ctx.device), base.vocab)
             encoded = [s for s in encoder.encode(list(islice(found, count))) if isinstance(s, EncodedSample)]
         except (DataError, ValueError) as error:
             ctx.log.log(f"no looks at the model: {error}")
             return None
         room = base.config.transformer.context_len - ROOM
-        asked = [s for s in encoded if len(base.template.prompt_ids(s.question, s.images)) <= room]
-        return cls(ctx, base, asked) if asked else None
+        questions = [s for s in encoded if len(base.template.prompt_ids(s.question, s.images)) <= room]
+        return cls(ctx, base, questions) if questions else None
 
     def show(self, stage: str, step: int) -> None:
-        """Answer every question and tell it."""
+        """Answer and log every question."""
         base, template = self.base, self.base.template
         engine = Engine(base.transformer, base.vocab, template, num_slots=len(self.questions))
         prompts = [template.prompt_ids(s.question, s.images) for s in self.questions]
         completions = engine.generate(prompts, SamplingParams(temperature=0.0))
-        flat = pictures = 0
+        flat = images = 0
         for number, (sample, completion) in enumerate(zip(self.questions, completions, strict=True)):
-            verdicts = self._tell(stage, step, number, sample, completion)
+            verdicts = self._log_sample(stage, step, number, sample, completion)
             flat += verdicts.count("flat")
-            pictures += len(verdicts)
-        if step and flat > pictures / 2 and not self._blank_told:
-            self._blank_told = True
-            self.ctx.log.warning("blank_pictures", f"{flat} of {pictures} pictures drawn after step {step} are blank")
+            images += len(verdicts)
+        if step and flat > images / 2 and not self._blank_warned:
+            self._blank_warned = True
+            self.ctx.log.warning("blank_pictures", f"{flat} of {images} pictures drawn after step {step} are blank")
 
-    def _tell(self, stage: str, step: int, number: int, sample: EncodedSample, completion: Completion) -> list[str]:
+    def _log_sample(
+        self, stage: str, step: int, number: int, sample: EncodedSample, completion: Completion
+    ) -> list[str]:
         seen = sample.images[-1] if sample.images else None
         reward = self._scorer.score(completion.token_ids, sample.answer, seen=seen)
         codes = [c for _, c in reward.steps if c is not None]
@@ -95,4 +97,4 @@ class Looks:
             rewards=reward.as_dict(),
             prompt=number,
         )
-        return [picture.verdict for picture in reward.pictures]
+        return [image.verdict for image in reward.images]

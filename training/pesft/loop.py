@@ -1,10 +1,10 @@
-"""One visible loop for supervised training: the base stage (cross-entropy) and PeSFT (with the perception loss).
+"""One loop for supervised training: the base stage (cross-entropy) and PeSFT (with the perception loss).
 
-L = L_CE + lambda * L_Pe (Eqs. 1-3). By default W is learned: in the optimiser, saved with the state; h_t is the
-state that *predicts* c_t (position t - 1); sums are divided by the counts of the whole optimiser batch, so that k
-micro-batches are one batch. The authors' code differs in all three (W random and never trained, h_t the state at the
-token itself, which has already read c_t, a mean in every micro-batch): each is a setting. Weights are fp32; the
-forward runs under bf16 autocast where the device has bf16 in hardware, otherwise in fp32.
+L = L_CE + lambda * L_Pe (Eqs. 1-3). By default W is learned: in the optimiser, saved with the state; h_t is the state
+that *predicts* c_t (position t - 1); sums are divided by the counts of the whole optimiser batch, so that k
+micro-batches equal one batch. The authors' code differs in all three (W random and never trained, h_t the state at the
+token itself, which has already read c_t, a mean in every micro-batch): each is a setting. Weights are fp32; the forward
+runs under bf16 autocast on devices with bf16 hardware, otherwise in fp32.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SFTSpec:
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The settings that have a default, for runs from before a setting existed."""
+        """The settings with defaults, for runs that predate a setting."""
         defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
         return {**defaults, "precision": BEFORE_AUTO}
 
@@ -86,7 +86,7 @@ class SFTSpec:
         return CosineSchedule(self.lr, self.steps, self.warmup, self.floor)
 
     def make_plan(self, data: TokenSet) -> BatchPlan:
-        """Which sequences each step sees."""
+        """Plan which sequences each step uses."""
         return BatchPlan(data.lengths, self.max_tokens, self.seed, batch_samples=self.batch_samples)
 
 
@@ -108,29 +108,29 @@ def train_sft(
     stop: Any = None,
     disk: Disk = NO_WAIT,
 ) -> nn.Linear:
-    """Train ``transformer`` in place; returns the projection W.
+    """Train ``transformer`` in place; return the projection W.
 
     Args:
         spec: the settings, written into the folder.
         transformer: fp32 weights to start from (a resumed run overwrites them with its own).
         codebook: E [K, D], frozen.
-        id_to_code: [V] codebook index of a token id, -1 where it is no code.
+        id_to_code: [V] codebook index of a token id, -1 for other ids.
         data: the sequences.
-        folder: where metrics and state go.
-        projection: W to go on with; None: a new one.
-        resume: go on with the state in ``folder``.
+        folder: for metrics and state.
+        projection: W to continue with; None: a new one.
+        resume: continue from the state in ``folder``.
         save_every: steps between two saved states.
         log_every: steps between two rows of metrics.
         on_log: called with (step, metrics) for every logged step.
         on_save: called with (step, run, state) instead of ``run.save_state(state)``; also once for a resumed run that
-            has nothing left to do.
-        on_step: called with the number of finished steps after each; the weights are those of that step.
-        stop: true once the run shall stop; None: SIGINT and SIGTERM do that.
-        disk: where ``folder`` is.
+            is already complete.
+        on_step: called after each step with the number of finished steps.
+        stop: true once the run should stop; None: stop on SIGINT and SIGTERM.
+        disk: disk of ``folder``.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite; the last saved state stays as it was.
-        RunStopped: the run was asked to stop; the state is saved.
+        FloatingPointError: the loss or its gradient is not finite; the last saved state is kept.
+        RunStopped: the run was stopped; the state is saved.
     """
     device = str(transformer.device)
     spec = replace(spec, precision=run_precision(spec.precision, device, folder, resume=resume))
@@ -167,8 +167,8 @@ def train_sft(
         return projection
     plan = spec.make_plan(data)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    tokens, seconds = 0, 0.0  # of the steps alone: looks and saves are not training
-    quiet = None if on_log is not None else False  # whoever is told the metrics needs no bar in a file
+    tokens, seconds = 0, 0.0  # of the steps alone, without looks and saves
+    quiet = None if on_log is not None else False  # no progress bar when metrics have a receiver
     watch = StopFlag() if stop is None else contextlib.nullcontext(stop)
     with (
         watch as stopping,
@@ -212,10 +212,10 @@ def train_sft(
 
 
 def make_projection(spec: SFTSpec, hidden_size: int, code_dim: int) -> nn.Linear:
-    """W before the first step: zeros where it is learned, the authors' random biased map where it is frozen."""
+    """Initialise W: zeros if learned, the authors' random biased map if frozen."""
     if spec.perception_projection == "learned":
         projection = nn.Linear(hidden_size, code_dim, bias=False)
-        nn.init.zeros_(projection.weight)  # a random map would pull the transformer nowhere before it has learned
+        nn.init.zeros_(projection.weight)  # a random map would pull the transformer in random directions at first
         return projection
     generator = torch.Generator().manual_seed(spec.seed)
     projection = nn.Linear(hidden_size, code_dim)
@@ -227,7 +227,7 @@ def make_projection(spec: SFTSpec, hidden_size: int, code_dim: int) -> nn.Linear
 def accumulate(
     transformer: Transformer, projection: nn.Linear, codebook: Tensor, batches: Sequence[Batch], spec: SFTSpec
 ) -> tuple[float, dict[str, float]]:
-    """Add up the gradients of the parts of one optimiser batch; returns its loss and the metrics of the whole."""
+    """Accumulate the gradients of the parts of one optimiser batch; return its loss and metrics."""
     targets, codes = sum(len(b.targets) for b in batches), sum(len(b.codes) for b in batches)
     loss, rows = 0.0, []
     for batch in batches:
@@ -263,7 +263,7 @@ def batch_loss(
     num_targets: int | None = None,
     num_codes: int | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """L_CE + lambda * L_Pe of one packed batch, and the parts apart.
+    """L_CE + lambda * L_Pe of one packed batch, and its parts.
 
     Args:
         transformer: and W and E, see :func:`train_sft`.

@@ -1,4 +1,4 @@
-"""The losses as free functions on tensors. They know no model, data format or optimiser.
+"""Losses as free functions on tensors. They know no models, data formats or optimisers.
 
 Legend: M positions, V vocabulary, H transformer width, D codebook width, K codes.
 """
@@ -22,7 +22,7 @@ def sft_loss(logits: Tensor, targets: Tensor, is_code: Tensor, denominator: floa
     """Next-token cross-entropy over response tokens, text and image alike (Eq. 1).
 
     Args:
-        logits: [M, V], those that predict the targets.
+        logits: [M, V], predicting the targets.
         targets: [M] token ids.
         is_code: [M] bool, where the target is an image code.
         denominator: response tokens of the whole optimiser batch, so that k micro-batches add up to one batch.
@@ -43,14 +43,14 @@ def perception_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Perception alignment loss: mean over Omega of ||W h_t - E[c_t]||^2 (Eq. 2).
 
-    The codebook is a constant here: no gradient reaches E. With no image in the batch the loss is 0.
+    The codebook is a constant here: no gradient reaches E. Without an image in the batch the loss is 0.
 
     Args:
         projected: [M, D], W h_t for the positions of Omega (image codes of the response only).
         codes: [M], the code c_t at each position.
         codebook: [K, D].
         denominator: image-code positions of the whole optimiser batch.
-        reduction: "sum" over D as the paper writes it, or "mean" as the authors' code computes it (D times smaller).
+        reduction: "sum" over D as in the paper, or "mean" as in the authors' code (D times smaller).
     """
     error = (projected.float() - codebook.detach().float()[codes]).square()
     per_position = error.sum(-1) if reduction == "sum" else error.mean(-1)

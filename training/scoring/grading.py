@@ -1,10 +1,10 @@
-"""Is an answer right? One verdict for rewards, benchmarks and ``POST /v1/rewards``. Knows nothing of tasks or pictures.
+"""Answer grading for rewards, benchmarks and ``POST /v1/rewards``. Knows nothing of tasks or images.
 
-:func:`grade` takes the final answer out of what was written and lets the first check that applies decide: *exact*,
+:func:`grade` extracts the final answer, and the first applicable check decides: *exact*,
 *option*, *number* and *unit*, *date*, *time* and *ratio*, *set* (tuples, intervals, lists), *formula*, *text*. A
-verdict is right or wrong. Similarity earns a share only where it is requested, never across an opposite.
+verdict is right or wrong. Similarity earns partial credit only on request, never across an opposite.
 
-Every step is bounded in length, depth and count, so that no answer takes long, whatever it is; nothing is executed.
+Every step is bounded in length, depth and count, so that no answer takes long; nothing is executed.
 
     grade("The answer is 50 %.", "1/2").score  # 1.0
 """
@@ -31,7 +31,7 @@ class Grade:
 
     Attributes:
         score: 1 right, 0 wrong; between them only for similarity.
-        check: what decided; ``none`` where there was nothing to compare.
+        check: the deciding check; ``none`` if there was nothing to compare.
         answer: as it was compared.
         reference: as it was compared.
         details: intermediate values by name.
@@ -45,13 +45,13 @@ class Grade:
 
 
 def normalise(answer: str) -> str:
-    """Lower case, without outer blanks and a final full stop."""
+    """Lower-case, without outer blanks and a final full stop."""
     text = " ".join(answer.lower().split())
     return text[:-1].rstrip() if text.endswith(".") else text
 
 
 def is_right(answer: str | None, reference: str) -> bool:
-    """Whether `answer` equals `reference` but for case, blanks and a final full stop; None (no answer) never does."""
+    """Whether `answer` equals `reference` up to case, blanks and a final full stop; None never does."""
     return answer is not None and normalise(answer) == normalise(reference)
 
 
@@ -68,13 +68,13 @@ def grade(
     exact: bool = False,
     similarity: bool = False,
 ) -> Grade:
-    """The verdict on an answer.
+    """Grade an answer.
 
     Args:
-        answer: what was written as the answer; None where nothing was.
+        answer: the given answer, or None.
         reference: the right answer; with `choices` it may be an option's label or its text.
-        choices: the question's options in order, or by their labels, if it has any.
-        exact: only case, blanks and a final full stop are forgiven, as for tasks of the world.
+        choices: the question's options in order, or by their labels, if any.
+        exact: only ignore case, blanks and a final full stop, as for tasks of the world.
         similarity: whether a nearly equal text earns its similarity.
     """
     if answer is None or not answer.strip() or not reference.strip():
@@ -96,7 +96,7 @@ def grade(
 
 
 def _similarity(answer: str, reference: str) -> float:
-    """Similarity of the final answers; the whole texts may not turn each other around either."""
+    """Similarity of the final answers; the whole texts must not contain opposites either."""
     if turns_around(final_answer(answer), final_answer(reference)):
         return 0.0
     return text_similarity(candidates(answer)[0], whole(reference))
@@ -118,9 +118,9 @@ def _decide(given: str, wanted: str, choices: Sequence[str] | Mapping[str, str])
 
 
 def _by_option(given: str, wanted: str, options: Options) -> Grade | None:
-    """By the options that both name; None where one names none."""
+    """Compare the options that both name; None if either names none."""
     right, said = options.find(wanted), options.find(given)
-    if not right:  # a reference that contradicts itself counts by its label
+    if not right:  # a self-contradicting reference counts by its label
         named = read_named(wanted)
         index = options.index(named.label) if named is not None and right is not None else None
         right = None if index is None else frozenset({index})
@@ -135,7 +135,7 @@ def _texts(options: Options, indices: frozenset[int]) -> str:
 
 
 def _by_label(given: str, wanted: str, comparison: Comparison) -> Grade | None:
-    """By labels alone where the question's options are not known; None where there are none."""
+    """Compare labels alone when the question's options are unknown; None without labels."""
     label, named = read_label(wanted), read_named(wanted)
     if label is not None:
         said = read_label(given)
@@ -163,5 +163,5 @@ def _by_label(given: str, wanted: str, comparison: Comparison) -> Grade | None:
 
 
 def _text_only(given: str, wanted: str, text: str, comparison: Comparison) -> Grade | None:
-    """An answer without a label against a reference's text without its."""
+    """Compare an answer without a label with a reference's text without its label."""
     return Grade(1.0, "option", given, wanted, {"reference_option": text}) if comparison.same(given, text) else None

@@ -1,13 +1,12 @@
-"""Second opinions on answers: an OpenAI-compatible endpoint that is asked whether an answer means the reference.
+"""Second opinions on answers: an OpenAI-compatible endpoint judges whether an answer means the same as the reference.
 
-The rules of :mod:`training.scoring.grading` always judge; an endpoint judges beside them where a job's specification
-names one. Its key comes from an environment variable called ``JUDGE_...``, so that a specification can send no other
-secret away:
+The rules of :mod:`training.scoring.grading` always judge; an endpoint judges in addition if a job's specification names
+one. Its key comes from an environment variable called ``JUDGE_...``, so that a specification cannot leak other secrets:
 
     {"judge": {"url": "http://127.0.0.1:8000/v1", "model": "qwen", "api_key_env": "JUDGE_KEY"}}
 
-Both verdicts are kept. An answer that the endpoint could not judge keeps the rules' verdict and is counted; a wrong key
-or address fails the job at once, since no answer would fare better.
+Both verdicts are kept. Answers that the endpoint could not judge keep the rules' verdict and are counted; a wrong key
+or address fails the job immediately.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from training.jobs.context import JobStopped
 from training.jobs.stop import NeverStop, Stop
 from training.spec.hyperparameters import JudgeHyperparameters
 
-MAX_CHARS = 4_000  # of each text that is shown to the endpoint
-MAX_WAIT_S = 30.0  # between two tries, whatever Retry-After says
+MAX_CHARS = 4_000  # of each text sent to the endpoint
+MAX_WAIT_S = 30.0  # between two tries, overrides Retry-After
 MAX_REPLY_BYTES = 1_000_000
-LOOK_EVERY_S = 0.2  # whether the job shall stop
-GIVE_UP_AFTER = 8  # answers in a row that could not be judged: the endpoint is gone
+LOOK_EVERY_S = 0.2  # interval of stop checks
+GIVE_UP_AFTER = 8  # consecutive failures after which the endpoint counts as gone
 
 _INSTRUCTION = (
     "You grade answers. The user sends a JSON object with a question, its reference answer and a candidate answer. "
@@ -45,12 +44,12 @@ _MEANS_RIGHT = frozenset({"correct", "right", "yes", "true"})
 
 
 class JudgeError(Exception):
-    """The endpoint cannot be used as it is configured: no question would be judged."""
+    """The endpoint cannot be used as configured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the endpoint said: ``right`` is None where it could not say, and ``detail`` tells why."""
+    """The endpoint's verdict: ``right`` is None if undecided, and ``detail`` explains why."""
 
     right: bool | None
     detail: str = ""
@@ -66,7 +65,7 @@ class Case:
 
 
 class EndpointJudge:
-    """Asks the endpoint. A try ends after ``timeout_s`` whatever the endpoint sends, and all end when the job stops."""
+    """Queries the endpoint. A try ends after ``timeout_s`` in any case, and all end when the job stops."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class EndpointJudge:
         sleep: Callable[[float], Awaitable[None] | None] = asyncio.sleep,
         stop: Stop | None = None,
     ) -> None:
-        """``environment`` stands for the process's own, ``transport`` for the network.
+        """``environment`` and ``transport`` replace the process's own and the network in tests.
 
         Raises:
             JudgeError: the variable that should hold the key is empty.
@@ -87,7 +86,7 @@ class EndpointJudge:
         self._stop = stop if stop is not None else NeverStop()
         self._transport = transport
         self._failures_in_a_row = 0
-        self._headers = {"Accept-Encoding": "identity"}  # a reply's size is what is received
+        self._headers = {"Accept-Encoding": "identity"}  # makes the reply's size equal to the received size
         if settings.api_key_env is not None:
             key = (os.environ if environment is None else environment).get(settings.api_key_env, "")
             if not key:
@@ -95,21 +94,21 @@ class EndpointJudge:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def judge_all(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The verdicts in order.
+        """Return the verdicts in order.
 
         Raises:
-            JudgeError: the endpoint refuses the key, the address or the model.
-            JobStopped: the job shall stop.
+            JudgeError: the endpoint rejects the key, the address or the model.
+            JobStopped: the job should stop.
         """
         return asyncio.run(self._judge_all(cases))
 
     def judge(self, case: Case) -> Verdict:
-        """One verdict; raises as :meth:`judge_all`."""
+        """Return one verdict; raises like :meth:`judge_all`."""
         return self.judge_all([case])[0]
 
     @property
     def given_up(self) -> bool:
-        """Whether the endpoint is no longer asked, having failed too often in a row."""
+        """Whether the endpoint is no longer used after too many consecutive failures."""
         return self._failures_in_a_row >= GIVE_UP_AFTER
 
     async def _judge_all(self, cases: Sequence[Case]) -> list[Verdict]:
@@ -125,7 +124,7 @@ class EndpointJudge:
                         waiting, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_EXCEPTION
                     )
                     for task in done:
-                        task.result()  # a refusal ends all
+                        task.result()  # a rejection ends all
             finally:
                 for task in tasks:
                     task.cancel()
@@ -133,7 +132,7 @@ class EndpointJudge:
         return [task.result() for task in tasks]
 
     def _client(self) -> httpx.AsyncClient:
-        # trust_env off and no redirects: nobody but the named address is told the key
+        # trust_env off and no redirects: only the configured address receives the key
         return httpx.AsyncClient(
             base_url=self.settings.url,
             headers=self._headers,
@@ -210,12 +209,12 @@ def _verdict(content: bytes) -> Verdict:
     try:
         text = json.loads(content)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        return Verdict(None, "the reply is no chat completion")
+        return Verdict(None, "the reply is not a chat completion")
     return read_verdict(text if isinstance(text, str) else "")
 
 
 def read_verdict(text: str) -> Verdict:
-    """What a reply says: its last ``"correct": ...``, else its last word that is a verdict; else None."""
+    """Parse a reply: its last ``"correct": ...``, else its last verdict word; else None."""
     said = _THINKING.sub("", text)
     found = _FIELD.findall(said) or _WORD.findall(said)
     if not found:

@@ -1,15 +1,15 @@
 """Rewards of a trajectory: R = alpha R_Acc + beta R_Fmt + gamma R_Pe, with the guards of R_Pe (docs/method).
 
-R_Acc is :func:`training.scoring.grading.grade` of the answer. R_Fmt is 1 where the response is a whole trajectory of
-its template. R_Pe (Eqs. 4-11) is the mean score of its pictures, s = 1 / (1 + E_2D / tau), with these guards, since a
-blank picture is the smoothest of all:
+R_Acc is :func:`training.scoring.grading.grade` of the answer. R_Fmt is 1 if the response is a complete trajectory of
+its template. R_Pe (Eqs. 4-11) is the mean score of its images, s = 1 / (1 + E_2D / tau), with these guards, since blank
+images are the smoothest:
 
-* *malformed*: a picture cut short scores 0 (and fails R_Fmt);
-* *flat*: one code covers too much of it, or it is far smoother than any real picture: 0;
-* *copied*: it is the picture before it once more, though its step was to change something: 0;
-* *capped*: it is smoother than 95 % of real pictures: it scores no more than those.
+* *malformed*: an incomplete image scores 0 (and fails R_Fmt);
+* *flat*: one code covers too much of it, or it is far smoother than any real image: 0;
+* *copied*: it repeats the previous image although its step should change something: 0;
+* *capped*: it is smoother than 95 % of real images: its score is limited to theirs.
 
-No picture, no R_Pe. The authors' code pays more for a trajectory without pictures; here it pays less.
+Without images R_Pe is 0. The authors' code rewards trajectories without images more; here they earn less.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from training.scoring.grading import grade
 from training.skills import Action, ActionError
 from training.spec.hyperparameters import RewardHyperparameters
 
-PictureVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
+ImageVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
 _CALL = re.compile(r"\b(?:ZOOM|PRED)\([^()]*\)")
 _NO_CHANGE = frozenset({"none", "nothing", "no change", "stay", "stays", "identity"})
 
 
 @dataclass(frozen=True, slots=True)
-class PictureScore:
-    """One picture: its energy E_2D (NaN where it is malformed), its score and which guard decided it."""
+class ImageScore:
+    """One image: its energy E_2D (NaN if malformed), its score and the deciding guard."""
 
     energy: float
     score: float
-    verdict: PictureVerdict
+    verdict: ImageVerdict
 
 
 @dataclass(frozen=True, slots=True)
 class RewardBreakdown:
-    """What a trajectory earned, and for what. ``check`` names the check that decided the accuracy."""
+    """The rewards of a trajectory. ``check`` names the check that decided the accuracy."""
 
     total: float
     accuracy: float
@@ -57,7 +57,7 @@ class RewardBreakdown:
     check: str = "none"
     answer: str | None = None
     steps: tuple[tuple[str, tuple[int, ...] | None], ...] = ()
-    pictures: tuple[PictureScore, ...] = ()
+    images: tuple[ImageScore, ...] = ()
 
     def as_dict(self) -> dict[str, float]:
         """The four numbers by name."""
@@ -81,9 +81,9 @@ class Scorer:
     ) -> None:
         """
         Args:
-            template: of the checkpoint; says what a whole trajectory is.
+            template: of the checkpoint; defines a complete trajectory.
             codebook: [K, D] of its VQ.
-            perception: the scale of the score from its manifest; tau 3.0 and no cap where it states none.
+            perception: the scale of the score from its manifest; default tau 3.0 and no cap.
             settings: weights and guards.
         """
         self.settings = settings or RewardHyperparameters()
@@ -102,18 +102,18 @@ class Scorer:
         identity_steps: AbstractSet[int] = frozenset(),
         exact: bool = False,
     ) -> RewardBreakdown:
-        """What a response earned.
+        """Score a response.
 
         Args:
             response: its token ids.
             reference: the right answer.
-            seen: codes of the question's last picture, if it has one: the first drawing may not copy it.
+            seen: codes of the question's last image, if any: the first drawing must not copy it.
             choices: the question's labelled options, if any.
-            identity_steps: steps (from 1) that change nothing, whose picture may equal the one before.
-            exact: whether the answer must equal the reference as it is written, as for tasks of the world.
+            identity_steps: steps (from 1) that change nothing, whose image may equal the previous one.
+            exact: whether the answer must equal the reference literally, as for tasks of the world.
         """
         parser = self._template.parser()
-        drawn: list[tuple[int, tuple[int, ...] | None]] = []  # step and codes; None: cut short
+        drawn: list[tuple[int, tuple[int, ...] | None]] = []  # step and codes; None: incomplete
         for token in response:
             for event in parser.feed(token):
                 if isinstance(event, ImageStarted):
@@ -122,15 +122,15 @@ class Scorer:
                     drawn[-1] = (drawn[-1][0], event.codes)
         parser.finish()
         steps = tuple(parser.steps)
-        pictures: list[PictureScore] = []
+        images: list[ImageScore] = []
         previous = None if seen is None else tuple(seen)
         for step, codes in drawn:
             may_copy = step in identity_steps or changes_nothing(steps[step - 1][0])
-            pictures.append(self.score_picture(codes, None if may_copy else previous))
+            images.append(self.score_image(codes, None if may_copy else previous))
             previous = previous if codes is None else codes
         graded = grade(parser.answer, reference, choices, exact=exact, similarity=self.settings.similarity)
         well_formed = float(parser.well_formed)
-        perception = aggregate([p.score for p in pictures], self.settings.aggregation)
+        perception = aggregate([p.score for p in images], self.settings.aggregation)
         s = self.settings
         return RewardBreakdown(
             total=s.alpha * graded.score + s.beta * well_formed + s.gamma * perception,
@@ -140,38 +140,38 @@ class Scorer:
             check=graded.check,
             answer=parser.answer,
             steps=steps,
-            pictures=tuple(pictures),
+            images=tuple(images),
         )
 
-    def score_picture(self, codes: Sequence[int] | None, previous: Sequence[int] | None = None) -> PictureScore:
-        """One picture's score and the guard that decided it.
+    def score_image(self, codes: Sequence[int] | None, previous: Sequence[int] | None = None) -> ImageScore:
+        """Score one image; also return the deciding guard.
 
         Args:
-            codes: of the whole picture; None for one that was cut short.
-            previous: the picture before it; None where it may be equal or there is none.
+            codes: of the complete image; None for an incomplete one.
+            previous: the previous image; None if missing or allowed to be equal.
         """
         if codes is None:
-            return PictureScore(math.nan, 0.0, "malformed")
+            return ImageScore(math.nan, 0.0, "malformed")
         rows, columns = self._template.vocab.grid
         energy = float(tv_energy(self._codebook[torch.tensor(list(codes))].view(rows, columns, -1)))
         if is_flat(codes, self.perception, energy):
-            return PictureScore(energy, 0.0, "flat")
+            return ImageScore(energy, 0.0, "flat")
         if previous is not None and copied_share(codes, previous) >= self.settings.copied_share:
-            return PictureScore(energy, 0.0, "copied")
+            return ImageScore(energy, 0.0, "copied")
         limit = self.perception.energy_p95
         capped = limit is not None and energy < limit
-        return PictureScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
+        return ImageScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
 
 
 def aggregate(scores: Sequence[float], how: Literal["mean", "min"] = "mean") -> float:
-    """R_Pe of a trajectory from its pictures' scores (Eq. 11); 0 without a picture."""
+    """R_Pe of a trajectory from its images' scores (Eq. 11); 0 without images."""
     if not scores:
         return 0.0
     return min(scores) if how == "min" else sum(scores) / len(scores)
 
 
 def changes_nothing(text: str) -> bool:
-    """Whether a step's text names an action that leaves the picture as it is: a zoom on all of it, PRED(none)."""
+    """Whether a step's text names an action without effect: a zoom on the whole image, PRED(none)."""
     for call in _CALL.findall(text):
         try:
             action = Action.parse(call)
@@ -186,7 +186,7 @@ def changes_nothing(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards in order; None where scoring raised, with the errors' texts."""
+    """Rewards in order, None if scoring raised; with the errors' texts."""
 
     rewards: list[RewardBreakdown | None]
     errors: list[str]
@@ -198,30 +198,30 @@ class Scores:
 
 
 def score_all(calls: Iterable[Callable[[], RewardBreakdown]]) -> Scores:
-    """Score trajectories one by one. One that raises is left out and counted, never taken for one without pictures."""
+    """Score trajectories one by one. Failures are excluded and counted, not treated as image-free."""
     rewards: list[RewardBreakdown | None] = []
     errors: list[str] = []
     for call in calls:
         try:
             rewards.append(call())
-        except Exception as error:  # counted here, and the job fails above a share of them
+        except Exception as error:  # counted; the job fails above a share of them
             rewards.append(None)
             errors.append(f"{type(error).__name__}: {error}")
     return Scores(rewards, errors)
 
 
 def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
-    """Means and spreads of the rewards, and what became of the pictures, as shares of all pictures."""
+    """Means and spreads of the rewards, and the guards' verdicts as shares of all images."""
     values: dict[str, float] = {}
     for name in ("total", "accuracy", "format", "perception"):
         column = [getattr(r, name) for r in rewards]
         mean = sum(column) / len(column) if column else 0.0
         values[f"reward/{name}"] = mean
         values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0
-    pictures = [picture for r in rewards for picture in r.pictures]
+    images = [image for r in rewards for image in r.images]
     for name, verdict in (("blank", "flat"), ("copied", "copied"), ("capped", "capped"), ("malformed", "malformed")):
-        count = sum(picture.verdict == verdict for picture in pictures)
-        values[f"pictures/{name}_share"] = count / len(pictures) if pictures else 0.0
+        count = sum(image.verdict == verdict for image in images)
+        values[f"pictures/{name}_share"] = count / len(images) if images else 0.0
     values["format/error_share"] = 1.0 - values["reward/format"] if rewards else 0.0
-    values["response/images"] = len(pictures) / len(rewards) if rewards else 0.0
+    values["response/images"] = len(images) / len(rewards) if rewards else 0.0
     return values

@@ -1,4 +1,4 @@
-"""The numbers of every training method, strict and bounded, every default with its source.
+"""Hyperparameters of every training method, strict and bounded, each default with its source.
 
 Sources in the descriptions: [P] the paper (arXiv 2601.09536), [C] its authors' code, [D] this project's own choice.
 """
@@ -20,17 +20,17 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Strict(BaseModel):
-    """Refuses unknown keys, values of another kind and NaN; cannot be changed."""
+    """Rejects unknown keys, wrong types and NaN; immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class _Optimisation(Strict):
-    """What every method that changes weights shares."""
+    """Shared by every method that updates weights."""
 
     precision: Precision = Field(
         "fp32",
-        description="of the forward; auto: bf16 where the device has it in hardware; trained weights are fp32 [D]",
+        description="of the forward; auto: bf16 on devices with bf16 hardware; trained weights are fp32 [D]",
     )
     weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
@@ -52,7 +52,7 @@ class PeSFTHyperparameters(_Optimisation):
     batch_tokens: Positive = Field(3_072, description="tokens of an optimiser batch [D]")
     batch_samples: Positive | None = Field(None, description="samples of an optimiser batch, instead of batch_tokens")
     micro_batches: Positive = Field(1, description="parts of a batch whose gradients are added up")
-    max_len: Positive | None = Field(None, description="longer samples are dropped and counted; the context if absent")
+    max_len: Positive | None = Field(None, description="longer samples are dropped and counted; default: the context")
     normalisation: Literal["batch", "micro_batch"] = Field("batch", description="[C] micro_batch")
     perception_weight: Weight = Field(1.0, description="lambda [P] 1")
     perception_reduction: Literal["sum", "mean"] = Field(
@@ -60,12 +60,12 @@ class PeSFTHyperparameters(_Optimisation):
     )
     perception_projection: Literal["learned", "frozen"] = Field("learned", description="W: [C] random and frozen")
     perception_state: Literal["predict", "token"] = Field("predict", description="h_t: [C] the state at the token")
-    variant: Variant = Field("interleaved", description="text and state are the controls without pictures")
+    variant: Variant = Field("interleaved", description="text and state are the controls without images")
     template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
     precision: Precision = Field(
-        "auto", description="bf16 [C] where the device has it in hardware, otherwise fp32; trained weights are fp32"
+        "auto", description="bf16 [C] on devices with bf16 hardware, otherwise fp32; trained weights are fp32"
     )
-    sample_every: Count = Field(100, description="steps between two looks at what the model draws; 0: never")
+    sample_every: Count = Field(100, description="steps between two sampled looks at the model; 0: never")
     show_samples: Annotated[int, Field(ge=1, le=16)] = Field(4, description="traces shown at each look")
 
     @model_validator(mode="after")
@@ -83,10 +83,10 @@ class RewardHyperparameters(Strict):
     gamma: Weight = Field(0.05, description="perception [C]; 0 is the ablation without R_Pe")
     similarity: bool = Field(False, description="an answer in nearly the reference's words earns its similarity [C] on")
     tau: float | None = Field(None, gt=0.0, le=1e6, description="the checkpoint's own when absent; [C] 3.0 for the 7B")
-    aggregation: Literal["mean", "min"] = Field("mean", description="over pictures: [P] mean, [C] min")
+    aggregation: Literal["mean", "min"] = Field("mean", description="over images: [P] mean, [C] min")
     copied_share: Share = Field(
         0.99,
-        description="this share of codes equal to the picture before: a copy, which scores 0 [D] "
+        description="this share of codes equal to the previous image: a copy, which scores 0 [D] "
         "(a right mark changes 1 code of 64, so .95 would punish it)",
     )
     max_error_share: Share = Field(0.1, description="scoring errors above this share end the job [D]")
@@ -100,7 +100,7 @@ class PeRPOHyperparameters(_Optimisation):
     warmup: Count = Field(5, description="[P] 5")
     prompts_per_step: Annotated[int, Field(ge=1, le=65_536)] = Field(16, description="[P] 64")
     rollouts_per_prompt: Annotated[int, Field(ge=2, le=1024)] = Field(8, description="G: [P] 16")
-    oversampling: float = Field(2.0, ge=1.0, le=16.0, description="prompts drawn a prompt used: [P] 3")
+    oversampling: float = Field(2.0, ge=1.0, le=16.0, description="prompts sampled per prompt used: [P] 3")
     mini_batch_prompts: Positive = Field(8, description="[P] 16")
     refill_rounds: int = Field(3, ge=0, le=16)
     filter_metric: Literal["accuracy", "total", "none"] = Field(
@@ -120,37 +120,37 @@ class PeRPOHyperparameters(_Optimisation):
     reward: RewardHyperparameters = Field(default_factory=lambda: RewardHyperparameters())
     sample_every: Positive = Field(1, description="steps between two sampled traces that are shown")
     save_every: Positive = 20
-    log_every: Positive = Field(1, description="a step takes long enough to be told")
+    log_every: Positive = Field(1, description="steps are long enough to log each")
 
 
 class ZeroHyperparameters(Strict):
-    """Text-only chains -> pictures drawn by the base model -> traces; then PeSFT on them unless that is left out."""
+    """Text-only chains -> images drawn by the base model -> traces; then PeSFT on them unless disabled."""
 
     splitter: Literal["list", "numbered", "sentences", "auto"] = Field("auto", description="how a chain becomes steps")
     max_steps: Positive = Field(4, description="more steps are merged")
-    candidates: Annotated[int, Field(ge=1, le=64)] = Field(4, description="pictures drawn a step; the best is kept")
+    candidates: Annotated[int, Field(ge=1, le=64)] = Field(4, description="images drawn per step; the best is kept")
     score: Literal["perception", "likelihood", "first"] = Field(
         "perception", description="which candidate is kept; first: no choice, the control"
     )
     context: Literal["trajectory", "picture", "instruction"] = Field(
         "trajectory",
-        description="what the base sees: everything so far; or the newest picture and the step's text, as it stands "
+        description="what the base sees: everything so far; or the newest image and the step's text, as it stands "
         "or as an instruction ('I draw a box' -> 'Draw a box')",
     )
     pictures_shown: Annotated[int, Field(ge=1, le=4)] = Field(
-        1, description="how many of the newest pictures the base sees where it does not see everything"
+        1, description="number of newest images that the base sees if it does not see everything"
     )
-    copied_share: Share = Field(0.99, description="a candidate this equal to the picture before is rejected")
+    copied_share: Share = Field(0.99, description="a candidate this equal to the previous image is rejected")
     keep_share: float = Field(
         1.0, gt=0.0, le=1.0, description="of the finished chains of each kind of question, those drawn surest"
     )
     on_rejected: Literal["drop", "text"] = Field(
-        "drop", description="no candidate is left: the trace is dropped, or the step stays text"
+        "drop", description="without a candidate left: the trace is dropped, or the step stays text"
     )
     template: TemplateName = Field("tagged", description="of the checkpoint that PeSFT makes [C]")
     temperature: float = Field(1.0, ge=0.0, le=4.0)
     top_p: float = Field(0.95, gt=0.0, le=1.0)
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="pictures drawn at once")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="images drawn at once")
     min_accepted: Share = Field(0.1, description="below this share of accepted traces the job fails")
     pesft: PeSFTHyperparameters | None = Field(
         default_factory=lambda: PeSFTHyperparameters(),
@@ -159,7 +159,7 @@ class ZeroHyperparameters(Strict):
 
 
 class JudgeHyperparameters(Strict):
-    """An OpenAI-compatible judge beside the rules; both verdicts are kept."""
+    """An OpenAI-compatible judge in addition to the rules; both verdicts are kept."""
 
     url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=500, description="base, as http://127.0.0.1:8000/v1")
     model: str = Field(min_length=1, max_length=200)
@@ -188,11 +188,11 @@ class BenchmarkHyperparameters(Strict):
         description="another checkpoint on the same tasks, paired; in a pipeline also an earlier stage's name",
     )
     judge: JudgeHyperparameters | None = None
-    show_samples: int = Field(16, ge=0, le=1000, description="traces that are shown while it runs")
+    show_samples: int = Field(16, ge=0, le=1000, description="traces shown while it runs")
 
 
 class PipelineHyperparameters(Strict):
-    """The stages of the whole recipe, in this order; a stage that is null is left out."""
+    """The stages of the recipe in order; null disables a stage."""
 
     zero: ZeroHyperparameters | None = None
     pesft: PeSFTHyperparameters | None = Field(default_factory=lambda: PeSFTHyperparameters())

@@ -25,7 +25,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "nano-pesft",
             "PeSFT",
-            "Teaches the base to reason in pictures from annotated traces: cross-entropy plus the perception loss.",
+            "Teaches the base to reason in images from annotated traces: cross-entropy plus the perception loss.",
             {
                 "method": "pesft",
                 "base_checkpoint": "nano-base",
@@ -42,7 +42,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "nano-perpo",
             "PeRPO",
-            "Reinforcement learning on tasks without annotations: rewards for the answer, the format and the pictures.",
+            "Reinforcement learning on tasks without annotations: rewards for the answer, the format and the images.",
             {
                 "method": "perpo",
                 "base_checkpoint": "nano-omni-r1",
@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "nano-zero",
             "Zero",
-            "The whole recipe without annotated pictures: the base draws its own, then PeSFT, PeRPO and a benchmark.",
+            "The whole recipe without annotated images: the base draws its own, then PeSFT, PeRPO and a benchmark.",
             {
                 "method": "pipeline",
                 "base_checkpoint": "nano-base",
@@ -64,7 +64,7 @@ PRESETS: dict[str, Preset] = {
                     "benchmark": {**_WORLD, "num_samples": 200},
                 },
                 "hyperparameters": {
-                    # What this base was drilled in, and of that what it is sure of (docs/zero.md has the numbers).
+                    # The base's drills, limited to confident drawings (docs/zero.md has the numbers).
                     "zero": {
                         "context": "instruction",
                         "pictures_shown": 2,

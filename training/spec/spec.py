@@ -1,8 +1,7 @@
-"""What a training job may ask for: a strict union on ``method``, every default with its source.
+"""Specifications of training jobs: a strict union on ``method``, every default with its source.
 
-Unknown keys fail, numbers have bounds, and :meth:`resolved` gives back the whole specification with every default in
-place, as it is written beside the results. Nothing is loaded, opened or looked up here: paths and names are checked by
-whoever starts the job.
+Unknown keys fail, numbers have bounds, and :meth:`resolved` returns the complete specification with all defaults, as
+written next to the results. Nothing is loaded or opened here: the job's starter checks paths and names.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ __all__ = [
 
 Slice = Literal["natural", "structured", "diagrammatic", "operational"]
 
-EVAL_SEEDS = 1_000_000_000  # from here on; training.world.world says the same
+EVAL_SEEDS = 1_000_000_000  # must equal training.world.world's value
 MOST_TASKS = 10_000_000
 
 
 class UniTasksData(Strict):
-    """Tasks of the procedural world: pictures, answers and traces made from seeds."""
+    """Tasks of the procedural world: images, answers and traces generated from seeds."""
 
     source: Literal["unitasks"] = "unitasks"
     num_samples: Annotated[int, Field(ge=1, le=MOST_TASKS)] = 1_000
@@ -76,7 +75,7 @@ class _PathData(Strict):
 
 
 class JsonlData(_PathData):
-    """The authors' jsonl: Question, Text Reasoning Trace, Final Answer and the pictures that those texts name."""
+    """The authors' jsonl: Question, Text Reasoning Trace, Final Answer and the images that those texts name."""
 
     source: Literal["jsonl"] = "jsonl"
 
@@ -124,7 +123,7 @@ QuestionData = Annotated[UniTasksData | OmniBenchData | M3CoTData | JsonlData, F
 
 
 class PipelineData(Strict):
-    """Data of each stage. After `zero` the traces it drew are PeSFT's data."""
+    """Data of each stage. After `zero`, PeSFT trains on its traces."""
 
     zero: ChainData | None = None
     pesft: TraceData | None = None
@@ -136,7 +135,7 @@ class _Job(Strict):
     base_checkpoint: str = Field(min_length=1, max_length=200, description="name of the checkpoint to start from")
     seed: int = Field(0, ge=0, lt=2**31)
     activate: bool = Field(False, description="load the result into the running server")
-    gpu: Literal["shared", "exclusive"] = Field("shared", description="exclusive: no other job beside it")
+    gpu: Literal["shared", "exclusive"] = Field("shared", description="exclusive: no other job runs at the same time")
     output_name: str | None = Field(
         None,
         max_length=100,
@@ -146,7 +145,7 @@ class _Job(Strict):
     threads: Annotated[int, Field(ge=1, le=256)] = Field(1, description="CPU threads; the same number, the same bits")
 
     def resolved(self) -> dict[str, Any]:
-        """The whole specification with every default in place, as JSON."""
+        """The complete specification with all defaults, as JSON."""
         return self.model_dump(mode="json")
 
 
@@ -177,7 +176,7 @@ class PeRPOSpec(_Job):
 
 
 class ZeroSpec(_Job):
-    """Bootstrapping of step-wise pictures, then PeSFT on them."""
+    """Bootstrapping of step-wise images, then PeSFT on them."""
 
     method: Literal["zero"] = "zero"
     data: ChainData

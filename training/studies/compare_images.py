@@ -1,7 +1,7 @@
-"""Two checkpoints answer the same held-out tasks: what is different about their answers, drawings and losses.
+"""Compares answers, drawings and losses of two checkpoints on the same held-out tasks.
 
-Greedy, as `omni-r1 evaluate`. Every difference is taken task by task, with a 95 % interval from resampling the tasks.
-The pictures of the reference traces stand beside the drawn ones. Nothing is trained.
+Greedy, as `omni-r1 evaluate`. Differences are computed per task, with a 95 % interval from resampling the tasks. The
+images of the reference traces are measured as well. Nothing is trained.
 
     python -m training.studies.compare_images FIRST SECOND --tasks 400 --names "lambda 1" "lambda 0" --out
     results/lambda
@@ -25,10 +25,10 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import resolve
-from model.images.codes import copied_share, decode_codes, picture_energies
+from model.images.codes import copied_share, decode_codes, image_energies
 from training.benchmark.evaluate import ask, evaluation_tasks, read_response
 from training.benchmark.stats import Part, paired, ratio, ratio_difference
-from training.data.token_sets import EncodedTask, PictureCoder, encode_tasks
+from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
 from training.scoring.grading import is_right
 from training.studies.held_out_loss import held_out_losses
 from training.studies.plots import COLOURS, GREY, dress, panels, save, shares
@@ -44,32 +44,32 @@ MEASURES = {
     "accuracy": "right answers",
     "drawings_right": "drawings right",
     "malformed": "malformed traces",
-    "blank": "blank pictures",
-    "pictures": "pictures a task",
-    "energy": "E_2D of a picture",
-    "changed": "share of codes changed from the picture before",
+    "blank": "blank images",
+    "pictures": "images per task",
+    "energy": "E_2D of an image",
+    "changed": "share of codes changed from the previous image",
     "outside_ink": "change outside the ink of a mark, grey levels",
-    "from_reference": "difference from the reference picture, grey levels",
-    "distinct": "different codes in a picture",
+    "from_reference": "difference from the reference image, grey levels",
+    "distinct": "different codes in an image",
     "ce_text": "cross-entropy of text, nats a token",
     "ce_image": "cross-entropy of codes, nats a code",
     "pe_own": "L_Pe under the checkpoint's own W",
     "pe_fitted": "L_Pe under a linear map fitted to it",
 }
-SHOWN = ("energy", "changed", "outside_ink", "from_reference")  # as distributions
+SHOWN = ("energy", "changed", "outside_ink", "from_reference")  # plotted as distributions
 
 
 @dataclass
 class Look:
-    """What one checkpoint (or the reference) made of the tasks: sums and counts of each measure, task by task."""
+    """Measures of one checkpoint (or the reference): sums and counts per task."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
-    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SHOWN})  # of each picture
-    pictures: list[Codes] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SHOWN})  # of each image
+    images: list[Codes] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # of the sheet
 
     def add(self, parts: dict[str, Part]) -> None:
-        """The measures of the next task."""
+        """Add the measures of the next task."""
         for name, part in parts.items():
             self.parts.setdefault(name, []).append(part)
 
@@ -77,7 +77,7 @@ class Look:
 def look_at_drawings(
     loaded: LoadedCheckpoint, tasks: Sequence[Task], references: Sequence[EncodedTask]
 ) -> tuple[Look, Look]:
-    """The checkpoint's greedy answers to the tasks, and the reference traces under the same measures.
+    """Measure the checkpoint's greedy answers to the tasks, and the reference traces.
 
     Raises:
         ValueError: the checkpoint cannot draw.
@@ -91,13 +91,13 @@ def look_at_drawings(
         _measure(reference, loaded, task, known.image, wanted, wanted)
         _measure(look, loaded, task, seen, [codes for _, codes in response.steps], wanted)
         right = is_right(response.answer, task.answer)
-        pictures = len(response.pictures)
+        images = len(response.images)
         look.add(
             {
                 "accuracy": (float(right), 1.0),
                 "malformed": (float(not response.well_formed), 1.0),
-                "blank": (float(response.blank), float(pictures)),
-                "pictures": (float(pictures), 1.0),
+                "blank": (float(response.blank), float(images)),
+                "pictures": (float(images), 1.0),
             }
         )
         look.rows[-1].answer, look.rows[-1].right = response.answer, right
@@ -116,8 +116,8 @@ def _measure(
     """Measure the drawings of a task's steps; ``wanted`` are the references' codes."""
     assert loaded.vq is not None
     whole = [codes for codes in drawn if codes is not None]
-    decoded = [sized(picture) for picture in decode_codes(loaded.vq, [seen, *wanted, *whole])]
-    references, pictures = decoded[1 : 1 + len(wanted)], iter(decoded[1 + len(wanted) :])
+    decoded = [sized(image) for image in decode_codes(loaded.vq, [seen, *wanted, *whole])]
+    references, images = decoded[1 : 1 + len(wanted)], iter(decoded[1 + len(wanted) :])
     before, previous = seen, decoded[0]
     values: dict[str, list[float]] = {name: [] for name in SHOWN}
     distinct, right = 0, 0
@@ -125,18 +125,18 @@ def _measure(
     for k, codes in enumerate(drawn[: len(task.steps)]):
         if codes is None:
             continue
-        picture = next(pictures)
-        verdict = check_step(task, k + 1, previous, picture)
+        image = next(images)
+        verdict = check_step(task, k + 1, previous, image)
         right += verdict
-        row.pictures.append((picture, verdict))
-        values["energy"] += picture_energies(loaded.vq, [codes])
+        row.images.append((image, verdict))
+        values["energy"] += image_energies(loaded.vq, [codes])
         values["changed"].append(1.0 - copied_share(codes, before))
-        values["from_reference"].append(_difference(picture, references[k]))
+        values["from_reference"].append(_difference(image, references[k]))
         if isinstance(task.steps[k].target, INKED):
-            values["outside_ink"].append(change_outside_ink(previous, picture))
+            values["outside_ink"].append(change_outside_ink(previous, image))
         distinct += len(set(codes))
-        look.pictures.append(codes)
-        before, previous = codes, picture
+        look.images.append(codes)
+        before, previous = codes, image
     look.rows.append(row)
     parts = {name: (sum(found), float(len(found))) for name, found in values.items()}
     parts["distinct"] = (float(distinct), float(len(values["energy"])))
@@ -153,13 +153,13 @@ def _difference(first: Image.Image, second: Image.Image) -> float:
 def compare(
     first: LoadedCheckpoint, second: LoadedCheckpoint, tasks: Sequence[Task], others: Sequence[Task]
 ) -> tuple[dict[str, Any], list[Look]]:
-    """The comparison as numbers, and the looks behind it.
+    """The comparison as numbers, and the underlying looks.
 
     Args:
-        first: can draw, as the second.
-        second: see above.
-        tasks: what is asked.
-        others: tasks on which the linear maps of L_Pe are fitted.
+        first: a checkpoint that can draw.
+        second: another one.
+        tasks: the tasks.
+        others: tasks for fitting the linear maps of L_Pe.
 
     Returns:
         The numbers; and three looks: the references' (under the first's VQ), the first's and the second's.
@@ -168,7 +168,7 @@ def compare(
     spreads: list[float] = []
     for loaded in (first, second):
         assert loaded.vq is not None
-        coder = PictureCoder(loaded.vq)
+        coder = ImageCoder(loaded.vq)
         known, apart = encode_tasks(tasks, coder, total=len(tasks)), encode_tasks(others, coder, total=len(others))
         look, reference = look_at_drawings(loaded, tasks, known)
         losses = held_out_losses(loaded, known, apart)
@@ -197,9 +197,9 @@ def compare(
         "accuracy": paired(*right),
         "codes": {
             name: {
-                "pictures": len(look.pictures),
-                "used": len({code for codes in look.pictures for code in codes}),
-                "pairwise_distance": pairwise_distance(look.pictures),
+                "pictures": len(look.images),
+                "used": len({code for codes in look.images for code in codes}),
+                "pairwise_distance": pairwise_distance(look.images),
             }
             for name, look in zip(("reference", "first", "second"), looks, strict=True)
         },
@@ -228,7 +228,7 @@ def table(result: dict[str, Any], names: Sequence[str]) -> str:
         lines.append(
             f"| {row['label']} | {reference} | {shown(row['first'])} | {shown(row['second'])} | {difference} |"
         )
-    for key, label in (("used", "codes in use"), ("pairwise_distance", "codes that differ between two pictures")):
+    for key, label in (("used", "codes in use"), ("pairwise_distance", "codes that differ between two images")):
         cells = [result["codes"][name][key] for name in ("reference", "first", "second")]
         texts = ["–" if c is None else f"{c}" if isinstance(c, int) else f"{c:.3f}" for c in cells]
         lines.append(f"| {label} | {texts[0]} | {texts[1]} | {texts[2]} | |")
@@ -236,7 +236,7 @@ def table(result: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def plot(looks: Sequence[Look], names: Sequence[str], out: Path) -> None:
-    """Distributions over the pictures of the reference and of both checkpoints."""
+    """Plot distributions over the images of the reference and of both checkpoints."""
     figure, all_axes = panels(len(SHOWN), columns=2, width=4.0)
     for name, axes in zip(SHOWN, all_axes, strict=True):
         everything = np.concatenate([np.asarray(look.values[name]) for look in looks])
@@ -246,12 +246,12 @@ def plot(looks: Sequence[Look], names: Sequence[str], out: Path) -> None:
             shares(axes, looks[0].values[name], edges, GREY, "reference", filled=True)
         for look, label, colour in zip(looks[1:], names, COLOURS, strict=False):
             shares(axes, look.values[name], edges, colour, label)
-        dress(axes, MEASURES[name], y="share of the pictures", legend=name == SHOWN[0])
+        dress(axes, MEASURES[name], y="share of the images", legend=name == SHOWN[0])
     save(figure, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; exit code 0."""
+    """Run the comparison; exit code 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoints", nargs=2, help="names of the embedded family, or folders")
     parser.add_argument("--tasks", type=int, default=400)
@@ -271,13 +271,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.out / "pictures.json").write_text(json.dumps({**about, **result}, indent=2) + "\n")
     plot(looks, names, options.out / "pictures.png")
     sheet = side_by_side(dict(zip(("reference", *names), (look.rows for look in looks), strict=True)))
-    sheet.quantize(255, dither=Image.Dither.NONE).save(options.out / "sheet.png", optimize=True)  # half the size
+    sheet.quantize(255, dither=Image.Dither.NONE).save(options.out / "sheet.png", optimize=True)  # halves the size
     sys.stdout.write(table(result, names) + "\n")
     return 0
 
 
 def _weights(loaded: LoadedCheckpoint) -> dict[str, Any]:
-    """Hashes of the files that were measured."""
+    """Hashes of the measured files."""
     return {name: about for name, about in loaded.manifest.files.items() if name.endswith(".safetensors")}
 
 

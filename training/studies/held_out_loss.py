@@ -1,9 +1,8 @@
-"""Losses of a checkpoint on reference traces that it has not seen: cross-entropy and perception loss, task by task.
+"""Losses of a checkpoint on unseen reference traces: cross-entropy and perception loss per task.
 
-L_Pe needs a W. A checkpoint that was trained with lambda 0 has none, and another one's was learned together with its
-own states, so that the two cannot be compared by it. Therefore a linear map is fitted to each checkpoint's states on
-other tasks (ridge regression with a bias): what it leaves says how much of the next code's vector the states hold
-linearly. Nothing is trained.
+L_Pe needs a W. Checkpoints trained with lambda 0 have none, and each W was learned with its own states, so it cannot
+compare two checkpoints. Therefore a linear map is fitted to each checkpoint's states on other tasks (ridge regression
+with a bias): its residual measures how much of the next code's vector the states encode linearly. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from training.pesft.losses import token_logprobs
 
 W_NAME = "perception"
 W_FILE = Path("train") / "perception.safetensors"
-BATCH = 16  # traces in one forward
+BATCH = 16  # traces per forward
 RIDGE = 1e-4  # of the states' mean square
 
 
 @dataclass(frozen=True)
 class HeldOutLosses:
-    """Of each task the sum over its response tokens, and how many they are; perception losses are means over D."""
+    """Per task, the sum over its response tokens and their number; perception losses are means over D."""
 
     text: list[Part]
     image: list[Part]
     perception: list[Part] | None  # under the checkpoint's own W
     perception_fitted: list[Part]
-    spread: float  # what a constant guess would leave of L_Pe: the variance of the codes' vectors
+    spread: float  # L_Pe of a constant guess: the variance of the codes' vectors
 
 
 class _Parts:
@@ -63,8 +62,8 @@ def held_out_losses(
 
     Args:
         loaded: can draw.
-        tasks: with pictures coded by this checkpoint's VQ. A trace that is longer than the context counts nothing.
-        others: tasks that the linear map is fitted on.
+        tasks: with images encoded by this checkpoint's VQ. Traces longer than the context are skipped.
+        others: tasks for fitting the linear map.
     """
     assert loaded.vq is not None
     book = loaded.vq.codebook.float()
@@ -92,9 +91,9 @@ def held_out_losses(
 
 
 def saved_projection(folder: Path) -> Tensor | None:
-    """W of a checkpoint [H + 1, D] in fp32, its bias (or zeros) in the last row; None where it has none.
+    """W of a checkpoint [H + 1, D] in fp32, its bias (or zeros) in the last row; None if missing.
 
-    It stands beside the weights, or in the training state.
+    Stored next to the weights, or in the training state.
     """
     found: dict[str, Tensor] = {}
     entries = read_entries(folder)
@@ -113,7 +112,7 @@ def saved_projection(folder: Path) -> Tensor | None:
 
 @torch.inference_mode()
 def _forwards(loaded: LoadedCheckpoint, tasks: Sequence[EncodedTask]) -> Iterator[tuple[Batch, Tensor, Tensor, Tensor]]:
-    """Batches with the states [M, H] that predict the targets, the logits [M, V], and the number of each one's task."""
+    """Yield batches with the predicting states [M, H], the logits [M, V], and the task number of each target."""
     limit = loaded.config.transformer.context_len
     table = id_to_code(loaded.vocab)
     for start in range(0, len(tasks), BATCH):
@@ -129,7 +128,7 @@ def _forwards(loaded: LoadedCheckpoint, tasks: Sequence[EncodedTask]) -> Iterato
 
 
 def _fit(loaded: LoadedCheckpoint, tasks: Sequence[EncodedTask]) -> Tensor:
-    """The linear map [H + 1, D] from the states that predict a code to its vector."""
+    """Fit the linear map [H + 1, D] from the states that predict a code to its vector."""
     assert loaded.vq is not None
     book = loaded.vq.codebook.double()
     width = loaded.config.transformer.hidden_size + 1

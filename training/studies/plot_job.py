@@ -1,10 +1,10 @@
-"""Draws the curves of training: rewards, KL, entropy and dropped groups of PeRPO, losses of PeSFT.
+"""Plots training curves: rewards, KL, entropy and dropped groups of PeRPO, losses of PeSFT.
 
     python -m training.studies.plot_job JOB_DIR [JOB_DIR ...] --out curves.png
 
 A folder is a job's (its ``events.jsonl`` is read) or a run's of `omni-r1 train nano` (``metrics.jsonl``). The thin line
-is what was logged, the thick one the running mean of ``--smooth`` rows. Several folders (seeds, arms) are drawn over
-each other, a colour each. A panel is drawn where one of its metrics was logged.
+shows the logged values, the thick one the running mean of ``--smooth`` rows. Several folders (seeds, arms) share the
+panels, one colour each. Panels without logged metrics are omitted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_curves(folder: Path, stage: str | None = None) -> Curves:
     """The metrics of one stage of a job, or of a run. Of two rows for one step the later one counts.
 
     Raises:
-        ValueError: nothing that can be drawn was logged, or a job logged it in several stages and none is named.
+        ValueError: no plottable metric was logged, or a job has several stages and none is named.
     """
     by_stage: dict[str, Curves] = {}
     for name, step, values in _rows(folder):
@@ -54,16 +54,16 @@ def read_curves(folder: Path, stage: str | None = None) -> Curves:
             value = values[metric]
             by_stage.setdefault(name, {}).setdefault(metric, {})[step] = np.nan if value is None else float(value)
     if stage is None and len(by_stage) > 1:
-        raise ValueError(f"{folder} tells of several stages: name one with --stage ({', '.join(sorted(by_stage))})")
+        raise ValueError(f"{folder} has several stages: name one with --stage ({', '.join(sorted(by_stage))})")
     found = by_stage.get(stage, {}) if stage is not None else next(iter(by_stage.values()), {})
     if not found:
-        told = f", only of {', '.join(sorted(by_stage))}" if by_stage else ""
-        raise ValueError(f"{folder} has no curves{f' of stage {stage!r}' if stage else ''}{told}")
+        other_stages = f", only of {', '.join(sorted(by_stage))}" if by_stage else ""
+        raise ValueError(f"{folder} has no curves{f' of stage {stage!r}' if stage else ''}{other_stages}")
     return {metric: dict(sorted(values.items())) for metric, values in found.items()}
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Stage, step and values of every row of metrics."""
+    """Yield stage, step and values of every row of metrics."""
     run = folder / "metrics.jsonl"
     if run.exists():
         for line in run.read_text("utf-8").splitlines():
@@ -82,7 +82,7 @@ def _rows(folder: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def smoothed(values: Sequence[float], width: int) -> np.ndarray:
-    """The mean of the ``width`` values around each, of fewer at both ends; what is no number is left out."""
+    """Running mean over ``width`` values, fewer at both ends; non-finite values are skipped."""
     array = np.asarray(values, float)
     half = width // 2
     windows = [array[max(0, i - half) : i + half + 1] for i in range(len(array))]
@@ -90,7 +90,7 @@ def smoothed(values: Sequence[float], width: int) -> np.ndarray:
 
 
 def plot(runs: dict[str, Curves], out: Path, *, smooth: int = 5) -> list[str]:
-    """Draw the panels of the runs (by name) into ``out``; returns the titles of those that were drawn."""
+    """Plot the panels of the runs (by name) into ``out``; return the titles of the plotted ones."""
     wanted = [(title, names) for title, names in PANELS if any(n in curves for n in names for curves in runs.values())]
     figure, all_axes = panels(len(wanted), columns=3)
     for (title, names), axes in zip(wanted, all_axes, strict=True):
@@ -115,12 +115,12 @@ def plot(runs: dict[str, Curves], out: Path, *, smooth: int = 5) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """What tells a metric from the others of its panel."""
+    """The part of a metric's name that is unique within its panel."""
     return name.split("/")[-1].removesuffix("_share").removeprefix("entropy_")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw; exit code 0, or 2 where there is nothing to draw."""
+    """Plot; exit code 0, or 2 if there is nothing to plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="JOB_DIR")
     parser.add_argument("--out", type=Path, required=True, help="the PNG")
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, numbered from the second of the same on."""
+    """Make names unique by numbering repeats."""
     out: list[str] = []
     for name in names:
         out.append(next(n for k in count(1) if (n := name if k == 1 else f"{name} {k}") not in out))

@@ -1,7 +1,6 @@
-"""How the plots of docs/ look: small, on a white card that reads on a light and on a dark page alike.
+"""Style of the plots in docs/: small, on a white card that works on light and dark pages.
 
-Colours that the colour-blind tell apart (Okabe and Ito). Knows no numbers. matplotlib is a development dependency and
-imported when something is drawn.
+Colour-blind-safe colours (Okabe and Ito). matplotlib is a development dependency and imported on use.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DPI = 110
 
 
 def panels(count: int, *, columns: int = 3, width: float = 3.1, height: float = 2.3) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels (each ``width`` x ``height`` inches), row by row."""
+    """A figure with that many panels (each ``width`` x ``height`` inches), row by row."""
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
@@ -39,7 +38,7 @@ def panels(count: int, *, columns: int = 3, width: float = 3.1, height: float = 
 
 
 def dress(axes: Axes, title: str, *, x: str = "", y: str = "", legend: bool = False) -> None:
-    """Title, labels and legend in the small size, and no frame above and to the right."""
+    """Set title, labels and legend in the small size; remove the top and right frame."""
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
@@ -52,7 +51,7 @@ def dress(axes: Axes, title: str, *, x: str = "", y: str = "", legend: bool = Fa
 
 
 def name_lines(figure: Figure, names: Sequence[str]) -> None:
-    """Above all panels: which colour is whose."""
+    """Legend above all panels."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=2) for k in range(len(names))]
@@ -71,7 +70,7 @@ def shares(
     *,
     filled: bool = False,
 ) -> None:
-    """A histogram of shares: a line, an area for what others are compared with. What lies beyond counts as the end."""
+    """A histogram of shares: a line, or an area for the baseline. Values beyond the range count as its end."""
     if not len(values):
         return
     inside = np.clip(values, edges[0], edges[-1])
@@ -83,9 +82,9 @@ def shares(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of at most 128 colours: a third of the size, and the same to look at."""
+    """Write a PNG of at most 128 colours: a third of the size, visually identical."""
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(drawn, formats=("PNG",)) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    with Image.open(drawn, formats=("PNG",)) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)

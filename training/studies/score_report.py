@@ -1,4 +1,4 @@
-"""The tables and plots of the score study, from its numbers alone."""
+"""Tables and plots of the score study, from its numbers alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from training.studies.plots import COLOURS, GREY, dress, panels, save, shares
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The study in Markdown: pictures of every kind, the tau sweep, the score against the verdict."""
-    lines = ["| picture | n | E_2D | score | R_Pe with guards |", "|---|---|---|---|---|"]
+    """The study in Markdown: images of every kind, the tau sweep, the score against the verdict."""
+    lines = ["| image | n | E_2D | score | R_Pe with guards |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | {row['pictures']} | {row['energy']:.2f} | {row['score']:.3f} | {row['guarded']:.3f} |"
         for name, row in result["kinds"].items()
@@ -56,7 +56,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
         shares(left, energy[name], edges, colour, label, filled=name == "reference")
     blank = result["kinds"]["one colour"]["energy"]
     left.axvline(blank, color=COLOURS[3], linestyle="--", linewidth=1.2, label="canvas of one colour")
-    dress(left, "energy of the pictures", x="E_2D (small: smooth, high score)", y="share of the pictures", legend=True)
+    dress(left, "energy of the images", x="E_2D (small: smooth, high score)", y="share of the images", legend=True)
     _plot_auc(result["verdict"], right)
     save(figure, out / "verdict.png")
 

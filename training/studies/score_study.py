@@ -1,8 +1,8 @@
-"""What the perception score says about pictures: which tau spreads it, and whether it knows right drawings from wrong.
+"""Study of the perception score: which tau spreads it, and whether it separates right drawings from wrong ones.
 
-Tasks of the RL range are answered by sampling, several times each, as rollouts are. Every drawing gets its energy E_2D,
-its guarded score and the world's verdict; reference pictures, a copy of the picture before, a canvas of one colour and
-random codes stand beside them. Intervals come from resampling the tasks. Nothing is trained.
+Tasks of the RL range are sampled several times each, like rollouts. Every drawing gets its energy E_2D, its guarded
+score and the world's verdict, compared with reference images, copies of the previous image, blank canvases and random
+codes. Intervals come from resampling the tasks. Nothing is trained.
 
     python -m training.studies.score_study nano-omni-r1 --tasks 150 --rollouts 4 --out results/score
 
@@ -30,11 +30,11 @@ from model.checkpoint.manifest import Perception
 from model.checkpoint.shards import resolve
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, encode_pictures
+from model.images.codes import decode_codes, encode_images
 from training.benchmark.evaluate import read_response
 from training.benchmark.stats import ratio
-from training.data.token_sets import PictureCoder, encode_tasks
-from training.scoring.rewards import PictureScore, Scorer, changes_nothing
+from training.data.token_sets import ImageCoder, encode_tasks
+from training.scoring.rewards import ImageScore, Scorer, changes_nothing
 from training.studies.score_report import plot, tables
 from training.world.checkers import check_step, sized
 from training.world.task import Task
@@ -43,13 +43,13 @@ from training.world.world import RL_SEEDS, SLICES, make_task
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the checkpoint's own tau
 UPSTREAM_TAU = 3.0
 RESAMPLES = 500
-MIN_TASKS = 3  # with right, and with wrong drawings: of fewer nothing is said
+MIN_TASKS = 3  # with right, and with wrong drawings: fewer give no result
 COLOURS = ("white", "black", "grey", "red", "green", "blue", "orange", "magenta")  # of blank canvases
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One sampled picture: the task and step it belongs to, its energy and guarded score, and whether it is right."""
+    """One sampled image: its task and step, its energy and guarded score, and whether it is right."""
 
     task: int
     family: str
@@ -63,14 +63,14 @@ class Drawing:
 def sample_drawings(
     loaded: LoadedCheckpoint, tasks: Sequence[Task], *, rollouts: int = 1, seed: int = 0
 ) -> list[Drawing]:
-    """What the checkpoint draws for the tasks at temperature 1, top-p 0.95, judged step by step.
+    """Sample drawings for the tasks at temperature 1, top-p 0.95, and judge them step by step.
 
     Raises:
         ValueError: the checkpoint cannot draw.
     """
     if loaded.vq is None or not loaded.can_draw:
         raise ValueError(f"{loaded.name} cannot draw")
-    questions = encode_pictures(loaded.vq, [task.image for task in tasks])
+    questions = encode_images(loaded.vq, [task.image for task in tasks])
     prompts = [loaded.template.prompt_ids(t.question, [c]) for t, c in zip(tasks, questions, strict=True)]
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=64, admissions_per_step=64)
     params = [SamplingParams(temperature=1.0, top_p=0.95, seed=seed + task.seed) for task in tasks]
@@ -82,35 +82,35 @@ def sample_drawings(
             response = read_response(loaded, completion.token_ids, None, None)
             steps = response.steps[: len(task.steps)]
             drawn = [codes for _, codes in steps if codes is not None]
-            pictures = [sized(picture) for picture in decode_codes(loaded.vq, [seen, *drawn])]
+            images = [sized(image) for image in decode_codes(loaded.vq, [seen, *drawn])]
             before, place = seen, 0
             for k, (text, codes) in enumerate(steps, 1):
                 if codes is None:
                     continue
                 place += 1
-                right = check_step(task, k, pictures[place - 1], pictures[place])
-                score = scorer.score_picture(codes, None if changes_nothing(text) else before)
+                right = check_step(task, k, images[place - 1], images[place])
+                score = scorer.score_image(codes, None if changes_nothing(text) else before)
                 out.append(Drawing(number, task.family, k, score.energy, score.score, score.verdict, right))
                 before = codes
     return out
 
 
-def stand_ins(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> dict[str, list[PictureScore]]:
-    """Scores of what might have been drawn at every step: the reference, the picture before, one colour, noise."""
+def stand_ins(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> dict[str, list[ImageScore]]:
+    """Scores of alternatives to the drawing at every step: the reference, the previous image, one colour, noise."""
     assert loaded.vq is not None
     scorer, config = _scorer(loaded), loaded.vq.config
     canvases = [Image.new("RGB", (config.resolution, config.resolution), colour) for colour in COLOURS]
-    blank = cycle(encode_pictures(loaded.vq, canvases))
+    blank = cycle(encode_images(loaded.vq, canvases))
     noise = torch.Generator().manual_seed(0)
-    out: dict[str, list[PictureScore]] = defaultdict(list)
-    for known in encode_tasks(tasks, PictureCoder(loaded.vq), total=len(tasks)):
+    out: dict[str, list[ImageScore]] = defaultdict(list)
+    for known in encode_tasks(tasks, ImageCoder(loaded.vq), total=len(tasks)):
         before = known.image
         for text, _, codes in known.steps:
             previous = None if changes_nothing(text) else before
             random = torch.randint(len(loaded.vq.codebook), (config.codes_per_image,), generator=noise).tolist()
             choices = {"reference": codes, "picture before": before, "one colour": next(blank), "random codes": random}
             for name, chosen in choices.items():
-                out[name].append(scorer.score_picture(chosen, previous))
+                out[name].append(scorer.score_image(chosen, previous))
             before = codes
     return dict(out)
 
@@ -126,16 +126,16 @@ def study(
     """The tau sweep and the score against the verdict, as numbers.
 
     Returns:
-        `kinds`: energies, plain and guarded scores of drawn pictures and stand-ins; `sweep`: for each tau the spread of
-        the drawn pictures' scores, over all and within one step of one task; `verdict`: correlation and AUC of the
+        `kinds`: energies, plain and guarded scores of drawn images and stand-ins; `sweep`: for each tau the spread of
+        the drawn images' scores, over all and within one step of one task; `verdict`: correlation and AUC of the
         score with being right, over all, within families and by family; `same_step`: of a right and a wrong drawing of
         one step, how often the right one scores higher; `energies`: the raw values.
     """
     tau = (loaded.manifest.perception or Perception()).tau
     others = stand_ins(loaded, tasks)
     kinds = {
-        "drawn, right": [PictureScore(d.energy, d.reward, "ok") for d in drawings if d.right],
-        "drawn, wrong": [PictureScore(d.energy, d.reward, "ok") for d in drawings if not d.right],
+        "drawn, right": [ImageScore(d.energy, d.reward, "ok") for d in drawings if d.right],
+        "drawn, wrong": [ImageScore(d.energy, d.reward, "ok") for d in drawings if not d.right],
         **others,
     }
     drawn = np.array([d.energy for d in drawings])
@@ -172,17 +172,17 @@ Value = Callable[[Drawing], float]
 
 
 def _plain(drawing: Drawing) -> float:
-    """The score falls with the energy, so its ranks do not depend on tau: minus the energy stands for it."""
+    """Minus the energy: the score is monotone in it, so ranks do not depend on tau."""
     return -drawing.energy
 
 
 def _within(by_family: dict[str, list[Drawing]]) -> Value:
-    """Minus the energy, less its family's mean: what a family's pictures have in common says nothing about right."""
+    """Minus the energy, less its family's mean, since a family's common level carries no information about right."""
     means = {name: float(np.mean([d.energy for d in found])) for name, found in by_family.items()}
     return lambda drawing: means[drawing.family] - drawing.energy
 
 
-def _kind(scores: Sequence[PictureScore], tau: float) -> dict[str, float]:
+def _kind(scores: Sequence[ImageScore], tau: float) -> dict[str, float]:
     energy = np.array([score.energy for score in scores])
     return {
         "pictures": len(scores),
@@ -204,7 +204,7 @@ def _sweep_row(drawings: Sequence[Drawing], energy: np.ndarray, tau: float) -> d
 
 
 def auc(right: Sequence[float], wrong: Sequence[float]) -> float | None:
-    """How often a right one scores above a wrong one (ties count half); None without both."""
+    """Probability that a right one scores above a wrong one (ties count half); None without both."""
     if not len(right) or not len(wrong):
         return None
     values = np.concatenate([right, wrong])
@@ -249,7 +249,7 @@ def _interval(
     right: np.ndarray,
     resampled: Sequence[np.ndarray],
 ) -> list[float] | None:
-    """The statistic and its 95 % interval; None where it is not defined, or nothing was resampled."""
+    """The statistic and its 95 % interval; None if undefined or not resampled."""
     found = statistic(values, right)
     if found is None or not resampled:
         return None
@@ -259,7 +259,7 @@ def _interval(
 
 
 def _same_step(drawings: Sequence[Drawing], value: Value) -> dict[str, Any]:
-    """Pairs of a right and a wrong drawing of one step of one task: how often the right one scores higher."""
+    """Pairs of a right and a wrong drawing of one step of one task: the share in which the right one scores higher."""
     by_step: dict[tuple[int, int], list[Drawing]] = defaultdict(list)
     for one in drawings:
         by_step[one.task, one.step].append(one)
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(result: dict[str, Any], out: Path) -> None:
-    """Numbers and plots into the folder, the tables to stdout."""
+    """Write numbers and plots to the folder, the tables to stdout."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "score.json").write_text(json.dumps(result, indent=2) + "\n")
     plot(result, out)

@@ -1,7 +1,7 @@
-"""What can be asked to be drawn on a view, and in which words: orders, thoughts in the first person, after a remark.
+"""Drawable things of a view and their wordings: orders, first-person thoughts, after a remark.
 
-Wordings and lengths vary on purpose: a small model that always meets its order at the same distance from the given
-picture learns to copy by counting tokens, and copies one code aside when the order is one word longer.
+Wordings and lengths vary on purpose: a small model that always sees its order at the same distance from the given image
+learns to copy by counting tokens, and shifts the copy by one code when the order is one word longer.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ MOVING = ("tray", "tray", "tiles", "pattern")
 
 
 def random_view(rng: Random) -> View:
-    """One view, by the makers' weights."""
+    """Sample a view by the makers' weights."""
     makers, weights = zip(*MAKERS.values(), strict=True)
     maker: Callable[[Random], View] = rng.choices(makers, weights)[0]
     return maker(rng)
 
 
 def bare_view(rng: Random) -> View:
-    """One view of those that hold more than scattered dots and tiles, the diagrams more often."""
+    """Sample a view with more than scattered dots and tiles, diagrams more often."""
     return rng.choices((things, rays, walls, axes, bars, table, curve), (40, 10, 12, 12, 12, 8, 6))[0](rng)
 
 
 def drawing(rng: Random, view: View, extras_share: float = 0.6) -> Extra | None:
-    """Something to draw on this view and how it is told, no single thing in `extras_share` of the cases.
+    """Choose something to draw on this view and its wording; no single thing in `extras_share` of the cases.
 
-    None where nothing can be drawn.
+    None if nothing can be drawn.
     """
     named = [spot for spot in view.spots if spot.also or is_unique(view.spots, spot, "name")]
     placed = [spot for spot in view.spots if spot.place and is_unique(view.spots, spot, "place")]
@@ -88,8 +88,8 @@ _LEADS = ("Now", "Now,", "First", "First,", "Next", "Next,", "Then", "Then,", "P
 _THOUGHTS = ("I", "I", "Now I", "First I", "Next I", "Then I", "I now", "I will", "So I", "Next, I", "Finally I")
 
 
-def told(rng: Random, text: str) -> str:
-    """An order as it is, or as a thought ("I mark the red star."), and nothing else."""
+def stated(rng: Random, text: str) -> str:
+    """An order, literally or as a thought ("I mark the red star."), without additions."""
     number, colon, order = text.partition(": ")
     if colon and number.startswith("Number"):
         return f"{number}: {say(rng, '', 'I ')}{order}"
@@ -99,7 +99,7 @@ def told(rng: Random, text: str) -> str:
 
 
 def worded(rng: Random, text: str, view: View) -> str:
-    """An order ("Mark the red star.") as it may be told: as it is, after lead-ins and remarks, or as a thought."""
+    """Vary an order ("Mark the red star."): literally, after lead-ins and remarks, or as a thought."""
     number, colon, order = text.partition(": ")
     if colon and number.startswith("Number"):
         return f"{_remark(rng, view)}{number}: {say(rng, '', 'I ')}{order}"
@@ -121,7 +121,7 @@ def worded(rng: Random, text: str, view: View) -> str:
 
 
 def _remark(rng: Random, view: View) -> str:
-    """What may stand between the given picture and the order: nothing, a question, what is known, the whole caption."""
+    """Text between the given image and the order: nothing, a question, a fact, the whole caption."""
     kind = rng.random()
     if kind < 0.55 or not view.facts:
         return ""

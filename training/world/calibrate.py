@@ -1,9 +1,9 @@
-"""Are the checkers fair? Right drawings must pass and wrong ones fail, after the tokenizer's losses.
+"""Calibration of the checkers: right drawings must pass and wrong ones fail, despite the tokenizer's losses.
 
     python -m training.world.calibrate [--tasks 500] [--checkpoint model/nano/nano-base]
 
-Prints, per family, the share of steps that pass: the reference, and five kinds of wrong picture. Without a checkpoint
-a slight blur and noise stand in for the tokenizer.
+Prints, per family, the share of steps that pass: the reference, and five kinds of wrong images. Without a checkpoint,
+slight blur and noise replace the tokenizer.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from training.skills import Action, apply
-from training.world.canvas import bbox, line, mark, new_picture, zoom
+from training.world.canvas import bbox, line, mark, new_image, zoom
 from training.world.checkers import MAX_CROP_MEAN, check_step
 from training.world.task import SIZE, BoxTarget, LineTarget, MarkTarget, Step, Task, ZoomTarget
 from training.world.world import FAMILIES, make_task
 
-Pictures = Sequence[Image.Image]
-RoundTrip = Callable[[Pictures], list[Image.Image]]
+Images = Sequence[Image.Image]
+RoundTrip = Callable[[Images], list[Image.Image]]
 KINDS = ("reference", "unchanged", "blank", "step before", "other object", "other task")
-FIRST_SEED = 19_000_000  # of the base's share: the calibration looks at no evaluation task
+FIRST_SEED = 19_000_000  # in the base's range: no evaluation tasks
 
 
-def plain(pictures: Pictures) -> list[Image.Image]:
+def plain(images: Images) -> list[Image.Image]:
     """No tokenizer at all."""
-    return list(pictures)
+    return list(images)
 
 
-def blurred(pictures: Pictures) -> list[Image.Image]:
-    """A slight blur and noise in place of a tokenizer."""
+def blurred(images: Images) -> list[Image.Image]:
+    """A slight blur and noise instead of a tokenizer."""
     out = []
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         noise = np.random.default_rng(i).normal(0.0, 5.0, (SIZE, SIZE, 3))
-        soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.6)), dtype=np.float64)
+        soft = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)), dtype=np.float64)
         out.append(Image.fromarray((soft + noise).clip(0, 255).astype(np.uint8)))
     return out
 
 
 def tokenizer_round_trip(folder: Path) -> RoundTrip:
     """Encode and decode with a checkpoint's own VQ."""
-    import torch  # the only place in this package that needs it
+    import torch  # the only use of torch in this package
 
     from model.checkpoint.checkpoint import load_checkpoint
 
     vq = load_checkpoint(folder).vq
     if vq is None:
-        raise ValueError(f"{folder} has no picture decoder")
+        raise ValueError(f"{folder} has no image decoder")
 
-    def round_trip(pictures: Pictures) -> list[Image.Image]:
+    def round_trip(images: Images) -> list[Image.Image]:
         out: list[Image.Image] = []
-        for i in range(0, len(pictures), 8):  # so few stay in the cache: half the time of 64
-            batch = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures[i : i + 8]])
+        for i in range(0, len(images), 8):  # small batches stay in the cache: half the time of 64
+            batch = np.stack([np.asarray(image, dtype=np.float32) for image in images[i : i + 8]])
             with torch.inference_mode():
                 pixels = torch.from_numpy(batch / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
                 decoded = vq.decode(vq.encode(pixels)).permute(0, 2, 3, 1)
@@ -69,7 +69,7 @@ def tokenizer_round_trip(folder: Path) -> RoundTrip:
 
 
 def wrong_drawing(task: Task, k: int, rng: Random) -> Image.Image:
-    """Step k done to another object: a box, mark, line or crop elsewhere, a state with two cells exchanged."""
+    """Step k applied to another object: a box, mark, line or crop elsewhere, or a state with two cells swapped."""
     step, before = task.steps[k - 1], task.image if k == 1 else task.steps[k - 2].image
     target = step.target
     if isinstance(target, BoxTarget):
@@ -77,7 +77,7 @@ def wrong_drawing(task: Task, k: int, rng: Random) -> Image.Image:
         w, h = (target.box[2] - target.box[0]) / 2, (target.box[3] - target.box[1]) / 2
         return apply(bbox(x - w, y - h, x + w, y + h), before)
     if isinstance(target, MarkTarget):
-        number = map(int, Action.parse(step.action).args[2:])  # numbered, if the right one is
+        number = map(int, Action.parse(step.action).args[2:])  # numbered like the right one
         return apply(mark(*_elsewhere(rng, target.point), *number), before)
     if isinstance(target, LineTarget):
         return apply(line(*target.start, *_elsewhere(rng, target.end)), before)
@@ -109,8 +109,8 @@ def _exchanged(step: Step, rng: Random) -> Image.Image:
     return image
 
 
-def _picture_of_another(task: Task, k: int, seed: int) -> Image.Image:
-    """Step k of another task of the family; a crop that happens to show the same thing is no wrong drawing."""
+def _image_of_another(task: Task, k: int, seed: int) -> Image.Image:
+    """Step k of another task of the family; a crop that happens to show the same thing is not wrong."""
     mine = np.asarray(task.steps[k - 1].image, dtype=np.float64)
     while True:
         steps = make_task(task.slice, seed, family=task.family).steps
@@ -126,19 +126,19 @@ def pass_shares(
 ) -> dict[str, float]:
     """Share of steps that pass, for each of `KINDS`, over `num_tasks` tasks of a family."""
     cases: list[tuple[str, Task, int, int, int]] = []
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
 
-    def keep(picture: Image.Image) -> int:
-        pictures.append(picture)
-        return len(pictures) - 1
+    def keep(image: Image.Image) -> int:
+        images.append(image)
+        return len(images) - 1
 
-    blank = keep(new_picture())
+    blank = keep(new_image())
     for i in range(num_tasks):
         task = make_task(slice_, first_seed + i, family=family)
         rng = Random(i)
         shown = [keep(task.image), *(keep(step.image) for step in task.steps)]
         for k in range(1, len(task.steps) + 1):
-            other = _picture_of_another(task, k, first_seed + num_tasks + i)
+            other = _image_of_another(task, k, first_seed + num_tasks + i)
             drawn = {
                 "reference": shown[k],
                 "unchanged": shown[k - 1],
@@ -149,7 +149,7 @@ def pass_shares(
             if k > 1:
                 drawn["step before"] = shown[k - 2]
             cases.extend((kind, task, k, shown[k - 1], number) for kind, number in drawn.items())
-    seen = round_trip(pictures)
+    seen = round_trip(images)
     results: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for kind, task, k, before, drawn_number in cases:
         results[kind].append(check_step(task, k, seen[before], seen[drawn_number]))
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; exit code 1 when a limit (99 % and 1 %) is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=500, help="tasks per family (default 500)")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint whose picture tokenizer is used")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint whose image tokenizer is used")
     parser.add_argument("--family", help="only this family")
     options = parser.parse_args(argv)
     round_trip = blurred if options.checkpoint is None else tokenizer_round_trip(options.checkpoint)

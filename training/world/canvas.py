@@ -1,7 +1,7 @@
-"""What every picture of the world is made of: colours, shapes, glyphs, and the pen.
+"""Building blocks of the world's images: colours, shapes, glyphs, and the pen.
 
-Pictures are 64x64 and go through a tokenizer with one code per 8x8 pixels, so things are placed on a lattice of 8 px
-(a shape fills two by two codes), strokes are 3 px and colours far apart. Ink is used by no object. Knows nothing of
+Images are 64x64 and go through a tokenizer with one code per 8x8 pixels, so things are placed on a lattice of 8 px
+(a shape fills two by two codes), strokes are 3 px and colours far apart. Ink is reserved for drawings. Knows nothing of
 tasks.
 """
 
@@ -61,8 +61,8 @@ _SMALL: Final = {
 }
 
 
-def new_picture(background: RGB = BACKGROUNDS[0]) -> Image.Image:
-    """An empty picture."""
+def new_image(background: RGB = BACKGROUNDS[0]) -> Image.Image:
+    """An empty image."""
     return Image.new("RGB", (SIZE, SIZE), background)
 
 
@@ -144,7 +144,7 @@ def place_word(x: float, y: float) -> str:
 
 
 def bbox(left: float, top: float, right: float, bottom: float) -> Action:
-    """BBOX of a pixel box, cut at the picture's edge."""
+    """BBOX of a pixel box, clipped to the image."""
     left, top = max(left, 0), max(top, 0)
     right, bottom = min(right, SIZE), min(bottom, SIZE)
     return Action("BBOX", (left / SIZE, top / SIZE, (right - left) / SIZE, (bottom - top) / SIZE))
@@ -181,7 +181,7 @@ __all__ = [
     "bbox",
     "line",
     "mark",
-    "new_picture",
+    "new_image",
     "place_word",
     "put_digit",
     "put_shape",

@@ -1,4 +1,4 @@
-"""How a family builds its chain of steps, and small helpers of wording. Knows no family."""
+"""Builds a family's chain of steps; wording helpers. Knows no families."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 
 def say(rng: Random, *phrasings: str) -> str:
-    """One of the phrasings."""
+    """Choose one of the phrasings."""
     return phrasings[rng.randrange(len(phrasings))]
 
 
 def ring(box: Box) -> Box:
-    """The outer edge of an ink box around `box`, cut at the picture's edge."""
+    """The outer edge of an ink box around `box`, clipped to the image."""
     return max(box[0] - 3, 0), max(box[1] - 3, 0), min(box[2] + 3, 64), min(box[3] + 3, 64)
 
 
@@ -29,19 +29,19 @@ def plural(shape: str) -> str:
 
 
 class Chain:
-    """Collects steps; `image` is the newest picture, which the next action draws on."""
+    """Collects steps; `image` is the newest image, which the next action draws on."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
         self.steps: list[Step] = []
 
     def act(self, text: str, action: Action, state: str, target: Target) -> None:
-        """A step whose picture is the action applied to the newest picture."""
+        """Add a step whose image is the action applied to the newest image."""
         self.image = apply(action, self.image)
         self.steps.append(Step(text, action.skill, str(action), self.image, state, target))
 
     def predict(self, text: str, change: str, image: Image.Image, state: str, target: Target) -> None:
-        """A step whose picture is the next state, drawn whole by the family."""
+        """Add a step whose image is the next state, drawn completely by the family."""
         action = Action("PRED", (change,))
         self.image = image
         self.steps.append(Step(text, action.skill, str(action), image, state, target))

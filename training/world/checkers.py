@@ -1,10 +1,10 @@
-"""Reads a drawn picture and says whether the drawing is right.
+"""Checks whether a drawn image is right.
 
     ok = check_step(task, 1, previous, drawn)
 
-`previous` is the picture that the drawing started from *as the model saw it* (the decode of its codes), so that the
-tokenizer's own losses do not count as drawing. The limits below are set by the calibration (`calibrate.py`), never by a
-model's score. Knows nothing of models.
+`previous` is the image that the drawing started from *as the model saw it* (decoded from its codes), so that the
+tokenizer's losses do not count as drawing. The limits come from the calibration (`calibrate.py`), never from a model's
+score. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 MAX_INK_DISTANCE = 35.0  # Lab; nearer is ink
-MIN_BLOB = 5  # pixels; smaller specks of new ink are the tokenizer's,
-MIN_BLOB_SHARE = 0.25  # and in a box or mark those smaller than this share of the largest
+MIN_BLOB = 5  # pixels; smaller specks of new ink come from the tokenizer,
+MIN_BLOB_SHARE = 0.25  # and so do parts of a box or mark below this share of the largest
 MIN_BOX_IOU = 0.6
-MIN_BOX_OUTLINE = 0.75  # share of the outline that is inked
+MIN_BOX_OUTLINE = 0.75  # inked share of the outline
 MAX_MARK_OFFSET = 4.0  # pixels
 MARK_EXTENT = (3, 16)  # pixels, smallest and largest width and height; numbered ones decode to 14 - 16
 MAX_END_OFFSET = 4.0  # pixels
 MAX_LINE_MEDIAN = 2.0  # pixels from the line
-MIN_LINE_COVER = 0.6  # share of the line that is inked
-MIN_NEW_LINE = 0.4  # share of the line whose ink is new
+MIN_LINE_COVER = 0.6  # inked share of the line
+MIN_NEW_LINE = 0.4  # share of the line's ink that is new
 MAX_REST_MEAN = 12.0  # grey levels, outside the ink
 MAX_CHANGED_PATCHES = 2  # of 8x8 px
 PATCH_CHANGED = 40.0  # grey levels
@@ -43,32 +43,32 @@ CELL_RADIUS = 2  # pixels around a cell's centre
 
 
 def judge_drawings(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | None]) -> tuple[int, int]:
-    """How many drawings of a whole trace are right, and of how many: the reference's, or more if more were drawn.
+    """Count the right drawings of a trace, and the total: the reference's number, or more if more were drawn.
 
     Args:
-        task: what was asked.
-        seen: the question's picture as the model saw it, the decode of its codes.
-        drawn: the picture of each step, None for a step without one. A larger checkpoint's are brought to 64x64.
+        task: the task.
+        seen: the question's image as the model saw it, decoded from its codes.
+        drawn: the image of each step, None for a step without one. Larger images are resized to 64x64.
     """
     right = 0
     previous = sized(seen)
-    for k, picture in enumerate(drawn[: len(task.steps)], 1):
-        if picture is not None:
-            picture = sized(picture)
-            right += check_step(task, k, previous, picture)
-            previous = picture
-    return right, max(len(task.steps), sum(picture is not None for picture in drawn))
+    for k, image in enumerate(drawn[: len(task.steps)], 1):
+        if image is not None:
+            image = sized(image)
+            right += check_step(task, k, previous, image)
+            previous = image
+    return right, max(len(task.steps), sum(image is not None for image in drawn))
 
 
-def sized(picture: Image.Image) -> Image.Image:
-    """A picture at the size of the world's."""
-    return picture if picture.size == (SIZE, SIZE) else picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+def sized(image: Image.Image) -> Image.Image:
+    """Resize an image to the world's size."""
+    return image if image.size == (SIZE, SIZE) else image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) -> bool:
-    """Whether `drawn` is what step k (from 1) of the task should have made of `previous`. Pictures are 64x64 RGB."""
+    """Whether `drawn` is the right result of step k (from 1) of the task on `previous`. Images are 64x64 RGB."""
     if drawn.size != (SIZE, SIZE) or previous.size != (SIZE, SIZE):
-        raise ValueError(f"a picture of {SIZE}x{SIZE} pixels is needed, not {drawn.size} after {previous.size}")
+        raise ValueError(f"expected an image of {SIZE}x{SIZE} pixels, got {drawn.size} after {previous.size}")
     target = task.steps[k - 1].target
     before, after = _array(previous), _array(drawn)
     if isinstance(target, StateTarget):
@@ -112,7 +112,7 @@ def _ink_distance(rgb: Floats) -> Floats:
 
 
 def _grow(mask: Mask) -> Mask:
-    """One pixel more on every side."""
+    """Grow by one pixel on every side."""
     padded = np.pad(mask, 1)
     out = mask.copy()
     for dy in (0, 1, 2):
@@ -122,7 +122,7 @@ def _grow(mask: Mask) -> Mask:
 
 
 def _new_ink(before: Floats, after: Floats) -> tuple[Mask, Mask]:
-    """All ink, and the ink that was not there before, without specks."""
+    """All ink, and the ink that is new, without specks."""
     ink = _ink_distance(after) < MAX_INK_DISTANCE
     new = ink & ~_grow(_ink_distance(before) < MAX_INK_DISTANCE)
     return ink, _joined(_blobs(new))
@@ -140,7 +140,7 @@ def _blobs(mask: Mask) -> list[Blob]:
             continue
         seen[y, x] = True
         blob = [(int(y), int(x))]
-        for a, b in blob:  # grows while it is read
+        for a, b in blob:  # grows during iteration
             for c in range(max(a - 1, 0), min(a + 2, SIZE)):
                 for d in range(max(b - 1, 0), min(b + 2, SIZE)):
                     if mask[c, d] and not seen[c, d]:
@@ -160,21 +160,21 @@ def _joined(blobs: list[Blob]) -> Mask:
 
 
 def _without_crumbs(new: Mask) -> Mask:
-    """New ink without the parts that are small beside the largest: a box or a mark is one thing."""
+    """New ink without parts that are small compared to the largest: a box or a mark is one thing."""
     blobs = _blobs(new)
     least = MIN_BLOB_SHARE * max(map(len, blobs))
     return _joined([blob for blob in blobs if len(blob) >= least])
 
 
 def change_outside_ink(previous: Image.Image, drawn: Image.Image) -> float:
-    """Mean change in grey levels of what no ink is on or beside (64x64 pictures): a mark should leave it alone."""
+    """Mean change in grey levels away from ink (64x64 images): a mark should not change these pixels."""
     before, after = _array(previous), _array(drawn)
     change, rest = _change_of_rest(before, after, _new_ink(before, after)[0])
     return float(change.sum() / max(int(rest.sum()), 1))
 
 
 def _change_of_rest(before: Floats, after: Floats, ink: Mask) -> tuple[Floats, Mask]:
-    """The change of every pixel away from ink (0 elsewhere), and which pixels those are."""
+    """The change of every pixel away from ink (0 elsewhere), and the mask of those pixels."""
     rest = ~_grow(_grow(ink))
     return np.abs(after - before).mean(axis=-1) * rest, rest
 
@@ -244,7 +244,7 @@ def _line_is_right(target: LineTarget, ink: Mask, new: Mask) -> bool:
 
 
 def _project(xs: NDArray[Any], ys: NDArray[Any], start: Floats, direction: Floats) -> tuple[Floats, Floats]:
-    """Distance along the line from its start, and away from it, of each pixel's centre."""
+    """Distance along the line from its start, and from the line, of each pixel's centre."""
     dx, dy = xs + 0.5 - start[0] - 0.5, ys + 0.5 - start[1] - 0.5
     return dx * direction[0] + dy * direction[1], np.abs(dx * direction[1] - dy * direction[0])
 

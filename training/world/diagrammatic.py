@@ -17,7 +17,7 @@ from training.world.canvas import (
     RGB,
     line,
     mark,
-    new_picture,
+    new_image,
     put_shape,
 )
 from training.world.chain import Chain, say
@@ -26,7 +26,7 @@ from training.world.task import LineTarget, MarkTarget, Task
 Pixel = tuple[int, int]
 Symmetry = Callable[[int, int], Pixel]
 
-DOT_RADIUS = 7  # pixels; of the round targets
+DOT_RADIUS = 7  # pixels, of the round targets
 
 SYMMETRIES: tuple[Symmetry, ...] = (
     lambda x, y: (x, y),
@@ -38,7 +38,7 @@ SYMMETRIES: tuple[Symmetry, ...] = (
 
 def draw_segments(segments: list[tuple[Pixel, Pixel]], dots: list[tuple[str, Pixel]], background: RGB) -> Image.Image:
     """Black segments and coloured round targets."""
-    image = new_picture(background)
+    image = new_image(background)
     for colour, centre in dots:
         put_shape(image, "circle", COLOURS[colour], centre, 2 * DOT_RADIUS)
     for start, end in segments:
@@ -97,7 +97,7 @@ def make_bounce(rng: Random, seed: int, level: str) -> Task:
     targets = [(56, 8 + 16 * i) for i in range(3)]
     colours = rng.sample(COLOUR_NAMES, 3)
     hit = rng.randrange(3)
-    # As far along the wall as the way back passes the other targets with room to spare.
+    # As far along the wall as the reflected path passes the other targets with room to spare.
     foot = (rng.randint(14, (20, 31, 42)[hit]), wall)
     slope = (wall - targets[hit][1]) / (targets[hit][0] - foot[0])
     start = (4, round(wall - slope * (foot[0] - 4)))
@@ -148,7 +148,7 @@ def _inside(point: Pixel) -> bool:
 
 
 def make_mirror(rng: Random, seed: int, level: str) -> Task:
-    """Where the mirror image of a black dot lies: a line to the axis, a mark as far behind it."""
+    """Where the mirror image of a black dot lies: a line to the axis, a mark as far on the other side."""
     axis = rng.choice(tuple(AXES))
     start, end, flip = AXES[axis]
     far = [p for p in _SPOTS if _inside(flip(*p)) and max(abs(flip(*p)[0] - p[0]), abs(flip(*p)[1] - p[1])) >= 24]
@@ -163,7 +163,7 @@ def make_mirror(rng: Random, seed: int, level: str) -> Task:
         if len(spots) < wanted and all(max(abs(spot[0] - x), abs(spot[1] - y)) >= 16 for x, y in spots):
             spots.append(spot)
     colours = rng.sample(COLOUR_NAMES, len(spots))
-    image = new_picture(rng.choice(BACKGROUNDS))
+    image = new_image(rng.choice(BACKGROUNDS))
     stroke(image, start, end, GREY, 3)
     put_shape(image, "circle", BLACK, dot, 12)
     for colour, spot in zip(colours, spots, strict=True):
@@ -213,7 +213,7 @@ def _length(a: Pixel, b: Pixel) -> int:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1])) // 4
 
 
-# ---- a tree of coloured nodes on a 3x3 grid, which the base has seen
+# ---- a tree of coloured nodes on a 3x3 grid, known from the base training
 
 Cell = tuple[int, int]
 
@@ -224,7 +224,7 @@ def node_centre(cell: Cell) -> Pixel:
 
 
 def random_tree(rng: Random, count: int) -> tuple[list[Cell], list[tuple[int, int]]]:
-    """Cells that hang together, and the edges (pairs of indices, parent first) that tie them."""
+    """Connected cells, and the edges (pairs of indices, parent first) between them."""
     cells, edges = [(rng.randrange(3), rng.randrange(3))], []
     while len(cells) < count:
         i = rng.randrange(len(cells))
@@ -238,7 +238,7 @@ def random_tree(rng: Random, count: int) -> tuple[list[Cell], list[tuple[int, in
 
 def draw_graph(cells: list[Cell], edges: list[tuple[int, int]], colours: list[str], background: RGB) -> Image.Image:
     """Black edges, coloured nodes."""
-    image = new_picture(background)
+    image = new_image(background)
     for a, b in edges:
         stroke(image, node_centre(cells[a]), node_centre(cells[b]), BLACK, 3)
     for cell, colour in zip(cells, colours, strict=True):

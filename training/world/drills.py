@@ -1,10 +1,9 @@
-"""Drills of the base training: seeing, drawing one thing that is asked for, and answering in text.
+"""Drills of the base training: seeing, drawing one requested thing, and answering in text.
 
     drill = make_drill(12)        # the same seed, the same drill
 
-They teach a model to look and to draw, never to reason in pictures: an order asks for one drawing, orders in a row have
-nothing to do with each other, and the chains of tasks come as text without their pictures. Seeds of the evaluation are
-refused.
+They teach a model to look and to draw, never to reason in images: an order requests one drawing, consecutive orders are
+unrelated, and the chains of tasks are text without images. Evaluation seeds are rejected.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import Final
 from PIL import Image
 
 from training.skills import apply
-from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, told, worded
+from training.world.asking import MAKERS, MOVING, bare_view, drawing, random_view, stated, worded
 from training.world.chain import say
-from training.world.scenes import random_action, random_picture
+from training.world.scenes import random_action, random_image
 from training.world.views import Extra, View
 from training.world.world import SLICES, make_task, require_training_seed
 
@@ -33,7 +32,7 @@ KINDS: Final[dict[str, float]] = {
     "direct": 0.08,
     "chain": 0.10,
 }
-# Of the drills that come last: a base that draws what it is told, in many words.
+# Shares of the last drills: a base that draws on order, in many wordings.
 DRAWING: Final[dict[str, float]] = {
     "describe": 0.04,
     "picture": 0.02,
@@ -44,8 +43,8 @@ DRAWING: Final[dict[str, float]] = {
     "direct": 0.03,
     "chain": 0.04,
 }
-# And of those behind them: hardly anything else, in bare words and on pictures without other ink, until the drawings
-# are where the words say.
+# Shares of the drills after that: almost only orders in plain words on images without other ink, until drawings are
+# placed precisely.
 LOCATING: Final[dict[str, float]] = {
     "describe": 0.03,
     "picture": 0.01,
@@ -61,12 +60,12 @@ LOCATING: Final[dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Drill:
-    """One example. `prompt_text` (and `image`, if any) is given; `response` (texts and pictures) is learnt.
+    """One example. `prompt_text` (and `image`, if any) is given; `response` (texts and images) is the target.
 
-    "direct" and "chain" are tasks without pictures in the response: `steps` (texts; none for "direct") and `answer` are
-    for the template to render, and `response` holds the same as plain text. `earlier` is given in front of `image`: the
-    picture before the newest ink. `more` are further orders, given as well, each with the picture it asks for. "order"
-    is "draw" or "move" in bare words, on a picture without other ink.
+    "direct" and "chain" are tasks without images in the response: the template renders `steps` (texts; none for
+    "direct") and `answer`, and `response` has the same as plain text. `earlier` is given before `image`: the image
+    before the newest ink. `more` are further given orders, each with its requested image. "order" is "draw" or "move"
+    in plain words, on an image without other ink.
     """
 
     kind: str
@@ -80,7 +79,7 @@ class Drill:
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` say how often each comes.
+    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` weight the kinds.
 
     Raises:
         ValueError: a seed of the evaluation, or an unknown kind.
@@ -101,7 +100,7 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
         view = random_view(rng)
         return Drill(name, say(rng, "Draw this: ", "Make a picture: ") + view.caption, None, (view.image,))
     if name == "copy":
-        image = random_picture(rng)
+        image = random_image(rng)
         return Drill(name, say(rng, "Copy the picture.", "Draw the same picture again."), image, (image,))
     if name == "draw":
         return _draw_drill(rng)
@@ -117,15 +116,15 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
 
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
-    """The view's picture and, in `share` of the cases, one or two more on which something has been drawn."""
-    pictures = [view.image]
+    """The view's image and, in `share` of the cases, one or two more with earlier drawings."""
+    images = [view.image]
     if rng.random() < share:
         for _ in range(rng.randint(1, 2)):
             given = drawing(rng, view)
             action = random_action(rng) if given is None or rng.random() < 0.3 else given.action
             if action.name != "ZOOM":
-                pictures.append(apply(action, pictures[-1]))
-    return pictures
+                images.append(apply(action, images[-1]))
+    return images
 
 
 def _move_drill(rng: Random, *, bare: bool = False) -> Drill:
@@ -140,17 +139,17 @@ def _is_named_zoom(given: Extra) -> bool:
 
 
 def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
-    """One order that may speak of the newest ink, and up to three more that speak of nothing drawn before."""
+    """One order that may refer to the newest ink, and up to three more that do not refer to earlier drawings."""
     while True:
         view = bare_view(rng) if bare else random_view(rng)
         given = drawing(rng, view, 0.8 if bare else 0.6)
         if given is None or (bare and _is_named_zoom(given)):
             continue
-        pictures = _inked(rng, view, 0.0 if bare else 0.4) if given.before is None else [view.image]
+        images = _inked(rng, view, 0.0 if bare else 0.4) if given.before is None else [view.image]
         for action in given.before or ():
-            pictures.append(apply(action, pictures[-1]))
-        drawn = apply(given.action, pictures[-1])
-        if drawn.tobytes() != pictures[-1].tobytes():  # it may have been drawn before
+            images.append(apply(action, images[-1]))
+        drawn = apply(given.action, images[-1])
+        if drawn.tobytes() != images[-1].tobytes():  # it may have been drawn already
             break
     more: list[tuple[str, Image.Image]] = []
     newest, last, wanted = drawn, given.action.name, rng.choice((0, 1, 2, 3))
@@ -160,14 +159,16 @@ def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
             break
         if following is None or following.before is not None or (bare and _is_named_zoom(following)):
             continue
-        picture = apply(following.action, newest)
-        if picture.tobytes() != newest.tobytes():
-            more.append((following.text, picture))
-            newest, last = picture, following.action.name
-    earlier = pictures[-2] if len(pictures) > 1 and rng.random() < 0.5 else None
-    words = [told(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))]
-    further = tuple((text, picture) for text, (_, picture) in zip(words[1:], more, strict=True))
-    return Drill("draw", words[0], pictures[-1], (drawn,), earlier=earlier, more=further)
+        image = apply(following.action, newest)
+        if image.tobytes() != newest.tobytes():
+            more.append((following.text, image))
+            newest, last = image, following.action.name
+    earlier = images[-2] if len(images) > 1 and rng.random() < 0.5 else None
+    words = [
+        stated(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))
+    ]
+    further = tuple((text, image) for text, (_, image) in zip(words[1:], more, strict=True))
+    return Drill("draw", words[0], images[-1], (drawn,), earlier=earlier, more=further)
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:

@@ -1,11 +1,11 @@
-"""Pictures with lines to go on from, for the base training: rays that point at a dot or a wall, and grey axes."""
+"""Images with lines to continue, for the base training: rays that point at a dot or a wall, and grey axes."""
 
 from __future__ import annotations
 
 from random import Random
 
 from training.skills import stroke
-from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, GREY, line, mark, new_picture, put_shape
+from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, GREY, line, mark, new_image, put_shape
 from training.world.diagrammatic import AXES, SYMMETRIES, Pixel, between, draw_segments
 from training.world.views import Extra, Spot, View, around, listing, spot_at
 
@@ -65,7 +65,7 @@ def walls(rng: Random) -> View:
 
 
 def axes(rng: Random) -> View:
-    """A black dot, coloured ones and a grey line: across to it, and as far behind it."""
+    """A black dot, coloured ones and a grey line: across to it, and as far on the other side."""
     start, end, flip = AXES[rng.choice(tuple(AXES))]
     while True:
         dot = 8 * rng.randint(1, 7), 8 * rng.randint(1, 7)
@@ -96,7 +96,7 @@ def axes(rng: Random) -> View:
 
 
 def _dots(rng: Random, first: Pixel, paths: list[tuple[Pixel, Pixel]], more: int) -> list[Spot]:
-    """A dot at `first` and up to `more` others away from each other and from the paths."""
+    """A dot at `first` and up to `more` others, apart from each other and from the paths."""
     points = [between(a, b, i / 8) for a, b in paths for i in range(9)]
     centres = [first]
     for _ in range(8 * more):
@@ -128,7 +128,7 @@ def _view(
     if axis is None or dot is None:
         image = draw_segments(segments, discs, background)
     else:
-        image = new_picture(background)
+        image = new_image(background)
         stroke(image, *axis, GREY, 3)
         put_shape(image, "circle", BLACK, dot, 12)
         for colour, centre in discs:

@@ -17,7 +17,7 @@ from training.world.canvas import (
     SHAPES,
     bbox,
     mark,
-    new_picture,
+    new_image,
     place_word,
     put_shape,
     zoom,
@@ -41,7 +41,7 @@ class Thing:
 
     @property
     def centre(self) -> tuple[int, int]:
-        """Middle of the shape: at the picture's edge one pixel further in, where a box in ink hides nothing."""
+        """Middle of the shape; at the image's edge one pixel further in, where an ink box hides nothing."""
         return _middle(self.x), _middle(self.y)
 
     @property
@@ -62,14 +62,14 @@ def _middle(corner: int) -> int:
 
 
 def make_thing(rng: Random, shape: str, colour: str, x: int, y: int) -> Thing:
-    """A thing in that block; smaller at the picture's edge."""
+    """A thing in that block; smaller at the image's edge."""
     edge = x in (0, SIZE - BLOCK) or y in (0, SIZE - BLOCK)
     return Thing(shape, colour, x, y, 12 if edge else rng.choice((12, 14, 14)))
 
 
 def draw_things(things: list[Thing], background: tuple[int, int, int]) -> Image.Image:
-    """The scene."""
-    image = new_picture(background)
+    """Draw the scene."""
+    image = new_image(background)
     for thing in things:
         put_shape(image, thing.shape, COLOURS[thing.colour], thing.centre, thing.size)
     return image
@@ -101,7 +101,7 @@ def others(things: list[Thing], one: Thing) -> tuple[Point, ...]:
 
 
 def make_find(rng: Random, seed: int, level: str) -> Task:
-    """Mark the one thing of a colour (or shape), zoom in, tell its shape (or colour)."""
+    """Mark the one thing of a colour (or shape), zoom in, name its shape (or colour)."""
     by_colour = rng.random() < 0.5
     keys, values = (COLOUR_NAMES, SHAPES) if by_colour else (SHAPES, COLOUR_NAMES)
     key, answer = rng.choice(keys), rng.choice(values)
@@ -146,7 +146,7 @@ _SIDES = {"right of": "to its right", "left of": "to its left", "below": "below 
 
 
 def make_relation(rng: Random, seed: int, level: str) -> Task:
-    """From an anchor one, two (hard: three) places on in a 3x3 arrangement; tell what is there."""
+    """From an anchor one, two (hard: three) places on in a 3x3 arrangement; name the thing there."""
     hops = 3 if level == "hard" else rng.choice((1, 2, 2))
     path, directions = _walk(rng, hops)
     free = [cell for cell in ((c, r) for r in range(3) for c in range(3)) if cell not in path]
@@ -218,7 +218,7 @@ def make_relation(rng: Random, seed: int, level: str) -> Task:
 
 
 def _walk(rng: Random, hops: int) -> tuple[list[tuple[int, int]], list[str]]:
-    """A path of neighbouring cells of a 3x3 grid that meets no cell twice, and the directions taken."""
+    """A self-avoiding path of neighbouring cells of a 3x3 grid, and its directions."""
     while True:
         path, directions = [(rng.randrange(3), rng.randrange(3))], []
         for _ in range(hops):

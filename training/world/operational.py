@@ -1,4 +1,4 @@
-"""Operations: the next state drawn whole. Families `walker`, `tilt`, `rotate`.
+"""Operations: the next state, drawn completely. Families `walker`, `tilt`, `rotate`.
 
 Every cell is a tile whose edges lie on the 8-px lattice, 1 px of background around it.
 """
@@ -9,7 +9,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, EMPTY, RGB, new_picture
+from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, EMPTY, RGB, new_image
 from training.world.chain import COUNT_WORDS, Chain, say
 from training.world.task import StateTarget, Task
 
@@ -27,7 +27,7 @@ def tile(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, colour: RGB)
 
 def draw_walker(cells: Cells, at: tuple[int, int], background: RGB) -> Image.Image:
     """The 4x4 board with the walker at (column, row)."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for row, names in enumerate(cells):
         for column, name in enumerate(names):
@@ -38,7 +38,7 @@ def draw_walker(cells: Cells, at: tuple[int, int], background: RGB) -> Image.Ima
 
 
 def walker_target(cells: Cells, at: tuple[int, int]) -> StateTarget:
-    """Centre of every cell: black where the walker stands."""
+    """Centre of every cell: black at the walker's position."""
     return StateTarget(
         tuple(
             (16 * c + 8, 16 * r + 8, "black" if (c, r) == at else name)
@@ -54,7 +54,7 @@ def join_words(words: list[str]) -> str:
 
 
 def make_walker(rng: Random, seed: int, level: str) -> Task:
-    """Several moves on a board of coloured tiles; the colour it ends on."""
+    """Several moves on a board of coloured tiles; asks for the colour at the end."""
     count = rng.randint(5, 6) if level == "hard" else rng.randint(2, 4)
     cells = tuple(tuple(rng.choice(COLOUR_NAMES) for _ in range(4)) for _ in range(4))
     at = (rng.randrange(4), rng.randrange(4))
@@ -106,12 +106,12 @@ def make_walker(rng: Random, seed: int, level: str) -> Task:
     )
 
 
-# ---- tilt: blocks slide until something stops them
+# ---- tilt: blocks slide until they hit something
 
 
 def draw_blocks(cells: Cells, background: RGB) -> Image.Image:
     """A 4x4 tray with blocks."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for row, names in enumerate(cells):
         for column, name in enumerate(names):
@@ -164,7 +164,7 @@ def random_tray(rng: Random, count: int) -> Cells:
 
 
 def make_tilt(rng: Random, seed: int, level: str) -> Task:
-    """Tilt the tray one to three times; where is a block, or which block is in a corner."""
+    """Tilt the tray one to three times; asks for a block's position, or for the block in a corner."""
     while True:
         cells = random_tray(rng, rng.randint(5, 6) if level == "hard" else rng.randint(3, 5))
         directions, states = [rng.choice(tuple(MOVES))], []
@@ -248,7 +248,7 @@ def turn(cells: Cells, change: str) -> Cells:
 
 def draw_pattern(cells: Cells, background: RGB) -> Image.Image:
     """A 2x2 (24-px cells) or 3x3 (16-px cells) pattern in the middle."""
-    image = new_picture(background)
+    image = new_image(background)
     draw, size = ImageDraw.Draw(image), 48 // len(cells)
     for row, names in enumerate(cells):
         for column, name in enumerate(names):
@@ -257,7 +257,7 @@ def draw_pattern(cells: Cells, background: RGB) -> Image.Image:
 
 
 def random_pattern(rng: Random, size: int) -> Cells:
-    """A pattern that no change leaves as it is."""
+    """A pattern that every change alters."""
     while True:
         names = rng.sample(COLOUR_NAMES, 4) if size == 2 else [rng.choice(COLOUR_NAMES) for _ in range(9)]
         cells = tuple(tuple(names[size * r : size * r + size]) for r in range(size))

@@ -1,8 +1,8 @@
-"""A broad distribution of pictures for the tokenizer: whatever a task, a drill or a user's sketch may look like.
+"""A broad distribution of images for the tokenizer, covering tasks, drills and users' sketches.
 
-    image = random_picture(Random(1))
+    image = random_image(Random(1))
 
-Half are pictures of the tasks (questions and steps), the rest: the same with random ink and crops, flat colours,
+Half are images of the tasks (questions and steps); the rest are the same with random ink and crops, flat colours,
 scattered shapes of any size and colour, gradients, smooth noise, and pen sketches.
 """
 
@@ -15,22 +15,22 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from training.skills import Action, apply
-from training.world.canvas import BACKGROUNDS, BLACK, COLOURS, EMPTY, GREY, INK, RGB, SHAPES, new_picture, put_shape
+from training.world.canvas import BACKGROUNDS, BLACK, COLOURS, EMPTY, GREY, INK, RGB, SHAPES, new_image, put_shape
 from training.world.task import SIZE
 from training.world.world import BASE_SEEDS, SLICES, make_task
 
 _PALETTE: tuple[RGB, ...] = (*COLOURS.values(), BLACK, GREY, EMPTY, INK, (255, 255, 255), *BACKGROUNDS)
 
 
-def random_picture(rng: Random) -> Image.Image:
-    """One 64x64 RGB picture. Task pictures come from the base seeds only."""
+def random_image(rng: Random) -> Image.Image:
+    """One 64x64 RGB image. Task images only use base seeds."""
     kind = rng.random()
     if kind < 0.56:
-        return _task_picture(rng)
+        return _task_image(rng)
     if kind < 0.76:
-        return _with_random_ink(rng, _task_picture(rng))
+        return _with_random_ink(rng, _task_image(rng))
     if kind < 0.79:
-        return new_picture(rng.choice(_PALETTE) if rng.random() < 0.6 else _any_colour(rng))
+        return new_image(rng.choice(_PALETTE) if rng.random() < 0.6 else _any_colour(rng))
     if kind < 0.88:
         return _shapes(rng)
     if kind < 0.90:
@@ -40,7 +40,7 @@ def random_picture(rng: Random) -> Image.Image:
     return _sketch(rng)
 
 
-def _task_picture(rng: Random) -> Image.Image:
+def _task_image(rng: Random) -> Image.Image:
     level = "hard" if rng.random() < 0.15 else "normal"
     task = make_task(rng.choice(SLICES), rng.choice(BASE_SEEDS), level=level)
     return rng.choice([task.image, *(step.image for step in task.steps)])
@@ -77,7 +77,7 @@ def _any_colour(rng: Random) -> RGB:
 
 
 def _shapes(rng: Random) -> Image.Image:
-    image = new_picture(rng.choice(BACKGROUNDS) if rng.random() < 0.7 else _any_colour(rng))
+    image = new_image(rng.choice(BACKGROUNDS) if rng.random() < 0.7 else _any_colour(rng))
     for _ in range(rng.randint(1, 8)):
         colour = rng.choice(_PALETTE) if rng.random() < 0.7 else _any_colour(rng)
         centre = rng.randint(4, 60), rng.randint(4, 60)
@@ -100,7 +100,7 @@ def _noise(rng: Random) -> Image.Image:
 
 
 def _sketch(rng: Random) -> Image.Image:
-    """Wobbly pen strokes and filled blobs, as drawn by hand in a sketch pad and shrunk to 64 px."""
+    """Wobbly pen strokes and filled blobs, as in a sketch pad, shrunk to 64 px."""
     scale = 4
     image = Image.new("RGB", (SIZE * scale, SIZE * scale), rng.choice(BACKGROUNDS))
     draw = ImageDraw.Draw(image)

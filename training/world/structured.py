@@ -1,4 +1,4 @@
-"""Structured pictures: charts and tables. Families `bar`, `difference`, `table`, `peak`."""
+"""Structured images: charts and tables. Families `bar`, `difference`, `table`, `peak`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.world.canvas import (
     bbox,
     line,
     mark,
-    new_picture,
+    new_image,
     put_digit,
     put_shape,
     put_small_digit,
@@ -28,7 +28,7 @@ from training.world.chain import ORDINALS, Chain, say
 from training.world.task import BoxTarget, LineTarget, MarkTarget, Task
 
 AXIS_X = 9  # centre of the upright axis
-BASE_Y = 60  # where bars stand
+BASE_Y = 60  # baseline of the bars
 TOP_VALUE = 6
 
 # ---- bars: one per column of codes, a unit is 8 px high
@@ -42,8 +42,8 @@ def bar_top(bar: tuple[str, int, int]) -> tuple[int, int]:
 
 
 def draw_bars(bars: Bars, background: RGB) -> Image.Image:
-    """The chart, with the values 1 … 6 beside the axis."""
-    image = new_picture(background)
+    """The chart, with the values 1 … 6 next to the axis."""
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for value in range(1, TOP_VALUE + 1):
         y = BASE_Y - 8 * value
@@ -59,7 +59,7 @@ def draw_bars(bars: Bars, background: RGB) -> Image.Image:
 
 def random_bars(rng: Random, count: int, values: list[int]) -> Bars:
     """Bars of different colours; the first len(values) of a random order have these values."""
-    columns = sorted(rng.sample(range(2 if count > 5 else 3, 8), count))  # room for a line to the axis
+    columns = sorted(rng.sample(range(2 if count > 5 else 3, 8), count))  # leaves room for a line to the axis
     order = rng.sample(range(count), count)
     heights = [rng.randint(1, TOP_VALUE) for _ in range(count)]
     for place, value in zip(order, values, strict=False):
@@ -143,8 +143,8 @@ def make_difference(rng: Random, seed: int, level: str) -> Task:
 
 
 def draw_table(shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], background: RGB) -> Image.Image:
-    """Three rows and columns of 16-px cells behind their headings."""
-    image = new_picture(background)
+    """Three rows and columns of 16-px cells with headings."""
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     for i in range(3):
         put_digit(image, str(i + 1), (24 + 16 * i, 8))
@@ -219,7 +219,7 @@ def point_at(column: int, value: int) -> tuple[int, int]:
 
 def draw_curve(values: tuple[int, ...], colour: str, background: RGB) -> Image.Image:
     """A line chart over the numbers 1, 2, 3 …, 8 px apart."""
-    image = new_picture(background)
+    image = new_image(background)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, PLOT_Y - 1, 63, PLOT_Y + 1), fill=BLACK)
     for i in range(len(values)):

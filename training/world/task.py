@@ -1,4 +1,4 @@
-"""A task and its chain of steps: plain values. Knows nothing of how they are drawn or checked."""
+"""A task and its chain of steps as plain values. Knows nothing of drawing or checking."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-SIZE = 64  # width and height of every picture, in pixels
+SIZE = 64  # width and height of every image, in pixels
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -29,9 +29,9 @@ class MarkTarget:
 
 @dataclass(frozen=True)
 class LineTarget:
-    """A straight stroke of ink from `start` to `end` (either way round).
+    """A straight stroke of ink from `start` to `end` (in either direction).
 
-    Where `end` is the centre of a thing, `end_radius` is the thing's: a line that reaches its rim has reached it.
+    If `end` is the centre of a thing, `end_radius` is its radius: a line that reaches the rim counts.
     """
 
     start: Point
@@ -41,7 +41,7 @@ class LineTarget:
 
 @dataclass(frozen=True)
 class ZoomTarget:
-    """A crop of the picture before: the one of `candidates` at `index`."""
+    """A crop of the previous image: the one of `candidates` at `index`."""
 
     candidates: tuple[Box, ...]
     index: int
@@ -49,7 +49,7 @@ class ZoomTarget:
 
 @dataclass(frozen=True)
 class StateTarget:
-    """A whole new state: at each point (centre of a cell) the colour named there (`palette.STATE_COLOURS`)."""
+    """A complete new state: at each point (centre of a cell) the named colour (`palette.STATE_COLOURS`)."""
 
     cells: tuple[tuple[float, float, str], ...]
 
@@ -59,7 +59,7 @@ Target = BoxTarget | MarkTarget | LineTarget | ZoomTarget | StateTarget
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the chain. `state` writes out what the picture shows (the text-only control reads it instead)."""
+    """One step of the chain. `state` describes the image in text (for the text-only control)."""
 
     text: str
     skill: str
@@ -71,7 +71,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """A question about a picture, its answer and the chain that leads there; a pure function of slice and seed."""
+    """A question about an image, its answer and the chain that leads there; a pure function of slice and seed."""
 
     slice: str
     family: str
@@ -81,7 +81,7 @@ class Task:
     steps: tuple[Step, ...]
     answer: str
     split: str = "normal"
-    choices: tuple[str, ...] = field(default=(), repr=False)  # the answers that this question could have
+    choices: tuple[str, ...] = field(default=(), repr=False)  # possible answers to this question
 
     @property
     def task_id(self) -> str:

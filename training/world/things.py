@@ -1,4 +1,4 @@
-"""Scattered shapes to look at and draw on, for the base training: by name, in reading order, beside one another."""
+"""Scattered shapes to look at and draw on, for the base training: by name, in reading order, or by neighbour."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def things(rng: Random) -> View:
 
 
 def _in_order(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
-    """Numbered marks: the first, the next or the third of a kind, in reading order, those before it being marked."""
+    """Numbered marks: the first, next or third of a kind in reading order, with the previous ones marked."""
     kinds = [(f"{thing.colour} {rng.choice(NOUNS)}", "colour", thing.colour) for thing in scene]
     kinds += [(thing.shape, "shape", thing.shape) for thing in scene]
     extras = []
@@ -68,7 +68,7 @@ def _in_order(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
 
 
 def _closer(rng: Random, spots: tuple[Spot, ...]) -> list[Extra]:
-    """A closer look at what has a mark on it, or a box around it."""
+    """A closer look at something with a mark on it or a box around it."""
     spot = rng.choice(spots)
     by, ink = ("mark", mark(*spot.centre)) if rng.random() < 0.7 else ("box", bbox(*ring(spot.box)))
     text = say(rng, f"Zoom in on the {by}.", "Zoom in there.", "Zoom in to see it better.", f"Zoom to the {by}.")
@@ -76,7 +76,7 @@ def _closer(rng: Random, spots: tuple[Spot, ...]) -> list[Extra]:
 
 
 def _beside(rng: Random, scene: list[natural.Thing]) -> list[Extra]:
-    """What stands beside a thing that is named, or that has the newest mark."""
+    """The neighbour of a thing that is named or has the newest mark."""
     at = {(thing.x // 24, thing.y // 24): thing for thing in scene}
     pairs = [
         (words, one, at[cell])

@@ -1,7 +1,7 @@
-"""Pictures to look at and draw on, for the base training: each with a caption and the things that can be pointed at.
+"""Images to look at and draw on, for the base training: each with a caption and the things that can be pointed at.
 
-A view shows what a family's question picture shows, drawn anew and at random; it holds no question and no chain. Knows
-nothing of prompts (see `drills.py`).
+A view is a random variant of a family's question image, without question or chain. Knows nothing of prompts (see
+`drills.py`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from training.world.task import Box
 
 @dataclass(frozen=True)
 class Spot:
-    """Something that an instruction can name: by `name`, `place` ("in the upper left"), or what is `also` its own."""
+    """Something that an instruction can name: by `name`, `place` ("in the upper left") or `also`."""
 
     name: str
     place: str
     centre: tuple[int, int]
     box: Box
-    also: tuple[str, ...] = ()  # other names that nothing else in the picture has: "red thing"
+    also: tuple[str, ...] = ()  # other unique names: "red thing"
 
 
 @dataclass(frozen=True)
 class Extra:
-    """Something to draw that is no single spot.
+    """Something to draw that is not a single spot.
 
-    `before` is the ink that the text speaks of, and is drawn first; None: whatever ink there is does not matter.
+    `before` is the ink that the text refers to, and is drawn first; None: existing ink does not matter.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Extra:
 
 @dataclass(frozen=True)
 class View:
-    """A picture, what it shows in words, its things, and what else can be drawn on it."""
+    """An image, its caption, its things, and further things that can be drawn on it."""
 
     image: Image.Image
     caption: str
@@ -71,12 +71,12 @@ def _place(centre: tuple[int, int]) -> str:
 
 
 def spot_at(name: str, centre: tuple[int, int], box: Box) -> Spot:
-    """A spot with the place of its centre in words."""
+    """A spot with its centre's place in words."""
     return Spot(name, _place(centre), centre, box)
 
 
 def around(centre: tuple[int, int], half: int = 8) -> Box:
-    """The box `half` a side away from a point."""
+    """The box with half side `half` around a point."""
     return centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half
 
 
@@ -279,7 +279,7 @@ def tray(rng: Random) -> View:
 
 
 def pattern(rng: Random) -> View:
-    """A pattern of two by two (now and then three by three) fields; its turns and flips."""
+    """A pattern of two by two (sometimes three by three) fields; its turns and flips."""
     cells = operational.random_pattern(rng, 2 if rng.random() < 0.8 else 3)
     background, last = rng.choice(BACKGROUNDS), len(cells) - 1
     moves = []

@@ -1,9 +1,9 @@
-"""The procedural world: four slices, families of tasks, and the rule which seeds may train.
+"""The procedural world: four slices, families of tasks, and the rule for training seeds.
 
-    task = make_task("natural", 1_000_000_123)
+task = make_task("natural", 1_000_000_123)
 
-A task is a pure function of slice and seed. Seeds from `EVAL_SEED_MIN` up are for evaluation: whatever builds training
-data calls `require_training_seed`. Knows nothing of models.
+A task is a pure function of slice and seed. Seeds from `EVAL_SEED_MIN` are for evaluation: code that builds training
+data must call `require_training_seed`. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TASK_ID: Final = re.compile(r"([a-z]+)-(?:(hard)-)?(\d{1,16})")
 
 
 def make_task(slice: str, seed: int, *, family: str | None = None, level: str = "normal") -> Task:
-    """The task of this slice and seed; `family` forces one, otherwise the seed draws it.
+    """The task of this slice and seed; `family` forces one, otherwise the seed chooses it.
 
     Raises ValueError for an unknown slice, family or level, or a seed outside 0 … 2^53-1.
     """
@@ -82,7 +82,7 @@ def task_of_id(task_id: str) -> Task:
 
 
 def require_training_seed(seed: int) -> int:
-    """`seed` itself; ValueError when it belongs to the evaluation."""
+    """Return `seed`; raise ValueError if it belongs to the evaluation."""
     if not 0 <= seed < EVAL_SEED_MIN:
         raise ValueError(f"seed {seed} is kept for evaluation (from {EVAL_SEED_MIN:,} up) and may not train")
     return seed

@@ -1,6 +1,6 @@
-"""Where text-only chains come from, by specification: the world, M3CoT, or the texts of traces that exist.
+"""Sources of text-only chains: the world, M3CoT, or the texts of existing traces.
 
-Rows that are no usable chain are told as rejections with their place and do not end the reading. Knows no model.
+Unusable rows become rejections with their location and do not end the reading. Knows no models.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ChainSource = UniTasksData | JsonlData | ZebraCoTData | M3CoTData
 def read_chains(
     data: ChainSource, seed: int, settings: ZeroHyperparameters, image_size: int | None = None
 ) -> Iterator[TextChain | Rejection]:
-    """The chains that a specification asks for, in its order.
+    """Read the chains of a specification, in order.
 
     Raises:
-        training.data.rows.DataError: nothing of a known kind is there.
+        training.data.rows.DataError: no known data was found.
         ValueError: a seed of the world lies in the evaluation range.
     """
     if isinstance(data, UniTasksData):
@@ -51,8 +51,8 @@ def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iter
 
 def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | None) -> Iterator[TextChain | Rejection]:
     def chain(row: Row) -> TextChain:
-        picture = row.data.get("image")
-        image = None if picture is None else row.image(picture)
+        value = row.data.get("image")
+        image = None if value is None else row.image(value)
         made = m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
         return replace(made, question=numbered(made.question, 0 if image is None else 1))
 
@@ -64,13 +64,13 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
 
 
 def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:
-    """A trace's words without its pictures; the question may have one."""
-    if len(sample.pictures) > 1:
-        detail = f"the question has {len(sample.pictures)} pictures, and a chain starts from one"
+    """The text of a trace without its images; the question may have one."""
+    if len(sample.images) > 1:
+        detail = f"the question has {len(sample.images)} images, but a chain starts from one"
         return Rejection(sample.where, "too_many_pictures", detail)
-    if any(isinstance(picture, TokenIds) for picture in sample.pictures):
-        return Rejection(sample.where, "wrong_type", "the question's picture is token ids: a chain needs the picture")
-    images = [picture for picture in sample.pictures if isinstance(picture, Image.Image)]
+    if any(isinstance(image, TokenIds) for image in sample.images):
+        return Rejection(sample.where, "wrong_type", "the question's image is token ids: a chain needs pixels")
+    images = [image for image in sample.images if isinstance(image, Image.Image)]
     texts = [step.text for step in sample.steps if step.text]
     if not texts:
         return Rejection(sample.where, "empty_reasoning", "no step has a text")

@@ -1,9 +1,9 @@
-"""The Zero job: text-only chains of thought -> pictures that the base draws -> traces -> PeSFT (method, section 4).
+"""The Zero job: text-only chains of thought -> images drawn by the base -> traces -> PeSFT (method, section 4).
 
 Chains are drawn in chunks by :class:`training.zero.visualiser.Visualiser`, and each chunk is kept in the run's folder:
-a job that was stopped or killed goes on with the next one and ends with the same traces. What is left of them, after
-the guards, is written as a PeSFT data set in the authors' jsonl format; the report says how many pictures were drawn
-and rejected, how blank and how diverse they are, and shows a sheet of them. Nobody selects by what the world knows.
+a resumed job continues with the next one and produces the same traces. Traces that pass the guards are written as a
+PeSFT data set in the authors' jsonl format; the report counts drawn and rejected images, measures blankness and
+diversity, and has a contact sheet. Selection never uses the world's ground truth.
 
 Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POST /v1/jobs {"method": "zero", ...}``.
 """
@@ -37,17 +37,17 @@ from training.zero.report import bootstrap_report, contact_sheet
 from training.zero.visualiser import DrawnChain, Visualiser, leave_out_the_unsure
 
 STAGE = "zero"
-SHOWN = 12  # traces that are told as samples
+SHOWN = 12  # traces logged as samples
 BLANK_WARNING = 0.2  # share of blank candidates
 COPIED_WARNING = 0.2
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
-    """Bootstrap, then PeSFT on what was drawn unless that is left out; returns what ``result.json`` shall say.
+    """Bootstrap, then run PeSFT on the drawn traces unless disabled; return the object for ``result.json``.
 
     Raises:
         JobError: the base cannot draw, the chains cannot be used, or too few traces were accepted.
-        JobStopped: as asked; what has been drawn is kept.
+        JobStopped: stopped; finished drawings are kept.
     """
     spec = ctx.spec
     assert isinstance(spec, ZeroSpec)
@@ -66,11 +66,11 @@ def run(ctx: JobContext) -> dict[str, Any]:
 
 
 def bootstrap(ctx: JobContext) -> dict[str, Any]:
-    """Draw the pictures, write traces, report and contact sheet; an earlier sitting's result is given back at once.
+    """Draw the images, write traces, report and contact sheet; reuse the result of an earlier session.
 
     Raises:
         JobError: the base cannot draw, the chains cannot be used, or too few traces were accepted.
-        JobStopped: as asked; what has been drawn is kept.
+        JobStopped: stopped; finished drawings are kept.
     """
     spec = ctx.spec
     assert isinstance(spec, ZeroSpec)
@@ -105,17 +105,17 @@ def _load(ctx: JobContext, settings: ZeroHyperparameters) -> tuple[LoadedCheckpo
     except ValueError as error:
         raise JobError("bad_template", f"{name}: {error}") from error
     if not base.can_draw:
-        raise JobError("base_cannot_draw", f"{name} has no VQ decoder: it cannot draw the pictures of a chain")
+        raise JobError("base_cannot_draw", f"{name} has no VQ decoder: it cannot draw the images of a chain")
     return base, output
 
 
 def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path) -> tuple[list[DrawnChain], Intake]:
-    """Every chain with its pictures, chunk by chunk; those of an earlier sitting are read back."""
+    """Draw every chain, chunk by chunk; chunks of an earlier session are read back."""
     path, size = folder / "drawn.jsonl", spec.hyperparameters.batch_size
     drawn = _read_back(path, size) if ctx.resume else []
     atomic_write(path, lambda temporary: temporary.write_text(_lines(drawn), "utf-8"), disk=ctx.disk)
     if drawn:
-        ctx.log.log(f"{len(drawn)} chains had been drawn before")
+        ctx.log.log(f"{len(drawn)} chains were already drawn")
     rejected: list[Rejection] = []
     chains = assigned_ids(
         _kept(read_chains(spec.data, spec.seed, spec.hyperparameters, visualiser.vq.config.resolution), rejected)
@@ -150,7 +150,7 @@ def _kept(items: Iterable[TextChain | Rejection], rejected: list[Rejection]) -> 
 def _finish(
     ctx: JobContext, base: LoadedCheckpoint, drawn: Sequence[DrawnChain], intake: Intake, folder: Path
 ) -> dict[str, Any]:
-    """Traces, report and contact sheet."""
+    """Write traces, report and contact sheet."""
     assert base.vq is not None
     if intake.rejected:
         ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))
@@ -167,7 +167,7 @@ def _finish(
     )
     atomic_write(traces, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
     report = bootstrap_report(drawn, base.manifest.perception or Perception())
-    sheet = ctx.log.picture(contact_sheet(base.vq, drawn), "zero-contact-sheet")
+    sheet = ctx.log.save_image(contact_sheet(base.vq, drawn), "zero-contact-sheet")
     report |= {"contact_sheet": sheet, "traces": str(traces.relative_to(ctx.folder)), "data": intake.to_json()}
     ctx.log.report("bootstrapping", report)
     for share, limit, code in (
@@ -186,14 +186,14 @@ def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparamete
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["rejected"].items())
     detail = f"{total - accepted} of {total} chains are no traces ({reasons}): look at the contact sheet"
-    whole = accepted + report["rejected"].get("unsure", 0)  # left out by choice
+    whole = accepted + report["rejected"].get("unsure", 0)  # excluded by choice
     if not accepted or whole < settings.min_accepted * total:
         raise JobError("too_few_accepted", detail)
     ctx.log.warning("samples_rejected", detail)
 
 
 def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
-    """A drawn chain as a row of the authors' jsonl format, its pictures as token ids with begin- and end-image."""
+    """A drawn chain as a row of the authors' jsonl format, its images as token ids with begin- and end-image."""
     row: dict[str, Any] = {}
     question = with_names(one.question, 0 if one.question_codes is None else 1)
     if one.question_codes is not None:
@@ -201,10 +201,10 @@ def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
     texts, number = [], 0
     for k, step in enumerate(one.steps, 1):
         place = ""
-        if step.picture is not None:
+        if step.image is not None:
             number += 1
             place = f"<image_start>[reasoning_image_{number}]<image_end>"
-            row[f"reasoning_image_{number}"] = vocab.image_ids(step.picture)
+            row[f"reasoning_image_{number}"] = vocab.image_ids(step.image)
         texts.append(f"THOUGHT {k}: {step.text}{place}")
     return {
         "Question": question,
@@ -231,20 +231,20 @@ def _chunk_metrics(new: Sequence[DrawnChain]) -> dict[str, float]:
 def _show(
     ctx: JobContext, base: LoadedCheckpoint, chunk: Sequence[TextChain], new: Sequence[DrawnChain], *, first: int
 ) -> None:
-    """Tell one trace of every chunk, and the first few whole ones of the first chunk."""
+    """Log one trace of every chunk, and the first few complete ones of the first chunk."""
     assert base.vq is not None
     whole = [i for i, one in enumerate(new) if one.rejected is None]
     shown = whole[:4] if first == 0 else whole[:1] if first < SHOWN * len(new) else []
     for i in shown:
         one = new[i]
-        pictures = iter(decode_codes(base.vq, [step.picture for step in one.steps if step.picture is not None]))
+        images = iter(decode_codes(base.vq, [step.image for step in one.steps if step.image is not None]))
         scores = [step.candidates[step.kept].score for step in one.steps if step.kept is not None]
         ctx.log.sample(
             STAGE,
             first + len(new),
             question=one.question,
             question_image=chunk[i].image,
-            steps=[{"text": s.text, "image": None if s.picture is None else next(pictures)} for s in one.steps],
+            steps=[{"text": s.text, "image": None if s.image is None else next(images)} for s in one.steps],
             answer=one.answer,
             reference=one.answer,
             slice=one.slice,
@@ -254,7 +254,7 @@ def _show(
 
 
 def _read_back(path: Path, size: int) -> list[DrawnChain]:
-    """The whole chunks of an earlier sitting; a chunk that was cut short is drawn again."""
+    """Read the complete chunks of an earlier session; an incomplete chunk is drawn again."""
     if not path.exists():
         return []
     drawn = []

@@ -1,4 +1,4 @@
-"""What bootstrapping made, in numbers and on one sheet to look at. Knows drawn chains and codes; no job, no files."""
+"""Report of a bootstrapping run, in numbers and on a contact sheet. Knows drawn chains and codes; no jobs or files."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ _GREEN, _RED, _GREY, _BLACK = (0, 140, 60), (205, 40, 40), (190, 190, 190), (20,
 
 
 def bootstrap_report(drawn: Sequence[DrawnChain], perception: Perception) -> dict[str, Any]:
-    """Counts, shares, diversity and histograms of everything that was drawn.
+    """Counts, shares, diversity and histograms of all drawings.
 
     * ``blank_share``, ``copied_share``: of all candidates;
-    * ``diversity``: mean pairwise code distance (share of positions at which two pictures differ) among all kept
-      pictures, among the candidates of one step, and of a kept picture from the one before it;
+    * ``diversity``: mean pairwise code distance (share of positions at which two images differ) among all kept
+      images, among the candidates of one step, and of a kept image from the one before it;
     * ``tv``: histogram of the energies E_2D of all candidates; ``scores``: of 1 / (1 + E_2D / tau);
-    * ``checkers``: where the world knows the right picture, how often a candidate, a kept picture and a picture of an
-      accepted trace was right, and how the score and the log-probability go along with being right (correlation). It
-      never decides what is kept.
+    * ``checkers``: if the world knows the right image: how often candidates, kept images and images of accepted traces
+      are right, and how score and log-probability correlate with that. Never used for selection.
     """
     steps = [step for one in drawn for step in one.steps]
     candidates = [c for step in steps for c in step.candidates]
@@ -66,16 +65,16 @@ def bootstrap_report(drawn: Sequence[DrawnChain], perception: Perception) -> dic
     }
 
 
-def pairwise_distance(pictures: Sequence[Codes]) -> float | None:
-    """Mean share of positions at which two of the pictures differ, over all pairs; None for fewer than two.
+def pairwise_distance(images: Sequence[Codes]) -> float | None:
+    """Mean share of positions at which two images differ, over all pairs; None for fewer than two.
 
-    Counted position by position: of P pictures, the pairs that agree are those within the groups of one code.
+    Counted position by position: the pairs that agree are those within the groups of one code.
     """
-    total = len(pictures)
+    total = len(images)
     if total < 2:
         return None
-    agreeing = sum(count * (count - 1) for column in zip(*pictures, strict=True) for count in Counter(column).values())
-    return round(1.0 - agreeing / (len(pictures[0]) * total * (total - 1)), 6)
+    agreeing = sum(count * (count - 1) for column in zip(*images, strict=True) for count in Counter(column).values())
+    return round(1.0 - agreeing / (len(images[0]) * total * (total - 1)), 6)
 
 
 def _kept(one: DrawnChain) -> list[Candidate]:
@@ -83,12 +82,12 @@ def _kept(one: DrawnChain) -> list[Candidate]:
 
 
 def _changes(drawn: Sequence[DrawnChain]) -> list[tuple[Codes, Codes]]:
-    """Every kept picture with the one before it."""
+    """Every kept image with the previous one."""
     out = []
     for one in drawn:
         before = one.question_codes
         for step in one.steps:
-            if (codes := step.picture) is not None:
+            if (codes := step.image) is not None:
                 if before is not None:
                     out.append((before, codes))
                 before = codes
@@ -133,7 +132,7 @@ def _right(candidates: Sequence[Candidate]) -> float | None:
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Pearson's correlation; None where one of both never varies."""
+    """Pearson's correlation; None if either is constant."""
     a, b = np.asarray(first, float), np.asarray(second, float)
     if len(a) < 2 or a.std() == 0.0 or b.std() == 0.0:
         return None
@@ -163,10 +162,10 @@ def _share(part: int, total: int) -> float | None:
 
 
 def contact_sheet(vq: VQModel, drawn: Sequence[DrawnChain], *, max_steps: int = 40) -> Image.Image:
-    """One sheet of pictures: a row for each step with the picture before, the candidates and the step's text.
+    """Contact sheet: a row for each step with the previous image, the candidates and the step's text.
 
-    The candidate that was kept has a green frame, rejected ones (flat or copied) a red one. Chains are taken evenly
-    from all of them until ``max_steps`` rows are full.
+    The kept candidate has a green frame, rejected ones (flat or copied) a red one. Chains are chosen evenly until
+    ``max_steps`` rows are full.
     """
     chosen = _evenly([one for one in drawn if one.steps], max_steps)
     shown = min(MAX_SHOWN_CANDIDATES, max((len(s.candidates) for one in chosen for s in one.steps), default=1))
@@ -183,7 +182,7 @@ def contact_sheet(vq: VQModel, drawn: Sequence[DrawnChain], *, max_steps: int = 
         row, before = top + 2 * LINE + GAP, one.question_codes
         for step in one.steps:
             _paste_row(sheet, draw, vq, row, before, step, shown)
-            before = step.picture or before
+            before = step.image or before
             row += TILE + GAP
         top += height
     return sheet
@@ -199,14 +198,14 @@ def _paste_row(
     shown: int,
 ) -> None:
     visible = _visible(step, shown)
-    pictures = decode_codes(vq, [*([] if before is None else [before]), *(step.candidates[i].codes for i in visible)])
+    images = decode_codes(vq, [*([] if before is None else [before]), *(step.candidates[i].codes for i in visible)])
     frames = ([] if before is None else [_GREY]) + [
         _GREEN if i == step.kept else _GREY if step.candidates[i].accepted else _RED for i in visible
     ]
     start = 0 if before is not None else 1
-    for column, (picture, frame) in enumerate(zip(pictures, frames, strict=True), start):
+    for column, (image, frame) in enumerate(zip(images, frames, strict=True), start):
         left = GAP + column * (TILE + GAP)
-        sheet.paste(picture.resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST), (left + 2, top + 2))
+        sheet.paste(image.resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST), (left + 2, top + 2))
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=frame, width=2)
     left = GAP + (1 + shown) * (TILE + GAP)
     lines = _wrap(step.text, TEXT_WIDTH - GAP, draw)[: TILE // LINE - 1]
@@ -220,7 +219,7 @@ def _paste_row(
 
 
 def _visible(step: DrawnStep, shown: int) -> list[int]:
-    """The first candidates, the one that was kept among them."""
+    """The first candidates, including the kept one."""
     places = list(range(min(shown, len(step.candidates))))
     if step.kept is not None and step.kept not in places:
         places[-1] = step.kept
@@ -228,7 +227,7 @@ def _visible(step: DrawnStep, shown: int) -> list[int]:
 
 
 def _evenly(drawn: Sequence[DrawnChain], max_steps: int) -> list[DrawnChain]:
-    """Chains spread over all of them, of at most ``max_steps`` steps together (one chain at least)."""
+    """Chains spread evenly, with at most ``max_steps`` steps in total (at least one chain)."""
     mean = sum(len(one.steps) for one in drawn) / max(1, len(drawn))
     count = min(len(drawn), max(1, int(max_steps / max(mean, 1.0))))
     spread = [drawn[i * len(drawn) // count] for i in range(count)] if drawn else []
@@ -245,7 +244,7 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw) -> list[str]:
-    """Lines of words that fit; a longer word is cut."""
+    """Wrap words into lines; longer words are cut."""
     font, lines = _font(), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

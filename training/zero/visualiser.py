@@ -1,11 +1,11 @@
-"""Lets a base model draw the pictures of a text-only chain, step by step and best of n (method, section 4).
+"""Draws the images of a text-only chain with a base model, step by step and best of n (method, section 4).
 
-For each step the model is shown the question's picture, the steps so far with the pictures kept for them and the step's
-text; begin-image is forced, n candidates are drawn by the serving engine, and the best one under a selectable score is
-kept. Flat pictures (which a perception score loves) and copies of the picture before are rejected whatever they score.
-What is drawn for a chain depends on the seed and the chain alone, never on what else is drawn beside it.
+For each step the model sees the question's image, the previous steps with their kept images and the step's text;
+begin-image is forced, the serving engine draws n candidates, and the best one under a selectable score is kept. Flat
+images (which a perception score prefers) and copies of the previous image are always rejected. The result for a chain
+depends on the seed and the chain alone, never on the rest of the batch.
 
-It knows nothing of jobs, files or training. `right` of a candidate, where the world knows, is only ever reported.
+Knows nothing of jobs, files or training. A candidate's `right`, if the world knows it, is only reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Engine, useful_slots
 from model.engine.sequence import SamplingParams, Status
-from model.images.codes import copied_share, decode_codes, encode_pictures, is_flat, perception_score, tv_energy
+from model.images.codes import copied_share, decode_codes, encode_images, is_flat, perception_score, tv_energy
 from model.text.template import ImagePart, StepPart, Template, TextPart
 from training.scoring.rewards import changes_nothing
 from training.world.checkers import check_step
@@ -40,17 +40,17 @@ Codes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One picture drawn for a step.
+    """One image drawn for a step.
 
     Attributes:
-        codes: what was drawn.
+        codes: its codes.
         energy: its E_2D.
         perception: its uncapped score 1 / (1 + E_2D / tau).
-        score: R_Pe with its guards: 0 for a flat picture or a copy, capped at the references' 95th percentile.
+        score: R_Pe with its guards: 0 for a flat image or a copy, capped at the references' 95th percentile.
         logprob: mean log-probability of its codes.
         flat: nearly blank.
-        copied: equal to the picture before.
-        right: the world's verdict; None where it has none.
+        copied: equal to the previous image.
+        right: the world's verdict; None if unknown.
     """
 
     codes: Codes
@@ -64,28 +64,28 @@ class Candidate:
 
     @property
     def accepted(self) -> bool:
-        """Whether it may be kept."""
+        """Whether the candidate may be kept."""
         return not (self.flat or self.copied)
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnStep:
-    """A step's text, what was drawn for it, and which candidate was kept (None: none)."""
+    """A step's text, its candidates, and the index of the kept one (None: none)."""
 
     text: str
     candidates: tuple[Candidate, ...] = ()
     kept: int | None = None
-    broken: int = 0  # candidates that ended in an error of the engine
+    broken: int = 0  # candidates that ended in an engine error
 
     @property
-    def picture(self) -> Codes | None:
-        """The codes that were kept."""
+    def image(self) -> Codes | None:
+        """Codes of the kept candidate."""
         return None if self.kept is None else self.candidates[self.kept].codes
 
 
 @dataclass(slots=True)
 class DrawnChain:
-    """A chain with its pictures, or why it is no trace: ``no_steps``, ``too_long``, ``no_picture``, ``unsure``."""
+    """A chain with its images, or why it is rejected: ``no_steps``, ``too_long``, ``no_picture``, ``unsure``."""
 
     chain_id: str
     slice: str
@@ -98,27 +98,27 @@ class DrawnChain:
     kind: str = ""
 
     @property
-    def pictures(self) -> list[Codes]:
-        """The question's picture and those that were kept, in order."""
-        every = (self.question_codes, *(step.picture for step in self.steps))
+    def images(self) -> list[Codes]:
+        """The question's image and the kept ones, in order."""
+        every = (self.question_codes, *(step.image for step in self.steps))
         return [codes for codes in every if codes is not None]
 
     @property
-    def newest_picture(self) -> Codes | None:
-        """The picture that the next step starts from."""
-        return next(reversed(self.pictures), None)
+    def newest_image(self) -> Codes | None:
+        """The image that the next step starts from."""
+        return next(reversed(self.images), None)
 
     def step_parts(self) -> list[StepPart]:
-        """What has been drawn so far, for the template."""
-        return [StepPart(step.text, step.picture) for step in self.steps]
+        """The steps drawn so far, for the template."""
+        return [StepPart(step.text, step.image) for step in self.steps]
 
     def to_json(self) -> dict[str, Any]:
-        """As one line of the file of drawn chains."""
+        """Convert to one line of the file of drawn chains."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DrawnChain:
-        """What :meth:`to_json` wrote."""
+        """Parse the result of :meth:`to_json`."""
         steps = [
             DrawnStep(
                 step["text"],
@@ -143,7 +143,7 @@ class Visualiser:
     def __init__(
         self, loaded: LoadedCheckpoint, settings: ZeroHyperparameters, *, seed: int, output: Template | None = None
     ) -> None:
-        """``output`` is the template that the finished traces must fit in (the checkpoint's own when absent).
+        """``output`` is the template in which the finished traces must fit (the checkpoint's own when absent).
 
         Raises:
             ValueError: the checkpoint cannot draw.
@@ -162,9 +162,9 @@ class Visualiser:
         self.num_candidates = 1 if one_is_enough else settings.candidates
 
     def draw(self, chains: Sequence[TextChain]) -> list[DrawnChain]:
-        """The chains with a picture for every step, or with the reason why not, in order."""
-        with_picture = [chain for chain in chains if chain.image is not None]
-        codes = iter(encode_pictures(self.vq, [chain.image for chain in with_picture if chain.image is not None]))
+        """Draw every chain; each returns with an image per step or a rejection reason, in order."""
+        with_image = [chain for chain in chains if chain.image is not None]
+        codes = iter(encode_images(self.vq, [chain.image for chain in with_image if chain.image is not None]))
         drawn = []
         for chain in chains:
             question = next(codes) if chain.image is not None else None
@@ -183,7 +183,7 @@ class Visualiser:
         return drawn
 
     def _fits(self, one: DrawnChain) -> bool:
-        """Whether the whole trace fits into the context, as it is drawn and as it will be learnt."""
+        """Whether the complete trace fits into the context, both for drawing and for training."""
         blank = (0,) * self.loaded.vocab.codes_per_image
         steps = [StepPart(text, blank) for text in one.texts]
         images = [] if one.question_codes is None else [one.question_codes]
@@ -194,7 +194,7 @@ class Visualiser:
         return longest <= self.engine.context_len
 
     def _draw_steps(self, live: Sequence[DrawnChain], k: int) -> list[DrawnStep]:
-        """Step k (from 0) of each chain."""
+        """Draw step k (from 0) of each chain."""
         engine, n = self.engine, self.loaded.vocab.codes_per_image
         running: list[list[Running]] = []
         for number, one in enumerate(live):
@@ -218,21 +218,21 @@ class Visualiser:
         steps = []
         for one, sequences in zip(live, running, strict=True):
             whole = [s for s in sequences if (s.request_id, s.index) not in broken and s.status is Status.FINISHED]
-            # a step that says that nothing changes may be drawn by a copy
-            previous = None if changes_nothing(one.texts[k]) else one.newest_picture
+            # A step without changes may be drawn as a copy.
+            previous = None if changes_nothing(one.texts[k]) else one.newest_image
             candidates = self._candidates(whole, previous)
             kept = best(candidates, self.settings.score)
             steps.append(DrawnStep(one.texts[k], tuple(candidates), kept, len(sequences) - len(whole)))
         return steps
 
     def _context(self, one: DrawnChain, k: int) -> tuple[list[int], list[int]]:
-        """The prompt, and the response up to and with the begin-image that is forced."""
+        """The prompt, and the response up to and including the forced begin-image."""
         text, boi = one.texts[k], self.loaded.vocab.boi_id
         if self.settings.context != "trajectory":
-            given = [ImagePart(codes) for codes in one.pictures[-self.settings.pictures_shown :]]
+            given = [ImagePart(codes) for codes in one.images[-self.settings.pictures_shown :]]
             said = as_instruction(text) if self.settings.context == "instruction" else text
-            asked = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
-            return asked, [boi]
+            prompt = self.template.render_parts([*given, TextPart(said)], []).ids[:-1]  # without EOS
+            return prompt, [boi]
         images = [] if one.question_codes is None else [one.question_codes]
         steps = self.template.steps_ids([*one.step_parts(), StepPart(text)])
         return self.template.prompt_ids(one.question, images), [*self.template.opening_ids(), *steps, boi]
@@ -267,12 +267,12 @@ class Visualiser:
 
     def _judged(self, chain: TextChain, one: DrawnChain, k: int, step: DrawnStep) -> DrawnStep:
         """The step with the world's verdict on every candidate."""
-        before = one.newest_picture
+        before = one.newest_image
         if chain.task is None or before is None or not step.candidates:
             return step
-        pictures = decode_codes(self.vq, [before, *(c.codes for c in step.candidates)])
-        seen, *drawn = [p if p.size == (SIZE, SIZE) else p.resize((SIZE, SIZE), _LANCZOS) for p in pictures]
-        verdicts = [check_step(chain.task, k + 1, seen, picture) for picture in drawn]
+        images = decode_codes(self.vq, [before, *(c.codes for c in step.candidates)])
+        seen, *drawn = [p if p.size == (SIZE, SIZE) else p.resize((SIZE, SIZE), _LANCZOS) for p in images]
+        verdicts = [check_step(chain.task, k + 1, seen, image) for image in drawn]
         candidates = tuple(replace(c, right=ok) for c, ok in zip(step.candidates, verdicts, strict=True))
         return replace(step, candidates=candidates)
 
@@ -283,7 +283,7 @@ _LABEL = re.compile(r"[^:]*\w:\s+(?=I\s)")  # "Number two: "
 
 
 def as_instruction(text: str) -> str:
-    """A thought in the first person as an instruction: a base that was taught to draw was taught by instructions.
+    """Rephrase a first-person thought as an instruction, the form in which bases learn to draw.
 
     >>> as_instruction("It is at 4. Link 2: I draw a line from red to blue.")
     'Link 2: draw a line from red to blue.'
@@ -301,9 +301,9 @@ def best(candidates: Sequence[Candidate], score: str) -> int | None:
     """Index of the candidate to keep, or None where all are rejected.
 
     Args:
-        candidates: in the order in which they were drawn.
-        score: ``perception`` (the highest R_Pe; of equals, the likelier one), ``likelihood`` (the highest mean
-            log-probability) or ``first`` (the first that was drawn, or none).
+        candidates: in drawing order.
+        score: ``perception`` (the highest R_Pe; ties go to the likelier one), ``likelihood`` (the highest mean
+            log-probability) or ``first`` (the first one, or none).
     """
     if score == "first":
         return 0 if candidates and candidates[0].accepted else None
@@ -318,25 +318,25 @@ def best(candidates: Sequence[Candidate], score: str) -> int | None:
 
 
 def confidence(one: DrawnChain) -> float:
-    """How sure the base was of a chain's pictures: the mean log-probability of the codes of the least likely one.
+    """Confidence of a chain: the mean log-probability of the codes of its least likely image.
 
-    A chain without any picture (all its steps stayed text) is the least sure of all.
+    A chain without images (all its steps stayed text) ranks last.
     """
     kept = [step.candidates[step.kept].logprob for step in one.steps if step.kept is not None]
     return min(kept, default=-math.inf)
 
 
 def leave_out_the_unsure(drawn: Sequence[DrawnChain], keep_share: float) -> None:
-    """Reject as ``unsure`` all finished chains of a slice and kind but the share drawn with the most confidence.
+    """Reject finished chains as ``unsure``, except the most confident share of each slice and kind.
 
-    By kinds, since what is drawn differs: a next state has more new codes than a mark, and is less likely for it.
+    Per kind, since drawings differ: a next state has more new codes than a mark, and is less likely for it.
     """
     groups: dict[tuple[str, str], list[DrawnChain]] = {}
     for one in drawn:
         if one.rejected is None:
             groups.setdefault((one.slice, one.kind), []).append(one)
     for chains in groups.values():
-        chains.sort(key=confidence, reverse=True)  # of equals, the earlier one is kept
+        chains.sort(key=confidence, reverse=True)  # ties: the earlier chain is kept
         for one in chains[max(1, round(keep_share * len(chains))) :]:
             one.rejected = "unsure"
 

@@ -279,7 +279,7 @@ def test_a_pipe_in_a_checkpoint_folder_keeps_nobody_waiting(with_server: WithSer
             problem = is_problem(answer, 422, "checkpoint_invalid", "body.source")
             assert problem["reason"] == "broken_file"
         entries = (await server.client.get("/v1/checkpoints")).json()["data"]
-        assert sum("no regular file" in (entry["problem"] or "") for entry in entries if "problem" in entry) == 3
+        assert sum("not a regular file" in (entry["problem"] or "") for entry in entries if "problem" in entry) == 3
 
     with_server(scenario)
 

@@ -168,7 +168,7 @@ def test_saved_traces_become_the_data_of_a_job(with_server: Callable[..., Any]) 
         (sample,) = read_traces(server.home / told["spec"]["data"]["path"])
         assert sample.question == trace["question"]
         assert [step.text for step in sample.steps] == [step["text"].strip() for step in trace["steps"]]
-        assert [step.picture is not None for step in sample.steps] == [True, True]
+        assert [step.image is not None for step in sample.steps] == [True, True]
         assert sample.answer == trace["answer"]
 
     with_server(scenario, job_command=worker("succeed"))

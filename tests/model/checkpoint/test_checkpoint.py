@@ -21,7 +21,7 @@ from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ModelConfig
 from model.images.codes import decode_codes
 from model.nets.transformer import CausalAttention
-from tests.model.spoil import LM, change_json, change_lm, refused
+from tests.model.spoil import LM, assert_rejected, change_json, change_lm
 from tests.tiny import make_tiny_checkpoint, tiny_config, tiny_modules
 
 IDS = torch.tensor([[0, 69, 5, 9, 12, 60, 68, 100, 101, 200]])
@@ -33,7 +33,7 @@ def logits(folder: Path, **options: Any) -> torch.Tensor:
     return loaded.transformer.logits(hidden)
 
 
-def test_what_was_saved_is_loaded_bit_for_bit(tiny_checkpoint: Path) -> None:
+def test_save_and_load_is_bit_exact(tiny_checkpoint: Path) -> None:
     config, _ = tiny_config()
     transformer, vq = tiny_modules(config)
     loaded = load_checkpoint(tiny_checkpoint)
@@ -49,7 +49,7 @@ def test_what_was_saved_is_loaded_bit_for_bit(tiny_checkpoint: Path) -> None:
     validate_checkpoint(tiny_checkpoint)
 
 
-def test_saving_rounds_once_and_a_second_save_changes_nothing(tmp_path: Path) -> None:
+def test_saving_rounds_only_once(tmp_path: Path) -> None:
     first = make_tiny_checkpoint(tmp_path / "a", dtype=torch.bfloat16)
     loaded = load_checkpoint(first)
     assert loaded.vq is not None
@@ -65,7 +65,7 @@ def test_saving_rounds_once_and_a_second_save_changes_nothing(tmp_path: Path) ->
         assert (first / name).read_bytes() == (again / name).read_bytes(), name
 
 
-def test_exports_state_an_untied_head_and_norms_per_head(tiny_checkpoint: Path) -> None:
+def test_exports_untie_head_and_expand_norms(tiny_checkpoint: Path) -> None:
     config = json.loads((tiny_checkpoint / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     entries = read_entries(tiny_checkpoint)
@@ -75,8 +75,8 @@ def test_exports_state_an_untied_head_and_norms_per_head(tiny_checkpoint: Path) 
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_any_sharding_and_mixed_dtypes_load_alike(tiny_checkpoint: Path, tmp_path: Path, shards: int) -> None:
-    """One model.safetensors, or shards cut anywhere with bf16 and fp32 side by side, as the released folders."""
+def test_any_sharding_and_dtype_loads(tiny_checkpoint: Path, tmp_path: Path, shards: int) -> None:
+    """One model.safetensors, or shards cut anywhere with mixed bf16 and fp32, like the released folders."""
     folder = tmp_path / "resharded"
     shutil.copytree(tiny_checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors*", "manifest.json"))
     state = load_file(tiny_checkpoint / LM) | load_file(tiny_checkpoint / "model-vq.safetensors")
@@ -101,15 +101,15 @@ def test_any_sharding_and_mixed_dtypes_load_alike(tiny_checkpoint: Path, tmp_pat
         assert torch.equal(tensor, state[name].float())
 
 
-def test_the_transformer_takes_the_dtype_asked_for_and_the_vq_stays_in_fp32(tiny_checkpoint: Path) -> None:
+def test_dtype_applies_to_transformer_only(tiny_checkpoint: Path) -> None:
     loaded = load_checkpoint(tiny_checkpoint, dtype=torch.bfloat16)
     assert loaded.transformer.dtype == torch.bfloat16
     assert loaded.vq is not None
     assert loaded.vq.codebook.dtype == torch.float32
 
 
-def test_both_shapes_of_the_qk_norm_give_the_same_logits(tmp_path: Path) -> None:
-    """One (head_dim,) vector for all heads, as older files have it, equals the same vector written out per head."""
+def test_both_qk_norm_shapes_are_equivalent(tmp_path: Path) -> None:
+    """One (head_dim,) vector for all heads, as in older files, equals the same vector per head."""
     flat = make_tiny_checkpoint(tmp_path / "dim", qk_norm="dim")
     assert read_entries(flat)["model.layers.0.self_attn.q_norm.weight"].shape == (16,)
     validate_checkpoint(flat)
@@ -125,7 +125,7 @@ def test_both_shapes_of_the_qk_norm_give_the_same_logits(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_norms_that_shards_share_are_written_out_per_head(tmp_path: Path, rows: int) -> None:
+def test_shared_norms_are_expanded_per_head(tmp_path: Path, rows: int) -> None:
     """(1, head_dim) is one row for all heads, (model_parallel_size, head_dim) one for each shard's heads, in order."""
     shared = make_tiny_checkpoint(tmp_path / "shared")
     wide = Path(shutil.copytree(shared, tmp_path / "wide"))
@@ -161,16 +161,16 @@ def test_both_spellings_of_the_vq_config_load(folder: Path) -> None:
     assert load_checkpoint(folder).can_draw
 
 
-def test_a_tied_head_is_read_from_the_embedding(folder: Path) -> None:
+def test_tied_head_is_read_from_embedding(folder: Path) -> None:
     change_lm(folder, lambda state: state.__delitem__("lm_head.weight"))
-    refused(folder, "missing_tensor", "lm_head.weight")
+    assert_rejected(folder, "missing_tensor", "lm_head.weight")
     change_json(folder, "config.json", tie_word_embeddings=True)
     validate_checkpoint(folder)
     state = load_checkpoint(folder).transformer.state_dict()
     assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
 
 
-def test_without_a_decoder_it_sees_and_cannot_draw(tmp_path: Path) -> None:
+def test_checkpoint_without_decoder_cannot_draw(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
     validate_checkpoint(folder)
     loaded = load_checkpoint(folder)
@@ -181,33 +181,33 @@ def test_without_a_decoder_it_sees_and_cannot_draw(tmp_path: Path) -> None:
         decode_codes(loaded.vq, [(0, 1, 2, 3)])
 
 
-def test_the_vq_may_come_from_another_place(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A folder, a file with HF's names, or a file with bare names gives a checkpoint without decoder its hands."""
+def test_vq_may_come_from_another_place(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A folder, a file with HF's names, or a file with bare names completes a checkpoint without decoder."""
     folder = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
     bare = tmp_path / "vq.safetensors"
     state = load_file(tiny_checkpoint / "model-vq.safetensors")
     save_file({name.removeprefix("model.vqmodel."): tensor for name, tensor in state.items()}, bare)
-    pictures = []
+    images = []
     for source in (tiny_checkpoint, tiny_checkpoint / "model-vq.safetensors", bare):
         loaded = load_checkpoint(folder, vq=source)
         assert loaded.can_draw
         assert loaded.manifest.capabilities.images_in_answer
         assert loaded.vq is not None
-        pictures.append(decode_codes(loaded.vq, [(0, 1, 2, 3)])[0].tobytes())
-    assert len(set(pictures)) == 1
+        images.append(decode_codes(loaded.vq, [(0, 1, 2, 3)])[0].tobytes())
+    assert len(set(images)) == 1
 
 
-def test_a_vq_of_another_shape_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_vq_of_other_shape_is_rejected(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config, _ = tiny_config()
     other = ModelConfig(config.transformer, replace(config.vq, embed_dim=16), config.vocabulary_map)
     with pytest.raises(CheckpointError, match="unexpected_shape"):
         load_vq(tiny_checkpoint, other)
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="holds no VQ encoder"):
+    with pytest.raises(CheckpointError, match="has no VQ encoder"):
         load_vq(tmp_path / "a.safetensors", config)
 
 
-def test_the_projection_and_old_buffers_do_no_harm(folder: Path) -> None:
+def test_projection_and_old_buffers_are_ignored(folder: Path) -> None:
     change_lm(
         folder,
         lambda state: state.update(
@@ -218,9 +218,7 @@ def test_the_projection_and_old_buffers_do_no_harm(folder: Path) -> None:
     load_checkpoint(folder)
 
 
-def test_saving_refuses_a_place_that_is_taken_and_a_state_that_does_not_fit(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_save_rejects_taken_place_and_wrong_state(tiny_checkpoint: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(tiny_checkpoint)
     state = loaded.transformer.state_dict()
 
@@ -243,7 +241,7 @@ def test_saving_refuses_a_place_that_is_taken_and_a_state_that_does_not_fit(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_save_may_replace_an_older_one_and_bring_files_of_its_own(tmp_path: Path) -> None:
+def test_save_may_overwrite_and_add_files(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "step_000001", seed=1)
     before = logits(folder)
     newer = make_tiny_checkpoint(tmp_path / "other", seed=2)
@@ -317,9 +315,7 @@ def kill_saves(cases: list[tuple[Path, str, int]]) -> None:
     assert json.loads(done.stdout) == [-signal.SIGKILL] * len(cases)
 
 
-def test_invariant_11_a_killed_save_leaves_the_old_checkpoint_loadable_and_no_new_one_visible(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_invariant_11_killed_save_leaves_only_old_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
     homes = [tmp_path / f"{stage}-{count}-{place}" for stage, count in STAGES for place in ("old", "new")]
     for home in homes:
         shutil.copytree(tiny_checkpoint, home / "old")
@@ -332,37 +328,37 @@ def test_invariant_11_a_killed_save_leaves_the_old_checkpoint_loadable_and_no_ne
         assert torch.equal(logits(home / "old"), logits(tiny_checkpoint)), home.name
 
 
-def test_what_a_killed_save_left_behind_goes_with_the_next_save(tmp_path: Path) -> None:
+def test_next_save_removes_leftovers(tmp_path: Path) -> None:
     kill_saves([(tmp_path / "a", "replace_folder", 1)])
     assert [path.name.startswith(".a.saving-") for path in tmp_path.iterdir()] == [True]
     make_tiny_checkpoint(tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_name_leads_to_a_path_a_known_checkpoint_or_the_hub(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
+def test_resolve_finds_path_name_or_hub_id(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    requested: list[str] = []
 
     def download(repo_id: str, **options: Any) -> str:
-        asked.append(repo_id)
+        requested.append(repo_id)
         assert not any("bin" in pattern or "pth" in pattern for pattern in options["allow_patterns"])
         return str(tiny_checkpoint)
 
     assert resolve(str(tiny_checkpoint)) == tiny_checkpoint.resolve()
     shutil.copytree(tiny_checkpoint, tmp_path / "mine")
     assert resolve("mine", roots=[tmp_path]) == (tmp_path / "mine").resolve()
-    assert asked == []
+    assert requested == []
     assert resolve("ModalityDance/Omni-R1", download=download) == tiny_checkpoint
-    assert asked == ["ModalityDance/Omni-R1"]
+    assert requested == ["ModalityDance/Omni-R1"]
 
 
-def test_a_hub_id_goes_through_the_hub_client(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_uses_hub_client(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **_: str(tiny_checkpoint))
     assert load_checkpoint(resolve("GAIR/Anole-7b")).can_draw
 
 
-def test_a_name_that_leads_nowhere_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(repo_id: str, **_: Any) -> str:
         raise OSError("no route to host")
 

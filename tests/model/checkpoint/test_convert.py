@@ -28,7 +28,7 @@ def copy(released: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(released, tmp_path / "source"))
 
 
-def test_the_rotary_permutation_by_hand() -> None:
+def test_rotary_permutation_by_hand() -> None:
     """One head of 6: pairs (x0 y0)(x1 y1)(x2 y2) become halves x0 x1 x2 | y0 y1 y2; heads stay apart."""
     rows = torch.tensor([0, 10, 1, 11, 2, 12, 100, 110, 101, 111, 102, 112])
     assert split_halves(rows, 6).tolist() == [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112]
@@ -59,7 +59,7 @@ def test_interleaved_attention_scores_are_kept() -> None:
         torch.testing.assert_close(halves(split_halves(q, 8), i) @ halves(split_halves(k, 8), j), expected)
 
 
-def test_a_converted_checkpoint_gives_the_same_logits_and_pictures(released: Path, tmp_path: Path) -> None:
+def test_conversion_keeps_logits_and_images(released: Path, tmp_path: Path) -> None:
     """The same random model written in both layouts; Meta's keeps one q/k norm for all heads."""
     converted = load_checkpoint(convert_meta(released, tmp_path / "converted"))
     original = load_checkpoint(make_tiny_checkpoint(tmp_path / "hf", qk_norm="dim"))
@@ -83,7 +83,7 @@ def test_a_converted_checkpoint_gives_the_same_logits_and_pictures(released: Pat
     assert torch.equal(converted.vq.decode(codes), original.vq.decode(codes))
 
 
-def test_the_manifest_states_licence_and_abilities(released: Path, tmp_path: Path) -> None:
+def test_manifest_states_licence_and_capabilities(released: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(convert_meta(released, tmp_path / "anole", template="tagged"))
     assert loaded.name == "anole"
     assert loaded.template.name == "tagged"
@@ -91,7 +91,7 @@ def test_the_manifest_states_licence_and_abilities(released: Path, tmp_path: Pat
     assert loaded.can_draw
 
 
-def test_widths_are_read_from_the_tensors_without_a_params_file(copy: Path, tmp_path: Path) -> None:
+def test_widths_come_from_tensors_without_params_file(copy: Path, tmp_path: Path) -> None:
     (copy / "models" / "7b" / "params.json").unlink()
     t = load_checkpoint(convert_meta(copy, tmp_path / "out")).config.transformer
     assert (t.num_heads, t.num_kv_heads, t.head_dim, t.num_layers, t.intermediate_size) == (4, 2, 16, 2, 96)
@@ -114,7 +114,7 @@ class Evil:
         return (Path.touch, (Path("touched"),))  # type: ignore[return-value]
 
 
-def test_a_pickle_that_holds_code_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_pickle_with_code_is_rejected(copy: Path, tmp_path: Path) -> None:
     path = copy / "models" / "7b" / "consolidated.pth"
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(CheckpointError) as error:
@@ -126,7 +126,7 @@ def test_a_pickle_that_holds_code_is_refused(copy: Path, tmp_path: Path) -> None
     assert error.value.code == "broken_file"
 
 
-def test_an_unknown_tensor_and_a_split_model_are_refused(copy: Path, tmp_path: Path) -> None:
+def test_unknown_tensor_and_split_model_are_rejected(copy: Path, tmp_path: Path) -> None:
     path = copy / "models" / "7b" / "consolidated.pth"
     state = torch.load(path, weights_only=True)
     torch.save(state | {"layers.0.attention.extra.weight": torch.zeros(1)}, path)

@@ -1,4 +1,4 @@
-"""The manifest keeps what it is told, hashes what defines the model, and is derived where there is none."""
+"""The manifest keeps its fields, hashes the files that define the model, and is derived if missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.checkpoint.manifest import Capabilities, GenerationDefaults, ImageCou
 from model.checkpoint.shards import CheckpointError
 
 
-def test_a_manifest_survives_the_file(tmp_path: Path) -> None:
+def test_manifest_round_trip(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("x")
     manifest = Manifest(
         name="a",
@@ -32,7 +32,7 @@ def test_a_manifest_survives_the_file(tmp_path: Path) -> None:
     assert data["files"] == {"weights": {"sha256": written.files["weights"]["sha256"], "bytes": 1}}
 
 
-def test_the_card_may_be_edited_and_the_weights_may_not(tmp_path: Path) -> None:
+def test_card_may_change_but_weights_must_not(tmp_path: Path) -> None:
     for name in ("README.md", "weights"):
         (tmp_path / name).write_text("x")
     manifest = Manifest(name="a").write(tmp_path)
@@ -47,7 +47,7 @@ def test_the_card_may_be_edited_and_the_weights_may_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"format": None}, {"images": {"most": 3}}, {"perception": {"t": 1}}])
-def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+def test_manifest_of_another_kind_is_rejected(tmp_path: Path, change: dict[str, object]) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(Manifest(name="a").to_json() | change))
     with pytest.raises(CheckpointError, match="broken_file"):
         Manifest.read(tmp_path)
@@ -70,7 +70,7 @@ def test_a_released_folder_gets_a_derived_manifest(
     assert (manifest.name, manifest.template, manifest.derived) == (name, template, True)
     assert manifest.capabilities == Capabilities(images_in_answer=True, images_in_question=True)
     assert "non-commercial" in manifest.licence
-    manifest.verify_hashes(folder)  # nothing recorded, nothing to complain about
+    manifest.verify_hashes(folder)  # derived manifests have no hashes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What makes a folder no checkpoint: each fault is refused under its code, and the culprit is named."""
+"""Invalid checkpoints: each fault is rejected with its code and names the culprit."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from model.checkpoint.checkpoint import validate_checkpoint
 from model.checkpoint.manifest import Manifest
 from model.checkpoint.shards import CheckpointError
 from model.config import ModelConfig
-from tests.model.spoil import LM, change_json, change_lm, refused
+from tests.model.spoil import LM, assert_rejected, change_json, change_lm
 from tests.tiny import make_tiny_checkpoint, tiny_config
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", LM, "model-vq.safetensors"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    refused(folder, "missing_file", name)
+    assert_rejected(folder, "missing_file", name)
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "not_found", "nowhere")
+def test_folder_without_checkpoint_is_rejected(tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "nowhere", "not_found", "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 )
 def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
     change_lm(folder, lambda state: state.__delitem__(name))
-    refused(folder, "missing_tensor", name)
+    assert_rejected(folder, "missing_tensor", name)
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def test_a_missing_vq_tensor_is_named(folder: Path, name: str) -> None:
     (folder / "model.safetensors.index.json").unlink()
     save_file(state | load_file(folder / LM), folder / "model.safetensors")
     (folder / "manifest.json").unlink()
-    refused(folder, "missing_tensor", name)
+    assert_rejected(folder, "missing_tensor", name)
 
 
-def test_a_tensor_that_only_the_index_knows_is_named(folder: Path) -> None:
+def test_tensor_missing_from_its_shard_is_named(folder: Path) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["model.norm.weight"] = "model-vq.safetensors"
     path.write_text(json.dumps(index))
-    refused(folder, "missing_tensor", "model.norm.weight")
+    assert_rejected(folder, "missing_tensor", "model.norm.weight")
 
 
-def test_a_manifest_that_promises_drawings_is_held_to_it(tmp_path: Path) -> None:
+def test_manifest_must_not_promise_missing_decoder(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
     change_json(folder, "manifest.json", capabilities={"images_in_answer": True})
-    refused(folder, "missing_tensor", "decoder.conv_in", loads=True)
+    assert_rejected(folder, "missing_tensor", "decoder.conv_in", loads=True)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +82,18 @@ def test_a_manifest_that_promises_drawings_is_held_to_it(tmp_path: Path) -> None
 )
 def test_an_unexpected_shape_is_named(folder: Path, name: str, shape: tuple[int, ...]) -> None:
     change_lm(folder, lambda state: state.update({name: torch.zeros(shape)}))
-    refused(folder, "unexpected_shape", name)
+    assert_rejected(folder, "unexpected_shape", name)
 
 
-def test_a_layer_too_many_is_refused(folder: Path) -> None:
-    """A config that states fewer layers than there are would answer with half a model."""
+def test_extra_layer_is_rejected(folder: Path) -> None:
+    """A config with fewer layers than stored would answer with half a model."""
     change_json(folder, "config.json", num_hidden_layers=1)
-    refused(folder, "unexpected_tensor", "model.layers.1.")
+    assert_rejected(folder, "unexpected_tensor", "model.layers.1.")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_value_that_is_not_finite_is_named(folder: Path, value: float, dtype: torch.dtype) -> None:
+def test_non_finite_value_is_named(folder: Path, value: float, dtype: torch.dtype) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
 
     def spoil(state: dict[str, torch.Tensor]) -> None:
@@ -101,46 +101,46 @@ def test_a_value_that_is_not_finite_is_named(folder: Path, value: float, dtype: 
         state[name][3, 5] = value
 
     change_lm(folder, spoil)
-    refused(folder, "not_finite", name, loads=True)
+    assert_rejected(folder, "not_finite", name, loads=True)
 
 
-def test_embedding_rows_must_be_the_vocabulary(folder: Path) -> None:
+def test_embedding_rows_must_match_vocabulary(folder: Path) -> None:
     rows = ModelConfig.read(folder).transformer.vocab_size - 3
     change_lm(folder, lambda state: state.update({"model.embed_tokens.weight": torch.zeros(rows, 64)}))
-    refused(folder, "wrong_vocabulary", "model.embed_tokens.weight")
+    assert_rejected(folder, "wrong_vocabulary", "model.embed_tokens.weight")
 
 
 def test_config_and_tokenizer_must_agree(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     change_json(folder, "config.json", vocabulary_map=config["vocabulary_map"] | {"<eoss>": 3})
-    refused(folder, "wrong_vocabulary", "'<eoss>'")
+    assert_rejected(folder, "wrong_vocabulary", "'<eoss>'")
 
 
-def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+def test_tokenizer_of_another_model_is_rejected(folder: Path) -> None:
     _, other = tiny_config(num_codes=32)
     (folder / "tokenizer.json").write_text(json.dumps(other))
     Manifest.read(folder).write(folder)
-    refused(folder, "wrong_vocabulary", "tokenizer.json")
+    assert_rejected(folder, "wrong_vocabulary", "tokenizer.json")
 
 
-def test_a_codebook_larger_than_the_map_is_refused(folder: Path) -> None:
+def test_codebook_larger_than_map_is_rejected(folder: Path) -> None:
     vq = json.loads((folder / "config.json").read_text())["vq_config"]
     change_json(folder, "config.json", vq_config=vq | {"num_embeddings": 65})
-    refused(folder, "wrong_vocabulary", "code 64 has no token")
+    assert_rejected(folder, "wrong_vocabulary", "code 64 has no token")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
-def test_a_folder_of_pickles_is_refused(folder: Path, name: str) -> None:
+def test_folder_of_pickles_is_rejected(folder: Path, name: str) -> None:
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     torch.save({"a": torch.zeros(1)}, folder / name)
     (folder / "manifest.json").unlink()
-    refused(folder, "pickle_only", name)
+    assert_rejected(folder, "pickle_only", name)
 
 
-def test_a_changed_file_does_not_match_its_hash(folder: Path) -> None:
+def test_changed_file_fails_its_hash(folder: Path) -> None:
     change_lm(folder, lambda state: state["model.norm.weight"].mul_(1.5), rehash=False)
-    refused(folder, "hash_mismatch", LM, loads=True)
+    assert_rejected(folder, "hash_mismatch", LM, loads=True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not safetensors", "empty", "absurd header", "deep header"])
@@ -155,7 +155,7 @@ def test_a_damaged_weight_file_is_named(folder: Path, damage: str) -> None:
         "deep header": (100_000).to_bytes(8, "little") + b"[" * 100_000,
     }
     path.write_bytes(broken[damage])
-    refused(folder, "broken_file", LM)
+    assert_rejected(folder, "broken_file", LM)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "manifest.json", "model.safetensors.index.json"])
@@ -168,12 +168,12 @@ def test_broken_json_is_named(folder: Path, name: str, text: str) -> None:
     assert name in error.value.detail
 
 
-def test_an_index_must_not_lead_out_of_the_folder(folder: Path) -> None:
+def test_index_must_not_leave_the_folder(folder: Path) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["model.norm.weight"] = "../other/model.safetensors"
     path.write_text(json.dumps(index))
-    refused(folder, "broken_file", "points outside")
+    assert_rejected(folder, "broken_file", "points outside")
 
 
 @pytest.mark.parametrize(
@@ -188,12 +188,12 @@ def test_an_index_must_not_lead_out_of_the_folder(folder: Path) -> None:
         {"vocabulary_map": None},
     ],
 )
-def test_an_architecture_that_is_not_ours_is_refused(folder: Path, values: dict[str, Any]) -> None:
+def test_unsupported_architecture_is_rejected(folder: Path, values: dict[str, Any]) -> None:
     change_json(folder, "config.json", **values)
-    refused(folder, "unsupported", "")
+    assert_rejected(folder, "unsupported", "")
 
 
-def test_an_error_survives_the_way_between_processes() -> None:
+def test_error_survives_pickling() -> None:
     import pickle
 
     error = pickle.loads(pickle.dumps(CheckpointError("not_finite", "lm_head.weight")))

@@ -1,4 +1,4 @@
-"""A tiny checkpoint in memory, and one that draws of its own accord."""
+"""A tiny checkpoint in memory, and one that draws spontaneously."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 @pytest.fixture(scope="session")
 def drawing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that draws about every tenth token at temperature 1 and never ends of its own accord."""
+    """A tiny checkpoint that draws about every tenth token at temperature 1 and never ends by itself."""
     return make_drawing_checkpoint(tmp_path_factory.mktemp("checkpoints") / "drawing")

@@ -1,6 +1,6 @@
-"""Generation as one would write it on a first day: no cache, no batch, masks over the whole vocabulary, fp64 sampling.
+"""A naive generation loop: no cache, no batch, masks over the whole vocabulary, fp64 sampling.
 
-It shares no code with the engine but the transformer itself and the order of a request's random numbers.
+It only shares the transformer and the order of a request's random numbers with the engine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class NaiveRun:
 
 @torch.no_grad()
 def naive_generate(loaded: LoadedCheckpoint, prompt: list[int], params: SamplingParams, *, context: int) -> NaiveRun:
-    """One sequence to its end."""
+    """Generate one sequence to its end."""
     vocab, run, rng = loaded.vocab, NaiveRun(), random.Random(params.seed)
     limit = min(context - len(prompt), params.max_new_tokens or context)
     most_images = 10**6 if params.max_images is None else params.max_images

@@ -1,4 +1,4 @@
-"""The engine core: the tokens of the naive loop, whoever shares the batch, up to a near tie; and no slot lost."""
+"""The engine core produces the naive loop's tokens in any batch, up to a near tie, and loses no slot."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_invariant_3_engine_equals_the_naive_loop(loaded: LoadedCheckpoint, para
 
 
 @pytest.mark.parametrize("mates", [2, 3, 4, 16])
-def test_invariant_4_tokens_do_not_depend_on_batch_mates(loaded: LoadedCheckpoint, mates: int) -> None:
+def test_invariant_4_tokens_are_independent_of_the_batch(loaded: LoadedCheckpoint, mates: int) -> None:
     params = [
         SamplingParams(temperature=(0.0, 1.0, 0.8)[i % 3], top_p=(1.0, 0.9)[i % 2], seed=i, max_new_tokens=40 + 13 * i)
         for i in range(mates)
@@ -62,7 +62,7 @@ def test_invariant_4_tokens_do_not_depend_on_batch_mates(loaded: LoadedCheckpoin
         assert_equal_up_to_near_tie(loaded, prompt, one, run_alone(loaded, prompt, one), answer)
 
 
-def test_invariant_5_an_image_has_exactly_n_codes_then_its_end_for_any_logits(loaded: LoadedCheckpoint) -> None:
+def test_invariant_5_image_has_exactly_n_codes(loaded: LoadedCheckpoint) -> None:
     vocab = loaded.vocab
     count, images = vocab.codes_per_image, 0
     state = {key: value.clone() for key, value in loaded.transformer.state_dict().items()}
@@ -91,7 +91,7 @@ def test_invariant_5_an_image_has_exactly_n_codes_then_its_end_for_any_logits(lo
                     i += 1
                     continue
                 drawn += 1
-                assert tokens - i >= count + 2 + 32, "begin-image without room for the picture and an answer"
+                assert tokens - i >= count + 2 + 32, "begin-image without room for the image and an answer"
                 assert all(vocab.is_code(t) for t in ids[i + 1 : i + 1 + count])
                 assert ids[i + 1 + count] == vocab.eoi_id
                 assert completion.mask_bytes[i] == Legal.TEXT_OR_IMAGE
@@ -103,7 +103,7 @@ def test_invariant_5_an_image_has_exactly_n_codes_then_its_end_for_any_logits(lo
     assert images > 50
 
 
-def test_invariant_6_different_question_images_give_different_logits(loaded: LoadedCheckpoint) -> None:
+def test_invariant_6_question_images_change_logits(loaded: LoadedCheckpoint) -> None:
     count, hidden = loaded.vocab.codes_per_image, []
     for codes in ((1,) * count, (2,) * count, None):
         ids = torch.tensor([loaded.template.prompt_ids("Where is the red star?", [codes])])
@@ -113,7 +113,7 @@ def test_invariant_6_different_question_images_give_different_logits(loaded: Loa
     assert (hidden[0] - hidden[2]).abs().max() > 1e-3
 
 
-def test_invariant_7_a_changed_weight_changes_tokens_after_refresh(loaded: LoadedCheckpoint) -> None:
+def test_invariant_7_changed_weight_applies_after_refresh(loaded: LoadedCheckpoint) -> None:
     transformer = type(loaded.transformer)(loaded.transformer.config)
     transformer.load_state_dict(loaded.transformer.state_dict())
     engine = Engine(transformer, loaded.vocab, loaded.template)
@@ -129,7 +129,7 @@ def test_invariant_7_a_changed_weight_changes_tokens_after_refresh(loaded: Loade
         before = after
 
 
-def test_invariant_10_a_thousand_aborts_leave_every_slot_free(engine: Engine, loaded: LoadedCheckpoint) -> None:
+def test_invariant_10_thousand_aborts_free_every_slot(engine: Engine, loaded: LoadedCheckpoint) -> None:
     rng = random.Random(0)
     params = SamplingParams(temperature=1.0, seed=1, max_new_tokens=50)
     reference = run_alone(loaded, a_prompt(loaded, 99), params)
@@ -149,9 +149,7 @@ def test_invariant_10_a_thousand_aborts_leave_every_slot_free(engine: Engine, lo
     assert_equal_up_to_near_tie(loaded, a_prompt(loaded, 99), params, after, reference)
 
 
-def test_a_group_shares_one_prefill_and_its_samples_equal_separate_requests(
-    loaded: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_group_shares_one_prefill(loaded: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     from model.engine import engine as module
     from model.engine.sequence import sample_seed
 
@@ -174,7 +172,7 @@ def test_a_group_shares_one_prefill_and_its_samples_equal_separate_requests(
         assert_equal_up_to_near_tie(loaded, prompt, params, alone, completion, index=index)
 
 
-def test_a_resumed_sequence_goes_on_as_if_it_had_never_stopped(loaded: LoadedCheckpoint) -> None:
+def test_resumed_sequence_continues_identically(loaded: LoadedCheckpoint) -> None:
     prompt, params = a_prompt(loaded, 2, 30), SamplingParams(temperature=1.0, top_p=0.9, seed=3, max_new_tokens=60)
     whole = run_alone(loaded, prompt, params)
     for with_kv in (False, True):
@@ -192,7 +190,7 @@ def test_a_resumed_sequence_goes_on_as_if_it_had_never_stopped(loaded: LoadedChe
         assert_equal_up_to_near_tie(loaded, prompt, params, resumed, whole)
 
 
-def test_nan_logits_end_their_own_sequence_only(loaded: LoadedCheckpoint) -> None:
+def test_nan_logits_end_only_their_sequence(loaded: LoadedCheckpoint) -> None:
     transformer = type(loaded.transformer)(loaded.transformer.config)
     transformer.load_state_dict(loaded.transformer.state_dict())
     good = a_prompt(loaded, 1, 30)
@@ -210,7 +208,7 @@ def test_nan_logits_end_their_own_sequence_only(loaded: LoadedCheckpoint) -> Non
         assert_equal_up_to_near_tie(clean, good, params, completion, reference)
 
 
-def test_a_prompt_without_room_is_refused(engine: Engine, loaded: LoadedCheckpoint) -> None:
+def test_prompt_without_room_is_rejected(engine: Engine, loaded: LoadedCheckpoint) -> None:
     with pytest.raises(ValueError, match="512"):
         engine.add_request(a_prompt(loaded, 0, 512), SamplingParams(), request_id="long")
     with pytest.raises(ValueError, match="vocabulary"):
@@ -218,7 +216,7 @@ def test_a_prompt_without_room_is_refused(engine: Engine, loaded: LoadedCheckpoi
     assert engine.scheduler.is_idle
 
 
-def test_a_full_context_ends_with_length(engine: Engine, loaded: LoadedCheckpoint) -> None:
+def test_full_context_ends_with_length(engine: Engine, loaded: LoadedCheckpoint) -> None:
     prompt = a_prompt(loaded, 0, 500)
     completions = [engine.generate([prompt], SamplingParams(temperature=1.0, seed=seed))[0] for seed in range(5)]
     full = [completion for completion in completions if len(completion.token_ids) == 12]

@@ -1,4 +1,4 @@
-"""The picture thread alone: what comes first, what is done together and by whom, errors, the end."""
+"""The image thread: priorities, batching, errors, shutdown."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 
 import pytest
 
-from model.engine import image_thread as picture_thread
-from model.engine.image_thread import REST, TOGETHER, PictureThread
+from model.engine import image_thread
+from model.engine.image_thread import REST, TOGETHER, ImageThread
 from tests.patience import PATIENCE_S
 
 
 class Results:
-    """What was posted, in order: results, or the names of errors. `post` tells the thread apart, too."""
+    """Posted results in order, or the names of errors; records the posting thread."""
 
     def __init__(self) -> None:
         self.all: list[Any] = []
         self.threads: list[str] = []
-        self._come = threading.Semaphore(0)
+        self._arrived = threading.Semaphore(0)
 
     def post(self, result: Any, error: BaseException | None) -> None:
         self.all.append(result if error is None else type(error).__name__)
         self.threads.append(threading.current_thread().name)
-        self._come.release()
+        self._arrived.release()
 
     def wait(self, count: int) -> list[Any]:
         for _ in range(count):
-            assert self._come.acquire(timeout=PATIENCE_S)
+            assert self._arrived.acquire(timeout=PATIENCE_S)
         return self.all
 
 
 class Gate:
-    """A job that keeps the thread until it is let go."""
+    """A job that blocks the thread until released."""
 
     def __init__(self) -> None:
         self._running, self._open = threading.Event(), threading.Event()
@@ -49,7 +49,7 @@ class Gate:
 
 
 class Draw:
-    """Whole pictures: remembers who was drawn together; "bad" cannot be."""
+    """Complete images: records the batches; "bad" raises."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -62,8 +62,8 @@ class Draw:
 
 
 @pytest.fixture
-def thread() -> Iterator[PictureThread]:
-    thread = PictureThread()
+def thread() -> Iterator[ImageThread]:
+    thread = ImageThread()
     yield thread
     thread.close()
 
@@ -71,11 +71,11 @@ def thread() -> Iterator[PictureThread]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(picture_thread.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(image_thread.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_a_partial_that_would_wait_goes_out_without_its_picture(thread: PictureThread) -> None:
+def test_waiting_partial_is_skipped(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
     assert thread.try_submit(gate, results.post)
     gate.wait()
@@ -86,7 +86,7 @@ def test_a_partial_that_would_wait_goes_out_without_its_picture(thread: PictureT
     assert results.wait(3) == ["gate", "FINAL", "ZeroDivisionError"]
 
 
-def test_what_a_stream_is_silent_for_comes_first_and_what_nobody_waits_for_last(thread: PictureThread) -> None:
+def test_complete_images_first_idle_jobs_last(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
     thread.submit(gate, results.post)
     gate.wait()
@@ -100,7 +100,7 @@ def test_what_a_stream_is_silent_for_comes_first_and_what_nobody_waits_for_last(
     assert results.wait(1)[-1] == "after an error"
 
 
-def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(thread: PictureThread) -> None:
+def test_waiting_images_are_batched_in_order(thread: ImageThread) -> None:
     results, gate, draw, other = Results(), Gate(), Draw(), Draw()
     thread.submit(gate, results.post)
     gate.wait()
@@ -117,7 +117,7 @@ def test_whole_pictures_that_wait_side_by_side_are_done_together_in_their_order(
     assert posted.index("Q0") == 1 + TOGETHER, "no later than its turn"
 
 
-def test_an_error_in_one_picture_is_told_to_no_other(thread: PictureThread) -> None:
+def test_error_reaches_only_its_own_image(thread: ImageThread) -> None:
     results, gate, draw = Results(), Gate(), Draw()
     thread.submit(gate, results.post)
     gate.wait()
@@ -127,49 +127,47 @@ def test_an_error_in_one_picture_is_told_to_no_other(thread: PictureThread) -> N
     assert results.wait(4) == ["gate", "A", "ZeroDivisionError", "C"]
 
 
-def test_the_step_loop_lends_a_hand_only_while_a_whole_picture_has_waited_for_long(
-    thread: PictureThread, clock: list[float]
-) -> None:
+def test_step_loop_helps_only_when_overdue(thread: ImageThread, clock: list[float]) -> None:
     results, gate, draw = Results(), Gate(), Draw()
-    thread.lend_a_hand()  # nothing to do
+    thread.help_out()  # nothing to do
     thread.submit(gate, results.post)
     gate.wait()
     thread.submit(lambda: "question", results.post)
     clock[0] += 10.0
-    thread.lend_a_hand()  # neither what runs nor a question's picture
+    thread.help_out()  # neither the running job nor a question's image
     names = [f"p{i}" for i in range(TOGETHER + 1)]
     for name in names:
         thread.submit_whole(draw, name, results.post)
-    clock[0] += picture_thread.BEHIND_S / 2
-    thread.lend_a_hand()
+    clock[0] += image_thread.OVERDUE_S / 2
+    thread.help_out()
     assert results.all == []
-    clock[0] += picture_thread.BEHIND_S
-    thread.lend_a_hand()
+    clock[0] += image_thread.OVERDUE_S
+    thread.help_out()
     assert results.all == [name.upper() for name in names[:TOGETHER]], "the oldest"
     assert set(results.threads) == {threading.current_thread().name}
     gate.let_go()
     assert results.wait(TOGETHER + 3)[TOGETHER:] == ["gate", names[-1].upper(), "question"]
 
 
-def test_loading_gives_way_while_whole_pictures_wait_and_no_longer(thread: PictureThread) -> None:
+def test_loading_waits_for_complete_images_only(thread: ImageThread) -> None:
     results, gate = Results(), Gate()
-    thread.give_way(PATIENCE_S)  # nothing waits
+    thread.wait_for_images(PATIENCE_S)  # nothing waits
     thread.submit(gate, results.post)
     gate.wait()
     thread.submit(lambda: "question", results.post)
-    thread.give_way(PATIENCE_S)  # nor does it for others
+    thread.wait_for_images(PATIENCE_S)  # does not wait for other jobs
     thread.submit_whole(Draw(), "p", results.post)
-    thread.give_way(0.0)  # as long as it was told
-    loader = threading.Thread(target=lambda: (thread.give_way(PATIENCE_S), results.post("load", None)))
+    thread.wait_for_images(0.0)  # no longer than requested
+    loader = threading.Thread(target=lambda: (thread.wait_for_images(PATIENCE_S), results.post("load", None)))
     loader.start()
     assert results.all == []
     gate.let_go()
     assert "load" in results.wait(4)
     loader.join(PATIENCE_S)
-    assert results.all[0] == "gate", "it began behind the picture's turn"
+    assert results.all[0] == "gate", "it began after the image's turn"
 
 
-def test_partials_leave_the_machine_most_of_the_time(thread: PictureThread, clock: list[float]) -> None:
+def test_partials_leave_most_of_the_core(thread: ImageThread, clock: list[float]) -> None:
     results = Results()
 
     def work() -> None:
@@ -177,7 +175,7 @@ def test_partials_leave_the_machine_most_of_the_time(thread: PictureThread, cloc
 
     assert thread.try_submit(work, results.post)
     results.wait(1)
-    thread.submit_whole(lambda items: [work()], "p", results.post)  # a whole picture waits for nothing
+    thread.submit_whole(lambda items: [work()], "p", results.post)  # a complete image does not wait
     results.wait(1)
     clock[0] += REST * 3.0 - 0.1
     assert not thread.try_submit(work, results.post)
@@ -186,8 +184,8 @@ def test_partials_leave_the_machine_most_of_the_time(thread: PictureThread, cloc
     results.wait(1)
 
 
-def test_the_end_waits_for_the_running_job_and_drops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread, results, gate = PictureThread(), Results(), Gate()
+def test_close_waits_for_running_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, results, gate = ImageThread(), Results(), Gate()
     thread.submit(gate, results.post)
     gate.wait()
     thread.submit_whole(Draw(), "p", results.post)

@@ -1,4 +1,4 @@
-"""Checkpoints in one engine process: checked without being kept, told apart by version, let go when unused."""
+"""Checkpoints in one engine process: checked without loading, distinguished by version, freed when unused."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_drawing_checkpoint(tmp_path_factory.mktemp("checkpoints") / "other", seed=1)
 
 
-def test_a_check_tells_what_the_checkpoint_will_take_and_keeps_nothing(
-    drawing_checkpoint: Path, other_checkpoint: Path
-) -> None:
+def test_check_reports_footprint_and_keeps_nothing(drawing_checkpoint: Path, other_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         before = await engine.memory()
         footprint = await engine.check(str(other_checkpoint))
@@ -37,7 +35,7 @@ def test_a_check_tells_what_the_checkpoint_will_take_and_keeps_nothing(
     run(drawing_checkpoint, work)
 
 
-def test_a_check_reads_values_and_hashes_while_traces_run(drawing_checkpoint: Path, tmp_path: Path) -> None:
+def test_check_reads_everything_while_traces_run(drawing_checkpoint: Path, tmp_path: Path) -> None:
     async def work(engine: InProcess) -> None:
         running = asyncio.create_task(collect(engine, ask("a")))
         spoilt = make_drawing_checkpoint(tmp_path / "spoilt")
@@ -54,7 +52,7 @@ def test_a_check_reads_values_and_hashes_while_traces_run(drawing_checkpoint: Pa
     run(drawing_checkpoint, work)
 
 
-def test_what_is_in_use_goes_with_its_last_request(drawing_checkpoint: Path, other_checkpoint: Path) -> None:
+def test_checkpoint_is_freed_after_its_last_request(drawing_checkpoint: Path, other_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         await engine.load("other", str(other_checkpoint), 2)
         stream = engine.generate(ask("a", tokens=300))
@@ -63,9 +61,9 @@ def test_what_is_in_use_goes_with_its_last_request(drawing_checkpoint: Path, oth
         memory = await engine.memory()
         assert memory["models"].keys() == {"other"}
         assert memory["retired"] == memory["models"]["other"]
-        (refused,) = await collect(engine, ask("b"))
-        assert isinstance(refused, Failed)
-        assert refused.code == "unknown_checkpoint"
+        (rejected,) = await collect(engine, ask("b"))
+        assert isinstance(rejected, Failed)
+        assert rejected.code == "unknown_checkpoint"
         outputs = [output async for output in stream]
         assert isinstance(outputs[-1], Finished)
         assert (await engine.memory())["retired"] == 0
@@ -73,7 +71,7 @@ def test_what_is_in_use_goes_with_its_last_request(drawing_checkpoint: Path, oth
     run(drawing_checkpoint, work)
 
 
-def test_a_paused_request_goes_on_with_its_own_version_or_not_at_all(
+def test_paused_request_resumes_only_with_its_version(
     drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
 ) -> None:
     async def work(engine: InProcess) -> None:
@@ -92,34 +90,34 @@ def test_a_paused_request_goes_on_with_its_own_version_or_not_at_all(
         recorder.assert_same_trace(drawing_checkpoint, "whole", whole, "b", first + rest)
 
         await keeper.aclose()
-        await engine.memory()  # handled behind the abort
-        (refused,) = await collect(engine, ask("c", resume=paused.resume))
-        assert isinstance(refused, Failed)
-        assert refused.code == "weights_gone"
+        await engine.memory()  # handled after the abort
+        (rejected,) = await collect(engine, ask("c", resume=paused.resume))
+        assert isinstance(rejected, Failed)
+        assert rejected.code == "weights_gone"
 
-        await engine.load("drawing", str(drawing_checkpoint), 1)  # read back under its number
+        await engine.load("drawing", str(drawing_checkpoint), 1)  # read back with its old number
         rest = await collect(engine, ask("d", resume=paused.resume))
         recorder.assert_same_trace(drawing_checkpoint, "whole", whole, "d", first + rest)
 
     run(drawing_checkpoint, work)
 
 
-def test_two_checkpoints_answer_beside_each_other_as_each_does_alone(
+def test_two_checkpoints_answer_independently(
     drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
 ) -> None:
-    def asked(name: str, checkpoint: str) -> GenerationRequest:
+    def request(name: str, checkpoint: str) -> GenerationRequest:
         sampling = SamplingRequest(temperature=1.0, seed=1, max_new_tokens=80, max_images=3)
         return GenerationRequest(name, checkpoint, "Where is the red star?", (), sampling)
 
     async def work(engine: InProcess) -> None:
         await engine.load("other", str(other_checkpoint), 2)
-        alone = [await collect(engine, asked(f"{name} alone", name)) for name in ("drawing", "other")]
-        beside = await asyncio.gather(*(collect(engine, asked(name, name)) for name in ("drawing", "other")))
+        alone = [await collect(engine, request(f"{name} alone", name)) for name in ("drawing", "other")]
+        together = await asyncio.gather(*(collect(engine, request(name, name)) for name in ("drawing", "other")))
         for name, folder, one, other in zip(
-            ("drawing", "other"), (drawing_checkpoint, other_checkpoint), alone, beside, strict=True
+            ("drawing", "other"), (drawing_checkpoint, other_checkpoint), alone, together, strict=True
         ):
             recorder.assert_same_trace(folder, f"{name} alone", one, name, other)
         assert events(alone[0]) != events(alone[1])
-        assert [outputs[0].weight_version for outputs in beside] == [1, 2]  # type: ignore[union-attr]
+        assert [outputs[0].weight_version for outputs in together] == [1, 2]  # type: ignore[union-attr]
 
     run(drawing_checkpoint, work)

@@ -1,10 +1,10 @@
-"""The narrator keeps token order: nothing passes an unfinished final picture, and a late partial is dropped."""
+"""The narrator keeps token order: nothing passes an unfinished final image, and late partials are dropped."""
 
 from __future__ import annotations
 
 import pytest
 
-from model.engine.narrator import Narrator, PictureJob, PictureResult, Told
+from model.engine.narrator import ImageJob, ImageResult, Narrator, ReadyEvent
 from model.text.template import StepPart, Template
 
 CODES = (1, 2, 3, 4)
@@ -14,93 +14,91 @@ def tokens(plain: Template) -> list[int]:
     return plain.response_ids([StepPart("look", CODES), StepPart("zoom in", (5, 6, 7, 8))], "red")
 
 
-def result(final: bool) -> PictureResult:
-    return PictureResult(b"png", 16, 16, {"tv": 0.5} if final else None)
+def result(final: bool) -> ImageResult:
+    return ImageResult(b"png", 16, 16, {"tv": 0.5} if final else None)
 
 
-def types(told: list[Told | object]) -> list[str]:
-    return [t.event.type if isinstance(t, Told) else str(t) for t in told]
+def types(events: list[ReadyEvent | object]) -> list[str]:
+    return [t.event.type if isinstance(t, ReadyEvent) else str(t) for t in events]
 
 
 WHOLE = ["step.started", "text.delta", "image.started", "image.completed", "step.completed"]
 
 
 def squeeze(names: list[str]) -> list[str]:
-    """Runs of deltas count once."""
+    """Collapse runs of deltas."""
     return [n for i, n in enumerate(names) if i == 0 or n != names[i - 1]]
 
 
-def test_events_follow_token_order_whatever_the_decoder_does(plain: Template) -> None:
+def test_events_follow_token_order(plain: Template) -> None:
     narrator = Narrator(plain.parser())
-    jobs: list[PictureJob] = []
-    told: list[Told | object] = []
+    jobs: list[ImageJob] = []
+    events: list[ReadyEvent | object] = []
     for token in tokens(plain):
         jobs += narrator.feed(token)
-        told += narrator.take()
+        events += narrator.take()
     narrator.finish()
     narrator.end("end")
-    assert squeeze(types(told)) == WHOLE[:3]
-    narrator.picture_done(jobs[1].ticket, result(True))  # the second picture first
+    assert squeeze(types(events)) == WHOLE[:3]
+    narrator.image_done(jobs[1].ticket, result(True))  # the second image first
     assert narrator.take() == []
-    narrator.picture_done(jobs[0].ticket, result(True))
-    told += narrator.take()
-    assert squeeze(types(told)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
-    pictures = [t for t in told if isinstance(t, Told) and t.event.type == "image.completed"]
-    assert [p.codes for p in pictures] == [CODES, (5, 6, 7, 8)]
-    assert pictures[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
+    narrator.image_done(jobs[0].ticket, result(True))
+    events += narrator.take()
+    assert squeeze(types(events)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
+    images = [t for t in events if isinstance(t, ReadyEvent) and t.event.type == "image.completed"]
+    assert [p.codes for p in images] == [CODES, (5, 6, 7, 8)]
+    assert images[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
     assert jobs[1].previous == CODES
 
 
-def test_partials_are_evenly_spaced_and_a_late_one_is_dropped(plain: Template) -> None:
+def test_partials_are_evenly_spaced_and_droppable(plain: Template) -> None:
     narrator = Narrator(plain.parser(), partial_images=2, previous=(9, 9, 9, 9))
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     assert [(len(j.codes), j.is_final) for j in jobs] == [(1, False), (3, False), (4, True)]
     assert all(j.previous == (9, 9, 9, 9) for j in jobs)
-    narrator.picture_skipped(jobs[0].ticket)
-    narrator.picture_done(jobs[2].ticket, result(True))
-    told = narrator.take()
-    assert squeeze(types(told)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
-    first, all_codes = (t for t in told if isinstance(t, Told) and t.event.type == "image.partial")
+    narrator.image_skipped(jobs[0].ticket)
+    narrator.image_done(jobs[2].ticket, result(True))
+    events = narrator.take()
+    assert squeeze(types(events)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
+    first, all_codes = (t for t in events if isinstance(t, ReadyEvent) and t.event.type == "image.partial")
     assert first.png is all_codes.png is None
     assert first.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
     assert all_codes.event.data == {"step": 1, "index": 2, "codes_done": 4, "codes_total": 4}
-    narrator.picture_done(jobs[1].ticket, result(False))
+    narrator.image_done(jobs[1].ticket, result(False))
     assert narrator.take() == []
 
 
 @pytest.mark.parametrize("partial_images", [0, 1, 16, 64])
-def test_the_last_code_is_told_before_the_picture_is_decoded(plain: Template, partial_images: int) -> None:
+def test_last_code_event_precedes_decoded_image(plain: Template, partial_images: int) -> None:
     narrator = Narrator(plain.parser(), partial_images=partial_images)
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     for job in jobs[:-1]:
-        narrator.picture_skipped(job.ticket)
-    told = [t.event for t in narrator.take() if isinstance(t, Told) and t.event.type == "image.partial"]
+        narrator.image_skipped(job.ticket)
+    events = [t.event for t in narrator.take() if isinstance(t, ReadyEvent) and t.event.type == "image.partial"]
     assert jobs[-1].is_final
-    assert [event.data["codes_done"] for event in told][-1:] == [4] * bool(partial_images)
-    assert len({event.data["index"] for event in told}) == len(told)
+    assert [event.data["codes_done"] for event in events][-1:] == [4] * bool(partial_images)
+    assert len({event.data["index"] for event in events}) == len(events)
 
 
 @pytest.mark.parametrize("template", ["plain", "tagged"])
-def test_a_paused_narration_goes_on_without_losing_or_repeating_an_event(
-    template: str, request: pytest.FixtureRequest
-) -> None:
+def test_paused_narration_resumes_without_gaps(template: str, request: pytest.FixtureRequest) -> None:
     used: Template = request.getfixturevalue(template)
     response = used.response_ids([StepPart("one"), StepPart("two", CODES), StepPart("three")], "red")
 
-    def run(narrator: Narrator, stream: list[int], told: list[Told | object]) -> int:
+    def run(narrator: Narrator, stream: list[int], events: list[ReadyEvent | object]) -> int:
         for number, token in enumerate(stream, 1):
             for job in narrator.feed(token):
-                narrator.picture_done(job.ticket, result(job.is_final))
-            told += narrator.take()
+                narrator.image_done(job.ticket, result(job.is_final))
+            events += narrator.take()
             if narrator.paused_after is not None:
                 return number
         narrator.finish()
-        told += narrator.take()
+        events += narrator.take()
         return len(stream)
 
-    whole: list[Told | object] = []
+    whole: list[ReadyEvent | object] = []
     run(Narrator(used.parser()), response, whole)
-    parts: list[Told | object] = []
+    parts: list[ReadyEvent | object] = []
     done, skip, pauses = 0, 0, []
     while done < len(response):
         narrator = Narrator(used.parser(), skip=skip, step_mode=True)

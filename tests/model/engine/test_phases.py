@@ -1,4 +1,4 @@
-"""Phases, scheduling and random numbers, without a tensor."""
+"""Phases, scheduling and random numbers, without tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def waiting(name: str, **params: int) -> Sequence:
     return Sequence.create(name, 0, [0, 20, 21], SamplingParams(**params), rules=RULES, context_len=100, resumed=[])
 
 
-def test_an_image_is_n_codes_and_a_forced_end() -> None:
+def test_image_is_n_codes_and_forced_end() -> None:
     state = PhaseState(RULES, max_tokens=60, max_images=1)
     seen = []
     for token in (30, 7, 11, 12, 13, 14, 8, 31, 2):
@@ -28,12 +28,12 @@ def test_an_image_is_n_codes_and_a_forced_end() -> None:
     assert (state.phase, state.finish_reason, state.images_done) == (Phase.DONE, "stop", 1)
 
 
-def test_begin_image_is_legal_only_while_a_picture_and_an_answer_fit() -> None:
+def test_begin_image_needs_room_for_answer() -> None:
     room = 4 + 2 + ANSWER_ROOM
     state = PhaseState(RULES, max_tokens=room + 1, max_images=9)
     assert state.legal is Legal.TEXT_OR_IMAGE
     state.push(30)
-    assert state.legal is Legal.TEXT_OR_IMAGE  # exactly enough remains
+    assert state.legal is Legal.TEXT_OR_IMAGE  # exactly enough tokens are left
     state.push(30)
     assert state.legal is Legal.TEXT
     assert RULES.images_that_fit(room - 1) == 0
@@ -41,7 +41,7 @@ def test_begin_image_is_legal_only_while_a_picture_and_an_answer_fit() -> None:
     assert RULES.images_that_fit(room + 6) == 2
 
 
-def test_length_ends_a_sequence_at_its_last_token() -> None:
+def test_length_ends_sequence_at_last_token() -> None:
     state = PhaseState(RULES, max_tokens=3, max_images=0)
     for token in (30, 31):
         state.push(token)
@@ -50,7 +50,7 @@ def test_length_ends_a_sequence_at_its_last_token() -> None:
     assert state.finish_reason == "length"
 
 
-def test_a_slot_that_is_freed_takes_the_last_sequence() -> None:
+def test_freed_slot_takes_last_sequence() -> None:
     scheduler = Scheduler(4, admissions_per_step=4)
     sequences = [waiting(str(i)) for i in range(6)]
     for sequence in sequences:
@@ -63,7 +63,7 @@ def test_a_slot_that_is_freed_takes_the_last_sequence() -> None:
     assert scheduler.position("5") == 0
 
 
-def test_whoever_came_first_is_admitted_first_and_nobody_starves() -> None:
+def test_admission_is_first_come_first_served() -> None:
     rng, scheduler, order, born = random.Random(1), Scheduler(3, admissions_per_step=2), [], 0
     for _ in range(400):
         for _ in range(rng.randrange(3)):
@@ -79,7 +79,7 @@ def test_whoever_came_first_is_admitted_first_and_nobody_starves() -> None:
     assert len(order) > 250
 
 
-def test_the_random_numbers_of_a_seed_are_the_same_everywhere_and_can_be_skipped_to() -> None:
+def test_random_numbers_are_portable_and_skippable() -> None:
     draws = Draws(7)
     first = [draws.take() for _ in range(5)]
     assert first[0][0] == pytest.approx(0.32383276483316237)  # random.Random(7), fixed by the language
@@ -92,6 +92,6 @@ def test_the_random_numbers_of_a_seed_are_the_same_everywhere_and_can_be_skipped
     "values", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1},
                {"max_new_tokens": 0}, {"max_images": -1}]
 )  # fmt: skip
-def test_impossible_sampling_values_are_refused(values: dict[str, float]) -> None:
+def test_invalid_sampling_values_are_rejected(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SamplingParams(**values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The engine as a child process: it starts, dies, comes back and never outlives its parent."""
+"""The engine as a child process: it starts, dies, restarts and never outlives its parent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_killed_child_fails_its_requests_and_is_replaced(tiny_checkpoint: Path) -> None:
+def test_killed_child_fails_requests_and_is_replaced(tiny_checkpoint: Path) -> None:
     async def work(engine: EngineProcess) -> None:
         before = await collect(engine, ask("a"))
         first = engine.pid
@@ -70,7 +70,7 @@ def test_a_killed_child_fails_its_requests_and_is_replaced(tiny_checkpoint: Path
     run(tiny_checkpoint, work)
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_the_child(tiny_checkpoint: Path) -> None:
+def test_ctrl_c_does_not_reach_the_child(tiny_checkpoint: Path) -> None:
     async def work(engine: EngineProcess) -> None:
         pid = engine.pid
         assert pid is not None
@@ -83,19 +83,19 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_child(tiny_checkpoint: Path) 
 
 
 @pytest.mark.parametrize("unread", [0, 20_000_000])
-def test_closing_ends_a_child_that_hangs(tiny_checkpoint: Path, unread: int) -> None:
+def test_close_kills_a_hanging_child(tiny_checkpoint: Path, unread: int) -> None:
     async def work(engine: EngineProcess) -> None:
         pid = engine.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        engine._send(("mode", "x" * unread, "step"))  # more than the socket takes: a flush would never end
+        engine._send(("mode", "x" * unread, "step"))  # exceeds the socket's buffer: a flush would never end
         await engine.close()
         assert not is_alive(pid)
 
     run(tiny_checkpoint, work)
 
 
-def test_closing_ends_live_requests_and_the_child(tiny_checkpoint: Path) -> None:
+def test_close_ends_live_requests_and_child(tiny_checkpoint: Path) -> None:
     async def work(engine: EngineProcess) -> None:
         stream = engine.generate(ask("a", tokens=480))
         assert isinstance(await anext(stream), Started)
@@ -111,7 +111,7 @@ def test_closing_ends_live_requests_and_the_child(tiny_checkpoint: Path) -> None
     run(tiny_checkpoint, work)
 
 
-def test_a_killed_parent_leaves_no_child_behind(tiny_checkpoint: Path) -> None:
+def test_killed_parent_leaves_no_child(tiny_checkpoint: Path) -> None:
     program = (
         "import asyncio, sys\n"
         "from model.engine.client import EngineProcess\n"
@@ -140,7 +140,7 @@ def test_a_killed_parent_leaves_no_child_behind(tiny_checkpoint: Path) -> None:
             os.close(watch)
 
 
-def test_a_device_that_is_not_there_is_named(tiny_checkpoint: Path) -> None:
+def test_missing_device_is_named(tiny_checkpoint: Path) -> None:
     async def main() -> None:
         engine = EngineProcess({"tiny": tiny_checkpoint}, device="tpu")
         await engine.start()
@@ -155,7 +155,7 @@ def test_a_device_that_is_not_there_is_named(tiny_checkpoint: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_child_that_dies_while_starting_is_given_up(tiny_checkpoint: Path) -> None:
+def test_child_dying_at_start_is_given_up(tiny_checkpoint: Path) -> None:
     async def main() -> None:
         command = (sys.executable, "-c", "import sys; sys.exit(3)")
         engine = EngineProcess({"tiny": tiny_checkpoint}, command=command)
@@ -168,6 +168,6 @@ def test_a_child_that_dies_while_starting_is_given_up(tiny_checkpoint: Path) -> 
     asyncio.run(main())
 
 
-def test_the_serving_path_imports_no_transformers() -> None:
+def test_serving_imports_no_transformers() -> None:
     code = "import sys, model.engine.child; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Sampling draws what it says it draws."""
+"""Sampling follows the documented distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS = 20_000
 
 
 def shares(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Shares of 20,000 draws, the way the engine makes them."""
+    """Shares of 20,000 samples, drawn as in the engine."""
     uniform = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(0))
     rows = RowParams.of([params] * ROWS, torch.device("cpu"))
     index, logprob, all_logprobs = draw(logits.expand(ROWS, -1), rows, uniform[:, :2])
@@ -31,7 +31,7 @@ def nucleus(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return result / result.sum()
 
 
-def test_draws_follow_the_tempered_nucleus() -> None:
+def test_samples_follow_the_tempered_nucleus() -> None:
     logits = torch.randn(24, generator=torch.Generator().manual_seed(4)) * 2
     for params in (
         SamplingParams(temperature=1.0),
@@ -41,10 +41,10 @@ def test_draws_follow_the_tempered_nucleus() -> None:
     ):
         expected, seen = nucleus(logits, params), shares(logits, params)
         assert seen[expected == 0].sum() == 0
-        assert (seen - expected).abs().max() < 0.014  # 4 standard deviations of a share at 20,000 draws
+        assert (seen - expected).abs().max() < 0.014  # 4 standard deviations of a share at 20,000 samples
 
 
-def test_a_token_of_probability_zero_is_never_drawn() -> None:
+def test_zero_probability_token_is_never_sampled() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).expand(4, -1)
     rows = RowParams.of([SamplingParams(temperature=1.0)] * 4, torch.device("cpu"))
     edges = torch.tensor([[0.0, 0.0], [1.0 - 2**-24, 0.5], [0.50001, 0.0], [0.49999, 0.0]])
@@ -52,7 +52,7 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     assert index.tolist() == [1, 3, 3, 1]
 
 
-def test_greedy_rows_and_sampled_rows_share_a_step() -> None:
+def test_greedy_and_sampled_rows_share_a_step() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
     params = [SamplingParams(temperature=float(i % 2), top_p=0.9) for i in range(6)]
     index, logprob, _ = draw(logits, RowParams.of(params, torch.device("cpu")), torch.full((6, 2), 0.999))

@@ -1,4 +1,4 @@
-"""The worker in a thread: streams, step mode, aborts, failing steps, checkpoints that come and go."""
+"""The worker in a thread: streams, step mode, aborts, failing steps, loading and unloading checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from model.engine import image_thread as picture_thread
+from model.engine import image_thread
 from model.engine.client import (
     Cancelled,
     Emitted,
@@ -31,14 +31,14 @@ from model.engine.client import (
 )
 from model.engine.inprocess import InProcess
 from model.engine.models import Model
-from model.engine.narrator import PictureResult
-from model.images.codes import decode_codes, encode_pictures
+from model.engine.narrator import ImageResult
+from model.images.codes import decode_codes, encode_images
 from model.images.view import png_bytes
 from tests.model.engine.traces import Recorder
 from tests.near_ties import assert_same_image
 
 
-def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:
+def an_image(size: tuple[int, int] = (40, 30)) -> ImageInput:
     out = io.BytesIO()
     Image.new("RGB", size, (200, 10, 10)).save(out, "PNG")
     return ImageInput(out.getvalue())
@@ -46,8 +46,8 @@ def a_picture(size: tuple[int, int] = (40, 30)) -> ImageInput:
 
 def ask(name: str, *, seed: int = 1, tokens: int = 120, images: bool = True, **more: Any) -> GenerationRequest:
     sampling = SamplingRequest(temperature=1.0, seed=seed, max_new_tokens=tokens, max_images=3)
-    pictures = (a_picture(),) if images else ()
-    return GenerationRequest(name, "drawing", "Where is the red star?", pictures, sampling, **more)
+    given = (an_image(),) if images else ()
+    return GenerationRequest(name, "drawing", "Where is the red star?", given, sampling, **more)
 
 
 async def collect(engine: EngineClient, request: GenerationRequest) -> list[Output]:
@@ -80,7 +80,7 @@ def events(outputs: list[Output]) -> list[Any]:
     return [(o.event, o.png, o.codes) for o in outputs if isinstance(o, Emitted)]
 
 
-def test_a_trace_streams_its_steps_pictures_and_end(drawing_checkpoint: Path) -> None:
+def test_trace_streams_steps_images_and_end(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         outputs = await collect(engine, ask("a", partial_images=2))
         started, finished = outputs[0], outputs[-1]
@@ -100,15 +100,13 @@ def test_a_trace_streams_its_steps_pictures_and_end(drawing_checkpoint: Path) ->
         assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward"}
         partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
         seen = {(o.event.data["index"], o.event.data["codes_done"]) for o in partials}
-        assert (2, 4) in seen, "all codes are there: told whether or not the decoder was busy"
+        assert (2, 4) in seen, "all codes are reported even if the decoder was busy"
         assert seen <= {(0, 1), (1, 3), (2, 4)}
 
     run(drawing_checkpoint, work)
 
 
-def test_the_same_request_gives_the_same_events_alone_and_among_others(
-    drawing_checkpoint: Path, recorder: Recorder
-) -> None:
+def test_events_are_independent_of_other_requests(drawing_checkpoint: Path, recorder: Recorder) -> None:
     async def work(engine: InProcess) -> None:
         alone = await collect(engine, ask("alone"))
         many = await asyncio.gather(*(collect(engine, ask(f"r{i}", seed=i, tokens=60 + 20 * i)) for i in range(6)),
@@ -119,10 +117,10 @@ def test_the_same_request_gives_the_same_events_alone_and_among_others(
     run(drawing_checkpoint, work)
 
 
-def test_the_first_drawing_comes_with_the_question_as_the_model_sees_it(drawing_checkpoint: Path) -> None:
+def test_first_drawing_carries_the_seen_question(drawing_checkpoint: Path) -> None:
     loaded = load_checkpoint(drawing_checkpoint)
     assert loaded.vq is not None
-    codes = encode_pictures(loaded.vq, [a_picture().png])
+    codes = encode_images(loaded.vq, [an_image().png])
     wanted = png_bytes(decode_codes(loaded.vq, codes)[0])
 
     async def work(engine: InProcess) -> None:
@@ -142,9 +140,7 @@ def test_the_first_drawing_comes_with_the_question_as_the_model_sees_it(drawing_
 
 
 @pytest.mark.parametrize("fresh_engine", [False, True])
-def test_stepping_gives_the_same_trace_as_running_through(
-    drawing_checkpoint: Path, fresh_engine: bool, recorder: Recorder
-) -> None:
+def test_stepping_equals_running_through(drawing_checkpoint: Path, fresh_engine: bool, recorder: Recorder) -> None:
     whole: list[Output] = []
     parts: list[Output] = []
     resume: list[bytes] = []
@@ -153,7 +149,7 @@ def test_stepping_gives_the_same_trace_as_running_through(
         whole.extend(await collect(engine, ask("whole")))
 
     async def step(engine: InProcess) -> None:
-        if fresh_engine:  # nothing but the bytes survives
+        if fresh_engine:  # only the bytes survive
             engine.worker._stash.budget = 0
         outputs = await collect(engine, ask("a", mode="step", resume=resume[-1] if resume else None))
         parts.extend(outputs)
@@ -161,7 +157,7 @@ def test_stepping_gives_the_same_trace_as_running_through(
             assert outputs[-1].step == len(resume) + 1
             resume.append(outputs[-1].resume)
             assert kinds(outputs)[-2:] == ["step.completed", "Paused"]
-            await engine.memory()  # answered behind the status
+            await engine.memory()  # answered after the status
             assert engine.status().running == 0
 
     async def all_steps(engine: InProcess) -> None:
@@ -179,7 +175,7 @@ def test_stepping_gives_the_same_trace_as_running_through(
         assert parts[-1] == whole[-1]
 
 
-def test_pause_takes_effect_when_the_running_step_ends(drawing_checkpoint: Path) -> None:
+def test_pause_takes_effect_at_step_end(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         outputs = []
         async for output in engine.generate(ask("a", tokens=300)):
@@ -193,7 +189,7 @@ def test_pause_takes_effect_when_the_running_step_ends(drawing_checkpoint: Path)
     run(drawing_checkpoint, work)
 
 
-def test_an_abort_answers_when_the_slot_is_free_and_ends_the_stream(drawing_checkpoint: Path) -> None:
+def test_abort_answers_once_slot_is_free(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         outputs = []
         async for output in engine.generate(ask("a", tokens=480, images=False)):
@@ -205,7 +201,7 @@ def test_an_abort_answers_when_the_slot_is_free_and_ends_the_stream(drawing_chec
         assert isinstance(outputs[-1], Cancelled)
         await engine.memory()
         assert engine.worker.models["drawing"].engine.num_steps == steps, "no token after the abort"
-        await engine.abort("a")  # ended already: answers at once
+        await engine.abort("a")  # already ended: answers immediately
 
     run(drawing_checkpoint, work)
 
@@ -216,19 +212,19 @@ def test_leaving_the_stream_aborts_the_request(drawing_checkpoint: Path) -> None
             async for output in stream:
                 if isinstance(output, Started):
                     break
-        await engine.memory()  # handled behind the abort
+        await engine.memory()  # handled after the abort
         assert engine.worker.models["drawing"].engine.scheduler.is_idle
         assert not engine.worker._live
 
     run(drawing_checkpoint, work)
 
 
-def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
+def test_undecodable_image_ends_only_its_trace(
     drawing_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
 ) -> None:
-    """Whichever were decoded with it."""
+    """Independent of the images decoded with it."""
     first: list[tuple[int, ...]] = []
-    monkeypatch.setattr(picture_thread, "BEHIND_S", -1.0)  # every whole picture has waited for too long
+    monkeypatch.setattr(image_thread, "OVERDUE_S", -1.0)  # every complete image is overdue
 
     async def work(engine: InProcess) -> None:
         alone = await collect(engine, ask("alone", seed=2))
@@ -236,10 +232,10 @@ def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
         first.append(next(o.codes for o in marked if isinstance(o, Emitted) and o.codes))
         real = Model.draw
 
-        def draw(model: Model, pictures: list[tuple[int, ...]]) -> list[PictureResult]:
-            if first[0] in pictures:
+        def draw(model: Model, images: list[tuple[int, ...]]) -> list[ImageResult]:
+            if first[0] in images:
                 raise RuntimeError("no decoder for this one")
-            return real(model, pictures)
+            return real(model, images)
 
         monkeypatch.setattr(Model, "draw", draw)
         bad, *good = await asyncio.gather(
@@ -254,7 +250,7 @@ def test_a_drawing_that_cannot_be_decoded_ends_its_own_trace_only(
     run(drawing_checkpoint, work)
 
 
-def test_who_waits_is_told_its_position(drawing_checkpoint: Path) -> None:
+def test_waiting_request_reports_its_position(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         runs = await asyncio.gather(*(collect(engine, ask(f"r{i}", images=False)) for i in range(4)))
         positions = [[o.position for o in outputs if isinstance(o, QueuePosition)] for outputs in runs]
@@ -263,7 +259,7 @@ def test_who_waits_is_told_its_position(drawing_checkpoint: Path) -> None:
     run(drawing_checkpoint, work, slots=1)
 
 
-def test_a_failing_step_fails_its_requests_and_the_engine_lives(drawing_checkpoint: Path, recorder: Recorder) -> None:
+def test_failing_step_fails_only_its_requests(drawing_checkpoint: Path, recorder: Recorder) -> None:
     async def work(engine: InProcess) -> None:
         core = engine.worker.models["drawing"].engine
         real, calls = core._decode, []
@@ -286,7 +282,7 @@ def test_a_failing_step_fails_its_requests_and_the_engine_lives(drawing_checkpoi
     run(drawing_checkpoint, work)
 
 
-def test_bad_requests_fail_alone_with_their_own_code(drawing_checkpoint: Path) -> None:
+def test_bad_requests_fail_with_their_own_code(drawing_checkpoint: Path) -> None:
     async def work(engine: InProcess) -> None:
         bad = [
             (GenerationRequest("1", "nobody", "?"), "unknown_checkpoint"),
@@ -304,9 +300,7 @@ def test_bad_requests_fail_alone_with_their_own_code(drawing_checkpoint: Path) -
     run(drawing_checkpoint, work)
 
 
-def test_a_checkpoint_is_replaced_for_new_requests_only(
-    drawing_checkpoint: Path, tmp_path: Path, recorder: Recorder
-) -> None:
+def test_replacement_applies_to_new_requests_only(drawing_checkpoint: Path, tmp_path: Path, recorder: Recorder) -> None:
     async def work(engine: InProcess) -> None:
         outputs: list[Output] = []
         async for output in engine.generate(ask("old", tokens=200)):

@@ -16,7 +16,7 @@ from tests.near_ties import assert_equal_up_to_near_tie, assert_same_image
 
 
 class Recorder:
-    """The newest sequence that the engines of this process drew for each request."""
+    """The newest sequence that this process's engines sampled for each request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sequences: dict[str, Sequence] = {}
@@ -32,9 +32,10 @@ class Recorder:
     def assert_same_trace(
         self, checkpoint: Path, first: str, one: Seq[Output], second: str, other: Seq[Output]
     ) -> bool:
-        """Two requests of equal content drew the same tokens up to a near tie; without one, their events are equal.
+        """Assert that two equal requests sampled the same tokens up to a near tie; without a tie, their events are
+        equal.
 
-        `first` and `second` name the requests whose sequences hold all tokens (of a resumed trace, the last one's).
+        `first` and `second` name the requests whose sequences have all tokens (for a resumed trace, the last one's).
         Returns whether all tokens are equal.
         """
         a, b = self.sequences[first], self.sequences[second]
@@ -48,7 +49,7 @@ class Recorder:
 
 
 def assert_same_events(one: Seq[Output], other: Seq[Output]) -> None:
-    """Equal events with equal codes; images may differ by how their decoder rounds."""
+    """Assert equal events and codes; images may differ by decoder rounding."""
     mine, theirs = ([o for o in outputs if isinstance(o, Emitted)] for outputs in (one, other))
     assert [(o.event, o.codes) for o in mine] == [(o.event, o.codes) for o in theirs]
     for a, b in zip(mine, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""Pictures to codes and back, half-drawn pictures, and the numbers that codes give, worked out by hand."""
+"""Images to codes and back, partial images, and code statistics, checked by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.images.codes import (
     copied_share,
     decode_codes,
     decode_partial,
-    encode_pictures,
+    encode_images,
     fill_codes,
     flatness,
     image_stats,
@@ -40,7 +40,7 @@ def vq(tiny_checkpoint: Path) -> VQModel:
     return model
 
 
-def test_pixels_are_minus_one_to_one_exactly_and_come_back() -> None:
+def test_pixels_span_minus_one_to_one() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.stack([levels, 255 - levels, levels], -1))
     pixels = to_pixels([image, image])
@@ -55,81 +55,81 @@ def test_pixels_out_of_range_are_clamped() -> None:
     assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_picture_becomes_n_codes_of_the_codebook(vq: VQModel) -> None:
-    rows = encode_pictures(vq, [Image.new("RGB", (40, 20), c) for c in ("red", "blue")], ["crop", "pad"])
+def test_image_becomes_n_codes(vq: VQModel) -> None:
+    rows = encode_images(vq, [Image.new("RGB", (40, 20), c) for c in ("red", "blue")], ["crop", "pad"])
     assert all(len(codes) == 4 and all(0 <= code < 64 for code in codes) for codes in rows)
-    assert encode_pictures(vq, []) == []
+    assert encode_images(vq, []) == []
 
 
-def test_many_pictures_encode_as_one_by_one(vq: VQModel) -> None:
+def test_batch_encoding_equals_single_images(vq: VQModel) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
     together, alone = (
-        torch.tensor(c) for c in (encode_pictures(vq, images), [encode_pictures(vq, [i])[0] for i in images])
+        torch.tensor(c) for c in (encode_images(vq, images), [encode_images(vq, [i])[0] for i in images])
     )
     assert_same_codes(vq, to_pixels(images), together, alone)
 
 
-def test_codes_become_pictures_of_the_models_size(vq: VQModel) -> None:
-    pictures = decode_codes(vq, [(1, 2, 3, 4), (4, 3, 2, 1)])
-    assert [p.size for p in pictures] == [(16, 16)] * 2
-    assert pictures[0].tobytes() != pictures[1].tobytes()
+def test_codes_decode_to_model_size(vq: VQModel) -> None:
+    images = decode_codes(vq, [(1, 2, 3, 4), (4, 3, 2, 1)])
+    assert [p.size for p in images] == [(16, 16)] * 2
+    assert images[0].tobytes() != images[1].tobytes()
     assert decode_codes(vq, []) == []
     with pytest.raises(ValueError, match="4 codes, got 3"):
         decode_codes(vq, [(1, 2, 3)])
 
 
-def test_a_half_drawn_picture_continues_with_the_previous_one(vq: VQModel) -> None:
+def test_partial_image_is_filled_from_previous(vq: VQModel) -> None:
     assert fill_codes(vq, [7, 8], (1, 2, 3, 4)) == [7, 8, 3, 4]
     assert fill_codes(vq, [], (1, 2, 3, 4)) == [1, 2, 3, 4]
     assert fill_codes(vq, [7, 8, 9, 10], (1, 2, 3, 4)) == [7, 8, 9, 10]
 
 
-def test_without_a_previous_picture_the_mean_code_fills(vq: VQModel) -> None:
+def test_partial_image_is_filled_with_mean_code(vq: VQModel) -> None:
     assert fill_codes(vq, [7]) == [7, 7, 7, 7]  # the code nearest to the mean of one vector is itself
     filled = fill_codes(vq, [])
     distance = (vq.codebook - vq.codebook.mean(0)).square().sum(1)
     assert filled == [int(distance.argmin())] * 4
 
 
-def test_the_last_partial_picture_is_the_picture(vq: VQModel) -> None:
+def test_last_partial_equals_the_image(vq: VQModel) -> None:
     codes = (9, 8, 7, 6)
-    pictures = [decode_partial(vq, codes[:k], (1, 2, 3, 4)) for k in range(5)]
-    assert pictures[0].tobytes() == decode_codes(vq, [(1, 2, 3, 4)])[0].tobytes()
-    assert pictures[4].tobytes() == decode_codes(vq, [codes])[0].tobytes()
+    images = [decode_partial(vq, codes[:k], (1, 2, 3, 4)) for k in range(5)]
+    assert images[0].tobytes() == decode_codes(vq, [(1, 2, 3, 4)])[0].tobytes()
+    assert images[4].tobytes() == decode_codes(vq, [codes])[0].tobytes()
 
 
-def test_the_energy_by_hand() -> None:
+def test_energy_by_hand() -> None:
     """Grid of 2 x 3, D = 2:   (0,0) (1,0) (1,2)     horizontal |d|^2: 1, 4, 0, 4   -> E_h = 9/4
                                (0,1) (0,1) (2,1)     vertical   |d|^2: 1, 2, 2      -> E_v = 5/3
     E_2D = (9/4 + 5/3) / 2 = 47/24."""
     grid = torch.tensor([[[0.0, 0], [1, 0], [1, 2]], [[0, 1], [0, 1], [2, 1]]])
     assert float(tv_energy(grid)) == pytest.approx(47 / 24)
-    assert float(tv_energy(grid)) != pytest.approx(47 / 12)  # forgetting D
+    assert float(tv_energy(grid)) != pytest.approx(47 / 12)  # without the division by D
     batch = torch.stack([grid, grid * 2])
     torch.testing.assert_close(tv_energy(batch), torch.tensor([47 / 24, 47 / 6]))
 
 
-def test_a_single_row_has_no_vertical_neighbours() -> None:
+def test_single_row_has_no_vertical_neighbours() -> None:
     assert float(tv_energy(torch.tensor([[[0.0], [3.0]]]))) == 9.0
     assert float(tv_energy(torch.tensor([[[5.0]]]))) == 0.0
 
 
-def test_the_score_by_hand() -> None:
-    """s = 1 / (1 + 1.5 / 3) = 2/3; a smoother picture than the references' 95th percentile (0.6) scores as that one."""
+def test_score_by_hand() -> None:
+    """s = 1 / (1 + 1.5 / 3) = 2/3; a smoother image than the 95th percentile (0.6) scores like that."""
     assert perception_score(1.5, Perception(tau=3.0)) == pytest.approx(2 / 3)
     assert perception_score(0.0, Perception(tau=3.0)) == 1.0
     assert perception_score(0.0, Perception(tau=3.0, energy_p95=0.6)) == pytest.approx(1 / 1.2)
     assert perception_score(1.5, Perception(tau=3.0, energy_p95=0.6)) == pytest.approx(2 / 3)
 
 
-def test_flatness_is_the_share_of_the_commonest_code() -> None:
+def test_flatness_is_share_of_commonest_code() -> None:
     assert flatness((1, 1, 1, 2)) == 0.75
     assert flatness((1, 2, 3, 4)) == 0.25
     assert flatness(()) == 0.0
 
 
-def test_a_blank_picture_is_flat_and_earns_nothing(vq: VQModel) -> None:
+def test_blank_image_is_flat_and_earns_nothing(vq: VQModel) -> None:
     assert is_flat((5, 5, 5, 5), Perception(), 0.0)
     assert not is_flat((5, 5, 6, 6), Perception(), 1.0)
     assert not is_flat((5, 5, 5, 6), Perception(flat_share_max=0.7), 1.0)
@@ -138,24 +138,24 @@ def test_a_blank_picture_is_flat_and_earns_nothing(vq: VQModel) -> None:
     assert 0.0 < image_stats(vq, (5, 6, 7, 8)).perception_reward < 1.0
 
 
-def test_a_picture_of_many_codes_that_look_alike_is_flat_too() -> None:
+def test_image_of_similar_codes_is_flat() -> None:
     perception = Perception(energy_p95=1.5)  # 95 % of the references have more energy; a third of it is .5
     assert is_flat((1, 2, 3, 4), perception, 0.49)
     assert not is_flat((1, 2, 3, 4), perception, 0.51)
-    assert not is_flat((1, 2, 3, 4), Perception(), 0.0)  # without a scale only the codes can be asked
+    assert not is_flat((1, 2, 3, 4), Perception(), 0.0)  # without a scale only the codes count
 
 
-def test_the_shipped_guard_catches_a_canvas_of_any_colour() -> None:
+def test_shipped_guard_catches_any_plain_canvas() -> None:
     loaded = load_checkpoint(SHIPPED / "nano-base")
     assert loaded.vq is not None
     colours = ["white", "black", "grey", "red", "green", "blue", "orange", "magenta"]
-    canvases = encode_pictures(loaded.vq, [Image.new("RGB", (64, 64), colour) for colour in colours])
+    canvases = encode_images(loaded.vq, [Image.new("RGB", (64, 64), colour) for colour in colours])
     assert max(len(set(codes)) for codes in canvases) > 3  # one colour, several codes
     rewards = [image_stats(loaded.vq, codes, loaded.manifest.perception).perception_reward for codes in canvases]
     assert rewards == [0.0] * len(colours)
 
 
-def test_the_facts_of_a_picture_use_the_codebook(vq: VQModel) -> None:
+def test_image_stats_use_the_codebook(vq: VQModel) -> None:
     facts = image_stats(vq, (5, 6, 7, 7), Perception(tau=2.0))
     vectors = vq.codebook[torch.tensor([[5, 6], [7, 7]])]
     energy = float(tv_energy(vectors))
@@ -165,22 +165,22 @@ def test_the_facts_of_a_picture_use_the_codebook(vq: VQModel) -> None:
     assert set(facts.to_json()) == {"codes", "flatness", "tv", "perception_reward"}
 
 
-def test_the_reward_of_a_trace_is_the_mean_and_nothing_without_pictures(vq: VQModel) -> None:
+def test_trace_reward_is_mean_over_images(vq: VQModel) -> None:
     one, two = (5, 6, 7, 8), (9, 9, 9, 9)
     single = image_stats(vq, one).perception_reward
     assert perception_reward(vq, [one, two]) == pytest.approx(single / 2)
     assert perception_reward(vq, []) == 0.0
 
 
-def test_a_copy_is_recognised() -> None:
+def test_copied_image_is_recognised() -> None:
     assert copied_share((1, 2, 3, 4), (1, 2, 3, 5)) == 0.75
     with pytest.raises(ValueError, match="longer"):
         copied_share((1, 2), (1, 2, 3))
 
 
 @pytest.mark.parametrize("in_bf16", [True, False])
-def test_a_drawing_looks_the_same_alone_and_among_others(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the embedded decoder, as it serves on a CPU with bf16 and on one without; the facts are equal exactly."""
+def test_decoding_is_independent_of_the_batch(in_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded by the embedded checkpoint with and without bf16; the statistics are exactly equal."""
     if in_bf16 and not cpu_has_bf16():
         pytest.skip("this CPU has no bf16 in hardware")
     monkeypatch.setattr("model.nets.vq.cpu_has_bf16", lambda: in_bf16)

@@ -1,4 +1,4 @@
-"""The one reader of images: what is taken, what it looks like, and what everything else is called."""
+"""The image reader: accepted formats, results, and descriptions of everything else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def near(one: tuple[int, ...], other: tuple[int, ...], by: int = 2) -> bool:
     return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= by
 
 
-# ---- what a file is
+# ---- file types
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -73,10 +73,10 @@ def test_formats_are_known_by_content(kind: str) -> None:
         (b"data:image/png;base64,iVBORw0KGgo", "data URL"),
         (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
         (b"hello", "text"),
-        (bytes(range(256)), "no image format"),
+        (bytes(range(256)), "not a known image format"),
     ],
 )
-def test_other_files_are_named_for_what_they_are(data: bytes, name: str) -> None:
+def test_other_files_are_described_by_type(data: bytes, name: str) -> None:
     assert kind_of(data) not in READABLE
     error = refusal(data)
     assert error.code == "unsupported_image"
@@ -86,19 +86,19 @@ def test_other_files_are_named_for_what_they_are(data: bytes, name: str) -> None
 # ---- sizes
 
 
-def test_oversized_headers_are_refused_undecoded() -> None:
+def test_oversized_headers_are_rejected_undecoded() -> None:
     for size in ((6325, 6325), (60_000, 60_000), (2**31 - 1, 1)):
         assert refusal(png_file(size, 8, 2, b"\0" * 100)).code == "image_too_large"
 
 
-def test_webp_is_refused_above_the_limit_that_its_decoder_needs() -> None:
+def test_webp_is_rejected_above_its_decoder_limit() -> None:
     image = Image.new("L", (5657, 5657))
     assert "WebP" in refusal(encoded(image, "WEBP")).detail
     assert read_image(encoded(image, "PNG")).size == (2829, 2829)
 
 
 @pytest.mark.parametrize(("size", "ratio"), [((1, 10_000), "10000 : 1"), ((3300, 100), "33 : 1")])
-def test_an_extreme_ratio_is_named(size: tuple[int, int], ratio: str) -> None:
+def test_extreme_ratio_is_reported(size: tuple[int, int], ratio: str) -> None:
     for kind in ("PNG", "GIF", "BMP"):
         error = refusal(encoded(Image.new("L", size), kind))
         assert error.code == "image_too_narrow"
@@ -117,7 +117,7 @@ def test_large_images_shrink_by_whole_factors() -> None:
         assert image.getpixel((image.width - 10, 10))[0] > 235  # type: ignore[index]
 
 
-# ---- metadata never decides
+# ---- metadata is never fatal
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"tEXt", b"iTXt", b"prVt", b"eXIf", b"iCCP", b"sPLT"])
@@ -158,7 +158,7 @@ def test_no_exif_tag_breaks_an_image(kind: str) -> None:
         (0, 0, 0, 0),
     ],
 )
-def test_one_odd_tag_leaves_the_turn_alone(odd: tuple[int, int, int, int]) -> None:
+def test_odd_tag_keeps_the_orientation(odd: tuple[int, int, int, int]) -> None:
     entries = sorted([odd, (0x0112, 3, 1, 6)])
     tiff = b"II*\0\x08\0\0\0\2\0" + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
     exif = b"Exif\0\0" + tiff
@@ -169,7 +169,7 @@ def test_one_odd_tag_leaves_the_turn_alone(odd: tuple[int, int, int, int]) -> No
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_every_way(kind: str, orientation: int) -> None:
+def test_all_exif_orientations_are_applied(kind: str, orientation: int) -> None:
     image = Image.new("RGB", (48, 32), (0, 0, 0))
     image.paste((255, 255, 255), (0, 0, 24, 16))
     data = encoded(image, kind, exif=phone_exif(orientation))
@@ -188,7 +188,7 @@ def test_exif_turns_every_way(kind: str, orientation: int) -> None:
     assert np.mean(found != turn(wanted)) < 0.01
 
 
-# ---- whole or not
+# ---- truncation
 
 
 def cuts(data: bytes, share: float) -> bytes:
@@ -220,7 +220,7 @@ def test_an_image_cut_in_half_is_broken(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "data"), files(), ids=[name for name, _ in files()])
-def test_an_image_without_its_last_bytes_is_whole(name: str, data: bytes) -> None:
+def test_image_without_last_bytes_is_complete(name: str, data: bytes) -> None:
     whole = np.asarray(read_image(data)).astype(int)
     for missing in (1, 2, 3, 4, 8, 12):
         found = np.asarray(read_image(data[:-missing])).astype(int)
@@ -229,7 +229,7 @@ def test_an_image_without_its_last_bytes_is_whole(name: str, data: bytes) -> Non
         assert len(differing) <= 1 or differing[0] >= 96 - 16 - 4 or name == "AVIF"
 
 
-def test_missing_rows_decide_in_a_png() -> None:
+def test_missing_png_rows_decide() -> None:
     rows = b"".join(b"\0" + Random(y).randbytes(300) for y in range(50))
     for lacking, whole in ((0, True), (200, True), (301, True), (302, False), (900, False)):
         data = png_file((100, 50), 8, 2, rows[: len(rows) - lacking])
@@ -239,7 +239,7 @@ def test_missing_rows_decide_in_a_png() -> None:
             assert refusal(data).code == "image_broken"
 
 
-def test_an_end_marker_hides_no_missing_half() -> None:
+def test_end_marker_hides_no_missing_half() -> None:
     for options in ({}, {"progressive": True}, {"subsampling": 0}):
         data = encoded(noise(100, 96), "JPEG", **options)
         if "progressive" not in options:
@@ -277,7 +277,7 @@ def test_greys_are_scaled_by_depth_not_content() -> None:
 
 
 def as_srgb(colour: tuple[int, int, int], primaries: tuple[float, ...], gamma: float | None) -> tuple[int, ...]:
-    """A colour of another RGB space with the same white, by the book."""
+    """Convert a colour of another RGB space with the same white."""
 
     def matrix(xy: tuple[float, ...]) -> np.ndarray:
         columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in zip(xy[::2], xy[1::2], strict=True)]).T
@@ -302,7 +302,7 @@ def test_wide_colours_become_srgb(kind: str, colour: tuple[int, int, int]) -> No
         assert near(pixel(encoded(image, kind, icc_profile=profile, **options)), wanted, 4)
 
 
-def test_png_colour_chunks_count_in_their_order() -> None:
+def test_png_colour_chunks_have_precedence() -> None:
     def grey(*chunks: tuple[bytes, bytes]) -> int:
         return pixel(png_file((1, 1), 8, 0, b"\0\x80", *chunks))[0]
 
@@ -315,7 +315,7 @@ def test_png_colour_chunks_count_in_their_order() -> None:
     assert near(pixel(wide), (215, 93, 31))
 
 
-def test_grey_and_cmyk_profiles_are_used_and_misfits_ignored() -> None:
+def test_fitting_grey_and_cmyk_profiles_are_used() -> None:
     grey = Image.new("L", (16, 16), 100)
     assert near(pixel(encoded(grey, "JPEG", icc_profile=ADOBE_RGB)), (100, 100, 100), 6)
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
@@ -339,7 +339,7 @@ def test_transparency_lies_on_white() -> None:
     assert near(pixel(encoded(Image.new("P", (2, 2), 0), "PNG", transparency=bytes([128]))), (127, 127, 127))
 
 
-def test_a_transparent_colour_is_compared_at_its_depth() -> None:
+def test_transparent_colour_is_compared_at_its_depth() -> None:
     def key(depth: int, colour: int, row: bytes, value: bytes) -> tuple[int, ...]:
         return pixel(png_file((1, 1), depth, colour, b"\0" + row, (b"tRNS", value)))
 

@@ -1,4 +1,4 @@
-"""What the model sees of a picture."""
+"""The model's view of an image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from model.images.view import cropped_share, model_view, open_picture, png_bytes
+from model.images.view import cropped_share, model_view, open_image, png_bytes
 from tests.tiny import tiny_config
 
 
@@ -26,12 +26,12 @@ def test_the_view_is_rgb_and_square(size: tuple[int, int], fit: str) -> None:
     assert (view.size, view.mode) == ((64, 64), "RGB")
 
 
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
+def test_image_of_right_size_is_unchanged() -> None:
     image = striped(16, 16)
     assert model_view(image, 16).tobytes() == image.tobytes()
 
 
-def test_crop_cuts_the_sides_off_and_pad_keeps_them() -> None:
+def test_crop_cuts_sides_and_pad_keeps_them() -> None:
     image = striped(96, 32)
     crop, pad = model_view(image, 32, "crop"), model_view(image, 32, "pad")
     assert crop.getpixel((1, 16)) == crop.getpixel((30, 16)) == (0, 255, 0)
@@ -41,7 +41,7 @@ def test_crop_cuts_the_sides_off_and_pad_keeps_them() -> None:
     assert cropped_share(96, 32) == pytest.approx(2 / 3)
 
 
-def test_the_crop_of_a_very_long_picture_is_its_middle_and_cheap() -> None:
+def test_crop_of_very_long_image_is_cheap() -> None:
     assert model_view(striped(30_000, 10), 64).getpixel((32, 32)) == (0, 255, 0)
 
 
@@ -64,14 +64,14 @@ def test_transparency_is_blended_on_white(mode: str) -> None:
     assert view.getpixel((4, 8)) != (255, 255, 255)
 
 
-def test_exif_turns_are_applied() -> None:
+def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn 90 degrees clockwise to show
+    exif[0x0112] = 6  # rotate 90 degrees clockwise to display
     buffer = io.BytesIO()
     striped(48, 24).save(buffer, "PNG", exif=exif)
-    picture = open_picture(buffer.getvalue())
-    assert picture.size == (24, 48)
-    assert picture.getpixel((12, 2)) == (255, 0, 0)
+    image = open_image(buffer.getvalue())
+    assert image.size == (24, 48)
+    assert image.getpixel((12, 2)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "YCbCr"])
@@ -79,9 +79,9 @@ def test_other_modes_become_rgb(mode: str) -> None:
     assert model_view(Image.new(mode, (20, 30)), 16).mode == "RGB"
 
 
-def test_png_bytes_come_back_as_the_same_picture_without_metadata() -> None:
+def test_png_round_trip_drops_metadata() -> None:
     image = striped(16, 16)
-    again = open_picture(png_bytes(image))
+    again = open_image(png_bytes(image))
     assert again.tobytes() == image.tobytes()
     assert not again.getexif()
 

@@ -1,4 +1,4 @@
-"""The norms for training on a CPU: the values and gradients of the plain operations."""
+"""Norms for training on a CPU: values and gradients of the plain operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from model.nets.norms import QKNormRotate, RMSNorm
 from model.nets.transformer import rotate
 
 
-def test_rms_norm_gives_the_values_and_gradients_of_the_plain_one() -> None:
+def test_rms_norm_equals_the_plain_operations() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(7, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
     inputs = (x.float().requires_grad_(), weight.float().requires_grad_())
@@ -23,7 +23,7 @@ def test_rms_norm_gives_the_values_and_gradients_of_the_plain_one() -> None:
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_query_and_key_norm_with_rotation_gives_the_values_and_gradients_of_the_plain_one() -> None:
+def test_qk_norm_with_rotation_equals_plain_operations() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(5, 3, 8), torch.randn(3, 8), torch.randn(3, 8)
     rotation = torch.polar(torch.ones(5, 1, 4), torch.randn(5, 1, 4))
@@ -39,7 +39,7 @@ def test_query_and_key_norm_with_rotation_gives_the_values_and_gradients_of_the_
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_under_autocast_the_norm_comes_out_in_its_type_and_its_gradient_in_the_inputs() -> None:
+def test_norm_dtypes_under_autocast() -> None:
     x, weight = torch.randn(4, 8, requires_grad=True), torch.ones(8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = RMSNorm.apply(x, weight, 1e-5)

@@ -1,4 +1,4 @@
-"""Against transformers' Chameleon, on the same files. Invariant 2 lives here."""
+"""Against transformers' Chameleon, on the same files. Invariant 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.images.codes import encode_pictures, to_pixels
+from model.images.codes import encode_images, to_pixels
 from model.images.view import model_view
 from model.nets.transformer import CausalAttention
 from model.text.template import StepPart
@@ -19,7 +19,7 @@ from tests.tiny import make_tiny_checkpoint
 
 
 def reference(folder: Path) -> Any:
-    """transformers' model of the folder; no key may be missing, and nothing but our decoder may be unexpected."""
+    """transformers' model of the folder; no key may be missing, and only our decoder may be unexpected."""
     from transformers import ChameleonForConditionalGeneration
     from transformers.utils import logging
 
@@ -44,12 +44,13 @@ def reference_of_tiny(tiny_checkpoint: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["heads", "dim"])
-def test_invariant_2_our_forward_is_transformers_chameleon(
+def test_invariant_2_forward_equals_transformers_chameleon(
     kind: str, tiny_checkpoint: Path, reference_of_tiny: Any, tmp_path: Path
 ) -> None:
-    """Same weights, fp32, to 1e-4; grouped queries; image codes spliced by us; logits compared off the image codes,
-    which transformers masks. Its loader wants q/k norms per head, so the (head_dim,) form is compared after ours has
-    written it out per head."""
+    """Same weights, fp32, to 1e-4; grouped queries; image codes spliced by us. Logits of image codes are excluded, as
+    transformers masks them. Its loader expects q/k norms per head, so the (head_dim,) form is compared after our
+    expansion.
+    """
     loaded, theirs = load_checkpoint(tiny_checkpoint), reference_of_tiny
     if kind == "dim":
         loaded = load_checkpoint(make_tiny_checkpoint(tmp_path / "dim", qk_norm="dim"))
@@ -65,12 +66,12 @@ def test_invariant_2_our_forward_is_transformers_chameleon(
     off_codes[list(loaded.vocab.code_ids)] = False
     assert (expected[..., ~off_codes] == torch.finfo(torch.float32).min).all()
     torch.testing.assert_close(ours[..., off_codes], expected[..., off_codes], rtol=0, atol=1e-4)
-    assert ours.std() > 0.5  # weights large enough that a mistake would show
+    assert ours.std() > 0.5  # weights large enough to expose mistakes
     with pytest.raises(AssertionError):
         torch.testing.assert_close(ours[0, 1:, off_codes], expected[0, :-1, off_codes], rtol=0, atol=1e-4)
 
 
-def test_the_vq_encoder_gives_transformers_codes(tiny_checkpoint: Path, reference_of_tiny: Any) -> None:
+def test_vq_encoder_equals_transformers(tiny_checkpoint: Path, reference_of_tiny: Any) -> None:
     loaded = load_checkpoint(tiny_checkpoint)
     assert loaded.vq is not None
     pixels = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
@@ -82,8 +83,8 @@ def test_the_vq_encoder_gives_transformers_codes(tiny_checkpoint: Path, referenc
     assert_same_codes(loaded.vq, pixels, codes, theirs)
 
 
-def test_transformers_processor_sees_the_same_pixels(tiny_checkpoint: Path) -> None:
-    """The preprocessor file says what we use: 2/255, the crop's rounding, Lanczos."""
+def test_transformers_processor_gives_same_pixels(tiny_checkpoint: Path) -> None:
+    """The preprocessor file matches our code: 2/255, the crop's rounding, Lanczos."""
     import numpy as np
     from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
@@ -117,12 +118,12 @@ def test_the_configs_agree(tiny_checkpoint: Path, reference_of_tiny: Any) -> Non
     assert mapping.bpe2img == {token_id: code for code, token_id in enumerate(ours.vocab.code_ids)}
 
 
-def test_pictures_reach_the_model(tiny_checkpoint: Path) -> None:
-    """Different question pictures give different logits (what upstream's inference forgot)."""
+def test_question_images_reach_the_model(tiny_checkpoint: Path) -> None:
+    """Different question images give different logits (upstream's inference ignored them)."""
     loaded = load_checkpoint(tiny_checkpoint)
     assert loaded.vq is not None
-    pictures = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255))]
-    first, second = encode_pictures(loaded.vq, pictures)
+    images = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255))]
+    first, second = encode_images(loaded.vq, images)
     assert first != second
     a, b = (torch.tensor([loaded.template.prompt_ids("Which colour?", [codes])]) for codes in (first, second))
     assert (our_logits(loaded, a)[0, -1] - our_logits(loaded, b)[0, -1]).abs().max() > 0.01

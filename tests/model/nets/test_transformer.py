@@ -1,4 +1,4 @@
-"""The forward against transformers' and against itself: cached, packed, dense."""
+"""The forward against transformers' and itself: cached, packed, dense."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def some_ids(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("swin_norm", "as_on_a_gpu"), [(False, False), (False, True), (True, False)])
-def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool, as_on_a_gpu: bool) -> None:
+def test_invariant_1_cached_forward_equals_uncached(swin_norm: bool, as_on_a_gpu: bool) -> None:
     transformer = a_transformer(dataclasses.replace(CONFIG, swin_norm=swin_norm)).requires_grad_(False).double()
     ids, prompt = some_ids(300), 40
     whole = transformer(ids[None], torch.arange(300)[None], CausalAttention())[0]
@@ -60,7 +60,7 @@ def test_invariant_1_cached_forward_equals_uncached_forward(swin_norm: bool, as_
 
 @pytest.mark.parametrize(("num_kv_heads", "per_head"), [(1, True), (2, False), (4, True)])
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_the_step_on_kept_buffers_equals_the_forward(num_kv_heads: int, per_head: bool, rows: int) -> None:
+def test_decode_step_equals_the_forward(num_kv_heads: int, per_head: bool, rows: int) -> None:
     config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, qk_norm_per_head=per_head, rms_norm_eps=0.3)
     transformer = a_transformer(config, scale=2.0).requires_grad_(False)  # larger weights amplify fp32 rounding
     cache = KVCache(config, 5, 512)
@@ -93,7 +93,7 @@ def test_the_step_on_kept_buffers_equals_the_forward(num_kv_heads: int, per_head
 
 
 @pytest.mark.parametrize("qk_norm", ["heads", "dim"])
-def test_invariant_2_our_forward_equals_transformers_chameleon(tmp_path: Path, qk_norm: str) -> None:
+def test_invariant_2_forward_equals_transformers(tmp_path: Path, qk_norm: str) -> None:
     from transformers import ChameleonForConditionalGeneration
 
     folder = make_tiny_checkpoint(tmp_path / "tiny", qk_norm="heads")
@@ -117,7 +117,7 @@ def test_invariant_2_our_forward_equals_transformers_chameleon(tmp_path: Path, q
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_packed_documents_equal_one_at_a_time_with_their_gradients(num_kv_heads: int) -> None:
+def test_packed_documents_equal_single_documents(num_kv_heads: int) -> None:
     transformer = a_transformer(dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)).double()
     lengths = [5, 70, 1, 33, 130, 70, 64]
     layout = PackedLayout.from_lengths(lengths)
@@ -140,7 +140,7 @@ def test_packed_documents_equal_one_at_a_time_with_their_gradients(num_kv_heads:
             torch.testing.assert_close(grads[name], parameter.grad, atol=1e-4 * scale, rtol=1e-3, msg=name)
 
 
-def test_our_attention_backward_equals_autograd() -> None:
+def test_attention_backward_equals_autograd() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 150, 4, 8), (2, 150, 2, 8), (2, 150, 2, 8))
     q, k, v = (torch.randn(s, dtype=torch.float64, generator=generator, requires_grad=True) for s in shapes)
@@ -153,14 +153,14 @@ def test_our_attention_backward_equals_autograd() -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_parameter_names_are_those_of_the_hf_checkpoints(tmp_path: Path) -> None:
+def test_parameter_names_match_hf_checkpoints(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "tiny")
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     names = {name for name in index if not name.startswith("model.vqmodel.")}
     assert set(load_checkpoint(folder).transformer.state_dict()) == names
 
 
-def test_a_seed_gives_the_same_initial_weights() -> None:
+def test_seed_fixes_the_initial_weights() -> None:
     one, two = Transformer(CONFIG), Transformer(CONFIG)
     one.init_weights(5)
     two.init_weights(5)

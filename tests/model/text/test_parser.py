@@ -1,4 +1,4 @@
-"""Token ids in, steps and answer out: the rules of the event stream, one property a test."""
+"""Token ids in, steps and answer out: the rules of the event stream, one property per test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from model.text.parser import TraceParser
 from model.text.template import (
     AnswerDelta,
-    CodeDrawn,
+    CodeGenerated,
     ImageCompleted,
     ImageStarted,
     ParseEvent,
@@ -21,7 +21,7 @@ from model.text.template import (
     TextDelta,
 )
 
-PICTURE = (3, 1, 4, 1)
+CODES = (3, 1, 4, 1)
 OTHER = (5, 9, 2, 6)
 
 
@@ -32,7 +32,7 @@ def feed(template: Template, ids: Sequence[int]) -> tuple[TraceParser, list[Pars
 
 
 def spelt(template: Template, text: str) -> list[int]:
-    """The text in single-byte tokens: the marks, too, are spelt by other tokens than the usual ones."""
+    """The text in single-byte tokens; marks are spelt by unusual tokens, too."""
     single = {template.tokenizer.token_bytes(i): i for i in template.vocab.text_ids}
     return [single[bytes([byte])] for byte in text.encode()]
 
@@ -46,11 +46,11 @@ def answer_of(events: Sequence[ParseEvent]) -> str:
 
 
 def merged(events: Sequence[ParseEvent]) -> list[ParseEvent]:
-    """Neighbouring deltas joined, codes left out."""
+    """Join neighbouring deltas and drop codes."""
     result: list[ParseEvent] = []
     for event in events:
         last = result[-1] if result else None
-        if isinstance(event, CodeDrawn):
+        if isinstance(event, CodeGenerated):
             continue
         if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.step == event.step:
             result[-1] = TextDelta(event.step, last.text + event.text)
@@ -66,17 +66,17 @@ def template(request: pytest.FixtureRequest, plain: Template, tagged: Template) 
     return plain if request.param == "plain" else tagged
 
 
-def test_what_was_rendered_is_parsed_back(template: Template) -> None:
-    steps = [StepPart("I look.", PICTURE), StepPart("No picture here."), StepPart("", OTHER), StepPart("Last")]
+def test_rendered_trajectory_parses_back(template: Template) -> None:
+    steps = [StepPart("I look.", CODES), StepPart("No picture here."), StepPart("", OTHER), StepPart("Last")]
     parser, events = feed(template, template.response_ids(steps, "dark red"))
-    assert parser.steps == [("I look.", PICTURE), ("No picture here.", None), ("", OTHER), ("Last", None)]
+    assert parser.steps == [("I look.", CODES), ("No picture here.", None), ("", OTHER), ("Last", None)]
     assert parser.answer == "dark red"
     assert parser.well_formed
     assert merged(events) == [
         StepStarted(1),
         TextDelta(1, "I look."),
         ImageStarted(1),
-        ImageCompleted(1, 0, PICTURE),
+        ImageCompleted(1, 0, CODES),
         StepCompleted(1),
         StepStarted(2),
         TextDelta(2, "No picture here."),
@@ -111,12 +111,14 @@ def test_random_trajectories_round_trip(template: Template) -> None:
         assert answer_of(events) == answer
 
 
-def test_codes_are_reported_one_by_one_with_their_place(plain: Template) -> None:
-    _, events = feed(plain, plain.vocab.image_ids(PICTURE))
-    assert [e for e in events if isinstance(e, CodeDrawn)] == [CodeDrawn(1, i, 4, c) for i, c in enumerate(PICTURE)]
+def test_codes_are_reported_with_their_index(plain: Template) -> None:
+    _, events = feed(plain, plain.vocab.image_ids(CODES))
+    assert [e for e in events if isinstance(e, CodeGenerated)] == [
+        CodeGenerated(1, i, 4, c) for i, c in enumerate(CODES)
+    ]
 
 
-def test_marks_spelt_by_other_tokens_are_marks(plain: Template) -> None:
+def test_marks_in_other_tokens_are_recognised(plain: Template) -> None:
     text = "THOUGHT 1: one\nTHOUGHT 2: two\nFinal Answer: three"
     parser, events = feed(plain, [*spelt(plain, text), plain.vocab.eos_id])
     assert parser.steps == [("one", None), ("two", None)]
@@ -125,8 +127,8 @@ def test_marks_spelt_by_other_tokens_are_marks(plain: Template) -> None:
     assert merged(events) == merged(feed(plain, [*plain.tokenizer.encode(text), plain.vocab.eos_id])[1])
 
 
-def test_nothing_that_may_become_a_mark_is_sent_early(plain: Template) -> None:
-    """After every byte the text sent so far holds no part of a mark, and no outer white space."""
+def test_possible_marks_are_held_back(plain: Template) -> None:
+    """After every byte, the text sent so far has no part of a mark and no outer white space."""
     parser = plain.parser()
     sent = ""
     for token_id in spelt(plain, "THOUGHT 1: see  THOUGHT 2: The Fin\nFinal Answer: ok"):
@@ -141,7 +143,7 @@ def test_nothing_that_may_become_a_mark_is_sent_early(plain: Template) -> None:
     assert [text for text, _ in parser.steps] == ["see", "The Fin"]
 
 
-def test_half_a_mark_at_the_end_is_text_after_all(plain: Template) -> None:
+def test_half_a_mark_at_end_is_text(plain: Template) -> None:
     for tail in ("THOUGHT", "THOUGHT 2", "Final Answer", "T", "F"):
         parser, events = feed(plain, plain.tokenizer.encode(f"THOUGHT 1: see {tail}"))
         assert parser.steps == [(f"see {tail}", None)]
@@ -150,36 +152,36 @@ def test_half_a_mark_at_the_end_is_text_after_all(plain: Template) -> None:
         assert not parser.well_formed
 
 
-def test_half_a_mark_before_a_picture_is_text_after_all(plain: Template) -> None:
-    ids = [*plain.tokenizer.encode("THOUGHT 1: a THOUGHT"), *plain.vocab.image_ids(PICTURE)]
-    assert feed(plain, ids)[0].steps == [("a THOUGHT", PICTURE)]
+def test_half_a_mark_before_image_is_text(plain: Template) -> None:
+    ids = [*plain.tokenizer.encode("THOUGHT 1: a THOUGHT"), *plain.vocab.image_ids(CODES)]
+    assert feed(plain, ids)[0].steps == [("a THOUGHT", CODES)]
 
 
-def test_the_number_in_a_mark_does_not_number_the_step(plain: Template) -> None:
-    """Released data counts from 0, and a model may miscount: steps count from 1 in their order."""
+def test_mark_numbers_do_not_number_steps(plain: Template) -> None:
+    """Released data counts from 0, and a model may miscount: steps always count from 1."""
     text = "THOUGHT 0: one\nTHOUGHT 7: two\nTHOUGHT 123: three"
     assert [t for t, _ in feed(plain, plain.tokenizer.encode(text))[0].steps] == ["one", "two", "three"]
 
 
-def test_text_after_a_picture_without_a_mark_opens_the_next_step(plain: Template) -> None:
+def test_text_after_image_opens_next_step(plain: Template) -> None:
     ids = [
         *plain.tokenizer.encode("THOUGHT 1: a"),
-        *plain.vocab.image_ids(PICTURE),
+        *plain.vocab.image_ids(CODES),
         *plain.tokenizer.encode(" then b"),
         *plain.vocab.image_ids(OTHER),
         *plain.tokenizer.encode("\n \nFinal Answer: c"),
         plain.vocab.eos_id,
     ]
     parser, events = feed(plain, ids)
-    assert parser.steps == [("a", PICTURE), ("then b", OTHER)]
+    assert parser.steps == [("a", CODES), ("then b", OTHER)]
     assert parser.answer == "c"
     assert parser.well_formed
     assert sum(isinstance(e, StepStarted) for e in events) == sum(isinstance(e, StepCompleted) for e in events) == 2
 
 
-def test_two_pictures_in_a_row_are_two_steps(plain: Template) -> None:
-    ids = [*plain.vocab.image_ids(PICTURE), *plain.vocab.image_ids(OTHER)]
-    assert feed(plain, ids)[0].steps == [("", PICTURE), ("", OTHER)]
+def test_two_images_are_two_steps(plain: Template) -> None:
+    ids = [*plain.vocab.image_ids(CODES), *plain.vocab.image_ids(OTHER)]
+    assert feed(plain, ids)[0].steps == [("", CODES), ("", OTHER)]
 
 
 def test_empty_marks_make_no_steps(plain: Template) -> None:
@@ -187,25 +189,25 @@ def test_empty_marks_make_no_steps(plain: Template) -> None:
     assert feed(plain, ids)[0].steps == [("x", None)]
 
 
-def test_text_before_any_mark_is_the_first_step(plain: Template) -> None:
+def test_text_before_marks_is_first_step(plain: Template) -> None:
     ids = [*plain.tokenizer.encode("Well, red.\nFinal Answer: red"), plain.vocab.eos_id]
     parser = feed(plain, ids)[0]
     assert (parser.steps, parser.answer, parser.well_formed) == ([("Well, red.", None)], "red", True)
 
 
-def test_marks_behind_the_answer_mark_belong_to_the_answer(plain: Template) -> None:
+def test_marks_after_answer_belong_to_answer(plain: Template) -> None:
     ids = plain.tokenizer.encode("THOUGHT 1: a\nFinal Answer: x THOUGHT 2: y Final Answer: z")
     parser, events = feed(plain, ids)
     assert parser.answer == "x THOUGHT 2: y Final Answer: z" == answer_of(events)
     assert len(parser.steps) == 1
 
 
-def test_an_answer_without_a_step_is_not_well_formed(plain: Template) -> None:
+def test_answer_without_step_is_malformed(plain: Template) -> None:
     parser = feed(plain, [*plain.tokenizer.encode("\nFinal Answer: red"), plain.vocab.eos_id])[0]
     assert (parser.steps, parser.answer, parser.well_formed) == ([], "red", False)
 
 
-def test_no_answer_mark_means_no_answer_and_an_empty_one_is_not_well_formed(plain: Template) -> None:
+def test_missing_or_empty_answer_is_malformed(plain: Template) -> None:
     eos = plain.vocab.eos_id
     parser = feed(plain, [*plain.tokenizer.encode("THOUGHT 1: a"), eos])[0]
     assert (parser.answer, parser.well_formed) == (None, False)
@@ -213,22 +215,22 @@ def test_no_answer_mark_means_no_answer_and_an_empty_one_is_not_well_formed(plai
     assert (parser.answer, parser.well_formed) == ("", False)
 
 
-def test_a_response_cut_off_by_length_is_not_well_formed(template: Template) -> None:
-    ids = template.response_ids([StepPart("a", PICTURE)], "b")[:-1]
+def test_truncated_response_is_malformed(template: Template) -> None:
+    ids = template.response_ids([StepPart("a", CODES)], "b")[:-1]
     parser = feed(template, ids)[0]
     assert parser.answer == "b"
     assert not parser.well_formed
 
 
-def test_a_picture_cut_off_is_no_picture(plain: Template) -> None:
-    parser, events = feed(plain, [*plain.tokenizer.encode("THOUGHT 1: a"), *plain.vocab.image_ids(PICTURE)[:-2]])
+def test_truncated_image_is_dropped(plain: Template) -> None:
+    parser, events = feed(plain, [*plain.tokenizer.encode("THOUGHT 1: a"), *plain.vocab.image_ids(CODES)[:-2]])
     assert parser.steps == [("a", None)]
     assert not any(isinstance(e, ImageCompleted) for e in events)
     assert events[-1] == StepCompleted(1)
 
 
 @pytest.mark.parametrize("length", [0, 3, 5])
-def test_a_picture_of_the_wrong_length_is_not_well_formed(plain: Template, length: int) -> None:
+def test_image_of_wrong_length_is_malformed(plain: Template, length: int) -> None:
     v = plain.vocab
     codes = [v.code_to_id(7)] * length
     ids = [*plain.tokenizer.encode("THOUGHT 1: a"), v.boi_id, *codes, v.eoi_id]
@@ -236,57 +238,57 @@ def test_a_picture_of_the_wrong_length_is_not_well_formed(plain: Template, lengt
     assert (parser.steps, parser.answer, parser.well_formed) == ([("a", None)], "b", False)
 
 
-def test_text_inside_a_picture_ends_it_and_is_kept(plain: Template) -> None:
+def test_text_inside_image_ends_it(plain: Template) -> None:
     v = plain.vocab
     ids = [v.boi_id, v.code_to_id(1), *plain.tokenizer.encode("\nFinal Answer: b"), v.eos_id]
     parser = feed(plain, ids)[0]
     assert (parser.steps, parser.answer, parser.well_formed) == ([("", None)], "b", False)
 
 
-def test_a_picture_behind_the_answer_is_shown_and_not_well_formed(plain: Template) -> None:
+def test_image_after_answer_is_malformed(plain: Template) -> None:
     v = plain.vocab
-    ids = [*plain.response_ids([StepPart("a", PICTURE)], "b")[:-1], *v.image_ids(OTHER), v.eos_id]
+    ids = [*plain.response_ids([StepPart("a", CODES)], "b")[:-1], *v.image_ids(OTHER), v.eos_id]
     parser = feed(plain, ids)[0]
-    assert parser.steps == [("a", PICTURE), ("", OTHER)]
+    assert parser.steps == [("a", CODES), ("", OTHER)]
     assert parser.answer == "b"
     assert not parser.well_formed
 
 
-def test_anything_behind_the_end_is_not_well_formed_and_says_nothing(template: Template) -> None:
-    ids = template.response_ids([StepPart("a", PICTURE)], "b")
+def test_tokens_after_end_are_malformed_and_silent(template: Template) -> None:
+    ids = template.response_ids([StepPart("a", CODES)], "b")
     parser, events = feed(template, [*ids, *template.tokenizer.encode("more")])
     assert parser.answer == answer_of(events) == "b"
     assert not parser.well_formed
 
 
-def test_ids_without_meaning_say_nothing_and_are_not_well_formed(plain: Template) -> None:
+def test_unknown_ids_are_malformed_and_silent(plain: Template) -> None:
     v = plain.vocab
     for stray in (v.pad_id, v.bos_id, v.eoi_id, v.image_placeholder_id, v.code_to_id(0), v.thought_open_id):
         assert stray is not None
-        ids = [stray, *plain.response_ids([StepPart("a", PICTURE)], "b")]
+        ids = [stray, *plain.response_ids([StepPart("a", CODES)], "b")]
         parser = feed(plain, ids)[0]
-        assert (parser.steps, parser.answer, parser.well_formed) == ([("a", PICTURE)], "b", False)
+        assert (parser.steps, parser.answer, parser.well_formed) == ([("a", CODES)], "b", False)
 
 
-def test_the_lead_phrase_is_never_shown(tagged: Template) -> None:
+def test_lead_phrase_is_never_shown(tagged: Template) -> None:
     v = tagged.vocab
     for phrase in ("Let's think step-by-step.", "Step-by-step reasoning follows.", ""):
-        ids = tagged.response_ids([StepPart("a", PICTURE)], "b")
+        ids = tagged.response_ids([StepPart("a", CODES)], "b")
         ids = [*tagged.tokenizer.encode(phrase), *ids[ids.index(v.thought_open_id) :]]
         parser, events = feed(tagged, ids)
         assert text_of(events, 1) == "a"
         assert parser.well_formed
 
 
-def test_reasoning_before_the_bracket_is_shown_and_not_well_formed(tagged: Template) -> None:
+def test_reasoning_before_bracket_is_malformed(tagged: Template) -> None:
     text = "I look at the picture for a long time and then, after all, I draw a box around the star, I think."
     parser = feed(tagged, [*tagged.tokenizer.encode(text), tagged.vocab.eos_id])[0]
     assert (parser.steps, parser.well_formed) == ([(text, None)], False)
-    parser = feed(tagged, [*tagged.tokenizer.encode("Short."), *tagged.vocab.image_ids(PICTURE)])[0]
-    assert parser.steps == [("Short.", PICTURE)]
+    parser = feed(tagged, [*tagged.tokenizer.encode("Short."), *tagged.vocab.image_ids(CODES)])[0]
+    assert parser.steps == [("Short.", CODES)]
 
 
-def test_brackets_out_of_order_are_not_well_formed(tagged: Template) -> None:
+def test_brackets_out_of_order_are_malformed(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
     assert v.thought_open_id and v.thought_close_id and v.answer_open_id and v.answer_close_id  # noqa: PT018
     a, b, c, d = v.thought_open_id, v.thought_close_id, v.answer_open_id, v.answer_close_id
@@ -298,7 +300,7 @@ def test_brackets_out_of_order_are_not_well_formed(tagged: Template) -> None:
         "answer never closed": [a, *encode("x"), b, c, *encode("y"), v.eos_id],
         "thought twice": [a, *encode("x"), a, b, c, *encode("y"), d, v.eos_id],
         "text between": [a, *encode("x"), b, *encode("z"), c, *encode("y"), d, v.eos_id],
-        "text behind": [a, *encode("x"), b, c, *encode("y"), d, *encode("z"), v.eos_id],
+        "text after": [a, *encode("x"), b, c, *encode("y"), d, *encode("z"), v.eos_id],
     }
     for what, ids in bad.items():
         parser = feed(tagged, ids)[0]
@@ -306,20 +308,20 @@ def test_brackets_out_of_order_are_not_well_formed(tagged: Template) -> None:
         assert parser.answer == "y", what
 
 
-def test_final_answer_in_a_tagged_rationale_is_ordinary_text(tagged: Template) -> None:
-    parser = feed(tagged, tagged.response_ids([StepPart("So Final Answer: B", PICTURE)], "B"))[0]
-    assert (parser.steps, parser.answer, parser.well_formed) == ([("So Final Answer: B", PICTURE)], "B", True)
+def test_final_answer_in_tagged_rationale_is_text(tagged: Template) -> None:
+    parser = feed(tagged, tagged.response_ids([StepPart("So Final Answer: B", CODES)], "B"))[0]
+    assert (parser.steps, parser.answer, parser.well_formed) == ([("So Final Answer: B", CODES)], "B", True)
 
 
-def test_a_character_split_over_tokens_arrives_whole(plain: Template) -> None:
+def test_split_character_arrives_whole(plain: Template) -> None:
     parser = plain.parser()
     sent = [event for token_id in spelt(plain, "a😀é") for event in parser.feed(token_id)]
     assert [e.text for e in sent if isinstance(e, TextDelta)] == ["a", "😀", "é"]
 
 
-def test_feeding_the_same_ids_again_gives_the_same_state(template: Template) -> None:
-    """A resumed trace replays its ids: the numbers go on where they were."""
-    ids = template.response_ids([StepPart("a", PICTURE), StepPart("b", OTHER)], "c")
+def test_replayed_ids_give_the_same_state(template: Template) -> None:
+    """A resumed trace replays its ids; numbering continues."""
+    ids = template.response_ids([StepPart("a", CODES), StepPart("b", OTHER)], "c")
     cut = ids.index(template.vocab.eoi_id) + 1
     parser = template.parser()
     for token_id in ids[:cut]:
@@ -329,7 +331,7 @@ def test_feeding_the_same_ids_again_gives_the_same_state(template: Template) -> 
     assert next(e for e in events if isinstance(e, ImageCompleted)).index == 1
 
 
-def test_finish_twice_says_nothing_new(plain: Template) -> None:
+def test_second_finish_returns_nothing(plain: Template) -> None:
     parser = plain.parser()
     for token_id in plain.tokenizer.encode("THOUGHT 1: a"):
         parser.feed(token_id)
@@ -337,11 +339,11 @@ def test_finish_twice_says_nothing_new(plain: Template) -> None:
     assert parser.finish() == []
 
 
-def test_without_a_mark_the_text_after_the_last_image_is_the_answer(plain: Template) -> None:
+def test_unmarked_answer_follows_last_image(plain: Template) -> None:
     v, encode = plain.vocab, plain.tokenizer.encode
     ids = [
         *encode("I look."),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         *encode("I look again."),
         *v.image_ids(OTHER),
         *encode("It is red."),
@@ -349,13 +351,13 @@ def test_without_a_mark_the_text_after_the_last_image_is_the_answer(plain: Templ
     parser, events = feed(plain, [*ids, v.eos_id])
     assert (parser.answer, parser.unmarked, parser.well_formed) == ("It is red.", True, False)
     assert answer_of(events) == "It is red." == text_of(events, 3)
-    assert parser.steps == [("I look.", PICTURE), ("I look again.", OTHER), ("It is red.", None)]
+    assert parser.steps == [("I look.", CODES), ("I look again.", OTHER), ("It is red.", None)]
 
 
 @pytest.mark.parametrize("what", ["cut off", "no image", "no text after it", "marked", "half an image"])
 def test_other_responses_have_no_unmarked_answer(plain: Template, what: str) -> None:
     v, encode = plain.vocab, plain.tokenizer.encode
-    image = v.image_ids(PICTURE)
+    image = v.image_ids(CODES)
     ids = {
         "cut off": [*encode("a"), *image, *encode("red")],
         "no image": [*encode("red"), v.eos_id],
@@ -368,7 +370,7 @@ def test_other_responses_have_no_unmarked_answer(plain: Template, what: str) -> 
     assert parser.answer == ("red" if what == "marked" else None)
 
 
-def test_a_tagged_response_needs_its_brackets(tagged: Template) -> None:
+def test_tagged_response_needs_its_brackets(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
-    parser = feed(tagged, [v.thought_open_id or 0, *v.image_ids(PICTURE), *encode("red"), v.eos_id])[0]
+    parser = feed(tagged, [v.thought_open_id or 0, *v.image_ids(CODES), *encode("red"), v.eos_id])[0]
     assert (parser.answer, parser.unmarked) == (None, False)

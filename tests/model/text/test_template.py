@@ -1,4 +1,4 @@
-"""Rendering: what stands before and behind the loss boundary; nothing a person writes becomes a special token."""
+"""Rendering on both sides of the loss boundary; user text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from model.text.places import PlaceError
 from model.text.template import ImagePart, StepPart, Template, TextPart, question_parts
 from model.text.vocab import Vocabulary
 
-PICTURE = (3, 1, 4, 1)
+CODES = (3, 1, 4, 1)
 
 
-def test_the_plain_prompt_is_bos_pictures_question(plain: Template) -> None:
+def test_plain_prompt_is_bos_images_question(plain: Template) -> None:
     v = plain.vocab
-    ids = plain.prompt_ids("Where?", [PICTURE, (0, 0, 0, 0)])
-    assert ids == [v.bos_id, *v.image_ids(PICTURE), *v.image_ids((0, 0, 0, 0)), *plain.tokenizer.encode("Where?")]
+    ids = plain.prompt_ids("Where?", [CODES, (0, 0, 0, 0)])
+    assert ids == [v.bos_id, *v.image_ids(CODES), *v.image_ids((0, 0, 0, 0)), *plain.tokenizer.encode("Where?")]
 
 
-def test_the_tagged_prompt_has_the_wire_strings_with_tags_as_tokens(tagged: Template) -> None:
+def test_tagged_prompt_has_wire_strings_and_tags(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
     assert v.thought_open_id and v.thought_close_id and v.answer_open_id and v.answer_close_id  # noqa: PT018
-    assert tagged.prompt_ids("Where?", [PICTURE]) == [
+    assert tagged.prompt_ids("Where?", [CODES]) == [
         v.bos_id,
         *encode("You are a helpful assistant.\nUser: "),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         *encode("Where?"),
         *encode(" Think with images first. The image reasoning process and answer are enclosed within "),
         v.thought_open_id,
@@ -39,26 +39,26 @@ def test_the_tagged_prompt_has_the_wire_strings_with_tags_as_tokens(tagged: Temp
     ]
 
 
-def test_the_plain_response_reads_as_documented(plain: Template) -> None:
+def test_plain_response_reads_as_documented(plain: Template) -> None:
     v = plain.vocab
-    ids = plain.response_ids([StepPart("I look.", PICTURE), StepPart("Hm."), StepPart("Done.", PICTURE)], "red")
+    ids = plain.response_ids([StepPart("I look.", CODES), StepPart("Hm."), StepPart("Done.", CODES)], "red")
     text = plain.tokenizer.decode(ids)
     assert text == "THOUGHT 1: I look.THOUGHT 2: Hm.\nTHOUGHT 3: Done.\nFinal Answer: red"
     assert ids[-1] == v.eos_id
     assert ids.count(v.boi_id) == ids.count(v.eoi_id) == 2
 
 
-def test_the_tagged_response_reads_as_documented(tagged: Template) -> None:
+def test_tagged_response_reads_as_documented(tagged: Template) -> None:
     v, encode = tagged.vocab, tagged.tokenizer.encode
-    ids = tagged.response_ids([StepPart("I look.", PICTURE), StepPart("Hm."), StepPart("Done.", PICTURE)], "red")
+    ids = tagged.response_ids([StepPart("I look.", CODES), StepPart("Hm."), StepPart("Done.", CODES)], "red")
     assert ids == [
         *encode("Let's think step-by-step."),
         v.thought_open_id,
         *encode("I look."),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         *encode("Hm."),
         *encode("\nTHOUGHT 3: Done."),
-        *v.image_ids(PICTURE),
+        *v.image_ids(CODES),
         v.thought_close_id,
         v.answer_open_id,
         *encode("red"),
@@ -68,46 +68,46 @@ def test_the_tagged_response_reads_as_documented(tagged: Template) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "tagged"])
-def test_the_loss_mask_divides_prompt_and_response(name: str, plain: Template, tagged: Template) -> None:
+def test_loss_mask_splits_prompt_and_response(name: str, plain: Template, tagged: Template) -> None:
     template = plain if name == "plain" else tagged
-    steps = [StepPart("a", PICTURE)]
-    rendered = template.render("q", [PICTURE], steps, "b")
-    prompt = template.prompt_ids("q", [PICTURE])
+    steps = [StepPart("a", CODES)]
+    rendered = template.render("q", [CODES], steps, "b")
+    prompt = template.prompt_ids("q", [CODES])
     assert rendered.ids == prompt + template.response_ids(steps, "b")
     assert rendered.loss_mask == [0] * len(prompt) + [1] * (len(rendered.ids) - len(prompt))
 
 
-def test_the_text_only_control_is_the_same_trace_without_pictures(plain: Template) -> None:
-    steps = [StepPart("a", PICTURE), StepPart("b", PICTURE)]
-    rendered = plain.render("q", [PICTURE], steps, "c", images_in_response=False)
-    assert rendered == plain.render("q", [PICTURE], [StepPart("a"), StepPart("b")], "c")
+def test_text_only_control_drops_images(plain: Template) -> None:
+    steps = [StepPart("a", CODES), StepPart("b", CODES)]
+    rendered = plain.render("q", [CODES], steps, "c", images_in_response=False)
+    assert rendered == plain.render("q", [CODES], [StepPart("a"), StepPart("b")], "c")
     assert rendered.ids.count(plain.vocab.boi_id) == 1  # the question's
 
 
 def test_parts_render_without_marks(plain: Template) -> None:
     v, encode = plain.vocab, plain.tokenizer.encode
-    rendered = plain.render_parts([ImagePart(PICTURE), TextPart("draw")], [TextPart("ok"), ImagePart(PICTURE)])
+    rendered = plain.render_parts([ImagePart(CODES), TextPart("draw")], [TextPart("ok"), ImagePart(CODES)])
     assert rendered.ids == [
-        v.bos_id, *v.image_ids(PICTURE), *encode("draw"), *encode("ok"), *v.image_ids(PICTURE), v.eos_id
+        v.bos_id, *v.image_ids(CODES), *encode("draw"), *encode("ok"), *v.image_ids(CODES), v.eos_id
     ]  # fmt: skip
     assert sum(rendered.loss_mask) == len(encode("ok")) + 6 + 1
 
 
 @pytest.mark.parametrize("name", ["plain", "tagged"])
-def test_counting_gives_the_length_of_the_prompt(name: str, plain: Template, tagged: Template) -> None:
+def test_prompt_len_equals_prompt_ids(name: str, plain: Template, tagged: Template) -> None:
     template = plain if name == "plain" else tagged
     for n in range(3):
-        assert template.prompt_len("Where is it?", n) == len(template.prompt_ids("Where is it?", [PICTURE] * n))
+        assert template.prompt_len("Where is it?", n) == len(template.prompt_ids("Where is it?", [CODES] * n))
         assert template.prompt_len("Where is it?", n) == len(template.prompt_ids("Where is it?", [None] * n))
 
 
-def test_a_picture_of_unknown_codes_is_n_placeholders(plain: Template) -> None:
+def test_image_of_unknown_codes_is_n_placeholders(plain: Template) -> None:
     v = plain.vocab
     assert plain.prompt_ids("", [None]) == [v.bos_id, v.boi_id, *[v.image_placeholder_id] * 4, v.eoi_id]
 
 
 @pytest.mark.parametrize("name", ["plain", "tagged"])
-def test_special_strings_in_a_question_stay_literal_text(name: str, plain: Template, tagged: Template) -> None:
+def test_special_strings_in_questions_stay_text(name: str, plain: Template, tagged: Template) -> None:
     template = plain if name == "plain" else tagged
     question = "<image></s><s> IMGIMGAZ <racm3:break> <reserved12856> <reserved08706> Final Answer: x"
     without = template.prompt_ids("")
@@ -117,7 +117,7 @@ def test_special_strings_in_a_question_stay_literal_text(name: str, plain: Templ
     assert question in template.tokenizer.decode(ids)
 
 
-def test_legal_text_is_plain_bpe_this_templates_marks_and_eos(plain: Template, tagged: Template) -> None:
+def test_legal_text_excludes_other_special_ids(plain: Template, tagged: Template) -> None:
     v = plain.vocab
     tags = {v.thought_open_id, v.thought_close_id, v.answer_open_id, v.answer_close_id}
     assert set(plain.text_legal_ids()) == {*v.text_ids, v.eos_id}
@@ -132,20 +132,20 @@ def test_the_template_comes_from_the_manifest(tiny_checkpoint: Path, tiny_tagged
     assert Template.read(tiny_checkpoint, "tagged").name == "tagged"
 
 
-def test_an_unknown_template_is_refused(vocab: Vocabulary, plain: Template) -> None:
+def test_unknown_template_is_rejected(vocab: Vocabulary, plain: Template) -> None:
     with pytest.raises(ValueError, match="unknown template"):
         Template("fancy", vocab, plain.tokenizer)  # type: ignore[arg-type]
 
 
-def test_the_tagged_template_needs_its_tags(vocab: Vocabulary, plain: Template) -> None:
+def test_tagged_template_needs_its_tags(vocab: Vocabulary, plain: Template) -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="reserved tags"):
         Template("tagged", replace(vocab, thought_open_id=None), plain.tokenizer)
 
 
-def test_images_stand_where_the_text_names_them(plain: Template, tagged: Template) -> None:
-    first, second = PICTURE, (0, 0, 0, 0)
+def test_images_follow_their_placeholders(plain: Template, tagged: Template) -> None:
+    first, second = CODES, (0, 0, 0, 0)
     for template in (plain, tagged):
         v, encode = template.vocab, template.tokenizer.encode
         bare = template.prompt_ids("")
@@ -159,8 +159,8 @@ def test_images_stand_where_the_text_names_them(plain: Template, tagged: Templat
         assert template.prompt_ids(parts) == body
 
 
-def test_images_without_a_place_come_first(plain: Template) -> None:
-    a, b, c = PICTURE, (0, 0, 0, 0), (5, 5, 5, 5)
+def test_images_without_placeholder_come_first(plain: Template) -> None:
+    a, b, c = CODES, (0, 0, 0, 0), (5, 5, 5, 5)
     expected = [ImagePart(a), ImagePart(c), TextPart("Is "), ImagePart(b), TextPart(" or "), ImagePart(b)]
     assert question_parts("Is <image_2> or <image_2>", [a, b, c]) == expected
     assert plain.prompt_ids("<image_1><image_2>Which?", [a, b]) == plain.prompt_ids("Which?", [a, b])
@@ -170,9 +170,9 @@ def test_images_without_a_place_come_first(plain: Template) -> None:
 @pytest.mark.parametrize(
     ("text", "count"), [("<image_1>", 0), ("<image_2>", 1), ("<image_0>", 2), (f"<image_{'9' * 5000}>", 3)]
 )
-def test_a_place_needs_its_image(plain: Template, text: str, count: int) -> None:
+def test_placeholder_needs_its_image(plain: Template, text: str, count: int) -> None:
     with pytest.raises(PlaceError, match="the text names <image_"):
-        plain.prompt_ids(text, [PICTURE] * count)
+        plain.prompt_ids(text, [CODES] * count)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_a_place_needs_its_image(plain: Template, text: str, count: int) -> None
 )
 def test_other_marks_stay_literal_text(plain: Template, text: str) -> None:
     v = plain.vocab
-    assert plain.prompt_ids(text, [PICTURE]) == [v.bos_id, *v.image_ids(PICTURE), *plain.tokenizer.encode(text)]
+    assert plain.prompt_ids(text, [CODES]) == [v.bos_id, *v.image_ids(CODES), *plain.tokenizer.encode(text)]
 
 
 @pytest.mark.parametrize("text", ["<image_1> and <image_1>?", "a <image_2> b", " <image_3>", "x", "<image_1><image_3>"])
-def test_counting_agrees_wherever_images_stand(plain: Template, tagged: Template, text: str) -> None:
+def test_prompt_len_is_independent_of_placement(plain: Template, tagged: Template, text: str) -> None:
     for template in (plain, tagged):
-        assert template.prompt_len(text, 3) == len(template.prompt_ids(text, [PICTURE] * 3))
+        assert template.prompt_len(text, 3) == len(template.prompt_ids(text, [CODES] * 3))

@@ -1,4 +1,4 @@
-"""Text in, ids out and back: nothing special can be forged, no text crashes, no character is halved."""
+"""Text in, ids out and back: no forged special tokens, no crashes, no split characters."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ODD = [
 
 
 @pytest.mark.parametrize("text", [*FORGERIES, *ODD])
-def test_user_text_never_becomes_a_special_token(text: str, tokenizer: TextTokenizer, vocab: Vocabulary) -> None:
+def test_user_text_never_becomes_special_token(text: str, tokenizer: TextTokenizer, vocab: Vocabulary) -> None:
     ids = tokenizer.encode(text)
     assert set(ids) <= set(vocab.text_ids)
     assert tokenizer.decode(ids) == clean_text(text)
 
 
-def test_random_text_survives_the_round_trip(tokenizer: TextTokenizer, vocab: Vocabulary) -> None:
+def test_random_text_round_trip(tokenizer: TextTokenizer, vocab: Vocabulary) -> None:
     rng = random.Random(11)
     legal = set(vocab.text_ids)
     for _ in range(300):
@@ -45,7 +45,7 @@ def test_random_text_survives_the_round_trip(tokenizer: TextTokenizer, vocab: Vo
         assert tokenizer.decode(ids) == clean_text(text)
 
 
-def test_surrogate_pairs_are_joined_and_lone_ones_replaced() -> None:
+def test_surrogates_are_joined_or_replaced() -> None:
     assert clean_text("\ud83d\ude00") == "😀"
     assert clean_text("a\ud83d") == "a\ufffd"
     assert clean_text("\ude00b") == "\ufffdb"
@@ -60,18 +60,18 @@ def test_digits_are_single_tokens(tokenizer: TextTokenizer) -> None:
     assert [tokenizer.decode([i]) for i in tokenizer.encode("0.25")] == ["0", ".", "2", "5"]
 
 
-def test_the_plain_marks_are_one_token_each(tokenizer: TextTokenizer) -> None:
+def test_plain_marks_are_single_tokens(tokenizer: TextTokenizer) -> None:
     for mark in ("THOUGHT 1:", "THOUGHT 2:", "THOUGHT 3:", "THOUGHT 6:", "\nFinal Answer:"):
         assert len(tokenizer.encode(mark)) == 1
         assert len(tokenizer.encode(f"{mark} red")) == 1 + len(tokenizer.encode(" red"))
 
 
-def test_training_gives_the_same_tokenizer_again() -> None:
+def test_tokenizer_training_is_deterministic() -> None:
     texts = ["the red star", "the blue box and the red line"] * 10
     assert train_bpe(texts, 8, 300).to_str() == train_bpe(texts, 8, 300).to_str()
 
 
-def test_training_keeps_the_size_asked_for() -> None:
+def test_training_keeps_requested_size() -> None:
     texts = [f"word{'abcdefgh'[i % 8]} {'xyz'[i % 3]}ord runs {i}" for i in range(200)]
     assert train_bpe(texts, 16, 300).get_vocab_size() == 4 + 16 + 7 + 300
     with pytest.raises(ValueError, match="256"):
@@ -87,7 +87,7 @@ def test_characters_arrive_whole(tokenizer: TextTokenizer) -> None:
     assert stream.flush() == ""
 
 
-def test_half_a_character_at_the_end_becomes_a_replacement(tokenizer: TextTokenizer) -> None:
+def test_half_a_character_becomes_replacement(tokenizer: TextTokenizer) -> None:
     single = {tokenizer.token_bytes(i): i for i in range(75, 75 + 256)}
     stream = tokenizer.detokenizer()
     assert stream.push(single["é".encode()[:1]]) == ""
@@ -95,12 +95,12 @@ def test_half_a_character_at_the_end_becomes_a_replacement(tokenizer: TextTokeni
     assert stream.push(tokenizer.encode("x")[0]) == "x"
 
 
-def test_special_and_unknown_ids_say_nothing(tokenizer: TextTokenizer, vocab: Vocabulary) -> None:
+def test_special_and_unknown_ids_are_silent(tokenizer: TextTokenizer, vocab: Vocabulary) -> None:
     silent = [vocab.bos_id, vocab.boi_id, vocab.code_to_id(3), vocab.image_placeholder_id, 10**6]
     assert tokenizer.decode([silent[0], *tokenizer.encode("a"), *silent, *tokenizer.encode("b")]) == "ab"
 
 
-def test_transformers_reads_our_ordinary_text_alike(tokenizer: TextTokenizer, described: Described) -> None:
+def test_transformers_reads_ordinary_text_alike(tokenizer: TextTokenizer, described: Described) -> None:
     from tokenizers import Tokenizer
 
     theirs = Tokenizer.from_str(json.dumps(described[1]))
@@ -108,7 +108,7 @@ def test_transformers_reads_our_ordinary_text_alike(tokenizer: TextTokenizer, de
     assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
 
 
-def test_a_merge_that_builds_a_special_token_is_refused(described: Described) -> None:
+def test_merge_building_special_token_is_rejected(described: Described) -> None:
     forged = copy.deepcopy(described[1])
     vocab = forged["model"]["vocab"]
     vocab["<a"], vocab["<a>"] = len(vocab), len(vocab) + 1
@@ -118,8 +118,8 @@ def test_a_merge_that_builds_a_special_token_is_refused(described: Described) ->
         TextTokenizer.from_object(forged)
 
 
-def test_a_sentencepiece_style_tokenizer_is_read_too() -> None:
-    """Byte fallback tokens and the metaspace, as Llama's files have them."""
+def test_sentencepiece_style_tokenizer_is_read() -> None:
+    """Byte fallback tokens and the metaspace, as in Llama's files."""
     vocab = {"<s>": 0, "<unk>": 1, "\u2581": 2, "a": 3, "\u2581a": 4} | {f"<0x{b:02X}>": 5 + b for b in range(256)}
     data = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
@@ -137,7 +137,7 @@ def test_a_sentencepiece_style_tokenizer_is_read_too() -> None:
     assert 0 not in tokenizer.encode("<s>")
 
 
-def test_the_torch_free_modules_import_quickly_and_without_torch() -> None:
+def test_torch_free_modules_import_quickly() -> None:
     code = (
         "import sys, model.text.template, model.checkpoint.manifest, model.images.view, model.checkpoint.shards\n"
         "heavy = {'torch', 'transformers', 'gradio', 'safetensors', 'huggingface_hub'} & set(sys.modules)\n"

@@ -1,4 +1,4 @@
-"""Ids are read from the checkpoint: 7B names and order, codes both ways, and what does not fit is refused."""
+"""Ids are read from the checkpoint: 7B names and order, codes both ways, and rejection of inconsistent files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.text.vocab import Vocabulary, VocabularyError, code_of_token, code_to
 Described = tuple[ModelConfig, dict[str, Any]]
 
 
-def test_code_names_spell_decimal_digits_as_letters() -> None:
+def test_code_names_spell_digits_as_letters() -> None:
     assert code_token(0) == "IMGIMGAZ"
     assert code_token(8191) == "IMGIMGIBJBZ"
     assert all(code_of_token(code_token(code)) == code for code in range(8192))
@@ -23,14 +23,14 @@ def test_code_names_spell_decimal_digits_as_letters() -> None:
         assert code_of_token(other) is None
 
 
-def test_code_names_mean_what_transformers_reads_in_them() -> None:
+def test_code_names_match_transformers() -> None:
     from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
     tokens = {code_token(code): 7 * code + 5 for code in range(500)} | {"<image>": 1}
     assert ChameleonImageVocabularyMapping(tokens).img2bpe == {code: 7 * code + 5 for code in range(500)}
 
 
-def test_the_order_of_ids_is_that_of_the_7b(vocab: Vocabulary) -> None:
+def test_order_of_ids_matches_the_7b(vocab: Vocabulary) -> None:
     k = vocab.num_codes
     assert (vocab.bos_id, vocab.pad_id, vocab.eos_id) == (0, 1, 2)
     assert vocab.code_ids == tuple(range(4, 4 + k))
@@ -41,7 +41,7 @@ def test_the_order_of_ids_is_that_of_the_7b(vocab: Vocabulary) -> None:
     assert vocab.size == 11 + k + len(vocab.text_ids)
 
 
-def test_every_id_has_exactly_one_part(vocab: Vocabulary) -> None:
+def test_every_id_has_exactly_one_role(vocab: Vocabulary) -> None:
     parts = [set(vocab.code_ids), set(vocab.text_ids), set(vocab.reserved_ids)]
     assert sum(map(len, parts)) == len(set().union(*parts)) == vocab.size
 
@@ -55,12 +55,12 @@ def test_code_and_token_id_map_both_ways(vocab: Vocabulary) -> None:
 
 
 @pytest.mark.parametrize("code", [-1, 64])
-def test_a_code_outside_the_codebook_is_an_error(vocab: Vocabulary, code: int) -> None:
+def test_code_outside_codebook_is_an_error(vocab: Vocabulary, code: int) -> None:
     with pytest.raises(ValueError, match="outside the codebook"):
         vocab.code_to_id(code)
 
 
-def test_a_picture_is_begin_n_codes_end(vocab: Vocabulary) -> None:
+def test_image_is_begin_codes_end(vocab: Vocabulary) -> None:
     assert vocab.image_ids((1, 2, 3, 63)) == [vocab.boi_id, 5, 6, 7, 67, vocab.eoi_id]
     assert len(vocab.placeholder_ids()) == vocab.tokens_per_image == vocab.codes_per_image + 2
     with pytest.raises(ValueError, match="4 codes, got 3"):
@@ -68,7 +68,7 @@ def test_a_picture_is_begin_n_codes_end(vocab: Vocabulary) -> None:
 
 
 def test_codes_need_not_stand_in_order(described: Described) -> None:
-    """The map decides, not an offset: with the ids of two codes exchanged the codes follow."""
+    """The map decides, not an offset: codes follow when the ids of two codes are swapped."""
     config, tokenizer = described
     a, b = code_token(3), code_token(9)
     swapped = dict(config.vocabulary_map)
@@ -81,8 +81,8 @@ def test_codes_need_not_stand_in_order(described: Described) -> None:
     assert vocab.id_to_code(config.vocabulary_map[a]) == 9
 
 
-def test_bos_comes_from_the_tokenizer_not_from_the_generation_config(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The released 7B files say bos_token_id 1 in both configs; the tokenizer's <s> is 0."""
+def test_bos_comes_from_the_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The released 7B files have bos_token_id 1 in both configs; the tokenizer's <s> is 0."""
     import json
     import shutil
 
@@ -93,13 +93,13 @@ def test_bos_comes_from_the_tokenizer_not_from_the_generation_config(tiny_checkp
     assert Vocabulary.read(folder).bos_id == 0
 
 
-def test_special_names_may_stand_in_the_tokenizer_config(described: Described) -> None:
+def test_special_names_may_come_from_tokenizer_config(described: Described) -> None:
     config, tokenizer = described
     vocab = Vocabulary.from_parts(config, tokenizer, {"bos_token": {"content": "<pad>"}, "eos_token": "<s>"})
     assert (vocab.bos_id, vocab.eos_id) == (1, 0)
 
 
-def test_vocabularies_that_do_not_fit_are_refused(described: Described) -> None:
+def test_inconsistent_vocabularies_are_rejected(described: Described) -> None:
     config, tokenizer = described
     without_code = {t: i for t, i in config.vocabulary_map.items() if t != code_token(5)}
     with pytest.raises(VocabularyError, match="code 5 has no token"):

@@ -1,4 +1,4 @@
-"""The benchmark job: answers judged, sums with intervals, pairs compared, and what happens to a stopped one."""
+"""The benchmark job: judged answers, sums with intervals, paired comparisons, stop and resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.tiny import make_tiny_checkpoint
-from tests.training.contexts import StopAfter, job, told
+from tests.training.contexts import StopAfter, events_of, job
 from training.benchmark import job as benchmark_job
 from training.benchmark.evaluate import evaluate, evaluation_tasks
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
@@ -32,7 +32,7 @@ HYPER: dict[str, Any] = {"batch_size": 2, "max_new_tokens": 24, "show_samples": 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two checkpoints of different weights and different templates."""
+    """Two checkpoints with different weights and templates."""
     root = tmp_path_factory.mktemp("bases")
     first = make_tiny_checkpoint(root / "tiny")
     return {"tiny": first, "other": make_tiny_checkpoint(root / "other", seed=1, template="tagged")}
@@ -59,10 +59,7 @@ def predictions(ctx: Any, name: str = "tiny") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# Sums
-
-
-def test_the_average_over_all_is_weighted_by_samples() -> None:
+def test_overall_average_is_weighted_by_samples() -> None:
     # 1 of 1 and 1 of 3: by samples 2/4, not the mean of the slices' shares (2/3)
     given = [answer("1", "natural", True), answer("2", "operational", True)]
     given += [answer(str(i), "operational", False) for i in (3, 4)]
@@ -70,12 +67,12 @@ def test_the_average_over_all_is_weighted_by_samples() -> None:
     assert summary["all"]["accuracy"] == 0.5
     assert summary["natural"]["accuracy"] == 1.0
     assert summary["operational"]["accuracy"] == pytest.approx(1 / 3, abs=1e-4)
-    assert summary["all"]["accuracy_ci95"] == [0.15, 0.85]  # Wilson's for 2 of 4
+    assert summary["all"]["accuracy_ci95"] == [0.15, 0.85]  # Wilson's interval for 2 of 4
     metrics = flat_metrics(summary)
     assert (metrics["accuracy/all"], metrics["accuracy/natural"], metrics["malformed/share"]) == (0.5, 1.0, 0.0)
 
 
-def test_the_judges_verdict_counts_where_there_is_one_and_both_are_kept() -> None:
+def test_judge_verdict_has_precedence() -> None:
     given = [answer("1", "s", False, judge=True), answer("2", "s", True, judge=True), answer("3", "s", True)]
     given.append(answer("4", "s", True, judge=None).judged(Verdict(None, "timeout")))
     assert [a.right for a in given] == [True, True, True, True]
@@ -86,14 +83,14 @@ def test_the_judges_verdict_counts_where_there_is_one_and_both_are_kept() -> Non
     assert back == given[0]
 
 
-def test_drawings_and_blank_pictures_are_shares_of_pictures() -> None:
+def test_drawings_and_blanks_are_shares_of_images() -> None:
     given = [answer("1", "s", True, drawings_right=1, drawings_total=3, pictures=3, blank=1),
              answer("2", "s", True, drawings_right=1, drawings_total=1, pictures=1)]  # fmt: skip
     row = summarize_answers(given)["all"]
     assert (row["drawings_right"], row["blank"], row["pictures"]) == (0.5, 0.25, 2.0)
 
 
-def test_only_answers_to_the_same_questions_are_compared() -> None:
+def test_comparison_needs_the_same_questions() -> None:
     first = [answer("1", "a", True), answer("2", "b", False)]
     table = compare("x", first, "y", [answer("1", "a", True), answer("2", "b", True)])
     assert table["results"]["all"]["difference"] == 0.5
@@ -102,10 +99,7 @@ def test_only_answers_to_the_same_questions_are_compared() -> None:
         compare("x", first, "y", [answer("1", "a", True), answer("3", "b", True)])
 
 
-# The job
-
-
-def test_the_job_answers_as_the_evaluation_does(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_job_answers_like_the_evaluation(tmp_path: Path, bases: dict[str, Path]) -> None:
     ctx = bench(tmp_path / "job", bases, hyperparameters={"max_new_tokens": None})
     result = benchmark_job.run(ctx)
     rows = predictions(ctx)
@@ -115,30 +109,30 @@ def test_the_job_answers_as_the_evaluation_does(tmp_path: Path, bases: dict[str,
         assert (row["answer"], row["right"], row["pictures"]) == (other.answer, other.right, other.pictures)
         assert (row["drawings_right"], row["drawings_total"]) == (other.drawings_right, other.drawings_total)
         assert (row["malformed"], row["blank"], row["tokens"]) == (other.malformed, other.blank, other.tokens)
-    (metrics,) = told(ctx, "metrics")
+    (metrics,) = events_of(ctx, "metrics")
     assert set(metrics["values"]) >= {"accuracy/all", "accuracy/natural", "drawings/right", "malformed/share"}
     assert result["metrics"]["accuracy/all"] == metrics["values"]["accuracy/all"]
-    assert [p["step"] for p in told(ctx, "progress")] == [8, 10]
-    assert len(told(ctx, "sample")) == 2
+    assert [p["step"] for p in events_of(ctx, "progress")] == [8, 10]
+    assert len(events_of(ctx, "sample")) == 2
     summary = json.loads((ctx.folder / "benchmark" / "tiny" / "summary.json").read_text())
     assert summary["summary"]["all"]["tasks"] == 10
 
 
-def test_a_stopped_job_goes_on_with_the_answers_it_has(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_stopped_job_resumes_with_its_answers(tmp_path: Path, bases: dict[str, Path]) -> None:
     whole = bench(tmp_path / "whole", bases)
     benchmark_job.run(whole)
     with pytest.raises(JobStopped):
-        benchmark_job.run(bench(tmp_path / "parts", bases, stop=StopAfter(10 + 1)))  # ten to read, one chunk to ask
+        benchmark_job.run(bench(tmp_path / "parts", bases, stop=StopAfter(10 + 1)))  # ten to read, one chunk to answer
     parts = bench(tmp_path / "parts", bases, resume=True)
     assert len(predictions(parts)) == 8
     kept = predictions(parts)
     benchmark_job.run(parts)
     assert predictions(parts) == predictions(whole)
     assert predictions(parts)[:8] == kept
-    assert [p["step"] for p in told(parts, "progress")] == [8, 10]  # the first eight were not asked again
+    assert [p["step"] for p in events_of(parts, "progress")] == [8, 10]  # the first eight are not repeated
 
 
-def test_two_checkpoints_are_asked_the_same_and_compared_in_pairs(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_two_checkpoints_are_compared_in_pairs(tmp_path: Path, bases: dict[str, Path]) -> None:
     ctx = bench(tmp_path / "job", bases, hyperparameters={"compare_with": "other"})
     result = benchmark_job.run(ctx)
     comparison = result["comparison"]
@@ -146,23 +140,23 @@ def test_two_checkpoints_are_asked_the_same_and_compared_in_pairs(tmp_path: Path
     assert comparison["results"]["all"]["tasks"] == 10
     assert set(comparison["results"]) == {"all", "natural", "structured", "diagrammatic", "operational"}
     assert [r["item_id"] for r in predictions(ctx)] == [r["item_id"] for r in predictions(ctx, "other")]
-    assert [p["total"] for p in told(ctx, "progress")] == [20] * 4
-    assert {r["kind"] for r in told(ctx, "report")} == {"benchmark", "comparison"}
-    assert [m["stage"] for m in told(ctx, "metrics")] == ["benchmark"]  # of the run itself
-    assert told(ctx, "metrics")[0]["values"] == result["metrics"] == result["checkpoints"]["tiny"]["metrics"]
-    reports = [r for r in told(ctx, "report") if r["kind"] == "benchmark"]
+    assert [p["total"] for p in events_of(ctx, "progress")] == [20] * 4
+    assert {r["kind"] for r in events_of(ctx, "report")} == {"benchmark", "comparison"}
+    assert [m["stage"] for m in events_of(ctx, "metrics")] == ["benchmark"]  # of the measured run itself
+    assert events_of(ctx, "metrics")[0]["values"] == result["metrics"] == result["checkpoints"]["tiny"]["metrics"]
+    reports = [r for r in events_of(ctx, "report") if r["kind"] == "benchmark"]
     assert [r["checkpoint"] for r in reports] == ["tiny", "other"]
 
 
 @pytest.mark.parametrize(("name", "code"), [("nobody", "unknown_checkpoint"), ("tiny", "same_checkpoint")])
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, bases: dict[str, Path], name: str, code: str) -> None:
+def test_invalid_comparison_is_rejected(tmp_path: Path, bases: dict[str, Path], name: str, code: str) -> None:
     with pytest.raises(JobError) as caught:
         benchmark_job.run(bench(tmp_path / "job", bases, hyperparameters={"compare_with": name}))
     assert caught.value.code == code
 
 
 def omni_bench(folder: Path) -> Path:
-    """Two files of the official schema, one row of them broken."""
+    """Two files of the official schema, with one broken row."""
     buffer = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(buffer, "PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
@@ -176,7 +170,7 @@ def omni_bench(folder: Path) -> Path:
     return folder
 
 
-def test_omni_bench_is_asked_by_slice_and_nothing_is_left_out_silently(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_omni_bench_reports_every_slice_and_rejection(tmp_path: Path, bases: dict[str, Path]) -> None:
     data = {"source": "omni_bench", "path": str(omni_bench(tmp_path / "bench"))}
     ctx = bench(tmp_path / "job", bases, data=data)
     result = benchmark_job.run(ctx)
@@ -184,60 +178,60 @@ def test_omni_bench_is_asked_by_slice_and_nothing_is_left_out_silently(tmp_path:
     assert {name: row["tasks"] for name, row in summary.items()} == {
         "all": 4, "natural": 3, "natural/vstar": 3, "diagrammatic": 1, "diagrammatic/geometry3k": 1,
     }  # fmt: skip
-    (warning,) = told(ctx, "warning")
+    (warning,) = events_of(ctx, "warning")
     assert (warning["code"], "vstar.parquet:4" in warning["detail"]) == ("samples_rejected", True)
     (long,) = [r for r in predictions(ctx) if r["error"]]
     assert "leaves no room" in long["error"]
-    assert not long["right"]  # counted as wrong, and said so
+    assert not long["right"]  # counted as wrong, with the reason
     assert summary["diagrammatic"]["errors"] == 1
 
 
 @contextmanager
 def endpoint(replies: dict[str, str], status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A judge on a port of its own: what it says for each reference answer, and what it was asked."""
-    asked: list[dict[str, Any]] = []
+    """A judge on its own port: its verdict per reference answer, and the received requests."""
+    received: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             shown = json.loads(body["messages"][1]["content"])
-            asked.append(shown)
+            received.append(shown)
             text = json.dumps({"choices": [{"message": {"content": replies.get(shown["reference_answer"], "hm")}}]})
             self.send_response(status)
             self.end_headers()
             self.wfile.write(text.encode())
 
         def log_message(self, *args: Any) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1", received
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def test_an_endpoint_judges_beside_the_rules_and_both_verdicts_stand_in_the_file(
+def test_judge_and_rules_verdicts_are_both_kept(
     tmp_path: Path, bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark_job, "read_response", _answering("on the left"))
     data = {"source": "omni_bench", "path": str(omni_bench(tmp_path / "bench")), "num_samples": 4}
-    with endpoint({"left": '{"correct": true}'}) as (url, asked):
+    with endpoint({"left": '{"correct": true}'}) as (url, received):
         judge = {"url": url, "model": "m", "retries": 0, "concurrency": 1}
         ctx = bench(tmp_path / "job", bases, data=data, hyperparameters={"judge": judge})
         result = benchmark_job.run(ctx)
-    assert [case["candidate_answer"] for case in asked] == ["on the left"] * 3
+    assert [case["candidate_answer"] for case in received] == ["on the left"] * 3
     rows = [r for r in predictions(ctx) if not r["error"]]
     assert all(r["right"] and r["judge"]["right"] and not r["rules"]["right"] for r in rows)
     assert result["checkpoints"]["tiny"]["summary"]["natural"]["judge"]["agrees_with_rules"] == 0.0
     assert result["metrics"]["accuracy/natural"] == 1.0
 
 
-def test_a_judge_that_fails_leaves_the_rules_verdict_and_a_warning(
+def test_failing_judge_leaves_rules_and_warns(
     tmp_path: Path, bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark_job, "read_response", _answering("left"))
@@ -248,10 +242,10 @@ def test_a_judge_that_fails_leaves_the_rules_verdict_and_a_warning(
         benchmark_job.run(ctx)
     rows = [r for r in predictions(ctx) if not r["error"]]
     assert all(r["right"] and r["rules"]["right"] and r["judge"]["right"] is None for r in rows)
-    assert "judge_silent" in [w["code"] for w in told(ctx, "warning")]
+    assert "judge_silent" in [w["code"] for w in events_of(ctx, "warning")]
 
 
-def test_a_judge_that_refuses_the_key_fails_the_job(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_judge_rejecting_the_key_fails_the_job(tmp_path: Path, bases: dict[str, Path]) -> None:
     with endpoint({}, status=401) as (url, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark_job, "read_response", _answering("left"))
         ctx = bench(tmp_path / "job", bases, hyperparameters={"judge": {"url": url, "model": "m"}})
@@ -261,7 +255,7 @@ def test_a_judge_that_refuses_the_key_fails_the_job(tmp_path: Path, bases: dict[
 
 
 def _answering(text: str) -> Any:
-    """A reading of responses in which the answer is always this one: random weights never answer."""
+    """Patch response reading to return a fixed answer, since random weights never answer."""
     from training.benchmark.evaluate import Response
 
     return lambda *_: Response(text, (), True, 0, 0, 0)
@@ -273,7 +267,7 @@ def test_missing_data_fails_the_job(tmp_path: Path, bases: dict[str, Path]) -> N
     assert caught.value.code == "bad_data"
 
 
-def test_a_checkpoint_without_a_decoder_answers_in_text(tmp_path: Path, bases: dict[str, Path]) -> None:
+def test_checkpoint_without_decoder_answers_in_text(tmp_path: Path, bases: dict[str, Path]) -> None:
     blind = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
     ctx = bench(tmp_path / "job", {"tiny": blind})
     benchmark_job.run(ctx)

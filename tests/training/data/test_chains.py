@@ -1,4 +1,4 @@
-"""Chains of thought: how they are cut, and what the sources make of them."""
+"""Chains of thought: splitting, and the chains of each source."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ SETTINGS = ZeroHyperparameters(max_steps=3)
         ("e.g. Figure 2 shows it, cf. Table 3. It is red.", ["e.g. Figure 2 shows it, cf. Table 3.", "It is red."]),
     ],
 )  # fmt: skip
-def test_a_rationale_is_cut_at_its_numbers_or_its_sentences(text: str, steps: list[str]) -> None:
+def test_rationale_is_split_at_numbers_or_sentences(text: str, steps: list[str]) -> None:
     assert split_steps(text, max_steps=9) == steps
 
 
-def test_a_list_is_taken_as_it_is_and_empty_steps_go() -> None:
+def test_list_is_kept_without_empty_steps() -> None:
     assert split_steps(["One. Two.", "  ", "Three\nlines"], max_steps=9) == ["One. Two.", "Three lines"]
-    with pytest.raises(ValueError, match="as a list"):
+    with pytest.raises(ValueError, match="expects a list"):
         split_steps("a text", max_steps=2, by="list")
 
 
-def test_neighbours_are_merged_to_at_most_n_without_losing_a_word() -> None:
+def test_merging_neighbours_keeps_every_word() -> None:
     text = "Short one. A much, much longer second sentence stands here. Tiny. Small too. The end comes last."
     whole = split_steps(text, max_steps=99)
     assert len(whole) == 5
@@ -52,13 +52,13 @@ def test_neighbours_are_merged_to_at_most_n_without_losing_a_word() -> None:
         merged = split_steps(text, max_steps=limit)
         assert len(merged) == limit
         assert " ".join(merged) == " ".join(whole) == text
-    assert split_steps(text, max_steps=4)[2] == "Tiny. Small too."  # the two that are shortest together
+    assert split_steps(text, max_steps=4)[2] == "Tiny. Small too."  # the shortest pair
     with pytest.raises(ValueError, match="at least 1"):
         split_steps(text, max_steps=0)
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """One row as M3CoT has them."""
+    """A row in M3CoT's format."""
     given = {
         "id": "physical-commonsense-1", "category": "physical", "image_id": "1", "question": "What burns?",
         "choices": ["wood", "stone"], "answer": "A", "rationale": "Wood is dry. Stone does not burn.", "split": "train",
@@ -67,7 +67,7 @@ def row(**changes: Any) -> dict[str, Any]:
     return given | changes
 
 
-def test_m3cot_choices_stand_behind_the_question_and_the_answer_is_written_out() -> None:
+def test_m3cot_choices_and_answer_are_written_out() -> None:
     chain = m3cot_chain(row(answer="b"), None, max_steps=4)
     assert chain.question == "What burns?\n(A) wood\n(B) stone"
     assert chain.answer == "(B) stone"
@@ -78,7 +78,7 @@ def test_m3cot_choices_stand_behind_the_question_and_the_answer_is_written_out()
 @pytest.mark.parametrize(
     "changes", [{"rationale": " "}, {"question": ""}, {"answer": "C"}, {"answer": "AB"}, {"answer": None}]
 )
-def test_rows_that_are_no_chain_are_refused(changes: dict[str, Any]) -> None:
+def test_invalid_rows_are_rejected(changes: dict[str, Any]) -> None:
     with pytest.raises(ChainError):
         m3cot_chain(row(**changes), None, max_steps=4)
 
@@ -89,7 +89,7 @@ def png(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_m3cot_is_read_from_parquet_with_its_pictures_and_its_broken_rows_named(tmp_path: Path) -> None:
+def test_m3cot_parquet_is_read_with_rejections(tmp_path: Path) -> None:
     rows = [
         row(id="a", image={"bytes": png("red"), "path": None}),
         row(id="b", split="test"),
@@ -110,7 +110,7 @@ def test_m3cot_is_read_from_parquet_with_its_pictures_and_its_broken_rows_named(
     assert first.image.size == (20, 10)
 
 
-def test_the_words_of_traces_are_chains_without_their_pictures(tmp_path: Path) -> None:
+def test_trace_texts_become_chains(tmp_path: Path) -> None:
     rows = [
         {"Question": "Where?", "Final Answer": "left", "p": [1, 2, 3],
          "Text Reasoning Trace": "THOUGHT 1: I look.<image_start>[p]<image_end>\nTHOUGHT 2: There."},
@@ -125,7 +125,7 @@ def test_the_words_of_traces_are_chains_without_their_pictures(tmp_path: Path) -
     assert found[1].where == "t.jsonl:2"
 
 
-def test_world_chains_are_words_and_never_of_the_evaluation() -> None:
+def test_world_chains_avoid_evaluation_seeds() -> None:
     data = UniTasksData(num_samples=4, first_seed=20_000_000)
     chains = [c for c in read_chains(data, 0, SETTINGS) if isinstance(c, TextChain)]
     assert [c.slice for c in chains] == ["natural", "structured", "diagrammatic", "operational"]
@@ -137,9 +137,9 @@ def test_world_chains_are_words_and_never_of_the_evaluation() -> None:
     assert [len(c.steps) for c in one] == [1] * 4
     merged = [c for c, whole in zip(one, chains, strict=True) if len(whole.steps) > 1]
     assert merged
-    assert all(c.task is None for c in merged)  # no reference picture belongs to two steps at once
+    assert all(c.task is None for c in merged)  # no reference image belongs to two steps
 
 
-def test_every_chain_has_an_id_of_its_own() -> None:
+def test_every_chain_has_a_unique_id() -> None:
     chains = [TextChain(name, "s", "q", None, ("x",), "a") for name in ("a", "", "a", "b")]
     assert [c.chain_id for c in assigned_ids(chains)] == ["a", "row-1", "a-2", "b"]

@@ -1,4 +1,4 @@
-"""The drills that come last: drawings told in many words, one or some that have nothing to do with each other."""
+"""The last drills: drawings in many wordings, single or in unrelated sequences."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from training.data.drills import drill_pictures, render_drill
+from training.data.drills import drill_images, render_drill
 from training.skills import Action, apply
 from training.world.asking import MAKERS, drawing, random_view, worded
 from training.world.canvas import COLOURS
 from training.world.drills import DRAWING, LOCATING, make_drill
 from training.world.lines import axes, rays, walls
 
-INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # words for what was drawn before
+INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # references to earlier drawings
 
 
 def pixels(action: Action) -> list[tuple[int, int]]:
@@ -25,23 +25,23 @@ def pixels(action: Action) -> list[tuple[int, int]]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def test_the_order_stands_at_many_distances_from_the_given_picture() -> None:
+def test_order_varies_its_distance_from_the_image() -> None:
     lengths = {len(make_drill(seed, kind="draw").prompt_text) for seed in range(300)}
     assert len(lengths) > 60
     assert min(lengths) < 25
     assert max(lengths) > 120
 
 
-def test_an_order_is_told_as_an_order_and_as_a_thought() -> None:
+def test_order_is_worded_as_order_or_thought() -> None:
     view = random_view(Random(0))
-    told = {worded(Random(seed), "Mark the red star.", view) for seed in range(400)}
-    assert "Mark the red star." in told
-    assert any("ow mark the red star" in text for text in told)
-    assert any("I mark the red star" in text for text in told)
-    assert all("ark the red star" in text for text in told)
+    wordings = {worded(Random(seed), "Mark the red star.", view) for seed in range(400)}
+    assert "Mark the red star." in wordings
+    assert any("ow mark the red star" in text for text in wordings)
+    assert any("I mark the red star" in text for text in wordings)
+    assert all("ark the red star" in text for text in wordings)
 
 
-def test_every_view_can_be_drawn_on_and_the_ink_it_speaks_of_comes_first() -> None:
+def test_every_view_can_be_drawn_on() -> None:
     for name, (maker, _) in MAKERS.items():
         for seed in range(20):
             view = maker(Random(f"{name}/{seed}"))
@@ -57,22 +57,22 @@ def test_every_view_can_be_drawn_on_and_the_ink_it_speaks_of_comes_first() -> No
                 assert given.before, given.text
 
 
-def test_orders_in_a_row_speak_of_no_earlier_drawing_and_change_the_newest_picture() -> None:
+def test_consecutive_orders_are_unrelated() -> None:
     rows = [drill for seed in range(200) if (drill := make_drill(seed, kind="draw")).more]
     assert {len(drill.more) for drill in rows} == {1, 2, 3}
     for drill in rows:
         newest = drill.response[0]
-        for order, picture in drill.more:
+        for order, image in drill.more:
             assert isinstance(newest, Image.Image)
-            assert picture.tobytes() != newest.tobytes(), order
-            if not picture_is_a_crop(order):
-                assert changed(newest, picture) < 0.35, order
+            assert image.tobytes() != newest.tobytes(), order
+            if not image_is_a_crop(order):
+                assert changed(newest, image) < 0.35, order
             words = order.rpartition("\n")[2]
             assert not any(word in words for word in INK), order
-            newest = picture
+            newest = image
 
 
-def picture_is_a_crop(order: str) -> bool:
+def image_is_a_crop(order: str) -> bool:
     return "oom" in order
 
 
@@ -81,7 +81,7 @@ def changed(one: Image.Image, other: Image.Image) -> float:
     return float(different.mean())
 
 
-def test_the_picture_before_the_newest_ink_may_be_shown_as_well() -> None:
+def test_previous_image_may_be_shown() -> None:
     drills = [make_drill(seed, kind="draw") for seed in range(100)]
     shown = [drill for drill in drills if drill.earlier is not None]
     assert 10 < len(shown) < 60
@@ -91,18 +91,18 @@ def test_the_picture_before_the_newest_ink_may_be_shown_as_well() -> None:
         assert 0 < changed(drill.earlier, drill.image) < 0.35
 
 
-def test_only_drawings_are_learnt_where_orders_are_given_in_a_row(tiny_checkpoint: Path) -> None:
+def test_only_drawings_carry_loss_in_sequences(tiny_checkpoint: Path) -> None:
     template = load_checkpoint(tiny_checkpoint).template
     drill = next(d for seed in range(100) if len((d := make_drill(seed, kind="draw")).more) == 2)
-    pictures = drill_pictures(drill)
+    images = drill_images(drill)
     n = template.vocab.codes_per_image
-    rendered = render_drill(drill, [(number,) * n for number in range(len(pictures))], template)
+    rendered = render_drill(drill, [(number,) * n for number in range(len(images))], template)
     learnt = [token for token, mask in zip(rendered.ids, rendered.loss_mask, strict=True) if mask]
-    drawn = [template.vocab.image_ids((number,) * n) for number in range(len(pictures) - 3, len(pictures))]
+    drawn = [template.vocab.image_ids((number,) * n) for number in range(len(images) - 3, len(images))]
     assert learnt == [*(token for ids in drawn for token in ids), template.vocab.eos_id]
 
 
-def test_a_bare_order_says_nothing_else() -> None:
+def test_plain_order_has_no_additions() -> None:
     drills = [make_drill(seed, kind="order") for seed in range(200)]
     words = [text for drill in drills for text in (drill.prompt_text, *(order for order, _ in drill.more))]
     assert not any("?" in text or "\n" in text for text in words)
@@ -110,7 +110,7 @@ def test_a_bare_order_says_nothing_else() -> None:
     assert {"I mark", "Mark "} <= {text[:6].rstrip("a") if text.startswith("I m") else text[:5] for text in words}
 
 
-def test_shares_decide_how_often_a_kind_of_drill_comes() -> None:
+def test_shares_weight_the_kinds_of_drills() -> None:
     assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
     assert sum(DRAWING.values()) == sum(LOCATING.values()) == pytest.approx(1.0)
     drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
@@ -123,7 +123,7 @@ def _colour(image: Image.Image, at: tuple[int, int]) -> str | None:
 
 
 @pytest.mark.parametrize("maker", [rays, walls, axes])
-def test_a_line_ends_where_its_words_say(maker: object) -> None:
+def test_line_ends_as_worded(maker: object) -> None:
     for seed in range(40):
         view = maker(Random(seed))  # type: ignore[operator]
         for extra in view.extras:
@@ -136,7 +136,7 @@ def test_a_line_ends_where_its_words_say(maker: object) -> None:
                 (x2, y2), (x3, y3) = ends
                 assert (x1, y1) == (x2, y2)
                 towards, back = (x1 - x0, y1 - y0), (x3 - x2, y3 - y2)
-                # As steep on the way back: |dy/dx| is equal up to whole pixels.
+                # The way back is as steep: |dy/dx| is equal up to whole pixels.
                 assert abs(abs(towards[1] * back[0]) - abs(towards[0] * back[1])) <= 2.5 * max(map(abs, towards + back))
             if extra.text.startswith("Mark the place"):
                 assert extra.before is not None

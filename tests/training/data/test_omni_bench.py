@@ -1,4 +1,4 @@
-"""Omni-Bench's files: pictures in every form, slices by data set, and what is left out."""
+"""Omni-Bench's files: images in every form, slices by data set, and rejections."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_pictures_come_as_base64_data_urls_lists_or_not_at_all(tmp_path: Path) -> None:
+def test_images_are_read_from_every_form(tmp_path: Path) -> None:
     url = "data:image/jpeg;base64," + encoded("blue", "JPEG")
     single = [
         {"image": encoded("red"), "question": "a?", "answer": "red", "id": 7},
@@ -46,8 +46,8 @@ def test_pictures_come_as_base64_data_urls_lists_or_not_at_all(tmp_path: Path) -
     found = list(read_omni_bench(tmp_path))
     assert all(isinstance(item, BenchQuestion) for item in found)
     by_text = {item.text: item for item in found if isinstance(item, BenchQuestion)}
-    assert [len(by_text[q].pictures) for q in ("a?", "b?", "c?", "d?")] == [1, 1, 0, 2]
-    assert by_text["a?"].pictures[0].convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    assert [len(by_text[q].images) for q in ("a?", "b?", "c?", "d?")] == [1, 1, 0, 2]
+    assert by_text["a?"].images[0].convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     assert {q: item.slice for q, item in by_text.items()} == {
         "a?": "natural", "b?": "natural", "c?": "natural", "d?": "operational",
     }  # fmt: skip
@@ -56,7 +56,7 @@ def test_pictures_come_as_base64_data_urls_lists_or_not_at_all(tmp_path: Path) -
     assert by_text["d?"].extra["level"] == "hard"
 
 
-def test_places_of_images_are_numbered(tmp_path: Path) -> None:
+def test_placeholders_are_numbered(tmp_path: Path) -> None:
     red, blue = encoded("red"), encoded("blue")
     rows = [
         {"image": [red, blue], "question": "Figure A: <image> Figure B: <image>", "answer": "A"},
@@ -85,7 +85,7 @@ def test_places_of_images_are_numbered(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_without_question_answer_or_whole_picture_are_named(tmp_path: Path) -> None:
+def test_incomplete_rows_are_rejected(tmp_path: Path) -> None:
     rows = [
         {"image": "<TLTS>", "question": "", "answer": "x"},
         {"image": "<TLTS>", "question": "q", "answer": None},
@@ -111,14 +111,14 @@ def test_six_data_sets_make_four_slices(source: str, slice_: str) -> None:
     assert slice_of(source) == slice_
 
 
-def test_a_column_that_names_the_data_set_counts_more_than_the_file(tmp_path: Path) -> None:
+def test_data_set_column_overrides_file_name(tmp_path: Path) -> None:
     rows = [{"image": "<TLTS>", "question": "q", "answer": 4, "dataset": "Geometry3K"}]
     (item,) = read_omni_bench(written(tmp_path / "all.parquet", rows))
     assert isinstance(item, BenchQuestion)
     assert (item.source, item.slice, item.answer) == ("Geometry3K", "diagrammatic", "4")
 
 
-def test_options_are_read_from_the_question_where_they_follow_one_another() -> None:
+def test_consecutive_options_are_read_from_question() -> None:
     assert options_in("Which?\n(A) red\n(B) blue \nAnswer with a letter.") == ("red", "blue")
     assert options_in("Which?\nA. 3\nB. 4\nC. 5") == ("3", "4", "5")
     assert options_in("A. Smith wrote it.\nWho?") == ()

@@ -1,4 +1,4 @@
-"""Questions from files of every kind: text, pictures, options and the answer to compare with."""
+"""Questions from files of every kind: text, images, options and the reference answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from training.data.questions import Question, picture_codes, read_questions
+from training.data.questions import Question, image_codes, read_questions
 from training.data.rows import Rejection, SampleError
 from training.data.traces import TokenIds
 from training.spec.spec import JsonlData, M3CoTData, OmniBenchData
@@ -21,7 +21,7 @@ def written(path: Path, *rows: dict[str, Any]) -> str:
     return str(path)
 
 
-def test_m3cot_questions_carry_their_options_and_need_no_rationale(tmp_path: Path) -> None:
+def test_m3cot_questions_have_options_without_rationale(tmp_path: Path) -> None:
     row = {"id": "a", "question": "What burns?", "choices": ["wood", "stone"], "answer": "A", "domain": "science"}
     path = written(
         tmp_path / "m.jsonl", row, {**row, "id": "b", "answer": "Z"}, {**row, "id": "c", "image": "none.png"}
@@ -33,7 +33,7 @@ def test_m3cot_questions_carry_their_options_and_need_no_rationale(tmp_path: Pat
     assert [f.code for f in found[1:] if isinstance(f, Rejection)] == ["broken_row", "missing_picture"]
 
 
-def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
+def test_traces_are_questions_without_steps(tmp_path: Path) -> None:
     row = {
         "Question": "<image_start>[p]<image_end>Where?",
         "Text Reasoning Trace": "I look.",
@@ -42,10 +42,10 @@ def test_traces_are_questions_without_their_steps(tmp_path: Path) -> None:
     }
     (question,) = read_questions(JsonlData(path=written(tmp_path / "t.jsonl", row)))
     assert isinstance(question, Question)
-    assert (question.text, question.answer, question.pictures) == ("Where?", "left", (TokenIds((5, 6)),))
+    assert (question.text, question.answer, question.images) == ("Where?", "left", (TokenIds((5, 6)),))
 
 
-def test_m3cot_questions_have_places(tmp_path: Path) -> None:
+def test_m3cot_questions_have_placeholders(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "p.png")
     row = {"id": "a", "question": "What burns in <image>?", "choices": ["wood", "<image>"], "answer": "A"}
     good = {**row, "image": "p.png", "choices": ["wood", "stone"]}
@@ -59,20 +59,20 @@ def test_m3cot_questions_have_places(tmp_path: Path) -> None:
     ]
 
 
-def test_omni_bench_questions_know_slice_and_data_set(tmp_path: Path) -> None:
+def test_omni_bench_questions_know_their_slice(tmp_path: Path) -> None:
     path = written(tmp_path / "chartqa.jsonl", {"image": "<TLTS>", "question": "How many?", "answer": "3"})
     (question,) = read_questions(OmniBenchData(path=path))
     assert isinstance(question, Question)
     assert (question.slice, question.source, question.where) == ("structured", "chartqa", "chartqa.jsonl:1")
 
 
-def test_pictures_become_codes_and_foreign_token_ids_are_refused(tiny_checkpoint: Path) -> None:
+def test_images_become_codes_or_rejections(tiny_checkpoint: Path) -> None:
     tiny = load_checkpoint(tiny_checkpoint)
     assert tiny.vq is not None
     ids = tiny.vocab.image_ids((1, 2, 3, 4))
     for given in (ids, ids[1:-1]):
-        assert picture_codes(TokenIds(tuple(given)), tiny.template, tiny.vq) == (1, 2, 3, 4)
-    assert len(picture_codes(Image.new("RGB", (40, 20), "red"), tiny.template, tiny.vq)) == 4
+        assert image_codes(TokenIds(tuple(given)), tiny.template, tiny.vq) == (1, 2, 3, 4)
+    assert len(image_codes(Image.new("RGB", (40, 20), "red"), tiny.template, tiny.vq)) == 4
     for wrong in (ids[1:], [*ids[1:-2], 0], []):
         with pytest.raises(SampleError):
-            picture_codes(TokenIds(tuple(wrong)), tiny.template, tiny.vq)
+            image_codes(TokenIds(tuple(wrong)), tiny.template, tiny.vq)

@@ -1,4 +1,4 @@
-"""Faults of rows: each rejects its row with a place and a reason, in every source, and ends nothing."""
+"""Faults of rows: each rejects its row with location and reason, in every source, and reading continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.image_files import bomb, encoded, gradient, noise
-from tests.training.contexts import job, told
+from tests.training.contexts import events_of, job
 from training.benchmark import job as benchmark_job
 from training.data.omni_bench import read_omni_bench
 from training.data.questions import read_questions
@@ -72,7 +72,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_value_of_any_field_ends_the_reading(source: str, tmp_path: Path) -> None:
+def test_no_field_value_ends_the_reading(source: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
     rows = [{**good, field: value} for field in good for value in ODD]
     rows += [{key: value for key, value in good.items() if key != field} for field in good]
@@ -97,7 +97,7 @@ def test_no_value_of_any_field_ends_the_reading(source: str, tmp_path: Path) -> 
         "9" * 10_000, "\x00", '{"question": NaN', '{"Question": 1e999}',
     ],
 )  # fmt: skip
-def test_a_broken_line_is_one_rejection(source: str, line: str, tmp_path: Path) -> None:
+def test_broken_line_is_one_rejection(source: str, line: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
     found = list(read(write(tmp_path / "a.jsonl", good, line, good)))
     assert [isinstance(item, Rejection) for item in found] == [False, True, False]
@@ -105,7 +105,7 @@ def test_a_broken_line_is_one_rejection(source: str, line: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_tables_of_any_types_are_read_row_by_row(source: str, tmp_path: Path) -> None:
+def test_tables_of_any_types_are_read(source: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
     columns: list[list[Any]] = [
         [1, 2], [0.5, None], [True, False], [b"\xff\xfe", b""], [[1], []], [{"bytes": b"", "path": None}] * 2,
@@ -118,7 +118,7 @@ def test_tables_of_any_types_are_read_row_by_row(source: str, tmp_path: Path) ->
         assert len(list(read(path))) == 2
 
 
-def test_text_that_is_no_text_rejects_its_row_of_a_table(tmp_path: Path) -> None:
+def test_invalid_text_rejects_its_table_row(tmp_path: Path) -> None:
     words = pa.array([b"good", b"\xff\xfe", b"good"]).view(pa.utf8())
     table = pa.table({"question": words, "answer": ["1", "2", "3"], "image": [PNG] * 3})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -127,7 +127,7 @@ def test_text_that_is_no_text_rejects_its_row_of_a_table(tmp_path: Path) -> None
     assert (found[1].where, found[1].code) == ("a.parquet:2", "broken_row")
 
 
-def test_files_that_are_no_image_files_are_named(tmp_path: Path) -> None:
+def test_files_without_an_image_are_described(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to("loop.png")
@@ -139,9 +139,9 @@ def test_files_that_are_no_image_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "narrow.png").write_bytes(encoded(Image.new("L", (1, 9000)), "PNG"))
     (tmp_path / "huge.png").write_bytes(bomb(7000, 6000))
     names = {
-        "pipe.png": "no regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no picture",
+        "pipe.png": "not a regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no image",
         "empty.png": "an empty file", "page.png": "an HTML page", "drawing.jpg": "EPS", "scan.png": "TIFF",
-        "narrow.png": "9000 : 1", "huge.png": "too many", "gone.png": "no picture", "x" * 300 + ".png": "no picture",
+        "narrow.png": "9000 : 1", "huge.png": "too many", "gone.png": "no image", "x" * 300 + ".png": "no image",
     }  # fmt: skip
     rows = [{**OMNI, "image": name} for name in names]
     found = list(read_omni_bench(write(tmp_path / "a.jsonl", *rows)))
@@ -160,7 +160,7 @@ def test_short_base64_is_an_image(tmp_path: Path) -> None:
                 assert open_value(text, tmp_path).size == (side, side)
 
 
-def test_images_are_brought_to_the_models_size_as_they_are_read(tmp_path: Path) -> None:
+def test_images_are_resized_on_reading(tmp_path: Path) -> None:
     photo = encoded(gradient(900, 600), "JPEG")
     (tmp_path / "photo.jpg").write_bytes(photo)
     for value in ("photo.jpg", base64.b64encode(photo).decode(), {"bytes": photo}, gradient(900, 600)):
@@ -168,13 +168,13 @@ def test_images_are_brought_to_the_models_size_as_they_are_read(tmp_path: Path) 
     for source, (good, read) in SOURCES.items():
         row = {key: "photo.jpg" if value == PNG else value for key, value in good.items()}
         (item,) = read(write(tmp_path / f"{source}.jsonl", row))
-        pictures = [item.image] if hasattr(item, "image") else [*item.pictures]
-        pictures += [step.picture for step in getattr(item, "steps", ()) if hasattr(step, "picture")]
-        assert [picture.size for picture in pictures] == [(16, 16)] * len(pictures)
-        assert pictures
+        images = [item.image] if hasattr(item, "image") else [*item.images]
+        images += [step.image for step in getattr(item, "steps", ()) if hasattr(step, "image")]
+        assert [image.size for image in images] == [(16, 16)] * len(images)
+        assert images
 
 
-def test_training_reads_what_uploads_are_turned_and_coloured_like(tmp_path: Path) -> None:
+def test_training_reads_images_like_uploads(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_value(encoded(gradient(40, 20), "JPEG", exif=exif), tmp_path).size == (20, 40)
@@ -191,7 +191,7 @@ JOBS: dict[str, tuple[Callable[[JobContext], dict[str, Any]], dict[str, Any], di
 
 
 @pytest.mark.parametrize("method", JOBS)
-def test_a_job_without_a_usable_row_names_the_first(method: str, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_job_without_usable_rows_names_the_first(method: str, tmp_path: Path, tiny_checkpoint: Path) -> None:
     run, data, good = JOBS[method]
     image = "image" if "image" in good else "problem_image_1"
     rows = [{**good, image: value} for value in ("\0", "A" * 300, "x" * 300 + ".png", {"bytes": None}, {"bytes": 5})]
@@ -201,4 +201,4 @@ def test_a_job_without_a_usable_row_names_the_first(method: str, tmp_path: Path,
         run(ctx)
     assert caught.value.code == "no_samples"
     assert "a.jsonl:1" in caught.value.detail
-    assert [warning["code"] for warning in told(ctx, "warning")] == ["samples_rejected"]
+    assert [warning["code"] for warning in events_of(ctx, "warning")] == ["samples_rejected"]

@@ -1,4 +1,4 @@
-"""Codes, packing and batches: what a training step sees."""
+"""Codes, packing and batches: the inputs of a training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.text.template import Rendered
 from training.data.token_sets import (
     BatchPlan,
     EncodedTask,
-    PictureCoder,
+    ImageCoder,
     TokenSet,
     encode_tasks,
     id_to_code,
@@ -31,26 +31,26 @@ def nano(family: Path) -> LoadedCheckpoint:
     return load_checkpoint(family / "nano-base")
 
 
-def test_unchanged_cells_are_those_without_one_different_pixel() -> None:
+def test_unchanged_cells_need_equal_pixels() -> None:
     before = np.zeros((1, 16, 16, 3), np.uint8)
     after = before.copy()
     after[0, 7, 8, 2] = 1  # row 7, column 8: the upper right of four 8x8 cells
     assert unchanged_cells(before, after, (2, 2)).tolist() == [[True, False, True, True]]
 
 
-def test_a_chain_keeps_the_codes_of_what_did_not_change(nano: LoadedCheckpoint) -> None:
+def test_chain_keeps_codes_of_unchanged_cells(nano: LoadedCheckpoint) -> None:
     assert nano.vq is not None
-    coder = PictureCoder(nano.vq)
+    coder = ImageCoder(nano.vq)
     tasks = [task for task in training_tasks(20_000_000, 8) if task.steps[0].skill in ("box", "mark", "line")]
     for task in tasks:
         question, first = coder.chains([[task.image, task.steps[0].image]])[0]
-        pictures = np.stack([np.asarray(task.image), np.asarray(task.steps[0].image)])
-        same = unchanged_cells(pictures[:1], pictures[1:], nano.vq.grid)[0]
+        images = np.stack([np.asarray(task.image), np.asarray(task.steps[0].image)])
+        same = unchanged_cells(images[:1], images[1:], nano.vq.grid)[0]
         assert 0 < same.sum() < len(same)
         assert all(a == b for a, b, kept in zip(question, first, same, strict=True) if kept)
 
 
-def test_variants_of_a_trace_cut_or_replace_the_pictures(nano: LoadedCheckpoint) -> None:
+def test_trace_variants_drop_or_replace_images(nano: LoadedCheckpoint) -> None:
     codes = tuple(range(64))
     task = EncodedTask("Where?", codes, (("I look.", "It is left.", codes),), "left")
     ids = {name: task.render(nano.template, name).ids for name in ("interleaved", "text", "state")}
@@ -62,12 +62,12 @@ def test_variants_of_a_trace_cut_or_replace_the_pictures(nano: LoadedCheckpoint)
         task.render(nano.template, "both")
 
 
-def test_training_refuses_evaluation_seeds() -> None:
+def test_training_rejects_evaluation_seeds() -> None:
     with pytest.raises(ValueError, match="evaluation"):
         list(training_tasks(EVAL_SEED_MIN - 1, 2))
 
 
-def test_shares_say_how_often_each_family_comes() -> None:
+def test_shares_weight_the_families() -> None:
     shares = {"find": 3.0, "tilt": 1.0}
     families = Counter(task.family for task in training_tasks(20_000_000, 400, shares))
     assert families.keys() == shares.keys()
@@ -78,7 +78,7 @@ def test_shares_say_how_often_each_family_comes() -> None:
         list(training_tasks(20_000_000, 1, {"bend": 1.0}))
 
 
-def test_long_sequences_are_dropped_and_counted_never_cut() -> None:
+def test_long_sequences_are_dropped_and_counted() -> None:
     rendered = [Rendered([1] * n, [0] + [1] * (n - 1)) for n in (3, 9, 5)]
     data = TokenSet.build(rendered, max_len=5)
     assert data.lengths.tolist() == [3, 5]
@@ -87,7 +87,7 @@ def test_long_sequences_are_dropped_and_counted_never_cut() -> None:
         TokenSet.build(rendered, max_len=2)
 
 
-def test_every_epoch_sees_every_sequence_once_and_depends_on_seed_and_step_alone() -> None:
+def test_epochs_shuffle_by_seed_and_step() -> None:
     lengths = np.array([5, 7, 9, 11, 3, 8, 6, 4])
     plan = BatchPlan(lengths, 16, seed=3)
     steps = len(plan._make_epoch(0))
@@ -100,7 +100,7 @@ def test_every_epoch_sees_every_sequence_once_and_depends_on_seed_and_step_alone
     assert [BatchPlan(lengths, 16, seed=4)[i].tolist() for i in range(4)] != [plan[i].tolist() for i in range(4)]
 
 
-def test_invariant_9_targets_are_the_response_and_omega_its_image_codes_only(nano: LoadedCheckpoint) -> None:
+def test_invariant_9_targets_are_response_codes_only(nano: LoadedCheckpoint) -> None:
     vocab = nano.vocab
     prompt, codes = [vocab.bos_id, *vocab.image_ids((5,) * 64)], tuple(range(64))
     response = [*vocab.image_ids(codes), vocab.eos_id]
@@ -108,11 +108,11 @@ def test_invariant_9_targets_are_the_response_and_omega_its_image_codes_only(nan
     batch = make_batch(data, np.array([0, 1]), id_to_code(vocab))
     assert batch.targets.tolist() == response * 2
     assert batch.ids[batch.predictors + 1].tolist() == response * 2
-    assert batch.codes.tolist() == list(codes) * 2  # Omega: the response's codes, not those of the question
+    assert batch.codes.tolist() == list(codes) * 2  # Omega: the response's codes, not the question's
     assert int(batch.is_code.sum()) == 128
 
 
-def test_a_token_set_survives_its_file(tmp_path: Path) -> None:
+def test_token_set_round_trip(tmp_path: Path) -> None:
     data = TokenSet.build([Rendered([1, 2, 3], [0, 1, 1]), Rendered([4, 5], [0, 1])], 8)
     data.save(tmp_path / "data.npz")
     again = TokenSet.load(tmp_path / "data.npz")
@@ -123,7 +123,7 @@ def test_a_token_set_survives_its_file(tmp_path: Path) -> None:
 def test_encoded_tasks_keep_texts_and_order(nano: LoadedCheckpoint) -> None:
     assert nano.vq is not None
     tasks = list(training_tasks(20_000_000, 5))
-    encoded = encode_tasks(tasks, PictureCoder(nano.vq))
+    encoded = encode_tasks(tasks, ImageCoder(nano.vq))
     assert [e.question for e in encoded] == [t.question for t in tasks]
     assert [len(e.steps) for e in encoded] == [len(t.steps) for t in tasks]
     rendered = encoded[0].render(nano.template)

@@ -1,4 +1,4 @@
-"""A job on a full disk waits for room, and loses nothing: every write of every method, and what ends a wait."""
+"""A job on a full disk waits for space without losing data: every write of every method, and the end of a wait."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Refusing:
-    """A write that fails a number of times before it is done."""
+    """A write that fails a number of times before it succeeds."""
 
     def __init__(self, times: int, error: Exception = FULL) -> None:
         self.times, self.error, self.calls = times, error, 0
@@ -46,7 +46,7 @@ class Refusing:
 
 
 class Free:
-    """Free bytes of a disk, by a list; the last value stays."""
+    """Free disk space by a list; the last value stays."""
 
     def __init__(self, *values: int) -> None:
         self.values = list(values)
@@ -71,34 +71,34 @@ class Free:
         (ValueError("x"), False),
     ],
 )
-def test_full_disks_are_told_from_other_errors(error: Exception, full: bool) -> None:
+def test_full_disk_errors_are_recognised(error: Exception, full: bool) -> None:
     assert is_full(error) is full
 
 
-def test_write_waits_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Any] = []
     disk = Disk(tmp_path, stop=StopFlag(), on_wait=waits.append, on_room=lambda: waits.append("room"))
     write = Refusing(0)
     monkeypatch.setattr(disk_module.shutil, "disk_usage", Free(1000, 2000, 3000, 9 * MIB))
     assert disk.write(write, needed=5 * MIB) == "done"
-    assert write.calls == 1  # it was not begun without room
+    assert write.calls == 1  # it does not start without space
     assert waits == [{"for": "disk", "needed_bytes": 6 * MIB, "free_bytes": 2000}, "room"]
     assert json.loads((tmp_path / WAITING).read_text()) is None
     assert disk.waited_s > 0
 
 
 @pytest.mark.parametrize("error", [FULL, OSError(errno.EDQUOT, "quota"), SafetensorError("(os error 28)")])
-def test_write_that_fails_for_room_is_done_again(error: Exception, tmp_path: Path) -> None:
+def test_write_is_retried_after_full_disk(error: Exception, tmp_path: Path) -> None:
     write = Refusing(3, error)
     assert Disk(tmp_path, stop=StopFlag()).write(write) == "done"
     assert write.calls == 4
 
 
-def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
+def test_other_errors_are_raised_immediately(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         Disk(tmp_path, stop=StopFlag()).write(Refusing(1, PermissionError(errno.EACCES, "x")))
     with pytest.raises(OSError, match="No space"):
-        Disk(tmp_path).write(Refusing(1))  # nobody could stop this wait
+        Disk(tmp_path).write(Refusing(1))  # without a stop, waiting is not allowed
 
 
 def test_stop_ends_a_wait(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_stop_ends_a_wait(tmp_path: Path) -> None:
     assert json.loads((tmp_path / WAITING).read_text()) is None
 
 
-def test_what_can_be_spared_goes_before_a_wait(tmp_path: Path) -> None:
+def test_obsolete_states_are_removed_before_waiting(tmp_path: Path) -> None:
     waits: list[Any] = []
     spared: list[int] = []
     for name in ("a-step-2", "a-step-4", "b-step-1"):
@@ -121,7 +121,7 @@ def test_what_can_be_spared_goes_before_a_wait(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("checkpoints/*"))) == 3
 
 
-def test_lines_are_added_once_after_a_part_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_append_is_not_duplicated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text("one\n")
     real, left = Path.open, [1, 1]
@@ -140,8 +140,10 @@ def test_lines_are_added_once_after_a_part_was_taken(tmp_path: Path, monkeypatch
     assert path.read_text() == "one\ntwo\nthree\n"
 
 
-def test_old_optimiser_states_go_first(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk has room for what a save takes once the older states are gone."""
+def test_old_optimiser_states_are_removed_first(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has enough space for a save once the older states are removed."""
     usage = disk_module.shutil.disk_usage
 
     def disk_usage(path: Any) -> Any:
@@ -180,10 +182,10 @@ def test_save_on_a_full_disk_waits(
     assert losses(job) == losses(pesft_job)
 
 
-def test_stop_of_a_waiting_save_keeps_the_last_state(
+def test_stopping_a_waiting_save_keeps_state(
     tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full from step 3 on; the job is asked to stop when it waits, and goes on when there is room."""
+    """The disk is full from step 3; the job is stopped while it waits, and resumes once there is space."""
     real = loop._save_tensors
 
     def full(state: Any, path: Path) -> None:
@@ -210,7 +212,7 @@ def test_stop_of_a_waiting_save_keeps_the_last_state(
     assert losses(job) == losses(pesft_job)
 
 
-# ---- a disk that is full all the time, but for the moments in which a job has waited
+# ---- a disk that is always full except while a job waits
 
 
 @pytest.fixture
@@ -228,7 +230,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class AlwaysFull:
-    """Fills a disk after every write that waits for room, and makes room for the next one when it waits."""
+    """Fills a disk after every waiting write, and frees space for the next one when it waits."""
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.filler, self.depth, self.waits = place / "filler", 0, 0
@@ -287,10 +289,10 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 @pytest.mark.parametrize("method", SPECS)
-def test_every_write_of_a_job_waits_for_room(
+def test_every_write_waits_for_space(
     method: str, small_disk: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a wait, each write fails: the disk has not one byte left before any of them."""
+    """Without a wait each write fails: the disk is full before any of them."""
     undisturbed = write_job(tmp_path / "undisturbed", SPECS[method], tiny_checkpoint)
     assert run_job(undisturbed, json.loads((undisturbed / "job.json").read_text())) == SUCCEEDED
     job = write_job(small_disk / "job", SPECS[method], tiny_checkpoint)
@@ -301,14 +303,14 @@ def test_every_write_of_a_job_waits_for_room(
     full.filler.unlink(missing_ok=True)
 
     def rows(folder: Path, kind: str) -> list[Any]:
-        told = read_events(folder / "events.jsonl", 0)[0]  # as the runner reads them: half lines are passed over
+        logged = read_events(folder / "events.jsonl", 0)[0]  # as the runner reads them: half lines are skipped
         return [
             {k: v for k, v in e.data.items() if k not in ("values", "metrics", "folder")}
-            for e in told
+            for e in logged
             if e.type == kind
         ]
 
-    assert len(rows(job, "warning")) == len(rows(undisturbed, "warning")) + full.waits  # each wait is told once
+    assert len(rows(job, "warning")) == len(rows(undisturbed, "warning")) + full.waits  # each wait is logged once
     for kind in ("metrics", "sample", "checkpoint", "report"):
         assert rows(job, kind) == rows(undisturbed, kind), kind
     assert {row["code"] for row in rows(job, "warning")} - {row["code"] for row in rows(undisturbed, "warning")} == {

@@ -1,4 +1,4 @@
-"""What a job tells is whole lines in order, and nothing that fails here ends a run."""
+"""Job logs are complete lines in order, and errors never end a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def full_disk(*_: Any) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_every_event_is_one_line_with_time_type_and_data(tmp_path: Path) -> None:
+def test_event_is_one_line_with_time(tmp_path: Path) -> None:
     with JobLog(tmp_path, tensorboard=False) as log:
         log.progress("pesft", 1, 4, 12.34)
         log.metrics("pesft", 1, {"loss/ce": 1.5, "loss/text": float("nan")})
@@ -32,33 +32,33 @@ def test_every_event_is_one_line_with_time_type_and_data(tmp_path: Path) -> None
     assert [row["type"] for row in rows] == ["progress", "metrics", "checkpoint", "warning", "log", "report"]
     assert all(row["time"].endswith("+00:00") for row in rows)
     assert rows[0]["data"] == {"stage": "pesft", "step": 1, "total": 4, "eta_s": 12.3}
-    assert rows[1]["data"]["values"] == {"loss/ce": 1.5, "loss/text": None}  # NaN is no JSON
+    assert rows[1]["data"]["values"] == {"loss/ce": 1.5, "loss/text": None}  # NaN is not valid JSON
     assert rows[5]["data"] == {"kind": "data", "kept": 3}
 
 
-def test_a_name_that_is_no_text_ends_no_run(tmp_path: Path) -> None:
+def test_invalid_file_name_ends_no_run(tmp_path: Path) -> None:
     with JobLog(tmp_path, tensorboard=False) as log:
         log.warning("samples_rejected", os.fsdecode(b"caf\xe9.jsonl:1"))
     assert events(tmp_path, "warning") == [{"code": "samples_rejected", "detail": "caf?.jsonl:1"}]
 
 
-def test_a_sample_keeps_its_pictures_below_the_job(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8), (1, 2, 3))
+def test_sample_images_are_saved_below_the_job(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), (1, 2, 3))
     with JobLog(tmp_path, tensorboard=False) as log:
         log.sample(
-            "perpo", 3, question="Where?", question_image=picture,
-            steps=[{"text": "I look.", "image": picture}, {"text": "There.", "image": None}],
+            "perpo", 3, question="Where?", question_image=image,
+            steps=[{"text": "I look.", "image": image}, {"text": "There.", "image": None}],
             answer="left", reference="left", slice="natural", rewards={"total": 0.5}, advantage=1.25, prompt=2, index=7,
         )  # fmt: skip
     (sample,) = events(tmp_path, "sample")
     assert sample["question_image"] == "samples/perpo-3-2-7-q.png"
     assert [step["image"] for step in sample["steps"]] == ["samples/perpo-3-2-7-1.png", None]
     with Image.open(tmp_path / sample["steps"][0]["image"]) as saved:
-        assert saved.tobytes() == picture.tobytes()
+        assert saved.tobytes() == image.tobytes()
     assert (sample["rewards"], sample["advantage"], sample["prompt"], sample["index"]) == ({"total": 0.5}, 1.25, 2, 7)
 
 
-def test_a_full_disk_loses_events_and_says_how_many_once_it_can(
+def test_lost_events_are_counted_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = JobLog(tmp_path, tensorboard=False)
@@ -75,9 +75,7 @@ def test_a_full_disk_loses_events_and_says_how_many_once_it_can(
     assert events(tmp_path, "warning")[0]["detail"].startswith("2 events")
 
 
-def test_a_line_that_the_disk_took_only_in_part_spoils_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partial_line_does_not_spoil_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = JobLog(tmp_path, tensorboard=False)
     write = os.write
     with monkeypatch.context() as patch:
@@ -91,9 +89,7 @@ def test_a_line_that_the_disk_took_only_in_part_spoils_no_other(
     assert json.loads(lost)["data"]["code"] == "events_lost"
 
 
-def test_a_picture_that_cannot_be_saved_is_missing_from_its_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsaved_image_is_missing_from_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = JobLog(tmp_path, tensorboard=False)
     monkeypatch.setattr(Image.Image, "save", full_disk)
     log.sample("pesft", 1, question="?", question_image=Image.new("RGB", (4, 4)), steps=[], answer=None)
@@ -102,7 +98,7 @@ def test_a_picture_that_cannot_be_saved_is_missing_from_its_sample(
     assert list((tmp_path / "samples").iterdir()) == []
 
 
-def test_half_a_line_of_a_killed_writer_spoils_no_later_event(tmp_path: Path) -> None:
+def test_half_a_line_spoils_no_event(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"time": "t", "type": "log", "da')
     with JobLog(tmp_path, tensorboard=False) as log:
         log.log("whole")
@@ -111,7 +107,7 @@ def test_half_a_line_of_a_killed_writer_spoils_no_later_event(tmp_path: Path) ->
     assert json.loads(second)["data"] == {"line": "whole"}
 
 
-def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
+def test_lines_of_threads_do_not_mix(tmp_path: Path) -> None:
     log = JobLog(tmp_path, tensorboard=False)
     threads = [
         threading.Thread(target=lambda k=k: [log.metrics("pesft", k * 100 + i, {"loss/ce": 1.0}) for i in range(50)])
@@ -141,7 +137,7 @@ def test_tensorboard_reads_the_metrics_back(tmp_path: Path) -> None:
     assert (tmp_path / "tensorboard" / "perpo").is_dir()
 
 
-def test_a_broken_tracker_is_given_up_and_the_metrics_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_tracker_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.utils.tensorboard
 
     def refuse(*_: Any, **__: Any) -> None:

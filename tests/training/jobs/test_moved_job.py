@@ -1,4 +1,4 @@
-"""A job whose home was moved goes on there: its records hold no place but its own."""
+"""A job whose home was moved resumes there: its records only have relative paths."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from training.pesft import job as pesft
 
 
 def move(home: Path, to: Path) -> Path:
-    """The home at its new place; nothing is left at the old one."""
+    """Move the home; nothing is left at the old place."""
     to.parent.mkdir(parents=True, exist_ok=True)
     return home.rename(to)
 
 
 def records(folder: Path) -> str:
-    """All that the job keeps, but for the events that the server has read."""
+    """Everything the job stores, except the events that the server has read."""
     kept = (path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl") and path.name != "events.jsonl")
     return "\n".join(path.read_text() for path in kept)
 
@@ -42,7 +42,7 @@ def records(folder: Path) -> str:
         [{"folder": "/a/homestead/x"}],
     ],
 )
-def test_records_lead_to_the_same_place_again(value: Any) -> None:
+def test_records_round_trip(value: Any) -> None:
     home = Path("/a/home")
     kept = record(value, home)
     assert "/a/home/" not in json.dumps(kept)
@@ -51,7 +51,7 @@ def test_records_lead_to_the_same_place_again(value: Any) -> None:
     assert located(kept, Path("/b/jobs/job_1")) == moved
 
 
-def test_old_records_lead_into_the_folder_of_the_job() -> None:
+def test_old_records_are_mapped_to_the_job() -> None:
     old = {"folder": "/gone/jobs/job_1/checkpoints/x", "traces": "/gone/jobs/job_1/zero/traces.jsonl"}
     assert located(old, Path("/b/jobs/job_1")) == {
         "folder": "/b/jobs/job_1/checkpoints/x",
@@ -68,13 +68,13 @@ def test_old_records_lead_into_the_folder_of_the_job() -> None:
         ({"data": {"path": "/gone/home/uploads/x.jsonl"}, "lr": 2}, False),
     ],
 )
-def test_only_the_old_home_is_left_out_of_old_settings(old: Any, same: bool) -> None:
+def test_only_the_old_home_is_replaced(old: Any, same: bool) -> None:
     new = {"data": {"path": "uploads/x.jsonl"}, "lr": 1}
     assert (without_old_home(old, new) == new) is same
 
 
 @pytest.mark.parametrize("version", ["this", "an earlier one"])
-def test_moved_pipeline_goes_on_from_its_stages(version: str, tmp_path: Path) -> None:
+def test_moved_pipeline_resumes_from_its_stages(version: str, tmp_path: Path) -> None:
     stages, home = Stages(), tmp_path / "home"
     stages.failing["perpo"] = JobError("loss_not_finite", "step 3: nan")
     with pytest.raises(JobError):
@@ -113,10 +113,10 @@ def test_moved_perpo_job_keeps_its_settings(version: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("version", ["this", "an earlier one"])
-def test_moved_job_resumes_to_the_same_end(
+def test_moved_job_resumes_identically(
     version: str, tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Base and data lie in the home as well; what was read before is not read again."""
+    """Base and data lie in the home as well; cached data is not read again."""
     home = tmp_path / "home"
     base = Path(shutil.copytree(tiny_checkpoint, home / "checkpoints" / tiny_checkpoint.name))
     folder = home / "jobs" / "job_1"

@@ -1,4 +1,4 @@
-"""The whole recipe as one job: what each stage starts from, where a stopped one goes on, and one run for real."""
+"""The complete recipe as one job: inputs of each stage, resume, and one real run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.tiny import make_tiny_checkpoint
-from tests.training.contexts import StopAfter, job, told
+from tests.training.contexts import StopAfter, events_of, job
 from training.jobs import pipeline
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.spec.spec import PRESETS, BenchmarkSpec, PeRPOSpec, PeSFTSpec, PipelineSpec, ZeroSpec, parse_spec
@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Stages:
-    """Stands in for the methods: notes what each is given and leaves a checkpoint as they do."""
+    """Replaces the methods: records their inputs and writes checkpoints."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -55,7 +55,7 @@ def run(ctx: JobContext, stages: Stages) -> dict[str, Any]:
     return pipeline.run(ctx, methods=stages)  # type: ignore[arg-type]
 
 
-def test_each_stage_starts_from_what_the_one_before_it_left(tmp_path: Path) -> None:
+def test_stages_start_from_the_newest_checkpoint(tmp_path: Path) -> None:
     stages, base = Stages(), tmp_path / "base"
     ctx = job(tmp_path / "job", RECIPE, base)
     result = run(ctx, stages)
@@ -72,7 +72,7 @@ def test_each_stage_starts_from_what_the_one_before_it_left(tmp_path: Path) -> N
     assert result["metrics"] == {"accuracy/all": 0.5}
 
 
-def test_pesft_trains_on_what_zero_drew_with_zeros_template(tmp_path: Path) -> None:
+def test_pesft_trains_on_zero_traces(tmp_path: Path) -> None:
     stages = Stages()
     run(job(tmp_path / "job", RECIPE, tmp_path), stages)
     zero, pesft = stages.contexts["zero"].spec, stages.contexts["pesft"].spec
@@ -84,7 +84,7 @@ def test_pesft_trains_on_what_zero_drew_with_zeros_template(tmp_path: Path) -> N
     assert pesft.hyperparameters.template == zero.hyperparameters.template == "tagged"
 
 
-def test_the_benchmark_can_be_compared_with_an_earlier_stage(tmp_path: Path) -> None:
+def test_benchmark_compares_with_an_earlier_stage(tmp_path: Path) -> None:
     stages = Stages()
     run(job(tmp_path / "job", RECIPE, tmp_path / "base"), stages)
     context = stages.contexts["benchmark"]
@@ -94,7 +94,7 @@ def test_the_benchmark_can_be_compared_with_an_earlier_stage(tmp_path: Path) -> 
     assert context.checkpoints["tiny"] == tmp_path / "base"
 
 
-def test_without_pesft_as_a_stage_zero_trains_by_itself(tmp_path: Path) -> None:
+def test_zero_trains_without_a_pesft_stage(tmp_path: Path) -> None:
     recipe = {
         "method": "pipeline",
         "data": {"zero": WORLD},
@@ -107,7 +107,7 @@ def test_without_pesft_as_a_stage_zero_trains_by_itself(tmp_path: Path) -> None:
     assert zero.hyperparameters.pesft is not None
 
 
-def test_a_stage_that_is_done_is_not_run_again_and_the_others_resume(tmp_path: Path) -> None:
+def test_finished_stages_are_not_repeated(tmp_path: Path) -> None:
     stages = Stages()
     stages.failing["perpo"] = JobError("loss_not_finite", "step 3: nan")
     with pytest.raises(JobError, match="stage perpo: step 3") as caught:
@@ -124,7 +124,7 @@ def test_a_stage_that_is_done_is_not_run_again_and_the_others_resume(tmp_path: P
     assert stages.ran == ["perpo", "benchmark"]
 
 
-def test_a_stop_between_two_stages_is_obeyed_there(tmp_path: Path) -> None:
+def test_stop_between_stages_is_obeyed(tmp_path: Path) -> None:
     stages = Stages()
     with pytest.raises(JobStopped):
         run(job(tmp_path / "job", RECIPE, tmp_path, stop=StopAfter(1)), stages)
@@ -133,7 +133,7 @@ def test_a_stop_between_two_stages_is_obeyed_there(tmp_path: Path) -> None:
     assert stages.ran == ["zero", "pesft", "perpo", "benchmark"]
 
 
-def test_a_stage_whose_checkpoint_has_gone_is_run_again(tmp_path: Path) -> None:
+def test_stage_without_its_checkpoint_is_repeated(tmp_path: Path) -> None:
     stages = Stages()
     ctx = job(tmp_path / "job", RECIPE, tmp_path)
     run(ctx, stages)
@@ -148,7 +148,7 @@ def test_a_stage_whose_checkpoint_has_gone_is_run_again(tmp_path: Path) -> None:
     assert stages.ran == ["pesft", "perpo", "benchmark"]
 
 
-def test_a_job_that_is_not_resumed_begins_at_the_beginning(tmp_path: Path) -> None:
+def test_job_without_resume_starts_over(tmp_path: Path) -> None:
     stages = Stages()
     stages.failing["pesft"] = JobStopped()
     for _ in range(2):
@@ -157,7 +157,7 @@ def test_a_job_that_is_not_resumed_begins_at_the_beginning(tmp_path: Path) -> No
     assert stages.ran == ["zero", "pesft"] * 2
 
 
-def test_every_preset_of_a_pipeline_has_a_specification_for_each_stage() -> None:
+def test_pipeline_presets_specify_every_stage() -> None:
     for preset in PRESETS.values():
         spec = parse_spec(preset.spec)
         if isinstance(spec, PipelineSpec):
@@ -166,7 +166,7 @@ def test_every_preset_of_a_pipeline_has_a_specification_for_each_stage() -> None
                 assert pipeline.stage_spec(spec, stage, "base", done).method == stage
 
 
-def test_the_whole_recipe_runs_on_a_tiny_checkpoint(tmp_path: Path) -> None:
+def test_complete_recipe_runs_on_tiny_checkpoint(tmp_path: Path) -> None:
     """zero -> pesft -> perpo -> benchmark for real, stopped inside PeRPO and resumed."""
     base = make_tiny_checkpoint(tmp_path / "base" / "tiny", context_len=768)
     recipe = {
@@ -201,8 +201,8 @@ def test_the_whole_recipe_runs_on_a_tiny_checkpoint(tmp_path: Path) -> None:
     assert (made.template.name, made.manifest.base) == ("tagged", "made-pesft-step-1")
     comparison = result["stages"]["benchmark"]["comparison"]
     assert (comparison["first"], comparison["second"]) == ("made-pesft-step-1", "made-perpo-step-2")
-    assert {p["stage"] for p in told(ctx, "progress")} >= {"zero", "pesft", "perpo", "benchmark"}
-    assert [c["name"] for c in told(ctx, "checkpoint")] == [
+    assert {p["stage"] for p in events_of(ctx, "progress")} >= {"zero", "pesft", "perpo", "benchmark"}
+    assert [c["name"] for c in events_of(ctx, "checkpoint")] == [
         "made-pesft-step-1",
         "made-perpo-step-1",
         "made-perpo-step-2",

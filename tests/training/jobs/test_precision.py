@@ -1,4 +1,4 @@
-"""The precision of a run: decided by the hardware, kept by a resume, and told where it is only emulated."""
+"""Precision of a run: chosen by the hardware, kept on resume, and reported when emulated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PERPO: dict[str, Any] = {
 
 @pytest.fixture
 def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call it with whether this CPU shall count as one with bf16."""
+    """Call it with whether this CPU should count as having bf16."""
 
     def pretend(has_bf16: bool) -> None:
         monkeypatch.setattr(model.precision, "cpu_has_bf16", lambda: has_bf16)
@@ -66,7 +66,7 @@ def test_jobs_follow_the_hardware(
 
 
 @pytest.mark.parametrize("method", ["pesft", "perpo"])
-def test_explicit_emulated_bf16_is_honoured_with_a_warning(
+def test_emulated_bf16_is_honoured_with_a_warning(
     tmp_path: Path, tiny_checkpoint: Path, hardware: Any, method: str
 ) -> None:
     hardware(False)
@@ -77,7 +77,7 @@ def test_explicit_emulated_bf16_is_honoured_with_a_warning(
     assert "precision_emulated" in [e["code"] for e in events(tmp_path, "warning")]
 
 
-def test_a_resumed_run_keeps_its_precision(tmp_path: Path, hardware: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_resumed_run_keeps_its_precision(tmp_path: Path, hardware: Any, caplog: pytest.LogCaptureFixture) -> None:
     hardware(True)
     run = RunFolder(tmp_path, {"precision": run_precision("auto", "cpu", tmp_path, resume=False)}, resume=False)
     run.save_state({"step": 1})
@@ -88,7 +88,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path: Path, hardware: Any, caplog
     assert run_precision("auto", "cpu", tmp_path, resume=False) == "fp32"
 
 
-def test_a_run_that_recorded_no_precision_was_bf16(tmp_path: Path, hardware: Any) -> None:
+def test_unrecorded_precision_was_bf16(tmp_path: Path, hardware: Any) -> None:
     hardware(False)
     RunFolder(tmp_path, {"steps": 3}, resume=False).save_state({"step": 1})
     assert run_precision("auto", "cpu", tmp_path, resume=True) == "bf16"
@@ -96,7 +96,7 @@ def test_a_run_that_recorded_no_precision_was_bf16(tmp_path: Path, hardware: Any
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_stages_without_a_server_follow_the_hardware(tmp_path: Path, hardware: Any, has_bf16: bool) -> None:
+def test_nano_stages_follow_the_hardware(tmp_path: Path, hardware: Any, has_bf16: bool) -> None:
     if has_bf16 and not cpu_has_bf16():
         pytest.skip("emulated, these stages take minutes")
     hardware(has_bf16)
@@ -105,7 +105,7 @@ def test_stages_without_a_server_follow_the_hardware(tmp_path: Path, hardware: A
     assert recorded(folder) == recorded(folder / "decoder") == expected
 
 
-def test_the_hardware_decides_by_default() -> None:
+def test_hardware_decides_by_default() -> None:
     assert PeSFTHyperparameters().precision == SFTSpec(1, 1.0).precision == VQSpec().precision == "auto"
     assert PeRPOHyperparameters().precision == "fp32"  # log-probabilities within 1e-4 of the sampler's
     assert "precision" not in HYPER

@@ -1,4 +1,4 @@
-"""The worker's border: exit codes, result and error files, and what it makes of every failure."""
+"""The worker's interface: exit codes, result and error files, and the classification of failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def raising(error: BaseException) -> Callable[[JobContext], dict[str, Any]]:
     return run
 
 
-def test_a_method_gets_its_context_and_its_result_is_written(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_method_gets_context_and_writes_result(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder, job = job_of(tmp_path / "job-1", tiny_checkpoint)
     seen: list[JobContext] = []
 
@@ -66,20 +66,18 @@ def test_a_method_gets_its_context_and_its_result_is_written(tmp_path: Path, tin
         (KeyboardInterrupt(), "killed", "second signal"),
     ],
 )
-def test_every_failure_has_a_code_and_a_sentence(
+def test_every_failure_has_code_and_sentence(
     error: BaseException, code: str, words: str, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
     assert run_job(folder, job, run=raising(error)) == FAILED
-    told = json.loads((folder / "error.json").read_text())
-    assert told["code"] == code
-    assert words in told["detail"]
+    logged = json.loads((folder / "error.json").read_text())
+    assert logged["code"] == code
+    assert words in logged["detail"]
     assert not (folder / "result.json").exists()
 
 
-def test_stop_on_full_disk_ends_with_the_exit_code(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_on_full_disk_exit_code(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class FullDisk:
         def write(self, *_: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -100,18 +98,16 @@ def test_stop_on_full_disk_ends_with_the_exit_code(
         patch.setattr(sys, "stderr", FullDisk())
         patch.setattr(Path, "write_text", FullDisk.write)
         assert run_job(folder, job, run=stopped(JobError("bad_data", "no rows"))) == FAILED
-        assert run_job(folder, job, run=stopped()) == STOPPED  # a result that cannot be kept is no success
+        assert run_job(folder, job, run=stopped()) == STOPPED  # an unsaved result is not a success
     assert not (folder / "result.json").exists()
 
 
-def test_result_waits_for_room_on_the_disk(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, refused = Path.write_text, []
+def test_result_waits_for_disk_space(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, waits = Path.write_text, []
 
     def write_text(path: Path, *args: Any, **options: Any) -> int:
-        if "result.json" in path.name and len(refused) < 3:
-            refused.append(json.loads((folder / "waiting.json").read_text()))
+        if "result.json" in path.name and len(waits) < 3:
+            waits.append(json.loads((folder / "waiting.json").read_text()))
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
         return real(path, *args, **options)
 
@@ -120,15 +116,15 @@ def test_result_waits_for_room_on_the_disk(
     monkeypatch.setattr(Path, "write_text", write_text)
     assert run_job(folder, job, run=lambda ctx: {"steps": 3}) == SUCCEEDED
     assert json.loads((folder / "result.json").read_text()) == {"steps": 3}
-    assert [waiting is None for waiting in refused] == [True, False, False]
-    assert refused[1]["for"] == "disk"
-    assert refused[1].keys() == {"for", "needed_bytes", "free_bytes"}
+    assert [waiting is None for waiting in waits] == [True, False, False]
+    assert waits[1]["for"] == "disk"
+    assert waits[1].keys() == {"for", "needed_bytes", "free_bytes"}
     assert json.loads((folder / "waiting.json").read_text()) is None
     assert [e["code"] for e in events(folder, "warning")] == ["disk_full"]
     assert ["waiting" in e for e in events(folder, "progress")] == [True, False]
 
 
-def test_a_stop_at_a_step_boundary_is_its_own_exit_code(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_stop_at_boundary_has_its_exit_code(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
 
     def run(ctx: JobContext) -> dict[str, Any]:
@@ -142,7 +138,7 @@ def test_a_stop_at_a_step_boundary_is_its_own_exit_code(tmp_path: Path, tiny_che
     assert run_job(folder, job, run=raising(JobStopped())) == 3
 
 
-def test_a_specification_that_is_wrong_fails_before_anything_starts(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_invalid_specification_fails_early(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
     job["spec"]["hyperparameters"] = {"lr": -1.0}
     assert run_job(folder, job, run=raising(AssertionError("started"))) == FAILED
@@ -150,14 +146,14 @@ def test_a_specification_that_is_wrong_fails_before_anything_starts(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"spec": 3}', "[]"])
-def test_a_job_that_cannot_be_read_fails_with_its_name(text: str | None, tmp_path: Path) -> None:
+def test_unreadable_job_fails_with_its_name(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "job.json").write_text(text)
     assert main([str(tmp_path)]) == FAILED
     assert json.loads((tmp_path / "error.json").read_text())["code"] == "bad_job"
 
 
-def test_an_error_of_an_earlier_sitting_is_gone_when_the_next_begins(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_old_error_is_removed_on_restart(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder, job = job_of(tmp_path / "job", tiny_checkpoint)
     run_job(folder, job, run=raising(JobError("no_samples", "")))
     assert (folder / "error.json").exists()
@@ -165,8 +161,8 @@ def test_an_error_of_an_earlier_sitting_is_gone_when_the_next_begins(tmp_path: P
     assert not (folder / "error.json").exists()
 
 
-def test_the_process_bounds_its_threads_and_steps_back_behind_the_server(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """The real command line, with a base that is missing: the end of a real run without its cost."""
+def test_worker_limits_threads_and_priority(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """The real command line with a missing base: the end of a real run without its cost."""
     write_job(tmp_path / "job", {**SPEC, "threads": 1}, tmp_path / "no-such-base")
     script = (
         "import os, runpy, sys, threading\n"
@@ -185,5 +181,5 @@ def test_the_process_bounds_its_threads_and_steps_back_behind_the_server(tmp_pat
     )  # fmt: skip
     code, nicer, threads, variable = done.stdout.split()
     assert (code, threads, variable) == ("1", "1", "1"), done.stderr
-    assert int(nicer) == min(10, 19 - os.nice(0))  # 19 is as far back as it goes
+    assert int(nicer) == min(10, 19 - os.nice(0))  # 19 is the lowest priority
     assert json.loads((tmp_path / "job" / "error.json").read_text())["code"] == "bad_checkpoint"

@@ -1,4 +1,4 @@
-"""What is handed out is the very weights that a job left, under its own name, with its descent and its results."""
+"""A release has a job's exact weights, with its own name, lineage and results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVALUATION = {
 }
 
 
-def test_a_release_has_the_jobs_weights_and_none_of_its_training_state(pesft_job: Path, tmp_path: Path) -> None:
+def test_release_drops_only_the_training_state(pesft_job: Path, tmp_path: Path) -> None:
     source = _last(pesft_job)
     assert (source / "train").is_dir()
     release(source, tmp_path / "handed-out", evaluation=EVALUATION)
@@ -45,7 +45,7 @@ def test_a_release_has_the_jobs_weights_and_none_of_its_training_state(pesft_job
     assert "accuracy/natural/find" not in reached
 
 
-def test_the_card_says_what_was_reached_and_how_it_was_trained(pesft_job: Path, tmp_path: Path) -> None:
+def test_card_states_results_and_training(pesft_job: Path, tmp_path: Path) -> None:
     manifest = release(_last(pesft_job), tmp_path / "a", name="nano-x", evaluation=EVALUATION, notes="Fails on maps.")
     text = (tmp_path / "a" / "README.md").read_text()
     assert text.startswith("# nano-x\n")
@@ -54,7 +54,7 @@ def test_the_card_says_what_was_reached_and_how_it_was_trained(pesft_job: Path, 
     assert "Fails on maps." in text
 
 
-def test_stages_in_between_come_along_and_the_base_is_the_released_one(pesft_job: Path, tmp_path: Path) -> None:
+def test_intermediate_stages_join_the_lineage(pesft_job: Path, tmp_path: Path) -> None:
     source = _last(pesft_job)
     first = release(source, tmp_path / "first")
     second = release(source, tmp_path / "second", before=[tmp_path / "first"])
@@ -63,7 +63,7 @@ def test_stages_in_between_come_along_and_the_base_is_the_released_one(pesft_job
     assert (tmp_path / "second" / "README.md").read_text().count("- stage `pesft`") == 2
 
 
-def test_a_release_replaces_the_one_before_and_a_broken_source_changes_nothing(
+def test_release_replaces_the_old_one_atomically(
     pesft_job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = _last(pesft_job), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The family's recipe end to end, in seconds: every stage runs and leaves a checkpoint that everybody loads."""
+"""The family's recipe end to end, in seconds: every stage runs and writes a loadable checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.benchmark.evaluate import evaluate, evaluation_tasks, summarize, t
 from training.nano.stages import run
 
 
-def test_every_stage_leaves_a_valid_checkpoint_with_its_lineage(family: Path) -> None:
+def test_every_stage_writes_checkpoint_with_lineage(family: Path) -> None:
     for name in ("nano-base", "nano-omni-r1"):
         manifest = validate_checkpoint(family / name)
         assert manifest.name == name
@@ -23,12 +23,12 @@ def test_every_stage_leaves_a_valid_checkpoint_with_its_lineage(family: Path) ->
     assert validate_checkpoint(family / "nano-omni-r1").base == "nano-base"
 
 
-def test_the_vq_shard_is_the_same_file_in_all_folders(family: Path) -> None:
+def test_vq_shard_is_identical_in_all_folders(family: Path) -> None:
     shards = [(family / name / VQ_FILE).read_bytes() for name in ("vq", "nano-base", "nano-omni-r1")]
     assert shards[0] == shards[1] == shards[2]
 
 
-def test_transformers_loads_the_family_with_no_missing_key(family: Path) -> None:
+def test_transformers_loads_the_family(family: Path) -> None:
     transformers = pytest.importorskip("transformers")
     _, info = transformers.ChameleonForConditionalGeneration.from_pretrained(
         family / "nano-omni-r1", output_loading_info=True
@@ -36,7 +36,7 @@ def test_transformers_loads_the_family_with_no_missing_key(family: Path) -> None
     assert not info["missing_keys"]
 
 
-def test_the_learned_projection_is_saved_and_lambda_zero_has_none(family: Path) -> None:
+def test_learned_projection_is_saved(family: Path) -> None:
     control = run("pesft", preset="smoke", out=family, threads=1, perception_weight=0.0)
     assert control.name == "nano-lambda0"
     assert "perception.weight" not in load_file(control / "model-lm.safetensors")
@@ -44,7 +44,7 @@ def test_the_learned_projection_is_saved_and_lambda_zero_has_none(family: Path) 
 
 
 @pytest.mark.parametrize("variant", ["text", "state"])
-def test_controls_see_the_same_traces_in_as_many_steps(family: Path, variant: str) -> None:
+def test_controls_use_same_traces_and_steps(family: Path, variant: str) -> None:
     folder = run("pesft", preset="smoke", out=family, threads=1, variant=variant)
     spec = json.loads((family / "runs" / folder.name / "spec.json").read_text())["spec"]
     main = json.loads((family / "runs" / "nano-omni-r1" / "spec.json").read_text())["spec"]
@@ -53,17 +53,17 @@ def test_controls_see_the_same_traces_in_as_many_steps(family: Path, variant: st
     assert spec["perception_weight"] == 0.0
 
 
-def test_a_short_run_has_its_own_name_and_no_more_traces_than_it_can_see(family: Path) -> None:
+def test_short_run_has_own_name_and_traces(family: Path) -> None:
     main = json.loads((run("pesft", preset="smoke", out=family, threads=1, steps=1) / "manifest.json").read_text())
     assert main["name"] == "nano-omni-r1-1"
     assert main["lineage"]["data"]["sequences"] == 16
     control = run("pesft", preset="smoke", out=family, threads=1, steps=1, variant="text")
     assert control.name == "nano-text-only-1"
     spec = json.loads((family / "runs" / control.name / "spec.json").read_text())["spec"]
-    assert spec["max_tokens"] < 1_024  # as many traces as the interleaved one's batch, in fewer tokens
+    assert spec["max_tokens"] < 1_024  # as many traces as the interleaved batch, in fewer tokens
 
 
-def test_a_stage_says_what_is_missing(tmp_path: Path) -> None:
+def test_stage_names_missing_inputs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the vq stage first"):
         run("base", preset="smoke", out=tmp_path)
     with pytest.raises(ValueError, match="run the base stage first"):
@@ -84,7 +84,7 @@ def test_evaluation_judges_answers_and_drawings(family: Path) -> None:
     assert "| all | 4 |" in table(summary)
 
 
-def test_a_text_only_control_draws_nothing(family: Path) -> None:
+def test_text_only_control_draws_nothing(family: Path) -> None:
     predictions = evaluate(load_checkpoint(family / "nano-omni-r1"), evaluation_tasks(4), num_slots=4, max_images=0)
     assert sum(p.pictures for p in predictions) == 0
 
@@ -97,7 +97,7 @@ def test_wilson_interval_by_hand() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_stages_give_the_same_bits_twice(family: Path, tmp_path: Path) -> None:
+def test_stages_are_bit_reproducible(family: Path, tmp_path: Path) -> None:
     run("vq", preset="smoke", out=tmp_path, threads=1)
     first, second = load_file(family / "vq" / VQ_FILE), load_file(tmp_path / "vq" / VQ_FILE)
     assert all(torch.equal(first[name], second[name]) for name in first)

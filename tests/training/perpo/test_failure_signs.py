@@ -1,4 +1,4 @@
-"""Signs of failure are named when they appear, once, and again only after they have been away."""
+"""Failure signs are reported once when they appear, and again after an absence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def codes(steps: list[dict[str, float]], precision: str = "fp32") -> list[list[s
     return [[code for code, _ in signs.check(k, {**FINE, **step})] for k, step in enumerate(steps, 1)]
 
 
-def test_a_run_that_goes_well_has_no_sign() -> None:
+def test_healthy_run_has_no_sign() -> None:
     assert codes([{}] * 30) == [[]] * 30
 
 
@@ -36,31 +36,31 @@ def test_a_run_that_goes_well_has_no_sign() -> None:
         ("logprob_mismatch", {"mismatch/max": 2e-4}),
     ],
 )
-def test_some_signs_are_named_in_the_step_that_shows_them(code: str, values: dict[str, float]) -> None:
+def test_some_signs_appear_immediately(code: str, values: dict[str, float]) -> None:
     assert codes([{}, values]) == [[], [code]]
 
 
 @pytest.mark.parametrize(
     ("code", "values"),
     [
-        ("format_errors_rising", {"format/error_share": 0.08}),  # from 2 % to 8 %: twice, and five points more
+        ("format_errors_rising", {"format/error_share": 0.08}),  # from 2 % to 8 %: doubled, and five points more
         ("copied_pictures", {"pictures/copied_share": 0.09}),
         ("capped_pictures", {"pictures/capped_share": 0.10}),
         ("reward_collapse", {"reward/perception_std": 0.005}),
         ("reward_collapse", {"reward/total_std": 0.001}),
     ],
 )
-def test_others_need_three_steps_in_a_row(code: str, values: dict[str, float]) -> None:
-    told = codes([{}] * 3 + [values] * 3)
-    assert told == [[]] * 5 + [[code]]
+def test_other_signs_need_three_steps(code: str, values: dict[str, float]) -> None:
+    logged = codes([{}] * 3 + [values] * 3)
+    assert logged == [[]] * 5 + [[code]]
 
 
-def test_a_share_that_was_high_from_the_start_is_no_sign_until_it_doubles() -> None:
+def test_initially_high_share_must_double() -> None:
     assert codes([{"format/error_share": 0.4}] * 6) == [[]] * 6
     assert codes([{"format/error_share": 0.4}] * 3 + [{"format/error_share": 0.9}] * 3)[-1] == ["format_errors_rising"]
 
 
-def test_equal_perception_rewards_without_pictures_are_no_collapse_of_the_score() -> None:
+def test_rewards_without_images_are_no_collapse() -> None:
     assert codes([{"reward/perception_std": 0.0, "response/images": 0.0}] * 5) == [[]] * 5
 
 
@@ -69,13 +69,13 @@ def test_bf16_may_differ_more_than_fp32() -> None:
     assert codes([{"mismatch/max": 0.6}], precision="bf16") == [["logprob_mismatch"]]
 
 
-def test_a_sign_is_told_once_and_again_after_it_has_been_away() -> None:
+def test_sign_repeats_only_after_an_absence() -> None:
     blank: dict[str, float] = {"pictures/blank_share": 0.5}
-    told = codes([blank] * 20 + [{}] * QUIET_STEPS + [blank])
-    assert [k for k, step in enumerate(told, 1) if step] == [1, 21 + QUIET_STEPS]
+    logged = codes([blank] * 20 + [{}] * QUIET_STEPS + [blank])
+    assert [k for k, step in enumerate(logged, 1) if step] == [1, 21 + QUIET_STEPS]
 
 
-def test_a_resumed_run_tells_what_the_uninterrupted_one_does() -> None:
+def test_resumed_run_reports_the_same_signs() -> None:
     steps = [{}] * 4 + [{"format/error_share": 0.08, "pictures/blank_share": 0.2}] * 6
     before = FailureSigns()
     for k, step in enumerate(steps[:5], 1):
@@ -83,4 +83,4 @@ def test_a_resumed_run_tells_what_the_uninterrupted_one_does() -> None:
     after = FailureSigns(state=before.state())
     rest = [[c for c, _ in after.check(k, {**FINE, **s})] for k, s in enumerate(steps[5:], 6)]
     assert rest == codes(steps)[5:]
-    assert rest[:2] == [[], ["format_errors_rising"]]  # and the blank pictures of step 5 are not told again
+    assert rest[:2] == [[], ["format_errors_rising"]]  # and the blank images of step 5 are not reported again

@@ -1,4 +1,4 @@
-"""The PeRPO loop on a tiny checkpoint: what it keeps, what it changes, what it tells, and how it stops and goes on."""
+"""The PeRPO loop on a tiny checkpoint: data, updates, logs, stop and resume."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class StopAfter:
-    """True from the n-th time on that somebody asks: after each of the 6 rollouts of a step, and at the step's end."""
+    """True from its n-th check: it is checked after each of the 6 rollouts of a step, and at the step's end."""
 
     def __init__(self, asks: int) -> None:
         self.left = asks
@@ -59,7 +59,7 @@ class StopAfter:
         return self.left <= 0
 
 
-STEP = 7  # asks a step
+STEP = 7  # checks per step
 
 
 def context(base: Path, folder: Path, *, resume: bool = False, stop: Any = None, **hyper: Any) -> JobContext:
@@ -89,7 +89,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def step_metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """The last row of each step, without the clock's."""
+    """The last row of each step, without timings."""
     return {
         row["step"]: {k: v for k, v in row["values"].items() if not k.startswith("speed/")}
         for row in events(folder, "metrics")
@@ -98,55 +98,55 @@ def step_metrics(folder: Path) -> dict[int, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run of three steps, each of two mini-batches."""
+    """A run of three steps with two mini-batches each."""
     folder = tmp_path_factory.mktemp("job") / "whole"
     return folder, perpo.run(context(base, folder))
 
 
-def test_the_first_mini_batch_of_every_step_has_ratio_exactly_one(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_first_mini_batch_has_ratio_one(whole: tuple[Path, dict[str, Any]]) -> None:
     metrics = step_metrics(whole[0])
     assert sorted(metrics) == [1, 2, 3]
     for values in metrics.values():
         assert values["policy/first_ratio_off"] == 0.0
         assert values["policy/first_clip_frac"] == 0.0
-        assert values["policy/ratio_max"] > 1.0  # the second mini-batch meets changed weights
+        assert values["policy/ratio_max"] > 1.0  # the second mini-batch sees updated weights
         assert values["mismatch/max"] <= 1e-4
         assert values["optim/updates"] == 2.0
 
 
-def test_the_reference_stays_the_start_checkpoint(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_reference_stays_the_start_checkpoint(whole: tuple[Path, dict[str, Any]]) -> None:
     metrics = step_metrics(whole[0])
     assert 0.0 < metrics[1]["policy/kl"] < metrics[2]["policy/kl"] < metrics[3]["policy/kl"]
 
 
-def test_a_run_leaves_servable_checkpoints_that_moved(base: Path, whole: tuple[Path, dict[str, Any]]) -> None:
+def test_run_writes_servable_updated_checkpoints(base: Path, whole: tuple[Path, dict[str, Any]]) -> None:
     folder, result = whole
-    told = events(folder, "checkpoint")
-    assert [row["name"] for row in told] == ["try-step-2", "try-step-3"]
+    logged = events(folder, "checkpoint")
+    assert [row["name"] for row in logged] == ["try-step-2", "try-step-3"]
     assert result["checkpoint"] == "try-step-3"
-    assert result["folder"] == told[-1]["folder"]
-    manifest = validate_checkpoint(told[-1]["folder"])
+    assert result["folder"] == logged[-1]["folder"]
+    manifest = validate_checkpoint(logged[-1]["folder"])
     assert (manifest.base, manifest.lineage["stage"], manifest.lineage["step"]) == ("tiny", "perpo", 3)
-    assert (Path(told[-1]["folder"]) / "train" / "state.pt").is_file()
+    assert (Path(logged[-1]["folder"]) / "train" / "state.pt").is_file()
     start = load_file(base / "model-lm.safetensors")
-    end = load_file(Path(told[-1]["folder"]) / "model-lm.safetensors")
+    end = load_file(Path(logged[-1]["folder"]) / "model-lm.safetensors")
     changed = sum(int((end[k].float() != start[k].bfloat16().float()).sum()) for k in start)
     assert changed / sum(t.numel() for t in start.values()) > 0.1
-    vq = [(f / "model-vq.safetensors").read_bytes() for f in (base, Path(told[-1]["folder"]))]
+    vq = [(f / "model-vq.safetensors").read_bytes() for f in (base, Path(logged[-1]["folder"]))]
     assert vq[0] == vq[1]
 
 
 def test_every_metric_and_warning_is_documented(whole: tuple[Path, dict[str, Any]]) -> None:
     page = (Path(__file__).parents[3] / "docs" / "perpo.md").read_text()
-    told = {key.removesuffix("_std") for row in events(whole[0], "metrics") for key in row["values"]}
-    assert {key for key in told if f"`{key}`" not in page} == set()
+    logged = {key.removesuffix("_std") for row in events(whole[0], "metrics") for key in row["values"]}
+    assert {key for key in logged if f"`{key}`" not in page} == set()
     source = Path(perpo.__file__).read_text() + Path(perpo.__file__).with_name("failure_signs.py").read_text()
     codes = set(re.findall(r'(?:tell|warning)\(\s*"(\w+)"', source)) | {"copied_pictures", "capped_pictures"}
     assert len(codes) >= 9
     assert {code for code in codes if f"`{code}`" not in page} == set()
 
 
-def test_the_worker_runs_it_as_a_job(base: Path, tmp_path: Path) -> None:
+def test_worker_runs_perpo_as_a_job(base: Path, tmp_path: Path) -> None:
     spec = {
         "method": "perpo",
         "base_checkpoint": "tiny",
@@ -159,7 +159,7 @@ def test_the_worker_runs_it_as_a_job(base: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").rglob("events.out.*"))
 
 
-def test_sampled_traces_are_told_with_rewards_and_pictures(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_sampled_traces_have_rewards_and_images(whole: tuple[Path, dict[str, Any]]) -> None:
     samples = events(whole[0], "sample")
     assert {row["step"] for row in samples} == {1, 2, 3}
     for row in samples:
@@ -176,9 +176,9 @@ def test_sampled_traces_are_told_with_rewards_and_pictures(whole: tuple[Path, di
 @pytest.mark.parametrize(
     ("asks", "steps"),
     [(STEP, 1), (2 * STEP, 2), (STEP + 3, 1)],
-    ids=["behind a step without a checkpoint", "behind one with a checkpoint", "in the middle of the second step"],
+    ids=["after a step without a checkpoint", "after one with a checkpoint", "in the middle of the second step"],
 )
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
+def test_resumed_run_equals_the_uninterrupted_one(
     base: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, asks: int, steps: int
 ) -> None:
     folder = tmp_path / "parts"
@@ -191,32 +191,30 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_every_step_asks_new_prompts_in_the_runs_order(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
+def test_steps_use_new_prompts_in_order(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
     take = WorldPrompts.take
 
     def noted(self: WorldPrompts, numbers: Sequence[int]) -> list[Prompt]:
-        asked.extend(numbers)
+        used.extend(numbers)
         return take(self, numbers)
 
     monkeypatch.setattr(WorldPrompts, "take", noted)
     perpo.run(context(base, tmp_path, steps=2))
     order = PromptOrder(40, seed=5)
-    assert asked == [order[n] for n in range(4)]  # two a step
-    assert len(set(asked)) == 4
+    assert used == [order[n] for n in range(4)]  # two per step
+    assert len(set(used)) == 4
 
 
-def test_a_run_is_not_resumed_with_other_settings(base: Path, tmp_path: Path) -> None:
+def test_resume_rejects_other_settings(base: Path, tmp_path: Path) -> None:
     with pytest.raises(JobStopped):
         perpo.run(context(base, tmp_path, stop=StopAfter(STEP)))
     with pytest.raises(JobError, match="other settings"):
         perpo.run(context(base, tmp_path, resume=True, lr=0.5))
 
 
-def test_a_step_without_an_informative_group_changes_nothing_and_says_so(base: Path, tmp_path: Path) -> None:
-    # random weights never answer right: all accuracies of a group are 0
+def test_step_without_informative_groups_is_skipped(base: Path, tmp_path: Path) -> None:
+    # random weights never answer correctly: all accuracies of a group are 0
     perpo.run(context(base, tmp_path, filter_metric="accuracy", steps=1, refill_rounds=1, max_new_tokens=12))
     values = step_metrics(tmp_path)[1]
     assert (values["groups/kept"], values["groups/dropped_share"], values["groups/skipped"]) == (0.0, 1.0, 1.0)
@@ -227,9 +225,7 @@ def test_a_step_without_an_informative_group_changes_nothing_and_says_so(base: P
     assert all(torch.equal(end[k], start[k].bfloat16()) for k in start)
 
 
-def test_a_loss_that_is_no_number_ends_the_job_and_keeps_the_last_checkpoint(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_non_finite_loss_keeps_the_last_checkpoint(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def broken(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
@@ -244,9 +240,7 @@ def test_a_loss_that_is_no_number_ends_the_job_and_keeps_the_last_checkpoint(
     assert not (tmp_path / "checkpoints" / "try-step-3").exists()
 
 
-def test_scoring_errors_are_counted_and_above_a_share_end_the_job(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_scoring_errors_end_the_job(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = perpo.Scorer.score
     calls = []
 
@@ -265,15 +259,13 @@ def test_scoring_errors_are_counted_and_above_a_share_end_the_job(
         perpo.run(context(base, tmp_path / "many", steps=1))
 
 
-def test_a_base_that_cannot_draw_is_refused(tmp_path: Path) -> None:
+def test_base_without_decoder_is_rejected(tmp_path: Path) -> None:
     blind = make_tiny_checkpoint(tmp_path / "no-decoder", decoder=False)
     with pytest.raises(JobError, match="decoder"):
         perpo.run(context(blind, tmp_path / "job"))
 
 
-def test_a_full_disk_costs_a_checkpoint_and_at_the_end_the_job(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_costs_only_a_checkpoint(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, full = perpo.save_training_checkpoint, {2}
 
     def maybe(ctx: JobContext, *args: Any, step: int, **kwargs: Any) -> Path:
@@ -291,7 +283,7 @@ def test_a_full_disk_costs_a_checkpoint_and_at_the_end_the_job(
     assert error.value.code == "save_failed"
 
 
-def test_data_that_cannot_be_asked_is_refused(base: Path, tmp_path: Path) -> None:
+def test_unusable_data_is_rejected(base: Path, tmp_path: Path) -> None:
     ctx = context(base, tmp_path)
     for path, code in ((tmp_path / "missing", "bad_data"), (tmp_path / "empty.jsonl", "no_samples")):
         (tmp_path / "empty.jsonl").write_text('{"Question": ""}\n')
@@ -302,28 +294,28 @@ def test_data_that_cannot_be_asked_is_refused(base: Path, tmp_path: Path) -> Non
     assert "empty.jsonl:1" in (tmp_path / "runs" / "perpo" / "rejected.jsonl").read_text()
 
 
-# --- what a step keeps, with a sampler that draws nothing ---
+# --- group selection, with a fake sampler ---
 
 
 class FakeSampler:
-    """Groups of two whose accuracies are told beforehand, in the order in which they are asked."""
+    """Groups of two with predefined accuracies, in order of the calls."""
 
     def __init__(self, accuracies: Sequence[tuple[float, float]]) -> None:
         self.accuracies = list(accuracies)
-        self.asked: list[tuple[int, int]] = []  # first place and number of prompts of each call
+        self.used: list[tuple[int, int]] = []  # first index and number of prompts of each call
 
     def sample(self, prompts: Sequence[Prompt], *, first: int, **_: Any) -> list[RolloutGroup]:
-        self.asked.append((first, len(prompts)))
+        self.used.append((first, len(prompts)))
         groups = []
         for prompt in prompts:
-            told = self.accuracies.pop(0)
-            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop", 1) for i, a in enumerate(told)]
+            logged = self.accuracies.pop(0)
+            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop", 1) for i, a in enumerate(logged)]
             groups.append(RolloutGroup(prompt, rollouts))
         return groups
 
 
 class FakeScorer:
-    """The accuracy is the token's hundredth; every total differs, as a continuous reward's would."""
+    """The accuracy is the token's hundredth; totals all differ, like a continuous reward."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -356,34 +348,34 @@ def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[
 EQUAL, MIXED = (1.0, 1.0), (0.0, 1.0)
 
 
-def test_groups_that_all_did_equally_well_are_dropped_though_their_totals_differ() -> None:
+def test_groups_of_equal_accuracy_are_dropped() -> None:
     batch, sampler = collected([EQUAL, MIXED, (0.0, 0.0), MIXED])
-    assert sampler.asked == [(0, 4)]  # 2 groups wanted, oversampling 2
+    assert sampler.used == [(0, 4)]  # 2 groups wanted, oversampling 2
     assert len(batch.kept) == 2
-    assert (batch.dropped, batch.refills, batch.asked) == (2, 0, 4)
+    assert (batch.dropped, batch.refills, batch.num_prompts) == (2, 0, 4)
 
 
-def test_missing_groups_are_asked_for_again_and_no_more_than_the_rounds_allow() -> None:
+def test_refills_replace_missing_groups() -> None:
     batch, sampler = collected([EQUAL] * 4 + [MIXED] + [EQUAL] * 3 + [EQUAL, MIXED])
-    # 4 asked, none kept: 2 missing, 4 asked, one kept: 1 missing, 2 asked, one kept
-    assert sampler.asked == [(0, 4), (4, 4), (8, 2)]
-    assert (len(batch.kept), batch.refills, batch.asked) == (2, 2, 10)
+    # 4 sampled, none kept: 2 missing, 4 sampled, one kept: 1 missing, 2 sampled, one kept
+    assert sampler.used == [(0, 4), (4, 4), (8, 2)]
+    assert (len(batch.kept), batch.refills, batch.num_prompts) == (2, 2, 10)
     batch, sampler = collected([EQUAL] * 100)
-    assert sampler.asked == [(0, 4), (4, 4), (8, 4), (12, 4)]
+    assert sampler.used == [(0, 4), (4, 4), (8, 4), (12, 4)]
     assert (len(batch.kept), batch.refills, batch.dropped) == (0, 3, 16)
 
 
-def test_more_groups_than_wanted_are_left_out_and_do_not_count_as_dropped() -> None:
+def test_surplus_groups_do_not_count_as_dropped() -> None:
     batch, _ = collected([MIXED] * 4)
     assert (len(batch.kept), len(batch.seen), batch.dropped) == (2, 4, 0)
 
 
-def test_the_filter_can_look_at_the_total_or_at_nothing() -> None:
+def test_filter_may_use_total_or_nothing() -> None:
     assert len(collected([EQUAL] * 4, filter_metric="total")[0].kept) == 2
     assert len(collected([EQUAL] * 4, filter_metric="none")[0].kept) == 2
 
 
-def test_every_epoch_asks_every_prompt_once_in_another_order() -> None:
+def test_every_epoch_shuffles_every_prompt() -> None:
     order = PromptOrder(10, seed=3)
     epochs = [[order[e * 10 + i] for i in range(10)] for e in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -392,7 +384,7 @@ def test_every_epoch_asks_every_prompt_once_in_another_order() -> None:
     assert epochs[0] != [PromptOrder(10, seed=4)[i] for i in range(10)]
 
 
-def test_metrics_are_over_all_groups_and_dropped_ones_with_them() -> None:
+def test_metrics_include_dropped_groups() -> None:
     batch, _ = collected([EQUAL, MIXED, EQUAL, MIXED])
     values = perpo.batch_metrics(batch, SimpleNamespace())  # type: ignore[arg-type]
     assert values["reward/accuracy"] == pytest.approx(6 / 8)

@@ -1,4 +1,4 @@
-"""Prompts from the world and from files, and what is left out of them."""
+"""Prompts from the world and from files, and their rejections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
-from model.images.codes import encode_pictures
+from model.images.codes import encode_images
 from tests.tiny import make_tiny_checkpoint
 from training.perpo.prompts import FilePrompts, WorldPrompts, identity_steps
 from training.scoring.grading import grade
@@ -38,33 +38,33 @@ def from_rows(tiny: LoadedCheckpoint, path: Path, rows: list[dict[str, Any]], da
     return FilePrompts(data, tiny.template, tiny.vq, context_len=512, **more)
 
 
-def test_world_prompts_are_tasks_of_the_seeds_for_reinforcement_learning(tiny: LoadedCheckpoint) -> None:
+def test_world_prompts_use_rl_seeds(tiny: LoadedCheckpoint) -> None:
     assert tiny.vq is not None
     prompts = WorldPrompts(UniTasksData(num_samples=200), 3, tiny.template, tiny.vq)
     first, second = prompts.take([0, 5])
     task = make_task("natural", RL_SEEDS.start + 300_000)
     assert (first.question, first.reference, first.slice) == (task.question, task.answer, "natural")
-    assert first.images == (encode_pictures(tiny.vq, [task.image])[0],)
+    assert first.images == (encode_images(tiny.vq, [task.image])[0],)
     assert list(first.ids) == tiny.template.prompt_ids(task.question, first.images)
     assert second.slice == "structured"
     assert len(prompts) == 200
     assert all(len(p.ids) <= prompts.longest for p in prompts.take(range(200)))
 
 
-def test_world_prompts_never_come_from_the_evaluation(tiny: LoadedCheckpoint) -> None:
+def test_world_prompts_avoid_evaluation_seeds(tiny: LoadedCheckpoint) -> None:
     assert tiny.vq is not None
     with pytest.raises(ValueError, match="evaluation"):
         WorldPrompts(UniTasksData(first_seed=999_999_990, num_samples=11), 0, tiny.template, tiny.vq)
 
 
-def test_steps_that_leave_the_picture_as_it_is_are_known() -> None:
+def test_steps_without_change_are_known() -> None:
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
     steps = tuple(Step("I wait.", "predict", "PRED(stay)", image, "", StateTarget(())) for image in (red, blue, blue))
     task = Task("operational", "walker", 0, "?", red, steps, "red")
     assert identity_steps(task) == {1, 3}
 
 
-def test_jsonl_prompts_take_question_pictures_and_answer(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
+def test_jsonl_prompts_have_images_and_answer(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
     row = {
         "Question": "<image_start>[problem_image_1]<image_end>Which colour?",
         "Text Reasoning Trace": "THOUGHT 1: I look.",
@@ -82,9 +82,7 @@ def test_jsonl_prompts_take_question_pictures_and_answer(tiny: LoadedCheckpoint,
     assert prompts.longest == max(len(p.ids) for p in prompts.take([0, 1]))
 
 
-def test_a_picture_of_another_vocabulary_and_a_prompt_that_is_too_long_are_left_out(
-    tiny: LoadedCheckpoint, tmp_path: Path
-) -> None:
+def test_foreign_images_and_long_prompts_are_rejected(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
     row = {"Question": "Which?", "Text Reasoning Trace": "I look.", "Final Answer": "red"}
     alien = {**row, "Question": "<image_start>[a]<image_end> Which?", "a": [8200, 8201, 8202, 8203]}
     rows = [row, alien, {**row, "Question": "x" * 2_000}]
@@ -93,7 +91,7 @@ def test_a_picture_of_another_vocabulary_and_a_prompt_that_is_too_long_are_left_
     assert [r.code for r in prompts.intake.rejected] == ["broken_picture", "too_long"]
 
 
-def test_m3cot_prompts_write_the_options_out_and_know_them(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
+def test_m3cot_prompts_know_their_options(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
     row = {
         "id": "1",
         "question": "Which?",
@@ -115,7 +113,7 @@ def test_m3cot_prompts_write_the_options_out_and_know_them(tiny: LoadedCheckpoin
     assert [(r.where, r.code) for r in prompts.intake.rejected] == [("m.jsonl:3", "broken_row")]
 
 
-def test_omni_bench_prompts_may_have_no_picture(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
+def test_omni_bench_prompts_may_lack_images(tiny: LoadedCheckpoint, tmp_path: Path) -> None:
     rows = [
         {"image": "<TLTS>", "question": "1 + 1?", "answer": "2"},
         {"image": [png()], "question": "?", "answer": "x"},

@@ -1,4 +1,4 @@
-"""Rollouts come from the module that is trained, and cost one prefill a group."""
+"""Rollouts come from the module in training, with one prefill per group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(folder: Path) -> LoadedCheckpoint:
-    """Random weights that begin pictures often."""
+    """Random weights that often start images."""
     loaded = load_checkpoint(folder)
     with torch.no_grad():
         loaded.transformer.lm_head.weight[loaded.vocab.boi_id] *= 3.0
@@ -57,7 +57,7 @@ def assert_same_rollouts(
     step: int,
     first: int = 0,
 ) -> None:
-    """Equal up to near ties, for a sampler with its default temperature and top-p."""
+    """Assert equality up to near ties, for a sampler with default temperature and top-p."""
     for place, (mine, theirs) in enumerate(zip(one, other, strict=True)):
         params = SamplingParams(temperature=1.0, top_p=0.95, seed=rollout_seed(seed, step, first + place))
         for a, b in zip(mine.rollouts, theirs.rollouts, strict=True):
@@ -73,13 +73,13 @@ def gap(loaded: LoadedCheckpoint, groups: list[RolloutGroup], temperature: float
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.95), (0.7, 1.0)])
-def test_invariant_7_sampler_logprobs_are_the_trainers(
+def test_invariant_7_sampler_logprobs_equal_the_trainers(
     tiny: LoadedCheckpoint, temperature: float, top_p: float
 ) -> None:
     draw = sampler(tiny, temperature=temperature, top_p=top_p)
     groups = draw.sample([prompt(tiny, n) for n in range(3)], seed=1, step=0)
     seen = {byte for group in groups for rollout in group.rollouts for byte in rollout.legal}
-    assert seen == set(Legal)  # text, text with begin-image, codes and forced ends all take part
+    assert seen == set(Legal)  # text, text with begin-image, codes and forced ends all occur
     assert gap(tiny, groups, temperature) <= 1e-4
     assert gap(tiny, groups, temperature * 1.1) > 1e-2  # another temperature is another distribution
 
@@ -92,22 +92,22 @@ def test_invariant_7_sampler_logprobs_are_the_trainers(
     assert gap(tiny, draw.sample([prompt(tiny)], seed=1, step=1), temperature) <= 1e-4
 
 
-def test_invariant_7_a_changed_weight_is_never_forgotten(tiny: LoadedCheckpoint) -> None:
-    draw, asked = sampler(tiny), [prompt(tiny)]
-    before = draw.sample(asked, seed=1, step=0)
-    again = draw.sample(asked, seed=1, step=0)
+def test_invariant_7_changed_weight_is_never_missed(tiny: LoadedCheckpoint) -> None:
+    draw, prompts = sampler(tiny), [prompt(tiny)]
+    before = draw.sample(prompts, seed=1, step=0)
+    again = draw.sample(prompts, seed=1, step=0)
     assert_same_rollouts(tiny, before, again, seed=1, step=0)
     assert before[0].rollouts[0].weight_version == again[0].rollouts[0].weight_version == 1
     with torch.no_grad():
         layer = tiny.transformer.model.layers[0]
         layer.self_attn.q_proj.weight.mul_(-1.0)  # type: ignore[union-attr, operator, operator]
-    after = draw.sample(asked, seed=1, step=0)
+    after = draw.sample(prompts, seed=1, step=0)
     assert tokens(after) != tokens(before)
     assert after[0].rollouts[0].weight_version == 2
     assert gap(tiny, after, 1.0) <= 1e-4
 
 
-def test_a_group_takes_one_prefill(tiny: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_takes_one_prefill(tiny: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = sampler(tiny, max_new_tokens=4, max_images=0, num_slots=12)
     lengths = []
     forward = tiny.transformer.forward
@@ -117,21 +117,21 @@ def test_a_group_takes_one_prefill(tiny: LoadedCheckpoint, monkeypatch: pytest.M
         return forward(ids, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiny.transformer, "forward", spy)
-    asked = [prompt(tiny, n) for n in range(3)]
-    groups = draw.sample(asked, seed=0, step=0)
+    prompts = [prompt(tiny, n) for n in range(3)]
+    groups = draw.sample(prompts, seed=0, step=0)
     prefills = [n for n in lengths if n > 12]
-    assert prefills == [len(p.ids) - 1 for p in asked if len(p.ids) > 13]
+    assert prefills == [len(p.ids) - 1 for p in prompts if len(p.ids) > 13]
     assert [len(group.rollouts) for group in groups] == [4, 4, 4]
 
 
-def test_a_rollout_does_not_depend_on_who_else_is_asked(tiny: LoadedCheckpoint) -> None:
+def test_rollout_is_independent_of_the_batch(tiny: LoadedCheckpoint) -> None:
     draw = sampler(tiny)
     alone = draw.sample([prompt(tiny, 1)], seed=3, step=5, first=1)
     together = draw.sample([prompt(tiny, 0), prompt(tiny, 1), prompt(tiny, 2)], seed=3, step=5)
     assert_same_rollouts(tiny, alone, together[1:2], seed=3, step=5, first=1)
 
 
-def test_every_sample_step_and_place_has_a_seed_of_its_own() -> None:
+def test_every_sample_has_its_own_seed() -> None:
     seeds = {
         sample_seed(rollout_seed(seed, step, place), index)
         for seed in range(3) for step in range(5) for place in range(5) for index in range(4)
@@ -140,8 +140,8 @@ def test_every_sample_step_and_place_has_a_seed_of_its_own() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_group_of_one_is_refused(tiny: LoadedCheckpoint) -> None:
-    with pytest.raises(ValueError, match="group of one"):
+def test_group_of_one_is_rejected(tiny: LoadedCheckpoint) -> None:
+    with pytest.raises(ValueError, match="at least 2"):
         sampler(tiny, group_size=1)
     spec = {
         "method": "perpo",
@@ -153,19 +153,19 @@ def test_a_group_of_one_is_refused(tiny: LoadedCheckpoint) -> None:
         parse_spec(spec)
 
 
-def test_a_prompt_without_room_for_an_answer_is_refused(tiny: LoadedCheckpoint) -> None:
+def test_prompt_without_answer_room_is_rejected(tiny: LoadedCheckpoint) -> None:
     with pytest.raises(ValueError, match="leaves no room"):
         sampler(tiny, max_prompt_len=512)
 
 
-def test_logits_that_are_no_numbers_stop_the_sampling(tiny: LoadedCheckpoint) -> None:
+def test_non_finite_logits_stop_sampling(tiny: LoadedCheckpoint) -> None:
     with torch.no_grad():
         tiny.transformer.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         sampler(tiny).sample([prompt(tiny)], seed=0, step=0)
 
 
-def test_micro_batches_leave_forced_tokens_out_and_weigh_trajectories_alike(tiny: LoadedCheckpoint) -> None:
+def test_micro_batches_exclude_forced_tokens(tiny: LoadedCheckpoint) -> None:
     groups = sampler(tiny).sample([prompt(tiny, n) for n in range(3)], seed=1, step=0)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     forced = sum(rollout.legal.count(0) for rollout in rollouts)

@@ -1,4 +1,4 @@
-"""One PeRPO update: which way it moves the policy, what holds it back, and what each token weighs."""
+"""One PeRPO update: its direction, its restraints, and token weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mean_logprobs(loaded: LoadedCheckpoint, group: RolloutGroup) -> list[float]:
     ]
 
 
-def test_an_update_makes_the_better_trajectory_likelier_and_the_worse_one_rarer(tiny: LoadedCheckpoint) -> None:
+def test_update_favours_the_better_trajectory(tiny: LoadedCheckpoint) -> None:
     group = drawn(tiny, [1.0, 0.0])
     legal = LegalIds.of(tiny.template, tiny.vocab)
     updater = Updater(tiny.transformer, None, legal, PeRPOHyperparameters(lr=1e-3, warmup=0, kl_coef=0.0))
@@ -63,7 +63,7 @@ def test_an_update_makes_the_better_trajectory_likelier_and_the_worse_one_rarer(
     assert [r.advantage for r in group.rollouts] == pytest.approx([1.0, -1.0], abs=1e-5)
 
 
-def test_the_reference_pulls_back_what_no_reward_holds(tiny: LoadedCheckpoint, base: Path) -> None:
+def test_reference_pulls_back_unrewarded_policy(tiny: LoadedCheckpoint, base: Path) -> None:
     reference = load_checkpoint(base).transformer
     with torch.no_grad():
         for parameter in tiny.transformer.parameters():
@@ -77,7 +77,7 @@ def test_the_reference_pulls_back_what_no_reward_holds(tiny: LoadedCheckpoint, b
     assert kl[3] < 0.7 * kl[0]
 
 
-def test_the_entropy_term_spreads_what_no_reward_holds(tiny: LoadedCheckpoint) -> None:
+def test_entropy_term_spreads_unrewarded_policy(tiny: LoadedCheckpoint) -> None:
     group = drawn(tiny, [0.5, 0.5, 0.5, 0.5])  # no advantage
     hp = PeRPOHyperparameters(lr=5e-4, warmup=0, kl_coef=0.0, entropy_coef=1.0, weight_decay=0.0)
     updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
@@ -85,18 +85,18 @@ def test_the_entropy_term_spreads_what_no_reward_holds(tiny: LoadedCheckpoint) -
     assert entropy[3] > entropy[0] + 0.1
 
 
-def test_the_learning_rate_warms_up(tiny: LoadedCheckpoint) -> None:
+def test_learning_rate_warms_up(tiny: LoadedCheckpoint) -> None:
     group = drawn(tiny, [1.0, 0.0])
     hp = PeRPOHyperparameters(lr=1e-4, warmup=5, kl_coef=0.0)
     updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
     assert [updater.step([group], k)["optim/lr"] for k in (0, 4, 50)] == pytest.approx([2e-5, 1e-4, 1e-4])
 
 
-def test_tokens_that_the_sampler_saw_otherwise_get_a_truncated_weight(tiny: LoadedCheckpoint) -> None:
+def test_sampler_mismatch_truncates_token_weights(tiny: LoadedCheckpoint) -> None:
     group = drawn(tiny, [1.0, 0.0])
     exact = [list(r.logprobs) for r in group.rollouts]
     gradients = []
-    for shift in (0.0, -5.0):  # the sampler says e**5 times rarer: weights min(e**5, 2) = 2
+    for shift in (0.0, -5.0):  # the sampler's probability is e**5 times lower: weights min(e**5, 2) = 2
         for rollout, logprobs in zip(group.rollouts, exact, strict=True):
             rollout.logprobs = [value + shift for value in logprobs]
         hp = PeRPOHyperparameters(lr=1e-9, warmup=0, kl_coef=0.0, entropy_coef=0.0, clip_norm=1e3)
@@ -106,7 +106,7 @@ def test_tokens_that_the_sampler_saw_otherwise_get_a_truncated_weight(tiny: Load
     assert gradients[1] == pytest.approx(2 * gradients[0], rel=1e-3)
 
 
-def test_advantages_are_those_of_the_total_within_each_group(tiny: LoadedCheckpoint) -> None:
+def test_advantages_use_totals_within_groups(tiny: LoadedCheckpoint) -> None:
     def group(*totals: float) -> RolloutGroup:
         rollouts = [Rollout(i, [1], b"\1", [0.0], "stop", 1, RewardBreakdown(t, 0, 0, 0)) for i, t in enumerate(totals)]
         return RolloutGroup(Prompt(0, (1,), "?", (), "red"), rollouts)
@@ -117,8 +117,8 @@ def test_advantages_are_those_of_the_total_within_each_group(tiny: LoadedCheckpo
     assert [r.advantage for r in groups[1].rollouts] == pytest.approx([-0.5 / 0.51, 0.5 / 0.51])
 
 
-def test_a_policy_learns_what_is_rewarded(tiny: LoadedCheckpoint) -> None:
-    """Ten steps of drawing and updating; what pays is the share of tokens with an even id."""
+def test_policy_learns_the_reward(tiny: LoadedCheckpoint) -> None:
+    """Ten steps of sampling and updating; the reward is the share of tokens with an even id."""
     ids = tuple(tiny.template.prompt_ids("Where is the red star?", []))
     sampler = Sampler(
         tiny.transformer, tiny.vocab, tiny.template, group_size=16, max_new_tokens=16, max_prompt_len=len(ids),

@@ -1,4 +1,4 @@
-"""Death, numbers that are not finite and a full disk under a PeSFT job: the last good checkpoint stays."""
+"""Kills, non-finite numbers and a full disk during a PeSFT job: the last good checkpoint stays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.jobs.loop import RunFolder, StopFlag
 from training.pesft.job import run
 
 
-def test_a_job_killed_by_sigkill_resumes_in_a_new_process(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_sigkilled_job_resumes_in_new_process(tmp_path: Path, tiny_checkpoint: Path) -> None:
     """A real process, without the worker's low priority: on a busy machine that would take minutes."""
     job = write_job(tmp_path / "job", spec(steps=400, save_every=3), tiny_checkpoint)
     script = (
@@ -44,7 +44,7 @@ def test_a_job_killed_by_sigkill_resumes_in_a_new_process(tmp_path: Path, tiny_c
     assert 3 <= state < 400
     assert not (job / "result.json").exists()
     for folder in (job / "checkpoints").glob("job-step-*"):
-        validate_checkpoint(folder)  # what is visible is whole
+        validate_checkpoint(folder)  # visible checkpoints are complete
     stop = StopFlag()
     context = make_context(job, spec(steps=400, save_every=3), tiny_checkpoint, resume=True, stop=stop)
     stop.request()
@@ -63,7 +63,7 @@ def wait_for_checkpoint(job: Path, worker: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "weights"])
-def test_what_is_not_finite_stops_the_job_and_the_last_good_checkpoint_stays(
+def test_non_finite_values_keep_the_last_checkpoint(
     where: str, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = training.pesft.loop.accumulate, []
@@ -92,7 +92,7 @@ def test_what_is_not_finite_stops_the_job_and_the_last_good_checkpoint_stays(
 
 @pytest.fixture
 def small_files() -> Iterator[Any]:
-    """A switch that makes every file of more than some bytes fail to be written, as a full disk does."""
+    """A switch that fails writes of files above a size, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def switch(limit: int | None) -> None:
@@ -113,11 +113,11 @@ def full_between(first: int, last: int, switch: Any, limit: int) -> Any:
 
 
 @pytest.mark.parametrize("what", ["state", "weights"])
-def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
+def test_temporarily_full_disk_costs_a_checkpoint(
     what: str, tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, small_files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JobLog, "metrics", full_between(3, 5, small_files, 20_000))
-    if what == "weights":  # the state went through just before the disk was full
+    if what == "weights":  # the state was written just before the disk was full
         save = RunFolder.save_state
         monkeypatch.setattr(RunFolder, "save_state", lambda run, state: (small_files(None), save(run, state)))
         write = checkpoint_module.save_file
@@ -132,10 +132,10 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
     assert warning["code"] == "save_failed"
     assert "the last good checkpoint is job-step-2" in warning["detail"]
     assert losses(tmp_path) == losses(pesft_job)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["job-step-2", "job-step-6"]  # no remains
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["job-step-2", "job-step-6"]  # no leftovers
 
 
-def test_a_disk_that_stays_full_fails_the_job_and_leaves_the_old_checkpoint(
+def test_full_disk_fails_job_and_keeps_checkpoint(
     tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, small_files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -146,5 +146,5 @@ def test_a_disk_that_stays_full_fails_the_job_and_leaves_the_old_checkpoint(
     assert caught.value.code == "save_failed"
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["job-step-2"]
     validate_checkpoint(tmp_path / "checkpoints" / "job-step-2")
-    run(make_context(tmp_path, spec(), tiny_checkpoint, resume=True))  # once there is room again
+    run(make_context(tmp_path, spec(), tiny_checkpoint, resume=True))  # once there is space again
     assert losses(tmp_path) == losses(pesft_job)

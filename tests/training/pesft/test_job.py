@@ -1,4 +1,4 @@
-"""PeSFT as a job: what it leaves, how it stops and goes on, and every way in which it can fail."""
+"""PeSFT as a job: results, stop and resume, and every failure."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def write_jsonl(path: Path, lines: list[Any]) -> dict[str, Any]:
     return {"source": "jsonl", "path": str(path)}
 
 
-def test_a_job_leaves_servable_checkpoints_with_their_training_state(pesft_job: Path, tiny_checkpoint: Path) -> None:
+def test_job_writes_servable_checkpoints_with_state(pesft_job: Path, tiny_checkpoint: Path) -> None:
     names = [e["name"] for e in events(pesft_job, "checkpoint")]
     assert names == ["job-step-2", "job-step-4", "job-step-6"]
     folder = pesft_job / "checkpoints" / "job-step-6"
     manifest = validate_checkpoint(folder)
     assert (manifest.name, manifest.base, manifest.template) == ("job-step-6", tiny_checkpoint.name, "plain")
-    assert (manifest.images.min, manifest.images.max) == (1, 2)  # every question of the world has its picture
+    assert (manifest.images.min, manifest.images.max) == (1, 2)  # every question of the world has its image
     assert manifest.lineage["step"] == 6
     assert manifest.lineage["spec"]["hyperparameters"]["lr"] == 1e-2
     loaded = load_checkpoint(folder)
@@ -60,11 +60,11 @@ def test_a_job_leaves_servable_checkpoints_with_their_training_state(pesft_job: 
     assert torch.equal(loaded.vq.codebook, base_vq.codebook)
     w = load_file(folder / "train" / "perception.safetensors")["perception.weight"]
     assert w.shape == (8, 64)
-    assert w.abs().max() > 0  # it began at zero and has learned
+    assert w.abs().max() > 0  # it started at zero and was trained
     assert json.loads((folder / "train" / "train.json").read_text())["step"] == 6
 
 
-def test_a_job_tells_progress_metrics_and_its_result(pesft_job: Path) -> None:
+def test_job_logs_progress_metrics_and_result(pesft_job: Path) -> None:
     stages = [(e["stage"], e["step"], e["total"]) for e in events(pesft_job, "progress")]
     assert stages[0] == ("data", 12, 12)
     assert stages[-1] == ("pesft", 6, 6)
@@ -76,7 +76,7 @@ def test_a_job_tells_progress_metrics_and_its_result(pesft_job: Path) -> None:
     assert (result["checkpoint"], result["steps"], result["data"]["kept"]) == ("job-step-6", 6, 12)
 
 
-def test_a_job_that_died_within_a_step_resumes_to_the_same_bits(
+def test_killed_job_resumes_bit_identically(
     tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell = JobLog.metrics
@@ -98,7 +98,7 @@ def test_a_job_that_died_within_a_step_resumes_to_the_same_bits(
         assert torch.equal(final[name], value), name
 
 
-def test_a_stopped_job_saves_at_its_step_and_resumes_to_the_same_bits(
+def test_stopped_job_resumes_bit_identically(
     tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell = JobLog.metrics
@@ -121,7 +121,7 @@ def test_a_stopped_job_saves_at_its_step_and_resumes_to_the_same_bits(
     assert all(torch.equal(final[name], value) for name, value in expected.items())
 
 
-def test_a_finished_job_that_lost_its_last_checkpoint_writes_it_again(
+def test_lost_last_checkpoint_is_rewritten(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the state of the last step and its checkpoint."""
@@ -138,9 +138,7 @@ def _die(*_: Any, **__: Any) -> None:
     raise SystemExit
 
 
-def test_looks_at_the_model_change_nothing_in_its_training(
-    tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path
-) -> None:
+def test_looks_do_not_change_training(tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path) -> None:
     run(make_context(tmp_path, spec(sample_every=3, show_samples=2), tiny_checkpoint))
     samples = events(tmp_path, "sample")
     assert [(s["step"], s["prompt"]) for s in samples] == [(0, 0), (0, 1), (3, 0), (3, 1), (6, 0), (6, 1)]
@@ -149,9 +147,7 @@ def test_looks_at_the_model_change_nothing_in_its_training(
     assert losses(tmp_path) == losses(pesft_job)
 
 
-def test_only_the_newest_states_are_kept_and_every_checkpoint_stays_servable(
-    tmp_path: Path, tiny_checkpoint: Path
-) -> None:
+def test_only_newest_states_are_kept(tmp_path: Path, tiny_checkpoint: Path) -> None:
     run(make_context(tmp_path, spec(keep_states=1), tiny_checkpoint))
     with_state = [p.name for p in (tmp_path / "checkpoints").iterdir() if (p / "train").exists()]
     assert with_state == ["job-step-6"]
@@ -159,7 +155,7 @@ def test_only_the_newest_states_are_kept_and_every_checkpoint_stays_servable(
         validate_checkpoint(tmp_path / "checkpoints" / f"job-step-{step}")
 
 
-def test_a_question_needs_as_many_pictures_as_those_of_the_data_had() -> None:
+def test_image_count_follows_the_data() -> None:
     boi, answered = 9, [0, 0, 0, 1, 1]
     rows = [Rendered([1, boi, boi, 2, boi], answered), Rendered([1, boi, 2, boi, 3], answered)]
     assert question_images(TokenSet.build(rows, 8), boi, ImageCount(0, 1)) == ImageCount(1, 2)
@@ -174,13 +170,13 @@ def test_epochs_become_steps(tmp_path: Path, tiny_checkpoint: Path) -> None:
     assert run(make_context(tmp_path / "job", job, tiny_checkpoint))["steps"] == 4  # 2 epochs of 10 // 4 batches
 
 
-def test_the_upstream_preset_trains_on_the_authors_format(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_upstream_preset_trains_on_authors_format(tmp_path: Path, tiny_checkpoint: Path) -> None:
     codes = list(load_checkpoint(tiny_checkpoint).vocab.code_ids[:4])
     preset = PRESETS["upstream"].spec
     hyper = {**preset["hyperparameters"], "lr": 1e-2, "log_every": 1, "sample_every": 0}
     job = {**preset, "base_checkpoint": "tiny", "data": write_jsonl(tmp_path / "a.jsonl", rows(16, codes))}
     result = run(make_context(tmp_path / "job", {**job, "hyperparameters": hyper}, tiny_checkpoint))
-    assert result["steps"] == 2  # one epoch of 16 samples, 8 a batch
+    assert result["steps"] == 2  # one epoch of 16 samples, 8 per batch
     w = load_file(Path(result["folder"]) / "train" / "perception.safetensors")
     assert set(w) == {"perception.weight", "perception.bias"}
     start = training.pesft.loop.make_projection(
@@ -189,7 +185,7 @@ def test_the_upstream_preset_trains_on_the_authors_format(tmp_path: Path, tiny_c
     assert torch.equal(w["perception.weight"], start.weight)  # random, and never trained
 
 
-def test_rejected_samples_are_counted_and_named_and_the_rest_is_learnt(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_rejected_samples_are_counted_and_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
     codes = list(load_checkpoint(tiny_checkpoint).vocab.code_ids[:4])
     good = rows(6, codes)
     missing = {k: v for k, v in good[0].items() if k != "reasoning_image_1"}
@@ -214,7 +210,7 @@ def test_rejected_samples_are_counted_and_named_and_the_rest_is_learnt(tmp_path:
         (None, "bad_data", "does not exist"),
     ],
 )
-def test_an_empty_set_ends_the_job_with_its_reason(
+def test_empty_set_ends_job_with_reason(
     lines: list[Any] | None, code: str, words: str, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     data = {"source": "jsonl", "path": str(tmp_path / "gone")}
@@ -226,12 +222,12 @@ def test_an_empty_set_ends_the_job_with_its_reason(
     assert not (tmp_path / "job" / "checkpoints").exists()
 
 
-def test_traces_that_nobody_exported_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_unexported_traces_are_rejected(tmp_path: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(JobError, match="have not been exported"):
         run(make_context(tmp_path, spec({"source": "traces", "trace_ids": ["t1"]}), tiny_checkpoint))
 
 
-def test_a_base_without_a_decoder_may_learn_text_only(tmp_path: Path) -> None:
+def test_base_without_decoder_may_learn_text(tmp_path: Path) -> None:
     base = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
     with pytest.raises(JobError, match="no VQ decoder") as caught:
         run(make_context(tmp_path / "a", spec(), base))
@@ -240,28 +236,28 @@ def test_a_base_without_a_decoder_may_learn_text_only(tmp_path: Path) -> None:
     assert not validate_checkpoint(Path(result["folder"])).capabilities.images_in_answer
 
 
-def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="not_found") as caught:
         run(make_context(tmp_path, spec(), tmp_path / "gone"))
     assert caught.value.code == "bad_checkpoint"
 
 
-def test_a_job_can_change_the_template(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_job_can_change_the_template(tmp_path: Path, tiny_checkpoint: Path) -> None:
     result = run(make_context(tmp_path, spec(steps=1, template="tagged"), tiny_checkpoint))
     assert load_checkpoint(result["folder"]).template.name == "tagged"
 
 
-def test_data_read_by_an_earlier_sitting_is_not_read_again(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_cached_data_is_not_read_again(tmp_path: Path, tiny_checkpoint: Path) -> None:
     codes = list(load_checkpoint(tiny_checkpoint).vocab.code_ids[:4])
     job = spec(write_jsonl(tmp_path / "a.jsonl", rows(8, codes)), steps=2)
     run(make_context(tmp_path / "job", job, tiny_checkpoint))
-    os.unlink(tmp_path / "a.jsonl")  # a curated file may go while a job waits to be resumed
+    os.unlink(tmp_path / "a.jsonl")  # a data file may be deleted before a job is resumed
     run(make_context(tmp_path / "job", job, tiny_checkpoint, resume=True))
     with pytest.raises(JobError, match="does not exist"):
         run(make_context(tmp_path / "job", job, tiny_checkpoint))
 
 
-def test_other_settings_are_no_resume(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_resume_rejects_other_settings(tmp_path: Path, tiny_checkpoint: Path) -> None:
     run(make_context(tmp_path, spec(steps=2), tiny_checkpoint))
     with pytest.raises(JobError, match="other settings"):
         run(make_context(tmp_path, spec(steps=2, lr=1e-3), tiny_checkpoint, resume=True))

@@ -1,4 +1,4 @@
-"""Looks at a model that learns: what is asked, what is told, and that they can never end a run."""
+"""Looks at a model in training: questions, logs, and that they never end a run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ BLANK, FULL = (7, 7, 7, 7), (1, 2, 3, 4)
 
 
 class ScriptedEngine:
-    """Answers every question with one step, one picture and the answer given."""
+    """Answers every question with one step, one image and the given answer."""
 
-    picture: tuple[int, ...] = BLANK
+    image: tuple[int, ...] = BLANK
     answer = "left"
 
     def __init__(self, transformer: Any, vocab: Any, template: Any, *, num_slots: int) -> None:
         self.template = template
 
     def generate(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Completion]:
-        response = self.template.response_ids([StepPart("I look.", self.picture)], self.answer)
+        response = self.template.response_ids([StepPart("I look.", self.image)], self.answer)
         return [Completion(response, [0.0] * len(response), bytes(len(response)), "stop") for _ in prompts]
 
 
@@ -47,7 +47,7 @@ def job(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) 
     return make_context(tmp_path, pesft_spec(), tiny_checkpoint)
 
 
-def test_the_questions_are_tasks_that_the_run_does_not_train_on(job: JobContext, base: LoadedCheckpoint) -> None:
+def test_look_questions_are_not_trained_on(job: JobContext, base: LoadedCheckpoint) -> None:
     looks = Looks.of(job, base, 4)
     assert looks is not None
     trained = {s.where for s in world_samples(UniTasksData(num_samples=12), job.spec.seed)}
@@ -55,13 +55,11 @@ def test_the_questions_are_tasks_that_the_run_does_not_train_on(job: JobContext,
     assert {q.slice for q in looks.questions} == {"natural", "structured", "diagrammatic", "operational"}
 
 
-def test_a_look_tells_the_trace_its_pictures_and_its_rewards(
-    job: JobContext, base: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_look_logs_images_and_rewards(job: JobContext, base: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = Looks.of(job, base, 1)
     assert looks is not None
     (question,) = looks.questions
-    monkeypatch.setattr(ScriptedEngine, "picture", FULL)
+    monkeypatch.setattr(ScriptedEngine, "image", FULL)
     monkeypatch.setattr(ScriptedEngine, "answer", question.answer)
     looks.show("pesft", 5)
     (sample,) = events(job.folder, "sample")
@@ -74,7 +72,7 @@ def test_a_look_tells_the_trace_its_pictures_and_its_rewards(
     assert events(job.folder, "warning") == []
 
 
-def test_blank_pictures_are_named_once_and_not_before_the_first_step(job: JobContext, base: LoadedCheckpoint) -> None:
+def test_blank_images_warn_once(job: JobContext, base: LoadedCheckpoint) -> None:
     looks = Looks.of(job, base, 2)
     assert looks is not None
     for step in (0, 10, 20):
@@ -83,7 +81,7 @@ def test_blank_pictures_are_named_once_and_not_before_the_first_step(job: JobCon
     assert warning == {"code": "blank_pictures", "detail": "2 of 2 pictures drawn after step 10 are blank"}
 
 
-def test_a_look_that_fails_is_given_up_and_the_run_goes_on(
+def test_failing_look_does_not_end_the_run(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -92,13 +90,11 @@ def test_a_look_that_fails_is_given_up_and_the_run_goes_on(
     monkeypatch.setattr(training.pesft.looks, "Engine", refuse)
     run(make_context(tmp_path, pesft_spec(steps=2, sample_every=1), tiny_checkpoint))
     assert len(losses(tmp_path)) == 2
-    told = [e["line"] for e in events(tmp_path, "log") if "given up" in e["line"]]
-    assert told == ["looks at the model are given up: RuntimeError: no room for an engine"]
+    logged = [e["line"] for e in events(tmp_path, "log") if "given up" in e["line"]]
+    assert logged == ["looks at the model are given up: RuntimeError: no room for an engine"]
 
 
-def test_a_large_model_is_not_looked_at(
-    job: JobContext, base: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_model_has_no_looks(job: JobContext, base: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.pesft.looks, "MAX_WEIGHT_BYTES", 1000)
     assert Looks.of(job, base, 2) is None
     assert "too large" in events(job.folder, "log")[0]["line"]

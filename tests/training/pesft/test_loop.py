@@ -1,4 +1,4 @@
-"""The supervised loop: exact resume, packing that changes nothing, and what the perception loss trains."""
+"""The supervised loop: exact resume, equivalent packing, and the effect of the perception loss."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def losses(folder: Path) -> list[str]:
     return [line.split('"seconds"')[0] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     whole = small()
     train_sft(SPEC, whole, codebook(), ID_TO_CODE, sequences(), tmp_path / "whole")
 
     class StopAfterThree(torch.optim.AdamW):
-        """Sends this process SIGTERM in its third step, as a job's cancel does."""
+        """Sends this process SIGTERM in its third step, like a job's cancel."""
 
         steps = 0
 
@@ -82,13 +82,13 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
+def test_resume_rejects_other_settings(tmp_path: Path) -> None:
     train_sft(replace(SPEC, steps=1), small(), codebook(), ID_TO_CODE, sequences(), tmp_path)
     with pytest.raises(ValueError, match="other settings \\(lr\\)"):
         train_sft(replace(SPEC, steps=1, lr=1.0), small(), codebook(), ID_TO_CODE, sequences(), tmp_path, resume=True)
 
 
-def test_packed_loss_is_that_of_one_sequence_at_a_time() -> None:
+def test_packed_loss_equals_single_sequences() -> None:
     model, data = small(), sequences()
     projection = torch.nn.Linear(32, WIDTH, bias=False)
     with torch.autocast("cpu", enabled=False):
@@ -116,8 +116,8 @@ def gradients(batches: list[np.ndarray], spec: SFTSpec) -> tuple[float, dict[str
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8], ids=["two", "three", "one sequence at a time"])
-def test_invariant_8_k_micro_batches_are_one_batch_and_packed_is_unpacked(parts: int) -> None:
-    """Loss, metrics and every gradient, the perception loss and W included."""
+def test_invariant_8_micro_batches_and_packing_are_equivalent(parts: int) -> None:
+    """Loss, metrics and every gradient, including the perception loss and W."""
     spec = replace(SPEC, precision="fp32")
     indices = np.arange(8)
     loss, metrics, whole = gradients([indices], spec)
@@ -131,8 +131,8 @@ def test_invariant_8_k_micro_batches_are_one_batch_and_packed_is_unpacked(parts:
         assert (summed[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_a_mean_in_every_micro_batch_is_another_loss() -> None:
-    """What the authors' code computes: sequences of unlike lengths then weigh alike."""
+def test_mean_per_micro_batch_differs() -> None:
+    """As in the authors' code: sequences of different lengths then weigh alike."""
     spec = replace(SPEC, precision="fp32", normalisation="micro_batch")
     indices = np.arange(4)
     one, _, _ = gradients([indices], spec)
@@ -145,7 +145,7 @@ def test_a_mean_in_every_micro_batch_is_another_loss() -> None:
     assert metrics["loss/ce"] + metrics["loss/perception"] != pytest.approx(together)  # the metrics are plain means
 
 
-def test_micro_batches_are_about_equal_in_tokens_and_lose_nothing() -> None:
+def test_micro_batches_balance_tokens() -> None:
     lengths = np.array([10, 1, 1, 1, 1, 6, 10])
     indices = np.array([6, 1, 2, 3, 4, 5, 0])
     by_tokens = micro_batches(indices, lengths, 3)
@@ -155,7 +155,7 @@ def test_micro_batches_are_about_equal_in_tokens_and_lose_nothing() -> None:
     assert len(micro_batches(indices[:2], lengths, 5, by="samples")) == 2  # never an empty part
 
 
-def test_the_state_at_the_token_is_not_the_one_that_predicts_it() -> None:
+def test_state_at_token_is_not_predicting_state() -> None:
     model, data = small(), sequences()
     batch = make_batch(data, np.arange(4), ID_TO_CODE)
     projection = torch.nn.Linear(32, WIDTH, bias=False)
@@ -171,7 +171,7 @@ def test_the_state_at_the_token_is_not_the_one_that_predicts_it() -> None:
     assert predicting != pytest.approx(error.item(), rel=1e-3)
 
 
-def test_a_frozen_projection_is_random_seeded_and_never_moves(tmp_path: Path) -> None:
+def test_frozen_projection_is_seeded_and_constant(tmp_path: Path) -> None:
     spec = replace(SPEC, steps=3, perception_projection="frozen")
     start = make_projection(spec, 32, WIDTH)
     assert start.bias is not None
@@ -181,7 +181,7 @@ def test_a_frozen_projection_is_random_seeded_and_never_moves(tmp_path: Path) ->
     assert torch.equal(start.bias, end.bias)
 
 
-def test_batches_of_samples_hold_exactly_so_many_and_every_epoch_another_rest() -> None:
+def test_sample_batches_have_fixed_size() -> None:
     data = sequences()
     plan = replace(SPEC, batch_samples=6).make_plan(data)
     assert plan.steps_per_epoch == 3
@@ -200,7 +200,7 @@ def test_linear_and_constant_schedules() -> None:
     assert [ConstantSchedule(2.0, warmup=4).lr(s) for s in (0, 3, 99)] == pytest.approx([0.5, 2.0, 2.0])
 
 
-def test_a_run_from_before_a_setting_existed_can_be_resumed(tmp_path: Path) -> None:
+def test_run_without_newer_settings_can_resume(tmp_path: Path) -> None:
     spec = replace(SPEC, steps=1)
     train_sft(spec, small(), codebook(), ID_TO_CODE, sequences(), tmp_path)
     path = tmp_path / "spec.json"
@@ -213,7 +213,7 @@ def test_a_run_from_before_a_setting_existed_can_be_resumed(tmp_path: Path) -> N
         train_sft(changed, small(), codebook(), ID_TO_CODE, sequences(), tmp_path, resume=True)
 
 
-def test_the_perception_loss_trains_w_and_falls(tmp_path: Path) -> None:
+def test_perception_loss_trains_w_and_falls(tmp_path: Path) -> None:
     data, model = sequences(), small()
     batch = make_batch(data, np.arange(len(data)), ID_TO_CODE)
     start = torch.nn.Linear(32, WIDTH, bias=False)
@@ -240,7 +240,7 @@ def test_lambda_zero_has_no_perception_term() -> None:
     assert loss.item() == pytest.approx(metrics["loss/ce"])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_saved_state(tmp_path: Path) -> None:
+def test_non_finite_loss_keeps_saved_state(tmp_path: Path) -> None:
     model = small()
     train_sft(replace(SPEC, steps=2), model, codebook(), ID_TO_CODE, sequences(), tmp_path / "run")
     before = (tmp_path / "run" / "state.pt").read_bytes()
@@ -252,15 +252,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_saved_state(tmp_p
     assert not (tmp_path / "other" / "state.pt").exists()
 
 
-def test_the_schedule_warms_up_peaks_and_ends_at_its_floor() -> None:
+def test_schedule_warms_up_and_decays_to_floor() -> None:
     schedule = CosineSchedule(1.0, total=100, warmup=10, floor=0.1)
     assert schedule.lr(0) == pytest.approx(0.1)
     assert schedule.lr(9) == pytest.approx(1.0)
-    assert schedule.lr(55) == pytest.approx(0.55)  # half of the way between 1.0 and 0.1
+    assert schedule.lr(55) == pytest.approx(0.55)  # halfway between 1.0 and 0.1
     assert schedule.lr(100) == pytest.approx(0.1)
 
 
-def test_half_a_row_of_metrics_that_a_killed_run_left_is_dropped(tmp_path: Path) -> None:
+def test_half_a_metrics_row_is_dropped(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, {"a": 1}, resume=False)
     run.log(5, {"loss/ce": 1.0})
     run.save_state({"step": 5})
@@ -270,7 +270,7 @@ def test_half_a_row_of_metrics_that_a_killed_run_left_is_dropped(tmp_path: Path)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_metrics_behind_the_saved_state_are_dropped_on_resume(tmp_path: Path) -> None:
+def test_metrics_after_saved_state_are_dropped(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, {"a": 1}, resume=False)
     run.log(5, {"loss/ce": 1.0})
     run.save_state({"step": 5})

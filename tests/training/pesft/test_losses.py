@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand."""
+"""Losses against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_token_logprobs_are_the_full_softmax() -> None:
     assert got.tolist() == pytest.approx([math.log(5 / 8), math.log(1 / 8)])
 
 
-def test_sft_loss_counts_text_and_image_alike_and_reports_them_apart() -> None:
+def test_sft_loss_reports_text_and_image_parts() -> None:
     logits = torch.log(torch.tensor([[1.0, 3.0], [1.0, 3.0], [1.0, 1.0]]))
     targets, is_code = torch.tensor([1, 0, 0]), torch.tensor([False, True, True])
     loss, metrics = sft_loss(logits, targets, is_code, 3)
@@ -28,7 +28,7 @@ def test_sft_loss_counts_text_and_image_alike_and_reports_them_apart() -> None:
     assert metrics["loss/image"] == pytest.approx(1.03972, abs=1e-5)
 
 
-def test_perception_loss_sums_over_the_width_and_averages_over_omega() -> None:
+def test_perception_loss_sums_width_averages_omega() -> None:
     codebook = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
     projected = torch.tensor([[1.0, 0.0], [1.0, 5.0]])
     codes = torch.tensor([1, 1])
@@ -56,7 +56,7 @@ def test_invariant_9_no_gradient_reaches_the_codebook() -> None:
     assert projection.weight.grad.abs().sum() > 0
 
 
-def test_two_micro_batches_with_the_batch_denominator_add_up_to_one_batch() -> None:
+def test_micro_batches_add_up_to_one_batch() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(7, 5), torch.randint(5, (7,))
     is_code = torch.tensor([True, False, True, True, False, False, True])

@@ -1,4 +1,4 @@
-"""When an answer is right. The cases in tests/data cover every kind; here is what holds for all of them."""
+"""Answer grading. tests/data has cases of every kind; these tests cover the general properties."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", GIVEN, ids=name_of)
-def test_given_cases(case: dict[str, Any]) -> None:
+def test_given_cases_are_graded(case: dict[str, Any]) -> None:
     result = grade(case["answer"], case["reference"], case["choices"])
     assert result.score == float(case["right"]), result
 
@@ -50,20 +50,20 @@ def test_cases_of_each_kind(kind: str) -> None:
     assert not wrong
 
 
-def test_own_cases_hold_right_and_wrong_ones() -> None:
+def test_own_cases_include_right_and_wrong() -> None:
     assert len(OWN) >= 100
     share = sum(case["right"] for case in OWN) / len(OWN)
     assert 0.3 < share < 0.8
 
 
 @pytest.mark.parametrize("case", [*GIVEN, *OWN], ids=name_of)
-def test_an_answer_equals_itself(case: dict[str, Any]) -> None:
+def test_answer_equals_itself(case: dict[str, Any]) -> None:
     for text in (case["answer"], case["reference"]):
         assert grade(text, text, case["choices"]).score == float(bool(text.strip()))
 
 
 def test_short_answers_are_symmetric() -> None:
-    """But for percentages, explanations and contradictions, where answer and reference have different duties."""
+    """Except for percentages, explanations and contradictions, where answer and reference differ in role."""
     one_way = {"percent", "lines", "options", "mixed"}
     texts = [(c["answer"], c["reference"]) for c in OWN if c["kind"] not in one_way and "because" not in c["answer"]]
     rng = random.Random(7)
@@ -183,25 +183,25 @@ HOSTILE = [
 def test_hostile_answers_are_bounded(other: str) -> None:
     for text in HOSTILE:
         reference = text[::-1] if other == "itself" else other
-        began = time.thread_time()  # the thread's own time: other processes do not count
+        began = time.thread_time()  # the thread's own time, independent of other processes
         grade(text, reference)
         grade(reference, text, ["red", text[:40], "x+1"])
         assert time.thread_time() - began < 2.0, text[:40]
 
 
-def test_a_long_answer_keeps_its_end() -> None:
+def test_long_answer_keeps_its_end() -> None:
     assert grade("I look at it once more. " * 5_000 + "\nFinal Answer: 3", "3").score == 1.0
     assert grade("3\n" + "because it is so. " * 6_000, "3").score == 1.0
 
 
 @pytest.mark.parametrize("answer", ["red", "Red", "RED.", " red ", "red ."])
-def test_case_blanks_and_a_final_stop_do_not_matter(answer: str) -> None:
+def test_case_blanks_and_full_stop_are_ignored(answer: str) -> None:
     assert is_right(answer, "red")
     assert grade(answer, "red", exact=True).score == 1.0
 
 
 @pytest.mark.parametrize("answer", [None, "", "the red one", "blue", "re", "red..", "reds", "r e d"])
-def test_the_exact_verdict_forgives_nothing_else(answer: str | None) -> None:
+def test_exact_verdict_forgives_nothing_else(answer: str | None) -> None:
     assert not is_right(answer, "red")
     assert grade(answer, "red", exact=True).score == 0.0
 
@@ -223,7 +223,7 @@ def test_the_exact_verdict_forgives_nothing_else(answer: str | None) -> None:
         ("red", "", "none"),
     ],
 )
-def test_a_verdict_names_its_check(answer: str, reference: str, check: str) -> None:
+def test_verdict_names_its_check(answer: str, reference: str, check: str) -> None:
     assert grade(answer, reference).check == check
 
 
@@ -234,14 +234,14 @@ def test_intermediate_values_are_reported() -> None:
     assert dict(grade("B", "red", COLOURS).details) == {"answer_option": "blue", "reference_option": "red"}
 
 
-def test_options_may_come_with_their_own_labels() -> None:
+def test_options_may_include_their_labels() -> None:
     options = {"P": "red", "Q": "blue"}
     assert grade("(q)", "blue", options).score == 1.0
     assert grade("Q) red", "Q", options).score == 0.0
     assert grade("B", "Q", options).score == 0.0
 
 
-def test_an_option_that_reads_like_a_label_is_taken_by_its_text() -> None:
+def test_label_like_option_is_matched_by_text() -> None:
     assert grade("2", "C", ["4", "3", "2"]).score == 1.0  # the third option, not the second
     assert grade("2", "B", ["4", "3", "2"]).score == 0.0
 
@@ -293,7 +293,7 @@ def test_similarity_never_crosses_any_polar_word() -> None:
         assert similarity(base, SENTENCE.format(f"{word} next to")) == 0.0, word
 
 
-def test_words_in_another_order_may_turn_around() -> None:
+def test_word_order_may_change_the_meaning() -> None:
     assert grade("the ball is left of the box", "the box is left of the ball", similarity=True).score == 0.0
 
 
@@ -307,11 +307,11 @@ def test_words_in_another_order_may_turn_around() -> None:
         ("green", "green"),
     ],
 )
-def test_the_final_answer_is_found_in_what_was_written(text: str, answer: str) -> None:
+def test_final_answer_is_found_in_free_text(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
 
 
-def test_formulas_can_be_compared_outside_the_main_thread() -> None:
+def test_formulas_compare_outside_main_thread() -> None:
     seen: list[float] = []
     thread = threading.Thread(target=lambda: seen.append(grade("2y+2", "2(y+1)").score))
     thread.start()

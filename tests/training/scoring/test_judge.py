@@ -1,4 +1,4 @@
-"""The endpoint that judges: what it is sent, what is believed of it, and what happens when it fails."""
+"""The endpoint judge: requests, parsing of replies, and failures."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def judge(
     )
 
 
-def test_question_reference_and_answer_are_sent_as_data_with_the_key_in_the_header() -> None:
+def test_request_carries_texts_as_data() -> None:
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request)
         return reply('{"correct": true}')
 
-    with judge(answer, api_key_env="JUDGE_KEY") as asked:
-        assert asked.judge(CASE) == Verdict(True)
+    with judge(answer, api_key_env="JUDGE_KEY") as endpoint_judge:
+        assert endpoint_judge.judge(CASE) == Verdict(True)
     assert str(seen[0].url) == "http://judge.example/v1/chat/completions"
     assert seen[0].headers["authorization"] == "Bearer secret"
     body = json.loads(seen[0].content)
@@ -65,13 +65,13 @@ def test_question_reference_and_answer_are_sent_as_data_with_the_key_in_the_head
     assert b"secret" not in seen[0].content
 
 
-def test_no_answer_is_wrong_without_asking() -> None:
+def test_missing_answer_is_wrong_without_a_request() -> None:
     def never(request: httpx.Request) -> httpx.Response:
         raise AssertionError("asked")
 
-    with judge(never) as asked:
-        assert asked.judge(Case("q", "a", None)).right is False
-        assert asked.judge(Case("q", "a", "  ")).right is False
+    with judge(never) as endpoint_judge:
+        assert endpoint_judge.judge(Case("q", "a", None)).right is False
+        assert endpoint_judge.judge(Case("q", "a", "  ")).right is False
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_a_reply_is_read(text: str, right: bool | None) -> None:
     assert read_verdict(text).right is right
 
 
-def test_what_may_pass_is_tried_again_with_longer_waits() -> None:
+def test_temporary_failures_back_off() -> None:
     answers = iter([httpx.Response(503), httpx.Response(429, headers={"retry-after": "7"}), reply('{"correct": true}')])
     waits: list[float] = []
-    with judge(lambda request: next(answers), waits=waits) as asked:
-        assert asked.judge(CASE).right is True
+    with judge(lambda request: next(answers), waits=waits) as endpoint_judge:
+        assert endpoint_judge.judge(CASE).right is True
     assert waits == [0.5, 7.0]
 
 
-def test_a_timeout_is_tried_again_and_then_no_verdict() -> None:
+def test_timeout_is_retried_then_undecided() -> None:
     calls = 0
 
     def slow(request: httpx.Request) -> httpx.Response:
@@ -107,41 +107,41 @@ def test_a_timeout_is_tried_again_and_then_no_verdict() -> None:
         calls += 1
         raise httpx.ReadTimeout("too slow", request=request)
 
-    with judge(slow) as asked:
-        verdict = asked.judge(CASE)
+    with judge(slow) as endpoint_judge:
+        verdict = endpoint_judge.judge(CASE)
     assert verdict.right is None
     assert "ReadTimeout" in verdict.detail
-    assert calls == 3  # one try and two more
+    assert calls == 3  # one try and two retries
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": 3}}]}'])
-def test_what_is_no_completion_is_no_verdict(body: bytes) -> None:
-    with judge(lambda request: httpx.Response(200, content=body)) as asked:
-        assert asked.judge(CASE).right is None
+def test_invalid_completion_is_no_verdict(body: bytes) -> None:
+    with judge(lambda request: httpx.Response(200, content=body)) as endpoint_judge:
+        assert endpoint_judge.judge(CASE).right is None
 
 
-def test_a_wrong_key_or_address_ends_the_job_and_does_not_say_the_key() -> None:
+def test_wrong_key_fails_without_leaking_it() -> None:
     with (
-        judge(lambda request: httpx.Response(401), api_key_env="JUDGE_KEY") as asked,
+        judge(lambda request: httpx.Response(401), api_key_env="JUDGE_KEY") as endpoint_judge,
         pytest.raises(JudgeError, match="401") as caught,
     ):
-        asked.judge_all([CASE])
+        endpoint_judge.judge_all([CASE])
     assert "secret" not in str(caught.value)
 
 
-def test_a_redirect_is_not_followed_with_the_key() -> None:
+def test_redirect_is_not_followed() -> None:
     hosts: list[str] = []
 
     def move(request: httpx.Request) -> httpx.Response:
         hosts.append(request.url.host)
         return httpx.Response(302, headers={"location": "http://elsewhere.example/"})
 
-    with judge(move, api_key_env="JUDGE_KEY") as asked:
-        assert asked.judge(CASE).right is None
+    with judge(move, api_key_env="JUDGE_KEY") as endpoint_judge:
+        assert endpoint_judge.judge(CASE).right is None
     assert hosts == ["judge.example"]
 
 
-def test_an_endpoint_that_is_gone_is_given_up() -> None:
+def test_unreachable_endpoint_is_given_up() -> None:
     calls = 0
 
     def gone(request: httpx.Request) -> httpx.Response:
@@ -149,14 +149,14 @@ def test_an_endpoint_that_is_gone_is_given_up() -> None:
         calls += 1
         return httpx.Response(500)
 
-    with judge(gone, retries=0) as asked:
-        verdicts = asked.judge_all([CASE] * (GIVE_UP_AFTER + 5))
+    with judge(gone, retries=0) as endpoint_judge:
+        verdicts = endpoint_judge.judge_all([CASE] * (GIVE_UP_AFTER + 5))
     assert calls == GIVE_UP_AFTER
     assert [v.right for v in verdicts] == [None] * (GIVE_UP_AFTER + 5)
     assert "given up" in verdicts[-1].detail
 
 
-def test_only_variables_that_are_meant_for_a_judge_are_read() -> None:
+def test_only_judge_variables_are_read() -> None:
     for name in ("OMNI_R1_API_KEY", "HOME", "AWS_SECRET_ACCESS_KEY"):
         with pytest.raises(ValidationError):
             JudgeHyperparameters(url="http://judge.example", model="m", api_key_env=name)
@@ -196,11 +196,11 @@ def never_ends(connection: socket.socket) -> None:
 
 @contextmanager
 def endpoint(serve: Serve) -> Iterator[tuple[str, threading.Event]]:
-    """An endpoint of sockets, not of HTTP: its URL, and an event when it is asked."""
-    asked = threading.Event()
+    """A raw socket endpoint: its URL, and an event set on its first request."""
+    endpoint_judge = threading.Event()
 
     def one(connection: socket.socket) -> None:
-        asked.set()
+        endpoint_judge.set()
         with connection, suppress(OSError):
             serve(connection)
 
@@ -211,12 +211,12 @@ def endpoint(serve: Serve) -> Iterator[tuple[str, threading.Event]]:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, args=(listener,), daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", asked
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", endpoint_judge
         listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("serve", [never_answers, drips_its_head, drips_its_body, never_ends])
-def test_an_endpoint_that_does_not_end_is_left(serve: Serve) -> None:
+def test_endless_reply_is_abandoned(serve: Serve) -> None:
     with endpoint(serve) as (url, _):
         settings = JudgeHyperparameters(url=url, model="m", timeout_s=0.5, retries=1)
         verdict = EndpointJudge(settings, sleep=lambda _: None).judge(CASE)
@@ -225,12 +225,12 @@ def test_an_endpoint_that_does_not_end_is_left(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("serve", [never_answers, drips_its_body])
-def test_a_job_that_stops_waits_for_no_endpoint(serve: Serve) -> None:
-    with endpoint(serve) as (url, asked):
+def test_stopping_job_does_not_wait_for_endpoint(serve: Serve) -> None:
+    with endpoint(serve) as (url, endpoint_judge):
 
         class Stop:
             def __bool__(self) -> bool:
-                return asked.is_set()
+                return endpoint_judge.is_set()
 
         judge = EndpointJudge(JudgeHyperparameters(url=url, model="m", timeout_s=600), stop=Stop())
         with pytest.raises(JobStopped):
@@ -239,12 +239,12 @@ def test_a_job_that_stops_waits_for_no_endpoint(serve: Serve) -> None:
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b" " * (MAX_REPLY_BYTES + 1)])
 def test_an_odd_reply_is_no_verdict(body: bytes) -> None:
-    with judge(lambda request: httpx.Response(200, content=body)) as asked:
-        assert asked.judge(CASE).right is None
+    with judge(lambda request: httpx.Response(200, content=body)) as endpoint_judge:
+        assert endpoint_judge.judge(CASE).right is None
 
 
 def test_a_compressed_reply_is_not_unpacked() -> None:
     packed = gzip.compress(reply('{"correct": true}').content)
     with judge(lambda request: httpx.Response(200, stream=httpx.ByteStream(packed),
-                                              headers={"content-encoding": "gzip"})) as asked:  # fmt: skip
-        assert asked.judge(CASE).right is None
+                                              headers={"content-encoding": "gzip"})) as endpoint_judge:  # fmt: skip
+        assert endpoint_judge.judge(CASE).right is None

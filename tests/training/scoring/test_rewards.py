@@ -1,4 +1,4 @@
-"""Rewards against numbers worked out by hand, and what each guard takes away."""
+"""Rewards against numbers computed by hand, and the effect of each guard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import tiny_config
 from training.scoring.rewards import RewardBreakdown, Scorer, aggregate, changes_nothing, reward_metrics, score_all
 from training.spec.hyperparameters import RewardHyperparameters
 
-# Code 0 is (0, 0), 1 is (1, 0), 2 is (0, 3), 3 is (4, 4); the others are far away. A picture is 2 x 2 codes.
+# Code 0 is (0, 0), 1 is (1, 0), 2 is (0, 3), 3 is (4, 4); the others are far away. An image is 2 x 2 codes.
 BOOK = torch.cat([torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0], [4.0, 4.0]]), torch.full((60, 2), 50.0)])
 MIXED = (0, 1, 2, 3)
 
@@ -38,24 +38,24 @@ def response(*images: Sequence[int] | None, answer: str = "red", texts: Sequence
     return template().response_ids(steps, answer)
 
 
-def test_the_score_of_a_picture_is_worked_out_by_hand() -> None:
+def test_image_score_by_hand() -> None:
     # rows (0,0)-(1,0) and (0,3)-(4,4): squared distances 1 and 16 + 1 = 17, mean 9
     # columns (0,0)-(0,3) and (1,0)-(4,4): 9 and 9 + 16 = 25, mean 17; E_2D = (9 + 17) / 2 = 13; tau 13: s = 1/2
-    picture = scorer(Perception(tau=13.0)).score_picture(MIXED)
-    assert picture.energy == pytest.approx(13.0)
-    assert picture.score == pytest.approx(0.5)
-    assert picture.verdict == "ok"
-    assert scorer(Perception(tau=3.0)).score_picture(MIXED).score == pytest.approx(3.0 / 16.0)
+    image = scorer(Perception(tau=13.0)).score_image(MIXED)
+    assert image.energy == pytest.approx(13.0)
+    assert image.score == pytest.approx(0.5)
+    assert image.verdict == "ok"
+    assert scorer(Perception(tau=3.0)).score_image(MIXED).score == pytest.approx(3.0 / 16.0)
 
 
-def test_tau_can_be_set_and_the_checkpoints_cap_stays() -> None:
+def test_tau_override_keeps_the_cap() -> None:
     own = Perception(tau=99.0, energy_p95=26.0)
-    # smoother than the reference (13 < 26): it scores as one of 26 would: 1 / (1 + 26/13) = 1/3
-    picture = scorer(own, tau=13.0).score_picture(MIXED)
-    assert (picture.score, picture.verdict) == (pytest.approx(1 / 3), "capped")
+    # smoother than the reference (13 < 26), so it scores like 26: 1 / (1 + 26/13) = 1/3
+    image = scorer(own, tau=13.0).score_image(MIXED)
+    assert (image.score, image.verdict) == (pytest.approx(1 / 3), "capped")
 
 
-def test_the_reward_is_the_weighted_sum() -> None:
+def test_reward_is_the_weighted_sum() -> None:
     got = scorer(Perception(tau=13.0)).score(response(MIXED, (0, 2, 1, 3)), "red")
     # the second: rows (0,0)-(0,3) 9, (1,0)-(4,4) 25: 17; columns 1 and 17: 9; 13 again
     assert (got.accuracy, got.format, got.perception) == (1.0, 1.0, pytest.approx(0.5))
@@ -63,83 +63,83 @@ def test_the_reward_is_the_weighted_sum() -> None:
     assert got.answer == "red"
 
 
-def test_a_wrong_answer_keeps_what_format_and_pictures_earn() -> None:
+def test_wrong_answer_keeps_format_and_perception() -> None:
     got = scorer(Perception(tau=13.0)).score(response(MIXED, answer="blue"), "red")
     assert got.total == pytest.approx(0.095 + 0.05 * 0.5)
 
 
-def test_no_picture_earns_no_perception_and_so_less_than_one() -> None:
+def test_no_image_earns_no_perception() -> None:
     without = scorer().score(response(None), "red")
     assert without.perception == 0.0
     assert without.total == pytest.approx(0.95)
     assert without.total < scorer().score(response(MIXED), "red").total
 
 
-def test_a_blank_picture_scores_zero_though_it_is_the_smoothest() -> None:
-    picture = scorer().score_picture((1, 1, 1, 1))
-    assert picture.energy == 0.0
-    assert (picture.score, picture.verdict) == (0.0, "flat")
-    assert scorer().score_picture((1, 1, 1, 0)).verdict == "flat"  # 3 of 4 are more than half
-    assert scorer().score_picture((1, 1, 0, 0)).verdict == "ok"
+def test_blank_image_scores_zero() -> None:
+    image = scorer().score_image((1, 1, 1, 1))
+    assert image.energy == 0.0
+    assert (image.score, image.verdict) == (0.0, "flat")
+    assert scorer().score_image((1, 1, 1, 0)).verdict == "flat"  # 3 of 4 are more than half
+    assert scorer().score_image((1, 1, 0, 0)).verdict == "ok"
     flat_world = Perception(flat_share_max=0.7)  # its references are that flat: only more than .8 is blank
-    assert scorer(flat_world).score_picture((1, 1, 1, 0)).verdict == "ok"
+    assert scorer(flat_world).score_image((1, 1, 1, 0)).verdict == "ok"
 
 
-def test_a_copy_of_the_picture_before_scores_zero() -> None:
+def test_copied_image_scores_zero() -> None:
     got = scorer().score(response(MIXED, MIXED), "red")
-    assert [p.verdict for p in got.pictures] == ["ok", "copied"]
-    assert got.perception == pytest.approx(got.pictures[0].score / 2)
+    assert [p.verdict for p in got.images] == ["ok", "copied"]
+    assert got.perception == pytest.approx(got.images[0].score / 2)
     of_the_question = scorer().score(response(MIXED), "red", seen=MIXED)
-    assert [p.verdict for p in of_the_question.pictures] == ["copied"]
-    assert scorer().score(response(MIXED), "red", seen=(0, 1, 2, 2)).pictures[0].verdict == "ok"
+    assert [p.verdict for p in of_the_question.images] == ["copied"]
+    assert scorer().score(response(MIXED), "red", seen=(0, 1, 2, 2)).images[0].verdict == "ok"
 
 
-def test_a_step_that_changes_nothing_may_copy() -> None:
+def test_step_without_change_may_copy() -> None:
     kept = scorer().score(response(MIXED, MIXED), "red", identity_steps={2})
-    assert [p.verdict for p in kept.pictures] == ["ok", "ok"]
+    assert [p.verdict for p in kept.images] == ["ok", "ok"]
     named = scorer().score(response(MIXED, MIXED, texts=["I look", "ZOOM(0,0,1,1)"]), "red")
-    assert [p.verdict for p in named.pictures] == ["ok", "ok"]
+    assert [p.verdict for p in named.images] == ["ok", "ok"]
     assert changes_nothing("I wait: PRED(no change)")
     assert not changes_nothing("PRED(up)")
     assert not changes_nothing("ZOOM(0,0,1,0.5)")
 
 
-def test_a_share_of_equal_codes_can_be_set() -> None:
-    assert scorer(copied_share=0.75).score_picture(MIXED, (0, 1, 2, 2)).verdict == "copied"
-    assert scorer(copied_share=0.76).score_picture(MIXED, (0, 1, 2, 2)).verdict == "ok"
+def test_copied_share_is_configurable() -> None:
+    assert scorer(copied_share=0.75).score_image(MIXED, (0, 1, 2, 2)).verdict == "copied"
+    assert scorer(copied_share=0.76).score_image(MIXED, (0, 1, 2, 2)).verdict == "ok"
 
 
-def test_a_picture_cut_short_scores_zero_and_fails_the_format() -> None:
+def test_incomplete_image_scores_zero_and_fails_format() -> None:
     ids = response(MIXED, (0, 2, 1, 3))
     eoi = template().vocab.eoi_id
     cut = ids[: [i for i, token in enumerate(ids) if token == eoi][1] - 1]  # one code is missing
     got = scorer(Perception(tau=13.0)).score(cut, "red")
-    assert [p.verdict for p in got.pictures] == ["ok", "malformed"]
-    assert math.isnan(got.pictures[1].energy)
+    assert [p.verdict for p in got.images] == ["ok", "malformed"]
+    assert math.isnan(got.images[1].energy)
     assert got.format == 0.0
     assert got.perception == pytest.approx(0.25)
     assert got.total == pytest.approx(0.05 * 0.25)
 
 
-def test_a_response_without_its_end_fails_the_format_and_keeps_its_answer() -> None:
+def test_response_without_end_keeps_its_answer() -> None:
     got = scorer().score(response(None)[:-1], "red")
     assert (got.accuracy, got.format) == (1.0, 0.0)
 
 
-def test_the_smallest_score_can_be_taken_instead_of_the_mean() -> None:
+def test_minimum_can_replace_the_mean() -> None:
     assert aggregate([0.2, 0.6]) == pytest.approx(0.4)
     assert aggregate([0.2, 0.6], "min") == 0.2
     assert aggregate([]) == 0.0
 
 
-def test_the_tagged_template_is_scored_by_its_own_rules() -> None:
+def test_tagged_template_has_its_own_format() -> None:
     tagged = Scorer(template("tagged"), BOOK, Perception(tau=13.0))
     ids = template("tagged").response_ids([StepPart("I look", MIXED)], "red")
     assert tagged.score(ids, "red").total == pytest.approx(0.855 + 0.095 + 0.025)
     assert tagged.score(response(MIXED), "red").format == 0.0  # the plain template's marks
 
 
-def test_scoring_errors_are_counted_and_never_scored() -> None:
+def test_scoring_errors_are_counted() -> None:
     fine = RewardBreakdown(1.0, 1.0, 1.0, 1.0)
 
     def broken() -> RewardBreakdown:
@@ -151,7 +151,7 @@ def test_scoring_errors_are_counted_and_never_scored() -> None:
     assert scores.error_share == 0.5
 
 
-def test_metrics_are_means_spreads_and_shares_of_pictures() -> None:
+def test_metrics_are_means_spreads_and_shares() -> None:
     one = scorer(Perception(tau=13.0)).score(response(MIXED, MIXED), "red")  # ok, copied
     other = scorer(Perception(tau=13.0)).score(response((1, 1, 1, 1), None, answer="blue"), "red")  # flat
     values = reward_metrics([one, other])

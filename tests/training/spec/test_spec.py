@@ -1,4 +1,4 @@
-"""Specifications are strict, complete and the same after a round trip."""
+"""Specifications are strict, complete and survive a round trip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def minimal(method: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resolves_all_defaults_and_reads_itself_back(method: str) -> None:
+def test_resolved_specifications_round_trip(method: str) -> None:
     spec = parse_spec(minimal(method))
     resolved = json.loads(json.dumps(spec.resolved()))
     assert resolved["hyperparameters"]
@@ -32,25 +32,25 @@ def test_every_method_resolves_all_defaults_and_reads_itself_back(method: str) -
     assert parse_spec(resolved) == spec
 
 
-def test_the_example_of_the_api_is_accepted() -> None:
+def test_api_example_is_accepted() -> None:
     spec = parse_spec({**PESFT, "hyperparameters": {"steps": 4}, "seed": 1, "activate": True})
     assert isinstance(spec, PeSFTSpec)
     assert (spec.hyperparameters.steps, spec.seed, spec.activate) == (4, 1, True)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_whole_specification(name: str) -> None:
+def test_every_preset_is_a_complete_specification(name: str) -> None:
     preset = PRESETS[name]
     assert parse_spec(preset.spec).resolved()
     assert preset.title
     assert preset.what
 
 
-def test_three_presets_are_offered_as_cards() -> None:
+def test_three_presets_are_cards() -> None:
     assert [p.name for p in PRESETS.values() if p.card] == ["nano-pesft", "nano-perpo", "nano-zero"]
 
 
-def test_the_upstream_preset_is_the_authors_code() -> None:
+def test_upstream_preset_matches_authors_code() -> None:
     spec = parse_spec(PRESETS["upstream"].spec)
     assert isinstance(spec, PeSFTSpec)
     h = spec.hyperparameters
@@ -83,20 +83,20 @@ def test_the_upstream_preset_is_the_authors_code() -> None:
         ({"data": {**WORLD, "first_seed": SPEC_EVAL_SEEDS - 10}}, "evaluation"),
     ],
 )
-def test_what_is_wrong_is_refused_and_named(change: dict[str, Any], place: str) -> None:
+def test_errors_are_rejected_and_named(change: dict[str, Any], place: str) -> None:
     with pytest.raises(ValidationError) as caught:
         parse_spec({**PESFT, **change})
     assert place in str(caught.value)
 
 
-def test_a_benchmark_may_use_evaluation_seeds_and_activates_nothing() -> None:
+def test_benchmark_allows_evaluation_seeds() -> None:
     job = {**PESFT, "method": "benchmark", "data": {**WORLD, "first_seed": SPEC_EVAL_SEEDS}}
     assert parse_spec(job).resolved()["data"]["first_seed"] == SPEC_EVAL_SEEDS
     with pytest.raises(ValidationError, match="activated"):
         parse_spec({**job, "activate": True})
 
 
-def test_a_pipeline_wants_data_for_each_stage_and_knows_its_order() -> None:
+def test_pipeline_needs_data_for_each_stage() -> None:
     spec = parse_spec(minimal("pipeline"))
     assert isinstance(spec, PipelineSpec)
     assert spec.stages == ["pesft", "perpo", "benchmark"]
@@ -111,11 +111,11 @@ def test_a_pipeline_wants_data_for_each_stage_and_knows_its_order() -> None:
         parse_spec({**after_zero, "data": {**zero, "pesft": WORLD}})
 
 
-def test_the_evaluation_seeds_are_those_of_the_world() -> None:
+def test_evaluation_seeds_match_the_world() -> None:
     assert SPEC_EVAL_SEEDS == EVAL_SEED_MIN
 
 
-def test_a_specification_is_read_without_torch() -> None:
+def test_specifications_parse_without_torch() -> None:
     script = (
         "import sys, training.spec.spec, training.jobs.log, training.jobs.context; sys.exit('torch' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""Two checkpoints on the same tasks: what is counted, what is paired, and what the command leaves."""
+"""Two checkpoints on the same tasks: measures, pairing, and the command's output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import SHIPPED
 from tests.tiny import make_drawing_checkpoint
 from training.benchmark.evaluate import evaluation_tasks
-from training.data.token_sets import EncodedTask, PictureCoder, encode_tasks
-from training.studies import compare_images as compare_pictures
+from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
+from training.studies import compare_images as compare_images
 from training.studies.compare_images import Look, look_at_drawings, main, table
 from training.studies.side_by_side import Row, side_by_side
 from training.world.world import make_task
@@ -27,24 +27,22 @@ def shipped() -> LoadedCheckpoint:
 
 
 def answered_with(monkeypatch: pytest.MonkeyPatch, traces: list[EncodedTask], loaded: LoadedCheckpoint) -> None:
-    """Let the checkpoint answer as these traces do."""
+    """Patch the checkpoint to answer with these traces."""
     given = []
     for trace in traces:
         rendered = trace.render(loaded.template)
         start = rendered.loss_mask.index(1)
         given.append((trace.image, SimpleNamespace(token_ids=rendered.ids[start:])))
-    monkeypatch.setattr(compare_pictures, "ask", lambda *_: given)
+    monkeypatch.setattr(compare_images, "ask", lambda *_: given)
 
 
-def test_the_reference_drawn_back_has_the_references_measures(
-    shipped: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redrawn_reference_has_equal_measures(shipped: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = evaluation_tasks(4)
     assert shipped.vq is not None
-    known = encode_tasks(tasks, PictureCoder(shipped.vq))
+    known = encode_tasks(tasks, ImageCoder(shipped.vq))
     answered_with(monkeypatch, known, shipped)
     look, reference = look_at_drawings(shipped, tasks, known)
-    assert look.pictures == reference.pictures
+    assert look.images == reference.images
     for name in ("energy", "changed", "distinct", "drawings_right"):  # of codes, and verdicts
         assert look.parts[name] == reference.parts[name]
     for (mine, count), (theirs, same) in zip(look.parts["outside_ink"], reference.parts["outside_ink"], strict=True):
@@ -55,12 +53,10 @@ def test_the_reference_drawn_back_has_the_references_measures(
     assert all(row.right for row in look.rows)
 
 
-def test_a_copy_changes_no_code_and_is_far_from_the_reference(
-    shipped: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copy_changes_no_code(shipped: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [make_task("operational", 1_000_000_003, family="rotate")]
     assert shipped.vq is not None
-    known = encode_tasks(tasks, PictureCoder(shipped.vq))
+    known = encode_tasks(tasks, ImageCoder(shipped.vq))
     copied = EncodedTask(
         known[0].question, known[0].image, tuple((t, s, known[0].image) for t, s, _ in known[0].steps), "nothing"
     )
@@ -73,9 +69,7 @@ def test_a_copy_changes_no_code_and_is_far_from_the_reference(
     assert look.parts["accuracy"] == [(0.0, 1.0)]
 
 
-def test_the_command_compares_and_leaves_numbers_plots_and_a_sheet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_writes_numbers_plots_and_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = make_drawing_checkpoint(tmp_path / "one")
     two = make_drawing_checkpoint(tmp_path / "two", seed=1)
     out = tmp_path / "out"
@@ -97,7 +91,7 @@ def test_the_command_compares_and_leaves_numbers_plots_and_a_sheet(
     assert table(result, ("a", "b")) in printed
 
 
-def test_the_sheet_shows_the_first_task_of_each_family_and_frames_by_verdict() -> None:
+def test_sheet_shows_one_task_per_family() -> None:
     tasks = [make_task("natural", 5, family="find"), make_task("natural", 6, family="find")]
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
     rows = [Row(task, grey, [(grey, True), (grey, False)], "red", True) for task in tasks]
@@ -107,7 +101,7 @@ def test_the_sheet_shows_the_first_task_of_each_family_and_frames_by_verdict() -
     assert {(0, 140, 60), (205, 40, 40), (128, 128, 128)} <= colours
 
 
-def test_a_look_keeps_the_measures_of_every_task_apart() -> None:
+def test_look_keeps_measures_per_task() -> None:
     look = Look()
     look.add({"energy": (1.0, 2.0)})
     look.add({"energy": (3.0, 1.0)})

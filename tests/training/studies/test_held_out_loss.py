@@ -1,4 +1,4 @@
-"""Losses on traces that were not trained on: the training loop's own, task by task, and a map fitted apart."""
+"""Losses on unseen traces: equal to the training loop's, per task, plus a fitted map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.studies.held_out_loss import W_FILE, held_out_losses, saved_projec
 
 
 def traces(count: int, first: int = 0) -> list[EncodedTask]:
-    """Made-up traces of one to three pictures of four codes."""
+    """Artificial traces of one to three images of four codes."""
     rng = np.random.default_rng(first)
     codes = [[tuple(rng.integers(64, size=4).tolist()) for _ in range(4)] for _ in range(count)]
     return [
@@ -33,7 +33,7 @@ def loaded(tmp_path: Path) -> LoadedCheckpoint:
     return load_checkpoint(make_tiny_checkpoint(tmp_path / "tiny"))
 
 
-def test_the_sums_are_those_of_the_training_loss(loaded: LoadedCheckpoint) -> None:
+def test_sums_equal_the_training_loss(loaded: LoadedCheckpoint) -> None:
     tasks = traces(20)  # more than one forward
     torch.manual_seed(0)
     projection = nn.Linear(64, 8)
@@ -53,15 +53,15 @@ def test_the_sums_are_those_of_the_training_loss(loaded: LoadedCheckpoint) -> No
     assert [count for _, count in found.image] == [4.0 * (1 + n % 3) for n in range(20)]
 
 
-def test_without_a_saved_w_the_own_loss_is_missing_and_the_fitted_one_is_there(loaded: LoadedCheckpoint) -> None:
+def test_missing_w_leaves_the_fitted_loss(loaded: LoadedCheckpoint) -> None:
     assert saved_projection(loaded.folder) is None
     found = held_out_losses(loaded, traces(4), traces(8, first=1))
     assert found.perception is None
     assert all(total > 0 for total, _ in found.perception_fitted)
 
 
-def test_the_fitted_map_finds_a_linear_relation_that_is_there(loaded: LoadedCheckpoint) -> None:
-    # Pictures of one code of eight throughout: the state that reads it tells the next one, the first position aside.
+def test_fitted_map_finds_a_linear_relation(loaded: LoadedCheckpoint) -> None:
+    # Images of one code of eight each: the state reading it determines the next one, except at the first position.
     rng = np.random.default_rng(0)
     same = [EncodedTask("Where?", (0,) * 4, (("Step.", "", (int(c),) * 4),), "red") for c in rng.integers(8, size=160)]
     mixed = [replace(task, steps=(("Step.", "", tuple(rng.integers(8, size=4).tolist())),)) for task in same]
@@ -71,7 +71,7 @@ def test_the_fitted_map_finds_a_linear_relation_that_is_there(loaded: LoadedChec
     assert left[1][0] / left[1][1] > 0.9 * apart.spread
 
 
-def test_a_trace_beyond_the_context_counts_nothing_and_moves_no_other(loaded: LoadedCheckpoint) -> None:
+def test_too_long_trace_is_skipped(loaded: LoadedCheckpoint) -> None:
     short = traces(3)
     long = replace(short[0], question="Where? " * 600)
     found = held_out_losses(loaded, [short[0], long, short[1]], traces(4, first=1))

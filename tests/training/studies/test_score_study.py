@@ -1,4 +1,4 @@
-"""The study of the perception score: its statistics by hand, and one run on a tiny checkpoint."""
+"""The study of the perception score: statistics by hand, and one run on a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def drawing(task: int, energy: float, right: bool, *, step: int = 1, family: str
     return Drawing(task, family, step, energy, 1 / (1 + energy), "ok", right)
 
 
-def test_auc_counts_pairs_and_halves_of_ties() -> None:
+def test_auc_counts_pairs_and_ties() -> None:
     # of the pairs (3,1) (3,2) (2,1) (2,2): three are won, one is a tie
     assert auc([3.0, 2.0], [1.0, 2.0]) == pytest.approx(3.5 / 4)
     assert auc([1.0], [2.0]) == 0.0
     assert auc([1.0], []) is None
 
 
-def test_only_drawings_of_one_step_of_one_task_are_paired() -> None:
-    # Task 0, step 1: right 1.0 against wrong 2.0 (won) and .5 (lost); step 2 and task 1 have no wrong or no right one.
+def test_pairs_share_step_and_task() -> None:
+    # Task 0, step 1: right 1.0 against wrong 2.0 (won) and .5 (lost); step 2 and task 1 lack a wrong or a right one.
     found = [drawing(0, 1.0, True), drawing(0, 2.0, False), drawing(0, 0.5, False), drawing(0, 3.0, True, step=2)]
     found += [drawing(1, 9.0, False)]
     result = _same_step(found, lambda d: -d.energy)
@@ -42,7 +42,7 @@ def test_only_drawings_of_one_step_of_one_task_are_paired() -> None:
     assert result["right_higher"][0] == 0.5
 
 
-def test_the_interval_of_the_auc_holds_it_and_narrows_with_the_tasks() -> None:
+def test_auc_interval_narrows_with_tasks() -> None:
     def spread(tasks: int) -> float:
         found = [drawing(t, 1.0 + (7 * t + k) % 5 - k, k == 1) for t in range(tasks) for k in (0, 1)]
         value, low, high = _against(found, lambda d: -d.energy)["auc"]
@@ -51,13 +51,11 @@ def test_the_interval_of_the_auc_holds_it_and_narrows_with_the_tasks() -> None:
 
     assert spread(200) < 0.6 * spread(30)
     two = [drawing(t, float(k), k == 1) for t in (0, 1) for k in (0, 1)]
-    assert _against(two, lambda d: -d.energy)["auc"] is None  # two tasks: no interval would mean anything
+    assert _against(two, lambda d: -d.energy)["auc"] is None  # two tasks are too few for an interval
     assert _against([*two, drawing(2, 0.0, False), drawing(2, 1.0, True)], lambda d: d.energy)["auc"][0] == 1.0
 
 
-def test_a_study_tells_drawings_from_stand_ins_and_its_scores_rise_with_tau(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_study_separates_drawings_from_stand_ins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = load_checkpoint(make_drawing_checkpoint(tmp_path / "draws"))
     tasks = study_tasks(4)
     drawings = sample_drawings(loaded, tasks, rollouts=2)

@@ -1,4 +1,4 @@
-"""The checkers' calibration: right drawings pass, wrong ones fail, after the tokenizer's losses.
+"""Calibration of the checkers: right drawings pass, wrong ones fail, despite the tokenizer's losses.
 
 The full table of 500 tasks a family: `OMNI_R1_CALIBRATION=500 pytest tests/training/world/test_checkers.py`, or
 `python -m training.world.calibrate --checkpoint model/nano/nano-base`.
@@ -24,7 +24,7 @@ ALL = [(slice_, family) for slice_, families in FAMILIES.items() for family in f
 
 def _holds(slice_: str, family: str, round_trip: RoundTrip) -> None:
     shares = pass_shares(slice_, family, round_trip, num_tasks=NUM_TASKS)
-    # A small sample may hold one odd case more than the share allows.
+    # A small sample may have one outlier above the share.
     slack = 0.0 if NUM_TASKS >= 200 else 1 / NUM_TASKS
     assert shares["reference"] >= 0.99 - slack
     assert max(shares[kind] for kind in KINDS[1:]) <= 0.01 + slack, shares
@@ -36,26 +36,26 @@ def test_right_drawings_pass_and_wrong_ones_fail(slice_: str, family: str) -> No
 
 
 @pytest.mark.parametrize(("slice_", "family"), ALL)
-def test_the_calibration_holds_after_the_shipped_tokenizer(slice_: str, family: str) -> None:
+def test_calibration_holds_after_shipped_tokenizer(slice_: str, family: str) -> None:
     _holds(slice_, family, tokenizer_round_trip(NANO_BASE))
 
 
-def test_every_reference_of_the_hard_level_passes() -> None:
+def test_hard_level_references_pass() -> None:
     for slice_, family in ALL:
         for seed in range(5):
             task = make_task(slice_, seed, family=family, level="hard")
-            pictures = plain([task.image, *(step.image for step in task.steps)])
-            for k in range(1, len(pictures)):
-                assert check_step(task, k, pictures[k - 1], pictures[k]), (family, seed, k)
+            images = plain([task.image, *(step.image for step in task.steps)])
+            for k in range(1, len(images)):
+                assert check_step(task, k, images[k - 1], images[k]), (family, seed, k)
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_image_of_other_size_is_rejected() -> None:
     task = make_task("natural", 1)
     with pytest.raises(ValueError, match="64x64"):
         check_step(task, 1, task.image, Image.new("RGB", (32, 32)))
 
 
-def test_the_change_outside_the_ink_sees_the_background_and_not_the_mark() -> None:
+def test_change_outside_ink_ignores_the_mark() -> None:
     before = Image.new("RGB", (64, 64), "white")
     marked = before.copy()
     marked.paste(INK, (10, 10, 30, 30))

@@ -1,4 +1,4 @@
-"""The world: pure, balanced, honest about its seeds, and drawn as its rules say."""
+"""The world: pure, balanced, safe about its seeds, and drawn according to its rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from training.skills import Action, apply
 from training.world import operational
 from training.world.drills import KINDS, make_drill
-from training.world.scenes import random_picture
+from training.world.scenes import random_image
 from training.world.task import LineTarget
 from training.world.world import (
     EVAL_SEED_MIN,
@@ -37,7 +37,7 @@ def test_every_slice_has_at_least_three_families() -> None:
 
 @each_family
 @pytest.mark.parametrize("level", ["normal", "hard"])
-def test_a_task_is_a_pure_function_of_its_seed(slice_: str, family: str, level: str) -> None:
+def test_task_is_a_pure_function_of_seed(slice_: str, family: str, level: str) -> None:
     for seed in (0, 12_345, EVAL_SEED_MIN + 7):
         one, two = (make_task(slice_, seed, family=family, level=level) for _ in range(2))
         assert (one.question, one.answer, one.image.tobytes()) == (two.question, two.answer, two.image.tobytes())
@@ -47,7 +47,7 @@ def test_a_task_is_a_pure_function_of_its_seed(slice_: str, family: str, level: 
 
 
 @each_family
-def test_questions_texts_and_answers_keep_to_their_form(slice_: str, family: str) -> None:
+def test_questions_texts_and_answers_are_well_formed(slice_: str, family: str) -> None:
     for seed in range(100):
         task = make_task(slice_, seed, family=family)
         assert 1 <= len(task.steps) <= 4
@@ -63,7 +63,7 @@ def test_questions_texts_and_answers_keep_to_their_form(slice_: str, family: str
 
 
 @each_family
-def test_each_steps_picture_is_its_action_on_the_one_before(slice_: str, family: str) -> None:
+def test_step_image_is_action_on_previous(slice_: str, family: str) -> None:
     for seed in range(30):
         task = make_task(slice_, seed, family=family)
         previous = task.image
@@ -77,7 +77,7 @@ def test_each_steps_picture_is_its_action_on_the_one_before(slice_: str, family:
 
 
 @each_family
-def test_no_answer_is_given_much_more_often_than_chance(slice_: str, family: str) -> None:
+def test_no_answer_is_much_too_frequent(slice_: str, family: str) -> None:
     tasks = [make_task(slice_, seed, family=family) for seed in range(400)]
     expected: Counter[str] = Counter()
     for task in tasks:
@@ -87,13 +87,13 @@ def test_no_answer_is_given_much_more_often_than_chance(slice_: str, family: str
     assert count < 1.5 * expected[most] + 10
 
 
-def test_the_hard_level_is_longer() -> None:
+def test_hard_level_is_longer() -> None:
     for slice_, family in (("operational", "walker"), ("natural", "count")):
         normal = max(len(make_task(slice_, seed, family=family).steps) for seed in range(40))
         assert min(len(make_task(slice_, seed, family=family, level="hard").steps) for seed in range(40)) > normal
 
 
-def test_a_task_id_finds_its_task() -> None:
+def test_task_id_finds_its_task() -> None:
     task = make_task("natural", EVAL_SEED_MIN + 123)
     assert task.task_id == "natural-1000000123"
     assert parse_task_id(task.task_id) == ("natural", "normal", 1_000_000_123)
@@ -102,12 +102,12 @@ def test_a_task_id_finds_its_task() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "natural", "nature-1", "natural--1", "natural-99999999999999999", "natural-1 "])
-def test_anything_else_is_no_task_id(text: str) -> None:
+def test_invalid_task_ids_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="not a task id"):
         parse_task_id(text)
 
 
-def test_evaluation_seeds_may_not_train() -> None:
+def test_evaluation_seeds_must_not_train() -> None:
     assert require_training_seed(EVAL_SEED_MIN - 1) == EVAL_SEED_MIN - 1
     for seed in (EVAL_SEED_MIN, -1):
         with pytest.raises(ValueError, match="evaluation"):
@@ -117,12 +117,12 @@ def test_evaluation_seeds_may_not_train() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**53])
-def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+def test_seed_out_of_range_is_rejected(seed: int) -> None:
     with pytest.raises(ValueError, match="outside"):
         make_task("natural", seed)
 
 
-def test_blocks_slide_until_something_stops_them() -> None:
+def test_blocks_slide_until_they_hit_something() -> None:
     cells = (("red", "empty", "blue"), ("empty", "green", "empty"), ("empty", "empty", "empty"))
     assert operational.slide(cells, "down") == (
         ("empty", "empty", "empty"),
@@ -132,7 +132,7 @@ def test_blocks_slide_until_something_stops_them() -> None:
     assert operational.slide(cells, "right")[0] == ("empty", "red", "blue")
 
 
-def test_a_quarter_turn_right_brings_the_upper_left_to_the_upper_right() -> None:
+def test_quarter_turn_moves_upper_left_right() -> None:
     cells = (("red", "blue"), ("green", "cyan"))
     assert operational.turn(cells, "turn right") == (("green", "red"), ("cyan", "blue"))
     assert operational.turn(operational.turn(cells, "turn right"), "turn left") == cells
@@ -140,7 +140,7 @@ def test_a_quarter_turn_right_brings_the_upper_left_to_the_upper_right() -> None
 
 
 @pytest.mark.parametrize("family", ["extend", "bounce"])
-def test_the_black_line_on_the_picture_really_points_where_the_ink_goes(family: str) -> None:
+def test_black_line_points_at_the_ink(family: str) -> None:
     for seed in range(200):
         task = make_task("diagrammatic", seed, family=family)
         target = task.steps[0].target
@@ -152,29 +152,29 @@ def test_the_black_line_on_the_picture_really_points_where_the_ink_goes(family: 
         assert abs(away[0] * direction[1] - away[1] * direction[0]) < 5  # a dot's radius is 7
 
 
-def test_pictures_for_the_tokenizer_are_broad_and_repeatable() -> None:
-    pictures = [random_picture(Random(seed)) for seed in range(200)]
-    assert {picture.size for picture in pictures} == {(64, 64)}
-    assert {picture.mode for picture in pictures} == {"RGB"}
-    assert sum(len(picture.getcolors(4096) or [()]) == 1 for picture in pictures) >= 1  # flat ones among them
-    assert random_picture(Random(7)).tobytes() == random_picture(Random(7)).tobytes()
+def test_tokenizer_images_are_broad_and_repeatable() -> None:
+    images = [random_image(Random(seed)) for seed in range(200)]
+    assert {image.size for image in images} == {(64, 64)}
+    assert {image.mode for image in images} == {"RGB"}
+    assert sum(len(image.getcolors(4096) or [()]) == 1 for image in images) >= 1  # including flat ones
+    assert random_image(Random(7)).tobytes() == random_image(Random(7)).tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_drill_is_repeatable_and_never_an_interleaved_chain(kind: str) -> None:
+def test_drill_is_repeatable_and_not_interleaved(kind: str) -> None:
     for seed in range(60):
         one, two = make_drill(seed, kind=kind), make_drill(seed, kind=kind)
         assert (one.prompt_text, one.steps, one.answer) == (two.prompt_text, two.steps, two.answer)
-        pictures = [part for part in one.response if isinstance(part, Image.Image)]
-        assert len(pictures) == (1 if kind in ("picture", "copy", "draw", "move") else 0)
+        images = [part for part in one.response if isinstance(part, Image.Image)]
+        assert len(images) == (1 if kind in ("picture", "copy", "draw", "move") else 0)
         assert one.response
         assert (one.image is None) == (kind == "picture")
         if kind == "draw":
             assert one.image is not None
-            assert pictures[0].tobytes() != one.image.tobytes()
+            assert images[0].tobytes() != one.image.tobytes()
 
 
-def test_the_world_imports_without_torch_and_fast() -> None:
+def test_world_imports_fast_without_torch() -> None:
     code = (
         "import sys, time; start = time.process_time(); import training.world.world, training.world.checkers, "
         "training.skills, training.scoring.grading; assert 'torch' not in sys.modules; "

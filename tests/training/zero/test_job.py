@@ -11,10 +11,10 @@ import torch
 
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.tiny import make_tiny_checkpoint
-from tests.training.contexts import StopAfter, job, told
+from tests.training.contexts import StopAfter, events_of, job
 from tests.training.zero.test_visualiser import DATA, SETTINGS
 from training.data.samples import EncodedSample, SampleEncoder
-from training.data.token_sets import PictureCoder, id_to_code
+from training.data.token_sets import ImageCoder, id_to_code
 from training.data.traces import TraceSample, read_traces
 from training.jobs.context import JobError, JobStopped
 from training.pesft import job as pesft
@@ -29,7 +29,7 @@ def zero_job(folder: Path, base: Path, **more: Any) -> Any:
     return job(folder, {"method": "zero", "data": DATA, "hyperparameters": hyper}, base, **more)
 
 
-def test_the_traces_are_a_data_set_that_pesft_reads_with_the_very_codes(tmp_path: Path, base: Path) -> None:
+def test_pesft_reads_traces_with_exact_codes(tmp_path: Path, base: Path) -> None:
     ctx = zero_job(tmp_path / "job", base)
     result = zero.run(ctx)
     drawn = [DrawnChain.from_json(json.loads(line)) for line in
@@ -39,37 +39,37 @@ def test_the_traces_are_a_data_set_that_pesft_reads_with_the_very_codes(tmp_path
     assert len(samples) == len(whole) == result["accepted"] > 0
     loaded = load_checkpoint(base, template="tagged")
     assert loaded.vq is not None
-    encoded = SampleEncoder(PictureCoder(loaded.vq), loaded.vocab).encode(samples)
+    encoded = SampleEncoder(ImageCoder(loaded.vq), loaded.vocab).encode(samples)
     for one, sample in zip(whole, encoded, strict=True):
         assert isinstance(sample, EncodedSample)
         assert (sample.question, sample.answer, sample.images) == (one.question, one.answer, (one.question_codes,))
-        assert [(text, codes) for text, _, codes in sample.steps] == [(s.text, s.picture) for s in one.steps]
+        assert [(text, codes) for text, _, codes in sample.steps] == [(s.text, s.image) for s in one.steps]
         ids = sample.render(loaded.template).ids
-        assert ids.count(loaded.vocab.thought_open_id) == 2  # the template of Zero: told in the prompt, then used
+        assert ids.count(loaded.vocab.thought_open_id) == 2  # the template of Zero: mentioned in the prompt, then used
         assert (id_to_code(loaded.vocab)[torch.tensor(ids)] >= 0).sum() == 16 * (1 + len(one.steps))
 
 
-def test_the_job_tells_a_report_a_sheet_and_samples(tmp_path: Path, base: Path) -> None:
+def test_job_logs_report_sheet_and_samples(tmp_path: Path, base: Path) -> None:
     ctx = zero_job(tmp_path / "job", base)
     zero.run(ctx)
-    (report,) = [r for r in told(ctx, "report") if r["kind"] == "bootstrapping"]
+    (report,) = [r for r in events_of(ctx, "report") if r["kind"] == "bootstrapping"]
     assert (ctx.folder / report["contact_sheet"]).stat().st_size > 0
     assert report["chains"] == 6
-    assert 0 < report["checkers"]["judged"] <= report["pictures_drawn"]  # merged steps have no right picture
-    samples = told(ctx, "sample")
+    assert 0 < report["checkers"]["judged"] <= report["pictures_drawn"]  # merged steps have no right image
+    samples = events_of(ctx, "sample")
     assert samples
     assert all((ctx.folder / step["image"]).exists() for sample in samples for step in sample["steps"])
-    assert [p["step"] for p in told(ctx, "progress")] == [0, 4, 6]
+    assert [p["step"] for p in events_of(ctx, "progress")] == [0, 4, 6]
 
 
-def test_a_stopped_job_goes_on_and_ends_with_the_same_traces(tmp_path: Path, base: Path) -> None:
+def test_resumed_job_gives_the_same_traces(tmp_path: Path, base: Path) -> None:
     whole = zero.run(zero_job(tmp_path / "whole", base))
     with pytest.raises(JobStopped):
         zero.run(zero_job(tmp_path / "parts", base, stop=StopAfter(1)))
     drawn = tmp_path / "parts" / "runs" / "zero" / "drawn.jsonl"
     assert len(drawn.read_text().splitlines()) == 4
     with drawn.open("a") as file:
-        file.write('{"chain_id": "torn')  # as a killed worker leaves it
+        file.write('{"chain_id": "torn')  # as left by a killed worker
     ctx = zero_job(tmp_path / "parts", base, resume=True)
     resumed = zero.run(ctx)
     assert Path(resumed["traces"]).read_text() == Path(whole["traces"]).read_text()
@@ -77,22 +77,22 @@ def test_a_stopped_job_goes_on_and_ends_with_the_same_traces(tmp_path: Path, bas
     assert zero.run(zero_job(tmp_path / "parts", base, resume=True)) == resumed  # and is not drawn twice
 
 
-def test_too_few_traces_fail_the_job_and_say_why(tmp_path: Path, base: Path) -> None:
+def test_too_few_traces_fail_the_job(tmp_path: Path, base: Path) -> None:
     ctx = zero_job(tmp_path / "job", base, hyperparameters={"copied_share": 0.0})
     with pytest.raises(JobError, match="6 no_picture") as caught:
         zero.run(ctx)
     assert caught.value.code == "too_few_accepted"
-    assert "copied_pictures" in [w["code"] for w in told(ctx, "warning")]
+    assert "copied_pictures" in [w["code"] for w in events_of(ctx, "warning")]
 
 
-def test_a_base_without_a_decoder_is_refused(tmp_path: Path) -> None:
+def test_base_without_decoder_is_rejected(tmp_path: Path) -> None:
     blind = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
     with pytest.raises(JobError, match="decoder") as caught:
         zero.run(zero_job(tmp_path / "job", blind))
     assert caught.value.code == "base_cannot_draw"
 
 
-def test_missing_or_empty_data_is_an_error_that_names_it(tmp_path: Path, base: Path) -> None:
+def test_missing_or_empty_data_is_named(tmp_path: Path, base: Path) -> None:
     spec = {"method": "zero", "data": {"source": "m3cot", "path": str(tmp_path / "none")}, "hyperparameters": SETTINGS}
     with pytest.raises(JobError, match="does not exist"):
         zero.run(job(tmp_path / "a", spec, base))
@@ -103,7 +103,7 @@ def test_missing_or_empty_data_is_an_error_that_names_it(tmp_path: Path, base: P
     assert caught.value.code == "no_samples"
 
 
-def test_pesft_follows_on_what_was_drawn_with_the_template_of_zero(tmp_path: Path, base: Path) -> None:
+def test_pesft_follows_with_zeros_template(tmp_path: Path, base: Path) -> None:
     hyper = {"pesft": {"steps": 2, "batch_samples": 2, "save_every": 2, "sample_every": 0}}
     ctx = zero_job(tmp_path / "job", base, hyperparameters=hyper)
     result = zero.run(ctx)

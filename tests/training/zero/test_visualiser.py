@@ -1,4 +1,4 @@
-"""Bootstrapping: what the base is shown, which candidate is kept, what is rejected, and the job around it."""
+"""Bootstrapping: the base's context, candidate selection, rejections, and the report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def candidate(codes: Sequence[int], *, score: float = 0.5, logprob: float = -1.0
     return Candidate(tuple(codes), 1.0, 0.5, score, logprob, flat, copied, right)
 
 
-def test_the_base_is_shown_the_picture_the_steps_so_far_and_the_steps_text_and_then_must_draw(
+def test_base_sees_images_and_steps_so_far(
     tiny: LoadedCheckpoint,
 ) -> None:
     vocab, codes, drawn = tiny.vocab, tuple(range(16)), tuple(range(16, 32))
@@ -73,13 +73,13 @@ def test_the_base_is_shown_the_picture_the_steps_so_far_and_the_steps_text_and_t
     assert prompt == [vocab.bos_id, *vocab.image_ids(drawn), *tiny.tokenizer.encode("There.")]
     assert begun == [vocab.boi_id]
     one.texts = ("I look.", "There I draw a box.")
-    bos, picture, order = [vocab.bos_id], vocab.image_ids(drawn), tiny.tokenizer.encode("There draw a box.")
-    assert visualiser(tiny, context="instruction")._context(one, 1)[0] == [*bos, *picture, *order]
+    bos, image, order = [vocab.bos_id], vocab.image_ids(drawn), tiny.tokenizer.encode("There draw a box.")
+    assert visualiser(tiny, context="instruction")._context(one, 1)[0] == [*bos, *image, *order]
     both = visualiser(tiny, context="instruction", pictures_shown=2)._context(one, 1)[0]
-    assert both == [*bos, *vocab.image_ids(codes), *picture, *order]
+    assert both == [*bos, *vocab.image_ids(codes), *image, *order]
 
 
-def test_a_tagged_base_draws_inside_its_brackets(tiny_tagged_checkpoint: Path) -> None:
+def test_tagged_base_draws_inside_its_brackets(tiny_tagged_checkpoint: Path) -> None:
     tagged = load_checkpoint(tiny_tagged_checkpoint)
     one = DrawnChain("c", "natural", "Where?", "left", None, ("I look.", "There."), [])
     one.steps.append(DrawnStep("I look.", (candidate(range(16)),), 0))
@@ -110,12 +110,12 @@ def test_a_tagged_base_draws_inside_its_brackets(tiny_tagged_checkpoint: Path) -
         ("", "."),
     ],
 )
-def test_a_thought_becomes_an_instruction(thought: str, instruction: str) -> None:
+def test_thought_becomes_an_instruction(thought: str, instruction: str) -> None:
     assert as_instruction(thought) == instruction
 
 
-def test_candidates_come_from_the_models_distribution_over_codes(tiny: LoadedCheckpoint) -> None:
-    """A candidate's log-probability is what a plain forward of the whole sequence gives."""
+def test_candidate_logprobs_match_the_model(tiny: LoadedCheckpoint) -> None:
+    """A candidate's log-probability equals that of a plain forward of the whole sequence."""
     drawer = visualiser(tiny, temperature=1.0, top_p=1.0)
     (drawn,) = drawer.draw(chains(1, max_steps=1))
     prompt, begun = drawer._context(DrawnChain("", "", drawn.question, "", drawn.question_codes, drawn.texts, []), 0)
@@ -138,7 +138,7 @@ def _causal(tiny: LoadedCheckpoint, length: int) -> Any:
 
 
 def assert_same_drawings(drawer: Visualiser, one: DrawnChain, other: DrawnChain) -> None:
-    """Equal candidates up to a near tie, behind which the next steps see another image."""
+    """Assert equal candidates up to a near tie, after which the next steps see another image."""
     assert one.texts == other.texts
     begun_alike = replace(one, steps=[])
     for k, (mine, theirs) in enumerate(zip(one.steps, other.steps, strict=True)):
@@ -153,7 +153,7 @@ def assert_same_drawings(drawer: Visualiser, one: DrawnChain, other: DrawnChain)
             if a.codes == b.codes:
                 assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
                 assert replace(a, logprob=0.0) == replace(b, logprob=0.0)
-        if mine.picture != theirs.picture:
+        if mine.image != theirs.image:
             return
         begun_alike.steps.append(mine)
 
@@ -163,7 +163,7 @@ def as_answer(drawer: Visualiser, one: Candidate) -> Answer:
     return Answer(tokens, [Legal.CODE] * len(tokens), [None] * len(tokens))
 
 
-def test_what_is_drawn_depends_on_the_chain_and_the_seed_alone(tiny: LoadedCheckpoint) -> None:
+def test_drawing_depends_on_chain_and_seed(tiny: LoadedCheckpoint) -> None:
     given = chains(4)
     together = visualiser(tiny).draw(given)
     alone = [visualiser(tiny).draw([chain])[0] for chain in given]
@@ -174,23 +174,23 @@ def test_what_is_drawn_depends_on_the_chain_and_the_seed_alone(tiny: LoadedCheck
     assert Visualiser(tiny, visualiser(tiny).settings, seed=2).draw(given)[0].steps != together[0].steps
 
 
-def test_the_best_candidate_is_kept_and_flat_or_copied_ones_never(tiny: LoadedCheckpoint) -> None:
+def test_best_valid_candidate_is_kept(tiny: LoadedCheckpoint) -> None:
     flat = candidate([1] * 4, score=0.0, flat=True)
     copied = candidate([2] * 4, score=0.0, logprob=-0.1, copied=True)
     smooth, likely = candidate([3] * 4, score=0.8, logprob=-2.0), candidate([4] * 4, score=0.6, logprob=-0.5)
     found = [flat, likely, smooth, copied]
     assert best(found, "perception") == 2
     assert best(found, "likelihood") == 1
-    assert best(found, "first") is None  # the first is flat, and no other is looked at
+    assert best(found, "first") is None  # the first is flat, and the others are ignored
     assert best([likely, smooth], "first") == 0
     assert best([flat, copied], "perception") is None
-    assert best([candidate([5] * 4, score=0.8, logprob=-1.0), smooth], "perception") == 0  # of equals the likelier
+    assert best([candidate([5] * 4, score=0.8, logprob=-1.0), smooth], "perception") == 0  # ties: the likelier one
     with pytest.raises(ValueError, match="unknown score"):
         best(found, "beauty")
 
 
 class Drawn:
-    """A finished sequence of the engine, as far as its candidates are read from it."""
+    """A finished sequence of the engine, as needed to read its candidates."""
 
     def __init__(self, tiny: LoadedCheckpoint, codes: Sequence[int]) -> None:
         self.num_resumed = 0
@@ -198,16 +198,16 @@ class Drawn:
         self.logprobs = [-1.0] * len(codes)
 
 
-def test_a_blank_drawing_is_rejected_although_it_is_the_smoothest(tiny: LoadedCheckpoint) -> None:
+def test_blank_drawing_is_rejected(tiny: LoadedCheckpoint) -> None:
     blank, nearly, rich = (7,) * 16, (7,) * 9 + tuple(range(20, 27)), tuple(range(16))
     made = visualiser(tiny)._candidates([Drawn(tiny, c) for c in (blank, nearly, rich)], None)  # type: ignore[misc]
-    assert made[0].perception == 1.0  # 1 / (1 + 0 / tau): without the guard it would win
+    assert made[0].perception == 1.0  # 1 / (1 + 0 / tau): it would win without the guard
     assert [c.flat for c in made] == [True, True, False]
     assert [c.score for c in made[:2]] == [0.0, 0.0]
     assert best(made, "perception") == 2
 
 
-def test_a_copy_of_the_picture_before_is_rejected(tiny: LoadedCheckpoint) -> None:
+def test_copied_image_is_rejected(tiny: LoadedCheckpoint) -> None:
     codes = tuple(range(16))
     drawer, drawn = visualiser(tiny), [Drawn(tiny, codes)]
     assert drawer._candidates(drawn, codes)[0].copied  # type: ignore[arg-type]
@@ -215,29 +215,29 @@ def test_a_copy_of_the_picture_before_is_rejected(tiny: LoadedCheckpoint) -> Non
     assert not drawer._candidates(drawn, (*codes[:-1], 20))[0].copied  # type: ignore[arg-type]  # one code is a change
 
 
-def test_a_step_without_a_picture_drops_the_trace_or_stays_text(tiny: LoadedCheckpoint) -> None:
+def test_step_without_image_drops_or_stays_text(tiny: LoadedCheckpoint) -> None:
     given = chains(2)
     dropped = visualiser(tiny, copied_share=0.0).draw(given)  # everything counts as a copy
     assert [one.rejected for one in dropped] == ["no_picture"] * 2
-    assert [len(one.steps) for one in dropped] == [1, 1]  # nothing is drawn for a trace that is lost
+    assert [len(one.steps) for one in dropped] == [1, 1]  # nothing more is drawn for a rejected trace
     kept = visualiser(tiny, copied_share=0.0, on_rejected="text").draw(given)
     assert [one.rejected for one in kept] == [None, None]
-    assert all(step.picture is None for one in kept for step in one.steps)
+    assert all(step.image is None for one in kept for step in one.steps)
 
 
-def test_what_does_not_fit_is_not_drawn(tiny: LoadedCheckpoint) -> None:
+def test_too_long_chain_is_not_drawn(tiny: LoadedCheckpoint) -> None:
     long = TextChain("long", "natural", "Where? " * 300, None, ("I look.",), "left")
     empty = TextChain("empty", "natural", "Where?", None, (), "left")
     drawn = visualiser(tiny).draw([long, *chains(1), empty])
     assert [one.rejected for one in drawn] == ["too_long", None, "no_steps"]
 
 
-def test_drawn_chains_survive_their_line(tiny: LoadedCheckpoint) -> None:
+def test_drawn_chain_round_trip(tiny: LoadedCheckpoint) -> None:
     for one in visualiser(tiny).draw(chains(2)):
         assert DrawnChain.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
-def test_of_each_kind_the_chains_with_the_likeliest_least_likely_picture_are_kept() -> None:
+def test_most_confident_chains_per_kind_are_kept() -> None:
     def chain(name: str, slice_: str, *logprobs: float, rejected: str | None = None, kind: str = "") -> DrawnChain:
         steps = [DrawnStep("s", (candidate(range(16), logprob=p),), 0) for p in logprobs]
         return DrawnChain(name, slice_, "q", "x", None, ("s",) * len(steps), steps, rejected, kind)
@@ -264,17 +264,14 @@ def test_of_each_kind_the_chains_with_the_likeliest_least_likely_picture_are_kep
     assert all(one.rejected is None for one in everything)
 
 
-# The report
-
-
-def test_pairwise_distance_is_the_mean_share_of_positions_that_differ() -> None:
+def test_pairwise_distance_by_hand() -> None:
     # pairs: (a, b) differ at 1 of 4, (a, c) at 4 of 4, (b, c) at 4 of 4: mean 9/12
     assert pairwise_distance([(0, 0, 0, 0), (0, 0, 0, 1), (2, 2, 2, 2)]) == pytest.approx(0.75)
     assert pairwise_distance([(1, 2), (1, 2)]) == 0.0
     assert pairwise_distance([(1, 2)]) is None
 
 
-def test_the_report_counts_what_was_drawn_kept_and_rejected(tiny: LoadedCheckpoint) -> None:
+def test_report_counts_kept_and_rejected_images(tiny: LoadedCheckpoint) -> None:
     assert tiny.manifest.perception is not None
     grid = tuple(range(16))
     other = (*grid[:8], *range(20, 28))
@@ -311,19 +308,16 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
 
 
-def test_the_contact_sheet_shows_the_picture_before_and_every_candidate(tiny: LoadedCheckpoint) -> None:
+def test_contact_sheet_shows_previous_and_candidates(tiny: LoadedCheckpoint) -> None:
     assert tiny.vq is not None
     drawn = visualiser(tiny).draw(chains(3))
     sheet = contact_sheet(tiny.vq, drawn, max_steps=4)
     assert sheet.width > 4 * 96
     before = decode_codes(tiny.vq, [drawn[0].question_codes or ()])[0].resize((92, 92), Image.Resampling.NEAREST)
     where = min(range(sheet.height - 92), key=lambda y: difference(sheet.crop((8, y, 100, y + 92)), before))
-    assert difference(sheet.crop((8, where, 100, where + 92)), before) < 2.0  # other company rounds differently
+    assert difference(sheet.crop((8, where, 100, where + 92)), before) < 2.0  # another batch rounds differently
     kept = drawn[0].steps[0].kept
     assert kept is not None
     left = 6 + (1 + kept) * 102
     assert sheet.getpixel((left, where - 2)) == (0, 140, 60)  # its frame is green
     assert contact_sheet(tiny.vq, []).height > 0
-
-
-# The job

@@ -1,4 +1,4 @@
-"""The value of a formula at a point: in exact fractions as far as they go, in complex numbers behind a root or a sine.
+"""The value of a formula at a point: exact fractions where possible, complex numbers after a root or a sine.
 
 Powers, roots and factorials are bounded in size before they are calculated.
 """
@@ -26,7 +26,7 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
 
 
 class FormulaError(ValueError):
-    """This is no formula, or one too large to be compared."""
+    """Not a formula, or too large to compare."""
 
 
 class _Undefined(ArithmeticError):
@@ -34,7 +34,7 @@ class _Undefined(ArithmeticError):
 
 
 def evaluate(node: Node, point: Mapping[str, Fraction]) -> Value:
-    """The value of a formula's tree.
+    """Evaluate a formula's tree.
 
     Raises:
         FormulaError: too large.
@@ -112,7 +112,7 @@ def _raise(base: Value, exponent: Value) -> Value:
 
 
 def _root(value: Value, degree: int) -> Value:
-    """An exact root where there is one; the real root of a negative number where the degree is odd."""
+    """An exact root if possible; the real root of a negative number if the degree is odd."""
     if not isinstance(value, Fraction):
         return complex(value) ** (1 / degree)
     if value < 0:

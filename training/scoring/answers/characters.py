@@ -1,6 +1,7 @@
 """One spelling for characters that look alike: widths, digits, minus signs, spaces, quotes, fractions, superscripts.
 
-Case, words and layout stay; :mod:`training.scoring.answers.undress` removes markup. Linear in the length of the text.
+Case, words and layout are kept; :mod:`training.scoring.answers.undress` removes markup. Linear in the length of the
+text.
 """
 
 from __future__ import annotations

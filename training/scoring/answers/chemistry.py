@@ -1,4 +1,4 @@
-"""Chemical formulas: their atoms, counted. Case decides: CO is carbon monoxide, Co is cobalt."""
+"""Chemical formulas: their atoms, counted. Case matters: CO is carbon monoxide, Co is cobalt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHARGE = re.compile(r"\^?\(?(\d?[+-])\)?$")
 
 @lru_cache(maxsize=4_096)
 def read_atoms(text: str) -> tuple[tuple[str, int], ...] | None:
-    """The atoms of a chemical formula, counted, and its charge; None where it is none. Case decides: CO is not Co."""
+    """Count the atoms of a chemical formula and its charge; None if it is none. Case matters: CO is not Co."""
     text = text.replace(" ", "") if "_" in text else text
     if not 1 <= len(text) <= 40 or (not text[0].isupper() and text[0] != "("):
         return None

@@ -1,4 +1,4 @@
-"""Whether two short texts mean the same: the checks in their order, the first that applies decides."""
+"""Whether two short texts mean the same: ordered checks, the first applicable one decides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.scoring.answers.words import polarity, same_words
 Check = Literal["exact", "number", "unit", "date", "time", "ratio", "set", "formula", "text"]
 Decision = tuple[bool, Check]
 
-MAX_COMPARISONS = 600  # of one answer, those of its items counted
+MAX_COMPARISONS = 600  # per answer, including its items
 MAX_NESTING = 3
 _NAME = re.compile(
     r"[^\W\d_](?:_\w{1,6}|'{1,3})?(?:\([^()]{1,12}\))?|[^\W\d_]+(?:[ '-][^\W\d_]+){0,7}|∠\s?[A-Z]{1,3}|\|[A-Z]{2}\|"
@@ -37,7 +37,7 @@ _ORDINARY = frozenset({"no", "on", "in", "so", "he", "as", "is", "us", "hi", "of
 
 
 class Comparison:
-    """Compares texts, and counts: a group of groups of items cannot take for ever."""
+    """Compares texts with a budget, so that nested groups of items terminate."""
 
     def __init__(self) -> None:
         self.details: dict[str, str] = {}
@@ -58,7 +58,7 @@ class Comparison:
             self.details = details
 
     def decide(self, given: str, wanted: str) -> Decision:
-        """Whether an answer means the reference, and which check decided."""
+        """Whether an answer means the reference, and the deciding check."""
         if given == wanted:
             return True, "exact"
         if given.casefold() == wanted.casefold():
@@ -140,7 +140,7 @@ class Comparison:
         )
 
     def _read_equation(self, text: str) -> tuple[list[str], str | None]:
-        """The names that an equation gives a value, and the value: None where its sides disagree or both are names."""
+        """The names that an equation gives a value, and the value: None if its sides disagree or both are names."""
         parts = relation_parts(text)[1]
         if len(parts) == 1:
             return [], text
@@ -152,7 +152,7 @@ class Comparison:
         return names, values[-1] if agree else None
 
     def _share_name(self, names: list[str], others: list[str]) -> bool:
-        """Whether two equations may speak of the same: words may, different variables do not."""
+        """Whether two equations may concern the same thing: words may, different variables do not."""
         if any(a == b for a in names for b in others):
             return True
         return any(len(a) > 3 or len(b) > 3 for a in names for b in others) or self.same(names[0], others[0])
@@ -186,7 +186,7 @@ def _roman(given: str, wanted: str) -> Decision | None:
 
 
 def _formula(text: str) -> Formula | None:
-    """A formula, also one that is a number or a single variable, where the other side is a formula."""
+    """A formula; a number or single variable only if the other side is a formula."""
     found = read_formula(text)
     if found is not None or len(text) > 40:
         return found
@@ -207,7 +207,7 @@ def _is_irrational(one: Formula, other: Formula) -> bool:
 
 
 def _despite_case(given: str, wanted: str) -> Decision:
-    """Equal but for case: wrong where case carries a meaning, as in mW and MW, CO and Co, x and X."""
+    """Equal up to case: wrong if case carries meaning, as in mW and MW, CO and Co, x and X."""
     if len(given) == 1 and given.isalpha():
         return given.upper() in LETTERS, "formula" if given.upper() not in LETTERS else "exact"
     if given.casefold() not in _ORDINARY and (a := read_atoms(given)) and (b := read_atoms(wanted)) and a != b:
@@ -230,7 +230,7 @@ def _variables(text: str) -> frozenset[str] | None:
 
 
 def _one_sided(single: str, group: Group | None) -> Decision | None:
-    """A single value against a group: wrong, unless the group may be words with a comma in them."""
+    """A single value against a group: wrong, unless the group may be words with a comma."""
     if group is not None and (group.kind != "list" or _has_digits(single)):
         if group.kind == "set" and len(group.items) == 1:
             return None
@@ -256,7 +256,7 @@ def _is_molecule(text: str) -> bool:
 
 
 def _keeps_brackets(given: str, wanted: str) -> bool:
-    """Bracket kinds count where numbers stand in them."""
+    """Bracket kinds matter around numbers."""
     if not _has_digits(given):
         return True
     brackets = [re.sub(r"[^()\[\]{}]", "", text) for text in (given, wanted)]

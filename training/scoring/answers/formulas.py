@@ -1,8 +1,8 @@
-"""Formulas: read by a small grammar, compared by their values at fixed points, in exact fractions where they can be.
+"""Formulas: parsed by a small grammar, compared by their values at fixed points, in exact fractions where possible.
 
-Two polynomials that agree at a few points with large numerators are equal for all practical purposes. A computer
-algebra system is not used: its time has no bound, and a thread that runs it cannot be stopped. Length, depth and the
-size of powers are bounded, so that a comparison takes milliseconds, and nothing is executed as code.
+Two polynomials that agree at a few points with large numerators are equal for all practical purposes. Computer algebra
+systems have unbounded run times and cannot be stopped in a thread. Length, depth and the size of powers are bounded, so
+that a comparison takes milliseconds, and nothing is executed as code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Formula:
     variables: frozenset[str]
 
     def value(self, point: Mapping[str, Fraction]) -> Value:
-        """Its value where the variables have these values.
+        """Evaluate with these values of the variables.
 
         Raises:
             FormulaError: too large.
@@ -64,7 +64,7 @@ class Formula:
 
 @lru_cache(maxsize=4_096)
 def read_formula(text: str) -> Formula | None:
-    """The formula that a text is; None for words, dates, and whatever is too long or too deep."""
+    """Parse a formula; None for words, dates, and texts that are too long or too deep."""
     if (
         len(text) > MAX_CHARS
         or not re.search(r"[\d^*/+√()!|π×·÷-]", text)
@@ -80,14 +80,14 @@ def read_formula(text: str) -> Formula | None:
 
 
 def same_formula(one: Formula, other: Formula, *, rounded: bool = False) -> bool | None:
-    """Whether two formulas are equal; None where neither can be calculated. ``rounded``: one is a rounded decimal."""
+    """Whether two formulas are equal; None if neither can be calculated. ``rounded``: one is a rounded decimal."""
     return _agree(one, other, lambda a, b: _close(a, b, rounded=rounded))
 
 
 def same_relation(one: str, other: str) -> bool | None:
-    """Whether two equations or inequalities say the same: their differences are one multiple of each other.
+    """Whether two equations or inequalities are equivalent: their differences are multiples of each other.
 
-    None where one of them is none, or has more than one relation.
+    None if either is not a relation, or has more than one.
     """
     a, b = _sides(one), _sides(other)
     if a is None or b is None:
@@ -109,12 +109,12 @@ def same_relation(one: str, other: str) -> bool | None:
 
 
 def relation_parts(text: str) -> tuple[list[str], list[str]]:
-    """The relation signs of a text, and what stands between them."""
+    """The relation signs of a text, and the parts between them."""
     return [_RELATIONS[sign] for sign in _RELATION.findall(text)], [part.strip() for part in _RELATION.split(text)]
 
 
 def _sides(text: str) -> tuple[str, Formula, Formula] | None:
-    """The sign and both sides of a relation, turned so that the sign is never "greater"."""
+    """The sign and both sides of a relation, normalised so that the sign is never "greater"."""
     signs, parts = relation_parts(text)
     if len(signs) != 1:
         return None
@@ -272,7 +272,7 @@ class _Parser:
         if token == "√":
             return ("sqrt", self._postfix())
         if not token or not token[0].isalpha():
-            raise FormulaError(f"{token!r} where a value should be")
+            raise FormulaError(f"{token!r} instead of a value")
         return self._named(token)
 
     def _named(self, token: str) -> Node:
@@ -328,7 +328,7 @@ def _tokens(text: str) -> list[str]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise FormulaError(f"{text[position]!r} is no part of a formula")
+            raise FormulaError(f"{text[position]!r} is not part of a formula")
         position = match.end()
         tokens += _split_name(match[2], 4 if latex_like else 2) if match[2] else [match[1] or match[3]]
     if not tokens:
@@ -337,7 +337,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _split_name(word: str, longest: int) -> list[str]:
-    """Letters that stand together: a function, or a product of single letters."""
+    """Split adjacent letters: a function, or a product of single letters."""
     name, mark, index = word.partition("_")
     letters, quotes = name.rstrip("'"), name[len(name.rstrip("'")) :]
     if letters in _NAMES:

@@ -27,7 +27,7 @@ _TWO_NUMBERS = re.compile(r"-?\d{1,2}(?:,-?\d{1,2})+")
 
 @dataclass(frozen=True)
 class Group:
-    """Items and how they are held together.
+    """Items and their grouping.
 
     ``tuple``: ordered, in the brackets ``marks``; ``set``: in braces; ``list``: no brackets, any order; ``either``:
     joined by "or"; ``union``: of intervals. ``name`` is the variable of an inequality that was read as an interval.
@@ -41,7 +41,7 @@ class Group:
 
 @lru_cache(maxsize=4_096)
 def read_group(text: str) -> Group | None:
-    """The group that a text is; None where it holds one value only."""
+    """Parse a group; None for a single value."""
     if not 2 <= len(text) <= MAX_CHARS:
         return None
     text = _MEMBER.sub("", text.strip())
@@ -57,12 +57,12 @@ def read_group(text: str) -> Group | None:
 
 
 def is_packed(text: str) -> bool:
-    """Whether a text is small numbers with commas and no blank, ``1,2``: a list, or a decimal comma."""
+    """Whether a text is small numbers with commas and no blanks, ``1,2``: a list, or a decimal comma."""
     return _TWO_NUMBERS.fullmatch(text) is not None
 
 
 def same_group(one: Group, other: Group, same: Callable[[str, str], bool]) -> bool:
-    """Whether two groups hold the same: in order where one is a tuple, once each where both are sets."""
+    """Whether two groups have the same items: in order if either is a tuple, once each if both are sets."""
     if one.name and other.name and one.name != other.name:
         return False
     kinds = {one.kind, other.kind}

@@ -1,4 +1,4 @@
-"""Dates, times of day and ratios. They look like sums, so they are read before any formula is."""
+"""Dates, times of day and ratios. They look like sums, so they are parsed before formulas."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _RATIO = re.compile(r"(\S{1,40}?)\s*(?::|\s+to\s+)\s*(\S{1,40}?)(?:\s*:\s*(\S{1,
 
 @lru_cache(maxsize=4_096)
 def read_moment(text: str) -> Moment | None:
-    """The date, time of day or ratio that a text is; None for anything else.
+    """Parse a date, time of day or ratio; None for anything else.
 
     A date is (year or None, month, day or None), ``1/5/2024`` the fifth of January. A time is (hour, minute, second),
-    the hour negative where a clock's half of the day is open. A ratio's last number is 1.
+    the hour negative if the half of the day is unknown. A ratio's last number is 1.
     """
     if len(text) > 80 or not any(map(str.isdigit, text)):
         return None
@@ -54,7 +54,7 @@ def read_moment(text: str) -> Moment | None:
 
 
 def same_moment(one: str, other: str) -> bool | None:
-    """Whether two texts are the same date, time or ratio; None where either is none of these.
+    """Whether two texts are the same date, time or ratio; None if either is none of these.
 
     ``10:20`` is a time, unless the other side can only be a ratio.
     """
@@ -115,7 +115,7 @@ def _time(text: str) -> tuple[int, ...] | None:
 
 
 def _same_time(one: tuple[int | Fraction | None, ...], other: tuple[int | Fraction | None, ...]) -> bool:
-    """Equal, or equal on a clock's face where one says no half of the day."""
+    """Equal, or equal on a clock's face if either does not state the half of the day."""
     if one[1:] != other[1:] or one[0] is None or other[0] is None:
         return False
     open_hour, hour = sorted((one[0], other[0]))

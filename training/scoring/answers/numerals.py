@@ -1,6 +1,7 @@
-"""Numbers as people write them: digits with any separators, powers of ten, fractions, mixed numbers, words.
+"""Numbers in human notation: digits with any separators, powers of ten, fractions, mixed numbers, words.
 
-Values are exact fractions. Beyond `MAX_DIGITS` digits or a power of ten of `MAX_EXPONENT` nothing is read as a number.
+Values are exact fractions. Longer than `MAX_DIGITS` digits or above a power of ten of `MAX_EXPONENT`, nothing is parsed
+as a number.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ NUMBER_WORDS = frozenset({*_SMALL, *_TENS, *_SCALES, *_ORDINALS, "half", "quarte
 
 @dataclass(frozen=True, slots=True)
 class Numeral:
-    """A number and what stands behind it. ``whole``: written as a whole number, so compared exactly."""
+    """A number and the text after it. ``whole``: written as a whole number, so compared exactly."""
 
     value: Fraction
     rest: str
@@ -74,7 +75,7 @@ class Numeral:
 
 
 def read_number(text: str) -> Numeral | None:
-    """The number that a text begins with; None where it begins with none."""
+    """Parse the number at the start of a text; None if there is none."""
     text = text.strip()
     sign = _SIGN.match(text)
     negative = sign is not None and sign[0].strip().lower() in ("-", "minus", "negative")
@@ -86,7 +87,7 @@ def read_number(text: str) -> Numeral | None:
 
 
 def same_value(one: Fraction, other: Fraction, *, whole: bool = False) -> bool:
-    """Whether two values are equal: exactly where both are written as whole numbers, else within `TOLERANCE`."""
+    """Whether two values are equal: exactly if both are written as whole numbers, else within `TOLERANCE`."""
     return one == other or (not whole and abs(one - other) <= TOLERANCE * max(abs(one), abs(other)))
 
 
@@ -133,7 +134,7 @@ def _scaled(digits: str, rest: str) -> Numeral | None:
 
 
 def _spelled(text: str) -> Numeral | None:
-    """The number that the first words spell, "and" and hyphens between them."""
+    """The number spelled by the first words, with "and" and hyphens between them."""
     words: list[tuple[str, int]] = []
     end = 0
     for match in _WORD.finditer(text):
@@ -153,7 +154,7 @@ def _spelled(text: str) -> Numeral | None:
 
 
 def spelled_number(words: list[str]) -> tuple[Fraction, int, bool] | None:
-    """The value of the number that a list of words begins with, how many words it takes, and whether it is an ordinal.
+    """The value of the number at the start of a list of words, its length in words, and whether it is an ordinal.
 
     ``["twenty", "one", "apples"]`` is (21, 2, False).
     """

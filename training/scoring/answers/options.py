@@ -1,4 +1,4 @@
-"""Options of a question and their labels in any dress: "(B)", "B.", "Option b", "2", "ii", "B) red"."""
+"""Options of a question and their labels in any notation: "(B)", "B.", "Option b", "2", "ii", "B) red"."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LABEL_FIRST = re.compile(r"([A-Za-z]|[ivxIVX]{1,4}|\d{1,2})\s*(?:[).:]+\s*|\s-\
 _NAMED = re.compile(
     r"(?:option|choice|alternative)\s+\(?([A-Za-z]|\d{1,2})\)?[.:,]?\s+[-(]?\s*(\S.*?)\)?", re.IGNORECASE | re.DOTALL
 )
-_BEHIND = re.compile(
+_LABEL_LAST = re.compile(
     r"(\S.*?)(?:\s*\(\s*(?:option\s+|choice\s+)?|,?\s+(?:option|choice)\s+)([A-Ja-j])\s*\)?", re.IGNORECASE | re.DOTALL
 )
 _BLANK = re.compile(r"([A-Ja-j]|\d{1,2})\s+(\S.*)", re.DOTALL)
@@ -37,7 +37,7 @@ _REASON = re.compile(r"(?:because|since|as|for|so)\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a text says of an option: its label, its text, or both."""
+    """An option as named in a text: its label, its text, or both."""
 
     label: str
     text: str
@@ -45,7 +45,7 @@ class Named:
 
 @lru_cache(maxsize=4_096)
 def read_label(text: str) -> str | None:
-    """The label that a text is, as an upper-case letter; None for anything but a letter from A to J in some dress."""
+    """Parse a label as an upper-case letter from A to J; None for anything else."""
     match = _LABEL.fullmatch(text.strip())
     if match is None or len(match[1]) != 1 or match[1].upper() not in LETTERS:
         return None
@@ -54,13 +54,13 @@ def read_label(text: str) -> str | None:
 
 @lru_cache(maxsize=4_096)
 def read_named(text: str) -> Named | None:
-    """A letter with a text after it, ``(B) red``, ``Option B: red``, or before it, ``red (B)``; None otherwise."""
+    """Parse a letter with a text after it, ``(B) red``, ``Option B: red``, or before it, ``red (B)``; else None."""
     text = text.strip()
     match = _DRESSED.fullmatch(text) or _LABEL_FIRST.fullmatch(text) or _NAMED.fullmatch(text)
     if match is not None:
         label, rest = match[1], match[2]
-    elif (behind := _BEHIND.fullmatch(text)) is not None:
-        label, rest = behind[2], behind[1]
+    elif (named := _LABEL_LAST.fullmatch(text)) is not None:
+        label, rest = named[2], named[1]
     else:
         return None
     if read_label(rest) is not None:  # "A, C" names two options
@@ -78,7 +78,7 @@ class Options:
         Args:
             choices: the texts in order, or by their labels.
             same: whether two texts mean the same.
-            bare: removes what dresses a text.
+            bare: removes markup from a text.
         """
         self._same = same
         labels = list(choices) if isinstance(choices, Mapping) else []
@@ -88,12 +88,12 @@ class Options:
         self.texts = [self._without_label(bare(text), k) for k, text in enumerate(texts)]
 
     def _without_label(self, text: str, index: int) -> str:
-        """An option's text; data sets often write its label in front of it."""
+        """An option's text without the label that data sets often prepend."""
         named = read_named(text)
         return named.text if named is not None and self.index(named.label) == index else text
 
     def index(self, label: str) -> int | None:
-        """Which option a label means: its own, else A-J, 1-10, i-x."""
+        """Index of a label: the option's own, else A-J, 1-10, i-x."""
         label = label.strip().casefold()
         if self._labels:
             return self._labels.index(label) if label in self._labels else None
@@ -107,7 +107,7 @@ class Options:
         return index if 0 <= index < self._count else None
 
     def find(self, text: str) -> frozenset[int] | None:
-        """The options that a text names; empty where its label contradicts its text; None where it names none."""
+        """The options that a text names; empty if its label contradicts its text; None if it names none."""
         if (by_text := self._by_text(text)) is not None:
             return frozenset({by_text})
         if (match := _LABEL.fullmatch(text.strip())) and (index := self.index(match[1])) is not None:
@@ -129,7 +129,7 @@ class Options:
         return found[0] if len(found) == 1 else None
 
     def _fits(self, index: int, text: str) -> bool:
-        """Whether a text behind a label is the option's, or gives a reason for it."""
+        """Whether a text after a label is the option's text, or gives a reason for it."""
         if self._by_text(text) == index:
             return True
         others = [option for k, option in enumerate(self.texts) if k != index]

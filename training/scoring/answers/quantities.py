@@ -1,4 +1,4 @@
-"""A number with what it counts or measures: "5 cm", "$3", "50 %", "12 apples", "5 ft 6 in". Parsing and comparing."""
+"""A number with the unit or thing it counts: "5 cm", "$3", "50 %", "12 apples", "5 ft 6 in". Parsing and comparing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ _NO_NOUN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value and what it is of. ``units`` are all readings of its unit; ``noun`` is what it counts, if no unit."""
+    """A value and its unit or noun. ``units`` are all readings of its unit; ``noun`` is the counted thing without a
+    unit.
+    """
 
     value: Fraction
     whole: bool
@@ -47,7 +49,7 @@ class Quantity:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is a number alone."""
+        """Whether it is only a number."""
         return not (self.percent or self.units or self.noun)
 
     def describe(self) -> str:
@@ -58,7 +60,7 @@ class Quantity:
 
 @lru_cache(maxsize=8_192)
 def read_quantity(text: str) -> Quantity | None:
-    """The quantity that a text is; None where it is none, or more than one."""
+    """Parse a quantity; None if there is none, or more than one."""
     if len(text) > MAX_CHARS:
         return None
     text = text.strip()
@@ -89,7 +91,7 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def _multiple_of_pi(text: str) -> Numeral | None:
-    """``3π/4 rad``; a number without a unit is left to the formulas."""
+    """``3π/4 rad``; numbers without a unit are left to the formulas."""
     match = _PI.fullmatch(text)
     if match is None:
         return None
@@ -109,7 +111,7 @@ def _money(match: re.Match[str], text: str) -> Quantity | None:
 
 
 def _counted(value: Fraction, whole: bool, rest: str) -> Quantity | None:
-    """``12 apples``: a few words that only name things."""
+    """``12 apples``: a few plain nouns."""
     noun = rest.strip()
     if rest[:1] not in (" ", "-") and not (rest.isalpha() and len(rest) > 2):  # 2xy is a formula
         return None
@@ -141,7 +143,7 @@ def _sum(text: str) -> Quantity | None:
 
 
 def same_quantity(answer: Quantity, reference: Quantity) -> tuple[bool, Literal["number", "unit"]]:
-    """Whether an answer's quantity is the reference's, and whether a unit took part in it.
+    """Whether an answer's quantity equals the reference's, and whether a unit was compared.
 
     A unit that only one side has is not required. A percentage against a bare number counts by its value (50 % = 0.5);
     a bare answer to a percentage counts by its number, too (50 = 50 %).

@@ -1,4 +1,4 @@
-"""The answer inside a free text, without markup: LaTeX, Markdown, quotes, lead phrases, closing punctuation."""
+"""Extracts the answer from a free text, without markup: LaTeX, Markdown, quotes, lead phrases, closing punctuation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from training.scoring.answers.characters import canonical
 
-MAX_CHARS = 20_000  # of a longer text only the beginning and the end are read
-MAX_LINE = 2_000  # a longer line is only compared as it stands
+MAX_CHARS = 20_000  # of a longer text only the beginning and the end are used
+MAX_LINE = 2_000  # a longer line is only compared literally
 _HEAD = 2_000
 
 _NAME = r"(?:final\s+answer|(?:correct|right|best|final)\s+(?:answer|option|choice|result)|answer|ans)"
@@ -85,7 +85,7 @@ _SYMBOLS = {
 
 @lru_cache(maxsize=4_096)
 def candidates(answer: str) -> tuple[str, ...]:
-    """What a free text may give as its answer, the likeliest first: all of it, then without a reason behind it."""
+    """Candidate answers in a free text, most likely first: all of it, then without a trailing reason."""
     found = final_answer(answer)
     line = " ".join(next((line for line in found.split("\n") if line.strip()), "").split())
     if len(line) > MAX_LINE:
@@ -100,7 +100,7 @@ def candidates(answer: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4_096)
 def whole(reference: str) -> str:
-    """A reference without its markup, read to its end."""
+    """A complete reference without its markup."""
     text = " ".join(final_answer(reference).split())
     return bare(text) if len(text) <= MAX_LINE else text
 
@@ -134,7 +134,7 @@ def _boxed(text: str) -> str | None:
 
 
 def bare(text: str) -> str:
-    """Without what only dresses an answer; a text that would vanish is kept."""
+    """Strip decoration from an answer; a text that would become empty is kept."""
     text = " ".join(text.split())
     for _ in range(8):
         before = text
@@ -163,7 +163,7 @@ def _without_pairs(text: str) -> str:
 
 
 def _in_symbols(text: str) -> str:
-    """``x is 3`` as ``x = 3``, ``x ≈ 3`` too; ``5 x 3`` as ``5×3``; ``infinity`` and ``{}`` as their signs."""
+    """``x is 3`` as ``x = 3``, also ``x ≈ 3``; ``5 x 3`` as ``5×3``; ``infinity`` and ``{}`` as their signs."""
     text = _BY.sub("×", _IS.sub(r"\1 = ", text))
     if "≈" in text[1:]:
         text = text.replace("≈", "=")

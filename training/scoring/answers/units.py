@@ -1,8 +1,8 @@
-"""Units of measurement and currencies: what a unit's text means, as powers of base units and a factor.
+"""Units of measurement and currencies: the meaning of a unit's text, as powers of base units and a factor.
 
-A symbol is read with its case (``mW`` is not ``MW``), a name without. Some have several meanings (``C``: coulomb or
-degree Celsius; ``oz``: mass or volume); :func:`read_unit` returns all of them. The table is curated: a library that
-knows every unit with every prefix also finds units in plain words ("cats": centi-at-seconds).
+Symbols are case-sensitive (``mW`` is not ``MW``), names are not. Some have several meanings (``C``: coulomb or degree
+Celsius; ``oz``: mass or volume); :func:`read_unit` returns all of them. The table is curated: libraries that know every
+unit with every prefix also find units in plain words ("cats": centi-at-seconds).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Unit:
         return value * self.factor + self.offset
 
 
-GENERIC = Unit((), Fraction(1))  # "units", "square units": as good as none
+GENERIC = Unit((), Fraction(1))  # "units", "square units": equivalent to no unit
 
 _PREFIXES = {
     "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "d": -1, "c": -2, "m": -3,
@@ -226,7 +226,7 @@ _LOOSE = {
 
 @lru_cache(maxsize=2_048)
 def read_unit(text: str) -> tuple[Unit, ...]:
-    """Everything that a unit's text may mean; empty where it is no unit.
+    """All readings of a unit's text; empty if it is not a unit.
 
     ``km/h``, ``m s^-2``, ``kg·m^2``, ``square metres``, ``degrees Celsius``; :data:`GENERIC` for "units".
     """
@@ -253,7 +253,7 @@ def _one(name: str) -> list[Unit]:
 
 
 def is_symbol(text: str) -> bool:
-    """Whether a text is a unit's symbol as it is written, case included."""
+    """Whether a text is literally a unit's symbol, case included."""
     return text in _SYMBOLS
 
 

@@ -1,4 +1,4 @@
-"""Texts as words: what two phrasings have in common, what turns one around, and how similar they are."""
+"""Texts as words: overlap of two phrasings, opposites, and similarity."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _with_digits(words: list[str]) -> list[str]:
 
 @lru_cache(maxsize=8_192)
 def singular(word: str) -> str:
-    """The singular of a regular plural; other words as they are."""
+    """The singular of a regular plural; other words unchanged."""
     if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is", "ous")) or not word.isalpha():
         return word
     if word.endswith("ies") and len(word) > 4:
@@ -120,7 +120,7 @@ def singular(word: str) -> str:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether two texts are the same words, however they are hyphenated, punctuated and capitalised."""
+    """Whether two texts are the same words, ignoring hyphens, punctuation and capitals."""
     a, b = words_of(one), words_of(other)
     if not a or not b:
         return False
@@ -133,7 +133,7 @@ def _joined(words: tuple[str, ...]) -> str:
 
 
 def polarity(text: str) -> bool | None:
-    """Yes or no, with or without a sentence behind it; None for anything else."""
+    """Yes or no, with or without a sentence after it; None for anything else."""
     low = text.casefold().strip()
     if low in _YES or low in _NO:
         return low in _YES
@@ -152,7 +152,7 @@ POLAR_WORDS = frozenset(word for pair in _PAIRS for word in pair) | NEGATIONS
 
 
 def are_opposites(one: str, other: str) -> bool:
-    """Whether two words turn each other around: antonyms, or one is the other with a negating prefix or suffix."""
+    """Whether two words are opposites: antonyms, or one is the other with a negating prefix or suffix."""
     a, b = sorted((one, other), key=len)
     if (a, b) in _PAIRS or (b, a) in _PAIRS:
         return True
@@ -169,7 +169,7 @@ def are_opposites(one: str, other: str) -> bool:
 
 
 def turns_around(one: str, other: str) -> bool:
-    """Whether what two texts do not share may change the meaning: a negation, an opposite, a number, an order."""
+    """Whether the difference between two texts may change the meaning: a negation, an opposite, a number, an order."""
     a, b = words_of(one), words_of(other)
     only_a, only_b = list((Counter(a) - Counter(b)).elements()), list((Counter(b) - Counter(a)).elements())
     if any(map(_is_decisive, [*only_a, *only_b])):
@@ -186,7 +186,7 @@ def _is_decisive(word: str) -> bool:
 
 
 def similarity(one: str, other: str) -> float:
-    """How similar two texts are, above `MIN_SIMILARITY` up to 1; 0 where one may turn the other around."""
+    """Similarity of two texts, above `MIN_SIMILARITY` up to 1; 0 if one may negate the other."""
     if max(len(one), len(other)) > MAX_SIMILAR_CHARS or turns_around(one, other):
         return 0.0
     a, b = " ".join(words_of(one)), " ".join(words_of(other))
