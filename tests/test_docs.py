@@ -274,3 +274,24 @@ def test_lines_are_at_most_120_characters(page: Path) -> None:
         if len(line) > MAX_LINE and not line.startswith("|") and "://" not in line
     ]
     assert long == []
+
+
+def test_ci_runs_the_script_that_people_run() -> None:
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert "bash .ci/run" in steps
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", (ROOT / ".ci" / "run").read_text())) <= targets
+
+
+def test_citation_names_the_released_version() -> None:
+    import tomllib
+
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert "arXiv:2601.09536" in str(citation["references"])
