@@ -6,10 +6,13 @@ import ast
 import json
 import re
 import shlex
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from app.cli.jobs import build_spec
 from app.cli.main import build_parser
 from app.common.settings import PREFIX, Settings
 from app.contract.words import TERMINAL_EVENTS
@@ -18,7 +21,9 @@ from training.world.canvas import COLOUR_NAMES, SHAPES
 from training.world.world import EVAL_SEED_MIN, FAMILIES, SLICES, make_task
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
+MAX_LINE = 120
 EVENTS = {
     *TERMINAL_EVENTS,
     *("trace.queued", "trace.started", "trace.paused", "trace.resumed"),
@@ -75,6 +80,13 @@ def test_every_command_line_that_is_shown_is_understood() -> None:
     assert shown
     for argv in shown:
         build_parser().parse_args(argv)
+
+
+def test_shown_training_commands_make_valid_specs() -> None:
+    shown = [words(line)[1:] for _, line in shell_lines() if " train " in line and " nano " not in line]
+    for argv in shown:
+        parse_spec(build_spec(build_parser().parse_args(argv)))
+    assert {argv[1] for argv in shown} >= {"pesft", "perpo", "zero", "benchmark"}
 
 
 def pattern(question: str) -> str:
@@ -222,3 +234,64 @@ def test_shown_questions_belong_to_the_world() -> None:
         shown |= set(re.findall(r'create_trace\("([^"]+)"', text))
     assert shown
     assert shown <= asked
+
+
+def test_twelve_steps_name_existing_functions() -> None:
+    text = (ROOT / "docs" / "trace-in-twelve-steps.md").read_text()
+    steps = re.findall(r"^## (\d+)\. [^\n]*\n\n(.*?)(?=^## |^---$)", text, re.MULTILINE | re.DOTALL)
+    assert [int(number) for number, _ in steps] == list(range(1, 13))
+    for number, body in steps:
+        names = re.findall(r"`([\w.]+):([\w.]+)`", body)
+        assert len(names) == 1, f"step {number} names {names}"
+        module, qualname = names[0]
+        assert callable(reduce(getattr, qualname.split("."), import_module(module)))
+
+
+def test_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\(([\w-]+\.md)\)", index))
+
+
+def test_readme_numbers_come_from_results() -> None:
+    """Every accuracy and difference in the README's table stands in docs/results.md."""
+    rows = re.findall(r"^\|[^|]+\| [\d,]+ \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    results = re.sub(r"\b0(?=\.\d)", "", (ROOT / "docs" / "results.md").read_text()).replace("\u2212", "-")
+    numbers = [number.replace("\u2212", "-") for row in rows for number in re.findall(r"[+\u2212]?\.\d{3}", row)]
+    assert len(numbers) >= 5
+    assert [number for number in numbers if number not in results] == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_at_most_120_characters(page: Path) -> None:
+    long = [
+        number
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if len(line) > MAX_LINE and not line.lstrip().startswith("|") and "://" not in line
+    ]
+    assert long == []
+
+
+def test_ci_runs_the_script_that_people_run() -> None:
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert "bash .ci/run" in steps
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+) </dev/null", (ROOT / ".ci" / "run").read_text())) <= targets
+
+
+def test_citation_names_the_released_version() -> None:
+    import tomllib
+
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert "arXiv:2601.09536" in str(citation["references"])
