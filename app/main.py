@@ -269,7 +269,7 @@ def serve(
         sock = bind(settings.host, settings.port)
     except (HomeError, OSError) as error:
         home.close()
-        logs.refuse(str(error))
+        logs.fatal(str(error))
         return BAD_START
     host, port = sock.getsockname()[:2]
     home.note(host, port)
@@ -286,7 +286,7 @@ def serve(
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
-        logs.refuse(_why_not(error))
+        logs.fatal(_why_not(error))
         return BAD_START
     shown = f"[{host}]" if ":" in host else host
     logs.announce(f"http://{shown}:{port}")
@@ -307,6 +307,6 @@ if __name__ == "__main__":
     try:
         code = serve(read_settings())
     except SettingsError as refusal:
-        logs.refuse(str(refusal))
+        logs.fatal(str(refusal))
         code = BAD_START
     sys.exit(code)

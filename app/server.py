@@ -106,7 +106,7 @@ def run_app(app: FastAPI, sock: Listener, *, kill_engine: Callable[[], None] | N
     server.run(sockets=[sock])
     gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
     if runtime.failure is not None:
-        logs.refuse(runtime.failure)
+        logs.fatal(runtime.failure)
         return BAD_START
     return 0
 

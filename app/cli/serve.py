@@ -22,7 +22,7 @@ def serve(args: Namespace) -> int:
         settings = read_settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     except SettingsError as error:
         if log_lines.in_json():
-            logs.refuse(str(error))
+            logs.fatal(str(error))
             return EXIT_BAD_INPUT
         raise CommandError(str(error), EXIT_BAD_INPUT) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over

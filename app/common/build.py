@@ -1,4 +1,4 @@
-"""Which build of the studio this process serves, so that a page of an older one can notice. Imports nothing heavy."""
+"""The build this server runs, so that pages of an older build notice. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @functools.cache
 def build_version() -> str:
-    """The package's version and a hash of the pages' files as they were at the start, e.g. `0.1.0+3f9a2c1b`."""
+    """Package version and a hash of the page files, taken once per process, e.g. `0.1.0+3f9a2c1b`."""
     pages = (path for folder in (ROOT / "static", ROOT / "app" / "ui") for path in folder.rglob("*"))
     return f"{package_version()}+{hash_of(path for path in pages if path.suffix in ('.css', '.html', '.js', '.py'))}"
 
@@ -27,7 +27,7 @@ def package_version() -> str:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """Eight hexadecimal digits for the names and contents of some files, whatever their order."""
+    """Eight hex digits over the names and contents of files, independent of their order."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
