@@ -94,7 +94,7 @@ class TraceCreate(In):
     partial_images: int = Field(0, ge=0, le=64, description="number of partial previews per image")
     background: bool | None = Field(
         None,
-        description="false: cancel the trace when its readers leave. Default: true for a JSON answer, false for a stream",
+        description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream",
     )
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
 

@@ -47,7 +47,7 @@ class TaskWorld:
 
     def as_json(self, task: Task, *, reveal: bool) -> dict[str, Any]:
         """The task as the contract shows it; its pictures are stored first."""
-        image = self._images.put_picture(task.image)
+        image = self._images.put_image(task.image)
         shown: dict[str, Any] = {
             "task_id": task.task_id,
             "slice": task.slice,
@@ -65,7 +65,7 @@ class TaskWorld:
                     "text": step.text,
                     "skill": step.skill,
                     "action": step.action,
-                    "image": self._images.put_picture(step.image).as_json(),
+                    "image": self._images.put_image(step.image).as_json(),
                 }
                 for index, step in enumerate(task.steps, 1)
             ]
@@ -81,7 +81,7 @@ class TaskWorld:
             raise field_problem("task_mismatch", "body.task_id", "no task has this id") from None
         if question.strip() != task.question.strip():
             raise field_problem("task_mismatch", "body.task_id", "the question is not that task's question")
-        if [image.image_id for image in images] != [self._images.put_picture(task.image).image_id]:
+        if [image.image_id for image in images] != [self._images.put_image(task.image).image_id]:
             raise field_problem("task_mismatch", "body.task_id", "the picture is not that task's picture")
         return task
 
