@@ -110,7 +110,7 @@ class Pool:
         `undo` gets the result, in the thread, when the work finishes after the caller gave up (too late or cancelled).
 
         Raises:
-                TooSlow: the deadline passed; otherwise whatever `work` raises.
+            TooSlow: the deadline passed; otherwise whatever `work` raises.
         """
         if self._stuck >= self._most:
             raise TooSlow(self.name, self._waits_for, self.deadline_s or 0.0)

@@ -50,8 +50,8 @@ class Home:
         """Create the folder (private), lock it and empty `tmp`.
 
         Raises:
-                HomeBusy: another server owns it.
-                HomeError: it cannot be created or written.
+            HomeBusy: another server owns it.
+            HomeError: it cannot be created or written.
         """
         try:
             self._open()

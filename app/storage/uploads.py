@@ -84,9 +84,9 @@ class Spool:
         """Receive the file of a request.
 
         Args:
-                request: its body must be unread.
-                raw: accepted content types (`image/*`) besides forms.
-                code: problem code of the 415 for other types, with `detail`.
+            request: its body must be unread.
+            raw: accepted content types (`image/*`) besides forms.
+            code: problem code of the 415 for other types, with `detail`.
         """
         kind, _, options = request.headers.get("content-type", "").partition(";")
         kind = kind.strip().lower()

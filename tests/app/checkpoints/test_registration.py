@@ -220,7 +220,7 @@ def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(wit
         entry = (await server.client.get("/v1/checkpoints/tuned-step-2")).json()
         assert (entry["base"], entry["source"], entry["metrics"]) == ("nano-omni-r1", "job", {"loss/ce": 1.5})
         assert entry["lineage"] == {"job_id": "job_1", "stage": "pesft", "step": 2}
-        with pytest.raises(Problem, match="another checkpoint is called"):
+        with pytest.raises(Problem, match="a checkpoint named"):
             await asyncio.to_thread(
                 server.services.checkpoints.register_job_checkpoint,
                 "tuned-step-2", folder, "nano-omni-r1", "job_2", "pesft", 2, {},

@@ -127,7 +127,7 @@ def an_activation(server: Server, stack: ExitStack) -> None:
     freeze(engine_of(server), stack)
     post(server, "/v1/checkpoints/nano-base/activate", {})
     with server.client() as client:
-        wait_until(lambda: "is being checked" in client.readiness()["detail"], "an activation", 120)
+        wait_until(lambda: "is being validated" in client.readiness()["detail"], "an activation", 120)
 
 
 def half_a_body(server: Server, stack: ExitStack) -> None:
