@@ -205,7 +205,7 @@ def build_services(
     )
     metrics.watch("omni_r1_jobs_running", "Jobs in work.", lambda: job_service.running)
     pool.cancel_running = service.cancel_running
-    servers.in_work, servers.end_elsewhere = lambda: service.in_work, service.end_elsewhere
+    servers.active, servers.end_elsewhere = lambda: service.active_ids, service.end_elsewhere
     metrics.watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(generation.status().loaded))
     metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
     metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)

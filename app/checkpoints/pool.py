@@ -171,7 +171,7 @@ class EnginePool:
         while (lack := self._lack(facts, need, held, free)) is not None:
             victim = self._victim(*victims)
             if victim is None:
-                raise self._no_room(info, need, facts, lack)
+                raise self._insufficient_memory(info, need, facts, lack)
             victims.append(victim)
             held, free = held - facts["models"].get(victim, 0), free + facts["models"].get(victim, 0)
         for victim in victims:

@@ -65,7 +65,7 @@ class ServerWatch:
         self._db = db
         self._server_id = server_id
         self._dead_after_s = dead_after_s
-        self.in_work: Callable[[], Sequence[str]] = tuple  # ids of this server's traces in work
+        self.active: Callable[[], Sequence[str]] = tuple  # ids of this server's traces in work
         self.end_elsewhere: Callable[[str], None] = lambda _trace_id: None  # for each of them that another one ended
         self._monotonic = monotonic
         self._seen: dict[str, _Sight] = {}
@@ -78,8 +78,8 @@ class ServerWatch:
         """Whether another server counts as dead, as of the last look."""
         return server_id in self._dead
 
-    def beat(self, in_work: Iterable[str] = ()) -> list[str]:
-        """Send a heartbeat, end what dead servers left; those of `in_work` that another server ended. Blocking."""
+    def beat(self, active: Iterable[str] = ()) -> list[str]:
+        """Send a heartbeat, end what dead servers left; those of `active` that another server ended. Blocking."""
         with self._db.write() as connection:
             self._send(connection)
             self._dead = self._find_dead(connection)
@@ -88,7 +88,7 @@ class ServerWatch:
             if self._dead:
                 traces = trace_store.end_left_over(connection, self._dead, DIED)
                 jobs = job_store.interrupt_left_over(connection, self._dead, JOB_DIED)
-            statuses = trace_store.statuses(connection, in_work)
+            statuses = trace_store.statuses(connection, active)
         self._looked_at = self._monotonic()
         if traces or jobs:
             log.warning("%d traces and %d jobs of a dead server are marked interrupted", len(traces), len(jobs))
@@ -110,7 +110,7 @@ class ServerWatch:
         in_trouble = False
         while not self._closing.wait(self._dead_after_s / BEATS):
             try:
-                for trace_id in self.beat(self.in_work()):
+                for trace_id in self.beat(self.active()):
                     loop.call_soon_threadsafe(self.end_elsewhere, trace_id)
                 in_trouble = False
             except Exception as error:

@@ -42,12 +42,12 @@ test('every end without an answer says what to do now', () => {
 
 // What servers say of an end, with and without advice of their own.
 const REASONS = [
-  ['interrupted', 'interrupted', 'the server stopped before the trace was finished; ask the question again'],
-  ['interrupted', 'interrupted', 'the server that ran the trace is gone; ask the question again'],
-  ['failed', 'internal', "the server's log has the reason; ask the question again"],
-  ['failed', 'engine_error', 'the engine ended the trace without a word; ask again'],
+  ['interrupted', 'interrupted', 'the server stopped before the trace finished; try again'],
+  ['interrupted', 'interrupted', 'the server that ran the trace stopped responding; try again'],
+  ['failed', 'internal', "see the server's log; try again"],
+  ['failed', 'engine_error', 'the engine returned no result; try again'],
   ['failed', 'engine_died', 'The engine ended unexpectedly. Try again.'],
-  ['failed', 'database_unavailable', 'its events could not be stored'],
+  ['failed', 'database_unavailable', 'storing its events failed'],
   ['failed', 'prompt_too_long', 'the question takes 900 tokens and 768 fit'],
   ['failed', 'bad_image', 'a picture of the question cannot be read: truncated'],
   ['failed', 'weights_gone', ''],

@@ -80,7 +80,7 @@ def test_a_dead_servers_traces_end_elsewhere_and_it_writes_no_more(
                 assert [event.raw for event in log] == [event.raw for event in await two.stream(trace["id"])]
                 assert [event.raw for event in log[:-1]] == [event.raw for event in seen]
                 assert (log[-1].type, log[-1].data["error"]["code"]) == ("trace.failed", "interrupted")
-            while one.services.traces.in_work:
+            while one.services.traces.active_ids:
                 await asyncio.sleep(0.002)
             assert {trace["id"], queued["id"]} & set(engine.aborts)
             assert engine.running == 0
@@ -108,7 +108,7 @@ def test_a_silent_trace_of_a_server_that_returns_stops_at_its_next_heartbeat(
             with one.services.db.write() as connection:
                 store.end_left_over(connection, [one.services.traces._home.server_id], DIED)
             assert (await reader)[-1].type == "trace.failed"
-            while one.services.traces.in_work:
+            while one.services.traces.active_ids:
                 await asyncio.sleep(0.002)
             assert engine.aborts == [trace["id"]]
 
@@ -137,7 +137,7 @@ def test_an_image_drawn_after_the_end_is_left_to_the_sweep(
             with server.services.db.read() as connection:
                 links = connection.execute(sa.select(tables.trace_images.c.image_id)).scalars().all()
             assert image_id not in links
-            assert server.services.traces.in_work == []
+            assert server.services.traces.active_ids == []
 
     run_async(main())
 
