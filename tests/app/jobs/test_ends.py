@@ -36,7 +36,7 @@ async def cannot_resume(server: Server, job_id: str) -> None:
     assert (await get(server, job_id))["resumable"] is False
     answer = await server.client.post(f"/v1/jobs/{job_id}/resume")
     assert (answer.status_code, code(answer)) == (409, "not_resumable")
-    assert "had saved anything" in answer.json()["detail"]
+    assert "no saved state" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("what", ["fail", "crash", "/nowhere/python"])
@@ -93,7 +93,7 @@ def test_resumable_job_holds_its_name_until_it_is_deleted(with_server: Callable[
         assert (await get(server, job["id"]))["resumable"] is True
         listed = (await server.client.get("/v1/jobs")).json()["data"]
         assert [one["resumable"] for one in listed] == [True]
-        assert f"job {job['id']} has this name and can be resumed" in await refused_name(server)
+        assert f"job {job['id']} uses this name and can be resumed" in await refused_name(server)
         assert f"job {job['id']}" in await refused_name(server, output_name=f"{NAME}-pesft")
         assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
         again = await post(server, output_name=NAME)
@@ -109,7 +109,7 @@ def test_name_is_free_once_its_checkpoints_are_deleted(with_server: Callable[...
         job = await post(server, output_name=NAME)
         await events(server, job["id"])
         assert server.services.jobs._checkpoints is registry
-        assert f"there is a checkpoint {NAME}-step-4 already" in await refused_name(server)
+        assert f"checkpoint {NAME}-step-4 exists" in await refused_name(server)
         assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
         assert f"{NAME}-step-4" in await refused_name(server)
         assert (await server.client.delete(f"/v1/checkpoints/{NAME}-step-4")).status_code == 204
