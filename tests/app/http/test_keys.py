@@ -327,7 +327,7 @@ def test_the_key_is_in_no_log_no_metric_and_no_description(
             await server.client.get("/v1/traces", headers={"Authorization": f"Bearer {KEY}-mistyped"})
             trace = await server.create()
             await server.stream(trace["id"])
-        assert "a wrong key was given" in caplog.text
+        assert "wrong key at /login" in caplog.text
         metrics = (await server.client.get("/metrics")).text
         told = [caplog.text, metrics, repr(server.settings), str(server.settings), repr(server.services.settings)]
         assert [text for text in told if KEY in text] == []
