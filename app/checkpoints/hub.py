@@ -90,16 +90,16 @@ class HubFetcher:
                     line = await process.stdout.readline()
             except TimeoutError:
                 raise _unavailable(f"{hub_id}: the hub is not responding") from None
-            told = _parsed(line)
-            if "folder" in told:
-                return Path(told["folder"])
-            if "error" in told:
-                _refuse(hub_id, told["error"])
+            message = _parsed(line)
+            if "folder" in message:
+                return Path(message["folder"])
+            if "error" in message:
+                _raise(hub_id, message["error"])
             if not line:
                 if self._closed:
                     raise _stopping()
                 raise CheckpointError("download_failed", f"{hub_id}: the download process died")
-            if "bytes" in told:
+            if "bytes" in message:
                 deadline = time.monotonic() + DATA_PATIENCE * self._timeout_s
 
     def kill(self) -> None:
@@ -120,13 +120,13 @@ def _stopping() -> Problem:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(line)
+        message = json.loads(line)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return message if isinstance(message, dict) else {}
 
 
-def _refuse(hub_id: str, error: dict[str, str]) -> None:
+def _raise(hub_id: str, error: dict[str, str]) -> None:
     if error["code"] == "hub_silent":
         raise _unavailable(f"{hub_id}: the hub is not responding")
     raise CheckpointError(error["code"], error["detail"])

@@ -270,7 +270,7 @@ class CheckpointRegistry:
         Raises:
             NoCheckpoint: none can be loaded, or OMNI_R1_CHECKPOINT cannot.
         """
-        refused = None
+        rejected = None
         for info in candidates:
             self.pool.pinned = info.name
             version = await pools.writes.run(self.version_of, info)
@@ -280,7 +280,7 @@ class CheckpointRegistry:
                 if problem.code != "checkpoint_invalid" or self._extra is not None:
                     raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
                 log.warning("checkpoint %s cannot be used: %s", info.name, problem.detail)
-                refused = problem
+                rejected = problem
                 continue
             if info.name != self._wanted:
                 self.note = f"checkpoint {info.name} is active because {self._wanted} cannot be used"
@@ -288,7 +288,7 @@ class CheckpointRegistry:
             elif self._extra is not None:
                 await pools.writes.run(self.remember, info.name)
             return info, version
-        raise NoCheckpoint(f"no checkpoint can be loaded: {refused.detail if refused else 'none found'}")
+        raise NoCheckpoint(f"no checkpoint can be loaded: {rejected.detail if rejected else 'none found'}")
 
     def _candidates(self) -> list[CheckpointInfo]:
         found = self.scan()

@@ -15,7 +15,7 @@ from model import log_lines
 
 
 def serve(args: Namespace) -> int:
-    """Reads the settings (options win over the environment) and serves; 0 after a signal, 2 for a bad start."""
+    """Reads the settings (options override the environment) and serves; returns 0 after a signal, 2 on failure."""
     logs.begin()
     names = ("home", "host", "port", "device", "checkpoint")
     try:
@@ -25,13 +25,13 @@ def serve(args: Namespace) -> int:
             logs.fatal(str(error))
             return EXIT_BAD_INPUT
         raise CommandError(str(error), EXIT_BAD_INPUT) from error
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over
-    gc.disable()  # for the imports, whose objects stay: a quarter of the time until ready; the runtime enables it again
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles signals
+    gc.disable()  # imports create permanent objects; saves a quarter of the start-up time; re-enabled by the runtime
     from app import main
 
     try:
         return main.serve(settings)
-    except KeyboardInterrupt:  # before the server took the signals over: stopped as asked
+    except KeyboardInterrupt:  # interrupted before the server handled signals
         return 0
     except Exception:
         if not log_lines.in_json():

@@ -90,23 +90,23 @@ class PageGate:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio answers 500 or raises for unknown functions and sessions."""
-        started = refused = False
+        started = rejected = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal started, refused
+            nonlocal started, rejected
             if message["type"] == "http.response.start":
-                started, refused = True, message["status"] >= 500
-            if not refused:
+                started, rejected = True, message["status"] >= 500
+            if not rejected:
                 await send(message)
 
         try:
             await self._page(scope, receive, watched_send)
         except Exception as error:
-            if started and not refused:
+            if started and not rejected:
                 raise
-            refused = True
+            rejected = True
             log.warning("the page rejected %s %s: %r", scope["method"], scope["path"], error)
-        if refused:
+        if rejected:
             problem = Problem("malformed", "the page cannot handle this request; reload it")
             await response_for(problem, scope["path"])(scope, receive, send)
 

@@ -152,8 +152,8 @@ class JobIntake:
 
     def _row(self, trace: Mapping[str, Any]) -> dict[str, Any]:
         steps = [(step["text"], self._png(step["image"]) if step.get("image") else None) for step in trace["steps"]]
-        pictures = [self._png(image) for image in trace["images"]]
-        return trace_row(trace["question"], pictures, steps, trace["answer"] or "", trace_id=trace["id"])
+        images = [self._png(image) for image in trace["images"]]
+        return trace_row(trace["question"], images, steps, trace["answer"] or "", trace_id=trace["id"])
 
     def _png(self, image: Mapping[str, Any]) -> bytes:
         return self._images.read(image["image_id"])

@@ -215,9 +215,9 @@ class PartialStore:
         """Store a preview; returns its URL path."""
         path = self.path(trace_id, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
-        beside.write_bytes(png)
-        beside.rename(path)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(png)
+        temporary.rename(path)
         return f"/v1/traces/{trace_id}/partials/{name}"
 
     def path(self, trace_id: str, name: str) -> Path:

@@ -339,8 +339,8 @@ class TraceRunner:
         pngs = dict(live.pngs)
         if live.resumed:  # drawn before a pause, perhaps by another process
             with self._db.read() as connection:
-                told = store.fold(store.events_of(connection, live.id))
-            for step in told["steps"]:
+                folded = store.fold(store.events_of(connection, live.id))
+            for step in folded["steps"]:
                 if "image" in step and step["index"] not in pngs:
                     pngs[step["index"]] = self._images.read(step["image"]["image_id"])
         drawn = [pngs.get(step) for step in range(1, max(pngs, default=0) + 1)]

@@ -117,10 +117,10 @@ def statuses(connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]
 
 def finish(connection: Connection, trace_id: str, **values: Any) -> None:
     """Write the final row: `values` plus steps, answer and last image from the events; clears the resume state."""
-    told = fold(events_of(connection, trace_id))
-    told["answer"] = values.pop("answer", None) or told["answer"]
+    folded = fold(events_of(connection, trace_id))
+    folded["answer"] = values.pop("answer", None) or folded["answer"]
     finished_at = not_before(now(), T.c.created_at, T.c.started_at)
-    update(connection, trace_id, **told, **{"resume": None, "finished_at": finished_at} | values)
+    update(connection, trace_id, **folded, **{"resume": None, "finished_at": finished_at} | values)
 
 
 def get_row(connection: Connection, trace_id: str, *, resume: bool = False) -> Row[Any] | None:
@@ -215,8 +215,8 @@ def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
     if row.status in TERMINAL:
         shown["steps"] = row.steps or []
     else:
-        told = fold(events_of(connection, trace_id))
-        shown |= {"steps": told["steps"], "answer": told["answer"]}
+        folded = fold(events_of(connection, trace_id))
+        shown |= {"steps": folded["steps"], "answer": folded["answer"]}
     return shown
 
 

@@ -1,8 +1,8 @@
-"""Two things that Gradio does at every start and nobody here needs, left out: together a third of its start.
+"""Skips two unneeded steps of Gradio's start, together a third of its time.
 
-It writes type stubs for editors beside the source of every component as its class is made (and parses that source
-twice for it), and it builds a whole application for every page of a site, of which the one for the mount is used. Each
-is skipped by standing in for one function meanwhile; a later Gradio that has no such function just starts as it likes.
+Gradio writes type stubs for editors next to the source of every component class (and parses that source twice), and
+builds an application for every page of a site, of which only the mounted one is used. Each step is skipped by patching
+one function meanwhile; a later Gradio without that function just starts normally.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def without_stubs() -> Iterator[None]:
-    """While Gradio is imported: its component classes have no source file, so there is nowhere to write stubs."""
+    """For the import of Gradio: hides the source files of component classes, so that no stubs are written."""
     getfile = inspect.getfile
 
     def getfile_of_others(thing: Any) -> str:
@@ -29,7 +29,7 @@ def without_stubs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_spare_apps() -> Iterator[None]:
-    """While pages are laid out: no application is built for them. Whoever mounts them makes one."""
+    """For building pages: creates no application for them; mounting creates one."""
     from gradio import blocks
 
     with _standing_in(blocks, "App", _NoApp):

@@ -107,7 +107,7 @@ def test_no_server_is_exit_code_3_and_says_what_to_do(
 def test_another_program_on_the_port_is_exit_code_3(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answers["GET /v1/tasks"] = (200, b"<html>")
     assert main(["task"]) == 3
-    assert "another program" in capsys.readouterr().err
+    assert "Another program" in capsys.readouterr().err
 
 
 def test_checkpoints_are_listed_and_shown(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_registered_put_to_work_and_deleted(
     assert canned.body_of("POST /v1/checkpoints") == {"source": str(tmp_path / "folder"), "name": "mine"}
     assert main(["checkpoints", "activate", "mine", "--drain", "wait"]) == 0
     out, err = capsys.readouterr()
-    assert out == "mine answers, version 7\n"
+    assert out == "mine is active, version 7\n"
     assert "checkpoints activate nano-omni-r1" in err, "the way back"
     assert canned.body_of("POST /v1/checkpoints/mine/activate") == {"drain": "wait"}
     assert main(["checkpoints", "delete", "mine", "--unload"]) == 0

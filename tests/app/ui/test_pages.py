@@ -123,8 +123,8 @@ def test_about_tells_the_checkpoints_card_and_the_limits() -> None:
     assert "base" not in rows  # not known, not shown
     limits = dict(told[2]["rows"])
     assert limits["context"] == "768 tokens"
-    assert limits["pictures in a question"] == "1"
-    assert limits["largest picture file"] == "20 MB"
+    assert limits["images per question"] == "1"
+    assert limits["largest image file"] == "20 MB"
 
 
 def test_about_says_what_to_do_when_no_server_answers() -> None:

@@ -118,9 +118,9 @@ def _upgrade_job(connection: Connection, row: Any, change: Change) -> None:
     e = job_events.c
     query = sa.select(e.seq, e.data).where(e.job_id == row.id, e.type == "job.status")
     for event in connection.execute(query).all():
-        told = json.loads(event.data)
-        data = json.dumps(_changed(told, change), separators=(",", ":"))
-        if "result" in told and data != event.data:
+        payload = json.loads(event.data)
+        data = json.dumps(_changed(payload, change), separators=(",", ":"))
+        if "result" in payload and data != event.data:
             connection.execute(sa.update(job_events).where(e.job_id == row.id, e.seq == event.seq).values(data=data))
 
 
