@@ -1,7 +1,7 @@
-// One question, two checkpoints, two viewers in step: the same picture, the same seed, other weights.
+// One question, two checkpoints, two synchronised viewers: the same image and seed, different weights.
 //
-// Two traces of the server's, each with its own log. Only one of the two viewers holds the page's EventSource; the
-// other reads its log by short requests (see viewer/events.js). Going to a step in one goes there in the other.
+// Two traces, each with its own log. Only one of the viewers holds the page's EventSource; the other polls its log (see
+// shared/events.js). Selecting a step in one selects it in the other.
 
 import { Examples } from '../studio/examples.js';
 import { Well } from '../studio/well.js';
@@ -47,7 +47,7 @@ export class Compare {
     });
   }
 
-  /** The names that can be asked; what was chosen stays. */
+  /** The available names; keeps the selection. */
   names(names) {
     this.#names = names;
     for (const side of SIDES) {
@@ -86,7 +86,7 @@ export class Compare {
       this.#viewers[side] = new Viewer(this.places[side], {
         label: side === 'left' ? 'Trace of the first checkpoint' : 'Trace of the second checkpoint',
         again: 'press Ask both to ask again',
-        hint: 'Press Ask both: the two reason about the same question.',
+        hint: 'Press Ask both: both reason about the same question.',
         onGo: (at) => this.#viewers[other].keepStep(at),
         onState: () => this.#follow(),
       });
@@ -98,7 +98,7 @@ export class Compare {
     if (!task) return;
     this.#task = { task_id: task.task_id, question: task.question, image_id: task.image.image_id };
     this.#picture = { image: task.image, own: false };
-    this.picture.show(task.image, { own: false, alt: `Picture of the task: ${task.question}` });
+    this.picture.show(task.image, { own: false, alt: `Image of the task: ${task.question}` });
     this.question.value = task.question;
     this.fail(null);
   }
@@ -135,7 +135,7 @@ export class Compare {
       const asked = await Promise.allSettled(SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })));
       const refused = asked.find((one) => one.status === 'rejected');
       if (refused) {
-        // half a comparison is none: the other one is taken back
+        // half a comparison is useless: cancel the other trace
         for (const one of asked) if (one.status === 'fulfilled') api.cancel(one.value.id).catch(() => {});
         this.fail(refused.reason);
         return;

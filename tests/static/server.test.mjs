@@ -49,7 +49,7 @@ test('a server that is gone is said, tried again, and found', async () => {
   assert.ok(page.timer.ms < 1000);
   await page.ring();
   assert.deepEqual(page.said.map(([state]) => state), ['gone']);
-  assert.match(page.said[0][1], /does not answer.*keeps trying/);
+  assert.match(page.said[0][1], /unreachable.*keeps trying/);
   const waits = [];
   for (let k = 0; k < 6; k += 1) {
     waits.push(page.timer.ms);

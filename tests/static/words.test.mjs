@@ -17,9 +17,9 @@ test('the pill has words for every state', () => {
     const { text, count } = pillOf(state(change));
     return count ? `${text} ${count}` : text;
   };
-  assert.equal(said({ status: 'queued', position: 2 }), 'waiting (2 before you)');
-  assert.equal(said({ status: 'queued', position: 0 }), 'waiting (you are next)');
-  assert.equal(said({ status: 'running', activity: 'reading' }), 'reading the picture');
+  assert.equal(said({ status: 'queued', position: 2 }), 'waiting (2 ahead)');
+  assert.equal(said({ status: 'queued', position: 0 }), 'waiting (next in line)');
+  assert.equal(said({ status: 'running', activity: 'reading' }), 'reading the image');
   assert.equal(said({ status: 'running', activity: 'thinking' }), 'thinking');
   const drawing = [step({ index: 2, partial: { done: 41, total: 64 } })];
   assert.equal(said({ status: 'running', activity: 'drawing', steps: drawing }), 'drawing step 2 41/64 codes');
@@ -58,17 +58,17 @@ test('an end says what happened once and what to do once', () => {
   for (const [status, code, detail] of REASONS) {
     for (const steps of [[], [step({ complete: true })]]) {
       const said = troubleOf(state({ status, steps, error: code && { code, detail } }));
-      assert.equal(said.match(/\b(ask|try|choose)\b/gi).length, 1, said);
+      assert.equal(said.match(/\b(ask|try|choose|shorten)\b/gi).length, 1, said);
       assert.ok((said.match(/stopped/gi) ?? []).length <= 1, said);
       const sentences = said.split(/(?<=\.)\s/);
       assert.equal(new Set(sentences.map((one) => one.toLowerCase())).size, sentences.length, said);
       for (const one of sentences) assert.match(one, /^[A-Z].*[^.;:\s]\.$/, said);
-      assert.equal(said.includes('drawn is kept'), steps.length > 0, said);
+      assert.equal(said.includes('steps so far are kept'), steps.length > 0, said);
     }
   }
-  assert.match(troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })), /fewer words/);
+  assert.match(troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })), /shorten the question/i);
   const left = troubleOf(state({ status: 'cancelled', cancelReason: 'disconnected' }));
-  assert.match(left, /nobody was reading/);
+  assert.match(left, /all readers had left/);
   assert.match(troubleOf(state({ status: 'interrupted' }), 'open it in the Studio to ask again'), /Open it in the Studio/);
 });
 
@@ -175,8 +175,8 @@ test('keys act in the viewer, not in its slider, and space presses a focused but
 });
 
 test('a question that is too long is said once, with a number that means something', () => {
-  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), { text: 'room for 3 pictures', over: false, tooLong: false });
-  assert.equal(budgetWords({ prompt_tokens: 600, room_tokens: 150, room_images: 1 }).text, 'room for 1 picture');
+  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), { text: 'room for 3 images', over: false, tooLong: false });
+  assert.equal(budgetWords({ prompt_tokens: 600, room_tokens: 150, room_images: 1 }).text, 'room for 1 image');
   const long = budgetWords({ prompt_tokens: 2167, room_tokens: 0, room_images: 0 });
   assert.ok(long.tooLong && long.text.includes('2,167') && !/\b0 tokens/.test(long.text));
   const words = budgetWords({ prompt_tokens: 700, room_tokens: 60, room_images: 0 });

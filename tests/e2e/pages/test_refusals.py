@@ -20,7 +20,7 @@ def test_a_question_that_is_too_long_gets_one_message(studio: Open, slow_url: st
     page.click("#or-reason")
     becomes(page, "() => document.activeElement.tagName", "TEXTAREA")
     (said,) = texts(page)
-    assert "ask in fewer words" in said
+    assert "shorten it" in said
     assert " 0 tokens" not in said
     page.fill("#or-question textarea", "Where is the star?")
     page.wait_for_selector(".or-budget:not([data-over]) >> text=room for")

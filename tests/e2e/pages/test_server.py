@@ -42,17 +42,17 @@ def test_pages_find_a_restarted_server_by_themselves(studio: Open, own_server: F
     page.click("#or-reason")
     page.wait_for_selector(".or-step >> nth=1")
     own_server.kill()
-    page.wait_for_selector(f"{NOTE} >> text=does not answer")
+    page.wait_for_selector(f"{NOTE} >> text=is unreachable")
     for other in others:
         other.evaluate("window.dispatchEvent(new Event('focus')); window.dispatchEvent(new Event('online'))")
-        other.wait_for_selector(f"{NOTE} >> text=does not answer")
+        other.wait_for_selector(f"{NOTE} >> text=is unreachable")
     own_server.start()
     for one in [page, *others]:
         one.wait_for_selector(".or-server", state="hidden")
     assert status(page, "interrupted") == "interrupted"
     said = page.inner_text(".or-trouble")
     assert (
-        said == "The server stopped before this trace was finished. What was drawn is kept: press Reason to ask again."
+        said == "The server stopped before this trace finished. The steps so far are kept: press Reason to ask again."
     )
     assert LONG in page.input_value("#or-question textarea")
     page.fill("#or-question textarea", "Where is the star?")
@@ -70,7 +70,7 @@ def test_a_page_that_opens_while_the_api_is_away_completes_itself(studio: Open, 
         for api in ("**/v1/**", "**/readyz"):
             page.route(api, lambda route: route.abort())
         page.goto(slow_url + path)
-        page.wait_for_selector(f"{NOTE} >> text=does not answer")
+        page.wait_for_selector(f"{NOTE} >> text=is unreachable")
         for api in ("**/v1/**", "**/readyz"):
             page.unroute(api)
         page.wait_for_selector(".or-server", state="hidden")

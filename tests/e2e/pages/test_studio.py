@@ -143,7 +143,7 @@ def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
     page.set_input_files("input[type=file]", picture_file(tmp_path))
     page.wait_for_selector(".or-fits:visible")
     page.wait_for_selector("text=/the model sees · \\d+²/")
-    page.click("text=fit in whole")
+    page.click("text=pad to a square")
     page.wait_for_function("document.querySelector('.or-seen img').src.includes('fit=pad')")
     becomes(page, QUESTION, "")  # the example's question was about another picture
     page.click("#or-reason")
@@ -172,7 +172,7 @@ def test_a_server_that_is_gone_is_said_and_the_question_stays(studio: Open, stud
     question = page.input_value("#or-question textarea")
     page.route("**/v1/traces", lambda route: route.abort())
     page.click("#or-reason")
-    page.wait_for_selector("text=The server does not answer")
+    page.wait_for_selector("text=The server is unreachable")
     assert page.input_value("#or-question textarea") == question
     page.wait_for_selector("#or-reason:visible")
 
