@@ -62,12 +62,12 @@ export class Activation {
     const began = performance.now();
     const watch = setInterval(() => this.#look(name, began, watch), LOOK_EVERY_MS);
     this.#watch = watch;
-    const told = () => {
+    const settled = () => {
       clearInterval(watch);
       this.#watch = 0;
     };
     try {
-      const answer = await api.activate(name, drain ? { drain } : {}).finally(told);
+      const answer = await api.activate(name, drain ? { drain } : {}).finally(settled);
       if (from && from !== name) remember(from);
       const version = answer?.weight_version ? ` (version ${answer.weight_version})` : '';
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -75,7 +75,7 @@ export class Activation {
       await refreshCheckpoints({ forget: true });
       this.changed();
     } catch (error) {
-      this.#refused(error, name, from);
+      this.#failed(error, name, from);
     } finally {
       this.#busy = false;
     }
@@ -93,7 +93,7 @@ export class Activation {
     }
   }
 
-  #refused(error, name, from) {
+  #failed(error, name, from) {
     if (error.status === 507 && error.code !== 'disk_full') {
       this.#say('fail', `${sentence(error.message)} Nothing has changed. It can replace the running weights instead:`,
         this.#button('Wait for running traces, then replace', () => this.activate(name, from, 'wait')),

@@ -37,10 +37,10 @@ class Checkpoints {
       this.compare.element,
     );
     onBack(() => this.refresh());
-    const asked = new URLSearchParams(location.search);
-    this.#selected = asked.get('name');
+    const query = new URLSearchParams(location.search);
+    this.#selected = query.get('name');
     await this.refresh();
-    const pair = asked.get('compare')?.split(',');
+    const pair = query.get('compare')?.split(',');
     if (pair?.length === 2) this.compare.show(...pair);
     document.documentElement.dataset.checkpoints = 'ready';
   }

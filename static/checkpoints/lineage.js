@@ -93,7 +93,7 @@ export function factsOf(one) {
     ['from', parentOf(one)],
     ['licence', one.licence],
     ['size', megabytes(one.size_bytes)],
-    ['pictures', one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null],
+    ['images', one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null],
     ['context', one.context_len ? `${one.context_len.toLocaleString('en')} tokens` : null],
     ['template', one.template],
     ['weights', one.weight_version ? `version ${one.weight_version}${one.loaded ? ', in memory' : ''}` : null],

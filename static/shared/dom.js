@@ -134,17 +134,17 @@ export function copyButton(label, text, said = () => {}) {
 /** A button for irreversible actions: the first click asks `question`, the second acts; leaving the button resets. */
 export function sureButton(label, question, act, ...face) {
   const button = h('button', { type: 'button', class: 'or-round or-delete', 'aria-label': label, title: label }, ...face);
-  let asked = false;
+  let armed = false;
   const reset = () => {
-    asked = false;
+    armed = false;
     button.classList.remove('sure');
     button.replaceChildren(...face);
     button.setAttribute('aria-label', label);
   };
   button.addEventListener('blur', reset);
   button.addEventListener('click', () => {
-    if (asked) return act();
-    asked = true;
+    if (armed) return act();
+    armed = true;
     button.classList.add('sure');
     button.replaceChildren(question);
     button.setAttribute('aria-label', `Really? ${label}`);

@@ -142,7 +142,7 @@ export function announcementOf(before, after, again = ASK_AGAIN) {
   for (const step of after.steps) {
     const earlier = before.steps.find((one) => one.index === step.index);
     if (step.complete && !earlier?.complete) {
-      said.push(`Step ${step.index}: ${step.text.trim() || 'a picture'}`);
+      said.push(`Step ${step.index}: ${step.text.trim() || 'an image'}`);
     }
   }
   const changed = before.status !== after.status;

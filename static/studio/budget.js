@@ -14,7 +14,7 @@ export function budgetWords({ prompt_tokens: prompt, room_tokens: tokens, room_i
 }
 
 /** The same for an error of POST /v1/limits; null if the error is not about the question. */
-export function refusedBudget(error) {
+export function budgetError(error) {
   if (error.status !== 422 && error.status !== 413) return null;
   if (error.code === 'bad_place') return { text: error.message, over: true, tooLong: true };
   const most = /at most (\d+) characters/.exec(error.message)?.[1];

@@ -4,8 +4,8 @@ import { h, openDialog, setText } from '../shared/dom.js';
 
 export const hasCamera = () => Boolean(window.isSecureContext && navigator.mediaDevices?.getUserMedia);
 
-/** Opens the camera; calls `onPicture(blob)` once, when the user takes an image. */
-export async function openCamera(onPicture) {
+/** Opens the camera; calls `onImage(blob)` once, when the user takes an image. */
+export async function openCamera(onImage) {
   const video = h('video', { class: 'or-video', autoplay: true, playsinline: true, 'aria-label': 'Camera' });
   video.muted = true;
   const word = h('p', { class: 'or-quiet', role: 'status' }, 'Waiting for camera permission in the browser.');
@@ -35,7 +35,7 @@ export async function openCamera(onPicture) {
     canvas.getContext('2d').drawImage(video, ...from, 0, 0, side, side);
     canvas.toBlob((blob) => {
       dialog.close();
-      onPicture(blob);
+      onImage(blob);
     }, 'image/png');
   });
 }

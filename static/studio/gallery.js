@@ -83,14 +83,14 @@ class Gallery {
   }
 
   #card(trace) {
-    const picture = (image, label) => h(
+    const thumbnail = (image, label) => h(
       'span', { class: 'or-card-picture' },
       image ? h('img', { src: image.url, alt: label, loading: 'lazy', width: 96, height: 96, class: image.width <= 96 ? 'or-pixels' : '' }) : null,
     );
     const open = h(
       'button', { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
       h('span', { class: 'or-card-pictures' },
-        picture(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), picture(trace.last_image, 'Last image')),
+        thumbnail(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), thumbnail(trace.last_image, 'Last image')),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
     const verdict = trace.verdict?.answer;

@@ -9,8 +9,8 @@ const COLOURS = [
 ];
 const PENS = [['thin', 6], ['middle', 16], ['thick', 40]];
 
-/** Opens the pad; calls `onPicture(blob)` when the sketch is used. */
-export function openSketch(onPicture) {
+/** Opens the pad; calls `onImage(blob)` when the sketch is used. */
+export function openSketch(onImage) {
   const canvas = h('canvas', { width: SIDE, height: SIDE, class: 'or-sketch', 'aria-label': 'Sketch pad: draw with mouse, pen or finger', role: 'img' });
   const context = canvas.getContext('2d', { willReadFrequently: true });
   context.fillStyle = '#ffffff';
@@ -88,6 +88,6 @@ export function openSketch(onPicture) {
   const dialog = openDialog('Sketch pad', h('h2', {}, 'Sketch'), canvas, colours, h('div', { class: 'or-sketch-bar' }, pens, undo, clear), use);
   use.addEventListener('click', () => canvas.toBlob((blob) => {
     dialog.close();
-    onPicture(blob);
+    onImage(blob);
   }, 'image/png'));
 }

@@ -9,7 +9,7 @@ import { Place, appears, setAttr, setText, show } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
-import { budgetWords, refusedBudget } from './budget.js';
+import { budgetWords, budgetError } from './budget.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
 import { wordsOf } from '../shared/notes.js';
@@ -33,7 +33,7 @@ export function numbersOf(fields) {
 }
 
 class Studio {
-  #picture = null; // {image, own}
+  #image = null; // {image, own}
   #task = null; // {task_id, question, image_id}: the task, valid while image and question are unchanged
   #starting = false;
   #budget = { timer: 0, turn: 0, tooLong: false };
@@ -59,7 +59,7 @@ class Studio {
     await appears(QUESTION);
     const { well, examples, viewer } = Object.fromEntries(PARTS.map((name) => [name, this.#parts[name].element]));
     this.well = new Well(well, {
-      onPicture: (image) => this.#ownPicture(image),
+      onImage: (image) => this.#ownImage(image),
       onFit: () => {},
     });
     this.examples = new Examples(examples, { onPick: (task) => this.#pickTask(task), onError: (error) => this.fail(error) });
@@ -79,10 +79,10 @@ class Studio {
     }, true);
     onCheckpoint((name) => this.#checkpoint(name));
     onBack(() => this.#back());
-    const asked = new URLSearchParams(location.search).get('trace');
+    const requested = new URLSearchParams(location.search).get('trace');
     const ready = this.examples.load();
-    if (asked) {
-      await this.viewer.open(asked);
+    if (requested) {
+      await this.viewer.open(requested);
       this.#fromTrace();
     }
     await ready;
@@ -91,7 +91,7 @@ class Studio {
   }
 
   #offerFirst() {
-    if (!this.#picture && !this.textarea.value) this.examples.pickFirst();
+    if (!this.#image && !this.textarea.value) this.examples.pickFirst();
   }
 
   // After an outage: load what is missing.
@@ -119,17 +119,17 @@ class Studio {
   #pickTask(task) {
     if (!task) return;
     this.#task = { task_id: task.task_id, question: task.question, image_id: task.image.image_id };
-    this.#picture = { image: task.image, own: false };
+    this.#image = { image: task.image, own: false };
     this.well.show(task.image, { own: false, alt: `Image of the task: ${task.question}` });
     this.#setQuestion(task.question);
     this.#preview();
     this.#count();
   }
 
-  #ownPicture(image) {
+  #ownImage(image) {
     const task = this.#task;
     this.#task = null;
-    this.#picture = { image, own: true };
+    this.#image = { image, own: true };
     this.examples.mark(null);
     if (task && this.textarea.value === task.question) this.#setQuestion('');
     this.textarea.focus();
@@ -151,7 +151,7 @@ class Studio {
     if (!state.traceId || !image) return;
     const own = !state.taskId;
     this.#task = own ? null : { task_id: state.taskId, question: state.question, image_id: image.image_id };
-    this.#picture = { image, own };
+    this.#image = { image, own };
     this.well.show(image, { own });
     this.examples.mark(state.taskId);
     this.#setQuestion(state.question);
@@ -159,7 +159,7 @@ class Studio {
   }
 
   #preview() {
-    const images = this.#picture ? [this.#picture.image] : [];
+    const images = this.#image ? [this.#image.image] : [];
     this.viewer.preview({ question: this.textarea.value, images });
   }
 
@@ -177,9 +177,9 @@ class Studio {
     let said = null;
     if (question.trim()) {
       try {
-        said = budgetWords(await api.budget(question, this.#picture ? 1 : 0));
+        said = budgetWords(await api.budget(question, this.#image ? 1 : 0));
       } catch (error) {
-        said = refusedBudget(error);
+        said = budgetError(error);
       }
     }
     if (turn !== this.#budget.turn) return;
@@ -215,8 +215,8 @@ class Studio {
       return;
     }
     const request = { question, images: [], mode, partial_images: PARTIAL_IMAGES, background: true };
-    if (this.#picture) {
-      const { image, own } = this.#picture;
+    if (this.#image) {
+      const { image, own } = this.#image;
       request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });
       if (this.#task && this.#task.question === question && this.#task.image_id === image.image_id) {
         request.task_id = this.#task.task_id;

@@ -10,14 +10,14 @@ import { receiveImages } from './drops.js';
 import { openSketch } from './sketch.js';
 
 export class Well {
-  #picture = null; // {image, own}
+  #image = null; // {image, own}
   #fit = 'crop';
   #checkpoint = null;
   #upload = 0;
 
-  /** onPicture({image, fit}): the user has provided an image. onFit(fit). */
-  constructor(element, { onPicture, onFit }) {
-    this.onPicture = onPicture;
+  /** onImage({image, fit}): the user has provided an image. onFit(fit). */
+  constructor(element, { onImage, onFit }) {
+    this.onImage = onImage;
     this.onFit = onFit;
     this.file = h('input', { type: 'file', accept: 'image/*', class: 'or-sr', tabindex: '-1', 'aria-hidden': 'true' });
     this.image = h('img', { alt: '', hidden: true });
@@ -113,7 +113,7 @@ export class Well {
       const image = await api.upload(blob);
       if (turn !== this.#upload) return;
       this.show(image, { own: true });
-      this.onPicture(image);
+      this.onImage(image);
     } catch (error) {
       if (turn === this.#upload) this.fail(error instanceof ApiError ? error.message : 'This image cannot be read. Try another file.');
     } finally {
@@ -126,7 +126,7 @@ export class Well {
     if (!own) this.#upload += 1; // a running upload must not replace a later choice
     setAttr(this.drop, 'aria-busy', null);
     this.fail(null);
-    this.#picture = { image, own };
+    this.#image = { image, own };
     this.image.src = image.url;
     this.image.alt = alt;
     setAttr(this.drop, 'aria-label', `${alt}. Choose another image`);
@@ -142,7 +142,7 @@ export class Well {
   setCheckpoint(name, notes) {
     this.#checkpoint = name;
     setText(this.honesty, notes ?? '');
-    show(this.honesty, Boolean(this.#picture?.own && notes));
+    show(this.honesty, Boolean(this.#image?.own && notes));
     this.#see();
   }
 
@@ -154,8 +154,8 @@ export class Well {
   }
 
   #see() {
-    if (!this.#picture) return;
-    const { image } = this.#picture;
+    if (!this.#image) return;
+    const { image } = this.#image;
     const checkpoint = this.#checkpoint ? `&checkpoint=${encodeURIComponent(this.#checkpoint)}` : '';
     const url = api.modelViewUrl(image.image_id, this.#fit) + checkpoint;
     if (this.seen.getAttribute('src') !== url) this.seen.src = url;

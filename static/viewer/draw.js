@@ -2,7 +2,7 @@
 // Each is built once and then updated; only changes touch the DOM, so that nothing jumps and the focus stays.
 
 import { h, icon, setAttr, setText, show } from '../shared/dom.js';
-import { loadPicture } from './picture.js';
+import { loadImage } from './image.js';
 import { isLive, isTerminal } from './state.js';
 import { SKILLS, Stopwatch, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from '../shared/words.js';
 
@@ -19,7 +19,7 @@ class Thumb {
     if (url === this.#url) return;
     this.#url = url;
     if (!url) return this.element.replaceChildren();
-    loadPicture(url).then(
+    loadImage(url).then(
       () => {
         if (url !== this.#url) return;
         this.image.src = url;

@@ -10,7 +10,7 @@ import { copyButton, h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { Answer, Bar, Steps, Timeline } from './draw.js';
 import { TraceStream } from '../shared/events.js';
 import { listenForKeys, openHelp } from './keys.js';
-import { Picture, loadPicture } from './picture.js';
+import { ImageView, loadImage } from './image.js';
 import { fetchReference, openReference } from './reference.js';
 import { onBack } from './server.js';
 import { fromTrace, initialState, isLive, isTerminal, phaseOf, reduceAll, withTrace } from './state.js';
@@ -45,7 +45,7 @@ export class Viewer {
     this.link = copyButton('copy link', () => this.address(), say);
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
-    this.picture = new Picture();
+    this.imageView = new ImageView();
     this.words = new Steps(label, (at) => this.go(at));
     this.referenceButton = h('button', { type: 'button', class: 'or-link', onclick: () => this.#openReference() }, 'reference trace');
     this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
@@ -61,7 +61,7 @@ export class Viewer {
       this.bar.element,
       h('div', { class: 'or-line' }, this.timeline.element, h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help)),
       this.notice,
-      h('div', { class: 'or-main' }, this.picture.element, this.words.element),
+      h('div', { class: 'or-main' }, this.imageView.element, this.words.element),
       this.answer.element,
       this.spoken,
     );
@@ -72,7 +72,7 @@ export class Viewer {
       help: openHelp,
       toggle: () => this.toggle(),
       stop: () => (phaseOf(this.#state) === 'running' || this.#state.status === 'paused' ? this.stop() : false),
-      close: () => this.picture.closeTop(),
+      close: () => this.imageView.closeTop(),
     });
     element.replaceChildren(this.root);
     this.#stopListening = onBack(() => this.#notice?.retry?.());
@@ -186,7 +186,7 @@ export class Viewer {
 
   #receive(events) {
     for (const { type, data } of events) {
-      if ((type === 'image.partial' || type === 'image.completed') && data.url) loadPicture(data.url).catch(() => {});
+      if ((type === 'image.partial' || type === 'image.completed') && data.url) loadImage(data.url).catch(() => {});
     }
     const before = this.#state;
     const after = reduceAll(this.#replay ?? before, events);
@@ -358,7 +358,7 @@ export class Viewer {
     this.timeline.update(fresh, at);
     this.words.update(fresh, at, hint);
     // the answer has no image: keep the last one
-    this.picture.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
+    this.imageView.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
     this.answer.update(fresh, this.#reference, this.#options.again);
     show(this.link, picked && !this.#given && state.traceId !== 'recorded');
     show(this.answer.buttons, picked && state.status !== 'loading');

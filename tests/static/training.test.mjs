@@ -194,7 +194,7 @@ test('every status has words, and every bad end says what to do', () => {
   for (const status of ['queued', 'running', 'succeeded', 'failed', 'cancelled', 'interrupted']) assert.ok(statusOf({ status }).text);
   const startedAt = '2026-11-22T10:00:00Z';
   for (const status of ['failed', 'cancelled', 'interrupted']) assert.match(troubleOf({ status, startedAt }), /[Rr]esume/);
-  assert.equal(troubleOf({ status: 'cancelled', startedAt: null }), 'Stopped before it began.');
+  assert.equal(troubleOf({ status: 'cancelled', startedAt: null }), 'Stopped before it started.');
   const killed = { code: 'killed', detail: 'it did not stop within 60 s' };
   assert.match(troubleOf({ status: 'cancelled', startedAt, error: killed }), /^Stopped by force: it did not stop within 60 s\. Resume/);
   assert.match(troubleOf({ status: 'failed', error: { code: 'nan_loss', detail: 'the loss is not a number' } }), /the loss is not a number\./);
@@ -209,8 +209,8 @@ test('Resume is promised only where something was saved', () => {
     for (const error of [undefined, { code: 'x', detail: 'it broke' }]) {
       assert.match(troubleOf({ status, startedAt, error, resumable: true }), /Resume/);
       assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: false }), /Resume|kept|checkpoint/);
-      assert.match(troubleOf({ status, startedAt, error, resumable: false }), /saved nothing yet: start it again/);
-      assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: null }), /Resume|kept|saved nothing/);
+      assert.match(troubleOf({ status, startedAt, error, resumable: false }), /No state was saved: start it again/);
+      assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: null }), /Resume|kept|No state/);
     }
   }
 });
@@ -230,8 +230,8 @@ test('what an ended job can do is known from its row alone', () => {
 test('a job that waits for room says so in words', () => {
   const waiting = { for: 'disk', needed_bytes: 1_234_567_890, free_bytes: 3_000_000 };
   const progress = { stage: 'pesft', step: 4, total: 60, eta_s: 9, waiting };
-  assert.equal(progressOf({ status: 'running', progress }), 'needs 1.2 GB on the disk, 3.0 MB are free');
-  assert.equal(statusOf({ status: 'running', progress }).text, 'waiting for room on the disk');
+  assert.equal(progressOf({ status: 'running', progress }), 'needs 1.2 GB of disk space, 3.0 MB free');
+  assert.equal(statusOf({ status: 'running', progress }).text, 'waiting for disk space');
   assert.match(statusOf({ status: 'running', progress, cancelRequested: true }).text, /stopping/);
   assert.deepEqual([0, 999, 1000, 5e15].map(bytes), ['0 bytes', '999 bytes', '1.0 kB', '5000.0 TB']);
   const works = withJob(initialJob('j'), { id: 'j', status: 'running', progress: { ...progress, waiting: undefined } });
@@ -259,7 +259,7 @@ test('times are told in two units at most', () => {
   const at = (eta) => ({ status: 'running', progress: { stage: 'a', step: 40, total: 60, eta_s: eta } });
   assert.equal(progressOf(at(120)), 'step 40 of 60 · 2 min left');
   assert.equal(progressOf(at(null)), 'step 40 of 60');
-  assert.equal(progressOf({ status: 'running', progress: null }), 'getting ready');
+  assert.equal(progressOf({ status: 'running', progress: null }), 'starting');
   assert.equal(progressOf({ status: 'queued', progress: null }), '');
 });
 
@@ -269,7 +269,7 @@ test('how long a preset takes here comes from what has run here', () => {
   assert.equal(howLong(spec, []).known, false);
   assert.equal(howLong(spec, [{ ...job, status: 'failed' }, { ...job, method: 'perpo' }]).known, false);
   assert.equal(howLong(spec, [job]).text, 'about 4 min here (100 steps took 1 min)');
-  assert.equal(howLong({ method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min here the last time');
+  assert.equal(howLong({ method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min in the last run here');
   const tiny = { ...job, spec: { hyperparameters: { steps: 4 } } };
   assert.equal(howLong(spec, [tiny]).known, false); // four steps say more about the start than about four hundred
   assert.equal(howLong(spec, [tiny, job]).text, howLong(spec, [job]).text);
@@ -304,7 +304,7 @@ test('a screen reader hears ends, stages, checkpoints and warnings, not every st
     { seq: 2, type: 'checkpoint', data: { name: 'n-step-4' } }, { seq: 3, type: 'warning', data: { code: 'blank_pictures' } },
     { seq: 4, type: 'job.status', data: { status: 'succeeded' } },
   ]);
-  assert.match(announcementOf(before, after), /Job done\..*n-step-4 saved\..*blank/);
+  assert.match(announcementOf(before, after), /Job done\..*n-step-4 saved\..*Blank/);
 });
 
 test('a reward is broken down in a fixed order, what was not scored is left out', () => {
@@ -320,7 +320,7 @@ test('a report is sorted by the shape of its values', () => {
   assert.deepEqual(parts.facts, [['accepted', 7], ['rejected, blank', 2], ['interval', [0.1, 0.2]], ['tv, mean', 0.5]]);
   assert.deepEqual(parts.tables.map(([name]) => name), ['by slice']);
   assert.deepEqual(parts.histograms, [['tv', { counts: [3, 4], edges: [0, 1, 2] }]]);
-  assert.deepEqual(parts.pictures, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
+  assert.deepEqual(parts.images, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
 });
 
 // ---- the grader

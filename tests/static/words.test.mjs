@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { budgetWords, refusedBudget } from '../../static/studio/budget.js';
+import { budgetWords, budgetError } from '../../static/studio/budget.js';
 import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
@@ -49,7 +49,7 @@ const REASONS = [
   ['failed', 'engine_died', 'The engine ended unexpectedly. Try again.'],
   ['failed', 'database_unavailable', 'storing its events failed'],
   ['failed', 'prompt_too_long', 'the question takes 900 tokens and 768 fit'],
-  ['failed', 'bad_image', 'a picture of the question cannot be read: truncated'],
+  ['failed', 'bad_image', 'an image of the question cannot be read: truncated'],
   ['failed', 'weights_gone', ''],
   ['cancelled', null, null],
 ];
@@ -93,7 +93,7 @@ test('the verdict is for tasks; other questions are not checked', () => {
   assert.equal(verdictOf(state({ status: 'running' })), null);
 });
 
-test('pictures have words and facts', () => {
+test('images have alt texts and facts', () => {
   const drawn = step({ skill: 'box', text: ' around the star ', image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null } } });
   assert.equal(altOf(drawn), 'Step 1, box drawn: around the star');
   assert.deepEqual(factsOf(drawn), [['size', '64 × 64 px'], ['codes', '64'], ['flatness', '0.250'], ['TV score', '0.100']]);
@@ -181,8 +181,8 @@ test('a question that is too long is said once, with a number that means somethi
   assert.ok(long.tooLong && long.text.includes('2,167') && !/\b0 tokens/.test(long.text));
   const words = budgetWords({ prompt_tokens: 700, room_tokens: 60, room_images: 0 });
   assert.ok(words.over && !words.tooLong);
-  assert.match(refusedBudget({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
-  assert.equal(refusedBudget({ status: 0, message: 'gone' }), null);
+  assert.match(budgetError({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
+  assert.equal(budgetError({ status: 0, message: 'gone' }), null);
 });
 
 test('the place of an image reads as its number, and other text stays', () => {
@@ -190,6 +190,6 @@ test('the place of an image reads as its number, and other text stays', () => {
 });
 
 test('a place without an image is said as the server says it', () => {
-  const said = refusedBudget({ status: 422, code: 'bad_place', message: 'The text names <image_2>, and 1 image comes with it' });
+  const said = budgetError({ status: 422, code: 'bad_place', message: 'The text names <image_2>, and 1 image comes with it' });
   assert.deepEqual(said, { text: 'The text names <image_2>, and 1 image comes with it', over: true, tooLong: true });
 });

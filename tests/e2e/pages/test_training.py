@@ -103,7 +103,7 @@ def test_the_whole_recipe_shows_its_stages_warnings_reports_and_checkpoints(
     for key, step in (("Home", 1), ("ArrowRight", 2), ("End", 12)):
         page.keyboard.press(key)
         page.wait_for_selector(f"text=/values at step {step}\\b/")
-    page.click("text=every number of the newest step")
+    page.click("text=all values of the latest step")
     page.wait_for_selector("tr[data-metric='optim/grad_norm']")
     page.wait_for_selector("[data-kind=bootstrapping] img")
     page.wait_for_selector("[data-kind=benchmark] td >> text=0.78")

@@ -13,7 +13,7 @@ const TINT = [52, 82, 217]; // the accent colour: no skill draws in it
 
 const loaded = new Map(); // url -> Promise<HTMLImageElement>, so that scrubbing never flickers
 
-export function loadPicture(url) {
+export function loadImage(url) {
   if (!loaded.has(url)) {
     const image = new Image();
     image.src = url;
@@ -61,7 +61,7 @@ export function changesOf(before, after, [red, green, blue]) {
   return out;
 }
 
-export class Picture {
+export class ImageView {
   #url = { before: null, after: null };
   #images = { before: null, after: null };
   #divide = 100; // slider position in percent: the part of the newer image on top of the older one
@@ -173,7 +173,7 @@ export class Picture {
     let image = null;
     if (url) {
       try {
-        image = await loadPicture(url);
+        image = await loadImage(url);
       } catch {
         return; // a preview that is already gone; the next one replaces it
       }
