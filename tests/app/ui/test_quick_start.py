@@ -1,4 +1,4 @@
-"""Gradio starts without what nobody needs, and would do it otherwise."""
+"""Gradio starts without unneeded steps, which it would run otherwise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Own(gr.HTML):
 """
 
 
-def test_no_stub_is_written_beside_a_component(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_stub_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("without", "with_one"):
         (tmp_path / f"component_{name}.py").write_text(SOURCE)
@@ -43,7 +43,7 @@ def test_no_stub_is_written_beside_a_component(tmp_path: Path, monkeypatch: pyte
     del sys.modules["component_without"], sys.modules["component_with_one"]
 
 
-def test_one_application_is_built_for_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_application_serves_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     create = gradio_blocks.App.create_app
 
@@ -54,7 +54,7 @@ def test_one_application_is_built_for_all_pages(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gradio_blocks.App, "create_app", counted)
     app = FastAPI()
 
-    async def mount() -> None:  # outside a loop Gradio makes one and leaves it open
+    async def mount() -> None:  # outside a loop Gradio creates one and leaves it open
         mount_ui(app, Client("http://127.0.0.1:1"))
 
     asyncio.run(mount())
