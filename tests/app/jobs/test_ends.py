@@ -237,9 +237,7 @@ def test_cancel_works_on_a_full_disk(with_server: Callable[..., Any], monkeypatc
 def test_reserve_returns_with_the_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reserve = Reserve(tmp_path / "reserve")
     reserve.take()
-    assert (
-        MARGIN_BYTES / 2 < (tmp_path / "reserve").stat().st_size < MARGIN_BYTES
-    )  # too little to let a waiting job continue
+    assert MARGIN_BYTES / 2 < (tmp_path / "reserve").stat().st_size < MARGIN_BYTES  # lets no waiting job continue
     assert reserve.release()
     assert not reserve.release()
     usage = shutil.disk_usage
