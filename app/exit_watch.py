@@ -1,4 +1,4 @@
-"""The last resort at a stop: ends the process when the orderly way takes too long. Committed data is safe anyway."""
+"""The last resort at shutdown: ends the process when an orderly stop takes too long. Committed data is safe."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ log = logging.getLogger("omni_r1.server")
 
 
 class ExitWatch:
-    """Ends the process `deadline_s` seconds after `start`, with exit code 0, unless it has ended by itself.
+    """Ends the process with exit code 0 if it is still alive `deadline_s` seconds after `start`.
 
-    `arm` it first.
+    Call `arm` first.
     """
 
     def __init__(self, deadline_s: float, kill_children: Callable[[], None]) -> None:
-        """`kill_children` must not block; it leaves no process behind that would hold on to anything."""
+        """`kill_children` must not block; it kills all processes that could hold resources."""
         self._deadline_s = deadline_s
         self._kill_children = kill_children
-        self._began: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be filled in a signal handler, unlike a lock
+        self._began: queue.SimpleQueue[None] = queue.SimpleQueue()  # unlike a lock, safe in signal handlers
 
     def arm(self) -> None:
-        """Be ready to count."""
+        """Start the watching thread."""
         threading.Thread(target=self._watch, name="exit watch", daemon=True).start()
 
     def start(self) -> None:
-        """Begin to count; safe in a signal handler."""
+        """Start the countdown; safe in a signal handler."""
         self._began.put(None)
 
     def end_now(self, code: int) -> None:
-        """End the process at once."""
+        """End the process immediately."""
         self._kill_children()
         os._exit(code)
 
     def _watch(self) -> None:
         self._began.get()
         time.sleep(self._deadline_s)
-        # In a thread of its own: what hangs may be the one who reads the log.
+        # In a separate thread: the reader of the log may hang.
         threading.Thread(target=self._report, daemon=True).start()
         time.sleep(REPORT_S)
         self.end_now(0)
 
     def _report(self) -> None:
-        log.warning("not all parts stopped within %g s; the next start settles the rest", self._deadline_s)
+        log.warning("shutdown took longer than %g s; the next start cleans up", self._deadline_s)

@@ -1,6 +1,6 @@
-"""The one place where the real parts are built and put together.
+"""Builds and wires the parts of the server.
 
-serve(read_settings())                            the studio, as `omni-r1 serve` runs it
+serve(read_settings())                            run the studio, as `omni-r1 serve` does
 create_app(settings, generation=FakeGeneration()) the same app on any `Generation`, for tests
 """
 
@@ -69,7 +69,7 @@ __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app",
 log = logging.getLogger("omni_r1.server")
 
 ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints, rewards)
-# A multipart envelope around a picture of the full size.
+# Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
 
 
@@ -82,7 +82,7 @@ def create_app(
     package_folder: Path = SHIPPED,
     job_command: Sequence[str] = COMMAND,
 ) -> FastAPI:
-    """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its life."""
+    """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its runtime."""
     home = home or Home(settings.home)
     slot = UISlot()
     services = build_services(
@@ -114,7 +114,7 @@ def create_app(
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
     app.add_middleware(BodyMiddleware, spool=services.spool, files=FILES)
-    # The last one added stands outermost; a browser's CORS preflight carries no key.
+    # The last middleware is the outermost; CORS preflights carry no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)
     if settings.cors_origins:
@@ -144,7 +144,7 @@ def build_services(
     package_folder: Path,
     job_command: Sequence[str] = COMMAND,
 ) -> Services:
-    """Every part, wired; nothing is opened or started."""
+    """Build and wire all parts; opens and starts nothing."""
     db = Database(settings.sqlalchemy_url, home.reserve)
     metrics = Metrics()
     events = EventLog(db, ping_s=settings.ping_s)
@@ -204,17 +204,17 @@ def build_services(
         device=settings.device,
         command=job_command,
     )
-    metrics.watch("omni_r1_jobs_running", "Jobs in work.", lambda: job_service.running)
+    metrics.watch("omni_r1_jobs_running", "Running jobs.", lambda: job_service.running)
     pool.cancel_running = service.cancel_running
-    servers.in_work, servers.end_elsewhere = lambda: service.in_work, service.end_elsewhere
+    servers.active, servers.end_elsewhere = lambda: service.active_ids, service.end_elsewhere
     metrics.watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(generation.status().loaded))
     metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
-    metrics.watch("omni_r1_traces_waiting", "Traces without one.", lambda: service.waiting)
+    metrics.watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: service.waiting)
     metrics.watch(
         "omni_r1_event_streams", "Open event streams.", lambda: events.open_streams + job_service.open_streams
     )
     metrics.count("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
-    metrics.count("omni_r1_events", "Events committed.", lambda: events.committed_events)
+    metrics.count("omni_r1_events", "Committed events.", lambda: events.committed_events)
     metrics.watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: generation.status().phase == "ready")
     return Services(
         settings=settings,
@@ -243,7 +243,7 @@ def build_services(
 
 
 def build_page(base_url: str, api_key: str) -> ASGIApp:
-    """The Gradio page on this server's own API; imports Gradio (seconds)."""
+    """The Gradio pages on this server's own API; imports Gradio (takes seconds)."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from app.ui.mount import build_page as build
 
@@ -257,17 +257,17 @@ def serve(
     build_ui: BuildUI | None = build_page,
     job_command: Sequence[str] = COMMAND,
 ) -> int:
-    """Run the studio until it is stopped; the exit code (0; 2 when it cannot start as asked)."""
+    """Run the studio until it is stopped; returns the exit code (0; 2 for a failed start)."""
     logs.configure(settings.log_format, settings.log_level)
     home = Home(settings.home)
-    if os.path.expanduser("~") == "~":  # a user that the system does not know: libraries look for a home, too
+    if os.path.expanduser("~") == "~":  # unknown user: libraries need a home, too
         os.environ["HOME"] = str(settings.home)
     try:
         home.open()
         sock = bind(settings.host, settings.port)
     except (HomeError, OSError) as error:
         home.close()
-        logs.refuse(str(error))
+        logs.fatal(str(error))
         return BAD_START
     host, port = sock.getsockname()[:2]
     home.note(host, port)
@@ -276,7 +276,7 @@ def serve(
         from model.engine.client import EngineProcess
 
         process = EngineProcess({}, device=settings.device)
-        process.spawn()  # it imports torch while this process opens the database and builds the page
+        process.spawn()  # it imports torch while this process opens the database and builds the pages
         generation, kill_engine = process, process.kill
     app = create_app(settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command)
     try:
@@ -284,15 +284,15 @@ def serve(
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
-        logs.refuse(_why_not(error))
+        logs.fatal(_reason(error))
         return BAD_START
     shown = f"[{host}]" if ":" in host else host
     logs.announce(f"http://{shown}:{port}")
     return run_app(app, sock, kill_engine=kill_engine)
 
 
-def _why_not(error: Exception) -> str:
-    """One line on what is wrong with home or database; a driver's message names the place but no password."""
+def _reason(error: Exception) -> str:
+    """One line about the problem with home or database; drivers' messages contain no passwords."""
     first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     return f"the database cannot be used: {first}" if isinstance(error, SQLAlchemyError) else first
 
@@ -300,11 +300,11 @@ def _why_not(error: Exception) -> str:
 if __name__ == "__main__":
     from app.common.settings import SettingsError, read_settings
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn takes the signals over
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until uvicorn handles signals
     logs.begin()
     try:
         code = serve(read_settings())
     except SettingsError as refusal:
-        logs.refuse(str(refusal))
+        logs.fatal(str(refusal))
         code = BAD_START
     sys.exit(code)

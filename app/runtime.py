@@ -1,7 +1,7 @@
-"""Start, readiness and stop of one server: the order in which its parts come up and go down.
+"""Start, readiness and shutdown of one server.
 
-`prepare` (blocking) owns the home and the database; `boot` starts the engine process first and the page beside it,
-so that `/livez` and `/metrics` answer long before both are there. Knows no routes.
+`prepare` (blocking) locks the home and migrates the database; `boot` starts the engine process and builds the pages in
+parallel, so that `/livez` and `/metrics` answer long before both are ready. Knows no routes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ RESERVE_EVERY_S = 5.0
 ENGINE_CLOSE_S = 3.0
 CLOSE_S = 2.0
 
-# Builds the page at "/" as an ASGI app with a lifespan of its own, from this server's address and key ("" without);
+# Builds the pages as an ASGI app with its own lifespan, from this server's address and key ("" without);
 # blocking (imports Gradio).
 BuildUI = Callable[[str, str], ASGIApp]
 
 
 class UISlot:
-    """Stands at `/` from the first second; hands over to the page once it is built."""
+    """Mounted at `/` from the start; forwards to the pages once they are built."""
 
     def __init__(self) -> None:
         self.page: ASGIApp | None = None
@@ -49,20 +49,20 @@ class UISlot:
         if self.page is not None:
             await self.page(scope, receive, send)
         elif scope["type"] == "http":
-            body = "<!doctype html><title>Omni-R1 Studio</title><p>The studio is starting. One moment.</p>"
+            body = "<!doctype html><title>Omni-R1 Studio</title><p>The studio is starting…</p>"
             await HTMLResponse(body, 503, {"Retry-After": "1", "Refresh": "1"})(scope, receive, send)
 
 
 class Runtime:
-    """The life of one server."""
+    """The lifecycle of one server."""
 
     def __init__(self, services: Services, home: Home, slot: UISlot, build_ui: BuildUI | None) -> None:
         self._services = services
         self._home = home
         self._slot = slot
         self._build_ui = build_ui
-        self.base_url = ""  # where this server answers, for its own page
-        self.failure: str | None = None  # why it will never be ready
+        self.base_url = ""  # this server's address, for its own pages
+        self.failure: str | None = None  # why the server will never be ready
         self.on_failure: Callable[[], None] = lambda: None
         self._waits_for = {"engine": "the engine loads", "page": "the page is being built"}
         self._tasks: list[asyncio.Task[Any]] = []
@@ -71,10 +71,10 @@ class Runtime:
         self._logged = ""
         self._born = time.monotonic()
 
-    # ---- up
+    # ---- start
 
     def prepare(self) -> None:
-        """Own the home, migrate the database, end what a dead process left; blocking.
+        """Lock the home, migrate the database, end the work of a dead process; blocking.
 
         Raises HomeBusy, DatabaseTooNew, or the database's own errors.
         """
@@ -90,7 +90,7 @@ class Runtime:
         self._prepared = True
 
     async def start(self) -> None:
-        """Everything else, in the background; returns at once."""
+        """Start everything else in the background."""
         if not self._prepared:
             await pools.jobs.run(self.prepare)
         self._services.events.start()
@@ -100,23 +100,23 @@ class Runtime:
             asyncio.create_task(self._keep_reserve(), name="reserve"),
             asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
         ]
-        if self._services.settings.database_url is not None:  # a home's own database has one server
+        if self._services.settings.database_url is not None:  # a home's own database is used by one server
             self._services.servers.start()
 
     async def _boot(self) -> None:
         s = self._services
         try:
-            await s.generation.start()  # a process of its own: it starts while this one imports Gradio
+            await s.generation.start()  # in parallel with importing Gradio
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._boot_engine())
                 group.create_task(self._boot_page())
         except* Exception as group_error:
-            if not s.traces.stopping:  # else it was interrupted, and nothing is wrong with it
+            if not s.traces.stopping:  # otherwise the stop interrupted it
                 self._fail(group_error.exceptions[0])
         gc.freeze()  # everything is imported: later collections, which stop every stream, skip it (3 ms instead of 80)
 
     def _fail(self, error: Exception) -> None:
-        """The server will never be ready: let it end."""
+        """Stop a server that will never be ready."""
         if isinstance(error, NoCheckpoint):
             log.error("%s", error)
         else:
@@ -132,12 +132,12 @@ class Runtime:
         status = s.generation.status()
         if status.phase == "failed":
             s.jobs.start()
-            return  # readyz says why; the engine's client goes on trying
+            return  # readyz reports why; the engine's client retries
         info, version = await s.checkpoints.start(candidates)
-        await pools.intake.run(s.checkpoints.template, info)  # the first question need not wait for its tokenizer
+        await pools.intake.run(s.checkpoints.template, info)  # preloads the tokenizer
         del self._waits_for["engine"]
         s.jobs.start()
-        log.info("checkpoint %s (version %d) answers after %.1f s", info.name, version, time.monotonic() - self._born)
+        log.info("checkpoint %s (version %d) is active after %.1f s", info.name, version, time.monotonic() - self._born)
 
     async def _boot_page(self) -> None:
         if self._build_ui is None:
@@ -147,7 +147,7 @@ class Runtime:
         secret = self._services.settings.api_key
         key = secret.get_secret_value() if secret else ""
         page = await _in_daemon_thread(lambda: build_ui(self.base_url, key))
-        # Entered and left by one task, as lifespans want it.
+        # Lifespans must be entered and left by the same task.
         started = asyncio.Event()
         self._tasks.append(asyncio.create_task(self._hold_page(page, started), name="page"))
         await started.wait()
@@ -160,7 +160,7 @@ class Runtime:
                     raise RuntimeError(f"the page at / answers {status}")
                 self._slot.page = page
                 del self._waits_for["page"]
-                log.info("the page is there after %.1f s", time.monotonic() - self._born)
+                log.info("the pages are ready after %.1f s", time.monotonic() - self._born)
                 started.set()
                 await self._stop_page.wait()
         except Exception as error:
@@ -187,13 +187,13 @@ class Runtime:
         s = self._services
         swept = s.images.sweep()
         if swept:
-            log.info("swept %d pictures that nobody used for a day", swept)
+            log.info("deleted %d unused images", swept)
         s.idempotency.sweep()
         with s.db.read() as connection:
             known = connection.execute(sa.select(tables.traces.c.id)).scalars().all()
         s.partials.sweep(known)
 
-    # ---- where it stands
+    # ---- readiness
 
     async def readiness(self) -> dict[str, Any]:
         """The body of `/readyz`."""
@@ -203,7 +203,7 @@ class Runtime:
         version = status.loaded.get(active) if active else None
         phase, detail = "ready", s.checkpoints.pool.busy_with or s.checkpoints.note or status.detail
         if s.traces.stopping:
-            phase, detail = "stopping", "the server stops"
+            phase, detail = "stopping", "the server is stopping"
         elif self.failure is not None:
             phase, detail = "failed", "the server cannot start; see its log"
         elif status.phase != "ready":
@@ -211,25 +211,25 @@ class Runtime:
         elif self._waits_for:
             phase, detail = "starting", "; ".join(self._waits_for.values())
         elif s.events.trouble is not None:
-            phase, detail = "failed", "the database takes no events; see the server's log"
+            phase, detail = "failed", "events cannot be stored; see the server's log"
         else:
             try:
                 await pools.probe.run(s.db.ping)
             except Exception as error:
-                self._log_once(f"the database does not answer: {str(error).splitlines()[0]}")
-                phase, detail = "failed", "the database does not answer; see the server's log"
+                self._log_once(f"the database is unavailable: {str(error).splitlines()[0]}")
+                phase, detail = "failed", "the database is unavailable; see the server's log"
         return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail}
 
     def _log_once(self, message: str) -> None:
-        """A reason that `/readyz` keeps from strangers; whoever asks again does not fill the log."""
+        """Log a reason that `/readyz` does not disclose, once."""
         if message != self._logged:
             log.error("%s", message)
             self._logged = message
 
-    # ---- down
+    # ---- stop
 
     async def stop_traces(self) -> None:
-        """The first half of stopping: readers get the ends of their traces while the server still answers."""
+        """End all traces while readers are still connected."""
         if not self._services.traces.stopping:
             log.info("stopping")
             self._services.image_intake.close()
@@ -237,10 +237,10 @@ class Runtime:
             await asyncio.gather(self._services.traces.stop(), self._services.jobs.stop())
 
     async def close(self) -> None:
-        """The second half: everything is closed, the home given back."""
+        """Close everything and release the home."""
         s = self._services
         await self.stop_traces()
-        # Side by side: one that hangs must not take the others' time.
+        # In parallel: a part that hangs must not delay the others.
         await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S), s.servers.close())
         with contextlib.suppress(TooSlow):
             await pools.probe.run(s.db.close)
@@ -268,7 +268,7 @@ class Runtime:
 
 
 async def _in_daemon_thread(work: Callable[[], Any]) -> Any:
-    """The result of `work`, in a thread that does not hold up the end of the process (importing Gradio takes long)."""
+    """Run `work` in a thread that cannot block process exit (importing Gradio takes long)."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
@@ -280,7 +280,7 @@ async def _in_daemon_thread(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             failure = error
 
-        def tell() -> None:
+        def deliver() -> None:
             if done.done():
                 return
             if failure is not None:
@@ -288,15 +288,15 @@ async def _in_daemon_thread(work: Callable[[], Any]) -> Any:
             else:
                 done.set_result(result)
 
-        with contextlib.suppress(RuntimeError):  # the loop is gone
-            loop.call_soon_threadsafe(tell)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(deliver)
 
     threading.Thread(target=run, name="page", daemon=True).start()
     return await done
 
 
 async def _get_root(page: ASGIApp) -> int:
-    """The status that the page gives for `GET /`."""
+    """The pages' status for `GET /`."""
     import httpx
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://127.0.0.1") as client:

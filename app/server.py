@@ -1,4 +1,4 @@
-"""The HTTP server: its socket, how uvicorn runs the app on it, and how signals stop it within 10 s."""
+"""The HTTP server: listening socket, uvicorn configuration, and shutdown by signals within 10 s."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from app.http.deps import Services
 from app.runtime import Runtime
 
 GRACEFUL_S = 2
-LAST_WORD_S = 8.0  # of 10 s that a stop may take
+DRAIN_S = 8.0  # of the 10 s for a shutdown
 SAME_REQUEST_S = 0.5
 BAD_START = 2
 
 
 class StudioServer(uvicorn.Server):
-    """uvicorn that ends traces before it closes connections, exits 0 on the first signal, at once on the second."""
+    """uvicorn that ends traces before closing connections; exits 0 on the first signal, immediately on the second."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime, watch: ExitWatch) -> None:
         super().__init__(config)
@@ -46,13 +46,13 @@ class StudioServer(uvicorn.Server):
             self._signalled_at = now
             self._watch.start()
         elif sig == signal.SIGTERM and now - self._signalled_at < SAME_REQUEST_S:
-            return  # make passes on the SIGTERM that its process group has had already
+            return  # make forwards a SIGTERM that its process group already got
         else:
             self._watch.end_now(128 + sig)
         self.stop()
 
     def stop(self) -> None:
-        """Begin to stop; may be called from a signal handler."""
+        """Start the shutdown; callable from a signal handler."""
         if self._loop is None or not self.started:
             self.should_exit = True
         else:
@@ -69,10 +69,10 @@ class StudioServer(uvicorn.Server):
 
 
 def server_config(app: FastAPI, guard: ConnectionGuard) -> uvicorn.Config:
-    """How uvicorn serves the app to the connections of `guard`."""
+    """The uvicorn configuration for connections of `guard`."""
     return uvicorn.Config(
         app,
-        loop="asyncio",  # whose listening socket may be one of ours
+        loop="asyncio",  # its listening socket may be ours
         http=guard.protocol(),
         log_config=None,
         access_log=False,
@@ -84,7 +84,7 @@ def server_config(app: FastAPI, guard: ConnectionGuard) -> uvicorn.Config:
 
 
 def run_app(app: FastAPI, sock: Listener, *, kill_engine: Callable[[], None] | None = None) -> int:
-    """Serve `app` on a bound socket until a signal; the exit code. `kill_engine` must not block."""
+    """Serve `app` on a bound socket until a signal; returns the exit code. `kill_engine` must not block."""
     runtime: Runtime = app.state.runtime
     services: Services = app.state.services
     host, port = sock.getsockname()[:2]
@@ -98,23 +98,23 @@ def run_app(app: FastAPI, sock: Listener, *, kill_engine: Callable[[], None] | N
             kill_engine()
         services.hub.kill()
 
-    watch = ExitWatch(LAST_WORD_S, kill_children)
+    watch = ExitWatch(DRAIN_S, kill_children)
     watch.arm()
     server = StudioServer(server_config(app, guard), runtime, watch)
     runtime.on_failure = server.stop
     sock.guard = guard
     server.run(sockets=[sock])
-    gc.freeze()  # else the interpreter's last collection walks all of Gradio: seconds on a busy machine
+    gc.freeze()  # the final collection would walk all of Gradio, which takes seconds
     if runtime.failure is not None:
-        logs.refuse(runtime.failure)
+        logs.fatal(runtime.failure)
         return BAD_START
     return 0
 
 
 def bind(host: str, port: int) -> Listener:
-    """A listening address, taken before anything else starts; OSError with one line for a person."""
+    """Bind the listening socket before anything else starts; raises OSError with one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
+    sock = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # explicit, so that asyncio sets TCP_NODELAY
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host.strip("[]"), port))

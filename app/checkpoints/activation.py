@@ -1,7 +1,7 @@
-"""Putting a checkpoint to work while the server answers: beside, not inside.
+"""Activates a checkpoint while the server keeps serving.
 
-The folder is read from end to end, the weights get an engine of their own, and only then do new traces go there; those
-that run or pause keep theirs. A failure on the way changes nothing. One activation at a time. Knows no HTTP.
+The folder is validated and the weights are loaded next to the active ones before new traces switch over; running and
+paused traces keep theirs. A failure changes nothing. One activation at a time. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("omni_r1.checkpoints")
 
 @dataclass(frozen=True)
 class ActivationResult:
-    """What answers now, and what answered before (None: nothing did)."""
+    """The active checkpoint and its predecessor (None: there was none)."""
 
     name: str
     weight_version: int
@@ -30,23 +30,23 @@ class ActivationResult:
 
 
 class Activation:
-    """Activations of one registry, one after another."""
+    """Activations of one registry, one at a time."""
 
     def __init__(self, registry: CheckpointRegistry) -> None:
         self._registry = registry
         self._busy_with: str | None = None
 
     async def activate(self, name: str, drain: Drain | None = None) -> ActivationResult:
-        """Let new traces run on `name`; returns when they do.
+        """Switch new traces to `name`; returns when it is active.
 
         Raises:
             Problem: ``checkpoint_not_found``, ``activation_in_progress``, ``checkpoint_invalid``,
-                ``insufficient_memory`` or ``not_ready``; what answered before still does.
+                ``insufficient_memory`` or ``not_ready``; the previous checkpoint stays active.
         """
         if self._busy_with is not None:
             raise Problem(
                 "activation_in_progress",
-                f"{self._busy_with} is being activated; send it again when that has ended",
+                f"{self._busy_with} is being activated; retry when it has finished",
                 headers={"Retry-After": "2"},
             )
         if not self._registry.pool.is_ready:
@@ -60,7 +60,7 @@ class Activation:
             raise
         finally:
             self._busy_with = None
-        log.info("checkpoint %s (version %d) answers after %.1f s instead of %s", name, result.weight_version,
+        log.info("checkpoint %s (version %d) is active after %.1f s, replacing %s", name, result.weight_version,
                  time.monotonic() - began, result.previous)  # fmt: skip
         return result
 
@@ -82,9 +82,9 @@ class Activation:
         return ActivationResult(name, version, previous)
 
     async def _restore(self, info: CheckpointInfo | None) -> None:
-        """Read back what answered before, where memory had to be emptied for the one that failed."""
+        """Reload the previous checkpoint when memory was emptied for the one that failed."""
         if info is not None and self._registry.pool.loaded_version(info.name) is None:
-            with contextlib.suppress(Problem):  # the next trace has it loaded
+            with contextlib.suppress(Problem):  # the next trace loads it
                 (await self._registry.lend_this(info)).release()
 
     def _find(self, name: str) -> CheckpointInfo:

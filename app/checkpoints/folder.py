@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, and whether it may be read at all. Knows no server, no engine, no torch."""
+"""Reads what a checkpoint folder declares and decides whether it may be read. Knows no server, no engine, no torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Source = Literal["package", "home", "setting", "job", "local", "hub"]
 
 @dataclass(frozen=True)
 class Record:
-    """A checkpoint's row in the database: what its folder does not say."""
+    """A checkpoint's row in the database: what its folder does not contain."""
 
     name: str
-    folder: str  # relative to the home where it lies in it
+    folder: str  # relative to the home if inside it
     base: str | None
     job_id: str | None
     stage: str | None
@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One folder, as far as it can be read; `problem` says why it cannot be used."""
+    """One folder as far as it is readable; `problem` says why it is unusable."""
 
     name: str
     folder: Path
@@ -56,12 +56,12 @@ class CheckpointInfo:
 
     @property
     def tokens_per_image(self) -> int:
-        """Codes and the two marks around them."""
+        """Codes plus the two image marks."""
         return self.config.vq.codes_per_image + 2 if self.config else 0
 
 
 def read_folder(folder: Path) -> CheckpointInfo:
-    """What a checkpoint folder says of itself, under its own name; never raises for a bad one."""
+    """Read a checkpoint folder; never raises for a bad one."""
     name, size = folder.name, 0
     try:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
@@ -75,7 +75,7 @@ def read_folder(folder: Path) -> CheckpointInfo:
     except CheckpointError as error:
         reason, problem = error.code, error.detail
     except FileNotFoundError:
-        reason, problem = "not_found", f"{folder} is not there any more"
+        reason, problem = "not_found", f"{folder} no longer exists"
     except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
         reason = "unsupported" if (folder / "config.json").is_file() else "missing_file"
         problem = str(error)
@@ -83,12 +83,12 @@ def read_folder(folder: Path) -> CheckpointInfo:
 
 
 def unreadable(folder: Path, problem: str) -> CheckpointInfo:
-    """A folder that is not even looked into."""
+    """The entry of a folder that is not read."""
     return CheckpointInfo(folder.name, folder, "", 0, problem=problem, reason="path_not_allowed")
 
 
 def outside(folder: Path, roots: Iterable[Path]) -> Path | None:
-    """Where the folder, or a file in it, leads out of `roots` once links and ``..`` are resolved; None: nowhere."""
+    """The target of the first path in the folder that resolves outside `roots`, or None."""
     allowed = [root.resolve() for root in roots]
     real = folder.resolve()
     if not any(real.is_relative_to(root) for root in allowed):
@@ -102,12 +102,12 @@ def outside(folder: Path, roots: Iterable[Path]) -> Path | None:
 
 
 def hub_root(folder: Path) -> Path:
-    """The part of the hub's cache that holds a downloaded checkpoint: its files are links to `blobs` beside it."""
+    """The part of the hub's cache that holds a downloaded checkpoint: its files link to `blobs` next to it."""
     return next((parent for parent in folder.parents if parent.name.startswith("models--")), folder)
 
 
 def changed(folder: Path) -> object:
-    """Something that differs when a file of the folder, or a link on the way to one, was replaced; None when gone."""
+    """A value that changes when a file of the folder or a link to one is replaced; None when gone."""
     try:
         files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
         links = [(path.name, os.readlink(path)) for path, _ in files if path.is_symlink()]
@@ -117,7 +117,7 @@ def changed(folder: Path) -> object:
 
 
 def _digest(folder: Path, manifest: Manifest) -> str:
-    """Identity of the weights: the manifest's hashes, or names, sizes and times where there are none."""
+    """Identity of the weights: the manifest's hashes, else names, sizes and times."""
     facts: Any = manifest.files
     if not facts:
         files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))

@@ -1,7 +1,7 @@
-"""Checkpoints from the hub, each fetched by a process of its own (:mod:`model.checkpoint.hub_child`).
+"""Fetches checkpoints from the hub, each in a process of its own (:mod:`model.checkpoint.hub_child`).
 
-A hub may take a connection and never answer, or send one byte a second. So a fetch that makes no progress is ended,
-few run at once, and none outlives the server.
+A hub may accept a connection and never answer, or send one byte a second. Fetches without progress are therefore
+aborted, only a few run at once, and none outlives the server.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HubFetcher:
     """Fetches checkpoints for one server."""
 
     def __init__(self, *, timeout_s: float, command: Sequence[str] = COMMAND) -> None:
-        """`timeout_s` may pass until the hub has listed a checkpoint's files."""
+        """`timeout_s` limits the time until the hub has listed a checkpoint's files."""
         self._timeout_s = timeout_s
         self._command = tuple(command)
         self._slots = asyncio.Semaphore(MOST)
@@ -42,11 +42,10 @@ class HubFetcher:
         self._closed = False
 
     async def fetch(self, hub_id: str) -> Path:
-        """The folder of `hub_id` in the hub's cache.
+        """Return the folder of `hub_id` in the hub's cache.
 
         Raises:
-            Problem: ``hub_unavailable`` when the hub does not answer in time or too much else is being fetched;
-                ``stopping``.
+            Problem: ``hub_unavailable`` on a timeout or with too many running fetches; ``stopping``.
             CheckpointError: ``download_failed``.
         """
         try:
@@ -62,7 +61,7 @@ class HubFetcher:
     async def _fetch(self, hub_id: str) -> Path:
         if self._closed:
             raise _stopping()
-        log.info("%s is fetched from the hub", hub_id)
+        log.info("fetching %s from the hub", hub_id)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -90,21 +89,21 @@ class HubFetcher:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     line = await process.stdout.readline()
             except TimeoutError:
-                raise _unavailable(f"{hub_id}: the hub does not answer") from None
-            told = _parsed(line)
-            if "folder" in told:
-                return Path(told["folder"])
-            if "error" in told:
-                _refuse(hub_id, told["error"])
+                raise _unavailable(f"{hub_id}: the hub is not responding") from None
+            message = _parsed(line)
+            if "folder" in message:
+                return Path(message["folder"])
+            if "error" in message:
+                _raise(hub_id, message["error"])
             if not line:
                 if self._closed:
                     raise _stopping()
-                raise CheckpointError("download_failed", f"{hub_id}: the process that fetches it died")
-            if "bytes" in told:
+                raise CheckpointError("download_failed", f"{hub_id}: the download process died")
+            if "bytes" in message:
                 deadline = time.monotonic() + DATA_PATIENCE * self._timeout_s
 
     def kill(self) -> None:
-        """End every fetch at once; for the end of the server."""
+        """Kill every fetch; for shutdown."""
         self._closed = True
         for process in self._running:
             with contextlib.suppress(ProcessLookupError):
@@ -116,18 +115,18 @@ def _unavailable(why: str) -> Problem:
 
 
 def _stopping() -> Problem:
-    return Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+    return Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(line)
+        message = json.loads(line)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return message if isinstance(message, dict) else {}
 
 
-def _refuse(hub_id: str, error: dict[str, str]) -> None:
+def _raise(hub_id: str, error: dict[str, str]) -> None:
     if error["code"] == "hub_silent":
-        raise _unavailable(f"{hub_id}: the hub does not answer")
+        raise _unavailable(f"{hub_id}: the hub is not responding")
     raise CheckpointError(error["code"], error["detail"])

@@ -1,7 +1,7 @@
-"""Making checkpoints known and letting them go: a folder or a hub id in, a name out; deletion of what nobody uses.
+"""Registers checkpoints from a folder or hub id, and deletes unused ones.
 
-Nothing is copied and nothing is loaded: a registered folder stays where it is, and it is read from end to end before
-its name is given. Knows no HTTP; refusals are :class:`app.contract.problems.Problem`.
+Nothing is copied or loaded: a registered folder stays where it is and is read completely before it gets a name.
+Knows no HTTP; errors are :class:`app.contract.problems.Problem`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Registration:
         home: Home,
         fetch: Fetch,
     ) -> None:
-        """`fetch` brings a hub id to this machine and gives its folder; CheckpointError or Problem when it cannot."""
+        """`fetch` downloads a hub id and returns its folder; raises CheckpointError or Problem."""
         self._db = db
         self._registry = registry
         self._home = home
         self._fetch = fetch
 
     async def register(self, body: CheckpointCreate, claim: Claim) -> dict[str, Any]:
-        """The new checkpoint as the contract shows it.
+        """Register a checkpoint and return its API representation.
 
         Raises:
             Problem: ``path_not_allowed``, ``checkpoint_invalid``, ``checkpoint_exists``, ``hub_unavailable`` or
@@ -71,7 +71,7 @@ class Registration:
         return shown
 
     def _is_on_hub(self, source: str) -> bool:
-        """Whether `source` is a hub id and no folder; False, too, for a name that no file can have."""
+        """Whether `source` is a hub id and no folder; also False for names that no file can have."""
         return HUB_ID.fullmatch(source) is not None and not os.path.isdir(self._home.resolve(source))
 
     async def _fetch_from_hub(self, hub_id: str) -> Path:
@@ -87,14 +87,14 @@ class Registration:
         path = self._home.resolve(body.source)
         target = outside(path, self._registry.roots)
         if target is not None:
-            detail = f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
+            detail = f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move it, or allow its folder"
             raise field_problem("path_not_allowed", SOURCE, detail)
         if not os.path.isdir(path):
-            raise _invalid("not_found", "there is no such folder")
+            raise _invalid("not_found", "the folder does not exist")
         return self._new(_named(read_folder(path), body.name, "local"))
 
     def _new(self, info: CheckpointInfo) -> CheckpointInfo:
-        """`info`, if it can be used and its name is free."""
+        """`info`, if it is usable and its name is free."""
         if info.problem is not None:
             raise _invalid(info.reason, info.problem)
         if self._registry.find(info.name) is not None:
@@ -102,7 +102,7 @@ class Registration:
         return info
 
     def _forget(self, name: str, claim: Claim) -> None:
-        """Take a registration back whose request was refused before the database answered."""
+        """Revert a registration whose request failed before the database answered."""
         with self._db.write() as connection:
             table.remove(connection, name)
             claim.forget(connection)
@@ -116,16 +116,16 @@ class Registration:
             with self._db.write() as connection:
                 table.add(connection, record)
                 claim.store(connection, info.name, shown)
-        except IntegrityError:  # another server on this database was faster
+        except IntegrityError:  # another server on this database came first
             raise table.taken(info.name) from None
         return shown
 
     async def delete(self, name: str, *, unload: bool) -> None:
-        """Forget the checkpoint; its files go where this installation made them. `unload` frees it first if idle.
+        """Delete the checkpoint, including files that this installation created. `unload` first unloads an idle one.
 
         Raises:
             Problem: ``checkpoint_not_found``; ``checkpoint_in_use`` when active, loaded or the base of a live job;
-                ``checkpoint_protected`` when it was not registered or made here.
+                ``checkpoint_protected`` unless registered or created here.
         """
         info = await pools.files.run(self._registry.find, name)
         if info is None:
@@ -138,7 +138,7 @@ class Registration:
             raise Problem("checkpoint_protected", f"OMNI_R1_CHECKPOINT names {name}; start without it first")
         async with self._registry.pool.without(name, unload=unload) as is_out:
             if not is_out:
-                detail = f"{name} is loaded; wait until its traces have ended, and delete it with unload=true"
+                detail = f"{name} is loaded; wait for its traces to end and delete it with unload=true"
                 raise Problem("checkpoint_in_use", detail)
             await pools.files.run(self._remove, info)
         log.info("checkpoint %s was deleted", name)
@@ -147,7 +147,7 @@ class Registration:
         def remove(connection: Connection) -> None:
             job = table.live_job_on(connection, info.name)
             if job is not None:
-                raise Problem("checkpoint_in_use", f"job {job} begins with {info.name}; wait for its end or cancel it")
+                raise Problem("checkpoint_in_use", f"job {job} starts from {info.name}; wait for it or cancel it")
             table.remove(connection, info.name)
             if info.source in ("home", "job") and outside(info.folder, (self._home.path,)) is None:
                 self._remove_files(info.folder)
@@ -155,12 +155,12 @@ class Registration:
         self._db.change(remove)
 
     def _remove_files(self, folder: Path) -> None:
-        """Out of sight in one step, then gone: a crash on the way leaves nothing that looks like a checkpoint."""
+        """Move aside in one step, then delete: a crash leaves nothing that looks like a checkpoint."""
         if folder.is_symlink():
             folder.unlink()
         elif folder.is_dir():
             trash = folder.rename(self._home.tmp / f"deleted-{uuid.uuid4().hex}")
-            shutil.rmtree(trash, ignore_errors=True)  # the next start empties the folder
+            shutil.rmtree(trash, ignore_errors=True)  # the next start empties it
 
 
 def _named(info: CheckpointInfo, wanted: str | None, source: Source) -> CheckpointInfo:

@@ -1,9 +1,9 @@
-"""Which checkpoints there are, which number their weights carry, which of them is active.
+"""The known checkpoints, their weight versions, and which one is active.
 
-A checkpoint's id is its name. Folders come from the package (`model/nano`), from `OMNI_R1_HOME/checkpoints`, from
-`OMNI_R1_CHECKPOINT` and from the table `checkpoints` (what jobs wrote, what people registered); only their JSON and
-safetensors headers are read here. The number (`weight_version`) belongs to name and content: the same weights keep it
-across restarts, other weights under the same name take the next one. Knows no HTTP and no torch.
+A checkpoint's id is its name. Folders come from the package (`model/nano`), `OMNI_R1_HOME/checkpoints`,
+`OMNI_R1_CHECKPOINT` and the table `checkpoints` (written by jobs or registered); only their JSON and safetensors
+headers are read here. `weight_version` belongs to name and content: the same weights keep it across restarts, other
+weights under the same name get the next one. Knows no HTTP and no torch.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ KEPT_TEMPLATES = 8
 
 
 class NoCheckpoint(RuntimeError):
-    """There is nothing to serve; one line that says what to do."""
+    """No checkpoint can be served; the message is one line with a remedy."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a name leads."""
+    """A name and its folder."""
 
     name: str
     folder: Path
@@ -52,7 +52,7 @@ class _Place:
 
 
 class CheckpointRegistry:
-    """The checkpoints of one installation. Blocking methods are named in the docstrings; call them from threads."""
+    """The checkpoints of one installation. Methods documented as blocking belong in threads."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class CheckpointRegistry:
         roots: tuple[Path, ...] = (),
         fetch: Callable[[str], Awaitable[Path]],
     ) -> None:
-        """`home` is OMNI_R1_HOME; `roots` are further folders that checkpoints may lie in; `fetch` brings a hub id to
-        this machine (:class:`app.checkpoints.hub.HubFetcher`)."""
+        """`home` is OMNI_R1_HOME; `roots` are further allowed folders; `fetch` downloads a hub id
+        (:class:`app.checkpoints.hub.HubFetcher`)."""
         self._db = db
         self._server_id = server_id
         self.pool = pool
@@ -78,18 +78,18 @@ class CheckpointRegistry:
         self._extra = extra
         self._fetch = fetch
         self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
-        self._hidden: set[tuple[str, Path]] = set()  # told already
+        self._hidden: set[tuple[str, Path]] = set()  # already logged
         self._templates: OrderedDict[tuple[str, str], Template] = OrderedDict()
-        self._versions: dict[str, tuple[str, int]] = {}  # name -> (digest, number) of this run
+        self._versions: dict[str, tuple[str, int]] = {}  # name -> (digest, version) of this run
         self._extra_folder: Path | None = None
         self._extra_name = ""
-        self._wanted = DEFAULT  # what should answer from the start
-        self.note: str | None = None  # why another checkpoint answers than the one that should
+        self._wanted = DEFAULT  # the checkpoint to start with
+        self.note: str | None = None  # why another checkpoint is active
 
-    # ---- what is there
+    # ---- lookup
 
     def scan(self) -> dict[str, CheckpointInfo]:
-        """Every checkpoint by name; blocking. A folder that has not changed is not read again."""
+        """All checkpoints by name; blocking. Unchanged folders are not read again."""
         found: dict[str, CheckpointInfo] = {}
         for place in self._places():
             first = found.get(place.name)
@@ -97,18 +97,18 @@ class CheckpointRegistry:
                 found[place.name] = self._read(place)
             elif first.folder != place.folder and (place.name, place.folder) not in self._hidden:
                 self._hidden.add((place.name, place.folder))
-                log.warning("checkpoint %s in %s is hidden by the one in %s", place.name, place.folder, first.folder)
+                log.warning("checkpoint %s in %s is shadowed by the one in %s", place.name, place.folder, first.folder)
         before = self._read_before
         self._read_before = {i.folder: before[i.folder] for i in found.values() if i.folder in before}
         return found
 
     def find(self, name: str) -> CheckpointInfo | None:
-        """One checkpoint, without a look at the others; blocking."""
+        """One checkpoint, without scanning the others; blocking."""
         place = next(self._places(name), None)
         return None if place is None else self._read(place)
 
     def _places(self, only: str | None = None) -> Iterator[_Place]:
-        """Folders by name, those that win first; `only` those of one name."""
+        """Folders by name, in order of precedence; `only` restricts them to one name."""
         if self._extra_folder is not None and only in (None, self._extra_name):
             yield _Place(self._extra_name, self._extra_folder, "setting")
         with self._db.read() as connection:
@@ -135,18 +135,18 @@ class CheckpointRegistry:
             roots = (hub_root(place.folder),) if place.source == "hub" else (*self.roots, self._package_folder)
             target = outside(place.folder, roots)
             if target is not None:
-                return unreadable(place.folder, f"{target} lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS")
+                return unreadable(place.folder, f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS")
         return read_folder(place.folder)
 
     def usable(self, name: str | None, *, path: str = "body.checkpoint") -> CheckpointInfo:
-        """The checkpoint asked for (None: the active one); blocking; raises :class:`Problem` with the field's path."""
+        """The requested checkpoint (None: the active one); blocking; raises :class:`Problem` for the field `path`."""
         wanted = name or self.active
         if wanted is None:
             raise Problem("not_ready", "no checkpoint is active yet", headers={"Retry-After": "1"})
         info = self.find(wanted)
         if info is None:
             there = ", ".join(sorted(self.scan())) or "none"
-            raise field_problem("unknown_checkpoint", path, f"no checkpoint has this name; there are: {there}")
+            raise field_problem("unknown_checkpoint", path, f"no checkpoint has this name; known checkpoints: {there}")
         if info.problem is not None:
             problem = field_problem("checkpoint_invalid", path, info.problem)
             problem.members["reason"] = info.reason
@@ -154,7 +154,7 @@ class CheckpointRegistry:
         return info
 
     def template(self, info: CheckpointInfo) -> Template:
-        """The checkpoint's renderer, read once; blocking."""
+        """The checkpoint's prompt template, cached; blocking."""
         key = (info.name, info.digest)
         template = self._templates.pop(key, None) or Template.read(info.folder)
         self._templates[key] = template
@@ -172,15 +172,15 @@ class CheckpointRegistry:
         step: int | None,
         metrics: Mapping[str, Any],
     ) -> None:
-        """Make a folder known under its name; the same again changes nothing, newer metrics apart. Blocking."""
+        """Register a folder under its name; repeating it only updates the metrics. Blocking."""
         record = Record(name, recorded(folder, self._home), base, job_id, stage, step, dict(metrics), "job", now())
         with self._db.write() as connection:
             table.put(connection, record)
 
-    # ---- numbers
+    # ---- weight versions
 
     def version_of(self, info: CheckpointInfo) -> int:
-        """The number of these weights: theirs from before, or the next one of this installation; blocking."""
+        """The version of these weights: the known one, or the installation's next; blocking."""
         kept = self._versions.get(info.name)
         if kept is not None and kept[0] == info.digest:
             return kept[1]
@@ -200,30 +200,29 @@ class CheckpointRegistry:
         return int(version)
 
     def known_version(self, name: str) -> int | None:
-        """The number `name` carries in this run, if it was asked for."""
+        """The version of `name` in this run, if known."""
         kept = self._versions.get(name)
         return kept[1] if kept else None
 
     def with_version(self, name: str, version: int) -> CheckpointInfo:
-        """The checkpoint whose weights carry that number; blocking; ``weights_gone`` when they are not there."""
+        """The checkpoint with that weight version; blocking; ``weights_gone`` if it no longer exists."""
         info = self.find(name)
         if info is None or info.problem is not None or self.version_of(info) != version:
             raise Problem(
                 "weights_gone",
-                f"this trace began with version {version} of {name}, which is not there any more; "
-                "ask the question again for a new trace",
+                f"this trace started with version {version} of {name}, which no longer exists; create a new trace",
             )
         return info
 
-    # ---- answering
+    # ---- serving
 
     @property
     def active(self) -> str | None:
-        """The checkpoint that answers who names none."""
+        """The default checkpoint of requests."""
         return self.pool.pinned
 
     async def lend(self, name: str | None) -> tuple[CheckpointInfo, Lease]:
-        """The checkpoint asked for (None: the active one), loaded; raises :class:`Problem`."""
+        """The requested checkpoint (None: the active one), loaded; raises :class:`Problem`."""
         while True:
             info = await pools.reads.run(self.usable, name)
             try:
@@ -237,26 +236,26 @@ class CheckpointRegistry:
             lease.release()
 
     async def lend_this(self, info: CheckpointInfo) -> Lease:
-        """A checkpoint that was found, loaded; raises :class:`Problem`."""
+        """The given checkpoint, loaded; raises :class:`Problem`."""
         return await self.pool.borrow(info, await pools.writes.run(self.version_of, info))
 
     def remember(self, name: str) -> None:
-        """Let it be active at the next start; blocking."""
+        """Make it the active checkpoint of the next start; blocking."""
         with self._db.write() as connection:
             set_fact(connection, self._active_fact(), name)
 
     def _active_fact(self) -> str:
-        """Servers with different homes on one database have other checkpoints, and each its active one."""
+        """Servers that share a database but not a home have separate active checkpoints."""
         return f"{ACTIVE}:{self._server_id()}"
 
     # ---- start
 
     async def choose(self) -> list[CheckpointInfo]:
-        """What may answer from the start, the best first: the setting's (fetched where it is a hub id), the one active
-        last, the shipped one, any other. The first is active from now on.
+        """Candidates for the active checkpoint, best first: the configured one (fetched if it is a hub id), the last
+        active one, the shipped one, any other. The first becomes active.
 
         Raises:
-            NoCheckpoint: none can be used, or the one that OMNI_R1_CHECKPOINT names cannot.
+            NoCheckpoint: none is usable, or OMNI_R1_CHECKPOINT is not.
         """
         if self._extra is not None:
             await self._take_extra(self._extra)
@@ -265,12 +264,12 @@ class CheckpointRegistry:
         return candidates
 
     async def start(self, candidates: list[CheckpointInfo]) -> tuple[CheckpointInfo, int]:
-        """Load the first one that can be; its number.
+        """Load the first loadable candidate; returns it with its version.
 
         Raises:
-            NoCheckpoint: none can be loaded, or the one that OMNI_R1_CHECKPOINT names cannot.
+            NoCheckpoint: none can be loaded, or OMNI_R1_CHECKPOINT cannot.
         """
-        refused = None
+        rejected = None
         for info in candidates:
             self.pool.pinned = info.name
             version = await pools.writes.run(self.version_of, info)
@@ -280,32 +279,32 @@ class CheckpointRegistry:
                 if problem.code != "checkpoint_invalid" or self._extra is not None:
                     raise NoCheckpoint(f"checkpoint {info.name} cannot be loaded: {problem.detail}") from None
                 log.warning("checkpoint %s cannot be used: %s", info.name, problem.detail)
-                refused = problem
+                rejected = problem
                 continue
             if info.name != self._wanted:
-                self.note = f"checkpoint {info.name} answers instead of {self._wanted}, which cannot be used"
+                self.note = f"checkpoint {info.name} is active because {self._wanted} cannot be used"
                 log.warning("%s", self.note)
             elif self._extra is not None:
                 await pools.writes.run(self.remember, info.name)
             return info, version
-        raise NoCheckpoint(f"no checkpoint can be loaded: {refused.detail if refused else 'there is none'}")
+        raise NoCheckpoint(f"no checkpoint can be loaded: {rejected.detail if rejected else 'none found'}")
 
     def _candidates(self) -> list[CheckpointInfo]:
         found = self.scan()
         with self._db.read() as connection:
-            last = get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # as written before
+            last = get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # key of earlier versions
         extra = self._extra_name if self._extra_folder else self._extra
         wanted = extra or last or DEFAULT
         info = found.get(wanted)
         if info is None or info.problem is not None:
-            reason = "is not there" if info is None else f"cannot be used: {info.problem}"
+            reason = "is missing" if info is None else f"cannot be used: {info.problem}"
             log.warning("checkpoint %s %s", wanted, reason)
             if extra:
                 raise NoCheckpoint(f"OMNI_R1_CHECKPOINT={self._extra}: {wanted} {reason}")
         usable = [info for info in found.values() if info.problem is None]
         if not usable:
             raise NoCheckpoint(
-                f"no checkpoint can be used: {self._package_folder} holds none; "
+                f"no checkpoint can be used: {self._package_folder} contains none; "
                 "clone the repository again or set OMNI_R1_CHECKPOINT"
             )
         order = {wanted: 0, DEFAULT: 1}
@@ -313,7 +312,7 @@ class CheckpointRegistry:
         return sorted(usable, key=lambda info: order.get(info.name, 2 if info.source == "package" else 3))
 
     async def _take_extra(self, wanted: str) -> None:
-        """`wanted` is a name among the known ones, a folder or a hub id."""
+        """`wanted` is a known name, a folder or a hub id."""
         try:
             if not await pools.files.run(self._find_extra, wanted):
                 await pools.files.run(self._adopt, await self._fetch(wanted))
@@ -321,7 +320,7 @@ class CheckpointRegistry:
             raise NoCheckpoint(f"OMNI_R1_CHECKPOINT: {error.detail}") from None
 
     def _find_extra(self, wanted: str) -> bool:
-        """Look for `wanted` on this machine; whether it is there."""
+        """Look for `wanted` on this machine; returns whether it was found."""
         if wanted in self.scan():
             return True
         folder = find_local(wanted)
@@ -330,7 +329,7 @@ class CheckpointRegistry:
         return folder is not None
 
     def _adopt(self, folder: Path) -> None:
-        """Serve a folder that the setting named, under its name among the known ones if it is one of them."""
+        """Serve the configured folder, under its name if that is known."""
         same = next((i.name for i in self.scan().values() if i.folder.resolve() == folder.resolve()), None)
         if same is not None:
             self._extra = same
@@ -340,10 +339,10 @@ class CheckpointRegistry:
 
 
 def _folders(root: Path, only: str | None) -> Iterator[Path]:
-    """The checkpoint folders in `root`, or the one of that name."""
+    """The checkpoint folders in `root`, or the one with that name."""
     if only is not None:
         candidates = [root / only] if "/" not in only else []
     else:
         candidates = sorted(root.iterdir()) if root.is_dir() else []
-    # os.path: a name that no folder can have is none, and no error
+    # os.path.isdir is False for impossible names; Path.is_dir raises
     return (folder for folder in candidates if not folder.name.startswith((".", "_")) and os.path.isdir(folder))

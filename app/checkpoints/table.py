@@ -1,4 +1,4 @@
-"""Checkpoints in SQL: what jobs wrote and what people registered. Blocking functions on a connection."""
+"""Checkpoints in SQL: written by jobs or registered. Blocking functions on a connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ C = tables.checkpoints
 
 
 def rows(connection: Connection, only: str | None = None) -> Iterator[Record]:
-    """Every row, the newest first; `only` that of one name."""
+    """All rows, newest first; `only` restricts them to one name."""
     query = sa.select(C).order_by(C.c.created_at.desc(), C.c.name)
     if only is not None:
         query = query.where(C.c.name == only)
@@ -24,14 +24,14 @@ def rows(connection: Connection, only: str | None = None) -> Iterator[Record]:
 
 
 def add(connection: Connection, record: Record) -> None:
-    """A row of a new name; raises :class:`Problem` where the name is taken."""
+    """Insert a row; raises :class:`Problem` if the name is taken."""
     if next(rows(connection, record.name), None) is not None:
         raise taken(record.name)
     connection.execute(sa.insert(C).values(**asdict(record)))
 
 
 def put(connection: Connection, record: Record) -> None:
-    """A row of a job, which may say so again; raises :class:`Problem` where the name is another one's."""
+    """Insert or update a job's row; raises :class:`Problem` if another checkpoint has the name."""
     old = next(rows(connection, record.name), None)
     if old is None:
         connection.execute(sa.insert(C).values(**asdict(record)))
@@ -43,17 +43,17 @@ def put(connection: Connection, record: Record) -> None:
 
 
 def remove(connection: Connection, name: str) -> None:
-    """Forget the row, if there is one."""
+    """Delete the row, if any."""
     connection.execute(sa.delete(C).where(C.c.name == name))
 
 
 def live_job_on(connection: Connection, name: str) -> str | None:
-    """The id of a queued or running job that begins with this checkpoint."""
+    """The id of a queued or running job that starts from this checkpoint."""
     jobs = tables.jobs
     query = sa.select(jobs.c.id).where(jobs.c.base_checkpoint == name, jobs.c.status.in_(("queued", "running")))
     return connection.execute(query.limit(1)).scalar()
 
 
 def taken(name: str) -> Problem:
-    """The refusal of a name that another checkpoint has."""
-    return Problem("checkpoint_exists", f"another checkpoint is called {name}; choose another name, or delete that one")
+    """The problem for a name that another checkpoint has."""
+    return Problem("checkpoint_exists", f"a checkpoint named {name} exists; choose another name or delete it")

@@ -1,4 +1,4 @@
-"""A checkpoint as the contract shows it."""
+"""The API's JSON of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.checkpoints.registry import CheckpointRegistry
 
 
 def as_json(info: CheckpointInfo, registry: CheckpointRegistry) -> dict[str, Any]:
-    """One entry of `GET /v1/checkpoints`, lineage and metrics of its job included."""
+    """One entry of `GET /v1/checkpoints`, including its job's lineage and metrics."""
     manifest, config, record = info.manifest, info.config, info.record
     version = registry.pool.loaded_version(info.name)
     lineage = dict(manifest.lineage) if manifest else {}

@@ -1,4 +1,4 @@
-"""`python -m app.cli`: the command line without its installed script."""
+"""`python -m app.cli`: the command line without the installed script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`omni-r1 ask` and `task`: what the command line does with a running server, over HTTP only."""
+"""`omni-r1 ask` and `task`: questions to a running server, over HTTP only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from app.client.types import ImageRef, Sampling, Task, Trace
 
 
 def ask(args: Namespace) -> int:
-    """Uploads the picture, asks, streams the text and saves the pictures. Returns the exit code."""
-    picture = sys.stdin.buffer.read() if args.picture == "-" else _read_picture(args.picture)
+    """Uploads the image, asks the question, streams the text and saves the images. Returns the exit code."""
+    data = sys.stdin.buffer.read() if args.image == "-" else _read_image(args.image)
     with Client(args.url) as client:
-        stored = client.upload_image(picture, "picture" if args.picture == "-" else Path(args.picture).name)
+        stored = client.upload_image(data, "picture" if args.image == "-" else Path(args.image).name)
         image: ImageRef = {"image_id": stored["image_id"], "fit": args.fit}
         return _run(client, args, args.question, image, sampling=_sampling(args))
 
 
 def task(args: Namespace) -> int:
-    """Shows a task of the procedural world; saves it (--out) or has it answered (--ask)."""
+    """Shows a task of the procedural world; saves it (--out) or lets the model answer it (--ask)."""
     slice_name, seed = args.slice, args.seed
     if args.task_id:
         slice_name, seed = _parse_task_id(args.task_id)
@@ -78,7 +78,7 @@ def _conclude(trace: Trace, folder: Path, *, quiet: bool) -> int:
     status = trace["status"]
     if status != "completed":
         error = trace.get("error") or {}
-        raise TraceEnded(f"the trace is {status}: {error.get('detail') or 'no more is known'}")
+        raise TraceEnded(f"the trace is {status}: {error.get('detail') or 'no details'}")
     if quiet:
         write(clean(trace["answer"] or "") + "\n")
     verdict = trace.get("verdict")
@@ -89,16 +89,16 @@ def _conclude(trace: Trace, folder: Path, *, quiet: bool) -> int:
         remark("the model ended without an answer")
     total_ms = trace["timings"].get("total_ms")
     took = f" in {total_ms / 1000:.1f} s" if total_ms else ""
-    remark(f"{trace['checkpoint']}, seed {trace['sampling'].get('seed')}{took}; pictures in {folder}/")
+    remark(f"{trace['checkpoint']}, seed {trace['sampling'].get('seed')}{took}; images in {folder}/")
     return EXIT_OK
 
 
 class TraceEnded(OmniError):
-    """The trace did not come to its end."""
+    """The trace ended without completing."""
 
 
 class _Printer:
-    """Writes a trace's events as they come: a line a step, its picture's file, the answer."""
+    """Prints a trace's events live: one line per step, the file of its image, the answer."""
 
     def __init__(self, client: Client, folder: Path, *, quiet: bool) -> None:
         self.folder = folder
@@ -111,7 +111,7 @@ class _Printer:
     def show(self, event: Event) -> None:
         data = event.data
         if event.type == "trace.queued" and data.get("position"):
-            remark(f"waiting ({data['position']} before you)")
+            remark(f"queued ({data['position']} ahead)")
         elif event.type == "step.started":
             self._start_line(f"{data['step']}  ")
         elif event.type == "text.delta":
@@ -162,7 +162,7 @@ def _sampling(args: Namespace) -> Sampling | None:
     return cast(Sampling, {name: value for name, value in given.items() if value is not None}) or None
 
 
-def _read_picture(path: str) -> bytes:
+def _read_image(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -173,14 +173,14 @@ def _read_picture(path: str) -> bytes:
 def _parse_task_id(task_id: str) -> tuple[str, int]:
     slice_name, _, seed = task_id.rpartition("-")
     if not slice_name or not seed.isdecimal():
-        detail = f"not a task id: {task_id} (they look like natural-1000000123)"
+        detail = f"not a task id: {task_id} (example: natural-1000000123)"
         raise BadInput(422, {"code": "bad_task_id", "detail": detail})
     return slice_name, int(seed)
 
 
 def _show_task(client: Client, found: Task) -> None:
     write(f"{found['task_id']}  ({found['slice']}, {found['family']})\n{clean(found['question'])}\n")
-    write(f"picture: {client.base_url}{found['image']['url']}\n")
+    write(f"image: {client.base_url}{found['image']['url']}\n")
     for step in found.get("steps") or []:
         write(f"  {step['index']}  {clean(step['text']).strip()}  {step['action']}\n")
     answer = found.get("answer")

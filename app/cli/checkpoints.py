@@ -1,4 +1,4 @@
-"""`omni-r1 checkpoints`: what a running server can serve, over HTTP only."""
+"""`omni-r1 checkpoints`: the checkpoints of a running server, over HTTP only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.client import Client
 
 
 def list_all(args: Namespace) -> int:
-    """Lists the checkpoints that the server knows."""
+    """Lists the server's checkpoints."""
     with Client(args.url) as client:
         found = client.checkpoints()
     if args.json:
@@ -24,14 +24,14 @@ def list_all(args: Namespace) -> int:
 
 
 def show(args: Namespace) -> int:
-    """Shows one as JSON."""
+    """Shows a checkpoint as JSON."""
     with Client(args.url) as client:
         _print(client.checkpoint(args.id))
     return EXIT_OK
 
 
 def register(args: Namespace) -> int:
-    """Makes a folder or a hub id known; a folder of this machine may be given relative to where one stands."""
+    """Registers a folder or hub id; local folders may be relative to the current one."""
     local = Path(os.path.expanduser(args.source))
     source = str(local.absolute()) if local.is_dir() else args.source
     with Client(args.url) as client:
@@ -40,29 +40,29 @@ def register(args: Namespace) -> int:
         _print(entry)
     else:
         write(f"{entry['id']}\n")
-        remark(f"try it: omni-r1 ask PICTURE QUESTION --checkpoint {entry['id']}")
+        remark(f"try it: omni-r1 ask IMAGE QUESTION --checkpoint {entry['id']}")
     return EXIT_OK
 
 
 def activate(args: Namespace) -> int:
-    """Lets new traces run on it."""
+    """Activates a checkpoint for new traces."""
     with Client(args.url) as client:
         before = next((one["id"] for one in client.checkpoints() if one.get("active")), None)
         entry = client.activate(args.id, drain=args.drain)
     if args.json:
         _print(entry)
     else:
-        write(f"{entry['id']} answers, version {entry['weight_version']}\n")
+        write(f"{entry['id']} is active, version {entry['weight_version']}\n")
         if before not in (None, entry["id"]):
-            remark(f"back again: omni-r1 checkpoints activate {before}")
+            remark(f"to switch back: omni-r1 checkpoints activate {before}")
     return EXIT_OK
 
 
 def delete(args: Namespace) -> int:
-    """Removes one that nobody uses."""
+    """Deletes an unused checkpoint."""
     with Client(args.url) as client:
         client.delete_checkpoint(args.id, unload=args.unload)
-    remark(f"{args.id} is gone")
+    remark(f"{args.id} deleted")
     return EXIT_OK
 
 

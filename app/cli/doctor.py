@@ -1,6 +1,6 @@
-"""`omni-r1 doctor`: can this machine serve? One line a check, exit code 0 when nothing is in the way.
+"""`omni-r1 doctor`: checks whether this machine can serve. One line per check, exit code 0 if nothing prevents it.
 
-Every check stands alone and says what to do; what merely deserves a look is `note`, what stops a server is `bad`.
+Checks are independent and suggest a remedy; `note` deserves a look, `bad` prevents serving.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Finding:
 
 
 def doctor(args: Namespace) -> int:
-    """Prints what was found. Returns 0, or 1 when something is in the way of serving."""
+    """Prints all findings. Returns 0, or 1 if something prevents serving."""
     findings = list(examine(args.port))
     if args.json:
         write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
@@ -52,7 +52,7 @@ def doctor(args: Namespace) -> int:
 
 
 def examine(port: int | None = None) -> Iterator[Finding]:
-    """Every check in turn; one that breaks is itself a finding."""
+    """Runs all checks; a check that raises is itself a finding."""
     yield _python()
     yield _packages()
     try:
@@ -103,7 +103,7 @@ def _device(settings: Settings) -> Finding:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     found = ", ".join(name for name, available in there.items() if available)
     if settings.device != "auto" and not there[settings.device]:
-        return Finding("device", "bad", f"OMNI_R1_DEVICE={settings.device} is not there; this machine has: {found}")
+        return Finding("device", "bad", f"OMNI_R1_DEVICE={settings.device} is not available; this machine has: {found}")
     precision = "has bf16 in hardware" if cpu_has_bf16() else "has no bf16 in hardware and uses fp32"
     return Finding("device", "ok", f"{found} (OMNI_R1_DEVICE={settings.device}); the CPU {precision}")
 
@@ -121,14 +121,14 @@ def _threads() -> Finding:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS")
-    detail = f"{usable} usable cores, torch takes {torch.get_num_threads()}"
+    detail = f"{usable} usable cores, torch uses {torch.get_num_threads()}"
     return Finding("threads", "ok", detail + (f" (OMP_NUM_THREADS={limit})" if limit else ""))
 
 
 def _checkpoint() -> Finding:
     folder = SHIPPED / "nano-omni-r1"
     if not (folder / "config.json").exists():
-        return Finding("checkpoint", "bad", f"{folder} is missing; get the whole repository again")
+        return Finding("checkpoint", "bad", f"{folder} is missing; clone the repository again")
     from model.checkpoint.checkpoint import load_checkpoint
 
     started = time.perf_counter()
@@ -149,8 +149,8 @@ def _home(home: Path) -> Finding:
             pass
     except OSError as error:
         reason = error.strerror or error
-        return Finding("home", "bad", f"cannot write in {place} ({reason}); set OMNI_R1_HOME to a folder of yours")
-    return Finding("home", "ok", str(home) if place == home else f"{home} (made at the first start)")
+        return Finding("home", "bad", f"cannot write in {place} ({reason}); set OMNI_R1_HOME to a folder you own")
+    return Finding("home", "ok", str(home) if place == home else f"{home} (created at the first start)")
 
 
 def _disk(home: Path) -> Finding:
@@ -170,7 +170,7 @@ def _database(settings: Settings) -> Finding:
         database.ping()
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        return Finding("database", "bad", f"{database.place} does not answer: {reason}")
+        return Finding("database", "bad", f"{database.place} is unavailable: {reason}")
     finally:
         database.close()
     return Finding("database", "ok", f"{database.place} answers")
@@ -178,10 +178,10 @@ def _database(settings: Settings) -> Finding:
 
 def _key(settings: Settings) -> Finding:
     if settings.api_key is None:
-        return Finding("key", "ok", f"nobody is asked for one; {settings.host} is reached from this machine only")
+        return Finding("key", "ok", f"none required; {settings.host} is reachable from this machine only")
     if len(settings.api_key.get_secret_value()) < GUESSABLE:
-        return Finding("key", "note", "OMNI_R1_API_KEY is short enough to be guessed; take a long random text")
-    return Finding("key", "ok", "everybody is asked for OMNI_R1_API_KEY")
+        return Finding("key", "note", "OMNI_R1_API_KEY is short enough to be guessed; use a long random value")
+    return Finding("key", "ok", "OMNI_R1_API_KEY is required")
 
 
 def _port(host: str, port: int) -> Finding:
@@ -191,6 +191,6 @@ def _port(host: str, port: int) -> Finding:
         try:
             probe.bind((host.strip("[]"), port))
         except OSError as error:
-            detail = f"{host}:{port} cannot be bound ({error.strerror or error}): a server may be running there already"
+            detail = f"{host}:{port} cannot be bound ({error.strerror or error}): another server may be running"
             return Finding("port", "note", detail)
     return Finding("port", "ok", f"{host}:{port} is free")

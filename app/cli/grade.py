@@ -1,4 +1,4 @@
-"""`omni-r1 grade`: the verdict on one answer, without a server."""
+"""`omni-r1 grade`: grades one answer without a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.scoring.grading import Grade, grade
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the verdict and what it rests on."""
+    """Prints the grade and its basis."""
     graded = grade(args.answer, args.reference, args.choice, similarity=args.similarity)
     write(_as_json(graded) if args.json else _as_text(graded))
     return EXIT_OK

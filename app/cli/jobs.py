@@ -1,4 +1,4 @@
-"""`omni-r1 train METHOD` and `omni-r1 jobs`: training by a running server, over HTTP only."""
+"""`omni-r1 train METHOD` and `omni-r1 jobs`: training on a running server, over HTTP only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.client.sse import Event
 from app.client.types import Job
 from training.spec.spec import PRESETS
 
-# What a method starts from where neither a preset of its own nor --base says it.
+# Base checkpoints of methods without their own preset, unless --base is given.
 BASES = {"zero": "nano-base", "benchmark": "nano-omni-r1"}
 ZERO = PRESETS["nano-zero"]
 SHOWN_METRICS = ("loss/ce", "reward/total", "reward/accuracy", "accuracy/all", "zero/accepted_share")
@@ -32,19 +32,19 @@ def train(args: Namespace) -> int:
             if args.data:
                 uploaded = client.upload_dataset(args.data)
                 spec["data"] = {"source": "jsonl", "path": uploaded["path"]}
-                remark(f"{uploaded['rows']} rows of {args.data} are uploaded")
+                remark(f"uploaded {uploaded['rows']} rows of {args.data}")
             job = client.create_job(spec)
         except BadInput as error:
             raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
         if args.detach:
             write(json.dumps(job, ensure_ascii=False, indent=2) + "\n" if args.json else f"{job['id']}\n")
             return EXIT_OK
-        remark(f"job {job['id']}; the server works on it whether this command runs or not")
+        remark(f"job {job['id']}; it keeps running on the server if this command exits")
         return _follow(client, job["id"], as_json=args.json)
 
 
 def build_spec(args: Namespace) -> dict[str, Any]:
-    """The specification that the arguments describe: a preset or --spec, then the single options on top."""
+    """Builds the spec from the arguments: a preset or --spec, overridden by single options."""
     spec = _given(args.spec) if args.spec else _preset(args.method, args.preset)
     if spec.setdefault("method", args.method) != args.method:
         raise _bad(f"the spec is for {spec['method']!r}: omni-r1 train {spec['method']}")
@@ -55,13 +55,13 @@ def build_spec(args: Namespace) -> dict[str, Any]:
     for change in args.set:
         name, equals, text = change.partition("=")
         if not equals or not name:
-            raise _bad(f"--set takes NAME=VALUE, like hyperparameters.steps=40, not {change!r}")
+            raise _bad(f"--set expects NAME=VALUE, e.g. hyperparameters.steps=40, not {change!r}")
         _put(spec, name.split("."), _value(text))
     return spec
 
 
 def jobs_list(args: Namespace) -> int:
-    """The newest jobs."""
+    """Lists the newest jobs."""
     with Client(args.url) as client:
         page = client.jobs(limit=args.limit, status=args.status, method=args.method)
     if args.json:
@@ -73,7 +73,7 @@ def jobs_list(args: Namespace) -> int:
 
 
 def show(args: Namespace) -> int:
-    """One job."""
+    """Shows a job."""
     with Client(args.url) as client:
         job = client.job(args.id)
     write(json.dumps(job, ensure_ascii=False, indent=2) + "\n" if args.json else _text(job))
@@ -81,26 +81,26 @@ def show(args: Namespace) -> int:
 
 
 def watch(args: Namespace) -> int:
-    """Follows a job to its end; the exit code says how it ended."""
+    """Follows a job to its end; the exit code reflects its status."""
     with Client(args.url) as client:
         return _follow(client, args.id, as_json=args.json)
 
 
 def cancel(args: Namespace) -> int:
-    """Lets it stop at its next step boundary."""
+    """Stops a job at its next step boundary."""
     with Client(args.url) as client:
         job = client.cancel_job(args.id)
         if args.wait and job["status"] == "running":
             for _ in client.job_events(args.id):
                 pass
             job = client.job(args.id)
-    stops = " and stops at the end of its step" if job["cancel_requested"] else ""
+    stops = " and stops at the end of this step" if job["cancel_requested"] else ""
     remark(f"job {job['id']} is {job['status']}{stops}")
     return EXIT_OK
 
 
 def resume(args: Namespace) -> int:
-    """Goes on with an ended job."""
+    """Resumes an ended job."""
     with Client(args.url) as client:
         seen = client.job(args.id)["last_event"]
         job = client.resume_job(args.id)
@@ -111,10 +111,10 @@ def resume(args: Namespace) -> int:
 
 
 def delete(args: Namespace) -> int:
-    """Removes an ended job; its checkpoints stay."""
+    """Deletes an ended job; its checkpoints stay."""
     with Client(args.url) as client:
         client.delete_job(args.id)
-    remark(f"job {args.id} is deleted; its checkpoints stay")
+    remark(f"job {args.id} deleted; its checkpoints stay")
     return EXIT_OK
 
 
@@ -131,7 +131,7 @@ def _follow(client: Client, job_id: str, *, after: int = 0, as_json: bool = Fals
                 bars.show(event)
     except KeyboardInterrupt:
         bars.close()
-        remark(f"the job goes on: omni-r1 jobs watch {job_id} (or cancel)")
+        remark(f"the job continues: omni-r1 jobs watch {job_id} (or cancel)")
         raise
     finally:
         bars.close()
@@ -140,9 +140,9 @@ def _follow(client: Client, job_id: str, *, after: int = 0, as_json: bool = Fals
         error = job["error"]
         if error and error.get("log_tail") and not as_json:
             lines = "".join(f"  {line}\n" for line in error["log_tail"])
-            sys.stderr.write(f"the worker's last lines:\n{clean(lines)}")
+            sys.stderr.write(f"last lines of the worker:\n{clean(lines)}")
         if job["resumable"]:
-            remark(f"what it had saved is kept: omni-r1 jobs resume {job_id}")
+            remark(f"its saved state is kept: omni-r1 jobs resume {job_id}")
         reason = f": {error['detail']} ({error['code']})" if error else ""
         raise CommandError(f"job {job_id} is {job['status']}{reason}", EXIT_FAILED)
     if not as_json:
@@ -151,7 +151,7 @@ def _follow(client: Client, job_id: str, *, after: int = 0, as_json: bool = Fals
 
 
 class _Bars:
-    """A bar a stage on a terminal; elsewhere only what is worth a line."""
+    """A progress bar per stage on a terminal; elsewhere only important lines."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -208,10 +208,10 @@ def _preset(method: str, name: str | None) -> dict[str, Any]:
         name = next((p.name for p in PRESETS.values() if p.card and p.spec["method"] == method), None)
         if name is None:
             spec = {"base_checkpoint": BASES.get(method, "nano-base"), "data": {"source": "unitasks"}}
-            # Zero alone begins as it does in the whole recipe.
+            # Zero alone starts as in the pipeline.
             return spec | ({"hyperparameters": dict(ZERO.spec["hyperparameters"]["zero"])} if method == "zero" else {})
     if name not in PRESETS:
-        raise _bad(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+        raise _bad(f"unknown preset {name!r}; presets: {', '.join(PRESETS)}")
     found: dict[str, Any] = json.loads(json.dumps(PRESETS[name].spec))
     return found
 
@@ -227,7 +227,7 @@ def _given(text: str) -> dict[str, Any]:
     try:
         spec = json.loads(text)
     except ValueError as error:
-        raise _bad(f"the spec is no valid JSON: {error}") from None
+        raise _bad(f"the spec is not valid JSON: {error}") from None
     if not isinstance(spec, dict):
         raise _bad("the spec must be a JSON object")
     return spec
@@ -254,14 +254,14 @@ def _bad(detail: str) -> CommandError:
 
 
 def _every_field(error: BadInput) -> str:
-    """Every field that the server found wrong, not only the first."""
+    """All invalid fields, not only the first."""
     fields = [
         f"{entry['path'].removeprefix('body.')}: {entry['message']}" for entry in error.problem.get("errors") or []
     ]
     return "; ".join(fields) or str(error)
 
 
-# ---- for people
+# ---- text output
 
 
 def _row(job: Job) -> list[str]:
@@ -291,7 +291,7 @@ def _lines(job: Job) -> Iterator[str]:
     if job["status"] == "running":
         yield f"progress     {_progress(job)}"
     if waiting := job["progress"] and job["progress"].get("waiting"):
-        yield f"waiting      for {waiting['needed_bytes']:,} bytes on the disk, {waiting['free_bytes']:,} are free"
+        yield f"waiting      for {waiting['needed_bytes']:,} bytes of disk space, {waiting['free_bytes']:,} free"
     if job["resumable"]:
         yield f"resume       omni-r1 jobs resume {job['id']}"
     if job["error"]:

@@ -1,11 +1,11 @@
-"""`omni-r1`: serve the studio, ask it from a terminal, train and evaluate the embedded models, look for trouble.
+"""`omni-r1`: serve the studio, ask questions from a terminal, train and evaluate models, diagnose problems.
 
-`ask`, `task`, `checkpoints`, `jobs` and `train` speak to a running server over HTTP (OMNI_R1_URL, default
-http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` run by themselves. This file only
-reads arguments and turns what went wrong into one line and an exit code; each command is imported when it is called, so
-that `--help` is instant.
+`ask`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
+http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. This module only parses
+arguments and turns errors into one line and an exit code; commands are imported when called, so that `--help` is
+instant.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 3 no server there, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 no server, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from app.contract.words import Drain, JobStatus, Slice
 STAGES = ("vq", "base", "pesft")
 _URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
 METHODS = {
-    "pesft": "learn from traces with pictures (PeSFT)",
-    "perpo": "learn from rewards (PeRPO)",
-    "zero": "let the base draw the pictures of text-only chains, and learn from them (Omni-R1-Zero)",
-    "pipeline": "do the whole recipe, stage by stage",
-    "benchmark": "measure a checkpoint",
+    "pesft": "train on traces with images (PeSFT)",
+    "perpo": "train with rewards (PeRPO)",
+    "zero": "generate images for text-only chains with the base model, and train on them (Omni-R1-Zero)",
+    "pipeline": "run the whole recipe, stage by stage",
+    "benchmark": "evaluate a checkpoint",
 }
 VARIANTS = ("interleaved", "text", "state")
 
@@ -45,16 +45,16 @@ class _Parser(argparse.ArgumentParser):
     """argparse with one error line instead of a usage block."""
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{message} ({self.prog} --help tells more)")
+        complain(f"{message} ({self.prog} see --help)")
         raise SystemExit(EXIT_BAD_INPUT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code; `argv` without the program's name."""
+    """Runs one command and returns the exit code; `argv` excludes the program's name."""
     try:
         args = build_parser().parse_args(argv)
         return cast(int, _load(args.run)(args))
-    except SystemExit as end:  # argparse: --help, --version, an error it has told
+    except SystemExit as end:  # argparse: --help, --version, a reported error
         return end.code if isinstance(end.code, int) else EXIT_FAILED
     except KeyboardInterrupt:
         complain("interrupted")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         complain(str(error))
         return error.exit_code
-    except BrokenPipeError:  # `omni-r1 ask … | head`: nobody reads any more
+    except BrokenPipeError:  # `omni-r1 ask … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> _Parser:
-    parser = _Parser(prog="omni-r1", description="A model that reasons in pictures.", allow_abbrev=False)
+    parser = _Parser(prog="omni-r1", description="A model that reasons in images.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
@@ -88,11 +88,11 @@ def build_parser() -> _Parser:
     return parser
 
 
-_Commands = argparse._SubParsersAction  # what add_subparsers returns has no public name
+_Commands = argparse._SubParsersAction  # the return type of add_subparsers has no public name
 
 
 def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _Parser:
-    """A sub-command whose function is `run`, as module:function, imported when it is called."""
+    """Adds a sub-command; its function `run`, as module:function, is imported when called."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run=run)
     return parser
@@ -100,43 +100,43 @@ def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _P
 
 def _add_serve(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "serve", "app.cli.serve:serve", "serve the studio and the REST API on this machine")
-    parser.add_argument("--port", type=int, help="default 7860; 0 takes a free one")
-    parser.add_argument("--host", help="address to bind (127.0.0.1); others than loopback need OMNI_R1_API_KEY")
-    parser.add_argument("--home", help="folder for everything the server keeps (~/.omni-r1)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where the model computes (auto)")
-    parser.add_argument("--checkpoint", help="checkpoint to start with (the one active last)")
+    parser.add_argument("--port", type=int, help="default 7860; 0 picks a free one")
+    parser.add_argument("--host", help="address to bind (127.0.0.1); non-loopback addresses require OMNI_R1_API_KEY")
+    parser.add_argument("--home", help="data folder (~/.omni-r1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="device of the model (auto)")
+    parser.add_argument("--checkpoint", help="checkpoint to start with (the last active one)")
 
 
 def _add_ask(commands: _Commands[_Parser]) -> None:
-    text = "ask a running server about a picture; streams the text, saves the pictures"
+    text = "ask a running server about an image; streams the text, saves the images"
     parser = _command(commands, "ask", "app.cli.ask:ask", text)
-    parser.add_argument("picture", metavar="PICTURE", help="PNG, JPEG, WebP, GIF, BMP or AVIF; - reads stdin")
+    parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP or AVIF; - reads stdin")
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make it square (crop)")
+    parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make the image square (crop)")
     parser.add_argument("--temperature", type=_finite, help="0 is greedy (the checkpoint's own)")
-    parser.add_argument("--top-p", type=_finite, help="share of the probability to sample from (the checkpoint's own)")
-    parser.add_argument("--seed", type=int, help="same seed, same weights, same answer (drawn)")
-    parser.add_argument("--max-new-tokens", type=int, help="the room left")
-    parser.add_argument("--max-images", type=int, help="as many as fit")
+    parser.add_argument("--top-p", type=_finite, help="nucleus sampling (the checkpoint's own)")
+    parser.add_argument("--seed", type=int, help="for reproducible answers (random)")
+    parser.add_argument("--max-new-tokens", type=int, help="(the remaining context)")
+    parser.add_argument("--max-images", type=int, help="(as many as fit)")
     _add_running_options(parser)
 
 
 def _add_task(commands: _Commands[_Parser]) -> None:
-    text = "show a task of the embedded world, with its solution if wanted, or have it answered"
+    text = "show a task of the embedded world, optionally with its solution, or let the model answer it"
     parser = _command(commands, "task", "app.cli.ask:task", text)
-    parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="like natural-1000000123 (drawn)")
+    parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="e.g. natural-1000000123 (random)")
     parser.add_argument("--slice", choices=get_args(Slice), help="(drawn)")
-    parser.add_argument("--seed", type=int, help="(drawn from the held-out range)")
-    parser.add_argument("--reveal", action="store_true", help="with the reference steps and the answer")
+    parser.add_argument("--seed", type=int, help="(random and held out)")
+    parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
     _add_running_options(parser)
 
 
 def _add_running_options(parser: _Parser) -> None:
     parser.add_argument("--checkpoint", help="(the active one)")
-    parser.add_argument("--out", metavar="DIR", help="where the pictures go (./trace-ID when a trace runs)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for traces)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but the answer")
+    parser.add_argument("--quiet", action="store_true", help="print only the answer")
     _add_url(parser)
 
 
@@ -149,25 +149,25 @@ def _add_checkpoints(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "checkpoints", "app.cli.checkpoints:list_all", text)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     _command(actions, "list", "app.cli.checkpoints:list_all", "list them all (the default)")
-    show = _command(actions, "show", "app.cli.checkpoints:show", "print all that is known of one, as JSON")
+    show = _command(actions, "show", "app.cli.checkpoints:show", "show one as JSON")
     register = _command(
-        actions, "register", "app.cli.checkpoints:register", "make a folder of the server's machine or a hub id known"
+        actions, "register", "app.cli.checkpoints:register", "register a folder on the server's machine or a hub id"
     )
     register.add_argument("source", metavar="SOURCE", help="folder, or owner/name on the hub")
-    register.add_argument("--name", help="(what its manifest says)")
-    activate = _command(actions, "activate", "app.cli.checkpoints:activate", "let new traces run on one, now")
+    register.add_argument("--name", help="(the manifest's)")
+    activate = _command(actions, "activate", "app.cli.checkpoints:activate", "activate one for new traces")
     activate.add_argument(
-        "--drain", choices=get_args(Drain), help="where memory cannot hold both: let running traces end, or end them"
+        "--drain", choices=get_args(Drain), help="if memory cannot hold both: wait for running traces, or cancel them"
     )
-    delete = _command(actions, "delete", "app.cli.checkpoints:delete", "remove one that nobody uses")
-    delete.add_argument("--unload", action="store_true", help="take it out of memory first, if no trace runs on it")
+    delete = _command(actions, "delete", "app.cli.checkpoints:delete", "delete an unused one")
+    delete.add_argument("--unload", action="store_true", help="unload it first, if no trace uses it")
     for action in (show, activate, delete):
         action.add_argument("id", metavar="ID")
     _everywhere(parser, actions)
 
 
 def _everywhere(parser: _Parser, actions: _Commands[_Parser]) -> None:
-    """The options that may stand before an action and behind it."""
+    """Adds the options that are valid before and after an action."""
     for action in (parser, *actions.choices.values()):
         default = None if action is parser else argparse.SUPPRESS
         action.add_argument("--json", action="store_true", default=default, help="print JSON")
@@ -175,7 +175,7 @@ def _everywhere(parser: _Parser, actions: _Commands[_Parser]) -> None:
 
 
 def _add_evaluate(commands: _Commands[_Parser]) -> None:
-    text = "measure a checkpoint on held-out tasks of the embedded world"
+    text = "evaluate a checkpoint on held-out tasks of the embedded world"
     parser = _command(commands, "evaluate", "app.cli.train:evaluate", text)
     parser.add_argument(
         "checkpoint",
@@ -184,67 +184,77 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
         default="nano-omni-r1",
         help="name, folder or hub id (nano-omni-r1)",
     )
-    parser.add_argument("--tasks", type=int, default=1000, help="in all, the four slices in turn (1000)")
+    parser.add_argument(
+        "--tasks", type=int, default=1000, help="total number, alternating between the four slices (1000)"
+    )
     parser.add_argument(
         "--level", choices=("normal", "hard"), default="normal", help="hard is beyond the training range"
     )
-    parser.add_argument("--text-only", action="store_true", help="allow no pictures in the answers")
+    parser.add_argument("--text-only", action="store_true", help="disallow images in the answers")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
-    parser.add_argument("--out", metavar="DIR", help="write every prediction and the summary there")
+    parser.add_argument("--out", metavar="DIR", help="folder for predictions and summary")
 
 
 def _add_grade(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "grade", "app.cli.grade:run", "grade an answer as training and benchmarks do")
     parser.add_argument("answer", metavar="ANSWER")
-    parser.add_argument("reference", metavar="REFERENCE", help="the right answer")
+    parser.add_argument("reference", metavar="REFERENCE", help="the correct answer")
     parser.add_argument(
-        "--choice", action="append", default=[], metavar="TEXT", help="an option; once for each, in order"
+        "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; repeat in order"
     )
-    parser.add_argument("--similarity", action="store_true", help="let nearly the same words earn their similarity")
+    parser.add_argument("--similarity", action="store_true", help="award partial accuracy by text similarity")
     parser.add_argument("--json", action="store_true")
 
 
 def _add_train(commands: _Commands[_Parser]) -> None:
-    text = "train: a job of a running server, or the embedded models from the beginning"
+    text = "start a training job on a running server, or train the embedded models from scratch"
     train = commands.add_parser("train", help=text, description=text[0].upper() + text[1:] + ".")
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     for name, what in METHODS.items():
         _add_method(methods, name, what)
     parser = _command(methods, "nano", "app.cli.train:train_nano", "train the embedded family, one stage at a time")
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke to try it in seconds")
-    parser.add_argument("--out", metavar="DIR", default="runs/nano", help="checkpoints and logs (runs/nano)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke for a test in seconds")
+    parser.add_argument("--out", metavar="DIR", default="runs/nano", help="folder for checkpoints and logs (runs/nano)")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in --out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's default); the same number, the same bits")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (torch's default); results are reproducible for equal numbers"
+    )
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where the CPU has it in hardware",
+        help="auto: bf16 if the CPU supports it in hardware",
     )
     parser.add_argument(
-        "--variant", choices=VARIANTS, default="interleaved", help="of pesft: the recipe, or a control without pictures"
+        "--variant", choices=VARIANTS, default="interleaved", help="for pesft: the recipe, or a control without images"
     )
-    parser.add_argument("--perception-weight", type=_finite, help="of pesft: lambda instead of the recipe's")
-    parser.add_argument("--steps", type=_positive, help="of pesft: a shorter run than the recipe's, named after it")
+    parser.add_argument("--perception-weight", type=_finite, help="for pesft: override the recipe's lambda")
+    parser.add_argument("--steps", type=_positive, help="for pesft: a shorter run, named after it")
 
 
 def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
-    parser = _command(methods, name, "app.cli.jobs:train", f"{what}, as a job of a running server")
+    parser = _command(methods, name, "app.cli.jobs:train", f"{what}, as a job on a running server")
     parser.set_defaults(method=name)
-    parser.add_argument("--preset", help="what to begin with (the one of the training page)")
-    parser.add_argument("--spec", help="the whole specification instead: JSON, a file with it, or - for stdin")
+    parser.add_argument("--preset", help="preset to start from (the training page's)")
+    parser.add_argument("--spec", help="a whole spec instead: JSON, a file, or - for stdin")
     parser.add_argument("--base", metavar="CHECKPOINT", help="checkpoint to start from (the preset's)")
     parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="one value, like hyperparameters.steps=40"
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="override one value, e.g. hyperparameters.steps=40",
     )
-    parser.add_argument("--data", metavar="FILE", help="jsonl file of this machine to train on, uploaded first")
+    parser.add_argument("--data", metavar="FILE", help="local jsonl file to upload and train on")
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--output-name", metavar="NAME", help="what its checkpoints are called before their step")
-    parser.add_argument("--gpu", choices=("shared", "exclusive"), help="exclusive: no other job beside it (shared)")
-    parser.add_argument("--activate", action="store_true", help="let the server answer with the result")
-    parser.add_argument("--detach", action="store_true", help="print the job's id and leave it alone")
+    parser.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")
+    parser.add_argument(
+        "--gpu", choices=("shared", "exclusive"), help="exclusive: run no other job in parallel (shared)"
+    )
+    parser.add_argument("--activate", action="store_true", help="activate the resulting checkpoint")
+    parser.add_argument("--detach", action="store_true", help="print the job's id and exit")
     parser.add_argument("--json", action="store_true", help="print events as JSON lines")
     _add_url(parser)
 
@@ -253,28 +263,28 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
     text = "list a server's training jobs; show, watch, cancel, resume or delete one"
     parser = _command(commands, "jobs", "app.cli.jobs:jobs_list", text)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    listing = _command(actions, "list", "app.cli.jobs:jobs_list", "list the newest (the default)")
+    listing = _command(actions, "list", "app.cli.jobs:jobs_list", "list the newest jobs (the default)")
     for one in (parser, listing):
         quiet = argparse.SUPPRESS
         one.add_argument("--status", choices=get_args(JobStatus), default=None if one is parser else quiet)
         one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
         one.add_argument("--limit", type=int, default=20 if one is parser else quiet, help="at most 100 (20)")
     actions_of_one = {
-        "show": "print all that is known of one",
+        "show": "show one",
         "watch": "follow one to its end",
-        "cancel": "let one stop at the end of its step, with a checkpoint",
-        "resume": "let one that has ended go on where it stopped",
-        "delete": "remove one that has ended; its checkpoints stay",
+        "cancel": "stop one at the end of its step, with a checkpoint",
+        "resume": "resume an ended one from its saved state",
+        "delete": "delete an ended one; its checkpoints stay",
     }
     for name, what in actions_of_one.items():
         _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID")
-    actions.choices["cancel"].add_argument("--wait", action="store_true", help="return when it has stopped")
+    actions.choices["cancel"].add_argument("--wait", action="store_true", help="wait until it has stopped")
     actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
     _everywhere(parser, actions)
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:
-    text = "turn Meta's release layout (Chameleon, Anole) into a servable checkpoint folder"
+    text = "convert Meta's release layout (Chameleon, Anole) to a servable checkpoint folder"
     parser = _command(commands, "convert", "app.cli.train:convert", text)
     parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/")
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
@@ -317,7 +327,7 @@ def _load(name: str) -> Callable[[argparse.Namespace], object]:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """One line and the exit code for what a command let through."""
+    """One line and the exit code for an unhandled error."""
     from app.client import (
         ApiError,
         BadInput,
@@ -330,15 +340,15 @@ def _explain(error: Exception) -> tuple[str, int]:
     )
 
     if isinstance(error, ServerUnreachable):
-        return f"{error}. Start one with `omni-r1 serve`, or set OMNI_R1_URL to its address", EXIT_NO_SERVER
+        return f"{error}. Start one with `omni-r1 serve`, or set OMNI_R1_URL", EXIT_NO_SERVER
     if isinstance(error, MalformedAnswer):
-        return f"{error}. Is this another program? Set OMNI_R1_URL to the studio's address", EXIT_NO_SERVER
+        return f"{error}. Another program may be running there; set OMNI_R1_URL to the studio's address", EXIT_NO_SERVER
     if isinstance(error, NotAllowed) and error.status == 401:
-        return f"{error.title or error}. Set OMNI_R1_API_KEY to the key of that server", EXIT_BAD_INPUT
+        return f"{error.title or error}. Set OMNI_R1_API_KEY to the server's key", EXIT_BAD_INPUT
     if isinstance(error, BadInput | NotFound | Conflict):
         return str(error), EXIT_BAD_INPUT
     if isinstance(error, ApiError) and error.retry_after is not None:
-        return f"{error}. Try again in {error.retry_after:.0f} s", EXIT_FAILED
+        return f"{error}. Retry in {error.retry_after:.0f} s", EXIT_FAILED
     if isinstance(error, OmniError):
         return str(error), EXIT_FAILED
     if isinstance(error, OSError):
@@ -346,7 +356,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{place}{error.strerror or error}", EXIT_FAILED
     if os.environ.get("OMNI_R1_LOG_LEVEL", "").lower() == "debug":
         raise error
-    return f"{type(error).__name__}: {one_line(str(error))} (OMNI_R1_LOG_LEVEL=debug shows where)", EXIT_FAILED
+    return f"{type(error).__name__}: {one_line(str(error))} (set OMNI_R1_LOG_LEVEL=debug for a traceback)", EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from model import log_lines
 
 
 def serve(args: Namespace) -> int:
-    """Reads the settings (options win over the environment) and serves; 0 after a signal, 2 for a bad start."""
+    """Reads the settings (options override the environment) and serves; returns 0 after a signal, 2 on failure."""
     logs.begin()
     names = ("home", "host", "port", "device", "checkpoint")
     try:
         settings = read_settings(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     except SettingsError as error:
         if log_lines.in_json():
-            logs.refuse(str(error))
+            logs.fatal(str(error))
             return EXIT_BAD_INPUT
         raise CommandError(str(error), EXIT_BAD_INPUT) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes the signals over
@@ -29,7 +29,7 @@ def serve(args: Namespace) -> int:
 
     try:
         return main.serve(settings)
-    except KeyboardInterrupt:  # before the server took the signals over: stopped as asked
+    except KeyboardInterrupt:  # interrupted before the server handled signals
         return 0
     except Exception:
         if not log_lines.in_json():

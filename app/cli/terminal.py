@@ -1,6 +1,6 @@
-"""What the command line writes and ends with: text on stdout, remarks and the one red error line on stderr, exit codes.
+"""Terminal output: results on stdout, remarks and the red error line on stderr, exit codes.
 
-Whatever comes from a model or a server passes `clean`, so that no control sequence of theirs reaches the terminal.
+Text from models and servers passes through `clean`, so that no control sequence reaches the terminal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2
 
 
 class CommandError(Exception):
-    """A command cannot go on: one line for a person, and the exit code."""
+    """A command failed: a message of one line and the exit code."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(message)
@@ -23,12 +23,12 @@ class CommandError(Exception):
 
 
 def coloured(stream: TextIO) -> bool:
-    """Colours only for people: a terminal, and no NO_COLOR (no-color.org)."""
+    """Whether to use colours: only on a terminal without NO_COLOR (no-color.org)."""
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def clean(text: str) -> str:
-    """The text without control and format characters and lone surrogates; line feeds and tabs stay."""
+    """The text without control and format characters and lone surrogates; keeps line feeds and tabs."""
     return "".join(c for c in text if c in "\n\t" or c.isprintable() or unicodedata.category(c) == "Zs")
 
 
@@ -37,27 +37,27 @@ def one_line(text: str) -> str:
 
 
 def write(text: str) -> None:
-    """To stdout, at once: what streams is seen while it streams."""
+    """Write to stdout and flush, so that streams are visible."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def remark(text: str) -> None:
-    """A line about the run itself, on stderr, so that stdout holds results only."""
+    """Write a line about the run to stderr; stdout holds results only."""
     line = one_line(text)
     sys.stderr.write(f"\x1b[2m{line}\x1b[0m\n" if coloured(sys.stderr) else f"{line}\n")
     sys.stderr.flush()
 
 
 def complain(text: str) -> None:
-    """The one line that says what went wrong and what to do about it."""
+    """Write the error line."""
     line = f"omni-r1: {one_line(text)}"
     sys.stderr.write(f"\x1b[31m{line}\x1b[0m\n" if coloured(sys.stderr) else f"{line}\n")
     sys.stderr.flush()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart, without trailing white space."""
+    """Left-aligned columns, two spaces apart, without trailing whitespace."""
     cells = [[one_line(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -1,4 +1,4 @@
-"""`omni-r1 train`, `evaluate` and `convert`: what needs torch and no server. Imported when one of them is called."""
+"""`omni-r1 train`, `evaluate` and `convert`: commands that need torch but no server. Imported when called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.common.settings import SettingsError, read_settings
 
 
 def train_nano(args: Namespace) -> int:
-    """Runs one stage of the embedded family's training; Ctrl-C finishes the step and saves, --resume goes on."""
+    """Runs one stage of the embedded family's training; Ctrl-C finishes the step and saves, --resume continues."""
     from training.nano.stages import run
 
     logging.basicConfig(format="%(message)s")
@@ -33,13 +33,13 @@ def train_nano(args: Namespace) -> int:
                 precision=args.precision,
             )
     except KeyboardInterrupt:
-        raise CommandError("stopped; the same command with --resume goes on", EXIT_INTERRUPTED) from None
+        raise CommandError("stopped; run the command with --resume to continue", EXIT_INTERRUPTED) from None
     remark(f"done: {folder}")
     return EXIT_OK
 
 
 def evaluate(args: Namespace) -> int:
-    """Asks a checkpoint held-out tasks, greedily, and prints the table of what was right."""
+    """Evaluates a checkpoint on held-out tasks, greedily, and prints the table of scores."""
     if args.tasks < 1:
         raise CommandError("--tasks must be at least 1", EXIT_BAD_INPUT)
     import torch
@@ -70,7 +70,7 @@ def evaluate(args: Namespace) -> int:
 
 
 def convert(args: Namespace) -> int:
-    """Turns Meta's release layout into a servable folder."""
+    """Converts Meta's release layout to a servable folder."""
     from model.checkpoint.convert import convert_meta
 
     with _bad_input():
@@ -81,7 +81,7 @@ def convert(args: Namespace) -> int:
 
 @contextmanager
 def _bad_input() -> Iterator[None]:
-    """Says what was wrong with the arguments or the folders they name, in one line."""
+    """Turns errors about arguments or their folders into one line."""
     from model.checkpoint.shards import CheckpointError
 
     try:

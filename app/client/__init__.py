@@ -1,4 +1,4 @@
-"""The Python client: `from app.client import Client`; its errors come with it."""
+"""The Python client: `from app.client import Client`, and its errors."""
 
 from app.client.client import (
     ApiError,

@@ -2,9 +2,8 @@
 
 `Client("http://127.0.0.1:7860").create_trace("How many red shapes are there?", [image_id])`
 
-Used by the pages, the command line and the tests alike, so that there is one way to speak to a server. It knows HTTP
-and nothing of the server's insides. Answers are plain dictionaries, typed in `app.client.types`; what it raises is
-drawn as a tree in `app.client.errors`.
+Shared by the pages, the command line and the tests. It knows HTTP and nothing about the server's internals. Results
+are plain dictionaries, typed in `app.client.types`; `app.client.errors` shows the tree of exceptions.
 
 """
 
@@ -55,26 +54,26 @@ __all__ = [
     "ServerUnreachable",
 ]
 
-PATIENT = httpx.Timeout(None, connect=5.0)  # for what waits for a disk, a hub or running traces
+PATIENT = httpx.Timeout(None, connect=5.0)  # for calls that wait for a disk, a hub or running traces
 DEFAULT_URL = "http://127.0.0.1:7860"
 
 
 def default_url() -> str:
-    """Where the command line looks for a server: OMNI_R1_URL, else this machine's port 7860."""
+    """The command line's server: OMNI_R1_URL, else port 7860 on this machine."""
     return os.environ.get("OMNI_R1_URL", "").strip() or DEFAULT_URL
 
 
 def default_key() -> str:
-    """The key for that server: OMNI_R1_API_KEY; empty when there is none."""
+    """The key for that server: OMNI_R1_API_KEY, or an empty string."""
     key = os.environ.get("OMNI_R1_API_KEY", "").strip()
-    return key if key.isascii() and key.isprintable() else ""  # no header could carry it
+    return key if key.isascii() and key.isprintable() else ""  # not valid in a header
 
 
 class Client(JobCalls):
-    """One connection pool to one server, for use by one or many threads; close it, or use it with `with`.
+    """A connection pool to one server, usable from many threads; close it, or use it with `with`.
 
-    `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` is for tests (httpx.MockTransport);
-    `sleep` and `clock` as well.
+    `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` (httpx.MockTransport), `sleep` and
+    `clock` are for tests.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Client(JobCalls):
         self.base_url = (base_url or default_url()).rstrip("/")
         host = urlsplit(self.base_url).hostname or ""
         if not host:
-            raise BadInput(422, {"code": "bad_url", "detail": f"not a server's address: {self.base_url!r}"})
+            raise BadInput(422, {"code": "bad_url", "detail": f"not a server address: {self.base_url!r}"})
         self._sleep = sleep
         self._clock = clock
         key = default_key() if api_key is None else api_key
@@ -98,7 +97,7 @@ class Client(JobCalls):
             base_url=self.base_url,
             timeout=httpx.Timeout(timeout_s, connect=5.0),
             transport=transport,
-            trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy never leads to this machine
+            trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # no proxy for this machine
             headers={"User-Agent": "omni-r1", **({"Authorization": f"Bearer {key}"} if key else {})},
         )
 
@@ -139,7 +138,7 @@ class Client(JobCalls):
             "background": background,
             "metadata": metadata,
         }
-        body = {name: value for name, value in wanted.items() if value is not None}  # the rest: the server's defaults
+        body = {name: value for name, value in wanted.items() if value is not None}  # others use the server's defaults
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return cast(Trace, self._json("POST", "/v1/traces", json=body, headers=headers))
 
@@ -157,7 +156,7 @@ class Client(JobCalls):
         verdict: str | None = None,
         q: str | None = None,
     ) -> Page:
-        """One page of traces, newest first; `after` is the id of the last one of the page before."""
+        """One page of traces, newest first; `after` is the last id of the previous page."""
         wanted = {
             "limit": limit,
             "after": after,
@@ -177,49 +176,49 @@ class Client(JobCalls):
         return cast(Trace, self._json("POST", _path("traces", trace_id, "continue"), json={"mode": mode}))
 
     def cancel(self, trace_id: str) -> Trace:
-        """Stops a trace and returns when the engine has really stopped; one that has ended stays as it is."""
+        """Cancels a trace; returns when the engine has stopped. No-op for ended traces."""
         return cast(Trace, self._json("POST", _path("traces", trace_id, "cancel")))
 
     def delete(self, trace_id: str) -> None:
         self._request("DELETE", _path("traces", trace_id))
 
     def events(self, trace_id: str, after: int = 0, *, give_up_s: float = GIVE_UP_S) -> Iterator[Event]:
-        """The trace's events with numbers above `after`, live, each once and in order, until the terminal one.
+        """Yields the trace's events with numbers above `after`, live, each once and in order, until the terminal one.
 
-        A broken connection or a restarting server is bridged for `give_up_s` seconds without any event; then
-        ServerUnreachable. ApiError when the server refuses (NotFound for an unknown trace).
+        Reconnects after broken connections and restarts; raises ServerUnreachable after `give_up_s` seconds without
+        events, and ApiError when the server rejects the request (NotFound for an unknown trace).
         """
         url = _path("traces", trace_id, "events")
         return follow(self._http, url, Cursor(after), give_up_s=give_up_s, sleep=self._sleep, clock=self._clock)
 
-    # Pictures and tasks
+    # Images and tasks
 
-    def upload_image(self, picture: bytes | str | Path, filename: str = "picture") -> StoredImage:
+    def upload_image(self, image: bytes | str | Path, filename: str = "picture") -> StoredImage:
         """Stores an image (PNG, JPEG, WebP, GIF, BMP, AVIF; bytes or a path). Raises BadInput, OSError for the path."""
-        if not isinstance(picture, bytes):
-            filename = Path(picture).name
-            picture = Path(picture).read_bytes()
+        if not isinstance(image, bytes):
+            filename = Path(image).name
+            image = Path(image).read_bytes()
         safe_name = filename.encode("ascii", "replace").decode() or "picture"
-        files = {"file": (safe_name, picture, "application/octet-stream")}
+        files = {"file": (safe_name, image, "application/octet-stream")}
         return cast(StoredImage, self._json("POST", "/v1/images", files=files))
 
     def image(self, image_id: str) -> bytes:
-        """The PNG of a stored picture."""
+        """The PNG of a stored image."""
         return self._request("GET", _path("images", image_id)).content
 
     def model_view(self, image_id: str, *, checkpoint: str | None = None, fit: Fit = "crop") -> bytes:
-        """The PNG of what the model gets, at its resolution."""
+        """The PNG of an image as the model sees it, at its resolution."""
         params = {"fit": fit, **({"checkpoint": checkpoint} if checkpoint else {})}
         return self._request("GET", _path("images", image_id, "model-view"), params=params).content
 
     def fetch(self, url: str) -> bytes:
-        """What lies behind a `url` of this server (they are paths that begin with `/`)."""
+        """The content of a `url` of this server (a path that begins with `/`)."""
         if not url.startswith("/") or url.startswith("//"):
             raise MalformedAnswer(f"not a path on this server: {url!r}")
         return self._request("GET", url).content
 
     def task(self, *, slice: str | None = None, seed: int | None = None, reveal: bool = False) -> Task:
-        """A task of the procedural world; drawn from the held-out range when no seed is given."""
+        """A task of the procedural world; random and held out without a seed."""
         wanted = {"slice": slice, "seed": seed, "reveal": "true" if reveal else None}
         params = {name: value for name, value in wanted.items() if value is not None}
         return cast(Task, self._json("GET", "/v1/tasks", params=params))
@@ -230,7 +229,7 @@ class Client(JobCalls):
         return cast(Limits, self._json("GET", "/v1/limits"))
 
     def count(self, question: str, images: int = 0) -> Budget:
-        """What a question with that many pictures costs and what room it leaves."""
+        """The tokens of a question with that many images, and the remaining context."""
         return cast(Budget, self._json("POST", "/v1/limits", json={"question": question, "images": images}))
 
     def reward(
@@ -241,7 +240,7 @@ class Client(JobCalls):
         *,
         similarity: bool = False,
     ) -> Reward:
-        """The verdict on an answer, as training and benchmarks give it; `choices` in order, or by their labels."""
+        """Grades an answer as training and benchmarks do; `choices` in order, or by label."""
         given = dict(choices) if isinstance(choices, Mapping) else list(choices)
         body = {"answer": answer, "reference": reference, "choices": given, "similarity": similarity}
         return cast(Reward, self._json("POST", "/v1/rewards", json=body))
@@ -255,19 +254,19 @@ class Client(JobCalls):
     def register_checkpoint(
         self, source: str, *, name: str | None = None, idempotency_key: str | None = None
     ) -> dict[str, Any]:
-        """Makes a folder on the server's machine, or a hub id, known; waits until it has been read (and fetched)."""
+        """Registers a folder on the server's machine, or a hub id; waits until it is fetched and validated."""
         body = {"source": source} | ({"name": name} if name else {})
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._json("POST", "/v1/checkpoints", json=body, headers=headers, timeout=PATIENT)
 
     def activate(self, checkpoint_id: str, *, drain: Drain | None = None) -> dict[str, Any]:
-        """Lets new traces run on it and returns when they do. Where memory cannot hold both, `drain` lets running
-        traces end, or ends them. Raises Conflict, BadInput, ServerFailed (507: memory); nothing has changed then."""
+        """Activates a checkpoint for new traces; returns when it is active. If memory cannot hold both, `drain` waits
+        for running traces or cancels them. Raises Conflict, BadInput, ServerFailed (507: memory) without changes."""
         body = {"drain": drain} if drain else {}
         return self._json("POST", _path("checkpoints", checkpoint_id, "activate"), json=body, timeout=PATIENT)
 
     def delete_checkpoint(self, checkpoint_id: str, *, unload: bool = False) -> None:
-        """Removes one that nobody uses; `unload` takes it out of memory first. Raises Conflict while it is used."""
+        """Deletes an unused checkpoint; `unload` unloads it first. Raises Conflict while it is in use."""
         params = {"unload": "true"} if unload else {}
         self._request("DELETE", _path("checkpoints", checkpoint_id), params=params)
 
@@ -275,7 +274,7 @@ class Client(JobCalls):
         return cast(list[dict[str, Any]], self._json("GET", "/v1/models")["data"])
 
     def readiness(self) -> Readiness:
-        """What `/readyz` says, whether ready or not. Raises ServerUnreachable when nobody answers."""
+        """The content of `/readyz`, ready or not. Raises ServerUnreachable without a response."""
         response = self._send("GET", "/readyz")
         if response.status_code not in (200, 503):
             raise api_error(response)
@@ -287,7 +286,7 @@ class Client(JobCalls):
         except OmniError:
             return False
 
-    # Plumbing
+    # Internals
 
     def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         return _object(self._request(method, url, **options))

@@ -1,9 +1,9 @@
-"""What `app.client` raises, and how a refusal of the server becomes one of these.
+"""Exceptions of `app.client`, and their mapping from server responses.
 
 OmniError
-├── ServerUnreachable        nobody answers there, or the connection broke and could not be restored
-├── MalformedAnswer          what answers is not this API
-└── ApiError                 the server said no: status, code, detail (problem+json)
+├── ServerUnreachable        no response, or the connection broke and could not be restored
+├── MalformedAnswer          the response is not from this API
+└── ApiError                 an error response: status, code, detail (problem+json)
     ├── BadInput             400, 413, 415, 421, 422: the request must change
     ├── NotAllowed           401, 403
     ├── NotFound             404
@@ -22,7 +22,7 @@ import httpx
 
 
 class OmniError(Exception):
-    """Whatever can go wrong between this client and a server; the text is one line for people."""
+    """Base of all client errors; the message is one line."""
 
 
 class ServerUnreachable(OmniError):
@@ -34,7 +34,7 @@ class MalformedAnswer(OmniError):
 
 
 class ApiError(OmniError):
-    """The server refused: `status`, the stable `code`, `detail`, and the whole problem as it came."""
+    """An error response: `status`, the stable `code`, `detail`, and the whole problem document."""
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
         self.status = status
@@ -90,7 +90,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def api_error(response: httpx.Response) -> ApiError:
-    """The exception for an answer of status 400 and above whose body has been read."""
+    """The exception for a response of status 400 and above whose body has been read."""
     try:
         problem = response.json()
     except ValueError:

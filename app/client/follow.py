@@ -1,4 +1,4 @@
-"""Following an event stream across broken connections and restarts of the server. Knows no routes."""
+"""Follows an event stream across broken connections and server restarts. Knows no routes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import httpx
 from app.client.errors import MalformedAnswer, NotReady, ServerUnreachable, api_error
 from app.client.sse import Cursor, Event, EventParser, MalformedStream
 
-PING_S = 15.0  # the server sends a comment that often; three missed ones mean that the connection is dead
-GIVE_UP_S = 30.0  # how long a reader tries to come back to a server that does not answer
+PING_S = 15.0  # interval of keep-alive comments; after three missing ones the connection is dead
+GIVE_UP_S = 30.0  # how long to retry an unavailable server
 
 
 def follow(
@@ -23,10 +23,10 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Event]:
-    """The events behind the cursor, live, each once and in order, until the cursor has seen the last one.
+    """Yields the events after the cursor, live, each once and in order, until the cursor has seen the last one.
 
-    A broken connection is bridged for `give_up_s` seconds without any event; then ServerUnreachable. ApiError when the
-    server refuses.
+    Reconnects after broken connections; raises ServerUnreachable after `give_up_s` seconds without events, and ApiError
+    for error responses.
     """
     last_sign, pause_s = clock(), 0.1
     while not cursor.done:
@@ -44,13 +44,13 @@ def follow(
                 raise unreachable(http, error) from error
         if not cursor.done:
             if clock() - last_sign > give_up_s:
-                raise ServerUnreachable(f"the stream {url} ended early again and again")
+                raise ServerUnreachable(f"the stream {url} keeps ending early")
             sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
 
 
 def unreachable(http: httpx.Client, error: Exception) -> ServerUnreachable:
-    """What to raise when nobody answered."""
+    """The exception for a missing response."""
     reason = str(error) or type(error).__name__
     return ServerUnreachable(f"no answer from {str(http.base_url).rstrip('/')} ({reason})")
 
@@ -64,7 +64,7 @@ def _raise_for_stream(response: httpx.Response) -> None:
         response.read()
         raise api_error(response)
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
-        raise MalformedAnswer(f"{response.request.url} answered no event stream")
+        raise MalformedAnswer(f"{response.request.url} did not return an event stream")
 
 
 def _read(response: httpx.Response, cursor: Cursor) -> Iterator[Event]:

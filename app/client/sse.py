@@ -1,7 +1,7 @@
-"""Reading `text/event-stream`: bytes in, events out, and where to go on after a broken connection.
+"""Parser for `text/event-stream`, and the position for resuming after a broken connection.
 
-Knows the wire format and the numbering of a log (contiguous from 1), and nothing of HTTP: `app.client.follow` feeds
-it. Lines may end in LF, CR or CRLF and may be split anywhere, inside a character too.
+Knows the wire format and the numbering of a log (contiguous from 1), but no HTTP: `app.client.follow` feeds it. Lines
+may end in LF, CR or CRLF and may be split anywhere, even inside a character.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from app.contract.words import JOB_TERMINAL, TERMINAL_EVENTS
 
 
 class MalformedStream(Exception):
-    """The server sent something that is not an event of this API."""
+    """The stream contains something that is not an event of this API."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a trace's log. `raw` is the data line as it came, `data` the object in it."""
+    """One event of a log. `raw` is the data line as received, `data` its parsed object."""
 
     seq: int
     type: str
@@ -32,7 +32,7 @@ class Event:
 
 
 class EventParser:
-    """Incremental parser for one connection; a frame without its closing empty line is dropped, as in browsers."""
+    """Incremental parser for one connection; drops a final frame without its empty line, as browsers do."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -43,7 +43,7 @@ class EventParser:
         self._id = ""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Takes the next bytes and returns the events that they complete. Raises MalformedStream."""
+        """Parses the next bytes and returns the completed events. Raises MalformedStream."""
         self._buffer += chunk
         events = []
         while (line := self._next_line()) is not None:
@@ -54,7 +54,7 @@ class EventParser:
 
     def _next_line(self) -> str | None:
         buffer = self._buffer
-        if self._after_cr and buffer:  # the second half of a CRLF that was split
+        if self._after_cr and buffer:  # second half of a split CRLF
             self._after_cr = False
             if buffer[0] == 0x0A:
                 del buffer[0]
@@ -100,10 +100,10 @@ class EventParser:
 
 
 class Cursor:
-    """Where a reader stands in a log, across connections: lets every event through once and in order.
+    """A reader's position in a log, across connections: passes every event once and in order.
 
-    `accept` answers whether the event is the next one; one seen before is passed over, and a gap raises
-    MalformedStream, upon which the connection is to be opened again from `seq`.
+    `accept` returns whether the event is the next one. It skips known events; a gap raises MalformedStream, after which
+    the reader reconnects from `seq`.
     """
 
     def __init__(self, after: int = 0) -> None:
@@ -120,7 +120,7 @@ class Cursor:
         return True
 
     def closed(self) -> None:
-        """The server has closed the stream; a trace's own last event says whether there is more."""
+        """The server closed the stream; for traces the terminal event decides whether more follows."""
 
     def headers(self) -> dict[str, str]:
         position = {"Last-Event-ID": str(self.seq)} if self.seq else {}
@@ -128,7 +128,7 @@ class Cursor:
 
 
 class JobCursor(Cursor):
-    """The same in a job's log. A resumed job goes on after an end, so only the server knows which end is the last."""
+    """A position in a job's log. A job may be resumed after its end, so only the server knows the last end."""
 
     def __init__(self, after: int = 0) -> None:
         super().__init__(after)

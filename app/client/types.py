@@ -1,6 +1,6 @@
-"""The shapes of the API's answers, as `app.client` hands them on: JSON objects, typed.
+"""Typed dictionaries of the API's responses, as returned by `app.client`.
 
-The client promises no more than these; the server's own models are in `app.contract.schemas`.
+The client guarantees no more than these; the server's models are in `app.contract.schemas`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Verdict(TypedDict):
 
 
 class Trace(TypedDict):
-    """A trace as `GET /v1/traces/{id}` gives it; entries of a list lack `steps` and have first_image, last_image."""
+    """A trace of `GET /v1/traces/{id}`; list entries have first_image and last_image instead of `steps`."""
 
     id: str
     status: Status
@@ -123,7 +123,7 @@ class Readiness(TypedDict):
 
 
 class Reward(TypedDict):
-    """The verdict on an answer."""
+    """The grade of an answer."""
 
     accuracy: float
     check: str
@@ -155,7 +155,7 @@ class JobCheckpoint(TypedDict):
 
 
 class Job(TypedDict):
-    """A job as `GET /v1/jobs/{id}` gives it."""
+    """A job of `GET /v1/jobs/{id}`."""
 
     id: str
     status: JobStatus

@@ -1,4 +1,4 @@
-"""Which build of the studio this process serves, so that a page of an older one can notice. Imports nothing heavy."""
+"""The build this server runs, so that pages of an older build notice. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build_version() -> str:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """Eight hexadecimal digits for the names and contents of some files, whatever their order."""
+    """Eight hex digits over the names and contents of files, independent of their order."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

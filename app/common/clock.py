@@ -1,7 +1,7 @@
-"""The time of this process: stamps by the wall clock, ages by the monotonic one.
+"""Timestamps from the wall clock, ages from the monotonic clock.
 
-The wall clock may be set while the server runs. A stamp says what it showed then; what is younger than an age is never
-taken for older, so that a step forward deletes and forgets nothing before its time.
+The wall clock may be set while the server runs. Timestamps keep the wall time of their moment; ages never count a
+forward step, so nothing expires early.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-STEP_S = 1.0  # two clocks drift; a difference above this is a step
+STEP_S = 1.0  # clocks drift; a larger difference is a step
 REMEMBERED_S = 7 * 24 * 3600.0
 
 
 class Clock:
-    """Seconds since the epoch from `wall`, seconds that have passed from `steady`."""
+    """Seconds since the epoch from `wall`, elapsed seconds from `steady`."""
 
     def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
         self._wall = wall
         self._steady = steady
         self._lock = threading.Lock()
-        self._offsets: list[tuple[float, float]] = []  # (steady since when, wall - steady), the newest last
+        self._offsets: list[tuple[float, float]] = []  # (steady time of the change, wall - steady), newest last
 
     def now(self) -> str:
-        """The time as the contract writes it: RFC 3339, UTC, milliseconds."""
+        """The current time in the API's format: RFC 3339, UTC, milliseconds."""
         return stamp(datetime.fromtimestamp(self._look()[0], UTC))
 
     def before(self, age: timedelta) -> str:
-        """A stamp that is older than every one that this process gave out within `age`, and as new as it can be."""
+        """The latest timestamp that is older than every one this process issued within `age`."""
         wall, steady = self._look()
         first = steady - age.total_seconds()
         with self._lock:
@@ -37,13 +37,13 @@ class Clock:
             within = [
                 offset
                 for k, (_, offset) in enumerate(self._offsets)
-                if k + 1 == len(since) or since[k + 1] > first  # it was in force within the age
+                if k + 1 == len(since) or since[k + 1] > first  # in force within the age
             ]
         lowest = min([wall - steady, *within])
         return stamp(datetime.fromtimestamp(max(0.0, first + lowest), UTC))
 
     def _look(self) -> tuple[float, float]:
-        """Both clocks now; a step of the wall clock is remembered."""
+        """Read both clocks and record a step of the wall clock."""
         wall, steady = self._wall(), self._steady()
         offset = wall - steady
         with self._lock:

@@ -1,4 +1,4 @@
-"""The server's log lines, and the one line with which it refuses to start. The form is :mod:`model.log_lines`."""
+"""The server's log output and its start-up errors. The format is :mod:`model.log_lines`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT = "OMNI_R1_LOG_FORMAT"
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send every logger's records to stderr in one form; uvicorn's access lines stay out (`app/http/access_log.py`)."""
+    """Send all records to stderr in one format, without uvicorn's access log (see `app/http/access_log.py`)."""
     log_lines.configure(log_format, level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
@@ -25,13 +25,13 @@ def configure(log_format: str, level: str) -> None:
 
 
 def begin() -> None:
-    """Choose the form before the settings are read, so that their refusal has it."""
+    """Choose the format before the settings are read, so that settings errors use it."""
     given = next((value for name, value in os.environ.items() if name.upper() == FORMAT), "")
     configure("json" if given.strip().lower() == "json" else "text", "info")
 
 
-def refuse(reason: str) -> None:
-    """Say on stderr why the server does not start or go on."""
+def fatal(reason: str) -> None:
+    """Report on stderr why the server cannot start or continue."""
     if log_lines.in_json():
         logging.getLogger("omni_r1.server").critical("%s", reason)
     else:
@@ -39,8 +39,8 @@ def refuse(reason: str) -> None:
 
 
 def announce(url: str) -> None:
-    """The first line on stdout: where the server answers."""
-    words = f"Omni-R1 Studio: {url}  (Ctrl-C stops it)"
+    """Print the server's URL, the first line on stdout."""
+    words = f"Omni-R1 Studio: {url}  (Ctrl-C to stop)"
     if log_lines.in_json():
         record = logging.makeLogRecord({"name": "omni_r1.server", "levelname": "INFO", "levelno": 20, "msg": words})
         words = json.dumps(json.loads(LineFormatter(as_json=True).format(record)) | {"url": url})

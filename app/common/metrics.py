@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server, in a registry of its own (so that tests can build many)."""
+"""Prometheus metrics of one server, in its own registry, so that tests can build many."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Metrics:
-    """Every metric the server keeps."""
+    """All metrics of the server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -39,20 +39,20 @@ class Metrics:
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when somebody looks."""
+        """Register a gauge that is read on every scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def count(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A counter that is read when somebody looks; exposed as `name` with `_total`."""
+        """Register a counter that is read on every scrape; exposed as `name` with `_total`."""
         self.registry.register(_Count(name, text, read))
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """The metrics in Prometheus text format."""
         return generate_latest(self.registry)
 
 
 class _Count(Collector):
-    """A number that something else counts up, as a counter."""
+    """Exposes an externally maintained count as a counter."""
 
     def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
         self._name, self._text, self._read = name, text, read
@@ -62,7 +62,7 @@ class _Count(Collector):
 
 
 class MetricsMiddleware:
-    """Counts requests by the route's template, never by the path (ids would make endless series)."""
+    """Counts requests by route template, not by path: ids would create unbounded series."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -1,10 +1,10 @@
-"""Threads for blocking work: one small bounded pool for each kind, so that reads never queue behind slow work.
+"""Thread pools for blocking work: one small bounded pool per kind, so that reads never queue behind slow work.
 
     row = await reads.run(look, trace_id)
 
-Every thread is a daemon: no database, disk or network that hangs can hold up the end of the process. Work that exceeds
-its pool's deadline raises :class:`TooSlow` in the caller. Work that had not begun by then never begins; work that had
-begun goes on in its thread, and `undo` takes its result back. Knows no HTTP and no SQL.
+All threads are daemons, so a hanging database, disk or network cannot block process exit. Work that exceeds its pool's
+deadline raises :class:`TooSlow` in the caller. Queued work is then dropped; work that has begun continues in its
+thread, and `undo` reverts its result.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ log = logging.getLogger("omni_r1.pools")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Waits = Literal["database", "disk"]  # what the work of a pool mostly waits for
+Waits = Literal["database", "disk"]  # what the pool's work mostly waits for
 
 
 class TooSlow(Exception):
-    """Blocking work did not end within its pool's deadline; `waits_for` names the culprit."""
+    """Blocking work missed its pool's deadline; `waits_for` names the resource."""
 
     def __init__(self, pool: str, waits_for: Waits, deadline_s: float) -> None:
         super().__init__(f"{pool}: the {waits_for} did not answer within {deadline_s:g} s")
@@ -47,13 +47,13 @@ class _Job:
     ended: tuple[Any, BaseException | None] | None = None
 
     def abandon(self) -> bool:
-        """The caller leaves; False when the work has just ended."""
+        """The caller gives up; False when the work has just finished."""
         with self.lock:
             self.abandoned = self.ended is None
             return self.abandoned
 
     def begin(self) -> bool:
-        """Whether the caller still waits for it."""
+        """Whether the caller is still waiting."""
         with self.lock:
             self.begun = not self.abandoned
             return self.begun
@@ -63,20 +63,20 @@ class _Job:
         error: BaseException | None = None
         try:
             result = self.work()
-        except StopIteration as stop:  # a future cannot hold one
+        except StopIteration as stop:  # futures reject StopIteration
             error = RuntimeError(f"StopIteration: {stop}")
         except BaseException as failure:
             error = failure
         with self.lock:
             self.ended = (result, error)
         if not self.abandoned:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self.loop.call_soon_threadsafe(self._deliver)
         elif error is None and self.undo is not None:
             try:
                 self.undo(result)
             except Exception:
-                log.exception("late work could not be undone")
+                log.exception("undoing late work failed")
 
     def _deliver(self) -> None:
         assert self.ended is not None
@@ -90,24 +90,24 @@ class _Job:
 
 
 class Pool:
-    """At most `threads` daemon threads, started when they are needed."""
+    """At most `threads` daemon threads, started on demand."""
 
     def __init__(self, name: str, *, threads: int, deadline_s: float | None, waits_for: Waits = "disk") -> None:
-        """`deadline_s` includes the wait for a thread; None: callers wait as long as it takes."""
+        """`deadline_s` includes the wait for a thread; None: no deadline."""
         self.name = name
         self.deadline_s = deadline_s
         self._waits_for: Waits = waits_for
         self._most = threads
         self._running = 0
         self._idle = 0
-        self._stuck = 0  # threads whose callers have left
+        self._stuck = 0  # threads whose callers gave up
         self._queue: deque[_Job] = deque()
         self._changed = threading.Condition()
 
     async def run(self, work: Callable[..., T], *args: Any, undo: Callable[[T], None] | None = None) -> T:
-        """The result of `work(*args)`.
+        """Return the result of `work(*args)`.
 
-        `undo` gets the result, in the thread, when the work ended after the caller had left (too late, or cancelled).
+        `undo` gets the result, in the thread, when the work finishes after the caller gave up (too late or cancelled).
 
         Raises:
             TooSlow: the deadline passed; otherwise whatever `work` raises.
@@ -123,7 +123,7 @@ class Pool:
                 result: T = await job.outcome
         except (TimeoutError, asyncio.CancelledError) as error:
             if isinstance(error, TimeoutError) and not deadline.expired():
-                raise  # the work's own
+                raise  # raised by the work itself
             if not self._abandon(job) and isinstance(error, TimeoutError):
                 assert job.ended is not None
                 result, failure = job.ended
@@ -136,7 +136,7 @@ class Pool:
         return result
 
     def _abandon(self, job: _Job) -> bool:
-        """The caller leaves; False when the work has just ended."""
+        """The caller gives up; False when the work has just finished."""
         with self._changed:
             left = job.abandon()
             self._stuck += left and job.begun
@@ -166,23 +166,23 @@ class Pool:
             del job
 
 
-# What a request or a stream reads of the database.
+# Database reads of requests and streams.
 reads = Pool("reads", threads=8, deadline_s=20, waits_for="database")
 streams = Pool("streams", threads=4, deadline_s=20, waits_for="database")
 writes = Pool("writes", threads=4, deadline_s=30, waits_for="database")
-probe = Pool("probe", threads=1, deadline_s=2, waits_for="database")  # for /readyz alone
-# What a new trace, job or upload is checked for: its files are read, its pictures decoded.
+probe = Pool("probe", threads=1, deadline_s=2, waits_for="database")  # for /readyz only
+# Validation of new traces, jobs and uploads: reading files, decoding images.
 intake = Pool("intake", threads=4, deadline_s=120)
-# Running traces: their pictures are written, their drawings checked.
+# Running traces: writing images, running checkers.
 work = Pool("work", threads=4, deadline_s=60)
-# The runner's own loops; they wait as long as it takes and hold nobody up.
+# The job runner's loops.
 jobs = Pool("jobs", threads=4, deadline_s=None)
-# Slow work on files: folders of checkpoints, deletions, the sweep.
+# Slow file operations: checkpoint folders, deletions, the sweep.
 files = Pool("files", threads=2, deadline_s=120)
 
 
 def in_pool(pool: Pool) -> Callable[[Callable[P, T]], Callable[P, Awaitable[T]]]:
-    """Make a blocking route a coroutine that runs in `pool`; FastAPI would share one pool among all of them."""
+    """Turn a blocking route into a coroutine that runs in `pool` instead of FastAPI's shared pool."""
 
     def decorate(route: Callable[P, T]) -> Callable[P, Awaitable[T]]:
         @functools.wraps(route)

@@ -1,4 +1,4 @@
-"""The bytes of a server-sent event."""
+"""Encoding of server-sent events."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def encode(data: Mapping[str, Any]) -> str:
-    """One line of JSON, ASCII only (some clients also break lines at U+2028)."""
+    """One line of JSON, ASCII only (some clients also split lines at U+2028)."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def frame(seq: int, type_: str, data: str) -> bytes:
-    """The bytes of one event on the wire; the same from memory and from storage."""
+    """The bytes of one event, identical for live and stored events."""
     return f"id: {seq}\nevent: {type_}\ndata: {data}\n\n".encode()

@@ -1,10 +1,10 @@
-"""What can go wrong and how it is told: ``application/problem+json`` (RFC 9457) with a stable ``code``.
+"""Errors as ``application/problem+json`` (RFC 9457) with a stable ``code``.
 
-``Problem``                 anything a caller is told: status, code, detail, what to do about it
-  ``problem(code, detail)`` the usual way to make one; `CODES` is the list that docs/api.md repeats
+``Problem``                 an error for the caller: status, code, detail with a remedy
+    ``problem(code, detail)`` the usual constructor; docs/api.md documents `CODES`
 
-Handlers for FastAPI's own errors live here too. Nothing here echoes what was sent: questions are private and a NaN
-cannot be written as JSON.
+Also holds the handlers for FastAPI's own errors. Nothing here echoes the input: questions are private, and NaN has no
+JSON form.
 """
 
 from __future__ import annotations
@@ -30,70 +30,70 @@ from model.log_lines import request_id
 log = logging.getLogger("omni_r1.errors")
 
 MEDIA_TYPE = "application/problem+json"
-_FULL = ("disk is full", "No space left on device")  # SQLite's words, and what PostgreSQL passes on
+_FULL = ("disk is full", "No space left on device")  # the wording of SQLite and PostgreSQL
 
-# code -> (status, title). The codes are part of the contract: add, never rename.
+# code -> (status, title). Codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {
     "malformed": (400, "The request cannot be read"),
-    "bad_position": (400, "The stream position is not an integer from 0 up"),
-    "key_required": (401, "The server wants its key"),
-    "wrong_key": (401, "Not the server's key"),
-    "forbidden_origin": (403, "Another site may not do this"),
-    "not_found": (404, "There is nothing here"),
-    "trace_not_found": (404, "No such trace"),
-    "image_not_found": (404, "No such picture"),
-    "job_not_found": (404, "No such job"),
-    "checkpoint_not_found": (404, "No such checkpoint"),
-    "method_not_allowed": (405, "Not this method"),
+    "bad_position": (400, "The stream position is not a non-negative integer"),
+    "key_required": (401, "An API key is required"),
+    "wrong_key": (401, "The API key is wrong"),
+    "forbidden_origin": (403, "Cross-origin request rejected"),
+    "not_found": (404, "Not found"),
+    "trace_not_found": (404, "Trace not found"),
+    "image_not_found": (404, "Image not found"),
+    "job_not_found": (404, "Job not found"),
+    "checkpoint_not_found": (404, "Checkpoint not found"),
+    "method_not_allowed": (405, "Method not allowed"),
     "request_timeout": (408, "The request did not arrive in time"),
     "not_paused": (409, "The trace is not paused"),
-    "trace_elsewhere": (409, "Another server has the trace"),
-    "weights_gone": (409, "The weights this trace began with are gone"),
+    "trace_elsewhere": (409, "The trace belongs to another server"),
+    "weights_gone": (409, "The trace's weights are no longer available"),
     "not_resumable": (409, "The job cannot be resumed"),
-    "job_live": (409, "The job has not ended"),
+    "job_live": (409, "The job is still running"),
     "job_elsewhere": (409, "The job belongs to another server"),
     "checkpoint_exists": (409, "The name is taken"),
     "checkpoint_in_use": (409, "The checkpoint is in use"),
     "checkpoint_protected": (409, "The checkpoint belongs to the installation"),
     "activation_in_progress": (409, "Another checkpoint is being activated"),
-    "request_in_progress": (409, "The first request with this key is still being accepted"),
+    "request_in_progress": (409, "The first request with this key is still being processed"),
     "body_too_large": (413, "The body is too large"),
     "not_json": (415, "The body must be JSON"),
-    "unsupported_dataset": (415, "Not a kind of training file this server reads"),
-    "unsupported_image": (415, "Not a picture this server reads"),
-    "wrong_host": (421, "This server does not answer under that name"),
-    "invalid": (422, "A field is not valid"),
-    "unknown_checkpoint": (422, "No such checkpoint"),
+    "unsupported_dataset": (415, "Unsupported dataset format"),
+    "unsupported_image": (415, "Unsupported image format"),
+    "wrong_host": (421, "Unknown host name"),
+    "invalid": (422, "A field is invalid"),
+    "unknown_checkpoint": (422, "Unknown checkpoint"),
     "checkpoint_invalid": (422, "The checkpoint cannot be used"),
-    "path_not_allowed": (422, "The path lies outside the allowed folders"),
-    "unknown_image": (422, "No such picture"),
-    "image_broken": (422, "The picture cannot be read"),
-    "image_too_large": (422, "The picture has too many pixels"),
-    "image_too_narrow": (422, "The image is far longer than wide"),
-    "image_required": (422, "The question needs a picture"),
-    "too_many_images": (422, "Too many pictures"),
-    "unsupported_url": (422, "Only data: URLs of pictures are read"),
-    "bad_place": (422, "The question names an image that is not there"),
+    "path_not_allowed": (422, "The path is outside the allowed folders"),
+    "unknown_image": (422, "Unknown image"),
+    "image_broken": (422, "The image cannot be read"),
+    "image_too_large": (422, "The image has too many pixels"),
+    "image_too_narrow": (422, "The image's aspect ratio is too extreme"),
+    "image_required": (422, "The question requires an image"),
+    "too_many_images": (422, "Too many images"),
+    "unsupported_url": (422, "Only data: URLs are supported"),
+    "bad_place": (422, "The question refers to a missing image"),
     "prompt_too_long": (422, "The question does not fit"),
-    "task_mismatch": (422, "The trace does not ask that task's question"),
-    "idempotency_mismatch": (422, "The key was used for another request"),
+    "task_mismatch": (422, "The request does not match the task"),
+    "idempotency_mismatch": (422, "The idempotency key was used for another request"),
     "queue_full": (429, "Too many traces are waiting"),
-    "too_many_tries": (429, "Too many wrong keys"),
-    "internal": (500, "Something broke on the server"),
+    "too_many_tries": (429, "Too many failed login attempts"),
+    "internal": (500, "Internal server error"),
     "not_ready": (503, "The server is not ready yet"),
     "grader_busy": (503, "Too many answers are being graded"),
     "stopping": (503, "The server is stopping"),
-    "database_unavailable": (503, "The database does not answer"),
-    "storage_unavailable": (503, "The disk does not answer"),
+    "database_unavailable": (503, "The database is unavailable"),
+    "storage_unavailable": (503, "Storage is unavailable"),
     "too_many_connections": (503, "Too many connections are open"),
-    "hub_unavailable": (504, "The hub does not answer"),
+    "hub_unavailable": (504, "The hub is unavailable"),
     "disk_full": (507, "The disk is full"),
-    "insufficient_memory": (507, "Memory cannot hold it"),
+    "insufficient_memory": (507, "Not enough memory"),
 }
 
 
 class Problem(Exception):
-    """One refusal: `status`, stable `code`, `detail` for a person, `errors` with field paths, more `members`."""
+    """An error response: `status`, stable `code`, human-readable `detail`, `errors` by field, extra `members`."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Problem(Exception):
         self.members = dict(members or {})
 
     def body(self, instance: str) -> dict[str, Any]:
-        """The problem document; `instance` is the path that was asked for."""
+        """The problem document; `instance` is the requested path."""
         document: dict[str, Any] = {
             "type": f"urn:omni-r1:problem:{self.code}",
             "title": self.title,
@@ -128,18 +128,18 @@ class Problem(Exception):
 
 
 def field_problem(code: str, path: str, detail: str) -> Problem:
-    """A refusal that one field is to blame for; `path` like ``body.images.0.image_id``."""
+    """A problem caused by one field; `path` like ``body.images.0.image_id``."""
     return Problem(code, f"{path}: {detail}", errors=[{"path": path, "message": detail}])
 
 
 def response_for(problem: Problem, instance: str) -> Response:
-    """The HTTP answer for `problem`."""
+    """The HTTP response for `problem`."""
     content = json.dumps(problem.body(instance), allow_nan=False).encode()
     return Response(content, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def from_validation(error: RequestValidationError) -> Problem:
-    """422 with field paths, or 400 where the body is not JSON at all; never with the input in it."""
+    """422 with field paths, or 400 when the body is not JSON; never echoes the input."""
     found = error.errors()
     if any(entry["type"] == "json_invalid" for entry in found):
         return Problem("malformed", "the body is not valid JSON")
@@ -155,7 +155,7 @@ def from_validation(error: RequestValidationError) -> Problem:
 
 
 def _path(loc: Sequence[Any], body: object) -> list[str]:
-    """Where a field stands in what was sent: without the names that pydantic gives the members of a tagged union."""
+    """The field's path in the input, without pydantic's names of tagged-union members."""
     path: list[str] = []
     at: Any = {"body": body}
     for part in loc:
@@ -170,13 +170,13 @@ def _path(loc: Sequence[Any], body: object) -> list[str]:
 
 
 def _tag(entry: Mapping[str, Any]) -> list[str]:
-    """The field that chooses the member of a tagged union, where that is missing or names none."""
+    """The discriminator field, when it is missing or unknown."""
     wrong = entry["type"] in ("union_tag_invalid", "union_tag_not_found")
     return [str(entry["ctx"]["discriminator"]).strip("'")] if wrong else []
 
 
 def from_storage(error: BaseException) -> Problem | None:
-    """The refusal for a database or disk that does not do its work; None for any other error."""
+    """The problem for a database or disk failure; None for any other error."""
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause)
@@ -198,11 +198,11 @@ def from_storage(error: BaseException) -> Problem | None:
 
 
 class DatabaseGone(RuntimeError):
-    """The database file was removed or replaced under the running server."""
+    """The database file was removed or replaced while the server ran."""
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Give `app` the handlers that turn every error into problem+json."""
+    """Install the handlers that turn every error into problem+json."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -232,15 +232,17 @@ def install_handlers(app: FastAPI) -> None:
         return response_for(problem, request.url.path)
 
     async def on_gone(request: Request, _error: Exception) -> Response:
-        return response_for(Problem("malformed", "the connection ended before the body did"), request.url.path)
+        return response_for(
+            Problem("malformed", "the connection closed before the body was complete"), request.url.path
+        )
 
     async def on_any(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return response_for(
             Problem(
                 "internal",
-                "the server's log has the reason; the request may be sent again",
-                headers={"X-Request-ID": request_id.get() or ""},  # answered outside of `app/http/access_log.py`
+                "see the server's log; the request can be retried",
+                headers={"X-Request-ID": request_id.get() or ""},  # answered outside `app/http/access_log.py`
             ),
             request.url.path,
         )

@@ -1,6 +1,6 @@
-"""The JSON of the contract as pydantic models: what may come in (unknown fields refused) and what goes out.
+"""The API's JSON as pydantic models: requests (unknown fields rejected) and responses.
 
-Pure shapes: no database, no service. OpenAPI is generated from here.
+Shapes only: no database, no service. OpenAPI is generated from them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from app.contract.words import Drain, Fit, Mode, Slice, Status
 
 MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
-MAX_IMAGES = 16  # of a question
+MAX_IMAGES = 16  # per question
 MAX_METADATA_BYTES = 16_384
 CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
@@ -44,22 +44,22 @@ def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class In(BaseModel):
-    """Anything that comes in: unknown fields, values of another kind, NaN and infinity are refused."""
+    """Base of request models: rejects unknown fields, type coercion, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Out(BaseModel):
-    """Anything that goes out."""
+    """Base of response models."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-# ---- in
+# ---- requests
 
 
 class ImageIn(In):
-    """A picture of the question: one stored before, or its bytes as a data URL."""
+    """An image of the question: the id of a stored image, or its bytes as a data URL."""
 
     image_id: str | None = Field(None, min_length=1, max_length=128)
     data_url: str | None = Field(None, min_length=1, description="`data:image/…;base64,…`; no other scheme is fetched")
@@ -73,12 +73,12 @@ class ImageIn(In):
 
 
 class SamplingIn(In):
-    """How to sample; what is absent comes from the checkpoint's generation config."""
+    """Sampling parameters; absent ones come from the checkpoint's generation config."""
 
     temperature: float | None = Field(None, ge=0, le=5, description="0 = greedy")
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: Seed | None = Field(None, description="drawn when absent, always returned")
-    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="default: the room left")
+    seed: Seed | None = Field(None, description="random when absent, always returned")
+    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="default: the remaining context")
     max_images: int | None = Field(None, ge=0, le=64, description="default: as many as fit")
 
 
@@ -91,9 +91,10 @@ class TraceCreate(In):
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
     mode: Mode = "auto"
     sampling: SamplingIn = Field(default_factory=SamplingIn)
-    partial_images: int = Field(0, ge=0, le=64, description="parts of each picture to show while it is drawn")
+    partial_images: int = Field(0, ge=0, le=64, description="number of partial previews per image")
     background: bool | None = Field(
-        None, description="false: leaving cancels. Default: true for a JSON answer, false when this POST streams"
+        None,
+        description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream",
     )
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
 
@@ -118,20 +119,22 @@ class CheckpointCreate(In):
     source: Annotated[str, Field(max_length=4096), AfterValidator(_some_text)] = Field(
         description="a folder on the server's machine, or a hub id (`owner/name`)"
     )
-    name: str | None = Field(None, pattern=f"^{CHECKPOINT_NAME}$", description="default: what its manifest says")
+    name: str | None = Field(None, pattern=f"^{CHECKPOINT_NAME}$", description="default: the manifest's name")
 
 
 class ActivateIn(In):
     """Body of `POST /v1/checkpoints/{id}/activate`."""
 
-    drain: Drain | None = Field(None, description="where memory cannot hold both: let running traces end, or end them")
+    drain: Drain | None = Field(
+        None, description="when memory cannot hold both: wait for running traces, or cancel them"
+    )
 
 
-# ---- out
+# ---- responses
 
 
 class ImageOut(Out):
-    """A stored picture; `url` is a path on this server."""
+    """A stored image; `url` is a path on this server."""
 
     image_id: str
     url: str
@@ -140,14 +143,14 @@ class ImageOut(Out):
 
 
 class StepImage(ImageOut):
-    """The functional image a step ends in."""
+    """The functional image that ends a step."""
 
     skill: str | None = None
     stats: dict[str, Any] = Field(default_factory=dict)
 
 
 class StepOut(Out):
-    """One step: text and, usually, a functional image. Counted from 1."""
+    """One step: text and, usually, a functional image. `index` starts at 1."""
 
     index: int
     text: str
@@ -155,7 +158,7 @@ class StepOut(Out):
 
 
 class SamplingOut(Out):
-    """Sampling as used: every default resolved, the seed included."""
+    """The sampling parameters in use: all defaults and the seed resolved."""
 
     temperature: float
     top_p: float
@@ -173,7 +176,7 @@ class UsageOut(Out):
 
 
 class TimingsOut(Out):
-    """Milliseconds that the trace has been in work, pauses left out (`queued_ms`: until it started)."""
+    """Milliseconds the trace has run, without pauses (`queued_ms`: until it started)."""
 
     queued_ms: int | None = None
     first_text_ms: int | None = None
@@ -181,7 +184,7 @@ class TimingsOut(Out):
 
 
 class VerdictOut(Out):
-    """What the task's checkers say."""
+    """The result of the task's checkers."""
 
     answer: Literal["right", "wrong"]
     drawings_right: int
@@ -196,7 +199,7 @@ class ErrorOut(Out):
 
 
 class TraceEntry(Out):
-    """A trace as lists show it: without its steps, with its first and last picture."""
+    """A trace in a list: without steps, with its first and last image."""
 
     id: str
     status: Status
@@ -217,8 +220,8 @@ class TraceEntry(Out):
     created_at: str
     started_at: str | None
     finished_at: str | None
-    first_image: ImageOut | None = Field(None, description="the question's first picture")
-    last_image: ImageOut | None = Field(None, description="the last functional image drawn")
+    first_image: ImageOut | None = Field(None, description="the question's first image")
+    last_image: ImageOut | None = Field(None, description="the last functional image")
 
 
 class Trace(Out):
@@ -230,10 +233,10 @@ class Trace(Out):
     images: list[ImageOut]
     mode: Mode
     steps: list[StepOut]
-    answer: str | None = Field(description="the text behind the answer mark, stripped; null when there is none")
+    answer: str | None = Field(description="the text after the answer mark, stripped; null without one")
     finish_reason: Literal["stop", "length"] | None
     checkpoint: str
-    weight_version: int = Field(ge=1, description="number of the weight load that answers")
+    weight_version: int = Field(ge=1, description="version of the weights in use")
     sampling: SamplingOut
     usage: UsageOut | None
     timings: TimingsOut
@@ -301,18 +304,18 @@ class CheckpointOut(Out):
     card_notes: dict[str, Any] | list[Any] | str | None
     source: Literal["package", "home", "setting", "job", "local", "hub"]
     folder: str
-    problem: str | None = Field(None, description="why it cannot be used, when it cannot")
+    problem: str | None = Field(None, description="why the checkpoint is unusable, if it is")
 
 
 class CheckpointList(Out):
-    """Every checkpoint found."""
+    """All known checkpoints."""
 
     data: list[CheckpointOut]
     has_more: bool = False
 
 
 class ModelOut(Out):
-    """A model in the OpenAI list shape."""
+    """A model in the OpenAI list format."""
 
     id: str
     object: Literal["model"] = "model"
@@ -321,21 +324,21 @@ class ModelOut(Out):
 
 
 class ModelList(Out):
-    """What can be asked for, in the OpenAI list shape."""
+    """The available models in the OpenAI list format."""
 
     object: Literal["list"] = "list"
     data: list[ModelOut]
 
 
 class ImageLimits(Out):
-    """How many pictures a question takes."""
+    """The number of images a question takes."""
 
     min: int
     max: int
 
 
 class QueueOut(Out):
-    """Traces in work and waiting."""
+    """Running and queued traces."""
 
     running: int
     waiting: int
@@ -343,7 +346,7 @@ class QueueOut(Out):
 
 
 class LimitsOut(Out):
-    """What a request may hold."""
+    """The limits of a request."""
 
     context_len: int
     tokens_per_image: int
@@ -354,7 +357,7 @@ class LimitsOut(Out):
 
 
 class RoomOut(Out):
-    """What is left after a prompt."""
+    """The context that remains after a prompt."""
 
     prompt_tokens: int
     room_tokens: int
@@ -362,7 +365,7 @@ class RoomOut(Out):
 
 
 class Ready(Out):
-    """Where the server stands."""
+    """The server's state."""
 
     phase: Literal["starting", "ready", "stopping", "failed"]
     checkpoint: str | None
@@ -380,7 +383,7 @@ class Live(Out):
 
 
 class FieldError(BaseModel):
-    """One field that is to blame."""
+    """One invalid field."""
 
     path: str
     message: str

@@ -1,4 +1,4 @@
-"""The JSON of jobs as the contract shows it; what comes in is `training.spec.spec`."""
+"""The API's JSON of jobs; requests are in `training.spec.spec`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.contract.words import JobStatus, Method
 
 
 class WaitingOut(Out):
-    """What a running job waits for: room on the disk of its home."""
+    """What a running job waits for: space on the disk of its home."""
 
     for_: Literal["disk"] = Field(alias="for")
     needed_bytes: int
@@ -19,13 +19,13 @@ class WaitingOut(Out):
 
 
 class ProgressOut(Out):
-    """How far the running stage is."""
+    """Progress of the running stage."""
 
     stage: str | None
     step: int | None
     total: int | None
     eta_s: float | None
-    waiting: WaitingOut | None = Field(None, description="there while the job waits, absent otherwise")
+    waiting: WaitingOut | None = Field(None, description="present only while the job waits")
 
 
 class JobErrorOut(Out):
@@ -37,7 +37,7 @@ class JobErrorOut(Out):
 
 
 class JobCheckpointOut(Out):
-    """A checkpoint that the job made; it can be asked for and activated by its name."""
+    """A checkpoint that the job wrote; its name can be used in requests and activated."""
 
     name: str
     stage: str | None
@@ -53,20 +53,20 @@ class JobOut(Out):
     status: JobStatus
     method: Method
     progress: ProgressOut | None
-    metrics: dict[str, float | None] = Field(description="the newest value of each")
-    spec: dict[str, Any] = Field(description="with every default resolved")
-    result: dict[str, Any] | None = Field(description="what the job's method sums up at its end")
+    metrics: dict[str, float | None] = Field(description="the latest values")
+    spec: dict[str, Any] = Field(description="with all defaults resolved")
+    result: dict[str, Any] | None = Field(description="the method's summary at the end")
     error: JobErrorOut | None
     checkpoints: list[JobCheckpointOut]
-    attempt: int = Field(ge=0, description="how often it was started; more than one after a resume")
-    cancel_requested: bool = Field(description="it will stop at its next step boundary")
+    attempt: int = Field(ge=0, description="number of starts; more than one after a resume")
+    cancel_requested: bool = Field(description="the job stops at its next step boundary")
     created_at: str
     started_at: str | None
     finished_at: str | None
-    running_s: float = Field(ge=0, description="seconds that its workers have run, whatever the wall clock did")
-    resumable: bool = Field(description="POST …/resume will go on from what it has saved")
-    heartbeat_at: str | None = Field(description="when its running worker was last seen alive")
-    last_event: int = Field(description="number of its newest event")
+    running_s: float = Field(ge=0, description="total run time of its workers, by the monotonic clock")
+    resumable: bool = Field(description="POST …/resume continues from the saved state")
+    heartbeat_at: str | None = Field(description="last sign of life of the running worker")
+    last_event: int = Field(description="sequence number of the latest event")
 
 
 class JobList(Out):
@@ -77,7 +77,7 @@ class JobList(Out):
 
 
 class DatasetOut(Out):
-    """An uploaded training file; `path` is what `data.path` of a job may say."""
+    """An uploaded training file; `path` is valid as a job's `data.path`."""
 
     path: str
     rows: int
@@ -85,7 +85,7 @@ class DatasetOut(Out):
 
 
 class MetricsRow(Out):
-    """The metrics of one step; `seq` is the number of its event."""
+    """The metrics of one step; `seq` is the event's number."""
 
     seq: int
     stage: str | None = None

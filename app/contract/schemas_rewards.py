@@ -1,4 +1,4 @@
-"""The JSON of `POST /v1/rewards`. Pure shapes, like `app.contract.schemas`."""
+"""The JSON of `POST /v1/rewards`. Shapes only, like `app.contract.schemas`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Label = Annotated[str, Field(min_length=1, max_length=16)]
 class RewardIn(In):
     """Body of `POST /v1/rewards`."""
 
-    answer: Text | None = Field(description="as a model wrote it; an empty one is graded 0")
-    reference: Text = Field(description="the right answer; with `choices` also an option's label")
+    answer: Text | None = Field(description="the model's answer; an empty one is graded 0")
+    reference: Text = Field(description="the correct answer; with `choices`, an option's label is valid too")
     choices: (
         Annotated[list[Choice], Field(max_length=MAX_CHOICES)]
         | Annotated[dict[Label, Choice], Field(max_length=MAX_CHOICES)]
-    ) = Field(default_factory=list, description="the question's options in order, or by their labels")
-    similarity: bool = Field(False, description="whether an answer in nearly the same words earns its similarity")
+    ) = Field(default_factory=list, description="the question's options in order, or by label")
+    similarity: bool = Field(False, description="award partial accuracy by text similarity")
 
 
 class RewardOut(Out):
-    """The verdict on an answer."""
+    """The grade of an answer."""
 
-    accuracy: float = Field(ge=0, le=1, description="1 right, 0 wrong; between them only with `similarity`")
+    accuracy: float = Field(ge=0, le=1, description="1 correct, 0 wrong; fractions only with `similarity`")
     check: str = Field(
-        description="what decided: exact, option, number, unit, date, time, ratio, set, formula, text, similarity, none"
+        description="one of exact, option, number, unit, date, time, ratio, set, formula, text, similarity, none"
     )
-    answer: str = Field(description="the answer as it was compared")
-    reference: str = Field(description="the reference as it was compared")
-    details: dict[str, str] = Field(description="intermediate values: what answer and reference were read as")
+    answer: str = Field(description="the answer as compared")
+    reference: str = Field(description="the reference as compared")
+    details: dict[str, str] = Field(description="intermediate values: the parsed answer and reference")

@@ -1,4 +1,4 @@
-"""The words of the contract that server, client and command line share, each written once."""
+"""Literals of the contract, shared by server, client and command line."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "inter
 TERMINAL_EVENTS = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
-PAGES = ("gallery", "training", "checkpoints", "about")  # besides the studio at /
+PAGES = ("gallery", "training", "checkpoints", "about")  # in addition to the studio at /
 Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]

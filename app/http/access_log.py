@@ -1,4 +1,4 @@
-"""An id for every request, in its answer and in every log record of it, and one log line when it has been answered."""
+"""Request ids in responses and log records, and one log line per answered request."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger("omni_r1.access")
 
 HEADER = "X-Request-ID"
 _SANE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-# What machines and pages fetch all the time: logged at DEBUG.
+# Frequent automatic requests: logged at DEBUG.
 _QUIET = frozenset({"/livez", "/readyz", "/metrics", "/theme.css", "/favicon.ico", "/manifest.json"})
 _QUIET_FOLDERS = ("/static/", "/assets/", "/gradio_api/", "/svelte/")
-CLIENT_LEFT = 499  # nginx's number for a request that nobody waited for
+CLIENT_LEFT = 499  # nginx's code for a client that disconnected
 
 
 class AccessLog:
-    """The outermost middleware. `write` is whether there are lines at all; ids there are always."""
+    """The outermost middleware; assigns request ids and, with `write`, logs requests."""
 
     def __init__(self, app: ASGIApp, *, write: bool) -> None:
         self._app = app
@@ -35,7 +35,7 @@ class AccessLog:
             return
         given = Headers(scope=scope).get(HEADER, "")
         id_ = given if _SANE.fullmatch(given) else secrets.token_hex(8)
-        request_id.set(id_)  # a request has a task, and with it a context, of its own
+        request_id.set(id_)  # each request has its own task and context
         started = time.perf_counter()
         status, sent = CLIENT_LEFT, 0
 

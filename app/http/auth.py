@@ -1,9 +1,9 @@
-"""Who may call: two ASGI middlewares in front of everything, Gradio's mount included.
+"""Access control: two ASGI middlewares in front of everything, Gradio's mount included.
 
-The guard: `Host` must be a name of this machine (DNS rebinding), unsafe methods must not come from another site, bodies
-are limited before they are read, and every answer says `nosniff`. The key, where OMNI_R1_API_KEY is set: only who has
-it, or the signed cookie that :mod:`app.http.routes.login` gives for it, gets past `OPEN`. Without a key the server
-binds loopback only (:mod:`app.common.settings`). The key itself is never logged and never stands in a URL.
+The guard rejects unknown `Host` names (DNS rebinding) and unsafe cross-site requests, limits bodies before they are
+read, and adds security headers. With OMNI_R1_API_KEY set, every path except `OPEN` requires the key or the signed
+cookie from :mod:`app.http.routes.login`. Without a key the server binds loopback only (:mod:`app.common.settings`).
+The key never appears in logs or URLs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from app.http.brake import Brake
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-# A refused body is still read (and dropped) this far, so that the client sees the answer instead of a broken pipe.
+# Bodies of rejected requests are read and dropped up to here, so that clients see the response, not a broken pipe.
 _DRAIN_BYTES = 200_000_000
 _DRAIN_S = 10.0
-# What answers without the key: is it up, and where the key is given.
+# Paths that need no key: health checks and the login.
 OPEN = frozenset({"/livez", "/readyz", "/login"})
 COOKIE_S = 7 * 24 * 3600
 
@@ -38,7 +38,7 @@ class _TooLarge(Exception):
 
 
 class GuardMiddleware:
-    """Checks every request before anything else sees it."""
+    """Validates every request before any other component."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class GuardMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        problem = self._refusal(scope, headers)
+        problem = self._rejection(scope, headers)
         if scope["type"] == "websocket":
             if problem is not None:
                 await send({"type": "websocket.close", "code": 1008})
@@ -101,11 +101,11 @@ class GuardMiddleware:
                 await _drain(receive, None)
                 await response_for(self._too_large(), scope["path"])(scope, receive, guarded_send)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
+    def _rejection(self, scope: Scope, headers: Headers) -> Problem | None:
         host = headers.get("host", "")
         if _bare(host) not in self._hosts:
             return Problem(
-                "wrong_host", "use http://127.0.0.1 or http://localhost, or name the host in OMNI_R1_ALLOWED_HOSTS"
+                "wrong_host", "use http://127.0.0.1 or http://localhost, or add the host to OMNI_R1_ALLOWED_HOSTS"
             )
         if scope.get("method", "GET") in SAFE and scope["type"] == "http":
             return None
@@ -113,17 +113,17 @@ class GuardMiddleware:
         if origin is not None and origin.lower() in self._origins:
             return None
         if origin is not None and _authority(origin) != host.lower():
-            return Problem("forbidden_origin", "the request comes from a page of another site")
+            return Problem("forbidden_origin", "cross-site requests are not allowed")
         if headers.get("sec-fetch-site", "none") == "cross-site":
-            return Problem("forbidden_origin", "the request comes from a page of another site")
+            return Problem("forbidden_origin", "cross-site requests are not allowed")
         return None
 
     def _too_large(self) -> Problem:
-        return Problem("body_too_large", f"a body may have {self._max_body} bytes; send a smaller file")
+        return Problem("body_too_large", f"bodies are limited to {self._max_body} bytes; send a smaller file")
 
 
 def _protect(headers: MutableHeaders) -> None:
-    """No page of this server is shown inside another one, guessed to be something else, or named to other sites."""
+    """Add headers against framing, content sniffing and referrer leaks."""
     headers["X-Content-Type-Options"] = "nosniff"
     headers["X-Frame-Options"] = "DENY"
     headers.setdefault("Referrer-Policy", "same-origin")
@@ -131,37 +131,37 @@ def _protect(headers: MutableHeaders) -> None:
 
 
 class ApiKey:
-    """The server's key: tells the right one, makes and checks the cookies that stand for it.
+    """The server's key: verifies it, and creates and verifies the cookies that replace it.
 
-    A cookie is its end (seconds since the epoch) and an HMAC over it; other servers' keys give other cookie names, so
-    that two servers on one host do not log each other out.
+    A cookie is its expiry (seconds since the epoch) and an HMAC of it. Cookie names depend on the key, so that two
+    servers on one host do not log each other out.
     """
 
     def __init__(self, key: str, *, clock: Callable[[], float] = time.time) -> None:
         self._digest = hashlib.sha256(key.encode()).digest()
-        # Slow on purpose, once a start: a stolen cookie is no shortcut to a weak key.
+        # Slow on purpose, once per start: a stolen cookie must not make a weak key easy to guess.
         self._secret = hashlib.scrypt(key.encode(), salt=b"omni-r1 login cookie", n=2**14, r=8, p=1)
         self._clock = clock
         self.brake = Brake()
         self.cookie_name = f"omni_r1_{self._sign('name')[:12]}"
 
     def is_key(self, given: bytes) -> bool:
-        """Whether `given` is the key; takes as long for any other."""
+        """Whether `given` is the key, in constant time."""
         return hmac.compare_digest(hashlib.sha256(given).digest(), self._digest)
 
     def new_cookie(self) -> str:
-        """A value that `is_cookie` takes for 7 days."""
+        """A cookie value that is valid for 7 days."""
         end = str(int(self._clock()) + COOKIE_S)
         return f"{end}.{self._sign(end)}"
 
     def is_cookie(self, value: str) -> bool:
-        """Whether `value` was given by a server with this key and has not run out."""
+        """Whether `value` was issued by a server with this key and has not expired."""
         end, _, signature = value.partition(".")
         right = hmac.compare_digest(self._sign(end).encode(), signature.encode("utf-8", "replace"))
         return right and int(end) > self._clock()
 
     def admits(self, headers: Headers) -> bool:
-        """Whether a request with these headers comes from somebody who has the key."""
+        """Whether the headers carry the key or a valid cookie."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.is_key(given.strip().encode("latin-1")):
             return True
@@ -173,7 +173,7 @@ class ApiKey:
 
 
 class KeyMiddleware:
-    """Lets nobody past `OPEN` without the key."""
+    """Requires the key for every path outside `OPEN`."""
 
     def __init__(self, app: ASGIApp, *, key: ApiKey) -> None:
         self._app = app
@@ -190,20 +190,20 @@ class KeyMiddleware:
             await send({"type": "websocket.close", "code": 1008})
         else:
             await _drain(receive, None)
-            await _refusal(scope, headers)(scope, receive, send)
+            await _rejection(scope, headers)(scope, receive, send)
 
 
 def too_many_tries(wait_s: int) -> Problem:
     """429: too many wrong keys from one address."""
     return Problem(
         "too_many_tries",
-        f"too many wrong keys; try again in {wait_s} s",
+        f"too many wrong keys; retry in {wait_s} s",
         headers={"Retry-After": str(wait_s), "Cache-Control": "no-store"},
     )
 
 
-def _refusal(scope: Scope, headers: Headers) -> Response:
-    """401; a browser that wants to show a page is sent to the login instead."""
+def _rejection(scope: Scope, headers: Headers) -> Response:
+    """401, or a redirect to the login for browser page loads."""
     wants_page = scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", "")
     if wants_page and headers.get("sec-fetch-mode", "navigate") == "navigate":
         wanted = quote(scope["path"])
@@ -214,9 +214,9 @@ def _refusal(scope: Scope, headers: Headers) -> Response:
     given = "authorization" in headers
     problem = Problem(
         "wrong_key" if given else "key_required",
-        "this is not the server's key"
+        "the key is wrong"
         if given
-        else "sign in at /login, or send the server's key as Authorization: Bearer KEY (OMNI_R1_API_KEY)",
+        else "sign in at /login, or send the key (OMNI_R1_API_KEY) as Authorization: Bearer KEY",
         headers={
             "WWW-Authenticate": 'Bearer realm="omni-r1"' + (', error="invalid_token"' if given else ""),
             "Cache-Control": "no-store",
@@ -243,7 +243,7 @@ async def _drain(receive: Receive, expected: int | None) -> None:
 
 
 def _authority(origin: str) -> str | None:
-    """Host and port of an origin; None for what is no URL."""
+    """Host and port of an origin; None for invalid URLs."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -251,7 +251,7 @@ def _authority(origin: str) -> str | None:
 
 
 def _bare(host: str) -> str:
-    """The name without its port, IPv6 in brackets, lower case."""
+    """The host name without port, lower case, IPv6 in brackets."""
     host = host.strip().lower()
     if host.startswith("["):
         return host.partition("]")[0] + "]"

@@ -1,7 +1,7 @@
-"""Bodies that a route reads whole (JSON): large ones wait on disk until they have arrived, then go in one at a time.
+"""Buffering of JSON bodies: large ones are spooled to disk until complete, then processed one at a time.
 
-So unfinished bodies take no memory to speak of, however many there are, and finished ones never meet in memory. Routes
-that take files spool them themselves (app/storage/uploads.py).
+Unfinished bodies thus take little memory, and only one large body is in memory at a time. Routes that accept files
+spool them themselves (app/storage/uploads.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ METHODS = ("POST", "PUT", "PATCH", "DELETE")
 
 
 class BodyMiddleware:
-    """Inside of all that refuses requests, so that only bodies somebody may send are kept."""
+    """Runs inside all middlewares that reject requests, so that only permitted bodies are stored."""
 
     def __init__(self, app: ASGIApp, *, spool: Spool, files: Collection[str]) -> None:
-        """`files` are the paths whose routes take their body as it arrives."""
+        """`files` are the paths whose routes stream their bodies."""
         self._app = app
         self._spool = spool
         self._files = files
@@ -36,7 +36,7 @@ class BodyMiddleware:
         while more and len(held) <= BUFFER_BYTES:
             message = await receive()
             if message["type"] != "http.request":
-                return  # the client is gone
+                return  # the client disconnected
             held += message.get("body", b"")
             more = message.get("more_body", False)
         if len(held) <= BUFFER_BYTES:
@@ -55,7 +55,7 @@ class BodyMiddleware:
                 await self._hand_over(path, scope, receive, send)
 
     async def _write(self, path: Path, held: bytearray, receive: Receive | None) -> bool:
-        """The whole body to `path`; False where the client leaves in the middle."""
+        """Write the whole body to `path`; False if the client disconnects."""
         with path.open("wb") as file:
             writing = self._spool.writing(file)
             writing.add(held)
@@ -71,7 +71,7 @@ class BodyMiddleware:
         return True
 
     async def _hand_over(self, path: Path, scope: Scope, receive: Receive, send: Send) -> None:
-        """To the app, when no other large body is in work: one is done with once its response begins."""
+        """Pass the body to the app, one large body at a time; its turn ends when its response starts."""
         await self._turn.acquire()
         done = False
 
@@ -92,7 +92,7 @@ class BodyMiddleware:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first, then what the connection says."""
+    """A `receive` that returns `body` first, then messages of the connection."""
     left: bytes | None = body
 
     async def once() -> Message:

@@ -1,6 +1,6 @@
-"""A brake on guessing the key at the login form: after 20 wrong ones within a minute an address has to wait.
+"""Rate limit against guessing the key at the login form: 20 wrong keys per minute and address.
 
-Bearer tokens are not braked: guessing must not lock out the programs behind the same address.
+Bearer tokens are not limited: guessing must not lock out programs behind the same address.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 LIMIT = 20
 WINDOW_S = 60.0
-EVERYWHERE = 10 * LIMIT  # wrong keys from all addresses together
+EVERYWHERE = 10 * LIMIT  # wrong keys from all addresses
 MOST_ADDRESSES = 1000
 
 
 class Brake:
-    """Wrong keys of the last minute, by address; an IPv6 address counts with its /64."""
+    """Counts wrong keys of the last minute by address; IPv6 addresses by /64."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class Brake:
             self._wrong.popitem(last=False)
 
     def wait_s(self, address: str) -> int:
-        """Whole seconds until `address` may try again; 0 when it may now."""
+        """Whole seconds until `address` may retry; 0 if it may now."""
         own = self._wrong.get(_network(address), deque())
         return max(self._left(own, LIMIT), self._left(self._all, EVERYWHERE))
 

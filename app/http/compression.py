@@ -1,4 +1,4 @@
-"""gzip for answers that shrink: JSON, scripts, styles, pages. Event streams and images stay as they are."""
+"""gzip for compressible responses: JSON, scripts, styles, pages. Event streams and images stay as they are."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-SMALLEST = 1000  # bytes; below that the head weighs more than what is saved
+SMALLEST = 1000  # bytes; below, the overhead exceeds the gain
 LEVEL = 4
 
 
 class Gzip(GZipMiddleware):
-    """Starlette's middleware for clients that accept gzip, weights (`gzip;q=0`, `*`) included."""
+    """Starlette's middleware for clients that accept gzip, honouring weights (`gzip;q=0`, `*`)."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, minimum_size=SMALLEST, compresslevel=LEVEL)
@@ -25,7 +25,7 @@ class Gzip(GZipMiddleware):
 
 
 def accepts_gzip(values: list[str]) -> bool:
-    """What `Accept-Encoding` says about gzip (RFC 9110, 12.5.3); a weight that is no number counts as 0."""
+    """Whether `Accept-Encoding` allows gzip (RFC 9110, 12.5.3); invalid weights count as 0."""
     weights: dict[str, float] = {}
     for part in ",".join(values).split(","):
         coding, *parameters = (piece.strip().lower() for piece in part.split(";"))

@@ -1,4 +1,4 @@
-"""What HTTP promises of every GET: `HEAD` gives its head alone, and `If-None-Match` with its ETag a 304."""
+"""Generic GET semantics: `HEAD` without a body, and 304 for a matching `If-None-Match`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEAD_ONLY = "omni_r1.head_only"  # in the scope of a request whose body nobody will get
+HEAD_ONLY = "omni_r1.head_only"  # scope key of requests whose body is dropped
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 _OF_A_BODY = ("content-length", "content-type", "content-encoding", "content-range")
 
 
 class ConditionalMiddleware:
-    """Answers `HEAD` as the route answers `GET`, and 304 where the client has the answer already (RFC 9110, 13.1.2)."""
+    """Answers `HEAD` like `GET`, and 304 if the client has the current version (RFC 9110, 13.1.2)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class ConditionalMiddleware:
 
 
 def matches(if_none_match: str, etag: str | None) -> bool:
-    """Whether the header's value names `etag`; weak and strong tags of one text are the same here."""
+    """Whether the header's value contains `etag`; weak and strong tags compare equal."""
     if etag is None:
         return False
     if if_none_match.strip() == "*":

@@ -1,12 +1,12 @@
-"""The connections of clients: how many there may be, how long each may keep the server waiting.
+"""Client connections: a limit on their number, and deadlines for slow clients.
 
-A process has a limited number of file descriptors, and the engine, the database and running work need some at any
-time. So clients get only a share of them. When it is used up, the connection that has waited longest for its client
-makes room; where all are at work, a new one gets a 503. Deadlines close those that send nothing, or too slowly.
+File descriptors are limited, and the engine, the database and running work need some at any time, so clients get only
+a share. When it is used up, the longest-waiting connection is evicted; if all are processing requests, a new one gets
+a 503. Deadlines close connections that send nothing, or too slowly.
 
-``ConnectionGuard``  counts and chooses; its protocol class goes to uvicorn (`http=`)
+``ConnectionGuard``  counts and evicts; its protocol class goes to uvicorn (`http=`)
 ``Listener``         the listening socket: asks the guard before a connection is accepted
-``PatienceMiddleware``  reports a request's begin and end to the guard; 408 for a body that does not arrive in time
+``PatienceMiddleware``  reports start and end of requests to the guard; 408 for a body that does not arrive in time
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from app.contract.problems import Problem, response_for
 
 log = logging.getLogger("omni_r1.server")
 
-# Descriptors that are never given to clients: the engine, databases, workers, files, imports.
+# Descriptors never given to clients: engine, databases, workers, files, imports.
 RESERVED = 128
-# A connection takes a socket and, at times, the file that is sent or received on it.
+# A connection takes a socket and at times an open file.
 EACH = 2
 MOST, LEAST = 4096, 16
 WANTED_DESCRIPTORS = 65_536
-# Accepted in one turn of the event loop, before those that had to go have given their descriptors back.
+# Accepted per turn of the event loop, before evicted connections have freed their descriptors.
 BURST = 16
-# A body that still arrives is not cut off for a newcomer.
+# A body that is still arriving is not cut off for a new connection.
 STALLED_S = 1.0
 LINGER_S = 1.0
-# Of a body, once the first `timeout_s` have passed.
+# Minimum rate of a body after the first `timeout_s`.
 LEAST_BYTES_PER_S = 1024
-# A reader may take this many times as long as a sender before it is cut off.
+# Readers get this many times the deadline of senders.
 READER_PATIENCE = 3
 MOST_STREAMS = 0.75  # of all connections
-STATE = "connection"  # where a request's scope holds its Connection
+STATE = "connection"  # key of the Connection in a request's scope
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files as far as it goes without rights; the limit now in force."""
+    """Raise the soft limit of open files to the hard limit; returns the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -61,12 +61,12 @@ def raise_descriptor_limit() -> int:
 
 
 def connection_limit(descriptors: int) -> int:
-    """How many connections a process with so many descriptors may have."""
+    """The number of connections that a process with that many descriptors may have."""
     return max(LEAST, min(MOST, (descriptors - RESERVED) // EACH))
 
 
 class Connection:
-    """One client's connection: at work, or waiting for its client. On the event loop."""
+    """One client connection: processing a request or waiting for its client. On the event loop."""
 
     def __init__(self, guard: ConnectionGuard, transport: asyncio.Transport) -> None:
         self._guard = guard
@@ -78,7 +78,7 @@ class Connection:
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """At work while the block runs."""
+        """Processing while the block runs."""
         self._requests += 1
         self._stop_waiting()
         try:
@@ -90,7 +90,7 @@ class Connection:
 
     @contextlib.contextmanager
     def body(self) -> Iterator[None]:
-        """In the middle of a request, waiting for more of its body; whoever waits has a deadline of its own."""
+        """Waiting for a request body; the receiver enforces its own deadline."""
         self._guard.waiting[self] = time.monotonic() + STALLED_S
         try:
             yield
@@ -98,7 +98,7 @@ class Connection:
             self._guard.waiting.pop(self, None)
 
     def wait(self) -> None:
-        """Wait for the whole head of the next request, and no longer than `timeout_s`."""
+        """Wait for the next request head, for at most `timeout_s`."""
         if self in self._guard.open:
             self._guard.waiting[self] = time.monotonic()
             self._unsent = self._transport.get_write_buffer_size()
@@ -106,7 +106,7 @@ class Connection:
 
     def _expired(self) -> None:
         unsent = self._transport.get_write_buffer_size()
-        if 0 < unsent < self._unsent:  # a slow reader still takes its answer
+        if 0 < unsent < self._unsent:  # a slow reader is still reading
             self._unsent = unsent
             self._timer = asyncio.get_running_loop().call_later(self._guard.timeout_s, self._expired)
         elif unsent:
@@ -115,25 +115,25 @@ class Connection:
             self._transport.close()
 
     def pause(self) -> None:
-        """The reader does not take what is sent."""
+        """The client reads too slowly."""
         patience = READER_PATIENCE * self._guard.timeout_s
         self._reader_timer = asyncio.get_running_loop().call_later(patience, self._transport.abort)
 
-    def go_on(self) -> None:
-        """The reader has caught up."""
+    def resume(self) -> None:
+        """The client has caught up."""
         if self._reader_timer is not None:
             self._reader_timer.cancel()
             self._reader_timer = None
 
     def abort(self) -> None:
-        """Make room: its descriptor is free in the next turn of the event loop."""
+        """Evict the connection; its descriptor is free in the next turn of the event loop."""
         self._transport.abort()
         self.closed()
 
     def closed(self) -> None:
-        """It is gone, or going."""
+        """The connection is closed or closing."""
         self._stop_waiting()
-        self.go_on()
+        self.resume()
         self._guard.open.discard(self)
 
     def _stop_waiting(self) -> None:
@@ -144,7 +144,7 @@ class Connection:
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[bool]:
-        """An event stream while the block runs, which gets whether so many leave connections for other requests."""
+        """Count an event stream while the block runs; yields whether it leaves enough other connections."""
         self._guard.streams += 1
         try:
             yield self._guard.streams <= self._guard.most * MOST_STREAMS
@@ -156,16 +156,16 @@ class ConnectionGuard:
     """All connections of one server."""
 
     def __init__(self, most: int, *, timeout_s: float) -> None:
-        """`timeout_s` is how long a client may take for the head of a request."""
+        """`timeout_s` is the deadline for a request head."""
         self.most = most
         self.timeout_s = timeout_s
         self.open: set[Connection] = set()
-        self.waiting: dict[Connection, float] = {}  # those that may make room, the longest first; and from when on
+        self.waiting: dict[Connection, float] = {}  # evictable, longest-waiting first, with the time from which
         self.streams = 0
-        self.arriving = 0  # accepted, and not yet with their protocol
+        self.arriving = 0  # accepted, without a protocol yet
 
     def admit(self) -> bool:
-        """Whether one more may be accepted; makes room where it can."""
+        """Whether another connection may be accepted, evicting one if necessary."""
         if len(self.open) + self.arriving < self.most:
             return True
         now = time.monotonic()
@@ -176,12 +176,12 @@ class ConnectionGuard:
         return True
 
     def protocol(self) -> Any:
-        """What uvicorn takes as its `http` protocol."""
+        """The factory for uvicorn's `http` protocol."""
         return functools.partial(GuardedProtocol, self)
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's own protocol, whose connection is known to a guard, and to each request in `scope["state"]`."""
+    """uvicorn's protocol with its connection registered at a guard and in the requests' `scope["state"]`."""
 
     def __init__(self, guard: ConnectionGuard, *, app_state: dict[str, Any], **options: Any) -> None:
         self._guard = guard
@@ -211,22 +211,22 @@ class GuardedProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         if self._connection is not None:
-            self._connection.go_on()
+            self._connection.resume()
         super().resume_writing()
 
 
 class Listener(socket.socket):
-    """A listening socket that takes connections only as far as its guard admits them."""
+    """A listening socket that accepts only what its guard admits."""
 
-    guard: ConnectionGuard | None = None  # None: it takes them all
+    guard: ConnectionGuard | None = None  # None: accept everything
     _burst = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.refused: deque[socket.socket] = deque()
+        self.rejected: deque[socket.socket] = deque()
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """As of a socket that does not block: BlockingIOError lets the event loop go on and come back."""
+        """Non-blocking accept: BlockingIOError makes the event loop come back later."""
         if self._burst >= BURST:
             raise BlockingIOError
         connection, address = super().accept()
@@ -235,7 +235,7 @@ class Listener(socket.socket):
         self._burst += 1
         if self.guard is not None:
             if not self.guard.admit():
-                self._refuse(connection)
+                self._reject(connection)
                 raise BlockingIOError
             self.guard.arriving += 1
         return connection, address
@@ -243,36 +243,36 @@ class Listener(socket.socket):
     def _next_turn(self) -> None:
         self._burst = 0
 
-    def _refuse(self, connection: socket.socket) -> None:
+    def _reject(self, connection: socket.socket) -> None:
         answer = response_for(too_many(), "/")
         head = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in answer.raw_headers)
         with contextlib.suppress(OSError):
             connection.setblocking(False)
             connection.send(f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\n".encode() + bytes(answer.body))
             connection.shutdown(socket.SHUT_WR)
-        # Closed a moment later: a request that arrives after the close would make a reset of it, and lose the answer.
-        self.refused.append(connection)
+        # Closed later: a request that arrives after the close would cause a reset and lose the response.
+        self.rejected.append(connection)
         asyncio.get_running_loop().call_later(LINGER_S, connection.close)
-        if len(self.refused) > BURST:
-            self.refused.popleft().close()
+        if len(self.rejected) > BURST:
+            self.rejected.popleft().close()
 
     def close(self) -> None:
-        for connection in self.refused:
+        for connection in self.rejected:
             connection.close()
         super().close()
 
 
 def too_many() -> Problem:
-    """503 for a connection or a stream too many."""
-    detail = "the server has as many connections as it may; close some, or raise its limit of open files (ulimit -n)"
+    """503 for too many connections or streams."""
+    detail = "the connection limit is reached; close some, or raise the limit of open files (ulimit -n)"
     return Problem("too_many_connections", detail, headers={"Retry-After": "2", "Connection": "close"})
 
 
 class PatienceMiddleware:
-    """Tells the guard of requests, and gives up a body that does not arrive: outside of all that reads bodies."""
+    """Reports requests to the guard and aborts stalled bodies; runs outside all body readers."""
 
     def __init__(self, app: ASGIApp, *, timeout_s: float) -> None:
-        """`timeout_s` may pass without a byte of a body."""
+        """`timeout_s` is the maximum pause within a body."""
         self._app = app
         self._timeout_s = timeout_s
 
@@ -287,7 +287,7 @@ class PatienceMiddleware:
 
 
 class _Request:
-    """One request whose body has a deadline. Past it the client gets a 408, and the app sees it as gone."""
+    """One request whose body has a deadline. After it the client gets a 408 and the app sees a disconnect."""
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, connection: Connection | None, timeout_s: float
@@ -300,10 +300,10 @@ class _Request:
         self._timeout_s = timeout_s
         self._began = time.monotonic()
         self._bytes = 0
-        self._whole = False  # the body is there, or will never be
+        self._whole = False  # the body is complete or will never be
         self._started = False
         self._given_up = False
-        self._refused = False
+        self._rejected = False
 
     async def receive(self) -> Message:
         if self._given_up:
@@ -330,16 +330,16 @@ class _Request:
     async def _give_up(self) -> None:
         self._whole = True
         if not self._started:
-            detail = f"its body stalled for {self._timeout_s:g} s, or came too slowly; send it again"
+            detail = f"the body stalled for {self._timeout_s:g} s or was too slow; send the request again"
             refusal = Problem("request_timeout", detail, headers={"Connection": "close"})
             await response_for(refusal, self._path)(self._scope, self._receive, self._send)
         self._given_up = True
 
     async def send(self, message: Message) -> None:
-        if self._refused or (self._given_up and not self._started):
-            return  # the 408, or uvicorn's own 400, has been sent
+        if self._rejected or (self._given_up and not self._started):
+            return  # the 408 or uvicorn's own 400 has been sent
         self._started = True
         try:
             await self._send(message)
-        except LocalProtocolError:  # the body broke the protocol: uvicorn has answered that and closes the connection
-            self._refused = self._given_up = True
+        except LocalProtocolError:  # invalid body: uvicorn has answered and closes the connection
+            self._rejected = self._given_up = True

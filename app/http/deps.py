@@ -1,4 +1,4 @@
-"""What routes share: the built services, their common parameters, and how they create once and follow a log."""
+"""Shared parts of the routes: services, common parameters, idempotent creation, event streams."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from model.engine.messages import Generation
 
 @dataclass(frozen=True)
 class Services:
-    """Every part of one server, built in `app.main` and handed to the routes."""
+    """All parts of one server, built in `app.main` and passed to the routes."""
 
     settings: Settings
     db: Database
@@ -67,7 +67,7 @@ class Services:
 
 
 async def services(request: Request) -> Services:
-    """The parts of the server that answers this request. (A coroutine: FastAPI runs plain functions in a thread.)"""
+    """The services of the app. (A coroutine: FastAPI runs plain functions in a thread.)"""
     found: Services = request.app.state.services
     return found
 
@@ -76,21 +76,21 @@ App = Annotated[Services, Depends(services)]
 
 
 async def require_json(request: Request) -> None:
-    """415 for a body that is not declared as JSON (a form of another page could send anything else)."""
+    """415 for bodies not declared as JSON; forms of other sites could send anything."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if (kind or await request.body()) and kind != "application/json":
         raise Problem("not_json", "send the body with Content-Type: application/json")
 
 
 async def known_query(request: Request) -> None:
-    """422 for a query parameter that the route does not have: a filter with a typing error would filter nothing."""
+    """422 for unknown query parameters, so that a misspelt filter is not ignored."""
     route = request.scope.get("route")
     if not isinstance(route, APIRoute) or not route.path.startswith("/v1/"):
         return
     known = _query_names(route.dependant)
     for name in request.query_params:
         if name not in known:
-            has = f"this path takes {', '.join(sorted(known))}" if known else "this path takes none"
+            has = f"known parameters: {', '.join(sorted(known))}" if known else "this path takes none"
             raise field_problem("invalid", f"query.{name[:100]}", f"unknown parameter; {has}")
 
 
@@ -99,29 +99,32 @@ def _query_names(dependant: Dependant) -> set[str]:
     return names.union(*(_query_names(inner) for inner in dependant.dependencies))
 
 
-# In the schema only: the route answers 400 where the general rule would be 422.
+# For the schema only: the route answers 400 instead of the usual 422.
 _POSITION = {"pattern": "^[0-9]{1,15}$"}
 
 
 async def position(
     after: Annotated[
-        str | None, Query(description="events with larger ids only; an integer from 0 up", json_schema_extra=_POSITION)
+        str | None,
+        Query(description="only events with larger ids; a non-negative integer", json_schema_extra=_POSITION),
     ] = None,
-    last_event_id: Annotated[str | None, Header(description="wins over `after`", json_schema_extra=_POSITION)] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="takes precedence over `after`", json_schema_extra=_POSITION)
+    ] = None,
 ) -> int:
-    """Where a stream begins: `Last-Event-ID` before `after` before the first event; 400 for anything but 0, 1, …"""
+    """The start of a stream: `Last-Event-ID`, else `after`, else 0; 400 unless a non-negative integer."""
     given = last_event_id if last_event_id is not None else after
     if given is None:
         return 0
     if not (given.isascii() and given.isdecimal()) or len(given) > 15:
-        raise Problem("bad_position", "Last-Event-ID and after must be an integer from 0 up")
+        raise Problem("bad_position", "Last-Event-ID and after must be non-negative integers")
     return int(given)
 
 
 Position = Annotated[int, Depends(position)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 Limit = Annotated[int, Query(ge=1, le=100)]
-_AFTER = "id of the last entry of the page before"
+_AFTER = "id of the last entry of the previous page"
 AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_AFTER)]
 AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
 
@@ -132,7 +135,7 @@ EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string
 async def create_once(
     request: Request, app: Services, key: str | None, where: str, make: Callable[[Claim], Awaitable[dict[str, Any]]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What `make` creates under the path `where`, or the first answer to this key; and the headers of the answer."""
+    """The result of `make`, or the first response for this key, with the response headers."""
     with app.idempotency.hold(f"POST {where}", key, await request.body()) as claim:
         replay = await pools.reads.run(app.idempotency.replay, claim)
         made = replay.response if replay else await make(claim)
@@ -141,7 +144,7 @@ async def create_once(
 
 
 class Followed(Protocol):
-    """What has an event log: traces, jobs."""
+    """A service with event logs: traces, jobs."""
 
     async def past_the_end(self, id_: str, after: int, /) -> bool: ...
 
@@ -149,20 +152,20 @@ class Followed(Protocol):
 
 
 async def follow(service: Followed, id_: str, after: int) -> Response:
-    """The events behind `after`, live or replayed; 204, which stops an EventSource, where none will come any more."""
+    """Stream the events after `after`; 204, which stops an EventSource, if there are no more."""
     if await service.past_the_end(id_, after):
         return Response(status_code=204)
     return EventStream(service.read(id_, after))
 
 
 def stream_answers(past_the_end: str) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that ends in `follow`; the words are those of its 204."""
+    """`responses=` of a route that ends in `follow`, with the description of its 204."""
     streamed = {"description": "Server-sent events", "content": EVENT_STREAM}
     return problems(400, 404, 503, also={200: streamed, 204: {"description": past_the_end}})
 
 
 def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route: these problem documents, and `also` what else needs describing."""
+    """`responses=` of a route: these problem documents plus `also`."""
     shape = {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}
     answers: dict[int | str, dict[str, Any]] = {}
     answers.update((status, answer) for status, answer in (also or {}).items())
@@ -173,16 +176,16 @@ def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -
 
 _TITLES = {
     400: "Malformed",
-    401: "The server wants its key",
-    403: "Another site may not do this",
-    404: "Not there",
+    401: "API key required",
+    403: "Cross-site request",
+    404: "Not found",
     409: "Conflict",
     413: "Too large",
-    415: "Not a kind of body this route reads",
+    415: "Unsupported content type",
     421: "Wrong host",
-    422: "A field is not valid",
+    422: "A field is invalid",
     429: "Queue full, or too many wrong keys",
     503: "Not ready",
-    504: "The hub does not answer",
-    507: "Disk full, or memory cannot hold it",
+    504: "The hub is unavailable",
+    507: "Disk full, or not enough memory",
 }

@@ -1,4 +1,4 @@
-"""An ASGI response for server-sent events that notices at once when its reader leaves."""
+"""An ASGI response for server-sent events that detects disconnects immediately."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from app.contract.problems import response_for
 from app.http.conditional import HEAD_ONLY
 from app.http.connections import STATE, Connection, too_many
 
-# No cache and no proxy keeps an event back or packs it.
+# Prevents caching, buffering and compression by proxies.
 _UNBUFFERED = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
 class EventStream(Response):
-    """Sends what `frames` yields until it ends or the client is gone; `frames` is closed in either case, at once."""
+    """Sends what `frames` yields until it ends or the client disconnects, then closes it immediately."""
 
     media_type = "text/event-stream"
 
@@ -28,11 +28,11 @@ class EventStream(Response):
         *,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
-        refusable: bool = True,
+        limited: bool = True,
     ) -> None:
-        """`refusable`: 503 instead, where too many streams are open."""
+        """`limited`: answer 503 when too many streams are open."""
         super().__init__(None, status_code)
-        self._refusable = refusable
+        self._limited = limited
         self._frames = frames
         self.headers.update(_UNBUFFERED)
         self.headers.update(headers or {})
@@ -46,7 +46,7 @@ class EventStream(Response):
             return
         connection: Connection | None = scope.get("state", {}).get(STATE)
         with connection.stream() if connection is not None else contextlib.nullcontext(True) as admitted:
-            if admitted or not self._refusable:
+            if admitted or not self._limited:
                 await self._stream(receive, send)
                 return
         await response_for(too_many(), scope["path"])(scope, receive, send)
@@ -66,7 +66,7 @@ class EventStream(Response):
 
     async def _head(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # The head goes out at once, also when the first event is not there yet.
+        # Send the head immediately, even before the first event.
         await send({"type": "http.response.body", "body": b"", "more_body": True})
 
     async def _send(self, send: Send) -> None:

@@ -1,6 +1,6 @@
-"""The login page: where a browser is sent without the key, and what it may ask for afterwards.
+"""The login page for browsers without the key, and its content security policy.
 
-The page needs nothing else of this server and nothing of any other: its styles stand in it, and no script.
+The page is self-contained: inline styles, no script.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADERS = {
 
 
 def login_page(next_: str, *, problem: Problem | None = None) -> HTMLResponse:
-    """The page that asks for the key and then leads to `next_` (a local path); it shows `problem`, with its status."""
+    """The page that asks for the key and then redirects to `next_` (a local path); shows `problem`, with its status."""
     page = PAGE.read_text("utf-8").replace("{next}", html.escape(local_path(next_)))
     if problem is not None:
         shown = html.escape(problem.detail.capitalize())
@@ -33,7 +33,7 @@ def login_page(next_: str, *, problem: Problem | None = None) -> HTMLResponse:
 
 
 def local_path(wanted: str) -> str:
-    """`wanted` if it is a path on this server, else the first page: nobody is led elsewhere by a link to the login."""
+    """`wanted` if it is a path on this server, else `/`: no open redirects."""
     local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
     plain = wanted.isascii() and wanted.isprintable() and " " not in wanted
     return wanted if local and plain and wanted.partition("?")[0] != "/login" else "/"

@@ -1,4 +1,4 @@
-"""What the server says of its own API: Swagger UI from our own files, and an OpenAPI document that knows its errors."""
+"""Swagger UI from local files, and an OpenAPI document that includes errors and authentication."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.http.auth import OPEN
 
 
 def add_docs(app: FastAPI, *, with_key: bool) -> None:
-    """Adds `/docs` and has `/openapi.json` say what errors look like, and who may call."""
+    """Add `/docs`, and errors and authentication to `/openapi.json`."""
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -32,16 +32,16 @@ def add_docs(app: FastAPI, *, with_key: bool) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _tell_problems(schema)
+            _add_problems(schema)
             if with_key:
-                _tell_key(schema)
+                _add_key(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _tell_problems(schema: dict[str, Any]) -> None:
+def _add_problems(schema: dict[str, Any]) -> None:
     shapes = schema["components"]["schemas"]
     document = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
     shapes |= document.pop("$defs", {})
@@ -56,18 +56,18 @@ def _tell_problems(schema: dict[str, Any]) -> None:
 
 
 def _everywhere(path: str, method: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The refusals that a route shares with its kind: status and description."""
+    """Errors common to all routes of a kind: status and description."""
     yield "421", "Wrong host"
     if path.startswith("/v1/") or "422" in operation["responses"]:
-        yield "422", "A field is not valid"
+        yield "422", "A field is invalid"
     if method != "get":
-        yield "403", "Another site may not do this"
+        yield "403", "Cross-site request"
     if "requestBody" in operation:
         yield "400", "Malformed"
         yield "413", "Too large"
 
 
-def _tell_key(schema: dict[str, Any]) -> None:
+def _add_key(schema: dict[str, Any]) -> None:
     schema["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "OMNI_R1_API_KEY of the server"}
     }
@@ -79,5 +79,5 @@ def _tell_key(schema: dict[str, Any]) -> None:
                 operation["security"] = []
             else:
                 operation["responses"]["401"] = {
-                    "description": "The server wants its key", "content": {MEDIA_TYPE: {"schema": shape}},
+                    "description": "API key required", "content": {MEDIA_TYPE: {"schema": shape}},
                 }  # fmt: skip

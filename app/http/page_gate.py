@@ -1,7 +1,7 @@
-"""In front of the Gradio pages: only what the pages need gets through, and nothing that it is sent ends in a 500.
+"""Guards the Gradio pages: only requests that the pages need get through, and none ends in a 500.
 
-Gradio has some forty routes (uploads, files, proxies, icons of any size, an API of its own). The pages use a handful.
-An unknown address gets a problem document or, in a browser, a page that leads back.
+Gradio has some forty routes (uploads, files, proxies, icons, its own API). The pages use a handful. Unknown addresses
+get a problem document or, in a browser, a page with a link back.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from app.http.bodies import replayed
 
 log = logging.getLogger("omni_r1.page")
 
-MAX_EVENT_BYTES = 1_000_000  # what a page sends to Gradio is far smaller
+MAX_EVENT_BYTES = 1_000_000  # far more than the pages send to Gradio
 _GET = re.compile(
     rf"/|/(?:{'|'.join(PAGES)})/?|/(?:assets|svelte)/.+|/(?:config|theme\.css|favicon\.ico|manifest\.json)"
     r"|/gradio_api/(?:info|app_id|startup-events|heartbeat/[0-9A-Za-z_-]+)"
 )
-_POST = re.compile(r"/gradio_api/(?:run/predict|reset)/?")  # no event of the pages is queued
+_POST = re.compile(r"/gradio_api/(?:run/predict|reset)/?")  # the pages' events are never queued
 _GONE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -47,9 +47,9 @@ _GONE = """<!doctype html>
 
 
 class PageGate:
-    """An ASGI app that hands `page` what its pages need and answers everything else by itself.
+    """An ASGI app that passes allowed requests to `page` and answers all others.
 
-    It stands after the API's own routes: `api` are those, so that a wrong method on one of them gets a 405.
+    It is mounted after the API's routes `api`, so that a wrong method on one of them gets a 405.
     """
 
     def __init__(self, page: ASGIApp, api: Sequence[BaseRoute] = ()) -> None:
@@ -77,7 +77,7 @@ class PageGate:
             await not_found(scope)(scope, receive, send)
 
     def _methods(self, scope: Scope) -> set[str]:
-        """What a path does answer to that does not answer to this method; empty for an unknown one."""
+        """The methods allowed on a path; empty for an unknown path."""
         found: set[str] = set()
         for route in self._api:
             if isinstance(route, APIRoute) and route.matches(dict(scope))[0] is Match.PARTIAL:
@@ -89,38 +89,38 @@ class PageGate:
         return found | {"HEAD"} if "GET" in found else found
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio answers 500 or raises where a request names a function or a session that it does not know."""
-        started = refused = False
+        """Gradio answers 500 or raises for unknown functions and sessions."""
+        started = rejected = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal started, refused
+            nonlocal started, rejected
             if message["type"] == "http.response.start":
-                started, refused = True, message["status"] >= 500
-            if not refused:
+                started, rejected = True, message["status"] >= 500
+            if not rejected:
                 await send(message)
 
         try:
             await self._page(scope, receive, watched_send)
         except Exception as error:
-            if started and not refused:
+            if started and not rejected:
                 raise
-            refused = True
-            log.warning("the page refused %s %s: %r", scope["method"], scope["path"], error)
-        if refused:
-            problem = Problem("malformed", "the page does not know what to do with this request; reload it")
+            rejected = True
+            log.warning("the page rejected %s %s: %r", scope["method"], scope["path"], error)
+        if rejected:
+            problem = Problem("malformed", "the page cannot handle this request; reload it")
             await response_for(problem, scope["path"])(scope, receive, send)
 
 
 def not_found(scope: Scope) -> Response:
-    """The 404 for an address outside the API: a page for a browser, a problem for a program."""
+    """The 404 outside the API: a page for browsers, a problem document otherwise."""
     api = scope["path"] == "/v1" or scope["path"].startswith("/v1/")
     if not api and "text/html" in Headers(scope=scope).get("accept", "") and scope["method"] in ("GET", "HEAD"):
         return HTMLResponse(_GONE.replace("{path}", html.escape(scope["path"])), 404, {"Cache-Control": "no-store"})
-    return response_for(Problem("not_found", "no such path; /docs shows what there is"), scope["path"])
+    return response_for(Problem("not_found", "unknown path; see /docs"), scope["path"])
 
 
 async def _json_body(receive: Receive) -> bytes | None:
-    """The body if it is a JSON object of a sane size; it is read to its end in any case."""
+    """The body if it is a JSON object of acceptable size; always read to the end."""
     body, more = b"", True
     while more:
         message = await receive()

@@ -1,4 +1,4 @@
-"""Training files that were uploaded: checked line by line, kept by content under `OMNI_R1_HOME/uploads`. Blocking."""
+"""Uploaded training files: validated line by line, stored by content under `OMNI_R1_HOME/uploads`. Blocking."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ MAX_DATASET_BYTES = 20_000_000
 
 
 class DatasetStore:
-    """The uploads of one home."""
+    """The uploaded training files of one home."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
 
     def take(self, upload: Upload) -> dict[str, Any]:
-        """Keep a jsonl file; `path` is what `data.path` of a job may be. Names the line that is broken."""
+        """Store a jsonl file; returns its `path` for `data.path` of a job. Errors name the invalid line."""
         if upload.size > MAX_DATASET_BYTES:
-            limit = (
-                f"an upload may have {MAX_DATASET_BYTES} bytes; put a larger file below OMNI_R1_HOME and name its path"
-            )
+            limit = f"uploads are limited to {MAX_DATASET_BYTES} bytes; put larger files in OMNI_R1_HOME"
             raise Problem("body_too_large", limit)
         rows = _count_rows(upload.path)
         path = Path(FOLDER) / f"{upload.digest.hex()[:32]}.jsonl"

@@ -1,7 +1,7 @@
-"""Readers of jobs' events: stored rows as server-sent events, live until the job has ended.
+"""Readers of job events: stored rows as server-sent events, live until the job has ended.
 
-A job may be resumed after its end, so its log may hold several terminal `job.status` events: a stream ends where the
-job has ended and nothing more is stored. Knows nothing of who writes.
+Resumed jobs may have several terminal `job.status` events in their log: a stream ends when the job has ended and all
+stored events are sent. Knows nothing about writers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from app.jobs import store
 from app.storage.database import Database
 from app.storage.stream_reader import PING, REPLAY_CHUNK, if_database_answers
 
-LOOK_EVERY_S = 1.0  # a job of another server on the same database wakes nobody here
+LOOK_EVERY_S = 1.0  # jobs of other servers on the database send no wake-ups
 
 
 class JobEvents:
-    """The event streams of one server's jobs and of those beside it. On the event loop."""
+    """The event streams of all jobs on the database. On the event loop."""
 
     def __init__(self, db: Database, *, server_id: Callable[[], str], ping_s: float) -> None:
         self._db = db
@@ -34,18 +34,18 @@ class JobEvents:
         return sum(len(readers) for readers in self._readers.values())
 
     def wake(self, job_id: str) -> None:
-        """There is something new to read of this job."""
+        """Wake the readers of this job."""
         for reader in self._readers.get(job_id, ()):
             reader.set()
 
     def close(self) -> None:
-        """End every stream: the server stops."""
+        """End every stream at shutdown."""
         self._closing = True
         for job_id in list(self._readers):
             self.wake(job_id)
 
     async def read(self, job_id: str, after: int) -> AsyncIterator[bytes]:
-        """The job's events with ids > `after` as frames, until it has ended; a comment in silence."""
+        """Yield the job's events with ids > `after` until it has ended, and keep-alive comments in silence."""
         wake = asyncio.Event()
         self._readers.setdefault(job_id, set()).add(wake)
         heard = time.monotonic()
@@ -82,7 +82,7 @@ class JobEvents:
                 self._readers.pop(job_id, None)
 
     def _look(self, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool, bool]:
-        """Events, whether none will follow them, and whether the job is another server's; one snapshot; blocking."""
+        """Events, whether they are the last, and whether another server has the job; one snapshot; blocking."""
         with self._db.read() as connection:
             row = store.get_row(connection, job_id)
             if row is None:
@@ -91,7 +91,7 @@ class JobEvents:
             return rows, row.status in JOB_TERMINAL, row.server_id != self._server_id()
 
     def past_the_end(self, job_id: str, after: int) -> bool | None:
-        """Whether a reader at `after` has had everything there will be; None for an unknown job. Blocking."""
+        """Whether a reader at `after` has seen all events of an ended job; None for an unknown job. Blocking."""
         with self._db.read() as connection:
             row = store.get_row(connection, job_id)
             if row is None:

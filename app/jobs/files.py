@@ -1,4 +1,4 @@
-"""A job's folder as the server sees it: what may be read from outside, what can be resumed, what a deletion leaves.
+"""A job's folder from the server's side: public files, saved state, deletion.
 
 Blocking; knows no database and no HTTP.
 """
@@ -18,7 +18,7 @@ from model.build import commit
 
 PUBLIC_SUFFIXES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
 PRIVATE_FOLDERS = frozenset({"checkpoints", "runs", "data"})
-# What a worker leaves that it can go on from, by method: weights, drawn chains, stages done, answers given.
+# State from which a worker can resume, by method: weights, drawn chains, completed stages, given answers.
 SAVED_STATE = (
     "checkpoints/*/manifest.json",
     "runs/**/state.pt",
@@ -31,7 +31,7 @@ _RELATIVE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*\.[a-z]+")
 
 
 def public_file(jobs: Path, job_id: str, name: str) -> Path | None:
-    """A file of the job that may be read by whoever may read the job; None for any other and for none."""
+    """A public file of the job; None for other and missing files."""
     folder = jobs.resolve() / job_id
     if "\0" in name or "\0" in job_id or folder.parent != jobs.resolve():
         return None
@@ -41,11 +41,13 @@ def public_file(jobs: Path, job_id: str, name: str) -> Path | None:
     parts = path.relative_to(folder).parts
     if parts[0] in PRIVATE_FOLDERS or any(part.startswith(".") for part in parts):
         return None
-    return path if path.suffix in PUBLIC_SUFFIXES and os.path.isfile(path) else None  # False for an impossible name
+    return (
+        path if path.suffix in PUBLIC_SUFFIXES and os.path.isfile(path) else None
+    )  # isfile is False for impossible names
 
 
 def with_addresses(value: Any, folder: Path, prefix: str) -> Any:
-    """A worker's data with the paths of its public files turned into their addresses on this server."""
+    """A worker's data with paths of public files replaced by their URLs."""
     if isinstance(value, str):
         short = len(value) < 300 and _RELATIVE.fullmatch(value) is not None
         return prefix + value if short and public_file(folder.parent, folder.name, value) is not None else value
@@ -57,19 +59,19 @@ def with_addresses(value: Any, folder: Path, prefix: str) -> Any:
 
 
 def has_saved_state(folder: Path) -> bool:
-    """Whether a worker could go on from what is there: something that is more than an empty list."""
+    """Whether the folder has state to resume from: more than an empty list."""
     return any(_size(path) > len("{}") for pattern in SAVED_STATE for path in folder.glob(pattern))
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # it is being removed
+    except OSError:  # being deleted
         return 0
 
 
 def remove_all_but_checkpoints(folder: Path) -> None:
-    """Log, samples and states go; checkpoints stay, the folder too while it holds any."""
+    """Delete logs, samples and states; keep checkpoints, and the folder while it holds any."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Grading outside of the event loop: a thread of its own, with a deadline, so that nothing else waits for it."""
+"""Grading off the event loop: a dedicated thread with a deadline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from app.contract.problems import Problem
 
-THREADS = 1  # grading holds the interpreter: more would only take turns
+THREADS = 1  # grading holds the GIL: more would only take turns
 MAX_WAITING = 64
-DEADLINE_S = 10.0  # an answer takes milliseconds; this bounds the wait behind others
+DEADLINE_S = 10.0  # grading takes milliseconds; this bounds the time in the queue
 
 
 class Grader:
@@ -24,7 +24,7 @@ class Grader:
     async def grade(
         self, answer: str | None, reference: str, choices: Sequence[str] | Mapping[str, str], *, similarity: bool
     ) -> dict[str, Any]:
-        """The verdict as JSON. Raises `Problem` ``grader_busy`` where too many wait, or for too long."""
+        """The grade as JSON. Raises `Problem` ``grader_busy`` when the queue is full or too slow."""
         if self._waiting >= MAX_WAITING:
             raise _busy()
         self._waiting += 1
@@ -38,7 +38,7 @@ class Grader:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Takes no more answers; what runs ends by itself."""
+        """Accept no more answers."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -58,4 +58,4 @@ def _grade(
 
 
 def _busy() -> Problem:
-    return Problem("grader_busy", "too many answers are being graded; try again", headers={"Retry-After": "1"})
+    return Problem("grader_busy", "too many answers are being graded; retry shortly", headers={"Retry-After": "1"})

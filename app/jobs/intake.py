@@ -1,7 +1,7 @@
-"""What is checked of a job before anything starts: its base, its data, the names it will give. Blocking.
+"""Validation of a job before it is queued: base checkpoint, data, names of its checkpoints. Blocking.
 
-Refusals are :class:`app.contract.problems.Problem` with the field's path. `training.spec.spec` has checked the shape
-already.
+Errors are :class:`app.contract.problems.Problem` with the field's path. `training.spec.spec` has already validated the
+schema.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from training.jobs.context import JobError
 from training.spec.spec import AnySpec, BenchmarkHyperparameters, PipelineSpec
 
 EXPORT = Path("data") / "traces.jsonl"
-PREFIX_LEN = 80  # of a name made here
+PREFIX_LEN = 80  # of a generated name
 
 
 class JobIntake:
-    """Checks of one server."""
+    """Validates the jobs of one server."""
 
     def __init__(
         self, db: Database, checkpoints: CheckpointRegistry, images: ImageStore, *, home: Home, roots: Sequence[Path]
@@ -42,15 +42,15 @@ class JobIntake:
         self._roots = (home.path, *roots)
 
     def check(self, spec: AnySpec, job_id: str) -> tuple[dict[str, Any], str]:
-        """The specification with every default and path resolved, and what its checkpoints will be called."""
+        """The spec with all defaults and paths resolved, and the name prefix of its checkpoints."""
         info = self._checkpoints.usable(spec.base_checkpoint, path="body.base_checkpoint")
-        _require_pictures(info, "body.base_checkpoint")
+        _require_images(info, "body.base_checkpoint")
         for path, benchmark in _benchmarks(spec):
             stages = spec.stages if isinstance(spec, PipelineSpec) else ()
             if benchmark.compare_with is not None and benchmark.compare_with not in stages:
                 self._checkpoints.usable(benchmark.compare_with, path=f"{path}.compare_with")
         if spec.activate and not _makes_checkpoint(spec):
-            raise field_problem("invalid", "body.activate", "this job makes no checkpoint that could be activated")
+            raise field_problem("invalid", "body.activate", "this job creates no checkpoint to activate")
         resolved = spec.resolved()
         for keys in _data_parts(spec):
             self._check_data(resolved, ("data", *keys))
@@ -61,7 +61,7 @@ class JobIntake:
         for key in keys:
             data = data[key]
         where = ".".join(("body", *keys))
-        # Not the specification's to refuse: the one that a worker reads has both, once the traces are exported.
+        # Not part of the spec's validation: a worker's spec has both once the traces are exported.
         if data["source"] == "traces" and None not in (data["path"], data["trace_ids"]):
             raise field_problem("invalid", where, "give either path or trace_ids, not both")
         if data.get("path") is not None:
@@ -74,7 +74,7 @@ class JobIntake:
             raise field_problem("invalid", where, "must not contain the NUL character")
         path = self._home.resolve(given)
         if not any(path.is_relative_to(root.resolve()) for root in self._roots):
-            detail = "lies outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; put the data there, or allow its folder"
+            detail = "is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS; move the data or allow its folder"
             raise field_problem("path_not_allowed", where, detail)
         try:
             empty = not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
@@ -92,10 +92,10 @@ class JobIntake:
         for at, trace_id in enumerate(ids):
             row = found.get(trace_id)
             if row is None:
-                raise field_problem("invalid", f"{where}.{at}", "no such trace")
+                raise field_problem("invalid", f"{where}.{at}", "unknown trace")
             if row.status != "completed" or not row.answer:
                 raise field_problem(
-                    "invalid", f"{where}.{at}", f"it is {row.status}; only a trace with an answer teaches"
+                    "invalid", f"{where}.{at}", f"the trace is {row.status}; only traces with an answer can be used"
                 )
 
     def _prefix(self, spec: AnySpec, job_id: str) -> str:
@@ -106,14 +106,14 @@ class JobIntake:
             (known for known in self._checkpoints.scan() if known == name or known.startswith(f"{name}-")), None
         )
         if found is not None:
-            detail = f"there is a checkpoint {found} already; delete it, or choose another name"
+            detail = f"checkpoint {found} exists; delete it or choose another name"
             raise field_problem("invalid", "body.output_name", detail)
         return name
 
-    # ---- when it starts
+    # ---- at the start
 
     def describe(self, job_id: str, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Base, spec and known checkpoints of `job.json`; raises :class:`JobError` when something has gone since."""
+        """Base, spec and known checkpoints for `job.json`; raises :class:`JobError` if something no longer exists."""
         try:
             info = self._checkpoints.usable(str(spec["base_checkpoint"]), path="base_checkpoint")
         except Problem as problem:
@@ -134,7 +134,7 @@ class JobIntake:
         }
 
     def _export(self, ids: Sequence[str], path: Path) -> None:
-        """Saved traces as rows of the authors' format."""
+        """Export saved traces as rows in the authors' format."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
@@ -146,28 +146,26 @@ class JobIntake:
                 try:
                     row = self._row(trace)
                 except (OSError, Problem) as error:
-                    raise JobError("trace_gone", f"a picture of trace {trace_id} cannot be read: {error}") from None
+                    raise JobError("trace_gone", f"an image of trace {trace_id} cannot be read: {error}") from None
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         temporary.replace(path)
 
     def _row(self, trace: Mapping[str, Any]) -> dict[str, Any]:
         steps = [(step["text"], self._png(step["image"]) if step.get("image") else None) for step in trace["steps"]]
-        pictures = [self._png(image) for image in trace["images"]]
-        return trace_row(trace["question"], pictures, steps, trace["answer"] or "", trace_id=trace["id"])
+        images = [self._png(image) for image in trace["images"]]
+        return trace_row(trace["question"], images, steps, trace["answer"] or "", trace_id=trace["id"])
 
     def _png(self, image: Mapping[str, Any]) -> bytes:
         return self._images.read(image["image_id"])
 
 
-def _require_pictures(info: CheckpointInfo, path: str) -> None:
-    """Refuse a base that cannot draw or see: every method here reasons in pictures."""
+def _require_images(info: CheckpointInfo, path: str) -> None:
+    """Reject a base that cannot read or generate images: all methods need both."""
     capabilities = info.manifest.capabilities if info.manifest else None
     if capabilities is None or (capabilities.images_in_answer and capabilities.images_in_question):
         return
     lack = "decoder" if capabilities.images_in_question else "encoder"
-    raise field_problem(
-        "checkpoint_invalid", path, f"{info.name} has no picture {lack} (VQ): it cannot be trained here"
-    )
+    raise field_problem("checkpoint_invalid", path, f"{info.name} has no image {lack} (VQ) and cannot be trained")
 
 
 def _benchmarks(spec: AnySpec) -> Iterator[tuple[str, BenchmarkHyperparameters]]:

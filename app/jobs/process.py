@@ -1,8 +1,8 @@
-"""A worker as a process group: how it is started, whether it runs, how to signal it, how it ended.
+"""A worker as a process group: starting, liveness, signals, exit code.
 
-A worker holds the lock of its folder, `worker.lock`, from its start to its end. The lock belongs to an open file that
-the worker inherits, so it is gone with the process, however that ends. No step of the clock and no later process with
-the same number can be mistaken for the worker, and a copy of the folder has a lock of its own. Knows nothing of jobs.
+A worker holds the lock of its folder, `worker.lock`, for its whole life. The lock belongs to an inherited open file, so
+the kernel releases it when the process exits. Clock steps and reused pids cannot be mistaken for the worker, and a copy
+of the folder has its own lock. Knows nothing about jobs.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from typing import Any
 import psutil
 
 LOCK = "worker.lock"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux; elsewhere nothing says whether the machine was restarted
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux only; elsewhere reboots cannot be detected
 _LOCK_BYTES = 256
 
 
 class WorkerRuns(RuntimeError):
-    """Another worker still runs in the folder."""
+    """A worker is still running in the folder."""
 
 
 def start_worker(command: Sequence[str], folder: Path, **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process group that holds the folder's lock; `options` are those of `subprocess.Popen`.
+    """Start a process group that holds the folder's lock; `options` are passed to `subprocess.Popen`.
 
     Raises:
         WorkerRuns: the lock is held.
-        OSError: it cannot be started, or the disk is full.
+        OSError: the process cannot be started, or the disk is full.
     """
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WorkerRuns(f"a worker still runs in {folder}") from None
-        _write(lock, None)  # takes its room now: the process cannot be told of on a full disk
+            raise WorkerRuns(f"a worker is still running in {folder}") from None
+        _write(lock, None)  # allocates disk space before the process exists
         process = subprocess.Popen(command, process_group=0, pass_fds=(lock,), **options)
         _write(lock, {"pid": process.pid, "boot": _boot_id(), "inode": os.fstat(lock).st_ino})
         return process
@@ -52,13 +52,13 @@ def start_worker(command: Sequence[str], folder: Path, **options: Any) -> subpro
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """The worker that was started last in a folder."""
+    """The latest worker of a folder."""
 
     folder: Path
 
     @property
     def alive(self) -> bool:
-        """Whether it runs; one that has ended and that nobody has waited for does not."""
+        """Whether the worker is running; zombies do not count."""
         try:
             lock = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -73,43 +73,43 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Its number, which is that of its group; None where it cannot be known."""
-        told = self._told()
-        return int(told["pid"]) if told else None
+        """Its pid, which is also its process group id; None if unknown."""
+        owner = self._content()
+        return int(owner["pid"]) if owner else None
 
     def kill_survivors(self) -> None:
-        """End what it had started, once it has ended itself; never a group that only has its number."""
-        told = self._told()
-        if not told or self.alive or psutil.pid_exists(told["pid"]):
+        """Kill the rest of its process group after the worker has exited, but never a group with a reused id."""
+        owner = self._content()
+        if not owner or self.alive or psutil.pid_exists(owner["pid"]):
             return
-        if told["boot"] is not None and told["boot"] == _boot_id() and told["inode"] == self._inode():
+        if owner["boot"] is not None and owner["boot"] == _boot_id() and owner["inode"] == self._inode():
             self.signal_group(signal.SIGKILL)
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Send a signal to it and to everything it has started."""
+        """Send a signal to the worker's process group."""
         pid = self.pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
 
-    def _told(self) -> Mapping[str, Any] | None:
+    def _content(self) -> Mapping[str, Any] | None:
         try:
-            told = json.loads((self.folder / LOCK).read_text("utf-8"))
+            owner = json.loads((self.folder / LOCK).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return told if isinstance(told, dict) else None
+        return owner if isinstance(owner, dict) else None
 
     def _inode(self) -> int:
         return (self.folder / LOCK).stat().st_ino
 
 
 def exit_code(process: subprocess.Popen[bytes]) -> int | None:
-    """The exit code once the process has ended; then nothing of its group is left either."""
+    """The exit code after the process has exited and its group is killed; None while it runs."""
     if process.returncode is None:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # before its number can become another's
+            os.killpg(process.pid, signal.SIGKILL)  # before the pid can be reused
         process.wait()
         if process.stdin is not None:
             with contextlib.suppress(OSError):
@@ -117,8 +117,8 @@ def exit_code(process: subprocess.Popen[bytes]) -> int | None:
     return process.returncode
 
 
-def _write(lock: int, told: Mapping[str, Any] | None) -> None:
-    os.pwrite(lock, json.dumps(told).encode().ljust(_LOCK_BYTES - 1) + b"\n", 0)
+def _write(lock: int, owner: Mapping[str, Any] | None) -> None:
+    os.pwrite(lock, json.dumps(owner).encode().ljust(_LOCK_BYTES - 1) + b"\n", 0)
 
 
 def _boot_id() -> str | None:

@@ -1,11 +1,11 @@
-"""Runs queued jobs: claims one, starts its worker in a process group of its own, follows it, and records how it ended.
+"""Runs queued jobs: claims one, starts its worker in a process group, follows it, and records its end.
 
 A job is one subprocess (`python -m training.jobs.worker JOB_DIR`) and one folder. The worker writes the folder, this
-runner the job's row, through a :class:`JobStore`; what a server adds (base checkpoints, registration, activation)
-comes in as :class:`JobHooks`. Knows no SQL, no HTTP and no tensors.
+runner the job's row through a :class:`JobStore`; everything else the server does (base checkpoints, registration,
+activation) comes in as :class:`JobHooks`. Knows no SQL, no HTTP and no tensors.
 
-A worker exits with 0 (succeeded), 3 (stopped, state saved) or anything else (failed). SIGTERM asks it to stop; so does
-the end of its stdin, a pipe from the server. After `patience_s` it is killed.
+Exit codes: 0 (succeeded), 3 (stopped, state saved), anything else (failed). SIGTERM and the end of stdin, a pipe from
+the server, request a stop. After `patience_s` the worker is killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from app.common import pools
 from app.common.locations import ROOT
 from app.jobs.process import WorkerProcess, exit_code, start_worker
-from app.jobs.watch import INTERRUPTED, End, Job, Told, Watch, end_without_exit_code, telling
+from app.jobs.watch import INTERRUPTED, End, Job, Tail, Watch, end_without_exit_code, logged_errors
 from training.jobs.context import JobError
 from training.jobs.disk import MARGIN_BYTES, WAITING, is_full
 from training.jobs.folder import WorkerEvent, last_progress_only, log_tail, read_events, read_object
@@ -40,57 +40,57 @@ RETRY_S = 2.0
 
 
 class JobStore(Protocol):
-    """Where jobs are kept. Blocking; called from threads. Every method is one transaction."""
+    """Storage of jobs. Blocking; called from threads. Every method is one transaction."""
 
     def claim(self, max_running: int) -> Job | None:
-        """Make the oldest queued job that may start now `running`, at most once whoever asks; None: none may."""
+        """Atomically mark the oldest startable queued job `running` and return it; None if there is none."""
         ...
 
     def left_over(self) -> list[Job]:
-        """The jobs that are said to be running: at start, what a dead process left."""
+        """The jobs marked running: at start-up, those of a dead process."""
         ...
 
     def started(self, job_id: str, worker: WorkerProcess) -> None:
-        """Note the job's process."""
+        """Record the job's process."""
         ...
 
     def beat(self, job_id: str) -> bool:
-        """Note that the process was seen alive; whether the job shall be cancelled."""
+        """Record a sign of life; returns whether cancellation was requested."""
         ...
 
     def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
-        """Keep events and how far the file has been read, both or neither."""
+        """Store events together with the file position read so far."""
         ...
 
     def finish(
         self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
     ) -> None:
-        """The job's end."""
+        """Record the job's end."""
         ...
 
 
 class JobHooks(Protocol):
-    """What the server does around a job."""
+    """What the server contributes to a job."""
 
     def describe(self, job: Job) -> dict[str, Any]:
-        """The object of `job.json`; blocking. Raises :class:`JobError` when the job cannot start any more."""
+        """The content of `job.json`; blocking. Raises :class:`JobError` if the job can no longer start."""
         ...
 
     def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
-        """The event as readers will see it, after whatever it asks for was done (a checkpoint's registration)."""
+        """The event for readers, after its side effects (registering a checkpoint)."""
         ...
 
     async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The last act of a job whose worker succeeded; the result with what it adds. Raises :class:`JobError`."""
+        """Finish a job whose worker succeeded; returns the extended result. Raises :class:`JobError`."""
         ...
 
     def changed(self, job_id: str) -> None:
-        """Row or events of the job have changed; on the event loop."""
+        """Row or events of the job have changed; called on the event loop."""
         ...
 
 
 class JobRunner:
-    """The runner of one server. Its coroutines belong to one event loop; the constructor starts nothing."""
+    """The runner of one server. Its coroutines belong to one event loop."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class JobRunner:
         self._environment = dict(environment or {})
         self._queue_changed = asyncio.Event()
         self._watched: dict[str, Watch] = {}
-        self._waiting: dict[str, dict[str, Any]] = {}  # what jobs wait for, by their ids
+        self._waiting: dict[str, dict[str, Any]] = {}  # what jobs wait for, by job id
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dispatcher: asyncio.Task[None] | None = None
         self._left: list[Job] = []
@@ -122,19 +122,19 @@ class JobRunner:
 
     @property
     def running(self) -> list[str]:
-        """Ids of the jobs in work."""
+        """Ids of the running jobs."""
         return list(self._tasks)
 
     def waiting(self, job_id: str) -> dict[str, Any] | None:
-        """What a running job waits for: `{for: "disk", needed_bytes, free_bytes}`; None while it works."""
+        """What a running job waits for: `{for: "disk", needed_bytes, free_bytes}`, or None."""
         return self._waiting.get(job_id)
 
     # ---- start and stop
 
     def recover(self, wait_s: float = 3.0) -> int:
-        """Tell the truth about what a dead server left: their workers are stopped, they are `interrupted`; blocking.
+        """Stop the workers of a dead server and mark their jobs `interrupted`; blocking.
 
-        Workers that need longer than `wait_s`, and jobs that ended on their own, are settled after :meth:`start`.
+        Workers that take longer than `wait_s` and jobs that ended on their own are settled after :meth:`start`.
         """
         left = self._store.left_over()
         for job in left:
@@ -149,27 +149,27 @@ class JobRunner:
             if job.worker.alive or (job.folder / "result.json").exists():
                 self._left.append(job)
             else:
-                self._drain(Told(job, job.log_offset))
+                self._drain(Tail(job, job.log_offset))
                 end, error = end_without_exit_code(job)
                 self._store.finish(job.id, end, error=error, result=None)
         return len(left)
 
     def start(self) -> None:
-        """Begin to work off the queue; on the running loop."""
+        """Start processing the queue; on the running loop."""
         for job in self._left:
             self._tasks[job.id] = asyncio.create_task(self._settle(job), name=f"job {job.id}")
         self._left = []
         self._dispatcher = asyncio.create_task(self._dispatch(), name="job dispatcher")
 
     def wake(self, job_id: str | None = None) -> None:
-        """Look at the queue now; with an id, look at that running job's wishes now."""
+        """Check the queue now, or with an id that running job's cancellation."""
         self._queue_changed.set()
         watch = self._watched.get(job_id or "")
         if watch is not None:
             watch.nudge.set()
 
     async def stop(self, timeout_s: float = 3.0) -> None:
-        """Start no more jobs, ask the workers to stop and wait up to `timeout_s`; slower ones save on their own."""
+        """Start no more jobs, stop the workers and wait up to `timeout_s`; slower ones save on their own."""
         self.stopping = True
         if self._dispatcher is not None:
             self._dispatcher.cancel()
@@ -188,7 +188,7 @@ class JobRunner:
     async def _dispatch(self) -> None:
         while True:
             self._queue_changed.clear()
-            with telling("the queue of jobs cannot be read"):
+            with logged_errors("reading the job queue failed"):
                 while (job := await pools.jobs.run(self._store.claim, self._max_running)) is not None:
                     task = asyncio.create_task(self._work(job), name=f"job {job.id}")
                     self._tasks[job.id] = task
@@ -201,22 +201,22 @@ class JobRunner:
         try:
             try:
                 process = await self._start_worker(job)
-            except JobError as refusal:
-                await self._finish(job, "failed", {"code": refusal.code, "detail": refusal.detail})
+            except JobError as error:
+                await self._finish(job, "failed", {"code": error.code, "detail": error.detail})
                 return
             except Exception as error:
-                log.exception("job %s: its worker cannot be started", job.id)
+                log.exception("job %s: starting its worker failed", job.id)
                 await self._finish(job, "failed", {"code": "not_started", "detail": str(error)})
                 return
             if process is None:
                 return
             watch = self._watched[job.id] = Watch(job, job.log_offset, process)
-            log.info("job %s (%s) runs as process %d", job.id, job.method, process.pid)
+            log.info("job %s (%s) started as process %d", job.id, job.method, process.pid)
             await self._until_done(lambda: self._store.started(job.id, job.worker))
             code = await self._follow(watch)
             await self._end(watch, code)
         except Exception as error:
-            log.exception("job %s cannot be followed", job.id)
+            log.exception("following job %s failed", job.id)
             await self._finish(job, "failed", {"code": "internal", "detail": f"{type(error).__name__}: {error}"})
         finally:
             self._watched.pop(job.id, None)
@@ -225,7 +225,7 @@ class JobRunner:
             self._queue_changed.set()
 
     async def _start_worker(self, job: Job) -> subprocess.Popen[bytes] | None:
-        """The job's process, once the disk has room for what it needs; None where the job ended before."""
+        """Start the job's process once the disk has enough space; None if the job ended before."""
         cancelled = job.cancel_requested
         while True:
             free = shutil.disk_usage(job.folder.parent).free
@@ -238,7 +238,7 @@ class JobRunner:
                 if not is_full(error):
                     raise
             self._waiting[job.id] = {"for": "disk", "needed_bytes": MARGIN_BYTES, "free_bytes": free}
-            with telling("a job's row cannot be written at present"):
+            with logged_errors("writing a job's row failed"):
                 cancelled = await pools.jobs.run(self._store.beat, job.id) or cancelled
             if cancelled or self.stopping:
                 interrupted = None if cancelled else dict(INTERRUPTED)
@@ -269,7 +269,7 @@ class JobRunner:
     # ---- one job
 
     async def _follow(self, watch: Watch) -> int:
-        """Read what the worker tells until it has ended; its exit code."""
+        """Store the worker's events until it exits; returns its exit code."""
         job = watch.job
         beat_at = time.monotonic() + self._beat_s
         while True:
@@ -279,11 +279,11 @@ class JobRunner:
                 return code
             if time.monotonic() >= beat_at or watch.nudge.is_set():
                 watch.nudge.clear()
-                beats = 10 if job.id in self._waiting else 1  # a full disk is spared
+                beats = 10 if job.id in self._waiting else 1  # spare a full disk
                 beat_at = time.monotonic() + self._beat_s * beats
-                with telling(f"job {job.id}: its row cannot be written at present", watch):
+                with logged_errors(f"job {job.id}: writing its row failed", watch):
                     watch.cancelled = await pools.jobs.run(self._store.beat, job.id) or watch.cancelled
-            with telling(f"job {job.id}: its events cannot be stored at present", watch):
+            with logged_errors(f"job {job.id}: storing its events failed", watch):
                 while await pools.jobs.run(self._tail, watch):
                     self._hooks.changed(job.id)
             waiting = await pools.jobs.run(read_object, job.folder / WAITING)
@@ -291,55 +291,59 @@ class JobRunner:
                 self._waiting.pop(job.id, None)
             else:
                 self._waiting[job.id] = waiting
-            self._press(watch)
+            self._enforce_stop(watch)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await watch.nudge.wait()
 
-    def _press(self, watch: Watch) -> None:
-        """One SIGTERM for who shall stop, SIGKILL for who does not."""
+    def _enforce_stop(self, watch: Watch) -> None:
+        """Send one SIGTERM when the job must stop, SIGKILL after the grace period."""
         if not (watch.cancelled or self.stopping):
             return
-        if watch.asked_at is None:
-            watch.asked_at = time.monotonic()
+        if watch.term_sent_at is None:
+            watch.term_sent_at = time.monotonic()
             watch.job.worker.signal_group(signal.SIGTERM)
-        elif time.monotonic() - watch.asked_at > self._patience_s and not watch.killed:
-            log.warning("job %s did not stop within %g s: its worker is killed", watch.job.id, self._patience_s)
+        elif time.monotonic() - watch.term_sent_at > self._patience_s and not watch.killed:
+            log.warning("job %s did not stop within %g s; killing its worker", watch.job.id, self._patience_s)
             watch.killed = True
             watch.job.worker.signal_group(signal.SIGKILL)
 
-    def _tail(self, told: Told) -> bool:
-        """Store the next events; whether there were any. Blocking."""
-        events, end = read_events(told.job.folder / "events.jsonl", told.offset)
-        if end == told.offset:
+    def _tail(self, tail: Tail) -> bool:
+        """Store the next events; returns whether there were any. Blocking."""
+        events, end = read_events(tail.job.folder / "events.jsonl", tail.offset)
+        if end == tail.offset:
             return False
-        shown = [self._hooks.before_record(told.job, event) for event in last_progress_only(events)]
-        self._store.record(told.job.id, shown, end)
-        told.offset = end
+        shown = [self._hooks.before_record(tail.job, event) for event in last_progress_only(events)]
+        self._store.record(tail.job.id, shown, end)
+        tail.offset = end
         return True
 
-    def _drain(self, told: Told) -> None:
-        while self._tail(told):
+    def _drain(self, tail: Tail) -> None:
+        while self._tail(tail):
             pass
 
     async def _end(self, watch: Watch, code: int) -> None:
         job = watch.job
-        stopped = code == STOPPED or (watch.asked_at is not None and (watch.killed or code == -signal.SIGTERM))
-        told = read_object(job.folder / "error.json") or {}
+        stopped = code == STOPPED or (watch.term_sent_at is not None and (watch.killed or code == -signal.SIGTERM))
+        reported = read_object(job.folder / "error.json") or {}
         if code == 0:
             await self._conclude(job)
         elif stopped and watch.cancelled:
             killed = {
                 "code": "killed",
-                "detail": f"it did not stop within {self._patience_s:g} s; what came after its last checkpoint is lost",
+                "detail": f"it did not stop within {self._patience_s:g} s; progress since its last checkpoint is lost",
             }
             await self._finish(job, "cancelled", killed if watch.killed else None)
         elif stopped:
             await self._finish(job, "interrupted", dict(INTERRUPTED))
         else:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            died = {"code": "worker_died", "detail": f"the worker ended with {how} and gave no reason"}
-            error = {"code": str(told["code"]), "detail": str(told.get("detail", ""))} if "code" in told else died
+            died = {"code": "worker_died", "detail": f"the worker exited with {how} and reported no error"}
+            error = (
+                {"code": str(reported["code"]), "detail": str(reported.get("detail", ""))}
+                if "code" in reported
+                else died
+            )
             await self._finish(job, "failed", error)
 
     async def _conclude(self, job: Job) -> None:
@@ -352,16 +356,16 @@ class JobRunner:
             await self._finish(job, "succeeded", None, final)
 
     async def _settle(self, job: Job) -> None:
-        """The end of a job whose server died: of a worker that still runs, or of one that came to its end."""
+        """End a job whose server died, once its worker has stopped."""
         try:
             deadline = time.monotonic() + self._patience_s
             while job.worker.alive:
                 if time.monotonic() > deadline:
-                    log.warning("job %s: a worker that a dead server left is killed", job.id)
+                    log.warning("job %s: killing the worker of a dead server", job.id)
                     job.worker.signal_group(signal.SIGKILL)
                 await asyncio.sleep(self._poll_s)
-            told = Told(job, job.log_offset)
-            await self._until_done(lambda: self._drain(told))
+            tail = Tail(job, job.log_offset)
+            await self._until_done(lambda: self._drain(tail))
             if (job.folder / "result.json").exists():
                 await self._conclude(job)
             else:
@@ -385,10 +389,10 @@ class JobRunner:
         self._hooks.changed(job.id)
 
     async def _until_done(self, work: Callable[[], None]) -> None:
-        """In a thread, again until the database takes it: an end that nobody wrote down would be a lie."""
+        """Run `work` in a thread, retrying until the database accepts it: every end must be recorded."""
         done = False
         while not done:
-            with telling("a job's row cannot be written, trying again"):
+            with logged_errors("writing a job's row failed, retrying"):
                 await pools.jobs.run(work)
                 done = True
             if not done:

@@ -1,11 +1,11 @@
-"""The servers on one database: each sends a heartbeat, and any of them ends what a dead one left in work.
+"""Heartbeats of the servers on one database; each server ends the traces and jobs of dead ones.
 
-A server counts as dead when its heartbeat is older than it promised, by the database's clock, and this server has
-looked at it twice in vain. Whoever was away that long itself (suspended, or without the database) first looks again:
-the others may have been away as well. No two machines' clocks are compared.
+A server counts as dead when its heartbeat is older than promised, by the database's clock, on two consecutive checks.
+A server that was away that long itself (suspended, or without the database) restarts its checks: the others may have
+been away, too. Clocks of different machines are never compared.
 
-A server that only seemed dead does no harm when it comes back: its next commit for a trace finds that the trace has
-ended (:class:`app.traces.event_log.EventLog`), and its jobs are told apart by their attempt (:mod:`app.jobs.store`).
+A server wrongly considered dead does no harm when it returns: its next commit for a trace detects that the trace has
+ended (:class:`app.traces.event_log.EventLog`), and its jobs are distinguished by attempt (:mod:`app.jobs.store`).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from app.traces import store as trace_store
 log = logging.getLogger("omni_r1.servers")
 
 S = tables.servers
-BEATS = 6  # heartbeats in the time after which a server counts as dead
+BEATS = 6  # heartbeats per `dead_after_s`
 LOOKS_IN_VAIN = 2
 DIED = {
     "code": "interrupted",
-    "detail": "the server that ran it has stopped answering; ask the question again",
+    "detail": "the server that ran the trace stopped responding; try again",
 }
 JOB_DIED = {
     "code": "interrupted",
-    "detail": "the server that ran the job has stopped answering; when it is back, resume goes on there",
+    "detail": "the server that ran the job stopped responding; the job can be resumed there when it is back",
 }
 
 
 @dataclass(frozen=True)
 class _Sight:
-    """The heartbeat that was seen last, and how often it has been the same since."""
+    """The last seen heartbeat and how often it was unchanged since."""
 
     heartbeat_at: float
     in_vain: int = 0
 
 
 class ServerWatch:
-    """The heartbeat of one server, and its eye on the others."""
+    """Sends this server's heartbeat and watches the others."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class ServerWatch:
         self._db = db
         self._server_id = server_id
         self._dead_after_s = dead_after_s
-        self.in_work: Callable[[], Sequence[str]] = tuple  # ids of this server's traces in work
-        self.end_elsewhere: Callable[[str], None] = lambda _trace_id: None  # for each of them that another one ended
+        self.active: Callable[[], Sequence[str]] = tuple  # ids of this server's active traces
+        self.end_elsewhere: Callable[[str], None] = lambda _trace_id: None  # called per trace that another server ended
         self._monotonic = monotonic
         self._seen: dict[str, _Sight] = {}
         self._looked_at: float | None = None
@@ -75,11 +75,12 @@ class ServerWatch:
         self._dead: frozenset[str] = frozenset()
 
     def is_dead(self, server_id: str) -> bool:
-        """Whether another server counts as dead, as of the last look."""
+        """Whether another server counts as dead, as of the last check."""
         return server_id in self._dead
 
-    def beat(self, in_work: Iterable[str] = ()) -> list[str]:
-        """Send a heartbeat, end what dead servers left; those of `in_work` that another server ended. Blocking."""
+    def beat(self, active: Iterable[str] = ()) -> list[str]:
+        """Send a heartbeat and end the work of dead servers; returns the `active` traces that another server ended.
+        Blocking."""
         with self._db.write() as connection:
             self._send(connection)
             self._dead = self._find_dead(connection)
@@ -88,20 +89,20 @@ class ServerWatch:
             if self._dead:
                 traces = trace_store.end_left_over(connection, self._dead, DIED)
                 jobs = job_store.interrupt_left_over(connection, self._dead, JOB_DIED)
-            statuses = trace_store.statuses(connection, in_work)
+            statuses = trace_store.statuses(connection, active)
         self._looked_at = self._monotonic()
         if traces or jobs:
-            log.warning("%d traces and %d jobs of a dead server are marked interrupted", len(traces), len(jobs))
+            log.warning("%d traces and %d jobs of a dead server marked as interrupted", len(traces), len(jobs))
         return [trace_id for trace_id, status in statuses.items() if status in TERMINAL]
 
     def start(self) -> None:
-        """Beat from now on, in a thread that waits for nobody else; call on the running loop."""
+        """Start the heartbeat in its own thread; call on the running loop."""
         loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._beat_forever, args=(loop,), name="heartbeat", daemon=True)
         self._thread.start()
 
     async def close(self, timeout_s: float = 1.0) -> None:
-        """Beat no more."""
+        """Stop the heartbeat."""
         self._closing.set()
         if self._thread is not None:
             await pools.files.run(self._thread.join, timeout_s)
@@ -110,12 +111,12 @@ class ServerWatch:
         in_trouble = False
         while not self._closing.wait(self._dead_after_s / BEATS):
             try:
-                for trace_id in self.beat(self.in_work()):
+                for trace_id in self.beat(self.active()):
                     loop.call_soon_threadsafe(self.end_elsewhere, trace_id)
                 in_trouble = False
             except Exception as error:
                 if not in_trouble and not self._closing.is_set():
-                    log.error("the heartbeat cannot be written, trying again: %s", _first_line(error))
+                    log.error("writing the heartbeat failed, retrying: %s", _first_line(error))
                 in_trouble = True
 
     def _send(self, connection: Connection) -> None:

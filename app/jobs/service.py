@@ -1,8 +1,8 @@
-"""The job service: create, show, cancel, resume and delete training jobs, and what the server does around one.
+"""The job service: create, show, cancel, resume and delete training jobs.
 
-The runner (`app.jobs.runner`) works them off; this service is its hooks: it writes down where a job starts from,
-registers its checkpoints before anybody hears of them, and activates the last one where that was asked for. Public
-coroutines live on the server's event loop, blocking work goes to threads. Knows no HTTP: refusals are
+Also implements the hooks of the runner (`app.jobs.runner`): it describes the job's start, registers its checkpoints
+before their events are visible, and activates the last one on request. Public coroutines live on the server's event
+loop; blocking work runs in threads. Knows no HTTP: errors are
 :class:`app.contract.problems.Problem`.
 """
 
@@ -33,12 +33,12 @@ from training.jobs.folder import WorkerEvent
 from training.spec.spec import AnySpec
 
 RESUMABLE = ("cancelled", "failed", "interrupted")
-STAGES = ("zero", "pesft", "perpo")  # a pipeline puts their names into those of its checkpoints
+STAGES = ("zero", "pesft", "perpo")  # a pipeline adds these to the names of its checkpoints
 NO_PROGRESS = {"stage": None, "step": None, "total": None, "eta_s": None}
 
 
 class JobCheckpoints(Protocol):
-    """What jobs need of the registry of checkpoints."""
+    """The part of the checkpoint registry that jobs use."""
 
     def register_job_checkpoint(
         self,
@@ -50,12 +50,12 @@ class JobCheckpoints(Protocol):
         step: int | None,
         metrics: Mapping[str, Any],
     ) -> None:
-        """Make a folder known under its name; the same again changes nothing. Blocking."""
+        """Register a folder under its name; idempotent. Blocking."""
         ...
 
 
 class JobService:
-    """All jobs of one server."""
+    """The jobs of one server."""
 
     def __init__(
         self,
@@ -93,37 +93,37 @@ class JobService:
     # ---- start and stop
 
     def recover(self) -> int:
-        """Say how the jobs ended that a dead process left running; blocking, before the first request."""
+        """Record the end of jobs that a dead process left running; blocking, before the first request."""
         with self._db.read() as connection:
             self._ids.not_before(store.newest_id(connection))
         return self._runner.recover()
 
     def start(self) -> None:
-        """Work off the queue; on the loop, once checkpoints can be loaded."""
+        """Start processing the queue; on the loop, once checkpoints can be loaded."""
         if not self._runner.stopping:
             self._runner.start()
 
     async def stop(self) -> None:
-        """Ask the workers to save and end; readers get what came until then."""
+        """Let the workers save and exit; readers get all events until then."""
         await self._runner.stop()
         self._events.close()
 
     @property
     def running(self) -> int:
-        """Jobs in work."""
+        """Number of running jobs."""
         return len(self._runner.running)
 
     @property
     def open_streams(self) -> int:
-        """Event streams with a reader."""
+        """Number of open event streams."""
         return self._events.open_streams
 
     # ---- create and read
 
     async def create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
-        """Check everything, then queue it; the whole job."""
+        """Validate and queue a job; returns the whole job."""
         if self._runner.stopping:
-            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+            raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
         job = await pools.intake.run(self._create, spec, claim, undo=lambda job: self._forget(job["id"], claim))
         self._runner.wake()
         return job
@@ -150,32 +150,32 @@ class JobService:
         return job
 
     def _forget(self, job_id: str, claim: Claim) -> None:
-        """Take back a job whose request was refused before the database answered; unless it has been claimed."""
+        """Remove a job whose request failed before the database answered, unless it was claimed."""
         with self._db.write() as connection:
             if store.change_status(connection, job_id, from_=("queued",), status="cancelled", finished_at=now()):
                 store.delete(connection, job_id)
                 claim.forget(connection)
 
     def _require_free(self, connection: Connection, name: str) -> None:
-        """Refuse an `output_name` that a job has which may still give it to checkpoints."""
+        """Reject an `output_name` that another job may still use for checkpoints."""
         for row in store.named(connection, clashing_names(name)):
             if row.status not in JOB_TERMINAL:
-                why = f"job {row.id} is {row.status} and gives its checkpoints this name"
+                why = f"job {row.id} is {row.status} and uses this name for its checkpoints"
             elif row.server_id != self._home.server_id and row.status in RESUMABLE:
-                why = f"job {row.id} of another server has this name and may be resumed there"
+                why = f"job {row.id} of another server uses this name and may be resumed"
             elif self._is_resumable(row):
-                why = f"job {row.id} has this name and can be resumed; delete it first"
+                why = f"job {row.id} uses this name and can be resumed; delete it first"
             else:
-                continue  # it will make no more checkpoints; those it has made are looked at one by one
+                continue  # it will create no more checkpoints; existing ones are checked separately
             raise field_problem("invalid", "body.output_name", f"{why}, or choose another name")
 
     def _is_resumable(self, row: Any) -> bool:
-        """Whether the job has ended, is this server's, and left something to go on from. Blocking."""
+        """Whether an ended job of this server has saved state. Blocking."""
         here = row.server_id == self._home.server_id
         return row.status in RESUMABLE and here and files.has_saved_state(self._table.folder(row.id))
 
     def _more(self, row: Any) -> dict[str, Any]:
-        """What the folder and the runner know of a job."""
+        """Details of a job from its folder and the runner."""
         more: dict[str, Any] = {"resumable": self._is_resumable(row)}
         if row.server_id == self._home.server_id:
             more |= {name: located(getattr(row, name), self._table.folder(row.id)) for name in ("spec", "result")}
@@ -188,12 +188,12 @@ class JobService:
         return more
 
     def page(self, **wanted: Any) -> tuple[list[dict[str, Any]], bool]:
-        """A page of jobs, newest first, and whether there are more; see :func:`app.jobs.store.page`. Blocking."""
+        """A page of jobs, newest first, and whether more follow; see :func:`app.jobs.store.page`. Blocking."""
         with self._db.read() as connection:
             return store.page(connection, self._more, **wanted)
 
     async def get(self, job_id: str) -> dict[str, Any]:
-        """The whole job."""
+        """The whole job; 404 if unknown."""
         return await pools.reads.run(self._whole, job_id)
 
     def _whole(self, job_id: str) -> dict[str, Any]:
@@ -211,27 +211,27 @@ class JobService:
             return store.metrics_page(connection, job_id, after=after, limit=limit)
 
     async def past_the_end(self, job_id: str, after: int) -> bool:
-        """Whether a reader at `after` has had everything there will be; 404 for an unknown job."""
+        """Whether a reader at `after` has seen all events; 404 for an unknown job."""
         past = await pools.reads.run(self._events.past_the_end, job_id, after)
         if past is None:
             raise _no_job()
         return past
 
     def read(self, job_id: str, after: int) -> AsyncIterator[bytes]:
-        """The job's events behind `after`, as frames of a stream."""
+        """The job's events after `after` as stream frames."""
         return self._events.read(job_id, after)
 
     def file(self, job_id: str, name: str) -> Path:
-        """A picture, report or log of the job; 404 for anything else in its folder. Blocking."""
+        """An image, report or log of the job; 404 for other files in its folder. Blocking."""
         path = files.public_file(self._home.jobs, job_id, name)
         if path is None:
-            raise Problem("not_found", "the job has no such file; its sample and report events name those it has")
+            raise Problem("not_found", "no such file; the job's sample and report events link its files")
         return path
 
     # ---- steer
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
-        """Let it end at its next step boundary, at once when it is queued; nothing changes for one that has ended."""
+        """Stop at the next step boundary, or immediately when queued; no-op for ended jobs."""
 
         def ask(connection: Connection) -> None:
             ended = store.change_status(
@@ -246,9 +246,9 @@ class JobService:
         return job
 
     async def resume(self, job_id: str) -> dict[str, Any]:
-        """Queue an ended job again, to go on where its saved state is; 409 where there is none."""
+        """Queue an ended job again to continue from its saved state; 409 without one."""
         if self._runner.stopping:
-            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+            raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
 
         def again(connection: Connection) -> None:
             self._require_here(connection, job_id)
@@ -256,13 +256,11 @@ class JobService:
             assert row is not None
             if row.status not in RESUMABLE:
                 may = "only a cancelled, failed or interrupted job can be resumed"
-                raise Problem("not_resumable", f"it is {row.status}; {may}")
+                raise Problem("not_resumable", f"the job is {row.status}; {may}")
             if row.unsettled:
-                raise Problem("not_resumable", "what its worker left is still being looked at; try again in a moment")
+                raise Problem("not_resumable", "the server is still checking its worker's files; retry in a moment")
             if not self._is_resumable(row):
-                raise Problem(
-                    "not_resumable", "it ended before it had saved anything; start it again with POST /v1/jobs"
-                )
+                raise Problem("not_resumable", "the job has no saved state; start it again with POST /v1/jobs")
             store.change_status(
                 connection,
                 job_id,
@@ -280,19 +278,19 @@ class JobService:
         return job
 
     async def delete(self, job_id: str) -> None:
-        """Remove row, log and samples of an ended job, never its checkpoints."""
+        """Delete row, log and samples of an ended job; its checkpoints stay."""
 
         def remove(connection: Connection) -> None:
             self._require_here(connection, job_id)
             if not store.delete(connection, job_id):
-                raise Problem("job_live", "it is queued or running; cancel it first")
+                raise Problem("job_live", "the job is queued or running; cancel it first")
 
         await self._change(job_id, remove)
         self.changed(job_id)
         await pools.files.run(files.remove_all_but_checkpoints, self._table.folder(job_id))
 
     async def _change(self, job_id: str, change: Callable[[Connection], None]) -> dict[str, Any]:
-        """The job as the change left it; empty after its deletion."""
+        """The job after the change; empty after its deletion."""
 
         def work(connection: Connection) -> dict[str, Any]:
             if store.get_row(connection, job_id) is None:
@@ -305,12 +303,12 @@ class JobService:
     def _require_here(self, connection: Connection, job_id: str) -> None:
         row = store.get_row(connection, job_id)
         if row is not None and row.server_id != self._home.server_id:
-            raise Problem("job_elsewhere", "another server on this database has the job's files; ask that one")
+            raise Problem("job_elsewhere", "the job's files are on another server; send the request there")
 
-    # ---- hooks of the runner
+    # ---- runner hooks
 
     def describe(self, job: Job) -> dict[str, Any]:
-        """The object of `job.json`."""
+        """The content of `job.json`."""
         described = self._intake.describe(job.id, job.spec, job.folder)
         with self._db.read() as connection:
             row = store.get_row(connection, job.id)
@@ -323,7 +321,7 @@ class JobService:
         }
 
     def before_record(self, job: Job, event: WorkerEvent) -> WorkerEvent:
-        """Register a checkpoint; turn paths of pictures into their addresses."""
+        """Register a checkpoint; replace image paths with URLs."""
         data = dict(event.data)
         if event.type == "checkpoint":
             return self._register(job, event)
@@ -332,7 +330,7 @@ class JobService:
         return WorkerEvent(event.type, event.time, data)
 
     def _register(self, job: Job, event: WorkerEvent) -> WorkerEvent:
-        """The event of a checkpoint that is known from now on; a warning where its name has become another one's."""
+        """The event of a newly registered checkpoint, or a warning if its name was taken meanwhile."""
         data = dict(event.data)
         try:
             self._checkpoints.register_job_checkpoint(
@@ -351,13 +349,13 @@ class JobService:
         return WorkerEvent(event.type, event.time, data)
 
     async def conclude(self, job: Job, result: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Activate what the job made, where that was asked for."""
-        result = record(result, self._home.path)  # a worker of an earlier version may have written it
+        """Activate the job's last checkpoint if requested."""
+        result = record(result, self._home.path)  # workers of earlier versions wrote absolute paths
         if not job.spec.get("activate"):
             return result
         name = result.get("checkpoint") or await pools.jobs.run(self._last_checkpoint, job.id)
         if not isinstance(name, str):
-            raise JobError("activation_failed", "the job made no checkpoint that could be activated")
+            raise JobError("activation_failed", "the job created no checkpoint to activate")
         try:
             activated = await self._activation.activate(name)
         except Problem as problem:
@@ -371,12 +369,12 @@ class JobService:
         return made[-1]["name"] if made else None
 
     def changed(self, job_id: str) -> None:
-        """Wake the readers."""
+        """Wake the job's readers."""
         self._events.wake(job_id)
 
 
 def clashing_names(name: str) -> list[str]:
-    """The output names whose checkpoints may be called like those of `name`: a pipeline puts its stage behind it."""
+    """The output names whose checkpoints may clash with those of `name`: pipelines append their stage."""
     shorter = re.sub(rf"-({'|'.join(STAGES)})$", "", name)
     return [name, *(f"{name}-{stage}" for stage in STAGES), *([shorter] if shorter != name else [])]
 

@@ -1,10 +1,10 @@
-"""Jobs in SQL: the rows and events that the runner writes, and the shapes that the contract shows.
+"""Jobs in SQL: the rows and events that the runner writes, and the API's JSON.
 
 `JobTable` is the `app.jobs.runner.JobStore` of one server: it claims and changes only rows with its `server_id`.
-Another server on the same database may ask to cancel a job, and marks it `interrupted` when the job's own server seems
-dead (`interrupt_left_over`). That row is `unsettled` until its server has looked at the job's files. Where the worker
-still runs or has ended by itself, the server takes the job back as the next attempt; otherwise the job stays
-interrupted. So every attempt has one end. Blocking; knows no HTTP and no processes.
+Another server on the database may request a cancellation, and marks the job `interrupted` if the job's server seems
+dead (`interrupt_left_over`). Such a row is `unsettled` until its server has checked the job's files: if the worker is
+still running or exited by itself, the server takes the job back as the next attempt; otherwise the job stays
+interrupted. Every attempt thus ends exactly once. Blocking; knows no HTTP and no processes.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ JobIds = functools.partial(SortableIds, "job_")
 
 
 class JobTable:
-    """The jobs of one server, as its runner sees them."""
+    """The jobs of one server, for its runner."""
 
     def __init__(self, db: Database, server_id: Callable[[], str], folder: Path) -> None:
         self._db = db
         self._server_id = server_id
         self._folder = folder
-        self._seen: dict[str, float] = {}  # when a running job was last seen, by the monotonic clock
+        self._seen: dict[str, float] = {}  # last sign of life of running jobs, monotonic
 
     def folder(self, job_id: str) -> Path:
-        """Where the job's files are."""
+        """The job's folder."""
         return self._folder / job_id
 
     def claim(self, max_running: int) -> Job | None:
-        """The oldest queued job, made `running`; None while it must wait.
+        """Mark the oldest queued job `running` and return it; None while it must wait.
 
-        An `exclusive` job waits until nothing runs, lets nothing start beside it, and is not overtaken.
+        An `exclusive` job waits until nothing runs, blocks other starts, and is not overtaken.
         """
         with self._db.read() as connection:
             if self._next(connection, max_running) is None:
@@ -87,20 +87,20 @@ class JobTable:
         return None if head.gpu == "exclusive" and running else str(head.id)
 
     def left_over(self) -> list[Job]:
-        """This server's jobs that are said to be running or that another server ended, oldest first."""
+        """This server's jobs that are marked running or were ended by another server, oldest first."""
         left = (J.c.status == "running") | J.c.unsettled
         query = sa.select(J).where(J.c.server_id == self._server_id(), left).order_by(J.c.id)
         with self._db.read() as connection:
             return [self._job(row) for row in connection.execute(query)]
 
     def started(self, job_id: str, worker: WorkerProcess) -> None:
-        """Note the job's process."""
+        """Record the job's process."""
         with self._db.write() as connection:
             _take_back(connection, job_id)
             update(connection, job_id, worker={"pid": worker.pid}, heartbeat_at=now())
 
     def beat(self, job_id: str) -> bool:
-        """Note that the process was seen alive; whether the job shall be cancelled."""
+        """Record a sign of life; returns whether cancellation was requested."""
         with self._db.write() as connection:
             _take_back(connection, job_id)
             since, seen = self._since(job_id)
@@ -110,7 +110,7 @@ class JobTable:
         return cancelled
 
     def record(self, job_id: str, events: Sequence[WorkerEvent], log_offset: int) -> None:
-        """Keep events, what they tell of progress and metrics, and how far the file has been read."""
+        """Store events, the progress and metrics in them, and the file position."""
         values: dict[str, Any] = {"log_offset": log_offset}
         metrics: dict[str, Any] = {}
         rows = []
@@ -144,11 +144,11 @@ class JobTable:
     def finish(
         self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
     ) -> None:
-        """The job's end and its last event, in one transaction."""
+        """Record the job's end and its last event, in one transaction."""
 
         def end(connection: Connection) -> None:
             if status == "interrupted":
-                update(connection, job_id, unsettled=False, worker=None)  # another server may have said so already
+                update(connection, job_id, unsettled=False, worker=None)  # another server may have ended it already
             else:
                 _take_back(connection, job_id)
             since, _ = self._since(job_id)
@@ -168,7 +168,7 @@ class JobTable:
         self._seen.pop(job_id, None)
 
     def _since(self, job_id: str) -> tuple[float, float]:
-        """Seconds since the job was last seen (0 for one of a dead server), and the moment."""
+        """Seconds since the last sign of life (0 for jobs of a dead server), and the current time."""
         moment = time.monotonic()
         return moment - self._seen.get(job_id, moment), moment
 
@@ -187,12 +187,12 @@ class JobTable:
 
 
 def finished_at() -> sa.ColumnElement[str]:
-    """Now, as the end of a job: not before it was created and started."""
+    """The end time of a job: now, but not before its creation and start."""
     return not_before(now(), J.c.created_at, J.c.started_at)
 
 
 def insert(connection: Connection, **values: Any) -> None:
-    """A queued job and its first event."""
+    """Insert a queued job and its first event."""
     row = {
         "status": "queued",
         "metrics": {},
@@ -212,7 +212,7 @@ def update(connection: Connection, job_id: str, **values: Any) -> None:
 
 
 def change_status(connection: Connection, job_id: str, *, from_: Iterable[str], **values: Any) -> bool:
-    """Give the job another status, and say so in its log; False where it has none of the statuses `from_`."""
+    """Change the status and log it; False unless the current status is in `from_`."""
     changed = sa.update(J).where(J.c.id == job_id, J.c.status.in_(tuple(from_))).values(**values).returning(*J.c)
     row = connection.execute(changed).one_or_none()
     if row is None:
@@ -222,7 +222,7 @@ def change_status(connection: Connection, job_id: str, *, from_: Iterable[str], 
 
 
 def interrupt_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, Any]) -> list[str]:
-    """Mark every job that these dead servers left running; the jobs' ids. Their queued jobs wait for them."""
+    """Mark every running job of these dead servers `interrupted`; returns the ids. Queued jobs stay."""
     query = sa.select(J.c.id).where(J.c.server_id.in_(tuple(server_ids)), J.c.status == "running")
     ids = list(connection.execute(query).scalars())
     for job_id in ids:
@@ -232,14 +232,14 @@ def interrupt_left_over(connection: Connection, server_ids: Iterable[str], error
 
 
 def _take_back(connection: Connection, job_id: str) -> None:
-    """Let a job that another server has ended run on, as its next attempt; nothing changes for any other."""
+    """Continue a job that another server ended, as its next attempt; no-op for any other."""
     taken = sa.update(J).where(J.c.id == job_id, J.c.unsettled, J.c.status == "interrupted")
     values = {"status": "running", "unsettled": False, "error": None, "finished_at": None}
     row = connection.execute(taken.values(**values, attempt=J.c.attempt + 1).returning(*J.c)).one_or_none()
     if row is not None:
         _append(connection, job_id, STATUS_EVENT, _status(row))
         alive = sa.update(tables.servers).where(tables.servers.c.id == row.server_id)
-        connection.execute(alive.values(heartbeat_at=clock()))  # or the job would be ended again at once
+        connection.execute(alive.values(heartbeat_at=clock()))  # keeps the job from being ended again immediately
 
 
 def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
@@ -248,18 +248,18 @@ def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
 
 
 def delete(connection: Connection, job_id: str) -> bool:
-    """Remove an ended job and its events; False for one that has not ended or does not exist."""
+    """Delete an ended job and its events; False if it is missing or has not ended."""
     ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(JOB_TERMINAL)), sa.not_(J.c.unsettled))
     return connection.execute(ended).rowcount > 0
 
 
 def newest_id(connection: Connection) -> str | None:
-    """The id of the job created last."""
+    """The id of the latest job."""
     return connection.execute(sa.select(sa.func.max(J.c.id))).scalar()
 
 
 def named(connection: Connection, prefixes: Sequence[str]) -> Sequence[Any]:
-    """The jobs whose checkpoints are called so before their step: id, status, server_id, output_prefix."""
+    """Jobs by the name prefix of their checkpoints: id, status, server_id, output_prefix."""
     query = sa.select(J.c.id, J.c.status, J.c.server_id, J.c.output_prefix)
     return connection.execute(query.where(J.c.output_prefix.in_(prefixes)).order_by(J.c.id)).all()
 
@@ -268,7 +268,7 @@ def named(connection: Connection, prefixes: Sequence[str]) -> Sequence[Any]:
 
 
 def last_seq(connection: Connection, job_id: str) -> int:
-    """Number of the job's last event."""
+    """Number of the job's last event, 0 without any."""
     return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == job_id)).scalar() or 0
 
 
@@ -279,12 +279,12 @@ def events_after(connection: Connection, job_id: str, after: int, limit: int) ->
 
 
 def _is_own(row: Mapping[str, Any]) -> bool:
-    """Whether metrics are of what the job works on, not of a checkpoint that it only compares (``benchmark:NAME``)."""
+    """Whether metrics belong to the job itself, not to a checkpoint it compares with (``benchmark:NAME``)."""
     return ":" not in str(row.get("stage", ""))
 
 
 def metrics_page(connection: Connection, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """Rows of metrics with seq > `after`, oldest first, and whether there are more; a page costs the same anywhere."""
+    """Rows of metrics with seq > `after`, oldest first, and whether more follow; every page costs the same."""
     query = sa.select(E.c.seq, E.c.data).where(E.c.job_id == job_id, E.c.type == "metrics", E.c.seq > after)
     rows = connection.execute(query.order_by(E.c.seq).limit(limit + 1)).all()
     return [{"seq": row.seq, **json.loads(row.data)} for row in rows[:limit]], len(rows) > limit
@@ -311,7 +311,7 @@ def _encode(data: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinity are null."""
+    """The value as valid JSON: NaN and infinity become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -321,14 +321,14 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-# ---- as the contract shows them
+# ---- API JSON
 
 _SHOWN: sa.Select[Any] = sa.select(
     *J.c, sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == J.c.id).correlate(J).scalar_subquery().label("last_event")
 )
 
 
-More = Callable[[Row[Any]], dict[str, Any]]  # what the row does not say of a job
+More = Callable[[Row[Any]], dict[str, Any]]  # details that are not in the row
 
 
 def _no_more(row: Row[Any]) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def _no_more(row: Row[Any]) -> dict[str, Any]:
 
 
 def whole(connection: Connection, job_id: str, more: More = _no_more) -> dict[str, Any] | None:
-    """The job as the contract shows it, or None."""
+    """The API's JSON of the job, or None."""
     row = connection.execute(_SHOWN.where(J.c.id == job_id)).one_or_none()
     return None if row is None else _shown(row, _checkpoints(connection, [job_id])) | more(row)
 
@@ -350,7 +350,7 @@ def page(
     status: str | None = None,
     method: str | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of jobs, newest first, and whether there are more."""
+    """A page of jobs, newest first, and whether more follow."""
     query = _SHOWN.order_by(J.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(J.c.id < after)
@@ -373,7 +373,7 @@ def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, li
 
 
 def without_waiting(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Progress of a job that waits for nothing."""
+    """Progress of a job that is not waiting."""
     return None if progress is None else {key: value for key, value in progress.items() if key != "waiting"}
 
 

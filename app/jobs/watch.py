@@ -1,4 +1,4 @@
-"""A job and its worker in sight, as the runner holds them: what is known, and what cannot be known any more."""
+"""The runner's view of a job and its worker."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ End = Literal["succeeded", "failed", "cancelled", "interrupted"]
 
 @dataclass(frozen=True)
 class Job:
-    """What the runner needs to know of a job."""
+    """What the runner knows about a job."""
 
     id: str
     folder: Path
     spec: Mapping[str, Any]
     resume: bool = False
-    log_offset: int = 0  # bytes of events.jsonl that the store has
+    log_offset: int = 0  # bytes of events.jsonl already stored
     cancel_requested: bool = False
 
     @property
     def worker(self) -> WorkerProcess:
-        """The process that was started last for it."""
+        """The job's latest worker."""
         return WorkerProcess(self.folder)
 
     @property
@@ -43,28 +43,28 @@ class Job:
 
 
 @dataclass
-class Told:
-    """How much of a worker's events the store has."""
+class Tail:
+    """How much of a worker's events is stored."""
 
     job: Job
     offset: int
 
 
 @dataclass
-class Watch(Told):
-    """A worker in sight."""
+class Watch(Tail):
+    """A running worker."""
 
     process: subprocess.Popen[bytes]
     nudge: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: bool = False
-    asked_at: float | None = None
+    term_sent_at: float | None = None
     killed: bool = False
     trouble: str | None = None
 
 
 @contextlib.contextmanager
-def telling(what: str, watch: Watch | None = None) -> Iterator[None]:
-    """Log an error once instead of raising it: the database's trouble must not end a training run."""
+def logged_errors(what: str, watch: Watch | None = None) -> Iterator[None]:
+    """Log errors, repeated ones once, instead of raising: database trouble must not end a training run."""
     try:
         yield
     except Exception as error:
@@ -79,8 +79,8 @@ def telling(what: str, watch: Watch | None = None) -> Iterator[None]:
 
 
 def end_without_exit_code(job: Job) -> tuple[End, dict[str, Any]]:
-    """What a job came to whose worker's exit nobody saw and that left no result."""
-    told = read_object(job.folder / "error.json")
-    if told is not None and "code" in told:
-        return "failed", {"code": str(told["code"]), "detail": str(told.get("detail", ""))}
+    """The end of a job whose worker left neither exit code nor result."""
+    error = read_object(job.folder / "error.json")
+    if error is not None and "code" in error:
+        return "failed", {"code": str(error["code"]), "detail": str(error.get("detail", ""))}
     return "interrupted", dict(INTERRUPTED)

@@ -1,8 +1,8 @@
 """Tables, connections and migrations: one synchronous SQLAlchemy layer over SQLite or PostgreSQL.
 
-``db.read()`` gives a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement (the
-drivers' own transactions lose updates). Call both from the threads of :mod:`app.common.pools`, never from the event
-loop. Knows no HTTP and no trace logic; what differs between the two databases is in :mod:`app.storage.dialects`.
+``db.read()`` yields a snapshot, ``db.write()`` a transaction that holds the write lock from its first statement (the
+drivers' own transactions lose updates). Both belong in threads of :mod:`app.common.pools`, never on the event loop.
+Knows no HTTP and no trace logic; :mod:`app.storage.dialects` holds the differences between the two databases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.jobs.disk import is_full
 
 T = TypeVar("T")
 
-# The newest migration; `migrate()` skips Alembic altogether when the database is there already.
+# The latest migration; `migrate()` skips Alembic when the database is up to date.
 HEAD = "0004"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -38,7 +38,7 @@ metadata = sa.MetaData(
     }
 )
 
-# Ids sort by creation, so that "newest first" and `after` need no second column. Times are RFC 3339 UTC text.
+# Ids sort by creation time. Timestamps are RFC 3339 UTC text.
 traces = sa.Table(
     "traces",
     metadata,
@@ -76,7 +76,7 @@ traces = sa.Table(
     sa.Index(None, "verdict", "id"),
 )
 
-# `data` is the one line of JSON that readers get, byte for byte.
+# `data` is the line of JSON that readers get, byte for byte.
 events = sa.Table(
     "events",
     metadata,
@@ -98,7 +98,7 @@ images = sa.Table(
     sa.Column("last_used_at", sa.String(32), nullable=False, index=True),
 )
 
-# Which trace shows which picture: what the sweep must not touch.
+# Which trace shows which image; the sweep keeps these.
 trace_images = sa.Table(
     "trace_images",
     metadata,
@@ -107,7 +107,7 @@ trace_images = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# Every load of weights has its number; `digest` tells whether a folder still holds the same ones.
+# Every weight load has a number; `digest` detects changed weights in a folder.
 weight_loads = sa.Table(
     "weight_loads",
     metadata,
@@ -118,9 +118,9 @@ weight_loads = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# A job's folder belongs to the server with `server_id`; only its runner writes the row. `log_offset` is how many bytes
-# of the worker's `events.jsonl` are in `job_events`: both are written in one transaction. `unsettled`: another server
-# marked the job `interrupted` because this one seemed dead, and this one has not looked at the job's files since.
+# A job's folder belongs to the server with `server_id`; only its runner writes the row. `log_offset`: how many bytes
+# of the worker's `events.jsonl` are in `job_events`; both are written in one transaction. `unsettled`: another server
+# marked the job `interrupted`, and this one has not checked the job's files since.
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -139,7 +139,7 @@ jobs = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("unsettled", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("worker", sa.JSON),  # {pid}, for people: whether it runs is told by the lock in the job's folder
+    sa.Column("worker", sa.JSON),  # {pid}, informational; the lock in the job's folder decides whether the worker runs
     sa.Column("heartbeat_at", sa.String(32)),
     sa.Column("log_offset", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
@@ -150,7 +150,7 @@ jobs = sa.Table(
     sa.Index(None, "status", "id"),
 )
 
-# The second index makes a page of one type's rows as cheap at the end of a long job as at its beginning.
+# The second index keeps pages of one event type cheap anywhere in a long log.
 job_events = sa.Table(
     "job_events",
     metadata,
@@ -162,9 +162,8 @@ job_events = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# Checkpoints beside those found in the folders: what jobs wrote (`source` "job") and what people registered ("local",
-# "hub"). A job's deletion leaves its checkpoints, so `job_id` refers to nothing. A `folder` in the home is relative to
-# the home.
+# Checkpoints not found by scanning folders: written by jobs (`source` "job") or registered ("local", "hub"). They
+# outlive their job, so `job_id` is no foreign key. A `folder` in the home is stored relative to it.
 checkpoints = sa.Table(
     "checkpoints",
     metadata,
@@ -179,7 +178,7 @@ checkpoints = sa.Table(
     sa.Column("created_at", sa.String(32), nullable=False),
 )
 
-# First answers to requests that carried an Idempotency-Key, kept 24 h.
+# First responses to requests with an Idempotency-Key, kept 24 h.
 idempotency = sa.Table(
     "idempotency",
     metadata,
@@ -192,8 +191,8 @@ idempotency = sa.Table(
     sa.Column("created_at", sa.String(32), nullable=False, index=True),
 )
 
-# The servers on this database. A server moves `heartbeat_at` on, by the database's clock; one that has not done so for
-# its own `dead_after_s` seconds counts as dead, and the others end what it had in work (`app/jobs/servers.py`).
+# The servers on this database. Each updates `heartbeat_at` by the database's clock; after `dead_after_s` seconds
+# without an update it counts as dead, and the others end its running traces and jobs (`app/jobs/servers.py`).
 servers = sa.Table(
     "servers",
     metadata,
@@ -202,7 +201,7 @@ servers = sa.Table(
     sa.Column("dead_after_s", sa.Double, nullable=False),
 )
 
-# Small facts of this installation, such as the checkpoint that was active last.
+# Small facts about this installation, such as the last active checkpoint.
 facts = sa.Table(
     "facts",
     metadata,
@@ -212,16 +211,16 @@ facts = sa.Table(
 
 
 class DatabaseTooNew(DatabaseUnusable):
-    """The database was written by newer code than this."""
+    """The database was written by a newer version of this program."""
 
 
 def now() -> str:
-    """The time as the contract writes it: RFC 3339, UTC, milliseconds."""
+    """The current time in the API's format: RFC 3339, UTC, milliseconds."""
     return clock.now()
 
 
 def not_before(moment: str, *columns: sa.ColumnElement[str | None]) -> sa.ColumnElement[str]:
-    """`moment`, or the latest of the columns where that is later: the clock may have been set back meanwhile."""
+    """`moment` or the latest of the columns, whichever is later: the clock may have been set back."""
     latest: sa.ColumnElement[str] = sa.literal(moment)
     for column in columns:
         latest = sa.case((column > latest, column), else_=latest)
@@ -232,26 +231,26 @@ class Database:
     """Connections to one database; the constructor opens nothing."""
 
     def __init__(self, url: str, reserve: Reserve | None = None) -> None:
-        """`reserve` is the room for what :meth:`change` writes on a full disk."""
+        """`reserve` is disk space for :meth:`change` on a full disk."""
         self._reserve = reserve
         self._dialect = dialect_of(url)
         self._write_lock = threading.Lock()
         self._engine = self._dialect.engine
-        self.place = self._dialect.place  # without a password
+        self.place = self._dialect.place  # contains no password
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection in a read transaction: one consistent state, never in a writer's way."""
+        """A connection in a read transaction: a consistent snapshot that never blocks writers."""
         self._dialect.check_there()
         with self._dialect.readers.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A connection in a write transaction; committed at the end, rolled back on an error.
+        """A connection in a write transaction; commits at the end, rolls back on an error.
 
-        The threads of this process queue on a lock of their own: SQLite's busy handler polls, and a thread that waits
-        in PostgreSQL holds a connection.
+        Threads of this process queue on a lock in memory: SQLite's busy handler polls, and a thread that waits in
+        PostgreSQL holds a connection.
         """
         self._dialect.check_there()
         if not self._write_lock.acquire(timeout=2 * BUSY_TIMEOUT_S):
@@ -265,9 +264,9 @@ class Database:
             self._write_lock.release()
 
     def change(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in a write transaction that must succeed on a full disk, too: it takes the reserve if need be.
+        """Run `work` in a write transaction that succeeds even on a full disk, by using the reserve.
 
-        For what gets out of there: an end, a deletion. `work` may be called twice.
+        For changes that free or finish something. `work` may be called twice.
         """
         try:
             with self.write() as connection:
@@ -284,17 +283,16 @@ class Database:
             connection.execute(sa.text("SELECT 1"))
 
     def migrate(self, home: Path | None = None) -> None:
-        """Bring the schema to `HEAD`; raises :class:`DatabaseTooNew` when newer code was here.
+        """Upgrade the schema to `HEAD`; raises :class:`DatabaseTooNew` for a newer schema.
 
-        `home` is the folder that paths of older rows are made relative to. Servers that share a database migrate one
-        after the other.
+        Paths in older rows become relative to `home`. Servers that share a database migrate one at a time.
         """
         with self._engine.connect() as connection:
             self._dialect.check(connection)
             version = _version(connection)
         if version != HEAD:
             with self._engine.connect() as connection:
-                connection.detach()  # not back to the pool, with the patience it gets
+                connection.detach()  # never returned to the pool with its long timeouts
                 self._dialect.be_patient(connection)
                 connection.commit()
                 with connection.execution_options(**WRITE).begin():
@@ -304,7 +302,7 @@ class Database:
     def _upgrade(self, connection: Connection, home: Path | None) -> None:
         version = _version(connection)
         if version == HEAD:
-            return  # another server was here first
+            return  # another server has migrated it
         known = {path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")}
         if version is not None and version not in known:
             raise DatabaseTooNew(
@@ -333,11 +331,11 @@ def _version(connection: Connection) -> str | None:
 
 
 def get_fact(connection: Connection, name: str) -> str | None:
-    """The value kept under `name`, or None."""
+    """The value stored under `name`, or None."""
     return connection.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar()
 
 
 def set_fact(connection: Connection, name: str, value: str) -> None:
-    """Keep `value` under `name`."""
+    """Store `value` under `name`."""
     if connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value)).rowcount == 0:
         connection.execute(sa.insert(facts).values(name=name, value=value))

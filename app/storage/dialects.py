@@ -1,8 +1,8 @@
-"""What differs between SQLite and PostgreSQL: connections, how a transaction begins, what a value may hold.
+"""Differences between SQLite and PostgreSQL: connections, transactions, column values.
 
-Everything else speaks one SQL. In both a write transaction holds the database's one write lock from its first
-statement (``BEGIN IMMEDIATE``; an advisory lock), so that what it reads is still true when it writes, and a read
-transaction sees one state. Knows no tables.
+Everything else is shared SQL. In both, a write transaction holds the database's single write lock from its first
+statement (``BEGIN IMMEDIATE``; an advisory lock), so its reads stay valid until it commits, and a read transaction sees
+one snapshot. Knows no tables.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from app.contract.problems import DatabaseGone
 
 BUSY_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 10
-# The second one: a server that hangs in a transaction gives back the write lock that all others wait for.
+# The second timeout frees the write lock of a server that hangs in a transaction.
 DEADLINES = {"statement_timeout": 30, "idle_in_transaction_session_timeout": 60}
 MIGRATION_LOCK_TIMEOUT_S = 120
-# Any number, the same in every server of a database: "omni-r1" in ASCII.
+# An arbitrary number, identical on all servers: "omni-r1" in ASCII.
 WRITE_LOCK = 0x6F6D6E692D7231
 _POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 32, "pool_timeout": 10}
 WRITE = {"omni_write": True}
 
 
 class DatabaseUnusable(RuntimeError):
-    """The database cannot be used by this program; one line that says what to do."""
+    """This program cannot use the database; the message is one line with a remedy."""
 
 
 class Dialect(Protocol):
@@ -47,16 +47,16 @@ class Dialect(Protocol):
     readers: Engine
 
     def check(self, connection: Connection) -> None:
-        """Raise :class:`DatabaseUnusable` for a database that cannot hold what is to be stored."""
+        """Raise :class:`DatabaseUnusable` for a database that cannot store the data."""
 
     def be_patient(self, connection: Connection) -> None:
-        """Let this connection wait for its locks as long as another server's migration may take."""
+        """Let this connection wait for locks as long as another server's migration may take."""
 
     def migrated(self) -> None:
-        """The schema is there."""
+        """Called once the schema exists."""
 
     def check_there(self) -> None:
-        """Raise :class:`DatabaseGone` when the open database is not the one that was opened."""
+        """Raise :class:`DatabaseGone` when the database was replaced since it was opened."""
 
 
 class SQLite:
@@ -84,11 +84,11 @@ class SQLite:
 
     def migrated(self) -> None:
         self._inode = self._path.stat().st_ino
-        with contextlib.suppress(PermissionError):  # another user of the same group made it
+        with contextlib.suppress(PermissionError):  # owned by another user of the group
             self._path.chmod(0o600)
 
     def check_there(self) -> None:
-        # An open SQLite file that was deleted goes on taking writes that nobody will ever read.
+        # A deleted SQLite file that is still open keeps accepting writes, which are lost.
         if self._inode is None:
             return
         try:
@@ -102,7 +102,7 @@ class SQLite:
     def _on_connect(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        # FULL: what a reader has been shown survives a power cut as well.
+        # FULL: events that readers have seen survive a power cut.
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
         cursor.execute("PRAGMA foreign_keys=ON")
@@ -115,15 +115,14 @@ class SQLite:
 
 
 class PostgreSQL:
-    """A database server (psycopg 3): several of our servers may share it, each with a home of its own."""
+    """A database server (psycopg 3), possibly shared by several studio servers with separate homes."""
 
     def __init__(self, url: sa.URL) -> None:
         if find_spec("psycopg") is None:
             raise DatabaseUnusable("PostgreSQL needs psycopg: pip install 'omni-r1-studio[postgres]'")
         url = url.set(drivername="postgresql+psycopg")
         self.place = url.render_as_string(hide_password=True).replace("+psycopg", "")
-        # A database that vanished without a word is noticed within a minute, not after TCP's two hours; one that
-        # takes no bytes of a statement, within 20 s.
+        # Detect a lost database within a minute instead of TCP's two hours, and a stalled send within 20 s.
         quick = {
             "connect_timeout": 5,
             "keepalives_idle": 30,
@@ -148,7 +147,7 @@ class PostgreSQL:
         encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
         if encoding != "UTF8":
             raise DatabaseUnusable(
-                f"{self.place} holds text as {encoding}; make another one with: CREATE DATABASE … ENCODING 'UTF8' "
+                f"{self.place} holds text as {encoding}; create one with: CREATE DATABASE … ENCODING 'UTF8' "
                 "TEMPLATE template0"
             )
 
@@ -167,10 +166,10 @@ class PostgreSQL:
     def _on_connect(connection: Any, _record: Any) -> None:
         before, connection.autocommit = connection.autocommit, True
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
-        for name, seconds in DEADLINES.items():  # unless the database or the URL sets its own
+        for name, seconds in DEADLINES.items():  # unless the database or the URL sets them
             unset = f"SELECT set_config('{name}', '{seconds}s', false) WHERE current_setting('{name}') = '0'"
             connection.execute(unset)
-        # What a reader has been shown survives a crash of the database as well, whatever its administrator prefers.
+        # Events that readers have seen survive a crash of the database, whatever its configuration.
         sure = (
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
@@ -179,18 +178,18 @@ class PostgreSQL:
 
     def _on_begin(self, connection: Connection) -> None:
         if connection.get_execution_options().get("omni_write", False):
-            # Its end gives it back. At READ COMMITTED every later statement sees what the holder before committed.
+            # Released with the transaction. At READ COMMITTED, later statements see the previous holder's commit.
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
 
 
 def dialect_of(url: str) -> Dialect:
-    """The dialect that `url` names; opens nothing."""
+    """The dialect for `url`; opens nothing."""
     parsed = sa.make_url(url)
     return PostgreSQL(parsed) if parsed.get_backend_name() == "postgresql" else SQLite(parsed)
 
 
 class Text(TypeDecorator[str]):
-    """Text of any length. PostgreSQL holds no NUL character: there it becomes U+FFFD."""
+    """Text of any length. PostgreSQL cannot store NUL characters: they become U+FFFD."""
 
     impl = sa.Text
     cache_ok = True
@@ -201,8 +200,8 @@ class Text(TypeDecorator[str]):
         return value
 
 
-class clock(FunctionElement[float]):  # a function of SQL, as in sa.func
-    """The database's own time in seconds since the epoch: the only clock that servers on one database share."""
+class clock(FunctionElement[float]):  # an SQL function, like those of sa.func
+    """The database's time in seconds since the epoch: the only clock that servers on one database share."""
 
     name = "clock"
     type = sa.Double()
@@ -216,12 +215,12 @@ def _sqlite_clock(_element: clock, _compiler: Any, **_: Any) -> str:
 
 @compiles(clock, "postgresql")
 def _postgresql_clock(_element: clock, _compiler: Any, **_: Any) -> str:
-    # not now(), which is when the transaction began: before it waited for the write lock
+    # not now(): that is the transaction's start, before the wait for the write lock
     return "(extract(epoch from clock_timestamp())::double precision)"
 
 
 def to_json(value: Any) -> str:
-    """JSON for a column; NaN and infinity, which JSON does not know, become null."""
+    """JSON for a column; NaN and infinity become null."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The state folder (`OMNI_R1_HOME`): created private, owned by one server at a time.
+"""The state folder (`OMNI_R1_HOME`): private, owned by one server at a time.
 
-The owner holds an `flock` on `lock`: it is gone with the process, also after kill -9. The file says who the owner is,
-for the second one's message. Files of others in the folder are left alone.
+The owner holds an `flock` on the file `lock`, which the kernel releases when the process exits, even after kill -9. The
+file's content identifies the owner for error messages. Foreign files in the folder are left alone.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from training.home_paths import recorded
 
 
 class HomeError(RuntimeError):
-    """The home cannot be used; one line that says why."""
+    """The home cannot be used; the message is one line."""
 
 
 class HomeBusy(HomeError):
-    """Another server owns this home; one line that names its port and pid."""
+    """Another server owns this home; the message names its port and pid."""
 
 
 class Home:
@@ -43,14 +43,14 @@ class Home:
 
     @property
     def locked(self) -> bool:
-        """Whether this object owns the home."""
+        """Whether this object holds the lock."""
         return self._fd is not None
 
     def open(self) -> None:
-        """Create the folder (private) and take it; `tmp` is emptied.
+        """Create the folder (private), lock it and empty `tmp`.
 
         Raises:
-            HomeBusy: another server has it.
+            HomeBusy: another server owns it.
             HomeError: it cannot be created or written.
         """
         try:
@@ -58,7 +58,7 @@ class Home:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             place = getattr(error, "filename", None) or self.path
-            raise HomeError(f"cannot write {place} ({reason}); set OMNI_R1_HOME to a folder of yours") from None
+            raise HomeError(f"cannot write {place} ({reason}); set OMNI_R1_HOME to a folder you own") from None
 
     def _open(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,26 +77,26 @@ class Home:
             folder.mkdir(exist_ok=True)
 
     def _close_to_others(self) -> None:
-        """Mode 0700; a group 0 that may write keeps its rights: containers run with any user of that group."""
+        """Mode 0700; keeps the rights of a writable group 0: containers run as any user of that group."""
         found = self.path.stat()
         shared = found.st_gid == 0 and found.st_mode & stat.S_IWGRP
-        with contextlib.suppress(PermissionError):  # the folder of another user of that group
+        with contextlib.suppress(PermissionError):  # owned by another user of that group
             self.path.chmod(0o770 if shared else 0o700)
 
     def resolve(self, given: str) -> Path:
-        """Where a path that a client gave leads: from here unless absolute, `~`, links and `..` resolved."""
-        return (self.path / os.path.expanduser(given)).resolve()  # Path's own raises for the home of nobody
+        """The absolute path that a client means: relative to the home, with `~`, links and `..` resolved."""
+        return (self.path / os.path.expanduser(given)).resolve()  # Path.expanduser raises for unknown users
 
     def recorded(self, path: Path) -> str:
-        """The path as it is kept: relative where it lies in the home, which may be moved."""
+        """The path as stored: relative if it is in the home, which may be moved."""
         return recorded(path, self.path)
 
     def note(self, host: str, port: int) -> None:
-        """Say where this server answers, for a second one."""
+        """Record this server's address for error messages of other servers."""
         self._write({"pid": os.getpid(), "host": host, "port": port})
 
     def close(self) -> None:
-        """Give the home back."""
+        """Release the home."""
         if self._fd is not None:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
@@ -104,7 +104,7 @@ class Home:
 
     @property
     def server_id(self) -> str:
-        """The id of this installation, kept in the folder."""
+        """The id of this installation, stored in the folder."""
         if self._server_id is None:
             path = self.path / "server-id"
             if not path.is_file():

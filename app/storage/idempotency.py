@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: the first answer again for the same key and body, kept 24 h per route.
+"""`Idempotency-Key`: replays the first response for the same key and body, for 24 h per route.
 
-The claim is written in the transaction that creates; between the arrival of a request and that transaction the key is
-held in memory (one server per home; two on one database meet in that transaction). Knows no HTTP beyond the refusals.
+The claim is stored in the transaction that creates the resource; until then the key is held in memory. Two servers on
+one database are serialised by that transaction. Knows no HTTP beyond :class:`Problem`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to create under a key; `store` goes into the transaction that creates. No key: does nothing."""
+    """The right to create a resource under a key; `store` runs in the creating transaction. A no-op without a key."""
 
     route: str = ""
     key: str | None = None
     body_hash: str = ""
 
     def store(self, connection: Connection, resource_id: str, response: dict[str, Any], status: int = 201) -> None:
-        """Keep the answer."""
+        """Store the response."""
         if self.key is None:
             return
         table = tables.idempotency
         mine = (table.c.route == self.route) & (table.c.key == self.key)
         fresh = table.c.created_at >= tables.clock.before(KEEP)
         if connection.execute(sa.select(table.c.key).where(mine, fresh)).first() is not None:
-            raise _in_progress()  # another server on this database was faster
+            raise _in_progress()  # another server on this database came first
         connection.execute(sa.delete(table).where(mine))
         connection.execute(
             sa.insert(table).values(
@@ -57,14 +57,14 @@ class Claim:
         )
 
     def forget(self, connection: Connection) -> None:
-        """Take a stored answer back: what it tells of is gone."""
+        """Delete the stored response: its resource is gone."""
         table = tables.idempotency
         connection.execute(sa.delete(table).where(table.c.route == self.route, table.c.key == self.key))
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The first answer to this key."""
+    """The first response for this key."""
 
     status: int
     resource_id: str
@@ -72,7 +72,7 @@ class Replay:
 
 
 class IdempotencyKeys:
-    """Claims and replays."""
+    """Claims and replays of one server."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -80,7 +80,7 @@ class IdempotencyKeys:
 
     @contextlib.contextmanager
     def hold(self, route: str, key: str | None, body: bytes) -> Iterator[Claim]:
-        """Hold the key while its request is being accepted; 409 while another request does. On the event loop."""
+        """Hold the key while its request is processed; 409 for a second request meanwhile. On the event loop."""
         if key is None:
             yield Claim()
             return
@@ -95,7 +95,7 @@ class IdempotencyKeys:
             self._in_flight.discard((route, key))
 
     def replay(self, claim: Claim) -> Replay | None:
-        """The first answer, if there is one; 422 when it answered another body. Blocking."""
+        """The first response, if any; 422 when it was for another body. Blocking."""
         if claim.key is None:
             return None
         table = tables.idempotency
@@ -109,15 +109,15 @@ class IdempotencyKeys:
         if row is None:
             return None
         if row.body_hash != claim.body_hash:
-            raise Problem("idempotency_mismatch", "this Idempotency-Key was used with another body; take a new key")
+            raise Problem("idempotency_mismatch", "this Idempotency-Key was used with another body; use a new key")
         return Replay(row.status, row.resource_id, json.loads(row.response))
 
     def sweep(self) -> None:
-        """Forget what is older than 24 h; blocking."""
+        """Delete entries older than 24 h; blocking."""
         table = tables.idempotency
         with self._db.write() as connection:
             connection.execute(sa.delete(table).where(table.c.created_at < tables.clock.before(KEEP)))
 
 
 def _in_progress() -> Problem:
-    return Problem("request_in_progress", "send it again in a second for its answer", headers={"Retry-After": "1"})
+    return Problem("request_in_progress", "retry in a second to get its response", headers={"Retry-After": "1"})

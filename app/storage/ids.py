@@ -11,7 +11,7 @@ TRACE_ID, JOB_ID = r"tr_[0-9a-z]{20}", r"job_[0-9a-z]{20}"  # as regular express
 
 
 class SortableIds:
-    """Ids with a prefix, in order also within a millisecond and when the clock steps back."""
+    """Prefixed ids that stay ordered within a millisecond and when the clock steps back."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -19,7 +19,7 @@ class SortableIds:
         self._last = 0
 
     def not_before(self, known_id: str | None) -> None:
-        """Let every new id sort behind `known_id`."""
+        """Make every new id sort after `known_id`."""
         if known_id is not None and known_id.startswith(self._prefix):
             value = 0
             for char in known_id[len(self._prefix) :][:12]:
@@ -27,9 +27,9 @@ class SortableIds:
             self._last = max(self._last, value)
 
     def new(self) -> str:
-        """A fresh id: 12 characters of time and counter, 8 random ones."""
+        """A new id: 12 characters of time and counter, 8 random ones."""
         with self._lock:
-            # 45 bits of milliseconds, 15 bits for those within one.
+            # 45 bits of milliseconds, 15 bits of counter
             self._last = max(self._last + 1, int(time.time() * 1000) << 15)
             value = self._last
         digits = [_ALPHABET[(value >> shift) & 31] for shift in range(55, -5, -5)]

@@ -1,8 +1,8 @@
-"""Uploads -> stored images, with memory and processors bounded however many arrive at once.
+"""Turns uploads into stored images, with bounded memory and CPU use.
 
-Small ones are decoded here, a few at a time. Large ones are decoded one after another, each in a process of its own
-(:mod:`model.images.child`), whose memory goes back with its end and whose work does not hold up this process. All of
-it waits in threads of its own, so that nothing else waits for images. The methods block, except `run`.
+Small images are decoded here, a few at a time. Large ones are decoded one at a time, each in a process of its own
+(:mod:`model.images.child`), so that the memory is freed afterwards and this process stays responsive. Waiting happens
+in dedicated threads. All methods block, except `run`.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ T = TypeVar("T")
 
 
 class ImageIntake:
-    """The door for images of one server."""
+    """Accepts images for one server."""
 
     def __init__(self, store: ImageStore, spool: Spool) -> None:
         self._store, self._spool = store, spool
         self._threads = ThreadPoolExecutor(WAITING, "images")
-        # Few threads that decode: each keeps the memory of its largest image.
+        # Few decoder threads: each keeps the memory of its largest image.
         self._decoders = ThreadPoolExecutor(SMALL_AT_ONCE, "decode")
         self._large = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Blocking work with images, in one of the threads that are there for it."""
+        """Run blocking image work in the dedicated threads."""
         if self._closed:
             raise _stopping()
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     def close(self) -> None:
-        """Give up what is being decoded or waits for it."""
+        """Abort all decoding, running and queued."""
         self._closed = True
-        self._threads.shutdown(wait=False)  # what waits there runs on, to be refused
+        self._threads.shutdown(wait=False)  # queued work still runs, to be rejected
         self._decoders.shutdown(wait=False, cancel_futures=True)
         child = self._child
         if child is not None:
             child.kill()
 
     def store(self, data: bytes) -> StoredImage:
-        """Read and store an image of any format; raises :class:`Problem`."""
+        """Decode and store an image of any format; raises :class:`Problem`."""
         if stored := self._here(self._store_if_small, data):
             return stored
         with self._spool.file() as path:
@@ -73,10 +73,10 @@ class ImageIntake:
             return self._store_large(path)
 
     def store_file(self, path: Path) -> StoredImage:
-        """As `store`, for a file that lies in the home."""
+        """As `store`, for a file in the home."""
         size = path.stat().st_size
         if size > MAX_UPLOAD_BYTES:
-            raise Problem("body_too_large", f"an image may have {MAX_UPLOAD_BYTES} bytes, this one has {size}")
+            raise Problem("body_too_large", f"the image has {size} bytes; the limit is {MAX_UPLOAD_BYTES}")
         if size <= SMALL_BYTES:
             stored = self._here(lambda: self._store_if_small(path.read_bytes()))
             if stored is not None:
@@ -84,7 +84,7 @@ class ImageIntake:
         return self._store_large(path)
 
     def view(self, image_id: str, resolution: int, fit: Fit) -> bytes:
-        """PNG of what a model of that resolution gets of a stored image; raises :class:`Problem`."""
+        """PNG of a stored image as a model of that resolution sees it; raises :class:`Problem`."""
         stored = self._store.get(image_id)
         if stored.width * stored.height <= SMALL_PIXELS:
             return self._here(lambda: png_bytes(model_view(self._store.read(image_id), resolution, fit)))
@@ -96,7 +96,7 @@ class ImageIntake:
             return target.read_bytes()
 
     def _here(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work that decodes a small image, in one of the threads for that."""
+        """Run a small decoding task in a decoder thread."""
         try:
             return self._decoders.submit(work, *args, **kwargs).result()
         except (CancelledError, RuntimeError):
@@ -105,7 +105,7 @@ class ImageIntake:
             raise
 
     def _store_if_small(self, data: bytes) -> StoredImage | None:
-        """None for an image that this process shall not decode."""
+        """None for an image too large to decode in this process."""
         try:
             size = image_size(data) if len(data) <= SMALL_BYTES else None
             if size is None or size[0] * size[1] > SMALL_PIXELS:
@@ -121,7 +121,7 @@ class ImageIntake:
             return self._store.put_file(target, size["width"], size["height"])
 
     def _decode(self, source: Path, target: Path, *view: str) -> dict[str, Any]:
-        """What `python -m model.images.child` prints."""
+        """The output of `python -m model.images.child`."""
         command = [sys.executable, "-m", "model.images.child", str(source), str(target), *view]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -150,4 +150,4 @@ class ImageIntake:
 
 
 def _stopping() -> Problem:
-    return Problem("stopping", "the server stops")
+    return Problem("stopping", "the server is stopping")

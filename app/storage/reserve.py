@@ -1,7 +1,7 @@
-"""A little room kept aside on the disk of the home, so that a full disk can be got out of.
+"""Disk space reserved in the home, so that jobs can end and files be deleted on a full disk.
 
-A cancellation, the end of a job and a deletion are rows, too. They take the reserve when there is no other room. It is
-smaller than what a waiting job waits for, so that no job takes it.
+Cancellations, job ends and deletions write rows, too; they use the reserve when the disk is full. It is smaller than
+the free space a waiting job needs, so that no job takes it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ RESERVED_BYTES = MARGIN_BYTES * 3 // 4
 
 
 class Reserve:
-    """A file of one home that holds nothing but room. Blocking."""
+    """A file in the home that only occupies space. Blocking."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self) -> None:
-        """Keep the room aside, unless the disk is nearly full."""
+        """Reserve the space, unless the disk is nearly full."""
         if self._path.exists() or shutil.disk_usage(self._path.parent).free < 8 * RESERVED_BYTES:
             return
         try:
-            self._path.write_bytes(os.urandom(RESERVED_BYTES))  # nothing that a file system could compress
+            self._path.write_bytes(os.urandom(RESERVED_BYTES))  # incompressible
         except OSError:
             self.release()
 
     def release(self) -> bool:
-        """Give it up for something that must be written; whether there was any."""
+        """Free the space; returns whether there was any."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
             return True

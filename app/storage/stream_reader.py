@@ -1,4 +1,4 @@
-"""What an open event stream waits on: the next event, or a database that is away. On the event loop."""
+"""Waiting of open event streams: for the next event, or for an unavailable database. On the event loop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 PING = b": ping\n\n"
-REPLAY_CHUNK = 500  # events that are read from the database at once
-LOOK_AGAIN_S = 1.0  # while the database does not answer: a stream that is open stays open
+REPLAY_CHUNK = 500  # events per database read
+LOOK_AGAIN_S = 1.0  # while the database is unavailable; open streams stay open
 
 
 async def if_database_answers(look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """What `look` finds, in a thread; None after a pause while the database does not answer."""
+    """The result of `look`, run in a thread; None after a pause while the database is unavailable."""
     try:
         return await pools.streams.run(partial(look, *args, **kwargs))
     except Exception as error:
@@ -30,9 +30,9 @@ async def if_database_answers(look: Callable[P, T], *args: P.args, **kwargs: P.k
 
 
 class Reader:
-    """What one stream waits on: `wake`, or that `ping_s` seconds pass without one. On the event loop.
+    """Waits of one stream: for `wake` or for `ping_s` seconds of silence. On the event loop.
 
-    A timer is set once and moved on when it fires, so that a wake-up costs no timer.
+    One timer is set and moved when it fires, so that wake-ups create no timers.
     """
 
     def __init__(self, ping_s: float) -> None:
@@ -44,7 +44,7 @@ class Reader:
         self._timer = self._loop.call_later(ping_s, self._ring)
 
     def arm(self) -> None:
-        """From here on wake-ups count."""
+        """Count wake-ups from here on."""
         self.woken = False
 
     def wake(self) -> None:
@@ -52,7 +52,7 @@ class Reader:
         self._go_on()
 
     async def wait(self) -> bool:
-        """True when woken since `arm`, False when it is time for a comment."""
+        """True when woken since `arm`, False when a keep-alive comment is due."""
         if not self.woken:
             self._waiter = self._loop.create_future()
             try:

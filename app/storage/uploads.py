@@ -1,7 +1,7 @@
-"""A file in a request: a form's field `file`, or the body itself, spooled to disk as it arrives.
+"""Uploaded files: a form's field `file` or the raw body, spooled to disk on arrival.
 
-Memory holds at most `BUFFER_BYTES` of each body, however many arrive at once and however slowly. The file is gone when
-its request ends, also when the client leaves in the middle. Knows nothing of what the file holds.
+Each body takes at most `BUFFER_BYTES` of memory, however many arrive at once and however slowly. The file is deleted at
+the end of its request, also when the client disconnects. Knows nothing about file contents.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from starlette.requests import ClientDisconnect
 from app.contract.problems import Problem, field_problem
 
 BUFFER_BYTES = 262_144
-FILES = ("/v1/images", "/v1/datasets")  # the paths whose routes use a spool
+FILES = ("/v1/images", "/v1/datasets")  # paths whose routes use a spool
 MAX_PARTS = 20
 MAX_BOUNDARY_BYTES = 256
 _WRITERS = 4
 
 
 def upload_body(raw: str) -> dict[str, Any]:
-    """`openapi_extra=` of a route that takes a form with a file, or a body of the kind `raw`."""
+    """`openapi_extra=` of a route that accepts a form with a file, or a body of type `raw`."""
     binary = {"type": "string", "format": "binary"}
     form = {"type": "object", "required": ["file"], "properties": {"file": binary}}
     return {
@@ -46,7 +46,7 @@ def upload_body(raw: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that has arrived: where it lies for as long as its request lasts, its size in bytes, its SHA-256."""
+    """A received file: its path during the request, size in bytes and SHA-256."""
 
     path: Path
     size: int
@@ -54,19 +54,19 @@ class Upload:
 
 
 class Spool:
-    """Where uploads of one server lie while they are in work."""
+    """Holds the files of running uploads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writers = ThreadPoolExecutor(_WRITERS, "upload")
 
     def close(self) -> None:
-        """Write nothing any more."""
+        """Stop writing."""
         self._writers.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def file(self) -> Iterator[Path]:
-        """A new, empty file, gone at the end."""
+        """A new empty file, deleted at the end."""
         self.folder.mkdir(exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self.folder, prefix="upload-")
         os.close(descriptor)
@@ -76,17 +76,17 @@ class Spool:
             Path(name).unlink(missing_ok=True)
 
     def writing(self, file: BinaryIO) -> Writing:
-        """Writes what arrives to `file`, in threads."""
+        """Write incoming data to `file`, in threads."""
         return Writing(file, self._writers)
 
     @asynccontextmanager
     async def receive(self, request: Request, raw: Sequence[str], code: str, detail: str) -> AsyncIterator[Upload]:
-        """The file of a request.
+        """Receive the file of a request.
 
         Args:
-            request: whose body has not been read.
-            raw: the kinds (`image/*`) that the body may have itself.
-            code: of the 415 for a body of any other kind, and `detail` of it.
+            request: its body must be unread.
+            raw: accepted content types (`image/*`) besides forms.
+            code: problem code of the 415 for other types, with `detail`.
         """
         kind, _, options = request.headers.get("content-type", "").partition(";")
         kind = kind.strip().lower()
@@ -104,7 +104,7 @@ class Spool:
                         form.feed(chunk)
                     await writing.flush(BUFFER_BYTES)
             except ClientDisconnect:
-                raise Problem("malformed", "the body breaks off") from None
+                raise Problem("malformed", "the body is incomplete") from None
             if form is not None:
                 form.close()
             await writing.flush(1)
@@ -143,7 +143,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 class _Form:
-    """A multipart form as it arrives: the bytes of its first file called `file` go to `into`, all else is dropped."""
+    """Parses a multipart form on arrival: the first file named `file` goes to `into`, the rest is dropped."""
 
     def __init__(self, boundary: bytes, into: Writing) -> None:
         self._into = into
@@ -165,16 +165,16 @@ class _Form:
         )
 
     def feed(self, data: bytes) -> None:
-        """More of the body; 400 where it is no form."""
+        """Parse more of the body; 400 for a malformed form."""
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise Problem("malformed", f"the form cannot be read: {error}") from None
 
     def close(self) -> None:
-        """The body has ended: 422 without a file, 400 where the file broke off."""
+        """End of the body: 422 without a file, 400 for a truncated one."""
         if self._taking:
-            raise Problem("malformed", "the form breaks off within its file")
+            raise Problem("malformed", "the form ends within its file")
         if not self._found:
             raise field_problem("invalid", "body.file", "the form needs a file field called `file`")
 

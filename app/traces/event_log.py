@@ -1,16 +1,15 @@
-"""The event log: committed first, shown second.
+"""The event log: events are committed before readers see them.
 
-``append`` numbers an event and hands it to one writer thread, which commits the events of all traces together: at
-most one commit in 20 ms (in more with many readers, who would otherwise all be woken so often), at once for urgent
-ones. Only after the commit are the events put where readers look and the
-readers woken. A trace's last event takes the trace's final row with it in the same transaction.
+``append`` numbers an event and queues it for one writer thread, which commits the events of all traces in batches: at
+most one commit per 20 ms (less often with many readers, to limit wake-ups), immediately for urgent events. Readers are
+woken after the commit. A trace's last event is committed together with its final row.
 
-Servers on one database end the traces of a dead one (`app/jobs/servers.py`). A server that was only slow therefore
-commits events on condition: in the same transaction the trace's row must still have a status that the event may follow.
-Otherwise the events are dropped, `on_lost` is called, and readers get the rest of the log from the database.
+Servers on one database end the traces of dead servers (`app/jobs/servers.py`). A slow server may be mistaken for a dead
+one, so every commit checks that the trace's status still allows the event. Otherwise the events are dropped, `on_lost`
+is called, and readers get the rest of the log from the database.
 
-Frames (the bytes of one SSE event) of traces in work are kept in memory and shared by all readers; everything else
-is read from the database. Runs on the event loop except for the writer thread. Knows nothing of what events mean.
+Frames (encoded SSE events) of active traces are kept in memory and shared by all readers; everything else is read from
+the database. Runs on the event loop except for the writer thread. Knows nothing about the meaning of events.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from app.traces import store
 log = logging.getLogger("omni_r1.events")
 
 BATCH_S = 0.02
-COMMIT_PATIENCE_S = 10.0  # a commit that takes longer is trouble, although it may still succeed
-READERS_A_BATCH = 16  # beyond these, commits and with them wake-ups are spaced out in proportion,
-MOST_BATCHES = 3  # up to this many times
+COMMIT_PATIENCE_S = 10.0  # slower commits count as trouble, although they may succeed
+READERS_A_BATCH = 16  # with more readers, commits and wake-ups become proportionally rarer,
+MOST_BATCHES = 3  # up to this factor
 
 Update = Callable[[Connection], None]
 
 
 def num_batches(readers: int) -> float:
-    """By how much commits are spaced out for so many readers."""
+    """The factor by which many readers space out commits."""
     return min(max(readers / READERS_A_BATCH, 1.0), MOST_BATCHES)
 
 
@@ -62,13 +61,13 @@ class _Pending:
 
 @dataclass
 class LiveLog:
-    """Committed frames of one trace: event `base + 1 + i` is `frames[i]`; `base` None until one is committed."""
+    """Committed frames of one trace: event `base + 1 + i` is `frames[i]`; `base` is None until the first commit."""
 
     base: int | None = None
     frames: list[bytes] = field(default_factory=list)
     ended: bool = False
     readers: set[Reader] = field(default_factory=set)
-    in_work: bool = False
+    active: bool = False
 
     @property
     def last(self) -> int:
@@ -80,7 +79,7 @@ class LiveLog:
 
 
 class EventLog:
-    """Writer and readers of every trace's events. `start` and `close` on the event loop."""
+    """Writes and serves the events of all traces. `start` and `close` belong on the event loop."""
 
     def __init__(self, db: Database, *, batch_s: float = BATCH_S, ping_s: float = 15.0) -> None:
         self._db = db
@@ -105,14 +104,14 @@ class EventLog:
 
     @property
     def trouble(self) -> str | None:
-        """Why the writer cannot commit at present."""
+        """Why the writer currently cannot commit, or None."""
         if self._trouble is None and self._stuck_since is not None:
             return f"a commit has taken more than {COMMIT_PATIENCE_S:g} s"
         return self._trouble
 
     @property
     def trouble_since(self) -> float | None:
-        """Since when, on the monotonic clock."""
+        """Start of the trouble, on the monotonic clock."""
         return self._trouble_since or self._stuck_since
 
     @property
@@ -129,7 +128,7 @@ class EventLog:
         self._thread.start()
 
     async def close(self, timeout_s: float = 3.0) -> None:
-        """Commit what is pending and end the writer."""
+        """Commit pending events and stop the writer."""
         with self._wakeup:
             self._closing = True
             self._wakeup.notify()
@@ -139,14 +138,14 @@ class EventLog:
                     await asyncio.sleep(0.005)
 
     def open(self, trace_id: str, last_seq: int) -> None:
-        """Let `trace_id` go on after event `last_seq`, its frames kept in memory from here."""
+        """Activate `trace_id` after event `last_seq`; keep its frames in memory."""
         self._next_seq[trace_id] = last_seq + 1
         live = self._live.setdefault(trace_id, LiveLog())
-        live.in_work = True
+        live.active = True
         live.ended = False
 
     def show(self, trace_id: str, seq: int, type_: str, data: str) -> None:
-        """Show readers an event that its own transaction has committed already (a trace's first one)."""
+        """Show readers an event that was committed elsewhere (a trace's first one)."""
         self._shown(_Pending(trace_id, seq, type_, data, None, None))
 
     def append(
@@ -161,8 +160,8 @@ class EventLog:
     ) -> asyncio.Future[bool]:
         """Number the event and queue it for the next commit, with `update` in the same transaction.
 
-        `follows` are the statuses the trace's row may have before it. Returns a future that is done when the event is
-        committed (and shown): True; or False when it was dropped because another server changed the row.
+        `follows` are the row statuses that allow it. The returned future resolves after the commit: True, or False
+        when the event was dropped because another server changed the row.
         """
         loop = self._loop
         assert loop is not None, "start() first"
@@ -178,25 +177,25 @@ class EventLog:
         return done
 
     def leave(self, trace_id: str) -> None:
-        """The trace is out of work (ended or paused): forget its frames when nobody reads them."""
+        """Deactivate an ended or paused trace; drop its frames once it has no readers."""
         self._next_seq.pop(trace_id, None)
         live = self._live.get(trace_id)
         if live is not None:
-            live.in_work = False
+            live.active = False
             self._forget_if_idle(trace_id, live)
 
     def lose(self, trace_id: str) -> None:
-        """Another server has ended the trace: nothing more is written, and readers get its end from the database."""
+        """Deactivate a trace that another server ended; its readers continue from the database."""
         self._next_seq.pop(trace_id, None)
         live = self._live.get(trace_id)
         if live is not None:
             live.base, live.frames = None, []
-            live.in_work = live.ended = False
+            live.active = live.ended = False
             live.wake()
             self._forget_if_idle(trace_id, live)
 
     def delete(self, trace_id: str) -> None:
-        """The trace is gone: end its readers."""
+        """End the readers of a deleted trace."""
         self._next_seq.pop(trace_id, None)
         live = self._live.pop(trace_id, None)
         if live is not None:
@@ -206,23 +205,23 @@ class EventLog:
     # ---- reading
 
     def readers(self, trace_id: str) -> int:
-        """How many streams of this trace are open."""
+        """Number of open streams of this trace."""
         live = self._live.get(trace_id)
         return len(live.readers) if live else 0
 
     def is_running(self, trace_id: str) -> bool:
-        """Whether the trace is in work and its last event still to come."""
+        """Whether the trace is active and has not ended."""
         live = self._live.get(trace_id)
-        return live is not None and live.in_work and not live.ended
+        return live is not None and live.active and not live.ended
 
     @property
     def traces_in_memory(self) -> int:
         return len(self._live)
 
     async def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
-        """The trace's events with ids > `after`, live, until the terminal one; a comment in silence.
+        """Yield the trace's events with ids > `after` until the terminal one, and keep-alive comments in silence.
 
-        Yields as many frames at once as there are: a slow reader catches up in few writes and holds nothing up.
+        Available frames are yielded together, so that slow readers catch up in few writes and delay nothing.
         """
         reader = Reader(self._ping_s)
         live = self._live.setdefault(trace_id, LiveLog())
@@ -254,7 +253,7 @@ class EventLog:
                     if live.ended:
                         return
                     if live.base is not None and not reader.woken and after < live.base:
-                        return  # the rows are gone: the trace was deleted
+                        return  # the trace was deleted
                 if not await reader.wait():
                     yield PING
         finally:
@@ -272,7 +271,7 @@ class EventLog:
             return [tuple(row) for row in connection.execute(query.limit(limit))]
 
     def _forget_if_idle(self, trace_id: str, live: LiveLog) -> None:
-        if not live.in_work and not live.readers and self._live.get(trace_id) is live:
+        if not live.active and not live.readers and self._live.get(trace_id) is live:
             del self._live[trace_id]
 
     # ---- the writer thread
@@ -283,7 +282,7 @@ class EventLog:
             with self._wakeup:
                 while not self._pending and not self._closing:
                     self._wakeup.wait()
-                # The first event after a quiet while goes at once; under load one commit takes 20 ms of events or more.
+                # The first event after a pause is committed immediately; under load a commit collects 20 ms or more.
                 while not self._urgent and not self._closing:
                     left = last_commit + self._batch_s * num_batches(self.open_streams) - time.monotonic()
                     if left <= 0:
@@ -302,7 +301,7 @@ class EventLog:
             lost: set[str] = set()
             try:
                 lost = self._commit(batch, tried_before=tried)
-            except (sa.exc.IntegrityError, sa.exc.DataError):  # of one trace; trying again would not help
+            except (sa.exc.IntegrityError, sa.exc.DataError):  # an invalid event: a retry would fail, too
                 if len({entry.trace_id for entry in batch}) > 1:
                     for trace_id in dict.fromkeys(entry.trace_id for entry in batch):
                         self._commit_until_done([entry for entry in batch if entry.trace_id == trace_id])
@@ -311,7 +310,7 @@ class EventLog:
             except Exception as error:
                 self._trouble_since = self._trouble_since or began
                 self._trouble = str(error).splitlines()[0] or type(error).__name__
-                log.error("events cannot be committed, trying again: %s", self._trouble)
+                log.error("committing events failed, retrying: %s", self._trouble)
                 tried = True
                 with self._wakeup:
                     if self._closing:
@@ -320,10 +319,10 @@ class EventLog:
                 delay = min(2 * delay, 2.0)
                 continue
             if self._trouble is not None:
-                log.info("events are committed again")
+                log.info("committing events works again")
             self._trouble = self._trouble_since = None
             assert self._loop is not None
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be shown anything
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._show_batch, batch, lost)
             return
 
@@ -335,12 +334,12 @@ class EventLog:
             self._committing_since = None
 
     def _commit_rows(self, batch: list[_Pending], *, tried_before: bool) -> set[str]:
-        """Commit the batch; the ids of the traces that another server ended and whose events were left out."""
+        """Commit the batch; returns the ids of traces that another server ended and whose events were dropped."""
         first: dict[str, _Pending] = {}
         for entry in batch:
             first.setdefault(entry.trace_id, entry)
         with self._db.write() as connection:
-            # A connection that broke during a commit leaves open whether it took place.
+            # After a connection error during a commit, it is unknown whether the commit succeeded.
             there = {id_ for id_, entry in first.items() if _is_there(connection, entry)} if tried_before else set()
             status = store.statuses(connection, first)
             lost = {id_ for id_, e in first.items() if id_ not in there and status.get(id_) not in e.follows}
@@ -390,7 +389,7 @@ class EventLog:
 
 
 def _is_there(connection: Connection, entry: _Pending) -> bool:
-    """Whether this very event is committed: with it everything of its trace in the same batch."""
+    """Whether exactly this event is committed, and with it the trace's other events of the batch."""
     e = tables.events.c
     found = sa.select(e.type, e.data).where(e.trace_id == entry.trace_id, e.seq == entry.seq)
     return connection.execute(found).one_or_none() == (entry.type, entry.data)

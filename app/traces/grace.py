@@ -1,6 +1,6 @@
-"""Who was asked for with `background: false` and has lost its last reader: cancelled after a grace time.
+"""Cancels traces with `background: false` a grace time after their last reader leaves.
 
-Only leaving matters: a trace that nobody ever read goes on. On the event loop.
+A trace that never had a reader is not cancelled. On the event loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from app.traces.live import LiveTrace
 
 
 class GraceWatch:
-    """Calls `give_up(trace_id)` once a trace in work has been without readers for `grace_s` seconds."""
+    """Calls `give_up(trace_id)` when an active trace has had no readers for `grace_s` seconds."""
 
     def __init__(
         self, events: EventLog, live: Mapping[str, LiveTrace], grace_s: float, give_up: Callable[[str], None]
@@ -27,7 +27,7 @@ class GraceWatch:
         events.on_reader_change = self.look
 
     def look(self, trace_id: str) -> None:
-        """The number of readers, or the state of the trace, has changed."""
+        """Check the trace after a change of its readers or state."""
         timer = self._timers.pop(trace_id, None)
         if timer is not None:
             timer.cancel()
@@ -37,7 +37,7 @@ class GraceWatch:
         self._timers[trace_id] = loop.call_later(self._grace_s, self._nobody_came_back, trace_id)
 
     def close(self) -> None:
-        """Give nothing up any more."""
+        """Stop watching."""
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()

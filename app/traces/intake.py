@@ -1,6 +1,6 @@
-"""What is checked before a trace exists: pictures, task, tokens, sampling. Whatever can be refused is refused here.
+"""Validation before a trace is created: images, task, tokens, sampling.
 
-Blocking: call from a thread. Counts tokens through the checkpoint's own template, without torch.
+Blocking: call from a thread. Counts tokens with the checkpoint's own template, without torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.text.places import PlaceError
 
 @dataclass(frozen=True)
 class Room:
-    """What a prompt leaves."""
+    """The context left by a prompt."""
 
     prompt_tokens: int
     room_tokens: int
@@ -33,14 +33,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that will be accepted."""
+    """A validated request."""
 
     inputs: tuple[ImageInput, ...]
-    row: dict[str, Any]  # of the trace, as far as the request decides
+    row: dict[str, Any]  # the columns of the trace that the request determines
 
 
 class Intake:
-    """Turns a request body into a `Prepared`, or raises the :class:`Problem` that says why not."""
+    """Turns a request body into a `Prepared`, or raises :class:`Problem`."""
 
     def __init__(
         self, images: ImageStore, image_intake: ImageIntake, checkpoints: CheckpointRegistry, world: TaskWorld
@@ -51,21 +51,21 @@ class Intake:
         self._world = world
 
     async def prepared(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
-        """As `prepare`, in a thread; one that has images to decode waits where nothing else does."""
+        """As `prepare`, in a thread; requests with images to decode wait in the image threads."""
         if any(image.data_url is not None for image in body.images):
             return await self._image_intake.run(self.prepare, body, info)
         return await pools.intake.run(self.prepare, body, info)
 
     def prepare(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
-        """Check everything and store the pictures."""
+        """Validate the request and store its images."""
         self._check_count(len(body.images), info, "body.images")
         room = self.room(body.question, len(body.images), info)
         if room.room_tokens < 1:
             raise field_problem(
                 "prompt_too_long",
                 "body.question",
-                f"question and pictures take {room.prompt_tokens} tokens and the model holds {info.context_len}; "
-                "ask in fewer words",
+                f"question and images take {room.prompt_tokens} tokens; the model's limit is {info.context_len}; "
+                "shorten the question",
             )
         images = tuple(self._store(image, index) for index, image in enumerate(body.images))
         slice_ = None
@@ -90,7 +90,7 @@ class Intake:
         return Prepared(inputs, row)
 
     def room(self, question: str, images: int, info: CheckpointInfo) -> Room:
-        """What the prompt takes and leaves. Raises `Problem` ``bad_place`` for a place without an image."""
+        """The context used and left by a prompt. Raises `Problem` ``bad_place`` for references to missing images."""
         try:
             prompt = self._checkpoints.template(info).prompt_len(question, images)
         except PlaceError as error:
@@ -104,10 +104,10 @@ class Intake:
         low, high = info.manifest.images.min, info.manifest.images.max
         if have < low:
             raise field_problem(
-                "image_required", path, f"{info.name} needs {low} picture{'s' * (low != 1)}, and {have} came"
+                "image_required", path, f"{info.name} needs {low} image{'s' * (low != 1)}; the request has {have}"
             )
         if have > high:
-            raise field_problem("too_many_images", path, f"{info.name} takes at most {high}, and {have} came")
+            raise field_problem("too_many_images", path, f"{info.name} takes at most {high}; the request has {have}")
 
     def _store(self, image: ImageIn, index: int) -> StoredImage:
         path = f"body.images.{index}"
@@ -121,20 +121,20 @@ class Intake:
         assert image.data_url is not None
         return self._image_intake.store(from_data_url(image.data_url, f"{path}.data_url"))
 
-    def _sampling(self, asked: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingRequest:
-        if asked.max_new_tokens is not None and asked.max_new_tokens > info.context_len:
+    def _sampling(self, requested: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingRequest:
+        if requested.max_new_tokens is not None and requested.max_new_tokens > info.context_len:
             raise field_problem(
                 "invalid",
                 "body.sampling.max_new_tokens",
-                f"the model holds {info.context_len} tokens in all, and {room.room_tokens} are left",
+                f"the model holds {info.context_len} tokens, of which {room.room_tokens} are left",
             )
         defaults = info.generation
-        max_new_tokens = min(asked.max_new_tokens or room.room_tokens, room.room_tokens)
+        max_new_tokens = min(requested.max_new_tokens or room.room_tokens, room.room_tokens)
         fit = min(room.room_images, images_that_fit(max_new_tokens, info.tokens_per_image))
         return SamplingRequest(
-            temperature=defaults.temperature if asked.temperature is None else asked.temperature,
-            top_p=defaults.top_p if asked.top_p is None else asked.top_p,
-            seed=secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed,
+            temperature=defaults.temperature if requested.temperature is None else requested.temperature,
+            top_p=defaults.top_p if requested.top_p is None else requested.top_p,
+            seed=secrets.randbelow(MAX_SEED + 1) if requested.seed is None else requested.seed,
             max_new_tokens=max_new_tokens,
-            max_images=fit if asked.max_images is None else min(asked.max_images, fit),
+            max_images=fit if requested.max_images is None else min(requested.max_images, fit),
         )

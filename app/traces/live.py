@@ -1,4 +1,4 @@
-"""A trace in work: what the server keeps in memory between its start and its end (or pause)."""
+"""An active trace: its in-memory state between start and end (or pause)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model.engine.messages import ImageInput, SamplingRequest
 
 @dataclass
 class LiveTrace:
-    """One queued or running trace. Lives on the event loop; nothing here survives the process."""
+    """One queued or running trace. Lives on the event loop; not persisted."""
 
     id: str
     checkpoint: str
@@ -28,16 +28,16 @@ class LiveTrace:
     partial_images: int
     background: bool
     task_id: str | None
-    began: float  # by the monotonic clock: when it came into work
+    began: float  # monotonic start time of this run
     timings: dict[str, Any]
-    lease: Lease  # on its checkpoint, until it is out of work
-    worked_ms: int = 0  # before that: until it was paused
-    started: bool = False  # it has a slot (or is just being resumed into one)
+    lease: Lease  # on its checkpoint, until the trace is inactive
+    worked_ms: int = 0  # in earlier runs, before pauses
+    started: bool = False  # it has a slot, or is being resumed into one
     resumed: bool = False
-    submitted: bool = False  # the engine knows it
-    ended: bool = False  # its terminal event is on the way
-    lost: bool = False  # another server has ended it
-    was_read: bool = False  # somebody has followed its events
+    submitted: bool = False  # the engine has the request
+    ended: bool = False  # its terminal event is queued
+    lost: bool = False  # another server ended it
+    was_read: bool = False  # it has had a reader
     position: int | None = None
     cancel_reason: str | None = None
     step_text: dict[int, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class LiveTrace:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], images: tuple[ImageInput, ...], lease: Lease) -> LiveTrace:
-        """The trace of a row that is to run: a new one, or one that was paused."""
+        """Build from the row of a new or paused trace."""
         timings = dict(row["timings"])
         return cls(
             id=row["id"],
@@ -67,10 +67,10 @@ class LiveTrace:
         )
 
     def elapsed_ms(self) -> int:
-        """Milliseconds that the trace has been in work, pauses left out."""
+        """Milliseconds of active time, without pauses."""
         return self.worked_ms + round((time.monotonic() - self.began) * 1000)
 
 
 def _worked_ms(timings: Mapping[str, Any]) -> int:
-    """How long a trace had run when it was paused; rows of earlier versions do not have the total."""
+    """Active time before the last pause; rows of earlier versions lack the total."""
     return int(next((ms for name in ("total_ms", "first_text_ms", "queued_ms") if (ms := timings.get(name))), 0))

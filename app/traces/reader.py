@@ -1,7 +1,7 @@
-"""Reading traces: the whole one, and its events, also of those that another server on the same database has in work.
+"""Reads traces and their events, including those of other servers on the same database.
 
-Whoever began a trace runs and steers it, everybody may read it. Where this server does not run a trace, its events are
-looked for in the database: only the server that runs it knows when there is one. Knows no HTTP.
+Only the server that created a trace runs and steers it; all servers can read it. Events of other servers' traces are
+polled from the database. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOOK_EVERY_S = 0.5
 
 
 class TraceReader:
-    """The stored side of every trace. Coroutines on the event loop."""
+    """Read access to all traces. Coroutines on the event loop."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class TraceReader:
         self._events = events
         self._server_id = server_id
         self._ping_s = ping_s
-        self._elsewhere: set[str] = set()  # found in work on another server; a trace never moves
+        self._elsewhere: set[str] = set()  # active on another server; traces never move
 
     async def get(self, trace_id: str) -> dict[str, Any]:
-        """The whole trace; 404 for an unknown one."""
+        """The whole trace; 404 if unknown."""
 
         def look() -> dict[str, Any] | None:
             with self._db.read() as connection:
@@ -57,7 +57,7 @@ class TraceReader:
         return trace
 
     async def past_the_end(self, trace_id: str, after: int) -> bool:
-        """Whether a reader at `after` has had the terminal event; 404 for an unknown trace."""
+        """Whether a reader at `after` has seen the terminal event; 404 for an unknown trace."""
         if self._events.is_running(trace_id):
             return False
 
@@ -76,11 +76,11 @@ class TraceReader:
         return past
 
     def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
-        """The trace's events behind `after`, as frames of a stream; ask `past_the_end` first."""
+        """The trace's events after `after` as stream frames; call `past_the_end` first."""
         return self._follow(trace_id, after) if trace_id in self._elsewhere else self._events.read(trace_id, after)
 
     async def require_here(self, trace_id: str, *, or_dead: bool = False) -> None:
-        """409 for a trace that another server has in work or paused; with `or_dead` only while that server lives."""
+        """409 for a trace active or paused on another server; with `or_dead` only while that server is alive."""
 
         def look() -> bool:
             with self._db.read() as connection:
@@ -90,13 +90,13 @@ class TraceReader:
                 return not (or_dead and self._is_dead(row.server_id))
 
         if await pools.reads.run(look):
-            raise Problem("trace_elsewhere", "another server on this database began the trace; ask that one")
+            raise Problem("trace_elsewhere", "the trace was created on another server; send the request there")
 
     def _works_elsewhere(self, row: Row[Any]) -> bool:
         return row.server_id != self._server_id() and row.status not in TERMINAL
 
     async def _follow(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
-        """As :meth:`EventLog.read`, half a second late at most."""
+        """As :meth:`EventLog.read`, with up to half a second of delay."""
         heard = time.monotonic()
         while True:
             found = await if_database_answers(self._look, trace_id, after)
@@ -118,7 +118,7 @@ class TraceReader:
             await asyncio.sleep(min(LOOK_EVERY_S, self._ping_s))
 
     def _look(self, trace_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
-        """The next events, and whether there is such a trace; blocking."""
+        """The next events, and whether the trace exists; blocking."""
         stored = self._events.stored(trace_id, after, REPLAY_CHUNK)
         if stored:
             return stored, True

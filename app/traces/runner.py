@@ -1,6 +1,6 @@
-"""From what the engine says to what the log holds: one task a trace, outputs in order, exactly one end.
+"""Turns engine output into events: one task per trace, in order, with exactly one end.
 
-The rules of "Life of a trace" in one place. Runs on the event loop; pictures are written and checkers run in threads.
+Implements "Life of a trace". Runs on the event loop; images are written and checkers run in threads.
 Knows no HTTP.
 """
 
@@ -38,15 +38,15 @@ from model.engine.messages import (
 
 log = logging.getLogger("omni_r1.traces")
 
-SEEN = "0-0"  # among a trace's partial pictures: the question's picture as the model sees it, for the checkers
+SEEN = "0-0"  # partial image with the question's image as the model sees it, for the checkers
 INTERRUPTED = {
     "code": "interrupted",
-    "detail": "the server stopped before the trace was finished; ask the question again",
+    "detail": "the server stopped before the trace finished; try again",
 }
 
 
 class TraceRunner:
-    """Runs live traces; `on_leave(live)` is called once a trace is out of work (ended or paused)."""
+    """Runs active traces; `on_leave(live)` is called when a trace has ended or paused."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class TraceRunner:
         self.on_leave: Callable[[LiveTrace], None] = lambda _live: None
 
     async def run(self, live: LiveTrace, resume: bytes | None = None) -> None:
-        """Drive the trace until it pauses or ends; never raises."""
+        """Run the trace until it pauses or ends; never raises."""
         try:
             if live.cancel_reason is not None:
                 await self._cancelled(live)
@@ -101,7 +101,7 @@ class TraceRunner:
             problem = from_storage(error)
             await self._stop_engine(live)
             if problem is None:
-                await self._failed(live, "internal", "the server's log has the reason; ask the question again")
+                await self._failed(live, "internal", "see the server's log; try again")
             else:
                 await self._failed(live, problem.code, problem.detail)
 
@@ -110,10 +110,10 @@ class TraceRunner:
             async with asyncio.timeout(10):
                 await self._generation.abort(live.id)
         except Exception:
-            log.exception("trace %s: the engine did not stop", live.id)
+            log.exception("trace %s: stopping the engine failed", live.id)
 
     async def _take(self, live: LiveTrace, output: QueuePosition | Started | Emitted) -> None:
-        """Act on an output on the way."""
+        """Handle an intermediate output."""
         match output:
             case QueuePosition(position):
                 self._queued(live, position)
@@ -125,10 +125,10 @@ class TraceRunner:
                 await self._emitted(live, event.type, dict(event.data), png)
 
     async def _leave_with(self, live: LiveTrace, output: Terminal | None) -> None:
-        """Act on the last output; by now the engine knows the request no more."""
+        """Handle the last output; the engine has already dropped the request."""
         match output:
             case None:
-                await self._failed(live, "engine_error", "the engine ended the trace without a word; ask again")
+                await self._failed(live, "engine_error", "the engine returned no result; try again")
             case Paused(step, resume):
                 await self._paused(live, step, resume)
             case Finished():
@@ -140,21 +140,21 @@ class TraceRunner:
             case Cancelled() | Failed():
                 await self._cancelled(live)
 
-    # ---- on the way
+    # ---- intermediate outputs
 
     def _queued(self, live: LiveTrace, position: int) -> None:
         if position == live.position or live.ended:
             return
         live.position = position
         update = None
-        if live.started:  # resumed, and no slot was free after all
+        if live.started:  # resumed, but no slot was free
             live.started = False
             update = _setter(live.id, status="queued")
         self._events.append(live.id, "trace.queued", {"position": position}, update=update)
 
     def _started(self, live: LiveTrace, started: Started) -> None:
         if live.ended or live.started:
-            return  # resumed straight into a slot: `trace.resumed` has said so
+            return  # resumed straight into a slot; `trace.resumed` reported it
         first_start = not live.resumed
         live.started = True
         live.position = None
@@ -202,7 +202,7 @@ class TraceRunner:
                     name = f"{data['step']}-{data['index']}"
                     data["url"] = await pools.work.run(self._partials.put, live.id, name, png)
             case "image.completed":
-                assert png is not None, "a completed picture comes with its pixels"
+                assert png is not None, "a completed image has its pixels"
                 live.pngs[data["step"]] = png
                 stored = await pools.work.run(self._images.bring, png)
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
@@ -214,7 +214,7 @@ class TraceRunner:
             written.add_done_callback(lambda committed: self._settle(live, png, stored, listed=committed.result()))
         else:
             self._images.settle(stored)
-            await pools.work.run(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+            await pools.work.run(self._images.put, png, stored.width, stored.height)  # so that the sweep finds it
 
     def _settle(self, live: LiveTrace, png: bytes, stored: StoredImage, *, listed: bool) -> None:
         self._images.settle(stored)
@@ -230,7 +230,7 @@ class TraceRunner:
         urgent: bool,
         update: Callable[[Connection], None] | None,
     ) -> asyncio.Future[bool] | None:
-        """None if the trace has ended: work in a thread may let the end overtake."""
+        """None if the trace has ended, possibly while work was running in a thread."""
         return None if live.ended else self._events.append(live.id, type_, data, urgent=urgent, update=update)
 
     def _drawn(self, trace_id: str, image: StoredImage, num_bytes: int) -> Callable[[Connection], None]:
@@ -250,7 +250,7 @@ class TraceRunner:
         if await self._events.append(live.id, "trace.paused", {"step": step}, urgent=True, update=update):
             self._leave(live)
 
-    # ---- the ends
+    # ---- ends
 
     async def _finished(self, live: LiveTrace, finished: Finished) -> None:
         verdict = await self._judge(live, finished.answer) if live.task_id is not None else None
@@ -286,12 +286,12 @@ class TraceRunner:
         await self._end(live, "failed", "trace.failed", {"error": error}, row)
 
     async def interrupt(self, live: LiveTrace) -> None:
-        """End the trace because the server stops."""
+        """End the trace because the server is stopping."""
         row = {"error": INTERRUPTED, "timings": dict(live.timings)}
         await self._end(live, "interrupted", "trace.failed", {"error": INTERRUPTED}, row)
 
-    async def cancel_unasked(self, live: LiveTrace) -> None:
-        """End the trace as cancelled although the engine has not answered."""
+    async def cancel_now(self, live: LiveTrace) -> None:
+        """End the trace as cancelled without waiting for the engine."""
         await self._cancelled(live)
 
     async def fail(self, live: LiveTrace, code: str, detail: str) -> None:
@@ -299,7 +299,7 @@ class TraceRunner:
         await self._failed(live, code, detail)
 
     async def let_go(self, live: LiveTrace) -> None:
-        """Stop the work on a trace that another server has ended, without a word in its log."""
+        """Stop a trace that another server ended, without adding to its log."""
         if live.submitted:
             await self._stop_engine(live)
         if live.runner is not None:
@@ -307,7 +307,7 @@ class TraceRunner:
             await asyncio.wait([live.runner])
         self._leave(live)
         for png, stored in live.unlisted:
-            await pools.work.run(self._images.put, png, stored.width, stored.height)  # for the sweep to find
+            await pools.work.run(self._images.put, png, stored.width, stored.height)  # so that the sweep finds it
 
     async def _end(self, live: LiveTrace, status: str, type_: str, data: dict[str, Any], row: dict[str, Any]) -> None:
         if live.ended:
@@ -318,7 +318,7 @@ class TraceRunner:
             store.finish(connection, live.id, status=status, **row)
 
         if not await self._events.append(live.id, type_, data, urgent=True, update=update):
-            return  # another server was first; `let_go` does the rest
+            return  # another server ended it first; `let_go` cleans up
         self._metrics.traces_ended.labels(status).inc()
         log.info("trace %s %s after %d ms", live.id, status, live.elapsed_ms())
         self._leave(live)
@@ -339,8 +339,8 @@ class TraceRunner:
         pngs = dict(live.pngs)
         if live.resumed:  # drawn before a pause, perhaps by another process
             with self._db.read() as connection:
-                told = store.fold(store.events_of(connection, live.id))
-            for step in told["steps"]:
+                folded = store.fold(store.events_of(connection, live.id))
+            for step in folded["steps"]:
                 if "image" in step and step["index"] not in pngs:
                     pngs[step["index"]] = self._images.read(step["image"]["image_id"])
         drawn = [pngs.get(step) for step in range(1, max(pngs, default=0) + 1)]

@@ -1,7 +1,7 @@
-"""The trace service: create, read, pause, continue, cancel, delete; admission; what happens when readers leave.
+"""The trace service: create, read, pause, continue, cancel, delete; admission; cancellation when readers leave.
 
-Everything public is a coroutine on the server's event loop (blocking work goes to threads). Knows no HTTP: refusals
-are :class:`app.contract.problems.Problem`.
+Public methods are coroutines on the server's event loop; blocking work runs in threads. Knows no HTTP: errors are
+:class:`app.contract.problems.Problem`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ log = logging.getLogger("omni_r1.traces")
 
 ENGINE_STOP_S = 10.0
 STORAGE_PATIENCE_S = 10.0
-ENDS_S = 3.0  # at shutdown, to write the ends of all traces
+ENDS_S = 3.0  # time limit for writing all ends at shutdown
 
 
 class TraceService:
-    """All traces of one server."""
+    """The traces of one server."""
 
     def __init__(
         self,
@@ -85,31 +85,31 @@ class TraceService:
     # ---- start and stop
 
     def recover(self) -> None:
-        """Give what a dead process left in work its end; blocking, before the first request."""
+        """End the traces that a dead process left active; blocking, before the first request."""
         with self._db.write() as connection:
             ended = store.end_left_over(connection, [self._home.server_id], INTERRUPTED)
             self._ids.not_before(store.newest_id(connection))
         if ended:
-            log.warning("%d traces were in work when the server last ended; they are marked interrupted", len(ended))
+            log.warning("%d traces were active when the server last stopped; marked as interrupted", len(ended))
 
     async def stop(self) -> None:
-        """No new trace; every trace in work gets its `interrupted` end, shown to its readers."""
+        """Reject new traces and end every active one as `interrupted`, visible to its readers."""
         self.stopping = True
         self._grace.close()
-        # One that is just being created or resumed has no runner yet: its own coroutine sees `stopping`.
+        # Traces that are being created or resumed have no runner yet; their coroutines check `stopping`.
         live = [trace for trace in self._live.values() if trace.runner is not None]
         try:
             async with asyncio.timeout(ENDS_S):
                 await asyncio.gather(*(self._runner.interrupt(trace) for trace in live))
         except TimeoutError:
-            log.error("the ends of %d traces could not be written; the next start writes them", len(live))
+            log.error("%d traces could not be ended; the next start ends them", len(live))
         for trace in live:
             assert trace.runner is not None
             trace.runner.cancel()
         await asyncio.gather(*(t.runner for t in live if t.runner is not None), return_exceptions=True)
 
     async def watch_storage(self) -> None:
-        """Fail traces whose events cannot be written for long, so that the engine does not work for nobody."""
+        """Fail traces whose events have been unwritable for long, to free the engine."""
         while True:
             await asyncio.sleep(1)
             since = self._events.trouble_since
@@ -117,25 +117,25 @@ class TraceService:
                 for live in list(self._live.values()):
                     if not live.ended:
                         log.error("trace %s stops: %s", live.id, self._events.trouble)
-                        self._spawn(self._runner.fail(live, "database_unavailable", "its events could not be stored"))
+                        self._spawn(self._runner.fail(live, "database_unavailable", "storing its events failed"))
                         self._spawn(self._generation.abort(live.id))
 
-    # ---- figures
+    # ---- metrics
 
     @property
     def waiting(self) -> int:
-        """Traces without a slot."""
+        """Number of traces without a slot."""
         return sum(not live.started for live in self._live.values())
 
     @property
     def running(self) -> int:
-        """Traces with one."""
+        """Number of traces with a slot."""
         return sum(live.started for live in self._live.values())
 
     # ---- create
 
     async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
-        """Check, store, start; the whole trace."""
+        """Validate, store and start a trace; returns the whole trace."""
         self._admit()
         info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
@@ -169,7 +169,7 @@ class TraceService:
             return trace
 
         def forget(_trace: dict[str, Any]) -> None:
-            """The request was refused before the database answered."""
+            """The request failed before the database answered."""
             with self._db.write() as connection:
                 store.delete(connection, live.id)
                 claim.forget(connection)
@@ -189,19 +189,19 @@ class TraceService:
         return trace
 
     def _admit(self) -> None:
-        """Refuse what cannot be taken now."""
+        """Reject requests that cannot be accepted now."""
         if self.stopping:
-            raise Problem("stopping", "send it again once the server is back", headers={"Retry-After": "5"})
+            raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
         status = self._generation.status()
         if status.phase != "ready":
             raise Problem("not_ready", status.detail or f"the engine is {status.phase}", headers={"Retry-After": "1"})
         if self._events.trouble is not None:
-            raise Problem("database_unavailable", "events cannot be stored at present", headers={"Retry-After": "2"})
+            raise Problem("database_unavailable", "events cannot be stored currently", headers={"Retry-After": "2"})
         waiting = self.waiting
         if waiting >= self.max_queue:
             raise Problem(
                 "queue_full",
-                f"{waiting} traces are waiting, and {self.max_queue} may; try again in a few seconds",
+                f"the queue is full ({waiting} of {self.max_queue} traces); retry in a few seconds",
                 headers={"Retry-After": "2"},
                 members={"queue": {"running": self.running, "waiting": waiting, "max": self.max_queue}},
             )
@@ -209,7 +209,7 @@ class TraceService:
     # ---- steer
 
     async def pause(self, trace_id: str) -> dict[str, Any]:
-        """Let it pause when its running step ends; nothing changes for one that is paused or has ended."""
+        """Pause at the end of the running step; no-op for paused and ended traces."""
         live = self._live.get(trace_id)
         if live is None:
             await self.reader.require_here(trace_id)
@@ -218,7 +218,7 @@ class TraceService:
 
             def note() -> None:
                 with self._db.write() as connection:
-                    store.update_in_work(connection, trace_id, mode="step")
+                    store.update_active(connection, trace_id, mode="step")
 
             await pools.writes.run(note)
             if live.submitted and not live.ended:
@@ -226,7 +226,7 @@ class TraceService:
         return await self.reader.get(trace_id)
 
     async def continue_(self, trace_id: str, mode: Mode) -> dict[str, Any]:
-        """Let a paused trace go on; 409 unless it is paused and its weights are there."""
+        """Continue a paused trace; 409 unless it is paused and its weights are available."""
         async with self._lock(trace_id):
             await self.reader.require_here(trace_id)
             row = await pools.reads.run(self._row_with_resume, trace_id)
@@ -234,16 +234,16 @@ class TraceService:
                 raise no_trace()
             leaving = self._live.get(trace_id)
             if row.status != "paused" or (leaving is not None and not leaving.ended):
-                raise Problem("not_paused", f"it is {row.status}; only a paused trace can be continued")
+                raise Problem("not_paused", f"the trace is {row.status}; only paused traces can be continued")
             if leaving is not None and leaving.runner is not None:
                 await asyncio.wait([leaving.runner])
             self._admit()
             info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
             with await self._checkpoints.lend_this(info) as lease:
-                await self._go_on(row, mode, lease)
+                await self._resume(row, mode, lease)
             return await self.reader.get(trace_id)
 
-    async def _go_on(self, row: Any, mode: Mode, lease: Lease) -> None:
+    async def _resume(self, row: Any, mode: Mode, lease: Lease) -> None:
         inputs = await pools.intake.run(self._inputs, row.images)
         last = await pools.reads.run(self._last_seq, row.id)
         self._admit()
@@ -258,7 +258,7 @@ class TraceService:
         resumed = {"mode": mode}
         written = self._events.append(row.id, "trace.resumed", resumed, urgent=True, update=update, follows=("paused",))
         if not await written:
-            raise Problem("not_paused", "another server has ended it meanwhile")
+            raise Problem("not_paused", "another server ended it meanwhile")
         if self.stopping:
             await self._runner.interrupt(live)
             return
@@ -266,7 +266,7 @@ class TraceService:
         self._grace.look(row.id)
 
     async def cancel(self, trace_id: str, reason: str = "user") -> dict[str, Any]:
-        """End it; returns when the engine has really stopped. Nothing changes for one that has ended."""
+        """Cancel the trace; returns when the engine has stopped. No-op for ended traces."""
         async with self._lock(trace_id):
             live = self._live.get(trace_id)
             if live is not None:
@@ -280,7 +280,7 @@ class TraceService:
             return trace
 
     async def cancel_running(self) -> None:
-        """End every trace in work; the paused ones stay."""
+        """Cancel all active traces; paused ones stay."""
         await asyncio.gather(*(self.cancel(trace_id) for trace_id in list(self._live)))
 
     async def _stop_live(self, live: LiveTrace, reason: str) -> None:
@@ -292,8 +292,8 @@ class TraceService:
                 if live.runner is not None:
                     await asyncio.wait([live.runner])
         except Exception:
-            log.exception("trace %s: the engine did not answer the cancel", live.id)
-        await self._runner.cancel_unasked(live)  # does nothing where the engine's answer has ended it
+            log.exception("trace %s: the engine did not confirm the cancellation", live.id)
+        await self._runner.cancel_now(live)  # no-op if the engine's answer ended it
 
     async def _cancel_paused(self, trace_id: str, reason: str) -> None:
         self._events.open(trace_id, await pools.reads.run(self._last_seq, trace_id))
@@ -309,7 +309,7 @@ class TraceService:
         self._events.leave(trace_id)
 
     async def delete(self, trace_id: str) -> None:
-        """Remove the trace, its events and its partial pictures; a live one is cancelled first."""
+        """Delete the trace, its events and partial images; an active one is cancelled first."""
         await self.cancel(trace_id)
 
         def remove() -> bool:
@@ -322,17 +322,17 @@ class TraceService:
             raise no_trace()
         self._events.delete(trace_id)
 
-    # ---- ended by another server on the same database
+    # ---- traces ended by another server on the same database
 
     @property
-    def in_work(self) -> list[str]:
-        """Ids of the traces this server has in work."""
+    def active_ids(self) -> list[str]:
+        """Ids of this server's active traces."""
         return list(self._live)
 
     def end_elsewhere(self, trace_id: str) -> None:
-        """Another server has given the trace its end, since this one seemed dead: stop the work on it."""
+        """Stop a trace that another server ended because this one seemed dead."""
         live = self._live.get(trace_id)
-        if live is not None and not live.ended:  # otherwise its own last event, on its way, finds that out
+        if live is not None and not live.ended:  # otherwise its own last event detects it
             self._events.lose(trace_id)
             self._lose(trace_id)
 
@@ -341,20 +341,20 @@ class TraceService:
         if live is None or live.lost:
             return
         live.lost = live.ended = True
-        log.warning("trace %s: another server has ended it; the work on it stops", trace_id)
+        log.warning("trace %s: ended by another server; stopping it here", trace_id)
         self._metrics.traces_ended.labels("interrupted").inc()
         self._spawn(self._runner.let_go(live))
 
     # ---- helpers
 
     def _left(self, live: LiveTrace) -> None:
-        """A live trace is out of work."""
+        """Called when a trace has become inactive."""
         live.lease.release()
         if self._live.get(live.id) is live:
             del self._live[live.id]
 
     def _disconnected(self, trace_id: str) -> None:
-        log.info("trace %s: its readers are gone", trace_id)
+        log.info("trace %s: all readers have left", trace_id)
         self._spawn(self.cancel(trace_id, "disconnected"))
 
     def _spawn(self, work: Any) -> None:

@@ -1,7 +1,7 @@
-"""Traces in SQL: rows in and out, events folded into steps, the shapes the contract shows.
+"""Traces in SQL: rows, events folded into steps, and the API's JSON.
 
-Blocking functions on a connection; the service decides when. The steps of a trace in work are folded from its
-committed events on every read, so that there is one truth; its final row gets them in the transaction of its end.
+Blocking functions on a connection. The steps of an active trace are folded from its committed events on every read, so
+that there is one source of truth; the transaction of its end stores them in the row.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ E = tables.events
 
 IN_WORK = ("queued", "running")
 
-# What a list page needs: everything but the steps and the resume state.
+# Columns of a list page: everything but the steps and the resume state.
 _ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resume")]
 _NO_RESUME = [column for column in T.c if column.name != "resume"]
 
 
-# Asked in every commit of events: built once.
+# Used in every commit of events: built once.
 _STATUSES = sa.select(T.c.id, T.c.status).where(T.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 TraceIds = functools.partial(SortableIds, "tr_")
 
 
 def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
-    """Steps, answer and last picture that these events (seq, type, data) tell of, in the contract's shapes."""
+    """Steps, answer and last image from events (seq, type, data), in the API's JSON."""
     steps: dict[int, dict[str, Any]] = {}
     skills: dict[int, str] = {}
     answer: list[str] = []
@@ -70,18 +70,18 @@ def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
 
 
 def events_of(connection: Connection, trace_id: str) -> list[tuple[int, str, str]]:
-    """Every committed event of a trace, in order."""
+    """All committed events of a trace, in order."""
     query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.trace_id == trace_id).order_by(E.c.seq)
     return [(row.seq, row.type, row.data) for row in connection.execute(query)]
 
 
 def last_seq(connection: Connection, trace_id: str) -> int:
-    """Number of the trace's last committed event."""
+    """Number of the trace's last committed event, 0 without any."""
     return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.trace_id == trace_id)).scalar() or 0
 
 
 def insert(connection: Connection, values: Mapping[str, Any], first_event: tuple[str, str]) -> None:
-    """The row, its pictures and event 1 (type, data)."""
+    """Insert the row, its image links and event 1 (type, data)."""
     connection.execute(sa.insert(T).values(**values))
     connection.execute(
         sa.insert(E).values(trace_id=values["id"], seq=1, type=first_event[0], data=first_event[1]),
@@ -91,7 +91,7 @@ def insert(connection: Connection, values: Mapping[str, Any], first_event: tuple
 
 
 def link_image(connection: Connection, trace_id: str, image_id: str) -> None:
-    """Note that the trace shows the picture, so that the sweep leaves it."""
+    """Link an image to the trace, so that the sweep keeps it."""
     link = tables.trace_images
     known = sa.select(link.c.trace_id).where(link.c.trace_id == trace_id, link.c.image_id == image_id)
     if connection.execute(known).first() is None:
@@ -103,39 +103,39 @@ def update(connection: Connection, trace_id: str, **values: Any) -> None:
     connection.execute(sa.update(T).where(T.c.id == trace_id).values(**values))
 
 
-def update_in_work(connection: Connection, trace_id: str, **values: Any) -> bool:
-    """Set columns of the row of a trace that is queued or running; False for any other."""
+def update_active(connection: Connection, trace_id: str, **values: Any) -> bool:
+    """Set columns of a queued or running trace; False for any other."""
     changed = sa.update(T).where(T.c.id == trace_id, T.c.status.in_(IN_WORK)).values(**values)
     return connection.execute(changed).rowcount > 0
 
 
 def statuses(connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]:
-    """The status of each of these traces; those that do not exist are left out."""
+    """The status of each existing trace."""
     found = connection.execute(_STATUSES, {"ids": list(trace_ids)})
     return {row.id: row.status for row in found}
 
 
 def finish(connection: Connection, trace_id: str, **values: Any) -> None:
-    """The final row: `values` and what the events tell (steps, answer, last picture); the resume state goes."""
-    told = fold(events_of(connection, trace_id))
-    told["answer"] = values.pop("answer", None) or told["answer"]
+    """Write the final row: `values` plus steps, answer and last image from the events; clears the resume state."""
+    folded = fold(events_of(connection, trace_id))
+    folded["answer"] = values.pop("answer", None) or folded["answer"]
     finished_at = not_before(now(), T.c.created_at, T.c.started_at)
-    update(connection, trace_id, **told, **{"resume": None, "finished_at": finished_at} | values)
+    update(connection, trace_id, **folded, **{"resume": None, "finished_at": finished_at} | values)
 
 
 def get_row(connection: Connection, trace_id: str, *, resume: bool = False) -> Row[Any] | None:
-    """The trace's row, with its resume state only on demand."""
+    """The trace's row; its resume state only on request."""
     query = sa.select(*(T.c if resume else _NO_RESUME)).where(T.c.id == trace_id)
     return connection.execute(query).one_or_none()
 
 
 def exists(connection: Connection, trace_id: str) -> bool:
-    """Whether there is such a trace."""
+    """Whether the trace exists."""
     return bool(statuses(connection, [trace_id]))
 
 
 def delete(connection: Connection, trace_id: str) -> bool:
-    """Remove row, events and picture links; whether there was one."""
+    """Delete row, events and image links; returns whether it existed."""
     return connection.execute(sa.delete(T).where(T.c.id == trace_id)).rowcount > 0
 
 
@@ -150,7 +150,7 @@ def page(
     verdict: str | None = None,
     words: str | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of list entries, newest first, and whether there are more."""
+    """A page of list entries, newest first, and whether more follow."""
     query = sa.select(*_ENTRY_COLUMNS).order_by(T.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(T.c.id < after)
@@ -201,13 +201,13 @@ def _common(row: Row[Any]) -> dict[str, Any]:
 
 
 def entry(row: Row[Any]) -> dict[str, Any]:
-    """A trace as lists show it."""
+    """The list entry of a trace."""
     images = [_image_json(image) for image in row.images]
     return _common(row) | {"first_image": images[0] if images else None, "last_image": row.last_image}
 
 
 def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
-    """The whole trace as the contract shows it, or None; its steps folded from its events while it is in work."""
+    """The API's JSON of a trace, or None; steps of an active one are folded from its events."""
     row = get_row(connection, trace_id)
     if row is None:
         return None
@@ -215,16 +215,16 @@ def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
     if row.status in TERMINAL:
         shown["steps"] = row.steps or []
     else:
-        told = fold(events_of(connection, trace_id))
-        shown |= {"steps": told["steps"], "answer": told["answer"]}
+        folded = fold(events_of(connection, trace_id))
+        shown |= {"steps": folded["steps"], "answer": folded["answer"]}
     return shown
 
 
 def end_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, str]) -> list[str]:
-    """Give every trace that these servers left queued or running its `interrupted` end; the traces' ids.
+    """Mark the queued and running traces of these servers as `interrupted`; returns their ids.
 
-    In a write transaction, which holds the database's one write lock: what a server that is not dead after all commits
-    later finds the trace ended (:class:`app.traces.event_log.EventLog`).
+    Call it in a write transaction, which holds the database's single write lock: a server that is alive after all then
+    finds its trace ended at its next commit (:class:`app.traces.event_log.EventLog`).
     """
     query = sa.select(T.c.id).where(T.c.server_id.in_(tuple(server_ids)), T.c.status.in_(IN_WORK))
     ids = list(connection.execute(query).scalars())
@@ -237,5 +237,5 @@ def end_left_over(connection: Connection, server_ids: Iterable[str], error: Mapp
 
 
 def newest_id(connection: Connection) -> str | None:
-    """The id of the trace created last."""
+    """The id of the latest trace."""
     return connection.execute(sa.select(sa.func.max(T.c.id))).scalar()

@@ -1,6 +1,6 @@
-"""The procedural world behind the API: tasks on demand, and what their checkers say of a trace.
+"""The procedural world in the API: tasks on demand, and the checkers' verdict on a trace.
 
-Blocking (drawing a task takes milliseconds): call from threads. Imports the world on first use.
+Blocking (a task takes milliseconds): call from threads. Imports the world on first use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the checkers say: the answer, and how many of the reference's drawings the trace got right."""
+    """The checkers' result: the answer, and how many of the reference's drawings are right."""
 
     answer: str
     drawings_right: int
@@ -31,13 +31,13 @@ class Verdict:
 
 
 class TaskWorld:
-    """Makes tasks, stores their pictures, judges traces."""
+    """Makes tasks, stores their images, judges traces."""
 
     def __init__(self, images: ImageStore) -> None:
         self._images = images
 
     def draw(self, slice_: str | None, seed: int | None) -> Task:
-        """The task of slice and seed; what is absent is drawn, the seed from the evaluation range."""
+        """The task of slice and seed; absent ones are random, the seed from the evaluation range."""
         from training.world.world import EVAL_SEED_MIN, SLICES, make_task
 
         slice_ = slice_ or secrets.choice(SLICES)
@@ -46,8 +46,8 @@ class TaskWorld:
         return make_task(slice_, seed)
 
     def as_json(self, task: Task, *, reveal: bool) -> dict[str, Any]:
-        """The task as the contract shows it; its pictures are stored first."""
-        image = self._images.put_picture(task.image)
+        """The API's JSON of a task, after storing its images."""
+        image = self._images.put_image(task.image)
         shown: dict[str, Any] = {
             "task_id": task.task_id,
             "slice": task.slice,
@@ -65,14 +65,14 @@ class TaskWorld:
                     "text": step.text,
                     "skill": step.skill,
                     "action": step.action,
-                    "image": self._images.put_picture(step.image).as_json(),
+                    "image": self._images.put_image(step.image).as_json(),
                 }
                 for index, step in enumerate(task.steps, 1)
             ]
         return shown
 
     def of_request(self, task_id: str, question: str, images: Sequence[StoredImage]) -> Task:
-        """The task `task_id`, if this request asks its question about its picture; raises :class:`Problem`."""
+        """The task `task_id`, if the request has its question and image; raises :class:`Problem`."""
         from training.world.world import task_of_id
 
         try:
@@ -80,18 +80,18 @@ class TaskWorld:
         except ValueError:
             raise field_problem("task_mismatch", "body.task_id", "no task has this id") from None
         if question.strip() != task.question.strip():
-            raise field_problem("task_mismatch", "body.task_id", "the question is not that task's question")
-        if [image.image_id for image in images] != [self._images.put_picture(task.image).image_id]:
-            raise field_problem("task_mismatch", "body.task_id", "the picture is not that task's picture")
+            raise field_problem("task_mismatch", "body.task_id", "the question is not the task's question")
+        if [image.image_id for image in images] != [self._images.put_image(task.image).image_id]:
+            raise field_problem("task_mismatch", "body.task_id", "the image is not the task's image")
         return task
 
     def judge(self, task_id: str, answer: str | None, seen: bytes | None, drawn: Sequence[bytes | None]) -> Verdict:
-        """The verdict on a finished trace, the same as the evaluation's.
+        """The verdict on a finished trace, as in the evaluation.
 
         Args:
-            task_id: the task that was asked.
+            task_id: the task of the trace.
             answer: the trace's answer.
-            seen: PNG of the question's picture as the model saw it, the decode of its codes; None if nothing was drawn.
+            seen: PNG of the question's image as the model saw it, decoded from its codes; None without drawings.
             drawn: PNG of each step's functional image, None for a step without one.
         """
         from training.scoring.grading import is_right
@@ -111,7 +111,7 @@ def _open(png: bytes) -> Image.Image:
 
 
 def skill_of(text: str, task_id: str | None, step: int) -> str | None:
-    """The skill a step uses: named by its text, else by the task's chain, else None."""
+    """The skill of a step: named by its text, else by the task's chain, else None."""
     from training.skills import skill_of_text
 
     skill = skill_of_text(text)

@@ -1,4 +1,4 @@
-"""The About page: which server this is, what its checkpoint is, what it takes. Read through the API at each visit."""
+"""The About page: server, checkpoint and limits, read through the API on each visit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _day(moment: object) -> str:
 
 
 def words_of(notes: object) -> str:
-    """A card's notes, whatever shape they have, as one paragraph."""
+    """A card's notes in any format as one paragraph."""
     if isinstance(notes, dict):
         return " ".join(str(value) for value in notes.values())
     if isinstance(notes, list):
@@ -48,7 +48,7 @@ def _studio(client: Client) -> Section:
         ["REST API", {"text": "/docs", "href": "/docs"}],
         ["measurements", {"text": "/metrics", "href": "/metrics"}],
     ]
-    text = "Watch a model reason in pictures: it boxes, zooms, draws lines and marks, and predicts the next state."
+    text = "Watch a model reason in images: it boxes, zooms, draws lines and marks, and predicts the next state."
     return {"title": "Omni-R1 Studio", "text": text, "rows": rows}
 
 
@@ -61,7 +61,7 @@ def _checkpoint(one: dict[str, Any]) -> Section:
         ("base", one.get("base") or lineage.get("base")),
         ("size", _megabytes(one.get("size_bytes"))),
         ("made", _day(one.get("created_at"))),
-        ("pictures", f"{one['resolution']} × {one['resolution']} px" if one.get("resolution") else None),
+        ("images", f"{one['resolution']} × {one['resolution']} px" if one.get("resolution") else None),
         ("note", words_of(one.get("card_notes"))),
         ("problem", one.get("problem")),
     ]
@@ -74,17 +74,17 @@ def _limits(client: Client) -> Section:
     images, queue = limits["images"], limits["queue"]
     rows = [
         ["context", f"{limits['context_len']:,} tokens"],
-        ["a picture", f"{limits['tokens_per_image']:,} tokens"],
-        ["pictures in a question", _range(images["min"], images["max"])],
+        ["tokens per image", f"{limits['tokens_per_image']:,} tokens"],
+        ["images per question", _range(images["min"], images["max"])],
         ["longest question", f"{limits['max_question_chars']:,} characters"],
-        ["largest picture file", _megabytes(limits["max_upload_bytes"])],
-        ["traces that may wait", f"{queue['max']:,}"],
+        ["largest image file", _megabytes(limits["max_upload_bytes"])],
+        ["queue length", f"{queue['max']:,}"],
     ]
     return {"title": "Limits", "text": "", "rows": rows}
 
 
 def sections(client: Client) -> list[Section]:
-    """What the page shows; a server that does not answer is said in words."""
+    """The page's sections; an unavailable server is reported as a section."""
     try:
         return [_studio(client), *(_checkpoint(one) for one in client.checkpoints()), _limits(client)]
     except OmniError as error:

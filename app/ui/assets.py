@@ -1,4 +1,4 @@
-"""The static files: viewer, pages' modules and styles, and, behind them, the few that Gradio asks for at the root.
+"""Static files: the pages' modules and styles, then the few that Gradio loads from `/static`.
 
 Imports no gradio. ``static_files()`` is mounted at `/static`.
 """
@@ -13,7 +13,7 @@ from app.common.locations import STATIC
 
 
 class _Revalidated(StaticFiles):
-    """Asks the browser to check back each time (a 304 when nothing changed): modules of two versions never mix."""
+    """Makes browsers revalidate every time (304 if unchanged), so that modules of two versions never mix."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -22,5 +22,5 @@ class _Revalidated(StaticFiles):
 
 
 def static_files() -> StaticFiles:
-    """Our files first; what Gradio's page loads from `/static` (its frame script, icons) comes from its package."""
+    """Our files first; files that Gradio loads from `/static` (frame script, icons) come from its package."""
     return _Revalidated(directory=STATIC, packages=[("gradio", "templates/frontend/static")])

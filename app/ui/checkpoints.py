@@ -1,4 +1,4 @@
-"""The Checkpoints page: a place for `static/checkpoints/checkpoints.js`, which asks the REST API for everything."""
+"""The Checkpoints page: a container for `static/checkpoints/checkpoints.js`, which uses the REST API."""
 
 from __future__ import annotations
 

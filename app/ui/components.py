@@ -1,7 +1,7 @@
-"""The parts of the pages that are plain ES modules inside Gradio: a fixed template and one import.
+"""Page components implemented as ES modules inside Gradio: a fixed template and one import.
 
-Data never passes through a template (that would be markup): a module draws it as text. Knows nothing of the server
-but the paths of its static files.
+Data never passes through a template (it would become markup): modules insert it as text. Knows only the server's static
+paths.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gradio as gr
 
 from app.common.build import build_version
 
-# In the browser. A module that did not arrive is asked for again, some times; then a person may reload the page.
+# Runs in the browser. Retries a failed import a few times, then offers to reload the page.
 _LOAD = """
 const load = (waits) => import('/static/%s').catch((error) => {
   if (!waits.length) throw error;
@@ -39,11 +39,11 @@ NAVIGATION = (
 
 
 def module_html(module: str, mount: str, template: str, *, elem_id: str, value: str = "") -> gr.HTML:
-    """A gr.HTML whose content is drawn by an ES module of ours; ``mount`` is a call on the imported module ``m``.
+    """A gr.HTML whose content is rendered by one of our ES modules; ``mount`` is a call on the imported module ``m``.
 
-    In ``mount`` there are Gradio's ``element``, ``props`` and ``watch``. The template is markup of ours, never data.
-    Gradio calls it as soon as the component is made, in any order, and again where it makes the component anew.
-    No subclass of gr.HTML: Gradio writes a `.pyi` file beside the source of each one.
+    ``mount`` may use Gradio's ``element``, ``props`` and ``watch``. The template is our own markup, never data. Gradio
+    runs it whenever the component is created, in any order.
+    Not a subclass of gr.HTML: Gradio writes a `.pyi` file next to the source of each subclass.
     """
     return gr.HTML(
         value=value,
@@ -55,7 +55,7 @@ def module_html(module: str, mount: str, template: str, *, elem_id: str, value: 
 
 
 def header(page: str) -> gr.HTML:
-    """The line on top of a page: its name, the other pages, the checkpoint, light or dark."""
+    """The page header: title, links to the other pages, checkpoint, theme switch."""
     links = "".join(
         f'<a href="{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
         for name, path, label in NAVIGATION
@@ -65,7 +65,7 @@ def header(page: str) -> gr.HTML:
         '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
         "<h1>Omni-R1 Studio</h1></a>"
         '<span class="or-spring"></span>'
-        '<label class="or-checkpoint" title="The checkpoint that answers, and the version of its weights">'
+        '<label class="or-checkpoint" title="The active checkpoint and its weight version">'
         '<span class="or-sr">Checkpoint</span><select hidden></select></label>'
         f'<nav aria-label="Pages">{links}</nav>'
         '<button type="button" class="or-round or-theme" aria-label="Light or dark"></button>'
@@ -75,7 +75,7 @@ def header(page: str) -> gr.HTML:
 
 
 def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> gr.HTML:
-    """The trace viewer for the trace whose id is its value; another value shows another trace."""
+    """The viewer of the trace whose id is its value."""
     template = '<div data-viewer class="or-viewer-place"></div>'
     return module_html(
         "viewer/viewer.js", "mountComponent(element, props, watch)", template, elem_id=elem_id, value=trace_id
@@ -83,6 +83,6 @@ def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> gr.HTML:
 
 
 def studio_part(name: str, inner: str = "") -> gr.HTML:
-    """One of the Studio's own parts (`static/studio/studio.js`): well, examples, viewer, line."""
+    """A component of the Studio (`static/studio/studio.js`): well, examples, viewer, line."""
     mount = f"studio.mount('{name}', element.querySelector('.or-part-{name}'))"
     return module_html("studio/studio.js", mount, f'<div class="or-part-{name}">{inner}</div>', elem_id=f"or-{name}")

@@ -1,4 +1,4 @@
-"""The Gallery page: filters by Gradio, cards by `static/studio/gallery.js`, a page of traces at a time."""
+"""The Gallery page: filters by Gradio, paginated cards by `static/studio/gallery.js`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gallery_page(blocks: gr.Blocks, client: Client) -> None:
         try:
             names = [str(one["id"]) for one in client.checkpoints()]
         except OmniError:
-            names = []  # the cards themselves say that the server is gone
+            names = []  # the cards report the unavailable server
         return gr.Dropdown(choices=[("any checkpoint", ""), *((name, name) for name in names)], value="")
 
     header("gallery")
@@ -37,7 +37,7 @@ def gallery_page(blocks: gr.Blocks, client: Client) -> None:
         '<div class="or-part-gallery"></div>',
         elem_id="or-gallery",
     )
-    # the module itself listens to the words: Gradio tells of keys, not of what is pasted
+    # the module listens to the text field itself: Gradio reports keys, but not pasted text
     choices = [slice_, verdict, checkpoint]
     js = "(slice, verdict, checkpoint) => { window.omniGallery?.filter({slice, verdict, checkpoint}); }"
     for choice in choices:

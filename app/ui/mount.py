@@ -1,4 +1,4 @@
-"""The pages as an application of their own, for `app.main` to put behind the API once it is built."""
+"""The pages as a separate ASGI application, which `app.main` mounts after the API once it is built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.ui.page import mount_ui
 
 
 def build_page(base_url: str, api_key: str = "") -> FastAPI:
-    """The pages for the server at ``base_url``; the lifespan of the result has to run. Takes seconds."""
+    """The pages for the server at ``base_url``; the result's lifespan must run. Takes seconds."""
     client = Client(base_url, api_key=api_key)
 
     @contextlib.asynccontextmanager

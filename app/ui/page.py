@@ -1,7 +1,7 @@
-"""The pages at `/`: `build_ui(client)` makes them, `mount_ui(app, client)` puts them behind the API's own routes.
+"""The pages at `/`: `build_ui(client)` builds them, `mount_ui(app, client)` mounts them after the API's routes.
 
-They speak to the backend over HTTP only: in the browser by the modules in `static/`, here by `app.client`. They hold
-no trace. Importing this module imports gradio (seconds): do it late.
+They use the backend over HTTP only: the modules in `static/` in the browser, `app.client` here. They store no traces.
+Importing this module imports gradio (seconds): do it late.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TITLE = "Omni-R1 Studio"
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-# The colours a person chose before come before the first picture of the page, so that dark never flashes white.
+# Applies the chosen theme before the first paint, so that dark pages never flash white.
 HEAD = """
 <link rel="stylesheet" href="/static/styles.css">
 <link rel="stylesheet" href="/static/viewer/viewer.css">
@@ -42,7 +42,7 @@ try {
 
 
 def build_ui(client: Client) -> gr.Blocks:
-    """Studio, Gallery, Training, Checkpoints and About. Nothing is asked of ``client`` before somebody opens a page."""
+    """Studio, Gallery, Training, Checkpoints and About. ``client`` is not used before a page is opened."""
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as blocks:
         studio_page()
     with blocks.route("Gallery", "gallery", show_in_navbar=False):
@@ -57,7 +57,7 @@ def build_ui(client: Client) -> gr.Blocks:
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plainest theme with the system's fonts: nothing is fetched from elsewhere."""
+    """Gradio's plainest theme with system fonts: nothing is fetched from other hosts."""
     return gr.themes.Base(font=SYSTEM_FONTS, font_mono=MONO_FONTS, primary_hue="indigo", neutral_hue="zinc")
 
 
@@ -65,7 +65,7 @@ def mount_ui(app: FastAPI, client: Client) -> None:
     """Mounts the pages at `/`, behind every route that ``app`` has by now; its lifespan takes in Gradio's."""
     blocks = build_ui(client)
     with warnings.catch_warnings():
-        # it says that there is no server-side rendering with several pages, although none was asked for
+        # it warns that several pages exclude server-side rendering, although none was requested
         warnings.filterwarnings("ignore", message="SSR mode is not supported", category=UserWarning)
         gr.mount_gradio_app(
             app,
@@ -83,6 +83,6 @@ def mount_ui(app: FastAPI, client: Client) -> None:
 
 
 async def _stop_queue(blocks: gr.Blocks) -> None:
-    """Gradio's queue looks for work a thousand times a second, which costs an idle server 6 % of a core. No event of
-    these pages is queued, and Gradio has no setting for that."""
+    """Gradio's queue polls a thousand times a second, which costs an idle server 6 % of a core. The pages queue no
+    events, and Gradio has no setting for it."""
     blocks._queue.close()

@@ -1,8 +1,8 @@
-"""The Studio page: question, picture, buttons and the trace beside them.
+"""The Studio page: question, image, buttons and the trace.
 
-Gradio owns the question, the sampling and the buttons. A button calls the page's own module in the browser with the
-values of the sampling fields (`js=`, no Python in between), which POSTs the trace: from click to request in a few
-milliseconds, whatever Gradio's queue is doing, and the same trace whether one tab is open or six.
+Gradio renders the question, the sampling fields and the buttons. A button passes the sampling values to the page's own
+module in the browser (`js=`, no Python in between), which POSTs the trace: within milliseconds of the click, however
+busy Gradio's queue is, and the same trace with one tab open or six.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ SAMPLING = ("temperature", "top_p", "seed", "max_images", "max_new_tokens")
 
 
 def _sampling_fields() -> list[gr.Textbox]:
-    """Empty fields leave the decision to the checkpoint and the server. In the order of ``SAMPLING``.
+    """Empty fields use the defaults of checkpoint and server. In the order of ``SAMPLING``.
 
-    Text, not gr.Number: that turns an empty field into 0, which is a decision.
+    Text instead of gr.Number, which turns an empty field into 0.
     """
     rows = (
-        ("Temperature", "0 takes the likeliest", "or-temperature"),
+        ("Temperature", "0 = most likely", "or-temperature"),
         ("Top-p", "share of likely tokens", "or-top-p"),
         ("Seed", "same seed, same trace", "or-seed"),
-        ("Most pictures", "empty: what fits", "or-max-images"),
-        ("Most tokens", "empty: the room left", "or-max-new-tokens"),
+        ("Max images", "empty: as many as fit", "or-max-images"),
+        ("Max tokens", "empty: remaining context", "or-max-new-tokens"),
     )
     return [
         gr.Textbox(value="", label=label, info=info, elem_id=elem_id, placeholder="default", max_lines=1)
@@ -41,7 +41,7 @@ def studio_page() -> None:
             studio_part("well", '<div class="or-well or-skeleton"></div>')
             gr.Textbox(
                 label="Question",
-                placeholder="What do you want to know about the picture?",
+                placeholder="What do you want to know about the image?",
                 elem_id="or-question",
                 lines=2,
                 max_lines=6,

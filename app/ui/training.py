@@ -1,6 +1,6 @@
-"""The Training page: a place for `static/training/training.js`, and the presets that the program ships.
+"""The Training page: a container for `static/training/training.js`, and the shipped presets.
 
-Everything else on the page, jobs, numbers and pictures, its module asks the REST API for.
+Its module loads everything else (jobs, metrics, images) from the REST API.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from training.spec.spec import PRESETS
 
 
 def presets() -> str:
-    """The presets as the page reads them: a JSON list of `{name, title, what, spec, card}`."""
+    """The presets for the page: a JSON list of `{name, title, what, spec, card}`."""
     return json.dumps([dataclasses.asdict(preset) for preset in PRESETS.values()])
 
 

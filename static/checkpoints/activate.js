@@ -1,7 +1,7 @@
-// Putting a checkpoint to work while the server answers: what is going on in words, and the way back.
+// Activates a checkpoint while the server keeps serving; shows progress and allows switching back.
 //
-// The weights are loaded beside the running ones; running traces keep theirs. Where memory cannot hold both the server
-// says so with its figures, and a person decides whether running traces are waited for or stopped.
+// The weights are loaded next to the running ones; running traces keep theirs. If memory cannot hold both, the server
+// reports its numbers, and the user chooses to wait for running traces or to cancel them.
 
 import { api } from '../shared/api.js';
 import { h, setText, show } from '../shared/dom.js';
@@ -10,7 +10,7 @@ import { refreshCheckpoints } from '../studio/header.js';
 const LOOK_EVERY_MS = 250;
 const PREVIOUS = 'omni-r1-previous-checkpoint';
 
-/** The checkpoint that answered before the last activation on this browser. */
+/** The active checkpoint before the last activation in this browser. */
 export function previous() {
   try {
     return localStorage.getItem(PREVIOUS);
@@ -23,7 +23,7 @@ function remember(name) {
   try {
     localStorage.setItem(PREVIOUS, name);
   } catch {
-    // without storage there is no way back but choosing it in the tree
+    // without storage there is no shortcut back
   }
 }
 
@@ -31,9 +31,9 @@ const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 export class Activation {
   #busy = false;
-  #watch = 0; // the timer that looks how far the server is; 0 = nothing it finds may be shown any more
+  #watch = 0; // timer that polls the progress; 0 = show no results any more
 
-  /** changed(): another checkpoint is active now. */
+  /** changed(): the active checkpoint has changed. */
   constructor({ changed }) {
     this.changed = changed;
     this.text = h('span', { class: 'or-activation-text' });
@@ -54,7 +54,7 @@ export class Activation {
     this.choices.replaceChildren(...choices);
   }
 
-  /** Put `name` to work. `from` is the checkpoint that answers now. */
+  /** Activates `name`. `from` is the currently active checkpoint. */
   async activate(name, from, drain = null) {
     if (this.#busy) return;
     this.#busy = true;
@@ -62,20 +62,20 @@ export class Activation {
     const began = performance.now();
     const watch = setInterval(() => this.#look(name, began, watch), LOOK_EVERY_MS);
     this.#watch = watch;
-    const told = () => {
+    const settled = () => {
       clearInterval(watch);
       this.#watch = 0;
     };
     try {
-      const answer = await api.activate(name, drain ? { drain } : {}).finally(told);
+      const answer = await api.activate(name, drain ? { drain } : {}).finally(settled);
       if (from && from !== name) remember(from);
       const version = answer?.weight_version ? ` (version ${answer.weight_version})` : '';
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
-      this.#say('done', `${name}${version} answers new questions since now; it took ${seconds} s. Traces that were running keep their weights.`);
+      this.#say('done', `${name}${version} is active; it took ${seconds} s. Running traces keep their weights.`);
       await refreshCheckpoints({ forget: true });
       this.changed();
     } catch (error) {
-      this.#refused(error, name, from);
+      this.#failed(error, name, from);
     } finally {
       this.#busy = false;
     }
@@ -89,18 +89,18 @@ export class Activation {
       const what = detail || `loading ${name}`;
       this.#say('run', `${what[0].toUpperCase()}${what.slice(1)}${seconds > 1 ? ` · ${seconds} s` : ''}`);
     } catch {
-      // the answer of the activation itself will tell
+      // the activation's own response reports the outcome
     }
   }
 
-  #refused(error, name, from) {
+  #failed(error, name, from) {
     if (error.status === 507 && error.code !== 'disk_full') {
       this.#say('fail', `${sentence(error.message)} Nothing has changed. It can replace the running weights instead:`,
         this.#button('Wait for running traces, then replace', () => this.activate(name, from, 'wait')),
         this.#button('Stop running traces and replace', () => this.activate(name, from, 'cancel')));
       return;
     }
-    const what = error.status === 409 ? sentence(error.message) : `${sentence(error.message)} The weights from before still answer.`;
+    const what = error.status === 409 ? sentence(error.message) : `${sentence(error.message)} The previous weights stay active.`;
     this.#say('fail', what);
   }
 

@@ -1,4 +1,4 @@
-// The Checkpoints page: which there are and what they were made from; activate, go back, register, delete, compare.
+// The Checkpoints page: shows checkpoints and their lineage; activates, reverts, registers, deletes and compares them.
 
 import { whenOf } from '../shared/when.js';
 import { refreshCheckpoints } from '../studio/header.js';
@@ -21,7 +21,7 @@ class Checkpoints {
   }
 
   async #begin(element) {
-    this.tree = h('ul', { class: 'or-tree', 'aria-label': 'Checkpoints by what they were made from' });
+    this.tree = h('ul', { class: 'or-tree', 'aria-label': 'Checkpoints by lineage' });
     this.word = h('p', { class: 'or-error', role: 'alert', hidden: true });
     this.back = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#activate(previous()) }, '');
     this.compareButton = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.#compare() }, 'Compare two');
@@ -33,14 +33,14 @@ class Checkpoints {
         h('section', { class: 'or-block', 'aria-label': 'Lineage' },
           h('div', { class: 'or-block-head' }, h('h2', {}, 'Checkpoints'), h('span', { class: 'or-spring' }), this.back, this.compareButton),
           this.word, this.tree, this.#registerForm()),
-        h('section', { class: 'or-checkpoint-side', 'aria-label': 'The chosen checkpoint' }, this.activation.element, this.detail)),
+        h('section', { class: 'or-checkpoint-side', 'aria-label': 'Selected checkpoint' }, this.activation.element, this.detail)),
       this.compare.element,
     );
     onBack(() => this.refresh());
-    const asked = new URLSearchParams(location.search);
-    this.#selected = asked.get('name');
+    const query = new URLSearchParams(location.search);
+    this.#selected = query.get('name');
     await this.refresh();
-    const pair = asked.get('compare')?.split(',');
+    const pair = query.get('compare')?.split(',');
     if (pair?.length === 2) this.compare.show(...pair);
     document.documentElement.dataset.checkpoints = 'ready';
   }
@@ -92,7 +92,7 @@ class Checkpoints {
     this.compare.show(active, second);
   }
 
-  // ---- the tree
+  // ---- tree
 
   #drawTree() {
     const focused = document.activeElement?.closest?.('.or-tree') ? document.activeElement.dataset.name : null;
@@ -107,7 +107,7 @@ class Checkpoints {
       : h(
         'button', { type: 'button', class: 'or-node', 'data-name': one.id, 'aria-current': one.id === this.#selected ? 'true' : null, onclick: () => this.#select(one.id) },
         h('span', { class: 'or-node-line' }, h('span', { class: 'or-node-name' }, one.id),
-          one.active ? flag('active', 'good') : null, one.loaded && !one.active ? flag('in memory', 'quiet') : null, one.problem ? flag('cannot be used', 'bad') : null),
+          one.active ? flag('active', 'good') : null, one.loaded && !one.active ? flag('in memory', 'quiet') : null, one.problem ? flag('unusable', 'bad') : null),
         h('span', { class: 'or-node-line or-quiet' }, [madeBy(one), measureOf(one)].filter(Boolean).join(' · ') || one.description || ''),
       );
     const list = (nodes) => h('ul', {}, nodes.map((child) => this.#node(child)));
@@ -119,7 +119,7 @@ class Checkpoints {
     return h('li', {}, face, rows.length ? h('ul', {}, rows) : null);
   }
 
-  // ---- the chosen one
+  // ---- selected checkpoint
 
   #drawDetail() {
     const one = this.#all.find((other) => other.id === this.#selected);
@@ -135,7 +135,7 @@ class Checkpoints {
     const parts = [
       h('h2', {}, one.id),
       one.description ? h('p', {}, one.description) : null,
-      one.problem ? h('p', { class: 'or-error' }, `It cannot be used: ${one.problem}`) : null,
+      one.problem ? h('p', { class: 'or-error' }, `Unusable: ${one.problem}`) : null,
       h('div', { class: 'or-row' }, activate, compare, h('span', { class: 'or-spring' }), remove),
       h('dl', { class: 'or-facts-grid' },
         factsOf(one).map(([name, value]) => [h('dt', {}, name), h('dd', {}, name === 'made' ? h('time', { datetime: value, title: value }, whenOf(value)) : value)]),
@@ -160,14 +160,14 @@ class Checkpoints {
     return undefined;
   }
 
-  // ---- another one
+  // ---- registration
 
   #registerForm() {
     const input = h('input', { type: 'text', class: 'or-input', autocomplete: 'off', spellcheck: 'false', placeholder: '/folder/of/a/checkpoint or owner/name', 'aria-label': 'Folder or hub id of a checkpoint' });
     const button = h('button', { type: 'submit', class: 'or-secondary' }, 'Register');
     const error = h('p', { class: 'or-error', role: 'alert', hidden: true });
-    const form = h('form', { class: 'or-register' }, h('h3', {}, 'Register one'),
-      h('p', { class: 'or-quiet' }, 'A folder in OMNI_R1_HOME or OMNI_R1_ALLOWED_ROOTS on the server’s machine, or a hub id. It is checked whole before it appears here.'),
+    const form = h('form', { class: 'or-register' }, h('h3', {}, 'Register a checkpoint'),
+      h('p', { class: 'or-quiet' }, 'A folder in OMNI_R1_HOME or OMNI_R1_ALLOWED_ROOTS on the server’s machine, or a hub id. It is validated before it appears here.'),
       h('div', { class: 'or-row or-register-row' }, input, button), error);
     form.addEventListener('submit', async (event) => {
       event.preventDefault();

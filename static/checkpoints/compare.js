@@ -1,7 +1,7 @@
-// One question, two checkpoints, two viewers in step: the same picture, the same seed, other weights.
+// One question, two checkpoints, two synchronised viewers: the same image and seed, different weights.
 //
-// Two traces of the server's, each with its own log. Only one of the two viewers holds the page's EventSource; the
-// other reads its log by short requests (see viewer/events.js). Going to a step in one goes there in the other.
+// Two traces, each with its own log. Only one of the viewers holds the page's EventSource; the other polls its log (see
+// shared/events.js). Selecting a step in one selects it in the other.
 
 import { Examples } from '../studio/examples.js';
 import { Well } from '../studio/well.js';
@@ -15,7 +15,7 @@ const SIDES = ['left', 'right'];
 
 export class Compare {
   #task = null;
-  #picture = null; // {image, own}
+  #image = null; // {image, own}
   #names = [];
   #viewers = {};
   #starting = false;
@@ -23,7 +23,7 @@ export class Compare {
 
   constructor() {
     this.selects = Object.fromEntries(SIDES.map((side) => [side, h('select', { 'aria-label': side === 'left' ? 'First checkpoint' : 'Second checkpoint' })]));
-    this.well = h('div', { class: 'or-part-well' });
+    this.wellPlace = h('div', { class: 'or-part-well' });
     this.examples = h('div', {});
     this.question = h('textarea', { class: 'or-input or-compare-question', rows: 3, 'aria-label': 'The question for both', placeholder: 'One question for both' });
     this.ask = h('button', { type: 'button', class: 'or-primary', onclick: () => this.#ask() }, 'Ask both');
@@ -37,7 +37,7 @@ export class Compare {
       'section', { class: 'or-block or-compare-page', 'aria-label': 'Compare two checkpoints', hidden: true },
       h('div', { class: 'or-block-head' }, h('h2', {}, 'Compare'), h('span', { class: 'or-quiet' }, 'one question, the same seed, two checkpoints'), h('span', { class: 'or-spring' }), this.close),
       h('div', { class: 'or-compare-ask' },
-        this.well,
+        this.wellPlace,
         h('div', { class: 'or-compare-words' }, this.examples, this.question, this.error, h('div', { class: 'or-row' }, this.ask, this.stop, this.outcome))),
       h('div', { class: 'or-compare-pair' }, SIDES.map(column)),
     );
@@ -47,7 +47,7 @@ export class Compare {
     });
   }
 
-  /** The names that can be asked; what was chosen stays. */
+  /** The available names; keeps the selection. */
   names(names) {
     this.#names = names;
     for (const side of SIDES) {
@@ -79,33 +79,33 @@ export class Compare {
   #begin() {
     if (this.#begun) return;
     this.#begun = true;
-    this.picture = new Well(this.well, { onPicture: (image) => this.#ownPicture(image), onFit: () => {} });
+    this.well = new Well(this.wellPlace, { onImage: (image) => this.#ownImage(image), onFit: () => {} });
     const examples = new Examples(this.examples, { onPick: (task) => this.#pick(task), onError: (error) => this.fail(error) });
     for (const side of SIDES) {
       const other = side === 'left' ? 'right' : 'left';
       this.#viewers[side] = new Viewer(this.places[side], {
         label: side === 'left' ? 'Trace of the first checkpoint' : 'Trace of the second checkpoint',
         again: 'press Ask both to ask again',
-        hint: 'Press Ask both: the two reason about the same question.',
+        hint: 'Press Ask both: both reason about the same question.',
         onGo: (at) => this.#viewers[other].keepStep(at),
         onState: () => this.#follow(),
       });
     }
-    examples.load().then(() => this.#picture ?? examples.pickFirst());
+    examples.load().then(() => this.#image ?? examples.pickFirst());
   }
 
   #pick(task) {
     if (!task) return;
     this.#task = { task_id: task.task_id, question: task.question, image_id: task.image.image_id };
-    this.#picture = { image: task.image, own: false };
-    this.picture.show(task.image, { own: false, alt: `Picture of the task: ${task.question}` });
+    this.#image = { image: task.image, own: false };
+    this.well.show(task.image, { own: false, alt: `Image of the task: ${task.question}` });
     this.question.value = task.question;
     this.fail(null);
   }
 
-  #ownPicture(image) {
+  #ownImage(image) {
     this.#task = null;
-    this.#picture = { image, own: true };
+    this.#image = { image, own: true };
     this.question.focus();
   }
 
@@ -123,24 +123,24 @@ export class Compare {
       return;
     }
     const request = { question, images: [], partial_images: PARTIAL_IMAGES, background: true, sampling: { seed: Math.floor(Math.random() * 2 ** 31) } };
-    if (this.#picture) {
-      const { image, own } = this.#picture;
-      request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.picture.fit } : { image_id: image.image_id });
+    if (this.#image) {
+      const { image, own } = this.#image;
+      request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });
       if (this.#task?.question === question && this.#task.image_id === image.image_id) request.task_id = this.#task.task_id;
     }
     this.#starting = true;
     this.fail(null);
     this.ask.disabled = true;
     try {
-      const asked = await Promise.allSettled(SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })));
-      const refused = asked.find((one) => one.status === 'rejected');
-      if (refused) {
-        // half a comparison is none: the other one is taken back
-        for (const one of asked) if (one.status === 'fulfilled') api.cancel(one.value.id).catch(() => {});
-        this.fail(refused.reason);
+      const created = await Promise.allSettled(SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })));
+      const failed = created.find((one) => one.status === 'rejected');
+      if (failed) {
+        // half a comparison is useless: cancel the other trace
+        for (const one of created) if (one.status === 'fulfilled') api.cancel(one.value.id).catch(() => {});
+        this.fail(failed.reason);
         return;
       }
-      for (const [k, side] of SIDES.entries()) this.#viewers[side].started(asked[k].value);
+      for (const [k, side] of SIDES.entries()) this.#viewers[side].started(created[k].value);
     } finally {
       this.#starting = false;
       this.ask.disabled = false;

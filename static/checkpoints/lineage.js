@@ -1,4 +1,4 @@
-// What is known of checkpoints, as values and words: which was made from which, what may be done, who was right. Pure.
+// Pure functions on checkpoints: lineage, allowed actions, outcome of a comparison.
 
 import { short } from '../shared/series.js';
 import { stageName } from '../training/words.js';
@@ -13,7 +13,7 @@ const inJob = (a, b) => STAGES.indexOf(stageOf(a)) - STAGES.indexOf(stageOf(b)) 
 const byAge = (a, b) => (a.created_at ?? '').localeCompare(b.created_at ?? '') || a.id.localeCompare(b.id);
 const byMaking = (a, b) => (jobOf(a) && jobOf(a) === jobOf(b) ? inJob(a, b) : byAge(a, b));
 
-/** `[{one, children, missing}]`: roots first made first; a base that is not here becomes a root of its own, `missing`. */
+/** `[{one, children, missing}]`: oldest roots first; an unknown base becomes a root, marked `missing`. */
 export function forestOf(checkpoints) {
   const nodes = new Map(checkpoints.map((one) => [one.id, { one, children: [], missing: false }]));
   const roots = [];
@@ -45,8 +45,8 @@ function leadsBack(from, to, nodes) {
 }
 
 /**
- * The children of a node as they are listed: `[{node}]`, and `[{earlier: [nodes]}]` for the steps of one job that a later
- * step of the same stage has overtaken. One that is active, chosen (`kept`) or a base of others stays in sight.
+ * The children of a node for the list: `[{node}]`, and `[{earlier: [nodes]}]` for superseded steps of one job and
+ * stage. Active and selected (`kept`) checkpoints and bases of others stay visible.
  */
 export function folded(children, kept) {
   const key = ({ one }) => (jobOf(one) ? `${jobOf(one)} ${stageOf(one)}` : null);
@@ -61,7 +61,7 @@ export function folded(children, kept) {
   return shown;
 }
 
-/** How a checkpoint came about: `PeRPO, step 60`. */
+/** The origin of a checkpoint: `PeRPO, step 60`. */
 export function madeBy(one) {
   const stage = stageOf(one);
   const step = stepOf(one);
@@ -78,7 +78,7 @@ const FIRST = [
   ['reward/total', (value) => `reward ${short(value)}`],
 ];
 
-/** The one or two measures worth a line in the tree. */
+/** The one or two most important metrics, for the tree. */
 export function measureOf(one) {
   const metrics = one.metrics ?? {};
   return FIRST.filter(([name]) => typeof metrics[name] === 'number').slice(0, 2).map(([name, words]) => words(metrics[name])).join(' · ');
@@ -86,14 +86,14 @@ export function measureOf(one) {
 
 export const megabytes = (bytes) => (typeof bytes === 'number' ? `${Math.round(bytes / 1e6).toLocaleString('en')} MB` : '');
 
-/** `[name, text]` rows about one checkpoint; what is not known is not shown. */
+/** `[name, text]` rows about one checkpoint; omits unknown facts. */
 export function factsOf(one) {
   const rows = [
     ['made by', madeBy(one)],
     ['from', parentOf(one)],
     ['licence', one.licence],
     ['size', megabytes(one.size_bytes)],
-    ['pictures', one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null],
+    ['images', one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null],
     ['context', one.context_len ? `${one.context_len.toLocaleString('en')} tokens` : null],
     ['template', one.template],
     ['weights', one.weight_version ? `version ${one.weight_version}${one.loaded ? ', in memory' : ''}` : null],
@@ -103,17 +103,17 @@ export function factsOf(one) {
   return rows.filter(([, value]) => value);
 }
 
-const KEPT = new Set(['package', 'setting']); // came with the program, or is named by its settings
+const KEPT = new Set(['package', 'setting']); // shipped, or named by the settings
 
-/** What can be done with it, and why not where it cannot: `{activate, remove}` are null or the reason in words. */
+/** The reasons against actions: `{activate, remove}` are null or a text. */
 export function whyNot(one) {
   return {
-    activate: one.problem ? 'It cannot be used; the reason is above.' : one.active ? 'It answers already.' : null,
-    remove: one.active || KEPT.has(one.source) ? 'It is active, or belongs to the installation.' : null,
+    activate: one.problem ? 'The checkpoint is unusable; see the reason above.' : one.active ? 'It is already active.' : null,
+    remove: one.active || KEPT.has(one.source) ? 'It is active or belongs to the installation.' : null,
   };
 }
 
-/** What the comparison showed, once both have ended. */
+/** The outcome of a comparison after both have ended. */
 export function outcomeOf(left, right) {
   if (![left, right].every((state) => state.status === 'completed' && state.hasAnswer)) return '';
   const verdicts = [left, right].map((state) => state.verdict?.answer ?? null);

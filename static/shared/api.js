@@ -1,4 +1,4 @@
-// fetch with the server's own words: every refusal becomes an `ApiError` that says what happened and what to do.
+// fetch with typed errors: every error response becomes an `ApiError` with a message and a remedy.
 
 export class ApiError extends Error {
   constructor(message, { status = 0, code = 'unknown', retryAfter = null, errors = [], problem = {} } = {}) {
@@ -7,20 +7,20 @@ export class ApiError extends Error {
     this.status = status;
     this.code = code;
     this.retryAfter = retryAfter;
-    this.errors = errors; // [{path, message}] of the fields that are to blame
+    this.errors = errors; // [{path, message}] of the invalid fields
     this.problem = problem;
   }
 }
 
-const GONE = 'The server does not answer, so nothing was changed. Try again when it is back.';
+const GONE = 'The server is unreachable; nothing was changed. Try again when it is back.';
 const AWAY = new Set([502, 503, 504]); // a proxy without its server, or a server that is starting or stopping
 
 const listeners = new Set();
 
-/** `listener()` is called whenever the server could not be reached. */
+/** Calls `listener()` whenever the server is unreachable. */
 export const onUnreachable = (listener) => listeners.add(listener);
 
-/** fetch that reports when the server cannot be reached. */
+/** fetch that reports an unreachable server. */
 export async function reach(path, options) {
   const report = () => listeners.forEach((listener) => listener());
   try {
@@ -38,21 +38,21 @@ async function problemOf(response) {
   try {
     problem = await response.json();
   } catch {
-    // a proxy's page instead of problem+json: the status has to do
+    // a proxy's page instead of problem+json: fall back to the status
   }
   const retryAfter = Number(response.headers.get('retry-after')) || null;
-  // the path of a field helps a program; a person sees the field
-  let message = problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server said ${response.status}.`;
+  // the field's path is for programs
+  let message = problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server returned ${response.status}.`;
   if (response.status === 429) {
-    message = `${message.replace(/[;,]? ?try again.*$/i, '').replace(/[.;]?$/, '.')} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
+    message = `${message.replace(/[;,]? ?(?:try again|retry).*$/i, '').replace(/[.;]?$/, '.')} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }
-  message = message.replace(/^[a-z](?=[a-z]*[ ,])/, (letter) => letter.toUpperCase()); // a name with dots stays as it is
+  message = message.replace(/^[a-z](?=[a-z]*[ ,])/, (letter) => letter.toUpperCase()); // leaves dotted names as they are
   if (response.status === 401) message = 'You are signed out. Reload the page to sign in again.';
   const { code = String(response.status), errors = [] } = problem;
   return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });
 }
 
-/** Parsed JSON of `path` (null for 204). Throws ApiError, with status 0 when nobody answers. */
+/** Parsed JSON of `path` (null for 204). Throws ApiError, with status 0 if the server is unreachable. */
 export async function call(path, { method = 'GET', json, body, signal, headers = {} } = {}) {
   let response;
   try {
@@ -72,7 +72,7 @@ export async function call(path, { method = 'GET', json, body, signal, headers =
 
 const id = encodeURIComponent;
 
-// Of each picture while it is drawn: so many that a busy server's streams still move several times a second.
+// Previews per image; few enough for a busy server's streams to update several times a second.
 export const PARTIAL_IMAGES = 32;
 
 export const api = {

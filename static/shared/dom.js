@@ -1,11 +1,11 @@
-// Small helpers around the DOM. Data reaches the page as text nodes and attributes only, never as markup.
+// Small DOM helpers. Data enters the page as text nodes and attributes only, never as markup.
 
-/** `h('button', {class: 'x', 'aria-label': 'y', onclick: f}, 'text', child)`. null, false and undefined are left out. */
+/** `h('button', {class: 'x', 'aria-label': 'y', onclick: f}, 'text', child)`. Skips null, false and undefined. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined) continue;
-    if (name.startsWith('aria-')) element.setAttribute(name, String(value)); // here false is a value too
+    if (name.startsWith('aria-')) element.setAttribute(name, String(value)); // false is a valid value here
     else if (value === false) continue;
     else if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? '' : String(value));
@@ -14,7 +14,7 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** The first element that matches, as soon as it is on the page: Gradio's own parts may come after ours. */
+/** Resolves to the first matching element, now or once it is added: Gradio's components may load later. */
 export function appears(selector) {
   const found = document.querySelector(selector);
   if (found) return Promise.resolve(found);
@@ -30,8 +30,8 @@ export function appears(selector) {
 }
 
 /**
- * The place of a part that is drawn once, however often Gradio makes its component: `into(element, draw)` draws the
- * first time; later what was drawn moves into the new element, listeners and all.
+ * The element of a component that is built once, however often Gradio recreates its container: `into(element, draw)`
+ * draws once and later moves the result, with its listeners, into the new element.
  */
 export class Place {
   element = null;
@@ -45,12 +45,12 @@ export class Place {
   }
 }
 
-/** Set text only when it differs: an unchanged node is not touched, so a selection in it survives. */
+/** Sets text only when it differs, so that a selection in the node survives. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** null and undefined take the attribute away, and so does false, but where the name begins with aria-. */
+/** null and undefined remove the attribute; so does false, except for aria- attributes. */
 export function setAttr(element, name, value) {
   if (value === null || value === undefined || (value === false && !name.startsWith('aria-'))) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
@@ -85,7 +85,7 @@ const PATHS = {
   paste: 'M5.500 3.500H3.500v10h9v-10h-2M5.500 2.500h5v2.500h-5z',
 };
 
-/** A 16-px line icon that takes the colour of the text around it. */
+/** A 16-px line icon in the current text colour. */
 export function icon(name) {
   const ns = 'http://www.w3.org/2000/svg';
   const svg = document.createElementNS(ns, 'svg');
@@ -98,7 +98,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Copy `text`; resolves to true when it lies in the clipboard. Works without a secure context too. */
+/** Copies `text`; resolves to whether it worked. Also works without a secure context. */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -114,7 +114,7 @@ export async function copyText(text) {
   }
 }
 
-/** A button that copies what `text()` gives and says so in place, without changing its width. */
+/** A button that copies `text()` and confirms in place, without changing its width. */
 export function copyButton(label, text, said = () => {}) {
   const face = h('span', {}, label);
   const done = h('span', { class: 'or-copied' }, 'copied');
@@ -131,20 +131,20 @@ export function copyButton(label, text, said = () => {}) {
   return button;
 }
 
-/** A button for what cannot be undone: the first click asks `question`, the second one does it; leaving takes it back. */
+/** A button for irreversible actions: the first click asks `question`, the second acts; leaving the button resets. */
 export function sureButton(label, question, act, ...face) {
   const button = h('button', { type: 'button', class: 'or-round or-delete', 'aria-label': label, title: label }, ...face);
-  let asked = false;
+  let armed = false;
   const reset = () => {
-    asked = false;
+    armed = false;
     button.classList.remove('sure');
     button.replaceChildren(...face);
     button.setAttribute('aria-label', label);
   };
   button.addEventListener('blur', reset);
   button.addEventListener('click', () => {
-    if (asked) return act();
-    asked = true;
+    if (armed) return act();
+    armed = true;
     button.classList.add('sure');
     button.replaceChildren(question);
     button.setAttribute('aria-label', `Really? ${label}`);
@@ -153,7 +153,7 @@ export function sureButton(label, question, act, ...face) {
   return button;
 }
 
-/** A modal dialog that takes its content, closes on Esc and on a click beside it, and gives the focus back. */
+/** A modal dialog that closes on Esc and on outside clicks, and restores the focus. */
 export function openDialog(label, ...content) {
   const opener = document.activeElement;
   const close = h('button', { type: 'button', class: 'or-round or-dialog-close', 'aria-label': 'Close' }, icon('close'));

@@ -1,9 +1,9 @@
-// The events of one trace or one job, in order, without a hole and without a repetition, for as long as they are wanted.
+// The events of a trace or job: in order, without gaps or duplicates.
 //
-// A browser has six connections a server. So only the tab that was used last holds an EventSource (see turn.js); every
-// other visible tab looks in for a moment about once a second, less often while nothing is new, and a hidden one not at
-// all. It closes on the terminal event and when the trace stays paused for 30 s; whatever it missed is read from the
-// stored log (`after=`) when it wakes.
+// Browsers allow six connections per server. So only the most recently used tab holds an EventSource (see turn.js);
+// other visible tabs poll about once a second, less often while nothing is new, and hidden tabs not at all. The stream
+// closes after the terminal event and when the trace has been paused for 30 s; missed events are read from the stored
+// log (`after=`) on waking up.
 
 import { api, reach } from './api.js';
 import { parser } from './sse.js';
@@ -17,7 +17,7 @@ export const TYPES = [
 ];
 const ENDS = new Set(['trace.completed', 'trace.cancelled', 'trace.failed']);
 
-/** Where a trace's events are, which there are, and which of them end the stream or let it rest. */
+/** The URL of a trace's events, their types, and the events that end or pause the stream. */
 export const traceSource = (traceId) => ({
   types: TYPES,
   url: (after) => api.eventsUrl(traceId, after),
@@ -31,10 +31,10 @@ const CHANNEL = 'omni-r1-live';
 export const PAUSED_MS = 30_000;
 const LOOK_IN_EVERY_MS = 800;
 const LOOK_IN_RARELY_MS = 3200; // while nothing is new
-const LOOK_IN_PATIENCE_MS = 600; // for the first events of a look-in
+const LOOK_IN_PATIENCE_MS = 600; // for the first events of a poll
 const LOOK_IN_QUIET_MS = 150;
-const LOOK_IN_MOST_MS = 400; // a trace that always has something new must not hold its connection
-const SUCCEED_MS = 300; // within which one of the waiting tabs takes a free turn
+const LOOK_IN_MOST_MS = 400; // a busy trace must not hold its connection
+const SUCCEED_MS = 300; // within this time a waiting tab takes a free turn
 const CATCH_UP_QUIET_MS = 40;
 const CATCH_UP_MAX_MS = 250;
 const RETRY_MS = [100, 500, 1000, 2000, 4000, 8000];
@@ -52,16 +52,16 @@ const browser = () => ({
 
 export class EventStream {
   #env;
-  #source; // where the events come from: traceSource, jobSource
+  #source; // traceSource or jobSource
   #onEvents;
   #onConnection;
   #after;
   #buffer = [];
   #flushing = false;
-  #catchUp; // collect the stored events first, so that they are drawn in one go
+  #catchUp; // collect stored events first, to render them at once
   #wire = null;
   #turn;
-  #look = null; // AbortController of the look-in under way
+  #look = null; // AbortController of the running poll
   #lookEvery = LOOK_IN_EVERY_MS;
   #timers = new Map();
   #tries = 0;
@@ -71,7 +71,7 @@ export class EventStream {
   #listeners = [];
 
   /**
-   * onEvents(events): one call a frame, events `{seq, type, data}` in order.
+   * onEvents(events): called per frame, with events `{seq, type, data}` in order.
    * onConnection(word): 'live' | 'looking' | 'asleep' | 'lost' | 'unknown' | 'ended' | 'closed'.
    */
   constructor({ source, after = 0, fresh = false, onEvents, onConnection = () => {}, env = browser() }) {
@@ -104,7 +104,7 @@ export class EventStream {
     return this.#after;
   }
 
-  /** Read on: after a Continue, or when the page is shown again. */
+  /** Resume reading: after Continue, or when the page is visible again. */
   wake() {
     if (this.#mode === 'closed' || this.#mode === 'live' || this.#hidden()) return;
     this.#clear('paused');
@@ -171,7 +171,7 @@ export class EventStream {
     this.#wire = null;
   }
 
-  // ---- whose turn it is to hold the stream
+  // ---- turn for the stream
 
   #taken() {
     this.#clear('succeed');
@@ -191,7 +191,7 @@ export class EventStream {
     this.#open();
   }
 
-  // ---- the stream itself
+  // ---- stream
 
   #open() {
     this.#closeSource();
@@ -220,7 +220,7 @@ export class EventStream {
   async #retry(tries) {
     const stopped = () => this.#mode === 'closed' || this.#mode === 'asleep';
     try {
-      // an EventSource cannot say why it ended; the row of the trace or job can
+      // an EventSource does not report why it ended; the row of the trace or job does
       const response = await this.#env.fetch(this.#source.row);
       if (stopped()) return;
       if (response.status === 404) return this.close('unknown');
@@ -234,7 +234,7 @@ export class EventStream {
     if (!stopped()) this.#open();
   }
 
-  // ---- a look in from a tab that is not in use
+  // ---- polling from unused tabs
 
   #lookIn() {
     if (this.#mode !== 'looking') this.#restWhenPaused();
@@ -276,7 +276,7 @@ export class EventStream {
     return false;
   }
 
-  // ---- order
+  // ---- ordering
 
   #receive(type, id, text) {
     if (this.#mode === 'closed') return;
@@ -311,11 +311,11 @@ export class EventStream {
     for (const event of this.#buffer.splice(0)) {
       if (!(event.seq > this.#after)) continue;
       if (event.seq > this.#after + 1 && this.#wire && this.#holes < 1) {
-        this.#holes += 1; // something got lost on the way: read again from the last one we have
+        this.#holes += 1; // an event is missing: read again from the last known one
         this.#open();
         break;
       }
-      // still missing after reading again: a type that this page does not know
+      // still missing after a retry: a type that this page does not know
       for (let seq = this.#after + 1; seq < event.seq; seq += 1) batch.push({ seq, type: 'unknown', data: {} });
       this.#holes = 0;
       this.#after = event.seq;

@@ -1,3 +1,3 @@
-/** A card's notes, whatever shape they have, as one paragraph. */
+/** A card's notes in any format as one paragraph. */
 export const wordsOf = (notes) =>
   notes && typeof notes === 'object' ? Object.values(notes).join(' ') : String(notes ?? '');

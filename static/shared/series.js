@@ -1,9 +1,8 @@
-// Numbers over steps, bounded: a hundred thousand steps cost no more room and no more drawing than five hundred.
+// Values over steps in bounded memory: a hundred thousand steps cost no more than five hundred.
 //
 // Pure. A series is `{width, points}`; a point covers `width` steps and is `{step, last, sum, count, low, high}`. When
-// there are too many points the width doubles and neighbours are merged: the mean stays exact, and low and high keep
-// what the mean would hide. A step that comes again (a job that resumed from an older checkpoint) replaces what lay
-// behind it.
+// there are too many points, the width doubles and neighbours are merged: the mean stays exact, and low and high keep
+// the extremes. A repeated step (of a job resumed from an older checkpoint) replaces all later points.
 
 export const LIMIT = 480;
 
@@ -20,7 +19,7 @@ const merged = (a, b) => ({
   high: Math.max(a.high, b.high),
 });
 
-/** Adds a value in place: `series` must be the caller's own copy (its points are never changed, only replaced). */
+/** Adds a value in place: `series` must be the caller's own copy (points are replaced, never changed). */
 export function push(series, step, value) {
   const { points } = series;
   while (points.length && points[points.length - 1].last >= step) points.pop();
@@ -44,7 +43,7 @@ function widen(series) {
   series.points = kept;
 }
 
-/** The point that stands nearest to `step`, or null. */
+/** The point nearest to `step`, or null. */
 export function nearest(series, step) {
   let best = null;
   for (const point of series?.points ?? []) {
@@ -53,7 +52,7 @@ export function nearest(series, step) {
   return best;
 }
 
-/** Every step at which one of `many` series has a point, in order, each once. */
+/** All steps at which any of `many` series has a point, in order and unique. */
 export const stepsOf = (many) =>
   [...new Set(many.flatMap((series) => series.points.map((point) => point.last)))].sort((a, b) => a - b);
 
@@ -70,7 +69,7 @@ export function ticksOf(low, high, count = 4) {
   return ticks;
 }
 
-/** `[low, high]` of what is drawn, widened to round numbers; `within` = a fixed range such as [0, 1]. */
+/** The plotted range `[low, high]`, widened to round numbers; `within` = a fixed range such as [0, 1]. */
 export function rangeOf(many, { within = null, zero = false } = {}) {
   if (within) return within;
   let low = Infinity;
@@ -92,7 +91,7 @@ export function rangeOf(many, { within = null, zero = false } = {}) {
   return [Math.floor(low / unit + 1e-9) * unit, Math.ceil(high / unit - 1e-9) * unit];
 }
 
-/** Losses that differ by more than this factor share a logarithmic axis, where all of them can be read. */
+/** Series further apart than this factor get a logarithmic axis. */
 const FAR_APART = 25;
 
 export function wantsLog(many) {
@@ -101,7 +100,7 @@ export function wantsLog(many) {
   return means.reduce((a, b) => Math.max(a, b)) / means.reduce((a, b) => Math.min(a, b)) > FAR_APART;
 }
 
-/** A number as short as a label may be: 0.031, 1.2e-5, 4,096. */
+/** A number in short form for labels: 0.031, 1.2e-5, 4,096. */
 export function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return '–';
   if (!Number.isFinite(value)) return value > 0 ? '∞' : '−∞';

@@ -1,6 +1,6 @@
-// Reads the text of an event stream (WHATWG "text/event-stream") that may arrive cut at any byte.
+// Parser for event streams (WHATWG "text/event-stream") that may be split at any byte.
 
-/** `parser(push)`: give it decoded chunks; it calls `push({id, event, data})` once for each complete event. */
+/** `parser(push)` returns a function for decoded chunks; it calls `push({id, event, data})` per complete event. */
 export function parser(push) {
   let rest = '';
   let fields = { id: '', event: '', data: [] };
@@ -22,7 +22,7 @@ export function parser(push) {
   let afterCr = false;
   return (chunk) => {
     if (!chunk) return;
-    // CR LF may be cut in the middle: the CR has ended its line already, the LF that follows ends none
+    // CR LF may be split: the CR has ended the line, the following LF ends none
     rest += afterCr ? chunk.replace(/^\n/, '') : chunk;
     if (first) rest = rest.replace(/^\uFEFF/, '');
     first = false;

@@ -1,4 +1,4 @@
-// How long ago something was, in words.
+// Relative times.
 
 /** `2 minutes ago`, for a time in RFC 3339. */
 export function whenOf(time, now = Date.now()) {

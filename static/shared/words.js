@@ -1,5 +1,5 @@
-// The words of the viewer: what the pill says, what is read aloud, what a picture's alternative text is.
-// Pure functions of a state (state.js), so that they are tested without a browser.
+// Texts of the viewer: status pill, screen reader announcements, alternative texts.
+// Pure functions of a state (state.js), testable without a browser.
 
 import { isTerminal } from '../viewer/state.js';
 
@@ -11,7 +11,7 @@ export const SKILLS = {
   predict: { word: 'next state', drawn: 'next state drawn' },
 };
 
-/** A question as people read it: the place of an image is `[image k]`. */
+/** A question in readable form: image references become `[image k]`. */
 export const readQuestion = (text) => text.replace(/<image_(\d+)>/g, '[image $1]');
 
 export const seconds = (ms) => (ms < 9950 ? (ms / 1000).toFixed(1) : String(Math.round(ms / 1000))) + ' s';
@@ -30,10 +30,10 @@ export function pillOf(state) {
     case 'queued':
       return {
         tone: 'wait',
-        text: state.position > 0 ? `waiting (${state.position} before you)` : 'waiting (you are next)',
+        text: state.position > 0 ? `waiting (${state.position} ahead)` : 'waiting (next in line)',
       };
     case 'running':
-      if (state.activity === 'reading') return { tone: 'run', text: 'reading the picture' };
+      if (state.activity === 'reading') return { tone: 'run', text: 'reading the image' };
       if (state.activity === 'answering') return { tone: 'run', text: 'answering' };
       if (state.activity === 'drawing' && last) {
         const { done = 0, total = 0 } = last.partial ?? {};
@@ -53,21 +53,21 @@ export function pillOf(state) {
   }
 }
 
-/** Tokens a second so far, or null when there is nothing to say yet; `elapsedMs`: how long it has run, pauses left out. */
+/** Tokens per second so far, or null if unknown; `elapsedMs`: run time without pauses. */
 export function rateOf(state, elapsedMs) {
   const tokens = state.usage?.completion_tokens ?? state.tokens;
-  const total = isTerminal(state) ? state.timings?.total_ms : null; // of a paused one: until its last pause
+  const total = isTerminal(state) ? state.timings?.total_ms : null; // of a paused trace: until its last pause
   const ms = total ? total - (state.timings.queued_ms ?? 0) : elapsedMs;
   return tokens >= 8 && ms !== null && ms > 100 ? Math.round((tokens * 1000) / ms) : null;
 }
 
-/** How long a trace has been running, as far as this page can know: the time that it was paused does not count. */
+/** The run time of a trace as far as this page knows it, without pauses. */
 export class Stopwatch {
   #ms = 0;
-  #since = null; // when the stretch that runs now began
+  #since = null; // start of the current run
   #known = true;
 
-  /** now: a steady clock, in ms. wall: the time of day, in ms since the epoch. */
+  /** now: a steady clock in ms. wall: the time of day in ms since the epoch. */
   constructor({ now = () => performance.now(), wall = () => Date.now() } = {}) {
     this.now = now;
     this.wall = wall;
@@ -77,7 +77,7 @@ export class Stopwatch {
     return this.#since !== null;
   }
 
-  /** ms, or null where this page came too late to know. */
+  /** ms, or null if the page was opened too late to know. */
   get elapsed() {
     if (!this.#known) return null;
     return this.#ms + (this.running ? this.now() - this.#since : 0);
@@ -86,7 +86,7 @@ export class Stopwatch {
   follow(state) {
     if (state.status === 'running') {
       if (!this.running) this.#start(state);
-      if (state.resumed && this.#ms === 0) this.#known = false; // paused before this page came
+      if (state.resumed && this.#ms === 0) this.#known = false; // paused before the page was opened
     } else if (state.status === 'paused' || state.status === 'queued') {
       const { total_ms: total, queued_ms: queued } = state.timings ?? {};
       this.#ms = this.elapsed || (total ? total - (queued ?? 0) : 0);
@@ -97,7 +97,7 @@ export class Stopwatch {
     }
   }
 
-  // The server's clock may differ from this one: count from what was seen, unless the page came later.
+  // the server's clock may differ: count from what was seen, unless the page was opened later
   #start({ startedAt, resumed }) {
     const before = startedAt && !resumed && this.#ms === 0 ? this.wall() - Date.parse(startedAt) : 0;
     this.#since = this.now() - (before > 0 && before < 3_600_000 ? before : 0);
@@ -105,50 +105,49 @@ export class Stopwatch {
 }
 
 const ASK_AGAIN = 'press Reason to ask again';
-const INSTEAD = { prompt_too_long: 'ask in fewer words', bad_image: 'choose another picture', unknown_checkpoint: 'choose another checkpoint', weights_gone: 'choose another checkpoint' };
-const ADVICE = /[;,.]?\s+(?:please\s+)?(?:ask|try|send)\b[^;.]*\bagain\b.*$/i; // the page gives its own
+const INSTEAD = { prompt_too_long: 'shorten the question', bad_image: 'choose another image', unknown_checkpoint: 'choose another checkpoint', weights_gone: 'choose another checkpoint' };
+const ADVICE = /[;,.]?\s+(?:please\s+)?(?:(?:ask|try|send)\b[^;.]*\bagain\b|retry\b).*$/i; // replaced by the page's own
 
-/** A server's reason as one sentence, without the advice that it may end in. */
+/** A server's reason as one sentence, without trailing advice. */
 function reasonOf(error) {
   const text = (error?.detail ?? '').trim().replace(ADVICE, '').replace(/[.;,:\s]+$/, '');
   return text ? ` ${text[0].toUpperCase()}${text.slice(1)}.` : '';
 }
 
 /**
- * What happened and what to do now, each once; null when all is well. `again`: how the same is asked again where this
- * trace is on show.
+ * What happened and what to do now; null if all is well. `again`: how to ask again on this page.
  */
 export function troubleOf(state, again = ASK_AGAIN) {
-  if (state.sample) return state.hasAnswer ? null : 'It ended without an answer.';
-  const kept = (what) => (state.steps.length ? `What was drawn is kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`);
-  if (state.status === 'interrupted') return `The server stopped before this trace was finished. ${kept(again)}`;
+  if (state.sample) return state.hasAnswer ? null : 'The trace ended without an answer.';
+  const kept = (what) => (state.steps.length ? `The steps so far are kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`);
+  if (state.status === 'interrupted') return `The server stopped before this trace finished. ${kept(again)}`;
   if (state.status === 'failed') {
-    return `The model could not finish this trace.${reasonOf(state.error)} ${kept(INSTEAD[state.error?.code] ?? again)}`;
+    return `The model failed to finish this trace.${reasonOf(state.error)} ${kept(INSTEAD[state.error?.code] ?? again)}`;
   }
   if (state.status === 'cancelled' && !state.hasAnswer) {
-    const why = state.cancelReason === 'disconnected' ? 'Stopped because nobody was reading it any more.' : 'Stopped before the answer.';
+    const why = state.cancelReason === 'disconnected' ? 'Stopped because all readers had left.' : 'Stopped before the answer.';
     return `${why} ${kept(again)}`;
   }
   if (state.status === 'completed' && !state.hasAnswer) {
     return state.finishReason === 'length'
-      ? 'The room for this trace ran out before the answer. Ask again with another seed or a shorter question.'
+      ? 'The trace reached its length limit before the answer. Ask again with another seed or a shorter question.'
       : 'The model ended without an answer. Ask again with another seed.';
   }
   return null;
 }
 
-/** What a screen reader hears when `before` becomes `after`: status changes, completed steps, the answer. */
+/** The screen reader announcement for the change from `before` to `after`: status, completed steps, answer. */
 export function announcementOf(before, after, again = ASK_AGAIN) {
   const said = [];
   for (const step of after.steps) {
     const earlier = before.steps.find((one) => one.index === step.index);
     if (step.complete && !earlier?.complete) {
-      said.push(`Step ${step.index}: ${step.text.trim() || 'a picture'}`);
+      said.push(`Step ${step.index}: ${step.text.trim() || 'an image'}`);
     }
   }
   const changed = before.status !== after.status;
   if (changed && after.status === 'queued') said.push('Waiting.');
-  if (changed && after.status === 'running' && !after.steps.length) said.push('Reading the picture.');
+  if (changed && after.status === 'running' && !after.steps.length) said.push('Reading the image.');
   if (changed && after.status === 'paused') said.push(`Paused after step ${after.pausedAfter}.`);
   if (changed && after.status === 'completed') {
     said.push(after.hasAnswer ? `The answer is ${after.answer.trim()}.` : 'Done, without an answer.');
@@ -158,14 +157,14 @@ export function announcementOf(before, after, again = ASK_AGAIN) {
   return said.join(' ');
 }
 
-/** Alternative text of a step's picture. */
+/** Alternative text of a step's image. */
 export function altOf(step) {
-  const drawn = SKILLS[step.skill]?.drawn ?? 'picture drawn';
+  const drawn = SKILLS[step.skill]?.drawn ?? 'image drawn';
   const text = step.text.trim();
   return `Step ${step.index}, ${drawn}${text ? `: ${text}` : ''}`;
 }
 
-/** The verdict on a task of the world: `{tone, text}`, or null for a question that nobody can check here. */
+/** The verdict on a task of the world: `{tone, text}`, or null for questions that cannot be checked. */
 export function verdictOf(state, reference = null) {
   if (state.status !== 'completed' || !state.hasAnswer) return null;
   if (!state.verdict) return state.taskId ? null : { tone: 'unchecked', text: 'not checked' };
@@ -175,7 +174,7 @@ export function verdictOf(state, reference = null) {
   return { tone: answer, text: (answer === 'right' ? '✓ right' : '✗ wrong') + against + drawings };
 }
 
-/** The facts of a picture, as `[name, value]` rows. */
+/** The facts of an image as `[name, value]` rows. */
 export function factsOf(step) {
   const stats = step.image?.stats;
   const rows = [];
@@ -191,13 +190,13 @@ export function factsOf(step) {
   return rows;
 }
 
-/** The curl line that asks this again. */
+/** The curl command that repeats the request. */
 export function curlOf(origin, request) {
   const body = JSON.stringify(request).replaceAll("'", "'\\''");
   return `curl -s ${origin}/v1/traces -H 'Content-Type: application/json' -d '${body}'`;
 }
 
-/** The request that a trace was made from: the same tokens again on the same weights. */
+/** The request that created a trace, with its seed and weights. */
 export function requestOf(state) {
   const request = {
     question: state.question,

@@ -1,4 +1,4 @@
-// The About page: sections of name and value that the Python side has read from the API, drawn as text.
+// The About page: renders sections of names and values, read from the API by Python, as text.
 
 import { h } from '../shared/dom.js';
 

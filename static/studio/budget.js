@@ -1,23 +1,23 @@
-// What a question costs and leaves, in one sentence (pure).
+// The tokens of a question and the remaining context, as one sentence (pure).
 
 const count = (value) => Number(value).toLocaleString('en');
 
-/** `{text, over, tooLong}` for the answer of POST /v1/limits. over = say it in red; tooLong = it cannot be asked at all. */
+/** `{text, over, tooLong}` for the response of POST /v1/limits. over = show as an error; tooLong = cannot be asked. */
 export function budgetWords({ prompt_tokens: prompt, room_tokens: tokens, room_images: images }) {
   if (tokens < 1) {
-    return { text: `This question takes ${count(prompt)} tokens, more than the model holds: ask in fewer words.`, over: true, tooLong: true };
+    return { text: `This question takes ${count(prompt)} tokens, more than the model’s limit: shorten it.`, over: true, tooLong: true };
   }
   if (images < 1) {
-    return { text: `No room for a picture, only for ${count(tokens)} tokens of text: ask in fewer words.`, over: true, tooLong: false };
+    return { text: `No room for an image, only for ${count(tokens)} tokens of text: shorten the question.`, over: true, tooLong: false };
   }
-  return { text: `room for ${images} ${images === 1 ? 'picture' : 'pictures'}`, over: false, tooLong: false };
+  return { text: `room for ${images} ${images === 1 ? 'image' : 'images'}`, over: false, tooLong: false };
 }
 
-/** The same for a refusal of POST /v1/limits; null when the refusal is not about the question. */
-export function refusedBudget(error) {
+/** The same for an error of POST /v1/limits; null if the error is not about the question. */
+export function budgetError(error) {
   if (error.status !== 422 && error.status !== 413) return null;
   if (error.code === 'bad_place') return { text: error.message, over: true, tooLong: true };
   const most = /at most (\d+) characters/.exec(error.message)?.[1];
   const what = most ? `This question is longer than ${count(most)} characters` : 'This question is too long';
-  return { text: `${what}: ask in fewer words.`, over: true, tooLong: true };
+  return { text: `${what}: shorten it.`, over: true, tooLong: true };
 }

@@ -1,15 +1,15 @@
-// A picture from the webcam. The button is there only where browsers allow a camera: on localhost and https.
+// An image from the webcam. The button is shown only where browsers allow a camera: on localhost and https.
 
 import { h, openDialog, setText } from '../shared/dom.js';
 
 export const hasCamera = () => Boolean(window.isSecureContext && navigator.mediaDevices?.getUserMedia);
 
-/** Opens the camera; `onPicture(blob)` once, when a person takes a picture. */
-export async function openCamera(onPicture) {
+/** Opens the camera; calls `onImage(blob)` once, when the user takes an image. */
+export async function openCamera(onImage) {
   const video = h('video', { class: 'or-video', autoplay: true, playsinline: true, 'aria-label': 'Camera' });
   video.muted = true;
-  const word = h('p', { class: 'or-quiet', role: 'status' }, 'Waiting for the camera: the browser asks whether it may be used.');
-  const take = h('button', { type: 'button', class: 'or-primary', disabled: true }, 'take the picture');
+  const word = h('p', { class: 'or-quiet', role: 'status' }, 'Waiting for camera permission in the browser.');
+  const take = h('button', { type: 'button', class: 'or-primary', disabled: true }, 'take photo');
   const dialog = openDialog('Camera', h('h2', {}, 'Camera'), video, word, take);
   let stream = null;
   const stop = () => stream?.getTracks().forEach((track) => track.stop());
@@ -19,13 +19,13 @@ export async function openCamera(onPicture) {
   } catch (error) {
     setText(word, error.name === 'NotAllowedError'
       ? 'The browser does not allow the camera here. Allow it in the address bar, or choose a file instead.'
-      : 'No camera answers. Choose a file instead.');
+      : 'No camera found. Choose a file instead.');
     return;
   }
   if (!dialog.isConnected) return stop();
   video.srcObject = stream;
   await video.play();
-  setText(word, 'The picture stays on this machine.');
+  setText(word, 'The image stays on this machine.');
   take.disabled = false;
   take.focus();
   take.addEventListener('click', () => {
@@ -35,7 +35,7 @@ export async function openCamera(onPicture) {
     canvas.getContext('2d').drawImage(video, ...from, 0, 0, side, side);
     canvas.toBlob((blob) => {
       dialog.close();
-      onPicture(blob);
+      onImage(blob);
     }, 'image/png');
   });
 }

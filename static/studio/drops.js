@@ -1,5 +1,5 @@
-// What may be dropped on a page. A browser opens what is dropped anywhere on a page in its place, and with that the page
-// and what was written on it are gone: so nothing is opened, and an image goes to whoever receives images here.
+// Handling of drops on a page. By default a browser opens a dropped file in place of the page, losing all input. Here
+// nothing is opened, and images go to the registered receiver.
 
 const IMAGE_IN_MARKUP = /<img\b(?:[^>"']|"[^"]*"|'[^']*')*?\ssrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))/i;
 const WRITABLE = 'input:not([type=button]):not([type=checkbox]):not([type=file]):not([type=range]), textarea, [contenteditable=true]';
@@ -9,7 +9,7 @@ const NO_IMAGE = 'Only an image can be dropped here.';
 
 const unescaped = (text) => text.replaceAll('&quot;', '"').replaceAll('&#39;', "'").replaceAll('&lt;', '<').replaceAll('&gt;', '>').replaceAll('&amp;', '&');
 
-/** The address of the image that a drag carries from another page; null when it carries none. */
+/** The URL of an image dragged from another page, or null. */
 export function imageAddress({ html = '', list = '' }) {
   const found = IMAGE_IN_MARKUP.exec(html);
   if (found) return unescaped(found[1] ?? found[2] ?? found[3]).trim() || null;
@@ -17,7 +17,7 @@ export function imageAddress({ html = '', list = '' }) {
   return /^(data:image\/|blob:)/i.test(first) || /\.(png|jpe?g|webp|gif|bmp|avif|heic|svg)([?#]|$)/i.test(first) ? first : null;
 }
 
-/** `{url}` of an image that this page may read, or `{error}` in words. */
+/** `{url}` of an image that this page may read, or an `{error}` message. */
 export function readable(address, origin) {
   if (!address) return { error: NO_IMAGE };
   if (/^data:image\//i.test(address)) return { url: address };
@@ -25,15 +25,15 @@ export function readable(address, origin) {
     const url = new URL(address, origin);
     if (url.origin === origin) return { url: url.href };
   } catch {
-    // not an address at all
+    // not a URL
   }
   return { error: ELSEWHERE };
 }
 
-/** The dropped image as a Blob, or an Error in words. */
+/** Resolves to the dropped image as a Blob; rejects with an Error message. */
 export async function imageOf(transfer, origin = globalThis.location?.origin, load = (...args) => fetch(...args)) {
   const [file] = transfer.files;
-  if (file) return file; // the server judges what it is
+  if (file) return file; // the server validates it
   const address = imageAddress({ html: transfer.getData('text/html'), list: transfer.getData('text/uri-list') });
   const { url, error } = readable(address, origin);
   if (error) throw new Error(error);
@@ -43,7 +43,7 @@ export async function imageOf(transfer, origin = globalThis.location?.origin, lo
   return blob;
 }
 
-/** Whether the browser may do what it always does: text that is dropped into a text field. */
+/** Whether to allow the browser's default: dropping text into a text field. */
 export function isText(types, target) {
   const foreign = types.includes('Files') || types.includes('text/uri-list'); // a file, an image or a link
   return !foreign && Boolean(target?.closest?.(WRITABLE));
@@ -52,14 +52,14 @@ export function isText(types, target) {
 const receivers = new Set();
 
 /**
- * Receive the images that are dropped on this page. ready(): whether it can take one now. over(bool): a drag is above
- * the page, or has left it. take(blob), fail(text).
+ * Register a receiver for dropped images. ready(): whether it accepts one now. over(bool): a drag has entered or left
+ * the page. take(blob), fail(text).
  */
 export const receiveImages = (receiver) => receivers.add(receiver);
 
 const receiver = () => [...receivers].find((one) => one.ready()) ?? null;
 
-/** Nothing that is dropped on this page replaces it. */
+/** Prevents drops from replacing the page. */
 export function guardPage(page = document) {
   const over = (yes) => receivers.forEach((one) => one.over(yes && one === receiver()));
   page.addEventListener('dragover', (event) => {

@@ -1,9 +1,9 @@
-// Four tasks of the world, one a slice, by fixed seeds through the API; and the dice, which draws a held-out one.
+// Four example tasks, one per slice, from the API by fixed seeds; and a dice button for a random held-out task.
 
 import { api } from '../shared/api.js';
 import { h, icon, setAttr } from '../shared/dom.js';
 
-// Held-out tasks (seeds from 1,000,000,000 up) that show well what each slice is about.
+// Held-out tasks (seeds from 1,000,000,000) that illustrate their slice.
 export const EXAMPLES = [
   { slice: 'natural', seed: 1000000004, name: 'objects' },
   { slice: 'structured', seed: 1000000021, name: 'charts' },
@@ -28,7 +28,7 @@ export class Examples {
       button.addEventListener('click', () => this.pick(card));
       return card;
     });
-    this.dice = h('button', { type: 'button', class: 'or-example or-dice', title: 'A new task that the model has never seen' },
+    this.dice = h('button', { type: 'button', class: 'or-example or-dice', title: 'A new held-out task' },
       h('span', { class: 'or-example-picture' }, icon('dice')), h('span', { class: 'or-example-name' }, 'surprise'));
     this.dice.addEventListener('click', () => this.surprise());
     element.replaceChildren(
@@ -36,7 +36,7 @@ export class Examples {
     );
   }
 
-  /** Fetch all four, but for those that are there; resolves when each is there or refused. */
+  /** Fetches all missing tasks; resolves when each has loaded or failed. */
   async load() {
     const all = this.#cards.map(async (card) => {
       if (card.task) return card;
@@ -67,7 +67,7 @@ export class Examples {
     this.onPick(card.task);
   }
 
-  /** Show which example is chosen, if any. */
+  /** Marks the chosen example, if any. */
   mark(taskId) {
     for (const { button, task } of this.#cards) setAttr(button, 'aria-pressed', Boolean(taskId) && task?.task_id === taskId);
   }

@@ -1,4 +1,4 @@
-// The Gallery: every trace as a card, newest first, a page at a time. Opens them in the same viewer as the Studio.
+// The Gallery: all traces as cards, newest first, paginated. Opens them in the Studio's viewer.
 
 import { api } from '../shared/api.js';
 import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../shared/dom.js';
@@ -29,14 +29,14 @@ class Gallery {
     this.word = h('p', { class: 'or-quiet or-gallery-word', role: 'status' });
     this.more = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() }, 'show more');
     element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
-    // on the document: Gradio's box may come later than this, or be made anew
+    // on the document: Gradio's box may be created later, or recreated
     document.addEventListener('input', ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }));
     onBack(() => this.#failed && this.#begin());
     this.#skeleton();
     return this.#begin();
   }
 
-  /** Change some filters of the page; empty ones are left out of the request. */
+  /** Changes some filters; empty ones are omitted from the request. */
   filter(changed) {
     const all = Object.entries({ ...this.#filters, ...changed });
     this.#filters = Object.fromEntries(all.filter(([, value]) => value));
@@ -69,7 +69,7 @@ class Gallery {
       show(this.more, hasMore);
       const filtered = Object.keys(this.#filters).length > 0;
       setText(this.word, first && !data.length
-        ? (filtered ? 'No trace matches these filters.' : 'No trace yet: ask something in the Studio, and it appears here.')
+        ? (filtered ? 'No trace matches these filters.' : 'No traces yet. Ask a question in the Studio to create one.')
         : '');
       if (!first) cards[0]?.querySelector('button')?.focus({ preventScroll: true });
     } catch (error) {
@@ -83,14 +83,14 @@ class Gallery {
   }
 
   #card(trace) {
-    const picture = (image, label) => h(
+    const thumbnail = (image, label) => h(
       'span', { class: 'or-card-picture' },
       image ? h('img', { src: image.url, alt: label, loading: 'lazy', width: 96, height: 96, class: image.width <= 96 ? 'or-pixels' : '' }) : null,
     );
     const open = h(
       'button', { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
       h('span', { class: 'or-card-pictures' },
-        picture(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), picture(trace.last_image, 'Last picture drawn')),
+        thumbnail(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), thumbnail(trace.last_image, 'Last image')),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
     const verdict = trace.verdict?.answer;

@@ -1,4 +1,4 @@
-// The line on top of every page: where you are, which checkpoint answers, light or dark, and whether the server is there.
+// The page header: navigation, active checkpoint, theme switch, server status.
 
 import { api } from '../shared/api.js';
 import { h, icon, setAttr, show } from '../shared/dom.js';
@@ -22,20 +22,20 @@ function store(key, value) {
     if (value) sessionStorage.setItem(key, value);
     else sessionStorage.removeItem(key);
   } catch {
-    // a page without storage forgets; nothing else depends on it
+    // without storage the choice is not remembered
   }
 }
 
-/** The trace that the Studio link leads back to. */
+/** The trace that the Studio link leads to. */
 export const rememberTrace = (traceId) => store(LAST, traceId);
 
-/** The checkpoint that new traces ask for; null = the active one. */
+/** The checkpoint for new traces; null = the active one. */
 export const chosenCheckpoint = () => stored(CHECKPOINT);
 
 const listeners = new Set();
-let current = null; // the checkpoint that the menu shows, once it is known
+let current = null; // the checkpoint shown in the menu, once known
 
-/** `listener(name)` is called with the checkpoint that new traces ask for: now, if it is known, and when it changes. */
+/** Calls `listener(name)` with the checkpoint for new traces: immediately if known, and on changes. */
 export function onCheckpoint(listener) {
   listeners.add(listener);
   if (current !== null) listener(current);
@@ -46,7 +46,7 @@ function announce(name) {
   for (const listener of listeners) listener(name);
 }
 
-let menu = null; // the select on top of this page
+let menu = null; // the select in the header
 
 async function fillCheckpoints() {
   const [{ data }, ready] = await Promise.all([api.checkpoints(), api.ready()]);
@@ -66,20 +66,20 @@ async function fillCheckpoints() {
   announce(chosen);
 }
 
-/** Read the checkpoints again: one was activated, registered or deleted. `forget` drops what was chosen on this page. */
+/** Reloads the checkpoints after a change. `forget` drops this page's choice. */
 export async function refreshCheckpoints({ forget = false } = {}) {
   if (forget) store(CHECKPOINT, null);
   if (!menu) return;
   await fillCheckpoints().then(
     () => show(menu, true),
-    () => show(menu, false), // the page itself says that the server is gone
+    () => show(menu, false), // the page reports the unreachable server
   );
 }
 
 let watch = null;
 const note = { element: null, state: 'ready', text: '' };
 
-/** The line below the header that says when the server is away or is another version now. */
+/** The note below the header for an unreachable or updated server. */
 function drawNote() {
   const { element, state, text } = note;
   const reload = h('button', { type: 'button', class: 'or-secondary', onclick: () => location.reload() }, 'Reload');

@@ -1,4 +1,4 @@
-// A small sketch pad: eight colours, three pens, undo. Draws on a square that becomes an ordinary picture.
+// A small sketch pad: eight colours, three pens, undo. The square canvas becomes an ordinary image.
 
 import { h, icon, openDialog, setAttr } from '../shared/dom.js';
 
@@ -9,8 +9,8 @@ const COLOURS = [
 ];
 const PENS = [['thin', 6], ['middle', 16], ['thick', 40]];
 
-/** Opens the pad; `onPicture(blob)` when a person uses what they drew. */
-export function openSketch(onPicture) {
+/** Opens the pad; calls `onImage(blob)` when the sketch is used. */
+export function openSketch(onImage) {
   const canvas = h('canvas', { width: SIDE, height: SIDE, class: 'or-sketch', 'aria-label': 'Sketch pad: draw with mouse, pen or finger', role: 'img' });
   const context = canvas.getContext('2d', { willReadFrequently: true });
   context.fillStyle = '#ffffff';
@@ -19,7 +19,7 @@ export function openSketch(onPicture) {
   context.lineJoin = 'round';
   let colour = COLOURS[0][1];
   let width = PENS[1][1];
-  let drawing = null; // the pointer that draws
+  let drawing = null; // the pointer in use
   const past = [];
 
   const at = (event) => {
@@ -88,6 +88,6 @@ export function openSketch(onPicture) {
   const dialog = openDialog('Sketch pad', h('h2', {}, 'Sketch'), canvas, colours, h('div', { class: 'or-sketch-bar' }, pens, undo, clear), use);
   use.addEventListener('click', () => canvas.toBlob((blob) => {
     dialog.close();
-    onPicture(blob);
+    onImage(blob);
   }, 'image/png'));
 }

@@ -1,15 +1,15 @@
-// The Studio page: brings the parts together and speaks to the server's REST API. One click, one POST.
+// The Studio page: connects its components with the REST API. One click, one POST.
 //
-// Gradio lays out the page and owns question, sampling and buttons; its buttons call `window.omniStudio` in the
-// browser (`js=` of their events), so nothing stands between a click and the request. What a person sees in the
-// question box is what is sent. Nothing about a trace lives here: the viewer shows what the server says.
+// Gradio renders the page and owns question, sampling and buttons; its buttons call `window.omniStudio` in the browser
+// (`js=` of their events), with nothing between click and request. The text in the question box is what is sent. No
+// trace state lives here: the viewer shows the server's.
 
 import { api, PARTIAL_IMAGES } from '../shared/api.js';
 import { Place, appears, setAttr, setText, show } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { phaseOf } from '../viewer/state.js';
-import { budgetWords, refusedBudget } from './budget.js';
+import { budgetWords, budgetError } from './budget.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
 import { wordsOf } from '../shared/notes.js';
@@ -19,7 +19,7 @@ const BUDGET_WAIT_MS = 150;
 const QUESTION = '#or-question textarea';
 const PARTS = ['well', 'examples', 'viewer', 'line'];
 
-/** The sampling fields that a person has filled, as numbers; what is no number is said, not sent. */
+/** The filled-in sampling fields as numbers; throws for anything else. */
 export function numbersOf(fields) {
   const given = {};
   for (const [name, text] of Object.entries(fields)) {
@@ -33,14 +33,14 @@ export function numbersOf(fields) {
 }
 
 class Studio {
-  #picture = null; // {image, own}
-  #task = null; // {task_id, question, image_id}: what the picture and the question were, to be a task
+  #image = null; // {image, own}
+  #task = null; // {task_id, question, image_id}: the task, valid while image and question are unchanged
   #starting = false;
   #budget = { timer: 0, turn: 0, tooLong: false };
   #parts = Object.fromEntries(PARTS.map((name) => [name, new Place()]));
   #begun = null;
 
-  /** Called by each Gradio component as it is made, in any order and perhaps again; the page begins when all are there. */
+  /** Called by each Gradio component when it is created, in any order and possibly again; starts once all exist. */
   mount(name, element) {
     this.#parts[name].into(element, () => {});
     if (PARTS.every((one) => this.#parts[one].element)) this.#begun ??= this.#begin();
@@ -59,16 +59,16 @@ class Studio {
     await appears(QUESTION);
     const { well, examples, viewer } = Object.fromEntries(PARTS.map((name) => [name, this.#parts[name].element]));
     this.well = new Well(well, {
-      onPicture: (image) => this.#ownPicture(image),
+      onImage: (image) => this.#ownImage(image),
       onFit: () => {},
     });
     this.examples = new Examples(examples, { onPick: (task) => this.#pickTask(task), onError: (error) => this.fail(error) });
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
-      hint: 'Press Reason: the model thinks in pictures, and each one appears here while it is drawn. Step pauses after each.',
+      hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
       onState: (one) => this.#follow(one),
     });
-    // on the document: Gradio may make the box anew
+    // on the document: Gradio may recreate the box
     document.addEventListener('input', (event) => event.target.matches(QUESTION) && this.#questionChanged());
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.matches?.(QUESTION)) {
@@ -79,10 +79,10 @@ class Studio {
     }, true);
     onCheckpoint((name) => this.#checkpoint(name));
     onBack(() => this.#back());
-    const asked = new URLSearchParams(location.search).get('trace');
+    const requested = new URLSearchParams(location.search).get('trace');
     const ready = this.examples.load();
-    if (asked) {
-      await this.viewer.open(asked);
+    if (requested) {
+      await this.viewer.open(requested);
       this.#fromTrace();
     }
     await ready;
@@ -91,10 +91,10 @@ class Studio {
   }
 
   #offerFirst() {
-    if (!this.#picture && !this.textarea.value) this.examples.pickFirst();
+    if (!this.#image && !this.textarea.value) this.examples.pickFirst();
   }
 
-  // The server answers again: what was missing is asked for once more.
+  // After an outage: load what is missing.
   async #back() {
     if (!this.#starting) this.fail(null);
     await this.examples.load();
@@ -107,7 +107,7 @@ class Studio {
     if (button && getComputedStyle(button).display !== 'none') button.click();
   }
 
-  // ---- the question
+  // ---- question
 
   #setQuestion(text) {
     const area = this.textarea;
@@ -119,17 +119,17 @@ class Studio {
   #pickTask(task) {
     if (!task) return;
     this.#task = { task_id: task.task_id, question: task.question, image_id: task.image.image_id };
-    this.#picture = { image: task.image, own: false };
-    this.well.show(task.image, { own: false, alt: `Picture of the task: ${task.question}` });
+    this.#image = { image: task.image, own: false };
+    this.well.show(task.image, { own: false, alt: `Image of the task: ${task.question}` });
     this.#setQuestion(task.question);
     this.#preview();
     this.#count();
   }
 
-  #ownPicture(image) {
+  #ownImage(image) {
     const task = this.#task;
     this.#task = null;
-    this.#picture = { image, own: true };
+    this.#image = { image, own: true };
     this.examples.mark(null);
     if (task && this.textarea.value === task.question) this.#setQuestion('');
     this.textarea.focus();
@@ -139,19 +139,19 @@ class Studio {
 
   #questionChanged() {
     this.fail(null);
-    this.#budget.tooLong = false; // until it has been counted
+    this.#budget.tooLong = false; // until it is counted
     this.#preview();
     this.#count();
   }
 
-  // A trace opened by its link fills the question too, so that Reason asks the same again.
+  // A trace opened by link also fills the question, so that Reason repeats it.
   #fromTrace() {
     const { state } = this.viewer;
     const [image] = state.images;
     if (!state.traceId || !image) return;
     const own = !state.taskId;
     this.#task = own ? null : { task_id: state.taskId, question: state.question, image_id: image.image_id };
-    this.#picture = { image, own };
+    this.#image = { image, own };
     this.well.show(image, { own });
     this.examples.mark(state.taskId);
     this.#setQuestion(state.question);
@@ -159,11 +159,11 @@ class Studio {
   }
 
   #preview() {
-    const images = this.#picture ? [this.#picture.image] : [];
+    const images = this.#image ? [this.#image.image] : [];
     this.viewer.preview({ question: this.textarea.value, images });
   }
 
-  // ---- the budget line
+  // ---- token budget
 
   #count() {
     const { timer } = this.#budget;
@@ -177,9 +177,9 @@ class Studio {
     let said = null;
     if (question.trim()) {
       try {
-        said = budgetWords(await api.budget(question, this.#picture ? 1 : 0));
+        said = budgetWords(await api.budget(question, this.#image ? 1 : 0));
       } catch (error) {
-        said = refusedBudget(error);
+        said = budgetError(error);
       }
     }
     if (turn !== this.#budget.turn) return;
@@ -194,14 +194,14 @@ class Studio {
     try {
       notes = wordsOf((await api.checkpoint(name)).card_notes);
     } catch {
-      // the line is a help; without it nothing else changes
+      // the budget line is optional
     }
     this.well.setCheckpoint(name, notes);
   }
 
-  // ---- the buttons
+  // ---- buttons
 
-  /** Start a trace; `sampling` holds the texts of its fields, empty where the checkpoint decides. */
+  /** Starts a trace; `sampling` holds the texts of its fields, empty for defaults. */
   async start(mode, sampling) {
     if (this.#starting || ['running', 'paused'].includes(this.viewer.phase)) return;
     const question = this.textarea.value;
@@ -211,12 +211,12 @@ class Studio {
       return;
     }
     if (this.#budget.tooLong) {
-      this.textarea.focus(); // the line below it says why, once
+      this.textarea.focus(); // the line below gives the reason
       return;
     }
     const request = { question, images: [], mode, partial_images: PARTIAL_IMAGES, background: true };
-    if (this.#picture) {
-      const { image, own } = this.#picture;
+    if (this.#image) {
+      const { image, own } = this.#image;
       request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });
       if (this.#task && this.#task.question === question && this.#task.image_id === image.image_id) {
         request.task_id = this.#task.task_id;
@@ -240,7 +240,7 @@ class Studio {
       if (matchMedia('(max-width: 900px)').matches) this.viewer.root.scrollIntoView({ block: 'start' });
       history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
     } catch (error) {
-      if (error.code === 'prompt_too_long') await this.#askBudget(); // one sentence, in its own place
+      if (error.code === 'prompt_too_long') await this.#askBudget(); // one message, in its own place
       if (!this.#budget.tooLong) this.fail(error);
       this.#setPhase(phaseOf(this.viewer.state), 'auto');
     } finally {
@@ -273,7 +273,7 @@ class Studio {
     show(line, Boolean(error));
   }
 
-  // The style sheet shows the buttons that the phase has: idle | running | paused | ended.
+  // The style sheet shows the buttons of each phase: idle | running | paused | ended.
   #setPhase(phase, mode) {
     document.documentElement.dataset.phase = phase;
     document.documentElement.dataset.mode = mode;

@@ -1,4 +1,4 @@
-// Light and dark: the system's choice until a person makes another one. Gradio marks dark with a class on the body.
+// Light and dark: follows the system until the user chooses. Gradio marks dark with a class on the body.
 
 const KEY = 'omni-r1-theme';
 const system = matchMedia('(prefers-color-scheme: dark)');
@@ -7,7 +7,7 @@ function chosen() {
   try {
     return localStorage.getItem(KEY);
   } catch {
-    return null; // storage may be forbidden
+    return null; // storage may be disabled
   }
 }
 
@@ -23,7 +23,7 @@ export function toggleTheme() {
   try {
     localStorage.setItem(KEY, theme);
   } catch {
-    // it holds for this page at least
+    // applies to this page only
   }
   document.body.classList.toggle('dark', theme === 'dark');
 }

@@ -1,7 +1,7 @@
-// The picture of the question: drop, paste, choose, photograph or sketch it; beside it, what the model sees of it.
+// The image of the question: drop, paste, choose, photograph or sketch it; next to it, the model's view of it.
 //
-// A picture goes to POST /v1/images as it is, so there is one place that judges what a picture is, and its words
-// ("not a picture", "too large") stand here in red. The studio is told of a picture, never of a file.
+// Images are sent unchanged to POST /v1/images, the only place that validates them; its messages are shown here. The
+// studio receives images, never files.
 
 import { ApiError, api } from '../shared/api.js';
 import { h, icon, setAttr, setText, show } from '../shared/dom.js';
@@ -10,31 +10,31 @@ import { receiveImages } from './drops.js';
 import { openSketch } from './sketch.js';
 
 export class Well {
-  #picture = null; // {image, own}
+  #image = null; // {image, own}
   #fit = 'crop';
   #checkpoint = null;
   #upload = 0;
 
-  /** onPicture({image, fit}): a person has brought their own picture. onFit(fit). */
-  constructor(element, { onPicture, onFit }) {
-    this.onPicture = onPicture;
+  /** onImage({image, fit}): the user has provided an image. onFit(fit). */
+  constructor(element, { onImage, onFit }) {
+    this.onImage = onImage;
     this.onFit = onFit;
     this.file = h('input', { type: 'file', accept: 'image/*', class: 'or-sr', tabindex: '-1', 'aria-hidden': 'true' });
     this.image = h('img', { alt: '', hidden: true });
-    this.prompt = h('span', { class: 'or-drop-hint' }, icon('upload'), h('span', {}, 'drop, paste or choose a picture'));
+    this.prompt = h('span', { class: 'or-drop-hint' }, icon('upload'), h('span', {}, 'drop, paste or choose an image'));
     this.drop = h('button', { type: 'button', class: 'or-drop', onclick: () => this.file.click() }, this.image, this.prompt);
     this.seen = h('img', { alt: '', hidden: true, class: 'or-pixels' });
     this.seenFrame = h('div', { class: 'or-seen' }, this.seen);
     this.seenLabel = h('figcaption', {}, 'the model sees');
     this.fits = ['crop', 'pad'].map((fit) => {
-      const button = h('button', { type: 'button', class: 'or-chipbutton', 'aria-pressed': fit === 'crop' }, fit === 'crop' ? 'cut to a square' : 'fit in whole');
+      const button = h('button', { type: 'button', class: 'or-chipbutton', 'aria-pressed': fit === 'crop' }, fit === 'crop' ? 'crop to a square' : 'pad to a square');
       button.addEventListener('click', () => this.setFit(fit));
       return button;
     });
-    this.fitRow = h('div', { class: 'or-fits', role: 'group', 'aria-label': 'How the picture becomes a square', hidden: true }, this.fits);
+    this.fitRow = h('div', { class: 'or-fits', role: 'group', 'aria-label': 'How to make the image square', hidden: true }, this.fits);
     const source = (name, label, act) => h('button', { type: 'button', class: 'or-source', onclick: act }, icon(name), label);
     this.sources = h(
-      'div', { class: 'or-sources', role: 'group', 'aria-label': 'Your own picture' },
+      'div', { class: 'or-sources', role: 'group', 'aria-label': 'Your own image' },
       source('upload', 'upload', () => this.file.click()),
       navigator.clipboard?.read ? source('paste', 'paste', () => this.#pasteButton()) : null,
       hasCamera() ? source('camera', 'camera', () => openCamera((blob) => this.take(blob))) : null,
@@ -45,7 +45,7 @@ export class Well {
     element.replaceChildren(
       h(
         'div', { class: 'or-well' },
-        h('figure', {}, this.drop, h('figcaption', {}, 'picture')),
+        h('figure', {}, this.drop, h('figcaption', {}, 'image')),
         h('figure', {}, this.seenFrame, this.seenLabel),
       ),
       this.sources, this.fitRow, this.error, this.honesty, this.file,
@@ -66,7 +66,7 @@ export class Well {
     return this.#fit;
   }
 
-  /** On the page and not covered: what is dropped or pasted anywhere is meant for it. */
+  /** Visible and not covered: receives everything dropped or pasted on the page. */
   get #ready() {
     return this.drop.checkVisibility() && !document.querySelector('dialog[open]');
   }
@@ -93,9 +93,9 @@ export class Well {
         const type = item.types.find((one) => one.startsWith('image/'));
         if (type) return this.take(await item.getType(type));
       }
-      this.fail('There is no picture in the clipboard. Copy one first.');
+      this.fail('There is no image in the clipboard. Copy one first.');
     } catch {
-      this.fail('The browser did not let this page read the clipboard. Press Ctrl+V instead.');
+      this.fail('The browser denied access to the clipboard. Press Ctrl+V instead.');
     }
   }
 
@@ -104,7 +104,7 @@ export class Well {
     show(this.error, Boolean(text));
   }
 
-  /** Store a picture that a person brought and make it the question's. */
+  /** Uploads the user's image and shows it as the question's. */
   async take(blob) {
     const turn = ++this.#upload;
     this.fail(null);
@@ -113,23 +113,23 @@ export class Well {
       const image = await api.upload(blob);
       if (turn !== this.#upload) return;
       this.show(image, { own: true });
-      this.onPicture(image);
+      this.onImage(image);
     } catch (error) {
-      if (turn === this.#upload) this.fail(error instanceof ApiError ? error.message : 'This picture cannot be read. Try another file.');
+      if (turn === this.#upload) this.fail(error instanceof ApiError ? error.message : 'This image cannot be read. Try another file.');
     } finally {
       if (turn === this.#upload) setAttr(this.drop, 'aria-busy', null);
     }
   }
 
-  /** Show `image` as the question's picture; `own` = not one of the world's. */
-  show(image, { own, alt = 'the question’s picture' }) {
-    if (!own) this.#upload += 1; // an upload still under way must not replace what was picked after it
+  /** Shows `image` as the question's image; `own` = not one of the world's. */
+  show(image, { own, alt = 'the question’s image' }) {
+    if (!own) this.#upload += 1; // a running upload must not replace a later choice
     setAttr(this.drop, 'aria-busy', null);
     this.fail(null);
-    this.#picture = { image, own };
+    this.#image = { image, own };
     this.image.src = image.url;
     this.image.alt = alt;
-    setAttr(this.drop, 'aria-label', `${alt}. Choose another picture`);
+    setAttr(this.drop, 'aria-label', `${alt}. Choose another image`);
     show(this.image, true);
     show(this.prompt, false);
     this.image.classList.toggle('or-pixels', image.width <= 96);
@@ -138,11 +138,11 @@ export class Well {
     this.#see();
   }
 
-  /** The honest line of the checkpoint's card for pictures that are not of its world. */
+  /** The note of the checkpoint's card on images outside its world. */
   setCheckpoint(name, notes) {
     this.#checkpoint = name;
     setText(this.honesty, notes ?? '');
-    show(this.honesty, Boolean(this.#picture?.own && notes));
+    show(this.honesty, Boolean(this.#image?.own && notes));
     this.#see();
   }
 
@@ -154,11 +154,11 @@ export class Well {
   }
 
   #see() {
-    if (!this.#picture) return;
-    const { image } = this.#picture;
+    if (!this.#image) return;
+    const { image } = this.#image;
     const checkpoint = this.#checkpoint ? `&checkpoint=${encodeURIComponent(this.#checkpoint)}` : '';
     const url = api.modelViewUrl(image.image_id, this.#fit) + checkpoint;
     if (this.seen.getAttribute('src') !== url) this.seen.src = url;
-    this.seen.alt = 'The picture as the model gets it';
+    this.seen.alt = 'The image as the model sees it';
   }
 }

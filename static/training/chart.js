@@ -1,5 +1,5 @@
-// One small chart: lines over steps, as SVG. It knows nothing of jobs; several of them share a step axis and a cursor
-// (charts.js). Data reaches it as numbers, and text as text nodes.
+// A small SVG line chart over steps. It knows nothing about jobs; several charts share a step axis and a cursor
+// (charts.js). Data enters as numbers, text as text nodes.
 
 import { h, setAttr, setText, show } from '../shared/dom.js';
 import { meanOf, nearest, rangeOf, short, ticksOf, wantsLog } from '../shared/series.js';
@@ -53,7 +53,7 @@ export class Chart {
     return { name, label, item, value, path, band, dot };
   }
 
-  /** `stage.series` of one stage, the shared range of steps, and the step under the cursor (null: the newest). */
+  /** `stage.series` of one stage, the shared range of steps, and the step at the cursor (null: the latest). */
   update(stage, x, at) {
     const found = this.#lines.map((line) => stage?.series[line.name] ?? null);
     this.#data = { series: found, x, at };
@@ -61,7 +61,7 @@ export class Chart {
     this.#draw();
   }
 
-  /** True when one of its metrics has been measured. */
+  /** Whether one of its metrics has values. */
   has(stage) {
     return this.#lines.some((line) => stage?.series[line.name]);
   }
@@ -132,7 +132,7 @@ export class Chart {
     const points = series?.points ?? [];
     const at = (value) => value.toFixed(1);
     const path = points.map((point, k) => `${k ? 'L' : 'M'}${at(px(point.last))} ${at(py(meanOf(point)))}`).join('');
-    // one point is no line: a short dash shows where it lies
+    // a single point is drawn as a short dash
     line.path.setAttribute('d', points.length === 1 ? `${path}h0.01` : path);
     const wide = points.some((point) => point.count > 1);
     const edge = (side) => points.map((point) => `${at(px(point.last))} ${at(py(point[side]))}`);
@@ -161,7 +161,7 @@ export class Chart {
   }
 
   #words(any) {
-    if (!any) return `${this.spec.title}: nothing measured yet`;
+    if (!any) return `${this.spec.title}: no values yet`;
     const parts = this.#lines.flatMap((line, k) => {
       const points = this.#data.series[k]?.points;
       if (!points?.length) return [];

@@ -1,4 +1,4 @@
-// The charts of one stage: one step axis and one cursor for all of them, by pointer or with the arrow keys.
+// The charts of one stage with a shared step axis and cursor, by pointer or arrow keys.
 
 import { h, setText, show } from '../shared/dom.js';
 import { Chart } from './chart.js';
@@ -6,20 +6,20 @@ import { nearest, short, stepsOf } from '../shared/series.js';
 
 const unit = [0, 1];
 
-// What is drawn, in this order; a chart without numbers in a stage is left out there.
+// In display order; charts without values in a stage are hidden.
 export const CHARTS = [
-  { title: 'Loss', about: 'Cross-entropy of text and picture codes, and the perception alignment loss', log: true,
+  { title: 'Loss', about: 'Cross-entropy of text and image codes, and the perception alignment loss', log: true,
     lines: [['loss/text', 'text'], ['loss/image', 'image'], ['loss/perception', 'perception']] },
   { title: 'Reward', about: 'Means over the sampled traces of a step', within: unit,
     lines: [['reward/accuracy', 'accuracy'], ['reward/format', 'format'], ['reward/perception', 'perception'], ['reward/total', 'total']] },
   { title: 'KL to the reference', about: 'How far the policy has moved from its start', zero: true, lines: [['policy/kl', 'KL']] },
-  { title: 'Entropy', about: 'How undecided the policy is, in text and in pictures', zero: true,
+  { title: 'Entropy', about: 'Entropy of the policy, for text and images', zero: true,
     lines: [['policy/entropy_text', 'text'], ['policy/entropy_image', 'image']] },
   { title: 'Clip fraction', about: 'Share of tokens whose ratio was clipped', zero: true, lines: [['policy/clip_frac', 'clipped']] },
   { title: 'Groups dropped', about: 'Share of prompts whose answers all got the same reward', within: unit, lines: [['groups/dropped_share', 'dropped']] },
-  { title: 'Doubtful pictures', about: 'Blank, copied, smoother than real ones, or malformed', zero: true,
+  { title: 'Suspicious images', about: 'Blank, copied, smoother than real images, or malformed', zero: true,
     lines: [['pictures/blank_share', 'blank'], ['pictures/copied_share', 'copied'], ['pictures/capped_share', 'capped'], ['pictures/malformed_share', 'malformed']] },
-  { title: 'Speed', about: 'Tokens a second', zero: true, lines: [['speed/tokens_per_s', 'tokens/s']] },
+  { title: 'Speed', about: 'Tokens per second', zero: true, lines: [['speed/tokens_per_s', 'tokens/s']] },
 ];
 
 export class Charts {
@@ -33,14 +33,14 @@ export class Charts {
     this.where = h('p', { class: 'or-quiet or-charts-where', 'aria-live': 'off' });
     this.grid = h('div', { class: 'or-charts', tabindex: '0', role: 'region', 'aria-label': 'Charts; the arrow keys move along the steps' }, this.charts.map((chart) => chart.element));
     this.table = h('table', { class: 'or-table' });
-    this.all = h('details', { class: 'or-details' }, h('summary', {}, 'every number of the newest step'), h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'Every number' }, this.table));
+    this.all = h('details', { class: 'or-details' }, h('summary', {}, 'all values of the latest step'), h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'All values' }, this.table));
     this.empty = h('p', { class: 'or-quiet or-charts-empty' });
     this.element = h('div', {}, this.empty, this.where, this.grid, this.all);
     this.grid.addEventListener('keydown', (event) => this.#key(event));
     this.all.addEventListener('toggle', () => this.#drawTable());
   }
 
-  /** The numbers of one stage; `words` is said while there are none. */
+  /** Shows the values of one stage; `words` is the text without values. */
   update(stage, words) {
     this.#stage = stage;
     const any = this.charts.filter((chart) => chart.has(stage));

@@ -1,4 +1,4 @@
-// Try the grader: an answer, a reference, the options if there are any, and the verdict in words.
+// Try the grader: an answer, a reference, optional options, and the verdict as text.
 
 import { api } from '../shared/api.js';
 import { h, setAttr, setText, show } from '../shared/dom.js';
@@ -21,7 +21,7 @@ export class GraderPanel {
       'form', { class: 'or-grader-form', novalidate: true },
       field('answer', this.answer),
       field('reference', this.reference),
-      field('options, if the question has any', this.choices, h('small', { id: 'or-grader-choices', class: 'or-quiet' }, 'one a line, in order')),
+      field('options (optional)', this.choices, h('small', { id: 'or-grader-choices', class: 'or-quiet' }, 'one per line, in order')),
       h('div', { class: 'or-row' }, this.button),
     );
     this.form.addEventListener('submit', (event) => {
@@ -34,7 +34,7 @@ export class GraderPanel {
     this.element = h(
       'section', { class: 'or-block or-grader', 'aria-label': 'Try the grader' },
       h('h2', {}, 'Try the grader'),
-      h('p', { class: 'or-quiet' }, 'Rewards and benchmarks on your own data use this verdict. Check how it reads your answers before you train on them.'),
+      h('p', { class: 'or-quiet' }, 'Rewards and benchmarks on your own data use this grader. Check how it parses your answers before training on them.'),
       h('div', { class: 'or-grader-main' }, this.form, h('div', {}, this.result, this.error)),
     );
   }
@@ -43,13 +43,13 @@ export class GraderPanel {
     const turn = ++this.#turn;
     try {
       const graded = await api.grade({ answer: this.answer.value, reference: this.reference.value, choices: choicesOf(this.choices.value) });
-      if (turn === this.#turn) this.#tell(graded);
+      if (turn === this.#turn) this.#show(graded);
     } catch (error) {
       if (turn === this.#turn) this.#fail(error);
     }
   }
 
-  #tell(graded) {
+  #show(graded) {
     const { tone, text, facts } = verdictOf(graded);
     setAttr(this.verdict, 'data-tone', tone);
     setText(this.verdict, text);

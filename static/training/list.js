@@ -1,4 +1,4 @@
-// The list of jobs: what each is, how far, and what can be done to it. A page at a time, newest first.
+// The list of jobs with status, progress and actions, newest first, paginated.
 
 import { whenOf } from '../shared/when.js';
 import { h, icon, setAttr, setText, show, sureButton } from '../shared/dom.js';
@@ -49,7 +49,7 @@ class Row {
 export class JobList {
   #rows = new Map();
 
-  /** handlers: open, cancel, resume, remove, each with a job's id; more(): the next page. */
+  /** handlers: open, cancel, resume, remove, each called with a job id; more(): the next page. */
   constructor(handlers) {
     this.handlers = handlers;
     this.list = h('ul', { class: 'or-jobs' });
@@ -67,11 +67,11 @@ export class JobList {
       row.update(job, job.id === selected);
       return row.element;
     });
-    // untouched while it is the same list, so that the focus stays
+    // untouched while the list is the same, to keep the focus
     const same = items.length === this.list.children.length && items.every((item, k) => this.list.children[k] === item);
     if (!same) this.list.replaceChildren(...items);
     show(this.more, hasMore);
-    this.say(jobs.length ? '' : 'No job yet: start one of the presets above.');
+    this.say(jobs.length ? '' : 'No jobs yet. Start one of the presets above.');
   }
 
   say(text) {

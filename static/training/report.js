@@ -1,11 +1,11 @@
-// What a job reports: tables of numbers, histograms, the contact sheet of drawn pictures, files to fetch.
+// A job's reports: tables of numbers, histograms, contact sheet of images, files.
 //
-// A report is a JSON object whose shape belongs to its stage; this module shows any by the shape of its values.
+// A report is a JSON object whose shape depends on its stage; this module renders any by the shape of its values.
 
 import { h, openDialog } from '../shared/dom.js';
 import { short } from '../shared/series.js';
 
-const TITLES = { bootstrapping: 'What Zero drew', benchmark: 'Benchmark', comparison: 'Comparison in pairs', data: 'Data taken in' };
+const TITLES = { bootstrapping: 'Bootstrapping', benchmark: 'Benchmark', comparison: 'Paired comparison', data: 'Data' };
 const words = (key) => key.replaceAll('_', ' ').replaceAll('/', ' · ').replace('ci95', '95 % interval');
 
 const isRecord = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
@@ -14,17 +14,17 @@ const isInterval = (name, value) => isPair(value) && /ci95|interval/.test(name);
 const isPlain = (value) => isPair(value) || (typeof value !== 'object' && value !== undefined);
 const isHistogram = (value) => isRecord(value) && Array.isArray(value.counts) && Array.isArray(value.edges);
 const isTable = (value) => isRecord(value) && Object.values(value).some(isRecord) && Object.values(value).every((row) => isRecord(row) && !isHistogram(row));
-const isPicture = (value) => typeof value === 'string' && /^\/v1\/.*\.png$/.test(value);
+const isImage = (value) => typeof value === 'string' && /^\/v1\/.*\.png$/.test(value);
 const isFile = (value) => typeof value === 'string' && /^[\w./-]+\.(jsonl|json|txt|csv)$/.test(value);
 
-/** Sort a report's values by how they are shown: `{facts: [[name, value]], tables, histograms, pictures}` (pure). */
+/** Groups a report's values by presentation: `{facts: [[name, value]], tables, histograms, images}` (pure). */
 export function sorted(report) {
-  const parts = { facts: [], tables: [], histograms: [], pictures: [] };
+  const parts = { facts: [], tables: [], histograms: [], images: [] };
   const take = (record, prefix) => {
     for (const [key, value] of Object.entries(record)) {
       const name = prefix ? `${prefix}, ${words(key)}` : words(key);
       if (value === null || value === undefined) continue;
-      if (isPicture(value)) parts.pictures.push([name, value]);
+      if (isImage(value)) parts.images.push([name, value]);
       else if (isPlain(value)) parts.facts.push([name, value]);
       else if (isHistogram(value)) {
         const { counts, edges, ...rest } = value;
@@ -39,7 +39,7 @@ export function sorted(report) {
   return parts;
 }
 
-/** The text of two numbers: a range where the name says interval, else one after the other. */
+/** The text of two numbers: a range if the name says interval, else a list. */
 export const pairText = (name, [first, second]) =>
   (isInterval(name, [first, second]) ? `${short(first)} – ${short(second)}` : `${short(first)}, ${short(second)}`);
 
@@ -51,7 +51,7 @@ function valueOf(name, value, fileUrl) {
   return String(value);
 }
 
-function picture([name, url]) {
+function figure([name, url]) {
   const image = () => h('img', { src: url, alt: name });
   const open = () => openDialog(name, h('h2', {}, name), image()).classList.add('or-wide');
   return h('button', { type: 'button', class: 'or-report-picture', 'aria-label': `Open the ${name}`, onclick: open }, image());
@@ -78,9 +78,9 @@ function histogram([name, { counts, edges }]) {
     h('div', { class: 'or-histogram-ends or-num' }, h('span', {}, short(edges[0])), h('span', {}, short(edges[edges.length - 1]))));
 }
 
-/** A `report` event as a block of the page; `fileUrl(path)` is the address of a file of its job. */
+/** A `report` event as a block of the page; `fileUrl(path)` is the URL of a file of the job. */
 export function reportBlock(report, fileUrl) {
-  const { facts, tables, histograms, pictures } = sorted(report);
+  const { facts, tables, histograms, images } = sorted(report);
   const title = TITLES[report.kind] ?? words(report.kind ?? 'report');
   return h(
     'section', { class: 'or-block or-report', 'data-kind': report.kind },
@@ -88,6 +88,6 @@ export function reportBlock(report, fileUrl) {
     facts.length ? h('dl', { class: 'or-facts-grid' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(name, value, fileUrl))])) : null,
     tables.map((one) => table(one, title, fileUrl)),
     histograms.length ? h('div', { class: 'or-histograms' }, histograms.map(histogram)) : null,
-    pictures.map(picture),
+    images.map(figure),
   );
 }

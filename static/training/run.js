@@ -1,7 +1,7 @@
 // One job: stages and time left, warnings, charts, samples, checkpoints, reports, log. Live while it runs.
 //
-// The job's row is asked for first; then its events come in order by one EventSource, the stored ones in one go. Until
-// those are all here (the row says how many) the row has the last word on the status: an old "queued" never flickers by.
+// Loads the job's row, then its events through one EventSource, stored ones in one batch. Until all stored events have
+// arrived (the row has their number) the row determines the status, so that old statuses never flicker by.
 
 import { api } from '../shared/api.js';
 import { copyButton, h, setAttr, setText, show } from '../shared/dom.js';
@@ -14,7 +14,7 @@ import { METHODS, announcementOf, curlOf, dataOf, duration, progressOf, stageNam
 
 const DRAW_EVERY_MS = 250;
 
-/** Where a job's events are. Its terminal status ends nothing by itself: a job may have been resumed after it. */
+/** The URL of a job's events. No status ends the stream by itself: the job may have been resumed. */
 export const jobSource = (jobId) => ({
   types: TYPES,
   url: (after) => api.jobEventsUrl(jobId, after),
@@ -28,15 +28,15 @@ export class Run {
   #state = initialJob(null);
   #row = null;
   #stream = null;
-  #stored = 0; // how many events there were when the row was read
-  #stage = null; // the stage a person chose to see; null = the running one
+  #stored = 0; // number of events when the row was read
+  #stage = null; // the stage selected by the user; null = the running one
   #turn = 0;
-  #timer = 0; // a drawing to come: steps may come faster than anybody can read
-  #refused = null; // what the server said to the last wish, until the status changes
+  #timer = 0; // a pending render: steps may arrive faster than they can be read
+  #rejected = null; // error of the last action, until the status changes
   #connection = 'closed';
   #drawn = { warnings: null, checkpoints: null, reports: null, log: null };
 
-  /** handlers: cancel, resume (a job's id); changed(): its status is another one now. */
+  /** handlers: cancel, resume (called with a job id); changed(): its status has changed. */
   constructor(handlers) {
     this.handlers = handlers;
     this.title = h('h2', {});
@@ -52,7 +52,7 @@ export class Run {
     this.tail = h('pre', { class: 'or-code or-tail', tabindex: '0', 'aria-label': 'Last lines of the log', hidden: true });
     this.warnings = h('ul', { class: 'or-warnings', 'aria-label': 'Warnings' });
     this.charts = new Charts();
-    this.tabs = h('div', { class: 'or-tabs', role: 'group', 'aria-label': 'Stage on show' });
+    this.tabs = h('div', { class: 'or-tabs', role: 'group', 'aria-label': 'Stage shown' });
     this.samples = new Samples();
     this.made = h('ul', { class: 'or-made' });
     this.madeBlock = h('section', { class: 'or-block', 'aria-label': 'Checkpoints of this job' }, h('h3', {}, 'Checkpoints'), this.made);
@@ -61,7 +61,7 @@ export class Run {
     this.logBox = h('details', { class: 'or-details' }, h('summary', {}, 'log'), this.log);
     this.logBox.addEventListener('toggle', () => this.#drawLog());
     this.spec = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The resolved spec' });
-    this.specBox = h('details', { class: 'or-details' }, h('summary', {}, 'spec with every default'), this.spec);
+    this.specBox = h('details', { class: 'or-details' }, h('summary', {}, 'spec with all defaults'), this.spec);
     this.again = copyButton('copy curl', () => curlOf(location.origin, this.#state.spec), (text) => setText(this.spoken, text));
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.body = h(
@@ -74,7 +74,7 @@ export class Run {
       this.samples.element, this.madeBlock, this.reports,
       h('section', { class: 'or-block', 'aria-label': 'Spec and log' }, this.specBox, this.logBox),
     );
-    this.empty = h('p', { class: 'or-quiet or-run-empty' }, 'Start a job, or choose one from the list: its losses, rewards and pictures appear here while it runs.');
+    this.empty = h('p', { class: 'or-quiet or-run-empty' }, 'Start a job, or select one from the list: its losses, rewards and images appear here while it runs.');
     this.element = h('section', { class: 'or-run', 'aria-label': 'Job' }, this.empty, this.body, this.spoken);
   }
 
@@ -86,7 +86,7 @@ export class Run {
     return this.#state;
   }
 
-  /** Show a job: `row` when the page has it already. */
+  /** Show a job: `row` if the page already has it. */
   async open(jobId, row = null) {
     this.close();
     const turn = ++this.#turn;
@@ -101,21 +101,21 @@ export class Run {
     if (turn === this.#turn) this.#begin(job);
   }
 
-  /** The job goes on after a resume: read on from where its events ended. */
+  /** The job was resumed: continue reading after its last event. */
   resumed(row) {
     if (row.id !== this.#state.jobId) return this.open(row.id, row);
     this.#stream?.close();
     return this.#begin(row);
   }
 
-  /** What the server answered when the job was asked to stop. */
-  asked(row) {
+  /** Show the server's response to a cancellation. */
+  cancelRequested(row) {
     if (row.id !== this.#state.jobId || !this.#row) return;
     this.#row = { ...this.#row, cancel_requested: row.cancel_requested };
     this.#draw();
   }
 
-  /** The newest row: on a full disk events cannot be stored, and only the row says what the job waits for. */
+  /** Apply the latest row: on a full disk events cannot be stored, and only the row reports the wait. */
   seen(row) {
     if (row.id === this.#state.jobId && this.#row && !this.#replaying) this.#set(withWaiting(this.#state, row));
   }
@@ -127,7 +127,7 @@ export class Run {
     this.#stream?.close();
     this.#stream = null;
     this.#row = null;
-    this.#refused = null;
+    this.#rejected = null;
     this.#stage = null;
     this.samples.reset();
     show(this.body, false);
@@ -139,7 +139,7 @@ export class Run {
     this.#row = job;
     this.#stored = job.last_event ?? 0;
     this.#set(withJob(this.#state, job));
-    let stream = null; // it may speak while it is being made
+    let stream = null; // it may emit while it is constructed
     const mine = () => stream === null || stream === this.#stream;
     stream = new EventStream({
       source: jobSource(job.id),
@@ -178,7 +178,7 @@ export class Run {
       if (TERMINAL.has(job.status)) this.#stream?.close('ended');
       if (changed) this.handlers.changed();
     } catch {
-      // what the events said stays on the page
+      // keep what the events reported
     }
   }
 
@@ -190,18 +190,18 @@ export class Run {
 
   #gone(error, jobId) {
     this.close();
-    setText(this.empty, error.status === 404 ? `There is no job “${jobId}” on this server. It may have been deleted.` : error.message);
+    setText(this.empty, error.status === 404 ? `Job “${jobId}” does not exist on this server. It may have been deleted.` : error.message);
   }
 
-  /** Something a person asked for was refused. */
+  /** An action was rejected. */
   fail(error) {
-    this.#refused = error.message;
+    this.#rejected = error.message;
     this.#draw();
   }
 
   #set(state, announcement = '') {
     const changed = state.status !== this.#state.status && this.#state.status !== 'loading';
-    if (changed) this.#refused = null;
+    if (changed) this.#rejected = null;
     this.#state = state;
     if (announcement) setText(this.spoken, announcement);
     if (changed || announcement || !isLive(state)) this.#draw();
@@ -209,7 +209,7 @@ export class Run {
     if (changed && !this.#replaying) this.handlers.changed();
   }
 
-  // ---- drawing
+  // ---- rendering
 
   #draw() {
     clearTimeout(this.#timer);
@@ -223,7 +223,7 @@ export class Run {
     setAttr(this.element, 'data-status', state.status);
     setAttr(this.element, 'data-seq', state.lastSeq);
     const cancelRequested = this.#row?.cancel_requested ?? false;
-    const { tone, text } = this.#connection === 'lost' ? { tone: 'fail', text: 'connection lost, trying again' } : statusOf({ ...state, cancelRequested });
+    const { tone, text } = this.#connection === 'lost' ? { tone: 'fail', text: 'connection lost, retrying' } : statusOf({ ...state, cancelRequested });
     setText(this.title, `${METHODS[state.method] ?? state.method} from ${state.base}`);
     setText(this.word, text);
     setAttr(this.pill, 'data-tone', tone);
@@ -234,15 +234,15 @@ export class Run {
     this.cancel.disabled = cancelRequested;
     show(this.resume, isTerminal(state) && state.resumable === true);
     this.#drawStages();
-    const trouble = this.#refused ?? troubleOf(state);
+    const trouble = this.#rejected ?? troubleOf(state);
     setText(this.trouble, trouble ?? '');
-    setAttr(this.trouble, 'data-tone', state.status === 'cancelled' && !this.#refused ? 'quiet' : 'fail');
+    setAttr(this.trouble, 'data-tone', state.status === 'cancelled' && !this.#rejected ? 'quiet' : 'fail');
     show(this.trouble, Boolean(trouble));
     setText(this.tail, tailOf(state.error));
     show(this.tail, Boolean(this.tail.textContent));
     this.#drawTabs();
     const shown = shownStage(state, this.#stage);
-    this.charts.update(state.stages[shown] ?? null, isLive(state) ? 'The first numbers come with the first steps.' : 'This job has measured nothing.');
+    this.charts.update(state.stages[shown] ?? null, isLive(state) ? 'No values yet.' : 'This job has no metrics.');
     this.samples.update(state.samples, isLive(state));
     this.#once('warnings', state.warnings, () => this.#drawWarnings());
     this.#once('checkpoints', state.checkpoints, () => this.#drawMade());

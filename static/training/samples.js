@@ -1,4 +1,4 @@
-// The newest sampled traces of a job, in the same viewer as everywhere, with the parts of their reward.
+// The latest sampled traces of a job, in the trace viewer, with the parts of their reward.
 
 import { h, setAttr, setText, show } from '../shared/dom.js';
 import { Viewer } from '../viewer/viewer.js';
@@ -11,10 +11,10 @@ const SHOWN = 12;
 const STAYS_MS = 1500;
 
 export class Samples {
-  #picked = null; // seq of the sample that a person chose; null = follow the newest
+  #picked = null; // seq of the selected sample; null = follow the latest
   #shown = null;
   #samples = [];
-  #since = 0; // when the newest was shown
+  #since = 0; // when the latest was shown
   #timer = 0;
 
   constructor() {
@@ -24,8 +24,8 @@ export class Samples {
     this.advantage = h('p', { class: 'or-quiet or-advantage' });
     this.reference = h('p', { class: 'or-quiet' });
     this.place = h('div', { class: 'or-sample-viewer' });
-    this.empty = h('p', { class: 'or-quiet' }, 'A sampled trace appears here as soon as the job draws one.');
-    this.body = h('div', { class: 'or-sample', hidden: true }, this.place, h('div', { class: 'or-sample-side' }, h('h4', {}, 'What it earned'), this.rewards, this.advantage, this.reference));
+    this.empty = h('p', { class: 'or-quiet' }, 'Sampled traces appear here while the job runs.');
+    this.body = h('div', { class: 'or-sample', hidden: true }, this.place, h('div', { class: 'or-sample-side' }, h('h4', {}, 'Reward'), this.rewards, this.advantage, this.reference));
     this.element = h('section', { class: 'or-block', 'aria-label': 'Sampled traces' },
       h('div', { class: 'or-block-head' }, h('h3', {}, 'Sampled traces'), h('span', { class: 'or-spring' }), this.live), this.empty, this.list, this.body);
     this.viewer = null;
@@ -38,7 +38,7 @@ export class Samples {
     this.#samples = [];
   }
 
-  /** Of a job that draws them quickly, the newest one is shown for a moment before the next one. */
+  /** If a job samples quickly, each latest sample is shown for a minimum time. */
   update(samples, live) {
     if (samples === this.#samples) return;
     clearTimeout(this.#timer);
@@ -96,7 +96,7 @@ export class Samples {
 
   #show(sample) {
     this.#shown = sample.seq;
-    this.viewer ??= new Viewer(this.place, { label: 'Sampled trace', hint: 'This trace has no picture.' });
+    this.viewer ??= new Viewer(this.place, { label: 'Sampled trace', hint: 'This trace has no image.' });
     const words = `${stageName(sample.stage)}, ${whereOf(sample)}`;
     this.viewer.show({ ...traceOf(sample), sample: words }, { reference: sample.reference ?? null });
     this.rewards.replaceChildren(...rewardRows(sample.rewards).flatMap(([name, value, share]) => [
@@ -105,7 +105,7 @@ export class Samples {
     ]));
     const advantage = sample.advantage;
     setText(this.advantage, typeof advantage === 'number'
-      ? `Advantage ${short(advantage)}: ${advantage > 0 ? 'better than its group, to be made likelier.' : advantage < 0 ? 'worse than its group, to be made less likely.' : 'like its group, teaches nothing.'}`
+      ? `Advantage ${short(advantage)}: ${advantage > 0 ? 'better than its group; its probability is raised.' : advantage < 0 ? 'worse than its group; its probability is lowered.' : 'equal to its group; no update.'}`
       : '');
     setText(this.reference, sample.reference !== null && sample.reference !== undefined ? `Reference answer: ${sample.reference}` : '');
   }

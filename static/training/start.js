@@ -1,4 +1,4 @@
-// How a job begins: three presets as cards, or the full spec with the very request and command that start it.
+// Starting a job: presets as cards, or the full spec with the equivalent request and command.
 
 import { api } from '../shared/api.js';
 import { copyButton, h, setText, show } from '../shared/dom.js';
@@ -45,14 +45,14 @@ class Editor {
   constructor({ presets, onStart }) {
     this.presets = presets;
     this.onStart = onStart;
-    this.preset = h('select', { 'aria-label': 'Begin with' }, presets.map((one) => h('option', { value: one.name }, one.title)));
+    this.preset = h('select', { 'aria-label': 'Preset' }, presets.map((one) => h('option', { value: one.name }, one.title)));
     this.base = h('select', {});
     this.seed = h('input', { type: 'text', inputmode: 'numeric', class: 'or-input', size: 8 });
     this.activate = h('input', { type: 'checkbox' });
     this.text = h('textarea', { class: 'or-code', rows: 18, spellcheck: 'false', autocomplete: 'off', 'aria-label': 'The spec as JSON', 'aria-describedby': 'or-spec-error' });
     this.error = h('div', { class: 'or-error', id: 'or-spec-error', role: 'alert', hidden: true });
-    this.curl = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The same as curl' });
-    this.cli = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The same on the command line' });
+    this.curl = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The job as curl' });
+    this.cli = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The job as a command' });
     this.start = h('button', { type: 'button', class: 'or-primary', onclick: () => this.#start() }, 'Start this job');
     this.close = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.hide() }, 'Close');
     const field = (label, input) => h('label', { class: 'or-field' }, h('span', {}, label), input);
@@ -61,12 +61,12 @@ class Editor {
       'section', { class: 'or-block or-editor', 'aria-label': 'Full spec', hidden: true },
       h('div', { class: 'or-block-head' }, h('h3', {}, 'Full spec'), h('span', { class: 'or-spring' }), this.close),
       h('div', { class: 'or-editor-fields' },
-        field('begin with', this.preset), field('starts from', this.base), field('seed', this.seed),
-        h('label', { class: 'or-check' }, this.activate, h('span', {}, 'put the result to work when it is done'))),
+        field('preset', this.preset), field('starts from', this.base), field('seed', this.seed),
+        h('label', { class: 'or-check' }, this.activate, h('span', {}, 'activate the result'))),
       h('div', { class: 'or-editor-main' },
         h('div', { class: 'or-editor-json' }, this.text, this.error, h('div', { class: 'or-row' }, this.start)),
         h('div', { class: 'or-editor-lines' }, line('curl', this.curl), line('command line', this.cli),
-          h('p', { class: 'or-quiet' }, 'What is left out takes its default. The whole spec, every default included, is checked before anything starts and stands beside the results.'))),
+          h('p', { class: 'or-quiet' }, 'Omitted fields take their defaults. The spec is validated before the job starts, and shown in full with the results.'))),
     );
     this.preset.addEventListener('change', () => this.#fill(this.presets.find((one) => one.name === this.preset.value).spec));
     this.text.addEventListener('input', () => this.#changed());
@@ -74,7 +74,7 @@ class Editor {
     this.seed.addEventListener('change', () => {
       const seed = Number(this.seed.value.trim());
       if (Number.isInteger(seed) && seed >= 0) this.#set('seed', seed);
-      else this.fail({ message: 'The seed is a whole number from 0 up.' });
+      else this.fail({ message: 'The seed must be a non-negative integer.' });
     });
     this.activate.addEventListener('change', () => this.#set('activate', this.activate.checked));
     this.element.addEventListener('keydown', (event) => {
@@ -94,7 +94,7 @@ class Editor {
       const { data } = await api.checkpoints();
       const names = data.filter((one) => !one.problem).map((one) => one.id);
       this.base.replaceChildren(...names.map((name) => h('option', { value: name }, name)));
-      this.#mirrorBase(); // the other fields may hold what is being typed
+      this.#mirrorBase(); // keep what is being typed in other fields
     } catch {
       // the text can still be edited and sent
     }
@@ -157,7 +157,7 @@ class Editor {
 }
 
 export class Start {
-  /** presets: those of `training.spec.presets`, as plain objects. onJob(job): a job has been accepted. */
+  /** presets: those of `training.spec.presets`, as plain objects. onJob(job): a job was accepted. */
   constructor(presets, { onJob }) {
     this.onJob = onJob;
     this.editor = new Editor({ presets, onStart: (spec, from) => this.#start(spec, from) });
@@ -166,7 +166,7 @@ export class Start {
     this.element = h(
       'section', { class: 'or-start', 'aria-label': 'Start a job' },
       h('header', { class: 'or-start-head' }, h('h2', {}, 'Start a job'),
-        h('p', { class: 'or-quiet' }, 'A job trains beside the running studio, at a lower priority. Watch it below while it works; it can be stopped and resumed, and what it makes can be put to work on Checkpoints.')),
+        h('p', { class: 'or-quiet' }, 'Jobs run in parallel with the studio, at a lower priority. They can be watched below, stopped and resumed; their checkpoints can be activated on the Checkpoints page.')),
       h('ul', { class: 'or-presets' }, this.cards.map((card) => card.element)),
       this.editor.element,
     );

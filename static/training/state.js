@@ -1,8 +1,7 @@
-// What one job looks like at a moment, as a plain value, and how its events change it.
+// The state of one job as a plain value, and how events change it.
 //
-// Pure: no DOM, no network, no clock. `reduceAll` never changes the state it is given. Events are `{seq, type, data}`
-// as GET /v1/jobs/{id}/events sends them. A pipeline counts the steps of each stage from the start, so numbers are kept
-// by stage.
+// Pure: no DOM, no network, no clock. `reduceAll` never changes its argument. Events are `{seq, type, data}` as sent by
+// GET /v1/jobs/{id}/events. A pipeline counts steps per stage, so metrics are kept by stage.
 
 import { emptySeries, push } from '../shared/series.js';
 
@@ -24,23 +23,23 @@ export function initialJob(jobId) {
     base: null,
     progress: null, // {stage, step, total, eta_s, waiting?: {for, needed_bytes, free_bytes}}
     stages: {}, // stage -> {series: {name: series}, latest: {name: value}, step}
-    order: [], // the stages in the order in which they were first heard of
-    samples: [], // the newest last
+    order: [], // stages in order of first appearance
+    samples: [], // newest last
     checkpoints: [], // {name, stage, step, metrics}
-    warnings: [], // {code, detail, count}, the newest last
+    warnings: [], // {code, detail, count}, newest last
     reports: [], // {kind, ...}
     log: [],
-    dropped: 0, // lines of the log that are not kept here
+    dropped: 0, // log lines no longer kept here
     error: null,
-    resumable: null, // whether Resume would be accepted; null until the row of the ended job is here
-    runningS: null, // seconds that its workers have run
+    resumable: null, // whether Resume would be accepted; null until the row of the ended job arrives
+    runningS: null, // total run time of its workers in seconds
     createdAt: null,
     startedAt: null,
     finishedAt: null,
   };
 }
 
-/** What a job's row says; the events that follow refine it. */
+/** Applies a job's row; later events refine it. */
 export function withJob(state, job) {
   return {
     ...state,
@@ -61,7 +60,7 @@ export function withJob(state, job) {
 
 const asCheckpoint = (one) => (typeof one === 'string' ? { name: one, stage: null, step: null, metrics: {} } : one);
 
-/** The stages that a spec will go through, in order. */
+/** The planned stages of a spec, in order. */
 export function stagesOf(spec) {
   const given = spec?.hyperparameters ?? {};
   if (spec?.method === 'pipeline') return ['zero', 'pesft', 'perpo', 'benchmark'].filter((stage) => given[stage]);
@@ -69,11 +68,11 @@ export function stagesOf(spec) {
   return spec?.method ? [spec.method] : [];
 }
 
-/** `[{stage, share, state}]` for the stage bar: done | running | waiting, and how far. */
+/** `[{stage, share, state}]` for the stage bar: done | running | waiting, with progress. */
 export function stageBar(state) {
   const planned = stagesOf(state.spec);
   const current = state.progress?.stage ?? null;
-  // a benchmark of two checkpoints keeps the second one's numbers under `benchmark:NAME`: no stage of its own
+  // a comparison keeps the second checkpoint's metrics under `benchmark:NAME`, which is no stage
   const all = [...planned, ...state.order.filter((stage) => !planned.includes(stage) && !stage.includes(':'))];
   if (current && !all.includes(current)) all.push(current);
   const at = all.indexOf(current);
@@ -85,14 +84,14 @@ export function stageBar(state) {
   });
 }
 
-/** What a job waits for now, as its newest row says; null while it works. */
+/** Applies what the latest row says a job waits for; null while it runs. */
 export function withWaiting(state, job) {
   const waiting = job.progress?.waiting ?? null;
   if (!isLive(state) || (state.progress?.waiting ?? null) === waiting) return state;
   return { ...state, progress: { ...state.progress, waiting } };
 }
 
-// One batch of events copies what it changes once, not once an event: a long job is replayed in one go.
+// A batch of events copies each changed part once: long jobs are replayed in one batch.
 class Draft {
   #own = new Set();
 
@@ -149,7 +148,7 @@ const HANDLERS = {
     const stage = draft.stage(name);
     stage.step = data.step ?? stage.step;
     for (const [key, value] of Object.entries(data.values ?? {})) {
-      if (typeof value !== 'number') continue; // NaN cannot be written as JSON: it arrives as null
+      if (typeof value !== 'number') continue; // NaN arrives as null
       stage.latest[key] = value;
       push(draft.series(name, key), stage.step, value);
     }
@@ -186,7 +185,7 @@ const HANDLERS = {
 
 export const TYPES = Object.keys(HANDLERS);
 
-/** The state after `events`, which must be in order; one that was applied before changes nothing. */
+/** The state after `events`, which must be in order; duplicates change nothing. */
 export function reduceAll(state, events) {
   const draft = new Draft(state);
   for (const { seq, type, data } of events) {
@@ -199,29 +198,29 @@ export function reduceAll(state, events) {
 
 export const reduce = (state, event) => reduceAll(state, [event]);
 
-/** The stage whose numbers belong on show: the one asked for, else the running one, else the last with numbers. */
-export function shownStage(state, asked = null) {
-  if (asked && state.stages[asked]) return asked;
+/** The stage to show: the requested one, else the running one, else the last with metrics. */
+export function shownStage(state, requested = null) {
+  if (requested && state.stages[requested]) return requested;
   const current = state.progress?.stage;
   if (current && state.stages[current]) return current;
   return state.order[state.order.length - 1] ?? null;
 }
 
-/** A sample as the trace that the viewer shows; its pictures are addresses on this server. */
+/** A sample as a trace for the viewer; its images are URLs on this server. */
 export function traceOf(sample) {
-  const picture = (image) => {
+  const imageOf = (image) => {
     if (!image) return null;
     return typeof image === 'string' ? { image_id: image, url: image } : { image_id: image.url, ...image };
   };
   const right = sample.rewards?.accuracy;
-  const question = picture(sample.question_image);
+  const question = imageOf(sample.question_image);
   return {
     id: `sample-${sample.seq}`,
     status: 'completed',
     question: sample.question ?? '',
     images: question ? [question] : [],
     mode: 'auto',
-    steps: (sample.steps ?? []).map((step, k) => ({ index: k + 1, text: step.text ?? '', image: picture(step.image) })),
+    steps: (sample.steps ?? []).map((step, k) => ({ index: k + 1, text: step.text ?? '', image: imageOf(step.image) })),
     answer: sample.answer ?? null,
     finish_reason: null,
     verdict: typeof right === 'number' ? { answer: right >= 0.5 ? 'right' : 'wrong', drawings_total: 0 } : null,

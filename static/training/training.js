@@ -1,6 +1,6 @@
-// The Training page: presets, the list of jobs, and one job in full. `?job=ID` in the address leads back to it.
+// The Training page: presets, the list of jobs, and one job in full. `?job=ID` in the URL selects it.
 //
-// It holds no truth of its own: everything comes from GET /v1/jobs and from the events of the job on show.
+// It holds no state of its own: everything comes from GET /v1/jobs and the events of the selected job.
 
 import { api } from '../shared/api.js';
 import { Place, h } from '../shared/dom.js';
@@ -19,7 +19,7 @@ class Training {
   #hasMore = false;
   #timer = 0;
   #turn = 0;
-  #wanted = null; // the id of the job that belongs on show
+  #wanted = null; // id of the job to show
   #place = new Place();
 
   mount(element, presets) {
@@ -48,13 +48,13 @@ class Training {
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
     onBack(() => this.#back());
     await this.refresh();
-    const asked = new URLSearchParams(location.search).get('job');
-    const wanted = asked ?? this.#jobs.find(isLive)?.id;
+    const requested = new URLSearchParams(location.search).get('job');
+    const wanted = requested ?? this.#jobs.find(isLive)?.id;
     if (wanted) this.open(wanted);
     document.documentElement.dataset.training = 'ready';
   }
 
-  // The server answers again: a job that could not be opened is asked for once more; an open one reads on by itself.
+  // After an outage: retry opening a job that could not be opened; an open one reconnects by itself.
   async #back() {
     await this.refresh();
     if (this.#wanted && this.run.jobId !== this.#wanted) this.open(this.#wanted);
@@ -70,7 +70,7 @@ class Training {
     if (matchMedia('(max-width: 900px)').matches) this.run.element.scrollIntoView({ block: 'start' });
   }
 
-  /** Ask again for the newest jobs; while one lives and the page is looked at, ask every few seconds. */
+  /** Reloads the latest jobs; repeats every few seconds while one is live and the page is visible. */
   async refresh() {
     clearTimeout(this.#timer);
     const turn = ++this.#turn;
@@ -111,7 +111,7 @@ class Training {
     try {
       const job = await call(jobId);
       if (call === api.resumeJob) this.run.resumed(job);
-      else this.run.asked(job);
+      else this.run.cancelRequested(job);
       await this.refresh();
     } catch (error) {
       if (this.run.jobId === jobId) this.run.fail(error);

@@ -1,15 +1,15 @@
-// The words of the Training page: statuses, times, what a warning means and what to do about it, the same job as a curl
-// and as a command line. Pure functions, so that they are tested without a browser.
+// Texts of the Training page: statuses, times, warnings with remedies, the job as curl and as a command. Pure functions,
+// testable without a browser.
 
 export const METHODS = { pesft: 'PeSFT', perpo: 'PeRPO', zero: 'Zero', benchmark: 'Benchmark', pipeline: 'Whole recipe' };
 
-/** The name of a stage; `benchmark:NAME` is that of the checkpoint compared with. */
+/** The name of a stage; for `benchmark:NAME` the name of the compared checkpoint. */
 export function stageName(stage) {
   const [name, other] = String(stage ?? '').split(':');
   return `${METHODS[name] ?? name}${other ? ` of ${other}` : ''}`;
 }
 
-/** Where in a job a sample was drawn. */
+/** The position of a sample in its job. */
 export const whereOf = ({ stage, step, prompt }) =>
   (String(stage).startsWith('benchmark') ? `question ${(prompt ?? 0) + 1}` : `step ${Number(step).toLocaleString('en')}`);
 
@@ -17,10 +17,10 @@ export const whereOf = ({ stage, step, prompt }) =>
 export function statusOf(job) {
   switch (job.status) {
     case 'queued':
-      return { tone: 'wait', text: 'waiting for its turn' };
+      return { tone: 'wait', text: 'queued' };
     case 'running':
       if (job.cancelRequested) return { tone: 'run', text: 'stopping at the end of this step' };
-      return job.progress?.waiting ? { tone: 'wait', text: 'waiting for room on the disk' } : { tone: 'run', text: 'running' };
+      return job.progress?.waiting ? { tone: 'wait', text: 'waiting for disk space' } : { tone: 'run', text: 'running' };
     case 'succeeded':
       return { tone: 'done', text: 'done' };
     case 'cancelled':
@@ -34,26 +34,26 @@ export function statusOf(job) {
   }
 }
 
-/** The sentence that says how a job ended and what to do now; null while all is well. */
+/** How a job ended and what to do now; null while all is well. */
 export function troubleOf(job) {
   const detail = job.error?.detail ? ` ${job.error.detail.trim()}` : '';
   const full = /[.!?]$/.test(detail) || !detail ? detail : `${detail}.`;
-  const kept = job.resumable ?? job.resumable === undefined; // null: not known yet
-  const afresh = job.resumable === false ? ' It had saved nothing yet: start it again.' : '';
+  const kept = job.resumable ?? job.resumable === undefined; // null: unknown
+  const afresh = job.resumable === false ? ' No state was saved: start it again.' : '';
   if (job.status === 'interrupted') {
     const why = 'The server or the machine stopped while this job ran.';
-    return kept ? `${why} Resume goes on from its last checkpoint, to the same numbers.` : `${why}${afresh}`;
+    return kept ? `${why} Resume continues from its last checkpoint, with identical results.` : `${why}${afresh}`;
   }
   if (job.status === 'failed' && job.error?.code === 'activation_failed') {
-    return `The training is done and its checkpoints are kept, but the last one could not be put to work.${full} Try to activate it on the Checkpoints page.`;
+    return `The training is done and its checkpoints are kept, but the last one could not be activated.${full} Try to activate it on the Checkpoints page.`;
   }
   if (job.status === 'failed') {
-    const then = kept ? ' What it had saved is kept: mend the cause and press Resume, or start again with another spec.' : afresh;
+    const then = kept ? ' Its saved state is kept: fix the cause and press Resume, or start again with another spec.' : afresh;
     return `This job failed.${full}${then}`;
   }
-  if (job.status === 'cancelled' && full) return `Stopped by force:${full}${kept ? ' Resume goes on from there.' : afresh}`;
-  if (job.status === 'cancelled' && !job.startedAt) return 'Stopped before it began.';
-  if (job.status === 'cancelled') return kept ? 'Stopped at the end of a step, with its state saved. Resume goes on from there.' : `Stopped.${afresh}`;
+  if (job.status === 'cancelled' && full) return `Stopped by force:${full}${kept ? ' Resume continues from there.' : afresh}`;
+  if (job.status === 'cancelled' && !job.startedAt) return 'Stopped before it started.';
+  if (job.status === 'cancelled') return kept ? 'Stopped at the end of a step, with its state saved. Resume continues from there.' : `Stopped.${afresh}`;
   return null;
 }
 
@@ -70,21 +70,21 @@ export function duration(seconds) {
 
 const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
 
-/** How long the workers of an ended job ran; null for one that runs or never began. */
+/** The run time of an ended job; null for one that is running or never started. */
 export const tookOf = (job) => (job.started_at && job.finished_at ? (job.running_s ?? between(job.started_at, job.finished_at)) : null);
 
-const TOO_SHORT = 10; // a job this many times shorter says more about its start than about its steps
+const TOO_SHORT = 10; // a job this many times shorter is dominated by its start-up
 
-/** What a preset will take here, from the longest of the jobs that have run here: `{text, known}`. */
+/** The expected time of a preset, from the longest job that has run here: `{text, known}`. */
 export function howLong(spec, jobs) {
   const steps = (one) => one?.hyperparameters?.steps ?? null;
   const done = jobs.filter((job) => job.status === 'succeeded' && job.method === spec.method && tookOf(job) > 0);
-  if (!done.length) return { known: false, text: 'known once it has run here' };
+  if (!done.length) return { known: false, text: 'unknown until it has run here' };
   const longest = done.reduce((a, b) => ((steps(b.spec) ?? 0) > (steps(a.spec) ?? 0) ? b : a));
   const took = tookOf(longest);
   const scale = steps(spec) && steps(longest.spec) ? steps(spec) / steps(longest.spec) : null;
-  if (scale === null || scale === 1) return { known: true, text: `${duration(took)} here the last time` };
-  if (scale > TOO_SHORT) return { known: false, text: 'known once it has run here at this length' };
+  if (scale === null || scale === 1) return { known: true, text: `${duration(took)} in the last run here` };
+  if (scale > TOO_SHORT) return { known: false, text: 'unknown until it has run here at this length' };
   return { known: true, text: `about ${duration(took * scale)} here (${steps(longest.spec)} steps took ${duration(took)})` };
 }
 
@@ -96,7 +96,7 @@ const SOURCES = {
 const many = (data) => (data.num_samples ? `${count(data.num_samples)} ${data.source === 'unitasks' ? 'tasks' : 'samples'}` : 'all samples');
 const origin = (data) => `${SOURCES[data.source] ?? data.source}${data.path ? ` (${data.path})` : ''}`;
 
-/** What a job trains on, in words; stages that share a source name it once. */
+/** A job's training data as text; stages that share a source name it once. */
 export function dataOf(spec) {
   const data = spec.data ?? {};
   if (data.source) return `${many(data)} of ${origin(data)}`;
@@ -107,7 +107,7 @@ export function dataOf(spec) {
   return [...bySource].map(([from, stages]) => `${stages.join(', ')} of ${from}`).join(' · ');
 }
 
-/** How many steps of what, in words. */
+/** The number of steps as text. */
 export function stepsOf(spec) {
   const given = spec.hyperparameters ?? {};
   if (spec.method !== 'pipeline') return given.steps ? `${count(given.steps)} steps` : '';
@@ -116,7 +116,7 @@ export function stepsOf(spec) {
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The curl line that starts this job. */
+/** The curl command that starts this job. */
 export function curlOf(origin, spec) {
   return `curl -s ${origin}/v1/jobs -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(spec))}`;
 }
@@ -124,12 +124,12 @@ export function curlOf(origin, spec) {
 /** The command that starts this job. */
 export function cliOf(origin, spec) {
   const { host } = new URL(origin);
-  const address = host === '127.0.0.1:7860' ? '' : `OMNI_R1_URL=${origin} `; // that one it finds by itself
+  const address = host === '127.0.0.1:7860' ? '' : `OMNI_R1_URL=${origin} `; // the default
   const { method, ...rest } = spec;
   return `${address}.venv/bin/omni-r1 train ${method} --spec ${quoted(JSON.stringify(rest))}`;
 }
 
-/** `{value}` or `{error}`: the editor's text as a spec; the line is named where the browser says it. */
+/** `{value}` or `{error}`: the editor's text as a spec; the error names the line if the browser reports it. */
 export function parseSpec(text) {
   let value;
   try {
@@ -139,82 +139,82 @@ export function parseSpec(text) {
     const line = at ? ` (line ${text.slice(0, Number(at[1])).split('\n').length})` : '';
     return { error: `This is not valid JSON${line}: ${error.message.replace(/ in JSON at position.*$/, '')}.` };
   }
-  if (value === null || typeof value !== 'object' || Array.isArray(value)) return { error: 'A spec is one JSON object: { … }.' };
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) return { error: 'A spec must be one JSON object: { … }.' };
   if (!METHODS[value.method]) return { error: `“method” must be one of ${Object.keys(METHODS).join(', ')}.` };
   return { value };
 }
 
-/** The failure signs of training, in plain words: what it means and what to do. */
+/** The warnings of jobs: meaning and remedy. Mirrored in docs/training-page.md. */
 export const WARNINGS = {
   blank_pictures: {
-    title: 'The pictures are going blank',
-    means: 'More of the drawn pictures are (nearly) one colour. The perception score alone would reward that, so they count 0 here.',
-    todo: 'Look at the samples. If it goes on: stop, go back to the last good checkpoint, and raise the weight of accuracy or lower the learning rate; in PeSFT try a smaller λ (perception_weight).',
+    title: 'Blank images are increasing',
+    means: 'More of the generated images are (nearly) one colour. The perception score alone would reward them, so they count 0 here.',
+    todo: 'Look at the samples. If it continues: stop, return to the last good checkpoint, and raise the weight of accuracy or lower the learning rate; in PeSFT try a smaller λ (perception_weight).',
   },
   reward_collapse: {
-    title: 'The perception reward no longer tells pictures apart',
-    means: 'All scores of R_Pe are nearly alike, so it cannot teach anything: τ is far from the scale of this codebook’s energies. A larger τ pushes every score toward 1.',
-    todo: 'Stop and set reward.tau to the checkpoint’s own value (leave it out), or choose one by the τ sweep in docs/experiments.',
+    title: 'The perception reward no longer distinguishes images',
+    means: 'All scores of R_Pe are nearly equal and provide no training signal: τ is far from the scale of this codebook’s energies. A larger τ pushes every score toward 1.',
+    todo: 'Stop and set reward.tau to the checkpoint’s own value (omit it), or choose one by the τ sweep in docs/experiments.',
   },
   format_errors_rising: {
     title: 'Format errors are rising',
-    means: 'More traces do not parse: a picture is cut short, or there is no answer part. In reinforcement learning that means the policy drifts from the form it was taught.',
-    todo: 'Raise kl_coef or the weight of the format reward (reward.beta), or lower the learning rate; more room (max_new_tokens) helps when traces are cut off by their length.',
+    means: 'More traces fail to parse: an image is incomplete, or the answer part is missing. In reinforcement learning this means the policy drifts from the trained format.',
+    todo: 'Raise kl_coef or the weight of the format reward (reward.beta), or lower the learning rate; a larger max_new_tokens helps when traces hit the length limit.',
   },
   degenerate_groups: {
-    title: 'Most groups teach nothing',
-    means: 'All answers of a prompt got the same reward, so the group was dropped. The tasks are too easy or too hard for this model now.',
-    todo: 'Take a harder or an easier level or other slices, or raise rollouts_per_prompt or oversampling.',
+    title: 'Most groups provide no training signal',
+    means: 'All answers to a prompt got the same reward, so the group was dropped. The tasks are too easy or too hard for the current model.',
+    todo: 'Choose a harder or easier level or other slices, or raise rollouts_per_prompt or oversampling.',
   },
   copied_pictures: {
-    title: 'Pictures are being copied',
-    means: 'More pictures repeat the one before them instead of drawing something. A copy is smooth and would score well, so it counts 0 here.',
-    todo: 'Look at the samples. If it goes on: lower reward.gamma or the learning rate, or go back to the last good checkpoint.',
+    title: 'Images are being copied',
+    means: 'More images repeat the previous one instead of drawing something. A copy is smooth and would score well, so it counts 0 here.',
+    todo: 'Look at the samples. If it continues: lower reward.gamma or the learning rate, or return to the last good checkpoint.',
   },
   capped_pictures: {
-    title: 'Pictures are smoother than real ones',
-    means: 'More pictures reach the cap of the perception reward: they are smoother than the reference pictures, which is how blank pictures begin.',
-    todo: 'Watch the blank share. Lower reward.gamma if it follows.',
+    title: 'Images are smoother than real ones',
+    means: 'More images reach the cap of the perception reward: they are smoother than the reference images, which is how blank images begin.',
+    todo: 'Watch the share of blank images. Lower reward.gamma if it rises.',
   },
   logprob_mismatch: {
     title: 'Sampler and trainer disagree',
-    means: 'The probabilities with which the traces were drawn differ from those the trainer computes. In fp32 they should agree within 0.0001; the update is off-policy without meaning to be.',
-    todo: 'Use precision fp32. If it is fp32 already this is a fault of the program: please report it with the spec.',
+    means: 'The sampling probabilities of the traces differ from those the trainer computes. In fp32 they should agree within 0.0001; the update is unintentionally off-policy.',
+    todo: 'Use precision fp32. If it is fp32 already, this is a bug: please report it with the spec.',
   },
   precision_emulated: {
     title: 'bf16 is only emulated here',
-    means: 'The spec asks for bf16, but this CPU has no bf16 in hardware. PyTorch emulates it, which is many times slower than fp32.',
+    means: 'The spec requests bf16, but this CPU does not support it in hardware. PyTorch emulates it, which is many times slower than fp32.',
     todo: 'Set precision to auto or fp32, or train on a machine with AVX-512 BF16, AMX or a GPU.',
   },
   samples_rejected: {
-    title: 'Some samples were left out',
-    means: 'They were broken, too long, or lacked a picture. Nothing is cut or repaired silently.',
-    todo: 'The first of each kind is named here with its line; all stand in runs/…/rejected.jsonl of the job’s folder. Mend the file, or raise max_len if they are only too long.',
+    title: 'Some samples were skipped',
+    means: 'They were invalid, too long, or lacked an image. Samples are never truncated or repaired silently.',
+    todo: 'The first of each kind is named here with its line; all are listed in runs/…/rejected.jsonl in the job’s folder. Fix the file, or raise max_len if they are only too long.',
   },
   scoring_errors: {
     title: 'Some traces could not be scored',
     means: 'Scoring raised an error; these traces were left out of the update instead of being counted as wrong.',
-    todo: 'The log has the reason. Above a tenth of them the job ends by itself.',
+    todo: 'See the log for the reason. The job ends when more than a tenth of the traces fail.',
   },
   judge_silent: {
     title: 'The judge gave no verdict on some answers',
-    means: 'The endpoint did not answer, or not with a verdict. For these answers the verdict of the rules counts.',
+    means: 'The endpoint did not answer, or not with a verdict. These answers were graded by the rules.',
     todo: 'Check the endpoint’s address, key and load, then start the benchmark again.',
   },
   save_failed: {
     title: 'A checkpoint could not be written',
-    means: 'The folder cannot be written. Training goes on, and the next checkpoint is tried at its turn.',
-    todo: 'Look at the reason and at the rights of the folder. The job fails only where its last checkpoint cannot be written; then mend the cause and press Resume.',
+    means: 'The folder is not writable. Training continues, and the next checkpoint is attempted as scheduled.',
+    todo: 'Check the reason and the permissions of the folder. The job fails only if its last checkpoint cannot be written; then fix the cause and press Resume.',
   },
   disk_full: {
     title: 'The disk was full',
-    means: 'The job waits until there is room, and then goes on where it was. Nothing is lost; older optimiser states were removed first.',
-    todo: 'Make room on the disk that holds the home: delete checkpoints or jobs that you do not need, or other files. Stop works while it waits.',
+    means: 'The job waits for free space and then continues where it was. Nothing is lost; older optimiser states were deleted first.',
+    todo: 'Free space on the home’s disk: delete unneeded checkpoints, jobs or other files. Stop works while the job waits.',
   },
   events_lost: {
     title: 'Events were lost',
-    means: 'The job’s log could not be written for a while. Training went on; the charts and samples of that time are missing.',
-    todo: 'Look at the reason in the log: a disk that fails, or rights of the folder. Later checkpoints are not affected.',
+    means: 'The job’s log could not be written for a while. Training continued; the charts and samples of that time are missing.',
+    todo: 'Check the reason in the log: a failing disk, or permissions of the folder. Later checkpoints are not affected.',
   },
   checkpoint_exists: {
     title: 'A checkpoint’s name was taken',
@@ -223,12 +223,12 @@ export const WARNINGS = {
   },
 };
 
-/** `{title, means, todo}` of a warning; a code of a newer server is shown with its own detail. */
+/** `{title, means, todo}` of a warning; unknown codes of newer servers are shown with their detail. */
 export function warningOf({ code, detail }) {
-  return WARNINGS[code] ?? { title: code.replaceAll('_', ' '), means: detail || 'The job reports this.', todo: 'The log below has more.' };
+  return WARNINGS[code] ?? { title: code.replaceAll('_', ' '), means: detail || 'Reported by the job.', todo: 'See the log below.' };
 }
 
-/** What a screen reader hears when `before` becomes `after`. */
+/** The screen reader announcement for the change from `before` to `after`. */
 export function announcementOf(before, after) {
   const said = [];
   if (before.status !== after.status && after.status !== 'loading') said.push(`Job ${statusOf(after).text}.`);
@@ -242,26 +242,26 @@ export function announcementOf(before, after) {
   return said.join(' ');
 }
 
-/** `1.5 MB`, for a number of bytes. */
+/** A number of bytes as `1.5 MB`. */
 export function bytes(value) {
   const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
   const at = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, value)) / 3));
   return `${at ? (value / 1000 ** at).toFixed(1) : value} ${units[at]}`;
 }
 
-/** `needs 1.2 GB on the disk, 3.0 MB are free`, for a job that waits. */
-export const roomOf = ({ needed_bytes: needed, free_bytes: free }) => `needs ${bytes(needed)} on the disk, ${bytes(free)} are free`;
+/** `needs 1.2 GB of disk space, 3.0 MB free`, for a waiting job. */
+export const roomOf = ({ needed_bytes: needed, free_bytes: free }) => `needs ${bytes(needed)} of disk space, ${bytes(free)} free`;
 
 /** `step 40 of 60 · 2 min left` for a running job. */
 export function progressOf({ status, progress }) {
-  if (!progress) return status === 'running' ? 'getting ready' : '';
+  if (!progress) return status === 'running' ? 'starting' : '';
   if (progress.waiting) return roomOf(progress.waiting);
   const { step = 0, total = 0, eta_s: eta } = progress;
   const where = total ? `step ${count(step)} of ${count(total)}` : `step ${count(step)}`;
   return eta > 0 ? `${where} · ${duration(eta)} left` : where;
 }
 
-/** The rows of a reward's breakdown: `[name, value, share]`, share = how far the bar goes. */
+/** The rows of a reward's breakdown: `[name, value, share]`, share = the length of the bar. */
 export function rewardRows(rewards) {
   const names = [['total', 'reward'], ['accuracy', 'accuracy'], ['format', 'format'], ['perception', 'perception']];
   return names.filter(([key]) => typeof rewards?.[key] === 'number')
@@ -282,12 +282,12 @@ const CHECKS = {
   similarity: 'by the similarity of their words',
 };
 
-/** Options from a text with one a line; empty lines do not count. */
+/** Options from a text with one per line; empty lines are ignored. */
 export const choicesOf = (text) => text.split('\n').map((line) => line.trim()).filter(Boolean);
 
-/** `{tone, text, facts}` of what POST /v1/rewards answers. facts: [name, value] pairs. */
+/** `{tone, text, facts}` for the response of POST /v1/rewards. facts: [name, value] pairs. */
 export function verdictOf({ accuracy, check, answer, reference, details }) {
-  if (check === 'none') return { tone: 'bad', text: 'Wrong: there is no answer, or no reference to compare it with.', facts: [] };
+  if (check === 'none') return { tone: 'bad', text: 'Wrong: there is no answer or no reference to compare.', facts: [] };
   const word = accuracy === 1 ? 'Right' : accuracy === 0 ? 'Wrong' : `${Math.round(accuracy * 100)} % right`;
   const facts = [['answer read as', answer], ['reference read as', reference]];
   const shown = Object.entries(details).map(([name, value]) => [name.replaceAll('_', ' '), value]);

@@ -1,12 +1,12 @@
-// The parts of the viewer around the picture: status bar, timeline, words of the steps, answer.
-// Each is built once and then told the state; only what differs is touched, so nothing jumps and focus stays.
+// The parts of the viewer around the image: status bar, timeline, step texts, answer.
+// Each is built once and then updated; only changes touch the DOM, so that nothing jumps and the focus stays.
 
 import { h, icon, setAttr, setText, show } from '../shared/dom.js';
-import { loadPicture } from './picture.js';
+import { loadImage } from './image.js';
 import { isLive, isTerminal } from './state.js';
 import { SKILLS, Stopwatch, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from '../shared/words.js';
 
-/** A picture in a chip: swapped only when the new one is decoded. */
+/** A thumbnail: swapped only when the new image is decoded. */
 class Thumb {
   #url = null;
 
@@ -19,7 +19,7 @@ class Thumb {
     if (url === this.#url) return;
     this.#url = url;
     if (!url) return this.element.replaceChildren();
-    loadPicture(url).then(
+    loadImage(url).then(
       () => {
         if (url !== this.#url) return;
         this.image.src = url;
@@ -48,7 +48,7 @@ export class Bar {
   }
 
   update(state, connection) {
-    const pill = connection === 'lost' ? { tone: 'fail', text: 'connection lost, trying again' } : pillOf(state);
+    const pill = connection === 'lost' ? { tone: 'fail', text: 'connection lost, retrying' } : pillOf(state);
     setAttr(this.pill, 'data-tone', pill.tone);
     setText(this.text, pill.text);
     setText(this.count, pill.count ? `· ${pill.count}` : '');
@@ -77,7 +77,7 @@ export class Bar {
 export class Timeline {
   #chips = new Map(); // key -> {item, button, thumb, label, mark, skill}
 
-  /** label: the name of the viewer, so that two on one page are told apart. */
+  /** label: the viewer's name, to distinguish several on one page. */
   constructor(label, onPick) {
     this.onPick = onPick;
     this.list = h('ol', { class: 'or-chips' });

@@ -1,18 +1,18 @@
-// The keyboard of the viewer: which key does what while the focus is inside it, and the list that `?` opens.
+// Keyboard control of the viewer while the focus is inside it, and the help that `?` opens.
 
 import { h, openDialog } from '../shared/dom.js';
 
 export const KEYS = [
-  ['←  →', 'the step before, the step after'],
-  ['End', 'live: follow the newest step'],
+  ['←  →', 'previous step, next step'],
+  ['End', 'live: follow the latest step'],
   ['Space', 'pause, or continue to the end'],
   ['Shift + Esc', 'stop'],
-  ['Esc', 'close what is open on top'],
+  ['Esc', 'close the top dialog'],
   ['?', 'this list'],
   ['Ctrl + Enter', 'in the question: reason'],
 ];
 
-/** The action for a key event, or null: pure, so that it is tested without a browser. */
+/** The action for a key event, or null. Pure, testable without a browser. */
 export function actionOf({ key, shiftKey, ctrlKey, metaKey, altKey, inSlider, onControl }) {
   if (ctrlKey || metaKey || altKey) return null;
   if (key === 'Escape') return shiftKey ? 'stop' : 'close';
@@ -35,7 +35,7 @@ export function listenForKeys(element, actions) {
       metaKey: event.metaKey,
       altKey: event.altKey,
       inSlider: Boolean(target?.closest('input, textarea, select')),
-      onControl: Boolean(target?.closest('button, a, summary')), // space presses what has the focus
+      onControl: Boolean(target?.closest('button, a, summary')), // space activates the focused control
     });
     if (action && actions[action]?.() !== false) event.preventDefault();
   });
@@ -45,7 +45,7 @@ export function openHelp() {
   openDialog(
     'Keyboard',
     h('h2', {}, 'Keyboard'),
-    h('p', { class: 'or-quiet' }, 'These work while the focus is in the trace. Every one has a button too.'),
+    h('p', { class: 'or-quiet' }, 'They work while the focus is in the trace. Each has a button, too.'),
     h('dl', { class: 'or-keys' }, KEYS.map(([key, what]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)])),
   );
 }

@@ -1,9 +1,9 @@
-// The world's own solution of a task beside the model's: fetched on demand, never before the trace has ended.
+// The world's reference solution next to the model's: fetched on demand, only after the trace has ended.
 
 import { api } from '../shared/api.js';
 import { h, openDialog } from '../shared/dom.js';
 
-/** `natural-1000000123` → `{slice, seed}`, or null when it is not a task's id. */
+/** `natural-1000000123` → `{slice, seed}`, or null if it is not a task id. */
 export function parseTaskId(taskId) {
   const match = /^([a-z]+)-(\d+)$/.exec(taskId ?? '');
   return match ? { slice: match[1], seed: match[2] } : null;
@@ -18,7 +18,7 @@ function cell(title, text, url) {
   return h(
     'div', { class: 'or-reference-cell' },
     h('h3', {}, title),
-    url ? h('img', { src: url, alt: `${title}: ${text ?? ''}`, class: 'or-pixels' }) : h('div', { class: 'or-reference-none' }, 'no picture'),
+    url ? h('img', { src: url, alt: `${title}: ${text ?? ''}`, class: 'or-pixels' }) : h('div', { class: 'or-reference-none' }, 'no image'),
     h('p', { dir: 'auto' }, text ?? ''),
   );
 }

@@ -1,18 +1,18 @@
-// Whether the server answers, and whether it is still the version that this page came from.
+// Monitors whether the server is reachable and still serves the version of this page.
 //
-// A request that fails makes it look at once; besides, it looks now and then while the page is seen. While the server is
-// away it goes on looking, and who listens with `onBack` may ask again for what is missing.
+// Checks after every failed request, and regularly while the page is visible. While the server is unreachable it keeps
+// retrying; `onBack` listeners can then reload what is missing.
 
 import { onUnreachable } from '../shared/api.js';
 
 const LOOK_EVERY_MS = 30_000;
 const TRY_EVERY_MS = [500, 1000, 2000, 4000];
 const PATIENCE_MS = 8000;
-const LEAVING_MS = 300; // a page that is being left loses its requests too
+const LEAVING_MS = 300; // a page being closed loses its requests, too
 
 const backs = new Set();
 
-/** `listener()` is called when the server answers again; gives the way to stop that. */
+/** Calls `listener()` when the server is reachable again; returns an unsubscribe function. */
 export function onBack(listener) {
   backs.add(listener);
   return () => backs.delete(listener);
@@ -27,10 +27,10 @@ const browser = () => ({
   clearTimeout: (timer) => clearTimeout(timer),
 });
 
-/** The sentence for a state; empty while all is well. */
+/** The message for a state; empty while all is well. */
 export function wordsOf(state, detail = '') {
   const why = detail ? `: ${detail.replace(/[.\s]+$/, '')}` : '';
-  if (state === 'gone') return 'The server does not answer. This page keeps trying.';
+  if (state === 'gone') return 'The server is unreachable. This page keeps trying.';
   if (state === 'starting') return `The server is not ready yet${why}.`;
   if (state === 'stopping') return 'The server is stopping. This page waits for it to come back.';
   if (state === 'failed') return `The server has a problem${why}.`;
@@ -47,7 +47,10 @@ export class ServerWatch {
   #tries = 0;
   #text = '';
 
-  /** version: of the server that made this page. onState(state, text): ready | starting | stopping | failed | gone | updated. */
+  /**
+   * version: of the server that served this page.
+   * onState(state, text): ready | starting | stopping | failed | gone | updated.
+   */
   constructor({ version, onState, env = browser() }) {
     this.#version = version;
     this.#onState = onState;
@@ -74,13 +77,13 @@ export class ServerWatch {
     try {
       ready = await (await this.#env.fetch('/readyz')).json();
     } catch {
-      // nobody there, or a proxy's page
+      // unreachable, or a proxy's page
     }
     this.#looking = false;
     if (ready?.version && ready.version !== this.#version) return this.#become('updated');
     this.#become(ready?.phase ?? 'gone', ready?.detail);
     if (this.state === 'ready') this.#tries = 0;
-    if (this.#env.document.visibilityState === 'hidden') return; // it looks when it is seen again
+    if (this.#env.document.visibilityState === 'hidden') return; // resumes when the page is visible
     const wait = TRY_EVERY_MS[Math.min(this.#tries++, TRY_EVERY_MS.length - 1)];
     this.#later(this.state === 'ready' ? LOOK_EVERY_MS : wait);
   }

@@ -1,8 +1,8 @@
-// What one trace looks like at a moment, as a plain value, and how an event changes it.
+// The state of one trace as a plain value, and how events change it.
 //
-// Pure: no DOM, no network, no clock. `reduce` never changes the state it is given. Events are
-// `{seq, type, data}` as GET /v1/traces/{id}/events sends them; they must arrive in order. One that was
-// already applied changes nothing; one that leaves a hole sets `gap`, and the caller reads on from `lastSeq`.
+// Pure: no DOM, no network, no clock. `reduce` never changes its argument. Events are `{seq, type, data}` as sent by
+// GET /v1/traces/{id}/events and must arrive in order. Duplicates change nothing; a missing event sets `gap`, and the
+// caller continues from `lastSeq`.
 
 export const TERMINAL = new Set(['completed', 'cancelled', 'failed', 'interrupted']);
 
@@ -13,7 +13,7 @@ export function initialState(traceId) {
     activity: null, // while running: reading | thinking | drawing | answering
     lastSeq: 0,
     gap: false,
-    position: null, // how many wait before this one, while queued
+    position: null, // number of traces ahead, while queued
     question: '',
     images: [],
     taskId: null,
@@ -34,10 +34,10 @@ export function initialState(traceId) {
     checkpoint: null,
     weightVersion: null,
     budget: null,
-    tokens: 0, // codes and text deltas seen so far: an estimate until usage arrives
+    tokens: 0, // codes and text deltas so far: an estimate until usage arrives
     createdAt: null,
     startedAt: null,
-    sample: null, // where a job drew it, for a trace that nobody asked for
+    sample: null, // description of a job's sample; null for requested traces
   };
 }
 
@@ -57,7 +57,7 @@ function withStep(state, index, change) {
 }
 
 function settle(state) {
-  // A step that was cut off keeps its text and its finished picture; a half drawn one stays as it was seen.
+  // an interrupted step keeps its text and its completed image; an incomplete image stays as last seen
   return { ...state, activity: null, position: null };
 }
 
@@ -158,7 +158,7 @@ const HANDLERS = {
   }),
 };
 
-/** The state after `event`. Unknown types only move `lastSeq`, so that a newer server does not break an older page. */
+/** The state after `event`. Unknown types only advance `lastSeq`, so that newer servers do not break older pages. */
 export function reduce(state, event) {
   if (event.seq <= state.lastSeq) return state;
   if (event.seq !== state.lastSeq + 1) return { ...state, gap: true };
@@ -169,7 +169,7 @@ export function reduce(state, event) {
 
 export const reduceAll = (state, events) => events.reduce(reduce, state);
 
-/** What a trace's row says that its events do not: the question, its pictures, the seed, the verdict. */
+/** Adds what only a trace's row contains: question, images, seed, verdict. */
 export function withTrace(state, trace) {
   const next = {
     ...state,
@@ -193,7 +193,7 @@ export function withTrace(state, trace) {
   return next;
 }
 
-/** The state of a trace from its row alone: an ended one needs no stream, a live one is shown before its events come. */
+/** The state from a trace's row alone: ended traces need no stream, live ones are shown before their events arrive. */
 export function fromTrace(trace) {
   const state = withTrace(initialState(trace.id), trace);
   return {
@@ -219,7 +219,7 @@ export function fromTrace(trace) {
 export const isTerminal = (state) => TERMINAL.has(state.status);
 export const isLive = (state) => state.status === 'queued' || state.status === 'running';
 
-/** idle | running | paused | ended: which buttons there are. */
+/** idle | running | paused | ended: determines the buttons. */
 export function phaseOf(state) {
   if (!state || state.status === 'loading') return 'idle';
   if (isLive(state)) return 'running';

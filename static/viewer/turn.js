@@ -1,7 +1,7 @@
-// Which stream of this browser stays connected: the one in the tab that was used last.
+// Decides which tab of this browser keeps its stream connected: the most recently used one.
 //
-// A browser has six connections to a server on HTTP/1.1, shared by all its tabs. Every stream announces on one channel
-// that it takes the turn, and the one that had it lets go. BroadcastChannel works on plain http too; Web Locks do not.
+// Browsers allow six HTTP/1.1 connections per server, shared by all tabs. A stream announces on a channel that it takes
+// the turn, and the previous holder disconnects. BroadcastChannel works on plain http; Web Locks do not.
 
 const newer = ([time, id], [otherTime, otherId]) => time > otherTime || (time === otherTime && id > otherId);
 
@@ -9,12 +9,12 @@ export class Turn {
   #channel;
   #now;
   #id;
-  #stamp = null; // [time, id] while the turn is ours
-  #heard = 0; // the latest time announced by anybody: a clock that was set back must not lose every turn
+  #stamp = null; // [time, id] while this stream has the turn
+  #heard = 0; // the latest announced time: after a clock was set back, turns must still be won
 
   /**
-   * channel: a BroadcastChannel, or null where there is none: then every stream keeps its turn.
-   * onTaken(): another stream has taken the turn. onFree(): nobody has it any more.
+   * channel: a BroadcastChannel, or null if unsupported: then every stream keeps its turn.
+   * onTaken(): another stream took the turn. onFree(): the turn is free.
    */
   constructor({ channel, now = () => performance.timeOrigin + performance.now(), id = Math.random(), onTaken, onFree }) {
     this.#channel = channel;
@@ -28,7 +28,7 @@ export class Turn {
         this.#stamp = null;
         return onTaken();
       }
-      return this.#channel.postMessage(this.#stamp); // the other one did not know of ours
+      return this.#channel.postMessage(this.#stamp); // the other stream did not know about ours
     };
   }
 

@@ -1,34 +1,34 @@
-// The trace viewer: shows one trace, live or ended, wherever it is mounted (Studio, Gallery, Training, Checkpoints).
+// The trace viewer: shows one trace, live or ended (in Studio, Gallery, Training, Checkpoints).
 //
 //   const viewer = mount(element, {traceId})        follow or show a stored trace
-//   const viewer = mount(element, {trace, events})  show a recorded one, no server needed
+//   const viewer = mount(element, {trace, events})  show a recorded trace without a server
 //
-// It holds no truth of its own: everything on it comes from the trace's row and its events.
+// It holds no state of its own: everything is derived from the trace's row and its events.
 
 import { ApiError, api } from '../shared/api.js';
 import { copyButton, h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { Answer, Bar, Steps, Timeline } from './draw.js';
 import { TraceStream } from '../shared/events.js';
 import { listenForKeys, openHelp } from './keys.js';
-import { Picture, loadPicture } from './picture.js';
+import { ImageView, loadImage } from './image.js';
 import { fetchReference, openReference } from './reference.js';
 import { onBack } from './server.js';
 import { fromTrace, initialState, isLive, isTerminal, phaseOf, reduceAll, withTrace } from './state.js';
 import { announcementOf, curlOf, requestOf } from '../shared/words.js';
 
-const HINT = 'The pictures that the model draws appear here, step by step.';
+const HINT = 'The model’s images appear here, step by step.';
 
 export class Viewer {
   #state = initialState(null);
-  #cursor = null; // null = live: the newest step; else a position 0 … n+1
+  #cursor = null; // null = live: the latest step; else a position 0 … n+1
   #stream = null;
-  #replay = null; // the state that stored events build up while the row is on show
+  #replay = null; // the state built from stored events while the row is shown
   #opening = null;
   #connection = 'closed';
   #notice = null; // {text, links: [[label, href]], retry}
   #reference = null;
   #busy = false;
-  #given = null; // a trace that the page handed over: it has no address and no row of its own
+  #given = null; // a trace passed in by the page: it has no URL and no row
   #stopListening;
   #options;
 
@@ -38,14 +38,14 @@ export class Viewer {
     const round = (name, label, act) =>
       h('button', { type: 'button', class: 'or-round', 'aria-label': label, title: label, onclick: act }, icon(name));
     const say = (text) => this.#say(text);
-    this.previous = round('left', 'Step before (←)', () => this.step(-1));
-    this.next = round('right', 'Step after (→)', () => this.step(1));
-    this.live = h('button', { type: 'button', class: 'or-chipbutton or-live', title: 'Follow the newest step (End)', onclick: () => this.follow() }, 'live');
+    this.previous = round('left', 'Previous step (←)', () => this.step(-1));
+    this.next = round('right', 'Next step (→)', () => this.step(1));
+    this.live = h('button', { type: 'button', class: 'or-chipbutton or-live', title: 'Follow the latest step (End)', onclick: () => this.follow() }, 'live');
     this.help = h('button', { type: 'button', class: 'or-round', 'aria-label': 'Keyboard (?)', title: 'Keyboard (?)', onclick: openHelp }, '?');
     this.link = copyButton('copy link', () => this.address(), say);
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
-    this.picture = new Picture();
+    this.imageView = new ImageView();
     this.words = new Steps(label, (at) => this.go(at));
     this.referenceButton = h('button', { type: 'button', class: 'or-link', onclick: () => this.#openReference() }, 'reference trace');
     this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
@@ -61,7 +61,7 @@ export class Viewer {
       this.bar.element,
       h('div', { class: 'or-line' }, this.timeline.element, h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help)),
       this.notice,
-      h('div', { class: 'or-main' }, this.picture.element, this.words.element),
+      h('div', { class: 'or-main' }, this.imageView.element, this.words.element),
       this.answer.element,
       this.spoken,
     );
@@ -72,7 +72,7 @@ export class Viewer {
       help: openHelp,
       toggle: () => this.toggle(),
       stop: () => (phaseOf(this.#state) === 'running' || this.#state.status === 'paused' ? this.stop() : false),
-      close: () => this.picture.closeTop(),
+      close: () => this.imageView.closeTop(),
     });
     element.replaceChildren(this.root);
     this.#stopListening = onBack(() => this.#notice?.retry?.());
@@ -97,22 +97,22 @@ export class Viewer {
     return JSON.stringify(this.#given ?? (await api.trace(this.#state.traceId)), null, 2);
   }
 
-  // ---- what to show
+  // ---- content
 
-  /** Nothing yet but the question and its picture: the page's calm beginning. */
+  /** Show only the question and its image. */
   preview({ question = '', images = [] }) {
     if (this.#state.traceId) return;
     this.#set({ ...initialState(null), question, images });
   }
 
-  /** Show a recorded trace; nothing is fetched but its pictures. */
+  /** Show a recorded trace; only its images are fetched. */
   record(trace, events) {
     this.#leave();
     const start = trace ? withTrace(initialState(trace.id), trace) : initialState('recorded');
     this.#set(reduceAll(start, events));
   }
 
-  /** Show a trace that no server stores, such as a job's sample; `reference` is the right answer. */
+  /** Show a trace that no server stores, such as a job's sample; `reference` is the correct answer. */
   show(trace, { reference = null } = {}) {
     this.#leave();
     this.#given = trace;
@@ -120,7 +120,7 @@ export class Viewer {
     this.#set(fromTrace(trace));
   }
 
-  /** Show a stored trace, and follow it while it lives. */
+  /** Show a stored trace, and follow it while it is live. */
   async open(traceId) {
     this.#leave();
     this.#set(initialState(traceId));
@@ -135,7 +135,7 @@ export class Viewer {
     }
   }
 
-  /** Follow a trace that this page has just created: `trace` is the answer of the POST. */
+  /** Follow a trace that this page has just created: `trace` is the response of the POST. */
   started(trace) {
     this.#leave();
     this.#begin(trace, true);
@@ -150,7 +150,7 @@ export class Viewer {
       this.#fetchReferenceAnswer();
       return;
     }
-    // Its row is drawn at once; the stored events follow behind it and take over when they have come as far.
+    // the row is drawn first; the stored events follow and take over once they have caught up
     this.#replay = fresh ? null : withTrace(initialState(trace.id), trace);
     this.#set(fresh ? withTrace(initialState(trace.id), trace) : ended);
     this.#stream = new TraceStream({
@@ -186,7 +186,7 @@ export class Viewer {
 
   #receive(events) {
     for (const { type, data } of events) {
-      if ((type === 'image.partial' || type === 'image.completed') && data.url) loadPicture(data.url).catch(() => {});
+      if ((type === 'image.partial' || type === 'image.completed') && data.url) loadImage(data.url).catch(() => {});
     }
     const before = this.#state;
     const after = reduceAll(this.#replay ?? before, events);
@@ -206,7 +206,7 @@ export class Viewer {
     this.#draw();
   }
 
-  // The row knows what the events do not: verdict, skills, exact usage.
+  // only the row has the verdict, skills and exact usage
   async #refresh(traceId) {
     try {
       const trace = await api.trace(traceId);
@@ -215,7 +215,7 @@ export class Viewer {
       this.#set({ ...row, lastSeq: this.#state.lastSeq, cancelReason: this.#state.cancelReason });
       this.#fetchReferenceAnswer();
     } catch {
-      // what the events said stays on the page
+      // keep what the events reported
     }
   }
 
@@ -227,7 +227,7 @@ export class Viewer {
       if (this.#state.traceId === traceId) this.#reference = task?.answer ?? null;
       this.#draw();
     } catch {
-      // the verdict alone is true as well
+      // show the verdict alone
     }
   }
 
@@ -242,7 +242,7 @@ export class Viewer {
   #trouble(error, traceId = null) {
     if (error.status === 404 && traceId) {
       this.#notice = {
-        text: `There is no trace “${traceId}” on this server. It may have been deleted, or the link is from another machine.`,
+        text: `Trace “${traceId}” does not exist on this server. It may have been deleted, or the link is from another machine.`,
         links: [['open the gallery', '/gallery'], ['ask a new question', '/']],
       };
       this.#state = initialState(null);
@@ -253,7 +253,7 @@ export class Viewer {
     this.#draw();
   }
 
-  // ---- moving through it
+  // ---- navigation
 
   get #newest() {
     const last = this.#state.steps[this.#state.steps.length - 1]?.index ?? 0;
@@ -271,7 +271,7 @@ export class Viewer {
     this.#options.onGo?.(this.#cursor);
   }
 
-  /** Go where another viewer has gone (null = the newest), as far as this trace has come; says so to nobody. */
+  /** Follow another viewer's position (null = the latest), as far as this trace has come; emits no event. */
   keepStep(at) {
     this.#cursor = at === null || at >= this.#newest ? null : at;
     this.#draw();
@@ -287,7 +287,7 @@ export class Viewer {
     this.#options.onGo?.(null);
   }
 
-  // ---- what people can do to it
+  // ---- actions
 
   async #act(call) {
     if (this.#busy || !this.#state.traceId) return;
@@ -312,13 +312,13 @@ export class Viewer {
     return this.#act((id) => api.pause(id));
   }
 
-  /** One more step. */
+  /** Run one more step. */
   proceed() {
     this.follow();
     return this.#act((id) => api.resume(id, 'step'));
   }
 
-  /** To the end. */
+  /** Run to the end. */
   finish() {
     this.follow();
     return this.#act((id) => api.resume(id, 'auto'));
@@ -333,7 +333,7 @@ export class Viewer {
     return isLive(this.#state) ? this.pause() : false;
   }
 
-  // ---- drawing
+  // ---- rendering
 
   #say(text) {
     if (text) setText(this.spoken, text);
@@ -357,8 +357,8 @@ export class Viewer {
     this.bar.update(fresh, isTerminal(state) ? 'closed' : this.#connection);
     this.timeline.update(fresh, at);
     this.words.update(fresh, at, hint);
-    // the answer has no picture of its own: the last one stays
-    this.picture.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
+    // the answer has no image: keep the last one
+    this.imageView.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
     this.answer.update(fresh, this.#reference, this.#options.again);
     show(this.link, picked && !this.#given && state.traceId !== 'recorded');
     show(this.answer.buttons, picked && state.status !== 'loading');
@@ -389,7 +389,7 @@ export class Viewer {
 
 export const mount = (element, options) => new Viewer(element, options);
 
-/** For the gr.HTML component: its value is a trace id; the Python side may change it later. */
+/** For the gr.HTML component: its value is a trace id, which Python may change later. */
 export function mountComponent(element, props, watch) {
   const holder = element.querySelector('[data-viewer]');
   const viewer = mount(holder, { traceId: props.value || null });

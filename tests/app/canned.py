@@ -48,7 +48,7 @@ def finished(status: str = "completed") -> dict[str, Any]:
 
 
 class Canned(ThreadingHTTPServer):
-    """Answers like the studio, from `answers`; keeps what was asked in `calls`."""
+    """Answers like the studio, from `answers`; records requests in `calls`."""
 
     daemon_threads = True
 

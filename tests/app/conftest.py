@@ -1,4 +1,4 @@
-"""A real server on a free port, in this process, on a scripted engine."""
+"""A real server on a free port, in this process, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.postgres import Cluster
 
 @dataclass(frozen=True)
 class Sse:
-    """One event as it came over the wire, and its exact bytes."""
+    """One event as received, with its exact bytes."""
 
     id: int
     type: str
@@ -41,7 +41,7 @@ class Sse:
 
 
 def parse_sse(stream: bytes) -> list[Sse]:
-    """Whole events of a stream; comments are left out."""
+    """Whole events of a stream, without comments."""
     found = []
     for block in stream.split(b"\n\n")[:-1]:
         fields = dict(line.split(b": ", 1) for line in block.split(b"\n") if not line.startswith(b":"))
@@ -52,7 +52,7 @@ def parse_sse(stream: bytes) -> list[Sse]:
 
 
 def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> dict[str, Any]:
-    """The answer is that problem document, and blames that field; the document."""
+    """Assert that the response is that problem document and names that field; returns the document."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = answer.json()
@@ -68,14 +68,14 @@ def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> 
 
 WithServer = Callable[..., Any]  # the fixture `with_server`
 
-# A test that means both databases: it runs on SQLite, and again on PostgreSQL. For what the database decides.
+# Runs a test on SQLite and on PostgreSQL, for behaviour that depends on the database.
 both_databases = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
 class Server:
-    """A running server; `stop` and `start` make a restart on the same home."""
+    """A running server; `stop` and `start` restart it on the same home."""
 
-    database_url: str | None = None  # of every server of the running test; None: each home's own
+    database_url: str | None = None  # of every server in the test; None: each home's own
 
     def __init__(self, home: Path, package: Path, generation: FakeGeneration, **settings: Any) -> None:
         self.home = home
@@ -91,13 +91,13 @@ class Server:
 
     @property
     def services(self) -> Services:
-        """The server's parts, for looking inside."""
+        """The server's parts, for inspection."""
         found: Services = self.app.state.services
         return found
 
     @property
     def runtime(self) -> Runtime:
-        """The server's life."""
+        """The server's runtime."""
         found: Runtime = self.app.state.runtime
         return found
 
@@ -123,14 +123,14 @@ class Server:
                     await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
-        """As a signal does it: the ends of the traces first, then the connections."""
+        """As after a signal: traces end first, then the connections."""
         await self.runtime.stop_traces()
         self._server.should_exit = True
         await self._task
         await self.client.aclose()
 
     async def crash(self) -> None:
-        """Go without a word: nothing of what is in work gets its end written."""
+        """Stop abruptly: active traces get no end."""
         self.services.traces.stopping = True
         for live in list(self.services.traces._live.values()):
             live.ended = True
@@ -143,18 +143,18 @@ class Server:
     # ---- shorthands
 
     async def image(self, data: bytes | None = None) -> str:
-        """The id of a stored picture."""
+        """The id of a stored image."""
         answer = await self.client.post("/v1/images", content=data or png(), headers={"content-type": "image/png"})
         assert answer.status_code == 201, answer.text
         found: str = answer.json()["image_id"]
         return found
 
     async def body(self, **more: Any) -> dict[str, Any]:
-        """A request that is all right."""
+        """A valid request."""
         return {"question": "Where is the red star?", "images": [{"image_id": await self.image()}], **more}
 
     async def create(self, **more: Any) -> dict[str, Any]:
-        """A trace, started."""
+        """A started trace."""
         answer = await self.client.post("/v1/traces", json=await self.body(**more))
         assert answer.status_code == 201, answer.text
         found: dict[str, Any] = answer.json()
@@ -175,7 +175,7 @@ class Server:
         kind: str = "traces",
         **headers: str,
     ) -> list[Sse]:
-        """Events until the server closes, or until one satisfies `until` (then the connection is dropped)."""
+        """Events until the server closes the stream, or until one satisfies `until` (then disconnect)."""
         params = {} if after is None else {"after": str(after)}
         got: list[Sse] = []
         buffer = b""
@@ -202,7 +202,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where the test's servers keep their rows: "sqlite", and with `both_databases` also "postgresql"."""
+    """The database of the test's servers: "sqlite", and with `both_databases` also "postgresql"."""
     kind: str = getattr(request, "param", "sqlite")
     if kind == "postgresql":
         cluster: Cluster = request.getfixturevalue("postgres")
@@ -216,7 +216,7 @@ def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def database_url(database: str, tmp_path: Path) -> str:
-    """A database for a test that needs no server; without tables unless it is PostgreSQL."""
+    """A database for tests without a server; has tables only if it is PostgreSQL."""
     return Server.database_url or f"sqlite:///{tmp_path / 'x.db'}"
 
 
@@ -236,7 +236,7 @@ def package(tmp_path: Path, paper_checkpoint: Path) -> Path:
 
 @pytest.fixture
 def engine() -> FakeGeneration:
-    """The scripted engine of `server`."""
+    """The scripted engine of the servers."""
     return FakeGeneration()
 
 
@@ -254,7 +254,7 @@ async def running(home: Path, package: Path, engine: FakeGeneration, **settings:
 
 @pytest.fixture
 def run_async() -> Iterator[Callable[[Any], Any]]:
-    """Run a coroutine to its end on a fresh loop."""
+    """Run a coroutine on a fresh loop."""
     with asyncio.Runner() as runner:
         yield runner.run
     assert not [thread for thread in threading.enumerate() if thread.name == "event-writer"]
@@ -278,7 +278,7 @@ def with_server(
 
 @pytest.fixture
 def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Canned]:
-    """The canned server as the command line's own, in an empty folder with a picture."""
+    """The canned server as the command line's server, in an empty folder with an image."""
     server = Canned()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

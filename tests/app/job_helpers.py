@@ -1,4 +1,4 @@
-"""What the tests of jobs share: a specification, workers of ten lines, a recorded registry, and short calls."""
+"""Shared parts of the job tests: a spec, minimal workers, a recording registry, shorthands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def worker(what: str) -> tuple[str, ...]:
 
 @dataclass
 class FakeCheckpoints:
-    """The registry's part that jobs use, recorded."""
+    """Records calls to the registry methods that jobs use."""
 
     registered: list[dict[str, Any]] = field(default_factory=list)
     activated: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a home remembers: interrupted traces, weight numbers, the active checkpoint, one owner, one schema."""
+"""What a home persists: interrupted traces, weight versions, the active checkpoint, one owner, one schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.patience import PATIENCE_S
 
 
 @both_databases
-def test_a_stop_gives_running_and_queued_traces_their_interrupted_end_and_readers_read_it(
+def test_stop_interrupts_running_and_queued_traces(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
     async def main() -> None:
@@ -58,7 +58,7 @@ def test_a_stop_gives_running_and_queued_traces_their_interrupted_end_and_reader
 
 
 @both_databases
-def test_what_a_dead_process_left_in_work_is_interrupted_at_the_next_start(
+def test_next_start_interrupts_traces_of_a_dead_process(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
     async def main() -> None:
@@ -80,7 +80,7 @@ def test_what_a_dead_process_left_in_work_is_interrupted_at_the_next_start(
 
 
 @both_databases
-def test_weights_keep_their_number_across_restarts_and_others_take_the_next(
+def test_weights_keep_their_version_across_restarts(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
     home = tmp_path / "home"
@@ -105,7 +105,7 @@ def test_weights_keep_their_number_across_restarts_and_others_take_the_next(
     run_async(main())
 
 
-def test_a_paused_trace_whose_weights_are_gone_cannot_go_on(
+def test_paused_trace_without_its_weights_cannot_resume(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
     home = tmp_path / "home"
@@ -129,7 +129,7 @@ def test_a_paused_trace_whose_weights_are_gone_cannot_go_on(
 
 
 @both_databases
-def test_the_checkpoint_active_last_answers_again_and_a_missing_one_is_replaced_with_a_word(
+def test_start_restores_the_last_active_checkpoint(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     home = tmp_path / "home"
@@ -157,7 +157,7 @@ def test_the_checkpoint_active_last_answers_again_and_a_missing_one_is_replaced_
     run_async(main())
 
 
-def test_a_home_is_private_has_one_owner_and_leaves_other_files_alone(tmp_path: Path) -> None:
+def test_home_is_private_and_has_one_owner(tmp_path: Path) -> None:
     path = tmp_path / "home"
     (path / "tmp").mkdir(parents=True)
     (path / "tmp" / "old").write_text("x")
@@ -176,7 +176,7 @@ def test_a_home_is_private_has_one_owner_and_leaves_other_files_alone(tmp_path: 
 
 
 def serve_exit(home: Path, **environment: str) -> tuple[int, str]:
-    """Exit code and stderr of a server that does not come up."""
+    """Exit code and stderr of a server that fails to start."""
     env = {**os.environ, "OMNI_R1_HOME": str(home), "OMNI_R1_PORT": "0", **environment}
     done = subprocess.run(
         [sys.executable, "-m", "app.main"], env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False
@@ -184,7 +184,7 @@ def serve_exit(home: Path, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_second_server_a_taken_port_and_an_open_address_exit_with_2(tmp_path: Path) -> None:
+def test_failed_starts_exit_with_2(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.open()
     home.note("127.0.0.1", 7999)
@@ -196,7 +196,7 @@ def test_a_second_server_a_taken_port_and_an_open_address_exit_with_2(tmp_path: 
     assert serve_exit(home.path, OMNI_R1_TYPO="1")[0] == 2
 
 
-def test_a_database_newer_than_the_code_exits_with_2_and_stays_as_it_is(tmp_path: Path) -> None:
+def test_newer_database_exits_with_2(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     database = Database(f"sqlite:///{home / 'omni-r1.db'}")
@@ -212,7 +212,7 @@ def test_a_database_newer_than_the_code_exits_with_2_and_stays_as_it_is(tmp_path
 
 
 @both_databases
-def test_the_migrations_make_exactly_the_tables_of_the_code(database_url: str, database: str) -> None:
+def test_migrations_create_the_tables_of_the_code(database_url: str, database: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.config import Config
     from alembic.migration import MigrationContext
@@ -255,11 +255,11 @@ def test_no_update_is_lost_between_threads(database_url: str) -> None:
     database.close()
 
 
-def test_garbage_is_collected_again_once_everything_is_imported(with_server: WithServer) -> None:
+def test_garbage_collection_resumes_after_imports(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         assert (await server.client.get("/livez")).status_code == 200
 
-    gc.disable()  # as `omni-r1 serve` does before it imports
+    gc.disable()  # as `omni-r1 serve` does before its imports
     try:
         with_server(scenario)
         assert gc.isenabled()

@@ -1,13 +1,13 @@
-"""Attack a studio of our own and count what breaks: `python -m tests.attack [NAME ...]` (`make attack`).
+"""Attacks a local studio and counts failures: `python -m tests.attack [NAME ...]` (`make attack`).
 
-    kill      random kills of server, engine and worker: is any event lost or repeated, does any status lie?
-    fuzz      hostile requests with and without a key: is any answer a 5xx?
-    flood     image bombs and idle sockets: memory, latency, and do running traces survive?
-    soak      many traces with readers that hang up: does memory grow?
-    schema    what /openapi.json promises, by schemathesis: is any promise broken?
+    kill      random kills of server, engine and worker: lost or repeated events, wrong statuses
+    fuzz      hostile requests with and without a key: 5xx responses
+    flood     image bombs and idle sockets: memory, latency, running traces
+    soak      many traces with readers that disconnect: memory growth
+    schema    /openapi.json checked by schemathesis
 
-Each starts servers of its own on loopback and stops by itself. Results are JSON objects, one a line, on stdout:
-{name, value, unit, limit?, ok?}. The exit code is 1 where a limit is exceeded. docs/reliability.md holds the figures.
+Each starts its own servers on loopback and stops by itself. Results are JSON objects, one per line, on stdout:
+{name, value, unit, limit?, ok?}. The exit code is 1 if a limit is exceeded. docs/reliability.md holds the figures.
 """
 
 from __future__ import annotations

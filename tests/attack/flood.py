@@ -1,7 +1,7 @@
-"""Image bombs and idle sockets: memory comes back, the server keeps answering, running traces do not fail.
+"""Image bombs and idle sockets: memory recovers, the server keeps answering, running traces do not fail.
 
-A bomb is a small file of many pixels. The sockets are opened under a limit of open files that they exceed: some say
-nothing, some stop in the middle of a head, some in the middle of a body.
+A bomb is a small file with many pixels. The sockets exceed the limit of open files; some send nothing, some stop in the
+middle of a head, some in the middle of a body.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.benchmarks.serving import percentile, probing, resident
 from tests.e2e.real_server import SERVE, Server, new_server, wait_until
 
 AT_ONCE = 6
-SIDE = 6324  # 40 megapixels, the largest image that is accepted
+SIDE = 6324  # 40 megapixels, the largest accepted image
 WEBP_SIDE = 5656  # 32 megapixels
 SETTLE_S = 30.0
 SOCKETS = 500
@@ -51,7 +51,7 @@ def bombs(folder: Path, report: Report) -> None:
         with server.client() as client:
             client.upload_image(
                 png(Image.new("RGB", (64, 64), "red"))
-            )  # what is imported on first use is not the bomb's
+            )  # exclude modules imported on first use from the measurement
         for name, make in BOMBS.items():
             bomb = make()
             before = resident(server)
@@ -112,7 +112,7 @@ class Peak:
 
 @contextmanager
 def highest(server: Server) -> Iterator[Peak]:
-    """The largest resident memory of the server's processes inside the block, in MB."""
+    """The peak resident memory of the server's processes inside the block, in MB."""
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:
@@ -129,7 +129,7 @@ def highest(server: Server) -> Iterator[Peak]:
 
 
 def settle(server: Server, before: float) -> None:
-    """Waits until the memory is back, or for the time that it may take."""
+    """Waits until the memory has recovered, or for the maximum time."""
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline and resident(server) > before + 50:
         time.sleep(0.5)
@@ -168,18 +168,18 @@ def sockets(folder: Path, report: Report, rng: random.Random, count: int) -> Non
 
 
 def half_said(url: str, rng: random.Random) -> socket.socket:
-    """A connection that has said nothing, half a head, or half a body."""
+    """A connection that has sent nothing, half a head, or half a body."""
     address = urlsplit(url)
     connection = socket.create_connection((str(address.hostname), int(address.port or 80)), timeout=60)
     head = f"POST /v1/images HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n"
     said = rng.choice((b"", head.encode()[:40], head.encode() + b"\r\n" + b"x" * 100))
-    with contextlib.suppress(ConnectionError):  # the server may close it at once
+    with contextlib.suppress(ConnectionError):  # the server may close it immediately
         connection.sendall(said)
     return connection
 
 
 def time_to_be_served(url: str) -> float:
-    """Seconds until an ordinary request is answered; gives up after twice the limit."""
+    """Seconds until a normal request is answered; gives up after twice the limit."""
     started = time.monotonic()
     while (passed := time.monotonic() - started) < 2 * SERVED_S:
         try:
@@ -191,7 +191,7 @@ def time_to_be_served(url: str) -> float:
 
 
 def create_patiently(server: Server, rng: random.Random) -> str:
-    """A trace by a client that tries again where the connection is refused or closed."""
+    """Creates a trace, retrying after rejected or closed connections."""
     deadline = time.monotonic() + 300
     while True:
         try:

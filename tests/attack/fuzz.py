@@ -1,7 +1,7 @@
-"""Hostile requests: none of them may end in a 5xx, stop the server or reach the log as control characters.
+"""Hostile requests: none may cause a 5xx, stop the server or put control characters into the log.
 
-Requests are drawn from the routes of the server's own schema and from the page's. Heads are written to bare sockets,
-since an HTTP library would refuse to send most of them. A second server has a key that the requests do not know.
+Requests are generated from the routes of the server's own schema and of the pages. They are written to bare sockets,
+since an HTTP library would reject most of them. A second server has a key that the requests do not know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.e2e.real_server import Server, new_server
 REQUESTS = 6000
 KEY = "a-key-that-no-request-knows"
 AT_ONCE = 8
-PATIENCE_S = 5.0  # an answer that takes longer waits for the rest of the request
+PATIENCE_S = 5.0  # slower responses wait for the rest of the request
 ANSWER_S = 60.0
 PAGE_PATHS = ("/", "/config", "/login", "/docs", "/static/styles.css", "/pwa_icon/{n}", "/gradio_api/run/predict",
               "/gradio_api/upload", "/gradio_api/file={text}", "/gradio_api/call/{text}",
@@ -88,7 +88,7 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
 
 
 def fire(server: Server, report: Report, rng: random.Random, count: int) -> Counter[int]:
-    """Sends `count` requests, a few at a time; the statuses, 0 for a connection that was closed without an answer."""
+    """Sends `count` requests, a few at a time; returns the statuses, 0 for connections closed without a response."""
     schema = httpx.get(f"{server.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}, timeout=60).json()
     paths = [*schema["paths"], *PAGE_PATHS]
     address = urlsplit(server.url)
@@ -102,13 +102,13 @@ def fire(server: Server, report: Report, rng: random.Random, count: int) -> Coun
 
 
 def send(host: str, port: int, raw: bytes) -> int:
-    """The status of the answer; 0 where the server closed the connection without one."""
+    """The response's status; 0 if the server closed the connection without one."""
     with socket.create_connection((host, port), timeout=PATIENCE_S) as connection:
         try:
             connection.sendall(raw)
             try:
                 head = connection.recv(64)
-            except TimeoutError:  # it waits for more of a body that does not come
+            except TimeoutError:  # it waits for the rest of the body
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(ANSWER_S)
                 head = connection.recv(64)
@@ -118,7 +118,7 @@ def send(host: str, port: int, raw: bytes) -> int:
 
 
 def make_request(rng: random.Random, paths: Sequence[str], host: str) -> bytes:
-    """One request as bytes: mostly well formed, with one to three things wrong."""
+    """One request as bytes: mostly well-formed, with one to three faults."""
     path = fill(rng, rng.choice(paths))
     if rng.random() < 0.4:
         path += "?" + "&".join(
@@ -140,7 +140,7 @@ def make_request(rng: random.Random, paths: Sequence[str], host: str) -> bytes:
 
 
 def fill(rng: random.Random, path: str) -> str:
-    """The path with something hostile for each parameter; spaces and line ends quoted, so that it stays one word."""
+    """The path with a hostile value for each parameter; spaces and line ends quoted, so that it stays one word."""
     while "{" in path:
         before, _, rest = path.partition("{")
         name, _, after = rest.partition("}")
@@ -157,7 +157,7 @@ def text(rng: random.Random) -> str:
 
 
 def make_body(rng: random.Random) -> tuple[str, bytes]:
-    """A content type and a body that does or does not fit it."""
+    """A content type and a body that may not match it."""
     makers: Sequence[Callable[[random.Random], tuple[str, bytes]]] = (
         json_body,
         json_body,

@@ -1,6 +1,6 @@
-"""Random kills: nothing is lost, nothing repeated, no status lies.
+"""Random kills: no event is lost or repeated, no status is wrong.
 
-A round starts traces, readers and, in every third one, a training job, and kills the server, its engine or the job's
+Each round starts traces, readers and, every third time, a training job, and kills the server, its engine or the job's
 worker after a random time. Then every log is compared with what its reader saw, and every status with its log.
 """
 
@@ -54,7 +54,7 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
 
 
 def one_round(server: Server, rng: random.Random, counts: dict[str, int], *, with_job: bool) -> list[str]:
-    """Kills once and returns every fault that was found afterwards."""
+    """Kills once and returns all faults found afterwards."""
     with server.client() as client:
         job = client.create_job(SPEC)["id"] if with_job else None
         if job is not None:
@@ -91,7 +91,7 @@ def create(client: Client, rng: random.Random) -> str:
 
 
 def kill(server: Server, victim: str) -> None:
-    """SIGKILL for the server, for its engine, or for every worker of a job."""
+    """SIGKILL for the server, its engine, or all workers of a job."""
     if victim == "server":
         server.kill()
     else:
@@ -99,7 +99,7 @@ def kill(server: Server, victim: str) -> None:
 
 
 def kill_children(server: Server, *, workers: bool) -> int:
-    """Kills the server's workers, or all its other children; returns how many."""
+    """Kills the server's workers, or all its other children; returns their number."""
     killed = 0
     for process in server.children():
         try:
@@ -116,7 +116,7 @@ def live_traces(client: Client) -> list[Any]:
 
 
 def faults_of_job(client: Client, job_id: str, victim: str) -> list[str]:
-    """A killed job has an end, its events are contiguous, and what it saved can be resumed. It is stopped here."""
+    """A killed job has an end, contiguous events and resumable saved state. It is stopped here."""
     faults = []
     if victim == "engine":
         client.cancel_job(job_id)
@@ -140,7 +140,7 @@ def faults_of_job(client: Client, job_id: str, victim: str) -> list[str]:
 
 
 class Reader(threading.Thread):
-    """Collects the events of one trace until it ends or the connection breaks; it does not come back by itself."""
+    """Collects the events of one trace until it ends or the connection breaks; never reconnects."""
 
     def __init__(self, server: Server, trace_id: str) -> None:
         super().__init__(daemon=True)
@@ -154,9 +154,9 @@ class Reader(threading.Thread):
                 for event in client.events(self.trace_id, give_up_s=0.0):
                     self.events.append(event)
         except OmniError:
-            return  # the server is gone: that is the attack
+            return  # the server was killed
 
     def finish(self) -> None:
-        """Waits for the end of the reading."""
+        """Waits until reading has ended."""
         self.join(300)
         assert not self.is_alive(), f"a reader of {self.trace_id} hangs"

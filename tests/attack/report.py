@@ -21,13 +21,13 @@ END_STATUS = {
 
 
 class Report:
-    """Prints one JSON object a row and remembers whether any limit was exceeded."""
+    """Prints one JSON object per row and records whether any limit was exceeded."""
 
     def __init__(self) -> None:
         self.failed = False
 
     def row(self, name: str, value: float, unit: str, *, limit: float | None = None) -> None:
-        """One figure; with `limit` it must not be larger."""
+        """One figure, with an optional maximum `limit`."""
         entry: dict[str, object] = {"name": name, "value": round(value, 3), "unit": unit}
         if limit is not None:
             entry |= {"limit": limit, "ok": value <= limit}
@@ -36,12 +36,12 @@ class Report:
         sys.stdout.flush()
 
     def finding(self, name: str, detail: str) -> None:
-        """One fault, on stderr; counted by the row that sums its kind."""
+        """One fault, on stderr; counted by the row of its kind."""
         sys.stderr.write(f"{name}: {detail}\n")
 
 
 def stop(server: Server, report: Report, name: str) -> None:
-    """Sends SIGTERM and reports how long the process took to end."""
+    """Sends SIGTERM and reports the shutdown time."""
     started = time.monotonic()
     code = server.stop(signal.SIGTERM, timeout_s=120)
     report.row(f"{name}_sigterm", time.monotonic() - started, "s", limit=STOP_LIMIT_S)
@@ -49,7 +49,7 @@ def stop(server: Server, report: Report, name: str) -> None:
 
 
 def faults_of_trace(client: Client, trace_id: str, seen: Sequence[Event]) -> list[str]:
-    """What is wrong with the log of a trace that must have ended, given what a reader saw of it before."""
+    """Faults in the log of a trace that must have ended, given what a reader saw before."""
     log = list(client.events(trace_id))
     status = client.trace(trace_id)["status"]
     faults = []

@@ -1,7 +1,7 @@
-"""schemathesis against a server of our own: does the API keep what `/openapi.json` promises?
+"""schemathesis against a local server: does the API match `/openapi.json`?
 
-`schemathesis.toml` at the root has the configuration: all checks but `positive_data_acceptance`. It runs without a key
-and with one. Its findings and the request that shows each go to stderr.
+`schemathesis.toml` at the root holds the configuration: all checks but `positive_data_acceptance`. Runs without and
+with a key. Findings with their requests go to stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.attack.report import Report, stop
 from tests.e2e.real_server import ROOT, new_server
 
-EXAMPLES = 30  # a route and phase
+EXAMPLES = 30  # per route and phase
 LIMIT_S = 900
 KEY = "a-key-for-this-run"
 
@@ -40,7 +40,7 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
 
 
 def run(url: str, key: str, *, examples: int, seed: int) -> str:
-    """What schemathesis prints."""
+    """The output of schemathesis."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", f"--max-examples={examples}",
                f"--seed={seed}", "--request-timeout=60", "--no-color"]  # fmt: skip
     if key:
@@ -50,7 +50,7 @@ def run(url: str, key: str, *, examples: int, seed: int) -> str:
 
 
 def found(output: str) -> tuple[int, int]:
-    """How many failures and errors there are in the last line, and how many cases were generated."""
+    """The numbers of failures and errors in the last line, and of generated cases."""
     cases = re.search(r"(\d+) generated", output)
     if cases is None:
         raise RuntimeError(f"schemathesis did not run:\n{output[-3000:]}")

@@ -1,4 +1,4 @@
-"""Many traces with readers that hang up and come back: the memory of all processes must not grow with their number."""
+"""Many traces with reconnecting readers: the memory of all processes must not grow with their number."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.benchmarks.serving import load, resident
 from tests.e2e.real_server import new_server
 
 TRACES = 1000
-WARM = 200  # until caches and memory pools have their size
+WARM = 200  # until caches and memory pools have reached their size
 EVERY = 40
 READERS = 16
-SLOPE_LIMIT = 20.0  # MB per 1,000 traces that a slope may reach with its uncertainty taken off
+SLOPE_LIMIT = 20.0  # MB per 1,000 traces: maximum slope after subtracting its uncertainty
 
 
 def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> None:
@@ -45,7 +45,7 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
 
 
 def line(counts: list[int], memory: list[float]) -> tuple[float, float]:
-    """Slope of a straight line through the points, and its standard error; both per 1,000."""
+    """Slope of a fitted line and its standard error, both per 1,000."""
     x, y = np.array(counts, float) / 1000, np.array(memory, float)
     if len(x) < 3:
         return 0.0, 0.0

@@ -1,10 +1,10 @@
-"""axe-core on a page, with all its rules but those of level AAA (and those that axe has given up)."""
+"""axe-core on a page, with all its rules except those of level AAA and deprecated ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# The experimental rules too: label-content-name-mismatch is one of them.
+# Includes the experimental rules, such as label-content-name-mismatch.
 RUN = """async () => {
   const rules = axe.getRules().filter(({ tags }) => !tags.includes('wcag2aaa') && !tags.includes('deprecated'));
   const runOnly = { type: 'rule', values: rules.map(({ ruleId }) => ruleId) };
@@ -14,7 +14,7 @@ RUN = """async () => {
 
 
 def violations(page: Any) -> list[str]:
-    """What axe finds, as `rule: markup | markup`."""
+    """axe's findings as `rule: markup | markup`."""
     from axe_playwright_python.base import AXE_SCRIPT
 
     page.evaluate(AXE_SCRIPT)

@@ -1,4 +1,4 @@
-"""A real browser against a real server, and what every page must keep: no console error, no request to elsewhere."""
+"""A real browser with a real server, and checks for every page: no console errors, no requests to other hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE_MS = 1_000 * PATIENCE_S
 
 
 class FakeServer(Server):
-    """The real app on a scripted engine (`tests.fake_server`): needs no weights, draws at a pace of our choice."""
+    """The real app on a scripted engine (`tests.fake_server`): needs no weights, draws at a chosen pace."""
 
     pace_s: float = 0.05
 
@@ -32,7 +32,7 @@ class FakeServer(Server):
 
 
 def missing_browser() -> str | None:
-    """Why there can be no browser test here, or None."""
+    """Why browser tests cannot run here, or None."""
     if shutil.which(CHROMIUM) is None:
         return f"{CHROMIUM} is not installed"
     try:
@@ -43,7 +43,7 @@ def missing_browser() -> str | None:
 
 
 def require_browser() -> None:
-    """Skips with the reason; fails instead where OMNI_R1_REQUIRE_BROWSER=1."""
+    """Skips with the reason; fails instead if OMNI_R1_REQUIRE_BROWSER=1."""
     reason = missing_browser()
     if reason is None:
         return
@@ -65,7 +65,7 @@ def launched(*arguments: str) -> Iterator[Any]:
 
 
 class Studio:
-    """A browser window on a server; `check()` says what its pages did wrong."""
+    """A browser window on a server; `check()` reports the errors of its pages."""
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.url = url
@@ -82,7 +82,7 @@ class Studio:
         return page
 
     def watch(self, page: Any) -> None:
-        """From now on what this page does wrong counts in `check()`."""
+        """Count this page's errors in `check()` from now on."""
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
         page.on("request", self._request)
@@ -105,13 +105,13 @@ Open = Callable[..., Studio]
 
 
 def status(page: Any, *wanted: str) -> str:
-    """Waits until the trace on the page has one of these statuses, and returns it."""
+    """Waits until the trace on the page has one of these statuses; returns it."""
     found = page.wait_for_selector(", ".join(f".or-viewer[data-status={one}]" for one in wanted))
     return str(found.get_attribute("data-status"))
 
 
 def becomes(page: Any, script: str, wanted: Any, *, timeout_ms: float = PATIENCE_MS, what: str = "") -> None:
-    """Waits until this arrow function gives `wanted` in the page; fails with what it gives instead."""
+    """Waits until this arrow function returns `wanted` in the page; fails with its actual result."""
     from playwright.sync_api import TimeoutError as Late
 
     text = json.dumps(wanted, separators=(",", ":"))
@@ -122,13 +122,13 @@ def becomes(page: Any, script: str, wanted: Any, *, timeout_ms: float = PATIENCE
 
 
 def fits(page: Any, width: int, height: int = 800) -> None:
-    """Gives the page this size and waits until nothing on it is wider."""
+    """Resizes the page and waits until nothing on it is wider."""
     page.set_viewport_size({"width": width, "height": height})
     becomes(page, f"() => innerWidth === {width} && document.documentElement.scrollWidth <= {width}", True)
 
 
 def count_connections(window: Studio) -> None:
-    """From the next page on `connections` counts the EventSources that it holds open."""
+    """From the next page on, `connections` counts the page's open EventSources."""
     window.context.add_init_script(
         "window.sources = []; const Real = EventSource;"
         "window.EventSource = class extends Real { constructor(...all) { super(...all); window.sources.push(this); } };"
@@ -140,7 +140,7 @@ def connections(page: Any) -> int:
 
 
 def asked_in_address(page: Any, name: str) -> str:
-    """What the page's address says for `name`, as the page itself knows it (`page.url` hears of it later)."""
+    """The value of `name` in the page's URL, as the page sees it (`page.url` is updated later)."""
     return str(page.evaluate("(name) => new URLSearchParams(location.search).get(name) ?? ''", name))
 
 
@@ -160,8 +160,8 @@ FIRST_TEXT = """
 
 
 def click_to_first_text(page: Any) -> tuple[float, str]:
-    """Clicks "Reason" on a page that shows no trace yet; milliseconds until the model's first words stand there, and
-    they."""
+    """Clicks "Reason" on a page without a trace; returns the milliseconds until the model's first words appear, and the
+    words."""
     took, text = page.evaluate(FIRST_TEXT)
     return float(took), str(text)
 

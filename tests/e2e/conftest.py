@@ -1,4 +1,4 @@
-"""The real server as fixtures: one that many tests share, and one of a test's own."""
+"""Fixtures of the real server: one shared by many tests, and one per test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.postgres import Cluster
 
 @pytest.fixture
 def fresh_server(tmp_path: Path) -> Iterator[Server]:
-    """A server of the test's own, not started yet; whatever is left of it is killed at the end."""
+    """A server for one test, not started yet; killed at the end."""
     server = new_server(tmp_path)
     yield server
     server.kill()
@@ -25,7 +25,7 @@ def fresh_server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One running server for all tests that leave it running."""
+    """One running server, shared by all tests that leave it running."""
     running = new_server(tmp_path_factory.mktemp("server"))
     try:
         yield running.start()
@@ -52,20 +52,20 @@ def client(server: Server) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def chromium() -> None:
-    """Without chromium the test is skipped with the reason, or fails where OMNI_R1_REQUIRE_BROWSER=1."""
+    """Without chromium the test is skipped with the reason, or fails if OMNI_R1_REQUIRE_BROWSER=1."""
     require_browser()
 
 
 @pytest.fixture(scope="module")
 def browser(chromium: None) -> Iterator[Any]:
-    """A browser for one file: while it is open, its event loop runs in this thread and no other test may have one."""
+    """A browser for one file: its event loop runs in this thread, so no other test may have one meanwhile."""
     with launched() as browser:
         yield browser
 
 
 @pytest.fixture(scope="session")
 def slow_url(tmp_path_factory: pytest.TempPathFactory, chromium: None) -> Iterator[str]:
-    """A scripted server whose traces take seconds, so that there is a middle to reload in."""
+    """A scripted server whose traces take seconds, so that pages can be reloaded in the middle."""
     server = FakeServer(tmp_path_factory.mktemp("slow") / "home")
     server.pace_s = 0.12
     yield server.start().url
@@ -74,13 +74,13 @@ def slow_url(tmp_path_factory: pytest.TempPathFactory, chromium: None) -> Iterat
 
 @pytest.fixture(scope="session")
 def recipe(slow_url: str) -> str:
-    """The whole recipe, played to its end on that server; the job's id."""
+    """The whole recipe, played to its end on that server; returns the job's id."""
     return played_recipe(slow_url)
 
 
 @pytest.fixture(scope="session")
 def studio_url(request: pytest.FixtureRequest, chromium: None) -> str:
-    """The real engine on the shipped checkpoint, or the scripted one before there is a checkpoint."""
+    """The real engine on the shipped checkpoint, or the scripted engine without one."""
     if (SHIPPED / "config.json").exists():
         return str(request.getfixturevalue("server").url)
     return str(request.getfixturevalue("slow_url"))
@@ -88,7 +88,7 @@ def studio_url(request: pytest.FixtureRequest, chromium: None) -> str:
 
 @pytest.fixture
 def studio(browser: Any) -> Iterator[Open]:
-    """Opens a window on a server; at the end no page of it may have erred or asked another host."""
+    """Opens a window on a server; finally asserts that its pages had no errors and requested no other host."""
     opened: list[Studio] = []
 
     def open_(url: str, **options: Any) -> Studio:

@@ -1,4 +1,4 @@
-"""What must hold of a page's layout at every width: no two texts or controls lie on each other, nothing is cut off."""
+"""Layout checks for every width: no overlapping texts or controls, nothing cut off."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any
 
 from tests.e2e.browser import becomes, fits
 
-# 320 (a small phone) to 1920, closer together where the pages fold.
+# From 320 (a small phone) to 1920, denser around the breakpoints.
 WIDTHS = (320, 390, 480, 600, *range(636, 781, 24), 900, 1080, 1180, 1280, 1920)
 
-SETTLED_MS = 60_000  # no transition takes longer, on a very busy machine either
+SETTLED_MS = 60_000  # an upper bound for all transitions, even on a very busy machine
 
-# Every pair of visible texts and controls that share more than two pixels both ways, every one that a box with hidden
-# overflow cuts, every text that leaves its button. What scrolls or ends in an ellipsis may be cut, and bars that stay
-# at the edge of the screen may cover.
+# Visible texts and controls that overlap by more than two pixels both ways, are cut off by a box with hidden overflow,
+# or leave their button. Scrollable and ellipsised content may be cut; bars at the edge of the screen may cover others.
 WRONG = """() => {
   const SLACK = 2;
   const CONTROLS = 'button, a[href], input:not([type=file]), select, textarea, summary';
@@ -91,7 +90,7 @@ WRONG = """() => {
 
 
 def stands_well(page: Any, widths: tuple[int, ...] = WIDTHS, *, settled_ms: float = SETTLED_MS) -> None:
-    """Walks through the widths; fails with the first one at which something is too wide, overlaps or is cut off."""
+    """Walks through the widths; fails at the first one with overflow, overlaps or cuts."""
     for width in widths:
         fits(page, width)
         becomes(page, WRONG, [], timeout_ms=settled_ms, what=f"{width} px")

@@ -1,6 +1,6 @@
-"""A real server: a process of its own, a free port, a home of its own. For tests and benchmarks.
+"""A real server as a separate process on a free port with its own home, for tests and benchmarks.
 
-It serves the shipped checkpoint, or a tiny one made on the spot where the shipped one is not there.
+It serves the shipped checkpoint, or a tiny generated one if that is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SERVE = ("app.cli", "serve")
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
-    """Asks again and again, for what sends no event (another process)."""
+    """Polls a condition that sends no event (another process)."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATI
 
 @dataclass
 class Server:
-    """One `omni-r1 serve` on `home`; start it, stop it, kill it, start it again."""
+    """One `omni-r1 serve` on `home`; can be started, stopped, killed and restarted."""
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Server:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, timeout_s: float = PATIENCE_S) -> int:
-        """Sends the signal and returns the exit code."""
+        """Sends the signal; returns the exit code."""
         assert self.process is not None
         self.process.send_signal(sig)
         code = self.process.wait(timeout_s)
@@ -115,7 +115,7 @@ class Server:
 
 
 def new_server(folder: Path) -> Server:
-    """A server that has not been started, with a checkpoint to serve."""
+    """A server that is not started yet, with a checkpoint to serve."""
     home = folder / "home"
     if (SHIPPED / "config.json").exists():
         return Server(home)

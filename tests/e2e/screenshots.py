@@ -1,10 +1,10 @@
-"""The pictures of README and docs, from a real server with the shipped model, in a real browser.
+"""The images of README and docs, from a real server with the shipped model, in a real browser.
 
-    .venv/bin/python -m tests.e2e.screenshots                        all of them, to docs/images
-    .venv/bin/python -m tests.e2e.screenshots running dark --out DIR  some, elsewhere
+    .venv/bin/python -m tests.e2e.screenshots                        all, to docs/images
+    .venv/bin/python -m tests.e2e.screenshots running dark --out DIR  some, to another folder
 
-Take them on a quiet machine: times stand in them. `training` starts a real PeRPO job and waits for its seventh step,
-some minutes; the others take seconds.
+Take them on a quiet machine: they show times. `training` starts a real PeRPO job and waits for its seventh step (some
+minutes); the others take seconds.
 """
 
 from __future__ import annotations
@@ -131,11 +131,11 @@ def main() -> int:
                     window = Studio(browser, server.url, **options)
                     page = take(window)
                     if name != "running":
-                        page.wait_for_timeout(500)  # colours fade, and a job's numbers are drawn four times a second
+                        page.wait_for_timeout(500)  # transitions end, and job values are drawn four times a second
                     page.screenshot(path=arguments.out / f"{name}.png")
                     window.check()
                     sys.stdout.write(f"{arguments.out / name}.png\n")
-            server.stop()  # its job is told to end
+            server.stop()  # ends its job
         finally:
             server.kill()
     return 0

@@ -1,12 +1,11 @@
-"""Twelve drawings from the studio's own sketch pad, and how many of their questions the model answers right.
+"""Twelve drawings from the studio's sketch pad, and how many of their questions the model answers correctly.
 
-    .venv/bin/python -m tests.e2e.sketches            what the shipped model makes of them
-    .venv/bin/python -m tests.e2e.sketches --draw     draw them anew, with a real browser's mouse
+    .venv/bin/python -m tests.e2e.sketches            the shipped model's answers
+    .venv/bin/python -m tests.e2e.sketches --draw     redraw them with a real browser's mouse
 
-The drawings are in tests/data/sketches: PNG files as the pad gave them to the server, and `sketches.json` with
-question, expected answer and family of each. They ask what the model was trained to answer, in another hand: pen
-strokes, uneven edges, the pad's colours. Lengths here are those of the model's 64x64 picture; the hand shakes a little,
-the same each time.
+The drawings are in tests/data/sketches: PNG files as the pad uploaded them, and `sketches.json` with question, expected
+answer and family of each. They ask questions the model was trained on, in another style: pen strokes, uneven edges, the
+pad's colours. Lengths are those of the model's 64x64 image; the hand shakes a little, reproducibly.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Hand:
         return self._box["x"] + x * self._box["width"] / SIZE, self._box["y"] + y * self._box["height"] / SIZE
 
     def fill(self, colour: str, corners: list[Point]) -> None:
-        """A convex area: its rim, then to and fro inside, with the middle pen."""
+        """A convex area: its outline, then back and forth inside, with the middle pen."""
         centre = sum(x for x, _ in corners) / len(corners), sum(y for _, y in corners) / len(corners)
         inner = [_towards(corner, centre, PENS["middle"] / 2) for corner in corners]
         self.stroke(colour, "middle", [*inner, inner[0]])
@@ -111,7 +110,7 @@ def _towards(point: Point, centre: Point, by: float) -> Point:
 
 
 def _cut(corners: list[Point], y: float) -> tuple[Point, Point]:
-    """Where a level line enters and leaves a convex outline."""
+    """Where a horizontal line enters and leaves a convex outline."""
     crossings = []
     for (x1, y1), (x2, y2) in zip(corners, [*corners[1:], corners[0]], strict=True):
         if min(y1, y2) <= y <= max(y1, y2):
@@ -119,7 +118,7 @@ def _cut(corners: list[Point], y: float) -> tuple[Point, Point]:
     return (min(crossings), y), (max(crossings), y)
 
 
-# ---- the twelve
+# ---- drawings
 
 
 def shapes(*placed: tuple[str, str, int, int]) -> Callable[[Hand], None]:
@@ -214,7 +213,7 @@ SKETCHES = (
 
 
 def draw(url: str, names: list[str]) -> None:
-    """Draw these sketches (all, if none is named) in the studio at `url` and keep what the server got."""
+    """Draw these sketches (default: all) in the studio at `url` and store the uploaded files."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with launched() as browser:
         window = Studio(browser, url)
@@ -237,7 +236,7 @@ def draw(url: str, names: list[str]) -> None:
 
 
 def ask_all(client: Client) -> list[dict[str, Any]]:
-    """What the server's model answers, greedily; each row with `said`, `right` and the trace."""
+    """The model's greedy answers; each row with `said`, `right` and the trace."""
     rows: list[dict[str, Any]] = json.loads(LIST.read_text())
     for row in rows:
         image = client.upload_image((FOLDER / row["file"]).read_bytes())

@@ -1,4 +1,4 @@
-"""Every page in every state that a person can bring it to, one after the other, for what must hold in all of them."""
+"""Every page in every reachable state, for checks that must hold in all of them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RECIPE: dict[str, Any] = {
     "data": {"zero": DATA, "perpo": DATA, "benchmark": DATA},
     "hyperparameters": {"zero": {"pesft": None}, "pesft": {"steps": 12}, "perpo": {"steps": 10}, "benchmark": {}},
 }
-State = tuple[str, Any]  # what it is called, and the page that shows it
+State = tuple[str, Any]  # name and page
 
 
 def played_recipe(url: str) -> str:
-    """The id of a job that has every kind of stage, warning, sample and report, played to its end."""
+    """The id of a finished job with every kind of stage, warning, sample and report."""
     with Client(url) as client:
         job = client.create_job(RECIPE)
         for _ in client.job_events(job["id"]):
@@ -34,7 +34,7 @@ def played_recipe(url: str) -> str:
 
 
 def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
-    """All pages in all their states; `folder` takes a picture file, `job` is that of `played_recipe`."""
+    """All pages in all their states; `folder` receives an image file, `job` is that of `played_recipe`."""
     yield from studio_states(window, folder)
     yield from gallery_states(window)
     yield from training_states(window, job)

@@ -1,4 +1,4 @@
-// Checkpoints as values: lineage, facts, what may be done. Run: node --test tests/static
+// Checkpoints: lineage, facts, allowed actions. Run: node --test tests/static
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
@@ -7,7 +7,7 @@ import { factsOf, folded, forestOf, jobOf, madeBy, measureOf, outcomeOf, whyNot 
 const draw = (nodes) => nodes.map(({ one, children }) => (children.length ? [one.id, draw(children)] : one.id));
 const made = (id, base, stage, step, job = 'j') => ({ id, base, created_at: '2026', lineage: { stage, step, job_id: job } });
 
-test('a checkpoint hangs below the one it was made from; within a job by stage and step', () => {
+test('children hang below their base, ordered by stage and step', () => {
   const list = [
     made('p-20', 'base', 'perpo', 20), made('s-200', 'base', 'pesft', 200), made('s-100', 'base', 'pesft', 100),
     { id: 'base', base: null, created_at: '2025' }, made('q', 's-200', 'perpo', 1, 'k'),
@@ -15,19 +15,19 @@ test('a checkpoint hangs below the one it was made from; within a job by stage a
   assert.deepEqual(draw(forestOf(list)), [['base', ['s-100', ['s-200', ['q']], 'p-20'].map((x) => x)]]);
 });
 
-test('a base that is not here is shown as missing, with what was made from it', () => {
+test('unknown base is shown as missing', () => {
   const [root] = forestOf([made('a', 'elsewhere', 'pesft', 1)]);
   assert.equal(root.missing, true);
   assert.equal(root.one.id, 'elsewhere');
   assert.deepEqual(draw([root]), [['elsewhere', ['a']]]);
 });
 
-test('checkpoints that name each other as base, or themselves, are all still shown', () => {
+test('cyclic bases are all shown', () => {
   const shown = JSON.stringify(draw(forestOf([made('a', 'b'), made('b', 'a'), made('c', 'c')])));
   for (const name of ['a', 'b', 'c']) assert.equal(shown.split(`"${name}"`).length - 1, 1, shown);
 });
 
-test('a line says how it was made and what it measured', () => {
+test('line shows origin and metrics', () => {
   const one = { ...made('x', 'b', 'perpo', 1200), metrics: { 'accuracy/all': 0.91, 'reward/total': 0.8, 'loss/ce': 1 } };
   assert.equal(madeBy(one), 'PeRPO, step 1,200');
   assert.equal(measureOf(one), '91 % right · loss 1');
@@ -36,11 +36,11 @@ test('a line says how it was made and what it measured', () => {
   assert.equal(measureOf({ id: 'x' }), '');
 });
 
-test('what is not known is not shown', () => {
+test('unknown facts are omitted', () => {
   assert.deepEqual(factsOf({ id: 'x', licence: 'MIT', size_bytes: 30e6 }), [['licence', 'MIT'], ['size', '30 MB']]);
 });
 
-test('the active one, the broken one and the program’s own say what cannot be done with them', () => {
+test('reasons against actions are given', () => {
   assert.ok(whyNot({ id: 'a', active: true }).activate && whyNot({ id: 'a', active: true }).remove);
   assert.ok(whyNot({ id: 'a', problem: 'torn' }).activate);
   assert.equal(whyNot({ id: 'a', problem: 'torn', source: 'registered' }).remove, null);
@@ -48,7 +48,7 @@ test('the active one, the broken one and the program’s own say what cannot be 
   assert.deepEqual(whyNot({ id: 'a', source: 'job' }), { activate: null, remove: null });
 });
 
-test('a comparison is summed up only when both have answered', () => {
+test('comparison needs both answers', () => {
   const state = (answer, verdict = null) => ({ status: 'completed', hasAnswer: true, answer, verdict: verdict && { answer: verdict } });
   assert.equal(outcomeOf(state('a'), { ...state('b'), status: 'running' }), '');
   assert.equal(outcomeOf(state('a', 'right'), state('b', 'wrong')), 'Only the first is right.');
@@ -57,7 +57,7 @@ test('a comparison is summed up only when both have answered', () => {
   assert.equal(outcomeOf(state('red'), state('blue')), 'They give different answers.');
 });
 
-test('steps that a later one of the same job has overtaken are folded away, unless one matters', () => {
+test('superseded steps of a job are folded', () => {
   const steps = [100, 200, 300, 400].map((step) => made(`s-${step}`, 'base', 'pesft', step));
   const list = (all, kept) => folded(forestOf([{ id: 'base' }, ...all])[0].children, kept)
     .map(({ node, earlier }) => node?.one.id ?? earlier.map((one) => one.one.id));

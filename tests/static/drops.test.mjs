@@ -1,4 +1,4 @@
-// What a drop on a page carries, and that nothing dropped replaces the page. Run: node --test tests/static
+// Drops on a page: their content, and that none replaces the page. Run: node --test tests/static
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
@@ -12,7 +12,7 @@ const transfer = ({ files = [], html = '', list = '' }) => ({
 });
 const png = () => new Response(new Blob(['x'], { type: 'image/png' }));
 
-test('the address of a dragged image is read from its markup, else from the list', () => {
+test('image URL comes from markup or list', () => {
   assert.equal(imageAddress({ html: '<meta charset="utf-8"><img alt="a > b" src="https://x.example/a.png?b=1&amp;c=2">' }), 'https://x.example/a.png?b=1&c=2');
   assert.equal(imageAddress({ html: "<a href='/x'><IMG width=1 SRC = 'data:image/png;base64,AA=='></a>", list: 'https://x.example/page' }), 'data:image/png;base64,AA==');
   assert.equal(imageAddress({ html: '<img src=/v1/images/i>' }), '/v1/images/i');
@@ -22,7 +22,7 @@ test('the address of a dragged image is read from its markup, else from the list
   assert.equal(imageAddress({}), null);
 });
 
-test('images of this server and data: are read; others are refused in words', () => {
+test('foreign images are rejected with a message', () => {
   assert.deepEqual(readable('/v1/images/i', HERE), { url: `${HERE}/v1/images/i` });
   assert.deepEqual(readable('data:image/png;base64,AA==', HERE), { url: 'data:image/png;base64,AA==' });
   for (const far of ['https://x.example/a.png', 'http://127.0.0.1:7861/a.png', '//x.example/a.png', 'file:///a.png', 'javascript:alert(1)', 'http://[']) {
@@ -31,7 +31,7 @@ test('images of this server and data: are read; others are refused in words', ()
   assert.match(readable(null, HERE).error, /Only an image/);
 });
 
-test('a file wins; an address is fetched; what is no image is refused', async () => {
+test('files win over URLs; other content is rejected', async () => {
   const file = new Blob(['x'], { type: 'image/png' });
   assert.equal(await imageOf(transfer({ files: [file], list: 'https://x.example/a.png' }), HERE), file);
   const asked = [];
@@ -47,7 +47,7 @@ test('a file wins; an address is fetched; what is no image is refused', async ()
   assert.equal(asked.length, 1);
 });
 
-test('text dropped into a text field stays with the browser, links and files never', () => {
+test('only text drops stay with the browser', () => {
   const field = { closest: () => ({}) };
   assert.equal(isText(['text/plain', 'text/html'], field), true);
   assert.equal(isText(['text/plain'], { closest: () => null }), false);
@@ -57,7 +57,7 @@ test('text dropped into a text field stays with the browser, links and files nev
 
 const drag = (type, dataTransfer) => Object.assign(new Event(type, { cancelable: true }), { dataTransfer, relatedTarget: null });
 
-test('no drop replaces the page, whether or not somebody takes it', async () => {
+test('no drop replaces the page', async () => {
   const page = new EventTarget();
   guardPage(page);
   const got = { taken: [], failed: [], over: [] };

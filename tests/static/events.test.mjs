@@ -1,4 +1,4 @@
-// The stream of one trace: order, resume, who may hold it. Everything around it is a fake. Run: node --test tests/static
+// The stream of one trace: order, resume, turns; its environment is a fake. Run: node --test tests/static
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
@@ -115,7 +115,7 @@ function makeChannels() {
 
 const liveStreams = (tabs) => tabs.map((tab) => tab.sources.filter((source) => !source.closed).length);
 
-test('events of one frame come in one batch, in order', async () => {
+test('events of a frame form one batch', async () => {
   const tab = makeTab();
   tab.open();
   assert.equal(tab.source.url, '/v1/traces/t/events?after=0');
@@ -128,7 +128,7 @@ test('events of one frame come in one batch, in order', async () => {
   assert.deepEqual(tab.batches, [[1, 2], [3]]);
 });
 
-test('an older trace is caught up with in one go, not event by event', async () => {
+test('stored events form one batch', async () => {
   const tab = makeTab();
   tab.open({ fresh: false });
   for (let seq = 1; seq <= 100; seq += 1) tab.source.send(seq, 'text.delta', { step: 1, text: 'x' });
@@ -139,7 +139,7 @@ test('an older trace is caught up with in one go, not event by event', async () 
   assert.equal(tab.seen.length, 100);
 });
 
-test('repeated events are dropped', () => {
+test('duplicate events are dropped', () => {
   const tab = makeTab();
   tab.open();
   for (const seq of [1, 2, 2, 1, 3]) tab.source.send(seq, 'text.delta');
@@ -147,7 +147,7 @@ test('repeated events are dropped', () => {
   assert.deepEqual(tab.seen, [1, 2, 3]);
 });
 
-test('a hole is read again; one that stays is a type this page does not know', () => {
+test('gap is read again once', () => {
   const tab = makeTab();
   tab.open();
   tab.source.send(1, 'trace.queued');
@@ -161,7 +161,7 @@ test('a hole is read again; one that stays is a type this page does not know', (
   assert.deepEqual(tab.seen, [1, 2, 3]);
 });
 
-test('a dropped connection resumes behind the last event', async () => {
+test('dropped connection resumes after the last event', async () => {
   const tab = makeTab();
   tab.open();
   tab.source.send(1, 'trace.queued');
@@ -172,7 +172,7 @@ test('a dropped connection resumes behind the last event', async () => {
   assert.deepEqual(tab.seen, [1]);
 });
 
-test('a server that is gone is said, waited for, and found again', async () => {
+test('outage is reported until the server returns', async () => {
   const tab = makeTab();
   tab.open();
   tab.up = false;
@@ -185,7 +185,7 @@ test('a server that is gone is said, waited for, and found again', async () => {
   assert.equal(tab.words.at(-1), 'live');
 });
 
-test('a deleted trace is said to be unknown; an ended one closes', async () => {
+test('deleted trace is unknown, ended one closes', async () => {
   const gone = makeTab();
   gone.open();
   gone.row = null;
@@ -202,7 +202,7 @@ test('a deleted trace is said to be unknown; an ended one closes', async () => {
   assert.equal(ended.words.at(-1), 'ended');
 });
 
-test('the terminal event closes the stream', () => {
+test('terminal event closes the stream', () => {
   const tab = makeTab();
   tab.open();
   tab.source.send(1, 'trace.cancelled', { reason: 'user' });
@@ -211,7 +211,7 @@ test('the terminal event closes the stream', () => {
   assert.equal(tab.words.at(-1), 'ended');
 });
 
-test('a hidden tab holds no stream and reads on when it is shown', () => {
+test('hidden tab disconnects and resumes when shown', () => {
   const tab = makeTab();
   tab.open();
   tab.source.send(1, 'trace.queued');
@@ -223,7 +223,7 @@ test('a hidden tab holds no stream and reads on when it is shown', () => {
   assert.equal(tab.sources.filter((source) => !source.closed).length, 1);
 });
 
-test('a trace that stays paused lets the stream go after 30 s, and any use brings it back', async () => {
+test('paused trace disconnects after 30 s', async () => {
   const tab = makeTab();
   tab.open();
   tab.source.send(1, 'trace.paused', { step: 1 });
@@ -243,7 +243,7 @@ test('a trace that stays paused lets the stream go after 30 s, and any use bring
   assert.ok(!tab.source.closed);
 });
 
-test('of eight tabs only the one used last holds a stream; the others look in and miss nothing', async () => {
+test('eight tabs share one stream', async () => {
   const channels = makeChannels();
   const log = [['trace.queued', {}], ['trace.started', {}]];
   const tabs = [];
@@ -271,7 +271,7 @@ test('of eight tabs only the one used last holds a stream; the others look in an
   assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);
 });
 
-test('a tab that opens with a clock that was set back gets its turn when it is used', async () => {
+test('tab with a slow clock gets its turn', async () => {
   const channels = makeChannels();
   const tabs = [makeTab({ channels }), makeTab({ channels })];
   tabs[0].env.now = () => 5000;
@@ -284,7 +284,7 @@ test('a tab that opens with a clock that was set back gets its turn when it is u
   assert.deepEqual(liveStreams(tabs), [0, 1]);
 });
 
-test('a look-in lets its connection go although something new comes all the time, and comes seldom while nothing does', async () => {
+test('poll releases its connection and slows down', async () => {
   const channels = makeChannels();
   const looker = makeTab({ channels, log: [['trace.queued', {}]] });
   const { fetch } = looker.env;
@@ -292,7 +292,7 @@ test('a look-in lets its connection go although something new comes all the time
   looker.env.fetch = async (url, options) => {
     const response = await fetch(url, options);
     if (!busy || !url.includes('/events')) return response;
-    // one comment every 50 ms, for ever
+    // one comment every 50 ms, endlessly
     const body = new ReadableStream({
       start(controller) {
         const more = () => {
@@ -324,7 +324,7 @@ test('a look-in lets its connection go although something new comes all the time
   assert.ok(looks >= 12 && looks <= 20, `${looks} look-ins a minute`);
 });
 
-test('the parser of event streams takes frames cut anywhere', () => {
+test('parser accepts frames split anywhere', () => {
   const text = ': hello\r\n\r\nid: 1\nevent: a\ndata: {"x":\ndata: 1}\n\nid: 2\r\nevent: b\r\ndata:2\r\n\r\ndata: cut';
   for (let cut = 0; cut <= text.length; cut += 1) {
     const seen = [];
@@ -335,7 +335,7 @@ test('the parser of event streams takes frames cut anywhere', () => {
   }
 });
 
-test('awkward text survives any line ending and any cut', () => {
+test('awkward text survives any split', () => {
   const texts = ['\u2028\u2029\u0085', 'a\u0000b\u001b[31m', '\ufeffx', 'a: b', ' lead', '\\r\\n', '😀 é \u202e'];
   for (const ending of ['\n', '\r\n', '\r']) {
     const wire = `\ufeff: hello${ending}${ending}` + texts.map((text, k) => `id: ${k + 1}${ending}event: text.delta${ending}data: ${JSON.stringify({ text })}${ending}${ending}`).join('');
@@ -349,7 +349,7 @@ test('awkward text survives any line ending and any cut', () => {
   }
 });
 
-test('an id with a NUL is passed over', () => {
+test('id with NUL is ignored', () => {
   const seen = [];
   parser((event) => seen.push(event))('id: 1\ndata: {}\n\nid: 2\0\ndata: {}\n\n');
   assert.deepEqual(seen.map((event) => event.id), ['1', '1']);

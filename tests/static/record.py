@@ -1,4 +1,4 @@
-"""Records `recorded.json`, the trace that the viewer's tests play: `python tests/static/record.py URL`."""
+"""Records `recorded.json`, the trace that the viewer's tests replay: `python tests/static/record.py URL`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Is the server there, and is it the version this page came from? Everything around it is a fake. Run: node --test tests/static
+// Monitoring of the server and its version; the environment is a fake. Run: node --test tests/static
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
@@ -40,7 +40,7 @@ function makePage() {
   return page;
 }
 
-test('a server that is gone is said, tried again, and found', async () => {
+test('outage is reported, retried and recovered', async () => {
   const page = makePage();
   let backs = 0;
   const stop = onBack(() => (backs += 1));
@@ -49,7 +49,7 @@ test('a server that is gone is said, tried again, and found', async () => {
   assert.ok(page.timer.ms < 1000);
   await page.ring();
   assert.deepEqual(page.said.map(([state]) => state), ['gone']);
-  assert.match(page.said[0][1], /does not answer.*keeps trying/);
+  assert.match(page.said[0][1], /unreachable.*keeps trying/);
   const waits = [];
   for (let k = 0; k < 6; k += 1) {
     waits.push(page.timer.ms);
@@ -70,7 +70,7 @@ test('a server that is gone is said, tried again, and found', async () => {
   stop();
 });
 
-test('a server of another version is said once and no more asked', async () => {
+test('newer server is reported once', async () => {
   for (const answer of [{ phase: 'ready', version: 'b' }, { phase: 'starting', version: 'b', detail: '' }]) {
     const page = makePage();
     page.answer = answer;
@@ -85,14 +85,14 @@ test('a server of another version is said once and no more asked', async () => {
   }
 });
 
-test('an older server that names no version is not taken for an update', async () => {
+test('server without a version is no update', async () => {
   const page = makePage();
   page.answer = { phase: 'ready', detail: '' };
   await page.ring();
   assert.equal(page.watch.state, 'ready');
 });
 
-test('a hidden page asks nothing, and asks at once when it is seen', async () => {
+test('hidden page sends no requests', async () => {
   const page = makePage();
   page.answer = null;
   await page.show(false);
@@ -103,14 +103,14 @@ test('a hidden page asks nothing, and asks at once when it is seen', async () =>
   assert.equal(page.watch.state, 'ready');
 });
 
-test('a page of a proxy counts as no answer', async () => {
+test('proxy page counts as an outage', async () => {
   const page = makePage();
   page.env.fetch = async () => ({ json: async () => JSON.parse('<html>') });
   await page.ring();
   assert.equal(page.watch.state, 'gone');
 });
 
-test('every state but ready has one sentence or two', () => {
+test('every state but ready has a message', () => {
   assert.equal(wordsOf('ready'), '');
   for (const state of ['gone', 'starting', 'stopping', 'failed', 'updated']) {
     for (const detail of ['', 'loading weights', 'loading weights.']) assert.match(wordsOf(state, detail), /^The (server|studio) [^.]+\.( [A-Z][^.]+\.)?$/);

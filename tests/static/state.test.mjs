@@ -20,7 +20,7 @@ const freeze = (value) => {
   return value;
 };
 
-test('a recorded trace ends in the state that its row describes', () => {
+test('recorded trace matches its row', () => {
   const streamed = reduceAll(withTrace(initialState(recorded.trace.id), recorded.started), recorded.events);
   const row = fromTrace(recorded.trace);
   for (const name of ['status', 'answer', 'hasAnswer', 'finishReason', 'question', 'seed', 'taskId', 'usage']) {
@@ -31,13 +31,13 @@ test('a recorded trace ends in the state that its row describes', () => {
   assert.ok(isTerminal(streamed));
 });
 
-test('the same event twice changes nothing', () => {
+test('duplicate event changes nothing', () => {
   const events = recorded.events.flatMap((event) => [event, event]);
   const start = initialState('t');
   assert.deepEqual(reduceAll(start, events), reduceAll(start, recorded.events));
 });
 
-test('any cut of the log, resumed, gives the same state', () => {
+test('resuming anywhere gives the same state', () => {
   const whole = reduceAll(initialState('t'), recorded.events);
   for (let cut = 0; cut <= recorded.events.length; cut += 7) {
     const first = reduceAll(initialState('t'), recorded.events.slice(0, cut));
@@ -45,20 +45,20 @@ test('any cut of the log, resumed, gives the same state', () => {
   }
 });
 
-test('a hole is reported and nothing behind it is applied', () => {
+test('gap stops the reducer', () => {
   const state = reduce(initialState('t'), { seq: 2, type: 'trace.queued', data: { position: 0 } });
   assert.equal(state.gap, true);
   assert.equal(state.status, 'loading');
   assert.equal(state.lastSeq, 0);
 });
 
-test('reduce never changes the state it is given', () => {
+test('reduce never changes its argument', () => {
   let state = freeze(initialState('t'));
   for (const event of recorded.events) state = freeze(reduce(state, freeze(event)));
   assert.ok(isTerminal(state));
 });
 
-test('an event type of a newer server only moves the position', () => {
+test('unknown event type only moves the position', () => {
   const before = play(STARTED);
   const after = reduce(before, { seq: 2, type: 'trace.sparkled', data: {} });
   assert.deepEqual(after, { ...before, lastSeq: 2 });
@@ -70,13 +70,13 @@ test('queue positions come and go', () => {
   assert.equal(play(['trace.queued', { position: 2 }], STARTED).position, null);
 });
 
-test('text deltas of a step add up', () => {
+test('text deltas add up', () => {
   const state = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I draw a ' }], ['text.delta', { step: 1, text: 'box there.' }]);
   assert.equal(state.steps[0].text, 'I draw a box there.');
   assert.equal(state.activity, 'thinking');
 });
 
-test('partials count up; one without a picture keeps the last picture', () => {
+test('partials count up and keep the last image', () => {
   const drawing = [STARTED, ['step.started', { step: 1 }], ['image.started', { step: 1, skill: 'zoom' }]];
   const one = ['image.partial', { step: 1, index: 0, codes_done: 8, codes_total: 64, url: '/a' }];
   const two = ['image.partial', { step: 1, index: 1, codes_done: 16, codes_total: 64, url: null }];
@@ -92,7 +92,7 @@ test('partials count up; one without a picture keeps the last picture', () => {
   assert.equal(done.tokens, 64);
 });
 
-test('phases follow the life of a trace', () => {
+test('phases follow the trace', () => {
   const step = [['step.started', { step: 1 }], ['step.completed', { step: 1 }]];
   const paused = [STARTED, ...step, ['trace.paused', { step: 1 }]];
   assert.equal(phaseOf(null), 'idle');
@@ -107,7 +107,7 @@ test('phases follow the life of a trace', () => {
   assert.equal(phaseOf(play(STARTED, ['trace.cancelled', { reason: 'user' }])), 'ended');
 });
 
-test('a failed trace keeps what it had drawn and says why; interrupted is told apart', () => {
+test('failed and interrupted traces keep their steps', () => {
   const error = { code: 'engine_died', detail: 'The engine ended.' };
   const failed = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I' }], ['trace.failed', { error }]);
   assert.equal(failed.status, 'failed');
@@ -116,7 +116,7 @@ test('a failed trace keeps what it had drawn and says why; interrupted is told a
   assert.equal(play(STARTED, ['trace.failed', { error: { code: 'interrupted', detail: '' } }]).status, 'interrupted');
 });
 
-test('the answer grows and its final form is the stripped one of the terminal event', () => {
+test('terminal event has the final answer', () => {
   const parts = [STARTED, ['answer.delta', { text: ' re' }], ['answer.delta', { text: 'd' }]];
   assert.equal(play(...parts).answer, ' red');
   assert.equal(play(...parts, ['trace.completed', { answer: 'red', finish_reason: 'stop' }]).answer, 'red');
@@ -125,7 +125,7 @@ test('the answer grows and its final form is the stripped one of the terminal ev
   assert.equal(none.finishReason, 'length');
 });
 
-test('a row read while the trace lives does not overwrite what its events said', () => {
+test('row never overwrites events of a live trace', () => {
   const state = play(STARTED);
   const later = withTrace(state, { id: 't', status: 'queued', question: 'q', images: [], mode: 'auto', sampling: {} });
   assert.equal(later.status, 'running');

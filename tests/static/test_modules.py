@@ -1,4 +1,4 @@
-"""The viewer's plain modules, tested where they run: node's own test runner (no packages)."""
+"""The viewer's plain modules, tested with node's own test runner (no packages)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.j
 STYLES = sorted(STATIC.glob("*.css")) + [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.css"))]
 
 
-def test_the_modules_pass_their_own_tests() -> None:
+def test_modules_pass_their_own_tests() -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed; the browser tests still run the modules")
@@ -28,14 +28,14 @@ def test_the_modules_pass_their_own_tests() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
-def test_modules_put_data_into_the_page_as_text_only(path: Path) -> None:
+def test_modules_insert_data_as_text_only(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     for trap in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
         assert trap not in source, f"{path.name} uses {trap}"
 
 
 @pytest.mark.parametrize("path", [*MODULES, *STYLES], ids=lambda path: path.name)
-def test_no_static_file_names_another_host(path: Path) -> None:
+def test_static_files_name_no_other_host(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     found = re.findall(r"https?://[^\s'\"`)]+", source)
     assert [url for url in found if not url.startswith("http://www.w3.org/")] == []

@@ -1,4 +1,4 @@
-// Jobs as values: bounded series, the reducer, the words. Run: node --test tests/static
+// Jobs: bounded series, reducer, texts. Run: node --test tests/static
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
@@ -30,7 +30,7 @@ const freeze = (value) => {
 
 // ---- series
 
-test('a hundred thousand steps are as few points as five hundred, and their mean stays exact', () => {
+test('series are bounded with an exact mean', () => {
   const series = emptySeries();
   for (let step = 1; step <= 100_000; step += 1) push(series, step, step % 7);
   assert.ok(series.points.length <= LIMIT);
@@ -42,27 +42,27 @@ test('a hundred thousand steps are as few points as five hundred, and their mean
   assert.deepEqual([Math.min(...series.points.map((p) => p.low)), Math.max(...series.points.map((p) => p.high))], [0, 6]);
 });
 
-test('a step that is told again replaces what lay behind it, as a resumed job does', () => {
+test('repeated step replaces later points', () => {
   const series = seriesOf(1, 2, 3, 4);
   push(series, 3, 30);
   assert.deepEqual(series.points.map((point) => [point.last, meanOf(point)]), [[1, 1], [2, 2], [3, 30]]);
 });
 
-test('the nearest point is found, and an empty series has none', () => {
+test('nearest point is found', () => {
   assert.equal(nearest(seriesOf(5, 6, 7), 2.2).last, 2);
   assert.equal(nearest(seriesOf(5, 6, 7), 99).last, 3);
   assert.equal(nearest(emptySeries(), 1), null);
   assert.equal(nearest(undefined, 1), null);
 });
 
-test('series of a chart share the steps of all', () => {
+test('series of a chart share their steps', () => {
   const other = emptySeries();
   push(other, 2, 0);
   push(other, 10, 0);
   assert.deepEqual(stepsOf([seriesOf(1, 1, 1), other]), [1, 2, 3, 10]);
 });
 
-test('ticks are round, few, and there for a flat line and the tiniest range too', () => {
+test('ticks are round and few', () => {
   assert.deepEqual(ticksOf(0, 1, 4), [0, 0.25, 0.5, 0.75, 1]);
   assert.deepEqual(ticksOf(0, 60, 5), [0, 20, 40, 60]);
   assert.deepEqual(ticksOf(3, 3), [3]);
@@ -72,7 +72,7 @@ test('ticks are round, few, and there for a flat line and the tiniest range too'
   }
 });
 
-test('a range holds every value, begins at zero where asked, and is fixed where asked', () => {
+test('range covers all values', () => {
   const [low, high] = rangeOf([seriesOf(0.31, 0.62), seriesOf(0.9)]);
   assert.ok(low <= 0.31 && high >= 0.9);
   assert.equal(rangeOf([seriesOf(0.3, 0.4)], { zero: true })[0], 0);
@@ -82,21 +82,21 @@ test('a range holds every value, begins at zero where asked, and is fixed where 
   assert.ok(flat[0] < 2 && flat[1] > 2);
 });
 
-test('losses that lie far apart share a logarithmic axis, others do not', () => {
+test('distant losses share a logarithmic axis', () => {
   assert.equal(wantsLog([seriesOf(0.5, 0.4), seriesOf(40, 30)]), true);
   assert.equal(wantsLog([seriesOf(0.5, 0.4), seriesOf(2, 1)]), false);
   assert.equal(wantsLog([seriesOf(0, 100)]), false); // zero has no logarithm
   assert.equal(wantsLog([seriesOf(1)]), false);
 });
 
-test('numbers are short and honest', () => {
+test('numbers are short and exact', () => {
   assert.deepEqual([0, 0.0312, 1.234, 12.34, 4096, 2.4e6, 1.2e-5, -0.5].map(short), ['0', '0.031', '1.23', '12.3', '4,096', '2.4 M', '1.2e−5', '−0.5']);
   assert.deepEqual([null, undefined, NaN, Infinity].map(short), ['–', '–', '–', '∞']);
 });
 
-// ---- the reducer
+// ---- reducer
 
-test('metrics of each stage are kept apart, since a pipeline counts its steps anew', () => {
+test('metrics are kept by stage', () => {
   const state = play(row(1, { 'loss/ce': 4 }), row(2, { 'loss/ce': 3 }), row(1, { 'reward/total': 0.5 }, 'perpo'));
   assert.deepEqual(state.order, ['pesft', 'perpo']);
   assert.equal(state.stages.pesft.series['loss/ce'].points.length, 2);
@@ -107,12 +107,12 @@ test('metrics of each stage are kept apart, since a pipeline counts its steps an
   assert.equal(shownStage(play()), null);
 });
 
-test('a number that was not finite arrives as null and leaves no point', () => {
+test('null values leave no point', () => {
   const state = play(row(1, { 'loss/ce': 4 }), row(2, { 'loss/ce': null }));
   assert.equal(state.stages.pesft.series['loss/ce'].points.length, 1);
 });
 
-test('the same events twice, or in two batches, give the same state', () => {
+test('duplicate events change nothing', () => {
   const events = number([
     ['job.status', { status: 'running', started_at: 't' }], ['progress', { stage: 'pesft', step: 1, total: 4, eta_s: 3 }],
     row(1, { a: 1 }), ['log', { line: 'x' }], ['warning', { code: 'c', detail: 'd' }], ['checkpoint', { name: 'n', step: 1 }],
@@ -126,7 +126,7 @@ test('the same events twice, or in two batches, give the same state', () => {
   assert.equal(whole.lastSeq, events.length);
 });
 
-test('reducing never changes the state it is given', () => {
+test('reducing never changes its argument', () => {
   let state = freeze(play(row(1, { a: 1 }), ['sample', {}], ['log', { line: '1' }], ['warning', { code: 'c' }]));
   for (const [k, [type, data]] of [row(2, { a: 2 }), ['sample', {}], ['log', { line: '2' }], ['warning', { code: 'c' }], ['checkpoint', { name: 'n' }]].entries()) {
     state = freeze(reduce(state, freeze({ seq: 5 + k, type, data })));
@@ -134,7 +134,7 @@ test('reducing never changes the state it is given', () => {
   assert.equal(state.stages.pesft.series.a.points.length, 2);
 });
 
-test('a page that stays open for days keeps the newest samples and lines only, and counts the rest', () => {
+test('only the latest samples and lines are kept', () => {
   const state = reduceAll(initialJob('j'), number([
     ...Array.from({ length: KEEP_SAMPLES + 5 }, (_, k) => ['sample', { step: k }]),
     ...Array.from({ length: KEEP_LINES + 3 }, (_, k) => ['log', { line: `line ${k}` }]),
@@ -145,12 +145,12 @@ test('a page that stays open for days keeps the newest samples and lines only, a
   assert.equal(state.dropped, 3);
 });
 
-test('a warning that comes again is one warning, counted, with its newest detail', () => {
+test('repeated warning is counted once', () => {
   const state = play(['warning', { code: 'a', detail: '1' }], ['warning', { code: 'b', detail: '2' }], ['warning', { code: 'a', detail: '3' }]);
   assert.deepEqual(state.warnings, [{ code: 'b', detail: '2', count: 1 }, { code: 'a', detail: '3', count: 2 }]);
 });
 
-test('a resumed job is live again and forgets its error', () => {
+test('resumed job is live without its error', () => {
   const failed = play(['job.status', { status: 'failed', error: { code: 'x', detail: 'y' } }]);
   assert.ok(isTerminal(failed));
   assert.equal(failed.error.code, 'x');
@@ -160,7 +160,7 @@ test('a resumed job is live again and forgets its error', () => {
   assert.equal(again.finishedAt, null);
 });
 
-test('the stage bar knows what is done, what runs and what waits', () => {
+test('stage bar shows done, running and waiting stages', () => {
   const spec = { method: 'pipeline', hyperparameters: { zero: {}, pesft: {}, perpo: {}, benchmark: null } };
   assert.deepEqual(stagesOf(spec), ['zero', 'pesft', 'perpo']);
   assert.deepEqual(stagesOf({ method: 'zero', hyperparameters: { pesft: null } }), ['zero']);
@@ -173,13 +173,13 @@ test('the stage bar knows what is done, what runs and what waits', () => {
   assert.ok(stageBar({ ...running, progress: null }).every((one) => one.state === 'waiting'));
 });
 
-test('the numbers of a compared checkpoint are no stage of the bar', () => {
+test('compared checkpoint is no stage', () => {
   const state = reduce(withJob(initialJob('j'), { status: 'running', spec: { method: 'benchmark' }, progress: { stage: 'benchmark', step: 1, total: 2 } }),
     { seq: 1, type: 'metrics', data: { stage: 'benchmark:other', step: 1, values: { 'accuracy/all': 1 } } });
   assert.deepEqual(stageBar(state).map((one) => one.stage), ['benchmark']);
 });
 
-test('a sample becomes a trace for the viewer, with a verdict where it was graded', () => {
+test('sample becomes a trace with a verdict', () => {
   const trace = traceOf({ seq: 4, question: 'q', question_image: '/v1/q.png', steps: [{ text: 'a', image: '/v1/1.png' }, { text: 'b', image: null }], answer: 'red', rewards: { accuracy: 1 } });
   assert.equal(trace.images[0].url, '/v1/q.png');
   assert.deepEqual(trace.steps.map((step) => step.image?.url ?? null), ['/v1/1.png', null]);
@@ -188,13 +188,13 @@ test('a sample becomes a trace for the viewer, with a verdict where it was grade
   assert.equal(traceOf({ seq: 6, rewards: { accuracy: 0.2 } }).verdict.answer, 'wrong');
 });
 
-// ---- words
+// ---- texts
 
-test('every status has words, and every bad end says what to do', () => {
+test('every status has a text and a remedy', () => {
   for (const status of ['queued', 'running', 'succeeded', 'failed', 'cancelled', 'interrupted']) assert.ok(statusOf({ status }).text);
   const startedAt = '2026-11-22T10:00:00Z';
   for (const status of ['failed', 'cancelled', 'interrupted']) assert.match(troubleOf({ status, startedAt }), /[Rr]esume/);
-  assert.equal(troubleOf({ status: 'cancelled', startedAt: null }), 'Stopped before it began.');
+  assert.equal(troubleOf({ status: 'cancelled', startedAt: null }), 'Stopped before it started.');
   const killed = { code: 'killed', detail: 'it did not stop within 60 s' };
   assert.match(troubleOf({ status: 'cancelled', startedAt, error: killed }), /^Stopped by force: it did not stop within 60 s\. Resume/);
   assert.match(troubleOf({ status: 'failed', error: { code: 'nan_loss', detail: 'the loss is not a number' } }), /the loss is not a number\./);
@@ -203,35 +203,35 @@ test('every status has words, and every bad end says what to do', () => {
   assert.match(statusOf({ status: 'running', cancelRequested: true }).text, /stopping/);
 });
 
-test('Resume is promised only where something was saved', () => {
+test('resume is offered only with saved state', () => {
   const startedAt = '2026-11-22T10:00:00Z';
   for (const status of ['failed', 'cancelled', 'interrupted']) {
     for (const error of [undefined, { code: 'x', detail: 'it broke' }]) {
       assert.match(troubleOf({ status, startedAt, error, resumable: true }), /Resume/);
       assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: false }), /Resume|kept|checkpoint/);
-      assert.match(troubleOf({ status, startedAt, error, resumable: false }), /saved nothing yet: start it again/);
-      assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: null }), /Resume|kept|saved nothing/);
+      assert.match(troubleOf({ status, startedAt, error, resumable: false }), /No state was saved: start it again/);
+      assert.doesNotMatch(troubleOf({ status, startedAt, error, resumable: null }), /Resume|kept|No state/);
     }
   }
 });
 
-test('an interruption is told once', () => {
+test('interruption is reported once', () => {
   const error = { code: 'interrupted', detail: 'the server stopped or died while the job ran' };
   assert.equal(troubleOf({ status: 'interrupted', error, resumable: true }).match(/stopped/g).length, 1);
 });
 
-test('what an ended job can do is known from its row alone', () => {
+test('row decides whether an ended job is resumable', () => {
   const ended = withJob(initialJob('j'), { id: 'j', status: 'failed', resumable: true, running_s: 12.5 });
   assert.deepEqual([ended.resumable, ended.runningS], [true, 12.5]);
   assert.equal(reduce(ended, { seq: 1, type: 'job.status', data: { status: 'interrupted' } }).resumable, null);
   assert.equal(withJob(ended, { id: 'j', status: 'queued', resumable: false }).resumable, null);
 });
 
-test('a job that waits for room says so in words', () => {
+test('job waiting for disk space has a text', () => {
   const waiting = { for: 'disk', needed_bytes: 1_234_567_890, free_bytes: 3_000_000 };
   const progress = { stage: 'pesft', step: 4, total: 60, eta_s: 9, waiting };
-  assert.equal(progressOf({ status: 'running', progress }), 'needs 1.2 GB on the disk, 3.0 MB are free');
-  assert.equal(statusOf({ status: 'running', progress }).text, 'waiting for room on the disk');
+  assert.equal(progressOf({ status: 'running', progress }), 'needs 1.2 GB of disk space, 3.0 MB free');
+  assert.equal(statusOf({ status: 'running', progress }).text, 'waiting for disk space');
   assert.match(statusOf({ status: 'running', progress, cancelRequested: true }).text, /stopping/);
   assert.deepEqual([0, 999, 1000, 5e15].map(bytes), ['0 bytes', '999 bytes', '1.0 kB', '5000.0 TB']);
   const works = withJob(initialJob('j'), { id: 'j', status: 'running', progress: { ...progress, waiting: undefined } });
@@ -241,41 +241,41 @@ test('a job that waits for room says so in words', () => {
   assert.equal(withWaiting(initialJob('j'), { progress }).progress, null);
 });
 
-test('the time that a job took does not follow the wall clock', () => {
+test('duration ignores the wall clock', () => {
   const job = { started_at: '2026-01-04T00:00:00Z', finished_at: '2026-01-04T00:00:00Z', running_s: 61 };
   assert.equal(tookOf(job), 61);
   assert.equal(tookOf({ ...job, started_at: null }), null);
 });
 
-test('every warning that a job may send says what it means and what to do', () => {
+test('every warning has a meaning and a remedy', () => {
   for (const [code, words] of Object.entries(WARNINGS)) { // tests/test_docs.py holds the codes against those that are sent
     for (const part of ['title', 'means', 'todo']) assert.ok(words[part].length > 10, `${code} ${part}`);
   }
   assert.deepEqual(warningOf({ code: 'quite_new', detail: 'this happened' }).means, 'this happened');
 });
 
-test('times are told in two units at most', () => {
+test('durations use two units at most', () => {
   assert.deepEqual([0, 41.4, 60, 250, 3599, 3600, 5400, null, Infinity].map(duration), ['0 s', '41 s', '1 min', '4 min 10 s', '60 min', '1 h', '1 h 30 min', '', '']);
   const at = (eta) => ({ status: 'running', progress: { stage: 'a', step: 40, total: 60, eta_s: eta } });
   assert.equal(progressOf(at(120)), 'step 40 of 60 · 2 min left');
   assert.equal(progressOf(at(null)), 'step 40 of 60');
-  assert.equal(progressOf({ status: 'running', progress: null }), 'getting ready');
+  assert.equal(progressOf({ status: 'running', progress: null }), 'starting');
   assert.equal(progressOf({ status: 'queued', progress: null }), '');
 });
 
-test('how long a preset takes here comes from what has run here', () => {
+test('expected time comes from earlier runs', () => {
   const spec = { method: 'pesft', hyperparameters: { steps: 400 } };
   const job = { method: 'pesft', status: 'succeeded', spec: { hyperparameters: { steps: 100 } }, started_at: '2026-01-01T00:00:00Z', finished_at: '2026-01-01T00:01:00Z' };
   assert.equal(howLong(spec, []).known, false);
   assert.equal(howLong(spec, [{ ...job, status: 'failed' }, { ...job, method: 'perpo' }]).known, false);
   assert.equal(howLong(spec, [job]).text, 'about 4 min here (100 steps took 1 min)');
-  assert.equal(howLong({ method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min here the last time');
+  assert.equal(howLong({ method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min in the last run here');
   const tiny = { ...job, spec: { hyperparameters: { steps: 4 } } };
   assert.equal(howLong(spec, [tiny]).known, false); // four steps say more about the start than about four hundred
   assert.equal(howLong(spec, [tiny, job]).text, howLong(spec, [job]).text);
 });
 
-test('data and steps of a spec are told in words', () => {
+test('data and steps have texts', () => {
   assert.equal(dataOf({ data: { source: 'unitasks', num_samples: 8000 } }), '8,000 tasks of the procedural world');
   assert.equal(dataOf({ data: { source: 'jsonl', path: 'mine' } }), 'all samples of a jsonl folder (mine)');
   assert.equal(dataOf({ data: { zero: { source: 'unitasks', num_samples: 8 }, pesft: null, perpo: { source: 'unitasks', num_samples: 9 } } }),
@@ -283,36 +283,36 @@ test('data and steps of a spec are told in words', () => {
   assert.equal(stepsIn({ method: 'pipeline', hyperparameters: { pesft: { steps: 300 }, perpo: { steps: 40 }, benchmark: {} } }), 'PeSFT 300 steps · PeRPO 40 steps');
 });
 
-test('an apostrophe in a spec survives both shells', () => {
+test('apostrophes survive both shells', () => {
   const spec = { method: 'pesft', data: { path: "it's" } };
   assert.ok(curlOf('http://x', spec).endsWith(`-d '{"method":"pesft","data":{"path":"it'\\''s"}}'`));
   assert.match(cliOf('http://127.0.0.1:7860', spec), /^\.venv\/bin\/omni-r1 train pesft /);
   assert.match(cliOf('http://127.0.0.1:8000', spec), /^OMNI_R1_URL=http:\/\/127\.0\.0\.1:8000 /);
 });
 
-test('a broken spec is said before anything is sent', () => {
+test('invalid spec is reported before sending', () => {
   assert.deepEqual(parseSpec('{"method": "pesft"}').value, { method: 'pesft' });
   assert.match(parseSpec('{"method": }').error, /not valid JSON/);
   assert.match(parseSpec('[]').error, /one JSON object/);
   assert.match(parseSpec('{"method": "magic"}').error, new RegExp(Object.keys(METHODS)[0]));
 });
 
-test('a screen reader hears ends, stages, checkpoints and warnings, not every step', () => {
+test('screen reader hears important events only', () => {
   const before = play(row(1, { a: 1 }));
   assert.equal(announcementOf(before, reduce(before, { seq: 2, ...{ type: 'metrics', data: { stage: 'pesft', step: 2, values: { a: 1 } } } })), '');
   const after = reduceAll(before, [
     { seq: 2, type: 'checkpoint', data: { name: 'n-step-4' } }, { seq: 3, type: 'warning', data: { code: 'blank_pictures' } },
     { seq: 4, type: 'job.status', data: { status: 'succeeded' } },
   ]);
-  assert.match(announcementOf(before, after), /Job done\..*n-step-4 saved\..*blank/);
+  assert.match(announcementOf(before, after), /Job done\..*n-step-4 saved\..*Blank/);
 });
 
-test('a reward is broken down in a fixed order, what was not scored is left out', () => {
+test('reward parts have a fixed order', () => {
   assert.deepEqual(rewardRows({ perception: 0.4, total: 1.2, accuracy: 1 }), [['reward', 1.2, 1], ['accuracy', 1, 1], ['perception', 0.4, 0.4]]);
   assert.deepEqual(rewardRows(null), []);
 });
 
-test('a report is sorted by the shape of its values', () => {
+test('report values are grouped by shape', () => {
   const parts = sorted({
     kind: 'bootstrapping', time: 't', accepted: 7, rejected: { blank: 2 }, interval: [0.1, 0.2], ids: ['a', 'b'], none: null,
     by_slice: { natural: { chains: 3 }, grids: { chains: 4 } }, tv: { edges: [0, 1, 2], counts: [3, 4], mean: 0.5 }, sheet: '/v1/jobs/j/files/samples/x.png',
@@ -320,12 +320,12 @@ test('a report is sorted by the shape of its values', () => {
   assert.deepEqual(parts.facts, [['accepted', 7], ['rejected, blank', 2], ['interval', [0.1, 0.2]], ['tv, mean', 0.5]]);
   assert.deepEqual(parts.tables.map(([name]) => name), ['by slice']);
   assert.deepEqual(parts.histograms, [['tv', { counts: [3, 4], edges: [0, 1, 2] }]]);
-  assert.deepEqual(parts.pictures, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
+  assert.deepEqual(parts.images, [['sheet', '/v1/jobs/j/files/samples/x.png']]);
 });
 
-// ---- the grader
+// ---- grader
 
-test('a verdict says what was compared, and with what', () => {
+test('verdict names what was compared', () => {
   const graded = { accuracy: 1, check: 'unit', answer: '5 km', reference: '5000 m', details: { answer_value: '5' } };
   assert.deepEqual(verdictOf(graded), {
     tone: 'good',
@@ -338,7 +338,7 @@ test('a verdict says what was compared, and with what', () => {
   assert.deepEqual(choicesOf(' red \n\n blue\n'), ['red', 'blue']);
 });
 
-test('two numbers are a range only where they are an interval', () => {
+test('only intervals are shown as ranges', () => {
   assert.equal(pairText('difference_ci95', [0.1, 0.25]), '0.1 – 0.25');
   assert.equal(pairText('accuracy', [0.1, 0.25]), '0.1, 0.25');
 });

@@ -1,8 +1,8 @@
-// What the viewer says: pill, announcements, verdict, help with what went wrong. Run: node --test tests/static
+// Texts of the viewer: pill, announcements, verdict, remedies. Run: node --test tests/static
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { budgetWords, refusedBudget } from '../../static/studio/budget.js';
+import { budgetWords, budgetError } from '../../static/studio/budget.js';
 import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
@@ -12,14 +12,14 @@ import {
 const state = (change) => ({ ...initialState('t'), ...change });
 const step = (change) => ({ index: 1, text: '', skill: null, image: null, partial: null, complete: false, ...change });
 
-test('the pill has words for every state', () => {
+test('pill has a text for every state', () => {
   const said = (change) => {
     const { text, count } = pillOf(state(change));
     return count ? `${text} ${count}` : text;
   };
-  assert.equal(said({ status: 'queued', position: 2 }), 'waiting (2 before you)');
-  assert.equal(said({ status: 'queued', position: 0 }), 'waiting (you are next)');
-  assert.equal(said({ status: 'running', activity: 'reading' }), 'reading the picture');
+  assert.equal(said({ status: 'queued', position: 2 }), 'waiting (2 ahead)');
+  assert.equal(said({ status: 'queued', position: 0 }), 'waiting (next in line)');
+  assert.equal(said({ status: 'running', activity: 'reading' }), 'reading the image');
   assert.equal(said({ status: 'running', activity: 'thinking' }), 'thinking');
   const drawing = [step({ index: 2, partial: { done: 41, total: 64 } })];
   assert.equal(said({ status: 'running', activity: 'drawing', steps: drawing }), 'drawing step 2 41/64 codes');
@@ -30,7 +30,7 @@ test('the pill has words for every state', () => {
   assert.equal(said({ status: 'interrupted' }), 'interrupted');
 });
 
-test('every end without an answer says what to do now', () => {
+test('every end without an answer has a remedy', () => {
   const ends = [
     { status: 'failed', error: { code: 'x', detail: 'It broke.' } }, { status: 'interrupted' }, { status: 'cancelled' },
     { status: 'completed', finishReason: 'length' }, { status: 'completed', finishReason: 'stop' },
@@ -40,39 +40,39 @@ test('every end without an answer says what to do now', () => {
   assert.equal(troubleOf(state({ status: 'completed', hasAnswer: true })), null);
 });
 
-// What servers say of an end, with and without advice of their own.
+// Error details of servers, with and without advice.
 const REASONS = [
-  ['interrupted', 'interrupted', 'the server stopped before the trace was finished; ask the question again'],
-  ['interrupted', 'interrupted', 'the server that ran the trace is gone; ask the question again'],
-  ['failed', 'internal', "the server's log has the reason; ask the question again"],
-  ['failed', 'engine_error', 'the engine ended the trace without a word; ask again'],
+  ['interrupted', 'interrupted', 'the server stopped before the trace finished; try again'],
+  ['interrupted', 'interrupted', 'the server that ran the trace stopped responding; try again'],
+  ['failed', 'internal', "see the server's log; try again"],
+  ['failed', 'engine_error', 'the engine returned no result; try again'],
   ['failed', 'engine_died', 'The engine ended unexpectedly. Try again.'],
-  ['failed', 'database_unavailable', 'its events could not be stored'],
+  ['failed', 'database_unavailable', 'storing its events failed'],
   ['failed', 'prompt_too_long', 'the question takes 900 tokens and 768 fit'],
-  ['failed', 'bad_image', 'a picture of the question cannot be read: truncated'],
+  ['failed', 'bad_image', 'an image of the question cannot be read: truncated'],
   ['failed', 'weights_gone', ''],
   ['cancelled', null, null],
 ];
 
-test('an end says what happened once and what to do once', () => {
+test('end is explained once with one remedy', () => {
   for (const [status, code, detail] of REASONS) {
     for (const steps of [[], [step({ complete: true })]]) {
       const said = troubleOf(state({ status, steps, error: code && { code, detail } }));
-      assert.equal(said.match(/\b(ask|try|choose)\b/gi).length, 1, said);
+      assert.equal(said.match(/\b(ask|try|choose|shorten)\b/gi).length, 1, said);
       assert.ok((said.match(/stopped/gi) ?? []).length <= 1, said);
       const sentences = said.split(/(?<=\.)\s/);
       assert.equal(new Set(sentences.map((one) => one.toLowerCase())).size, sentences.length, said);
       for (const one of sentences) assert.match(one, /^[A-Z].*[^.;:\s]\.$/, said);
-      assert.equal(said.includes('drawn is kept'), steps.length > 0, said);
+      assert.equal(said.includes('steps so far are kept'), steps.length > 0, said);
     }
   }
-  assert.match(troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })), /fewer words/);
+  assert.match(troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })), /shorten the question/i);
   const left = troubleOf(state({ status: 'cancelled', cancelReason: 'disconnected' }));
-  assert.match(left, /nobody was reading/);
+  assert.match(left, /all readers had left/);
   assert.match(troubleOf(state({ status: 'interrupted' }), 'open it in the Studio to ask again'), /Open it in the Studio/);
 });
 
-test('completed steps and the answer are spoken once, tokens never', () => {
+test('steps and answer are announced once', () => {
   const event = (seq, type, data) => ({ seq, type, data });
   const before = reduceAll(initialState('t'), [event(1, 'trace.started', {}), event(2, 'step.started', { step: 1 })]);
   const text = reduceAll(before, [event(3, 'text.delta', { step: 1, text: 'I look.' })]);
@@ -83,7 +83,7 @@ test('completed steps and the answer are spoken once, tokens never', () => {
   assert.equal(announcementOf(done, ended), 'The answer is red.');
 });
 
-test('the verdict is for tasks; other questions are not checked', () => {
+test('only tasks have a verdict', () => {
   const done = { status: 'completed', hasAnswer: true };
   const wrong = { answer: 'wrong', drawings_right: 1, drawings_total: 2 };
   assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: wrong }), 'red').text, '✗ wrong (reference: red) · 1 of 2 drawings right');
@@ -93,13 +93,13 @@ test('the verdict is for tasks; other questions are not checked', () => {
   assert.equal(verdictOf(state({ status: 'running' })), null);
 });
 
-test('pictures have words and facts', () => {
+test('images have alt texts and facts', () => {
   const drawn = step({ skill: 'box', text: ' around the star ', image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null } } });
   assert.equal(altOf(drawn), 'Step 1, box drawn: around the star');
   assert.deepEqual(factsOf(drawn), [['size', '64 × 64 px'], ['codes', '64'], ['flatness', '0.250'], ['TV score', '0.100']]);
 });
 
-test('tokens a second: an estimate while it runs, exact at the end, nothing too early', () => {
+test('token rate is estimated, then exact', () => {
   assert.equal(rateOf(state({ tokens: 100, timings: { total_ms: null } }), 500), 200);
   const ended = { status: 'completed', tokens: 9, usage: { completion_tokens: 300 }, timings: { total_ms: 1100, queued_ms: 100 } };
   assert.equal(rateOf(state(ended), 0), 300);
@@ -122,7 +122,7 @@ function stopwatch() {
   return { watch, after };
 }
 
-test('the time that a person thinks between steps is not counted', () => {
+test('pauses are not counted', () => {
   const { after } = stopwatch();
   after(0, { status: 'queued' });
   after(5000, { status: 'running' });
@@ -137,7 +137,7 @@ test('the time that a person thinks between steps is not counted', () => {
   assert.equal(after(10, { status: 'running' }), 10);
 });
 
-test('a page that comes later counts from the start, or not at all where it was paused before', () => {
+test('late page counts from the start if possible', () => {
   const startedAt = '2026-01-01T00:00:00Z';
   const fresh = stopwatch();
   assert.equal(fresh.after(1000, { status: 'running', startedAt }), 2000);
@@ -151,7 +151,7 @@ test('a page that comes later counts from the start, or not at all where it was 
   assert.equal(paused.after(50, { status: 'running', startedAt, timings, resumed: true }), 850);
 });
 
-test('curl repeats the request, quotes included', () => {
+test('curl repeats the request', () => {
   const asked = state({ question: "What's this?", images: [{ image_id: 'i' }], checkpoint: 'nano', sampling: { temperature: 0, top_p: null }, seed: 8 });
   const request = requestOf(asked);
   assert.deepEqual(request.sampling, { temperature: 0, seed: 8 });
@@ -160,7 +160,7 @@ test('curl repeats the request, quotes included', () => {
   assert.ok(line.includes("What'\\''s this?"));
 });
 
-test('keys act in the viewer, not in its slider, and space presses a focused button', () => {
+test('keys respect sliders and focused buttons', () => {
   const at = (key, change = {}) => actionOf({ key, inSlider: false, onControl: false, ...change });
   assert.equal(at('ArrowLeft'), 'previous');
   assert.equal(at('ArrowRight'), 'next');
@@ -174,22 +174,22 @@ test('keys act in the viewer, not in its slider, and space presses a focused but
   assert.equal(at('ArrowLeft', { altKey: true }), null); // the browser's own way back
 });
 
-test('a question that is too long is said once, with a number that means something', () => {
-  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), { text: 'room for 3 pictures', over: false, tooLong: false });
-  assert.equal(budgetWords({ prompt_tokens: 600, room_tokens: 150, room_images: 1 }).text, 'room for 1 picture');
+test('long question gets one message', () => {
+  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), { text: 'room for 3 images', over: false, tooLong: false });
+  assert.equal(budgetWords({ prompt_tokens: 600, room_tokens: 150, room_images: 1 }).text, 'room for 1 image');
   const long = budgetWords({ prompt_tokens: 2167, room_tokens: 0, room_images: 0 });
   assert.ok(long.tooLong && long.text.includes('2,167') && !/\b0 tokens/.test(long.text));
   const words = budgetWords({ prompt_tokens: 700, room_tokens: 60, room_images: 0 });
   assert.ok(words.over && !words.tooLong);
-  assert.match(refusedBudget({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
-  assert.equal(refusedBudget({ status: 0, message: 'gone' }), null);
+  assert.match(budgetError({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
+  assert.equal(budgetError({ status: 0, message: 'gone' }), null);
 });
 
-test('the place of an image reads as its number, and other text stays', () => {
+test('image references are readable', () => {
   assert.equal(readQuestion('Is <image_2> darker than <image_1>? <image>'), 'Is [image 2] darker than [image 1]? <image>');
 });
 
-test('a place without an image is said as the server says it', () => {
-  const said = refusedBudget({ status: 422, code: 'bad_place', message: 'The text names <image_2>, and 1 image comes with it' });
+test('missing image is reported in the words of the server', () => {
+  const said = budgetError({ status: 422, code: 'bad_place', message: 'The text names <image_2>, and 1 image comes with it' });
   assert.deepEqual(said, { text: 'The text names <image_2>, and 1 image comes with it', over: true, tooLong: true });
 });

@@ -1,4 +1,4 @@
-"""`/v1/checkpoints` and `/v1/models`: what can be asked for, what becomes known, what answers."""
+"""`/v1/checkpoints` and `/v1/models`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["checkpoints"])
 @router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True, responses=problems(503))
 @in_pool(pools.intake)
 def list_checkpoints(app: App) -> dict[str, Any]:
-    """Every checkpoint found, also those that cannot be used (with the reason)."""
+    """All checkpoints, including unusable ones with the reason."""
     return {"data": [as_json(info, app.checkpoints) for info in app.checkpoints.scan().values()]}
 
 
@@ -32,13 +32,13 @@ def list_checkpoints(app: App) -> dict[str, Any]:
     response_model=CheckpointOut,
     response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
-    summary="Register a local folder or a hub id",
+    summary="Register a local folder or hub id",
     responses=problems(400, 403, 409, 413, 415, 422, 503, 504, 507, also={201: {"headers": LOCATION}}),
 )
 async def register_checkpoint(
     request: Request, body: CheckpointCreate, app: App, idempotency_key: Key = None
 ) -> Response:
-    """The folder stays where it is; it is read from end to end first."""
+    """The folder is validated completely and stays where it is."""
     make = partial(app.registration.register, body)
     shown, headers = await create_once(request, app, idempotency_key, "/v1/checkpoints", make)
     return JSONResponse(shown, 201, headers)
@@ -64,11 +64,11 @@ def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
     response_model=CheckpointOut,
     response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
-    summary="Let new traces run on it",
+    summary="Activate a checkpoint for new traces",
     responses=problems(403, 404, 409, 415, 422, 503, 507),
 )
 async def activate_checkpoint(checkpoint_id: str, app: App, body: ActivateIn | None = None) -> Response:
-    """Checked, loaded beside what runs, then answering; running and paused traces keep their weights."""
+    """Validates and loads it next to the running checkpoints, then activates it; existing traces keep their weights."""
     await app.activation.activate(checkpoint_id, body.drain if body else None)
     return JSONResponse(await get_checkpoint(checkpoint_id, app))
 
@@ -77,9 +77,9 @@ async def activate_checkpoint(checkpoint_id: str, app: App, body: ActivateIn | N
 async def delete_checkpoint(
     checkpoint_id: str,
     app: App,
-    unload: Annotated[bool, Query(description="take it out of memory first, if no trace runs on it")] = False,
+    unload: Annotated[bool, Query(description="unload it first, if no trace uses it")] = False,
 ) -> Response:
-    """Forget it; its files go where jobs or this home made them, and stay where they were only registered."""
+    """Deletes it with the files that jobs or this home created; files of registered folders stay."""
     await app.registration.delete(checkpoint_id, unload=unload)
     return Response(status_code=204)
 
@@ -87,7 +87,7 @@ async def delete_checkpoint(
 @router.get("/models", response_model=ModelList)
 @in_pool(pools.intake)
 def list_models(app: App) -> dict[str, Any]:
-    """What `checkpoint` may name, in the OpenAI list shape."""
+    """The valid values of `checkpoint`, in the OpenAI list format."""
     return {
         "object": "list",
         "data": [

@@ -1,4 +1,4 @@
-"""`/v1/datasets`: a training file from a machine that is not the server's."""
+"""`/v1/datasets`: uploads of training files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ REFUSAL = f"send multipart/form-data with a field `file`, or jsonl as {RAW[0]}"
     responses=problems(400, 403, 413, 415, 422, 503, 507),
 )
 async def upload_dataset(request: Request, app: App) -> Response:
-    """A jsonl file; every line is looked at, and a broken one is named. The same file again is the same upload."""
+    """A jsonl file; errors name the invalid line. Uploading the same file again returns the same dataset."""
     async with app.spool.receive(request, RAW, "unsupported_dataset", REFUSAL) as upload:
         return JSONResponse(await pools.intake.run(app.datasets.take, upload), 201)

@@ -1,4 +1,4 @@
-"""`/v1/images`: pictures in, pictures out, and what a model gets of them."""
+"""`/v1/images`: upload and download of images, and the model's view of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
 PNG: dict[str, Any] = {"description": "PNG", "content": {"image/png": {}}}
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 RAW = ("image/*",)
-REFUSAL = "send multipart/form-data with a field `file`, or the picture as image/…"
+REFUSAL = "send multipart/form-data with a field `file`, or the image as image/…"
 
 
 @router.post(
@@ -34,7 +34,7 @@ REFUSAL = "send multipart/form-data with a field `file`, or the picture as image
     responses=problems(400, 403, 409, 413, 415, 422, 503, 507, also={201: {"headers": LOCATION}}),
 )
 async def upload_image(request: Request, app: App, idempotency_key: Key = None) -> Response:
-    """A PNG, JPEG, WebP, GIF, BMP or AVIF image, known by its content; stored as an RGB PNG without metadata."""
+    """A PNG, JPEG, WebP, GIF, BMP or AVIF image, identified by content; stored as an RGB PNG without metadata."""
     async with app.spool.receive(request, RAW, "unsupported_image", REFUSAL) as upload:
         with app.idempotency.hold("POST /v1/images", idempotency_key, upload.digest) as claim:
             answer, replayed = await app.image_intake.run(_store, app, upload.path, claim)
@@ -44,7 +44,7 @@ async def upload_image(request: Request, app: App, idempotency_key: Key = None) 
 
 def _store(app: Services, path: Path, claim: Claim) -> tuple[dict[str, Any], bool]:
     replay: Replay | None = app.idempotency.replay(claim)
-    stored = app.image_intake.store_file(path)  # also on a replay: the image is there again and young
+    stored = app.image_intake.store_file(path)  # also on a replay: it restores and refreshes the image
     answer = stored.as_json()
     if replay is None and claim.key is not None:
         with app.db.write() as connection:
@@ -55,11 +55,11 @@ def _store(app: Services, path: Path, claim: Claim) -> tuple[dict[str, Any], boo
 @router.get("/{image_id}", response_class=FileResponse, responses=problems(404, 503, also={200: PNG}))
 @in_pool(pools.reads)
 def get_image(image_id: str, app: App) -> Response:
-    """The PNG; its id is the hash of its bytes, so it never changes."""
+    """The PNG; its id is the hash of its bytes, so it is immutable."""
     stored = app.images.get(image_id)
     path = app.images.path(stored.image_id)
     if not path.is_file():
-        raise Problem("image_not_found", "the picture's file is gone; upload it again")
+        raise Problem("image_not_found", "the image's file is gone; upload it again")
     return FileResponse(path, media_type="image/png", headers=FOREVER | {"ETag": f'"{stored.image_id}"'})
 
 
@@ -70,7 +70,7 @@ async def get_model_view(
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
     fit: Fit = "crop",
 ) -> Response:
-    """What the model gets of the picture, at its resolution."""
+    """The image as the model sees it, at its resolution."""
     info = await pools.intake.run(partial(app.checkpoints.usable, checkpoint, path="query.checkpoint"))
     assert info.config is not None
     view = await app.image_intake.run(app.image_intake.view, image_id, info.config.vq.resolution, fit)

@@ -43,7 +43,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 async def create_job(
     request: Request, body: Annotated[JobSpec, Body()], app: App, idempotency_key: Key = None
 ) -> Response:
-    """The whole spec is checked before anything starts; a 422 names every field that is to blame."""
+    """The whole spec is validated first; a 422 names every invalid field."""
     make = partial(app.jobs.create, body)
     job, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     return JSONResponse(job, 202, headers)
@@ -65,7 +65,7 @@ def list_jobs(
 
 @router.get("/{job_id}", response_model=JobOut, responses=problems(404, 503))
 async def get_job(job_id: str, app: App) -> Response:
-    """The whole job, as far as it has come."""
+    """The whole job, with its current progress."""
     return JSONResponse(await app.jobs.get(job_id))
 
 
@@ -76,7 +76,7 @@ async def get_job(job_id: str, app: App) -> Response:
     responses=stream_answers("The job has ended and the position is past its last event"),
 )
 async def job_events(job_id: str, position: Position, app: App) -> Response:
-    """The same resume rules as for traces; ends after the `job.status` that ends the job."""
+    """Resumes like trace events; ends after the job's last `job.status`."""
     return await follow(app.jobs, job_id, position)
 
 
@@ -86,9 +86,9 @@ def job_metrics(
     job_id: str,
     app: App,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[int, Query(ge=0, le=2**53, description="`seq` of the last row of the page before")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**53, description="`seq` of the last row of the previous page")] = 0,
 ) -> Any:
-    """Oldest first; of two rows for one step of a stage the later one counts (a resumed job tells steps again)."""
+    """Oldest first. A resumed job may repeat steps of a stage: the later row counts."""
     data, has_more = app.jobs.metrics(job_id, after=after, limit=limit)
     return JSONResponse({"data": data, "has_more": has_more})
 
@@ -96,12 +96,12 @@ def job_metrics(
 @router.get(
     "/{job_id}/files/{name:path}",
     response_class=FileResponse,
-    summary="A picture, report or log of a job",
+    summary="An image, report or log of a job",
     responses=problems(404, 503, also={200: {"description": "The file"}}),
 )
 @in_pool(pools.reads)
 def job_file(job_id: str, name: str, app: App) -> Response:
-    """What `sample` and `report` events link to, `log.txt`, `predictions.jsonl`; it goes with its job."""
+    """Files linked by `sample` and `report` events, `log.txt` and `predictions.jsonl`; deleted with the job."""
     path = app.jobs.file(job_id, name)
     kinds = {".png": "image/png", ".json": "application/json", ".jsonl": "application/x-ndjson"}
     return FileResponse(path, media_type=kinds.get(path.suffix, "text/plain; charset=utf-8"))
@@ -109,18 +109,18 @@ def job_file(job_id: str, name: str, app: App) -> Response:
 
 @router.post("/{job_id}/cancel", response_model=JobOut, responses=problems(403, 404, 503))
 async def cancel_job(job_id: str, app: App) -> Response:
-    """It stops at its next step boundary and keeps a checkpoint; changes nothing for a job that has ended."""
+    """Stops at the next step boundary with a checkpoint; no-op for ended jobs."""
     return JSONResponse(await app.jobs.cancel(job_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, response_model=JobOut, responses=problems(403, 404, 409, 503))
 async def resume_job(job_id: str, app: App) -> Response:
-    """Go on where the saved state is, in the same order of data."""
+    """Continues from the saved state, with the same order of data."""
     return JSONResponse(await app.jobs.resume(job_id), 202)
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(403, 404, 409, 503))
 async def delete_job(job_id: str, app: App) -> Response:
-    """Remove row, log and samples, never its checkpoints; 409 while it is queued or running."""
+    """Deletes row, log and samples; checkpoints stay. 409 while the job is queued or running."""
     await app.jobs.delete(job_id)
     return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""`/login`: the key once, a signed cookie in return, so that pages, pictures and event streams need no header."""
+"""`/login`: exchanges the key for a signed cookie, so that pages, images and event streams need no header."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _SET_COOKIE = {"Set-Cookie": {"schema": {"type": "string"}}}
 _ANSWERS = problems(
     400, 401, 403, 413, 415, 422, 429,
     also={
-        204: {"description": "To a JSON body: the cookie", "headers": _SET_COOKIE},
-        303: {"description": "To a form: the cookie, and on to `next`", "headers": _SET_COOKIE},
+        204: {"description": "For a JSON body: the cookie", "headers": _SET_COOKIE},
+        303: {"description": "For a form: the cookie and a redirect to `next`", "headers": _SET_COOKIE},
     },
 )  # fmt: skip
-for _status in (401, 429):  # to a form: the page again
+for _status in (401, 429):  # for a form: the login page again
     _ANSWERS[_status]["content"]["text/html"] = {"schema": {"type": "string"}}
 
 
@@ -47,7 +47,7 @@ for _status in (401, 429):  # to a form: the page again
     response_class=Response,
     responses={
         200: {"description": "The page that asks for the key", "content": {"text/html": {}}},
-        303: {"description": "Nothing to ask: signed in already, or this server has no key"},
+        303: {"description": "Already signed in, or the server has no key"},
     },
 )
 async def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
@@ -65,12 +65,12 @@ async def show(request: Request, app: App, next: Annotated[str, Query(max_length
     responses=_ANSWERS,
 )
 async def login(request: Request, app: App) -> Response:
-    """Gives the cookie for the key: a form leads on to `next`, JSON (`{"key": …}`) gets an empty answer."""
+    """Sets the cookie for a valid key; forms are redirected to `next`, JSON (`{"key": …}`) gets an empty response."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise Problem("body_too_large", f"a login has {MAX_BODY} bytes at most")
+            raise Problem("body_too_large", f"logins are limited to {MAX_BODY} bytes")
     wait_s = app.key.brake.wait_s(_address(request)) if app.key else 0
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
@@ -88,7 +88,7 @@ async def login(request: Request, app: App) -> Response:
             raise too_many_tries(wait_s)
         key = _key_in(bytes(body))
         if app.key is not None and not _right(app.key, key, request):
-            raise Problem("wrong_key", "this is not the server's key")
+            raise Problem("wrong_key", "the key is wrong")
         answer = Response(None, 204, {"Cache-Control": "no-store"})
     else:
         raise Problem("not_json", f"send the key as application/json or {FORM}")
@@ -108,7 +108,7 @@ def _right(key: ApiKey, given: str, request: Request) -> bool:
     right = key.is_key(given.encode("utf-8", "surrogatepass"))
     if not right:
         key.brake.note_wrong(_address(request))
-        log.warning("a wrong key was given at /login from %s", _address(request))
+        log.warning("wrong key at /login from %s", _address(request))
     return right
 
 

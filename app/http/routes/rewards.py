@@ -1,4 +1,4 @@
-"""`/v1/rewards`: the verdict on an answer, the same as in training and benchmarks."""
+"""`/v1/rewards`: grades an answer as in training and benchmarks."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ router = APIRouter(prefix="/v1/rewards", tags=["jobs"])
     responses=problems(400, 403, 415, 422, 503),
 )
 async def grade_answer(body: RewardIn, app: App) -> dict[str, Any]:
-    """Whether an answer is right, which check decided, and what both sides were read as."""
+    """Whether the answer is correct, which check decided, and the parsed values."""
     return await app.grader.grade(body.answer, body.reference, body.choices, similarity=body.similarity)

@@ -43,7 +43,7 @@ async def metrics(app: App) -> Response:
 @router.get("/v1/limits", response_model=LimitsOut, responses=problems(422, 503))
 @in_pool(pools.reads)
 def get_limits(app: App, checkpoint: Annotated[str | None, Query(max_length=200)] = None) -> dict[str, Any]:
-    """What a request may hold, for the active checkpoint or the one named."""
+    """The limits of requests to the active or named checkpoint."""
     return _limits(app, checkpoint)
 
 
@@ -67,7 +67,7 @@ def _limits(app: Services, checkpoint: str | None) -> dict[str, Any]:
     responses=problems(400, 403, 415, 422, 503),
 )
 async def measure(body: LimitsIn, app: App) -> dict[str, int]:
-    """What a question and its pictures take, and what is left for the answer."""
+    """The tokens of a question with images, and the remaining context."""
 
     def count() -> dict[str, int]:
         info = app.checkpoints.usable(body.checkpoint)

@@ -1,4 +1,4 @@
-"""`/v1/tasks`: questions of the procedural world, with their answers on demand."""
+"""`/v1/tasks`: tasks of the procedural world, optionally with their answers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 @in_pool(pools.intake)
 def get_task(
     app: App,
-    slice: Annotated[Slice | None, Query(description="drawn when absent")] = None,
-    seed: Annotated[int | None, Query(ge=0, le=MAX_SEED, description="drawn, held out, when absent")] = None,
-    reveal: Annotated[bool, Query(description="also the answer and the reference steps")] = False,
+    slice: Annotated[Slice | None, Query(description="random when absent")] = None,
+    seed: Annotated[int | None, Query(ge=0, le=MAX_SEED, description="random and held out when absent")] = None,
+    reveal: Annotated[bool, Query(description="include answer and reference steps")] = False,
 ) -> dict[str, Any]:
-    """Same slice and seed, same task."""
+    """The same slice and seed return the same task."""
     return app.world.as_json(app.world.draw(slice, seed), reveal=reveal)

@@ -66,7 +66,7 @@ def _wants_stream(request: Request) -> bool:
     ),
 )
 async def create_trace(request: Request, body: TraceCreate, app: App, idempotency_key: Key = None) -> Response:
-    """Everything that can be refused is refused here, with its own status, before the first byte."""
+    """All validation happens before the first byte of a stream, with its own status."""
     stream = _wants_stream(request)
     background = body.background if body.background is not None else not stream
 
@@ -75,8 +75,8 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
 
     trace, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     if stream:
-        await app.traces.reader.past_the_end(trace["id"], 0)  # 404 for a replay of a trace that was deleted
-        return EventStream(app.traces.reader.read(trace["id"], 0), status_code=201, headers=headers, refusable=False)
+        await app.traces.reader.past_the_end(trace["id"], 0)  # 404 for a replay whose trace was deleted
+        return EventStream(app.traces.reader.read(trace["id"], 0), status_code=201, headers=headers, limited=False)
     return JSONResponse(trace, 201, headers)
 
 
@@ -90,9 +90,9 @@ def list_traces(
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
     slice: Slice | None = None,
     verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
-    q: Annotated[str | None, Query(max_length=200, description="words in question or answer")] = None,
+    q: Annotated[str | None, Query(max_length=200, description="text in question or answer")] = None,
 ) -> Any:
-    """Newest first; entries leave out the steps."""
+    """Newest first; entries omit the steps."""
     with app.db.read() as connection:
         data, has_more = store.page(
             connection,
@@ -109,7 +109,7 @@ def list_traces(
 
 @router.get("/{trace_id}", response_model=Trace, responses=problems(404, 503))
 async def get_trace(trace_id: TraceId, app: App) -> Response:
-    """The whole trace, as far as it has come."""
+    """The whole trace, with its current progress."""
     return JSONResponse(await app.traces.reader.get(trace_id))
 
 
@@ -117,16 +117,16 @@ async def get_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/events",
     response_class=Response,
     summary="The trace's events, live or replayed",
-    responses=stream_answers("The position is past the terminal event: nothing will come any more"),
+    responses=stream_answers("The position is past the terminal event"),
 )
 async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
-    """Committed events only; a comment every 15 s of silence; ends after the terminal event."""
+    """Committed events only; keep-alive comments after 15 s of silence; ends after the terminal event."""
     return await follow(app.traces.reader, trace_id, position)
 
 
 @router.post("/{trace_id}/pause", response_model=Trace, responses=problems(403, 404, 409, 503))
 async def pause_trace(trace_id: TraceId, app: App) -> Response:
-    """Let it pause when its running step ends; idempotent."""
+    """Pauses at the end of the running step; idempotent."""
     return JSONResponse(await app.traces.pause(trace_id))
 
 
@@ -137,19 +137,19 @@ async def pause_trace(trace_id: TraceId, app: App) -> Response:
     responses=problems(400, 403, 404, 409, 415, 422, 429, 503),
 )
 async def continue_trace(trace_id: TraceId, app: App, body: ContinueIn | None = None) -> Response:
-    """One more step, or to the end; 409 unless it is paused."""
+    """Runs one more step, or to the end; 409 unless the trace is paused."""
     return JSONResponse(await app.traces.continue_(trace_id, body.mode if body else "step"))
 
 
 @router.post("/{trace_id}/cancel", response_model=Trace, responses=problems(403, 404, 409, 503))
 async def cancel_trace(trace_id: TraceId, app: App) -> Response:
-    """Answers when the engine has really stopped; changes nothing for a trace that has ended."""
+    """Returns when the engine has stopped; no-op for ended traces."""
     return JSONResponse(await app.traces.cancel(trace_id))
 
 
 @router.delete("/{trace_id}", status_code=204, responses=problems(403, 404, 409, 503))
 async def delete_trace(trace_id: TraceId, app: App) -> Response:
-    """Remove it with its events and partial pictures; a live one is cancelled first."""
+    """Deletes the trace with its events and partial images; an active one is cancelled first."""
     await app.traces.delete(trace_id)
     return Response(status_code=204)
 
@@ -157,13 +157,13 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
 @router.get(
     "/{trace_id}/partials/{name}",
     response_class=FileResponse,
-    summary="A partial picture of a trace",
+    summary="A partial image of a trace",
     responses=problems(404, 503, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
 )
 @in_pool(pools.reads)
 def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:
-    """What `image.partial` links to; it goes with its trace."""
+    """Previews linked by `image.partial`; deleted with the trace."""
     path = app.partials.path(trace_id, name)
     if not path.is_file():
-        raise Problem("image_not_found", "this partial picture is gone")
+        raise Problem("image_not_found", "this partial image no longer exists")
     return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `Database.migrate` (or a test) hands over."""
+"""Alembic's entry point: runs the migrations on the connection that `Database.migrate` (or a test) passes in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that come to answer and go again under running traces: a scripted engine with gates, a small memory."""
+"""Activating and evicting checkpoints under running traces: a scripted engine with gates, a small memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engine() -> FakeGeneration:
 def serve(
     tmp_path: Path, package: Path, engine: FakeGeneration, run_async: Callable[[Any], Any]
 ) -> Callable[..., None]:
-    """`serve(scenario)` against a server that knows `new` and `third` beside the shipped checkpoint."""
+    """`serve(scenario)` against a server that knows `new` and `third` in addition to the shipped checkpoint."""
     for name in (NEW, "third"):
         write_paper_checkpoint(tmp_path / "home" / "checkpoints" / name)
 
@@ -67,9 +67,7 @@ async def started(server: Server, **more: Any) -> str:
     return found
 
 
-def test_new_traces_run_on_the_new_weights_and_running_ones_keep_theirs(
-    serve: Callable[..., None], engine: FakeGeneration
-) -> None:
+def test_new_traces_use_the_new_weights(serve: Callable[..., None], engine: FakeGeneration) -> None:
     async def scenario(server: Server) -> None:
         before = await started(server)
         answer = await activate(server)
@@ -91,7 +89,7 @@ def test_new_traces_run_on_the_new_weights_and_running_ones_keep_theirs(
 
 
 @both_databases
-def test_an_activation_is_remembered_by_the_next_start(serve: Callable[..., None], engine: FakeGeneration) -> None:
+def test_next_start_remembers_the_activation(serve: Callable[..., None], engine: FakeGeneration) -> None:
     async def put_to_work(server: Server) -> None:
         await activate(server)
 
@@ -105,9 +103,7 @@ def test_an_activation_is_remembered_by_the_next_start(serve: Callable[..., None
     serve(look)
 
 
-def test_a_checkpoint_that_broke_since_is_replaced_at_the_start_and_readyz_says_so(
-    serve: Callable[..., None], engine: FakeGeneration
-) -> None:
+def test_broken_checkpoint_is_replaced_at_start(serve: Callable[..., None], engine: FakeGeneration) -> None:
     async def put_to_work(server: Server) -> None:
         await activate(server)
 
@@ -126,7 +122,7 @@ def test_a_checkpoint_that_broke_since_is_replaced_at_the_start_and_readyz_says_
 
 
 @pytest.mark.parametrize("where", ["check", "load", "engine", "database"])
-def test_a_failure_anywhere_changes_nothing(
+def test_failed_activation_changes_nothing(
     serve: Callable[..., None], engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     async def scenario(server: Server) -> None:
@@ -161,7 +157,7 @@ def test_a_failure_anywhere_changes_nothing(
     serve(scenario)
 
 
-def test_an_unknown_checkpoint_and_an_unknown_wish_are_refused(serve: Callable[..., None]) -> None:
+def test_unknown_checkpoint_or_drain_is_rejected(serve: Callable[..., None]) -> None:
     async def scenario(server: Server) -> None:
         is_problem(await activate(server, "nobody"), 404, "checkpoint_not_found")
         is_problem(await activate(server, ".new"), 404, "checkpoint_not_found")
@@ -174,7 +170,7 @@ def test_an_unknown_checkpoint_and_an_unknown_wish_are_refused(serve: Callable[.
     serve(scenario)
 
 
-def test_one_activation_at_a_time_and_readyz_tells_of_it(serve: Callable[..., None], engine: FakeGeneration) -> None:
+def test_only_one_activation_at_a_time(serve: Callable[..., None], engine: FakeGeneration) -> None:
     async def scenario(server: Server) -> None:
         engine.closed_gates = {f"check {NEW}", f"load {NEW}"}
         first = asyncio.create_task(activate(server))
@@ -205,9 +201,7 @@ def small(engine: FakeGeneration, **sizes_mb: int) -> None:
     engine.sizes_mb = {OLD: 100, NEW: 100, "third": 100} | sizes_mb
 
 
-def test_a_checkpoint_is_asked_for_by_name_and_the_longest_unused_makes_room(
-    serve: Callable[..., None], engine: FakeGeneration
-) -> None:
+def test_requests_evict_the_lru_checkpoint(serve: Callable[..., None], engine: FakeGeneration) -> None:
     small(engine)
     engine.go("go")
 
@@ -227,7 +221,7 @@ def test_a_checkpoint_is_asked_for_by_name_and_the_longest_unused_makes_room(
     serve(scenario, memory_mb=250)
 
 
-def test_what_a_trace_runs_on_is_never_unloaded(serve: Callable[..., None], engine: FakeGeneration) -> None:
+def test_checkpoints_in_use_are_never_unloaded(serve: Callable[..., None], engine: FakeGeneration) -> None:
     small(engine)
 
     async def scenario(server: Server) -> None:
@@ -251,7 +245,7 @@ def test_what_a_trace_runs_on_is_never_unloaded(serve: Callable[..., None], engi
     serve(scenario, memory_mb=250)
 
 
-def test_without_a_setting_the_budget_is_half_of_the_memory(serve: Callable[..., None], engine: FakeGeneration) -> None:
+def test_default_budget_is_half_the_memory(serve: Callable[..., None], engine: FakeGeneration) -> None:
     small(engine, new=301)
     engine.memory_mb = 800
 
@@ -264,9 +258,7 @@ def test_without_a_setting_the_budget_is_half_of_the_memory(serve: Callable[...,
 
 
 @pytest.mark.parametrize("drain", ["wait", "cancel"])
-def test_where_memory_cannot_hold_both_running_traces_are_drained_on_request(
-    serve: Callable[..., None], engine: FakeGeneration, drain: str
-) -> None:
+def test_drain_ends_running_traces_on_request(serve: Callable[..., None], engine: FakeGeneration, drain: str) -> None:
     small(engine)
 
     async def scenario(server: Server) -> None:
@@ -294,9 +286,7 @@ def test_where_memory_cannot_hold_both_running_traces_are_drained_on_request(
     serve(scenario, memory_mb=150)
 
 
-def test_when_a_drained_load_fails_the_old_weights_are_read_back(
-    serve: Callable[..., None], engine: FakeGeneration
-) -> None:
+def test_failed_drained_load_restores_the_old_weights(serve: Callable[..., None], engine: FakeGeneration) -> None:
     small(engine)
     engine.bad_loads[NEW] = ("load_failed", "no room for the last tensor")
     engine.go("go")
@@ -310,7 +300,7 @@ def test_when_a_drained_load_fails_the_old_weights_are_read_back(
     serve(scenario, memory_mb=150)
 
 
-def test_what_would_not_fit_even_alone_disturbs_nobody(serve: Callable[..., None], engine: FakeGeneration) -> None:
+def test_oversized_checkpoint_disturbs_no_trace(serve: Callable[..., None], engine: FakeGeneration) -> None:
     small(engine, new=600)
     engine.memory_mb = 500
 
@@ -323,8 +313,8 @@ def test_what_would_not_fit_even_alone_disturbs_nobody(serve: Callable[..., None
     serve(scenario, memory_mb=150)
 
 
-def test_every_way_out_of_work_gives_the_checkpoint_back(serve: Callable[..., None], engine: FakeGeneration) -> None:
-    """What a trace that is gone still held could never make room again."""
+def test_every_end_releases_the_checkpoint(serve: Callable[..., None], engine: FakeGeneration) -> None:
+    """A lease that is never released would block evictions for ever."""
     small(engine)
     engine.num_slots = 2
 
@@ -358,9 +348,7 @@ def test_every_way_out_of_work_gives_the_checkpoint_back(serve: Callable[..., No
 # ---- paused traces
 
 
-def test_a_paused_trace_goes_on_with_the_weights_it_began_with(
-    serve: Callable[..., None], engine: FakeGeneration
-) -> None:
+def test_paused_trace_resumes_with_its_weights(serve: Callable[..., None], engine: FakeGeneration) -> None:
     small(engine)
     engine.go("go")
 
@@ -379,7 +367,7 @@ def test_a_paused_trace_goes_on_with_the_weights_it_began_with(
     serve(scenario, memory_mb=250)
 
 
-def test_a_paused_trace_never_goes_on_with_other_weights_of_its_name(
+def test_paused_trace_never_resumes_with_other_weights(
     serve: Callable[..., None], engine: FakeGeneration, tmp_path: Path
 ) -> None:
     async def scenario(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Real weights in a real engine process, swapped while traces run. Invariants 12 and 15 live here."""
+"""Real weights in a real engine process, swapped while traces run. Covers invariants 12 and 15."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.patience import PATIENCE_S
 from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
 
 NAMES = ("nano-omni-r1", "second", "third")
-BUDGET_MB = 18  # of two of them
+BUDGET_MB = 18  # fits two of them
 Scenario = Callable[[Server], Any]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with one checkpoint, a home with two more: the same shapes, other weights."""
+    """A package with one checkpoint, a home with two more: the same shapes, different weights."""
     root = tmp_path_factory.mktemp("swap")
     for seed, name in enumerate(NAMES):
         make_drawing_checkpoint(root / ("home/checkpoints" if seed else "package") / name, seed=seed)
@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serve(folders: Path) -> Iterator[Callable[[Scenario], Any]]:
-    """`serve(scenario)` on one server with one engine process for the whole file; the first checkpoint is active."""
+    """`serve(scenario)` on one server and engine process for the whole file; the first checkpoint is active."""
     engine = EngineProcess({}, device="cpu")
     server = Server(
         folders / "home", folders / "package", engine, memory_mb=BUDGET_MB, allowed_roots=(folders / "allowed",)
@@ -69,7 +69,7 @@ async def activate(server: Server, name: str) -> int:
 
 
 async def ask(server: Server, seed: int, *, tokens: int = 90, **more: Any) -> str:
-    """A trace's id; the picture and the question are always the same."""
+    """A trace's id; image and question are always the same."""
     sampling = {"temperature": 1.0, "seed": seed, "max_new_tokens": tokens}
     trace = await server.create(sampling=sampling, **more)
     found: str = trace["id"]
@@ -77,13 +77,13 @@ async def ask(server: Server, seed: int, *, tokens: int = 90, **more: Any) -> st
 
 
 def told(trace: dict[str, Any]) -> Any:
-    """What the weights decide, but for the pixels of images, which depend on what is decoded with them."""
+    """What the weights determine, without image pixels, which depend on the decoding batch."""
     steps = [(step["text"], bool(step.get("image"))) for step in trace["steps"]]
     return steps, trace["answer"], trace["finish_reason"], trace["usage"]
 
 
 async def references(server: Server, names: tuple[str, ...], seeds: range, tokens: int) -> dict[tuple[str, int], Any]:
-    """What each checkpoint says for each seed while nothing is swapped."""
+    """What each checkpoint answers for each seed without swaps."""
     found = {}
     for name in names:
         traces = [await ask(server, seed, tokens=tokens, checkpoint=name) for seed in seeds]
@@ -92,7 +92,7 @@ async def references(server: Server, names: tuple[str, ...], seeds: range, token
     return found
 
 
-def test_invariant_15_a_hot_swap_under_load_drops_no_trace_and_never_mixes_two_versions_in_one(
+def test_invariant_15_hot_swap_under_load_drops_no_trace(
     serve: Callable[[Scenario], Any],
 ) -> None:
     async def scenario(server: Server) -> None:
@@ -135,7 +135,7 @@ def test_invariant_15_a_hot_swap_under_load_drops_no_trace_and_never_mixes_two_v
     serve(scenario)
 
 
-def test_swaps_in_a_row_leave_the_memory_flat(serve: Callable[[Scenario], Any]) -> None:
+def test_repeated_swaps_keep_memory_flat(serve: Callable[[Scenario], Any]) -> None:
     """50 swaps; each reads a folder, since only two of three fit."""
 
     async def scenario(server: Server) -> None:
@@ -157,7 +157,7 @@ def test_swaps_in_a_row_leave_the_memory_flat(serve: Callable[[Scenario], Any]) 
     serve(scenario)
 
 
-def test_a_paused_trace_goes_on_across_swaps_as_if_nothing_had_happened(serve: Callable[[Scenario], Any]) -> None:
+def test_paused_trace_resumes_across_swaps(serve: Callable[[Scenario], Any]) -> None:
     async def scenario(server: Server) -> None:
         (whole,) = (await references(server, NAMES[:1], range(7, 8), 90)).values()
         trace_id = await ask(server, 7, mode="step")
@@ -205,10 +205,8 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_invariant_12_a_bad_checkpoint_is_refused_and_the_old_weights_still_answer(
-    serve: Callable[[Scenario], Any], folders: Path
-) -> None:
-    """Each fault, as a folder to register and as one that was sound when it was registered."""
+def test_invariant_12_bad_checkpoint_keeps_the_old_weights(serve: Callable[[Scenario], Any], folders: Path) -> None:
+    """Each fault in a folder to register, and in a folder that was valid when registered."""
 
     async def scenario(server: Server) -> None:
         (before,) = (await references(server, NAMES[:1], range(3, 4), 90)).values()
@@ -236,9 +234,7 @@ def test_invariant_12_a_bad_checkpoint_is_refused_and_the_old_weights_still_answ
     serve(scenario)
 
 
-def test_memory_that_cannot_hold_both_is_told_in_figures_that_are_true(
-    serve: Callable[[Scenario], Any], folders: Path
-) -> None:
+def test_insufficient_memory_reports_correct_figures(serve: Callable[[Scenario], Any], folders: Path) -> None:
     async def scenario(server: Server) -> None:
         large = make_tiny_checkpoint(folders / "home" / "checkpoints" / "large", context_len=2048)
         answer = await server.client.post("/v1/checkpoints/large/activate", json={})

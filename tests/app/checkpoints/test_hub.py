@@ -1,4 +1,4 @@
-"""Fetches from the hub: processes that end when the hub does not answer, and with the server."""
+"""Hub downloads in processes that end with an unresponsive hub and with the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes import FakeGeneration
 
 
 def command(script: str) -> list[str]:
-    """A child that runs this instead of a fetch; `say` writes one line."""
+    """A child that runs this script instead of a download; `say` writes one line."""
     say = "import json, sys, time\ndef say(**line): print(json.dumps(line), flush=True)\n"
     return [sys.executable, "-c", say + script]
 
@@ -40,35 +40,33 @@ def fetch(run_async: Callable[[Any], Any], script: str, timeout_s: float = 60.0)
 
 
 @pytest.mark.parametrize("script", [FOLDER, NOISE])
-def test_a_fetch_gives_the_folder(run_async: Callable[[Any], Any], script: str) -> None:
+def test_fetch_returns_the_folder(run_async: Callable[[Any], Any], script: str) -> None:
     assert fetch(run_async, script) == Path("/some/folder")
 
 
 @pytest.mark.parametrize("script", [UNKNOWN, DEAD])
-def test_a_fetch_that_fails_says_why(run_async: Callable[[Any], Any], script: str) -> None:
+def test_failed_fetch_reports_the_reason(run_async: Callable[[Any], Any], script: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         fetch(run_async, script)
     assert caught.value.code == "download_failed"
 
 
 @pytest.mark.parametrize("script", [SILENT, TIMED_OUT])
-def test_a_silent_hub_is_unavailable(run_async: Callable[[Any], Any], script: str) -> None:
+def test_silent_hub_is_unavailable(run_async: Callable[[Any], Any], script: str) -> None:
     with pytest.raises(Problem) as caught:
         fetch(run_async, script, 3.0)
     assert (caught.value.code, caught.value.status) == ("hub_unavailable", 504)
     assert caught.value.headers["Retry-After"]
 
 
-def test_a_hub_that_stops_sending_is_unavailable(
-    run_async: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stalled_hub_is_unavailable(run_async: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.checkpoints.hub.DATA_PATIENCE", 1)
     with pytest.raises(Problem) as caught:
         fetch(run_async, STALLED, 3.0)
     assert caught.value.code == "hub_unavailable"
 
 
-def test_few_fetches_run_at_once_and_the_rest_are_refused(run_async: Callable[[Any], Any]) -> None:
+def test_too_many_fetches_are_rejected(run_async: Callable[[Any], Any]) -> None:
     async def main() -> None:
         hub = HubFetcher(timeout_s=3.0, command=command(SILENT))
         tasks = [asyncio.create_task(hub.fetch(f"owner/n{number}")) for number in range(MOST + 4)]
@@ -83,7 +81,7 @@ def test_few_fetches_run_at_once_and_the_rest_are_refused(run_async: Callable[[A
     run_async(main())
 
 
-def test_a_caller_that_leaves_ends_the_fetch(run_async: Callable[[Any], Any]) -> None:
+def test_disconnected_caller_ends_the_fetch(run_async: Callable[[Any], Any]) -> None:
     async def main() -> None:
         hub = HubFetcher(timeout_s=600, command=command(SILENT))
         task = asyncio.create_task(hub.fetch("owner/name"))
@@ -98,9 +96,7 @@ def test_a_caller_that_leaves_ends_the_fetch(run_async: Callable[[Any], Any]) ->
     run_async(main())
 
 
-def test_a_stop_ends_fetches_and_answers_who_waits(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
+def test_stop_ends_fetches_and_answers_callers(tmp_path: Path, package: Path, run_async: Callable[[Any], Any]) -> None:
     async def main() -> None:
         async with running(tmp_path / "home", package, FakeGeneration()) as server:
             hub = server.services.hub
@@ -127,7 +123,7 @@ def test_hanging_fetches_use_no_thread(with_server: WithServer) -> None:
         ]
         while len(hub._running) < MOST:
             await asyncio.sleep(0.01)
-        # asyncio itself waits for each process in a thread, which ends with it
+        # asyncio waits for each process in a thread, which ends with it
         assert threading.active_count() <= before + MOST + 4
         assert (await server.client.get("/readyz")).status_code == 200
         assert (await server.finished((await server.create())["id"]))["status"] == "completed"
@@ -139,7 +135,7 @@ def test_hanging_fetches_use_no_thread(with_server: WithServer) -> None:
 
 
 @pytest.mark.parametrize("script", [UNKNOWN, SILENT])
-def test_a_start_with_a_hub_id_that_cannot_be_fetched_ends(
+def test_start_with_unreachable_hub_id_ends(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any], script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.main.HubFetcher", functools.partial(HubFetcher, command=command(script)))

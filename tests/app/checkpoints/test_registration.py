@@ -1,4 +1,4 @@
-"""Making checkpoints known and letting them go: which folders are read at all, what is refused, what is deleted."""
+"""Registering and deleting checkpoints: allowed folders, rejected requests, deleted files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def delete(server: Server, name: str, **params: Any) -> Any:
     return await server.client.delete(f"/v1/checkpoints/{name}", params=params)
 
 
-def test_a_registered_folder_can_be_asked_for_stays_where_it_is_and_is_only_forgotten(
+def test_registered_folder_is_usable_and_never_deleted(
     with_server: WithServer, mine: Path, engine: FakeGeneration
 ) -> None:
     async def scenario(server: Server) -> None:
@@ -64,9 +64,7 @@ def test_a_registered_folder_can_be_asked_for_stays_where_it_is_and_is_only_forg
 
 
 @both_databases
-def test_registering_again_with_the_same_key_gives_the_first_answer_and_without_it_a_conflict(
-    with_server: WithServer, mine: Path, engine: FakeGeneration
-) -> None:
+def test_same_key_replays_the_registration(with_server: WithServer, mine: Path, engine: FakeGeneration) -> None:
     async def scenario(server: Server) -> None:
         async def post(name: str) -> Any:
             body = {"source": str(mine), "name": name}
@@ -85,7 +83,7 @@ def test_registering_again_with_the_same_key_gives_the_first_answer_and_without_
     with_server(scenario, allowed_roots=(mine.parent,))
 
 
-def test_no_path_leads_out_of_the_allowed_folders(
+def test_paths_outside_the_allowed_folders_are_rejected(
     with_server: WithServer, mine: Path, tmp_path: Path, engine: FakeGeneration
 ) -> None:
     outside = Path(shutil.copytree(mine, tmp_path / "elsewhere" / "theirs"))
@@ -104,7 +102,7 @@ def test_no_path_leads_out_of_the_allowed_folders(
             "../elsewhere/theirs",
             "/",
             "~",
-            "/no/such/folder",  # whether it exists is nobody's business
+            "/no/such/folder",  # whether it exists is not disclosed
         ):
             is_problem(await register(server, source, name="x"), 422, "path_not_allowed", "body.source")
         for source in (mine.parent / "nothing", mine / "manifest.json", "~no-such-user/x", "a" * 300):
@@ -116,9 +114,7 @@ def test_no_path_leads_out_of_the_allowed_folders(
     with_server(scenario, allowed_roots=(mine.parent,))
 
 
-def test_a_folder_that_is_led_elsewhere_after_it_was_registered_is_refused(
-    with_server: WithServer, mine: Path, tmp_path: Path
-) -> None:
+def test_folder_redirected_after_registration_is_rejected(with_server: WithServer, mine: Path, tmp_path: Path) -> None:
     async def scenario(server: Server) -> None:
         assert (await register(server, mine, name="my-run")).status_code == 201
         theirs = shutil.move(mine, tmp_path / "theirs")
@@ -147,14 +143,14 @@ def test_a_folder_that_is_led_elsewhere_after_it_was_registered_is_refused(
         ({"source": "x", "folder": "y"}, "body.folder"),
     ],
 )
-def test_a_body_that_is_not_right_is_refused(with_server: WithServer, body: dict[str, Any], path: str) -> None:
+def test_invalid_body_is_rejected(with_server: WithServer, body: dict[str, Any], path: str) -> None:
     async def scenario(server: Server) -> None:
         is_problem(await server.client.post("/v1/checkpoints", json=body), 422, "invalid", path)
 
     with_server(scenario)
 
 
-def test_what_the_engine_finds_wrong_is_told_with_its_code(
+def test_engine_errors_are_reported_with_their_code(
     with_server: WithServer, mine: Path, engine: FakeGeneration
 ) -> None:
     async def scenario(server: Server) -> None:
@@ -171,9 +167,7 @@ def test_what_the_engine_finds_wrong_is_told_with_its_code(
     with_server(scenario, allowed_roots=(mine.parent,))
 
 
-def test_a_hub_id_is_fetched_and_its_links_into_the_hubs_cache_are_no_way_out(
-    with_server: WithServer, mine: Path, tmp_path: Path
-) -> None:
+def test_fetched_hub_id_may_link_into_the_cache(with_server: WithServer, mine: Path, tmp_path: Path) -> None:
     repo = tmp_path / "cache" / "models--owner--some-model"
     blobs, snapshot = repo / "blobs", repo / "snapshots" / "abc"
     shutil.copytree(mine, blobs)
@@ -205,7 +199,7 @@ def test_a_hub_id_is_fetched_and_its_links_into_the_hubs_cache_are_no_way_out(
 
 
 @both_databases
-def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(with_server: WithServer) -> None:
+def test_job_checkpoint_has_lineage_and_deletes_files(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         folder = server.home / "jobs" / "job_1" / "checkpoints" / "tuned-step-2"
         write_paper_checkpoint(folder)
@@ -216,11 +210,11 @@ def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(wit
             )
 
         await asyncio.to_thread(told, {"loss/ce": 2.0})
-        await asyncio.to_thread(told, {"loss/ce": 1.5})  # a worker that resumed says it again
+        await asyncio.to_thread(told, {"loss/ce": 1.5})  # a resumed worker reports it again
         entry = (await server.client.get("/v1/checkpoints/tuned-step-2")).json()
         assert (entry["base"], entry["source"], entry["metrics"]) == ("nano-omni-r1", "job", {"loss/ce": 1.5})
         assert entry["lineage"] == {"job_id": "job_1", "stage": "pesft", "step": 2}
-        with pytest.raises(Problem, match="another checkpoint is called"):
+        with pytest.raises(Problem, match="a checkpoint named"):
             await asyncio.to_thread(
                 server.services.checkpoints.register_job_checkpoint,
                 "tuned-step-2", folder, "nano-omni-r1", "job_2", "pesft", 2, {},
@@ -234,7 +228,7 @@ def test_what_a_job_wrote_is_listed_with_its_lineage_and_goes_with_its_files(wit
 
 
 @both_databases
-def test_the_active_one_the_shipped_one_and_the_base_of_a_live_job_stay(with_server: WithServer) -> None:
+def test_active_shipped_and_base_checkpoints_are_kept(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         mine = write_paper_checkpoint(server.home / "checkpoints" / "mine")
         is_problem(await delete(server, "nano-omni-r1"), 409, "checkpoint_in_use")
@@ -264,9 +258,7 @@ def live_job(server: Server, base: str, *, status: str = "running") -> None:
         connection.execute(sa.insert(tables.jobs).values(**row))
 
 
-def test_a_loaded_one_in_use_is_not_deleted_even_when_asked_to_unload(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_loaded_checkpoint_in_use_is_not_deleted(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = lambda _request: [*step_items(1, "I look.", png()), Wait("go"), *answer_items(" red")]
 
     async def scenario(server: Server) -> None:

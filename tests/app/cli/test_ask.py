@@ -1,4 +1,4 @@
-"""`omni-r1 ask` and `task` against a small canned server: what is printed, what is kept, how it ends."""
+"""`omni-r1 ask` and `task` against a small canned server: output, files, exit codes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from tests.app.canned import REVEALED, Canned, finished
 from tests.patience import PATIENCE_S
 
 
-def test_ask_streams_the_text_and_saves_the_pictures(
-    canned: Canned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ask_streams_text_and_saves_images(canned: Canned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", "picture.png", "Which colour?"]) == 0
     out, err = capsys.readouterr()
-    assert out == "1  I box it.[31m [trace-t1/step-1.png]\nAnswer: red\n"  # the escape character is gone
+    assert out == "1  I box it.[31m [trace-t1/step-1.png]\nAnswer: red\n"  # without the escape character
     assert "waiting (2 before you)" in err
-    assert "nano-omni-r1, seed 5 in 1.2 s; pictures in trace-t1/" in err
+    assert "nano-omni-r1, seed 5 in 1.2 s; images in trace-t1/" in err
     assert (tmp_path / "trace-t1" / "step-1.png").read_bytes() == b"PNG of step 1"
     assert json.loads((tmp_path / "trace-t1" / "trace.json").read_text())["answer"] == "red"
 
 
-def test_ask_passes_on_what_was_asked_for(canned: Canned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_passes_on_its_options(canned: Canned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--fit", "pad", "--temperature", "0", "--top-p", "0.5", "--seed", "7", "--max-images", "2"]
     assert main(["ask", "picture.png", "Why?", "--checkpoint", "c", "--out", "there", "--quiet", *options]) == 0
     assert capsys.readouterr().out == "red\n"
@@ -43,34 +41,34 @@ def test_ask_passes_on_what_was_asked_for(canned: Canned, tmp_path: Path, capsys
     }
 
 
-def test_ask_prints_the_whole_trace_as_json(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_prints_the_trace_as_json(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", "picture.png", "Why?", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "completed"
 
 
-def test_a_failed_trace_is_exit_code_1_and_one_line(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_trace_exits_with_1(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answers["GET /v1/traces/t1"] = (200, finished("failed"))
     assert main(["ask", "picture.png", "Why?"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "omni-r1: the trace is failed: the engine died; ask again"
 
 
-def test_a_refusal_is_exit_code_2_and_one_line(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejected_request_exits_with_2(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     problem = {"code": "unsupported_image", "detail": "not a picture:\nsend PNG", "status": 415, "title": "x"}
     canned.answers["POST /v1/images"] = (415, problem)
     assert main(["ask", "picture.png", "Why?"]) == 2
     assert capsys.readouterr().err == "omni-r1: not a picture: send PNG\n"
 
 
-def test_a_full_queue_is_exit_code_1(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_queue_exits_with_1(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answers["POST /v1/traces"] = (429, {"code": "queue_full", "detail": "64 traces wait", "status": 429})
     assert main(["ask", "picture.png", "Why?"]) == 1
     assert capsys.readouterr().err == "omni-r1: 64 traces wait\n"
 
 
-def test_ctrl_c_cancels_the_trace_and_is_exit_code_130(canned: Canned, tmp_path: Path) -> None:
+def test_ctrl_c_cancels_and_exits_with_130(canned: Canned, tmp_path: Path) -> None:
     canned.hang = True
     command = [sys.executable, "-m", "app.cli", "ask", str(tmp_path / "picture.png"), "Why?"]
-    # Started in the background of a script, the tests ignore Ctrl-C, and a child would inherit that.
+    # When tests run in the background of a script, they ignore Ctrl-C, and a child would inherit that.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -85,7 +83,7 @@ def test_ctrl_c_cancels_the_trace_and_is_exit_code_130(canned: Canned, tmp_path:
     assert err.splitlines()[-1] == "omni-r1: interrupted"
 
 
-def test_task_shows_the_question_and_hides_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_task_hides_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task", "natural-1000000123"]) == 0
     out = capsys.readouterr().out
     assert "Which colour has the star?" in out
@@ -104,7 +102,7 @@ def test_task_reveals_and_saves_its_solution(
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["picture.png", "step-1.png", "task.json"]
 
 
-def test_task_asks_the_model_and_tells_the_verdict(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_task_prints_the_verdict(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task", "--ask"]) == 0
     out, err = capsys.readouterr()
     assert out.endswith("Answer: red\n")

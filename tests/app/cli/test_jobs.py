@@ -1,4 +1,4 @@
-"""`omni-r1 train METHOD` and `omni-r1 jobs` against the real API with workers of ten lines."""
+"""`omni-r1 train METHOD` and `omni-r1 jobs` against the real API with minimal workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def spec_of(*argv: str) -> dict[str, Any]:
     return build_spec(build_parser().parse_args(["train", *argv]))
 
 
-def test_training_is_followed_to_its_end(with_server: Callable[..., Any], capsys: Say) -> None:
+def test_train_follows_the_job_to_its_end(with_server: Callable[..., Any], capsys: Say) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = server.services.jobs._activation = FakeCheckpoints()
         argv = [
@@ -64,9 +64,7 @@ def test_training_is_followed_to_its_end(with_server: Callable[..., Any], capsys
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_failed_job_is_exit_code_1_with_the_reason_and_the_last_lines(
-    with_server: Callable[..., Any], capsys: Say
-) -> None:
+def test_failed_job_exits_with_1_and_reason(with_server: Callable[..., Any], capsys: Say) -> None:
     async def scenario(server: Server) -> None:
         assert await cli(server, "train", "pesft", "--base", "nano-omni-r1") == 1
         said = capsys.readouterr().err
@@ -76,7 +74,7 @@ def test_a_failed_job_is_exit_code_1_with_the_reason_and_the_last_lines(
     with_server(scenario, job_command=worker("fail"))
 
 
-def test_every_wrong_field_is_named_at_once(with_server: Callable[..., Any], capsys: Say) -> None:
+def test_all_invalid_fields_are_named(with_server: Callable[..., Any], capsys: Say) -> None:
     async def scenario(server: Server) -> None:
         argv = ["train", "pesft", "--base", "nano-omni-r1", "--set", "hyperparameters.steps=0", "--set", "seed=x"]
         assert await cli(server, *argv) == 2
@@ -87,7 +85,7 @@ def test_every_wrong_field_is_named_at_once(with_server: Callable[..., Any], cap
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_file_of_this_machine_is_uploaded_first(with_server: Callable[..., Any], capsys: Say, tmp_path: Path) -> None:
+def test_local_data_file_is_uploaded_first(with_server: Callable[..., Any], capsys: Say, tmp_path: Path) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         data = tmp_path / "mine.jsonl"
@@ -106,7 +104,7 @@ def test_a_file_of_this_machine_is_uploaded_first(with_server: Callable[..., Any
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_job_is_detached_cancelled_and_resumed(with_server: Callable[..., Any], capsys: Say) -> None:
+def test_job_can_be_detached_cancelled_and_resumed(with_server: Callable[..., Any], capsys: Say) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         assert await cli(server, "train", "pesft", "--base", "nano-omni-r1", "--detach") == 0
@@ -114,7 +112,7 @@ def test_a_job_is_detached_cancelled_and_resumed(with_server: Callable[..., Any]
         await events(server, job_id, until=of_type("metrics"))
         assert await cli(server, "jobs", "cancel", job_id, "--wait") == 0
         assert "is cancelled" in capsys.readouterr().err
-        assert await cli(server, "jobs", "watch", job_id) == 1  # it has ended, and not well
+        assert await cli(server, "jobs", "watch", job_id) == 1  # it has ended unsuccessfully
         capsys.readouterr()
         assert await cli(server, "jobs", "resume", job_id, "--json") == 0
         told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -128,24 +126,24 @@ def test_a_job_is_detached_cancelled_and_resumed(with_server: Callable[..., Any]
 
 
 @pytest.mark.parametrize("method", ["pesft", "perpo", "zero", "pipeline", "benchmark"])
-def test_every_method_has_something_valid_to_begin_with(method: str) -> None:
+def test_every_method_has_a_valid_default(method: str) -> None:
     assert parse_spec(spec_of(method)).method == method
 
 
-def test_zero_alone_begins_as_it_does_in_the_whole_recipe() -> None:
+def test_zero_alone_starts_as_in_the_pipeline() -> None:
     stage = dict(PRESETS["nano-zero"].spec["hyperparameters"]["zero"])
     assert spec_of("zero")["hyperparameters"] == stage
     assert spec_of("zero", "--set", "hyperparameters.candidates=2")["hyperparameters"] == stage | {"candidates": 2}
-    assert PRESETS["nano-zero"].spec["hyperparameters"]["zero"] == stage  # the preset itself is left alone
+    assert PRESETS["nano-zero"].spec["hyperparameters"]["zero"] == stage  # the preset is unchanged
 
 
-def test_a_spec_comes_from_a_preset_a_text_or_a_file(tmp_path: Path) -> None:
+def test_spec_comes_from_preset_text_or_file(tmp_path: Path) -> None:
     preset = PRESETS["nano-perpo"].spec
     assert spec_of("perpo", "--preset", "nano-perpo") == preset
     assert (
         spec_of("perpo", "--preset", "nano-perpo", "--set", "hyperparameters.steps=2")["hyperparameters"]["steps"] == 2
     )
-    assert PRESETS["nano-perpo"].spec["hyperparameters"]["steps"] == 60  # the preset itself is left alone
+    assert PRESETS["nano-perpo"].spec["hyperparameters"]["steps"] == 60  # the preset is unchanged
     text = json.dumps({key: value for key, value in preset.items() if key != "method"})
     assert spec_of("perpo", "--spec", text) == preset
     (tmp_path / "spec.json").write_text(text)
@@ -164,13 +162,13 @@ def test_a_spec_comes_from_a_preset_a_text_or_a_file(tmp_path: Path) -> None:
         ("pesft", "--set", "steps"),
     ],
 )
-def test_a_spec_that_cannot_be_read_is_one_line_and_exit_code_2(argv: tuple[str, ...]) -> None:
+def test_unreadable_spec_exits_with_2(argv: tuple[str, ...]) -> None:
     with pytest.raises(CommandError) as caught:
         spec_of(*argv)
     assert caught.value.exit_code == 2
 
 
-def test_options_before_and_behind_the_action_are_the_same() -> None:
+def test_options_work_before_and_after_the_action() -> None:
     def parsed(*argv: str) -> argparse.Namespace:
         return build_parser().parse_args(["jobs", *argv])
 

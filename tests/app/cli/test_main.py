@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line on errors, checkpoints, doctor, help."""
+"""The command line: exit codes, errors of one line, checkpoints, doctor, help."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ from tests.app.canned import Canned
         [],
     ],
 )
-def test_bad_input_is_exit_code_2_and_one_line(
-    canned: Canned, capsys: pytest.CaptureFixture[str], argv: list[str]
-) -> None:
+def test_bad_input_exits_with_2(canned: Canned, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -58,7 +56,7 @@ def test_bad_input_is_exit_code_2_and_one_line(
         ["serve", "--host", "0.0.0.0"],
     ],
 )
-def test_bad_input_to_what_runs_by_itself_is_exit_code_2_and_one_line(
+def test_bad_input_without_a_server_exits_with_2(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -71,7 +69,7 @@ def test_bad_input_to_what_runs_by_itself_is_exit_code_2_and_one_line(
     assert err.count("\n") == 1
 
 
-def test_doctor_finds_a_home_that_cannot_be_and_says_so(
+def test_doctor_reports_an_impossible_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
@@ -84,16 +82,14 @@ def test_doctor_finds_a_home_that_cannot_be_and_says_so(
     assert found["python"]["state"] == found["packages"]["state"] == found["port"]["state"] == "ok"
 
 
-def test_doctor_names_a_setting_that_cannot_be(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_names_an_invalid_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("OMNI_R1_PORT", "http")
     assert main(["doctor"]) == 1
     assert "OMNI_R1_PORT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", [["task"], ["checkpoints"]])
-def test_no_server_is_exit_code_3_and_says_what_to_do(
+def test_missing_server_exits_with_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
     monkeypatch.setenv("OMNI_R1_URL", "http://127.0.0.1:1")
@@ -104,10 +100,10 @@ def test_no_server_is_exit_code_3_and_says_what_to_do(
     assert err.count("\n") == 1
 
 
-def test_another_program_on_the_port_is_exit_code_3(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_program_on_the_port_exits_with_3(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answers["GET /v1/tasks"] = (200, b"<html>")
     assert main(["task"]) == 3
-    assert "another program" in capsys.readouterr().err
+    assert "Another program" in capsys.readouterr().err
 
 
 def test_checkpoints_are_listed_and_shown(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +115,7 @@ def test_checkpoints_are_listed_and_shown(canned: Canned, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out) == {"id": "nano-omni-r1"}
 
 
-def test_a_checkpoint_is_registered_put_to_work_and_deleted(
+def test_checkpoint_is_registered_activated_and_deleted(
     canned: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -129,7 +125,7 @@ def test_a_checkpoint_is_registered_put_to_work_and_deleted(
     assert canned.body_of("POST /v1/checkpoints") == {"source": str(tmp_path / "folder"), "name": "mine"}
     assert main(["checkpoints", "activate", "mine", "--drain", "wait"]) == 0
     out, err = capsys.readouterr()
-    assert out == "mine answers, version 7\n"
+    assert out == "mine is active, version 7\n"
     assert "checkpoints activate nano-omni-r1" in err, "the way back"
     assert canned.body_of("POST /v1/checkpoints/mine/activate") == {"drain": "wait"}
     assert main(["checkpoints", "delete", "mine", "--unload"]) == 0
@@ -138,7 +134,7 @@ def test_a_checkpoint_is_registered_put_to_work_and_deleted(
     assert json.loads(canned.calls[-1][2]) == {"source": "owner/name"}
 
 
-def test_help_and_version_end_well(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_exit_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for command in ("serve", "ask", "task", "checkpoints", "evaluate", "train", "convert", "doctor"):
@@ -147,7 +143,7 @@ def test_help_and_version_end_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("omni-r1 ")
 
 
-def test_help_loads_nothing_but_the_parser() -> None:
+def test_help_imports_only_the_parser() -> None:
     script = (
         "import sys; from app.cli.main import main; main(['--help'])\n"
         "sys.exit([m for m in ('torch', 'gradio', 'httpx', 'pydantic', 'rich') if m in sys.modules] or 0)"
@@ -156,9 +152,9 @@ def test_help_loads_nothing_but_the_parser() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_control_characters_never_reach_the_terminal() -> None:
+def test_terminal_output_has_no_control_characters() -> None:
     assert clean("a\x1b[2J\x07b\x9bc\rd\n\te\ud800é🎨") == "a[2Jbcd\n\teé🎨"
 
 
-def test_a_table_is_as_wide_as_its_widest_cells() -> None:
+def test_table_columns_fit_their_cells() -> None:
     assert table(["a", "b"], [["long", "x"], ["s", "y\nz"]]) == "a     b\nlong  x\ns     y z\n"

@@ -1,4 +1,4 @@
-"""The client and its stream reader, against canned bytes: split frames, broken connections, refusals."""
+"""The client and its stream parser against canned bytes: split frames, broken connections, error responses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def seqs(events: list[Event]) -> list[int]:
 
 
 class Chunks(httpx.SyncByteStream):
-    """A body that arrives in the given pieces and may break afterwards."""
+    """A body that arrives in the given pieces and may then break."""
 
     def __init__(self, pieces: list[bytes], error: Exception | None = None) -> None:
         self.pieces, self.error = pieces, error
@@ -78,7 +78,7 @@ def problem(status: int, code: str, detail: str, **headers: str) -> httpx.Respon
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
-def test_the_same_events_come_out_however_the_bytes_are_split(newline: str, size: int) -> None:
+def test_split_bytes_give_the_same_events(newline: str, size: int) -> None:
     wire = b"\xef\xbb\xbf: hello\n\n" + b"".join(LOG)
     wire = wire.replace(b"\n", newline.encode())
     parser = EventParser()
@@ -89,13 +89,13 @@ def test_the_same_events_come_out_however_the_bytes_are_split(newline: str, size
     assert not events[2].terminal
 
 
-def test_comments_unknown_fields_and_unfinished_frames_are_passed_over() -> None:
+def test_comments_and_unfinished_frames_are_skipped() -> None:
     parser = EventParser()
     wire = b": ping\n\nretry: 1000\nevent: x\n\n" + LOG[0] + b"event: text.delta\nid: 2\ndata: {}\n"
     assert seqs(parser.feed(wire)) == [1]
 
 
-def test_an_event_keeps_its_data_line_byte_for_byte() -> None:
+def test_event_keeps_its_data_line() -> None:
     line = '{"text": "a",   "step":1}'
     [event] = EventParser().feed(f"id: 1\nevent: text.delta\ndata: {line}\n\n".encode())
     assert event.raw == line
@@ -104,12 +104,12 @@ def test_an_event_keeps_its_data_line_byte_for_byte() -> None:
 @pytest.mark.parametrize(
     "wire", [b"id: 1\ndata: {\n\n", b"id: x\ndata: {}\n\n", b"id: 1\ndata: [1]\n\n", b"data: {}\n\n"]
 )
-def test_what_is_no_event_of_this_api_is_refused(wire: bytes) -> None:
+def test_invalid_events_are_rejected(wire: bytes) -> None:
     with pytest.raises(MalformedStream):
         EventParser().feed(wire)
 
 
-def test_a_cursor_lets_each_event_through_once_and_sees_a_gap() -> None:
+def test_cursor_passes_each_event_once() -> None:
     cursor = Cursor(after=4)
     assert not cursor.accept(Event(3, "text.delta", {}))
     assert cursor.accept(Event(5, "text.delta", {}))
@@ -122,7 +122,7 @@ def test_a_cursor_lets_each_event_through_once_and_sees_a_gap() -> None:
 # Streaming
 
 
-def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
+def test_broken_stream_resumes_where_it_broke() -> None:
     positions = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -139,7 +139,7 @@ def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
     assert positions == [0, 1, 2, 2, 3]
 
 
-def test_a_stream_that_ends_early_without_an_error_is_taken_up_too() -> None:
+def test_stream_that_ends_early_resumes() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         return stream(LOG[int(request.headers.get("last-event-id", "0"))])
 
@@ -147,7 +147,7 @@ def test_a_stream_that_ends_early_without_an_error_is_taken_up_too() -> None:
         assert seqs(list(client.events("t1"))) == [1, 2, 3, 4]
 
 
-def test_a_server_that_repeats_or_skips_events_does_not_confuse_the_reader() -> None:
+def test_repeated_or_missing_events_are_handled() -> None:
     answers = [stream(LOG[0], LOG[0], LOG[2]), stream(LOG[0], LOG[1], LOG[2]), stream(LOG[3])]
     with client_for(lambda _: answers.pop(0)) as client:
         assert seqs(list(client.events("t1"))) == [1, 2, 3, 4]
@@ -158,13 +158,13 @@ def test_reading_after_the_end_yields_nothing() -> None:
         assert list(client.events("t1", after=4)) == []
 
 
-def test_a_restarting_server_is_waited_for() -> None:
+def test_client_waits_for_a_restarting_server() -> None:
     answers = [problem(503, "not_ready", "starting"), stream(*LOG)]
     with client_for(lambda _: answers.pop(0)) as client:
         assert seqs(list(client.events("t1"))) == [1, 2, 3, 4]
 
 
-def test_a_server_that_stays_away_is_given_up_after_the_given_time() -> None:
+def test_client_gives_up_after_the_timeout() -> None:
     now = iter(range(1000))
 
     def handler(_: httpx.Request) -> httpx.Response:
@@ -174,7 +174,7 @@ def test_a_server_that_stays_away_is_given_up_after_the_given_time() -> None:
         list(client.events("t1", give_up_s=5))
 
 
-def test_a_server_that_only_ever_hangs_up_is_given_up_too() -> None:
+def test_client_gives_up_on_endless_disconnects() -> None:
     now = iter(range(1000))
     with (
         client_for(lambda _: stream(), clock=lambda: float(next(now))) as client,
@@ -183,7 +183,7 @@ def test_a_server_that_only_ever_hangs_up_is_given_up_too() -> None:
         list(client.events("t1", give_up_s=5))
 
 
-def test_an_unknown_trace_is_not_asked_for_again() -> None:
+def test_unknown_trace_is_not_retried() -> None:
     calls = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -195,12 +195,12 @@ def test_an_unknown_trace_is_not_asked_for_again() -> None:
     assert len(calls) == 1
 
 
-def test_a_page_in_place_of_a_stream_is_named_as_such() -> None:
+def test_page_instead_of_a_stream_is_reported() -> None:
     with client_for(lambda _: httpx.Response(200, text="<html>")) as client, pytest.raises(MalformedAnswer):
         list(client.events("t1"))
 
 
-# Calls and refusals
+# Calls and error responses
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_page_in_place_of_a_stream_is_named_as_such() -> None:
         (418, ApiError),
     ],
 )
-def test_a_refusal_carries_status_code_and_detail(status: int, kind: type[ApiError]) -> None:
+def test_error_carries_status_code_and_detail(status: int, kind: type[ApiError]) -> None:
     answer = problem(status, "some_code", "do this instead", **{"retry-after": "7"})
     with client_for(lambda _: answer) as client, pytest.raises(ApiError) as caught:
         client.trace("t1")
@@ -229,12 +229,12 @@ def test_a_refusal_carries_status_code_and_detail(status: int, kind: type[ApiErr
     assert caught.value.retry_after == 7
 
 
-def test_a_refusal_without_a_problem_document_still_says_its_status() -> None:
+def test_error_without_problem_document_has_its_status() -> None:
     with client_for(lambda _: httpx.Response(502, text="<html>")) as client, pytest.raises(ServerFailed, match="502"):
         client.trace("t1")
 
 
-def test_nobody_there_is_an_error_of_its_own() -> None:
+def test_unreachable_server_has_its_own_error() -> None:
     def handler(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("[Errno 111] Connection refused")
 
@@ -242,7 +242,7 @@ def test_nobody_there_is_an_error_of_its_own() -> None:
         client.limits()
 
 
-def test_a_trace_is_asked_for_with_what_was_given_and_nothing_else() -> None:
+def test_create_trace_sends_only_given_values() -> None:
     seen = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -265,17 +265,17 @@ def test_a_trace_is_asked_for_with_what_was_given_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("question", ["\ud800", "a\udfff"])
-def test_text_that_no_encoding_can_carry_is_refused_before_it_is_sent(question: str) -> None:
+def test_unencodable_text_is_rejected_before_sending(question: str) -> None:
     with client_for(lambda _: httpx.Response(500)) as client, pytest.raises(BadInput, match="JSON"):
         client.create_trace(question)
 
 
-def test_not_a_number_is_refused_before_it_is_sent() -> None:
+def test_nan_is_rejected_before_sending() -> None:
     with client_for(lambda _: httpx.Response(500)) as client, pytest.raises(BadInput, match="JSON"):
         client.create_trace("Why?", sampling={"temperature": float("nan")})
 
 
-def test_every_call_goes_where_the_contract_says(tmp_path: Path) -> None:
+def test_calls_use_the_documented_routes(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -332,18 +332,18 @@ def test_every_call_goes_where_the_contract_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://elsewhere/x.png", "//elsewhere/x.png", "x.png"])
-def test_a_picture_is_fetched_from_this_server_only(url: str) -> None:
+def test_images_are_fetched_from_this_server_only(url: str) -> None:
     with client_for(lambda _: httpx.Response(200)) as client, pytest.raises(MalformedAnswer):
         client.fetch(url)
 
 
-def test_readiness_is_told_while_the_server_is_not_ready() -> None:
+def test_readiness_is_returned_while_not_ready() -> None:
     answer = {"phase": "starting", "checkpoint": None, "weight_version": None, "detail": "loading"}
     with client_for(lambda _: httpx.Response(503, json=answer)) as client:
         assert client.readiness()["phase"] == "starting"
 
 
-def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_R1_URL", " http://studio:1234/ ")
     with Client() as client:
         assert client.base_url == "http://studio:1234"
@@ -351,7 +351,7 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert default_url() == "http://127.0.0.1:7860"
 
 
-def test_what_is_no_address_is_refused() -> None:
+def test_invalid_url_is_rejected() -> None:
     with pytest.raises(BadInput, match="address"):
         Client("studio")
 
@@ -383,7 +383,7 @@ def test_awkward_text_survives_the_stream(newline: str, escaped: bool) -> None:
         assert [event.data["text"] for event in events] == AWKWARD
 
 
-def test_the_terminal_gets_no_control_characters() -> None:
+def test_terminal_text_has_no_control_characters() -> None:
     for text in AWKWARD:
         shown = clean(text)
         assert all(char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs" for char in shown), text

@@ -1,4 +1,4 @@
-"""The build that a server names: another one as soon as a file of the pages is another one."""
+"""The build that a server reports changes with every file of the pages."""
 
 from __future__ import annotations
 

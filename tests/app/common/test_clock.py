@@ -1,4 +1,4 @@
-"""The wall clock is set while the server runs: durations stay true, and nothing expires before its time."""
+"""The wall clock is set while the server runs: durations stay correct, and nothing expires early."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = [-3 * DAY, 3 * DAY, 400 * DAY, -400 * DAY]
 
 @dataclass
 class Clocks:
-    """A wall clock that can be set, and one that only runs."""
+    """A wall clock that can be set, and a steady one."""
 
     wall: float = 1_800_000_000.0
     steady: float = 1_000.0
@@ -39,7 +39,7 @@ class Clocks:
 
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """The clocks of all servers of the test."""
+    """The clocks of all servers in the test."""
     made = Clocks()
     monkeypatch.setattr(tables, "clock", made.make())
     return made
@@ -53,7 +53,7 @@ def test_stamps_follow_the_wall_clock() -> None:
     assert clock.now() == "2027-01-14T08:00:00.000Z"
 
 
-def test_what_is_older_than_an_age_is_before_it() -> None:
+def test_before_covers_everything_older() -> None:
     clocks = Clocks()
     clock = clocks.make()
     first = clock.now()
@@ -63,8 +63,8 @@ def test_what_is_older_than_an_age_is_before_it() -> None:
 
 
 @pytest.mark.parametrize("steps", [[s] for s in STEPS] + [[3 * DAY, -3 * DAY], [-3 * DAY, 3 * DAY], [DAY, DAY, DAY]])
-def test_nothing_young_is_ever_before_an_age(steps: list[float]) -> None:
-    """Stamps are given out between the steps, and looked at after each."""
+def test_before_never_covers_anything_younger(steps: list[float]) -> None:
+    """Stamps are issued between the steps and checked after each."""
     clocks = Clocks()
     clock, given = clocks.make(), []
     for step in [*steps, 0.0]:
@@ -161,7 +161,7 @@ def test_job_keeps_its_order_and_duration(step: float, with_server: Callable[...
     with_server(scenario, job_command=worker("wait"), max_jobs=1)
 
 
-def test_time_between_two_runs_of_a_job_does_not_count(with_server: Callable[..., Any], clocks: Clocks) -> None:
+def test_time_between_job_runs_does_not_count(with_server: Callable[..., Any], clocks: Clocks) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)

@@ -1,4 +1,4 @@
-"""Log lines: one form in every process, an id for every request, one line for every answer."""
+"""Log lines: one format in all processes, an id per request, one line per response."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def raised() -> Any:
         return sys.exc_info()
 
 
-# ---- the form
+# ---- format
 
 
-def test_a_text_line_is_one_line_of_printable_characters() -> None:
+def test_text_line_has_only_printable_characters() -> None:
     line = LineFormatter(as_json=False).format(record("path %s", ODD, exc_info=raised()))
     assert line.isprintable()
     assert line.encode()
@@ -50,7 +50,7 @@ def test_a_text_line_is_one_line_of_printable_characters() -> None:
     assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z WARNING omni_r1\.x: path a", line)
 
 
-def test_a_json_line_holds_the_traceback_and_the_ids() -> None:
+def test_json_line_has_traceback_and_ids() -> None:
     trace, job = "tr_" + "a1" * 10, "job_" + "b2" * 10
     line = LineFormatter(as_json=True).format(record("%s of %s: %s", trace, job, ODD, exc_info=raised()))
     assert line.isprintable()
@@ -62,11 +62,11 @@ def test_a_json_line_holds_the_traceback_and_the_ids() -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_arguments_that_do_not_fit_cost_no_line(as_json: bool) -> None:
+def test_mismatched_arguments_lose_no_line(as_json: bool) -> None:
     assert "%d items" in LineFormatter(as_json=as_json).format(record("%d items", "no number"))
 
 
-def test_the_request_id_is_in_both_forms() -> None:
+def test_request_id_is_in_both_formats() -> None:
     token = request_id.set("abc")
     try:
         assert LineFormatter(as_json=False).format(record("x")).endswith("omni_r1.x: x request=abc")
@@ -79,7 +79,7 @@ def test_the_request_id_is_in_both_forms() -> None:
 
 
 class Lines(logging.Handler):
-    """Records as JSON sees them."""
+    """Records as JSON."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def lines() -> Any:
     ours.setLevel(before)
 
 
-def test_every_answer_has_an_id_and_a_line(with_server: WithServer, lines: Lines) -> None:
+def test_every_response_has_an_id_and_a_line(with_server: WithServer, lines: Lines) -> None:
     async def scenario(server: Server) -> None:
         lines.told.clear()
         given = await server.client.get("/v1/limits?key=secret", headers={"X-Request-ID": "caller:7/a=b"})
@@ -131,7 +131,7 @@ def test_every_answer_has_an_id_and_a_line(with_server: WithServer, lines: Lines
 
 
 @pytest.mark.parametrize("given", ["", "a b", "a\tb", "é", "x" * 129, '"', "<script>"])
-def test_an_odd_request_id_is_replaced(with_server: WithServer, given: str) -> None:
+def test_odd_request_id_is_replaced(with_server: WithServer, given: str) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.get("/livez", headers=[(b"X-Request-ID", given.encode())])
         assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
@@ -139,7 +139,7 @@ def test_an_odd_request_id_is_replaced(with_server: WithServer, given: str) -> N
     with_server(scenario)
 
 
-def test_what_is_polled_is_logged_at_debug_only(with_server: WithServer, lines: Lines) -> None:
+def test_polled_paths_are_logged_at_debug(with_server: WithServer, lines: Lines) -> None:
     async def scenario(server: Server) -> None:
         for level, expected in ((logging.INFO, 0), (logging.DEBUG, 4)):
             logging.getLogger("omni_r1").setLevel(level)
@@ -151,7 +151,7 @@ def test_what_is_polled_is_logged_at_debug_only(with_server: WithServer, lines: 
     with_server(scenario)
 
 
-def test_the_access_log_can_be_turned_off_and_ids_stay(with_server: WithServer, lines: Lines) -> None:
+def test_access_log_can_be_disabled(with_server: WithServer, lines: Lines) -> None:
     async def scenario(server: Server) -> None:
         assert (await server.client.get("/v1/limits")).headers["x-request-id"]
         assert lines.of("omni_r1.access") == []
@@ -159,7 +159,7 @@ def test_the_access_log_can_be_turned_off_and_ids_stay(with_server: WithServer, 
     with_server(scenario, access_log=False)
 
 
-def test_an_error_and_its_answer_carry_the_same_id(with_server: WithServer, lines: Lines) -> None:
+def test_error_response_and_log_share_the_id(with_server: WithServer, lines: Lines) -> None:
     async def scenario(server: Server) -> None:
         def broken(*_: object) -> None:
             raise RuntimeError("on purpose")
@@ -175,9 +175,7 @@ def test_an_error_and_its_answer_carry_the_same_id(with_server: WithServer, line
     with_server(scenario)
 
 
-def test_a_stream_is_logged_at_its_end_and_a_trace_with_its_request(
-    with_server: WithServer, engine: FakeGeneration, lines: Lines
-) -> None:
+def test_stream_is_logged_at_its_end(with_server: WithServer, engine: FakeGeneration, lines: Lines) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -190,7 +188,7 @@ def test_a_stream_is_logged_at_its_end_and_a_trace_with_its_request(
         def streams() -> list[dict[str, Any]]:
             return [line for line in lines.of("omni_r1.access") if line["path"] == path]
 
-        while len(streams()) < 1:  # the one that was dropped, once the server has heard of it
+        while len(streams()) < 1:  # the dropped one, once the server has noticed
             await asyncio.sleep(0.01)
         engine.go("end")
         body = b"".join(event.raw for event in await reader)
@@ -203,9 +201,7 @@ def test_a_stream_is_logged_at_its_end_and_a_trace_with_its_request(
     with_server(scenario)
 
 
-def test_a_page_of_another_origin_may_read_the_id(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
+def test_cors_exposes_the_request_id(tmp_path: Path, package: Path, run_async: Callable[[Any], Any]) -> None:
     async def main() -> None:
         async with running(tmp_path / "h", package, FakeGeneration(), cors_origins="http://a.example") as server:
             answer = await server.client.get("/v1/limits", headers={"Origin": "http://a.example"})
@@ -227,7 +223,7 @@ def all_json(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_whole_run_says_nothing_but_json(tmp_path: Path) -> None:
+def test_json_log_contains_only_json(tmp_path: Path) -> None:
     script = (
         "import sys, threading, warnings; sys.argv = ['x', '--port', '0', '--no-page']\n"
         "from tests import fake_server\n"
@@ -265,7 +261,7 @@ def test_a_whole_run_says_nothing_but_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["app.main", "app.cli.main"])
 @pytest.mark.parametrize("what", ["unknown setting", "bad value", "port", "database", "home"])
-def test_a_refusal_to_start_is_json_as_well(tmp_path: Path, module: str, what: str) -> None:
+def test_start_errors_are_json_too(tmp_path: Path, module: str, what: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -291,8 +287,8 @@ def test_a_refusal_to_start_is_json_as_well(tmp_path: Path, module: str, what: s
     assert all_json(done.stderr)[-1]["level"] == "critical"
 
 
-def test_the_engine_process_logs_in_the_same_form(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.engine.child", "99"]  # no such socket
+def test_engine_process_logs_in_the_same_format(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.engine.child", "99"]  # the socket does not exist
     done = subprocess.run(
         command, env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
     )

@@ -1,4 +1,4 @@
-"""Blocking work: which threads it runs in, how long callers wait, what becomes of work that comes too late."""
+"""Blocking work: its threads, deadlines, and late results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fakes import FakeGeneration, held
 from tests.postgres import Cluster
 
 ROOT = Path(__file__).parents[3]
-# Bounded pools of their own: image decoders, writers of uploads, the grader.
+# Other bounded pools: image decoders, upload writers, the grader.
 OWN_POOLS = {"app/storage/image_intake.py", "app/storage/uploads.py", "app/jobs/grader.py"}
 BLOCKING = {"to_thread", "run_in_executor", "run_in_threadpool", "run_sync", "ThreadPoolExecutor"}
 
@@ -51,7 +51,7 @@ async def stuck(*filled: Pool) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_a_result_and_an_error_come_back(run_async: Callable[[Any], Any]) -> None:
+def test_results_and_errors_are_returned(run_async: Callable[[Any], Any]) -> None:
     async def main() -> None:
         pool = Pool("t", threads=2, deadline_s=60)
         assert await pool.run(divmod, 7, 2) == (3, 1)
@@ -66,7 +66,7 @@ def test_a_result_and_an_error_come_back(run_async: Callable[[Any], Any]) -> Non
     run_async(main())
 
 
-def test_no_more_threads_than_promised(run_async: Callable[[Any], Any]) -> None:
+def test_pool_respects_its_thread_limit(run_async: Callable[[Any], Any]) -> None:
     seen: set[int] = set()
 
     async def main() -> None:
@@ -77,7 +77,7 @@ def test_no_more_threads_than_promised(run_async: Callable[[Any], Any]) -> None:
     run_async(main())
 
 
-def test_late_work_is_refused_and_undone(run_async: Callable[[Any], Any]) -> None:
+def test_late_work_is_rejected_and_undone(run_async: Callable[[Any], Any]) -> None:
     gate, undone, began = threading.Event(), threading.Event(), threading.Event()
     log: list[str] = []
 
@@ -112,7 +112,7 @@ def test_late_work_is_refused_and_undone(run_async: Callable[[Any], Any]) -> Non
     run_async(main())
 
 
-def test_a_caller_that_leaves_takes_its_work_back(run_async: Callable[[Any], Any]) -> None:
+def test_cancelled_caller_undoes_its_work(run_async: Callable[[Any], Any]) -> None:
     gate, began, undone = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -134,7 +134,7 @@ def test_a_caller_that_leaves_takes_its_work_back(run_async: Callable[[Any], Any
     run_async(main())
 
 
-def test_hanging_work_does_not_keep_a_process_alive() -> None:
+def test_hanging_work_does_not_block_exit() -> None:
     code = (
         "import asyncio, threading\n"
         "from app.common.pools import Pool\n"
@@ -147,7 +147,7 @@ def test_hanging_work_does_not_keep_a_process_alive() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False).returncode == 0
 
 
-def test_all_blocking_work_of_the_server_has_a_pool() -> None:
+def test_all_blocking_work_uses_a_pool() -> None:
     """Other threads are shared by everything: asyncio's, and anyio's, in which FastAPI runs plain functions."""
     found = []
     for path in sorted([*(ROOT / "app").rglob("*.py"), *(ROOT / "model" / "engine").glob("client.py")]):
@@ -179,12 +179,12 @@ def _is_in_pool(node: ast.FunctionDef) -> bool:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines that a test can wait for."""
+    """Deadlines short enough for a test."""
     for pool in (pools.reads, pools.writes, pools.probe, pools.intake, pools.files, pools.work):
         monkeypatch.setattr(pool, "deadline_s", 1.0)
 
 
-def test_a_hanging_database_is_503_and_a_late_trace_is_taken_back(
+def test_hanging_database_returns_503_and_undoes_traces(
     with_server: WithServer, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -216,7 +216,7 @@ def test_a_hanging_database_is_503_and_a_late_trace_is_taken_back(
     with_server(scenario)
 
 
-def test_slow_work_of_one_kind_stops_no_other(with_server: WithServer, short: None) -> None:
+def test_slow_work_blocks_no_other_pool(with_server: WithServer, short: None) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body()
         async with stuck(pools.intake, pools.files, pools.streams):
@@ -232,10 +232,10 @@ def test_slow_work_of_one_kind_stops_no_other(with_server: WithServer, short: No
     with_server(scenario)
 
 
-def test_a_commit_that_hangs_is_told_and_fails_running_traces(
+def test_hanging_commit_fails_running_traces(
     with_server: WithServer, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database that takes a statement and never answers raises nothing: only the clock shows it."""
+    """A database that never answers raises nothing: only the clock reveals it."""
     monkeypatch.setattr(event_log, "COMMIT_PATIENCE_S", 0.3)
     monkeypatch.setattr("app.traces.service.STORAGE_PATIENCE_S", 0.3)
     gate = threading.Event()
@@ -268,7 +268,7 @@ def test_a_commit_that_hangs_is_told_and_fails_running_traces(
     with_server(scenario)
 
 
-def test_a_pipe_in_a_checkpoint_folder_keeps_nobody_waiting(with_server: WithServer, paper_checkpoint: Path) -> None:
+def test_pipe_in_a_checkpoint_folder_blocks_nothing(with_server: WithServer, paper_checkpoint: Path) -> None:
     async def scenario(server: Server) -> None:
         for name in ("config.json", "manifest.json", "tokenizer.json"):
             folder = server.home / "checkpoints" / f"pipe-{name.partition('.')[0]}"
@@ -284,7 +284,7 @@ def test_a_pipe_in_a_checkpoint_folder_keeps_nobody_waiting(with_server: WithSer
     with_server(scenario)
 
 
-def test_postgresql_ends_statements_that_take_too_long(postgres: Cluster) -> None:
+def test_postgresql_ends_slow_statements(postgres: Cluster) -> None:
     url = postgres.new()
     opened = Database(url)
     try:

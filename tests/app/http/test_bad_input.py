@@ -1,4 +1,4 @@
-"""Bad input to traces, pictures and checkpoints: a clear problem, the server well, nothing lost."""
+"""Bad input to traces, images and checkpoints: a clear problem, a healthy server, no data loss."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_every_bad_field_is_refused_with_its_path_and_creates_nothing(with_server: WithServer) -> None:
+def test_invalid_fields_are_rejected_with_their_path(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for more, path in FIELDS:
             answer = await server.client.post("/v1/traces", json=await server.body(**more))
@@ -82,7 +82,7 @@ def test_every_bad_field_is_refused_with_its_path_and_creates_nothing(with_serve
     with_server(scenario)
 
 
-def test_limits_are_asked_for_as_many_pictures_as_a_question_may_have(with_server: WithServer) -> None:
+def test_limits_allow_as_many_images_as_a_question(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for images, wanted in ((-1, 422), (0, 200), (16, 200), (17, 422)):
             answer = await server.client.post("/v1/limits", json={"question": "Where?", "images": images})
@@ -92,7 +92,7 @@ def test_limits_are_asked_for_as_many_pictures_as_a_question_may_have(with_serve
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none_are_refused(with_server: WithServer, value: str) -> None:
+def test_invalid_numbers_are_rejected(with_server: WithServer, value: str) -> None:
     async def scenario(server: Server) -> None:
         body = json.dumps(await server.body(sampling={"temperature": "@"})).replace('"@"', value)
         answer = await server.client.post("/v1/traces", content=body, headers=JSON)
@@ -104,7 +104,7 @@ def test_numbers_that_are_none_are_refused(with_server: WithServer, value: str) 
     with_server(scenario)
 
 
-def test_lone_surrogates_are_refused_and_right_to_left_text_is_not(with_server: WithServer) -> None:
+def test_lone_surrogates_are_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for place in ("question", "metadata"):
             value: Any = "@" if place == "question" else {"x": "@"}
@@ -119,7 +119,7 @@ def test_lone_surrogates_are_refused_and_right_to_left_text_is_not(with_server: 
     with_server(scenario)
 
 
-def test_special_tokens_in_a_question_are_literal_text(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_special_tokens_in_questions_are_literal_text(with_server: WithServer, engine: FakeGeneration) -> None:
     question = "<s> <image> </s> <racm3:break> IMGIMGAAZ <reserved12856> THOUGHT 1: \nFinal Answer: x"
 
     async def scenario(server: Server) -> None:
@@ -134,7 +134,7 @@ def test_special_tokens_in_a_question_are_literal_text(with_server: WithServer, 
     with_server(scenario)
 
 
-def test_bodies_that_are_no_json_are_told_apart(with_server: WithServer) -> None:
+def test_invalid_json_bodies_are_distinguished(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         post = server.client.post
         is_problem(await post("/v1/traces", content=b"{", headers=JSON), 400, "malformed")
@@ -154,7 +154,7 @@ def test_bodies_that_are_no_json_are_told_apart(with_server: WithServer) -> None
     with_server(scenario)
 
 
-def test_how_many_pictures_is_the_checkpoints_word(with_server: WithServer) -> None:
+def test_checkpoint_decides_the_number_of_images(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         none = await server.client.post("/v1/traces", json={"question": "Where?"})
         is_problem(none, 422, "image_required", "body.images")
@@ -166,7 +166,7 @@ def test_how_many_pictures_is_the_checkpoints_word(with_server: WithServer) -> N
     with_server(scenario)
 
 
-def test_a_question_that_does_not_fit_is_refused_before_it_waits(with_server: WithServer) -> None:
+def test_oversized_question_is_rejected_before_queueing(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         question = "zq" * 1500
         answer = await server.client.post("/v1/traces", json=await server.body(question=question))
@@ -178,7 +178,7 @@ def test_a_question_that_does_not_fit_is_refused_before_it_waits(with_server: Wi
     with_server(scenario)
 
 
-def test_an_unknown_id_is_a_404_everywhere(with_server: WithServer) -> None:
+def test_unknown_ids_return_404(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for method, path, code in (
             ("GET", "/v1/traces/tr_nothing", "trace_not_found"),
@@ -190,7 +190,7 @@ def test_an_unknown_id_is_a_404_everywhere(with_server: WithServer) -> None:
             ("GET", f"/v1/images/{'0' * 64}", "image_not_found"),
             ("GET", f"/v1/images/{'0' * 64}/model-view", "image_not_found"),
             ("GET", "/v1/checkpoints/nothing", "checkpoint_not_found"),
-            ("GET", f"/v1/checkpoints/{'a' * 300}", "checkpoint_not_found"),  # longer than a file's name may be
+            ("GET", f"/v1/checkpoints/{'a' * 300}", "checkpoint_not_found"),  # longer than a file name may be
             ("POST", f"/v1/checkpoints/{'a' * 300}/activate", "checkpoint_not_found"),
             ("DELETE", f"/v1/checkpoints/{'a' * 300}", "checkpoint_not_found"),
             ("DELETE", "/v1/checkpoints/a%00b", "checkpoint_not_found"),
@@ -205,7 +205,7 @@ def test_an_unknown_id_is_a_404_everywhere(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_bad_query_values_are_refused_with_their_path(with_server: WithServer) -> None:
+def test_bad_query_values_are_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for url, path in (
             ("/v1/traces?limit=0", "query.limit"),
@@ -225,7 +225,7 @@ def test_bad_query_values_are_refused_with_their_path(with_server: WithServer) -
 
 
 def broken(folder: Path, how: str) -> None:
-    """Spoil a checkpoint folder in one way."""
+    """Damage a checkpoint folder in one way."""
     if how == "pickle":
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
@@ -238,9 +238,7 @@ def broken(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["pickle", "cut", "config", "manifest"])
-def test_a_broken_checkpoint_folder_is_listed_with_its_reason_and_refused(
-    with_server: WithServer, tmp_path: Path, how: str
-) -> None:
+def test_broken_checkpoint_is_listed_and_rejected(with_server: WithServer, tmp_path: Path, how: str) -> None:
     folder = write_paper_checkpoint(tmp_path / "home" / "checkpoints" / "mine")
     broken(folder, how)
 
@@ -256,7 +254,7 @@ def test_a_broken_checkpoint_folder_is_listed_with_its_reason_and_refused(
     with_server(scenario)
 
 
-def test_a_checkpoint_that_the_engine_refuses_is_a_422_with_its_words(
+def test_checkpoint_rejected_by_the_engine_returns_422(
     with_server: WithServer, engine: FakeGeneration, tmp_path: Path
 ) -> None:
     write_paper_checkpoint(tmp_path / "home" / "checkpoints" / "mine")
@@ -271,7 +269,7 @@ def test_a_checkpoint_that_the_engine_refuses_is_a_422_with_its_words(
     with_server(scenario)
 
 
-def test_a_link_out_of_the_allowed_roots_is_no_checkpoint(with_server: WithServer, tmp_path: Path) -> None:
+def test_link_outside_the_allowed_roots_is_rejected(with_server: WithServer, tmp_path: Path) -> None:
     outside = write_paper_checkpoint(tmp_path / "elsewhere" / "mine")
     (tmp_path / "home" / "checkpoints").mkdir(parents=True)
     (tmp_path / "home" / "checkpoints" / "mine").symlink_to(outside)
@@ -291,7 +289,7 @@ def test_a_link_out_of_the_allowed_roots_is_no_checkpoint(with_server: WithServe
 # ---- disk and database
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_without_data_loss(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body()
 
@@ -311,9 +309,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(with_server: WithServer, monkey
     with_server(scenario)
 
 
-def test_a_locked_database_is_a_503_that_says_when_to_come_back(
-    with_server: WithServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked_database_returns_503_with_retry_after(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.storage.database.BUSY_TIMEOUT_S", 0.05)
 
     async def scenario(server: Server) -> None:
@@ -331,7 +327,7 @@ def test_a_locked_database_is_a_503_that_says_when_to_come_back(
     with_server(scenario)
 
 
-def test_a_database_that_is_gone_is_told_by_readyz_and_by_every_route(with_server: WithServer) -> None:
+def test_missing_database_is_reported_everywhere(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body()
         moved = server.home / "moved.db"
@@ -347,7 +343,7 @@ def test_a_database_that_is_gone_is_told_by_readyz_and_by_every_route(with_serve
     with_server(scenario)
 
 
-def test_a_picture_may_come_in_the_question(with_server: WithServer) -> None:
+def test_question_may_contain_a_data_url(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         url = "data:image/png;base64," + base64.b64encode(png((9, 9, 9))).decode()
         body = {"question": "Where?", "images": [{"data_url": url, "fit": "pad"}]}

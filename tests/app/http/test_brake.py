@@ -1,4 +1,4 @@
-"""The brake on login attempts."""
+"""The rate limit of login attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from app.http.brake import EVERYWHERE, LIMIT, MOST_ADDRESSES, WINDOW_S, Brake
 from tests.app.conftest import Server, WithServer, is_problem
 
 
-def test_wrong_logins_are_braked_and_bearer_keys_are_not(with_server: WithServer) -> None:
+def test_wrong_logins_are_limited_bearer_keys_not(with_server: WithServer) -> None:
     key = "the-right-key-of-this-server"
 
     async def scenario(server: Server) -> None:
@@ -24,7 +24,7 @@ def test_wrong_logins_are_braked_and_bearer_keys_are_not(with_server: WithServer
     with_server(scenario, api_key=key)
 
 
-def test_the_brake_forgets_after_its_window_and_is_bounded() -> None:
+def test_limit_expires_and_is_bounded() -> None:
     now = 1000.0
     brake = Brake(clock=lambda: now)
     for _ in range(LIMIT - 1):
@@ -42,7 +42,7 @@ def test_the_brake_forgets_after_its_window_and_is_bounded() -> None:
     assert EVERYWHERE > LIMIT
 
 
-def test_one_ipv6_network_is_one_address() -> None:
+def test_ipv6_network_counts_as_one_address() -> None:
     brake = Brake(clock=lambda: 0.0)
     for number in range(LIMIT):
         brake.note_wrong(f"2001:db8::{number:x}")

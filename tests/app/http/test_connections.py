@@ -1,4 +1,4 @@
-"""Rude clients: idle, slow, half-sent, too many. What they may not take from those who behave."""
+"""Rude clients (idle, slow, incomplete, numerous) must not affect others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ kinds = pytest.mark.parametrize("sent", KINDS.values(), ids=KINDS.keys())
 
 @contextlib.asynccontextmanager
 async def connected(server: Server, count: int, sent: bytes) -> AsyncIterator[list[Pair]]:
-    """So many connections that send this and wait."""
+    """That many connections, each having sent these bytes."""
     pairs: list[Pair] = []
     try:
         for _ in range(count):
@@ -48,7 +48,7 @@ async def connected(server: Server, count: int, sent: bytes) -> AsyncIterator[li
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    """What still comes until the server closes."""
+    """All further data until the server closes."""
     with contextlib.suppress(ConnectionError):
         async with asyncio.timeout(60):
             return await reader.read()
@@ -56,7 +56,7 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 
 @kinds
-def test_whoever_keeps_the_server_waiting_is_left(with_server: WithServer, sent: bytes) -> None:
+def test_slow_clients_are_disconnected(with_server: WithServer, sent: bytes) -> None:
     async def scenario(server: Server) -> None:
         async with connected(server, 3, sent) as pairs:
             answers = [await rest(reader) for reader, _ in pairs]
@@ -73,7 +73,7 @@ def test_whoever_keeps_the_server_waiting_is_left(with_server: WithServer, sent:
     with_server(scenario, client_timeout_s=0.5)
 
 
-def test_a_body_that_drips_is_left_although_it_never_stalls(with_server: WithServer) -> None:
+def test_dripping_body_is_disconnected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         async with connected(server, 1, HEAD) as [(reader, writer)]:
 
@@ -92,8 +92,8 @@ def test_a_body_that_drips_is_left_although_it_never_stalls(with_server: WithSer
     with_server(scenario, client_timeout_s=1.0)
 
 
-def test_a_body_that_takes_its_time_is_read_whole(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than the deadline in all, and never silent for as long."""
+def test_slow_but_steady_body_is_read(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the deadline in total, without a pause of that length."""
     body = b'{"question": "Where?", "images": 0}'
     head = b"POST /v1/limits HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     monkeypatch.setattr(connections, "LEAST_BYTES_PER_S", 1)
@@ -109,10 +109,10 @@ def test_a_body_that_takes_its_time_is_read_whole(with_server: WithServer, monke
 
 
 @kinds
-def test_those_who_wait_make_room_for_those_who_work(
+def test_idle_connections_are_evicted_for_new_requests(
     with_server: WithServer, engine: FakeGeneration, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred rude connections, of which twenty are allowed: requests are answered and streams stay whole."""
+    """A hundred rude connections with twenty allowed: requests are answered and streams stay complete."""
     monkeypatch.setattr(connections, "STALLED_S", 0.0)
     engine.script = held
 
@@ -132,9 +132,7 @@ def test_those_who_wait_make_room_for_those_who_work(
     with_server(scenario, most_connections=20, client_timeout_s=600)
 
 
-def test_a_full_server_says_so_and_never_more_streams_than_their_share(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_full_server_limits_streams_to_their_share(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -157,7 +155,7 @@ def test_a_full_server_says_so_and_never_more_streams_than_their_share(
     with_server(scenario, most_connections=20)
 
 
-def test_where_all_are_at_work_a_new_connection_gets_503(
+def test_busy_server_rejects_new_connections_with_503(
     with_server: WithServer, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "MOST_STREAMS", 1.0)
@@ -180,8 +178,8 @@ def test_where_all_are_at_work_a_new_connection_gets_503(
     with_server(scenario, most_connections=20)
 
 
-def test_a_reader_that_stops_reading_is_left(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connection, and what was on its way, do not stay in memory."""
+def test_stalled_reader_is_disconnected(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its connection nor its pending data stays in memory."""
 
     async def scenario(server: Server) -> None:
         request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -197,7 +195,7 @@ def test_a_reader_that_stops_reading_is_left(with_server: WithServer, monkeypatc
     with_server(scenario, client_timeout_s=0.3)
 
 
-def test_a_kept_connection_serves_many_requests(with_server: WithServer) -> None:
+def test_keep_alive_connection_serves_many_requests(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         before = len(server.guard.open)
         for _ in range(50):
@@ -215,7 +213,7 @@ def test_clients_get_a_share_of_the_descriptors(descriptors: int) -> None:
         assert limit <= descriptors - 128
 
 
-def test_the_limit_of_open_files_is_raised() -> None:
+def test_open_file_limit_is_raised() -> None:
     code = (
         "import resource; soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (min(300, hard), hard))\n"
@@ -230,7 +228,7 @@ def test_the_limit_of_open_files_is_raised() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/images", "/v1/traces", "/v1/jobs", "/login", "/livez", "/nowhere"])
 @pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabc", b"-1\r\n\r\n", b"\x00\x00\r\n"])
-def test_a_broken_chunk_gets_one_answer_and_no_traceback(
+def test_invalid_chunk_gets_one_response(
     with_server: WithServer, caplog: pytest.LogCaptureFixture, path: str, body: bytes
 ) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

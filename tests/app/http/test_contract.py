@@ -1,4 +1,4 @@
-"""OpenAPI is generated and true, docs/api.md names everything, tasks carry verdicts, long lists stay quick."""
+"""OpenAPI is generated and correct, docs/api.md is complete, tasks carry verdicts, long lists stay fast."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def schema(tmp_path: Path) -> dict[str, Any]:
     return create_app(Settings(home=tmp_path), generation=FakeGeneration()).openapi()
 
 
-def test_every_reference_of_the_openapi_document_leads_somewhere(tmp_path: Path) -> None:
+def test_openapi_references_resolve(tmp_path: Path) -> None:
     document = schema(tmp_path)
     references = set(re.findall(r"'#/components/schemas/(\w+)'", str(document)))
     assert references <= document["components"]["schemas"].keys()
     assert "HTTPValidationError" not in str(document)
 
 
-def test_every_route_documents_its_problems_and_the_reference_names_it(tmp_path: Path) -> None:
+def test_every_route_documents_its_problems(tmp_path: Path) -> None:
     for path, operations in schema(tmp_path)["paths"].items():
         for method, operation in operations.items():
             assert "421" in operation["responses"]
             assert f"{method.upper()} {path}`" in DOCS, f"{method.upper()} {path} is not in docs/api.md"
 
 
-def test_the_reference_names_every_code_and_event() -> None:
+def test_reference_names_every_code_and_event() -> None:
     for code, (status, _title) in CODES.items():
         line = next(line for line in DOCS.splitlines() if line.startswith(f"| {status} |"))
         assert f"`{code}`" in line
@@ -55,7 +55,7 @@ def test_the_reference_names_every_code_and_event() -> None:
         assert f"| `{event}` |" in DOCS
 
 
-def test_answers_have_the_documented_shapes(with_server: WithServer) -> None:
+def test_responses_match_the_documented_schemas(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         trace = await server.finished((await server.create())["id"])
         Trace.model_validate(trace)
@@ -83,7 +83,7 @@ def test_answers_have_the_documented_shapes(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_a_task_is_the_same_for_the_same_seed_and_reveals_on_demand(with_server: WithServer) -> None:
+def test_task_is_reproducible_and_reveals_on_demand(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         get = server.client.get
         plain = (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json()
@@ -104,7 +104,7 @@ def test_a_task_is_the_same_for_the_same_seed_and_reveals_on_demand(with_server:
     with_server(scenario)
 
 
-def test_a_trace_on_a_task_carries_the_checkers_verdict(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_task_trace_carries_the_checkers_verdict(with_server: WithServer, engine: FakeGeneration) -> None:
     task = make_task("operational", EVAL_SEED_MIN + 3)
     answers = [task.answer.upper() + ".", "no idea"]
 
@@ -137,12 +137,10 @@ def test_a_trace_on_a_task_carries_the_checkers_verdict(with_server: WithServer,
     with_server(scenario)
 
 
-def test_a_first_drawing_is_judged_against_the_picture_that_the_model_saw(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
-    """As in the evaluation: the decode of the question's codes, kept over a pause; not the picture itself."""
+def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer, engine: FakeGeneration) -> None:
+    """As in the evaluation: the decode of the question's codes, kept over a pause, not the image itself."""
     task = make_task("natural", EVAL_SEED_MIN + 1)
-    dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # what a poor tokenizer might make of it
+    dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # as a poor tokenizer might render it
     drawn = encode_png(apply(Action.parse(task.steps[0].action), dimmed))
     seen = [encode_png(dimmed), encode_png(task.image)]
 
@@ -169,7 +167,7 @@ def test_a_first_drawing_is_judged_against_the_picture_that_the_model_saw(
     with_server(scenario)
 
 
-def test_a_page_of_ten_thousand_traces_reads_one_page(with_server: WithServer) -> None:
+def test_page_of_ten_thousand_traces_is_fast(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         trace = await server.finished((await server.create())["id"])
         t = tables.traces

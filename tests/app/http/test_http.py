@@ -1,4 +1,4 @@
-"""What HTTP promises of every route: HEAD, ETags, compression, known parameters, and no 5xx for what a client sends."""
+"""HTTP behaviour of all routes: HEAD, ETags, compression, known parameters, no 5xx for bad requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AWKWARD = (
 
 
 async def concrete(server: Server) -> dict[str, str]:
-    """A path for every GET route of the schema; ids that exist where that is easy."""
+    """A path for every GET route of the schema, with existing ids where possible."""
     image = await server.image()
     trace = await server.create(partial_images=8)
     events = await server.stream(trace["id"])
@@ -54,7 +54,7 @@ def test_every_get_route_answers_head(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         paths = await concrete(server)
         for path in [*paths.values(), "/docs", "/openapi.json", "/static/logo.svg", "/nowhere", "/v1/nowhere"]:
-            if path == "/metrics":  # its numbers move
+            if path == "/metrics":  # its values change
                 continue
             get = await server.client.get(path)
             head = await server.client.head(path)
@@ -76,7 +76,7 @@ def test_head_never_starts_an_event_stream(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_a_known_etag_gets_304_without_a_body(with_server: WithServer) -> None:
+def test_known_etag_returns_304(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         paths = await concrete(server)
         tagged = 0
@@ -97,7 +97,7 @@ def test_a_known_etag_gets_304_without_a_body(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_an_unsafe_method_ignores_if_none_match(with_server: WithServer) -> None:
+def test_unsafe_method_ignores_if_none_match(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.post("/v1/traces", json=await server.body(), headers={"if-none-match": "*"})
         assert answer.status_code == 201
@@ -119,11 +119,11 @@ def test_an_unsafe_method_ignores_if_none_match(with_server: WithServer) -> None
         ("", '"a"', False),
     ],
 )
-def test_matches_compares_tags_weakly(header: str, etag: str | None, same: bool) -> None:
+def test_etags_are_compared_weakly(header: str, etag: str | None, same: bool) -> None:
     assert matches(header, etag) is same
 
 
-def test_json_is_compressed_and_event_streams_are_not(with_server: WithServer) -> None:
+def test_json_is_compressed_event_streams_are_not(with_server: WithServer) -> None:
     async def raw(server: Server, path: str, accept: str) -> tuple[Any, bytes]:
         async with server.client.stream("GET", path, headers={"accept-encoding": accept}) as answer:
             return answer, b"".join([chunk async for chunk in answer.aiter_raw()])
@@ -170,11 +170,11 @@ def test_json_is_compressed_and_event_streams_are_not(with_server: WithServer) -
         ("gzipped", False),
     ],
 )
-def test_accept_encoding_weights_decide(header: str, accepted: bool) -> None:
+def test_accept_encoding_weights_are_respected(header: str, accepted: bool) -> None:
     assert accepts_gzip([header]) is accepted
 
 
-def test_unknown_query_parameters_are_rejected_everywhere(with_server: WithServer) -> None:
+def test_unknown_query_parameters_are_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         schema = (await server.client.get("/openapi.json")).json()
         for path, operations in schema["paths"].items():
@@ -191,7 +191,7 @@ def test_unknown_query_parameters_are_rejected_everywhere(with_server: WithServe
 
 
 @pytest.mark.parametrize("kind", ["traces", "jobs"])
-def test_a_malformed_after_of_a_list_is_rejected(with_server: WithServer, kind: str) -> None:
+def test_malformed_after_is_rejected(with_server: WithServer, kind: str) -> None:
     async def scenario(server: Server) -> None:
         prefix = {"traces": "tr_", "jobs": "job_"}[kind]
         for after in ("x", "", "0", prefix, prefix + "0" * 19, prefix + "0" * 21, prefix.upper() + "0" * 20, "\x00"):
@@ -202,7 +202,7 @@ def test_a_malformed_after_of_a_list_is_rejected(with_server: WithServer, kind: 
     with_server(scenario)
 
 
-def test_the_id_of_a_deleted_trace_still_pages(with_server: WithServer) -> None:
+def test_deleted_trace_id_still_pages(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         ids = [(await server.create())["id"] for _ in range(3)]
         for trace_id in ids:
@@ -214,7 +214,7 @@ def test_the_id_of_a_deleted_trace_still_pages(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_every_metric_has_the_type_that_its_name_claims(with_server: WithServer) -> None:
+def test_metric_types_match_their_names(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         before = (await server.client.get("/metrics")).text
         await server.finished((await server.create())["id"])
@@ -233,7 +233,7 @@ def test_every_metric_has_the_type_that_its_name_claims(with_server: WithServer)
     with_server(scenario)
 
 
-def test_an_unknown_page_leads_a_browser_back(with_server: WithServer) -> None:
+def test_unknown_page_links_back(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for path in ("/nowhere", "/studio/x", "/<script>alert(1)</script>", "/pwa_icon/999", "/gradio_api/upload"):
             page = await server.client.get(path, headers={"accept": "text/html,*/*;q=0.8"})
@@ -246,7 +246,7 @@ def test_an_unknown_page_leads_a_browser_back(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_no_page_can_be_framed(with_server: WithServer) -> None:
+def test_pages_cannot_be_framed(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for path in ("/", "/docs", "/nowhere", "/v1/nowhere", "/v1/traces", "/static/logo.svg", "/livez"):
             answer = await server.client.get(path, headers={"accept": "text/html"})
@@ -257,7 +257,7 @@ def test_no_page_can_be_framed(with_server: WithServer) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "a-key-that-nobody-knows"])
-def test_awkward_headers_never_end_in_a_5xx(with_server: WithServer, key: str | None) -> None:
+def test_awkward_headers_never_cause_5xx(with_server: WithServer, key: str | None) -> None:
     names = ("origin", "referer", "cookie", "range", "authorization", "accept", "content-type", "if-none-match",
              "last-event-id", "idempotency-key", "sec-fetch-site", "accept-encoding", "x-forwarded-for")  # fmt: skip
 
@@ -278,7 +278,7 @@ def test_awkward_headers_never_end_in_a_5xx(with_server: WithServer, key: str | 
 
 
 @pytest.mark.parametrize("path", ["/login", "/v1/traces", "/v1/jobs", "/v1/checkpoints", "/v1/limits"])
-def test_awkward_bodies_never_end_in_a_5xx(with_server: WithServer, path: str) -> None:
+def test_awkward_bodies_never_cause_5xx(with_server: WithServer, path: str) -> None:
     bodies = (
         b"[" * 2000,
         b'{"a":' * 3000,
@@ -303,7 +303,7 @@ def test_awkward_bodies_never_end_in_a_5xx(with_server: WithServer, path: str) -
 
 
 @pytest.mark.parametrize("field", ["file", "files", ""])
-def test_a_form_with_a_long_boundary_is_rejected(with_server: WithServer, field: str) -> None:
+def test_form_with_long_boundary_is_rejected(with_server: WithServer, field: str) -> None:
     async def scenario(server: Server) -> None:
         for length in (1, 70, 71, 5000, 60_000):
             boundary = "b" * length
@@ -317,7 +317,7 @@ def test_a_form_with_a_long_boundary_is_rejected(with_server: WithServer, field:
     with_server(scenario)
 
 
-def test_a_log_line_holds_no_control_characters() -> None:
+def test_log_lines_have_no_control_characters() -> None:
     record = logging.LogRecord(
         "omni_r1.x", logging.INFO, "x.py", 1, "path /%s", ("\x1b[31m\r\n\x9b\x00\u2028\u202e\x7f",), None
     )

@@ -1,4 +1,4 @@
-"""With OMNI_R1_API_KEY nobody gets past three paths without the key or the cookie that a login gives for it."""
+"""With OMNI_R1_API_KEY, all but three paths require the key or the cookie of a login."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ PAGE = {"Accept": "text/html,application/xhtml+xml"}
 
 
 def walk(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every (method, path) that these routes serve, parameters filled in, mounts and the pages in them included."""
+    """Every (method, path) of these routes, with parameters filled in, including mounts and their pages."""
     for route in routes:
         path = prefix + re.sub(r"\{[^}]*\}", "x", getattr(route, "path", ""))
         if isinstance(route, Mount):
             yield "GET", f"{path}/x"
-            inner = getattr(route.app, "page", route.app)  # the slot at / hands over to the page
+            inner = getattr(route.app, "page", route.app)  # the slot at / forwards to the pages
             yield from walk(getattr(inner, "routes", ()), path)
         elif isinstance(route, Route):
             yield from ((method, path or "/") for method in route.methods or ())
-        elif hasattr(route, "original_router"):  # how FastAPI keeps an included router
+        elif hasattr(route, "original_router"):  # an included router in FastAPI
             yield from walk(route.original_router.routes, prefix)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    """The app with Gradio's page in it, as it is served."""
+    """The app including Gradio's pages, as served."""
     app = create_app(
         Settings(home=tmp_path_factory.mktemp("home"), api_key=KEY),  # type: ignore[arg-type]
         generation=FakeGeneration(),
@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     return app
 
 
-def test_every_route_of_the_built_app_but_three_wants_the_key(built: FastAPI, run_async: Callable[[Any], Any]) -> None:
+def test_all_routes_but_three_require_the_key(built: FastAPI, run_async: Callable[[Any], Any]) -> None:
     routes = sorted(set(walk(built.routes)))
     paths = {path for _, path in routes}
     assert {re.sub(r"\{[^}]*\}", "x", path) for path in built.openapi()["paths"]} <= paths
@@ -84,7 +84,7 @@ def test_every_route_of_the_built_app_but_three_wants_the_key(built: FastAPI, ru
     run_async(main())
 
 
-def test_websockets_want_the_key_too(built: FastAPI, run_async: Callable[[Any], Any]) -> None:
+def test_websockets_require_the_key(built: FastAPI, run_async: Callable[[Any], Any]) -> None:
     sent: list[Any] = []
 
     async def main() -> None:
@@ -108,7 +108,7 @@ def test_websockets_want_the_key_too(built: FastAPI, run_async: Callable[[Any], 
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_the_key_opens_everything_and_only_the_key_does(with_server: WithServer) -> None:
+def test_only_the_key_opens_everything(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for path in ("/livez", "/readyz", "/login"):
             assert (await server.client.get(path)).status_code == 200
@@ -139,7 +139,7 @@ def test_the_key_opens_everything_and_only_the_key_does(with_server: WithServer)
     with_server(scenario, api_key=KEY)
 
 
-def test_a_login_gives_a_cookie_with_which_pictures_and_event_streams_work(with_server: WithServer) -> None:
+def test_login_cookie_works_for_images_and_streams(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.post("/login", json={"key": KEY})
         assert (answer.status_code, answer.content) == (204, b"")
@@ -150,7 +150,7 @@ def test_a_login_gives_a_cookie_with_which_pictures_and_event_streams_work(with_
         assert "secure" not in flags
         assert KEY not in answer.headers["set-cookie"]
 
-        assert list(server.client.cookies) == [name]  # the client keeps it, as a browser does
+        assert list(server.client.cookies) == [name]  # the client keeps it, as browsers do
         trace = await server.create()
         assert (await server.client.get(f"/v1/images/{trace['images'][0]['image_id']}")).content[:4] == b"\x89PNG"
         assert (await server.stream(trace["id"]))[-1].type == "trace.completed"
@@ -164,7 +164,7 @@ def test_a_login_gives_a_cookie_with_which_pictures_and_event_streams_work(with_
     with_server(scenario, api_key=KEY)
 
 
-def test_a_cookie_is_signed_runs_out_and_belongs_to_one_key() -> None:
+def test_cookie_is_signed_and_expires() -> None:
     time = 1_000_000.0
     key = ApiKey(KEY, clock=lambda: time)
     cookie = key.new_cookie()
@@ -190,10 +190,10 @@ def test_a_cookie_is_signed_runs_out_and_belongs_to_one_key() -> None:
     other = ApiKey(KEY + "2", clock=lambda: time)
     assert not other.is_cookie(key.new_cookie())
     assert other.cookie_name != key.cookie_name
-    assert ApiKey(KEY, clock=lambda: time).is_cookie(key.new_cookie())  # a restart logs nobody out
+    assert ApiKey(KEY, clock=lambda: time).is_cookie(key.new_cookie())  # valid after a restart
 
 
-def test_a_browser_without_the_key_is_led_to_the_login_and_back(with_server: WithServer) -> None:
+def test_browser_is_redirected_to_the_login_and_back(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.get("/gallery?q=a%20b&trace=tr_1", headers=PAGE)
         assert (answer.status_code, answer.headers["location"]) == (
@@ -238,12 +238,12 @@ def test_a_browser_without_the_key_is_led_to_the_login_and_back(with_server: Wit
         "/login?next=/",
     ],
 )
-def test_a_login_leads_nowhere_else(wanted: str) -> None:
+def test_login_redirects_to_local_paths_only(wanted: str) -> None:
     assert local_path(wanted) == "/"
     assert local_path("/?trace=tr_1#x") == "/?trace=tr_1#x"
 
 
-def test_the_login_page_asks_nothing_of_any_server(with_server: WithServer) -> None:
+def test_login_page_is_self_contained(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         page = await server.client.get("/login")
         assert page.headers["content-type"].startswith("text/html")
@@ -271,7 +271,7 @@ def test_the_login_page_asks_nothing_of_any_server(with_server: WithServer) -> N
         ("", KEY.encode(), 415, "not_json"),
     ],
 )
-def test_a_login_that_makes_no_sense_is_refused(
+def test_invalid_login_is_rejected(
     built: FastAPI, run_async: Callable[[Any], Any], kind: str, body: bytes, status: int, code: str
 ) -> None:
     async def main() -> None:
@@ -283,7 +283,7 @@ def test_a_login_that_makes_no_sense_is_refused(
     run_async(main())
 
 
-def test_without_a_key_the_login_leads_on(with_server: WithServer) -> None:
+def test_login_without_a_key_redirects(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         assert (await server.client.get("/login?next=/gallery")).headers["location"] == "/gallery"
         answer = await server.client.post("/login", json={"key": "anything"})
@@ -293,7 +293,7 @@ def test_without_a_key_the_login_leads_on(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_a_page_of_an_allowed_origin_may_ask_before_it_sends_the_key(with_server: WithServer) -> None:
+def test_cors_preflight_needs_no_key(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         friend = {"Origin": "http://friend.example"}
         ask = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
@@ -308,7 +308,7 @@ def test_a_page_of_an_allowed_origin_may_ask_before_it_sends_the_key(with_server
     with_server(scenario, api_key=KEY, cors_origins=("http://friend.example",))
 
 
-def test_a_large_body_without_the_key_gets_its_answer_and_is_not_stored(with_server: WithServer) -> None:
+def test_large_body_without_the_key_is_not_stored(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.post("/v1/images", content=bytes(5_000_000), headers={"Content-Type": "image/png"})
         is_problem(answer, 401, "key_required")
@@ -317,9 +317,7 @@ def test_a_large_body_without_the_key_gets_its_answer_and_is_not_stored(with_ser
     with_server(scenario, api_key=KEY)
 
 
-def test_the_key_is_in_no_log_no_metric_and_no_description(
-    with_server: WithServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_key_never_appears_in_logs_or_metrics(with_server: WithServer, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(server: Server) -> None:
         with caplog.at_level(logging.DEBUG, logger="omni_r1"):
             await server.client.post("/login", json={"key": KEY})
@@ -327,7 +325,7 @@ def test_the_key_is_in_no_log_no_metric_and_no_description(
             await server.client.get("/v1/traces", headers={"Authorization": f"Bearer {KEY}-mistyped"})
             trace = await server.create()
             await server.stream(trace["id"])
-        assert "a wrong key was given" in caplog.text
+        assert "wrong key at /login" in caplog.text
         metrics = (await server.client.get("/metrics")).text
         told = [caplog.text, metrics, repr(server.settings), str(server.settings), repr(server.services.settings)]
         assert [text for text in told if KEY in text] == []
@@ -335,7 +333,7 @@ def test_the_key_is_in_no_log_no_metric_and_no_description(
     with_server(scenario, api_key=KEY)
 
 
-def test_with_a_key_any_address_may_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_allows_binding_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="OMNI_R1_API_KEY"):
         read_settings(host="0.0.0.0")
     monkeypatch.setenv("OMNI_R1_API_KEY", KEY)
@@ -346,9 +344,7 @@ def test_with_a_key_any_address_may_be_bound(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("key", ["", "two words", "schlüssel", "line\n", "k" * 1001])
-def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
-    monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
+def test_unsendable_key_is_rejected_without_showing_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("OMNI_R1_API_KEY", key)
     with pytest.raises(SettingsError, match="OMNI_R1_API_KEY") as refusal:
         read_settings()
@@ -357,9 +353,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
         Settings(api_key=key)  # type: ignore[arg-type]
 
 
-def test_a_server_that_listens_everywhere_reaches_its_own_page_on_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_on_all_addresses_reaches_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import app.main as main_module
 
     seen: list[str] = []
@@ -378,7 +372,7 @@ def test_a_server_that_listens_everywhere_reaches_its_own_page_on_this_machine(
         assert seen.pop() == f"http://{reached}:{port}"
 
 
-def test_event_streams_end_as_ever_behind_the_key(with_server: WithServer) -> None:
+def test_event_streams_end_normally_with_a_key(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         body = await server_body(server)
         headers = BEARER | {"Accept": "text/event-stream"}

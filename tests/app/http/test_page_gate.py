@@ -14,7 +14,7 @@ from app.http.page_gate import PageGate
 
 
 async def through_the_gate(page: Any, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
-    """Status and JSON of a request to the gate in front of `page`."""
+    """Status and JSON of a request through the gate to `page`."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -40,12 +40,12 @@ async def answers_500(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.parametrize("page", [raises, answers_500])
 @pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/gradio_api/reset"])
-def test_what_breaks_gradio_is_the_requests_fault(page: Any, path: str) -> None:
+def test_gradio_failures_become_client_errors(page: Any, path: str) -> None:
     assert asyncio.run(through_the_gate(page, "POST", path, b'{"fn_index": 99}'))[0] == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 2000, b"{", b"{" + b" " * 2_000_000 + b"}"])
-def test_a_page_event_is_a_json_object(body: bytes) -> None:
+def test_page_event_must_be_a_json_object(body: bytes) -> None:
     assert asyncio.run(through_the_gate(raises, "POST", "/gradio_api/run/predict", body))[1]["code"] == "malformed"
 
 
@@ -62,5 +62,5 @@ def test_a_page_event_is_a_json_object(body: bytes) -> None:
         ("POST", "/", 405),
     ],
 )
-def test_gradio_routes_that_no_page_needs_are_closed(method: str, path: str, status: int) -> None:
+def test_unneeded_gradio_routes_are_closed(method: str, path: str, status: int) -> None:
     assert asyncio.run(through_the_gate(raises, method, path))[0] == status

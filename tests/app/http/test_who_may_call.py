@@ -1,4 +1,4 @@
-"""Host, Origin and Sec-Fetch-Site are checked in front of everything; every answer says nosniff."""
+"""Host, Origin and Sec-Fetch-Site are checked before anything else; every response has nosniff."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.common.settings import Settings, SettingsError, read_settings
 from tests.app.conftest import Server, WithServer, is_problem
 
 
-def test_only_names_of_this_machine_are_answered(with_server: WithServer) -> None:
+def test_unknown_host_names_are_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for host in ("127.0.0.1", "localhost", "[::1]", "studio.example"):
             for suffix in ("", f":{server.port}", ":1"):
@@ -21,7 +21,7 @@ def test_only_names_of_this_machine_are_answered(with_server: WithServer) -> Non
     with_server(scenario, allowed_hosts=("studio.example",))
 
 
-def test_unsafe_methods_from_another_site_are_refused_on_every_route(with_server: WithServer) -> None:
+def test_cross_site_unsafe_methods_are_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body()
         foreign = (
@@ -47,7 +47,7 @@ def test_unsafe_methods_from_another_site_are_refused_on_every_route(with_server
     with_server(scenario)
 
 
-def test_cors_is_off_unless_asked_for(with_server: WithServer) -> None:
+def test_cors_is_off_by_default(with_server: WithServer) -> None:
     origin = {"origin": "http://friend.example"}
 
     async def off(server: Server) -> None:
@@ -64,7 +64,7 @@ def test_cors_is_off_unless_asked_for(with_server: WithServer) -> None:
     with_server(on, cors_origins=("http://friend.example",))
 
 
-def test_every_answer_says_nosniff(with_server: WithServer) -> None:
+def test_every_response_has_nosniff(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         image = f"/v1/images/{await server.image()}"
         paths = (
@@ -84,17 +84,17 @@ def test_every_answer_says_nosniff(with_server: WithServer) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
-def test_an_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
+def test_public_address_requires_a_key(host: str) -> None:
     with pytest.raises(SettingsError):
         read_settings(host=host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-def test_loopback_addresses_are_taken(host: str) -> None:
+def test_loopback_addresses_are_accepted(host: str) -> None:
     assert read_settings(host=host).host == host
 
 
-def test_settings_come_from_one_prefix_and_unknown_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_settings_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_R1_ALLOWED_HOSTS", "a.example, b.example")
     monkeypatch.setenv("OMNI_R1_MAX_QUEUE", "99")
     settings = read_settings()

@@ -1,4 +1,4 @@
-"""What a job can still do once it has ended, which names it holds, and what it waits for while it runs."""
+"""Ended jobs: what they can still do and which names they hold; and what running jobs wait for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "mine"
 
 
 async def refused_name(server: Server, **spec: Any) -> str:
-    """Why a job may not have its `output_name`."""
+    """The problem with the `output_name`."""
     answer = await server.client.post("/v1/jobs", json={**SPEC, "output_name": NAME, **spec})
     assert answer.status_code == 422, answer.text
     (error,) = answer.json()["errors"]
@@ -36,11 +36,11 @@ async def cannot_resume(server: Server, job_id: str) -> None:
     assert (await get(server, job_id))["resumable"] is False
     answer = await server.client.post(f"/v1/jobs/{job_id}/resume")
     assert (answer.status_code, code(answer)) == (409, "not_resumable")
-    assert "had saved anything" in answer.json()["detail"]
+    assert "no saved state" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("what", ["fail", "crash", "/nowhere/python"])
-def test_failed_job_that_saved_nothing_is_over(what: str, with_server: Callable[..., Any]) -> None:
+def test_failed_job_without_state_is_not_resumable(what: str, with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         job = await post(server, output_name=NAME)
         assert statuses(await events(server, job["id"]))[-1] == "failed"
@@ -50,7 +50,7 @@ def test_failed_job_that_saved_nothing_is_over(what: str, with_server: Callable[
     with_server(scenario, job_command=(what,) if what.startswith("/") else worker(what))
 
 
-def test_interrupted_job_that_saved_nothing_is_over(with_server: Callable[..., Any]) -> None:
+def test_interrupted_job_without_state_is_not_resumable(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         job = await post(server, output_name=NAME)
         await events(server, job["id"], until=of_type("metrics"))
@@ -64,7 +64,7 @@ def test_interrupted_job_that_saved_nothing_is_over(with_server: Callable[..., A
     with_server(scenario, job_command=worker("wait"))
 
 
-def test_job_cancelled_in_the_queue_is_over(with_server: Callable[..., Any]) -> None:
+def test_job_cancelled_in_the_queue_is_not_resumable(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         first = await post(server)
@@ -81,7 +81,7 @@ def test_job_cancelled_in_the_queue_is_over(with_server: Callable[..., Any]) -> 
 
 
 @both_databases
-def test_resumable_job_holds_its_name_until_it_is_deleted(with_server: Callable[..., Any]) -> None:
+def test_resumable_job_holds_its_name(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server, output_name=NAME)
@@ -93,7 +93,7 @@ def test_resumable_job_holds_its_name_until_it_is_deleted(with_server: Callable[
         assert (await get(server, job["id"]))["resumable"] is True
         listed = (await server.client.get("/v1/jobs")).json()["data"]
         assert [one["resumable"] for one in listed] == [True]
-        assert f"job {job['id']} has this name and can be resumed" in await refused_name(server)
+        assert f"job {job['id']} uses this name and can be resumed" in await refused_name(server)
         assert f"job {job['id']}" in await refused_name(server, output_name=f"{NAME}-pesft")
         assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
         again = await post(server, output_name=NAME)
@@ -103,13 +103,13 @@ def test_resumable_job_holds_its_name_until_it_is_deleted(with_server: Callable[
     with_server(scenario, job_command=worker("obey"))
 
 
-def test_name_is_free_once_its_checkpoints_are_deleted(with_server: Callable[..., Any], package: Path) -> None:
+def test_name_is_free_after_deleting_its_checkpoints(with_server: Callable[..., Any], package: Path) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints
         job = await post(server, output_name=NAME)
         await events(server, job["id"])
         assert server.services.jobs._checkpoints is registry
-        assert f"there is a checkpoint {NAME}-step-4 already" in await refused_name(server)
+        assert f"checkpoint {NAME}-step-4 exists" in await refused_name(server)
         assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
         assert f"{NAME}-step-4" in await refused_name(server)
         assert (await server.client.delete(f"/v1/checkpoints/{NAME}-step-4")).status_code == 204
@@ -119,7 +119,7 @@ def test_name_is_free_once_its_checkpoints_are_deleted(with_server: Callable[...
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_stages_of_a_pipeline_share_its_name() -> None:
+def test_pipeline_stages_share_a_name() -> None:
     assert set(clashing_names("a")) == {"a", "a-zero", "a-pesft", "a-perpo"}
     assert {"a", "a-perpo"} <= set(clashing_names("a-perpo"))
 
@@ -137,7 +137,7 @@ def test_stages_of_a_pipeline_share_its_name() -> None:
         ("runs/pesft/data.json", '{"wanted": 1}', False),
     ],
 )
-def test_empty_records_are_nothing_to_go_on_from(name: str, text: str, saved: bool, tmp_path: Path) -> None:
+def test_empty_records_are_no_saved_state(name: str, text: str, saved: bool, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text(text)
     assert has_saved_state(tmp_path) is saved
@@ -155,8 +155,8 @@ async def waits(server: Server, job_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", ["full", "silent"])
-def test_job_waits_for_room_and_goes_on(what: str, with_server: Callable[..., Any]) -> None:
-    """`silent`: there is not even room to store that it waits."""
+def test_job_waits_for_disk_space_and_continues(what: str, with_server: Callable[..., Any]) -> None:
+    """`silent`: there is no space to store the wait itself."""
 
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
@@ -204,10 +204,8 @@ def test_server_stops_while_a_job_waits(with_server: Callable[..., Any]) -> None
     with_server(scenario, job_command=worker("full"))
 
 
-def test_cancel_works_without_room_for_its_row(
-    with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The database takes nothing until the reserve was given up."""
+def test_cancel_works_on_a_full_disk(with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database accepts nothing until the reserve is released."""
 
     async def scenario(server: Server) -> None:
         reserve, db = server.home / "reserve", server.services.db
@@ -236,10 +234,10 @@ def test_cancel_works_without_room_for_its_row(
     with_server(scenario, job_command=worker("silent"))
 
 
-def test_reserve_comes_back_with_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_returns_with_the_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reserve = Reserve(tmp_path / "reserve")
     reserve.take()
-    assert MARGIN_BYTES / 2 < (tmp_path / "reserve").stat().st_size < MARGIN_BYTES  # no waiting job goes on for it
+    assert MARGIN_BYTES / 2 < (tmp_path / "reserve").stat().st_size < MARGIN_BYTES  # lets no waiting job continue
     assert reserve.release()
     assert not reserve.release()
     usage = shutil.disk_usage

@@ -1,4 +1,4 @@
-"""Jobs when something dies: the server, the worker, both, the database; and two servers on one database."""
+"""Jobs when server, worker, both or the database fail; and two servers on one database."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def started(server: Server, job_id: str) -> int:
 
 
 @both_databases
-def test_a_server_that_stops_lets_workers_save_and_the_job_goes_on_after_the_restart(
+def test_stopped_server_lets_workers_save(
     tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
 ) -> None:
     async def main() -> None:
@@ -75,7 +75,7 @@ def test_a_server_that_stops_lets_workers_save_and_the_job_goes_on_after_the_res
     run_async(main())
 
 
-def test_a_worker_that_will_not_stop_holds_no_server_up_and_is_killed_by_the_next(
+def test_stubborn_worker_is_killed_by_the_next_server(
     tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
 ) -> None:
     async def main() -> None:
@@ -98,7 +98,7 @@ def test_a_worker_that_will_not_stop_holds_no_server_up_and_is_killed_by_the_nex
     run_async(main())
 
 
-def test_a_killed_worker_is_a_failed_job(with_server: Callable[..., Any]) -> None:
+def test_killed_worker_fails_the_job(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -107,13 +107,13 @@ def test_a_killed_worker_is_a_failed_job(with_server: Callable[..., Any]) -> Non
         assert error["code"] == "worker_died"
         assert "signal 9" in error["detail"]
         resumed = await server.client.post(f"/v1/jobs/{job['id']}/resume")
-        assert resumed.status_code == 202  # it had saved a checkpoint
+        assert resumed.status_code == 202  # a checkpoint was saved
         await events(server, job["id"], after=8, until=of_type("metrics"))
 
     with_server(scenario, job_command=worker("stubborn"), job_patience_s=0.2)
 
 
-def test_a_worker_that_is_stopped_by_hand_is_interrupted(with_server: Callable[..., Any]) -> None:
+def test_worker_stopped_by_hand_is_interrupted(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -123,9 +123,7 @@ def test_a_worker_that_is_stopped_by_hand_is_interrupted(with_server: Callable[.
     with_server(scenario, job_command=worker("obey"))
 
 
-def test_a_database_that_takes_nothing_for_a_while_ends_no_job(
-    with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_database_outage_ends_no_job(with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: Server) -> None:
         service = server.services.jobs
         service._checkpoints = FakeCheckpoints()
@@ -155,7 +153,7 @@ def test_a_database_that_takes_nothing_for_a_while_ends_no_job(
 
 
 @both_databases
-def test_two_servers_on_one_database_keep_to_their_own_jobs(
+def test_servers_keep_to_their_own_jobs(
     tmp_path: Path, package: Path, engine: FakeGeneration, database_url: str, run_async: RUN
 ) -> None:
     async def main() -> None:
@@ -166,7 +164,7 @@ def test_two_servers_on_one_database_keep_to_their_own_jobs(
             await started(one, job["id"])
             async with running(tmp_path / "two", package, FakeGeneration(), **shared) as two:
                 url = f"/v1/jobs/{job['id']}"
-                assert (await get(two, job["id"]))["status"] == "running"  # its start has not ended it
+                assert (await get(two, job["id"]))["status"] == "running"  # the other server's start has not ended it
                 following = asyncio.create_task(events(two, job["id"]))
                 assert code(await two.client.delete(url)) == "job_elsewhere"
                 assert (await two.client.post(f"{url}/cancel")).json()["cancel_requested"] is True
@@ -180,7 +178,7 @@ def test_two_servers_on_one_database_keep_to_their_own_jobs(
     run_async(main())
 
 
-# ---- a server that is killed, for real
+# ---- a real server that is killed
 
 
 class Killable:
@@ -232,9 +230,7 @@ def killable(tmp_path: Path) -> Iterator[Callable[[str], Killable]]:
 
 
 @pytest.mark.parametrize("what", ["obey", "stubborn"])
-def test_invariant_14_a_killed_server_tells_the_truth_of_its_job_at_the_next_start_and_it_resumes(
-    killable: Callable[[str], Killable], what: str
-) -> None:
+def test_invariant_14_killed_server_resumes_its_job(killable: Callable[[str], Killable], what: str) -> None:
     """`stubborn` outlives its server and is found by the next one."""
     server = killable(what)
     client = server.start()
@@ -258,7 +254,9 @@ def test_invariant_14_a_killed_server_tells_the_truth_of_its_job_at_the_next_sta
         assert (found["status"], found["attempt"]) == ("interrupted", 1)
         assert found["error"] is not None
         assert found["error"]["code"] == "interrupted"
-        assert [made["step"] for made in found["checkpoints"]] == [2 if what == "obey" else 1]  # told after the death
+        assert [made["step"] for made in found["checkpoints"]] == [
+            2 if what == "obey" else 1
+        ]  # reported after the death
         assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
         client.resume_job(job["id"])
         rest = list(client.job_events(job["id"], after=len(events)))

@@ -1,4 +1,4 @@
-"""POST /v1/rewards: the verdict over HTTP, in the client and on the command line."""
+"""POST /v1/rewards: grading over HTTP, in the client and on the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def reward(server: Server, **body: Any) -> dict[str, Any]:
     return RewardOut.model_validate(response.json()).model_dump()
 
 
-def test_the_given_cases_are_graded_over_http(with_server: WithServer) -> None:
+def test_answers_are_graded_over_http(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for case in CASES:
             found = await reward(server, answer=case["answer"], reference=case["reference"], choices=case["choices"])
@@ -37,7 +37,7 @@ def test_the_given_cases_are_graded_over_http(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_a_verdict_carries_its_check_and_values(with_server: WithServer) -> None:
+def test_verdict_has_check_and_values(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         assert await reward(server, answer="The answer is 5 km.", reference="5000 m") == {
             "accuracy": 1.0,
@@ -56,14 +56,14 @@ def test_a_verdict_carries_its_check_and_values(with_server: WithServer) -> None
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "\n", None, "\0", "\u200b"])
-def test_an_empty_answer_is_graded_zero(with_server: WithServer, answer: str | None) -> None:
+def test_empty_answer_is_graded_zero(with_server: WithServer, answer: str | None) -> None:
     async def scenario(server: Server) -> None:
         assert (await reward(server, answer=answer, reference="3"))["accuracy"] == 0.0
 
     with_server(scenario)
 
 
-def test_what_cannot_be_graded_is_rejected_by_field(with_server: WithServer) -> None:
+def test_invalid_fields_are_rejected(with_server: WithServer) -> None:
     good = {"answer": "3", "reference": "3"}
     bad: list[tuple[dict[str, Any], str]] = [
         ({"answer": "3"}, "body.reference"),
@@ -93,7 +93,7 @@ def test_what_cannot_be_graded_is_rejected_by_field(with_server: WithServer) -> 
     with_server(scenario)
 
 
-def test_a_long_answer_is_graded(with_server: WithServer) -> None:
+def test_long_answer_is_graded(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for piece in ("(", "½", "9**9**", "\\frac{", "1,", "a "):
             text = piece * (MAX_CHARS // len(piece))
@@ -105,8 +105,8 @@ def test_a_long_answer_is_graded(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_waiting_answers_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its threads taken, the grader lets the loop go on, and rejects what exceeds its queue."""
+def test_waiting_answers_do_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its threads busy, the grader keeps the loop free and rejects what exceeds its queue."""
     free = threading.Event()
 
     def slow(*_: object, **__: object) -> object:
@@ -119,7 +119,7 @@ def test_waiting_answers_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) 
         grader = Grader()
         try:
             running = [asyncio.ensure_future(grader.grade("1", "1", [], similarity=False)) for _ in range(MAX_WAITING)]
-            await asyncio.sleep(0)  # each has begun: the loop is free although no answer is ready
+            await asyncio.sleep(0)  # each has started: the loop is free although no answer is ready
             assert not any(one.done() for one in running)
             with pytest.raises(Problem) as refused:
                 await grader.grade("1", "1", [], similarity=False)
@@ -133,7 +133,7 @@ def test_waiting_answers_do_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
-def test_the_command_line_grades_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_grades_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grade", "5 km", "5000 m"]) == 0
     assert capsys.readouterr().out.startswith("right (unit)\n")
     assert main(["grade", "B) red", "B", "--choice", "red", "--choice", "blue", "--json"]) == 0
@@ -141,7 +141,7 @@ def test_the_command_line_grades_without_a_server(capsys: pytest.CaptureFixture[
     assert main(["grade", "only one"]) == 2
 
 
-def test_the_client_sends_options_as_a_list_or_by_label() -> None:
+def test_client_sends_choices_as_list_or_labels() -> None:
     sent: list[dict[str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""The life of training jobs over HTTP, with ten-line workers: events, activation, failures, cancel, resume, queue."""
+"""Training jobs over HTTP, with minimal workers: events, activation, failures, cancel, resume, queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, of_t
 
 
 @both_databases
-def test_a_job_runs_and_tells_what_it_does(with_server: Callable[..., Any]) -> None:
+def test_job_runs_and_reports_its_progress(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         answer = await server.client.post("/v1/jobs", json=SPEC)
@@ -23,7 +23,7 @@ def test_a_job_runs_and_tells_what_it_does(with_server: Callable[..., Any]) -> N
         job = answer.json()
         assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
         assert job["status"] == "queued"
-        assert job["spec"]["hyperparameters"]["perception_weight"] == 1.0  # every default is resolved
+        assert job["spec"]["hyperparameters"]["perception_weight"] == 1.0  # defaults are resolved
         found = await events(server, job["id"])
         assert [event.id for event in found] == list(range(1, len(found) + 1))
         assert statuses(found) == ["queued", "running", "succeeded"]
@@ -33,7 +33,7 @@ def test_a_job_runs_and_tells_what_it_does(with_server: Callable[..., Any]) -> N
         done = await get(server, job["id"])
         assert done["status"] == "succeeded"
         assert done["progress"] == {"stage": "pesft", "step": 4, "total": 4, "eta_s": 1.5}
-        assert done["metrics"] == {"loss/ce": 0.5, "loss/text": None}  # NaN is no JSON
+        assert done["metrics"] == {"loss/ce": 0.5, "loss/text": None}  # NaN is not valid JSON
         assert done["result"]["loss/ce"] == 0.5
         assert done["started_at"] <= done["finished_at"]
         assert done["error"] is None
@@ -47,7 +47,7 @@ def test_a_job_runs_and_tells_what_it_does(with_server: Callable[..., Any]) -> N
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_checkpoint_is_registered_before_anybody_hears_of_it(with_server: Callable[..., Any]) -> None:
+def test_checkpoint_is_registered_before_its_event(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -57,9 +57,7 @@ def test_a_checkpoint_is_registered_before_anybody_hears_of_it(with_server: Call
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_the_worker_finds_everything_that_it_needs_to_know_in_its_folder(
-    with_server: Callable[..., Any], package: Path
-) -> None:
+def test_job_folder_contains_all_worker_inputs(with_server: Callable[..., Any], package: Path) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server, output_name="mine")
@@ -75,7 +73,7 @@ def test_the_worker_finds_everything_that_it_needs_to_know_in_its_folder(
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_pictures_of_a_sample_are_served_and_nothing_else_of_the_folder(with_server: Callable[..., Any]) -> None:
+def test_only_sample_images_of_the_folder_are_served(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -96,7 +94,7 @@ def test_pictures_of_a_sample_are_served_and_nothing_else_of_the_folder(with_ser
             "%2e%2e/../server-id",
             ".hidden.txt",
             "a%00b",
-            "a" * 300 + ".png",  # longer than a file's name may be
+            "a" * 300 + ".png",  # longer than a file name may be
         ):
             answer = await server.client.get(f"/v1/jobs/{job['id']}/files/{name}")
             assert answer.status_code == 404, name
@@ -106,10 +104,8 @@ def test_pictures_of_a_sample_are_served_and_nothing_else_of_the_folder(with_ser
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_reader_loses_and_repeats_nothing_wherever_it_begins(
-    with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.jobs.events.REPLAY_CHUNK", 3)  # a long log comes in pieces
+def test_reader_gets_every_event_once(with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.jobs.events.REPLAY_CHUNK", 3)  # a long log is read in chunks
 
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
@@ -131,7 +127,7 @@ def test_a_reader_loses_and_repeats_nothing_wherever_it_begins(
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_activate_puts_the_result_to_work_at_the_end(with_server: Callable[..., Any]) -> None:
+def test_activate_option_activates_the_result(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         server.services.jobs._activation = registry
@@ -144,7 +140,7 @@ def test_activate_puts_the_result_to_work_at_the_end(with_server: Callable[..., 
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_failed_activation_fails_the_job_and_leaves_its_checkpoints(with_server: Callable[..., Any]) -> None:
+def test_failed_activation_keeps_the_checkpoints(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         refusal = Problem("checkpoint_invalid", "NaN in model.norm.weight")
         registry = server.services.jobs._checkpoints = FakeCheckpoints(refusal=refusal)
@@ -159,7 +155,7 @@ def test_a_failed_activation_fails_the_job_and_leaves_its_checkpoints(with_serve
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_worker_that_fails_says_why(with_server: Callable[..., Any]) -> None:
+def test_failing_worker_reports_the_reason(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         job = await post(server)
         found = await events(server, job["id"])
@@ -174,7 +170,7 @@ def test_a_worker_that_fails_says_why(with_server: Callable[..., Any]) -> None:
     with_server(scenario, job_command=worker("fail"))
 
 
-def test_a_worker_that_crashes_leaves_a_failed_job_with_its_last_lines(with_server: Callable[..., Any]) -> None:
+def test_crashed_worker_leaves_its_last_lines(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         job = await post(server)
         found = await events(server, job["id"])
@@ -187,7 +183,7 @@ def test_a_worker_that_crashes_leaves_a_failed_job_with_its_last_lines(with_serv
     with_server(scenario, job_command=worker("crash"))
 
 
-def test_a_worker_that_cannot_be_started_is_a_failed_job(with_server: Callable[..., Any]) -> None:
+def test_unstartable_worker_fails_the_job(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         job = await post(server)
         found = await events(server, job["id"])
@@ -197,7 +193,7 @@ def test_a_worker_that_cannot_be_started_is_a_failed_job(with_server: Callable[.
 
 
 @both_databases
-def test_cancel_stops_at_a_step_boundary_and_resume_goes_on(with_server: Callable[..., Any]) -> None:
+def test_cancelled_job_resumes_at_a_step_boundary(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -229,7 +225,7 @@ def test_cancel_stops_at_a_step_boundary_and_resume_goes_on(with_server: Callabl
     with_server(scenario, job_command=worker("obey"))
 
 
-def test_a_worker_that_ignores_the_request_is_killed_when_patience_ends(with_server: Callable[..., Any]) -> None:
+def test_stubborn_worker_is_killed_after_the_timeout(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -238,13 +234,13 @@ def test_a_worker_that_ignores_the_request_is_killed_when_patience_ends(with_ser
         found = await events(server, job["id"])
         assert statuses(found)[-1] == "cancelled"
         assert found[-1].data["error"]["code"] == "killed"
-        assert len(registry.registered) == 1  # what it had saved stays
+        assert len(registry.registered) == 1  # saved checkpoints stay
 
     with_server(scenario, job_command=worker("stubborn"), job_patience_s=0.3)
 
 
 @both_databases
-def test_jobs_wait_for_their_turn_and_an_exclusive_one_runs_alone(with_server: Callable[..., Any]) -> None:
+def test_exclusive_job_runs_alone(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
 
@@ -262,13 +258,13 @@ def test_jobs_wait_for_their_turn_and_an_exclusive_one_runs_alone(with_server: C
         third = await post(server)
         go(shared[0])
         await events(server, shared[0]["id"])
-        # A place is free, but the exclusive one needs both, and nobody overtakes it.
+        # A slot is free, but the exclusive job needs all, and nothing overtakes it.
         assert [await status(job) for job in (shared[1], alone, behind)] == ["running", "queued", "queued"]
         go(shared[1])
         await events(server, alone["id"], until=of_type("metrics"))
         assert [await status(job) for job in (shared[1], alone, behind)] == ["succeeded", "running", "queued"]
         gone = await server.client.post(f"/v1/jobs/{third['id']}/cancel")
-        assert gone.json()["status"] == "cancelled"  # one that waits is cancelled at once
+        assert gone.json()["status"] == "cancelled"  # queued jobs are cancelled immediately
         assert statuses(await events(server, third["id"])) == ["queued", "cancelled"]
         go(alone)
         await events(server, behind["id"], until=of_type("metrics"))

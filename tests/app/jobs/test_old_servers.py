@@ -28,7 +28,7 @@ def upgrade_to(database: Database, revision: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_servers_of_an_old_database_die_unless_they_return(
+def test_servers_of_an_old_database_expire(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     url = f"sqlite:///{tmp_path / 'old.db'}"

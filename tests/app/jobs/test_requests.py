@@ -1,4 +1,4 @@
-"""What one asks of jobs over HTTP: delete, idempotency, lists, refusals, uploads, saved traces as data."""
+"""Requests to the job API: delete, idempotency, lists, rejections, uploads, saved traces as data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, of_type, 
 
 
 @both_databases
-def test_deleting_a_job_leaves_its_checkpoints(with_server: Callable[..., Any]) -> None:
+def test_deleting_a_job_keeps_its_checkpoints(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
@@ -30,7 +30,7 @@ def test_deleting_a_job_leaves_its_checkpoints(with_server: Callable[..., Any]) 
 
 
 @both_databases
-def test_the_same_key_and_body_start_one_job(with_server: Callable[..., Any]) -> None:
+def test_same_key_starts_one_job(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         headers = {"Idempotency-Key": "once"}
@@ -47,7 +47,7 @@ def test_the_same_key_and_body_start_one_job(with_server: Callable[..., Any]) ->
 
 
 @both_databases
-def test_lists_are_paged_newest_first_and_filtered(with_server: Callable[..., Any]) -> None:
+def test_lists_are_paged_and_filtered(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         made = [(await post(server, output_name=f"run-{k}"))["id"] for k in range(3)]
         for job_id in made:
@@ -109,7 +109,7 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_what_cannot_be_done_is_refused_before_anything_starts(with_server: Callable[..., Any], package: Path) -> None:
+def test_impossible_jobs_are_rejected_before_starting(with_server: Callable[..., Any], package: Path) -> None:
     blind = package / "blind"
     blind.mkdir()
     for file in (package / "nano-omni-r1").iterdir():
@@ -131,7 +131,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(with_server: Call
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_an_upload_is_checked_and_kept_by_its_content(with_server: Callable[..., Any]) -> None:
+def test_upload_is_validated_and_stored_by_content(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         async def upload(data: bytes, kind: str = "application/x-ndjson") -> httpx.Response:
             return await server.client.post("/v1/datasets", content=data, headers={"Content-Type": kind})
@@ -156,7 +156,7 @@ def test_an_upload_is_checked_and_kept_by_its_content(with_server: Callable[...,
     with_server(scenario)
 
 
-def test_saved_traces_become_the_data_of_a_job(with_server: Callable[..., Any]) -> None:
+def test_saved_traces_become_training_data(with_server: Callable[..., Any]) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         trace = await server.finished((await server.create())["id"])
@@ -174,7 +174,7 @@ def test_saved_traces_become_the_data_of_a_job(with_server: Callable[..., Any]) 
     with_server(scenario, job_command=worker("succeed"))
 
 
-def test_a_base_that_was_deleted_while_the_job_waited_is_told(with_server: Callable[..., Any], package: Path) -> None:
+def test_base_deleted_while_queued_is_reported(with_server: Callable[..., Any], package: Path) -> None:
     async def scenario(server: Server) -> None:
         server.services.jobs._checkpoints = FakeCheckpoints()
         first = await post(server)

@@ -1,4 +1,4 @@
-"""The job runner on a store in memory, and what it reads from a job's folder; no torch, no server."""
+"""The job runner with a store in memory, and the reader of job folders; no torch, no server."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def line(type_: str = "log", **data: Any) -> bytes:
     return json.dumps({"time": "now", "type": type_, "data": data}).encode() + b"\n"
 
 
-# ---- the folder
+# ---- folder
 
 
-def test_events_are_read_in_whole_lines_wherever_the_writer_stands(tmp_path: Path) -> None:
+def test_events_are_read_in_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     assert read_events(path, 0) == ([], 0)
     whole = line(line="é↯") + line(line="b") + line(line="c")
@@ -49,7 +49,7 @@ def test_events_are_read_in_whole_lines_wherever_the_writer_stands(tmp_path: Pat
     assert offset == len(whole)
 
 
-def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
+def test_invalid_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     broken = (
         b'{"time": "now", "type": "log", "data"\n' + b"\n" + b"[]\n" + b'{"type": "log"}\n' + b"\xff\xfe\n" + b"3\n"
@@ -60,9 +60,7 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path) -> None:
     assert offset == path.stat().st_size
 
 
-def test_a_large_file_is_read_in_pieces_and_a_line_longer_than_a_piece_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_files_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_folder, "CHUNK_BYTES", 256)
     path = tmp_path / "events.jsonl"
     texts = ["a" * 40] * 20 + ["b" * 1000] + ["c"] * 5
@@ -76,7 +74,7 @@ def test_a_large_file_is_read_in_pieces_and_a_line_longer_than_a_piece_whole(
     assert reads > 4
 
 
-def test_only_the_newest_progress_of_a_batch_is_kept() -> None:
+def test_only_the_latest_progress_is_kept() -> None:
     def progress(step: int) -> WorkerEvent:
         return WorkerEvent("progress", "now", {"step": step})
 
@@ -85,7 +83,7 @@ def test_only_the_newest_progress_of_a_batch_is_kept() -> None:
     assert last_progress_only([log]) == [log]
 
 
-def test_the_end_of_a_log_holds_no_control_characters_and_is_short(tmp_path: Path) -> None:
+def test_log_tail_is_short_and_printable(tmp_path: Path) -> None:
     assert log_tail(tmp_path) == []
     lines = [f"line {k} \x1b[31m\r" for k in range(5000)]
     (tmp_path / "log.txt").write_bytes("\n".join(lines).encode() + b"\n\xff\n\n")
@@ -95,7 +93,7 @@ def test_the_end_of_a_log_holds_no_control_characters_and_is_short(tmp_path: Pat
     assert tail[-2].strip() == "line 4999 [31m"
 
 
-# ---- the runner
+# ---- runner
 
 
 @dataclass
@@ -135,7 +133,7 @@ class MemoryStore:
 
 
 class Hooks:
-    """`JobHooks` that do nothing but say what changed."""
+    """`JobHooks` that only record changes."""
 
     def __init__(self, refusal: JobError | None = None) -> None:
         self.refusal = refusal
@@ -185,7 +183,7 @@ def until(hooks: Hooks, condition: Callable[[], bool]) -> Callable[[JobRunner], 
     return wait
 
 
-def test_jobs_are_run_one_after_another_and_concluded(tmp_path: Path) -> None:
+def test_jobs_run_in_order_and_conclude(tmp_path: Path) -> None:
     store, hooks = MemoryStore([a_job(tmp_path, "one"), a_job(tmp_path, "two")]), Hooks()
     run("succeed", store, hooks, until(hooks, lambda: len(store.ends) == 2), max_running=1)
     assert [(job_id, end) for job_id, end, _ in store.ends] == [("one", "succeeded"), ("two", "succeeded")]
@@ -194,14 +192,14 @@ def test_jobs_are_run_one_after_another_and_concluded(tmp_path: Path) -> None:
     assert [event.data["step"] for event in store.events if event.type == "metrics"] == [3, 4, 3, 4]
 
 
-def test_a_job_that_cannot_be_described_does_not_start(tmp_path: Path) -> None:
+def test_undescribable_job_does_not_start(tmp_path: Path) -> None:
     store, hooks = MemoryStore([a_job(tmp_path)]), Hooks(JobError("gone", "the base is gone"))
     run("succeed", store, hooks, until(hooks, lambda: bool(store.ends)))
     assert store.ends == [("one", "failed", {"code": "gone", "detail": "the base is gone", "log_tail": []})]
     assert store.events == []
 
 
-def test_an_older_result_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
+def test_old_result_is_ignored(tmp_path: Path) -> None:
     job = a_job(tmp_path)
     (job.folder / "result.json").write_text('{"old": true}')
     (job.folder / "error.json").write_text('{"code": "old", "detail": ""}')
@@ -211,8 +209,8 @@ def test_an_older_result_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
     assert (end, error and error["code"]) == ("failed", "worker_died")
 
 
-def test_what_a_dead_server_left_is_told_as_it_is(tmp_path: Path) -> None:
-    """Interrupted where the worker died too, failed where it said why, succeeded where it came to its end."""
+def test_jobs_of_a_dead_server_get_their_end(tmp_path: Path) -> None:
+    """Interrupted if the worker died too, failed if it reported an error, succeeded if it finished."""
     died, failed, done = (a_job(tmp_path, name) for name in ("died", "failed", "done"))
     (failed.folder / "error.json").write_text('{"code": "no_samples", "detail": "none"}')
     (done.folder / "result.json").write_text('{"checkpoint": "x"}')
@@ -232,7 +230,7 @@ SLEEPER = (sys.executable, "-S", "-c", "import sys; sys.stdin.read()")
 
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in `tmp_path`/one that ends with its standard input."""
+    """A worker in `tmp_path`/one that ends with its stdin."""
     (tmp_path / "one").mkdir()
     process = start_worker(SLEEPER, tmp_path / "one", stdin=subprocess.PIPE)
     yield process
@@ -247,7 +245,7 @@ def test_worker_is_alive_until_it_ends(tmp_path: Path, sleeper: subprocess.Popen
         start_worker(SLEEPER, tmp_path / "one")
     assert sleeper.stdin is not None
     sleeper.stdin.close()
-    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has waited for it
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it has exited but was not reaped
     assert not worker.alive
     assert not WorkerProcess(tmp_path / "nowhere").alive
 
@@ -273,8 +271,8 @@ def test_copied_folder_has_no_worker(tmp_path: Path, sleeper: subprocess.Popen[b
     assert WorkerProcess(tmp_path / "one").alive
 
 
-def test_reused_process_number_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    """The number of a worker that has ended belongs to another process now."""
+def test_reused_pid_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """The pid of an ended worker now belongs to another process."""
     (tmp_path / "old").mkdir()
     start_worker((sys.executable, "-S", "-c", ""), tmp_path / "old").communicate()
     lock = tmp_path / "old" / LOCK
@@ -287,7 +285,7 @@ def test_reused_process_number_is_left_alone(tmp_path: Path, sleeper: subprocess
     assert WorkerProcess(tmp_path / "one").alive
 
 
-def test_full_disk_delays_the_start_of_a_worker(tmp_path: Path) -> None:
+def test_full_disk_delays_the_worker(tmp_path: Path) -> None:
     class FullDisk(Hooks):
         tries = 0
 
@@ -316,7 +314,7 @@ def test_full_disk_delays_the_start_of_a_worker(tmp_path: Path) -> None:
     assert [waiting["for"] for waiting in seen[:2]] == ["disk", "disk"]
 
 
-def test_cancel_ends_a_wait_for_the_start(tmp_path: Path) -> None:
+def test_cancel_ends_the_wait_for_space(tmp_path: Path) -> None:
     class FullDisk(Hooks):
         def describe(self, job: Job) -> dict[str, Any]:
             store.cancel = True

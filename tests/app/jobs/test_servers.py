@@ -1,4 +1,4 @@
-"""Who counts as dead, and what servers write at the same time: in every order a trace or an attempt has one end."""
+"""Dead servers and concurrent writes: in every order, a trace or attempt ends exactly once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def log_of(db: Database, trace_id: str) -> list[tuple[int, str, str]]:
 
 
 def has_one_end(db: Database, trace_id: str) -> None:
-    """The log is gapless, its last event and no other is terminal, and the row tells of that end."""
+    """The log is gapless, only its last event is terminal, and the row agrees."""
     log = log_of(db, trace_id)
     assert [seq for seq, _, _ in log] == list(range(1, len(log) + 1))
     assert [type_ in TERMINAL_EVENTS for _, type_, _ in log] == [False] * (len(log) - 1) + [True]
@@ -72,7 +72,7 @@ def has_one_end(db: Database, trace_id: str) -> None:
     assert row.finished_at is not None
 
 
-# ---- the rows alone: every order of what two servers do
+# ---- rows only: every order of two servers' actions
 
 
 class BreakingDatabase:
@@ -144,7 +144,7 @@ def end_left_over(db: Database) -> None:
 
 @both_databases
 @pytest.mark.parametrize("script", range(len(SCRIPTS)))
-def test_every_interleaving_gives_one_terminal_event(db: Database, script: int) -> None:
+def test_every_interleaving_has_one_terminal_event(db: Database, script: int) -> None:
     batches = SCRIPTS[script]
     breaks = list(itertools.product((None, "before", "after"), repeat=len(batches)))
     random.Random(script).shuffle(breaks)
@@ -172,7 +172,7 @@ def test_every_interleaving_gives_one_terminal_event(db: Database, script: int) 
 
 
 @both_databases
-def test_writers_at_the_same_time_give_one_terminal_event(db: Database, database_url: str) -> None:
+def test_concurrent_writers_give_one_terminal_event(db: Database, database_url: str) -> None:
     other = Database(database_url)
     for number in range(12):
         trace_id = f"race{number}"
@@ -197,11 +197,11 @@ def test_writers_at_the_same_time_give_one_terminal_event(db: Database, database
     other.close()
 
 
-# ---- who counts as dead
+# ---- dead servers
 
 
 class Hand:
-    """Time by hand: the watch's own, and the database's."""
+    """Manually controlled time of the watch and the database."""
 
     def __init__(self, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.db = db
@@ -222,18 +222,18 @@ def hand(db: Database, monkeypatch: pytest.MonkeyPatch) -> Hand:
 
 
 @both_databases
-def test_the_databases_clock_counts_seconds(db: Database) -> None:
+def test_database_clock_counts_seconds(db: Database) -> None:
     with db.read() as connection:
         first = connection.execute(sa.select(clock())).scalar_one()
     with db.read() as connection:
         second = connection.execute(sa.select(clock())).scalar_one()
     assert isinstance(first, float)
-    assert abs(first - time.time()) < 600  # the same machine's here
+    assert abs(first - time.time()) < 600  # on the same machine here
     assert first <= second
 
 
 @both_databases
-def test_a_silent_server_dies_once_and_takes_nobody_along(db: Database, hand: Hand) -> None:
+def test_silent_server_dies_once(db: Database, hand: Hand) -> None:
     one, two, three = hand.watch("one"), hand.watch("two"), hand.watch("three")
     for name, server, status in (("a", "one", "running"), ("b", "one", "queued"), ("c", "one", "paused")):
         insert_trace(db, name, server, status)
@@ -259,13 +259,13 @@ def test_a_silent_server_dies_once_and_takes_nobody_along(db: Database, hand: Ha
 
 
 @both_databases
-def test_a_server_that_was_away_itself_judges_nobody_at_once(db: Database, hand: Hand) -> None:
+def test_returning_server_waits_before_judging_others(db: Database, hand: Hand) -> None:
     one, two = hand.watch("one"), hand.watch("two")
     insert_trace(db, "a", "one")
     for _ in range(3):
         one.beat(), two.beat()
         hand.pass_(5)
-    hand.pass_(600)  # the database was gone, or the machine with both of them asleep
+    hand.pass_(600)  # the database was away, or both machines suspended
     two.beat()
     hand.pass_(5)
     one.beat(), two.beat()
@@ -278,14 +278,14 @@ def test_a_server_that_was_away_itself_judges_nobody_at_once(db: Database, hand:
 
 @both_databases
 @pytest.mark.parametrize("step", [-7200.0, 7200.0])
-def test_a_step_of_the_databases_clock_kills_no_living_server(db: Database, hand: Hand, step: float) -> None:
+def test_database_clock_step_kills_no_live_server(db: Database, hand: Hand, step: float) -> None:
     one, two = hand.watch("one"), hand.watch("two")
     insert_trace(db, "a", "one")
     for number in range(12):
         one.beat(), two.beat()
         hand.pass_(5, database=step if number == 6 else 5)
     assert not two.is_dead("one")
-    for _ in range(3):  # one that really is silent dies, wherever the clock went
+    for _ in range(3):  # a silent server dies despite clock steps
         two.beat()
         hand.pass_(5, database=step)
     two.beat()
@@ -293,7 +293,7 @@ def test_a_step_of_the_databases_clock_kills_no_living_server(db: Database, hand
     has_one_end(db, "a")
 
 
-# ---- the rows of jobs
+# ---- rows of jobs
 
 
 class Jobs:
@@ -312,7 +312,7 @@ class Jobs:
             job_store.interrupt_left_over(connection, ["one"], {"code": "interrupted", "detail": "dead"})
 
     def told(self, job_id: str) -> list[tuple[str, int]]:
-        """Statuses and their attempts, as the log has them."""
+        """Statuses and attempts from the log."""
         with self.db.read() as connection:
             rows = job_store.events_after(connection, job_id, 0, 1000)
         assert [seq for seq, _, _ in rows] == list(range(1, len(rows) + 1))
@@ -326,7 +326,7 @@ class Jobs:
 
 @both_databases
 @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "interrupted"])
-def test_every_attempt_of_a_job_has_one_end_wherever_it_is_interrupted(db: Database, tmp_path: Path, end: Any) -> None:
+def test_every_attempt_ends_once(db: Database, tmp_path: Path, end: Any) -> None:
     jobs = Jobs(db)
     steps = [
         lambda job_id: jobs.table.started(job_id, WorkerProcess(tmp_path)),
@@ -351,7 +351,7 @@ def test_every_attempt_of_a_job_has_one_end_wherever_it_is_interrupted(db: Datab
 
 
 @both_databases
-def test_a_job_another_server_ended_is_left_over_until_its_own_has_looked(db: Database, tmp_path: Path) -> None:
+def test_job_ended_elsewhere_stays_left_over(db: Database, tmp_path: Path) -> None:
     jobs = Jobs(db)
     jobs.claimed("job_1")
     jobs.table.started("job_1", WorkerProcess(tmp_path))

@@ -1,4 +1,4 @@
-"""Jobs in SQL: claimed once whoever asks, and a page of a long job's metrics costs the same everywhere."""
+"""Jobs in SQL: exclusive claims, and constant cost for pages of metrics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def table(db: Database, server: str) -> store.JobTable:
     return store.JobTable(db, lambda: server, Path("jobs"))
 
 
-def test_a_job_is_claimed_once_whoever_asks(db: Database) -> None:
+def test_job_is_claimed_once(db: Database) -> None:
     for k in range(20):
         add(db, f"job_{k:03}", "race")
     with ThreadPoolExecutor(8) as pool:
@@ -54,14 +54,14 @@ def test_a_job_is_claimed_once_whoever_asks(db: Database) -> None:
         assert set(rows.scalars()) == {1}
 
 
-def test_a_claim_keeps_to_its_server_its_limit_and_the_order(db: Database) -> None:
+def test_claim_respects_server_limit_and_order(db: Database) -> None:
     for k, gpu in enumerate(("shared", "exclusive", "shared")):
         add(db, f"job_x{k}", "mine", gpu=gpu)
     assert table(db, "theirs").claim(9) is None
     first = table(db, "mine").claim(9)
     assert first is not None
     assert first.id == "job_x0"
-    assert table(db, "mine").claim(9) is None  # the exclusive one waits, and is not overtaken
+    assert table(db, "mine").claim(9) is None  # the exclusive job waits and is not overtaken
     table(db, "mine").finish("job_x0", "succeeded", error=None, result={})
     alone = table(db, "mine").claim(9)
     assert alone is not None
@@ -69,7 +69,7 @@ def test_a_claim_keeps_to_its_server_its_limit_and_the_order(db: Database) -> No
     assert table(db, "mine").claim(9) is None
 
 
-def test_a_job_that_has_ended_stays_as_it_ended(db: Database) -> None:
+def test_ended_job_stays_unchanged(db: Database) -> None:
     add(db, "job_end", "ends")
     assert table(db, "ends").claim(1) is not None
     table(db, "ends").finish("job_end", "failed", error={"code": "x", "detail": ""}, result=None)
@@ -80,7 +80,7 @@ def test_a_job_that_has_ended_stays_as_it_ended(db: Database) -> None:
     assert (job["status"], job["last_event"]) == ("failed", 3)
 
 
-def test_a_page_of_a_hundred_thousand_rows_is_found_without_a_walk(db: Database) -> None:
+def test_metrics_page_of_a_long_job_is_fast(db: Database) -> None:
     add(db, "job_long", "long")
     fill = """
         WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < :rows)
@@ -111,10 +111,10 @@ def test_a_page_of_a_hundred_thousand_rows_is_found_without_a_walk(db: Database)
         job = store.whole(connection, "job_long")
     assert job is not None
     assert job["metrics"] == {"loss/ce": 0.25}
-    assert len(json.dumps(job)) < 2000  # the job itself holds the newest values only
+    assert len(json.dumps(job)) < 2000  # the job itself holds only the latest values
 
 
-def test_a_compared_checkpoint_leaves_the_jobs_metrics_alone(db: Database) -> None:
+def test_compared_checkpoint_keeps_the_jobs_metrics(db: Database) -> None:
     add(db, "job_compare", "comparing")
     own = {"stage": "benchmark", "step": 10, "values": {"accuracy/all": 0.9, "response/len": 4}}
     other = {"stage": "benchmark:other", "step": 10, "values": {"accuracy/all": 0.1}}

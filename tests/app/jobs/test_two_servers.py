@@ -1,4 +1,4 @@
-"""Two servers on one database of which one dies, seems dead, or comes back, and readers while the database restarts."""
+"""Two servers on one database: one dies, seems dead or returns; readers during a database restart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUN = Callable[[Any], Any]
 
 
 async def fall_silent(server: Server) -> None:
-    """No heartbeat of this server any more, and the last one is long ago."""
+    """Stop this server's heartbeat and backdate the last one."""
     await server.services.servers.close()
     with server.services.db.write() as connection:
         mine = tables.servers.c.id == server.services.traces._home.server_id
@@ -40,15 +40,13 @@ async def fall_silent(server: Server) -> None:
 
 
 async def look(server: Server) -> None:
-    """As often as it takes to find a server dead."""
+    """Check as often as it takes to find a server dead."""
     for _ in range(3):
         await asyncio.to_thread(server.services.servers.beat)
 
 
 @both_databases
-def test_a_dead_servers_traces_end_elsewhere_and_it_writes_no_more(
-    tmp_path: Path, package: Path, database_url: str, run_async: RUN
-) -> None:
+def test_dead_servers_traces_end_elsewhere(tmp_path: Path, package: Path, database_url: str, run_async: RUN) -> None:
     async def main() -> None:
         engine = FakeGeneration(held, num_slots=1)
         async with (
@@ -74,19 +72,19 @@ def test_a_dead_servers_traces_end_elsewhere_and_it_writes_no_more(
             statuses = {paused["id"]: "paused", own["id"]: "running"}
             assert {id_: (await two.get(id_))["status"] for id_ in statuses} == statuses
 
-            engine.go("end")  # it comes back: what it has to say is not written any more
+            engine.go("end")  # the server returns: its events are dropped
             logs = [await reader for reader in readers]
             for log in logs:
                 assert [event.raw for event in log] == [event.raw for event in await two.stream(trace["id"])]
                 assert [event.raw for event in log[:-1]] == [event.raw for event in seen]
                 assert (log[-1].type, log[-1].data["error"]["code"]) == ("trace.failed", "interrupted")
-            while one.services.traces.in_work:
+            while one.services.traces.active_ids:
                 await asyncio.sleep(0.002)
             assert {trace["id"], queued["id"]} & set(engine.aborts)
             assert engine.running == 0
             assert (await one.client.post(f"/v1/traces/{trace['id']}/cancel")).json()["status"] == "interrupted"
 
-            # Its paused trace cannot go on here, but need not stay for ever.
+            # Its paused trace cannot resume here, but can be ended.
             is_problem(await two.client.post(f"/v1/traces/{paused['id']}/continue"), 409, "trace_elsewhere")
             assert (await two.client.post(f"/v1/traces/{paused['id']}/cancel")).json()["status"] == "cancelled"
             is_problem(await one.client.post(f"/v1/traces/{paused['id']}/continue"), 409, "not_paused")
@@ -95,7 +93,7 @@ def test_a_dead_servers_traces_end_elsewhere_and_it_writes_no_more(
     run_async(main())
 
 
-def test_a_silent_trace_of_a_server_that_returns_stops_at_its_next_heartbeat(
+def test_silent_trace_stops_at_the_next_heartbeat(
     tmp_path: Path, package: Path, postgres_url: str, run_async: RUN
 ) -> None:
     async def main() -> None:
@@ -103,19 +101,19 @@ def test_a_silent_trace_of_a_server_that_returns_stops_at_its_next_heartbeat(
         settings: dict[str, Any] = {"database_url": postgres_url, "dead_after_s": 0.6}
         async with running(tmp_path / "one", package, engine, **settings) as one:
             trace = await one.create()
-            await one.until(trace["id"], "step.completed")  # from here on the engine says nothing
+            await one.until(trace["id"], "step.completed")  # from here on the engine is silent
             reader = asyncio.create_task(one.stream(trace["id"]))
             with one.services.db.write() as connection:
                 store.end_left_over(connection, [one.services.traces._home.server_id], DIED)
             assert (await reader)[-1].type == "trace.failed"
-            while one.services.traces.in_work:
+            while one.services.traces.active_ids:
                 await asyncio.sleep(0.002)
             assert engine.aborts == [trace["id"]]
 
     run_async(main())
 
 
-def test_an_image_drawn_after_the_end_is_left_to_the_sweep(
+def test_image_drawn_after_the_end_is_swept(
     tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
 ) -> None:
     late = png((1, 2, 3))
@@ -137,14 +135,14 @@ def test_an_image_drawn_after_the_end_is_left_to_the_sweep(
             with server.services.db.read() as connection:
                 links = connection.execute(sa.select(tables.trace_images.c.image_id)).scalars().all()
             assert image_id not in links
-            assert server.services.traces.in_work == []
+            assert server.services.traces.active_ids == []
 
     run_async(main())
 
 
 @both_databases
 @pytest.mark.parametrize("what", ["wait", "obey"])
-def test_a_job_whose_server_returns_runs_on_as_its_next_attempt(
+def test_returning_server_continues_its_job(
     tmp_path: Path, package: Path, database_url: str, run_async: RUN, what: str
 ) -> None:
     async def main() -> None:
@@ -184,11 +182,11 @@ def test_a_job_whose_server_returns_runs_on_as_its_next_attempt(
     run_async(main())
 
 
-# ---- readers while PostgreSQL restarts
+# ---- readers during a PostgreSQL restart
 
 
 async def follow_raw(server: Server, kind: str, id_: str, started: asyncio.Event) -> bytes:
-    """The whole body of one stream: one connection, to its end."""
+    """The whole body of one stream over one connection."""
     got = b""
     async with server.client.stream("GET", f"/v1/{kind}/{id_}/events") as answer:
         assert answer.status_code == 200
@@ -198,7 +196,7 @@ async def follow_raw(server: Server, kind: str, id_: str, started: asyncio.Event
     return got
 
 
-def test_streams_of_both_servers_survive_a_restart_of_the_database(
+def test_streams_survive_a_database_restart(
     tmp_path: Path, package: Path, own_cluster: Cluster, run_async: RUN
 ) -> None:
     async def main() -> None:
@@ -253,7 +251,7 @@ def test_streams_of_both_servers_survive_a_restart_of_the_database(
 
 
 @pytest.mark.parametrize("fate", ["killed", "stopped"])
-def test_a_killed_or_stopped_process_leaves_no_trace_running(
+def test_killed_process_leaves_no_running_trace(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
     environment = {"OMNI_R1_DATABASE_URL": postgres_url, "OMNI_R1_DEAD_AFTER_S": "4"}

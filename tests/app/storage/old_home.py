@@ -1,4 +1,4 @@
-"""A home as version 0002 of the schema left it: absolute paths in its rows and in the records of its jobs."""
+"""A home with schema 0002: absolute paths in its rows and in the records of its jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE, STOPPED, KILLED, UPLOAD = "job_done", "job_stopped", "job_killed", f"{'ab'
 def make_old_home(home: Path, weights: Path, elsewhere: Path, url: str | None = None) -> None:
     """Three jobs with a checkpoint each, and checkpoints registered inside and outside the home.
 
-    One job is done, one resumable, and one ran when its server was killed: nobody has read its events yet.
+    One job is done, one resumable, and one was running when its server was killed: its events are unread.
     """
     for name in ("jobs", "uploads", "checkpoints", "registered"):
         (home / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Homes that cannot be: one line on stderr and exit code 2, from the server and from the command line."""
+"""Unusable homes: one line on stderr and exit code 2, from the server and the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.common.settings import SettingsError, read_settings
 from app.storage.home import Home, HomeError
 
 ROOT = Path(__file__).parents[3]
-# As in a container that runs with any number: the system knows no such user.
+# As in a container running as an arbitrary user that the system does not know.
 NOBODY = "import pwd\ndef unknown(*_): raise KeyError('no such user')\npwd.getpwuid = pwd.getpwnam = unknown\n"
 SERVE = NOBODY + "import sys; from app.cli.main import main; sys.exit(main(['serve', '--port', '0']))"
 SERVE_MODULE = NOBODY + "import runpy; runpy.run_module('app.main', run_name='__main__')"
@@ -46,7 +46,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (EVALUATE, None),
     ],
 )
-def test_a_home_that_leads_nowhere_is_one_line(code: str, home: str | None) -> None:
+def test_unresolvable_home_is_one_line(code: str, home: str | None) -> None:
     done = run(code, **({} if home is None else {"OMNI_R1_HOME": home}))
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
@@ -54,7 +54,7 @@ def test_a_home_that_leads_nowhere_is_one_line(code: str, home: str | None) -> N
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "locked"])
-def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) -> None:
+def test_unwritable_home_is_one_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "locked" / "lock").mkdir(parents=True)
     done = run(SERVE, OMNI_R1_HOME=str(tmp_path / place))
@@ -63,20 +63,20 @@ def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) -
     assert "set OMNI_R1_HOME" in done.stderr
 
 
-def test_a_client_needs_no_home() -> None:
+def test_client_needs_no_home() -> None:
     done = run(REGISTER, OMNI_R1_URL="http://127.0.0.1:9")
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("home", ["a\0b", "", "~nobody-here/x"])
-def test_a_home_that_no_folder_can_have_is_refused(home: str) -> None:
+def test_impossible_home_path_is_rejected(home: str) -> None:
     with pytest.raises(SettingsError, match="OMNI_R1_HOME"):
         read_settings(home=home)
 
 
 @pytest.mark.parametrize("name", ["images", "jobs", "tmp", "lock"])
-def test_something_else_in_the_place_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.mkdir() if name == "lock" else path.write_text("x")
     with pytest.raises(HomeError, match=name):
@@ -85,7 +85,7 @@ def test_something_else_in_the_place_of_a_folder_is_named(tmp_path: Path, name: 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
 @pytest.mark.parametrize(("before", "after"), [(0o770, 0o770), (0o775, 0o770), (0o755, 0o700), (0o700, 0o700)])
-def test_a_folder_that_group_0_may_write_stays_so(tmp_path: Path, before: int, after: int) -> None:
+def test_group_0_keeps_its_write_access(tmp_path: Path, before: int, after: int) -> None:
     path = tmp_path / "data"
     path.mkdir()
     os.chown(path, 10001, 0)

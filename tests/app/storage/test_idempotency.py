@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: one creation, one answer."""
+"""`Idempotency-Key`: one resource, one response."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from tests.fakes import FakeGeneration
 
 
 async def post(server: Server, body: Any, key: str, **headers: str) -> httpx.Response:
-    """A trace asked for under a key."""
+    """Create a trace under a key."""
     return await server.client.post("/v1/traces", json=body, headers={"Idempotency-Key": key, **headers})
 
 
 @both_databases
-def test_the_same_key_and_body_give_the_first_answer_also_after_a_restart(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
+def test_same_key_replays_after_a_restart(tmp_path: Path, package: Path, run_async: Callable[[Any], Any]) -> None:
     async def main() -> None:
         async with running(tmp_path / "home", package, FakeGeneration()) as server:
             body = await server.body()
@@ -44,9 +42,7 @@ def test_the_same_key_and_body_give_the_first_answer_also_after_a_restart(
 
 
 @both_databases
-def test_a_second_request_while_the_first_is_being_accepted_is_told_to_come_back(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_concurrent_request_with_the_key_gets_409(with_server: WithServer, engine: FakeGeneration) -> None:
     gate = asyncio.Event()
     load = engine.load
 
@@ -71,7 +67,7 @@ def test_a_second_request_while_the_first_is_being_accepted_is_told_to_come_back
     with_server(scenario)
 
 
-def test_a_refused_request_leaves_its_key_free(with_server: WithServer) -> None:
+def test_rejected_request_frees_its_key(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body()
         is_problem(await post(server, {**body, "checkpoint": "x"}, "k"), 422, "unknown_checkpoint")
@@ -80,7 +76,7 @@ def test_a_refused_request_leaves_its_key_free(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_a_key_is_1_to_128_visible_characters(with_server: WithServer) -> None:
+def test_key_is_1_to_128_visible_characters(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body()
         for key in ("", "a b", "x" * 129):

@@ -1,4 +1,4 @@
-"""Uploads: what is taken, what is refused, what is stored, what is swept."""
+"""Uploads: accepted formats, rejections, storage, sweep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PNG = {"content-type": "image/png"}
 
 
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """The picture in some format."""
+    """The image in some format."""
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()
@@ -38,7 +38,7 @@ def decoded(data: bytes) -> Image.Image:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG header that promises that many pixels, with hardly any data behind it."""
+    """A PNG header that claims that many pixels, with hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -50,7 +50,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF"])
-def test_formats_are_known_by_their_content(with_server: WithServer, kind: str) -> None:
+def test_formats_are_detected_by_content(with_server: WithServer, kind: str) -> None:
     async def scenario(server: Server) -> None:
         data = encoded(Image.new("RGB", (30, 20), (200, 30, 40)), kind)
         raw = await server.client.post("/v1/images", content=data, headers={"content-type": "image/x-anything"})
@@ -79,14 +79,14 @@ def test_formats_are_known_by_their_content(with_server: WithServer, kind: str) 
         encoded(Image.new("RGB", (4, 4)), "ICO"),
     ],
 )
-def test_anything_else_is_no_picture(with_server: WithServer, data: bytes) -> None:
+def test_other_files_are_rejected(with_server: WithServer, data: bytes) -> None:
     async def scenario(server: Server) -> None:
         is_problem(await server.client.post("/v1/images", content=data, headers=PNG), 415, "unsupported_image")
 
     with_server(scenario)
 
 
-def test_a_truncated_picture_is_refused(with_server: WithServer) -> None:
+def test_truncated_image_is_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         noise = Image.effect_noise((200, 200), 90).convert("RGB")
         for kind in ("PNG", "JPEG", "WEBP", "BMP"):
@@ -99,13 +99,13 @@ def test_a_truncated_picture_is_refused(with_server: WithServer) -> None:
 
 
 @pytest.mark.parametrize("size", [(6325, 6325), (9600, 9600), (60_000, 60_000), (2**31 - 1, 1)])
-def test_a_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
+def test_decompression_bomb_is_rejected_by_its_header(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError) as refusal:
         read_image(bomb(*size))
     assert refusal.value.code == "image_too_large"
 
 
-def test_a_body_over_20_mb_is_refused_before_it_is_read(with_server: WithServer) -> None:
+def test_oversized_body_is_rejected_before_reading(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         big = png() + b"\0" * MAX_UPLOAD_BYTES
         is_problem(await server.client.post("/v1/images", content=big, headers=PNG), 413, "body_too_large")
@@ -124,7 +124,7 @@ def test_a_body_over_20_mb_is_refused_before_it_is_read(with_server: WithServer)
     with_server(scenario)
 
 
-def test_a_form_without_the_file_is_refused(with_server: WithServer) -> None:
+def test_form_without_a_file_is_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         is_problem(await server.client.post("/v1/images", files={"other": b"x"}), 422, "invalid", "body.file")
         is_problem(await server.client.post("/v1/images", json={"file": "x"}), 415, "unsupported_image")
@@ -136,7 +136,7 @@ def test_a_form_without_the_file_is_refused(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_the_same_picture_is_stored_once(with_server: WithServer) -> None:
+def test_same_image_is_stored_once(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         assert await server.image(png((5, 6, 7))) == await server.image(
             encoded(Image.new("RGB", (64, 64), (5, 6, 7)), "BMP")
@@ -149,14 +149,14 @@ def test_the_same_picture_is_stored_once(with_server: WithServer) -> None:
 
 
 @both_databases
-def test_the_sweep_takes_only_what_nobody_shows_stored_or_asked_for_in_a_day(with_server: WithServer) -> None:
+def test_sweep_deletes_only_unused_images(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         images = server.services.images
         shown = await server.finished((await server.create())["id"])
         loose, asked = await server.image(png((1, 1, 1))), await server.image(png((2, 2, 2)))
         tomorrow = datetime.now(UTC) + timedelta(hours=25, minutes=5)
         assert images.sweep(at=datetime.now(UTC) + timedelta(hours=24)) == 0
-        with server.services.db.write() as connection:  # `asked` was stored long ago, and is asked for now
+        with server.services.db.write() as connection:  # `asked` was stored long ago and is used now
             rows = tables.images
             connection.execute(sa.update(rows).where(rows.c.id == asked).values(last_used_at="2020-01-01"))
         assert (await server.client.get(f"/v1/images/{asked}")).status_code == 200
@@ -173,7 +173,7 @@ def test_the_sweep_takes_only_what_nobody_shows_stored_or_asked_for_in_a_day(wit
 
 
 @both_databases
-def test_the_sweep_leaves_a_picture_whose_event_is_on_its_way(with_server: WithServer) -> None:
+def test_sweep_keeps_images_of_pending_events(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         images, old = server.services.images, png((3, 3, 3))
         image_id = await server.image(old)
@@ -191,7 +191,7 @@ def test_the_sweep_leaves_a_picture_whose_event_is_on_its_way(with_server: WithS
     with_server(scenario)
 
 
-def test_model_view_shows_what_the_model_gets(with_server: WithServer) -> None:
+def test_model_view_shows_the_models_input(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         wide = Image.new("RGB", (200, 100), (255, 0, 0))
         image = await server.image(encoded(wide, "PNG"))
@@ -208,7 +208,7 @@ def test_model_view_shows_what_the_model_gets(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_an_upload_with_a_key_is_answered_once(with_server: WithServer) -> None:
+def test_upload_with_a_key_is_replayed(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         async def send(colour: int, key: str) -> httpx.Response:
             files = {"file": ("a.png", png((colour, 0, 0)), "image/png")}

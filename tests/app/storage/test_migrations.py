@@ -1,4 +1,4 @@
-"""An upgrade from any earlier version of the schema keeps every row."""
+"""Upgrades from every earlier schema version keep all rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSIONS = sorted(script.revision for script in ScriptDirectory.from_config(CONF
 
 
 def value(column: sa.Column[Any]) -> Any:
-    """Something that fits the column; texts are all the same, so that foreign keys find their row."""
+    """A value that fits the column; texts are identical, so that foreign keys match."""
     kind = column.type
     if isinstance(kind, sa.JSON):
         return {}

@@ -1,4 +1,4 @@
-"""A home that was copied, moved or restored works with its own files, whatever version wrote it."""
+"""A copied, moved or restored home uses its own files, whatever version wrote it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOVES = ["stays", "moved", "copied"]
 
 
 def transfer(how: str, home: Path, to: Path) -> Path:
-    """Where the home is afterwards."""
+    """The home's new place."""
     if how == "stays":
         return home
     shutil.copytree(home, to)
@@ -32,14 +32,14 @@ def transfer(how: str, home: Path, to: Path) -> Path:
 
 
 async def folders(server: Server) -> dict[str, Path]:
-    """Every usable checkpoint of the home, and where it is."""
+    """All usable checkpoints of the home and their folders."""
     found = (await server.client.get("/v1/checkpoints")).json()["data"]
     assert [one["id"] for one in found if "problem" in one] == []
     return {one["id"]: Path(one["folder"]) for one in found if one["source"] != "package"}
 
 
 def texts(home: Path) -> str:
-    """Everything that the home keeps as text, its database included."""
+    """All text in the home, including its database."""
     files = (path for path in home.rglob("*") if path.suffix in (".json", ".jsonl"))
     kept = "\n".join(path.read_text() for path in files if path.name != "events.jsonl")
     engine = sa.create_engine(f"sqlite:///{home / 'omni-r1.db'}")
@@ -91,10 +91,10 @@ def test_old_home_keeps_its_checkpoints(
         assert str(old) not in texts(home)
 
 
-def test_moved_home_finds_a_registered_folder_without_jobs(
+def test_moved_home_finds_registered_folders(
     tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
 ) -> None:
-    """Nothing but the end of its path says where the folder is now."""
+    """Only the end of its path reveals the folder's new place."""
     old, home = tmp_path / "old", tmp_path / "new"
     make_old_home(old, package / "nano-omni-r1", tmp_path / "elsewhere")
     database = tables.Database(f"sqlite:///{old / 'omni-r1.db'}")

@@ -1,4 +1,4 @@
-"""What PostgreSQL alone can do: several servers on one database, a database server that goes and comes back."""
+"""PostgreSQL only: several servers on one database, and a database server that restarts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened() -> Iterator[Callable[[str], Database]]:
 
 
 def at_once(*works: Callable[[], Any]) -> list[Any]:
-    """The results of `works`, each in a thread of its own, begun together; an error is a result."""
+    """The results of `works`, run concurrently in threads; errors count as results."""
     results: list[Any] = [None] * len(works)
     gate = threading.Barrier(len(works))
 
@@ -59,12 +59,10 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
     return results
 
 
-# ---- the database
+# ---- database
 
 
-def test_servers_that_start_together_migrate_an_empty_database_once(
-    postgres: Cluster, opened: Callable[[str], Database]
-) -> None:
+def test_concurrent_servers_migrate_once(postgres: Cluster, opened: Callable[[str], Database]) -> None:
     url = postgres.new(migrated=False)
     databases = [opened(url) for _ in range(4)]
     assert at_once(*(database.migrate for database in databases)) == [None] * 4
@@ -73,7 +71,7 @@ def test_servers_that_start_together_migrate_an_empty_database_once(
 
 
 def test_no_update_is_lost_between_processes(postgres_url: str, opened: Callable[[str], Database]) -> None:
-    """Each `Database` has a lock for its own threads only, as another process's would."""
+    """Each `Database` locks only its own threads, like another process's."""
     databases = [opened(postgres_url) for _ in range(3)]
     with databases[0].write() as connection:
         tables.set_fact(connection, "n", "0")
@@ -91,7 +89,7 @@ def test_no_update_is_lost_between_processes(postgres_url: str, opened: Callable
         assert tables.get_fact(connection, "n") == "60"
 
 
-def test_a_reader_sees_one_state_and_waits_for_no_writer(postgres_url: str, opened: Callable[[str], Database]) -> None:
+def test_reader_sees_one_snapshot_without_waiting(postgres_url: str, opened: Callable[[str], Database]) -> None:
     database = opened(postgres_url)
     with database.read() as reader:
         assert tables.get_fact(reader, "n") is None
@@ -105,9 +103,7 @@ def test_a_reader_sees_one_state_and_waits_for_no_writer(postgres_url: str, open
         assert tables.get_fact(reader, "n") == "1"
 
 
-def test_a_write_that_fails_leaves_nothing_and_frees_the_lock(
-    postgres_url: str, opened: Callable[[str], Database]
-) -> None:
+def test_failed_write_frees_the_lock(postgres_url: str, opened: Callable[[str], Database]) -> None:
     database = opened(postgres_url)
 
     def fail() -> None:
@@ -121,9 +117,7 @@ def test_a_write_that_fails_leaves_nothing_and_frees_the_lock(
         assert tables.get_fact(connection, "n") is None
 
 
-def test_what_postgresql_cannot_hold_is_put_so_that_it_can(
-    postgres_url: str, opened: Callable[[str], Database]
-) -> None:
+def test_unstorable_text_is_replaced(postgres_url: str, opened: Callable[[str], Database]) -> None:
     database = opened(postgres_url)
     row = {
         "id": "tr_1", "server_id": "s", "status": "completed", "question": "?", "images": [], "mode": "auto",
@@ -139,16 +133,14 @@ def test_what_postgresql_cannot_hold_is_put_so_that_it_can(
     assert kept.metadata == {"nul": "\0", "loss": None}
 
 
-def test_numbers_that_json_does_not_know_become_null() -> None:
+def test_non_finite_numbers_become_null() -> None:
     assert (
         to_json({"a": [1.5, float("inf"), {"b": float("nan")}], "c": "NaN"})
         == '{"a": [1.5, null, {"b": null}], "c": "NaN"}'
     )
 
 
-def test_two_servers_accept_one_request_with_the_same_key_once(
-    postgres_url: str, opened: Callable[[str], Database]
-) -> None:
+def test_servers_accept_one_request_per_key(postgres_url: str, opened: Callable[[str], Database]) -> None:
     def accept(name: str) -> Callable[[], None]:
         database = opened(postgres_url)
 
@@ -166,7 +158,7 @@ def test_two_servers_accept_one_request_with_the_same_key_once(
         assert len(connection.execute(sa.select(tables.facts)).all()) == 1
 
 
-def test_a_database_that_cannot_be_used_is_refused_in_one_line_without_its_password(
+def test_unusable_database_is_reported_without_its_password(
     postgres: Cluster,
     tmp_path: Path,
     opened: Callable[[str], Database],
@@ -196,7 +188,7 @@ def test_a_database_that_cannot_be_used_is_refused_in_one_line_without_its_passw
 @pytest.mark.parametrize(
     "url", ["", "mysql://host/name", "postgresql://host", "postgresql+asyncpg://host/name", "nonsense", "sqlite://"]
 )
-def test_other_databases_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_other_databases_are_rejected_at_start(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("OMNI_R1_DATABASE_URL", url)
     with pytest.raises(SettingsError, match="OMNI_R1_DATABASE_URL"):
         read_settings()
@@ -206,7 +198,7 @@ def test_other_databases_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatc
     "url",
     ["postgresql://u:p@host:5433/name", "postgres://u@host/name", "postgresql:///name?host=/run/pg&sslmode=require"],
 )
-def test_a_postgresql_url_is_taken_and_its_password_shown_nowhere(url: str) -> None:
+def test_postgresql_password_is_never_shown(url: str) -> None:
     settings = Settings(database_url=url)
     assert settings.sqlalchemy_url.startswith("postgresql://")
     assert "database_url" not in repr(settings)
@@ -215,7 +207,7 @@ def test_a_postgresql_url_is_taken_and_its_password_shown_nowhere(url: str) -> N
     assert ":p@" not in dialect.place
 
 
-def test_the_doctor_looks_at_the_database_and_the_key_and_tells_neither(postgres_url: str) -> None:
+def test_doctor_checks_database_and_key_secretly(postgres_url: str) -> None:
     from app.cli.doctor import _database, _key
 
     there = _database(Settings(database_url=postgres_url))
@@ -230,7 +222,7 @@ def test_the_doctor_looks_at_the_database_and_the_key_and_tells_neither(postgres
 # ---- several servers
 
 
-def test_servers_with_different_homes_share_a_database_and_own_what_they_began(
+def test_servers_share_a_database_with_separate_homes(
     tmp_path: Path, package: Path, postgres_url: str, run_async: RUN
 ) -> None:
     async def main() -> None:
@@ -242,7 +234,7 @@ def test_servers_with_different_homes_share_a_database_and_own_what_they_began(
             paused = await one.create(mode="step")
             await one.until(paused["id"], "trace.paused")
 
-            # The second one's start, and what it leaves in work when it dies, touch nothing of the first one's.
+            # The second server's start and its active traces after its death do not affect the first one's.
             two = Server(tmp_path / "two", package, engines[1], **shared)
             await two.start()
             its_own = await two.create()
@@ -254,7 +246,7 @@ def test_servers_with_different_homes_share_a_database_and_own_what_they_began(
                 }
                 assert statuses == {trace["id"]: "running", paused["id"]: "paused", its_own["id"]: "interrupted"}
 
-                # It may follow them and not steer them.
+                # It may follow them but not steer them.
                 for call in ("pause", "cancel", "continue"):
                     for id_ in (trace["id"], paused["id"]):
                         answer = await two.client.post(f"/v1/traces/{id_}/{call}")
@@ -273,7 +265,7 @@ def test_servers_with_different_homes_share_a_database_and_own_what_they_began(
     run_async(main())
 
 
-def test_every_server_has_its_own_active_checkpoint_and_all_count_loads_together(
+def test_servers_have_separate_active_checkpoints(
     tmp_path: Path, package: Path, postgres_url: str, run_async: RUN
 ) -> None:
     write_paper_checkpoint(tmp_path / "one" / "checkpoints" / "mine")
@@ -292,12 +284,12 @@ def test_every_server_has_its_own_active_checkpoint_and_all_count_loads_together
     run_async(main())
 
 
-# ---- a database that goes
+# ---- database outages
 
 
-def test_a_server_outlives_its_database_and_loses_no_event(tmp_path: Path, package: Path, run_async: RUN) -> None:
+def test_server_survives_a_database_outage(tmp_path: Path, package: Path, run_async: RUN) -> None:
     require_postgres()
-    cluster = Cluster()  # of its own: it is stopped
+    cluster = Cluster()  # its own: it is stopped
 
     async def main() -> None:
         engine = FakeGeneration(held)

@@ -1,4 +1,4 @@
-"""Uploads on their way: where they lie, how much memory they take, what is left of them."""
+"""Uploads in progress: their files, memory use and cleanup."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def part(data: bytes, name: str = "file", more: str = '; filename="a.png"') -> b
     return f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + data + b"\r\n"
 
 
-def test_bombs_at_once_leave_memory_alone(with_server: WithServer) -> None:
+def test_concurrent_bombs_use_little_memory(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         await server.image(encoded(gradient(), "PNG"))
         before, peak = rss(), rss()
@@ -92,7 +92,7 @@ def test_bombs_at_once_leave_memory_alone(with_server: WithServer) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_small_images_at_once_leave_memory_alone(with_server: WithServer, kind: str) -> None:
+def test_concurrent_small_images_use_little_memory(with_server: WithServer, kind: str) -> None:
     async def scenario(server: Server) -> None:
         side = int(SMALL_PIXELS**0.5) - 1
         data = encoded(gradient(side, side).quantize() if kind == "GIF" else gradient(side, side), kind)
@@ -104,7 +104,7 @@ def test_small_images_at_once_leave_memory_alone(with_server: WithServer, kind: 
     with_server(scenario)
 
 
-def test_unfinished_bodies_lie_on_disk(with_server: WithServer) -> None:
+def test_unfinished_bodies_are_on_disk(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         body = b"\x89PNG\r\n\x1a\n" + bytes(6 * MB)
         kinds = [
@@ -129,7 +129,7 @@ def test_unfinished_bodies_lie_on_disk(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_large_json_bodies_at_once_leave_memory_alone(with_server: WithServer) -> None:
+def test_concurrent_large_json_uses_little_memory(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         async def body() -> AsyncIterator[bytes]:
             yield b'{"question": "'
@@ -154,7 +154,7 @@ def test_large_json_bodies_at_once_leave_memory_alone(with_server: WithServer) -
     with_server(scenario)
 
 
-def test_no_other_temporary_folder_is_needed(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_temporary_folder_is_used(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: Server) -> None:
         data = encoded(noise(800, 800), "BMP")
         assert len(data) > MB
@@ -173,7 +173,7 @@ def test_no_other_temporary_folder_is_needed(with_server: WithServer, monkeypatc
     with_server(scenario)
 
 
-def test_forms_that_are_no_forms_are_refused(with_server: WithServer) -> None:
+def test_malformed_forms_are_rejected(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         async def post(body: bytes, kind: str = FORM) -> Any:
             return await server.client.post("/v1/images", content=body, headers={"content-type": kind})
@@ -199,7 +199,7 @@ def test_forms_that_are_no_forms_are_refused(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_every_door_names_what_came(with_server: WithServer) -> None:
+def test_every_upload_route_names_the_problem(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         for data, status, code, words in (
             (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", 415, "unsupported_image", "HEIC image"),
@@ -233,7 +233,7 @@ def test_large_images_are_shown_and_fitted(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_an_image_that_takes_too_long_is_given_up(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_decoding_is_aborted(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: Server) -> None:
         monkeypatch.setattr(image_intake, "DECODE_S", 0.0)
         answer = await server.client.post("/v1/images", content=bomb(3000, 3000), headers=PNG)
@@ -243,7 +243,7 @@ def test_an_image_that_takes_too_long_is_given_up(with_server: WithServer, monke
     with_server(scenario)
 
 
-def test_a_stop_waits_for_no_decoder(with_server: WithServer) -> None:
+def test_stop_waits_for_no_decoder(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         intake = server.services.image_intake
         work = [asyncio.create_task(intake.run(intake.store, bomb(6300, 6300))) for _ in range(6)]

@@ -1,4 +1,4 @@
-"""The life of a trace over HTTP, from the question to its end; its waiting is in test_pause_and_queue.py."""
+"""The life of a trace over HTTP, from question to end; waiting is in test_pause_and_queue.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.patience import PATIENCE_S
 
 
 @both_databases
-def test_a_posted_trace_runs_to_its_answer(with_server: WithServer) -> None:
+def test_trace_runs_to_its_answer(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         answer = await server.client.post("/v1/traces", json=await server.body(sampling={"seed": 7}))
         assert answer.status_code == 201
@@ -36,7 +36,7 @@ def test_a_posted_trace_runs_to_its_answer(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_events_come_in_the_contracts_order_with_contiguous_ids(with_server: WithServer) -> None:
+def test_events_have_contiguous_ids_in_order(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create(partial_images=2)
         events = await server.stream(created["id"])
@@ -64,7 +64,7 @@ def test_events_come_in_the_contracts_order_with_contiguous_ids(with_server: Wit
     with_server(scenario)
 
 
-def test_a_streaming_post_carries_the_events(with_server: WithServer) -> None:
+def test_streaming_post_returns_the_events(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         headers = {"accept": "text/event-stream"}
         answer = await server.client.post("/v1/traces", json=await server.body(), headers=headers)
@@ -78,7 +78,7 @@ def test_a_streaming_post_carries_the_events(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_exactly_one_terminal_event(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_trace_has_one_terminal_event(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -93,7 +93,7 @@ def test_exactly_one_terminal_event(with_server: WithServer, engine: FakeGenerat
     with_server(scenario)
 
 
-def test_cancel_answers_when_the_engine_has_stopped(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_cancel_returns_when_the_engine_has_stopped(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
     engine.abort_takes = asyncio.Event()
 
@@ -117,7 +117,7 @@ def test_cancel_answers_when_the_engine_has_stopped(with_server: WithServer, eng
     with_server(scenario)
 
 
-def test_cancel_of_an_ended_trace_changes_nothing(with_server: WithServer) -> None:
+def test_cancel_of_an_ended_trace_is_a_no_op(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create()
         ended = await server.finished(created["id"])
@@ -127,9 +127,7 @@ def test_cancel_of_an_ended_trace_changes_nothing(with_server: WithServer) -> No
     with_server(scenario)
 
 
-def test_an_engine_error_fails_the_trace_and_leaves_the_server_well(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_engine_error_fails_only_the_trace(with_server: WithServer, engine: FakeGeneration) -> None:
     endings: list[Item] = [Failed("engine_died", "the engine process died"), Crash(RuntimeError("boom"))]
 
     def script(request: GenerationRequest) -> list[Item]:
@@ -150,9 +148,7 @@ def test_an_engine_error_fails_the_trace_and_leaves_the_server_well(
 
 
 @both_databases
-def test_a_deleted_trace_is_gone_with_its_partial_pictures_and_a_live_one_is_cancelled_first(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_delete_removes_partial_images_and_cancels(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -171,14 +167,14 @@ def test_a_deleted_trace_is_gone_with_its_partial_pictures_and_a_live_one_is_can
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_only_without_background_a_trace_whose_readers_left_is_cancelled(
+def test_only_foreground_traces_end_with_their_readers(
     with_server: WithServer, engine: FakeGeneration, background: bool
 ) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
         created = await server.create(background=background)
-        await server.until(created["id"], "step.completed")  # this reader leaves here
+        await server.until(created["id"], "step.completed")  # this reader disconnects here
         if background:
             await asyncio.sleep(0.3)
             assert engine.aborts == []
@@ -189,9 +185,7 @@ def test_only_without_background_a_trace_whose_readers_left_is_cancelled(
     with_server(scenario, grace_s=0.1 if background else 0.0)
 
 
-def test_a_reader_that_comes_back_in_time_keeps_the_trace_alive(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_returning_reader_keeps_the_trace_alive(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -210,9 +204,7 @@ def test_a_reader_that_comes_back_in_time_keeps_the_trace_alive(
     with_server(scenario, grace_s=60.0)
 
 
-def test_a_disconnected_streaming_post_is_cancelled_as_disconnected(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_disconnected_streaming_post_is_cancelled(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -231,7 +223,7 @@ def test_a_disconnected_streaming_post_is_cancelled_as_disconnected(
 
 
 @both_databases
-def test_lists_page_newest_first_and_leave_out_the_steps(with_server: WithServer) -> None:
+def test_lists_are_newest_first_without_steps(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         ids = []
         for number in range(5):

@@ -1,4 +1,4 @@
-"""A trace that waits: paused between two steps, or in the queue for a slot of the engine."""
+"""Waiting traces: paused between two steps, or queued for an engine slot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def held_early(request: GenerationRequest) -> list[Item]:
 
 
 @both_databases
-def test_step_mode_pauses_after_each_step_and_continue_brings_the_answer(with_server: WithServer) -> None:
+def test_step_mode_pauses_after_each_step(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create(mode="step")
         url = f"/v1/traces/{created['id']}"
@@ -44,9 +44,7 @@ def test_step_mode_pauses_after_each_step_and_continue_brings_the_answer(with_se
     with_server(scenario)
 
 
-def test_pause_takes_effect_at_the_end_of_the_running_step_and_is_idempotent(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_pause_takes_effect_after_the_running_step(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held_early
 
     async def scenario(server: Server) -> None:
@@ -63,7 +61,7 @@ def test_pause_takes_effect_at_the_end_of_the_running_step_and_is_idempotent(
     with_server(scenario)
 
 
-def test_continue_is_refused_unless_paused(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_continue_is_rejected_unless_paused(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -80,7 +78,7 @@ def test_continue_is_refused_unless_paused(with_server: WithServer, engine: Fake
 
 
 @both_databases
-def test_two_continues_at_once_resume_once(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_concurrent_continues_resume_once(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -96,7 +94,7 @@ def test_two_continues_at_once_resume_once(with_server: WithServer, engine: Fake
     with_server(scenario)
 
 
-def test_a_paused_and_a_queued_trace_can_be_cancelled(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_paused_and_queued_traces_can_be_cancelled(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
     engine.num_slots = 1
 
@@ -114,9 +112,7 @@ def test_a_paused_and_a_queued_trace_can_be_cancelled(with_server: WithServer, e
     with_server(scenario)
 
 
-def test_a_waiting_trace_is_told_its_place_and_a_full_queue_says_when_to_come_back(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_queue_reports_positions_and_rejects_when_full(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
     engine.num_slots = 1
 
@@ -141,7 +137,7 @@ def test_a_waiting_trace_is_told_its_place_and_a_full_queue_says_when_to_come_ba
     with_server(scenario, max_queue=2)
 
 
-def test_a_resumed_trace_without_a_free_slot_queues_again(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_resumed_trace_without_a_slot_queues_again(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
     engine.num_slots = 1
 

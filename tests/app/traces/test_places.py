@@ -1,4 +1,4 @@
-"""Places of images in a question: what the API takes, counts and rejects."""
+"""Image references in questions: accepted, counted, rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def room(server: Server, question: str, images: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "question", ["Is <image_2> it?", "<image_0>", "<image_99999999999>", "a <image_1> b <image_3>"]
 )
-def test_a_place_without_an_image_is_rejected(with_server: WithServer, question: str) -> None:
+def test_reference_to_a_missing_image_is_rejected(with_server: WithServer, question: str) -> None:
     async def scenario(server: Server) -> None:
         body = await server.body(question=question)
         is_problem(await server.client.post("/v1/traces", json=body), 422, "bad_place", "body.question")
@@ -31,7 +31,7 @@ def test_a_place_without_an_image_is_rejected(with_server: WithServer, question:
     with_server(scenario)
 
 
-def test_limits_count_the_prompt_that_is_built(with_server: WithServer) -> None:
+def test_limits_count_the_rendered_prompt(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         info = server.services.checkpoints.usable(None)
         template = server.services.checkpoints.template(info)
@@ -47,7 +47,7 @@ def test_limits_count_the_prompt_that_is_built(with_server: WithServer) -> None:
     with_server(scenario)
 
 
-def test_an_answer_without_a_mark_is_flagged(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_answer_without_a_mark_is_flagged(with_server: WithServer, engine: FakeGeneration) -> None:
     *items, end = answer_items("red")
     assert isinstance(end, Finished)
     engine.script = lambda _request: [*step_items(1, "I look.", None), *items, replace(end, unmarked=True)]
@@ -60,7 +60,7 @@ def test_an_answer_without_a_mark_is_flagged(with_server: WithServer, engine: Fa
     with_server(scenario)
 
 
-def test_a_question_with_places_is_asked_as_written(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_question_with_references_is_stored_verbatim(with_server: WithServer, engine: FakeGeneration) -> None:
     question = "Is <image_1> red? <image> is text."
     engine.script = lambda _request: [*step_items(1, "I look.", None), *answer_items("yes")]
 

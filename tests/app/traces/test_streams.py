@@ -1,4 +1,4 @@
-"""Event streams: committed first and shown second, replay byte for byte, resume, many readers that drop."""
+"""Event streams: commit before show, byte-identical replay, resume, many disconnecting readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.patience import PATIENCE_S
 
 
 def bytes_of(events: list[Sse]) -> bytes:
-    """What came over the wire."""
+    """The received bytes."""
     return b"".join(event.raw for event in events)
 
 
@@ -40,7 +40,7 @@ def db(database_url: str) -> Any:
 
 
 def insert_trace(db: Database, trace_id: str) -> None:
-    """A row to hang events on."""
+    """A trace row for events."""
     row = {
         "id": trace_id, "server_id": "s", "status": "running", "question": "?", "images": [], "mode": "auto",
         "checkpoint": "c", "weight_version": 1, "sampling": {}, "partial_images": 0, "background": True,
@@ -51,7 +51,7 @@ def insert_trace(db: Database, trace_id: str) -> None:
 
 
 @both_databases
-def test_an_event_is_committed_before_any_reader_sees_it(db: Database, run_async: Callable[[Any], Any]) -> None:
+def test_event_is_committed_before_readers_see_it(db: Database, run_async: Callable[[Any], Any]) -> None:
     insert_trace(db, "t")
     seen_uncommitted = []
 
@@ -80,7 +80,7 @@ def test_an_event_is_committed_before_any_reader_sees_it(db: Database, run_async
     assert seen_uncommitted == []
 
 
-def test_one_writer_batches_the_commits_of_all_traces(db: Database, run_async: Callable[[Any], Any]) -> None:
+def test_one_writer_batches_all_traces(db: Database, run_async: Callable[[Any], Any]) -> None:
     for number in range(20):
         insert_trace(db, f"t{number}")
 
@@ -103,11 +103,11 @@ def test_one_writer_batches_the_commits_of_all_traces(db: Database, run_async: C
     run_async(main())
 
 
-def test_commits_are_spaced_out_with_many_readers_but_not_without_end() -> None:
+def test_commit_spacing_with_many_readers_is_bounded() -> None:
     assert [num_batches(readers) for readers in (0, 1, 16, 24, 50, 1000)] == [1, 1, 1, 1.5, 3, 3]
 
 
-def test_an_urgent_event_does_not_wait_for_the_batch(db: Database, run_async: Callable[[Any], Any]) -> None:
+def test_urgent_event_skips_the_batch(db: Database, run_async: Callable[[Any], Any]) -> None:
     insert_trace(db, "t")
 
     async def main() -> None:
@@ -126,9 +126,7 @@ def test_an_urgent_event_does_not_wait_for_the_batch(db: Database, run_async: Ca
 
 
 @both_databases
-def test_the_terminal_event_and_the_final_row_are_one_transaction(
-    db: Database, run_async: Callable[[Any], Any]
-) -> None:
+def test_terminal_event_and_row_share_a_transaction(db: Database, run_async: Callable[[Any], Any]) -> None:
     insert_trace(db, "t")
 
     def broken(connection: Any) -> None:
@@ -158,9 +156,7 @@ def test_the_terminal_event_and_the_final_row_are_one_transaction(
     run_async(main())
 
 
-def test_events_that_cannot_be_committed_are_tried_again_and_none_is_lost(
-    db: Database, run_async: Callable[[Any], Any]
-) -> None:
+def test_failed_commits_are_retried_without_loss(db: Database, run_async: Callable[[Any], Any]) -> None:
     insert_trace(db, "t")
     failures = [sa.exc.OperationalError("x", None, Exception("database is locked"))] * 2
 
@@ -187,9 +183,7 @@ def test_events_that_cannot_be_committed_are_tried_again_and_none_is_lost(
 # ---- over HTTP
 
 
-def test_replay_from_storage_is_byte_for_byte_what_was_streamed_live(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_replay_is_byte_identical_to_the_live_stream(with_server: WithServer, engine: FakeGeneration) -> None:
     odd = 'Grün \u2028 \x85 שלום 🟥 "quoted" \\n \r\n tab\t'
     engine.script = lambda _request: [
         emitted("step.started", step=1), emitted("text.delta", step=1, text=odd), emitted("step.completed", step=1),
@@ -211,7 +205,7 @@ def test_replay_from_storage_is_byte_for_byte_what_was_streamed_live(
     with_server(scenario)
 
 
-def test_a_position_gives_what_is_behind_it_and_the_header_wins(with_server: WithServer) -> None:
+def test_header_position_takes_precedence(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create()
         everything = await server.stream(created["id"])
@@ -227,7 +221,7 @@ def test_a_position_gives_what_is_behind_it_and_the_header_wins(with_server: Wit
 
 
 @pytest.mark.parametrize("junk", ["-1", "1.5", "abc", "", " 1", "1e3", "٣", "9" * 30, "0x1"])
-def test_a_junk_position_is_refused(with_server: WithServer, junk: str) -> None:
+def test_invalid_position_is_rejected(with_server: WithServer, junk: str) -> None:
     async def scenario(server: Server) -> None:
         url = f"/v1/traces/{(await server.create())['id']}/events"
         by_query = await server.client.get(url, params={"after": junk})
@@ -239,7 +233,7 @@ def test_a_junk_position_is_refused(with_server: WithServer, junk: str) -> None:
     with_server(scenario)
 
 
-def test_a_silent_stream_sends_comments(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_silent_stream_sends_keep_alive_comments(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
 
     async def scenario(server: Server) -> None:
@@ -253,9 +247,7 @@ def test_a_silent_stream_sends_comments(with_server: WithServer, engine: FakeGen
     with_server(scenario, ping_s=0.05)
 
 
-def test_a_paused_trace_keeps_its_stream_open_and_goes_on_in_it(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_stream_stays_open_across_a_pause(with_server: WithServer, engine: FakeGeneration) -> None:
     engine.script = held
     engine.go("end")
 
@@ -273,7 +265,7 @@ def test_a_paused_trace_keeps_its_stream_open_and_goes_on_in_it(
 
 
 @both_databases
-def test_invariant_13_reconnecting_loses_and_repeats_no_event_also_across_a_restart(
+def test_invariant_13_reconnect_loses_and_repeats_no_event(
     tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
 ) -> None:
     async def main() -> None:
@@ -303,9 +295,7 @@ def test_invariant_13_reconnecting_loses_and_repeats_no_event_also_across_a_rest
     run_async(main())
 
 
-def test_fifty_readers_of_which_half_drop_and_resume_lose_and_repeat_nothing(
-    with_server: WithServer, engine: FakeGeneration
-) -> None:
+def test_fifty_dropping_readers_get_every_event_once(with_server: WithServer, engine: FakeGeneration) -> None:
     def long_script(_request: GenerationRequest) -> list[Item]:
         items: list[Item] = []
         for step in range(1, 9):
@@ -332,14 +322,14 @@ def test_fifty_readers_of_which_half_drop_and_resume_lose_and_repeat_nothing(
         for number, result in enumerate(results):
             whole = bytes_of(await server.stream(traces[number % 5]))
             assert (result if isinstance(result, bytes) else bytes_of(result)) == whole
-        async with asyncio.timeout(PATIENCE_S):  # the server hears of a reader that hung up when it gets round to it
+        async with asyncio.timeout(PATIENCE_S):  # the server notices disconnects with a delay
             while server.services.events.open_streams or server.services.events.traces_in_memory:
                 await asyncio.sleep(0.01)
 
     with_server(scenario)
 
 
-def test_a_reader_that_does_not_read_holds_nobody_up(with_server: WithServer, engine: FakeGeneration) -> None:
+def test_stalled_reader_blocks_nothing(with_server: WithServer, engine: FakeGeneration) -> None:
     big = "x" * 2000
     engine.script = lambda _request: [
         emitted("step.started", step=1),
@@ -363,7 +353,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up(with_server: WithServer, en
 
 
 @both_databases
-def test_the_log_of_a_deleted_trace_leaves_no_row(with_server: WithServer) -> None:
+def test_deleted_trace_leaves_no_rows(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         created = await server.create()
         await server.finished(created["id"])

@@ -1,4 +1,4 @@
-"""The pages without a server: what Gradio is told, and what About makes of the API's answers."""
+"""The pages without a server: Gradio's configuration, and the About page's content."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def config() -> dict[str, Any]:
     async def build() -> dict[str, Any]:
         return build_ui(canned({})).get_config_file()
 
-    return asyncio.run(build())  # outside a loop Gradio makes one and leaves it open
+    return asyncio.run(build())  # outside a loop Gradio creates one and leaves it open
 
 
-def test_building_the_pages_asks_the_server_nothing(config: dict[str, Any]) -> None:
+def test_building_the_pages_sends_no_request(config: dict[str, Any]) -> None:
     assert [page[0] for page in config["pages"]] == ["", "gallery", "training", "checkpoints", "about"]
 
 
-def test_no_tab_keeps_a_connection_to_gradio_open(config: dict[str, Any]) -> None:
+def test_no_tab_keeps_a_gradio_connection(config: dict[str, Any]) -> None:
     assert config["connect_heartbeat"] is False
 
 
-def test_no_event_waits_in_gradios_queue(config: dict[str, Any]) -> None:
+def test_no_event_uses_gradios_queue(config: dict[str, Any]) -> None:
     assert [one["targets"] for one in config["dependencies"] if one["queue"] is not False] == []
 
 
-def test_gradios_queue_does_not_run_behind_the_pages() -> None:
+def test_gradios_queue_is_stopped() -> None:
     page = FastAPI()
 
     async def queue_tasks() -> list[str]:
         mount_ui(page, canned({}))
         async with page.router.lifespan_context(page):
-            for _ in range(100):  # the queue's tasks sleep some milliseconds before they see that it is closed
+            for _ in range(100):  # the queue's tasks take some milliseconds to notice that it is closed
                 names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
                 found = [name for name in names if name.startswith("Queue.")]
                 if not found:
@@ -88,7 +88,7 @@ def test_gradios_queue_does_not_run_behind_the_pages() -> None:
     assert asyncio.run(queue_tasks()) == []
 
 
-def test_the_studios_buttons_need_no_python(config: dict[str, Any]) -> None:
+def test_studio_buttons_need_no_python(config: dict[str, Any]) -> None:
     named = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
     for name in ("reason", "step", "pause", "continue", "finish", "stop"):
         events = [one for one in config["dependencies"] if [named[f"or-{name}"], "click"] in map(list, one["targets"])]
@@ -97,7 +97,7 @@ def test_the_studios_buttons_need_no_python(config: dict[str, Any]) -> None:
         assert "window.omniStudio" in events[0]["js"]
 
 
-def test_building_the_pages_writes_no_files_beside_the_source(config: dict[str, Any]) -> None:
+def test_building_the_pages_writes_no_files(config: dict[str, Any]) -> None:
     assert config
     import app.ui
 
@@ -112,7 +112,7 @@ def test_fonts_come_from_the_system() -> None:
     assert theme()._stylesheets == []
 
 
-def test_about_tells_the_checkpoints_card_and_the_limits() -> None:
+def test_about_shows_checkpoint_card_and_limits() -> None:
     ready = {"phase": "ready", "checkpoint": "nano-omni-r1", "weight_version": 1, "detail": ""}
     told = sections(canned({"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS}))
     assert [section["title"] for section in told] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
@@ -120,26 +120,26 @@ def test_about_tells_the_checkpoints_card_and_the_limits() -> None:
     assert rows["size"] == "30 MB"
     assert rows["made"] == "2026-11-22 17:57 UTC"
     assert rows["note"] == "On a photo its answer is a guess."
-    assert "base" not in rows  # not known, not shown
+    assert "base" not in rows  # unknown, so not shown
     limits = dict(told[2]["rows"])
     assert limits["context"] == "768 tokens"
-    assert limits["pictures in a question"] == "1"
-    assert limits["largest picture file"] == "20 MB"
+    assert limits["images per question"] == "1"
+    assert limits["largest image file"] == "20 MB"
 
 
-def test_about_says_what_to_do_when_no_server_answers() -> None:
+def test_about_suggests_a_remedy_without_a_server() -> None:
     (only,) = sections(canned({}))
     assert "make serve" in only["text"]
 
 
-def test_a_cards_notes_become_one_paragraph() -> None:
+def test_card_notes_become_one_paragraph() -> None:
     assert words_of("a") == "a"
     assert words_of(["a", "b"]) == "a b"
     assert words_of({"x": "a", "y": "b"}) == "a b"
     assert words_of(None) == ""
 
 
-def test_static_files_are_checked_back_and_gradios_own_are_there() -> None:
+def test_static_files_are_revalidated() -> None:
     client = TestClient(Starlette(routes=[Mount("/static", static_files())]))
     ours = client.get("/static/viewer/viewer.js")
     assert ours.headers["cache-control"] == "no-cache"
@@ -148,7 +148,7 @@ def test_static_files_are_checked_back_and_gradios_own_are_there() -> None:
     assert client.get("/static/js/iframeResizer.contentWindow.min.js").status_code == 200
 
 
-def test_every_page_links_to_every_other(config: dict[str, Any]) -> None:
+def test_every_page_links_to_all_others(config: dict[str, Any]) -> None:
     headers = [part["props"]["html_template"] for part in config["components"] if "or-header" in str(part["props"])]
     assert len(headers) == len(config["pages"])
     for template in headers:
@@ -162,7 +162,7 @@ def test_every_page_links_to_every_other(config: dict[str, Any]) -> None:
         assert template.count("aria-current=page") == 1
 
 
-def test_the_page_offers_presets_that_the_server_takes() -> None:
+def test_offered_presets_are_valid() -> None:
     offered = json.loads(presets())
     assert [one["title"] for one in offered if one["card"]] == ["PeSFT", "PeRPO", "Zero"]
     for one in offered:

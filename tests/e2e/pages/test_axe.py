@@ -1,4 +1,4 @@
-"""axe-core finds nothing on any page in any state, light and dark, with all its rules but those of level AAA."""
+"""axe-core finds nothing on any page in any state, light and dark, with all rules except those of level AAA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.e2e.axe import violations
 from tests.e2e.browser import Open, becomes
 from tests.e2e.states import every_state
 
-pytestmark = pytest.mark.timeout(900)  # some forty states on a machine that may be very busy
+pytestmark = pytest.mark.timeout(900)  # some forty states on a possibly very busy machine
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
@@ -18,14 +18,14 @@ def test_axe_finds_nothing(studio: Open, slow_url: str, recipe: str, tmp_path: P
     window = studio(slow_url, color_scheme=scheme)
     found = {}
     for name, page in every_state(window, tmp_path, recipe):
-        page.set_viewport_size({"width": width, "height": 2400})  # no text under the bar at the thumb
+        page.set_viewport_size({"width": width, "height": 2400})  # no text under the bottom bar
         becomes(page, "() => document.body.classList.contains('dark')", scheme == "dark")
         found[name] = violations(page)
         page.set_viewport_size({"width": 1280, "height": 800})
     assert {name: told for name, told in found.items() if told} == {}
 
 
-def test_axe_rules_include_the_experimental_ones(studio: Open, slow_url: str) -> None:
+def test_axe_rules_include_experimental_ones(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page("/about", ready=".or-about-section")
     page.evaluate("document.querySelector('.or-theme').append('other words')")
     assert any("label-content-name-mismatch" in one for one in violations(page))

@@ -1,4 +1,4 @@
-"""Real drags of the browser: nothing that is dropped on a page replaces it, and images are taken where they can be."""
+"""Real drags in the browser: drops never replace a page, and images are accepted where possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINK = [{"mimeType": "text/uri-list", "data": "https://far.example/a"}, {"mimeTy
 
 
 def drop(page: Any, items: list[dict[str, str]] | None = None, files: list[Path] | None = None, at: str = "") -> None:
-    """Drags from outside onto the middle of `at`, or onto an empty place of the page, and lets go."""
+    """Drags from outside onto the middle of `at`, or onto an empty area of the page, and drops."""
     box = page.locator(at).bounding_box() if at else {"x": 0, "y": 300, "width": 8, "height": 0}
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     data = {"items": items or [], "files": [str(one) for one in files or []], "dragOperationsMask": 1}
@@ -34,7 +34,7 @@ def drop(page: Any, items: list[dict[str, str]] | None = None, files: list[Path]
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_nothing_dropped_replaces_the_page(studio: Open, slow_url: str, path: str, tmp_path: Path) -> None:
+def test_drops_never_replace_the_page(studio: Open, slow_url: str, path: str, tmp_path: Path) -> None:
     window = studio(slow_url)
     page = window.page(path, ready=PAGES[path])
     page.evaluate("window.before = true")
@@ -42,12 +42,12 @@ def test_nothing_dropped_replaces_the_page(studio: Open, slow_url: str, path: st
     window.expected = ["415"]
     for items, files in ((FAR, None), (LINK, None), (own, None), (None, [picture_file(tmp_path)])):
         drop(page, items, files)
-        page.evaluate("() => new Promise((resolve) => setTimeout(resolve, 100))")  # a navigation would begin now
+        page.evaluate("() => new Promise((resolve) => setTimeout(resolve, 100))")  # a navigation would start now
         assert page.evaluate("window.before") is True
         assert len(window.context.pages) == 1
 
 
-def test_a_dropped_image_becomes_the_questions_picture(studio: Open, slow_url: str, tmp_path: Path) -> None:
+def test_dropped_image_becomes_the_questions_image(studio: Open, slow_url: str, tmp_path: Path) -> None:
     window = studio(slow_url)
     page = window.page()
     example = page.evaluate(SHOWN)
@@ -69,7 +69,7 @@ def test_a_dropped_image_becomes_the_questions_picture(studio: Open, slow_url: s
     becomes(page, SHOWN, own)
 
 
-def test_an_image_of_another_site_is_refused_in_words(studio: Open, slow_url: str) -> None:
+def test_image_of_another_site_is_rejected(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     before = page.evaluate(SHOWN)
     drop(page, FAR)
@@ -80,7 +80,7 @@ def test_an_image_of_another_site_is_refused_in_words(studio: Open, slow_url: st
     assert "far.example" not in page.input_value("#or-question textarea")
 
 
-def test_text_can_still_be_dropped_into_the_question(studio: Open, slow_url: str) -> None:
+def test_text_can_be_dropped_into_the_question(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.fill("#or-question textarea", "")
     drop(page, [{"mimeType": "text/plain", "data": "Where is the star?"}], at="#or-question textarea")

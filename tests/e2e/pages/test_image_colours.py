@@ -1,4 +1,4 @@
-"""What a browser shows of a file is what the reader makes of it."""
+"""The image reader decodes colours as a browser does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async (files) => Promise.all(files.map(async (file) => {
 
 
 def cases() -> Iterator[tuple[str, bytes]]:
-    """A name and a file each."""
+    """Names and files."""
     image, palette = gradient(), gradient().quantize(16)
     clear = image.copy()
     clear.putalpha(image.getchannel("R"))
@@ -75,7 +75,7 @@ def cases() -> Iterator[tuple[str, bytes]]:
         yield f"{depth} bits with a clear value", png_file((32, 32), depth, 0, rows, (b"tRNS", b"\0\1"))
 
 
-def test_colours_are_those_of_a_browser() -> None:
+def test_colours_match_the_browser() -> None:
     require_browser()
     named = list(cases())
     with launched() as browser:
@@ -89,7 +89,7 @@ def test_colours_are_those_of_a_browser() -> None:
     assert wrong == []
 
 
-def test_the_comparison_sees_a_lost_profile() -> None:
+def test_comparison_detects_a_lost_profile() -> None:
     plain, wide = (read_image(encoded(gradient(), "PNG", icc_profile=profile)) for profile in (b"", P3))
     difference = np.abs(np.asarray(plain).astype(int) - np.asarray(wide).astype(int)).max()
     assert difference > 20

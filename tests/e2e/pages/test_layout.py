@@ -1,4 +1,4 @@
-"""No two texts or controls lie on each other and nothing is cut off: every page, every state, from 320 to 1920 px."""
+"""No overlaps and nothing cut off: every page, every state, from 320 to 1920 px."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from tests.e2e.browser import Open
 from tests.e2e.layout import WIDTHS, stands_well
 from tests.e2e.states import checkpoint_states, gallery_states, studio_states, training_states
 
-pytestmark = pytest.mark.timeout(900)  # many widths on a machine that may be very busy
+pytestmark = pytest.mark.timeout(900)  # many widths on a possibly very busy machine
 
 
-def test_studio_stands_at_every_width(studio: Open, slow_url: str, tmp_path: Path) -> None:
+def test_studio_layout_at_every_width(studio: Open, slow_url: str, tmp_path: Path) -> None:
     window = studio(slow_url)
     for _, page in studio_states(window, tmp_path):
         stands_well(page)
 
 
-def test_gallery_and_about_stand_at_every_width(studio: Open, slow_url: str) -> None:
+def test_gallery_and_about_layout_at_every_width(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     for _, page in gallery_states(window):
         stands_well(page)
     stands_well(window.page("/about", ready=".or-about-section >> nth=2"))
 
 
-def test_training_stands_at_every_width(studio: Open, slow_url: str, recipe: str) -> None:
+def test_training_layout_at_every_width(studio: Open, slow_url: str, recipe: str) -> None:
     for _, page in training_states(studio(slow_url), recipe):
         stands_well(page)
 
 
-def test_checkpoints_stand_at_every_width(studio: Open, slow_url: str) -> None:
+def test_checkpoints_layout_at_every_width(studio: Open, slow_url: str) -> None:
     for _, page in checkpoint_states(studio(slow_url)):
         stands_well(page)
 
 
-def test_overlaps_and_cuts_are_found(studio: Open, slow_url: str) -> None:
-    """The measure itself: each of these faults, put on a page that has none, is told."""
+def test_overlaps_and_cuts_are_detected(studio: Open, slow_url: str) -> None:
+    """The check itself: it reports each of these faults, added to a valid page."""
     page = studio(slow_url).page("/about", ready=".or-about-section >> nth=2")
     for style, word in (
         ("position:absolute;top:0;left:0", "overlap"),

@@ -1,4 +1,4 @@
-"""A real server that wants a key: the command line sends it, a browser signs in once, and everything works as ever."""
+"""A real server with a key: the command line sends it, browsers sign in once, and everything works as usual."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def omni(server: Server, *argv: str, key: str | None) -> subprocess.CompletedPro
     )
 
 
-def test_the_command_line_sends_the_key_of_its_environment(locked: Server) -> None:
+def test_command_line_sends_its_key(locked: Server) -> None:
     done = omni(locked, "checkpoints", key=KEY)
     assert done.returncode == 0, done.stderr
     assert "active" in done.stdout
 
 
 @pytest.mark.parametrize("key", [None, "another-key"])
-def test_without_the_right_key_the_command_line_says_what_to_set(locked: Server, key: str | None) -> None:
+def test_wrong_key_names_the_setting(locked: Server, key: str | None) -> None:
     done = omni(locked, "checkpoints", key=key)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -58,7 +58,7 @@ def test_without_the_right_key_the_command_line_says_what_to_set(locked: Server,
     assert not key or key not in done.stderr
 
 
-def test_the_server_gets_ready_behind_its_key_and_keeps_it_out_of_its_log(locked: Server) -> None:
+def test_server_with_a_key_gets_ready_without_logging_it(locked: Server) -> None:
     with locked.client() as client:
         assert client.readiness()["phase"] == "ready"
         assert client.models()
@@ -71,7 +71,7 @@ def test_the_server_gets_ready_behind_its_key_and_keeps_it_out_of_its_log(locked
     assert KEY not in locked.log.read_text()
 
 
-def test_a_browser_signs_in_once_and_the_studio_works_as_ever(studio: Open, locked: Server) -> None:
+def test_browser_signs_in_once(studio: Open, locked: Server) -> None:
     window = studio(locked.url)
     window.expected = ["401 (Unauthorized)"]  # the wrong key
     page = window.page("/?trace=", ready="#key")
@@ -107,7 +107,7 @@ def test_a_browser_signs_in_once_and_the_studio_works_as_ever(studio: Open, lock
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_the_login_fits_every_window_in_light_and_dark(studio: Open, locked: Server, width: int, scheme: str) -> None:
+def test_login_fits_every_window(studio: Open, locked: Server, width: int, scheme: str) -> None:
     window = studio(locked.url, color_scheme=scheme)
     page: Any = window.context.new_page()
     page.set_viewport_size({"width": width, "height": 844})
@@ -128,8 +128,8 @@ def test_the_login_fits_every_window_in_light_and_dark(studio: Open, locked: Ser
     assert violations(page) == []
 
 
-def test_a_link_from_elsewhere_that_lost_the_cookie_leads_on_without_the_key(studio: Open, locked: Server) -> None:
-    """`SameSite=Strict` keeps the cookie at home on the first click from another site."""
+def test_link_from_another_site_continues_without_the_key(studio: Open, locked: Server) -> None:
+    """`SameSite=Strict` withholds the cookie on the first click from another site."""
     window = studio(locked.url)
     page = window.page("/login?next=/gallery", ready="#key")
     window.context.request.post(f"{locked.url}/login", data={"key": KEY})

@@ -1,4 +1,4 @@
-"""What every width and both colour schemes must keep: contrast, targets for fingers, nothing wider than the screen."""
+"""Contrast, touch targets and page width, for every width and both colour schemes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.e2e.browser import Open, becomes, fits, status
 
-# Every visible element with text of its own: its colour against the first opaque background behind it (WCAG 2.2).
+# Contrast of every visible element with own text against the first opaque background below it (WCAG 2.2).
 CONTRAST = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
@@ -47,7 +47,7 @@ AT_THE_THUMB = """() => {
 
 
 def readable(page: Any) -> None:
-    """Contrast in both schemes; the page is light before and after."""
+    """Checks the contrast in both schemes; the page is light before and after."""
     for dark in (False, True):
         becomes(page, DARK, dark)
         becomes(page, CONTRAST, [])
@@ -68,7 +68,7 @@ def test_text_has_contrast_in_both_schemes(studio: Open, studio_url: str) -> Non
     readable(window.page("/gallery", ready=".or-card[data-trace]"))
 
 
-def test_the_systems_scheme_comes_first_and_the_chosen_one_stays(studio: Open, studio_url: str) -> None:
+def test_system_scheme_applies_until_one_is_chosen(studio: Open, studio_url: str) -> None:
     window = studio(studio_url, color_scheme="dark")
     page = window.page()
     becomes(page, DARK, True)
@@ -93,7 +93,7 @@ def test_nothing_is_wider_than_the_screen(studio: Open, studio_url: str) -> None
         fits(page, width)
 
 
-def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, studio_url: str) -> None:
+def test_phone_has_touch_targets_and_bottom_buttons(studio: Open, studio_url: str) -> None:
     phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
     page = studio(studio_url, **phone).page()
     page.set_viewport_size({"width": 390, "height": 844})
@@ -105,7 +105,7 @@ def test_a_phone_has_targets_for_fingers_and_buttons_at_the_thumb(studio: Open, 
     becomes(page, AT_THE_THUMB, True)
 
 
-def test_nothing_jumps_while_a_trace_streams(studio: Open, slow_url: str) -> None:
+def test_layout_is_stable_during_a_stream(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.wait_for_selector(".or-checkpoint select option", state="attached")
     page.wait_for_selector(".or-budget:not(:empty)")

@@ -1,4 +1,4 @@
-"""A page becomes ready in whatever order its scripts arrive, and says so when one does not."""
+"""Pages become ready in any order of script arrival, and report a missing script."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PAGES = {
     "/about": ".or-about-section >> nth=2",
 }
 STEP_MS = 10
-HELD_MS = 300  # by then the others are there, on most machines; on a slow one the test says less, not something wrong
+HELD_MS = 300  # long enough for the other scripts on most machines; on slower ones the test is weaker, not wrong
 
 
 def opened(window: Studio) -> Any:
-    """An empty page whose errors count as those of every other one."""
+    """An empty page whose errors count like any other's."""
     page = window.context.new_page()
     window.watch(page)
     return page
 
 
 class HeldBack:
-    """Requests for these scripts wait until somebody lets them go on."""
+    """Requests for these scripts wait for `let_all_go`."""
 
     def __init__(self, page: Any, pattern: str) -> None:
         self.waiting: list[Any] = []
@@ -43,7 +43,7 @@ class HeldBack:
             self.waiting.append(route)
 
     def let_all_go(self) -> None:
-        """Those that wait, and all that come."""
+        """Releases waiting and future requests."""
         self._open = True
         while self.waiting:
             self.waiting.pop().continue_()
@@ -65,8 +65,8 @@ def test_scripts_may_arrive_in_any_order(studio: Open, slow_url: str, path: str,
     page.wait_for_selector(PAGES[path], state="attached")
 
 
-def test_every_script_may_be_the_last(studio: Open, slow_url: str) -> None:
-    """Gradio's text box among them: our modules must not count on it."""
+def test_every_script_may_arrive_last(studio: Open, slow_url: str) -> None:
+    """Including Gradio's text box, which our modules must not depend on."""
     window = studio(slow_url)
     names: set[str] = set()
     page = opened(window)
@@ -87,7 +87,7 @@ def test_every_script_may_be_the_last(studio: Open, slow_url: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["studio/studio.js", "studio/header.js", "viewer/dom.js", "studio/notes.js"])
-def test_a_module_that_fails_is_asked_for_again(studio: Open, slow_url: str, module: str) -> None:
+def test_failed_module_is_requested_again(studio: Open, slow_url: str, module: str) -> None:
     window = studio(slow_url)
     window.expected = ["503", "ERR_FAILED"]
     left = [503, None]
@@ -108,7 +108,7 @@ def test_a_module_that_fails_is_asked_for_again(studio: Open, slow_url: str, mod
     assert left == []
 
 
-def test_a_module_that_stays_away_is_said(studio: Open, slow_url: str) -> None:
+def test_missing_module_is_reported(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["ERR_FAILED", "Failed to fetch dynamically imported module"]
     page = opened(window)
@@ -120,7 +120,7 @@ def test_a_module_that_stays_away_is_said(studio: Open, slow_url: str) -> None:
     page.wait_for_selector(PAGES["/gallery"], state="attached")
 
 
-def test_a_component_that_gradio_makes_anew_shows_the_same(studio: Open, slow_url: str) -> None:
+def test_recreated_component_shows_the_same(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.evaluate("""() => {
       for (const name of ['well', 'examples', 'line', 'viewer']) {

@@ -1,4 +1,4 @@
-"""What a person sees when the server says no or a trace fails: one sentence that says what to do, nothing lost."""
+"""Rejected requests and failed traces: one message with a remedy, no lost input."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from tests.e2e.browser import Open, asked_in_address, becomes, status
 
 
 def texts(page: Any) -> list[str]:
-    """Every red or quiet line under the question that says something."""
+    """All messages below the question."""
     return [str(text) for text in page.locator(".or-part-line p:visible").all_inner_texts() if text]
 
 
-def test_a_question_that_is_too_long_gets_one_message(studio: Open, slow_url: str) -> None:
+def test_long_question_gets_one_message(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.fill("#or-question textarea", "word " * 420)
     page.wait_for_selector(".or-budget[data-over]")
     page.click("#or-reason")
     becomes(page, "() => document.activeElement.tagName", "TEXTAREA")
     (said,) = texts(page)
-    assert "ask in fewer words" in said
+    assert "shorten it" in said
     assert " 0 tokens" not in said
     page.fill("#or-question textarea", "Where is the star?")
     page.wait_for_selector(".or-budget:not([data-over]) >> text=room for")
 
 
-def test_a_full_queue_says_when_to_try_again_and_keeps_the_question(studio: Open, slow_url: str) -> None:
+def test_full_queue_keeps_the_question(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["429"]
     page = window.page()
@@ -51,7 +51,7 @@ def test_a_full_queue_says_when_to_try_again_and_keeps_the_question(studio: Open
     assert not page.is_visible("text=Try again in 5 s.")
 
 
-def test_a_failed_trace_keeps_what_was_drawn_and_says_what_to_do(studio: Open, slow_url: str) -> None:
+def test_failed_trace_keeps_its_steps(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.click("#or-step")
     status(page, "paused")

@@ -1,4 +1,4 @@
-"""A server that goes away and comes back, as the same or as a newer version: said, waited for, found again."""
+"""A server that stops and returns, in the same or a newer version: pages report it, wait and recover."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_server(tmp_path: Path, chromium: None) -> Iterator[FakeServer]:
     server.kill()
 
 
-def test_pages_find_a_restarted_server_by_themselves(studio: Open, own_server: FakeServer) -> None:
+def test_pages_reconnect_after_a_restart(studio: Open, own_server: FakeServer) -> None:
     window = studio(own_server.url)
     window.expected = LOST
     page = window.page()
@@ -42,17 +42,17 @@ def test_pages_find_a_restarted_server_by_themselves(studio: Open, own_server: F
     page.click("#or-reason")
     page.wait_for_selector(".or-step >> nth=1")
     own_server.kill()
-    page.wait_for_selector(f"{NOTE} >> text=does not answer")
+    page.wait_for_selector(f"{NOTE} >> text=is unreachable")
     for other in others:
         other.evaluate("window.dispatchEvent(new Event('focus')); window.dispatchEvent(new Event('online'))")
-        other.wait_for_selector(f"{NOTE} >> text=does not answer")
+        other.wait_for_selector(f"{NOTE} >> text=is unreachable")
     own_server.start()
     for one in [page, *others]:
         one.wait_for_selector(".or-server", state="hidden")
     assert status(page, "interrupted") == "interrupted"
     said = page.inner_text(".or-trouble")
     assert (
-        said == "The server stopped before this trace was finished. What was drawn is kept: press Reason to ask again."
+        said == "The server stopped before this trace finished. The steps so far are kept: press Reason to ask again."
     )
     assert LONG in page.input_value("#or-question textarea")
     page.fill("#or-question textarea", "Where is the star?")
@@ -60,17 +60,17 @@ def test_pages_find_a_restarted_server_by_themselves(studio: Open, own_server: F
     assert status(page, "completed") == "completed"
 
 
-def test_a_page_that_opens_while_the_api_is_away_completes_itself(studio: Open, slow_url: str) -> None:
+def test_page_opened_during_an_outage_completes_itself(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["ERR_FAILED"]
     for path, ready in PAGES.items():
         if path == "/about":
-            continue  # its facts come with the page
+            continue  # its content comes with the page
         page = window.context.new_page()
         for api in ("**/v1/**", "**/readyz"):
             page.route(api, lambda route: route.abort())
         page.goto(slow_url + path)
-        page.wait_for_selector(f"{NOTE} >> text=does not answer")
+        page.wait_for_selector(f"{NOTE} >> text=is unreachable")
         for api in ("**/v1/**", "**/readyz"):
             page.unroute(api)
         page.wait_for_selector(".or-server", state="hidden")
@@ -84,13 +84,13 @@ def test_a_page_that_opens_while_the_api_is_away_completes_itself(studio: Open, 
 
 
 def as_version(page: Any, version: str) -> None:
-    """From now on the server gives itself out as another version."""
+    """Makes the server report another version from now on."""
     answer = {"phase": "ready", "checkpoint": "x", "weight_version": 1, "detail": "", "version": version}
     page.route("**/readyz", lambda route: route.fulfill(json=answer))
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_newer_server_asks_for_a_reload(studio: Open, slow_url: str, path: str) -> None:
+def test_newer_server_suggests_a_reload(studio: Open, slow_url: str, path: str) -> None:
     page = studio(slow_url).page(path, ready=PAGES[path])
     as_version(page, "9.9.9+00000000")
     page.evaluate("window.dispatchEvent(new Event('online'))")

@@ -1,4 +1,4 @@
-"""Twelve drawings from the app's sketch pad: kept whole, answered somehow; how many are right is a report, no bar."""
+"""Twelve drawings from the app's sketch pad: stored complete and answered; correctness is only reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.client import Client
 from tests.e2e.sketches import FOLDER, LIST, SKETCHES, ask_all
 
 
-def test_every_sketch_is_kept_with_its_question_and_answer() -> None:
+def test_every_sketch_has_question_and_answer() -> None:
     rows = json.loads(LIST.read_text())
     assert [(r["file"], r["family"], r["question"], r["answer"]) for r in rows] == [
         (f"{s.name}.png", s.family, s.question, s.answer) for s in SKETCHES

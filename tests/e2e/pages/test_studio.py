@@ -1,7 +1,7 @@
-"""The studio as a person uses it, in a real browser on a real server.
+"""The studio in a real browser on a real server.
 
-With the shipped checkpoint where it is, else with the scripted engine. Every test fails on any console error and on
-any request that leaves this machine. `pytest tests/e2e/pages/test_studio.py`
+Uses the shipped checkpoint if present, else the scripted engine. Every test fails on any console error and on any
+request that leaves this machine. `pytest tests/e2e/pages/test_studio.py`
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from tests.e2e.browser import Open, becomes, click_to_first_text, picture_file, status
 from tests.fake_server import LONG
 
-# A step may be shorter than the time between two looks at the page: its number tells that it was there.
+# A step may be shorter than the interval between two checks: its number shows that it happened.
 RESTS_AGAIN = """(seen) => {
   const { status, seq } = document.querySelector('.or-viewer').dataset;
   return Number(seq) > seen && ['paused', 'completed'].includes(status);
 }"""
-# Which chip is current (0 = the question), and how many steps there are.
+# The current chip (0 = the question) and the number of steps.
 PLACE = """() => [[...document.querySelectorAll('.or-chip')].findIndex((one) => one.ariaCurrent === 'step'),
   document.querySelectorAll('.or-step').length]"""
 FOCUSED = "() => document.activeElement.className"
@@ -30,9 +30,9 @@ def words_of(page: Any) -> list[str]:
     return [str(text) for text in page.locator(".or-step-text").all_inner_texts()]
 
 
-def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, studio_url: str) -> None:
+def test_task_runs_in_steps_and_survives_a_reload(studio: Open, studio_url: str) -> None:
     page = studio(studio_url).page()
-    assert page.input_value("#or-question textarea")  # an example is chosen already
+    assert page.input_value("#or-question textarea")  # an example is already selected
     page.click("#or-step")
     status(page, "paused")
     assert re.search(r"\?trace=\w+", page.url)
@@ -63,10 +63,10 @@ def test_a_task_is_asked_stepped_through_and_survives_a_reload(studio: Open, stu
     page.wait_for_selector("dialog", state="detached")
 
 
-def test_a_click_brings_the_models_first_words(
+def test_click_shows_the_models_first_words(
     studio: Open, studio_url: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """How long that took is reported (`--junitxml`) and measured by `tests/benchmarks/serving.py`."""
+    """The latency is reported (`--junitxml`) and measured by `tests/benchmarks/serving.py`."""
     page = studio(studio_url).page()
     took, text = click_to_first_text(page)
     record_property("click_to_first_text_ms", took)
@@ -75,7 +75,7 @@ def test_a_click_brings_the_models_first_words(
     assert whole.startswith(text.strip())
 
 
-def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, studio_url: str) -> None:
+def test_sixth_tab_on_one_trace_is_usable(studio: Open, studio_url: str) -> None:
     window = studio(studio_url)
     first = window.page()
     first.click("#or-step")
@@ -94,7 +94,7 @@ def test_the_sixth_tab_on_one_running_trace_can_be_used(studio: Open, studio_url
         assert words_of(tab) == words_of(sixth)
 
 
-def test_a_reload_in_the_middle_of_a_run_goes_on_with_the_same_trace(studio: Open, slow_url: str) -> None:
+def test_reload_resumes_the_running_trace(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.fill("#or-question textarea", f"Where is the star, {LONG}?")
     page.click("#or-reason")
@@ -111,7 +111,7 @@ def test_a_reload_in_the_middle_of_a_run_goes_on_with_the_same_trace(studio: Ope
     page.wait_for_selector("#or-reason:visible")
 
 
-def test_keys_do_what_the_list_says(studio: Open, slow_url: str) -> None:
+def test_keys_work_as_documented(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page()
     page.fill("#or-question textarea", f"Where is the star, {LONG}?")
     page.keyboard.press("Control+Enter")
@@ -121,7 +121,7 @@ def test_keys_do_what_the_list_says(studio: Open, slow_url: str) -> None:
     page.wait_for_selector(".or-live[aria-pressed=false]")
     there, steps = page.evaluate(PLACE)
     assert 1 <= there < steps
-    page.wait_for_selector(f".or-step >> nth={steps}")  # it went on behind
+    page.wait_for_selector(f".or-step >> nth={steps}")  # the trace continued in the background
     assert page.evaluate(PLACE)[0] == there
     page.keyboard.press("End")
     page.wait_for_selector(".or-live[aria-pressed=true]")
@@ -135,17 +135,15 @@ def test_keys_do_what_the_list_says(studio: Open, slow_url: str) -> None:
     status(page, "cancelled")
 
 
-def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
-    studio: Open, studio_url: str, tmp_path: Path
-) -> None:
+def test_own_image_is_shown_with_model_view_and_note(studio: Open, studio_url: str, tmp_path: Path) -> None:
     window = studio(studio_url)
     page = window.page()
     page.set_input_files("input[type=file]", picture_file(tmp_path))
     page.wait_for_selector(".or-fits:visible")
     page.wait_for_selector("text=/the model sees · \\d+²/")
-    page.click("text=fit in whole")
+    page.click("text=pad to a square")
     page.wait_for_function("document.querySelector('.or-seen img').src.includes('fit=pad')")
-    becomes(page, QUESTION, "")  # the example's question was about another picture
+    becomes(page, QUESTION, "")  # the example's question was about another image
     page.click("#or-reason")
     page.wait_for_selector("text=Write a question first")
 
@@ -156,7 +154,7 @@ def test_ones_own_picture_is_shown_as_the_model_sees_it_with_an_honest_line(
     page.wait_for_selector(".or-part-well .or-error:visible")
 
 
-def test_an_unknown_trace_says_so_and_offers_the_gallery(studio: Open, studio_url: str) -> None:
+def test_unknown_trace_links_to_the_gallery(studio: Open, studio_url: str) -> None:
     window = studio(studio_url)
     window.expected = ["404"]
     page = window.page("/?trace=tr_nothing")
@@ -165,19 +163,19 @@ def test_an_unknown_trace_says_so_and_offers_the_gallery(studio: Open, studio_ur
     page.wait_for_selector("#or-reason:visible")
 
 
-def test_a_server_that_is_gone_is_said_and_the_question_stays(studio: Open, studio_url: str) -> None:
+def test_outage_is_reported_and_keeps_the_question(studio: Open, studio_url: str) -> None:
     window = studio(studio_url)
     window.expected = ["ERR_FAILED"]
     page = window.page()
     question = page.input_value("#or-question textarea")
     page.route("**/v1/traces", lambda route: route.abort())
     page.click("#or-reason")
-    page.wait_for_selector("text=The server does not answer")
+    page.wait_for_selector("text=The server is unreachable")
     assert page.input_value("#or-question textarea") == question
     page.wait_for_selector("#or-reason:visible")
 
 
-def test_the_gallery_shows_filters_opens_and_deletes(studio: Open, studio_url: str) -> None:
+def test_gallery_filters_opens_and_deletes(studio: Open, studio_url: str) -> None:
     window = studio(studio_url)
     page = window.page()
     page.click("#or-reason")
@@ -200,7 +198,7 @@ def test_the_gallery_shows_filters_opens_and_deletes(studio: Open, studio_url: s
     page.wait_for_selector("text=There is no trace")
 
 
-def test_about_tells_version_checkpoint_and_limits(studio: Open, studio_url: str) -> None:
+def test_about_shows_version_checkpoint_and_limits(studio: Open, studio_url: str) -> None:
     page = studio(studio_url).page("/about", ready=".or-about-section >> nth=2")
     text = page.inner_text(".or-about")
     assert "version" in text

@@ -1,4 +1,4 @@
-"""Eight visible tabs on one trace, over plain http and another name than localhost: no Web Locks, six connections."""
+"""Eight visible tabs on one trace, over plain http and a name other than localhost: no Web Locks, six connections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = "() => [...document.querySelectorAll('.or-step-text')].map((one) => one.
 
 @pytest.fixture
 def plain_http(tmp_path: Path, chromium: None) -> Iterator[Studio]:
-    """A window on a server that the browser knows by a name on the network."""
+    """A window on a server that the browser knows by a network name."""
     server = FakeServer(tmp_path / "home", {"OMNI_R1_ALLOWED_HOSTS": HOST})
     server.pace_s = 0.04
     try:
@@ -34,7 +34,7 @@ def plain_http(tmp_path: Path, chromium: None) -> Iterator[Studio]:
         server.kill()
 
 
-def test_eight_tabs_follow_one_trace_to_its_end(plain_http: Studio) -> None:
+def test_eight_tabs_follow_one_trace(plain_http: Studio) -> None:
     window = plain_http
     first = window.page()
     assert first.evaluate("() => [isSecureContext, 'locks' in navigator]") == [False, False]
@@ -48,7 +48,7 @@ def test_eight_tabs_follow_one_trace_to_its_end(plain_http: Studio) -> None:
     last = tabs[-1]
     last.click("#or-finish")
     for tab in tabs:
-        tab.wait_for_selector(".or-step >> nth=2")  # each sees it go on
+        tab.wait_for_selector(".or-step >> nth=2")  # each tab sees its progress
         assert tab.evaluate(LIMITS) == 200
         assert status(tab, "running", "completed")
     wait_until(lambda: sum(connections(tab) for tab in tabs) <= 1, "one stream for all tabs")
@@ -61,7 +61,7 @@ def test_eight_tabs_follow_one_trace_to_its_end(plain_http: Studio) -> None:
         assert tab.evaluate(WORDS) == words
 
 
-def test_a_tab_takes_over_when_the_one_with_the_stream_closes(plain_http: Studio) -> None:
+def test_tab_takes_over_a_closed_stream(plain_http: Studio) -> None:
     window = plain_http
     first = window.page()
     first.fill("#or-question textarea", f"Where is the star, {LONG}?")

@@ -1,4 +1,4 @@
-"""Training and Checkpoints in a real browser: played jobs on the scripted engine, a real one on the shipped base."""
+"""Training and Checkpoints in a real browser: simulated jobs on the scripted engine, a real one on the shipped base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.e2e.pages.test_looks import SMALL_TARGETS, WIDTHS, readable
 from tests.e2e.real_server import Server
 from tests.e2e.states import CHECKPOINTS, DATA, TRAINING
 
-pytestmark = pytest.mark.timeout(600)  # a server may have to start first: an upper bound for a very busy machine
+pytestmark = pytest.mark.timeout(600)  # an upper bound on a very busy machine, including a server start
 PERPO = {
     "method": "perpo",
     "base_checkpoint": "nano-omni-r1",
@@ -27,7 +27,7 @@ PERPO = {
 
 
 def start(page: Any, spec: dict[str, Any]) -> str:
-    """Starts a job through the full spec; its id."""
+    """Starts a job through the full spec; returns its id."""
     page.click("[data-preset=nano-perpo] .or-secondary")
     page.fill(".or-editor textarea", json.dumps(spec))
     page.click("text=Start this job")
@@ -42,13 +42,13 @@ def ended(page: Any, wanted: str = "succeeded", *, timeout_ms: float = PATIENCE_
 
 
 def texts_of(selector: str) -> str:
-    """A script that gives the words of every visible match."""
+    """A script that returns the texts of all visible matches."""
     return (
         f"() => [...document.querySelectorAll('{selector}')].filter((e) => e.checkVisibility()).map((e) => e.innerText)"
     )
 
 
-def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:
+def test_job_is_started_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     count_connections(window)
     page = window.page("/training", ready=TRAINING)
@@ -70,7 +70,7 @@ def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow
     page.wait_for_selector(f"[data-job={job}][data-status=cancelled] >> text=Resume")
     done = page.evaluate("omniTraining.run.state.stages.perpo.step")
 
-    page.reload()  # the address leads back to it
+    page.reload()  # the URL selects the job
     page.wait_for_selector(f".or-run[data-job={job}][data-status=cancelled]")
     page.wait_for_function(f"omniTraining.run.state.stages.perpo?.step === {done}")
     page.click(".or-run-head >> text=Resume")
@@ -87,9 +87,7 @@ def test_a_job_is_started_watched_stopped_resumed_and_deleted(studio: Open, slow
     page.wait_for_selector(".or-run-empty:visible")
 
 
-def test_the_whole_recipe_shows_its_stages_warnings_reports_and_checkpoints(
-    studio: Open, slow_url: str, recipe: str
-) -> None:
+def test_recipe_shows_stages_warnings_and_reports(studio: Open, slow_url: str, recipe: str) -> None:
     page = studio(slow_url).page(f"/training?job={recipe}", ready=TRAINING)
     ended(page)
     page.wait_for_selector(".or-stages li[data-state=done] >> nth=3")
@@ -103,7 +101,7 @@ def test_the_whole_recipe_shows_its_stages_warnings_reports_and_checkpoints(
     for key, step in (("Home", 1), ("ArrowRight", 2), ("End", 12)):
         page.keyboard.press(key)
         page.wait_for_selector(f"text=/values at step {step}\\b/")
-    page.click("text=every number of the newest step")
+    page.click("text=all values of the latest step")
     page.wait_for_selector("tr[data-metric='optim/grad_norm']")
     page.wait_for_selector("[data-kind=bootstrapping] img")
     page.wait_for_selector("[data-kind=benchmark] td >> text=0.78")
@@ -114,11 +112,11 @@ def test_the_whole_recipe_shows_its_stages_warnings_reports_and_checkpoints(
     page.wait_for_selector(".or-run[data-status=succeeded]")
 
 
-def test_the_editor_shows_what_is_sent_and_refuses_what_is_broken(studio: Open, slow_url: str) -> None:
+def test_editor_shows_the_request_and_rejects_errors(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["422"]
     page = window.page("/training", ready=TRAINING)
-    late: list[Any] = []  # the list of checkpoints, held back until something is typed
+    late: list[Any] = []  # the list of checkpoints, delayed until something is typed
     page.route("**/v1/checkpoints*", lambda route: late.append(route))
     with page.expect_request("**/v1/checkpoints*"):
         page.click("[data-preset=nano-pesft] .or-secondary")
@@ -152,14 +150,14 @@ def test_the_editor_shows_what_is_sent_and_refuses_what_is_broken(studio: Open, 
     becomes(page, "() => document.activeElement.textContent", "Full spec")
 
 
-def test_a_shipped_checkpoint_shows_what_it_reaches_and_no_job_of_another_machine(studio: Open, slow_url: str) -> None:
+def test_shipped_checkpoint_shows_metrics_and_no_job(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page("/checkpoints?name=nano-omni-r1-zero", ready=CHECKPOINTS)
     page.wait_for_selector(".or-checkpoint-detail th >> text=accuracy/all")
     assert page.locator("text=open the job").count() == 0
     assert "drawings right" in page.inner_text(".or-tree [data-name=nano-omni-r1-zero]")
 
 
-def test_two_checkpoints_answer_one_question_in_step(studio: Open, slow_url: str) -> None:
+def test_two_checkpoints_answer_side_by_side(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     count_connections(window)
     page = window.page("/checkpoints", ready=CHECKPOINTS)
@@ -182,7 +180,7 @@ def test_two_checkpoints_answer_one_question_in_step(studio: Open, slow_url: str
     assert seeds[0] == seeds[1]
 
 
-def test_memory_that_cannot_hold_both_leaves_the_choice_to_a_person(studio: Open, slow_url: str) -> None:
+def test_insufficient_memory_offers_a_choice(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["507"]
     page = window.page("/checkpoints?name=nano-base", ready=CHECKPOINTS)
@@ -202,9 +200,7 @@ def test_memory_that_cannot_hold_both_leaves_the_choice_to_a_person(studio: Open
     page.wait_for_selector(".or-tree [data-name=nano-omni-r1] .or-flag[data-tone=good]")
 
 
-def test_an_activation_that_is_done_says_so_however_late_the_server_told_of_its_progress(
-    studio: Open, slow_url: str
-) -> None:
+def test_finished_activation_ignores_late_progress(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.context.add_init_script(
         "const real = fetch; window.fetch = async (...all) => { const answer = await real(...all);"
@@ -219,7 +215,7 @@ def test_an_activation_that_is_done_says_so_however_late_the_server_told_of_its_
         assert page.get_attribute(".or-activation", "data-tone") == "done"
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused_in_words(studio: Open, slow_url: str, tmp_path: Path) -> None:
+def test_folder_without_a_checkpoint_is_rejected(studio: Open, slow_url: str, tmp_path: Path) -> None:
     window = studio(slow_url)
     window.expected = ["422"]
     page = window.page("/checkpoints", ready=CHECKPOINTS)
@@ -230,14 +226,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused_in_words(studio: Open, slow_u
     assert page.input_value(".or-register input") == str(tmp_path)
 
 
-def test_an_unknown_job_says_so(studio: Open, slow_url: str) -> None:
+def test_unknown_job_is_reported(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["404"]
     page = window.page("/training?job=job_nothing", ready=TRAINING)
     page.wait_for_selector("text=There is no job")
 
 
-def test_the_grader_is_tried_by_keyboard(studio: Open, slow_url: str) -> None:
+def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page("/training", ready=TRAINING)
     page.focus(".or-grader [name=answer]")
     page.keyboard.type("The answer is 5 km.")
@@ -260,7 +256,7 @@ def test_the_grader_is_tried_by_keyboard(studio: Open, slow_url: str) -> None:
     readable(page)
 
 
-def test_both_pages_have_contrast_and_nothing_wider_than_the_screen(studio: Open, slow_url: str, recipe: str) -> None:
+def test_pages_have_contrast_and_fit_the_screen(studio: Open, slow_url: str, recipe: str) -> None:
     window = studio(slow_url, color_scheme="light")
     page = window.page(f"/training?job={recipe}", ready=TRAINING)
     ended(page)
@@ -276,7 +272,7 @@ def test_both_pages_have_contrast_and_nothing_wider_than_the_screen(studio: Open
             fits(one, width)
 
 
-def test_a_phone_has_targets_for_fingers_on_both_pages(studio: Open, slow_url: str, recipe: str) -> None:
+def test_phone_has_touch_targets_on_both_pages(studio: Open, slow_url: str, recipe: str) -> None:
     phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
     window = studio(slow_url, **phone)
     page = window.page(f"/training?job={recipe}", ready=TRAINING)
@@ -296,7 +292,7 @@ def on_both(request: pytest.FixtureRequest) -> Server:
     return found
 
 
-def test_a_real_job_makes_a_checkpoint_that_answers_without_a_restart(studio: Open, on_both: Server) -> None:
+def test_real_job_creates_an_active_checkpoint(studio: Open, on_both: Server) -> None:
     with on_both.client() as client:
         a_job_s_checkpoint_answers(studio, on_both.url, client)
 

@@ -1,4 +1,4 @@
-"""A real training job on a real server: it trains, its checkpoint answers, and a killed server costs no step."""
+"""A real training job on a real server: it trains, its checkpoint answers, and a killed server loses no step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.client.types import Trace
 from tests.e2e.real_server import Server, wait_until
 from tests.fakes import png
 
-STEPS = 60  # of some milliseconds each: there must be a middle to kill the server in
+STEPS = 60  # some milliseconds each: long enough to kill the server in between
 SPEC: dict[str, Any] = {
     "method": "pesft",
     "base_checkpoint": "tiny",
@@ -30,7 +30,7 @@ SPEC: dict[str, Any] = {
 
 @dataclass
 class Trained:
-    """A server, and what a job on it told; `before` and `after` are traces around its activation."""
+    """A server with its job's events; `before` and `after` are traces around its activation."""
 
     server: Server
     job_id: str
@@ -48,7 +48,7 @@ def ask(client: Client) -> Trace:
 
 
 def losses(client: Client, job_id: str) -> dict[int, dict[str, float | None]]:
-    """What each step's row says, speed aside; of two rows for a step the later one counts."""
+    """The metrics of each step without speed; the later of two rows counts."""
     rows, after, more = {}, 0, True
     while more:
         page = client.job_metrics(job_id, after=after, limit=50)
@@ -82,7 +82,7 @@ def trained(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["sqlite", "postgresql"], indirect=True)
-def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
+def test_job_produces_the_active_checkpoint(trained: Trained) -> None:
     told = [event.type for event in trained.events]
     assert [event.data["status"] for event in trained.events if event.type == "job.status"] == [
         "queued", "running", "succeeded",
@@ -96,7 +96,7 @@ def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
         job = client.job(trained.job_id)
         assert job["metrics"]["loss/ce"] is not None
         first = next(event.data["values"] for event in trained.events if event.type == "metrics")
-        assert job["metrics"]["loss/ce"] < first["loss/ce"]  # it has learned something
+        assert job["metrics"]["loss/ce"] < first["loss/ce"]  # the loss decreased
         assert [one["name"] for one in job["checkpoints"]] == [made["name"]]
         result = job["result"] or {}
         version = result["activated"]["weight_version"]
@@ -110,10 +110,10 @@ def test_a_job_becomes_the_checkpoint_that_answers(trained: Trained) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["sqlite"], indirect=True)
-def test_invariant_14_a_server_killed_mid_job_tells_the_truth_and_the_job_resumes_to_the_same_losses(
+def test_invariant_14_killed_server_resumes_with_identical_losses(
     trained: Trained,
 ) -> None:
-    """With the real worker: it notices, saves at its step, and goes on to the same numbers."""
+    """With the real worker: it notices, saves at its step, and resumes with identical metrics."""
     server = trained.server
     with server.client() as client:
         job = client.create_job(SPEC)

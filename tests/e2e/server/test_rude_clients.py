@@ -1,4 +1,4 @@
-"""Five hundred rude connections to a real server with 256 open files: what runs goes on, who behaves is answered."""
+"""Five hundred rude connections to a real server with 256 open files: traces continue, other clients are served."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FewFiles(Server):
 
 @contextlib.contextmanager
 def rude(server: Server, sent: bytes) -> Iterator[None]:
-    """They connect one after the other, and stay."""
+    """They connect one after another, and stay."""
     address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
     taken: list[socket.socket] = []
 
@@ -50,7 +50,7 @@ def rude(server: Server, sent: bytes) -> Iterator[None]:
 
 
 def answered(client: httpx.Client, path: str) -> int:
-    """The status that a new connection gets; one that is slow to send its request may have to make room."""
+    """The status for a new connection; slow connections may be evicted."""
     for _ in range(5):
         with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             return client.get(path, headers={"Connection": "close"}).status_code

@@ -1,4 +1,4 @@
-"""A real server over HTTP and the real command line against it."""
+"""A real server over HTTP, and the real command line with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def joined(events: list[Event], kind: str, step: int | None = None) -> str:
     return "".join(e.data["text"] for e in events if e.type == kind and (step is None or e.data["step"] == step))
 
 
-def test_a_trace_over_rest_tells_one_story_in_events_and_in_its_final_form(client: Client) -> None:
+def test_trace_and_its_events_agree(client: Client) -> None:
     created = ask(client, partial_images=4, sampling={"seed": 11})
     events = list(client.events(created["id"]))
     trace = client.trace(created["id"])
@@ -47,7 +47,7 @@ def test_a_trace_over_rest_tells_one_story_in_events_and_in_its_final_form(clien
             assert client.fetch(event.data["url"]).startswith(b"\x89PNG")
 
 
-def test_a_stored_trace_is_replayed_byte_for_byte_from_any_position(client: Client) -> None:
+def test_stored_trace_replays_from_any_position(client: Client) -> None:
     created = ask(client)
     live = list(client.events(created["id"]))
     for after in {0, 1, len(live) // 2, len(live) - 1}:
@@ -55,7 +55,7 @@ def test_a_stored_trace_is_replayed_byte_for_byte_from_any_position(client: Clie
     assert list(client.events(created["id"], after=len(live))) == []
 
 
-def test_a_post_that_asks_for_a_stream_gets_the_same_events(server: Server, client: Client) -> None:
+def test_streaming_post_returns_the_same_events(server: Server, client: Client) -> None:
     task = client.task(slice="natural", seed=1_000_000_001)
     body = {"question": task["question"], "images": [{"image_id": task["image_id"]}], "sampling": {"seed": 3}}
     parser, events = EventParser(), []
@@ -69,9 +69,9 @@ def test_a_post_that_asks_for_a_stream_gets_the_same_events(server: Server, clie
     assert [e.raw for e in client.events(location.rsplit("/", 1)[1])] == [e.raw for e in events]
 
 
-def test_the_same_request_gives_the_same_trace(client: Client) -> None:
+def test_same_request_gives_the_same_trace(client: Client) -> None:
     found = []
-    for _ in range(2):  # one behind the other: company may change a near tie
+    for _ in range(2):  # one at a time: batching may change a near tie
         created = ask(client, sampling={"seed": 5, "temperature": 1.0})
         list(client.events(created["id"]))
         found.append(client.trace(created["id"]))
@@ -85,7 +85,7 @@ def test_the_same_request_gives_the_same_trace(client: Client) -> None:
             assert_same_image(*(client.fetch(image["url"]) for image in images))
 
 
-def test_a_cancelled_trace_stays_cancelled_and_can_be_deleted(client: Client) -> None:
+def test_cancelled_trace_can_be_deleted(client: Client) -> None:
     created = ask(client, mode="step")
     cancelled = client.cancel(created["id"])
     assert cancelled["status"] in ("cancelled", "completed")
@@ -95,7 +95,7 @@ def test_a_cancelled_trace_stays_cancelled_and_can_be_deleted(client: Client) ->
     client.delete(created["id"])
 
 
-def test_a_client_program_meets_clear_refusals(server: Server, client: Client) -> None:
+def test_bad_requests_get_clear_errors(server: Server, client: Client) -> None:
     with pytest.raises(BadInput):
         client.create_trace("")
     with pytest.raises(BadInput):
@@ -105,7 +105,7 @@ def test_a_client_program_meets_clear_refusals(server: Server, client: Client) -
     assert answer.json()["code"]
 
 
-def test_the_command_line_has_a_task_answered(server: Server, tmp_path: Path) -> None:
+def test_command_line_answers_a_task(server: Server, tmp_path: Path) -> None:
     done = omni(server, "task", "diagrammatic-1000000002", "--ask", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     trace = json.loads((tmp_path / "out" / "trace.json").read_text())
@@ -115,7 +115,7 @@ def test_the_command_line_has_a_task_answered(server: Server, tmp_path: Path) ->
     assert len(list((tmp_path / "out").glob("step-*.png"))) == len(drawn)
 
 
-def test_the_command_line_asks_about_a_picture_of_ones_own(server: Server, tmp_path: Path) -> None:
+def test_command_line_answers_about_an_own_image(server: Server, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (90, 70), "red").save(tmp_path / "mine.png")
@@ -124,7 +124,7 @@ def test_the_command_line_asks_about_a_picture_of_ones_own(server: Server, tmp_p
     assert json.loads(done.stdout)["status"] == "completed"
 
 
-def test_the_command_line_shows_checkpoints(server: Server) -> None:
+def test_command_line_shows_checkpoints(server: Server) -> None:
     done = omni(server, "checkpoints")
     assert done.returncode == 0, done.stderr
     assert "active" in done.stdout
@@ -140,7 +140,7 @@ def test_the_command_line_shows_checkpoints(server: Server) -> None:
         (["checkpoints", "show", "no-such-checkpoint"], 2),
     ],
 )
-def test_bad_input_on_the_command_line_is_one_line_and_exit_code_2(server: Server, argv: list[str], code: int) -> None:
+def test_bad_command_line_input_exits_with_2(server: Server, argv: list[str], code: int) -> None:
     done = omni(server, *argv)
     assert done.returncode == code
     assert done.stderr.count("\n") == 1

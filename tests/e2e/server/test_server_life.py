@@ -1,4 +1,4 @@
-"""Start, stop, kill: what a real server's end leaves behind, and what the next start makes of it."""
+"""Start, stop and kill of a real server, and what the next start does."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LIVE = ("queued", "running")
 
 
 def start_many(client: Client, count: int) -> list[str]:
-    """More traces than the engine has slots, quickly, so that some run and some wait when the last one is accepted."""
+    """More traces than the engine has slots, started quickly, so that some run and some wait."""
     task = client.task(slice="operational", seed=1_000_000_000)
     sampling: Sampling = {"temperature": 1.0}
     return [client.create_trace(task["question"], [task["image_id"]], sampling=sampling)["id"] for _ in range(count)]
 
 
 def read_until(client: Client, trace_id: str, kind: str) -> list[Event]:
-    """The events of a trace up to the first of that kind."""
+    """The events of a trace up to the first of that type."""
     events = []
     for event in client.events(trace_id):
         events.append(event)
@@ -42,7 +42,7 @@ def read_until(client: Client, trace_id: str, kind: str) -> list[Event]:
     raise AssertionError(f"{trace_id} ended without {kind}")
 
 
-def test_after_kill_9_the_log_is_the_same_and_ends_interrupted(fresh_server: Server) -> None:
+def test_log_after_kill_9_ends_interrupted(fresh_server: Server) -> None:
     server = fresh_server.start()
     with server.client() as client:
         early = ask(client)["id"]
@@ -73,7 +73,7 @@ def test_after_kill_9_the_log_is_the_same_and_ends_interrupted(fresh_server: Ser
     assert server.stop() == 0
 
 
-def test_kill_9_leaves_no_engine_behind(fresh_server: Server) -> None:
+def test_kill_9_leaves_no_engine(fresh_server: Server) -> None:
     server = fresh_server.start()
     with server.client() as client:
         read_until(client, start_many(client, 20)[0], "trace.started")
@@ -91,7 +91,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_ends_running_traces_and_readers_hear_of_it(fresh_server: Server, sig: signal.Signals) -> None:
+def test_stop_ends_traces_and_informs_readers(fresh_server: Server, sig: signal.Signals) -> None:
     server = fresh_server.start()
     children = server.children()
     with server.client() as client:
@@ -111,7 +111,7 @@ def test_a_stop_ends_running_traces_and_readers_hear_of_it(fresh_server: Server,
 
 
 class Reader(threading.Thread):
-    """Follows one trace in a thread of its own."""
+    """Follows one trace in its own thread."""
 
     def __init__(self, server: Server, trace_id: str) -> None:
         super().__init__(daemon=True)
@@ -136,7 +136,7 @@ class Reader(threading.Thread):
             assert self.changed.wait_for(lambda: any(e.type == kind for e in self.events), timeout_s), self.error
 
 
-def test_a_reader_follows_a_paused_trace_across_a_restart(fresh_server: Server) -> None:
+def test_reader_follows_a_paused_trace_across_a_restart(fresh_server: Server) -> None:
     server = fresh_server.start()
     with server.client() as client:
         trace_id = ask(client, mode="step", sampling={"temperature": 0.0})["id"]
@@ -146,7 +146,7 @@ def test_a_reader_follows_a_paused_trace_across_a_restart(fresh_server: Server) 
         if client.trace(trace_id)["status"] != "paused":
             pytest.skip("this checkpoint's trace has no step to pause after")
         reader.wait_for("trace.paused")
-    server.port = int(server.url.rsplit(":", 1)[1])  # the reader comes back to the same address
+    server.port = int(server.url.rsplit(":", 1)[1])  # the reader reconnects to the same address
     server.kill()
     server.start()
     with server.client() as client:
@@ -158,7 +158,7 @@ def test_a_reader_follows_a_paused_trace_across_a_restart(fresh_server: Server) 
         assert [event.raw for event in client.events(trace_id)] == [event.raw for event in reader.events]
 
 
-def test_a_second_server_on_the_same_home_names_the_first(server: Server) -> None:
+def test_second_server_on_the_home_names_the_first(server: Server) -> None:
     assert server.process is not None
     done = serve(server.env(), "--port", "0")
     assert done.returncode == 2
@@ -169,7 +169,7 @@ def test_a_second_server_on_the_same_home_names_the_first(server: Server) -> Non
         assert client.alive()
 
 
-def test_a_taken_port_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_taken_port_exits_with_2(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -190,7 +190,7 @@ def test_a_taken_port_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         ("OMNI_R1_CHECKPOINT", "no-such-checkpoint"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_line_and_exit_code_2(tmp_path: Path, name: str, value: str) -> None:
+def test_invalid_setting_exits_with_2(tmp_path: Path, name: str, value: str) -> None:
     done = serve(clean_environment(tmp_path) | {name: value})
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -198,7 +198,7 @@ def test_a_setting_that_cannot_be_is_one_line_and_exit_code_2(tmp_path: Path, na
     assert last.startswith("omni-r1: ")
 
 
-def test_a_home_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_unwritable_home_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     done = serve(clean_environment(tmp_path / "file"))
     assert done.returncode == 2
@@ -206,10 +206,10 @@ def test_a_home_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Pat
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_serve_ends_whole_when_its_process_group_is_told_to(fresh_server: Server) -> None:
-    """make passes SIGTERM on to the server that has had it already: the second one must not cut the first short."""
+def test_make_serve_ends_with_its_process_group(fresh_server: Server) -> None:
+    """make forwards SIGTERM to a server that already got it: the second one must not cut the shutdown short."""
     fresh_server.home.mkdir(parents=True, exist_ok=True)
-    command = ["make", "-o", "setup", "serve", "PORT=0", "ARGS="]  # those of `make test ARGS=…` are none of it
+    command = ["make", "-o", "setup", "serve", "PORT=0", "ARGS="]  # without the ARGS of `make test ARGS=…`
     env = {name: value for name, value in fresh_server.env().items() if not name.startswith("MAKE")}  # not make[1]
     with (
         fresh_server.log.open("a") as log,
@@ -233,7 +233,7 @@ def test_make_serve_ends_whole_when_its_process_group_is_told_to(fresh_server: S
     wait_until(lambda: not any(alive(process) for process in everyone), "the end of every process", 60)
 
 
-def test_while_it_stops_nothing_new_is_taken(fresh_server: Server) -> None:
+def test_stopping_server_rejects_new_work(fresh_server: Server) -> None:
     server = fresh_server.start()
     refused: list[OmniError] = []
 
@@ -265,8 +265,8 @@ def clean_environment(home: Path) -> dict[str, str]:
     return Server(home).env()
 
 
-def test_an_idle_server_sleeps(fresh_server: Server) -> None:
-    """Counted in wake-ups, which do not depend on how fast the machine is: a loop that polls has hundreds a second."""
+def test_idle_server_sleeps(fresh_server: Server) -> None:
+    """Counts wake-ups, which do not depend on the machine's speed: a polling loop has hundreds per second."""
     fresh_server.start()
     assert fresh_server.process is not None
     processes = [psutil.Process(fresh_server.process.pid), *fresh_server.children()]
@@ -276,7 +276,7 @@ def test_an_idle_server_sleeps(fresh_server: Server) -> None:
 
     rates: list[float] = []
 
-    def sleeps() -> bool:  # what a start leaves to be done takes a while on a busy machine
+    def sleeps() -> bool:  # the start leaves work that takes a while on a busy machine
         before, since = wake_ups(), time.monotonic()
         time.sleep(2)
         rates.append((wake_ups() - before) / (time.monotonic() - since))

@@ -1,4 +1,4 @@
-"""SIGTERM ends a real server whatever hangs at that moment; what it leaves is settled by the next start."""
+"""SIGTERM ends a real server whatever hangs at that moment; the next start cleans up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ State = Callable[[Server, ExitStack], None]
 
 
 def in_background(work: Callable[[], Any]) -> None:
-    """A client whose call is not expected to be answered."""
+    """A client call that may never be answered."""
 
     def run() -> None:
         with contextlib.suppress(Exception):
@@ -52,7 +52,7 @@ def post(server: Server, path: str, body: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def silent_hub(dripping: bool = False) -> Iterator[tuple[str, list[socket.socket]]]:
-    """A hub that takes connections and never answers, or sends one byte after the other; and its connections."""
+    """A hub that accepts connections and never answers, or sends one byte at a time; yields its connections, too."""
     taken: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -78,11 +78,11 @@ def drip(connection: socket.socket) -> None:
 
 
 def connect(server: Server, count: int, data: bytes, stack: ExitStack) -> list[socket.socket]:
-    """So many connections that have sent `data` and wait."""
+    """That many waiting connections that have sent `data`."""
     address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
     connections = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(count)]
     for connection in connections:
-        with contextlib.suppress(OSError):  # closed to make room
+        with contextlib.suppress(OSError):  # evicted
             connection.sendall(data)
     return connections
 
@@ -92,7 +92,7 @@ def engine_of(server: Server) -> psutil.Process:
 
 
 def freeze(process: psutil.Process, stack: ExitStack) -> None:
-    """Stop a process with everything it has started, until the test ends."""
+    """Stop a process and its children until the test ends."""
     for one in [process, *process.children(recursive=True)]:
         one.suspend()
         stack.callback(thaw, one)
@@ -103,7 +103,7 @@ def thaw(process: psutil.Process) -> None:
         process.resume()
 
 
-# ---- the states
+# ---- states
 
 
 def a_silent_hub(server: Server, stack: ExitStack) -> None:
@@ -127,7 +127,7 @@ def an_activation(server: Server, stack: ExitStack) -> None:
     freeze(engine_of(server), stack)
     post(server, "/v1/checkpoints/nano-base/activate", {})
     with server.client() as client:
-        wait_until(lambda: "is being checked" in client.readiness()["detail"], "an activation", 120)
+        wait_until(lambda: "is being validated" in client.readiness()["detail"], "an activation", 120)
 
 
 def half_a_body(server: Server, stack: ExitStack) -> None:
@@ -192,7 +192,7 @@ STATES: list[State] = [
 ]
 
 
-WITH_WORK = (readers_that_do_not_read, a_job_that_ignores_it, an_engine_that_hangs)  # the next start has to settle it
+WITH_WORK = (readers_that_do_not_read, a_job_that_ignores_it, an_engine_that_hangs)  # the next start has to clean up
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
@@ -212,7 +212,7 @@ def test_sigterm_ends_the_server_in_every_state(fresh_server: Server, state: Sta
         assert client.trace(ask(client)["id"])["id"]
 
 
-def test_sigterm_ends_a_server_whose_database_hangs(fresh_server: Server) -> None:
+def test_sigterm_ends_a_server_with_a_hanging_database(fresh_server: Server) -> None:
     cluster = Cluster().start()
     server = fresh_server
     try:
@@ -236,7 +236,7 @@ def test_sigterm_ends_a_server_whose_database_hangs(fresh_server: Server) -> Non
         cluster.remove()
 
 
-def test_sigterm_before_the_address_is_bound_ends_the_server(tmp_path: Path) -> None:
+def test_sigterm_during_start_ends_the_server(tmp_path: Path) -> None:
     server = Server(tmp_path / "home")
     command = server.command()
     assert command[2:4] == list(SERVE)
@@ -250,7 +250,7 @@ def test_sigterm_before_the_address_is_bound_ends_the_server(tmp_path: Path) -> 
     assert b"Traceback" not in error
 
 
-def test_sigterm_ends_a_server_whose_log_nobody_reads(tmp_path: Path) -> None:
+def test_sigterm_ends_a_server_with_an_unread_log(tmp_path: Path) -> None:
     server = Server(tmp_path / "home", {"OMNI_R1_LOG_LEVEL": "debug"})
     unread, log = os.pipe()
     os.set_blocking(log, False)
@@ -271,18 +271,18 @@ def test_sigterm_ends_a_server_whose_log_nobody_reads(tmp_path: Path) -> None:
         os.close(log)
 
 
-def test_a_second_signal_ends_the_server_and_its_engine_at_once(fresh_server: Server) -> None:
+def test_second_signal_ends_the_server_immediately(fresh_server: Server) -> None:
     with ExitStack() as stack:
         an_engine_that_hangs(fresh_server, stack)
         left = fresh_server.children()
         assert fresh_server.process is not None
         fresh_server.process.send_signal(signal.SIGTERM)
-        time.sleep(1.0)  # a second request, and not the same one passed on by make
+        time.sleep(1.0)  # a second request, not the first one forwarded by make
         assert fresh_server.stop(signal.SIGTERM, ENDED_S) in (0, 128 + signal.SIGTERM)
         wait_until(lambda: not any(alive(child) for child in left), "the end of its children", ENDED_S)
 
 
-def test_a_silent_hub_is_given_up_and_holds_up_nobody(fresh_server: Server) -> None:
+def test_silent_hub_blocks_nothing(fresh_server: Server) -> None:
     with silent_hub(dripping=True) as (url, taken), ExitStack() as stack:
         fresh_server.environment |= {
             "HF_ENDPOINT": url,

@@ -1,4 +1,4 @@
-"""Traces, their events and pictures, weight loads, idempotency keys, facts."""
+"""Traces, their events and images, weight loads, idempotency keys, facts."""
 
 from __future__ import annotations
 

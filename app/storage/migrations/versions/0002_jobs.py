@@ -1,4 +1,4 @@
-"""Jobs, their events, and the checkpoints that jobs wrote or people registered."""
+"""Jobs, their events, and checkpoints written by jobs or registered."""
 
 from __future__ import annotations
 

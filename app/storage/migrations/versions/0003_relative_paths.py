@@ -1,7 +1,7 @@
-"""Paths relative to the home, so that a home that is copied or moved finds its own files; how long jobs have run.
+"""Paths relative to the home, so that a copied or moved home finds its own files; run time of jobs.
 
-The home may have been moved already: what its old place was is read from the rows. Job folders have the shape
-`HOME/jobs/JOB_ID/…`, uploads `HOME/uploads/DIGEST.jsonl`, and a home that still stands has its `server-id`.
+The home may have been moved already; its old place is read from the rows. Job folders have the form
+`HOME/jobs/JOB_ID/…`, uploads `HOME/uploads/DIGEST.jsonl`, and an existing home has its `server-id`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def upgrade() -> None:
 
 
 class _Places:
-    """Where the home is, and where it was."""
+    """The current and former places of the home."""
 
     def __init__(self, home: Path | None) -> None:
         self.home = home
@@ -70,7 +70,7 @@ class _Places:
         self._server_id = _server_id(home)
 
     def learn(self, path: str, job_id: str | None) -> None:
-        """Note the home that an absolute path of a row gives away."""
+        """Record the home that an absolute path of a row reveals."""
         root, inside, _ = path.rpartition(f"/jobs/{job_id}/") if job_id else ("", "", "")
         upload = UPLOAD.fullmatch(path)
         if inside:
@@ -81,7 +81,7 @@ class _Places:
             self.before |= {str(p) for p in Path(path).parents if _server_id(p) == self._server_id}
 
     def relative(self, path: str, job_id: str | None) -> str:
-        """The path relative to the home, as far as it lies or lay in it."""
+        """The path relative to the home, if it is or was inside it."""
         if not path.startswith("/"):
             return path
         _, inside, rest = path.rpartition(f"/jobs/{job_id}/") if job_id else ("", "", "")
@@ -118,9 +118,9 @@ def _upgrade_job(connection: Connection, row: Any, change: Change) -> None:
     e = job_events.c
     query = sa.select(e.seq, e.data).where(e.job_id == row.id, e.type == "job.status")
     for event in connection.execute(query).all():
-        told = json.loads(event.data)
-        data = json.dumps(_changed(told, change), separators=(",", ":"))
-        if "result" in told and data != event.data:
+        payload = json.loads(event.data)
+        data = json.dumps(_changed(payload, change), separators=(",", ":"))
+        if "result" in payload and data != event.data:
             connection.execute(sa.update(job_events).where(e.job_id == row.id, e.seq == event.seq).values(data=data))
 
 

@@ -1,4 +1,4 @@
-"""Heartbeats of the servers on one database, and jobs that a server ended for another one."""
+"""Heartbeats of the servers on one database, and jobs ended by another server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_servers")),
     )
     op.add_column("jobs", sa.Column("unsettled", sa.Boolean(), nullable=False, server_default=sa.false()))
-    # Every server that left rows here: one that never returns counts as dead, one that does sends a heartbeat.
+    # Add every server with rows here: without a heartbeat it counts as dead.
     ids = sa.union(*(sa.select(sa.table(name, sa.column("server_id")).c.server_id) for name in ("traces", "jobs")))
     known = ids.subquery()
     op.execute(

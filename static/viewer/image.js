@@ -1,19 +1,19 @@
-// The picture of the step on show: arriving in parts without a flash, compared with the one before it.
+// The image of the current step: updated without flashes, compared with the previous one.
 //
-// After box, line, mark and next state the two lie on each other under a slider, and *changes* tints the pixels that
-// differ. After a zoom, or when the skill is unknown, pixels do not correspond: the two stand side by side.
+// For box, line, mark and next state the two images overlap under a slider, and *changes* tints the pixels that differ.
+// After a zoom or an unknown skill the pixels do not correspond, so the images are shown side by side.
 
 import { altOf, factsOf } from '../shared/words.js';
 import { h, icon, openDialog, setAttr, setText, show } from '../shared/dom.js';
 
 const COMPARABLE = new Set(['box', 'line', 'mark', 'predict']);
-const DIFFERS = 36; // summed over the three channels, of 765: above the noise of the decoder
+const DIFFERS = 36; // sum over three channels (max. 765): above decoder noise
 const ENLARGED = 3;
-const TINT = [52, 82, 217]; // the accent: no skill draws in it
+const TINT = [52, 82, 217]; // the accent colour: no skill draws in it
 
 const loaded = new Map(); // url -> Promise<HTMLImageElement>, so that scrubbing never flickers
 
-export function loadPicture(url) {
+export function loadImage(url) {
   if (!loaded.has(url)) {
     const image = new Image();
     image.src = url;
@@ -25,7 +25,7 @@ export function loadPicture(url) {
   return loaded.get(url);
 }
 
-/** Which pictures belong on the stage for position `at` (0 = the question, k = step k): pure, so that it is tested. */
+/** The images for position `at` (0 = the question, k = step k). Pure, for tests. */
 export function stageOf(state, at) {
   const question = state.images[0] ?? null;
   const drawn = (index) => {
@@ -49,7 +49,7 @@ export function stageOf(state, at) {
   };
 }
 
-/** The pixels of `after` that differ from `before`, as an RGBA buffer to lie over it (pure). */
+/** The pixels of `after` that differ from `before`, as an RGBA overlay (pure). */
 export function changesOf(before, after, [red, green, blue]) {
   const out = new Uint8ClampedArray(after.length);
   for (let i = 0; i < after.length; i += 4) {
@@ -61,10 +61,10 @@ export function changesOf(before, after, [red, green, blue]) {
   return out;
 }
 
-export class Picture {
+export class ImageView {
   #url = { before: null, after: null };
   #images = { before: null, after: null };
-  #divide = 100; // where the slider stands, in percent: so much of the newer picture lies over the older one
+  #divide = 100; // slider position in percent: the part of the newer image on top of the older one
   #tint = false;
   #stage = null;
 
@@ -83,7 +83,7 @@ export class Picture {
     this.pane.addEventListener('click', (event) => event.target instanceof HTMLCanvasElement && this.#enlarge(event));
     this.slider = h('input', {
       type: 'range', min: 0, max: 100, value: 100, class: 'or-slider',
-      'aria-label': 'From the picture before to the picture after',
+      'aria-label': 'From the previous image to the current one',
     });
     this.slider.addEventListener('input', () => {
       this.#divide = Number(this.slider.value);
@@ -95,7 +95,7 @@ export class Picture {
       setAttr(this.tint, 'aria-pressed', this.#tint);
       this.#drawChanges();
     });
-    this.facts = h('div', { class: 'or-facts', role: 'group', 'aria-label': 'Facts about this picture' });
+    this.facts = h('div', { class: 'or-facts', role: 'group', 'aria-label': 'Facts about this image' });
     this.factsButton = h(
       'button', { type: 'button', class: 'or-chipbutton', 'aria-expanded': 'false' }, 'facts',
     );
@@ -115,7 +115,7 @@ export class Picture {
     new ResizeObserver(() => this.#sharpen()).observe(this.pane);
   }
 
-  /** True when Escape closed something here. */
+  /** True if Escape closed something. */
   closeTop() {
     if (this.facts.hidden) return false;
     this.toggleFacts();
@@ -128,7 +128,7 @@ export class Picture {
     setAttr(this.factsButton, 'aria-expanded', !this.facts.hidden);
   }
 
-  /** Draw position `at` of `state`; `hint` stands where there is no picture yet. */
+  /** Draws position `at` of `state`; `hint` is shown while there is no image. */
   update(state, at, hint) {
     const stage = stageOf(state, at);
     this.#stage = stage;
@@ -144,7 +144,7 @@ export class Picture {
     this.factsButton.disabled = rows.length === 0;
     if (!rows.length && !this.facts.hidden) this.toggleFacts();
     this.#drawFacts(rows);
-    const name = (index) => (index === 0 ? 'the question’s picture' : `step ${index}`);
+    const name = (index) => (index === 0 ? 'the question’s image' : `step ${index}`);
     setText(this.captions.before, stage.before ? `before: ${name(stage.before.index)}` : '');
     setText(this.captions.after, stage.after ? (stage.mode === 'beside' ? 'after: ' : '') + name(stage.after.index) : '');
     setAttr(this.before, 'aria-label', stage.before ? `Before, ${name(stage.before.index)}` : null);
@@ -155,7 +155,7 @@ export class Picture {
 
   #alt(state, stage) {
     if (!stage.after) return null;
-    if (stage.after.index === 0) return `The question’s picture: ${state.question}`;
+    if (stage.after.index === 0) return `The question’s image: ${state.question}`;
     const step = state.steps.find((one) => one.index === stage.after.index);
     return step ? altOf(step) + (stage.waiting && stage.step === step ? ' (being drawn)' : '') : null;
   }
@@ -173,11 +173,11 @@ export class Picture {
     let image = null;
     if (url) {
       try {
-        image = await loadPicture(url);
+        image = await loadImage(url);
       } catch {
-        return; // a partial that is gone already: the next one replaces it
+        return; // a preview that is already gone; the next one replaces it
       }
-      if (this.#url[which] !== url) return; // a newer one overtook it
+      if (this.#url[which] !== url) return; // a newer image arrived first
     }
     this.#images[which] = image;
     const canvas = this[which];
@@ -237,7 +237,7 @@ export class Picture {
     const which = event.target === this.before && this.#stage?.mode === 'beside' ? 'before' : 'after';
     const url = this.#url[which];
     if (!url) return;
-    const label = this[which].getAttribute('aria-label') ?? 'Picture';
+    const label = this[which].getAttribute('aria-label') ?? 'Image';
     const image = h('img', { src: url, alt: label, class: 'or-full or-pixels' });
     const save = h('a', { href: url, download: 'omni-r1.png', class: 'or-link' }, 'save PNG');
     openDialog(label, h('figure', { class: 'or-full-figure' }, image, h('figcaption', {}, label, ' ', save)));
