@@ -119,9 +119,12 @@ def create_app(
         app.add_middleware(KeyMiddleware, key=services.key)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
             expose_headers=["Location", "Retry-After", "Idempotent-Replayed", HEADER],
-        )  # fmt: skip
+        )
     app.add_middleware(
         GuardMiddleware,
         hosts=(settings.host, *settings.allowed_hosts),

@@ -282,9 +282,14 @@ class FakeGeneration:
         skip = json.loads(request.resume)["done"] if request.resume else 0
         sampling = request.sampling
         yield Started(
-            80, 768, sampling.max_new_tokens or 688, 8, sampling.temperature or 0.0, sampling.top_p or 1.0,
+            80,
+            768,
+            sampling.max_new_tokens or 688,
+            8,
+            sampling.temperature or 0.0,
+            sampling.top_p or 1.0,
             self.loaded.get(request.checkpoint, 1),
-        )  # fmt: skip
+        )
         for index, item in enumerate(self.script(request)):
             if index < skip:
                 continue
@@ -343,9 +348,14 @@ def write_paper_checkpoint(
     tokenizer = train_bpe(texts * 20, 64, text_vocab=420)
     transformer = TransformerConfig(tokenizer.get_vocab_size(), 32, 64, 2, 4, 2, 8, context_len)
     vq = VQConfig(
-        resolution=64, base_channels=32, channel_multiplier=(1, 1, 1, 1), num_res_blocks=1, embed_dim=8,
-        latent_channels=8, num_embeddings=64,
-    )  # fmt: skip
+        resolution=64,
+        base_channels=32,
+        channel_multiplier=(1, 1, 1, 1),
+        num_res_blocks=1,
+        embed_dim=8,
+        latent_channels=8,
+        num_embeddings=64,
+    )
     config = ModelConfig(transformer, vq, tokenizer.get_vocab())
     (folder / "config.json").write_text(json.dumps(config.to_json()))
     (folder / "tokenizer.json").write_text(tokenizer.to_str())

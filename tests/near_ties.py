@@ -88,8 +88,10 @@ def forced_choices(
         logits /= params.temperature
     columns = LegalIds.of(loaded.template, loaded.vocab)
     drawn_from = {
-        Legal.TEXT: columns.text[:-1], Legal.TEXT_OR_IMAGE: columns.text, Legal.CODE: columns.codes,
-    }  # fmt: skip
+        Legal.TEXT: columns.text[:-1],
+        Legal.TEXT_OR_IMAGE: columns.text,
+        Legal.CODE: columns.codes,
+    }
     rng, out = random.Random(sample_seed(params.seed, index)), []
     for row, token, byte in zip(logits, answer.tokens, answer.legal, strict=True):
         if byte == Legal.FORCED:

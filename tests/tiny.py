@@ -165,11 +165,14 @@ def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
         vq_state=vq.state_dict(),
         tokenizer=tokenizer,
         manifest=Manifest(
-            Path(folder).name, licence="MIT", description="Random weights for tests.", images=ImageCount(0, 2),
+            Path(folder).name,
+            licence="MIT",
+            description="Random weights for tests.",
+            images=ImageCount(0, 2),
             perception=Perception(tau=3.0),
         ),
         dtype=torch.float32,
-    )  # fmt: skip
+    )
 
 
 def _shrink_qk_norms(folder: Path) -> None:
@@ -223,9 +226,18 @@ def _write_meta(
                 meta[f"{theirs}attention.{which}_normalization.{part}"] = interleave(vector, t.head_dim)
     meta["rope.freqs"] = torch.zeros(t.head_dim // 2)
     torch.save(meta, folder / "models" / "7b" / "consolidated.pth")
-    params = {"model": {"dim": t.hidden_size, "n_layers": t.num_layers, "n_heads": t.num_heads,
-                        "n_kv_heads": t.num_kv_heads, "norm_eps": t.rms_norm_eps, "swin_norm": False,
-                        "rope_theta": t.rope_theta, "max_seq_len": t.max_position_embeddings}}  # fmt: skip
+    params = {
+        "model": {
+            "dim": t.hidden_size,
+            "n_layers": t.num_layers,
+            "n_heads": t.num_heads,
+            "n_kv_heads": t.num_kv_heads,
+            "norm_eps": t.rms_norm_eps,
+            "swin_norm": False,
+            "rope_theta": t.rope_theta,
+            "max_seq_len": t.max_position_embeddings,
+        }
+    }
     (folder / "models" / "7b" / "params.json").write_text(json.dumps(params))
     text = json.loads(json.dumps(tokenizer))
     ids = text["model"]["vocab"]

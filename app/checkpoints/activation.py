@@ -60,8 +60,13 @@ class Activation:
             raise
         finally:
             self._busy_with = None
-        log.info("checkpoint %s (version %d) is active after %.1f s, replacing %s", name, result.weight_version,
-                 time.monotonic() - began, result.previous)  # fmt: skip
+        log.info(
+            "checkpoint %s (version %d) is active after %.1f s, replacing %s",
+            name,
+            result.weight_version,
+            time.monotonic() - began,
+            result.previous,
+        )
         return result
 
     async def _activate(self, name: str, drain: Drain | None) -> ActivationResult:

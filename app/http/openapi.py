@@ -79,5 +79,6 @@ def _add_key(schema: dict[str, Any]) -> None:
                 operation["security"] = []
             else:
                 operation["responses"]["401"] = {
-                    "description": "API key required", "content": {MEDIA_TYPE: {"schema": shape}},
-                }  # fmt: skip
+                    "description": "API key required",
+                    "content": {MEDIA_TYPE: {"schema": shape}},
+                }

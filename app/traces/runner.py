@@ -266,8 +266,11 @@ class TraceRunner:
         if finished.unmarked:
             data["unmarked"] = True
         row: dict[str, Any] = {
-            "answer": answer, "finish_reason": finished.reason, "usage": finished.usage, "timings": timings,
-        }  # fmt: skip
+            "answer": answer,
+            "finish_reason": finished.reason,
+            "usage": finished.usage,
+            "timings": timings,
+        }
         if verdict is not None:
             row |= {
                 "verdict": verdict.answer,

@@ -84,8 +84,17 @@ def images_that_fit(tokens: int, tokens_per_image: int) -> int:
 class PhaseState:
     """The phase of one sequence. `legal` is the legal set of the next token, `push` records the token."""
 
-    __slots__ = ("codes_done", "finish_reason", "images_done", "legal", "max_images", "max_tokens", "num_tokens",
-                 "phase", "rules")  # fmt: skip
+    __slots__ = (
+        "codes_done",
+        "finish_reason",
+        "images_done",
+        "legal",
+        "max_images",
+        "max_tokens",
+        "num_tokens",
+        "phase",
+        "rules",
+    )
 
     def __init__(self, rules: PhaseRules, *, max_tokens: int, max_images: int) -> None:
         """`max_tokens` counts the whole response; both limits apply from its first token."""

@@ -191,9 +191,13 @@ class Worker:
             self._end(live, Failed("prompt_too_long", detail))
             return
         defaults = loaded.generation
-        params = state.sampling() if state else sampling_params(
-            request.sampling, temperature=defaults.temperature, top_p=defaults.top_p, can_draw=loaded.can_draw
-        )  # fmt: skip
+        params = (
+            state.sampling()
+            if state
+            else sampling_params(
+                request.sampling, temperature=defaults.temperature, top_p=defaults.top_p, can_draw=loaded.can_draw
+            )
+        )
         live.prompt = prompt
         live.narrator = Narrator(
             loaded.template.parser(),
@@ -295,15 +299,20 @@ class Worker:
         live.started = True
         sequence, model = live.sequence, live.model
         state, params = sequence.state, sequence.params
-        self._outbox.append((live.request.request_id, Started(
-            prompt_tokens=len(sequence.prompt),
-            context_len=model.engine.context_len,
-            max_new_tokens=state.max_tokens,
-            room_images=max(0, state.max_images - state.images_done),
-            temperature=params.temperature,
-            top_p=params.top_p,
-            weight_version=model.version,
-        )))  # fmt: skip
+        self._outbox.append(
+            (
+                live.request.request_id,
+                Started(
+                    prompt_tokens=len(sequence.prompt),
+                    context_len=model.engine.context_len,
+                    max_new_tokens=state.max_tokens,
+                    room_images=max(0, state.max_images - state.images_done),
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                    weight_version=model.version,
+                ),
+            )
+        )
 
     def _pause(self, live: Live) -> None:
         """Free the slot; the request ends with Paused after its pending events."""

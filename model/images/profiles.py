@@ -94,8 +94,9 @@ def rgb_profile(primaries: Primaries, curve: Curve) -> bytes | None:
         data += b"\0" * (-len(data) % 4)
         table += struct.pack(">4sII", name, offset + len(body), len(data))
         body += data
-    header = struct.pack(">I4sI4s4s4s12s4s", offset + len(body), b"\0\0\0\0", 0x04200000, b"mntr", b"RGB ", b"XYZ ",
-                         b"\0" * 12, b"acsp").ljust(68, b"\0")  # fmt: skip
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s", offset + len(body), b"\0\0\0\0", 0x04200000, b"mntr", b"RGB ", b"XYZ ", b"\0" * 12, b"acsp"
+    ).ljust(68, b"\0")
     header += b"".join(_fixed(value) for value in _D50)
     return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
 

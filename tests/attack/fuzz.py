@@ -27,33 +27,124 @@ KEY = "a-key-that-no-request-knows"
 AT_ONCE = 8
 PATIENCE_S = 5.0  # slower responses wait for the rest of the request
 ANSWER_S = 60.0
-PAGE_PATHS = ("/", "/config", "/login", "/docs", "/static/styles.css", "/pwa_icon/{n}", "/gradio_api/run/predict",
-              "/gradio_api/upload", "/gradio_api/file={text}", "/gradio_api/call/{text}",
-              "/gradio_api/heartbeat/{text}",
-              "/theme.css", "/manifest.json", "/favicon.ico", "/metrics", "/{text}")  # fmt: skip
+PAGE_PATHS = (
+    "/",
+    "/config",
+    "/login",
+    "/docs",
+    "/static/styles.css",
+    "/pwa_icon/{n}",
+    "/gradio_api/run/predict",
+    "/gradio_api/upload",
+    "/gradio_api/file={text}",
+    "/gradio_api/call/{text}",
+    "/gradio_api/heartbeat/{text}",
+    "/theme.css",
+    "/manifest.json",
+    "/favicon.ico",
+    "/metrics",
+    "/{text}",
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
 TEXTS = (
-    "", " ", "null", "NaN", "-1", "0", "1e999", "9" * 400, "a" * 9000, "../" * 40 + "etc/passwd", "%00", "\x00",
+    "",
+    " ",
+    "null",
+    "NaN",
+    "-1",
+    "0",
+    "1e999",
+    "9" * 400,
+    "a" * 9000,
+    "../" * 40 + "etc/passwd",
+    "%00",
+    "\x00",
     "\x1b[31m",
-    "\r\nX: 1", "\u2028", "\ufeff", "\u202e", "é" * 200, "{{7*7}}", "' OR 1=1 --", "<script>alert(1)</script>",
+    "\r\nX: 1",
+    "\u2028",
+    "\ufeff",
+    "\u202e",
+    "é" * 200,
+    "{{7*7}}",
+    "' OR 1=1 --",
+    "<script>alert(1)</script>",
     "http://[",
-    "data:image/png;base64,AAAA", "data:image/png;base64," + "A" * 999, "file:///etc/passwd",
+    "data:image/png;base64,AAAA",
+    "data:image/png;base64," + "A" * 999,
+    "file:///etc/passwd",
     "http://127.0.0.1:1/x.png",
-    "<image>", "<image_1><image_99>", "THOUGHT 1:", "trace_", "img_" + "0" * 64, "..", "%2e%2e%2f", "?", "#", ";", "[",
-)  # fmt: skip
+    "<image>",
+    "<image_1><image_99>",
+    "THOUGHT 1:",
+    "trace_",
+    "img_" + "0" * 64,
+    "..",
+    "%2e%2e%2f",
+    "?",
+    "#",
+    ";",
+    "[",
+)
 HEADERS = (
-    "Host", "Origin", "Referer", "Cookie", "Authorization", "Accept", "Accept-Encoding", "Content-Type", "Range",
-    "If-None-Match", "If-Modified-Since", "Last-Event-ID", "Idempotency-Key", "X-Forwarded-For", "X-Forwarded-Host",
-    "X-Request-ID", "Expect", "Upgrade", "Connection", "Sec-Fetch-Site", "X-HTTP-Method-Override",
-)  # fmt: skip
+    "Host",
+    "Origin",
+    "Referer",
+    "Cookie",
+    "Authorization",
+    "Accept",
+    "Accept-Encoding",
+    "Content-Type",
+    "Range",
+    "If-None-Match",
+    "If-Modified-Since",
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Request-ID",
+    "Expect",
+    "Upgrade",
+    "Connection",
+    "Sec-Fetch-Site",
+    "X-HTTP-Method-Override",
+)
 VALUES = (
-    "http://[", "http://[::1", "[", "]:80", "null", "*", "bytes=-1", "bytes=9-1", "bytes=0-0,-1,5-", 'W/"x"', "Bearer ",
-    "Basic ====", "omni=;;=;", "text/event-stream;q=nan", "gzip;q=2", "application/json; charset=none", "100-continue",
-    "multipart/form-data", "multipart/form-data; boundary=" + "b" * 5000, 'multipart/form-data; boundary="',
+    "http://[",
+    "http://[::1",
+    "[",
+    "]:80",
+    "null",
+    "*",
+    "bytes=-1",
+    "bytes=9-1",
+    "bytes=0-0,-1,5-",
+    'W/"x"',
+    "Bearer ",
+    "Basic ====",
+    "omni=;;=;",
+    "text/event-stream;q=nan",
+    "gzip;q=2",
+    "application/json; charset=none",
+    "100-continue",
+    "multipart/form-data",
+    "multipart/form-data; boundary=" + "b" * 5000,
+    'multipart/form-data; boundary="',
     "websocket",
-    "application/x-www-form-urlencoded; charset=\xff", "a" * 7000, "\x1b]0;title\x07", "\x00", "-1", "1" * 30, "é",
-    "Sun, 99 Foo 0000 99:99:99 GMT", "cross-site", "DELETE", "999.999.999.999", "xn--a", "127.0.0.1:99999", "@",
-)  # fmt: skip
+    "application/x-www-form-urlencoded; charset=\xff",
+    "a" * 7000,
+    "\x1b]0;title\x07",
+    "\x00",
+    "-1",
+    "1" * 30,
+    "é",
+    "Sun, 99 Foo 0000 99:99:99 GMT",
+    "cross-site",
+    "DELETE",
+    "999.999.999.999",
+    "xn--a",
+    "127.0.0.1:99999",
+    "@",
+)
 
 
 def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> None:
@@ -170,11 +261,37 @@ def make_body(rng: random.Random) -> tuple[str, bytes]:
 
 
 FIELDS = (
-    "question", "images", "task_id", "checkpoint", "mode", "sampling", "partial_images", "background", "metadata",
+    "question",
+    "images",
+    "task_id",
+    "checkpoint",
+    "mode",
+    "sampling",
+    "partial_images",
+    "background",
+    "metadata",
     "method",
-    "base_checkpoint", "data", "hyperparameters", "seed", "activate", "output_name", "source", "name", "drain", "key",
-    "answer", "reference", "choices", "path", "temperature", "image_id", "data_url", "fit", "threads", "gpu",
-)  # fmt: skip
+    "base_checkpoint",
+    "data",
+    "hyperparameters",
+    "seed",
+    "activate",
+    "output_name",
+    "source",
+    "name",
+    "drain",
+    "key",
+    "answer",
+    "reference",
+    "choices",
+    "path",
+    "temperature",
+    "image_id",
+    "data_url",
+    "fit",
+    "threads",
+    "gpu",
+)
 
 
 def value(rng: random.Random, depth: int = 0) -> object:
@@ -191,22 +308,43 @@ def value(rng: random.Random, depth: int = 0) -> object:
 def json_body(rng: random.Random) -> tuple[str, bytes]:
     body: dict[str, object] = {rng.choice(FIELDS): value(rng) for _ in range(rng.randint(0, 5))}
     if rng.random() < 0.5:
-        body |= rng.choice((
-            {"question": "How many?", "images": [{"data_url": "data:image/png;base64," + text(rng)}]},
-            {"method": rng.choice(("pesft", "perpo", "zero", "benchmark", "pipeline")), "data": {"source": text(rng)}},
-            {"source": text(rng)}, {"mode": text(rng)}, {"question": text(rng), "images": value(rng)},
-        ))  # fmt: skip
+        body |= rng.choice(
+            (
+                {"question": "How many?", "images": [{"data_url": "data:image/png;base64," + text(rng)}]},
+                {
+                    "method": rng.choice(("pesft", "perpo", "zero", "benchmark", "pipeline")),
+                    "data": {"source": text(rng)},
+                },
+                {"source": text(rng)},
+                {"mode": text(rng)},
+                {"question": text(rng), "images": value(rng)},
+            )
+        )
     return "application/json", json.dumps(body).encode()
 
 
 def odd_json(rng: random.Random) -> tuple[str, bytes]:
-    body = rng.choice((
-        b"[" * 2000, b'{"a":' * 3000, b"NaN", b"Infinity", b'{"question": NaN}', b'{"question": "\\ud800"}',
-        b"\xff\xfe{}",
-        b'{"a": 1' , b'{"a": 1}{"a": 2}', b'{"a": ' + b"9" * 10000 + b"}", b'"' + b"\\u0000" * 100 + b'"',
-        b"", b"\x00" * 64,
-        b'{"question": "x", "question": "y"}', "{“a”: 1}".encode(), b"\xed\xa0\x80", b"[" * 2000 + b"]" * 2000,
-    ))  # fmt: skip
+    body = rng.choice(
+        (
+            b"[" * 2000,
+            b'{"a":' * 3000,
+            b"NaN",
+            b"Infinity",
+            b'{"question": NaN}',
+            b'{"question": "\\ud800"}',
+            b"\xff\xfe{}",
+            b'{"a": 1',
+            b'{"a": 1}{"a": 2}',
+            b'{"a": ' + b"9" * 10000 + b"}",
+            b'"' + b"\\u0000" * 100 + b'"',
+            b"",
+            b"\x00" * 64,
+            b'{"question": "x", "question": "y"}',
+            "{“a”: 1}".encode(),
+            b"\xed\xa0\x80",
+            b"[" * 2000 + b"]" * 2000,
+        )
+    )
     return rng.choice(("application/json", "application/json", "text/plain", "application/json; charset=utf-16")), body
 
 

@@ -41,8 +41,17 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
 
 def run(url: str, key: str, *, examples: int, seed: int) -> str:
     """The output of schemathesis."""
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", f"--max-examples={examples}",
-               f"--seed={seed}", "--request-timeout=60", "--no-color"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"{url}/openapi.json",
+        f"--max-examples={examples}",
+        f"--seed={seed}",
+        "--request-timeout=60",
+        "--no-color",
+    ]
     if key:
         command += ["--header", f"Authorization: Bearer {key}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)

@@ -30,8 +30,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows to run (default: all of {', '.join(ROWS)})")
     parser.add_argument("--rounds", type=int, default=5, help="alternations a row (default 5)")
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, os.cpu_count() or 1)}),
-                        help="thread counts to try for each side")  # fmt: skip
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=sorted({1, min(2, os.cpu_count() or 1)}),
+        help="thread counts to try for each side",
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(ROWS)
     if unknown:

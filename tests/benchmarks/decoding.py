@@ -34,13 +34,24 @@ def make_checkpoint(folder: Path) -> None:
     tokenizer = train_bpe(TEXTS * 20, 512, text_vocab=1024)
     vocab_size = max(1610, tokenizer.get_vocab_size())
     shape = TransformerConfig(
-        vocab_size=vocab_size, hidden_size=256, intermediate_size=688, num_layers=6, num_heads=8, num_kv_heads=2,
-        head_dim=32, max_position_embeddings=768,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=688,
+        num_layers=6,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=32,
+        max_position_embeddings=768,
+    )
     vq = VQConfig(
-        resolution=64, base_channels=32, channel_multiplier=(1, 1, 2, 2), num_res_blocks=1, embed_dim=32,
-        latent_channels=32, num_embeddings=512,
-    )  # fmt: skip
+        resolution=64,
+        base_channels=32,
+        channel_multiplier=(1, 1, 2, 2),
+        num_res_blocks=1,
+        embed_dim=32,
+        latent_channels=32,
+        num_embeddings=512,
+    )
     config = ModelConfig(shape, vq, tokenizer.get_vocab())
     transformer = Transformer(shape)
     transformer.init_weights(0)
@@ -96,10 +107,19 @@ class Sides:
         ids = torch.tensor(prompts)
         vocab = self.loaded.vocab
         out = self.peer.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-            do_sample=True, temperature=1.0, top_p=0.95, top_k=0, repetition_penalty=1.0,
-            eos_token_id=vocab.eos_id, pad_token_id=vocab.pad_id, bos_token_id=vocab.bos_id,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_p=0.95,
+            top_k=0,
+            repetition_penalty=1.0,
+            eos_token_id=vocab.eos_id,
+            pad_token_id=vocab.pad_id,
+            bos_token_id=vocab.bos_id,
+        )
         assert out.shape[1] == len(prompts[0]) + tokens
 
 
@@ -170,9 +190,14 @@ def their_serving(sides: Sides) -> Callable[[], float]:
 
 
 def compare(
-    ours: Callable[[], float], peer: Callable[[], float], *, unit: str, more_is_better: bool, rounds: int,
+    ours: Callable[[], float],
+    peer: Callable[[], float],
+    *,
+    unit: str,
+    more_is_better: bool,
+    rounds: int,
     threads: Sequence[int],
-) -> Row:  # fmt: skip
+) -> Row:
     """Each side's best thread count by one warm run each, then alternations at those; medians."""
 
     def run(side: Callable[[], float], count: int) -> float:
@@ -206,15 +231,22 @@ def compare(
 
 def _decode_row(rows: int) -> Callable[..., Row]:
     def measure(sides: Sides, *, rounds: int, threads: Sequence[int]) -> Row:
-        return compare(our_decode(sides, rows), their_decode(sides, rows), unit="ms/step", more_is_better=False,
-                       rounds=rounds, threads=threads)  # fmt: skip
+        return compare(
+            our_decode(sides, rows),
+            their_decode(sides, rows),
+            unit="ms/step",
+            more_is_better=False,
+            rounds=rounds,
+            threads=threads,
+        )
 
     return measure
 
 
 def _serve_ragged(sides: Sides, *, rounds: int, threads: Sequence[int]) -> Row:
-    return compare(our_serving(sides), their_serving(sides), unit="tokens/s", more_is_better=True, rounds=rounds,
-                   threads=threads)  # fmt: skip
+    return compare(
+        our_serving(sides), their_serving(sides), unit="tokens/s", more_is_better=True, rounds=rounds, threads=threads
+    )
 
 
 ROWS: dict[str, Callable[..., Row]] = {

@@ -63,8 +63,16 @@ def long_job(server: Server, client: Client) -> None:
         json_object('stage', 's', 'step', k, 'values', json_object('loss/ce', .5), 'time', 't') FROM n"""
     try:
         with database.write() as connection:
-            store.insert(connection, id=LONG, server_id="another", method="pesft", gpu="shared", base_checkpoint="b",
-                         spec={"method": "pesft"}, output_prefix="p")  # fmt: skip
+            store.insert(
+                connection,
+                id=LONG,
+                server_id="another",
+                method="pesft",
+                gpu="shared",
+                base_checkpoint="b",
+                spec={"method": "pesft"},
+                output_prefix="p",
+            )
             connection.execute(sa.text(fill), {"rows": ROWS, "job": LONG})
     finally:
         database.close()

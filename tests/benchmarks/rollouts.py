@@ -27,9 +27,15 @@ def asked(sides: Sides, count: int) -> list[Prompt]:
 def our_sampler(sides: Sides, tokens: int) -> Sampler:
     loaded = sides.loaded
     return Sampler(
-        loaded.transformer, loaded.vocab, TextOf(sides.text_ids), group_size=GROUP, max_new_tokens=tokens,
-        max_prompt_len=PROMPT, max_images=0, num_slots=SLOTS,
-    )  # fmt: skip
+        loaded.transformer,
+        loaded.vocab,
+        TextOf(sides.text_ids),
+        group_size=GROUP,
+        max_new_tokens=tokens,
+        max_prompt_len=PROMPT,
+        max_images=0,
+        num_slots=SLOTS,
+    )
 
 
 def our_rollouts(sides: Sides) -> Callable[[], float]:
@@ -98,10 +104,20 @@ def return_sequences(sides: Sides, prompts: Sequence[list[int]], tokens: int) ->
     """Theirs: eight samples of each prompt."""
     ids, vocab = torch.tensor(prompts), sides.loaded.vocab
     out = sides.peer.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-        num_return_sequences=GROUP, do_sample=True, temperature=1.0, top_p=0.95, top_k=0, repetition_penalty=1.0,
-        eos_token_id=vocab.eos_id, pad_token_id=vocab.pad_id, bos_token_id=vocab.bos_id,
-    )  # fmt: skip
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        num_return_sequences=GROUP,
+        do_sample=True,
+        temperature=1.0,
+        top_p=0.95,
+        top_k=0,
+        repetition_penalty=1.0,
+        eos_token_id=vocab.eos_id,
+        pad_token_id=vocab.pad_id,
+        bos_token_id=vocab.bos_id,
+    )
     assert out.shape == (len(prompts) * GROUP, PROMPT + tokens)
 
 

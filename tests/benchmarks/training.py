@@ -174,14 +174,26 @@ class Peer:
         strategy = {"train_sampling_strategy": "group_by_length"} if self.grouped else {}
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             arguments = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=BATCH, max_steps=STEPS + 1, learning_rate=LR,
-                bf16=cpu_has_bf16(), use_cpu=True, weight_decay=0.0, max_grad_norm=1.0,
-                lr_scheduler_type="constant", seed=self.seed,
-                report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-                remove_unused_columns=False, **strategy,
-            )  # fmt: skip
-            trainer = Trainer(model=self.model, args=arguments, train_dataset=self.rows, data_collator=collate,
-                              callbacks=[Clock()])  # fmt: skip
+                output_dir=folder,
+                per_device_train_batch_size=BATCH,
+                max_steps=STEPS + 1,
+                learning_rate=LR,
+                bf16=cpu_has_bf16(),
+                use_cpu=True,
+                weight_decay=0.0,
+                max_grad_norm=1.0,
+                lr_scheduler_type="constant",
+                seed=self.seed,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                **strategy,
+            )
+            trainer = Trainer(
+                model=self.model, args=arguments, train_dataset=self.rows, data_collator=collate, callbacks=[Clock()]
+            )
             trainer.train()
         return sum(tokens[1 : STEPS + 1]) / (ends[-1] - ends[0])
 

@@ -181,32 +181,89 @@ class Sketch:
 
 
 SKETCHES = (
-    Sketch("find-square", "find", "Find the square. What is its colour?", "blue",
-           shapes(("red", "circle", 0, 0), ("blue", "square", 2, 1), ("green", "triangle", 0, 2))),
-    Sketch("find-circle", "find", "What colour is the circle?", "orange",
-           shapes(("green", "square", 0, 0), ("orange", "circle", 1, 1), ("red", "cross", 2, 0),
-                  ("blue", "triangle", 2, 2))),
-    Sketch("find-green", "find", "What is the shape of the green shape?", "triangle",
-           shapes(("red", "circle", 2, 0), ("green", "triangle", 0, 1), ("blue", "square", 2, 2))),
-    Sketch("count-red", "count", "Count the red things.", "3",
-           shapes(("red", "circle", 0, 0), ("red", "square", 2, 0), ("blue", "circle", 1, 1), ("red", "triangle", 0, 2),
-                  ("green", "square", 2, 2))),
-    Sketch("count-circles", "count", "How many circles do you see?", "2",
-           shapes(("yellow", "circle", 0, 0), ("blue", "diamond", 2, 0), ("red", "square", 0, 2),
-                  ("green", "circle", 2, 2))),
-    Sketch("relation", "relation", "Look right of the blue square. What shape is there?", "triangle",
-           shapes(("red", "circle", 0, 0), ("green", "diamond", 2, 0), ("blue", "square", 0, 1),
-                  ("yellow", "triangle", 1, 1), ("orange", "circle", 1, 2))),
-    Sketch("extend-up", "extend", "Which colour does the black line hit when it goes on?", "blue",
-           extend((22, 56), (28, 40), ("red", 8, 8), ("blue", 40, 8), ("yellow", 56, 8))),
-    Sketch("extend-right", "extend", "To which dot does the black line point?", "red",
-           extend((8, 48), (24, 40), ("green", 56, 8), ("red", 56, 24), ("orange", 56, 56))),
+    Sketch(
+        "find-square",
+        "find",
+        "Find the square. What is its colour?",
+        "blue",
+        shapes(("red", "circle", 0, 0), ("blue", "square", 2, 1), ("green", "triangle", 0, 2)),
+    ),
+    Sketch(
+        "find-circle",
+        "find",
+        "What colour is the circle?",
+        "orange",
+        shapes(
+            ("green", "square", 0, 0), ("orange", "circle", 1, 1), ("red", "cross", 2, 0), ("blue", "triangle", 2, 2)
+        ),
+    ),
+    Sketch(
+        "find-green",
+        "find",
+        "What is the shape of the green shape?",
+        "triangle",
+        shapes(("red", "circle", 2, 0), ("green", "triangle", 0, 1), ("blue", "square", 2, 2)),
+    ),
+    Sketch(
+        "count-red",
+        "count",
+        "Count the red things.",
+        "3",
+        shapes(
+            ("red", "circle", 0, 0),
+            ("red", "square", 2, 0),
+            ("blue", "circle", 1, 1),
+            ("red", "triangle", 0, 2),
+            ("green", "square", 2, 2),
+        ),
+    ),
+    Sketch(
+        "count-circles",
+        "count",
+        "How many circles do you see?",
+        "2",
+        shapes(
+            ("yellow", "circle", 0, 0), ("blue", "diamond", 2, 0), ("red", "square", 0, 2), ("green", "circle", 2, 2)
+        ),
+    ),
+    Sketch(
+        "relation",
+        "relation",
+        "Look right of the blue square. What shape is there?",
+        "triangle",
+        shapes(
+            ("red", "circle", 0, 0),
+            ("green", "diamond", 2, 0),
+            ("blue", "square", 0, 1),
+            ("yellow", "triangle", 1, 1),
+            ("orange", "circle", 1, 2),
+        ),
+    ),
+    Sketch(
+        "extend-up",
+        "extend",
+        "Which colour does the black line hit when it goes on?",
+        "blue",
+        extend((22, 56), (28, 40), ("red", 8, 8), ("blue", 40, 8), ("yellow", 56, 8)),
+    ),
+    Sketch(
+        "extend-right",
+        "extend",
+        "To which dot does the black line point?",
+        "red",
+        extend((8, 48), (24, 40), ("green", 56, 8), ("red", 56, 24), ("orange", 56, 56)),
+    ),
     Sketch("path", "path", "How many steps is it from red to yellow along the lines?", "3", graph),
-    Sketch("rotate", "rotate", "Do a quarter turn left and a flip sideways. Which colour is upper left then?", "blue",
-           pattern),
+    Sketch(
+        "rotate",
+        "rotate",
+        "Do a quarter turn left and a flip sideways. Which colour is upper left then?",
+        "blue",
+        pattern,
+    ),
     Sketch("walker", "walker", "The black dot walks up and right. What colour is it on then?", "red", board),
     Sketch("bars", "bar", "How high is the red bar?", "5", bars),
-)  # fmt: skip
+)
 
 
 # ---- drawing and asking

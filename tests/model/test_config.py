@@ -13,14 +13,35 @@ from tests.tiny import tiny_config
 
 # vq_config of the released 7B folders, in Meta's spelling and in HF's.
 META_VQ = {
-    "embed_dim": 256, "n_embed": 8192, "double_z": False, "z_channels": 256, "resolution": 512, "in_channels": 3,
-    "out_ch": 3, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
-}  # fmt: skip
+    "embed_dim": 256,
+    "n_embed": 8192,
+    "double_z": False,
+    "z_channels": 256,
+    "resolution": 512,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 HF_VQ = {
-    "embed_dim": 256, "num_embeddings": 8192, "double_latent": False, "latent_channels": 256, "resolution": 512,
-    "in_channels": 3, "out_channels": 3, "base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4],
-    "num_res_blocks": 2, "attn_resolutions": None, "dropout": 0.0, "attn_type": "vanilla", "beta": 0.25,
-}  # fmt: skip
+    "embed_dim": 256,
+    "num_embeddings": 8192,
+    "double_latent": False,
+    "latent_channels": 256,
+    "resolution": 512,
+    "in_channels": 3,
+    "out_channels": 3,
+    "base_channels": 128,
+    "channel_multiplier": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": None,
+    "dropout": 0.0,
+    "attn_type": "vanilla",
+    "beta": 0.25,
+}
 
 
 def test_both_vq_config_spellings_are_equivalent() -> None:

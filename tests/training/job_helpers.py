@@ -54,8 +54,14 @@ def write_job(folder: Path, spec: dict[str, Any], base: Path) -> Path:
 
 WORLD = {"source": "unitasks", "num_samples": 12}
 HYPER: dict[str, Any] = {
-    "steps": 6, "save_every": 2, "log_every": 1, "lr": 1e-2, "warmup": 1, "batch_tokens": 256, "sample_every": 0,
-}  # fmt: skip
+    "steps": 6,
+    "save_every": 2,
+    "log_every": 1,
+    "lr": 1e-2,
+    "warmup": 1,
+    "batch_tokens": 256,
+    "sample_every": 0,
+}
 
 
 def pesft_spec(data: dict[str, Any] | None = None, **hyper: Any) -> dict[str, Any]:

@@ -23,17 +23,37 @@ class Polish:
 
 # One minus the accuracy after the first polish, plus a tenth; `find`, the worst, doubled.
 MISSED: tuple[tuple[str, float], ...] = (
-    ("find", 1.2), ("relation", 0.3), ("count", 0.5), ("bar", 0.2), ("difference", 0.1), ("table", 0.1),
-    ("peak", 0.1), ("extend", 0.5), ("bounce", 0.55), ("mirror", 0.15), ("walker", 0.15), ("tilt", 0.4),
+    ("find", 1.2),
+    ("relation", 0.3),
+    ("count", 0.5),
+    ("bar", 0.2),
+    ("difference", 0.1),
+    ("table", 0.1),
+    ("peak", 0.1),
+    ("extend", 0.5),
+    ("bounce", 0.55),
+    ("mirror", 0.15),
+    ("walker", 0.15),
+    ("tilt", 0.4),
     ("rotate", 0.1),
-)  # fmt: skip
+)
 
 # Likewise after the fourth phase, read off 64 tasks a family of the RL range (39,000,000 on), `count` doubled.
 MISSED_AGAIN: tuple[tuple[str, float], ...] = (
-    ("find", 0.16), ("relation", 0.28), ("count", 0.9), ("bar", 0.2), ("difference", 0.14), ("table", 0.22),
-    ("peak", 0.08), ("extend", 0.16), ("bounce", 0.22), ("mirror", 0.16), ("walker", 0.08), ("tilt", 0.34),
+    ("find", 0.16),
+    ("relation", 0.28),
+    ("count", 0.9),
+    ("bar", 0.2),
+    ("difference", 0.14),
+    ("table", 0.22),
+    ("peak", 0.08),
+    ("extend", 0.16),
+    ("bounce", 0.22),
+    ("mirror", 0.16),
+    ("walker", 0.08),
+    ("tilt", 0.34),
     ("rotate", 0.06),
-)  # fmt: skip
+)
 
 # The same again with more of `count`, which uses wider, numbered marks from then on.
 RECOUNTED: tuple[tuple[str, float], ...] = tuple(
@@ -87,13 +107,31 @@ RECIPES = {
     # hours become seconds: tests that every stage runs, not that it learns
     "smoke": NanoRecipe(
         vq=VQSpec(
-            pictures=32, plain_steps=2, crop_steps=4, crop_batch=4, full_steps=2, full_batch=2, polish_steps=2,
-            decoder_steps=2, decoder_batch=2, num_embeddings=128,
+            pictures=32,
+            plain_steps=2,
+            crop_steps=4,
+            crop_batch=4,
+            full_steps=2,
+            full_batch=2,
+            polish_steps=2,
+            decoder_steps=2,
+            decoder_batch=2,
+            num_embeddings=128,
         ),
-        hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4,
-        text_vocab=512, tokenizer_tasks=200, reference_tasks=20,
-        drills=64, base_steps=4, traces=32, pesft_steps=4, base_tokens=1_024, pesft_tokens=1_024,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        text_vocab=512,
+        tokenizer_tasks=200,
+        reference_tasks=20,
+        drills=64,
+        base_steps=4,
+        traces=32,
+        pesft_steps=4,
+        base_tokens=1_024,
+        pesft_tokens=1_024,
         base_polish=(Polish(2, 1e-4, 32, (("draw", 1.0),), 512),),
         polish=(Polish(2, 1e-4), Polish(2, 1e-4, 32, (("find", 1.0), ("tilt", 1.0)))),
     ),
-}  # fmt: skip
+}

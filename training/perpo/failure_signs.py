@@ -67,19 +67,30 @@ class FailureSigns:
             signs.append((code, detail))
 
         if (share := values.get("pictures/blank_share", 0.0)) >= BLANK_SHARE:
-            add("blank_pictures", f"{share:.0%} of the pictures are blank or nearly so: look at the perception loss's "
-                 "weight and at how many codes are in use")  # fmt: skip
+            add(
+                "blank_pictures",
+                f"{share:.0%} of the pictures are blank or nearly so: look at the perception loss's "
+                "weight and at how many codes are in use",
+            )
         if self._collapsed("reward/perception_std") and values.get("response/images", 0.0) > 0:
-            add("reward_collapse", "all pictures earn nearly the same perception reward: tau is far from the scale of "
-                 "their energies")  # fmt: skip
+            add(
+                "reward_collapse",
+                "all pictures earn nearly the same perception reward: tau is far from the scale of their energies",
+            )
         elif self._collapsed("reward/total_std"):
             add("reward_collapse", "all trajectories earn nearly the same: there is nothing to learn from")
         if self._grown("format/error_share"):
-            add("format_errors_rising", f"{self._mean('format/error_share'):.0%} of the trajectories are not well "
-                 "formed, more than at the start: the KL weight is off or the format reward too small")  # fmt: skip
+            add(
+                "format_errors_rising",
+                f"{self._mean('format/error_share'):.0%} of the trajectories are not well "
+                "formed, more than at the start: the KL weight is off or the format reward too small",
+            )
         if (share := values.get("groups/dropped_share", 0.0)) >= DEGENERATE_SHARE:
-            add("degenerate_groups", f"in {share:.0%} of the groups every trajectory earns the same: the tasks are "
-                 "too easy or too hard for this checkpoint")  # fmt: skip
+            add(
+                "degenerate_groups",
+                f"in {share:.0%} of the groups every trajectory earns the same: the tasks are "
+                "too easy or too hard for this checkpoint",
+            )
         for code, key, what in (
             ("copied_pictures", "pictures/copied_share", "only copies the picture before"),
             ("capped_pictures", "pictures/capped_share", "is smoother than nearly all real pictures"),
@@ -87,8 +98,11 @@ class FailureSigns:
             if self._grown(key):
                 add(code, f"{self._mean(key):.0%} of the pictures: each {what}; the share has doubled")
         if (worst := values.get("mismatch/max", 0.0)) > self._mismatch:
-            add("logprob_mismatch", f"sampler and trainer disagree by up to {worst:.2g} nats about a token; the "
-                 "weights of tokens are truncated")  # fmt: skip
+            add(
+                "logprob_mismatch",
+                f"sampler and trainer disagree by up to {worst:.2g} nats about a token; the "
+                "weights of tokens are truncated",
+            )
         return signs
 
     def _mean(self, key: str) -> float:

@@ -115,9 +115,16 @@ def run(ctx: JobContext) -> dict[str, Any]:
             run_folder.save_state(state)
             if whole:
                 save_training_checkpoint(
-                    ctx, base, stage=stage, step=step, transformer_state=weights, run=run_folder,
-                    metrics=metrics, description=_description(base), keep_states=hp.keep_states,
-                )  # fmt: skip
+                    ctx,
+                    base,
+                    stage=stage,
+                    step=step,
+                    transformer_state=weights,
+                    run=run_folder,
+                    metrics=metrics,
+                    description=_description(base),
+                    keep_states=hp.keep_states,
+                )
 
         needed = bytes_of(state) + (checkpoint_bytes(base, weights) if whole else 0)
         save_step(ctx, write, step=step, needed=needed, last=step == hp.steps)
@@ -128,8 +135,9 @@ def run(ctx: JobContext) -> dict[str, Any]:
         for step in range(start, hp.steps):
             tick = time.monotonic()
             try:
-                batch = collect(sampler, scorer, prompts, order, cursor, hp, seed=spec.seed, step=step,
-                                check_stop=ctx.check_stop)  # fmt: skip
+                batch = collect(
+                    sampler, scorer, prompts, order, cursor, hp, seed=spec.seed, step=step, check_stop=ctx.check_stop
+                )
                 drawn = time.monotonic()
                 updated = updater.step(batch.kept, step) if batch.kept else {}
                 check_finite(policy.state_dict(), step + 1)  # before replacing a good state
@@ -294,8 +302,9 @@ def _log_step(
     if step % hp.sample_every == 0:
         _show(ctx, stage, step, batch, base)
     if batch.errors:
-        ctx.log.warning("scoring_errors", f"step {step}: {len(batch.errors)} trajectories were left out "
-                        f"({batch.errors[0]})")  # fmt: skip
+        ctx.log.warning(
+            "scoring_errors", f"step {step}: {len(batch.errors)} trajectories were left out ({batch.errors[0]})"
+        )
     if len(batch.kept) < hp.prompts_per_step:
         ctx.log.log(f"step {step}: {len(batch.kept)} of {hp.prompts_per_step} groups after {batch.refills} refills")
     if not batch.kept:

@@ -56,8 +56,9 @@ class Updater:
         batches = [micro_batches(groups[i : i + size], device=self.policy.device) for i in range(0, len(groups), size)]
         # Computed before the first update: sampling policy and reference, as the trainer's forward sees them.
         old = [[self._forward(self.policy, micro)[0].detach() for micro in mini] for mini in batches]
-        ref = [[self._forward(self.reference, micro)[0] for micro in mini] if self.reference else None
-               for mini in batches]  # fmt: skip
+        ref = [
+            [self._forward(self.reference, micro)[0] for micro in mini] if self.reference else None for mini in batches
+        ]
         flat = [micro for mini in batches for micro in mini]
         off = torch.cat([o - m.sampler_logprobs for o, m in zip((o for part in old for o in part), flat, strict=True)])
         mismatch = off.abs().max().item()
@@ -69,9 +70,13 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             for place, micro in enumerate(mini):
                 loss = self._loss(
-                    micro, old_mini[place], ref_mini[place] if ref_mini else None, tally,
-                    first=number == 0, correct=mismatch > EXACT,
-                )  # fmt: skip
+                    micro,
+                    old_mini[place],
+                    ref_mini[place] if ref_mini else None,
+                    tally,
+                    first=number == 0,
+                    correct=mismatch > EXACT,
+                )
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss.item()}")
                 loss.backward()
@@ -114,8 +119,13 @@ class _Tally:
     def add(
         self, micro: MicroBatch, ratio: Tensor, clipped: Tensor, kl: Tensor, entropy: Tensor, *, first: bool
     ) -> None:
-        parts = {"ratio": ratio, "clipped": clipped.float(), "kl": kl, "text": entropy[~micro.is_code],
-                 "image": entropy[micro.is_code]}  # fmt: skip
+        parts = {
+            "ratio": ratio,
+            "clipped": clipped.float(),
+            "kl": kl,
+            "text": entropy[~micro.is_code],
+            "image": entropy[micro.is_code],
+        }
         if first:
             parts |= {"first_ratio": ratio, "first_clipped": clipped.float()}
         for name, values in parts.items():

@@ -56,9 +56,14 @@ def name_lines(figure: Figure, names: Sequence[str]) -> None:
 
     lines = [Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=2) for k in range(len(names))]
     figure.legend(
-        lines, list(names), loc="outside upper center", ncols=min(4, len(names)), fontsize=8, frameon=False,
+        lines,
+        list(names),
+        loc="outside upper center",
+        ncols=min(4, len(names)),
+        fontsize=8,
+        frameon=False,
         labelcolor=INK,
-    )  # fmt: skip
+    )
 
 
 def shares(

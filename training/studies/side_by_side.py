@@ -47,9 +47,14 @@ def side_by_side(rows: Mapping[str, Sequence[Row]], *, most: int = 24) -> Image.
 
 
 def _paste(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    left: int, top: int, name: str, row: Row,
-) -> None:  # fmt: skip
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    left: int,
+    top: int,
+    name: str,
+    row: Row,
+) -> None:
     draw.text((left, top + TILE // 2 - LINE), _cut(name, LABEL - GAP, draw, font), _BLACK, font)
     answer = "no answer" if row.answer is None else row.answer
     draw.text((left, top + TILE // 2), _cut(answer, LABEL - GAP, draw, font), _GREEN if row.right else _RED, font)

@@ -32,12 +32,18 @@ _BODY = {
 }
 _SET_COOKIE = {"Set-Cookie": {"schema": {"type": "string"}}}
 _ANSWERS = problems(
-    400, 401, 403, 413, 415, 422, 429,
+    400,
+    401,
+    403,
+    413,
+    415,
+    422,
+    429,
     also={
         204: {"description": "For a JSON body: the cookie", "headers": _SET_COOKIE},
         303: {"description": "For a form: the cookie and a redirect to `next`", "headers": _SET_COOKIE},
     },
-)  # fmt: skip
+)
 for _status in (401, 429):  # for a form: the login page again
     _ANSWERS[_status]["content"]["text/html"] = {"schema": {"type": "string"}}
 

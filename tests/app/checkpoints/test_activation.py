@@ -330,8 +330,9 @@ def test_every_end_releases_the_checkpoint(serve: Callable[..., None], engine: F
         await server.until(paused, "trace.paused")
         is_problem(
             await server.client.post("/v1/traces", json=await server.body(checkpoint="third")),
-            507, "insufficient_memory",
-        )  # fmt: skip
+            507,
+            "insufficient_memory",
+        )
         engine.go("go")
         engine.script = lambda _request: [Failed("engine_error", "a step failed")]
         failed = await server.create(checkpoint=NEW)

@@ -217,8 +217,14 @@ def test_job_checkpoint_has_lineage_and_deletes_files(with_server: WithServer) -
         with pytest.raises(Problem, match="a checkpoint named"):
             await asyncio.to_thread(
                 server.services.checkpoints.register_job_checkpoint,
-                "tuned-step-2", folder, "nano-omni-r1", "job_2", "pesft", 2, {},
-            )  # fmt: skip
+                "tuned-step-2",
+                folder,
+                "nano-omni-r1",
+                "job_2",
+                "pesft",
+                2,
+                {},
+            )
         assert (await delete(server, "tuned-step-2")).status_code == 204
         assert not folder.exists()
         assert list((server.home / "tmp").iterdir()) == []
@@ -249,10 +255,20 @@ def test_active_shipped_and_base_checkpoints_are_kept(with_server: WithServer) -
 
 def live_job(server: Server, base: str, *, status: str = "running") -> None:
     row = {
-        "id": "job_7", "server_id": "other", "status": status, "method": "pesft", "gpu": "shared",
-        "base_checkpoint": base, "spec": {}, "output_prefix": "x", "metrics": {}, "attempt": 1,
-        "cancel_requested": False, "log_offset": 0, "created_at": now(),
-    }  # fmt: skip
+        "id": "job_7",
+        "server_id": "other",
+        "status": status,
+        "method": "pesft",
+        "gpu": "shared",
+        "base_checkpoint": base,
+        "spec": {},
+        "output_prefix": "x",
+        "metrics": {},
+        "attempt": 1,
+        "cancel_requested": False,
+        "log_offset": 0,
+        "created_at": now(),
+    }
     with server.services.db.write() as connection:
         connection.execute(sa.delete(tables.jobs).where(tables.jobs.c.id == "job_7"))
         connection.execute(sa.insert(tables.jobs).values(**row))

@@ -70,9 +70,12 @@ def test_ctrl_c_cancels_and_exits_with_130(canned: Canned, tmp_path: Path) -> No
     command = [sys.executable, "-m", "app.cli", "ask", str(tmp_path / "picture.png"), "Why?"]
     # When tests run in the background of a script, they ignore Ctrl-C, and a child would inherit that.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     with process:
         assert process.stdout is not None
         assert process.stdout.read(8) == "1  I box"

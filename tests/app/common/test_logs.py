@@ -112,16 +112,22 @@ def test_every_response_has_an_id_and_a_line(with_server: WithServer, lines: Lin
         made = []
         for path in ("/v1/traces/unknown", "/v1/nothing", "/elsewhere", "/v1/%1b%0a"):
             made.append((await server.client.get(path)).headers["x-request-id"])
-        made.append((await server.client.post("/v1/traces", content="{", headers={"content-type": "x/y"})).headers[
-            "x-request-id"
-        ])  # fmt: skip
+        made.append(
+            (await server.client.post("/v1/traces", content="{", headers={"content-type": "x/y"})).headers[
+                "x-request-id"
+            ]
+        )
         made.append((await server.client.get("/v1/limits", headers={"host": "evil"})).headers["x-request-id"])
         assert len(set(made)) == len(made)
         told = lines.of("omni_r1.access")
         assert [line["request_id"] for line in told] == ["caller:7/a=b", *made]
         assert [line["path"] for line in told][:5] == [
-            "/v1/limits", "/v1/traces/unknown", "/v1/nothing", "/elsewhere", "/v1/\x1b\n",
-        ]  # fmt: skip
+            "/v1/limits",
+            "/v1/traces/unknown",
+            "/v1/nothing",
+            "/elsewhere",
+            "/v1/\x1b\n",
+        ]
         assert told[0].items() >= {"method": "GET", "status": 422, "bytes": len(given.content)}.items()
         assert told[0]["duration_ms"] >= 0
         assert [line["status"] for line in told][-1] == 421
@@ -238,9 +244,13 @@ def test_json_log_contains_only_json(tmp_path: Path) -> None:
     )
     with (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT, env=environment(tmp_path / "home"), stdout=subprocess.PIPE,
-            stderr=err, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=environment(tmp_path / "home"),
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+        )
     try:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())

@@ -49,9 +49,22 @@ def test_reference_names_every_code_and_event() -> None:
     for code, (status, _title) in CODES.items():
         line = next(line for line in DOCS.splitlines() if line.startswith(f"| {status} |"))
         assert f"`{code}`" in line
-    for event in ("trace.queued", "trace.started", "trace.paused", "trace.resumed", "trace.completed", "trace.failed",
-                  "trace.cancelled", "step.started", "step.completed", "text.delta", "image.started", "image.partial",
-                  "image.completed", "answer.delta"):  # fmt: skip
+    for event in (
+        "trace.queued",
+        "trace.started",
+        "trace.paused",
+        "trace.resumed",
+        "trace.completed",
+        "trace.failed",
+        "trace.cancelled",
+        "step.started",
+        "step.completed",
+        "text.delta",
+        "image.started",
+        "image.partial",
+        "image.completed",
+        "answer.delta",
+    ):
         assert f"| `{event}` |" in DOCS
 
 

@@ -258,8 +258,21 @@ def test_pages_cannot_be_framed(with_server: WithServer) -> None:
 
 @pytest.mark.parametrize("key", [None, "a-key-that-nobody-knows"])
 def test_awkward_headers_never_cause_5xx(with_server: WithServer, key: str | None) -> None:
-    names = ("origin", "referer", "cookie", "range", "authorization", "accept", "content-type", "if-none-match",
-             "last-event-id", "idempotency-key", "sec-fetch-site", "accept-encoding", "x-forwarded-for")  # fmt: skip
+    names = (
+        "origin",
+        "referer",
+        "cookie",
+        "range",
+        "authorization",
+        "accept",
+        "content-type",
+        "if-none-match",
+        "last-event-id",
+        "idempotency-key",
+        "sec-fetch-site",
+        "accept-encoding",
+        "x-forwarded-for",
+    )
 
     async def scenario(server: Server) -> None:
         for name in names:
@@ -290,8 +303,15 @@ def test_awkward_bodies_never_cause_5xx(with_server: WithServer, path: str) -> N
         b"\x00",
         b"[1e999]",
     )
-    kinds = ("application/json", "application/json; charset=nonsense", "multipart/form-data; boundary=" + "b" * 5000,
-             "multipart/form-data", "application/x-www-form-urlencoded", "text/plain", "")  # fmt: skip
+    kinds = (
+        "application/json",
+        "application/json; charset=nonsense",
+        "multipart/form-data; boundary=" + "b" * 5000,
+        "multipart/form-data",
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "",
+    )
 
     async def scenario(server: Server) -> None:
         for body in bodies:

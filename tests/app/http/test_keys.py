@@ -197,8 +197,9 @@ def test_browser_is_redirected_to_the_login_and_back(with_server: WithServer) ->
     async def scenario(server: Server) -> None:
         answer = await server.client.get("/gallery?q=a%20b&trace=tr_1", headers=PAGE)
         assert (answer.status_code, answer.headers["location"]) == (
-            303, "/login?next=/gallery%3Fq%3Da%2520b%26trace%3Dtr_1",
-        )  # fmt: skip
+            303,
+            "/login?next=/gallery%3Fq%3Da%2520b%26trace%3Dtr_1",
+        )
         page = await server.client.get(answer.headers["location"], headers=PAGE)
         assert page.status_code == 200
         assert 'value="/gallery?q=a%20b&amp;trace=tr_1"' in page.text

@@ -40,10 +40,21 @@ def db(database_url: str) -> Iterator[Database]:
 
 def insert_trace(db: Database, trace_id: str, server_id: str = "one", status: str = "running") -> None:
     row = {
-        "id": trace_id, "server_id": server_id, "status": status, "question": "?", "images": [], "mode": "auto",
-        "checkpoint": "c", "weight_version": 1, "sampling": {}, "partial_images": 0, "background": True,
-        "metadata": {}, "timings": {}, "created_at": now(),
-    }  # fmt: skip
+        "id": trace_id,
+        "server_id": server_id,
+        "status": status,
+        "question": "?",
+        "images": [],
+        "mode": "auto",
+        "checkpoint": "c",
+        "weight_version": 1,
+        "sampling": {},
+        "partial_images": 0,
+        "background": True,
+        "metadata": {},
+        "timings": {},
+        "created_at": now(),
+    }
     with db.write() as connection:
         store.insert(connection, row, ("trace.queued", "{}"))
 
@@ -250,8 +261,11 @@ def test_silent_server_dies_once(db: Database, hand: Hand) -> None:
     assert not two.is_dead("three")
     with db.read() as connection:
         assert store.statuses(connection, "abcd") == {
-            "a": "interrupted", "b": "interrupted", "c": "paused", "d": "running",
-        }  # fmt: skip
+            "a": "interrupted",
+            "b": "interrupted",
+            "c": "paused",
+            "d": "running",
+        }
     has_one_end(db, "a")
     assert one.beat(["a", "c", "unknown"]) == ["a"]
     two.beat()

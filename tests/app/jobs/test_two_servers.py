@@ -118,8 +118,11 @@ def test_image_drawn_after_the_end_is_swept(
 ) -> None:
     late = png((1, 2, 3))
     engine.script = lambda _request: [
-        emitted("step.started", step=1), Wait("end"), emitted("image.completed", step=1, png=late), Wait("never"),
-    ]  # fmt: skip
+        emitted("step.started", step=1),
+        Wait("end"),
+        emitted("image.completed", step=1, png=late),
+        Wait("never"),
+    ]
 
     async def main() -> None:
         async with running(tmp_path / "home", package, engine) as server:

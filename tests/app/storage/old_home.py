@@ -73,12 +73,27 @@ def _rows(home: Path, elsewhere: Path) -> Iterator[tuple[str, Mapping[str, Any]]
     for job_id, status in ((DONE, "succeeded"), (STOPPED, "interrupted"), (KILLED, "running")):
         made = _made(home, job_id)
         result = {"checkpoint": made.name, "folder": str(made)} if status == "succeeded" else None
-        yield "jobs", {
-            "id": job_id, "server_id": "here", "status": status, "method": "pesft", "gpu": "shared",
-            "base_checkpoint": "nano-omni-r1", "spec": spec, "output_prefix": job_id, "metrics": {},
-            "result": result, "attempt": 1, "cancel_requested": False,
-            "log_offset": 0, "created_at": TIME, "started_at": TIME, "finished_at": "2026-01-01T00:01:30.500Z",
-        }  # fmt: skip
+        yield (
+            "jobs",
+            {
+                "id": job_id,
+                "server_id": "here",
+                "status": status,
+                "method": "pesft",
+                "gpu": "shared",
+                "base_checkpoint": "nano-omni-r1",
+                "spec": spec,
+                "output_prefix": job_id,
+                "metrics": {},
+                "result": result,
+                "attempt": 1,
+                "cancel_requested": False,
+                "log_offset": 0,
+                "created_at": TIME,
+                "started_at": TIME,
+                "finished_at": "2026-01-01T00:01:30.500Z",
+            },
+        )
         told = {"status": status, "attempt": 1, "time": TIME} | ({"result": result} if result else {})
         data = json.dumps(told, separators=(",", ":"))
         yield "job_events", {"job_id": job_id, "seq": 1, "type": "job.status", "data": data}

@@ -120,11 +120,23 @@ def test_failed_write_frees_the_lock(postgres_url: str, opened: Callable[[str], 
 def test_unstorable_text_is_replaced(postgres_url: str, opened: Callable[[str], Database]) -> None:
     database = opened(postgres_url)
     row = {
-        "id": "tr_1", "server_id": "s", "status": "completed", "question": "?", "images": [], "mode": "auto",
-        "checkpoint": "c", "weight_version": 1, "sampling": {}, "partial_images": 0, "background": True,
-        "metadata": {"nul": "\0", "loss": float("nan")}, "timings": {}, "answer": "a\0b", "resume": b"\0\xff\x01",
+        "id": "tr_1",
+        "server_id": "s",
+        "status": "completed",
+        "question": "?",
+        "images": [],
+        "mode": "auto",
+        "checkpoint": "c",
+        "weight_version": 1,
+        "sampling": {},
+        "partial_images": 0,
+        "background": True,
+        "metadata": {"nul": "\0", "loss": float("nan")},
+        "timings": {},
+        "answer": "a\0b",
+        "resume": b"\0\xff\x01",
         "created_at": now(),
-    }  # fmt: skip
+    }
     with database.write() as connection:
         connection.execute(sa.insert(tables.traces).values(**row))
     with database.read() as connection:
@@ -175,9 +187,7 @@ def test_unusable_database_is_reported_without_its_password(
         newer.migrate()
 
     monkeypatch.setattr(main.logs, "configure", lambda *_: None)
-    settings = Settings(
-        home=tmp_path / "home", port=0, database_url="postgresql://me:secret@127.0.0.1:1/studio"
-    )  # fmt: skip
+    settings = Settings(home=tmp_path / "home", port=0, database_url="postgresql://me:secret@127.0.0.1:1/studio")
     assert main.serve(settings, generation=FakeGeneration(), build_ui=None) == 2
     said = capsys.readouterr().err
     assert said.startswith("omni-r1: the database cannot be used: ")

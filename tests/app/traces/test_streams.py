@@ -42,10 +42,21 @@ def db(database_url: str) -> Any:
 def insert_trace(db: Database, trace_id: str) -> None:
     """A trace row for events."""
     row = {
-        "id": trace_id, "server_id": "s", "status": "running", "question": "?", "images": [], "mode": "auto",
-        "checkpoint": "c", "weight_version": 1, "sampling": {}, "partial_images": 0, "background": True,
-        "metadata": {}, "timings": {}, "created_at": now(),
-    }  # fmt: skip
+        "id": trace_id,
+        "server_id": "s",
+        "status": "running",
+        "question": "?",
+        "images": [],
+        "mode": "auto",
+        "checkpoint": "c",
+        "weight_version": 1,
+        "sampling": {},
+        "partial_images": 0,
+        "background": True,
+        "metadata": {},
+        "timings": {},
+        "created_at": now(),
+    }
     with db.write() as connection:
         store.insert(connection, row, ("trace.queued", "{}"))
 
@@ -186,9 +197,12 @@ def test_failed_commits_are_retried_without_loss(db: Database, run_async: Callab
 def test_replay_is_byte_identical_to_the_live_stream(with_server: WithServer, engine: FakeGeneration) -> None:
     odd = 'Grün \u2028 \x85 שלום 🟥 "quoted" \\n \r\n tab\t'
     engine.script = lambda _request: [
-        emitted("step.started", step=1), emitted("text.delta", step=1, text=odd), emitted("step.completed", step=1),
-        Wait("end"), *answer_items("red"),
-    ]  # fmt: skip
+        emitted("step.started", step=1),
+        emitted("text.delta", step=1, text=odd),
+        emitted("step.completed", step=1),
+        Wait("end"),
+        *answer_items("red"),
+    ]
 
     async def scenario(server: Server) -> None:
         created = await server.create()

@@ -119,8 +119,10 @@ def test_login_fits_every_window(studio: Open, locked: Server, width: int, schem
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     becomes(page, "() => document.activeElement.id", "key")
     assert page.locator("button").bounding_box()["height"] >= 44
-    colours = [page.eval_on_selector(selector, "e => getComputedStyle(e)[name]".replace("name", f"'{name}'"))
-               for selector, name in (("main", "backgroundColor"), ("h1", "color"))]  # fmt: skip
+    colours = [
+        page.eval_on_selector(selector, "e => getComputedStyle(e)[name]".replace("name", f"'{name}'"))
+        for selector, name in (("main", "backgroundColor"), ("h1", "color"))
+    ]
     back, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
     assert (back > ink) is (scheme == "light")
     assert abs(back - ink) > 450

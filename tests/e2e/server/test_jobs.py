@@ -22,10 +22,15 @@ SPEC: dict[str, Any] = {
     "base_checkpoint": "tiny",
     "data": {"source": "unitasks", "num_samples": 8},
     "hyperparameters": {
-        "steps": STEPS, "batch_tokens": 256, "log_every": 1, "save_every": 1000, "show_samples": 1, "sample_every": 100,
+        "steps": STEPS,
+        "batch_tokens": 256,
+        "log_every": 1,
+        "save_every": 1000,
+        "show_samples": 1,
+        "sample_every": 100,
     },
     "seed": 1,
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -85,8 +90,10 @@ def trained(
 def test_job_produces_the_active_checkpoint(trained: Trained) -> None:
     told = [event.type for event in trained.events]
     assert [event.data["status"] for event in trained.events if event.type == "job.status"] == [
-        "queued", "running", "succeeded",
-    ]  # fmt: skip
+        "queued",
+        "running",
+        "succeeded",
+    ]
     assert told.count("metrics") == STEPS
     sample = next(event.data for event in trained.events if event.type == "sample")
     made = next(event.data for event in trained.events if event.type == "checkpoint")

@@ -151,10 +151,19 @@ def test_shared_norms_are_expanded_per_head(tmp_path: Path, rows: int) -> None:
 def test_both_spellings_of_the_vq_config_load(folder: Path) -> None:
     new = json.loads((folder / "config.json").read_text())["vq_config"]
     old = {
-        "ch": new["base_channels"], "ch_mult": new["channel_multiplier"], "out_ch": 3, "in_channels": 3,
-        "n_embed": new["num_embeddings"], "double_z": False, "z_channels": new["latent_channels"],
-        "embed_dim": new["embed_dim"], "num_res_blocks": 1, "resolution": 16, "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
+        "ch": new["base_channels"],
+        "ch_mult": new["channel_multiplier"],
+        "out_ch": 3,
+        "in_channels": 3,
+        "n_embed": new["num_embeddings"],
+        "double_z": False,
+        "z_channels": new["latent_channels"],
+        "embed_dim": new["embed_dim"],
+        "num_res_blocks": 1,
+        "resolution": 16,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     before = ModelConfig.read(folder)
     change_json(folder, "config.json", vq_config=old)
     assert ModelConfig.read(folder) == before

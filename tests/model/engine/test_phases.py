@@ -89,9 +89,17 @@ def test_random_numbers_are_portable_and_skippable() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1},
-               {"max_new_tokens": 0}, {"max_images": -1}]
-)  # fmt: skip
+    "values",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+        {"max_new_tokens": 0},
+        {"max_images": -1},
+    ],
+)
 def test_invalid_sampling_values_are_rejected(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SamplingParams(**values)  # type: ignore[arg-type]

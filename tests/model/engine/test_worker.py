@@ -109,8 +109,10 @@ def test_trace_streams_steps_images_and_end(drawing_checkpoint: Path) -> None:
 def test_events_are_independent_of_other_requests(drawing_checkpoint: Path, recorder: Recorder) -> None:
     async def work(engine: InProcess) -> None:
         alone = await collect(engine, ask("alone"))
-        many = await asyncio.gather(*(collect(engine, ask(f"r{i}", seed=i, tokens=60 + 20 * i)) for i in range(6)),
-                                    collect(engine, ask("again")))  # fmt: skip
+        many = await asyncio.gather(
+            *(collect(engine, ask(f"r{i}", seed=i, tokens=60 + 20 * i)) for i in range(6)),
+            collect(engine, ask("again")),
+        )
         recorder.assert_same_trace(drawing_checkpoint, "alone", alone, "again", many[-1])
         assert events(many[0]) != events(many[2])
 

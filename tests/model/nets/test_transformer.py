@@ -18,9 +18,15 @@ from model.nets.transformer import Transformer
 from tests.tiny import make_tiny_checkpoint
 
 CONFIG = TransformerConfig(
-    vocab_size=300, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16,
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=96,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
     max_position_embeddings=512,
-)  # fmt: skip
+)
 
 
 def a_transformer(config: TransformerConfig = CONFIG, *, scale: float = 4.0) -> Transformer:

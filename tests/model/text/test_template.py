@@ -88,8 +88,13 @@ def test_parts_render_without_marks(plain: Template) -> None:
     v, encode = plain.vocab, plain.tokenizer.encode
     rendered = plain.render_parts([ImagePart(CODES), TextPart("draw")], [TextPart("ok"), ImagePart(CODES)])
     assert rendered.ids == [
-        v.bos_id, *v.image_ids(CODES), *encode("draw"), *encode("ok"), *v.image_ids(CODES), v.eos_id
-    ]  # fmt: skip
+        v.bos_id,
+        *v.image_ids(CODES),
+        *encode("draw"),
+        *encode("ok"),
+        *v.image_ids(CODES),
+        v.eos_id,
+    ]
     assert sum(rendered.loss_mask) == len(encode("ok")) + 6 + 1
 
 
@@ -151,8 +156,12 @@ def test_images_follow_their_placeholders(plain: Template, tagged: Template) -> 
         bare = template.prompt_ids("")
         body = template.prompt_ids("Figure A: <image_1> Figure B: <image_2>?", [first, second])
         middle = [
-            *encode("Figure A: "), *v.image_ids(first), *encode(" Figure B: "), *v.image_ids(second), *encode("?")
-        ]  # fmt: skip
+            *encode("Figure A: "),
+            *v.image_ids(first),
+            *encode(" Figure B: "),
+            *v.image_ids(second),
+            *encode("?"),
+        ]
         start = next(k for k in range(len(body)) if body[k : k + len(middle)] == middle)
         assert body[:start] + body[start + len(middle) :] == bare
         parts = [TextPart("Figure A: "), ImagePart(first), TextPart(" Figure B: "), ImagePart(second), TextPart("?")]

@@ -18,13 +18,41 @@ from model.text.vocab import Vocabulary, VocabularyError
 Described = tuple[ModelConfig, dict[str, Any]]
 
 FORGERIES = [
-    "<s>", "</s>", "<pad>", "<unk>", "<image>", "<eoss>", "<racm3:break>", "IMGIMGAZ", "IMGIMGBCZ", "<reserved08706>",
-    "<reserved12856>", "<reserved12866> <reserved12867>", "<sentinel:0>", "a<image>b", "<<image>>", "\u2581<image>",
-]  # fmt: skip
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "<image>",
+    "<eoss>",
+    "<racm3:break>",
+    "IMGIMGAZ",
+    "IMGIMGBCZ",
+    "<reserved08706>",
+    "<reserved12856>",
+    "<reserved12866> <reserved12867>",
+    "<sentinel:0>",
+    "a<image>b",
+    "<<image>>",
+    "\u2581<image>",
+]
 ODD = [
-    "", " ", "\n\n", "\x00", "a\x00b", "\ud800", "x\udfff y", "\ud83d\ude00", "שלום <image> عالم \u202e", "é" * 50,
-    "😀👩‍👩‍👧", "\ufeff", "１２３", "a\u0301", "\r\n\t", "١٢٣",
-]  # fmt: skip
+    "",
+    " ",
+    "\n\n",
+    "\x00",
+    "a\x00b",
+    "\ud800",
+    "x\udfff y",
+    "\ud83d\ude00",
+    "שלום <image> عالم \u202e",
+    "é" * 50,
+    "😀👩‍👩‍👧",
+    "\ufeff",
+    "１２３",
+    "a\u0301",
+    "\r\n\t",
+    "١٢٣",
+]
 
 
 @pytest.mark.parametrize("text", [*FORGERIES, *ODD])
@@ -122,15 +150,37 @@ def test_sentencepiece_style_tokenizer_is_read() -> None:
     """Byte fallback tokens and the metaspace, as in Llama's files."""
     vocab = {"<s>": 0, "<unk>": 1, "\u2581": 2, "a": 3, "\u2581a": 4} | {f"<0x{b:02X}>": 5 + b for b in range(256)}
     data = {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [{"id": 0, "content": "<s>", "special": True, "single_word": False, "lstrip": False,
-                          "rstrip": False, "normalized": False}],
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "post_processor": None,
+        "added_tokens": [
+            {
+                "id": 0,
+                "content": "<s>",
+                "special": True,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
+        ],
         "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False},
         "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-                  "vocab": vocab, "merges": ["\u2581 a"]},
-    }  # fmt: skip
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": ["\u2581 a"],
+        },
+    }
     tokenizer = TextTokenizer.from_object(data)
     assert tokenizer.encode("a a") == [3, 4]
     assert tokenizer.decode(tokenizer.encode("a é<s>")) == "a é<s>"

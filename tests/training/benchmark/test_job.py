@@ -40,11 +40,23 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def answer(item: str, slice_: str, right: bool, *, judge: bool | None = None, **more: Any) -> Answer:
     given = {
-        "item_id": item, "slice": slice_, "group": None, "question": "q", "reference": "a", "answer": "a", "texts": (),
-        "rules": Verdicts(right, float(right), "text"), "judge": None if judge is None else Verdict(judge),
-        "malformed": False, "pictures": 2, "blank": 0, "drawings_right": None, "drawings_total": None, "tokens": 10,
+        "item_id": item,
+        "slice": slice_,
+        "group": None,
+        "question": "q",
+        "reference": "a",
+        "answer": "a",
+        "texts": (),
+        "rules": Verdicts(right, float(right), "text"),
+        "judge": None if judge is None else Verdict(judge),
+        "malformed": False,
+        "pictures": 2,
+        "blank": 0,
+        "drawings_right": None,
+        "drawings_total": None,
+        "tokens": 10,
         "finish_reason": "stop",
-    }  # fmt: skip
+    }
     return Answer(**{**given, **more})
 
 
@@ -84,8 +96,10 @@ def test_judge_verdict_has_precedence() -> None:
 
 
 def test_drawings_and_blanks_are_shares_of_images() -> None:
-    given = [answer("1", "s", True, drawings_right=1, drawings_total=3, pictures=3, blank=1),
-             answer("2", "s", True, drawings_right=1, drawings_total=1, pictures=1)]  # fmt: skip
+    given = [
+        answer("1", "s", True, drawings_right=1, drawings_total=3, pictures=3, blank=1),
+        answer("2", "s", True, drawings_right=1, drawings_total=1, pictures=1),
+    ]
     row = summarize_answers(given)["all"]
     assert (row["drawings_right"], row["blank"], row["pictures"]) == (0.5, 0.25, 2.0)
 
@@ -176,8 +190,12 @@ def test_omni_bench_reports_every_slice_and_rejection(tmp_path: Path, bases: dic
     result = benchmark_job.run(ctx)
     summary = result["checkpoints"]["tiny"]["summary"]
     assert {name: row["tasks"] for name, row in summary.items()} == {
-        "all": 4, "natural": 3, "natural/vstar": 3, "diagrammatic": 1, "diagrammatic/geometry3k": 1,
-    }  # fmt: skip
+        "all": 4,
+        "natural": 3,
+        "natural/vstar": 3,
+        "diagrammatic": 1,
+        "diagrammatic/geometry3k": 1,
+    }
     (warning,) = events_of(ctx, "warning")
     assert (warning["code"], "vstar.parquet:4" in warning["detail"]) == ("samples_rejected", True)
     (long,) = [r for r in predictions(ctx) if r["error"]]

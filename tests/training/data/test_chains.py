@@ -29,11 +29,11 @@ SETTINGS = ZeroHyperparameters(max_steps=3)
         ("Step 1: Look at 3.5 cm.\nStep 2: Add it.", ["Look at 3.5 cm.", "Add it."]),
         ("We begin.\n1) First\n   more of it\n2) Second", ["We begin. First more of it", "Second"]),
         ("It is 3.5 kg. Dr. Lee adds 2. So: 5.5 kg!", ["It is 3.5 kg.", "Dr. Lee adds 2.", "So: 5.5 kg!"]),
-        ("Is it B? \"Yes.\" Then we stop", ["Is it B?", '"Yes."', "Then we stop"]),
+        ('Is it B? "Yes." Then we stop', ["Is it B?", '"Yes."', "Then we stop"]),
         ("A paragraph\n\nand one more", ["A paragraph", "and one more"]),
         ("e.g. Figure 2 shows it, cf. Table 3. It is red.", ["e.g. Figure 2 shows it, cf. Table 3.", "It is red."]),
     ],
-)  # fmt: skip
+)
 def test_rationale_is_split_at_numbers_or_sentences(text: str, steps: list[str]) -> None:
     assert split_steps(text, max_steps=9) == steps
 
@@ -60,10 +60,19 @@ def test_merging_neighbours_keeps_every_word() -> None:
 def row(**changes: Any) -> dict[str, Any]:
     """A row in M3CoT's format."""
     given = {
-        "id": "physical-commonsense-1", "category": "physical", "image_id": "1", "question": "What burns?",
-        "choices": ["wood", "stone"], "answer": "A", "rationale": "Wood is dry. Stone does not burn.", "split": "train",
-        "image": None, "domain": "commonsense", "topic": "physical-commonsense", "context": "",
-    }  # fmt: skip
+        "id": "physical-commonsense-1",
+        "category": "physical",
+        "image_id": "1",
+        "question": "What burns?",
+        "choices": ["wood", "stone"],
+        "answer": "A",
+        "rationale": "Wood is dry. Stone does not burn.",
+        "split": "train",
+        "image": None,
+        "domain": "commonsense",
+        "topic": "physical-commonsense",
+        "context": "",
+    }
     return given | changes
 
 
@@ -112,11 +121,19 @@ def test_m3cot_parquet_is_read_with_rejections(tmp_path: Path) -> None:
 
 def test_trace_texts_become_chains(tmp_path: Path) -> None:
     rows = [
-        {"Question": "Where?", "Final Answer": "left", "p": [1, 2, 3],
-         "Text Reasoning Trace": "THOUGHT 1: I look.<image_start>[p]<image_end>\nTHOUGHT 2: There."},
-        {"Question": "<image_start>[q]<image_end>Where?", "Text Reasoning Trace": "I look.", "Final Answer": "left",
-         "q": [1, 2]},
-    ]  # fmt: skip
+        {
+            "Question": "Where?",
+            "Final Answer": "left",
+            "p": [1, 2, 3],
+            "Text Reasoning Trace": "THOUGHT 1: I look.<image_start>[p]<image_end>\nTHOUGHT 2: There.",
+        },
+        {
+            "Question": "<image_start>[q]<image_end>Where?",
+            "Text Reasoning Trace": "I look.",
+            "Final Answer": "left",
+            "q": [1, 2],
+        },
+    ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     found = list(read_chains(JsonlData(path=str(tmp_path)), 0, SETTINGS))
     assert isinstance(found[0], TextChain)

@@ -49,8 +49,11 @@ def test_images_are_read_from_every_form(tmp_path: Path) -> None:
     assert [len(by_text[q].images) for q in ("a?", "b?", "c?", "d?")] == [1, 1, 0, 2]
     assert by_text["a?"].images[0].convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     assert {q: item.slice for q, item in by_text.items()} == {
-        "a?": "natural", "b?": "natural", "c?": "natural", "d?": "operational",
-    }  # fmt: skip
+        "a?": "natural",
+        "b?": "natural",
+        "c?": "natural",
+        "d?": "operational",
+    }
     assert by_text["a?"].question_id == "7"
     assert by_text["d?"].question_id == "vic_bench-00000-of-00001.parquet:1"
     assert by_text["d?"].extra["level"] == "hard"
@@ -103,10 +106,17 @@ def test_incomplete_rows_are_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "slice_"),
-    [("V*", "natural"), ("vstar_bench", "natural"), ("ArxivQA", "structured"), ("ChartQA", "structured"),
-     ("Geometry3K", "diagrammatic"), ("MathVista-testmini", "diagrammatic"), ("ViC-Bench", "operational"),
-     ("Mine", "Mine")],
-)  # fmt: skip
+    [
+        ("V*", "natural"),
+        ("vstar_bench", "natural"),
+        ("ArxivQA", "structured"),
+        ("ChartQA", "structured"),
+        ("Geometry3K", "diagrammatic"),
+        ("MathVista-testmini", "diagrammatic"),
+        ("ViC-Bench", "operational"),
+        ("Mine", "Mine"),
+    ],
+)
 def test_six_data_sets_make_four_slices(source: str, slice_: str) -> None:
     assert slice_of(source) == slice_
 

@@ -41,9 +41,15 @@ TRACE = {
     "reasoning_image_1": PNG,
 }
 M3COT = {
-    "id": "1", "question": "Which?", "choices": ["a", "b"], "answer": "B", "rationale": "One. Two.", "domain": "x",
-    "image": PNG, "split": "train",
-}  # fmt: skip
+    "id": "1",
+    "question": "Which?",
+    "choices": ["a", "b"],
+    "answer": "B",
+    "rationale": "One. Two.",
+    "domain": "x",
+    "image": PNG,
+    "split": "train",
+}
 OMNI = {"question": "How many?", "answer": "3", "image": PNG, "choices": ["1", "3"]}
 
 SOURCES: dict[str, tuple[dict[str, Any], Callable[[Path], Iterator[Any]]]] = {
@@ -57,13 +63,52 @@ SOURCES: dict[str, tuple[dict[str, Any], Callable[[Path], Iterator[Any]]]] = {
     "omni_bench questions": (OMNI, lambda path: read_questions(OmniBenchData(path=str(path)), 16)),
 }
 ODD: list[Any] = [
-    None, True, 0, -1, 10**30, 1e308, float("nan"), float("inf"), "", " ", "\0", "x\0y.png", "A" * 300, "é" * 300,
-    "a/" * 3000, "../../etc/passwd", "/etc/passwd", "/dev/zero", "/proc/self/mem", ".", "/", "~", "C:\\x.png",
-    "data:image/png;base64,", "data:image/png;base64,!!!!", "data:text/html,x", "http://127.0.0.1:1/x.png",
-    [], [None], [[]], [[[None]]], ["a", None], [10**30], [0.5], {}, {"bytes": None}, {"path": None},
-    {"bytes": {"path": "x"}}, {"bytes": 5}, {"path": []}, {"bytes": "A" * 300, "path": "\0"}, {"a": {"b": [{}]}},
-    "<image_start>[" + "9" * 5000 + "]<image_end>", "\u202e\ufeff\u2028", base64.b64encode(b"II*\0").decode(),
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "\0",
+    "x\0y.png",
+    "A" * 300,
+    "é" * 300,
+    "a/" * 3000,
+    "../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "/proc/self/mem",
+    ".",
+    "/",
+    "~",
+    "C:\\x.png",
+    "data:image/png;base64,",
+    "data:image/png;base64,!!!!",
+    "data:text/html,x",
+    "http://127.0.0.1:1/x.png",
+    [],
+    [None],
+    [[]],
+    [[[None]]],
+    ["a", None],
+    [10**30],
+    [0.5],
+    {},
+    {"bytes": None},
+    {"path": None},
+    {"bytes": {"path": "x"}},
+    {"bytes": 5},
+    {"path": []},
+    {"bytes": "A" * 300, "path": "\0"},
+    {"a": {"b": [{}]}},
+    "<image_start>[" + "9" * 5000 + "]<image_end>",
+    "\u202e\ufeff\u2028",
+    base64.b64encode(b"II*\0").decode(),
+]
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -93,10 +138,20 @@ def test_no_field_value_ends_the_reading(source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "{", "[]", "null", "3", '"text"', "[" * 100_000, '{"a": ' * 100_000, '{"question": "\\ud800"}',
-        "9" * 10_000, "\x00", '{"question": NaN', '{"Question": 1e999}',
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"text"',
+        "[" * 100_000,
+        '{"a": ' * 100_000,
+        '{"question": "\\ud800"}',
+        "9" * 10_000,
+        "\x00",
+        '{"question": NaN',
+        '{"Question": 1e999}',
     ],
-)  # fmt: skip
+)
 def test_broken_line_is_one_rejection(source: str, line: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
     found = list(read(write(tmp_path / "a.jsonl", good, line, good)))
@@ -108,9 +163,18 @@ def test_broken_line_is_one_rejection(source: str, line: str, tmp_path: Path) ->
 def test_tables_of_any_types_are_read(source: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
     columns: list[list[Any]] = [
-        [1, 2], [0.5, None], [True, False], [b"\xff\xfe", b""], [[1], []], [{"bytes": b"", "path": None}] * 2,
-        [datetime(2024, 1, 1), None], [Decimal("1.5"), None], [[[None]], None], [None, None], ["x", None],
-    ]  # fmt: skip
+        [1, 2],
+        [0.5, None],
+        [True, False],
+        [b"\xff\xfe", b""],
+        [[1], []],
+        [{"bytes": b"", "path": None}] * 2,
+        [datetime(2024, 1, 1), None],
+        [Decimal("1.5"), None],
+        [[[None]], None],
+        [None, None],
+        ["x", None],
+    ]
     for number, (field, column) in enumerate((f, c) for f in good for c in columns):
         table = {name: [value, value] for name, value in good.items()} | {field: column}
         path = tmp_path / f"{number}.parquet"
@@ -139,10 +203,19 @@ def test_files_without_an_image_are_described(tmp_path: Path) -> None:
     (tmp_path / "narrow.png").write_bytes(encoded(Image.new("L", (1, 9000)), "PNG"))
     (tmp_path / "huge.png").write_bytes(bomb(7000, 6000))
     names = {
-        "pipe.png": "not a regular file", "folder.png": "a folder", "loop.png": "loop.png", "out.png": "no image",
-        "empty.png": "an empty file", "page.png": "an HTML page", "drawing.jpg": "EPS", "scan.png": "TIFF",
-        "narrow.png": "9000 : 1", "huge.png": "too many", "gone.png": "no image", "x" * 300 + ".png": "no image",
-    }  # fmt: skip
+        "pipe.png": "not a regular file",
+        "folder.png": "a folder",
+        "loop.png": "loop.png",
+        "out.png": "no image",
+        "empty.png": "an empty file",
+        "page.png": "an HTML page",
+        "drawing.jpg": "EPS",
+        "scan.png": "TIFF",
+        "narrow.png": "9000 : 1",
+        "huge.png": "too many",
+        "gone.png": "no image",
+        "x" * 300 + ".png": "no image",
+    }
     rows = [{**OMNI, "image": name} for name in names]
     found = list(read_omni_bench(write(tmp_path / "a.jsonl", *rows)))
     for number, (words, item) in enumerate(zip(names.values(), found, strict=True), 1):

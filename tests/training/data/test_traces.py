@@ -82,8 +82,11 @@ def test_image_ends_a_step(tmp_path: Path) -> None:
     mark = "<image_start>[reasoning_image_1]<image_end>"
     sample = only(write_jsonl(tmp_path / "a.jsonl", [official(**{REASONING: f"One {mark} two {mark}{mark} three"})]))
     assert [(step.text, step.image is not None) for step in sample.steps] == [
-        ("One", True), ("two", True), ("", True), ("three", False),
-    ]  # fmt: skip
+        ("One", True),
+        ("two", True),
+        ("", True),
+        ("three", False),
+    ]
 
 
 def test_token_ids_become_the_same_codes(tmp_path: Path, tiny: LoadedCheckpoint, encoder: SampleEncoder) -> None:

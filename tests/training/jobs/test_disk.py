@@ -271,8 +271,13 @@ SPECS: dict[str, dict[str, Any]] = {
         "method": "perpo",
         "data": WORLD,
         "hyperparameters": {
-            "steps": 2, "prompts_per_step": 1, "rollouts_per_prompt": 2, "mini_batch_prompts": 1, "save_every": 1,
-            "filter_metric": "none", "max_new_tokens": 24,
+            "steps": 2,
+            "prompts_per_step": 1,
+            "rollouts_per_prompt": 2,
+            "mini_batch_prompts": 1,
+            "save_every": 1,
+            "filter_metric": "none",
+            "max_new_tokens": 24,
         },
     },
     "benchmark": {"method": "benchmark", "data": WORLD, "hyperparameters": {"batch_size": 2, "max_new_tokens": 24}},
@@ -280,11 +285,15 @@ SPECS: dict[str, dict[str, Any]] = {
         "method": "zero",
         "data": WORLD,
         "hyperparameters": {
-            "pesft": None, "batch_size": 2, "candidates": 1, "max_steps": 1, "copied_share": 1.0,
+            "pesft": None,
+            "batch_size": 2,
+            "candidates": 1,
+            "max_steps": 1,
+            "copied_share": 1.0,
             "min_accepted": 0,
         },
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread

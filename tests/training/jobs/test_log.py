@@ -46,10 +46,19 @@ def test_sample_images_are_saved_below_the_job(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8), (1, 2, 3))
     with JobLog(tmp_path, tensorboard=False) as log:
         log.sample(
-            "perpo", 3, question="Where?", question_image=image,
+            "perpo",
+            3,
+            question="Where?",
+            question_image=image,
             steps=[{"text": "I look.", "image": image}, {"text": "There.", "image": None}],
-            answer="left", reference="left", slice="natural", rewards={"total": 0.5}, advantage=1.25, prompt=2, index=7,
-        )  # fmt: skip
+            answer="left",
+            reference="left",
+            slice="natural",
+            rewards={"total": 0.5},
+            advantage=1.25,
+            prompt=2,
+            index=7,
+        )
     (sample,) = events(tmp_path, "sample")
     assert sample["question_image"] == "samples/perpo-3-2-7-q.png"
     assert [step["image"] for step in sample["steps"]] == ["samples/perpo-3-2-7-1.png", None]

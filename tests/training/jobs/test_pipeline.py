@@ -63,8 +63,11 @@ def test_stages_start_from_the_newest_checkpoint(tmp_path: Path) -> None:
     specs = {name: context.spec for name, context in stages.contexts.items()}
     assert [type(specs[s]) for s in stages.ran] == [ZeroSpec, PeSFTSpec, PeRPOSpec, BenchmarkSpec]
     assert [specs[s].base_checkpoint for s in stages.ran] == [
-        "tiny", "tiny", "made-pesft-step-4", "made-perpo-step-4",
-    ]  # fmt: skip
+        "tiny",
+        "tiny",
+        "made-pesft-step-4",
+        "made-perpo-step-4",
+    ]
     assert stages.contexts["pesft"].base_folder == base
     assert stages.contexts["perpo"].base_folder == ctx.folder / "checkpoints" / "made-pesft-step-4"
     assert {s.seed for s in specs.values()} == {3}
@@ -176,12 +179,18 @@ def test_complete_recipe_runs_on_tiny_checkpoint(tmp_path: Path) -> None:
             "zero": {"candidates": 2, "max_steps": 1, "copied_share": 1.0, "min_accepted": 0.0},
             "pesft": {"steps": 1, "batch_samples": 2, "sample_every": 0},
             "perpo": {
-                "steps": 2, "prompts_per_step": 2, "rollouts_per_prompt": 2, "mini_batch_prompts": 2,
-                "oversampling": 1.0, "max_new_tokens": 16, "filter_metric": "none", "save_every": 1,
+                "steps": 2,
+                "prompts_per_step": 2,
+                "rollouts_per_prompt": 2,
+                "mini_batch_prompts": 2,
+                "oversampling": 1.0,
+                "max_new_tokens": 16,
+                "filter_metric": "none",
+                "save_every": 1,
             },
             "benchmark": {"max_new_tokens": 16, "compare_with": "pesft"},
         },
-    }  # fmt: skip
+    }
 
     class StopInPerpo:
         """Raised by PeRPO's first checkpoint."""

@@ -22,12 +22,19 @@ from training.pesft.loop import SFTSpec
 from training.spec.hyperparameters import PeRPOHyperparameters, PeSFTHyperparameters
 
 PERPO: dict[str, Any] = {
-    "method": "perpo", "data": {"source": "unitasks", "num_samples": 8},
+    "method": "perpo",
+    "data": {"source": "unitasks", "num_samples": 8},
     "hyperparameters": {
-        "steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 2, "oversampling": 1.0, "mini_batch_prompts": 1,
-        "filter_metric": "none", "max_new_tokens": 8, "refill_rounds": 0,
+        "steps": 1,
+        "prompts_per_step": 1,
+        "rollouts_per_prompt": 2,
+        "oversampling": 1.0,
+        "mini_batch_prompts": 1,
+        "filter_metric": "none",
+        "max_new_tokens": 8,
+        "refill_rounds": 0,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -177,8 +177,12 @@ def test_worker_limits_threads_and_priority(tmp_path: Path, tiny_checkpoint: Pat
     environment = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "job")],
-        capture_output=True, text=True, env=environment, check=False, cwd=Path(__file__).parents[3],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
     code, nicer, threads, variable = done.stdout.split()
     assert (code, threads, variable) == ("1", "1", "1"), done.stderr
     assert int(nicer) == min(10, 19 - os.nice(0))  # 19 is the lowest priority

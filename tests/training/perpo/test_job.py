@@ -340,8 +340,15 @@ def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[
     sampler = FakeSampler(accuracies)
     hp = PeRPOHyperparameters(**{"prompts_per_step": 2, "oversampling": 2.0, "refill_rounds": 3, **hyper})
     batch = collect(
-        sampler, FakeScorer(), FakePrompts(), PromptOrder(100, 0), 0, hp, seed=0, step=0  # type: ignore[arg-type]
-    )  # fmt: skip
+        sampler,
+        FakeScorer(),
+        FakePrompts(),
+        PromptOrder(100, 0),
+        0,
+        hp,
+        seed=0,
+        step=0,  # type: ignore[arg-type]
+    )
     return batch, sampler
 
 

@@ -28,9 +28,12 @@ HEAD = torch.log(torch.tensor([[100.0], [1.0], [2.0], [5.0], [8.0], [1.0], [3.0]
 def logprobs(targets: list[int], legal: list[int], temperature: float = 1.0) -> tuple[list[float], list[float]]:
     hidden = torch.ones(len(targets), 1)
     out = legal_logprobs(
-        hidden, torch.tensor(targets), torch.tensor(legal, dtype=torch.uint8), Heads.of(HEAD, LEGAL),
+        hidden,
+        torch.tensor(targets),
+        torch.tensor(legal, dtype=torch.uint8),
+        Heads.of(HEAD, LEGAL),
         temperature=temperature,
-    )  # fmt: skip
+    )
     return out[0].tolist(), out[1].tolist()
 
 

@@ -84,8 +84,10 @@ def test_invariant_7_sampler_logprobs_equal_the_trainers(
     assert gap(tiny, groups, temperature * 1.1) > 1e-2  # another temperature is another distribution
 
     optimizer = torch.optim.AdamW(tiny.transformer.parameters(), lr=1e-2)
-    logprobs = [policy_logprobs(tiny.transformer, m, LegalIds.of(tiny.template, tiny.vocab))[0].sum()
-                for m in micro_batches(groups)]  # fmt: skip
+    logprobs = [
+        policy_logprobs(tiny.transformer, m, LegalIds.of(tiny.template, tiny.vocab))[0].sum()
+        for m in micro_batches(groups)
+    ]
     torch.stack(logprobs).sum().backward()
     optimizer.step()
     assert gap(tiny, groups, temperature) > 1e-2
@@ -134,8 +136,11 @@ def test_rollout_is_independent_of_the_batch(tiny: LoadedCheckpoint) -> None:
 def test_every_sample_has_its_own_seed() -> None:
     seeds = {
         sample_seed(rollout_seed(seed, step, place), index)
-        for seed in range(3) for step in range(5) for place in range(5) for index in range(4)
-    }  # fmt: skip
+        for seed in range(3)
+        for step in range(5)
+        for place in range(5)
+        for index in range(4)
+    }
     assert len(seeds) == 3 * 5 * 5 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -33,9 +33,13 @@ def tiny(base: Path) -> LoadedCheckpoint:
 def drawn(loaded: LoadedCheckpoint, totals: Sequence[float]) -> RolloutGroup:
     ids = tuple(loaded.template.prompt_ids("Where is the red star?", []))
     draw = Sampler(
-        loaded.transformer, loaded.vocab, loaded.template, group_size=len(totals), max_new_tokens=24,
+        loaded.transformer,
+        loaded.vocab,
+        loaded.template,
+        group_size=len(totals),
+        max_new_tokens=24,
         max_prompt_len=len(ids),
-    )  # fmt: skip
+    )
     group = draw.sample([Prompt(0, ids, "?", (), "red")], seed=0, step=0)[0]
     for rollout, total in zip(group.rollouts, totals, strict=True):
         rollout.reward = RewardBreakdown(total, total, 1.0, 0.0)
@@ -121,9 +125,15 @@ def test_policy_learns_the_reward(tiny: LoadedCheckpoint) -> None:
     """Ten steps of sampling and updating; the reward is the share of tokens with an even id."""
     ids = tuple(tiny.template.prompt_ids("Where is the red star?", []))
     sampler = Sampler(
-        tiny.transformer, tiny.vocab, tiny.template, group_size=16, max_new_tokens=16, max_prompt_len=len(ids),
-        max_images=0, top_p=1.0,
-    )  # fmt: skip
+        tiny.transformer,
+        tiny.vocab,
+        tiny.template,
+        group_size=16,
+        max_new_tokens=16,
+        max_prompt_len=len(ids),
+        max_images=0,
+        top_p=1.0,
+    )
     hp = PeRPOHyperparameters(lr=3e-3, warmup=0, kl_coef=0.0, weight_decay=0.0)
     updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
     earned = []

@@ -27,9 +27,15 @@ SPEC = SFTSpec(steps=8, lr=1e-2, max_tokens=64, warmup=2, perception_weight=1.0)
 
 def small() -> Transformer:
     config = TransformerConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     model = Transformer(config)
     model.init_weights(0)
     return model

@@ -245,6 +245,7 @@ def test_an_odd_reply_is_no_verdict(body: bytes) -> None:
 
 def test_a_compressed_reply_is_not_unpacked() -> None:
     packed = gzip.compress(reply('{"correct": true}').content)
-    with judge(lambda request: httpx.Response(200, stream=httpx.ByteStream(packed),
-                                              headers={"content-encoding": "gzip"})) as endpoint_judge:  # fmt: skip
+    with judge(
+        lambda request: httpx.Response(200, stream=httpx.ByteStream(packed), headers={"content-encoding": "gzip"})
+    ) as endpoint_judge:
         assert endpoint_judge.judge(CASE).right is None

@@ -55,8 +55,10 @@ def test_empty_panels_are_omitted(tmp_path: Path) -> None:
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     assert plot({"a": curves}, one) == ["reward", "entropy, nats a token"]
     assert plot({"a": curves, "b": {"policy/kl": {1: 0.0}, "policy/entropy_text": {1: 0.5}}}, two) == [
-        "reward", "KL to the reference, nats a token", "entropy, nats a token",
-    ]  # fmt: skip
+        "reward",
+        "KL to the reference, nats a token",
+        "entropy, nats a token",
+    ]
     with Image.open(one) as first, Image.open(two) as second:
         assert first.width < second.width  # one panel more
         assert first.getcolors(1 << 20)[0][0] < first.width * first.height  # something is drawn

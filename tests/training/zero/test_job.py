@@ -32,8 +32,10 @@ def zero_job(folder: Path, base: Path, **more: Any) -> Any:
 def test_pesft_reads_traces_with_exact_codes(tmp_path: Path, base: Path) -> None:
     ctx = zero_job(tmp_path / "job", base)
     result = zero.run(ctx)
-    drawn = [DrawnChain.from_json(json.loads(line)) for line in
-             (ctx.folder / "runs" / "zero" / "drawn.jsonl").read_text().splitlines()]  # fmt: skip
+    drawn = [
+        DrawnChain.from_json(json.loads(line))
+        for line in (ctx.folder / "runs" / "zero" / "drawn.jsonl").read_text().splitlines()
+    ]
     whole = [one for one in drawn if one.rejected is None]
     samples = [s for s in read_traces(result["traces"]) if isinstance(s, TraceSample)]
     assert len(samples) == len(whole) == result["accepted"] > 0

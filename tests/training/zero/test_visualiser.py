@@ -48,8 +48,15 @@ def visualiser(tiny: LoadedCheckpoint, **settings: Any) -> Visualiser:
     return Visualiser(tiny, ZeroHyperparameters.model_validate({**SETTINGS, **settings}), seed=1)
 
 
-def candidate(codes: Sequence[int], *, score: float = 0.5, logprob: float = -1.0, flat: bool = False,
-              copied: bool = False, right: bool | None = None) -> Candidate:  # fmt: skip
+def candidate(
+    codes: Sequence[int],
+    *,
+    score: float = 0.5,
+    logprob: float = -1.0,
+    flat: bool = False,
+    copied: bool = False,
+    right: bool | None = None,
+) -> Candidate:
     return Candidate(tuple(codes), 1.0, 0.5, score, logprob, flat, copied, right)
 
 
@@ -253,9 +260,14 @@ def test_most_confident_chains_per_kind_are_kept() -> None:
     ]
     leave_out_the_unsure(drawn, 0.5)
     assert {one.chain_id: one.rejected for one in drawn} == {
-        "sure": None, "middling": None, "bad": "unsure", "one bad step": "unsure", "other slice": None,
-        "other kind": None, "gone": "no_picture",
-    }  # fmt: skip
+        "sure": None,
+        "middling": None,
+        "bad": "unsure",
+        "one bad step": "unsure",
+        "other slice": None,
+        "other kind": None,
+        "gone": "no_picture",
+    }
     words_alone = [chain("no picture at all", "natural"), chain("a picture", "natural", -9.0)]
     leave_out_the_unsure(words_alone, 0.5)
     assert [one.rejected for one in words_alone] == ["unsure", None]
@@ -275,10 +287,18 @@ def test_report_counts_kept_and_rejected_images(tiny: LoadedCheckpoint) -> None:
     assert tiny.manifest.perception is not None
     grid = tuple(range(16))
     other = (*grid[:8], *range(20, 28))
-    good = DrawnChain("a", "natural", "q", "x", grid, ("s", "t"), [
-        DrawnStep("s", (candidate(other, right=True), candidate(grid, score=0.0, copied=True, right=False)), 0),
-        DrawnStep("t", (candidate([1] * 16, score=0.0, flat=True, right=False), candidate(grid, right=False)), 1),
-    ])  # fmt: skip
+    good = DrawnChain(
+        "a",
+        "natural",
+        "q",
+        "x",
+        grid,
+        ("s", "t"),
+        [
+            DrawnStep("s", (candidate(other, right=True), candidate(grid, score=0.0, copied=True, right=False)), 0),
+            DrawnStep("t", (candidate([1] * 16, score=0.0, flat=True, right=False), candidate(grid, right=False)), 1),
+        ],
+    )
     bad = DrawnChain("b", "structured", "q", "x", None, ("s",), [DrawnStep("s", (), None, 2)], "no_picture")
     report = bootstrap_report([good, bad], tiny.manifest.perception)
     assert (report["chains"], report["accepted"], report["rejected"]) == (2, 1, {"no_picture": 1})
@@ -291,9 +311,13 @@ def test_report_counts_kept_and_rejected_images(tiny: LoadedCheckpoint) -> None:
     assert report["diversity"]["from_picture_before"] == 0.5  # half of the codes, twice
     assert sum(report["tv"]["counts"]) == 4
     assert report["checkers"] == {
-        "judged": 4, "candidates_right": 0.25, "kept_right": 0.5, "traces_right": 0.5, "score_correlation": None,
+        "judged": 4,
+        "candidates_right": 0.25,
+        "kept_right": 0.5,
+        "traces_right": 0.5,
+        "score_correlation": None,
         "confidence_correlation": None,
-    }  # fmt: skip
+    }
     assert report["by_slice"]["natural"] == {"chains": 1, "accepted": 1, "kept_right": 0.5}
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SUPERSCRIPTS = {
-    ord(char): plain for char, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿˣ", "0123456789+-=()nx", strict=True)
-}  # fmt: skip
+_SUPERSCRIPTS = {ord(char): plain for char, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿˣ", "0123456789+-=()nx", strict=True)}
 _SUPERSCRIPT_RUN = re.compile(f"[{''.join(map(chr, _SUPERSCRIPTS))}]+")
 _SAME = str.maketrans(
     {

@@ -27,9 +27,19 @@ _TOKEN = re.compile(
 _NAMES = {*FUNCTIONS, "log", "sqrt", "root", "abs", "pi"}
 _CONSTANTS: dict[str, complex] = {"π": complex(math.pi), "pi": complex(math.pi), "e": complex(math.e), "i": 1j}
 _RELATIONS = {
-    "<": "<", ">": ">", "≤": "≤", "≥": "≥", "<=": "≤", ">=": "≥", "=<": "≤", "=>": "≥", "≠": "≠", "!=": "≠", "=": "=",
+    "<": "<",
+    ">": ">",
+    "≤": "≤",
+    "≥": "≥",
+    "<=": "≤",
+    ">=": "≥",
+    "=<": "≤",
+    "=>": "≥",
+    "≠": "≠",
+    "!=": "≠",
+    "=": "=",
     "==": "=",
-}  # fmt: skip
+}
 _RELATION = re.compile(r"<=|>=|=<|=>|!=|==|[<>≤≥≠=]")
 _DATE_LIKE = re.compile(r"\s*\d+(?:\s*([-/.])\s*\d+)(?:\s*\1\s*\d+)+\s*")
 _LEADING_ZERO = re.compile(r"(?<![\d.])0\d")

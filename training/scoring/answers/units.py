@@ -34,13 +34,46 @@ class Unit:
 GENERIC = Unit((), Fraction(1))  # "units", "square units": equivalent to no unit
 
 _PREFIXES = {
-    "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "d": -1, "c": -2, "m": -3,
-    "μ": -6, "u": -6, "n": -9, "p": -12, "f": -15, "a": -18,
-}  # fmt: skip
+    "Y": 24,
+    "Z": 21,
+    "E": 18,
+    "P": 15,
+    "T": 12,
+    "G": 9,
+    "M": 6,
+    "k": 3,
+    "h": 2,
+    "da": 1,
+    "d": -1,
+    "c": -2,
+    "m": -3,
+    "μ": -6,
+    "u": -6,
+    "n": -9,
+    "p": -12,
+    "f": -15,
+    "a": -18,
+}
 _PREFIX_NAMES = {
-    "yotta": 24, "zetta": 21, "exa": 18, "peta": 15, "tera": 12, "giga": 9, "mega": 6, "kilo": 3, "hecto": 2, "deca": 1,
-    "deci": -1, "centi": -2, "milli": -3, "micro": -6, "nano": -9, "pico": -12, "femto": -15, "atto": -18,
-}  # fmt: skip
+    "yotta": 24,
+    "zetta": 21,
+    "exa": 18,
+    "peta": 15,
+    "tera": 12,
+    "giga": 9,
+    "mega": 6,
+    "kilo": 3,
+    "hecto": 2,
+    "deca": 1,
+    "deci": -1,
+    "centi": -2,
+    "milli": -3,
+    "micro": -6,
+    "nano": -9,
+    "pico": -12,
+    "femto": -15,
+    "atto": -18,
+}
 
 _ENERGY, _POWER, _FORCE, _PRESSURE = "kg m2 s-2", "kg m2 s-3", "kg m s-2", "kg m-1 s-2"
 _VOLT, _OHM = "kg m2 s-3 A-1", "kg m2 s-3 A-2"
@@ -217,11 +250,34 @@ def _tables() -> tuple[dict[str, list[Unit]], dict[str, list[Unit]]]:
 
 _SYMBOLS, _NAMES = _tables()
 _LOOSE = {
-    "KM": "km", "Km": "km", "CM": "cm", "Cm": "cm", "MM": "mm", "KG": "kg", "Kg": "kg", "ML": "mL", "Ml": "mL",
-    "SEC": "s", "Sec": "s", "KW": "kW", "Kw": "kW", "KWH": "kWh", "HZ": "Hz", "hz": "Hz", "LB": "lb", "LBS": "lb",
-    "FT": "ft", "MPH": "mph", "KMH": "kmh", "secs": "s", "Hr": "h", "Hrs": "h", "Min": "min", "Mins": "min",
+    "KM": "km",
+    "Km": "km",
+    "CM": "cm",
+    "Cm": "cm",
+    "MM": "mm",
+    "KG": "kg",
+    "Kg": "kg",
+    "ML": "mL",
+    "Ml": "mL",
+    "SEC": "s",
+    "Sec": "s",
+    "KW": "kW",
+    "Kw": "kW",
+    "KWH": "kWh",
+    "HZ": "Hz",
+    "hz": "Hz",
+    "LB": "lb",
+    "LBS": "lb",
+    "FT": "ft",
+    "MPH": "mph",
+    "KMH": "kmh",
+    "secs": "s",
+    "Hr": "h",
+    "Hrs": "h",
+    "Min": "min",
+    "Mins": "min",
     "MIN": "min",
-}  # fmt: skip
+}
 
 
 @lru_cache(maxsize=2_048)

@@ -18,13 +18,38 @@ _TOKEN = re.compile(
 )
 _ARTICLE = re.compile(r"(?<!\w)(?:a|an|the)\s+(?=[^\W_])")
 _SPELLINGS = {
-    "colour": "color", "grey": "gray", "centre": "center", "metre": "meter", "litre": "liter", "tyre": "tire",
-    "neighbour": "neighbor", "aluminium": "aluminum", "sulphur": "sulfur", "programme": "program", "theatre": "theater",
-    "anticlockwise": "counterclockwise", "favour": "favor", "catalogue": "catalog", "cheque": "check",
-    "&": "and", "ok": "okay", "parallelogramme": "parallelogram", "rhombi": "rhombus", "vertices": "vertex",
-    "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
-    "mice": "mouse", "geese": "goose", "leaves": "leaf", "radii": "radius", "axes": "axis",
-}  # fmt: skip
+    "colour": "color",
+    "grey": "gray",
+    "centre": "center",
+    "metre": "meter",
+    "litre": "liter",
+    "tyre": "tire",
+    "neighbour": "neighbor",
+    "aluminium": "aluminum",
+    "sulphur": "sulfur",
+    "programme": "program",
+    "theatre": "theater",
+    "anticlockwise": "counterclockwise",
+    "favour": "favor",
+    "catalogue": "catalog",
+    "cheque": "check",
+    "&": "and",
+    "ok": "okay",
+    "parallelogramme": "parallelogram",
+    "rhombi": "rhombus",
+    "vertices": "vertex",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "people": "person",
+    "feet": "foot",
+    "teeth": "tooth",
+    "mice": "mouse",
+    "geese": "goose",
+    "leaves": "leaf",
+    "radii": "radius",
+    "axes": "axis",
+}
 _SHORT_FORMS = (("can't", "can not"), ("cannot", "can not"), ("won't", "will not"), ("n't", " not"), ("'re", " are"))
 _YES = frozenset({"yes", "true", "yeah", "yep", "correct", "y", "t"})
 _NO = frozenset({"no", "false", "nope", "incorrect", "n", "f"})
@@ -32,14 +57,43 @@ _POLAR = re.compile(r"(yes|no|true|false)(?:[,.;:!]\s+(.+))?", re.IGNORECASE | r
 
 NEGATIONS = frozenset(
     [
-    "no", "not", "non", "never", "none", "neither", "nor", "nothing", "nobody", "nowhere", "without", "cannot",
-    "hardly", "barely", "except",
+        "no",
+        "not",
+        "non",
+        "never",
+        "none",
+        "neither",
+        "nor",
+        "nothing",
+        "nobody",
+        "nowhere",
+        "without",
+        "cannot",
+        "hardly",
+        "barely",
+        "except",
     ]
-)  # fmt: skip
+)
 _PREFIXES = (
-    "counter", "anti", "contra", "under", "over", "non", "dis", "mis", "un", "in", "im", "il", "ir", "de", "a", "re",
-    "sub", "super",
-)  # fmt: skip
+    "counter",
+    "anti",
+    "contra",
+    "under",
+    "over",
+    "non",
+    "dis",
+    "mis",
+    "un",
+    "in",
+    "im",
+    "il",
+    "ir",
+    "de",
+    "a",
+    "re",
+    "sub",
+    "super",
+)
 _DIRECTIONS = ("ex", "pre", "post", "inter", "intra", "hyper", "hypo", "macro", "micro", "max", "min", "endo", "exo")
 _SUFFIXES = ("less", "free", "proof")
 _OPPOSITES = """
