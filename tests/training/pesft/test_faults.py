@@ -80,7 +80,7 @@ def test_non_finite_values_keep_the_last_checkpoint(
                 broken[0, 0] = float("nan")
         return loss, metrics
 
-    monkeypatch.setattr(training.sft, "accumulate", poisoned)
+    monkeypatch.setattr(training.pesft.loop, "accumulate", poisoned)
     with pytest.raises(JobError, match="the last good checkpoint is job-step-2") as caught:
         run(make_context(tmp_path, spec(), tiny_checkpoint))
     assert caught.value.code == "loss_not_finite"

@@ -127,7 +127,7 @@ def test_lost_last_checkpoint_is_rewritten(
     """Killed between the state of the last step and its checkpoint."""
     job = spec(steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(training.pesft, "save_training_checkpoint", _die)
+        patch.setattr(training.pesft.job, "save_training_checkpoint", _die)
         with pytest.raises(SystemExit):
             run(make_context(tmp_path, job, tiny_checkpoint))
     assert stage_checkpoints(make_context(tmp_path, job, tiny_checkpoint)) == []
