@@ -224,9 +224,6 @@ class FakeGeneration:
         self.pauses.append(request_id)
         self._jobs[request_id].mode = "step"
 
-    async def resume_auto(self, request_id: str) -> None:
-        self._jobs[request_id].mode = "auto"
-
     async def abort(self, request_id: str) -> None:
         self.aborts.append(request_id)
         job = self._jobs.get(request_id)

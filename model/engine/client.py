@@ -113,10 +113,6 @@ class EngineClient(abc.ABC):
         """Switch to step mode: the request pauses at the end of its running step."""
         self._send(("mode", request_id, "step"))
 
-    async def resume_auto(self, request_id: str) -> None:
-        """Withdraw a pause that has not taken effect yet."""
-        self._send(("mode", request_id, "auto"))
-
     async def abort(self, request_id: str) -> None:
         """Abort a request; returns once it holds no slot. Unknown requests have already ended."""
         with contextlib.suppress(EngineError):  # the engine died and holds nothing

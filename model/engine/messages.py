@@ -180,9 +180,6 @@ class Generation(Protocol):
     async def pause(self, request_id: str) -> None:
         """Switch to step mode: the request pauses at the end of its running step."""
 
-    async def resume_auto(self, request_id: str) -> None:
-        """Withdraw a pause that has not taken effect yet."""
-
     async def abort(self, request_id: str) -> None:
         """Abort a request; returns once it holds no slot. Its iterator ends with Cancelled."""
 

@@ -58,7 +58,3 @@ class Scheduler:
     def find(self, request_id: str) -> list[Sequence]:
         """Every live sequence of a request."""
         return [s for s in (*self.running, *self.waiting) if s.request_id == request_id]
-
-    def position(self, request_id: str) -> int | None:
-        """Number of sequences waiting before the request's first one; None when none of it waits."""
-        return next((i for i, s in enumerate(self.waiting) if s.request_id == request_id), None)

@@ -167,9 +167,3 @@ def image_stats(vq: VQModel, codes: Sequence[int], perception: Perception | None
     (energy,) = image_energies(vq, [codes])
     score = 0.0 if is_flat(codes, perception, energy) else perception_score(energy, perception)
     return ImageStats(len(set(codes)), flatness(codes), energy, score)
-
-
-def perception_reward(vq: VQModel, images: Sequence[Sequence[int]], perception: Perception | None = None) -> float:
-    """R_Pe of a trajectory: the mean score of its images (Eq. 9-11); 0 without images."""
-    scores = [image_stats(vq, codes, perception).perception_reward for codes in images]
-    return sum(scores) / len(scores) if scores else 0.0

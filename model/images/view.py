@@ -57,11 +57,6 @@ def model_view(png: bytes | Image.Image, config: ModelConfig | VQConfig | int, f
     raise ValueError(f"fit must be crop or pad, not {fit!r}")
 
 
-def cropped_share(width: int, height: int) -> float:
-    """Share of an image's area that ``crop`` cuts off, 0 ... 1."""
-    return 1.0 - min(width, height) / max(width, height)
-
-
 def png_bytes(image: Image.Image, *, quick: bool = False) -> bytes:
     """Encode as PNG without metadata; `quick` takes less than half the time for a sixth more bytes."""
     buffer = io.BytesIO()

@@ -139,11 +139,6 @@ class TraceParser:
         return self._unmarked
 
     @property
-    def in_image(self) -> bool:
-        """Whether an image is being generated."""
-        return self._codes is not None
-
-    @property
     def well_formed(self) -> bool:
         """Whether a finished response is a complete trajectory (method: R_Fmt)."""
         brackets_closed = self._seen_brackets == len(self._brackets)

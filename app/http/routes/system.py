@@ -11,7 +11,8 @@ from app.common import pools
 from app.common.build import build_version
 from app.common.metrics import CONTENT_TYPE
 from app.common.pools import in_pool
-from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn, LimitsOut, Live, Ready, RoomOut
+from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn
+from app.contract.schemas_system import LimitsOut, Live, Ready, RoomOut
 from app.http.deps import App, Services, problems, require_json
 from app.storage.images import MAX_UPLOAD_BYTES
 from model.build import commit, package_version

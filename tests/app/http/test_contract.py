@@ -12,7 +12,8 @@ from PIL import ImageEnhance
 
 from app.common.settings import Settings
 from app.contract.problems import CODES
-from app.contract.schemas import CheckpointList, LimitsOut, ModelList, ProblemOut, Ready, RoomOut, TaskOut, Trace
+from app.contract.schemas import CheckpointList, ModelList, ProblemOut, TaskOut, Trace
+from app.contract.schemas_system import LimitsOut, Ready, RoomOut
 from app.main import create_app
 from app.storage import database as tables
 from app.storage.images import encode_png

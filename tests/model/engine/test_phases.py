@@ -60,7 +60,6 @@ def test_freed_slot_takes_last_sequence() -> None:
     assert [s.slot for s in scheduler.running] == [0, 1, 2]
     assert scheduler.running[1] is sequences[3]
     assert scheduler.admit() == [sequences[4]]
-    assert scheduler.position("5") == 0
 
 
 def test_admission_is_first_come_first_served() -> None:

@@ -22,7 +22,6 @@ from model.images.codes import (
     flatness,
     image_stats,
     is_flat,
-    perception_reward,
     perception_score,
     to_images,
     to_pixels,
@@ -163,13 +162,6 @@ def test_image_stats_use_the_codebook(vq: VQModel) -> None:
     assert facts.tv == pytest.approx(energy)
     assert facts.perception_reward == pytest.approx(1 / (1 + energy / 2.0))
     assert set(facts.to_json()) == {"codes", "flatness", "tv", "perception_reward"}
-
-
-def test_trace_reward_is_mean_over_images(vq: VQModel) -> None:
-    one, two = (5, 6, 7, 8), (9, 9, 9, 9)
-    single = image_stats(vq, one).perception_reward
-    assert perception_reward(vq, [one, two]) == pytest.approx(single / 2)
-    assert perception_reward(vq, []) == 0.0
 
 
 def test_copied_image_is_recognised() -> None:

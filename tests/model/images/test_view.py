@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from model.images.view import cropped_share, model_view, open_image, png_bytes
+from model.images.view import model_view, open_image, png_bytes
 from tests.tiny import tiny_config
 
 
@@ -38,7 +38,6 @@ def test_crop_cuts_sides_and_pad_keeps_them() -> None:
     assert pad.getpixel((1, 16)) == (255, 0, 0)
     assert pad.getpixel((30, 16)) == (0, 0, 255)
     assert pad.getpixel((16, 1)) == pad.getpixel((16, 30)) == (255, 255, 255)
-    assert cropped_share(96, 32) == pytest.approx(2 / 3)
 
 
 def test_crop_of_very_long_image_is_cheap() -> None:
