@@ -39,7 +39,13 @@ export class Activation {
     this.text = h('span', { class: 'or-activation-text' });
     this.bar = h('span', { class: 'or-activation-bar', 'aria-hidden': 'true' }, h('span'));
     this.choices = h('span', { class: 'or-row' });
-    this.element = h('div', { class: 'or-activation', role: 'status', 'aria-live': 'polite', hidden: true }, this.bar, this.text, this.choices);
+    this.element = h(
+      'div',
+      { class: 'or-activation', role: 'status', 'aria-live': 'polite', hidden: true },
+      this.bar,
+      this.text,
+      this.choices,
+    );
   }
 
   get busy() {
@@ -95,12 +101,16 @@ export class Activation {
 
   #failed(error, name, from) {
     if (error.status === 507 && error.code !== 'disk_full') {
-      this.#say('fail', `${sentence(error.message)} Nothing has changed. It can replace the running weights instead:`,
+      this.#say(
+        'fail',
+        `${sentence(error.message)} Nothing has changed. It can replace the running weights instead:`,
         this.#button('Wait for running traces, then replace', () => this.activate(name, from, 'wait')),
-        this.#button('Stop running traces and replace', () => this.activate(name, from, 'cancel')));
+        this.#button('Stop running traces and replace', () => this.activate(name, from, 'cancel')),
+      );
       return;
     }
-    const what = error.status === 409 ? sentence(error.message) : `${sentence(error.message)} The previous weights stay active.`;
+    const what =
+      error.status === 409 ? sentence(error.message) : `${sentence(error.message)} The previous weights stay active.`;
     this.#say('fail', what);
   }
 

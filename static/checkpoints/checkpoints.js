@@ -23,17 +23,45 @@ class Checkpoints {
   async #begin(element) {
     this.tree = h('ul', { class: 'or-tree', 'aria-label': 'Checkpoints by lineage' });
     this.word = h('p', { class: 'or-error', role: 'alert', hidden: true });
-    this.back = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#activate(previous()) }, '');
-    this.compareButton = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.#compare() }, 'Compare two');
+    this.back = h(
+      'button',
+      { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#activate(previous()) },
+      '',
+    );
+    this.compareButton = h(
+      'button',
+      { type: 'button', class: 'or-secondary', onclick: () => this.#compare() },
+      'Compare two',
+    );
     this.detail = h('div', { class: 'or-block or-checkpoint-detail', 'aria-live': 'off' });
     this.activation = new Activation({ changed: () => this.refresh() });
     this.compare = new Compare();
     element.replaceChildren(
-      h('div', { class: 'or-checkpoints-main' },
-        h('section', { class: 'or-block', 'aria-label': 'Lineage' },
-          h('div', { class: 'or-block-head' }, h('h2', {}, 'Checkpoints'), h('span', { class: 'or-spring' }), this.back, this.compareButton),
-          this.word, this.tree, this.#registerForm()),
-        h('section', { class: 'or-checkpoint-side', 'aria-label': 'Selected checkpoint' }, this.activation.element, this.detail)),
+      h(
+        'div',
+        { class: 'or-checkpoints-main' },
+        h(
+          'section',
+          { class: 'or-block', 'aria-label': 'Lineage' },
+          h(
+            'div',
+            { class: 'or-block-head' },
+            h('h2', {}, 'Checkpoints'),
+            h('span', { class: 'or-spring' }),
+            this.back,
+            this.compareButton,
+          ),
+          this.word,
+          this.tree,
+          this.#registerForm(),
+        ),
+        h(
+          'section',
+          { class: 'or-checkpoint-side', 'aria-label': 'Selected checkpoint' },
+          this.activation.element,
+          this.detail,
+        ),
+      ),
       this.compare.element,
     );
     onBack(() => this.refresh());
@@ -53,7 +81,8 @@ class Checkpoints {
       return this.fail(error);
     }
     const names = this.#all.filter((one) => !one.problem).map((one) => one.id);
-    if (!this.#all.some((one) => one.id === this.#selected)) this.#selected = this.#active()?.id ?? this.#all[0]?.id ?? null;
+    if (!this.#all.some((one) => one.id === this.#selected))
+      this.#selected = this.#active()?.id ?? this.#all[0]?.id ?? null;
     this.compare.names(names);
     this.compareButton.disabled = names.length < 2;
     const before = previous();
@@ -76,7 +105,8 @@ class Checkpoints {
   #select(name) {
     this.#selected = name;
     history.replaceState(null, '', `/checkpoints?name=${encodeURIComponent(name)}`);
-    for (const button of this.tree.querySelectorAll('button')) setAttr(button, 'aria-current', button.dataset.name === name ? 'true' : null);
+    for (const button of this.tree.querySelectorAll('button'))
+      setAttr(button, 'aria-current', button.dataset.name === name ? 'true' : null);
     this.#drawDetail();
     if (matchMedia('(max-width: 900px)').matches) this.detail.scrollIntoView({ block: 'nearest' });
   }
@@ -103,14 +133,41 @@ class Checkpoints {
   #node({ one, children, missing }) {
     const flag = (text, tone) => h('span', { class: 'or-flag', 'data-tone': tone }, text);
     const face = missing
-      ? h('span', { class: 'or-node or-quiet' }, h('span', { class: 'or-node-name' }, one.id), h('span', {}, 'not on this machine'))
+      ? h(
+          'span',
+          { class: 'or-node or-quiet' },
+          h('span', { class: 'or-node-name' }, one.id),
+          h('span', {}, 'not on this machine'),
+        )
       : h(
-        'button', { type: 'button', class: 'or-node', 'data-name': one.id, 'aria-current': one.id === this.#selected ? 'true' : null, onclick: () => this.#select(one.id) },
-        h('span', { class: 'or-node-line' }, h('span', { class: 'or-node-name' }, one.id),
-          one.active ? flag('active', 'good') : null, one.loaded && !one.active ? flag('in memory', 'quiet') : null, one.problem ? flag('unusable', 'bad') : null),
-        h('span', { class: 'or-node-line or-quiet' }, [madeBy(one), measureOf(one)].filter(Boolean).join(' · ') || one.description || ''),
+          'button',
+          {
+            type: 'button',
+            class: 'or-node',
+            'data-name': one.id,
+            'aria-current': one.id === this.#selected ? 'true' : null,
+            onclick: () => this.#select(one.id),
+          },
+          h(
+            'span',
+            { class: 'or-node-line' },
+            h('span', { class: 'or-node-name' }, one.id),
+            one.active ? flag('active', 'good') : null,
+            one.loaded && !one.active ? flag('in memory', 'quiet') : null,
+            one.problem ? flag('unusable', 'bad') : null,
+          ),
+          h(
+            'span',
+            { class: 'or-node-line or-quiet' },
+            [madeBy(one), measureOf(one)].filter(Boolean).join(' · ') || one.description || '',
+          ),
+        );
+    const list = (nodes) =>
+      h(
+        'ul',
+        {},
+        nodes.map((child) => this.#node(child)),
       );
-    const list = (nodes) => h('ul', {}, nodes.map((child) => this.#node(child)));
     const rows = folded(children, this.#selected).map(({ node, earlier }) => {
       if (node) return this.#node(node);
       const words = `${earlier.length} earlier ${earlier.length === 1 ? 'step' : 'steps'} of this job`;
@@ -126,10 +183,29 @@ class Checkpoints {
     show(this.detail, Boolean(one));
     if (!one) return;
     const why = whyNot(one);
-    const activate = h('button', { type: 'button', class: 'or-primary', disabled: Boolean(why.activate), title: why.activate ?? '', onclick: () => this.#activate(one.id) }, one.active ? 'Active' : 'Activate');
+    const activate = h(
+      'button',
+      {
+        type: 'button',
+        class: 'or-primary',
+        disabled: Boolean(why.activate),
+        title: why.activate ?? '',
+        onclick: () => this.#activate(one.id),
+      },
+      one.active ? 'Active' : 'Activate',
+    );
     const active = this.#active()?.id;
-    const compare = one.active || one.problem ? null : h('button', { type: 'button', class: 'or-secondary', onclick: () => this.compare.show(active, one.id) }, `Compare with ${active}`);
-    const remove = why.remove ? null : sureButton(`Delete ${one.id}`, 'delete?', () => this.#remove(one.id), icon('trash'));
+    const compare =
+      one.active || one.problem
+        ? null
+        : h(
+            'button',
+            { type: 'button', class: 'or-secondary', onclick: () => this.compare.show(active, one.id) },
+            `Compare with ${active}`,
+          );
+    const remove = why.remove
+      ? null
+      : sureButton(`Delete ${one.id}`, 'delete?', () => this.#remove(one.id), icon('trash'));
     const job = one.lineage?.job_id; // a job of this server, not one that only the manifest names
     const measures = Object.entries(one.metrics ?? {}).filter(([, value]) => typeof value === 'number');
     const parts = [
@@ -137,11 +213,40 @@ class Checkpoints {
       one.description ? h('p', {}, one.description) : null,
       one.problem ? h('p', { class: 'or-error' }, `Unusable: ${one.problem}`) : null,
       h('div', { class: 'or-row' }, activate, compare, h('span', { class: 'or-spring' }), remove),
-      h('dl', { class: 'or-facts-grid' },
-        factsOf(one).map(([name, value]) => [h('dt', {}, name), h('dd', {}, name === 'made' ? h('time', { datetime: value, title: value }, whenOf(value)) : value)]),
-        job ? [h('dt', {}, 'job'), h('dd', {}, h('a', { class: 'or-link', href: `/training?job=${encodeURIComponent(job)}` }, 'open the job'))] : []),
+      h(
+        'dl',
+        { class: 'or-facts-grid' },
+        factsOf(one).map(([name, value]) => [
+          h('dt', {}, name),
+          h('dd', {}, name === 'made' ? h('time', { datetime: value, title: value }, whenOf(value)) : value),
+        ]),
+        job
+          ? [
+              h('dt', {}, 'job'),
+              h(
+                'dd',
+                {},
+                h('a', { class: 'or-link', href: `/training?job=${encodeURIComponent(job)}` }, 'open the job'),
+              ),
+            ]
+          : [],
+      ),
       measures.length ? h('h3', {}, 'Measures') : null,
-      measures.length ? h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'Measures' }, h('table', { class: 'or-table' }, measures.sort().map(([name, value]) => h('tr', {}, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }, short(value)))))) : null,
+      measures.length
+        ? h(
+            'div',
+            { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'Measures' },
+            h(
+              'table',
+              { class: 'or-table' },
+              measures
+                .sort()
+                .map(([name, value]) =>
+                  h('tr', {}, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }, short(value))),
+                ),
+            ),
+          )
+        : null,
       one.card_notes ? h('p', { class: 'or-honesty' }, wordsOf(one.card_notes)) : null,
     ];
     this.detail.replaceChildren(...parts.filter(Boolean));
@@ -163,12 +268,28 @@ class Checkpoints {
   // ---- registration
 
   #registerForm() {
-    const input = h('input', { type: 'text', class: 'or-input', autocomplete: 'off', spellcheck: 'false', placeholder: '/folder/of/a/checkpoint or owner/name', 'aria-label': 'Folder or hub id of a checkpoint' });
+    const input = h('input', {
+      type: 'text',
+      class: 'or-input',
+      autocomplete: 'off',
+      spellcheck: 'false',
+      placeholder: '/folder/of/a/checkpoint or owner/name',
+      'aria-label': 'Folder or hub id of a checkpoint',
+    });
     const button = h('button', { type: 'submit', class: 'or-secondary' }, 'Register');
     const error = h('p', { class: 'or-error', role: 'alert', hidden: true });
-    const form = h('form', { class: 'or-register' }, h('h3', {}, 'Register a checkpoint'),
-      h('p', { class: 'or-quiet' }, 'A folder in OMNI_R1_HOME or OMNI_R1_ALLOWED_ROOTS on the server’s machine, or a hub id. It is validated before it appears here.'),
-      h('div', { class: 'or-row or-register-row' }, input, button), error);
+    const form = h(
+      'form',
+      { class: 'or-register' },
+      h('h3', {}, 'Register a checkpoint'),
+      h(
+        'p',
+        { class: 'or-quiet' },
+        'A folder in OMNI_R1_HOME or OMNI_R1_ALLOWED_ROOTS on the server’s machine, or a hub id. It is validated before it appears here.',
+      ),
+      h('div', { class: 'or-row or-register-row' }, input, button),
+      error,
+    );
     form.addEventListener('submit', async (event) => {
       event.preventDefault();
       const source = input.value.trim();

@@ -22,23 +22,61 @@ export class Compare {
   #begun = false;
 
   constructor() {
-    this.selects = Object.fromEntries(SIDES.map((side) => [side, h('select', { 'aria-label': side === 'left' ? 'First checkpoint' : 'Second checkpoint' })]));
+    this.selects = Object.fromEntries(
+      SIDES.map((side) => [
+        side,
+        h('select', { 'aria-label': side === 'left' ? 'First checkpoint' : 'Second checkpoint' }),
+      ]),
+    );
     this.wellPlace = h('div', { class: 'or-part-well' });
     this.examples = h('div', {});
-    this.question = h('textarea', { class: 'or-input or-compare-question', rows: 3, 'aria-label': 'The question for both', placeholder: 'One question for both' });
+    this.question = h('textarea', {
+      class: 'or-input or-compare-question',
+      rows: 3,
+      'aria-label': 'The question for both',
+      placeholder: 'One question for both',
+    });
     this.ask = h('button', { type: 'button', class: 'or-primary', onclick: () => this.#ask() }, 'Ask both');
-    this.stop = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#stop() }, 'Stop');
+    this.stop = h(
+      'button',
+      { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#stop() },
+      'Stop',
+    );
     this.close = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.hide() }, 'Close');
     this.error = h('p', { class: 'or-error', role: 'alert', hidden: true });
     this.outcome = h('p', { class: 'or-quiet', role: 'status' });
     this.places = Object.fromEntries(SIDES.map((side) => [side, h('div', { class: 'or-compare-viewer' })]));
-    const column = (side) => h('div', { class: 'or-compare-column', 'data-side': side }, h('label', { class: 'or-field' }, h('span', {}, side === 'left' ? 'first' : 'second'), this.selects[side]), this.places[side]);
+    const column = (side) =>
+      h(
+        'div',
+        { class: 'or-compare-column', 'data-side': side },
+        h('label', { class: 'or-field' }, h('span', {}, side === 'left' ? 'first' : 'second'), this.selects[side]),
+        this.places[side],
+      );
     this.element = h(
-      'section', { class: 'or-block or-compare-page', 'aria-label': 'Compare two checkpoints', hidden: true },
-      h('div', { class: 'or-block-head' }, h('h2', {}, 'Compare'), h('span', { class: 'or-quiet' }, 'one question, the same seed, two checkpoints'), h('span', { class: 'or-spring' }), this.close),
-      h('div', { class: 'or-compare-ask' },
+      'section',
+      { class: 'or-block or-compare-page', 'aria-label': 'Compare two checkpoints', hidden: true },
+      h(
+        'div',
+        { class: 'or-block-head' },
+        h('h2', {}, 'Compare'),
+        h('span', { class: 'or-quiet' }, 'one question, the same seed, two checkpoints'),
+        h('span', { class: 'or-spring' }),
+        this.close,
+      ),
+      h(
+        'div',
+        { class: 'or-compare-ask' },
         this.wellPlace,
-        h('div', { class: 'or-compare-words' }, this.examples, this.question, this.error, h('div', { class: 'or-row' }, this.ask, this.stop, this.outcome))),
+        h(
+          'div',
+          { class: 'or-compare-words' },
+          this.examples,
+          this.question,
+          this.error,
+          h('div', { class: 'or-row' }, this.ask, this.stop, this.outcome),
+        ),
+      ),
       h('div', { class: 'or-compare-pair' }, SIDES.map(column)),
     );
     this.question.addEventListener('input', () => this.fail(null));
@@ -80,7 +118,10 @@ export class Compare {
     if (this.#begun) return;
     this.#begun = true;
     this.well = new Well(this.wellPlace, { onImage: (image) => this.#ownImage(image), onFit: () => {} });
-    const examples = new Examples(this.examples, { onPick: (task) => this.#pick(task), onError: (error) => this.fail(error) });
+    const examples = new Examples(this.examples, {
+      onPick: (task) => this.#pick(task),
+      onError: (error) => this.fail(error),
+    });
     for (const side of SIDES) {
       const other = side === 'left' ? 'right' : 'left';
       this.#viewers[side] = new Viewer(this.places[side], {
@@ -122,17 +163,30 @@ export class Compare {
       this.question.focus();
       return;
     }
-    const request = { question, images: [], partial_images: PARTIAL_IMAGES, background: true, sampling: { seed: Math.floor(Math.random() * 2 ** 31) } };
+    const request = {
+      question,
+      images: [],
+      partial_images: PARTIAL_IMAGES,
+      background: true,
+      sampling: { seed: Math.floor(Math.random() * 2 ** 31) },
+    };
     if (this.#image) {
       const { image, own } = this.#image;
-      request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });
-      if (this.#task?.question === question && this.#task.image_id === image.image_id) request.task_id = this.#task.task_id;
+      request.images.push(
+        own && image.width !== image.height
+          ? { image_id: image.image_id, fit: this.well.fit }
+          : { image_id: image.image_id },
+      );
+      if (this.#task?.question === question && this.#task.image_id === image.image_id)
+        request.task_id = this.#task.task_id;
     }
     this.#starting = true;
     this.fail(null);
     this.ask.disabled = true;
     try {
-      const created = await Promise.allSettled(SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })));
+      const created = await Promise.allSettled(
+        SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })),
+      );
       const failed = created.find((one) => one.status === 'rejected');
       if (failed) {
         // half a comparison is useless: cancel the other trace
@@ -158,7 +212,10 @@ export class Compare {
   #follow() {
     const [left, right] = SIDES.map((side) => this.#viewers[side]?.state);
     if (!left || !right || this.#starting) return;
-    show(this.stop, [left, right].some((state) => state.traceId && isLive(state)));
+    show(
+      this.stop,
+      [left, right].some((state) => state.traceId && isLive(state)),
+    );
     setText(this.outcome, outcomeOf(left, right));
   }
 }

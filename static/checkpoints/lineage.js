@@ -54,7 +54,8 @@ export function folded(children, kept) {
   const shown = [];
   for (const node of children) {
     const { one } = node;
-    if (!key(node) || newest.get(key(node)) === node || node.children.length || one.active || one.id === kept) shown.push({ node });
+    if (!key(node) || newest.get(key(node)) === node || node.children.length || one.active || one.id === kept)
+      shown.push({ node });
     else if (shown.length && shown[shown.length - 1].key === key(node)) shown[shown.length - 1].earlier.push(node);
     else shown.push({ key: key(node), earlier: [node] });
   }
@@ -81,10 +82,14 @@ const FIRST = [
 /** The one or two most important metrics, for the tree. */
 export function measureOf(one) {
   const metrics = one.metrics ?? {};
-  return FIRST.filter(([name]) => typeof metrics[name] === 'number').slice(0, 2).map(([name, words]) => words(metrics[name])).join(' · ');
+  return FIRST.filter(([name]) => typeof metrics[name] === 'number')
+    .slice(0, 2)
+    .map(([name, words]) => words(metrics[name]))
+    .join(' · ');
 }
 
-export const megabytes = (bytes) => (typeof bytes === 'number' ? `${Math.round(bytes / 1e6).toLocaleString('en')} MB` : '');
+export const megabytes = (bytes) =>
+  typeof bytes === 'number' ? `${Math.round(bytes / 1e6).toLocaleString('en')} MB` : '';
 
 /** `[name, text]` rows about one checkpoint; omits unknown facts. */
 export function factsOf(one) {
@@ -93,7 +98,10 @@ export function factsOf(one) {
     ['from', parentOf(one)],
     ['licence', one.licence],
     ['size', megabytes(one.size_bytes)],
-    ['images', one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null],
+    [
+      'images',
+      one.resolution ? `${one.resolution} × ${one.resolution} px, ${(one.tokens_per_image ?? 2) - 2} codes` : null,
+    ],
     ['context', one.context_len ? `${one.context_len.toLocaleString('en')} tokens` : null],
     ['template', one.template],
     ['weights', one.weight_version ? `version ${one.weight_version}${one.loaded ? ', in memory' : ''}` : null],
@@ -108,7 +116,11 @@ const KEPT = new Set(['package', 'setting']); // shipped, or named by the settin
 /** The reasons against actions: `{activate, remove}` are null or a text. */
 export function whyNot(one) {
   return {
-    activate: one.problem ? 'The checkpoint is unusable; see the reason above.' : one.active ? 'It is already active.' : null,
+    activate: one.problem
+      ? 'The checkpoint is unusable; see the reason above.'
+      : one.active
+        ? 'It is already active.'
+        : null,
     remove: one.active || KEPT.has(one.source) ? 'It is active or belongs to the installation.' : null,
   };
 }
@@ -119,7 +131,8 @@ export function outcomeOf(left, right) {
   const verdicts = [left, right].map((state) => state.verdict?.answer ?? null);
   if (verdicts.every((one) => one === 'right')) return 'Both are right.';
   if (verdicts.every((one) => one === 'wrong')) return 'Both are wrong.';
-  if (verdicts.every(Boolean)) return verdicts[0] === 'right' ? 'Only the first is right.' : 'Only the second is right.';
+  if (verdicts.every(Boolean))
+    return verdicts[0] === 'right' ? 'Only the first is right.' : 'Only the second is right.';
   const same = left.answer.trim().toLowerCase() === right.answer.trim().toLowerCase();
   return same ? 'Both give the same answer.' : 'They give different answers.';
 }

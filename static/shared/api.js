@@ -42,7 +42,8 @@ async function problemOf(response) {
   }
   const retryAfter = Number(response.headers.get('retry-after')) || null;
   // the field's path is for programs
-  let message = problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server returned ${response.status}.`;
+  let message =
+    problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server returned ${response.status}.`;
   if (response.status === 429) {
     message = `${message.replace(/[;,]? ?(?:try again|retry).*$/i, '').replace(/[.;]?$/, '.')} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }
@@ -85,8 +86,7 @@ export const api = {
   traces: (filters, options) => call(`/v1/traces?${new URLSearchParams(filters)}`, options),
   task: (query, options) => call(`/v1/tasks?${new URLSearchParams(query)}`, options),
   limits: (options) => call('/v1/limits', options),
-  budget: (question, images, options) =>
-    call('/v1/limits', { method: 'POST', json: { question, images }, ...options }),
+  budget: (question, images, options) => call('/v1/limits', { method: 'POST', json: { question, images }, ...options }),
   upload: (blob) =>
     call('/v1/images', {
       method: 'POST',

@@ -5,12 +5,15 @@ export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined) continue;
-    if (name.startsWith('aria-')) element.setAttribute(name, String(value)); // false is a valid value here
+    if (name.startsWith('aria-'))
+      element.setAttribute(name, String(value)); // false is a valid value here
     else if (value === false) continue;
     else if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? '' : String(value));
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -133,7 +136,11 @@ export function copyButton(label, text, said = () => {}) {
 
 /** A button for irreversible actions: the first click asks `question`, the second acts; leaving the button resets. */
 export function sureButton(label, question, act, ...face) {
-  const button = h('button', { type: 'button', class: 'or-round or-delete', 'aria-label': label, title: label }, ...face);
+  const button = h(
+    'button',
+    { type: 'button', class: 'or-round or-delete', 'aria-label': label, title: label },
+    ...face,
+  );
   let armed = false;
   const reset = () => {
     armed = false;
@@ -156,7 +163,11 @@ export function sureButton(label, question, act, ...face) {
 /** A modal dialog that closes on Esc and on outside clicks, and restores the focus. */
 export function openDialog(label, ...content) {
   const opener = document.activeElement;
-  const close = h('button', { type: 'button', class: 'or-round or-dialog-close', 'aria-label': 'Close' }, icon('close'));
+  const close = h(
+    'button',
+    { type: 'button', class: 'or-round or-dialog-close', 'aria-label': 'Close' },
+    icon('close'),
+  );
   const dialog = h('dialog', { class: 'or-dialog', 'aria-label': label }, close, ...content);
   close.addEventListener('click', () => dialog.close());
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());

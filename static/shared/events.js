@@ -11,9 +11,20 @@ import { TERMINAL } from '../viewer/state.js';
 import { Turn } from '../viewer/turn.js';
 
 export const TYPES = [
-  'trace.queued', 'trace.started', 'trace.resumed', 'trace.paused', 'trace.completed', 'trace.cancelled',
-  'trace.failed', 'step.started', 'text.delta', 'image.started', 'image.partial', 'image.completed',
-  'step.completed', 'answer.delta',
+  'trace.queued',
+  'trace.started',
+  'trace.resumed',
+  'trace.paused',
+  'trace.completed',
+  'trace.cancelled',
+  'trace.failed',
+  'step.started',
+  'text.delta',
+  'image.started',
+  'image.partial',
+  'image.completed',
+  'step.completed',
+  'answer.delta',
 ];
 const ENDS = new Set(['trace.completed', 'trace.cancelled', 'trace.failed']);
 
@@ -85,7 +96,8 @@ export class EventStream {
       channel: env.channel?.() ?? null,
       now: env.now,
       onTaken: () => this.#taken(),
-      onFree: () => this.#mode === 'looking' && this.#timer('succeed', Math.random() * SUCCEED_MS, () => this.#goLive()),
+      onFree: () =>
+        this.#mode === 'looking' && this.#timer('succeed', Math.random() * SUCCEED_MS, () => this.#goLive()),
     });
     const listen = (target, type, handler) => {
       target.addEventListener(type, handler, { passive: true });
@@ -147,10 +159,13 @@ export class EventStream {
 
   #timer(name, ms, callback) {
     this.#clear(name);
-    this.#timers.set(name, this.#env.setTimeout(() => {
-      this.#timers.delete(name);
-      callback();
-    }, ms));
+    this.#timers.set(
+      name,
+      this.#env.setTimeout(() => {
+        this.#timers.delete(name);
+        callback();
+      }, ms),
+    );
   }
 
   #clear(name) {
@@ -247,10 +262,7 @@ export class EventStream {
       this.#lookEvery = this.#after > before ? LOOK_IN_EVERY_MS : Math.min(2 * this.#lookEvery, LOOK_IN_RARELY_MS);
       this.#timer('look', this.#lookEvery, () => this.#lookIn());
     };
-    this.#read(look).then(
-      (ended) => (ended && this.#look === look ? this.close('ended') : again()),
-      again,
-    );
+    this.#read(look).then((ended) => (ended && this.#look === look ? this.close('ended') : again()), again);
   }
 
   async #read(look) {

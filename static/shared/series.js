@@ -65,7 +65,8 @@ export function ticksOf(low, high, count = 4) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const unit = [1, 2, 2.5, 5, 10].find((one) => one * power >= raw * 0.999) * power;
   const ticks = [];
-  for (let k = Math.ceil(low / unit - 1e-9); k * unit <= high + unit * 1e-9; k += 1) ticks.push(Number((k * unit).toPrecision(12)));
+  for (let k = Math.ceil(low / unit - 1e-9); k * unit <= high + unit * 1e-9; k += 1)
+    ticks.push(Number((k * unit).toPrecision(12)));
   return ticks;
 }
 

@@ -105,12 +105,20 @@ export class Stopwatch {
 }
 
 const ASK_AGAIN = 'press Reason to ask again';
-const INSTEAD = { prompt_too_long: 'shorten the question', bad_image: 'choose another image', unknown_checkpoint: 'choose another checkpoint', weights_gone: 'choose another checkpoint' };
+const INSTEAD = {
+  prompt_too_long: 'shorten the question',
+  bad_image: 'choose another image',
+  unknown_checkpoint: 'choose another checkpoint',
+  weights_gone: 'choose another checkpoint',
+};
 const ADVICE = /[;,.]?\s+(?:please\s+)?(?:(?:ask|try|send)\b[^;.]*\bagain\b|retry\b).*$/i; // replaced by the page's own
 
 /** A server's reason as one sentence, without trailing advice. */
 function reasonOf(error) {
-  const text = (error?.detail ?? '').trim().replace(ADVICE, '').replace(/[.;,:\s]+$/, '');
+  const text = (error?.detail ?? '')
+    .trim()
+    .replace(ADVICE, '')
+    .replace(/[.;,:\s]+$/, '');
   return text ? ` ${text[0].toUpperCase()}${text.slice(1)}.` : '';
 }
 
@@ -119,13 +127,15 @@ function reasonOf(error) {
  */
 export function troubleOf(state, again = ASK_AGAIN) {
   if (state.sample) return state.hasAnswer ? null : 'The trace ended without an answer.';
-  const kept = (what) => (state.steps.length ? `The steps so far are kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`);
+  const kept = (what) =>
+    state.steps.length ? `The steps so far are kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`;
   if (state.status === 'interrupted') return `The server stopped before this trace finished. ${kept(again)}`;
   if (state.status === 'failed') {
     return `The model failed to finish this trace.${reasonOf(state.error)} ${kept(INSTEAD[state.error?.code] ?? again)}`;
   }
   if (state.status === 'cancelled' && !state.hasAnswer) {
-    const why = state.cancelReason === 'disconnected' ? 'Stopped because all readers had left.' : 'Stopped before the answer.';
+    const why =
+      state.cancelReason === 'disconnected' ? 'Stopped because all readers had left.' : 'Stopped before the answer.';
     return `${why} ${kept(again)}`;
   }
   if (state.status === 'completed' && !state.hasAnswer) {

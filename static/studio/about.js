@@ -12,14 +12,23 @@ export function mountAbout(element, props, watch) {
   const draw = () => {
     if (!props.value) return;
     const sections = JSON.parse(props.value);
-    place.replaceChildren(...sections.map((section) => h(
-      'section', { class: 'or-about-section' },
-      h('h2', {}, section.title),
-      section.text ? h('p', {}, section.text) : null,
-      section.rows.length
-        ? h('dl', {}, section.rows.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(value))]))
-        : null,
-    )));
+    place.replaceChildren(
+      ...sections.map((section) =>
+        h(
+          'section',
+          { class: 'or-about-section' },
+          h('h2', {}, section.title),
+          section.text ? h('p', {}, section.text) : null,
+          section.rows.length
+            ? h(
+                'dl',
+                {},
+                section.rows.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(value))]),
+              )
+            : null,
+        ),
+      ),
+    );
   };
   draw();
   watch('value', draw);

@@ -5,10 +5,18 @@ const count = (value) => Number(value).toLocaleString('en');
 /** `{text, over, tooLong}` for the response of POST /v1/limits. over = show as an error; tooLong = cannot be asked. */
 export function budgetWords({ prompt_tokens: prompt, room_tokens: tokens, room_images: images }) {
   if (tokens < 1) {
-    return { text: `This question takes ${count(prompt)} tokens, more than the model’s limit: shorten it.`, over: true, tooLong: true };
+    return {
+      text: `This question takes ${count(prompt)} tokens, more than the model’s limit: shorten it.`,
+      over: true,
+      tooLong: true,
+    };
   }
   if (images < 1) {
-    return { text: `No room for an image, only for ${count(tokens)} tokens of text: shorten the question.`, over: true, tooLong: false };
+    return {
+      text: `No room for an image, only for ${count(tokens)} tokens of text: shorten the question.`,
+      over: true,
+      tooLong: false,
+    };
   }
   return { text: `room for ${images} ${images === 1 ? 'image' : 'images'}`, over: false, tooLong: false };
 }

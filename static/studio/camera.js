@@ -17,9 +17,12 @@ export async function openCamera(onImage) {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' }, audio: false });
   } catch (error) {
-    setText(word, error.name === 'NotAllowedError'
-      ? 'The browser does not allow the camera here. Allow it in the address bar, or choose a file instead.'
-      : 'No camera found. Choose a file instead.');
+    setText(
+      word,
+      error.name === 'NotAllowedError'
+        ? 'The browser does not allow the camera here. Allow it in the address bar, or choose a file instead.'
+        : 'No camera found. Choose a file instead.',
+    );
     return;
   }
   if (!dialog.isConnected) return stop();

@@ -2,19 +2,33 @@
 // nothing is opened, and images go to the registered receiver.
 
 const IMAGE_IN_MARKUP = /<img\b(?:[^>"']|"[^"]*"|'[^']*')*?\ssrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))/i;
-const WRITABLE = 'input:not([type=button]):not([type=checkbox]):not([type=file]):not([type=range]), textarea, [contenteditable=true]';
+const WRITABLE =
+  'input:not([type=button]):not([type=checkbox]):not([type=file]):not([type=range]), textarea, [contenteditable=true]';
 
-const ELSEWHERE = 'This image is on another site, which this page cannot read. Save it or copy it, then upload or paste it here.';
+const ELSEWHERE =
+  'This image is on another site, which this page cannot read. Save it or copy it, then upload or paste it here.';
 const NO_IMAGE = 'Only an image can be dropped here.';
 
-const unescaped = (text) => text.replaceAll('&quot;', '"').replaceAll('&#39;', "'").replaceAll('&lt;', '<').replaceAll('&gt;', '>').replaceAll('&amp;', '&');
+const unescaped = (text) =>
+  text
+    .replaceAll('&quot;', '"')
+    .replaceAll('&#39;', "'")
+    .replaceAll('&lt;', '<')
+    .replaceAll('&gt;', '>')
+    .replaceAll('&amp;', '&');
 
 /** The URL of an image dragged from another page, or null. */
 export function imageAddress({ html = '', list = '' }) {
   const found = IMAGE_IN_MARKUP.exec(html);
   if (found) return unescaped(found[1] ?? found[2] ?? found[3]).trim() || null;
-  const first = list.split(/\r?\n/).map((line) => line.trim()).find((line) => line && !line.startsWith('#')) ?? '';
-  return /^(data:image\/|blob:)/i.test(first) || /\.(png|jpe?g|webp|gif|bmp|avif|heic|svg)([?#]|$)/i.test(first) ? first : null;
+  const first =
+    list
+      .split(/\r?\n/)
+      .map((line) => line.trim())
+      .find((line) => line && !line.startsWith('#')) ?? '';
+  return /^(data:image\/|blob:)/i.test(first) || /\.(png|jpe?g|webp|gif|bmp|avif|heic|svg)([?#]|$)/i.test(first)
+    ? first
+    : null;
 }
 
 /** `{url}` of an image that this page may read, or an `{error}` message. */

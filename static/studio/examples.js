@@ -21,18 +21,29 @@ export class Examples {
     this.#cards = EXAMPLES.map((example) => {
       const image = h('img', { alt: '', class: 'or-pixels', hidden: true });
       const button = h(
-        'button', { type: 'button', class: 'or-example', 'aria-pressed': 'false', disabled: true },
-        h('span', { class: 'or-example-picture' }, image), h('span', { class: 'or-example-name' }, example.name),
+        'button',
+        { type: 'button', class: 'or-example', 'aria-pressed': 'false', disabled: true },
+        h('span', { class: 'or-example-picture' }, image),
+        h('span', { class: 'or-example-name' }, example.name),
       );
       const card = { example, image, button, task: null };
       button.addEventListener('click', () => this.pick(card));
       return card;
     });
-    this.dice = h('button', { type: 'button', class: 'or-example or-dice', title: 'A new held-out task' },
-      h('span', { class: 'or-example-picture' }, icon('dice')), h('span', { class: 'or-example-name' }, 'surprise'));
+    this.dice = h(
+      'button',
+      { type: 'button', class: 'or-example or-dice', title: 'A new held-out task' },
+      h('span', { class: 'or-example-picture' }, icon('dice')),
+      h('span', { class: 'or-example-name' }, 'surprise'),
+    );
     this.dice.addEventListener('click', () => this.surprise());
     element.replaceChildren(
-      h('div', { class: 'or-examples', role: 'group', 'aria-label': 'Example questions' }, this.#cards.map((card) => card.button), this.dice),
+      h(
+        'div',
+        { class: 'or-examples', role: 'group', 'aria-label': 'Example questions' },
+        this.#cards.map((card) => card.button),
+        this.dice,
+      ),
     );
   }
 
@@ -69,7 +80,8 @@ export class Examples {
 
   /** Marks the chosen example, if any. */
   mark(taskId) {
-    for (const { button, task } of this.#cards) setAttr(button, 'aria-pressed', Boolean(taskId) && task?.task_id === taskId);
+    for (const { button, task } of this.#cards)
+      setAttr(button, 'aria-pressed', Boolean(taskId) && task?.task_id === taskId);
   }
 
   async surprise() {

@@ -10,7 +10,14 @@ import { whenOf } from '../shared/when.js';
 const PAGE = 24;
 const WAIT_MS = 200;
 const WORDS = '#or-filter-words textarea, #or-filter-words input';
-const STATUS = { queued: 'waiting', running: 'running', paused: 'paused', cancelled: 'stopped', failed: 'failed', interrupted: 'interrupted' };
+const STATUS = {
+  queued: 'waiting',
+  running: 'running',
+  paused: 'paused',
+  cancelled: 'stopped',
+  failed: 'failed',
+  interrupted: 'interrupted',
+};
 
 class Gallery {
   #filters = {};
@@ -27,10 +34,17 @@ class Gallery {
   #draw(element) {
     this.grid = h('ul', { class: 'or-cards', 'aria-label': 'Traces' });
     this.word = h('p', { class: 'or-quiet or-gallery-word', role: 'status' });
-    this.more = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() }, 'show more');
+    this.more = h(
+      'button',
+      { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() },
+      'show more',
+    );
     element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
     // on the document: Gradio's box may be created later, or recreated
-    document.addEventListener('input', ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }));
+    document.addEventListener(
+      'input',
+      ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }),
+    );
     onBack(() => this.#failed && this.#begin());
     this.#skeleton();
     return this.#begin();
@@ -45,7 +59,9 @@ class Gallery {
   }
 
   #skeleton() {
-    this.grid.replaceChildren(...Array.from({ length: 8 }, () => h('li', { class: 'or-card or-skeleton', 'aria-hidden': 'true' })));
+    this.grid.replaceChildren(
+      ...Array.from({ length: 8 }, () => h('li', { class: 'or-card or-skeleton', 'aria-hidden': 'true' })),
+    );
   }
 
   async #begin() {
@@ -68,9 +84,14 @@ class Gallery {
       if (data.length) this.#last = data[data.length - 1].id;
       show(this.more, hasMore);
       const filtered = Object.keys(this.#filters).length > 0;
-      setText(this.word, first && !data.length
-        ? (filtered ? 'No trace matches these filters.' : 'No traces yet. Ask a question in the Studio to create one.')
-        : '');
+      setText(
+        this.word,
+        first && !data.length
+          ? filtered
+            ? 'No trace matches these filters.'
+            : 'No traces yet. Ask a question in the Studio to create one.'
+          : '',
+      );
       if (!first) cards[0]?.querySelector('button')?.focus({ preventScroll: true });
     } catch (error) {
       if (turn !== this.#turn) return;
@@ -83,47 +104,85 @@ class Gallery {
   }
 
   #card(trace) {
-    const thumbnail = (image, label) => h(
-      'span', { class: 'or-card-picture' },
-      image ? h('img', { src: image.url, alt: label, loading: 'lazy', width: 96, height: 96, class: image.width <= 96 ? 'or-pixels' : '' }) : null,
-    );
+    const thumbnail = (image, label) =>
+      h(
+        'span',
+        { class: 'or-card-picture' },
+        image
+          ? h('img', {
+              src: image.url,
+              alt: label,
+              loading: 'lazy',
+              width: 96,
+              height: 96,
+              class: image.width <= 96 ? 'or-pixels' : '',
+            })
+          : null,
+      );
     const open = h(
-      'button', { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
-      h('span', { class: 'or-card-pictures' },
-        thumbnail(trace.first_image, 'Question'), h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'), thumbnail(trace.last_image, 'Last image')),
+      'button',
+      { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
+      h(
+        'span',
+        { class: 'or-card-pictures' },
+        thumbnail(trace.first_image, 'Question'),
+        h('span', { class: 'or-card-arrow', 'aria-hidden': 'true' }, '→'),
+        thumbnail(trace.last_image, 'Last image'),
+      ),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
     const verdict = trace.verdict?.answer;
-    const answer = trace.answer === null || trace.answer === undefined
-      ? h('span', { class: 'or-quiet' }, STATUS[trace.status] ?? 'no answer')
-      : h('strong', { dir: 'auto' }, trace.answer.trim() || '(empty)');
+    const answer =
+      trace.answer === null || trace.answer === undefined
+        ? h('span', { class: 'or-quiet' }, STATUS[trace.status] ?? 'no answer')
+        : h('strong', { dir: 'auto' }, trace.answer.trim() || '(empty)');
     const item = h(
-      'li', { class: 'or-card', 'data-trace': trace.id },
+      'li',
+      { class: 'or-card', 'data-trace': trace.id },
       open,
-      h('div', { class: 'or-card-answer' }, answer,
-        verdict ? h('span', { class: 'or-verdict', 'data-tone': verdict }, verdict === 'right' ? '✓ right' : '✗ wrong') : null),
-      h('div', { class: 'or-card-foot' },
-        h('span', { class: 'or-quiet' }, `${trace.checkpoint} · `, h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at))),
+      h(
+        'div',
+        { class: 'or-card-answer' },
+        answer,
+        verdict
+          ? h('span', { class: 'or-verdict', 'data-tone': verdict }, verdict === 'right' ? '✓ right' : '✗ wrong')
+          : null,
+      ),
+      h(
+        'div',
+        { class: 'or-card-foot' },
+        h(
+          'span',
+          { class: 'or-quiet' },
+          `${trace.checkpoint} · `,
+          h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at)),
+        ),
         h('span', { class: 'or-spring' }),
         copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
-        this.#deleteButton(trace, () => item)),
+        this.#deleteButton(trace, () => item),
+      ),
     );
     open.addEventListener('click', () => this.#open(trace));
     return item;
   }
 
   #deleteButton(trace, itemOf) {
-    return sureButton('Delete this trace', 'delete?', async () => {
-      try {
-        await api.remove(trace.id);
-      } catch (error) {
-        if (error.status !== 404) return setText(this.word, error.message);
-      }
-      const next = itemOf().nextElementSibling ?? itemOf().previousElementSibling;
-      itemOf().remove();
-      next?.querySelector('button')?.focus();
-      if (!this.grid.children.length) this.#begin();
-    }, icon('trash'));
+    return sureButton(
+      'Delete this trace',
+      'delete?',
+      async () => {
+        try {
+          await api.remove(trace.id);
+        } catch (error) {
+          if (error.status !== 404) return setText(this.word, error.message);
+        }
+        const next = itemOf().nextElementSibling ?? itemOf().previousElementSibling;
+        itemOf().remove();
+        next?.querySelector('button')?.focus();
+        if (!this.grid.children.length) this.#begin();
+      },
+      icon('trash'),
+    );
   }
 
   #open(trace) {

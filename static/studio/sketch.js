@@ -4,14 +4,30 @@ import { h, icon, openDialog, setAttr } from '../shared/dom.js';
 
 const SIDE = 512;
 const COLOURS = [
-  ['black', '#1b1b1f'], ['red', '#d92d20'], ['orange', '#e87a17'], ['yellow', '#f2c511'],
-  ['green', '#2a9d4a'], ['blue', '#2563eb'], ['purple', '#8b3fd1'], ['white', '#ffffff'],
+  ['black', '#1b1b1f'],
+  ['red', '#d92d20'],
+  ['orange', '#e87a17'],
+  ['yellow', '#f2c511'],
+  ['green', '#2a9d4a'],
+  ['blue', '#2563eb'],
+  ['purple', '#8b3fd1'],
+  ['white', '#ffffff'],
 ];
-const PENS = [['thin', 6], ['middle', 16], ['thick', 40]];
+const PENS = [
+  ['thin', 6],
+  ['middle', 16],
+  ['thick', 40],
+];
 
 /** Opens the pad; calls `onImage(blob)` when the sketch is used. */
 export function openSketch(onImage) {
-  const canvas = h('canvas', { width: SIDE, height: SIDE, class: 'or-sketch', 'aria-label': 'Sketch pad: draw with mouse, pen or finger', role: 'img' });
+  const canvas = h('canvas', {
+    width: SIDE,
+    height: SIDE,
+    class: 'or-sketch',
+    'aria-label': 'Sketch pad: draw with mouse, pen or finger',
+    role: 'img',
+  });
   const context = canvas.getContext('2d', { willReadFrequently: true });
   context.fillStyle = '#ffffff';
   context.fillRect(0, 0, SIDE, SIDE);
@@ -53,7 +69,11 @@ export function openSketch(onImage) {
 
   const choices = (label, rows, face, pick) => {
     const buttons = rows.map(([name, value], k) => {
-      const button = h('button', { type: 'button', class: 'or-swatch', 'aria-label': name, title: name, 'aria-pressed': k === 0 }, face(value));
+      const button = h(
+        'button',
+        { type: 'button', class: 'or-swatch', 'aria-label': name, title: name, 'aria-pressed': k === 0 },
+        face(value),
+      );
       button.addEventListener('click', () => {
         pick(value);
         for (const other of buttons) setAttr(other, 'aria-pressed', other === button);
@@ -68,11 +88,26 @@ export function openSketch(onImage) {
     if (fill) mark.style.background = fill;
     return mark;
   };
-  const colours = choices('Colour', COLOURS, (value) => dot(22, value), (value) => (colour = value));
-  const pens = choices('Pen', PENS, (value) => dot(4 + value / 2.5), (value) => (width = value));
+  const colours = choices(
+    'Colour',
+    COLOURS,
+    (value) => dot(22, value),
+    (value) => (colour = value),
+  );
+  const pens = choices(
+    'Pen',
+    PENS,
+    (value) => dot(4 + value / 2.5),
+    (value) => (width = value),
+  );
   for (const [k, button] of [...pens.children].entries()) setAttr(button, 'aria-pressed', k === 1);
 
-  const undo = h('button', { type: 'button', class: 'or-chipbutton', onclick: () => back(past.length - 1) }, icon('undo'), 'undo');
+  const undo = h(
+    'button',
+    { type: 'button', class: 'or-chipbutton', onclick: () => back(past.length - 1) },
+    icon('undo'),
+    'undo',
+  );
   const clear = h('button', { type: 'button', class: 'or-chipbutton', onclick: () => back(0) }, 'clear');
   const use = h('button', { type: 'button', class: 'or-primary' }, 'use this sketch');
   const back = (k) => {
@@ -85,9 +120,18 @@ export function openSketch(onImage) {
     undo.disabled = clear.disabled = use.disabled = past.length === 0;
   };
   refresh();
-  const dialog = openDialog('Sketch pad', h('h2', {}, 'Sketch'), canvas, colours, h('div', { class: 'or-sketch-bar' }, pens, undo, clear), use);
-  use.addEventListener('click', () => canvas.toBlob((blob) => {
-    dialog.close();
-    onImage(blob);
-  }, 'image/png'));
+  const dialog = openDialog(
+    'Sketch pad',
+    h('h2', {}, 'Sketch'),
+    canvas,
+    colours,
+    h('div', { class: 'or-sketch-bar' }, pens, undo, clear),
+    use,
+  );
+  use.addEventListener('click', () =>
+    canvas.toBlob((blob) => {
+      dialog.close();
+      onImage(blob);
+    }, 'image/png'),
+  );
 }

@@ -23,7 +23,9 @@ const PARTS = ['well', 'examples', 'viewer', 'line'];
 export function numbersOf(fields) {
   const given = {};
   for (const [name, text] of Object.entries(fields)) {
-    const written = String(text ?? '').trim().replace(',', '.');
+    const written = String(text ?? '')
+      .trim()
+      .replace(',', '.');
     if (written === '') continue;
     const value = Number(written);
     if (!Number.isFinite(value)) throw new Error(`Sampling: “${text}” is not a number (${name.replaceAll('_', ' ')}).`);
@@ -62,7 +64,10 @@ class Studio {
       onImage: (image) => this.#ownImage(image),
       onFit: () => {},
     });
-    this.examples = new Examples(examples, { onPick: (task) => this.#pickTask(task), onError: (error) => this.fail(error) });
+    this.examples = new Examples(examples, {
+      onPick: (task) => this.#pickTask(task),
+      onError: (error) => this.fail(error),
+    });
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
       hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
@@ -70,13 +75,17 @@ class Studio {
     });
     // on the document: Gradio may recreate the box
     document.addEventListener('input', (event) => event.target.matches(QUESTION) && this.#questionChanged());
-    document.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.matches?.(QUESTION)) {
-        event.preventDefault();
-        event.stopPropagation();
-        this.#press('#or-reason');
-      }
-    }, true);
+    document.addEventListener(
+      'keydown',
+      (event) => {
+        if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.matches?.(QUESTION)) {
+          event.preventDefault();
+          event.stopPropagation();
+          this.#press('#or-reason');
+        }
+      },
+      true,
+    );
     onCheckpoint((name) => this.#checkpoint(name));
     onBack(() => this.#back());
     const requested = new URLSearchParams(location.search).get('trace');
@@ -217,7 +226,11 @@ class Studio {
     const request = { question, images: [], mode, partial_images: PARTIAL_IMAGES, background: true };
     if (this.#image) {
       const { image, own } = this.#image;
-      request.images.push(own && image.width !== image.height ? { image_id: image.image_id, fit: this.well.fit } : { image_id: image.image_id });
+      request.images.push(
+        own && image.width !== image.height
+          ? { image_id: image.image_id, fit: this.well.fit }
+          : { image_id: image.image_id },
+      );
       if (this.#task && this.#task.question === question && this.#task.image_id === image.image_id) {
         request.task_id = this.#task.task_id;
       }
@@ -269,7 +282,7 @@ class Studio {
 
   fail(error) {
     const line = this.line.querySelector('.or-error');
-    setText(line, error ? error.message ?? String(error) : '');
+    setText(line, error ? (error.message ?? String(error)) : '');
     show(line, Boolean(error));
   }
 

@@ -22,19 +22,34 @@ export class Well {
     this.file = h('input', { type: 'file', accept: 'image/*', class: 'or-sr', tabindex: '-1', 'aria-hidden': 'true' });
     this.image = h('img', { alt: '', hidden: true });
     this.prompt = h('span', { class: 'or-drop-hint' }, icon('upload'), h('span', {}, 'drop, paste or choose an image'));
-    this.drop = h('button', { type: 'button', class: 'or-drop', onclick: () => this.file.click() }, this.image, this.prompt);
+    this.drop = h(
+      'button',
+      { type: 'button', class: 'or-drop', onclick: () => this.file.click() },
+      this.image,
+      this.prompt,
+    );
     this.seen = h('img', { alt: '', hidden: true, class: 'or-pixels' });
     this.seenFrame = h('div', { class: 'or-seen' }, this.seen);
     this.seenLabel = h('figcaption', {}, 'the model sees');
     this.fits = ['crop', 'pad'].map((fit) => {
-      const button = h('button', { type: 'button', class: 'or-chipbutton', 'aria-pressed': fit === 'crop' }, fit === 'crop' ? 'crop to a square' : 'pad to a square');
+      const button = h(
+        'button',
+        { type: 'button', class: 'or-chipbutton', 'aria-pressed': fit === 'crop' },
+        fit === 'crop' ? 'crop to a square' : 'pad to a square',
+      );
       button.addEventListener('click', () => this.setFit(fit));
       return button;
     });
-    this.fitRow = h('div', { class: 'or-fits', role: 'group', 'aria-label': 'How to make the image square', hidden: true }, this.fits);
-    const source = (name, label, act) => h('button', { type: 'button', class: 'or-source', onclick: act }, icon(name), label);
+    this.fitRow = h(
+      'div',
+      { class: 'or-fits', role: 'group', 'aria-label': 'How to make the image square', hidden: true },
+      this.fits,
+    );
+    const source = (name, label, act) =>
+      h('button', { type: 'button', class: 'or-source', onclick: act }, icon(name), label);
     this.sources = h(
-      'div', { class: 'or-sources', role: 'group', 'aria-label': 'Your own image' },
+      'div',
+      { class: 'or-sources', role: 'group', 'aria-label': 'Your own image' },
       source('upload', 'upload', () => this.file.click()),
       navigator.clipboard?.read ? source('paste', 'paste', () => this.#pasteButton()) : null,
       hasCamera() ? source('camera', 'camera', () => openCamera((blob) => this.take(blob))) : null,
@@ -44,11 +59,16 @@ export class Well {
     this.honesty = h('p', { class: 'or-honesty', hidden: true });
     element.replaceChildren(
       h(
-        'div', { class: 'or-well' },
+        'div',
+        { class: 'or-well' },
         h('figure', {}, this.drop, h('figcaption', {}, 'image')),
         h('figure', {}, this.seenFrame, this.seenLabel),
       ),
-      this.sources, this.fitRow, this.error, this.honesty, this.file,
+      this.sources,
+      this.fitRow,
+      this.error,
+      this.honesty,
+      this.file,
     );
     this.file.addEventListener('change', () => {
       if (this.file.files.length) this.take(this.file.files[0]);
@@ -115,7 +135,8 @@ export class Well {
       this.show(image, { own: true });
       this.onImage(image);
     } catch (error) {
-      if (turn === this.#upload) this.fail(error instanceof ApiError ? error.message : 'This image cannot be read. Try another file.');
+      if (turn === this.#upload)
+        this.fail(error instanceof ApiError ? error.message : 'This image cannot be read. Try another file.');
     } finally {
       if (turn === this.#upload) setAttr(this.drop, 'aria-busy', null);
     }

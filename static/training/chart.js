@@ -30,10 +30,21 @@ export class Chart {
     this.svg = svg('svg', { class: 'or-chart-svg', height: HEIGHT, role: 'img' }, this.grid, this.plot, this.cursor);
     this.#lines = spec.lines.map(([name, label], k) => this.#line(name, label, k));
     this.scaleNote = h('span', { class: 'or-quiet or-chart-scale' });
-    this.legend = h('ul', { class: 'or-legend' }, this.#lines.map((line) => line.item));
+    this.legend = h(
+      'ul',
+      { class: 'or-legend' },
+      this.#lines.map((line) => line.item),
+    );
     this.element = h(
-      'figure', { class: 'or-chart' },
-      h('figcaption', { class: 'or-chart-head' }, h('span', { class: 'or-chart-title', title: spec.about }, spec.title), this.scaleNote, this.legend),
+      'figure',
+      { class: 'or-chart' },
+      h(
+        'figcaption',
+        { class: 'or-chart-head' },
+        h('span', { class: 'or-chart-title', title: spec.about }, spec.title),
+        this.scaleNote,
+        this.legend,
+      ),
       this.svg,
     );
     this.svg.addEventListener('pointermove', (event) => onCursor(this.#stepAt(event)));
@@ -47,7 +58,11 @@ export class Chart {
     const band = svg('path', { class: 'or-chart-band', 'data-line': k });
     const dot = svg('circle', { class: 'or-chart-dot', 'data-line': k, r: 3.5 });
     this.plot.append(band, path, dot);
-    const swatch = svg('svg', { class: 'or-swatch-line', viewBox: '0 0 22 8', 'aria-hidden': 'true' }, svg('path', { class: 'or-chart-line', 'data-line': k, d: 'M1 4H21' }));
+    const swatch = svg(
+      'svg',
+      { class: 'or-swatch-line', viewBox: '0 0 22 8', 'aria-hidden': 'true' },
+      svg('path', { class: 'or-chart-line', 'data-line': k, d: 'M1 4H21' }),
+    );
     const value = h('span', { class: 'or-num' });
     const item = h('li', {}, swatch, h('span', {}, label), value);
     return { name, label, item, value, path, band, dot };
@@ -121,7 +136,11 @@ export class Chart {
     }
     const steps = x[1] > x[0] ? ticksOf(x[0], x[1], this.#width > 420 ? 5 : 3).filter(Number.isInteger) : [x[0]];
     for (const step of steps) {
-      const label = svg('text', { x: px(step), y: HEIGHT - 6, 'text-anchor': px(step) > right - 16 ? 'end' : 'middle' });
+      const label = svg('text', {
+        x: px(step),
+        y: HEIGHT - 6,
+        'text-anchor': px(step) > right - 16 ? 'end' : 'middle',
+      });
       label.textContent = step.toLocaleString('en');
       parts.push(label);
     }
@@ -166,7 +185,9 @@ export class Chart {
       const points = this.#data.series[k]?.points;
       if (!points?.length) return [];
       const [first, last] = [points[0], points[points.length - 1]];
-      return [`${line.label} ${short(meanOf(last))} at step ${last.last}, from ${short(meanOf(first))} at step ${first.step}`];
+      return [
+        `${line.label} ${short(meanOf(last))} at step ${last.last}, from ${short(meanOf(first))} at step ${first.step}`,
+      ];
     });
     return `${this.spec.title}: ${parts.join('; ')}`;
   }

@@ -8,17 +8,65 @@ const unit = [0, 1];
 
 // In display order; charts without values in a stage are hidden.
 export const CHARTS = [
-  { title: 'Loss', about: 'Cross-entropy of text and image codes, and the perception alignment loss', log: true,
-    lines: [['loss/text', 'text'], ['loss/image', 'image'], ['loss/perception', 'perception']] },
-  { title: 'Reward', about: 'Means over the sampled traces of a step', within: unit,
-    lines: [['reward/accuracy', 'accuracy'], ['reward/format', 'format'], ['reward/perception', 'perception'], ['reward/total', 'total']] },
-  { title: 'KL to the reference', about: 'How far the policy has moved from its start', zero: true, lines: [['policy/kl', 'KL']] },
-  { title: 'Entropy', about: 'Entropy of the policy, for text and images', zero: true,
-    lines: [['policy/entropy_text', 'text'], ['policy/entropy_image', 'image']] },
-  { title: 'Clip fraction', about: 'Share of tokens whose ratio was clipped', zero: true, lines: [['policy/clip_frac', 'clipped']] },
-  { title: 'Groups dropped', about: 'Share of prompts whose answers all got the same reward', within: unit, lines: [['groups/dropped_share', 'dropped']] },
-  { title: 'Suspicious images', about: 'Blank, copied, smoother than real images, or malformed', zero: true,
-    lines: [['pictures/blank_share', 'blank'], ['pictures/copied_share', 'copied'], ['pictures/capped_share', 'capped'], ['pictures/malformed_share', 'malformed']] },
+  {
+    title: 'Loss',
+    about: 'Cross-entropy of text and image codes, and the perception alignment loss',
+    log: true,
+    lines: [
+      ['loss/text', 'text'],
+      ['loss/image', 'image'],
+      ['loss/perception', 'perception'],
+    ],
+  },
+  {
+    title: 'Reward',
+    about: 'Means over the sampled traces of a step',
+    within: unit,
+    lines: [
+      ['reward/accuracy', 'accuracy'],
+      ['reward/format', 'format'],
+      ['reward/perception', 'perception'],
+      ['reward/total', 'total'],
+    ],
+  },
+  {
+    title: 'KL to the reference',
+    about: 'How far the policy has moved from its start',
+    zero: true,
+    lines: [['policy/kl', 'KL']],
+  },
+  {
+    title: 'Entropy',
+    about: 'Entropy of the policy, for text and images',
+    zero: true,
+    lines: [
+      ['policy/entropy_text', 'text'],
+      ['policy/entropy_image', 'image'],
+    ],
+  },
+  {
+    title: 'Clip fraction',
+    about: 'Share of tokens whose ratio was clipped',
+    zero: true,
+    lines: [['policy/clip_frac', 'clipped']],
+  },
+  {
+    title: 'Groups dropped',
+    about: 'Share of prompts whose answers all got the same reward',
+    within: unit,
+    lines: [['groups/dropped_share', 'dropped']],
+  },
+  {
+    title: 'Suspicious images',
+    about: 'Blank, copied, smoother than real images, or malformed',
+    zero: true,
+    lines: [
+      ['pictures/blank_share', 'blank'],
+      ['pictures/copied_share', 'copied'],
+      ['pictures/capped_share', 'capped'],
+      ['pictures/malformed_share', 'malformed'],
+    ],
+  },
   { title: 'Speed', about: 'Tokens per second', zero: true, lines: [['speed/tokens_per_s', 'tokens/s']] },
 ];
 
@@ -31,9 +79,23 @@ export class Charts {
   constructor() {
     this.charts = CHARTS.map((spec) => new Chart(spec, (step) => this.#cursor(step)));
     this.where = h('p', { class: 'or-quiet or-charts-where', 'aria-live': 'off' });
-    this.grid = h('div', { class: 'or-charts', tabindex: '0', role: 'region', 'aria-label': 'Charts; the arrow keys move along the steps' }, this.charts.map((chart) => chart.element));
+    this.grid = h(
+      'div',
+      {
+        class: 'or-charts',
+        tabindex: '0',
+        role: 'region',
+        'aria-label': 'Charts; the arrow keys move along the steps',
+      },
+      this.charts.map((chart) => chart.element),
+    );
     this.table = h('table', { class: 'or-table' });
-    this.all = h('details', { class: 'or-details' }, h('summary', {}, 'all values of the latest step'), h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'All values' }, this.table));
+    this.all = h(
+      'details',
+      { class: 'or-details' },
+      h('summary', {}, 'all values of the latest step'),
+      h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': 'All values' }, this.table),
+    );
     this.empty = h('p', { class: 'or-quiet or-charts-empty' });
     this.element = h('div', {}, this.empty, this.where, this.grid, this.all);
     this.grid.addEventListener('keydown', (event) => this.#key(event));
@@ -96,7 +158,9 @@ export class Charts {
     const names = Object.keys(this.#stage.latest).sort();
     const seen = new Map([...this.table.rows].map((row) => [row.dataset.metric, row]));
     const rows = names.map((name) => {
-      const row = seen.get(name) ?? h('tr', { 'data-metric': name }, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }));
+      const row =
+        seen.get(name) ??
+        h('tr', { 'data-metric': name }, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }));
       const point = nearest(this.#stage.series[name], Infinity);
       setText(row.lastChild, short(this.#stage.latest[name]));
       row.lastChild.title = point ? `step ${point.last}` : '';

@@ -13,13 +13,23 @@ class Row {
     this.where = h('span', { class: 'or-quiet or-num' });
     this.when = h('time', { class: 'or-quiet' });
     this.title = h('span', { class: 'or-job-title' });
-    this.open = h('button', { type: 'button', class: 'or-job-open', onclick: () => handlers.open(job.id) },
-      h('span', { class: 'or-job-line' }, this.title, this.when), h('span', { class: 'or-job-line' }, this.pill, this.where));
-    const act = (label, name) => h('button', { type: 'button', class: 'or-chipbutton', onclick: () => handlers[name](job.id) }, label);
+    this.open = h(
+      'button',
+      { type: 'button', class: 'or-job-open', onclick: () => handlers.open(job.id) },
+      h('span', { class: 'or-job-line' }, this.title, this.when),
+      h('span', { class: 'or-job-line' }, this.pill, this.where),
+    );
+    const act = (label, name) =>
+      h('button', { type: 'button', class: 'or-chipbutton', onclick: () => handlers[name](job.id) }, label);
     this.cancel = act('Stop', 'cancel');
     this.resume = act('Resume', 'resume');
     this.remove = sureButton('Delete this job', 'delete?', () => handlers.remove(job.id), icon('trash'));
-    this.element = h('li', { class: 'or-job', 'data-job': job.id }, this.open, h('div', { class: 'or-job-acts' }, this.cancel, this.resume, this.remove));
+    this.element = h(
+      'li',
+      { class: 'or-job', 'data-job': job.id },
+      this.open,
+      h('div', { class: 'or-job-acts' }, this.cancel, this.resume, this.remove),
+    );
     this.update(job, false);
   }
 
@@ -54,8 +64,19 @@ export class JobList {
     this.handlers = handlers;
     this.list = h('ul', { class: 'or-jobs' });
     this.word = h('p', { class: 'or-quiet', role: 'status' });
-    this.more = h('button', { type: 'button', class: 'or-secondary', hidden: true, onclick: () => handlers.more() }, 'show more');
-    this.element = h('section', { class: 'or-block or-joblist', 'aria-label': 'Jobs' }, h('div', { class: 'or-block-head' }, h('h3', {}, 'Jobs')), this.word, this.list, this.more);
+    this.more = h(
+      'button',
+      { type: 'button', class: 'or-secondary', hidden: true, onclick: () => handlers.more() },
+      'show more',
+    );
+    this.element = h(
+      'section',
+      { class: 'or-block or-joblist', 'aria-label': 'Jobs' },
+      h('div', { class: 'or-block-head' }, h('h3', {}, 'Jobs')),
+      this.word,
+      this.list,
+      this.more,
+    );
   }
 
   update(jobs, selected, hasMore) {

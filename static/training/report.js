@@ -5,7 +5,12 @@
 import { h, openDialog } from '../shared/dom.js';
 import { short } from '../shared/series.js';
 
-const TITLES = { bootstrapping: 'Bootstrapping', benchmark: 'Benchmark', comparison: 'Paired comparison', data: 'Data' };
+const TITLES = {
+  bootstrapping: 'Bootstrapping',
+  benchmark: 'Benchmark',
+  comparison: 'Paired comparison',
+  data: 'Data',
+};
 const words = (key) => key.replaceAll('_', ' ').replaceAll('/', ' · ').replace('ci95', '95 % interval');
 
 const isRecord = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
@@ -13,7 +18,10 @@ const isPair = (value) => Array.isArray(value) && value.length === 2 && value.ev
 const isInterval = (name, value) => isPair(value) && /ci95|interval/.test(name);
 const isPlain = (value) => isPair(value) || (typeof value !== 'object' && value !== undefined);
 const isHistogram = (value) => isRecord(value) && Array.isArray(value.counts) && Array.isArray(value.edges);
-const isTable = (value) => isRecord(value) && Object.values(value).some(isRecord) && Object.values(value).every((row) => isRecord(row) && !isHistogram(row));
+const isTable = (value) =>
+  isRecord(value) &&
+  Object.values(value).some(isRecord) &&
+  Object.values(value).every((row) => isRecord(row) && !isHistogram(row));
 const isImage = (value) => typeof value === 'string' && /^\/v1\/.*\.png$/.test(value);
 const isFile = (value) => typeof value === 'string' && /^[\w./-]+\.(jsonl|json|txt|csv)$/.test(value);
 
@@ -41,7 +49,7 @@ export function sorted(report) {
 
 /** The text of two numbers: a range if the name says interval, else a list. */
 export const pairText = (name, [first, second]) =>
-  (isInterval(name, [first, second]) ? `${short(first)} – ${short(second)}` : `${short(first)}, ${short(second)}`);
+  isInterval(name, [first, second]) ? `${short(first)} – ${short(second)}` : `${short(first)}, ${short(second)}`;
 
 function valueOf(name, value, fileUrl) {
   if (typeof value === 'number') return h('span', { class: 'or-num' }, short(value));
@@ -54,17 +62,50 @@ function valueOf(name, value, fileUrl) {
 function figure([name, url]) {
   const image = () => h('img', { src: url, alt: name });
   const open = () => openDialog(name, h('h2', {}, name), image()).classList.add('or-wide');
-  return h('button', { type: 'button', class: 'or-report-picture', 'aria-label': `Open the ${name}`, onclick: open }, image());
+  return h(
+    'button',
+    { type: 'button', class: 'or-report-picture', 'aria-label': `Open the ${name}`, onclick: open },
+    image(),
+  );
 }
 
 function table([name, rows], title, fileUrl) {
-  const columns = [...new Set(Object.values(rows).flatMap((row) => Object.keys(row).filter((key) => isPlain(row[key]))))];
-  return [h('h4', {}, name), h('div', { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': `${title}, ${name}` }, h(
-    'table', { class: 'or-table' },
-    h('thead', {}, h('tr', {}, h('td'), columns.map((one) => h('th', { scope: 'col' }, words(one))))),
-    h('tbody', {}, Object.entries(rows).map(([row, value]) => h('tr', {}, h('th', { scope: 'row' }, words(row)),
-      columns.map((one) => h('td', {}, isPlain(value[one]) ? valueOf(one, value[one], fileUrl) : '–'))))),
-  ))];
+  const columns = [
+    ...new Set(Object.values(rows).flatMap((row) => Object.keys(row).filter((key) => isPlain(row[key])))),
+  ];
+  return [
+    h('h4', {}, name),
+    h(
+      'div',
+      { class: 'or-scroll', tabindex: '0', role: 'region', 'aria-label': `${title}, ${name}` },
+      h(
+        'table',
+        { class: 'or-table' },
+        h(
+          'thead',
+          {},
+          h(
+            'tr',
+            {},
+            h('td'),
+            columns.map((one) => h('th', { scope: 'col' }, words(one))),
+          ),
+        ),
+        h(
+          'tbody',
+          {},
+          Object.entries(rows).map(([row, value]) =>
+            h(
+              'tr',
+              {},
+              h('th', { scope: 'row' }, words(row)),
+              columns.map((one) => h('td', {}, isPlain(value[one]) ? valueOf(one, value[one], fileUrl) : '–')),
+            ),
+          ),
+        ),
+      ),
+    ),
+  ];
 }
 
 function histogram([name, { counts, edges }]) {
@@ -72,10 +113,27 @@ function histogram([name, { counts, edges }]) {
   const total = counts.reduce((a, b) => a + b, 0);
   const peak = counts.indexOf(most);
   const label = `${name}: ${total} values from ${short(edges[0])} to ${short(edges[edges.length - 1])}, most between ${short(edges[peak])} and ${short(edges[peak + 1])}`;
-  return h('figure', { class: 'or-histogram', role: 'img', 'aria-label': label },
+  return h(
+    'figure',
+    { class: 'or-histogram', role: 'img', 'aria-label': label },
     h('figcaption', {}, name),
-    h('div', { class: 'or-histogram-bars' }, counts.map((count, k) => h('span', { style: `height:${(100 * count) / most}%`, title: `${short(edges[k])} – ${short(edges[k + 1])}: ${count}` }))),
-    h('div', { class: 'or-histogram-ends or-num' }, h('span', {}, short(edges[0])), h('span', {}, short(edges[edges.length - 1]))));
+    h(
+      'div',
+      { class: 'or-histogram-bars' },
+      counts.map((count, k) =>
+        h('span', {
+          style: `height:${(100 * count) / most}%`,
+          title: `${short(edges[k])} – ${short(edges[k + 1])}: ${count}`,
+        }),
+      ),
+    ),
+    h(
+      'div',
+      { class: 'or-histogram-ends or-num' },
+      h('span', {}, short(edges[0])),
+      h('span', {}, short(edges[edges.length - 1])),
+    ),
+  );
 }
 
 /** A `report` event as a block of the page; `fileUrl(path)` is the URL of a file of the job. */
@@ -83,9 +141,16 @@ export function reportBlock(report, fileUrl) {
   const { facts, tables, histograms, images } = sorted(report);
   const title = TITLES[report.kind] ?? words(report.kind ?? 'report');
   return h(
-    'section', { class: 'or-block or-report', 'data-kind': report.kind },
+    'section',
+    { class: 'or-block or-report', 'data-kind': report.kind },
     h('h3', {}, title),
-    facts.length ? h('dl', { class: 'or-facts-grid' }, facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(name, value, fileUrl))])) : null,
+    facts.length
+      ? h(
+          'dl',
+          { class: 'or-facts-grid' },
+          facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(name, value, fileUrl))]),
+        )
+      : null,
     tables.map((one) => table(one, title, fileUrl)),
     histograms.length ? h('div', { class: 'or-histograms' }, histograms.map(histogram)) : null,
     images.map(figure),

@@ -9,8 +9,30 @@ import { EventStream } from '../shared/events.js';
 import { Charts } from './charts.js';
 import { reportBlock } from './report.js';
 import { Samples } from './samples.js';
-import { TERMINAL, TYPES, initialJob, isLive, isTerminal, reduceAll, shownStage, stageBar, withJob, withWaiting } from './state.js';
-import { METHODS, announcementOf, curlOf, dataOf, duration, progressOf, stageName, statusOf, troubleOf, warningOf } from './words.js';
+import {
+  TERMINAL,
+  TYPES,
+  initialJob,
+  isLive,
+  isTerminal,
+  reduceAll,
+  shownStage,
+  stageBar,
+  withJob,
+  withWaiting,
+} from './state.js';
+import {
+  METHODS,
+  announcementOf,
+  curlOf,
+  dataOf,
+  duration,
+  progressOf,
+  stageName,
+  statusOf,
+  troubleOf,
+  warningOf,
+} from './words.js';
 
 const DRAW_EVERY_MS = 250;
 
@@ -45,36 +67,85 @@ export class Run {
     this.pill = h('div', { class: 'or-pill' }, this.dot, this.word);
     this.where = h('span', { class: 'or-quiet or-num' });
     this.facts = h('p', { class: 'or-quiet or-run-facts' });
-    this.cancel = h('button', { type: 'button', class: 'or-secondary', onclick: () => handlers.cancel(this.#state.jobId) }, 'Stop');
-    this.resume = h('button', { type: 'button', class: 'or-secondary', onclick: () => handlers.resume(this.#state.jobId) }, 'Resume');
+    this.cancel = h(
+      'button',
+      { type: 'button', class: 'or-secondary', onclick: () => handlers.cancel(this.#state.jobId) },
+      'Stop',
+    );
+    this.resume = h(
+      'button',
+      { type: 'button', class: 'or-secondary', onclick: () => handlers.resume(this.#state.jobId) },
+      'Resume',
+    );
     this.stages = h('ol', { class: 'or-stages', 'aria-label': 'Stages' });
     this.trouble = h('p', { class: 'or-trouble or-run-trouble', hidden: true });
-    this.tail = h('pre', { class: 'or-code or-tail', tabindex: '0', 'aria-label': 'Last lines of the log', hidden: true });
+    this.tail = h('pre', {
+      class: 'or-code or-tail',
+      tabindex: '0',
+      'aria-label': 'Last lines of the log',
+      hidden: true,
+    });
     this.warnings = h('ul', { class: 'or-warnings', 'aria-label': 'Warnings' });
     this.charts = new Charts();
     this.tabs = h('div', { class: 'or-tabs', role: 'group', 'aria-label': 'Stage shown' });
     this.samples = new Samples();
     this.made = h('ul', { class: 'or-made' });
-    this.madeBlock = h('section', { class: 'or-block', 'aria-label': 'Checkpoints of this job' }, h('h3', {}, 'Checkpoints'), this.made);
+    this.madeBlock = h(
+      'section',
+      { class: 'or-block', 'aria-label': 'Checkpoints of this job' },
+      h('h3', {}, 'Checkpoints'),
+      this.made,
+    );
     this.reports = h('div', { class: 'or-reports' });
     this.log = h('pre', { class: 'or-code or-log', tabindex: '0', 'aria-label': 'Log of the job' });
     this.logBox = h('details', { class: 'or-details' }, h('summary', {}, 'log'), this.log);
     this.logBox.addEventListener('toggle', () => this.#drawLog());
     this.spec = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The resolved spec' });
     this.specBox = h('details', { class: 'or-details' }, h('summary', {}, 'spec with all defaults'), this.spec);
-    this.again = copyButton('copy curl', () => curlOf(location.origin, this.#state.spec), (text) => setText(this.spoken, text));
+    this.again = copyButton(
+      'copy curl',
+      () => curlOf(location.origin, this.#state.spec),
+      (text) => setText(this.spoken, text),
+    );
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.body = h(
-      'div', { class: 'or-run-body', hidden: true },
-      h('header', { class: 'or-block or-run-head' },
-        h('div', { class: 'or-block-head' }, this.title, h('span', { class: 'or-spring' }), this.again, this.cancel, this.resume),
-        h('div', { class: 'or-run-line' }, this.pill, this.where), this.stages, this.facts, this.trouble, this.tail),
+      'div',
+      { class: 'or-run-body', hidden: true },
+      h(
+        'header',
+        { class: 'or-block or-run-head' },
+        h(
+          'div',
+          { class: 'or-block-head' },
+          this.title,
+          h('span', { class: 'or-spring' }),
+          this.again,
+          this.cancel,
+          this.resume,
+        ),
+        h('div', { class: 'or-run-line' }, this.pill, this.where),
+        this.stages,
+        this.facts,
+        this.trouble,
+        this.tail,
+      ),
       this.warnings,
-      h('section', { class: 'or-block', 'aria-label': 'Charts' }, h('div', { class: 'or-block-head' }, h('h3', {}, 'Numbers'), h('span', { class: 'or-spring' }), this.tabs), this.charts.element),
-      this.samples.element, this.madeBlock, this.reports,
+      h(
+        'section',
+        { class: 'or-block', 'aria-label': 'Charts' },
+        h('div', { class: 'or-block-head' }, h('h3', {}, 'Numbers'), h('span', { class: 'or-spring' }), this.tabs),
+        this.charts.element,
+      ),
+      this.samples.element,
+      this.madeBlock,
+      this.reports,
       h('section', { class: 'or-block', 'aria-label': 'Spec and log' }, this.specBox, this.logBox),
     );
-    this.empty = h('p', { class: 'or-quiet or-run-empty' }, 'Start a job, or select one from the list: its losses, rewards and images appear here while it runs.');
+    this.empty = h(
+      'p',
+      { class: 'or-quiet or-run-empty' },
+      'Start a job, or select one from the list: its losses, rewards and images appear here while it runs.',
+    );
     this.element = h('section', { class: 'or-run', 'aria-label': 'Job' }, this.empty, this.body, this.spoken);
   }
 
@@ -190,7 +261,10 @@ export class Run {
 
   #gone(error, jobId) {
     this.close();
-    setText(this.empty, error.status === 404 ? `Job “${jobId}” does not exist on this server. It may have been deleted.` : error.message);
+    setText(
+      this.empty,
+      error.status === 404 ? `Job “${jobId}” does not exist on this server. It may have been deleted.` : error.message,
+    );
   }
 
   /** An action was rejected. */
@@ -223,13 +297,21 @@ export class Run {
     setAttr(this.element, 'data-status', state.status);
     setAttr(this.element, 'data-seq', state.lastSeq);
     const cancelRequested = this.#row?.cancel_requested ?? false;
-    const { tone, text } = this.#connection === 'lost' ? { tone: 'fail', text: 'connection lost, retrying' } : statusOf({ ...state, cancelRequested });
+    const { tone, text } =
+      this.#connection === 'lost'
+        ? { tone: 'fail', text: 'connection lost, retrying' }
+        : statusOf({ ...state, cancelRequested });
     setText(this.title, `${METHODS[state.method] ?? state.method} from ${state.base}`);
     setText(this.word, text);
     setAttr(this.pill, 'data-tone', tone);
     const took = state.finishedAt ? state.runningS : null;
     setText(this.where, isLive(state) ? progressOf(state) : took === null ? '' : `took ${duration(took)}`);
-    setText(this.facts, [dataOf(state.spec ?? {}), state.spec?.seed !== undefined ? `seed ${state.spec.seed}` : ''].filter(Boolean).join(' · '));
+    setText(
+      this.facts,
+      [dataOf(state.spec ?? {}), state.spec?.seed !== undefined ? `seed ${state.spec.seed}` : '']
+        .filter(Boolean)
+        .join(' · '),
+    );
     show(this.cancel, isLive(state));
     this.cancel.disabled = cancelRequested;
     show(this.resume, isTerminal(state) && state.resumable === true);
@@ -246,7 +328,11 @@ export class Run {
     this.samples.update(state.samples, isLive(state));
     this.#once('warnings', state.warnings, () => this.#drawWarnings());
     this.#once('checkpoints', state.checkpoints, () => this.#drawMade());
-    this.#once('reports', state.reports, () => this.reports.replaceChildren(...state.reports.map((one) => reportBlock(one, (path) => api.jobFileUrl(state.jobId, path)))));
+    this.#once('reports', state.reports, () =>
+      this.reports.replaceChildren(
+        ...state.reports.map((one) => reportBlock(one, (path) => api.jobFileUrl(state.jobId, path))),
+      ),
+    );
     this.#once('log', state.log, () => this.#drawLog());
     setText(this.spec, JSON.stringify(state.spec, null, 2));
     return undefined;
@@ -261,7 +347,17 @@ export class Run {
   #drawStages() {
     const bars = stageBar(this.#state);
     if (this.stages.children.length !== bars.length) {
-      this.stages.replaceChildren(...bars.map(() => h('li', {}, h('span', { class: 'or-stage-name' }), h('span', { class: 'or-stage-bar' }, h('span')), h('span', { class: 'or-sr' }))));
+      this.stages.replaceChildren(
+        ...bars.map(() =>
+          h(
+            'li',
+            {},
+            h('span', { class: 'or-stage-name' }),
+            h('span', { class: 'or-stage-bar' }, h('span')),
+            h('span', { class: 'or-sr' }),
+          ),
+        ),
+      );
     }
     for (const [k, { stage, share, state }] of bars.entries()) {
       const item = this.stages.children[k];
@@ -269,7 +365,10 @@ export class Run {
       setAttr(item, 'aria-current', state === 'running' ? 'step' : null);
       setText(item.children[0], stageName(stage));
       item.children[1].firstChild.style.width = `${(share * 100).toFixed(1)}%`;
-      setText(item.children[2], state === 'done' ? 'done' : state === 'waiting' ? 'not yet' : `${Math.round(share * 100)} percent`);
+      setText(
+        item.children[2],
+        state === 'done' ? 'done' : state === 'waiting' ? 'not yet' : `${Math.round(share * 100)} percent`,
+      );
     }
   }
 
@@ -278,31 +377,60 @@ export class Run {
     const shown = shownStage(this.#state, this.#stage);
     show(this.tabs, order.length > 1);
     if (this.tabs.children.length !== order.length) {
-      this.tabs.replaceChildren(...order.map((stage) => h('button', { type: 'button', class: 'or-chipbutton', onclick: () => {
-        this.#stage = stage === this.#state.progress?.stage ? null : stage;
-        this.#draw();
-      } }, stageName(stage))));
+      this.tabs.replaceChildren(
+        ...order.map((stage) =>
+          h(
+            'button',
+            {
+              type: 'button',
+              class: 'or-chipbutton',
+              onclick: () => {
+                this.#stage = stage === this.#state.progress?.stage ? null : stage;
+                this.#draw();
+              },
+            },
+            stageName(stage),
+          ),
+        ),
+      );
     }
     for (const [k, stage] of order.entries()) setAttr(this.tabs.children[k], 'aria-pressed', String(stage === shown));
   }
 
   #drawWarnings() {
-    this.warnings.replaceChildren(...this.#state.warnings.map((warning) => {
-      const { title, means, todo } = warningOf(warning);
-      return h('li', { class: 'or-warning', 'data-code': warning.code },
-        h('h3', {}, title, warning.count > 1 ? h('span', { class: 'or-quiet' }, ` · ${warning.count} times`) : null),
-        warning.detail && warning.detail !== means ? h('p', { class: 'or-num' }, warning.detail) : null,
-        h('p', {}, means), h('p', {}, h('strong', {}, 'What to do: '), todo));
-    }));
+    this.warnings.replaceChildren(
+      ...this.#state.warnings.map((warning) => {
+        const { title, means, todo } = warningOf(warning);
+        return h(
+          'li',
+          { class: 'or-warning', 'data-code': warning.code },
+          h('h3', {}, title, warning.count > 1 ? h('span', { class: 'or-quiet' }, ` · ${warning.count} times`) : null),
+          warning.detail && warning.detail !== means ? h('p', { class: 'or-num' }, warning.detail) : null,
+          h('p', {}, means),
+          h('p', {}, h('strong', {}, 'What to do: '), todo),
+        );
+      }),
+    );
     show(this.warnings, this.#state.warnings.length > 0);
   }
 
   #drawMade() {
     const made = [...this.#state.checkpoints].reverse();
     show(this.madeBlock, made.length > 0);
-    this.made.replaceChildren(...made.map((one) => h('li', {},
-      h('a', { class: 'or-link', href: `/checkpoints?name=${encodeURIComponent(one.name)}` }, one.name),
-      h('span', { class: 'or-quiet' }, one.step === null || one.step === undefined ? '' : `${stageName(one.stage)}, step ${one.step}`))));
+    this.made.replaceChildren(
+      ...made.map((one) =>
+        h(
+          'li',
+          {},
+          h('a', { class: 'or-link', href: `/checkpoints?name=${encodeURIComponent(one.name)}` }, one.name),
+          h(
+            'span',
+            { class: 'or-quiet' },
+            one.step === null || one.step === undefined ? '' : `${stageName(one.stage)}, step ${one.step}`,
+          ),
+        ),
+      ),
+    );
   }
 
   #drawLog() {
@@ -315,4 +443,4 @@ export class Run {
   }
 }
 
-const tailOf = (error) => (Array.isArray(error?.log_tail) ? error.log_tail.join('\n') : error?.log_tail ?? '');
+const tailOf = (error) => (Array.isArray(error?.log_tail) ? error.log_tail.join('\n') : (error?.log_tail ?? ''));

@@ -19,15 +19,30 @@ export class Samples {
 
   constructor() {
     this.list = h('ul', { class: 'or-sample-list', 'aria-label': 'Sampled traces, newest first' });
-    this.live = h('button', { type: 'button', class: 'or-chipbutton', 'aria-pressed': 'true', onclick: () => this.#pick(null) }, 'newest');
+    this.live = h(
+      'button',
+      { type: 'button', class: 'or-chipbutton', 'aria-pressed': 'true', onclick: () => this.#pick(null) },
+      'newest',
+    );
     this.rewards = h('dl', { class: 'or-rewards' });
     this.advantage = h('p', { class: 'or-quiet or-advantage' });
     this.reference = h('p', { class: 'or-quiet' });
     this.place = h('div', { class: 'or-sample-viewer' });
     this.empty = h('p', { class: 'or-quiet' }, 'Sampled traces appear here while the job runs.');
-    this.body = h('div', { class: 'or-sample', hidden: true }, this.place, h('div', { class: 'or-sample-side' }, h('h4', {}, 'Reward'), this.rewards, this.advantage, this.reference));
-    this.element = h('section', { class: 'or-block', 'aria-label': 'Sampled traces' },
-      h('div', { class: 'or-block-head' }, h('h3', {}, 'Sampled traces'), h('span', { class: 'or-spring' }), this.live), this.empty, this.list, this.body);
+    this.body = h(
+      'div',
+      { class: 'or-sample', hidden: true },
+      this.place,
+      h('div', { class: 'or-sample-side' }, h('h4', {}, 'Reward'), this.rewards, this.advantage, this.reference),
+    );
+    this.element = h(
+      'section',
+      { class: 'or-block', 'aria-label': 'Sampled traces' },
+      h('div', { class: 'or-block-head' }, h('h3', {}, 'Sampled traces'), h('span', { class: 'or-spring' }), this.live),
+      this.empty,
+      this.list,
+      this.body,
+    );
     this.viewer = null;
   }
 
@@ -71,11 +86,13 @@ export class Samples {
     const shown = this.#samples.slice(-SHOWN).reverse();
     const current = this.#picked ?? shown[0]?.seq;
     const before = new Map([...this.list.children].map((item) => [item.dataset.seq, item]));
-    this.list.replaceChildren(...shown.map((sample) => {
-      const item = before.get(String(sample.seq)) ?? this.#item(sample);
-      setAttr(item.firstChild, 'aria-current', sample.seq === current ? 'true' : null);
-      return item;
-    }));
+    this.list.replaceChildren(
+      ...shown.map((sample) => {
+        const item = before.get(String(sample.seq)) ?? this.#item(sample);
+        setAttr(item.firstChild, 'aria-current', sample.seq === current ? 'true' : null);
+        return item;
+      }),
+    );
   }
 
   #item(sample) {
@@ -84,9 +101,11 @@ export class Samples {
     const total = sample.rewards?.total;
     const unseen = (text) => h('span', { class: 'or-sr' }, text);
     const button = h(
-      'button', { type: 'button', class: 'or-sample-chip' },
+      'button',
+      { type: 'button', class: 'or-sample-chip' },
       h('span', { class: 'or-thumb' }, last ? h('img', { src: last.url, alt: '', class: 'or-pixels' }) : null),
-      unseen(`Sample of ${stageName(sample.stage)}, `), h('span', {}, whereOf(sample)),
+      unseen(`Sample of ${stageName(sample.stage)}, `),
+      h('span', {}, whereOf(sample)),
       ...(typeof total === 'number' ? [unseen(', reward '), h('strong', { class: 'or-num' }, short(total))] : []),
       unseen(`: ${readQuestion(sample.question ?? '')}`),
     );
@@ -99,14 +118,27 @@ export class Samples {
     this.viewer ??= new Viewer(this.place, { label: 'Sampled trace', hint: 'This trace has no image.' });
     const words = `${stageName(sample.stage)}, ${whereOf(sample)}`;
     this.viewer.show({ ...traceOf(sample), sample: words }, { reference: sample.reference ?? null });
-    this.rewards.replaceChildren(...rewardRows(sample.rewards).flatMap(([name, value, share]) => [
-      h('dt', {}, name),
-      h('dd', {}, h('span', { class: 'or-meter', 'aria-hidden': 'true' }, h('span', { style: `width:${share * 100}%` })), h('span', { class: 'or-num' }, short(value))),
-    ]));
+    this.rewards.replaceChildren(
+      ...rewardRows(sample.rewards).flatMap(([name, value, share]) => [
+        h('dt', {}, name),
+        h(
+          'dd',
+          {},
+          h('span', { class: 'or-meter', 'aria-hidden': 'true' }, h('span', { style: `width:${share * 100}%` })),
+          h('span', { class: 'or-num' }, short(value)),
+        ),
+      ]),
+    );
     const advantage = sample.advantage;
-    setText(this.advantage, typeof advantage === 'number'
-      ? `Advantage ${short(advantage)}: ${advantage > 0 ? 'better than its group; its probability is raised.' : advantage < 0 ? 'worse than its group; its probability is lowered.' : 'equal to its group; no update.'}`
-      : '');
-    setText(this.reference, sample.reference !== null && sample.reference !== undefined ? `Reference answer: ${sample.reference}` : '');
+    setText(
+      this.advantage,
+      typeof advantage === 'number'
+        ? `Advantage ${short(advantage)}: ${advantage > 0 ? 'better than its group; its probability is raised.' : advantage < 0 ? 'worse than its group; its probability is lowered.' : 'equal to its group; no update.'}`
+        : '',
+    );
+    setText(
+      this.reference,
+      sample.reference !== null && sample.reference !== undefined ? `Reference answer: ${sample.reference}` : '',
+    );
   }
 }

@@ -13,16 +13,28 @@ class Card {
     const fact = (name, value) => (value ? [h('dt', {}, name), h('dd', {}, value)] : []);
     this.time = h('dd', { class: 'or-num' });
     this.start = h('button', { type: 'button', class: 'or-primary', 'aria-label': `Start ${preset.title}` }, 'Start');
-    this.edit = h('button', { type: 'button', class: 'or-secondary', 'aria-label': `Full spec of ${preset.title}` }, 'Full spec');
+    this.edit = h(
+      'button',
+      { type: 'button', class: 'or-secondary', 'aria-label': `Full spec of ${preset.title}` },
+      'Full spec',
+    );
     this.start.addEventListener('click', () => onStart(preset.spec, this));
     this.edit.addEventListener('click', () => onEdit(preset, this.edit));
     this.error = h('p', { class: 'or-error', role: 'alert', hidden: true });
     this.element = h(
-      'li', { class: 'or-preset', 'data-preset': preset.name },
+      'li',
+      { class: 'or-preset', 'data-preset': preset.name },
       h('h3', {}, preset.title),
       h('p', { class: 'or-quiet' }, preset.what),
-      h('dl', {},
-        fact('starts from', spec.base_checkpoint), fact('on', dataOf(spec)), fact('does', stepsOf(spec)), h('dt', {}, 'takes'), this.time),
+      h(
+        'dl',
+        {},
+        fact('starts from', spec.base_checkpoint),
+        fact('on', dataOf(spec)),
+        fact('does', stepsOf(spec)),
+        h('dt', {}, 'takes'),
+        this.time,
+      ),
       this.error,
       h('div', { class: 'or-row' }, this.start, this.edit),
     );
@@ -45,30 +57,73 @@ class Editor {
   constructor({ presets, onStart }) {
     this.presets = presets;
     this.onStart = onStart;
-    this.preset = h('select', { 'aria-label': 'Preset' }, presets.map((one) => h('option', { value: one.name }, one.title)));
+    this.preset = h(
+      'select',
+      { 'aria-label': 'Preset' },
+      presets.map((one) => h('option', { value: one.name }, one.title)),
+    );
     this.base = h('select', {});
     this.seed = h('input', { type: 'text', inputmode: 'numeric', class: 'or-input', size: 8 });
     this.activate = h('input', { type: 'checkbox' });
-    this.text = h('textarea', { class: 'or-code', rows: 18, spellcheck: 'false', autocomplete: 'off', 'aria-label': 'The spec as JSON', 'aria-describedby': 'or-spec-error' });
+    this.text = h('textarea', {
+      class: 'or-code',
+      rows: 18,
+      spellcheck: 'false',
+      autocomplete: 'off',
+      'aria-label': 'The spec as JSON',
+      'aria-describedby': 'or-spec-error',
+    });
     this.error = h('div', { class: 'or-error', id: 'or-spec-error', role: 'alert', hidden: true });
     this.curl = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The job as curl' });
     this.cli = h('pre', { class: 'or-code', tabindex: '0', 'aria-label': 'The job as a command' });
     this.start = h('button', { type: 'button', class: 'or-primary', onclick: () => this.#start() }, 'Start this job');
     this.close = h('button', { type: 'button', class: 'or-secondary', onclick: () => this.hide() }, 'Close');
     const field = (label, input) => h('label', { class: 'or-field' }, h('span', {}, label), input);
-    const line = (label, box) => h('div', { class: 'or-line-of-code' }, h('div', { class: 'or-block-head' }, h('h4', {}, label), h('span', { class: 'or-spring' }), copyButton('copy', () => box.textContent)), box);
+    const line = (label, box) =>
+      h(
+        'div',
+        { class: 'or-line-of-code' },
+        h(
+          'div',
+          { class: 'or-block-head' },
+          h('h4', {}, label),
+          h('span', { class: 'or-spring' }),
+          copyButton('copy', () => box.textContent),
+        ),
+        box,
+      );
     this.element = h(
-      'section', { class: 'or-block or-editor', 'aria-label': 'Full spec', hidden: true },
+      'section',
+      { class: 'or-block or-editor', 'aria-label': 'Full spec', hidden: true },
       h('div', { class: 'or-block-head' }, h('h3', {}, 'Full spec'), h('span', { class: 'or-spring' }), this.close),
-      h('div', { class: 'or-editor-fields' },
-        field('preset', this.preset), field('starts from', this.base), field('seed', this.seed),
-        h('label', { class: 'or-check' }, this.activate, h('span', {}, 'activate the result'))),
-      h('div', { class: 'or-editor-main' },
+      h(
+        'div',
+        { class: 'or-editor-fields' },
+        field('preset', this.preset),
+        field('starts from', this.base),
+        field('seed', this.seed),
+        h('label', { class: 'or-check' }, this.activate, h('span', {}, 'activate the result')),
+      ),
+      h(
+        'div',
+        { class: 'or-editor-main' },
         h('div', { class: 'or-editor-json' }, this.text, this.error, h('div', { class: 'or-row' }, this.start)),
-        h('div', { class: 'or-editor-lines' }, line('curl', this.curl), line('command line', this.cli),
-          h('p', { class: 'or-quiet' }, 'Omitted fields take their defaults. The spec is validated before the job starts, and shown in full with the results.'))),
+        h(
+          'div',
+          { class: 'or-editor-lines' },
+          line('curl', this.curl),
+          line('command line', this.cli),
+          h(
+            'p',
+            { class: 'or-quiet' },
+            'Omitted fields take their defaults. The spec is validated before the job starts, and shown in full with the results.',
+          ),
+        ),
+      ),
     );
-    this.preset.addEventListener('change', () => this.#fill(this.presets.find((one) => one.name === this.preset.value).spec));
+    this.preset.addEventListener('change', () =>
+      this.#fill(this.presets.find((one) => one.name === this.preset.value).spec),
+    );
     this.text.addEventListener('input', () => this.#changed());
     this.base.addEventListener('change', () => this.#set('base_checkpoint', this.base.value));
     this.seed.addEventListener('change', () => {
@@ -129,7 +184,8 @@ class Editor {
 
   #mirrorBase() {
     const base = parseSpec(this.text.value).value?.base_checkpoint ?? '';
-    if (base && ![...this.base.options].some((one) => one.value === base)) this.base.append(h('option', { value: base }, base));
+    if (base && ![...this.base.options].some((one) => one.value === base))
+      this.base.append(h('option', { value: base }, base));
     this.base.value = base;
   }
 
@@ -149,9 +205,21 @@ class Editor {
 
   fail(error) {
     const fields = error?.errors ?? [];
-    this.error.replaceChildren(...(!error ? [] : fields.length
-      ? [h('ul', {}, fields.map((one) => h('li', {}, h('strong', {}, one.path.replace(/^body\.?/, '') || 'spec'), `: ${one.message}`)))]
-      : [error.message]));
+    this.error.replaceChildren(
+      ...(!error
+        ? []
+        : fields.length
+          ? [
+              h(
+                'ul',
+                {},
+                fields.map((one) =>
+                  h('li', {}, h('strong', {}, one.path.replace(/^body\.?/, '') || 'spec'), `: ${one.message}`),
+                ),
+              ),
+            ]
+          : [error.message]),
+    );
     show(this.error, Boolean(error));
   }
 }
@@ -161,13 +229,29 @@ export class Start {
   constructor(presets, { onJob }) {
     this.onJob = onJob;
     this.editor = new Editor({ presets, onStart: (spec, from) => this.#start(spec, from) });
-    const handlers = { onStart: (spec, from) => this.#start(spec, from), onEdit: (preset, opener) => this.editor.open(preset, opener) };
+    const handlers = {
+      onStart: (spec, from) => this.#start(spec, from),
+      onEdit: (preset, opener) => this.editor.open(preset, opener),
+    };
     this.cards = presets.filter((one) => one.card).map((preset) => new Card(preset, handlers));
     this.element = h(
-      'section', { class: 'or-start', 'aria-label': 'Start a job' },
-      h('header', { class: 'or-start-head' }, h('h2', {}, 'Start a job'),
-        h('p', { class: 'or-quiet' }, 'Jobs run in parallel with the studio, at a lower priority. They can be watched below, stopped and resumed; their checkpoints can be activated on the Checkpoints page.')),
-      h('ul', { class: 'or-presets' }, this.cards.map((card) => card.element)),
+      'section',
+      { class: 'or-start', 'aria-label': 'Start a job' },
+      h(
+        'header',
+        { class: 'or-start-head' },
+        h('h2', {}, 'Start a job'),
+        h(
+          'p',
+          { class: 'or-quiet' },
+          'Jobs run in parallel with the studio, at a lower priority. They can be watched below, stopped and resumed; their checkpoints can be activated on the Checkpoints page.',
+        ),
+      ),
+      h(
+        'ul',
+        { class: 'or-presets' },
+        this.cards.map((card) => card.element),
+      ),
       this.editor.element,
     );
   }

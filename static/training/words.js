@@ -1,7 +1,13 @@
 // Texts of the Training page: statuses, times, warnings with remedies, the job as curl and as a command. Pure functions,
 // testable without a browser.
 
-export const METHODS = { pesft: 'PeSFT', perpo: 'PeRPO', zero: 'Zero', benchmark: 'Benchmark', pipeline: 'Whole recipe' };
+export const METHODS = {
+  pesft: 'PeSFT',
+  perpo: 'PeRPO',
+  zero: 'Zero',
+  benchmark: 'Benchmark',
+  pipeline: 'Whole recipe',
+};
 
 /** The name of a stage; for `benchmark:NAME` the name of the compared checkpoint. */
 export function stageName(stage) {
@@ -11,7 +17,7 @@ export function stageName(stage) {
 
 /** The position of a sample in its job. */
 export const whereOf = ({ stage, step, prompt }) =>
-  (String(stage).startsWith('benchmark') ? `question ${(prompt ?? 0) + 1}` : `step ${Number(step).toLocaleString('en')}`);
+  String(stage).startsWith('benchmark') ? `question ${(prompt ?? 0) + 1}` : `step ${Number(step).toLocaleString('en')}`;
 
 /** `{tone, text}` of a job's status. tone: wait | run | done | stop | fail, as in the trace viewer. */
 export function statusOf(job) {
@@ -20,7 +26,9 @@ export function statusOf(job) {
       return { tone: 'wait', text: 'queued' };
     case 'running':
       if (job.cancelRequested) return { tone: 'run', text: 'stopping at the end of this step' };
-      return job.progress?.waiting ? { tone: 'wait', text: 'waiting for disk space' } : { tone: 'run', text: 'running' };
+      return job.progress?.waiting
+        ? { tone: 'wait', text: 'waiting for disk space' }
+        : { tone: 'run', text: 'running' };
     case 'succeeded':
       return { tone: 'done', text: 'done' };
     case 'cancelled':
@@ -48,12 +56,18 @@ export function troubleOf(job) {
     return `The training is done and its checkpoints are kept, but the last one could not be activated.${full} Try to activate it on the Checkpoints page.`;
   }
   if (job.status === 'failed') {
-    const then = kept ? ' Its saved state is kept: fix the cause and press Resume, or start again with another spec.' : afresh;
+    const then = kept
+      ? ' Its saved state is kept: fix the cause and press Resume, or start again with another spec.'
+      : afresh;
     return `This job failed.${full}${then}`;
   }
-  if (job.status === 'cancelled' && full) return `Stopped by force:${full}${kept ? ' Resume continues from there.' : afresh}`;
+  if (job.status === 'cancelled' && full)
+    return `Stopped by force:${full}${kept ? ' Resume continues from there.' : afresh}`;
   if (job.status === 'cancelled' && !job.startedAt) return 'Stopped before it started.';
-  if (job.status === 'cancelled') return kept ? 'Stopped at the end of a step, with its state saved. Resume continues from there.' : `Stopped.${afresh}`;
+  if (job.status === 'cancelled')
+    return kept
+      ? 'Stopped at the end of a step, with its state saved. Resume continues from there.'
+      : `Stopped.${afresh}`;
   return null;
 }
 
@@ -63,7 +77,8 @@ export function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);
-  if (minutes < 60) return minutes < 10 && whole % 60 ? `${minutes} min ${whole % 60} s` : `${Math.round(whole / 60)} min`;
+  if (minutes < 60)
+    return minutes < 10 && whole % 60 ? `${minutes} min ${whole % 60} s` : `${Math.round(whole / 60)} min`;
   const hours = Math.floor(minutes / 60);
   return `${hours} h${minutes % 60 ? ` ${minutes % 60} min` : ''}`;
 }
@@ -71,7 +86,8 @@ export function duration(seconds) {
 const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
 
 /** The run time of an ended job; null for one that is running or never started. */
-export const tookOf = (job) => (job.started_at && job.finished_at ? (job.running_s ?? between(job.started_at, job.finished_at)) : null);
+export const tookOf = (job) =>
+  job.started_at && job.finished_at ? (job.running_s ?? between(job.started_at, job.finished_at)) : null;
 
 const TOO_SHORT = 10; // a job this many times shorter is dominated by its start-up
 
@@ -85,15 +101,24 @@ export function howLong(spec, jobs) {
   const scale = steps(spec) && steps(longest.spec) ? steps(spec) / steps(longest.spec) : null;
   if (scale === null || scale === 1) return { known: true, text: `${duration(took)} in the last run here` };
   if (scale > TOO_SHORT) return { known: false, text: 'unknown until it has run here at this length' };
-  return { known: true, text: `about ${duration(took * scale)} here (${steps(longest.spec)} steps took ${duration(took)})` };
+  return {
+    known: true,
+    text: `about ${duration(took * scale)} here (${steps(longest.spec)} steps took ${duration(took)})`,
+  };
 }
 
 const count = (value) => Number(value).toLocaleString('en');
 const SOURCES = {
-  unitasks: 'the procedural world', jsonl: 'a jsonl folder', traces: 'saved traces', zebra_cot: 'Zebra-CoT', m3cot: 'M3CoT', omni_bench: 'Omni-Bench',
+  unitasks: 'the procedural world',
+  jsonl: 'a jsonl folder',
+  traces: 'saved traces',
+  zebra_cot: 'Zebra-CoT',
+  m3cot: 'M3CoT',
+  omni_bench: 'Omni-Bench',
 };
 
-const many = (data) => (data.num_samples ? `${count(data.num_samples)} ${data.source === 'unitasks' ? 'tasks' : 'samples'}` : 'all samples');
+const many = (data) =>
+  data.num_samples ? `${count(data.num_samples)} ${data.source === 'unitasks' ? 'tasks' : 'samples'}` : 'all samples';
 const origin = (data) => `${SOURCES[data.source] ?? data.source}${data.path ? ` (${data.path})` : ''}`;
 
 /** A job's training data as text; stages that share a source name it once. */
@@ -102,7 +127,8 @@ export function dataOf(spec) {
   if (data.source) return `${many(data)} of ${origin(data)}`;
   const bySource = new Map();
   for (const [stage, one] of Object.entries(data)) {
-    if (one?.source) bySource.set(origin(one), [...(bySource.get(origin(one)) ?? []), `${stageName(stage)} ${many(one)}`]);
+    if (one?.source)
+      bySource.set(origin(one), [...(bySource.get(origin(one)) ?? []), `${stageName(stage)} ${many(one)}`]);
   }
   return [...bySource].map(([from, stages]) => `${stages.join(', ')} of ${from}`).join(' · ');
 }
@@ -111,7 +137,10 @@ export function dataOf(spec) {
 export function stepsOf(spec) {
   const given = spec.hyperparameters ?? {};
   if (spec.method !== 'pipeline') return given.steps ? `${count(given.steps)} steps` : '';
-  return Object.entries(given).filter(([, one]) => one?.steps).map(([stage, one]) => `${stageName(stage)} ${count(one.steps)} steps`).join(' · ');
+  return Object.entries(given)
+    .filter(([, one]) => one?.steps)
+    .map(([stage, one]) => `${stageName(stage)} ${count(one.steps)} steps`)
+    .join(' · ');
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -139,7 +168,8 @@ export function parseSpec(text) {
     const line = at ? ` (line ${text.slice(0, Number(at[1])).split('\n').length})` : '';
     return { error: `This is not valid JSON${line}: ${error.message.replace(/ in JSON at position.*$/, '')}.` };
   }
-  if (value === null || typeof value !== 'object' || Array.isArray(value)) return { error: 'A spec must be one JSON object: { … }.' };
+  if (value === null || typeof value !== 'object' || Array.isArray(value))
+    return { error: 'A spec must be one JSON object: { … }.' };
   if (!METHODS[value.method]) return { error: `“method” must be one of ${Object.keys(METHODS).join(', ')}.` };
   return { value };
 }
@@ -148,42 +178,50 @@ export function parseSpec(text) {
 export const WARNINGS = {
   blank_pictures: {
     title: 'Blank images are increasing',
-    means: 'More of the generated images are (nearly) one colour. The perception score alone would reward them, so they count 0 here.',
+    means:
+      'More of the generated images are (nearly) one colour. The perception score alone would reward them, so they count 0 here.',
     todo: 'Look at the samples. If it continues: stop, return to the last good checkpoint, and raise the weight of accuracy or lower the learning rate; in PeSFT try a smaller λ (perception_weight).',
   },
   reward_collapse: {
     title: 'The perception reward no longer distinguishes images',
-    means: 'All scores of R_Pe are nearly equal and provide no training signal: τ is far from the scale of this codebook’s energies. A larger τ pushes every score toward 1.',
+    means:
+      'All scores of R_Pe are nearly equal and provide no training signal: τ is far from the scale of this codebook’s energies. A larger τ pushes every score toward 1.',
     todo: 'Stop and set reward.tau to the checkpoint’s own value (omit it), or choose one by the τ sweep in docs/experiments.',
   },
   format_errors_rising: {
     title: 'Format errors are rising',
-    means: 'More traces fail to parse: an image is incomplete, or the answer part is missing. In reinforcement learning this means the policy drifts from the trained format.',
+    means:
+      'More traces fail to parse: an image is incomplete, or the answer part is missing. In reinforcement learning this means the policy drifts from the trained format.',
     todo: 'Raise kl_coef or the weight of the format reward (reward.beta), or lower the learning rate; a larger max_new_tokens helps when traces hit the length limit.',
   },
   degenerate_groups: {
     title: 'Most groups provide no training signal',
-    means: 'All answers to a prompt got the same reward, so the group was dropped. The tasks are too easy or too hard for the current model.',
+    means:
+      'All answers to a prompt got the same reward, so the group was dropped. The tasks are too easy or too hard for the current model.',
     todo: 'Choose a harder or easier level or other slices, or raise rollouts_per_prompt or oversampling.',
   },
   copied_pictures: {
     title: 'Images are being copied',
-    means: 'More images repeat the previous one instead of drawing something. A copy is smooth and would score well, so it counts 0 here.',
+    means:
+      'More images repeat the previous one instead of drawing something. A copy is smooth and would score well, so it counts 0 here.',
     todo: 'Look at the samples. If it continues: lower reward.gamma or the learning rate, or return to the last good checkpoint.',
   },
   capped_pictures: {
     title: 'Images are smoother than real ones',
-    means: 'More images reach the cap of the perception reward: they are smoother than the reference images, which is how blank images begin.',
+    means:
+      'More images reach the cap of the perception reward: they are smoother than the reference images, which is how blank images begin.',
     todo: 'Watch the share of blank images. Lower reward.gamma if it rises.',
   },
   logprob_mismatch: {
     title: 'Sampler and trainer disagree',
-    means: 'The sampling probabilities of the traces differ from those the trainer computes. In fp32 they should agree within 0.0001; the update is unintentionally off-policy.',
+    means:
+      'The sampling probabilities of the traces differ from those the trainer computes. In fp32 they should agree within 0.0001; the update is unintentionally off-policy.',
     todo: 'Use precision fp32. If it is fp32 already, this is a bug: please report it with the spec.',
   },
   precision_emulated: {
     title: 'bf16 is only emulated here',
-    means: 'The spec requests bf16, but this CPU does not support it in hardware. PyTorch emulates it, which is many times slower than fp32.',
+    means:
+      'The spec requests bf16, but this CPU does not support it in hardware. PyTorch emulates it, which is many times slower than fp32.',
     todo: 'Set precision to auto or fp32, or train on a machine with AVX-512 BF16, AMX or a GPU.',
   },
   samples_rejected: {
@@ -208,31 +246,41 @@ export const WARNINGS = {
   },
   disk_full: {
     title: 'The disk was full',
-    means: 'The job waits for free space and then continues where it was. Nothing is lost; older optimiser states were deleted first.',
+    means:
+      'The job waits for free space and then continues where it was. Nothing is lost; older optimiser states were deleted first.',
     todo: 'Free space on the home’s disk: delete unneeded checkpoints, jobs or other files. Stop works while the job waits.',
   },
   events_lost: {
     title: 'Events were lost',
-    means: 'The job’s log could not be written for a while. Training continued; the charts and samples of that time are missing.',
+    means:
+      'The job’s log could not be written for a while. Training continued; the charts and samples of that time are missing.',
     todo: 'Check the reason in the log: a failing disk, or permissions of the folder. Later checkpoints are not affected.',
   },
   checkpoint_exists: {
     title: 'A checkpoint’s name was taken',
-    means: 'Another checkpoint got this name while the job ran. The files are in the job’s folder, but they are not listed.',
+    means:
+      'Another checkpoint got this name while the job ran. The files are in the job’s folder, but they are not listed.',
     todo: 'Register the folder under another name, or delete the other checkpoint.',
   },
 };
 
 /** `{title, means, todo}` of a warning; unknown codes of newer servers are shown with their detail. */
 export function warningOf({ code, detail }) {
-  return WARNINGS[code] ?? { title: code.replaceAll('_', ' '), means: detail || 'Reported by the job.', todo: 'See the log below.' };
+  return (
+    WARNINGS[code] ?? {
+      title: code.replaceAll('_', ' '),
+      means: detail || 'Reported by the job.',
+      todo: 'See the log below.',
+    }
+  );
 }
 
 /** The screen reader announcement for the change from `before` to `after`. */
 export function announcementOf(before, after) {
   const said = [];
   if (before.status !== after.status && after.status !== 'loading') said.push(`Job ${statusOf(after).text}.`);
-  if (before.progress?.stage !== after.progress?.stage && after.progress) said.push(`Stage ${stageName(after.progress.stage)}.`);
+  if (before.progress?.stage !== after.progress?.stage && after.progress)
+    said.push(`Stage ${stageName(after.progress.stage)}.`);
   for (const one of after.checkpoints) {
     if (!before.checkpoints.some((other) => other.name === one.name)) said.push(`Checkpoint ${one.name} saved.`);
   }
@@ -250,7 +298,8 @@ export function bytes(value) {
 }
 
 /** `needs 1.2 GB of disk space, 3.0 MB free`, for a waiting job. */
-export const roomOf = ({ needed_bytes: needed, free_bytes: free }) => `needs ${bytes(needed)} of disk space, ${bytes(free)} free`;
+export const roomOf = ({ needed_bytes: needed, free_bytes: free }) =>
+  `needs ${bytes(needed)} of disk space, ${bytes(free)} free`;
 
 /** `step 40 of 60 · 2 min left` for a running job. */
 export function progressOf({ status, progress }) {
@@ -263,8 +312,14 @@ export function progressOf({ status, progress }) {
 
 /** The rows of a reward's breakdown: `[name, value, share]`, share = the length of the bar. */
 export function rewardRows(rewards) {
-  const names = [['total', 'reward'], ['accuracy', 'accuracy'], ['format', 'format'], ['perception', 'perception']];
-  return names.filter(([key]) => typeof rewards?.[key] === 'number')
+  const names = [
+    ['total', 'reward'],
+    ['accuracy', 'accuracy'],
+    ['format', 'format'],
+    ['perception', 'perception'],
+  ];
+  return names
+    .filter(([key]) => typeof rewards?.[key] === 'number')
     .map(([key, name]) => [name, rewards[key], Math.max(0, Math.min(1, rewards[key]))]);
 }
 
@@ -283,13 +338,25 @@ const CHECKS = {
 };
 
 /** Options from a text with one per line; empty lines are ignored. */
-export const choicesOf = (text) => text.split('\n').map((line) => line.trim()).filter(Boolean);
+export const choicesOf = (text) =>
+  text
+    .split('\n')
+    .map((line) => line.trim())
+    .filter(Boolean);
 
 /** `{tone, text, facts}` for the response of POST /v1/rewards. facts: [name, value] pairs. */
 export function verdictOf({ accuracy, check, answer, reference, details }) {
-  if (check === 'none') return { tone: 'bad', text: 'Wrong: there is no answer or no reference to compare.', facts: [] };
+  if (check === 'none')
+    return { tone: 'bad', text: 'Wrong: there is no answer or no reference to compare.', facts: [] };
   const word = accuracy === 1 ? 'Right' : accuracy === 0 ? 'Wrong' : `${Math.round(accuracy * 100)} % right`;
-  const facts = [['answer read as', answer], ['reference read as', reference]];
+  const facts = [
+    ['answer read as', answer],
+    ['reference read as', reference],
+  ];
   const shown = Object.entries(details).map(([name, value]) => [name.replaceAll('_', ' '), value]);
-  return { tone: accuracy === 1 ? 'good' : 'bad', text: `${word}: compared ${CHECKS[check] ?? check}.`, facts: [...facts, ...shown] };
+  return {
+    tone: accuracy === 1 ? 'good' : 'bad',
+    text: `${word}: compared ${CHECKS[check] ?? check}.`,
+    facts: [...facts, ...shown],
+  };
 }

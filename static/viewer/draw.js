@@ -43,7 +43,14 @@ export class Bar {
     this.seed = h('span', { class: 'or-seed' });
     this.pill = h('div', { class: 'or-pill' }, this.dot, this.text, this.count);
     this.element = h(
-      'div', { class: 'or-bar' }, this.pill, this.clock, this.rate, h('span', { class: 'or-spring' }), this.seed, ...buttons,
+      'div',
+      { class: 'or-bar' },
+      this.pill,
+      this.clock,
+      this.rate,
+      h('span', { class: 'or-spring' }),
+      this.seed,
+      ...buttons,
     );
   }
 
@@ -124,15 +131,17 @@ export class Timeline {
     for (const step of state.steps) {
       const skill = step.skill ? `, ${SKILLS[step.skill]?.word ?? step.skill}` : '';
       const drawing = isLive(state) && step === last && !step.complete;
-      items.push(this.#draw(`s${step.index}`, {
-        at: step.index,
-        label: String(step.index),
-        name: `Step ${step.index}${skill}${drawing ? ', running' : ''}`,
-        url: step.image?.url ?? step.partial?.url ?? null,
-        skill: SKILLS[step.skill] ? step.skill : null,
-        current: at === step.index,
-        live: drawing,
-      }));
+      items.push(
+        this.#draw(`s${step.index}`, {
+          at: step.index,
+          label: String(step.index),
+          name: `Step ${step.index}${skill}${drawing ? ', running' : ''}`,
+          url: step.image?.url ?? step.partial?.url ?? null,
+          skill: SKILLS[step.skill] ? step.skill : null,
+          current: at === step.index,
+          live: drawing,
+        }),
+      );
     }
     if (!isTerminal(state) && !state.hasAnswer) {
       const asleep = state.status === 'loading' || state.status === 'paused';
@@ -141,10 +150,16 @@ export class Timeline {
       }
     }
     const answer = (last?.index ?? 0) + 1;
-    items.push(this.#draw('A', {
-      at: answer, label: 'A', name: 'Answer', current: at === answer, pending: !state.hasAnswer,
-      live: state.activity === 'answering',
-    }));
+    items.push(
+      this.#draw('A', {
+        at: answer,
+        label: 'A',
+        name: 'Answer',
+        current: at === answer,
+        pending: !state.hasAnswer,
+        live: state.activity === 'answering',
+      }),
+    );
     const same = items.length === this.list.children.length && items.every((item, k) => this.list.children[k] === item);
     if (!same) this.list.replaceChildren(...items);
     const current = items.find((item) => item.firstChild.getAttribute('aria-current'));
@@ -176,8 +191,13 @@ export class Steps {
     this.question = h('p', { class: 'or-question', dir: 'auto' });
     this.list = h('ol', { class: 'or-steps' });
     this.hint = h('p', { class: 'or-steps-hint' });
-    this.element = h('div', { class: 'or-words', tabindex: '0', role: 'region', 'aria-label': `${label}: words` },
-      this.question, this.list, this.hint);
+    this.element = h(
+      'div',
+      { class: 'or-words', tabindex: '0', role: 'region', 'aria-label': `${label}: words` },
+      this.question,
+      this.list,
+      this.hint,
+    );
   }
 
   #row(index) {
@@ -205,7 +225,11 @@ export class Steps {
       setText(row.text, step.text.trim());
       setAttr(row.item, 'data-current', at === step.index ? 'true' : null);
       setAttr(row.item, 'data-skill', SKILLS[step.skill] ? step.skill : null);
-      setAttr(row.item, 'data-writing', live && step === last && !step.complete ? (step.partial ? 'drawing' : 'text') : null);
+      setAttr(
+        row.item,
+        'data-writing',
+        live && step === last && !step.complete ? (step.partial ? 'drawing' : 'text') : null,
+      );
       setAttr(row.number, 'aria-label', `Show step ${step.index}`);
       return row.item;
     });
@@ -242,8 +266,12 @@ export class Answer {
     this.trouble = h('p', { class: 'or-trouble' });
     this.buttons = h('div', { class: 'or-answer-buttons' }, ...buttons);
     this.element = h(
-      'div', { class: 'or-answer' }, this.label,
-      h('div', { class: 'or-answer-line' }, this.text, this.verdict), this.trouble, this.buttons,
+      'div',
+      { class: 'or-answer' },
+      this.label,
+      h('div', { class: 'or-answer-line' }, this.text, this.verdict),
+      this.trouble,
+      this.buttons,
     );
   }
 

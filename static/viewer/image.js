@@ -39,7 +39,8 @@ export function stageOf(state, at) {
   const step = state.steps.find((one) => one.index === at) ?? null;
   const before = drawn(at - 1);
   const url = step?.image?.url ?? step?.partial?.url ?? null;
-  if (!url) return { after: before && { url: before.image.url, index: before.index }, before: null, step, waiting: true };
+  if (!url)
+    return { after: before && { url: before.image.url, index: before.index }, before: null, step, waiting: true };
   return {
     after: { url, index: at },
     before: before && { url: before.image.url, index: before.index },
@@ -82,7 +83,11 @@ export class ImageView {
     this.pane = h('div', { class: 'or-stage' }, this.figures.before, this.figures.after, this.empty);
     this.pane.addEventListener('click', (event) => event.target instanceof HTMLCanvasElement && this.#enlarge(event));
     this.slider = h('input', {
-      type: 'range', min: 0, max: 100, value: 100, class: 'or-slider',
+      type: 'range',
+      min: 0,
+      max: 100,
+      value: 100,
+      class: 'or-slider',
       'aria-label': 'From the previous image to the current one',
     });
     this.slider.addEventListener('input', () => {
@@ -96,20 +101,27 @@ export class ImageView {
       this.#drawChanges();
     });
     this.facts = h('div', { class: 'or-facts', role: 'group', 'aria-label': 'Facts about this image' });
-    this.factsButton = h(
-      'button', { type: 'button', class: 'or-chipbutton', 'aria-expanded': 'false' }, 'facts',
-    );
+    this.factsButton = h('button', { type: 'button', class: 'or-chipbutton', 'aria-expanded': 'false' }, 'facts');
     this.factsButton.addEventListener('click', () => this.toggleFacts());
-    this.full = h('button', { type: 'button', class: 'or-round or-small', 'aria-label': 'Full size', title: 'Full size' }, icon('full'));
+    this.full = h(
+      'button',
+      { type: 'button', class: 'or-round or-small', 'aria-label': 'Full size', title: 'Full size' },
+      icon('full'),
+    );
     this.full.addEventListener('click', (event) => this.#enlarge(event));
     this.compare = h(
-      'div', { class: 'or-compare' }, h('span', { 'aria-hidden': 'true' }, 'before'), this.slider,
+      'div',
+      { class: 'or-compare' },
+      h('span', { 'aria-hidden': 'true' }, 'before'),
+      this.slider,
       h('span', { 'aria-hidden': 'true' }, 'after'),
     );
     this.tools = h('div', { class: 'or-tools' }, this.tint, this.factsButton, this.full);
     this.element = h(
-      'div', { class: 'or-picture' },
-      h('div', { class: 'or-stage-frame' }, this.pane, this.facts), h('div', { class: 'or-picture-bar' }, this.compare, this.tools),
+      'div',
+      { class: 'or-picture' },
+      h('div', { class: 'or-stage-frame' }, this.pane, this.facts),
+      h('div', { class: 'or-picture-bar' }, this.compare, this.tools),
     );
     for (const one of [this.facts, ...Object.values(this.figures)]) show(one, false);
     new ResizeObserver(() => this.#sharpen()).observe(this.pane);
@@ -146,7 +158,10 @@ export class ImageView {
     this.#drawFacts(rows);
     const name = (index) => (index === 0 ? 'the question’s image' : `step ${index}`);
     setText(this.captions.before, stage.before ? `before: ${name(stage.before.index)}` : '');
-    setText(this.captions.after, stage.after ? (stage.mode === 'beside' ? 'after: ' : '') + name(stage.after.index) : '');
+    setText(
+      this.captions.after,
+      stage.after ? (stage.mode === 'beside' ? 'after: ' : '') + name(stage.after.index) : '',
+    );
     setAttr(this.before, 'aria-label', stage.before ? `Before, ${name(stage.before.index)}` : null);
     setAttr(this.after, 'aria-label', this.#alt(state, stage));
     this.#load('before', stage.before?.url ?? null);
@@ -164,7 +179,13 @@ export class ImageView {
     const text = rows.map(([name, value]) => `${name}: ${value}`).join('\n');
     if (this.facts.dataset.text === text) return;
     this.facts.dataset.text = text;
-    this.facts.replaceChildren(h('dl', {}, rows.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])));
+    this.facts.replaceChildren(
+      h(
+        'dl',
+        {},
+        rows.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]),
+      ),
+    );
   }
 
   async #load(which, url) {

@@ -46,6 +46,10 @@ export function openHelp() {
     'Keyboard',
     h('h2', {}, 'Keyboard'),
     h('p', { class: 'or-quiet' }, 'They work while the focus is in the trace. Each has a button, too.'),
-    h('dl', { class: 'or-keys' }, KEYS.map(([key, what]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)])),
+    h(
+      'dl',
+      { class: 'or-keys' },
+      KEYS.map(([key, what]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)]),
+    ),
   );
 }

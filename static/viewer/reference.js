@@ -16,9 +16,12 @@ export async function fetchReference(taskId) {
 
 function cell(title, text, url) {
   return h(
-    'div', { class: 'or-reference-cell' },
+    'div',
+    { class: 'or-reference-cell' },
     h('h3', {}, title),
-    url ? h('img', { src: url, alt: `${title}: ${text ?? ''}`, class: 'or-pixels' }) : h('div', { class: 'or-reference-none' }, 'no image'),
+    url
+      ? h('img', { src: url, alt: `${title}: ${text ?? ''}`, class: 'or-pixels' })
+      : h('div', { class: 'or-reference-none' }, 'no image'),
     h('p', { dir: 'auto' }, text ?? ''),
   );
 }
@@ -31,16 +34,33 @@ export async function openReference(state) {
   for (let k = 1; k <= length; k += 1) {
     const ours = state.steps.find((step) => step.index === k);
     const theirs = task.steps.find((step) => step.index === k);
-    rows.push(h(
-      'div', { class: 'or-reference-row' },
-      ours ? cell(`Model, step ${k}`, ours.text.trim(), ours.image?.url) : cell(`Model, step ${k}`, 'none', null),
-      theirs ? cell(`Reference, step ${k}`, theirs.text, theirs.image?.url) : cell(`Reference, step ${k}`, 'none', null),
-    ));
+    rows.push(
+      h(
+        'div',
+        { class: 'or-reference-row' },
+        ours ? cell(`Model, step ${k}`, ours.text.trim(), ours.image?.url) : cell(`Model, step ${k}`, 'none', null),
+        theirs
+          ? cell(`Reference, step ${k}`, theirs.text, theirs.image?.url)
+          : cell(`Reference, step ${k}`, 'none', null),
+      ),
+    );
   }
   const answers = h(
-    'div', { class: 'or-reference-row' },
-    h('p', { class: 'or-reference-answer' }, h('span', {}, 'Model’s answer'), h('strong', {}, state.answer.trim() || '–')),
+    'div',
+    { class: 'or-reference-row' },
+    h(
+      'p',
+      { class: 'or-reference-answer' },
+      h('span', {}, 'Model’s answer'),
+      h('strong', {}, state.answer.trim() || '–'),
+    ),
     h('p', { class: 'or-reference-answer' }, h('span', {}, 'Reference'), h('strong', {}, task.answer)),
   );
-  openDialog('Reference trace', h('h2', {}, 'Reference trace'), h('p', { class: 'or-quiet', dir: 'auto' }, task.question), answers, ...rows);
+  openDialog(
+    'Reference trace',
+    h('h2', {}, 'Reference trace'),
+    h('p', { class: 'or-quiet', dir: 'auto' }, task.question),
+    answers,
+    ...rows,
+  );
 }

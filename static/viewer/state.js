@@ -88,7 +88,8 @@ const HANDLERS = {
     mode: 'step',
     pausedAfter: data.step ?? state.steps.length,
   }),
-  'step.started': (state, data) => withStep({ ...state, status: 'running', activity: 'thinking' }, data.step, () => ({})),
+  'step.started': (state, data) =>
+    withStep({ ...state, status: 'running', activity: 'thinking' }, data.step, () => ({})),
   'text.delta': (state, data) => ({
     ...withStep({ ...state, activity: 'thinking' }, data.step, (step) => ({ text: step.text + data.text })),
     tokens: state.tokens + 1,

@@ -16,7 +16,13 @@ export class Turn {
    * channel: a BroadcastChannel, or null if unsupported: then every stream keeps its turn.
    * onTaken(): another stream took the turn. onFree(): the turn is free.
    */
-  constructor({ channel, now = () => performance.timeOrigin + performance.now(), id = Math.random(), onTaken, onFree }) {
+  constructor({
+    channel,
+    now = () => performance.timeOrigin + performance.now(),
+    id = Math.random(),
+    onTaken,
+    onFree,
+  }) {
     this.#channel = channel;
     this.#now = now;
     this.#id = id;

@@ -40,26 +40,45 @@ export class Viewer {
     const say = (text) => this.#say(text);
     this.previous = round('left', 'Previous step (←)', () => this.step(-1));
     this.next = round('right', 'Next step (→)', () => this.step(1));
-    this.live = h('button', { type: 'button', class: 'or-chipbutton or-live', title: 'Follow the latest step (End)', onclick: () => this.follow() }, 'live');
-    this.help = h('button', { type: 'button', class: 'or-round', 'aria-label': 'Keyboard (?)', title: 'Keyboard (?)', onclick: openHelp }, '?');
+    this.live = h(
+      'button',
+      {
+        type: 'button',
+        class: 'or-chipbutton or-live',
+        title: 'Follow the latest step (End)',
+        onclick: () => this.follow(),
+      },
+      'live',
+    );
+    this.help = h(
+      'button',
+      { type: 'button', class: 'or-round', 'aria-label': 'Keyboard (?)', title: 'Keyboard (?)', onclick: openHelp },
+      '?',
+    );
     this.link = copyButton('copy link', () => this.address(), say);
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
     this.imageView = new ImageView();
     this.words = new Steps(label, (at) => this.go(at));
-    this.referenceButton = h('button', { type: 'button', class: 'or-link', onclick: () => this.#openReference() }, 'reference trace');
+    this.referenceButton = h(
+      'button',
+      { type: 'button', class: 'or-link', onclick: () => this.#openReference() },
+      'reference trace',
+    );
     this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
-    this.answer = new Answer([
-      this.referenceButton,
-      copyButton('copy JSON', () => this.json(), say),
-      this.curl,
-    ]);
+    this.answer = new Answer([this.referenceButton, copyButton('copy JSON', () => this.json(), say), this.curl]);
     this.notice = h('div', { class: 'or-notice', role: 'alert' });
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.root = h(
-      'section', { class: 'or-viewer', tabindex: '-1', 'aria-label': label },
+      'section',
+      { class: 'or-viewer', tabindex: '-1', 'aria-label': label },
       this.bar.element,
-      h('div', { class: 'or-line' }, this.timeline.element, h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help)),
+      h(
+        'div',
+        { class: 'or-line' },
+        this.timeline.element,
+        h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help),
+      ),
       this.notice,
       h('div', { class: 'or-main' }, this.imageView.element, this.words.element),
       this.answer.element,
@@ -243,7 +262,10 @@ export class Viewer {
     if (error.status === 404 && traceId) {
       this.#notice = {
         text: `Trace “${traceId}” does not exist on this server. It may have been deleted, or the link is from another machine.`,
-        links: [['open the gallery', '/gallery'], ['ask a new question', '/']],
+        links: [
+          ['open the gallery', '/gallery'],
+          ['ask a new question', '/'],
+        ],
       };
       this.#state = initialState(null);
     } else {
@@ -377,13 +399,17 @@ export class Viewer {
     show(this.notice, notice !== null);
     if (this.drawn === notice) return;
     this.drawn = notice;
-    this.notice.replaceChildren(...(notice
-      ? [
-          h('span', {}, notice.text),
-          ...notice.links.map(([label, href]) => h('a', { href, class: 'or-link' }, label)),
-          ...(notice.retry ? [h('button', { type: 'button', class: 'or-link', onclick: notice.retry }, 'try again')] : []),
-        ]
-      : []));
+    this.notice.replaceChildren(
+      ...(notice
+        ? [
+            h('span', {}, notice.text),
+            ...notice.links.map(([label, href]) => h('a', { href, class: 'or-link' }, label)),
+            ...(notice.retry
+              ? [h('button', { type: 'button', class: 'or-link', onclick: notice.retry }, 'try again')]
+              : []),
+          ]
+        : []),
+    );
   }
 }
 

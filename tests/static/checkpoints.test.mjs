@@ -2,15 +2,32 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { factsOf, folded, forestOf, jobOf, madeBy, measureOf, outcomeOf, whyNot } from '../../static/checkpoints/lineage.js';
+import {
+  factsOf,
+  folded,
+  forestOf,
+  jobOf,
+  madeBy,
+  measureOf,
+  outcomeOf,
+  whyNot,
+} from '../../static/checkpoints/lineage.js';
 
 const draw = (nodes) => nodes.map(({ one, children }) => (children.length ? [one.id, draw(children)] : one.id));
-const made = (id, base, stage, step, job = 'j') => ({ id, base, created_at: '2026', lineage: { stage, step, job_id: job } });
+const made = (id, base, stage, step, job = 'j') => ({
+  id,
+  base,
+  created_at: '2026',
+  lineage: { stage, step, job_id: job },
+});
 
 test('children hang below their base, ordered by stage and step', () => {
   const list = [
-    made('p-20', 'base', 'perpo', 20), made('s-200', 'base', 'pesft', 200), made('s-100', 'base', 'pesft', 100),
-    { id: 'base', base: null, created_at: '2025' }, made('q', 's-200', 'perpo', 1, 'k'),
+    made('p-20', 'base', 'perpo', 20),
+    made('s-200', 'base', 'pesft', 200),
+    made('s-100', 'base', 'pesft', 100),
+    { id: 'base', base: null, created_at: '2025' },
+    made('q', 's-200', 'perpo', 1, 'k'),
   ];
   assert.deepEqual(draw(forestOf(list)), [['base', ['s-100', ['s-200', ['q']], 'p-20'].map((x) => x)]]);
 });
@@ -28,7 +45,10 @@ test('cyclic bases are all shown', () => {
 });
 
 test('line shows origin and metrics', () => {
-  const one = { ...made('x', 'b', 'perpo', 1200), metrics: { 'accuracy/all': 0.91, 'reward/total': 0.8, 'loss/ce': 1 } };
+  const one = {
+    ...made('x', 'b', 'perpo', 1200),
+    metrics: { 'accuracy/all': 0.91, 'reward/total': 0.8, 'loss/ce': 1 },
+  };
   assert.equal(madeBy(one), 'PeRPO, step 1,200');
   assert.equal(measureOf(one), '91 % right · loss 1');
   assert.equal(jobOf(one), 'j');
@@ -37,7 +57,10 @@ test('line shows origin and metrics', () => {
 });
 
 test('unknown facts are omitted', () => {
-  assert.deepEqual(factsOf({ id: 'x', licence: 'MIT', size_bytes: 30e6 }), [['licence', 'MIT'], ['size', '30 MB']]);
+  assert.deepEqual(factsOf({ id: 'x', licence: 'MIT', size_bytes: 30e6 }), [
+    ['licence', 'MIT'],
+    ['size', '30 MB'],
+  ]);
 });
 
 test('reasons against actions are given', () => {
@@ -49,7 +72,12 @@ test('reasons against actions are given', () => {
 });
 
 test('comparison needs both answers', () => {
-  const state = (answer, verdict = null) => ({ status: 'completed', hasAnswer: true, answer, verdict: verdict && { answer: verdict } });
+  const state = (answer, verdict = null) => ({
+    status: 'completed',
+    hasAnswer: true,
+    answer,
+    verdict: verdict && { answer: verdict },
+  });
   assert.equal(outcomeOf(state('a'), { ...state('b'), status: 'running' }), '');
   assert.equal(outcomeOf(state('a', 'right'), state('b', 'wrong')), 'Only the first is right.');
   assert.equal(outcomeOf(state('a', 'wrong'), state('b', 'wrong')), 'Both are wrong.');
@@ -59,10 +87,21 @@ test('comparison needs both answers', () => {
 
 test('superseded steps of a job are folded', () => {
   const steps = [100, 200, 300, 400].map((step) => made(`s-${step}`, 'base', 'pesft', step));
-  const list = (all, kept) => folded(forestOf([{ id: 'base' }, ...all])[0].children, kept)
-    .map(({ node, earlier }) => node?.one.id ?? earlier.map((one) => one.one.id));
+  const list = (all, kept) =>
+    folded(forestOf([{ id: 'base' }, ...all])[0].children, kept).map(
+      ({ node, earlier }) => node?.one.id ?? earlier.map((one) => one.one.id),
+    );
   assert.deepEqual(list(steps, null), [['s-100', 's-200', 's-300'], 's-400']);
   assert.deepEqual(list(steps, 's-200'), [['s-100'], 's-200', ['s-300'], 's-400']);
   assert.deepEqual(list([...steps, made('p', 's-300', 'perpo', 1, 'k')], null), [['s-100', 's-200'], 's-300', 's-400']);
-  assert.deepEqual(list([{ id: 'a', base: 'base' }, { id: 'b', base: 'base' }], null), ['a', 'b']);
+  assert.deepEqual(
+    list(
+      [
+        { id: 'a', base: 'base' },
+        { id: 'b', base: 'base' },
+      ],
+      null,
+    ),
+    ['a', 'b'],
+  );
 });

@@ -4,14 +4,23 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import {
-  fromTrace, initialState, isTerminal, phaseOf, reduce, reduceAll, withTrace,
+  fromTrace,
+  initialState,
+  isTerminal,
+  phaseOf,
+  reduce,
+  reduceAll,
+  withTrace,
 } from '../../static/viewer/state.js';
 
 const recorded = JSON.parse(readFileSync(new URL('./recorded.json', import.meta.url)));
 
 const number = (events) => events.map(([type, data], k) => ({ seq: k + 1, type, data }));
 const play = (...events) => reduceAll(initialState('t'), number(events));
-const STARTED = ['trace.started', { seed: 81, checkpoint: 'nano', weight_version: 3, prompt_tokens: 9, budget: { context_len: 768 } }];
+const STARTED = [
+  'trace.started',
+  { seed: 81, checkpoint: 'nano', weight_version: 3, prompt_tokens: 9, budget: { context_len: 768 } },
+];
 const freeze = (value) => {
   if (value && typeof value === 'object') {
     Object.values(value).forEach(freeze);
@@ -26,8 +35,14 @@ test('recorded trace matches its row', () => {
   for (const name of ['status', 'answer', 'hasAnswer', 'finishReason', 'question', 'seed', 'taskId', 'usage']) {
     assert.deepEqual(streamed[name], row[name], name);
   }
-  assert.deepEqual(streamed.steps.map((step) => step.text.trim()), row.steps.map((step) => step.text.trim()));
-  assert.deepEqual(streamed.steps.map((step) => step.image.image_id), row.steps.map((step) => step.image.image_id));
+  assert.deepEqual(
+    streamed.steps.map((step) => step.text.trim()),
+    row.steps.map((step) => step.text.trim()),
+  );
+  assert.deepEqual(
+    streamed.steps.map((step) => step.image.image_id),
+    row.steps.map((step) => step.image.image_id),
+  );
   assert.ok(isTerminal(streamed));
 });
 
@@ -71,7 +86,12 @@ test('queue positions come and go', () => {
 });
 
 test('text deltas add up', () => {
-  const state = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I draw a ' }], ['text.delta', { step: 1, text: 'box there.' }]);
+  const state = play(
+    STARTED,
+    ['step.started', { step: 1 }],
+    ['text.delta', { step: 1, text: 'I draw a ' }],
+    ['text.delta', { step: 1, text: 'box there.' }],
+  );
   assert.equal(state.steps[0].text, 'I draw a box there.');
   assert.equal(state.activity, 'thinking');
 });
@@ -85,7 +105,10 @@ test('partials count up and keep the last image', () => {
   assert.equal(state.steps[0].skill, 'zoom');
   assert.equal(state.activity, 'drawing');
   assert.equal(state.tokens, 16);
-  const done = play(...drawing, one, two, ['image.completed', { step: 1, image_id: 'i', url: '/i', width: 64, height: 64, stats: { codes: 64 } }]);
+  const done = play(...drawing, one, two, [
+    'image.completed',
+    { step: 1, image_id: 'i', url: '/i', width: 64, height: 64, stats: { codes: 64 } },
+  ]);
   assert.equal(done.steps[0].partial, null);
   assert.equal(done.steps[0].image.url, '/i');
   assert.equal(done.steps[0].image.skill, 'zoom');
@@ -93,7 +116,10 @@ test('partials count up and keep the last image', () => {
 });
 
 test('phases follow the trace', () => {
-  const step = [['step.started', { step: 1 }], ['step.completed', { step: 1 }]];
+  const step = [
+    ['step.started', { step: 1 }],
+    ['step.completed', { step: 1 }],
+  ];
   const paused = [STARTED, ...step, ['trace.paused', { step: 1 }]];
   assert.equal(phaseOf(null), 'idle');
   assert.equal(phaseOf(initialState('t')), 'idle');
@@ -109,7 +135,12 @@ test('phases follow the trace', () => {
 
 test('failed and interrupted traces keep their steps', () => {
   const error = { code: 'engine_died', detail: 'The engine ended.' };
-  const failed = play(STARTED, ['step.started', { step: 1 }], ['text.delta', { step: 1, text: 'I' }], ['trace.failed', { error }]);
+  const failed = play(
+    STARTED,
+    ['step.started', { step: 1 }],
+    ['text.delta', { step: 1, text: 'I' }],
+    ['trace.failed', { error }],
+  );
   assert.equal(failed.status, 'failed');
   assert.deepEqual(failed.error, error);
   assert.equal(failed.steps[0].text, 'I');
