@@ -7,6 +7,7 @@ import { api } from '../shared/api.js';
 import { copyButton, h, setAttr, setText, show } from '../shared/dom.js';
 import { EventStream } from '../shared/events.js';
 import { Charts } from './charts.js';
+import { checkpointItem, drawStages, tailOf, warningItem } from './parts.js';
 import { reportBlock } from './report.js';
 import { Samples } from './samples.js';
 import {
@@ -31,7 +32,6 @@ import {
   stageName,
   statusOf,
   troubleOf,
-  warningOf,
 } from './words.js';
 
 const DRAW_EVERY_MS = 250;
@@ -315,7 +315,7 @@ export class Run {
     show(this.cancel, isLive(state));
     this.cancel.disabled = cancelRequested;
     show(this.resume, isTerminal(state) && state.resumable === true);
-    this.#drawStages();
+    drawStages(this.stages, stageBar(state));
     const trouble = this.#rejected ?? troubleOf(state);
     setText(this.trouble, trouble ?? '');
     setAttr(this.trouble, 'data-tone', state.status === 'cancelled' && !this.#rejected ? 'quiet' : 'fail');
@@ -344,34 +344,6 @@ export class Run {
     draw();
   }
 
-  #drawStages() {
-    const bars = stageBar(this.#state);
-    if (this.stages.children.length !== bars.length) {
-      this.stages.replaceChildren(
-        ...bars.map(() =>
-          h(
-            'li',
-            {},
-            h('span', { class: 'or-stage-name' }),
-            h('span', { class: 'or-stage-bar' }, h('span')),
-            h('span', { class: 'or-sr' }),
-          ),
-        ),
-      );
-    }
-    for (const [k, { stage, share, state }] of bars.entries()) {
-      const item = this.stages.children[k];
-      setAttr(item, 'data-state', state);
-      setAttr(item, 'aria-current', state === 'running' ? 'step' : null);
-      setText(item.children[0], stageName(stage));
-      item.children[1].firstChild.style.width = `${(share * 100).toFixed(1)}%`;
-      setText(
-        item.children[2],
-        state === 'done' ? 'done' : state === 'waiting' ? 'not yet' : `${Math.round(share * 100)} percent`,
-      );
-    }
-  }
-
   #drawTabs() {
     const { order } = this.#state;
     const shown = shownStage(this.#state, this.#stage);
@@ -398,39 +370,14 @@ export class Run {
   }
 
   #drawWarnings() {
-    this.warnings.replaceChildren(
-      ...this.#state.warnings.map((warning) => {
-        const { title, means, todo } = warningOf(warning);
-        return h(
-          'li',
-          { class: 'or-warning', 'data-code': warning.code },
-          h('h3', {}, title, warning.count > 1 ? h('span', { class: 'or-quiet' }, ` · ${warning.count} times`) : null),
-          warning.detail && warning.detail !== means ? h('p', { class: 'or-num' }, warning.detail) : null,
-          h('p', {}, means),
-          h('p', {}, h('strong', {}, 'What to do: '), todo),
-        );
-      }),
-    );
+    this.warnings.replaceChildren(...this.#state.warnings.map(warningItem));
     show(this.warnings, this.#state.warnings.length > 0);
   }
 
   #drawMade() {
     const made = [...this.#state.checkpoints].reverse();
     show(this.madeBlock, made.length > 0);
-    this.made.replaceChildren(
-      ...made.map((one) =>
-        h(
-          'li',
-          {},
-          h('a', { class: 'or-link', href: `/checkpoints?name=${encodeURIComponent(one.name)}` }, one.name),
-          h(
-            'span',
-            { class: 'or-quiet' },
-            one.step === null || one.step === undefined ? '' : `${stageName(one.stage)}, step ${one.step}`,
-          ),
-        ),
-      ),
-    );
+    this.made.replaceChildren(...made.map(checkpointItem));
   }
 
   #drawLog() {
@@ -442,5 +389,3 @@ export class Run {
     if (atEnd) this.log.scrollTop = this.log.scrollHeight;
   }
 }
-
-const tailOf = (error) => (Array.isArray(error?.log_tail) ? error.log_tail.join('\n') : (error?.log_tail ?? ''));

@@ -10,6 +10,7 @@ import { copyButton, h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { Answer, Bar, Steps, Timeline } from './draw.js';
 import { TraceStream } from '../shared/events.js';
 import { listenForKeys, openHelp } from './keys.js';
+import { Notice } from './notice.js';
 import { ImageView, loadImage } from './image.js';
 import { fetchReference, openReference } from './reference.js';
 import { onBack } from './server.js';
@@ -35,39 +36,26 @@ export class Viewer {
   constructor(element, options = {}) {
     this.#options = options;
     const label = options.label ?? 'Trace';
-    const round = (name, label, act) =>
-      h('button', { type: 'button', class: 'or-round', 'aria-label': label, title: label, onclick: act }, icon(name));
+    const button = (kind, content, onclick, title = null) =>
+      h(
+        'button',
+        { type: 'button', class: kind, 'aria-label': kind === 'or-round' ? title : null, title, onclick },
+        content,
+      );
     const say = (text) => this.#say(text);
-    this.previous = round('left', 'Previous step (←)', () => this.step(-1));
-    this.next = round('right', 'Next step (→)', () => this.step(1));
-    this.live = h(
-      'button',
-      {
-        type: 'button',
-        class: 'or-chipbutton or-live',
-        title: 'Follow the latest step (End)',
-        onclick: () => this.follow(),
-      },
-      'live',
-    );
-    this.help = h(
-      'button',
-      { type: 'button', class: 'or-round', 'aria-label': 'Keyboard (?)', title: 'Keyboard (?)', onclick: openHelp },
-      '?',
-    );
+    this.previous = button('or-round', icon('left'), () => this.step(-1), 'Previous step (←)');
+    this.next = button('or-round', icon('right'), () => this.step(1), 'Next step (→)');
+    this.live = button('or-chipbutton or-live', 'live', () => this.follow(), 'Follow the latest step (End)');
+    this.help = button('or-round', '?', openHelp, 'Keyboard (?)');
     this.link = copyButton('copy link', () => this.address(), say);
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
     this.imageView = new ImageView();
     this.words = new Steps(label, (at) => this.go(at));
-    this.referenceButton = h(
-      'button',
-      { type: 'button', class: 'or-link', onclick: () => this.#openReference() },
-      'reference trace',
-    );
+    this.referenceButton = button('or-link', 'reference trace', () => this.#openReference());
     this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
     this.answer = new Answer([this.referenceButton, copyButton('copy JSON', () => this.json(), say), this.curl]);
-    this.notice = h('div', { class: 'or-notice', role: 'alert' });
+    this.notice = new Notice();
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.root = h(
       'section',
@@ -79,7 +67,7 @@ export class Viewer {
         this.timeline.element,
         h('div', { class: 'or-nav' }, this.previous, this.next, this.live, this.help),
       ),
-      this.notice,
+      this.notice.element,
       h('div', { class: 'or-main' }, this.imageView.element, this.words.element),
       this.answer.element,
       this.spoken,
@@ -390,26 +378,8 @@ export class Viewer {
     this.next.disabled = at >= this.#newest;
     setAttr(this.live, 'aria-pressed', this.#cursor === null);
     this.live.disabled = this.#newest === 0;
-    this.#drawNotice();
+    this.notice.update(this.#notice);
     this.#options.onState?.(this);
-  }
-
-  #drawNotice() {
-    const notice = this.#notice;
-    show(this.notice, notice !== null);
-    if (this.drawn === notice) return;
-    this.drawn = notice;
-    this.notice.replaceChildren(
-      ...(notice
-        ? [
-            h('span', {}, notice.text),
-            ...notice.links.map(([label, href]) => h('a', { href, class: 'or-link' }, label)),
-            ...(notice.retry
-              ? [h('button', { type: 'button', class: 'or-link', onclick: notice.retry }, 'try again')]
-              : []),
-          ]
-        : []),
-    );
   }
 }
 

@@ -1,0 +1,22 @@
+// A line above the trace: what is wrong, where to go instead, and a button to try again.
+
+import { h, show } from '../shared/dom.js';
+
+export class Notice {
+  #shown;
+
+  constructor() {
+    this.element = h('div', { class: 'or-notice', role: 'alert' });
+  }
+
+  /** notice: {text, links: [[label, href]], retry}, or null. */
+  update(notice) {
+    show(this.element, notice !== null);
+    if (this.#shown === notice) return;
+    this.#shown = notice;
+    if (notice === null) return this.element.replaceChildren();
+    const links = notice.links.map(([label, href]) => h('a', { href, class: 'or-link' }, label));
+    const again = h('button', { type: 'button', class: 'or-link', onclick: notice.retry }, 'try again');
+    return this.element.replaceChildren(h('span', {}, notice.text), ...links, ...(notice.retry ? [again] : []));
+  }
+}
