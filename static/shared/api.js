@@ -45,9 +45,11 @@ async function problemOf(response) {
   let message =
     problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server returned ${response.status}.`;
   if (response.status === 429) {
-    message = `${message.replace(/[;,]? ?(?:try again|retry).*$/i, '').replace(/[.;]?$/, '.')} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
+    const first = message.replace(/[;,]? ?(?:try again|retry).*$/i, '').replace(/[.;]?$/, '.');
+    message = `${first} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
   }
-  message = message.replace(/^[a-z](?=[a-z]*[ ,])/, (letter) => letter.toUpperCase()); // leaves dotted names as they are
+  // Dotted names stay as they are.
+  message = message.replace(/^[a-z](?=[a-z]*[ ,])/, (letter) => letter.toUpperCase());
   if (response.status === 401) message = 'You are signed out. Reload the page to sign in again.';
   const { code = String(response.status), errors = [] } = problem;
   return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });
