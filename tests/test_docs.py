@@ -187,11 +187,11 @@ def test_every_route_is_documented_and_every_documented_route_exists() -> None:
 
 def test_every_warning_of_a_job_is_explained_and_the_pages_say_the_same() -> None:
     source = "".join(path.read_text() for path in (ROOT / "training").rglob("*.py"))
-    sent = set(re.findall(r'(?:log\.warning|tell)\(\s*"([a-z_]+)"', source))
+    sent = set(re.findall(r'(?:log\.warning|\badd|_warn)\(\s*"([a-z_]+)"', source))
     sent |= set(re.findall(r'"warning", \{"code": "([a-z_]+)"', source)) | {"copied_pictures", "capped_pictures"}
     sent.add("checkpoint_exists")  # of the server, as it registers a checkpoint
     script = (ROOT / "static" / "training" / "words.js").read_text()
-    shown = re.findall(r"^  (\w+): \{\n    title: '.*',\n    means: '(.*)',\n    todo: '(.*)',$", script, re.MULTILINE)
+    shown = re.findall(r"^  (\w+): \{\n    title: '.*',\n    means:\s+'(.*)',\n    todo:\s+'(.*)',$", script, re.MULTILINE)
     page = (ROOT / "docs" / "training-page.md").read_text()
     assert {code for code, _, _ in shown} == sent
     assert re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, re.MULTILINE) == shown
