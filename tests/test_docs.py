@@ -8,6 +8,7 @@ import re
 import shlex
 from functools import reduce
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,23 @@ def test_citation_names_the_released_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert citation["version"] == project["version"]
     assert "arXiv:2601.09536" in str(citation["references"])
+
+
+def test_named_files_exist() -> None:
+    named = {
+        (page.name, path)
+        for page in PAGES
+        if page.name != "lab-log.md"
+        for path in re.findall(r"`((?:app|model|training|static|tests|containers|docs)/[\w./-]+)`", page.read_text())
+    }
+    assert [(page, path) for page, path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_named_modules_exist() -> None:
+    named = {
+        (page.name, module)
+        for page in PAGES
+        if page.name != "lab-log.md"
+        for module in re.findall(r"python -m ((?:app|model|training|tests)[\w.]*)", page.read_text())
+    }
+    assert [(page, module) for page, module in sorted(named) if find_spec(module) is None] == []
