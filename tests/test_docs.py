@@ -316,3 +316,24 @@ def test_named_modules_exist() -> None:
         for module in re.findall(r"python -m ((?:app|model|training|tests)[\w.]*)", page.read_text())
     }
     assert [(page, module) for page, module in sorted(named) if find_spec(module) is None] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_headings_exist() -> None:
+    links = [
+        (page, *target.split("#"))
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s:]*#[^)\s]+)\)", page.read_text())
+    ]
+    assert links
+    missing = [
+        f"{page.name}: {path}#{anchor}"
+        for page, path, anchor in links
+        if anchor not in anchors((page.parent / path) if path else page)
+    ]
+    assert missing == []
