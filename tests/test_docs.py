@@ -337,3 +337,12 @@ def test_links_to_headings_exist() -> None:
         if anchor not in anchors((page.parent / path) if path else page)
     ]
     assert missing == []
+
+
+def test_readme_seed_gives_the_question_it_shows() -> None:
+    text = (ROOT / "README.md").read_text()
+    (slice_, seed), (question,) = (
+        re.findall(r"slice=(\w+)&seed=(\d+)", text)[0],
+        re.findall(r'"question": "([^"]+)"', text),
+    )
+    assert make_task(slice_, int(seed)).question == question
