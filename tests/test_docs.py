@@ -8,6 +8,7 @@ import re
 import shlex
 from functools import reduce
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,53 @@ def test_citation_names_the_released_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert citation["version"] == project["version"]
     assert "arXiv:2601.09536" in str(citation["references"])
+
+
+def test_named_files_exist() -> None:
+    named = {
+        (page.name, path)
+        for page in PAGES
+        if page.name != "lab-log.md"
+        for path in re.findall(r"`((?:app|model|training|static|tests|containers|docs)/[\w./-]+)`", page.read_text())
+    }
+    assert [(page, path) for page, path in sorted(named) if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_named_modules_exist() -> None:
+    named = {
+        (page.name, module)
+        for page in PAGES
+        if page.name != "lab-log.md"
+        for module in re.findall(r"python -m ((?:app|model|training|tests)[\w.]*)", page.read_text())
+    }
+    assert [(page, module) for page, module in sorted(named) if find_spec(module) is None] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_headings_exist() -> None:
+    links = [
+        (page, *target.split("#"))
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s:]*#[^)\s]+)\)", page.read_text())
+    ]
+    assert links
+    missing = [
+        f"{page.name}: {path}#{anchor}"
+        for page, path, anchor in links
+        if anchor not in anchors((page.parent / path) if path else page)
+    ]
+    assert missing == []
+
+
+def test_readme_seed_gives_the_question_it_shows() -> None:
+    text = (ROOT / "README.md").read_text()
+    (slice_, seed), (question,) = (
+        re.findall(r"slice=(\w+)&seed=(\d+)", text)[0],
+        re.findall(r'"question": "([^"]+)"', text),
+    )
+    assert make_task(slice_, int(seed)).question == question
