@@ -195,7 +195,7 @@ test('deleted trace is unknown, ended one closes', async () => {
   const ended = makeTab();
   ended.open();
   ended.row = { status: 'completed' };
-  ended.source.onerror(); // the 204 behind the last event looks like this
+  ended.source.onerror(); // looks like the 204 after the last event
   await ended.advance(200);
   ended.source.onerror();
   await ended.advance(1000);
@@ -217,7 +217,7 @@ test('hidden tab disconnects and resumes when shown', () => {
   tab.source.send(1, 'trace.queued');
   tab.show(false);
   assert.ok(tab.source.closed);
-  assert.deepEqual(tab.seen, [1]); // what had arrived is not lost, though no frame came
+  assert.deepEqual(tab.seen, [1]); // collected events are kept although no frame came
   tab.show(true);
   assert.equal(tab.source.url, '/v1/traces/t/events?after=1');
   assert.equal(tab.sources.filter((source) => !source.closed).length, 1);
@@ -234,7 +234,7 @@ test('paused trace disconnects after 30 s', async () => {
   assert.ok(tab.source.closed);
   tab.document.dispatchEvent(new Event('pointerdown'));
   assert.ok(!tab.source.closed);
-  await tab.advance(PAUSED_MS); // nothing new: it rests again
+  await tab.advance(PAUSED_MS); // nothing new: it pauses again
   assert.ok(tab.source.closed);
   tab.stream.wake();
   tab.source.send(2, 'trace.resumed', { mode: 'auto' });
@@ -265,7 +265,7 @@ test('eight tabs share one stream', async () => {
   tabs[2].source.send(3, 'trace.cancelled', {});
   tabs[2].paint();
   await settle();
-  await tabs[5].advance(300); // the turn is free: whose time comes first takes it
+  await tabs[5].advance(300); // the turn is free: the first timer takes it
   assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);
   for (const tab of tabs) await tab.advance(300);
   assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);

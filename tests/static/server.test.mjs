@@ -57,7 +57,7 @@ test('outage is reported, retried and recovered', async () => {
   }
   assert.deepEqual(waits, [...waits].sort((a, b) => a - b));
   assert.ok(waits.at(-1) <= 5000);
-  assert.equal(page.said.length, 1); // not said again and again
+  assert.equal(page.said.length, 1); // reported once
   page.answer = { phase: 'starting', version: 'a', detail: 'the engine loads' };
   await page.ring();
   assert.deepEqual(page.said.at(-1), ['starting', 'The server is not ready yet: the engine loads.']);
@@ -66,7 +66,7 @@ test('outage is reported, retried and recovered', async () => {
   await page.ring();
   assert.deepEqual(page.said.at(-1), ['ready', '']);
   assert.equal(backs, 1);
-  assert.ok(page.timer.ms > 10_000); // and looked at now and then
+  assert.ok(page.timer.ms > 10_000); // regular checks
   stop();
 });
 

@@ -248,7 +248,7 @@ test('duration ignores the wall clock', () => {
 });
 
 test('every warning has a meaning and a remedy', () => {
-  for (const [code, words] of Object.entries(WARNINGS)) { // tests/test_docs.py holds the codes against those that are sent
+  for (const [code, words] of Object.entries(WARNINGS)) { // tests/test_docs.py compares the codes with those sent
     for (const part of ['title', 'means', 'todo']) assert.ok(words[part].length > 10, `${code} ${part}`);
   }
   assert.deepEqual(warningOf({ code: 'quite_new', detail: 'this happened' }).means, 'this happened');
@@ -271,7 +271,7 @@ test('expected time comes from earlier runs', () => {
   assert.equal(howLong(spec, [job]).text, 'about 4 min here (100 steps took 1 min)');
   assert.equal(howLong({ method: 'pesft', hyperparameters: { steps: 100 } }, [job]).text, '1 min in the last run here');
   const tiny = { ...job, spec: { hyperparameters: { steps: 4 } } };
-  assert.equal(howLong(spec, [tiny]).known, false); // four steps say more about the start than about four hundred
+  assert.equal(howLong(spec, [tiny]).known, false); // four steps are dominated by the start
   assert.equal(howLong(spec, [tiny, job]).text, howLong(spec, [job]).text);
 });
 

@@ -89,7 +89,7 @@ test('only tasks have a verdict', () => {
   assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: wrong }), 'red').text, '✗ wrong (reference: red) · 1 of 2 drawings right');
   assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: { ...wrong, answer: 'right' } }), 'red').text, '✓ right · 1 of 2 drawings right');
   assert.equal(verdictOf(state(done)).text, 'not checked');
-  assert.equal(verdictOf(state({ ...done, taskId: 'x' })), null); // its verdict is still on the way
+  assert.equal(verdictOf(state({ ...done, taskId: 'x' })), null); // the verdict is pending
   assert.equal(verdictOf(state({ status: 'running' })), null);
 });
 
@@ -104,7 +104,7 @@ test('token rate is estimated, then exact', () => {
   const ended = { status: 'completed', tokens: 9, usage: { completion_tokens: 300 }, timings: { total_ms: 1100, queued_ms: 100 } };
   assert.equal(rateOf(state(ended), 0), 300);
   assert.equal(rateOf(state({ ...ended, status: 'running', usage: null, tokens: 100 }), 500), 200); // its last pause is no end
-  assert.equal(rateOf(state({ tokens: 100 }), null), null); // nobody knows how long it has run
+  assert.equal(rateOf(state({ tokens: 100 }), null), null); // unknown run time
   assert.equal(rateOf(state({ tokens: 3 }), 500), null);
   assert.equal(seconds(1234), '1.2 s');
   assert.equal(seconds(65_000), '65 s');
@@ -129,7 +129,7 @@ test('pauses are not counted', () => {
   assert.equal(after(700, { status: 'running' }), 700);
   assert.equal(after(300, { status: 'paused' }), 1000);
   assert.equal(after(60_000, { status: 'paused' }), 1000);
-  assert.equal(after(60_000, { status: 'queued', resumed: true }), 1000); // no slot was free after all
+  assert.equal(after(60_000, { status: 'queued', resumed: true }), 1000); // no slot was free
   after(3000, { status: 'running', resumed: true });
   assert.equal(after(250, { status: 'running', resumed: true }), 1250);
   after(0, { status: 'completed' });
@@ -142,7 +142,7 @@ test('late page counts from the start if possible', () => {
   const fresh = stopwatch();
   assert.equal(fresh.after(1000, { status: 'running', startedAt }), 2000);
   const late = stopwatch();
-  late.after(1000, { status: 'running', startedAt }); // its row; then its events
+  late.after(1000, { status: 'running', startedAt }); // the row first, then the events
   assert.equal(late.after(0, { status: 'running', startedAt, resumed: true }), null);
   const paused = stopwatch();
   const timings = { queued_ms: 100, total_ms: 900 };
@@ -171,7 +171,7 @@ test('keys respect sliders and focused buttons', () => {
   assert.equal(at('Escape'), 'close');
   assert.equal(at('Escape', { shiftKey: true }), 'stop');
   assert.equal(at('?', { shiftKey: true }), 'help');
-  assert.equal(at('ArrowLeft', { altKey: true }), null); // the browser's own way back
+  assert.equal(at('ArrowLeft', { altKey: true }), null); // browser navigation
 });
 
 test('long question gets one message', () => {

@@ -133,6 +133,6 @@ def test_link_from_another_site_continues_without_the_key(studio: Open, locked: 
     window = studio(locked.url)
     page = window.page("/login?next=/gallery", ready="#key")
     window.context.request.post(f"{locked.url}/login", data={"key": KEY})
-    page.click("text=Go on")
+    page.click("text=Continue")
     page.wait_for_selector("gradio-app", state="attached")
     assert urlsplit(page.url).path.rstrip("/") == "/gallery"

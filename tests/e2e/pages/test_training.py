@@ -230,7 +230,7 @@ def test_unknown_job_is_reported(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["404"]
     page = window.page("/training?job=job_nothing", ready=TRAINING)
-    page.wait_for_selector("text=There is no job")
+    page.wait_for_selector("text=does not exist on this server")
 
 
 def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:
