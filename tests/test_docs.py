@@ -174,7 +174,7 @@ def test_every_route_is_documented() -> None:
 
 
 def test_warnings_are_explained_identically() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "training").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "training").rglob("*.py"))
     sent = set(re.findall(r'(?:log\.warning|tell)\(\s*"([a-z_]+)"', source))
     sent |= set(re.findall(r'"warning", \{"code": "([a-z_]+)"', source)) | {"copied_pictures", "capped_pictures"}
     sent.add("checkpoint_exists")  # sent by the server when it registers a checkpoint
