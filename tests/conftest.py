@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 from tests.postgres import Cluster, require_postgres
 
-# Before anything imports torch: tensors here are tiny, and a second thread only waits for the first on a busy machine.
+# Before torch is imported: tensors are tiny, and a second thread would only wait for the first on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that can see and draw (plain template, 4 codes a picture). Copy it before changing it."""
+    """A tiny checkpoint that can see and draw (plain template, 4 codes per image). Copy it before changing it."""
     from tests.tiny import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
@@ -25,7 +25,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tagged_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the tagged template and 16 codes a picture."""
+    """The same with the tagged template and 16 codes per image."""
     from tests.tiny import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-zero", template="tagged", resolution=32)
@@ -33,7 +33,7 @@ def tiny_tagged_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
-    """A running PostgreSQL of the tests' own. Skips without one, fails where OMNI_R1_REQUIRE_POSTGRES=1."""
+    """A running PostgreSQL for the tests. Skips without one, fails if OMNI_R1_REQUIRE_POSTGRES=1."""
     require_postgres()
     cluster = Cluster()
     try:
@@ -44,7 +44,7 @@ def postgres() -> Iterator[Cluster]:
 
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
-    """A running PostgreSQL of one test's own, to be stopped and started."""
+    """A running PostgreSQL for one test, which may stop and start it."""
     require_postgres()
     cluster = Cluster()
     try:
@@ -55,7 +55,7 @@ def own_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def postgres_url(postgres: Cluster) -> Iterator[str]:
-    """A fresh database with the tables in it."""
+    """A fresh database with tables."""
     url = postgres.new()
     yield url
     postgres.drop(url)

@@ -1,9 +1,9 @@
-"""The real app on a scripted engine, for work on the page: `python -m tests.fake_server --port 7861`.
+"""The real app on a scripted engine, for work on the pages: `python -m tests.fake_server --port 7861`.
 
-Needs no weights. Every trace draws three pictures around the things of the task that was asked, at a humane speed; jobs
-are played by `tests.play_worker`. A question with `LONG` in it gets thirty pictures: a middle that a busy machine does
-not miss. `--home DIR` keeps its state there (default: a temporary folder), `--no-page` leaves Gradio out, `--pace S` is
-the time between two outputs.
+Needs no weights. Every trace draws three images around the objects of its task, at a realistic speed; jobs are
+simulated by `tests.play_worker`. A question containing `LONG` gets thirty images, enough for busy machines.
+`--home DIR` sets the state folder (default: a temporary one), `--no-page` omits Gradio, `--pace S` is the time between
+two outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.fakes import FakeGeneration, Item, answer_items, emitted, step_items,
 
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
 LONG = "step after step"
-MOST_PARTS = 8  # of a picture: each takes the time of an output
+MOST_PARTS = 8  # per image: each takes the time of an output
 STEPS = (
     ("I look for the things in the picture and mark the first one.", "mark"),
     ("I draw a box around the one that the question asks for.", "box"),
@@ -34,7 +34,7 @@ STEPS = (
 
 
 def script(request: GenerationRequest) -> list[Item]:
-    """Three steps on the question's own picture, or thirty."""
+    """Three steps on the question's own image, or thirty."""
     with Image.open(io.BytesIO(request.images[0].png)) as opened:
         picture = model_view(opened, 64, request.images[0].fit)
     items: list[Item] = []
@@ -47,7 +47,7 @@ def script(request: GenerationRequest) -> list[Item]:
 
 
 def _slowly_drawn(items: list[Item], before: Image.Image, after: Image.Image, step: int, partials: int) -> list[Item]:
-    """The step's items with partial pictures that fill row by row."""
+    """The step's items with partial images that fill row by row."""
     at = next(
         i for i, item in enumerate(items) if getattr(getattr(item, "event", None), "type", "") == "image.completed"
     )

@@ -1,8 +1,8 @@
-"""A job's worker in a few lines: `fake_worker.py WHAT JOB_DIR [--attached] [--resume]`.
+"""A minimal job worker: `fake_worker.py WHAT JOB_DIR [--attached] [--resume]`.
 
-WHAT: full | silent (wait for room on the disk until there is a file `go`; `silent` has no room for events either) |
+WHAT: full | silent (wait for disk space until a file `go` exists; `silent` has no space for events either) |
 succeed | fail | crash | obey (until SIGTERM, then saves; --resume finishes) | stubborn (ignores SIGTERM) |
-wait (until there is a file `go` in the job's folder).
+wait (until a file `go` exists in the job's folder).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Fakes for the seams: an engine that plays a script, and a checkpoint that is all paper (no tensors, no torch)."""
+"""Fakes: an engine that plays a script, and a checkpoint without tensors."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def png(colour: tuple[int, int, int] = (255, 255, 255), size: tuple[int, int] = 
 
 @dataclass(frozen=True)
 class Wait:
-    """A place in a script where the engine waits until the test says `go(name)`."""
+    """A point in a script where the engine waits for the test's `go(name)`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class StepEnd:
-    """A place in a script where a step is complete: the engine pauses here in step mode."""
+    """A point in a script where a step is complete: the engine pauses here in step mode."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Crash:
-    """A place in a script where the engine raises."""
+    """A point in a script where the engine raises."""
 
     error: Exception
 
@@ -68,14 +68,14 @@ Script = Callable[[GenerationRequest], Sequence[Item]]
 
 
 def emitted(type_: str, *, png: bytes | None = None, **data: Any) -> Emitted:
-    """One event of the engine."""
+    """One engine event."""
     return Emitted(TraceEvent(type_, data), png)
 
 
 def step_items(
     step: int, text: str, picture: bytes | None, *, partials: int = 0, wait: str | None = None
 ) -> list[Item]:
-    """What one step emits: its text word by word, its picture in parts."""
+    """The output of one step: its text word by word, its image in parts."""
     items: list[Item] = [emitted("step.started", step=step)]
     items += [emitted("text.delta", step=step, text=word) for word in _words(text)]
     if wait is not None:
@@ -92,14 +92,14 @@ def step_items(
 
 
 def answer_items(answer: str, *, reason: str = "stop") -> list[Item]:
-    """What the end of a trace emits."""
+    """The output at the end of a trace."""
     usage = {"prompt_tokens": 80, "completion_tokens": 160, "images": 2}
     items: list[Item] = [emitted("answer.delta", text=word) for word in _words(answer)]
     return [*items, Finished(reason, answer.strip(), usage)]  # type: ignore[arg-type]
 
 
 def two_steps(request: GenerationRequest) -> list[Item]:
-    """The default script: two steps with pictures, then the answer "red"."""
+    """The default script: two steps with images, then the answer "red"."""
     return [
         *step_items(1, "I look for the star.", png(box=5), partials=min(2, request.partial_images)),
         *step_items(2, "I draw a box around it.", png(box=30), partials=min(2, request.partial_images)),
@@ -127,7 +127,7 @@ class _Job:
 class FakeGeneration:
     """A `Generation` that plays scripts: controllable waits, real slots, recorded calls.
 
-    `go(name)` opens every `Wait(name)`, now and later. `pace_s` seconds pass between outputs (a demo's speed).
+    `go(name)` opens every `Wait(name)`, current and future. `pace_s` seconds pass between outputs (for demos).
     """
 
     def __init__(
@@ -164,10 +164,10 @@ class FakeGeneration:
         self._running = 0
         self._moved = asyncio.Event()
 
-    # ---- for the test
+    # ---- test controls
 
     def go(self, name: str) -> None:
-        """Let every script pass `Wait(name)`."""
+        """Let all scripts pass `Wait(name)`."""
         self._open.setdefault(name, asyncio.Event()).set()
 
     @property
@@ -205,7 +205,7 @@ class FakeGeneration:
         self.loaded[name] = weight_version
 
     async def _pass(self, name: str) -> None:
-        """Wait where the test has closed this gate."""
+        """Wait if the test has closed this gate."""
         if name in self.closed_gates:
             await self._open.setdefault(name, asyncio.Event()).wait()
 
@@ -240,7 +240,7 @@ class FakeGeneration:
         free = total - sum(models.values())
         return {"device": "fake", "models": models, "retired": 0, "total": total, "free": free}
 
-    # ---- playing
+    # ---- playback
 
     async def _play(self, request: GenerationRequest) -> AsyncIterator[Output]:
         job = self._jobs[request.request_id]
@@ -312,7 +312,7 @@ class FakeGeneration:
                         return
 
     async def _first(self, event: asyncio.Event, aborted: asyncio.Event) -> bool:
-        """Wait for either; True when it was the abort."""
+        """Wait for either; True for the abort."""
         waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(aborted.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -323,7 +323,7 @@ class FakeGeneration:
 
 
 def _with_seen(item: Output, request: GenerationRequest) -> Output:
-    """The first drawing with the question's picture, unless the script says what the model saw."""
+    """Adds the question's image to the first drawing, unless the script sets what the model saw."""
     if isinstance(item, Emitted) and item.event.type == "image.completed" and item.event.data["step"] == 1:
         return replace(item, seen=item.seen or request.images[-1].png)
     return item
@@ -335,7 +335,7 @@ def _with_seen(item: Output, request: GenerationRequest) -> Output:
 def write_paper_checkpoint(
     folder: Path, *, context_len: int = 768, images: tuple[int, int] = (1, 1), **extra: Any
 ) -> Path:
-    """A folder that the server takes for a checkpoint: config, tokenizer, manifest, an empty safetensors file."""
+    """A folder that the server accepts as a checkpoint: config, tokenizer, manifest, an empty safetensors file."""
     from model.checkpoint.manifest import ImageCount, Manifest
     from model.config import ModelConfig, TransformerConfig, VQConfig
     from model.text.tokenizer import train_bpe

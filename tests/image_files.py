@@ -1,4 +1,4 @@
-"""Image files as people, phones and attackers make them."""
+"""Image files as made by people, phones and attackers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """RGB; every row takes about as many bytes in every format."""
+    """Random RGB; rows compress equally badly in every format."""
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 def gradient(width: int = 32, height: int = 32) -> Image.Image:
-    """RGB; red grows to the right, green downwards."""
+    """RGB; red increases to the right, green downwards."""
     y, x = np.mgrid[0:height, 0:width]
     values = [x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (width + height - 2)]
     return Image.fromarray(np.stack(values, -1).astype(np.uint8))
@@ -43,12 +43,12 @@ def png_file(size: tuple[int, int], depth: int, colour: int, rows: bytes, *chunk
 
 
 def with_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """The PNG with more chunks behind its header."""
+    """The PNG with more chunks after its header."""
     return png[:33] + b"".join(png_chunk(name, body) for name, body in chunks) + png[33:]
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A whole PNG with a palette and transparency, of a few kilobytes and one colour."""
+    """A complete PNG with palette and transparency, a few kilobytes of one colour."""
     squeeze = zlib.compressobj(9)
     rows = b"".join(squeeze.compress(bytes(width + 1)) for _ in range(height)) + squeeze.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
@@ -57,7 +57,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def phone_exif(orientation: int = 6) -> Image.Exif:
-    """As a phone writes it: camera, times, exposure, a maker's note, a place."""
+    """As phones write it: camera, times, exposure, a maker's note, a place."""
     exif = Image.Exif()
     exif.update({0x0112: orientation, 0x010F: "Phones", 0x0110: "One", 0x0132: "2024:01:01 00:00:00", 0x011A: 72.0})
     exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9003: "2024:01:01 00:00:00", 0x927C: b"Phones\0\1" + bytes(200)})

@@ -1,8 +1,8 @@
-"""Equal up to a near tie: what holds for two computations of one answer on every CPU.
+"""Equality up to a near tie, which holds for two computations of one answer on every CPU.
 
-Another batch, cache or kernel rounds differently. In fp32 that moves a log-probability by less than `NEAR`, so both
-computations choose the same tokens until a choice lies within `NEAR` of falling otherwise. A plain forward over the
-whole sequence (teacher forcing) judges both the log-probabilities and how close each choice was.
+Batches, caches and kernels round differently. In fp32 this changes a log-probability by less than `NEAR`, so both
+computations choose the same tokens until a choice is within `NEAR` of changing. A plain forward pass over the whole
+sequence (teacher forcing) verifies the log-probabilities and how close each choice was.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from model.engine.sequence import SamplingParams, sample_seed
 from model.nets.transformer import CausalAttention
 from model.nets.vq import VQModel
 
-NEAR = 1e-4  # nats of a log-probability, share of the probability mass, or squared distance to a code
-LEVELS = 8  # of 256, by which decoded images of the same codes may differ
+NEAR = 1e-4  # nats of a log-probability, probability mass, or squared distance to a code
+LEVELS = 8  # of 256: maximum difference of images decoded from the same codes
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one computation drew: tokens, what each was drawn from, and log-probabilities (None: not known)."""
+    """The output of one computation: tokens, what each was drawn from, and log-probabilities (None: unknown)."""
 
     tokens: list[int]
     legal: list[int]
@@ -38,7 +38,7 @@ class Answer:
 
     @classmethod
     def of(cls, drawn: Any) -> Answer:
-        """Of a `Completion`, a `Rollout` or an engine's `Sequence`."""
+        """From a `Completion`, a `Rollout` or an engine's `Sequence`."""
         tokens = list(drawn.token_ids if hasattr(drawn, "token_ids") else drawn.response)
         legal = list(drawn.mask_bytes if hasattr(drawn, "mask_bytes") else drawn.legal)
         logprobs: list[float | None] = list(drawn.logprobs)
@@ -49,13 +49,13 @@ class Answer:
 def assert_equal_up_to_near_tie(
     loaded: LoadedCheckpoint, prompt: Sequence[int], params: SamplingParams, one: Any, other: Any, *, index: int = 0
 ) -> int:
-    """Fails unless both answers are right; returns how many tokens are equal (all, or those before a near tie).
+    """Fails unless both answers are correct; returns how many tokens are equal (all, or those before a near tie).
 
     Args:
-        loaded: the checkpoint, with the weights that drew.
+        loaded: the checkpoint with the weights in use.
         prompt: token ids.
-        params: of the request; sample `index` of its group.
-        one: an `Answer`, or what `Answer.of` takes.
+        params: of the request, for sample `index` of its group.
+        one: an `Answer`, or an argument of `Answer.of`.
         other: likewise.
         index: of the sample in its group.
     """
@@ -78,7 +78,7 @@ def assert_equal_up_to_near_tie(
 def forced_choices(
     loaded: LoadedCheckpoint, prompt: Sequence[int], params: SamplingParams, answer: Answer, *, index: int = 0
 ) -> list[tuple[float, float]]:
-    """(log-probability, margin) of each token under one plain forward of the whole sequence."""
+    """(log-probability, margin) of each token in one plain forward pass of the whole sequence."""
     if not answer.tokens:
         return []
     ids = torch.tensor([[*prompt, *answer.tokens[:-1]]])
@@ -105,9 +105,9 @@ def forced_choices(
 
 
 def choose(logprobs: Tensor, params: SamplingParams, rng: random.Random) -> tuple[int, float]:
-    """The index that log-probabilities [V] and the next random numbers choose, and how far it was from another.
+    """The index chosen by log-probabilities [V] and the next random numbers, and its margin.
 
-    The margin is in nats where the choice is greedy, otherwise in probability mass.
+    The margin is in nats for greedy choices, otherwise in probability mass.
     """
     if params.temperature == 0:
         best = logprobs.topk(2)
@@ -129,12 +129,12 @@ def choose(logprobs: Tensor, params: SamplingParams, rng: random.Random) -> tupl
     kept = kept[: int((kept < params.top_p).sum()) + 1]
     place = int((kept <= draws[2] * kept[-1]).sum())
     gaps = (kept - draws[2] * kept[-1]).abs()[:-1]
-    neighbours = sorted_probs[max(0, place - 1) : place + 2].log().diff().abs()  # which could change places
+    neighbours = sorted_probs[max(0, place - 1) : place + 2].log().diff().abs()  # these could swap places
     return int(order[place]), min([margin, *gaps.tolist(), *neighbours.tolist()])
 
 
 def _mass_above(probs: Tensor, index: int, top_p: float, margin: float) -> tuple[float, float]:
-    """The mass of the tokens likelier than one, and how far that was from rejecting it otherwise."""
+    """The mass of all likelier tokens, and its distance from another rejection decision."""
     chance = probs[index]
     surely = float(probs[probs > chance * (1 + NEAR)].sum())
     perhaps = float(probs[probs > chance * (1 - NEAR)].sum() - chance)
@@ -144,7 +144,7 @@ def _mass_above(probs: Tensor, index: int, top_p: float, margin: float) -> tuple
 
 
 def assert_same_image(one: bytes, other: bytes) -> None:
-    """Two PNGs of the same codes: their decoder rounds differently in other company, and more so in bf16."""
+    """Two PNGs of the same codes: the decoder rounds differently per batch, and more so in bf16."""
     mine, theirs = (np.asarray(Image.open(io.BytesIO(png)), np.int16) for png in (one, other))
     assert mine.shape == theirs.shape
     assert np.abs(mine - theirs).max() <= LEVELS
@@ -152,7 +152,7 @@ def assert_same_image(one: bytes, other: bytes) -> None:
 
 @torch.no_grad()
 def assert_same_codes(vq: VQModel, pixels: Tensor, one: Tensor, other: Tensor) -> None:
-    """Codes [B, N] of pixels [B, 3, R, R] by two computations: equal, or both as near as the nearest within `NEAR`."""
+    """Codes [B, N] of pixels [B, 3, R, R] by two computations: equal, or equally near within `NEAR`."""
     assert one.shape == other.shape
     vectors, differ = vq.features(pixels), one != other
     gaps = [(vectors - vq.codebook[codes]).square().sum(-1) for codes in (one, other)]

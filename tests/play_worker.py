@@ -1,8 +1,8 @@
-"""A training worker that plays instead of computing: `python -m tests.play_worker JOB_DIR [--resume]`.
+"""A training worker that simulates its job: `python -m tests.play_worker JOB_DIR [--resume]`.
 
-For work on the pages: it tells plausible losses, rewards, samples with pictures, warnings, checkpoints and reports in
-the order in which real ones come, at the pace of OMNI_R1_PLAY_PACE seconds a step (0.05). SIGTERM stops it at a step,
-as it stops a real one; `--resume` goes on behind that step.
+For work on the pages: it emits plausible losses, rewards, samples with images, warnings, checkpoints and reports in the
+order of a real worker, at OMNI_R1_PLAY_PACE seconds per step (0.05). SIGTERM stops it at a step boundary, like a real
+worker; `--resume` continues after that step.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ QUESTIONS = (
 
 
 class Stopped(Exception):
-    """Raised when the job is stopped."""
+    """A stop was requested."""
 
 
 class Play:
-    """One job being played."""
+    """One simulated job."""
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Play:
         self.random = random.Random(int(self.spec.get("seed", 0)))
         self.log = JobLog(folder, tensorboard=False)
         self.asked_to_stop = False
-        self.state = folder / "runs" / "state.pt"  # where a real one keeps it: the server looks for it before a resume
+        self.state = folder / "runs" / "state.pt"  # as in a real job: the server looks for it before a resume
         self.done: dict[str, int] = json.loads(self.state.read_text()) if resume and self.state.exists() else {}
 
     def run(self) -> int:
@@ -158,7 +158,7 @@ class Play:
         summary = dict.fromkeys(("all", *(name for name, _, _ in QUESTIONS)), row)
         self.log.report("benchmark", {"checkpoint": self.job["base"]["name"], "summary": summary})
 
-    # ---- things
+    # ---- images
 
     def sample(self, stage: str, step: int, accuracy: float) -> None:
         slice_, question, answer = self.random.choice(QUESTIONS)
@@ -206,7 +206,7 @@ def stages(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def scene(dice: random.Random) -> Image.Image:
-    """A few things on a light ground."""
+    """A few objects on a light background."""
     picture = Image.new("RGB", (64, 64), (236, 232, 220))
     draw = ImageDraw.Draw(picture)
     for colour in ((200, 40, 40), (40, 90, 200), (40, 150, 70)):
@@ -216,7 +216,7 @@ def scene(dice: random.Random) -> Image.Image:
 
 
 def contact_sheet(dice: random.Random) -> Image.Image:
-    """Many pictures in one."""
+    """Many images in one."""
     sheet = Image.new("RGB", (8 * 68, 4 * 68), (255, 255, 255))
     for k in range(32):
         sheet.paste(scene(dice), (k % 8 * 68 + 2, k // 8 * 68 + 2))

@@ -1,7 +1,7 @@
-"""A PostgreSQL of the tests' own: a cluster in a temporary folder, reached by its socket only, gone at the end.
+"""A PostgreSQL for the tests: a cluster in a temporary folder, reachable by its socket only, removed at the end.
 
-Needs Debian's `postgresql` (or any `initdb` and `postgres` in PATH). As root it runs as the user `postgres`, which
-PostgreSQL insists on. Without it tests are skipped with the reason, or fail where OMNI_R1_REQUIRE_POSTGRES=1.
+Needs Debian's `postgresql` (or any `initdb` and `postgres` in PATH). As root it runs as the user `postgres`, as
+PostgreSQL requires. Without it tests are skipped with the reason, or fail if OMNI_R1_REQUIRE_POSTGRES=1.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import pytest
 
 from tests.patience import PATIENCE_S
 
-# A cluster that is thrown away may lose everything in a power cut.
+# Throw-away data may be lost in a power cut.
 CARELESS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off", "shared_buffers=32MB")
 
 
 def find(program: str) -> str | None:
-    """The newest installed `program`; Debian keeps PostgreSQL's out of PATH."""
+    """The latest installed `program`; Debian keeps PostgreSQL's out of PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), key=lambda path: int(path.parts[-3]))
     return str(found[-1]) if found else shutil.which(program)
 
 
 def why_not() -> str | None:
-    """Why there can be no cluster here; None when there can."""
+    """Why a cluster is impossible here, or None."""
     if find("initdb") is None or find("postgres") is None:
         return "PostgreSQL is not installed (Debian and Ubuntu: apt-get install postgresql)"
     if os.getuid() == 0 and _user() is None:
@@ -42,7 +42,7 @@ def why_not() -> str | None:
 
 
 def require_postgres() -> None:
-    """Skip the test without PostgreSQL; fail where it is required."""
+    """Skip the test without PostgreSQL; fail if it is required."""
     reason = why_not()
     if reason is not None:
         if os.environ.get("OMNI_R1_REQUIRE_POSTGRES") == "1":
@@ -58,10 +58,10 @@ def _user() -> pwd.struct_passwd | None:
 
 
 class Cluster:
-    """One database server; `new()` gives the URL of a fresh database on it."""
+    """One database server; `new()` returns the URL of a fresh database."""
 
     def __init__(self) -> None:
-        # Not pytest's folder: another user may not enter that one, and a socket's path has 107 characters at most.
+        # Not pytest's folder: other users cannot enter it, and a socket path has at most 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="omni-pg-"))
         self._as: dict[str, Any] = {"cwd": self.folder, "stdin": subprocess.DEVNULL}
         user = _user() if os.getuid() == 0 else None
@@ -75,7 +75,7 @@ class Cluster:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Cluster:
-        """Make the cluster if need be, start it, wait until it answers."""
+        """Create the cluster if necessary, start it, wait until it answers."""
         if not self._data.exists():
             made = [find("initdb"), "-D", self._data, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
             subprocess.run(made, **self._as, check=True, capture_output=True, timeout=PATIENCE_S)
@@ -101,7 +101,7 @@ class Cluster:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop at once, as after a crash; `start` brings everything back that was committed."""
+        """Stop immediately, as after a crash; `start` restores everything committed."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(30)
@@ -109,21 +109,21 @@ class Cluster:
 
     @property
     def pid(self) -> int:
-        """The number of the running server's process."""
+        """The pid of the running server."""
         assert self._process is not None
         return self._process.pid
 
     def remove(self) -> None:
-        """Stop, and leave nothing behind."""
+        """Stop, and delete all files."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def url(self, database: str) -> str:
-        """How the settings spell it."""
+        """The URL in the spelling of the settings."""
         return f"postgresql://{self._name}@/{database}?host={quote(str(self.folder), safe='')}"
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """Run one statement of the administrator's."""
+        """Run a statement as administrator."""
         import psycopg
 
         address = f"host={self.folder} dbname={database} user={self._name}"
@@ -132,7 +132,7 @@ class Cluster:
             return cursor.fetchall() if cursor.description else []
 
     def new(self, *, migrated: bool = True) -> str:
-        """The URL of a database that nobody has used, with the tables in it or empty."""
+        """The URL of a new database, with tables or empty."""
         name = f"omni_{next(self._numbers)}"
         if not migrated:
             self.execute(f"CREATE DATABASE {name}")
@@ -149,6 +149,6 @@ class Cluster:
         return self.url(name)
 
     def drop(self, url: str) -> None:
-        """Remove a database of `new`, whoever still has it open."""
+        """Drop a database of `new`, closing its connections."""
         name = url.split("@/")[1].split("?")[0]
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -1,4 +1,4 @@
-"""The table of arrows in docs/architecture.md, checked against the source; which modules stay light; sizes."""
+"""The table of arrows in docs/architecture.md checked against the source; light modules; sizes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HOUSES = ("app", "model", "training")
 MAX_ARROWS_IN_APP = 45
-MAX_FILES = 16  # in one folder, `__init__.py` aside
+MAX_FILES = 16  # per folder, without `__init__.py`
 MAX_LINES = 400
 OURS = {".py", ".js", ".mjs"}
 VENDORED = ("static/swagger", "node_modules")
 
 HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow")
-# These import without the heavy ones, so that the server and the command line start at once.
+# These must not import heavy modules, so that the server and the command line start instantly.
 LIGHT = {
     "app.cli.main",
     "app.client",
@@ -70,7 +70,7 @@ LIGHT = {
 
 
 def folder(module: str) -> str:
-    """The folder of a module, the migrations being part of the storage they migrate."""
+    """The folder of a module; migrations belong to the storage folder."""
     path = module.replace(".", "/")
     parent = path if (ROOT / path).is_dir() else str(Path(path).parent)
     return re.sub("/migrations.*", "", parent)
@@ -86,7 +86,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that is imported anywhere in the file, functions and type checking included."""
+    """All modules imported anywhere in the file, including functions and type checking."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -98,7 +98,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def arrows() -> dict[str, set[str]]:
-    """What the modules of each folder import from other folders."""
+    """The folders that each folder's modules import from."""
     found: dict[str, set[str]] = {}
     for path in sources():
         here = folder(module_name(path))
@@ -115,7 +115,7 @@ def table() -> dict[str, set[str]]:
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """The names on one circle; empty if there is none."""
+    """The names on one cycle; empty without one."""
     done: set[str] = set()
 
     def walk(name: str, path: list[str]) -> list[str]:
@@ -130,12 +130,12 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
     return next((found for name in sorted(graph) if (found := walk(name, []))), [])
 
 
-def test_arrows_are_those_of_the_table() -> None:
+def test_arrows_match_the_table() -> None:
     found, allowed = arrows(), table()
     assert {name: sorted(to) for name, to in found.items()} == {name: sorted(to) for name, to in allowed.items()}
 
 
-def test_no_circle_between_folders_or_modules() -> None:
+def test_no_import_cycles() -> None:
     modules = {
         module_name(path): {name for name in imports(path) if name.split(".")[0] in HOUSES} for path in sources()
     }
@@ -143,7 +143,7 @@ def test_no_circle_between_folders_or_modules() -> None:
     assert circle(modules) == []
 
 
-def test_circles_are_found() -> None:
+def test_cycles_are_detected() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
 
@@ -152,7 +152,7 @@ def test_packages_point_one_way() -> None:
     below = {"model": {"model"}, "training": {"model", "training"}, "app": set(HOUSES)}
     for name, others in arrows().items():
         assert {other.split("/")[0] for other in others} <= below[name.split("/")[0]], name
-    assert arrows()["app/ui"] <= {"app/client", "app/common", "training/spec"}  # the pages use the API, over HTTP
+    assert arrows()["app/ui"] <= {"app/client", "app/common", "training/spec"}  # the pages use the API over HTTP
 
 
 def test_app_has_few_arrows() -> None:
@@ -161,7 +161,7 @@ def test_app_has_few_arrows() -> None:
 
 
 def test_imports_are_absolute_and_name_modules() -> None:
-    """`model` is the name that everyone gives a variable."""
+    """`model` is a common variable name."""
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in [*sources(), *sorted((ROOT / "tests").rglob("*.py"))]
@@ -172,7 +172,7 @@ def test_imports_are_absolute_and_name_modules() -> None:
     assert wrong == []
 
 
-def test_init_files_hold_imports_at_most() -> None:
+def test_init_files_contain_only_imports() -> None:
     for path in (path for path in sources() if path.name == "__init__.py"):
         body = ast.parse(path.read_text()).body
         assert all(isinstance(node, (ast.ImportFrom, ast.Assign, ast.Expr)) for node in body), path
@@ -188,8 +188,8 @@ def test_folders_and_files_stay_small() -> None:
     assert {str(path.relative_to(ROOT)): count for path, count in folders.items() if count > MAX_FILES} == {}
 
 
-def test_light_modules_import_without_torch_and_gradio() -> None:
-    """Each in turn in one fresh interpreter; the first module after which something heavy is loaded is named."""
+def test_light_modules_import_no_torch_or_gradio() -> None:
+    """Imports them in turn in one fresh interpreter; names the first one that loads a heavy module."""
     script = (
         "import importlib, json, sys\n"
         "found = {}\n"

@@ -1,4 +1,4 @@
-"""Dockerfile, docker-compose.yml and the container's start script, read and tried without Docker."""
+"""Dockerfile, docker-compose.yml and the container's start script, tested without Docker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ URL = "postgresql://omni_r1@omni-r1-postgres/omni_r1"
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions in order, continued lines joined, comments left out."""
+    """The Dockerfile's instructions in order, with continued lines joined and without comments."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     pairs = [line.strip().split(None, 1) for line in lines]
@@ -46,10 +46,10 @@ def environment(service: dict[str, Any]) -> dict[str, Any]:
     return dict(service["environment"])
 
 
-# ---- the image
+# ---- image
 
 
-def test_the_dockerfile_has_only_instructions_that_there_are() -> None:
+def test_dockerfile_uses_known_instructions() -> None:
     known = {
         "FROM",
         "ARG",
@@ -70,14 +70,14 @@ def test_the_dockerfile_has_only_instructions_that_there_are() -> None:
         assert subprocess.run(["sh", "-n", "-c", run], check=False).returncode == 0
 
 
-def test_the_image_is_a_slim_python_that_the_project_is_tested_with() -> None:
+def test_image_is_a_tested_slim_python() -> None:
     (base,) = all_of("FROM")
     found = re.fullmatch(r"python:(\d+\.\d+)-slim(-\w+)?", base)
     assert found
     assert tuple(map(int, found[1].split("."))) >= (3, 11)
 
 
-def test_the_server_runs_as_a_user_who_owns_nothing_but_its_volume() -> None:
+def test_server_user_owns_only_the_volume() -> None:
     order = [word for word, _ in instructions()]
     (user,) = all_of("USER")
     number, _, group = user.partition(":")
@@ -90,8 +90,8 @@ def test_the_server_runs_as_a_user_who_owns_nothing_but_its_volume() -> None:
     assert all_of("VOLUME") == ["/data"]
 
 
-def test_group_0_may_write_the_volume() -> None:
-    """OpenShift runs an image as any user, with group 0."""
+def test_group_0_can_write_the_volume() -> None:
+    """OpenShift runs images as an arbitrary user with group 0."""
     made = [words for run in all_of("RUN") for words in map(shlex.split, run.split("&&")) if words[-1:] == ["/data"]]
     (install,) = [words for words in made if words[0] == "install"]
     options = dict(itertools.pairwise(install))
@@ -101,7 +101,7 @@ def test_group_0_may_write_the_volume() -> None:
     assert mode & 0o007 == 0
 
 
-def test_torch_comes_from_the_cpu_index_unless_another_is_named() -> None:
+def test_torch_comes_from_the_cpu_index_by_default() -> None:
     assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in all_of("ARG")
     install = next(run for run in all_of("RUN") if "pip install" in run)
     assert '--extra-index-url "$TORCH_INDEX"' in install
@@ -110,7 +110,7 @@ def test_torch_comes_from_the_cpu_index_unless_another_is_named() -> None:
     assert order.index("ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu") < order.index(f"RUN {install}")
 
 
-def test_the_image_holds_no_key_and_sets_only_what_the_server_knows() -> None:
+def test_image_contains_no_key_and_known_settings_only() -> None:
     values = dict(pair.split("=", 1) for env in all_of("ENV") for pair in shlex.split(env))
     ours = {name: value for name, value in values.items() if name.startswith(PREFIX)}
     assert ours == {"OMNI_R1_HOME": "/data", "OMNI_R1_HOST": "0.0.0.0", "OMNI_R1_PORT": "7860"}
@@ -118,7 +118,7 @@ def test_the_image_holds_no_key_and_sets_only_what_the_server_knows() -> None:
     assert not [rest for rest in all_of("ARG") if "KEY" in rest or "PASSWORD" in rest]
 
 
-def test_everything_that_is_copied_is_there_and_reaches_the_builder() -> None:
+def test_copied_files_exist_in_the_build_context() -> None:
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     tracked = set(
         subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
@@ -142,7 +142,7 @@ def run_health_check(command: list[str], port: int) -> int:
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
-def test_both_health_checks_believe_readyz(compose: dict[str, Any], status: int | None, healthy: bool) -> None:
+def test_health_checks_use_readyz(compose: dict[str, Any], status: int | None, healthy: bool) -> None:
     import http.server
     import threading
 
@@ -180,17 +180,17 @@ def test_both_health_checks_believe_readyz(compose: dict[str, Any], status: int 
 # ---- compose
 
 
-def test_without_a_profile_the_app_stands_alone_on_sqlite_in_a_volume(compose: dict[str, Any]) -> None:
+def test_default_app_uses_sqlite_in_a_volume(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert [name for name, service in services.items() if "profiles" not in service] == ["app"]
     app = services["app"]
     assert app["depends_on"] == {"postgres": {"condition": "service_healthy", "required": False}}
     assert app["volumes"] == ["studio:/data"]
     assert "studio" in compose["volumes"]
-    assert environment(app)["OMNI_R1_DATABASE_URL"] is None  # only what the caller's environment has
+    assert environment(app)["OMNI_R1_DATABASE_URL"] is None  # only the caller's environment sets it
 
 
-def test_the_app_is_published_on_this_machine_only_and_wants_a_key(compose: dict[str, Any]) -> None:
+def test_app_is_local_and_requires_a_key(compose: dict[str, Any]) -> None:
     app = compose["services"]["app"]
     (port,) = app["ports"]
     assert port.startswith("127.0.0.1:")
@@ -199,14 +199,14 @@ def test_the_app_is_published_on_this_machine_only_and_wants_a_key(compose: dict
     assert "ports" not in compose["services"]["postgres"]
 
 
-def test_the_app_is_well_when_readyz_says_so_and_has_time_to_stop(compose: dict[str, Any]) -> None:
+def test_app_health_and_stop_time_are_configured(compose: dict[str, Any]) -> None:
     app = compose["services"]["app"]
     assert "/readyz" in " ".join(app["healthcheck"]["test"])
     assert app["stop_grace_period"] == "15s"
     assert app["build"]["args"]["TORCH_INDEX"].endswith("https://download.pytorch.org/whl/cpu}")
 
 
-def test_the_profile_adds_a_postgresql_that_is_waited_for_and_used(compose: dict[str, Any]) -> None:
+def test_profile_adds_a_postgresql(compose: dict[str, Any]) -> None:
     app, postgres = compose["services"]["app"], compose["services"]["postgres"]
     assert postgres["profiles"] == ["postgres"]
     assert postgres["healthcheck"]["test"][1] == "pg_isready"
@@ -220,13 +220,13 @@ def test_the_profile_adds_a_postgresql_that_is_waited_for_and_used(compose: dict
     assert "postgres" in compose["volumes"]
 
 
-def test_compose_passes_every_setting_that_the_image_leaves_open(compose: dict[str, Any]) -> None:
+def test_compose_passes_all_open_settings(compose: dict[str, Any]) -> None:
     given = environment(compose["services"]["app"])
     fixed = {name for env in all_of("ENV") for name in re.findall(rf"({PREFIX}\w+)=", env)}
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
     assert {name for name in given if name.startswith(PREFIX)} == known - fixed
     passed_on = {name for name, value in given.items() if name.startswith(PREFIX) and value is None}
-    assert known - fixed - passed_on == {f"{PREFIX}API_KEY"}  # which has to be set
+    assert known - fixed - passed_on == {f"{PREFIX}API_KEY"}  # required
 
 
 # ---- the start script
@@ -239,7 +239,7 @@ class Started:
 
 
 def start(folder: Path, *, resolves: bool, **more: str) -> Started:
-    """Runs the script with an `omni-r1` that prints what it was started with and a `getent` that knows all or none."""
+    """Runs the script with an `omni-r1` that prints its arguments and a `getent` that resolves all names or none."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     known = "omni-r1-postgres" if resolves else "nobody"
@@ -260,13 +260,13 @@ def start(folder: Path, *, resolves: bool, **more: str) -> Started:
 
 @pytest.fixture
 def given(compose: dict[str, Any]) -> dict[str, str]:
-    """What compose gives the script."""
+    """The environment that compose passes to the script."""
     return {
         name: value for name, value in environment(compose["services"]["app"]).items() if name.startswith("STUDIO_")
     }
 
 
-def test_the_start_script_takes_sqlite_where_there_is_no_postgresql(tmp_path: Path, given: dict[str, str]) -> None:
+def test_start_script_uses_sqlite_without_postgresql(tmp_path: Path, given: dict[str, str]) -> None:
     assert os.access(START, os.X_OK)
     alone = start(tmp_path, resolves=False, **given)
     assert (alone.code, alone.said) == (0, {"argv": "serve", "url": ""})
@@ -274,17 +274,13 @@ def test_the_start_script_takes_sqlite_where_there_is_no_postgresql(tmp_path: Pa
     assert (by_itself.code, by_itself.said["url"]) == (0, "")
 
 
-def test_the_start_script_takes_postgresql_where_the_profile_has_started_it(
-    tmp_path: Path, given: dict[str, str]
-) -> None:
+def test_start_script_uses_postgresql_of_the_profile(tmp_path: Path, given: dict[str, str]) -> None:
     started = start(tmp_path, resolves=True, **given)
     assert (started.code, started.said) == (0, {"argv": "serve", "url": URL})
     assert Settings(database_url=URL).sqlalchemy_url == URL
 
 
-def test_a_volume_that_was_used_with_postgresql_never_falls_back_to_an_empty_sqlite(
-    tmp_path: Path, given: dict[str, str]
-) -> None:
+def test_volume_with_postgresql_never_falls_back_to_sqlite(tmp_path: Path, given: dict[str, str]) -> None:
     start(tmp_path, resolves=True, **given)
     without = start(tmp_path, resolves=False, **given)
     assert (without.code, without.said) == (1, {})

@@ -1,4 +1,4 @@
-"""What README and docs/ say is there: commands, targets, routes, settings, events, links."""
+"""README and docs/ match the code: commands, targets, routes, settings, events, links."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def shell_lines() -> list[tuple[str, str]]:
-    """Every command in a shell block, continued lines joined, with the page it stands on."""
+    """Every command in a shell block, with continued lines joined, and its page."""
     return [
         (page.name, line.strip())
         for page in PAGES
@@ -68,7 +68,7 @@ def known_variables() -> set[str]:
     }
 
 
-def test_every_make_target_that_is_named_exists() -> None:
+def test_named_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {words(line)[1] for _, line in shell_lines() if words(line)[0] == "make"}
     named |= {name for page in PAGES for name in re.findall(r"`make ([a-z]+)", page.read_text())}
@@ -76,7 +76,7 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert named <= targets
 
 
-def test_every_command_line_that_is_shown_is_understood() -> None:
+def test_shown_command_lines_parse() -> None:
     shown = [words(line)[1:] for _, line in shell_lines() if words(line)[0].endswith("omni-r1")]
     assert shown
     for argv in shown:
@@ -91,7 +91,7 @@ def test_shown_training_commands_make_valid_specs() -> None:
 
 
 def pattern(question: str) -> str:
-    """A question without its colours, shapes, numbers and directions, so that one of a kind stands for all."""
+    """A question without its colours, shapes, numbers and directions, to match others of its kind."""
     colours = (*COLOUR_NAMES, "black", "grey", "white")
     for letter, names in (("C", colours), ("S", SHAPES), ("D", ("up", "down", "left", "right"))):
         question = re.sub(rf"\b({'|'.join(names)})(es|s)?\b", letter, question)
@@ -99,7 +99,7 @@ def pattern(question: str) -> str:
 
 
 def example_questions() -> set[str]:
-    """What the examples ask a model: in shell and Python blocks, but for those that say that they need a 7B."""
+    """The questions of shell and Python blocks, except those that need a 7B model."""
     asked = {build_parser().parse_args(words(line)[1:]).question for _, line in shell_lines() if " ask " in line}
     for page in PAGES:
         for block in (one for language in ("bash", "sh", "python") for one in blocks(page, language)):
@@ -108,7 +108,7 @@ def example_questions() -> set[str]:
     return asked
 
 
-def test_example_questions_are_ones_that_the_world_asks() -> None:
+def test_example_questions_belong_to_the_world() -> None:
     seeds = range(EVAL_SEED_MIN, EVAL_SEED_MIN + 150)
     kinds = [(slice_, family) for slice_, families in FAMILIES.items() for family in families]
     known = {pattern(make_task(slice_, seed, family=family).question) for slice_, family in kinds for seed in seeds}
@@ -119,14 +119,14 @@ def test_example_questions_are_ones_that_the_world_asks() -> None:
     assert [question for question in (*shown, *table) if pattern(question) not in known] == []
 
 
-def test_every_other_command_that_is_shown_is_one_we_know() -> None:
+def test_other_shown_commands_are_known() -> None:
     programs = {words(line)[0] for _, line in shell_lines()}
     ours = {"make", ".venv/bin/omni-r1", ".venv/bin/python"}
     backup = {"mkdir", "pg_dump", "pg_restore", "rsync", "sqlite3", "tar"}
     assert programs <= ours | backup | {"curl", "docker", "git", "ssh"}
 
 
-def test_the_shown_python_is_valid_and_imports_what_exists() -> None:
+def test_shown_python_is_valid() -> None:
     for page in PAGES:
         for block in blocks(page, "python"):
             tree = ast.parse(block)
@@ -136,13 +136,13 @@ def test_the_shown_python_is_valid_and_imports_what_exists() -> None:
                     exec(ast.unparse(node), scope)
 
 
-def test_json_that_is_shown_is_json() -> None:
+def test_shown_json_is_valid() -> None:
     for page in PAGES:
         for block in blocks(page, "json"):
             json.loads(block)
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_links_lead_somewhere() -> None:
     broken = [
         f"{page.name}: {target}"
         for page in PAGES
@@ -153,13 +153,13 @@ def test_every_link_leads_somewhere() -> None:
     assert broken == []
 
 
-def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
+def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     documented = set(re.findall(r"^\| `(OMNI_R1_[A-Z_]+)`", page, re.MULTILINE))
     assert documented == {name for name in known_variables() if name.startswith(PREFIX)}
 
 
-def test_every_variable_that_is_named_anywhere_exists() -> None:
+def test_named_variables_exist() -> None:
     named = {name for page in PAGES for name in re.findall(r"OMNI_R1_[A-Z_]*[A-Z]", page.read_text())}
     assert named <= known_variables()
 
@@ -169,7 +169,7 @@ def test_every_event_is_documented() -> None:
     assert sorted(event for event in EVENTS if f"`{event}" not in page) == []
 
 
-def test_every_route_is_documented_and_every_documented_route_exists() -> None:
+def test_every_route_is_documented() -> None:
     from app.main import ROUTES
 
     served = {
@@ -190,15 +190,16 @@ def test_every_warning_of_a_job_is_explained_and_the_pages_say_the_same() -> Non
     source = "".join(path.read_text() for path in (ROOT / "training").rglob("*.py"))
     sent = set(re.findall(r'(?:log\.warning|\badd|_warn)\(\s*"([a-z_]+)"', source))
     sent |= set(re.findall(r'"warning", \{"code": "([a-z_]+)"', source)) | {"copied_pictures", "capped_pictures"}
-    sent.add("checkpoint_exists")  # of the server, as it registers a checkpoint
+    sent.add("checkpoint_exists")  # sent by the server when it registers a checkpoint
     script = (ROOT / "static" / "training" / "words.js").read_text()
-    shown = re.findall(r"^  (\w+): \{\n    title: '.*',\n    means:\s+'(.*)',\n    todo:\s+'(.*)',$", script, re.MULTILINE)
+    entry = r"^  (\w+): \{\n    title: '.*',\n    means:\s+'(.*)',\n    todo:\s+'(.*)',$"
+    shown = re.findall(entry, script, re.MULTILINE)
     page = (ROOT / "docs" / "training-page.md").read_text()
     assert {code for code, _, _ in shown} == sent
     assert re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, re.MULTILINE) == shown
 
 
-def test_every_job_that_is_shown_would_be_accepted() -> None:
+def test_shown_jobs_are_accepted() -> None:
     shown = [json.loads(block) for page in PAGES for block in blocks(page, "json")]
     jobs = [spec for spec in shown if "method" in spec]
     assert {spec["method"] for spec in jobs} == set(METHODS)
@@ -207,11 +208,11 @@ def test_every_job_that_is_shown_would_be_accepted() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_page_is_unfinished(page: Path) -> None:
+def test_pages_are_finished(page: Path) -> None:
     assert not re.search(r"TODO|FIXME|TBD|lorem", page.read_text(), re.IGNORECASE)
 
 
-def test_every_invariant_has_the_tests_that_are_named_for_it() -> None:
+def test_every_invariant_has_its_named_tests() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text().partition("## What must stay true")[2]
     rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.MULTILINE)
     named = {(number, file) for number, files in rows for file in re.findall(r"`([^`]+)`", files)}
@@ -225,7 +226,7 @@ def test_every_invariant_has_the_tests_that_are_named_for_it() -> None:
 
 
 def test_shown_questions_belong_to_the_world() -> None:
-    """A newcomer types what the docs show, on the embedded model."""
+    """They are meant to be tried on the embedded model."""
     asked = {make_task(slice_, seed).question for slice_ in SLICES for seed in range(10**9, 10**9 + 300)}
     shown = set()
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

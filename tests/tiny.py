@@ -1,7 +1,7 @@
 """A complete checkpoint in a second: random weights of the real architecture, small enough for every test.
 
-``make_tiny_checkpoint(folder)`` writes one that our loader and transformers both read; ``layout="meta"`` writes the
-same model the way Meta released Chameleon (``.pth``, interleaved rotary order, ``vqgan.ckpt``), for the converter.
+``make_tiny_checkpoint(folder)`` writes one that our loader and transformers can read; ``layout="meta"`` writes the same
+model in the layout of Meta's Chameleon release (``.pth``, interleaved rotary order, ``vqgan.ckpt``), for the converter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUM_CODES = 64
 
 
 def tiny_config(*, resolution: int = 16, num_codes: int = NUM_CODES, context_len: int = 512) -> tuple[ModelConfig, Any]:
-    """The config and the tokenizer of a tiny checkpoint; 8 px a code, so 16 px are 4 codes and 32 px are 16."""
+    """Config and tokenizer of a tiny checkpoint; 8 px per code, so 16 px are 4 codes and 32 px are 16."""
     tokenizer = train_bpe(TEXTS * 20, num_codes, text_vocab=448)
     transformer = TransformerConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -57,7 +57,7 @@ def tiny_config(*, resolution: int = 16, num_codes: int = NUM_CODES, context_len
 
 
 def tiny_modules(config: ModelConfig, *, seed: int = 0, decoder: bool = True) -> tuple[Transformer, VQModel]:
-    """Random modules with weights large enough that tests can tell one from another (norms and biases included)."""
+    """Random modules with weights large enough for tests to distinguish them (norms and biases included)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer, vq = Transformer(config.transformer), VQModel(config.vq, with_decoder=decoder)
@@ -91,10 +91,10 @@ def make_tiny_checkpoint(
     """Write a tiny checkpoint; returns its folder.
 
     Args:
-        layout: ``hf``, or ``meta`` for the folder that Meta's release has.
-        decoder: without it the checkpoint reads pictures and cannot draw.
+        layout: ``hf``, or ``meta`` for the layout of Meta's release.
+        decoder: without it the checkpoint reads images but cannot generate them.
         qk_norm: q/k-norm vectors stored per head, or one (head_dim,) vector for all heads (as the older HF files).
-        resolution: 16 -> 4 codes a picture, 32 -> 16.
+        resolution: 16 -> 4 codes per image, 32 -> 16.
         dtype: of the stored transformer weights; the VQ is fp32.
     """
     folder = Path(folder)
@@ -176,7 +176,7 @@ def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
 
 
 def _shrink_qk_norms(folder: Path) -> None:
-    """Store one (head_dim,) vector where all heads share it."""
+    """Store one (head_dim,) vector for all heads."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "model-lm.safetensors"

@@ -131,7 +131,9 @@ export function troubleOf(state, again = ASK_AGAIN) {
     state.steps.length ? `The steps so far are kept: ${what}.` : `${what[0].toUpperCase()}${what.slice(1)}.`;
   if (state.status === 'interrupted') return `The server stopped before this trace finished. ${kept(again)}`;
   if (state.status === 'failed') {
-    return `The model failed to finish this trace.${reasonOf(state.error)} ` + kept(INSTEAD[state.error?.code] ?? again);
+    return (
+      `The model failed to finish this trace.${reasonOf(state.error)} ` + kept(INSTEAD[state.error?.code] ?? again)
+    );
   }
   if (state.status === 'cancelled' && !state.hasAnswer) {
     const why =

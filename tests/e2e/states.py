@@ -140,7 +140,7 @@ def training_states(window: Studio, job: str) -> Iterator[State]:
     page.close()
     window.expected += ["404", "422"]
     page = window.page("/training?job=no-such-job", ready=TRAINING)
-    page.wait_for_selector("text=There is no job")
+    page.wait_for_selector("text=does not exist on this server")
     page.click("[data-preset=nano-perpo] .or-secondary")
     page.wait_for_selector(".or-editor pre >> nth=1")
     page.fill(".or-editor textarea", json.dumps(RECIPE | {"seed": -1, "magic": 1}))

@@ -12,7 +12,16 @@ const settle = async () => {
 /** A browser with one tab: its clock, its EventSources, and a server that holds `log`. */
 function makeTab({ channels = null, log = [] } = {}) {
   const clock = { now: 0, timers: [] };
-  const tab = { log, sources: [], frames: [], clock, visibilityState: 'visible', fetches: [], row: { status: 'running' }, up: true };
+  const tab = {
+    log,
+    sources: [],
+    frames: [],
+    clock,
+    visibilityState: 'visible',
+    fetches: [],
+    row: { status: 'running' },
+    up: true,
+  };
   class Source extends EventTarget {
     constructor(url) {
       super();
@@ -26,7 +35,8 @@ function makeTab({ channels = null, log = [] } = {}) {
     }
 
     send(seq, type, data = {}) {
-      if (!this.closed) this.dispatchEvent(Object.assign(new Event(type), { lastEventId: String(seq), data: JSON.stringify(data) }));
+      if (!this.closed)
+        this.dispatchEvent(Object.assign(new Event(type), { lastEventId: String(seq), data: JSON.stringify(data) }));
     }
   }
   const document = new EventTarget();
@@ -50,12 +60,18 @@ function makeTab({ channels = null, log = [] } = {}) {
       if (!tab.up) throw new TypeError('failed');
       if (!url.includes('/events')) return new Response(JSON.stringify(tab.row), { status: tab.row ? 200 : 404 });
       const after = Number(new URL(url, 'http://x').searchParams.get('after'));
-      const text = tab.log.slice(after).map(([type, data], k) => `id: ${after + k + 1}\nevent: ${type}\ndata: ${JSON.stringify(data)}\n\n`).join('');
+      const text = tab.log
+        .slice(after)
+        .map(([type, data], k) => `id: ${after + k + 1}\nevent: ${type}\ndata: ${JSON.stringify(data)}\n\n`)
+        .join('');
       let cancelled;
       const body = new ReadableStream({
         start(controller) {
           controller.enqueue(new TextEncoder().encode(text));
-          options.signal?.addEventListener('abort', () => !cancelled && controller.error(new DOMException('', 'AbortError')));
+          options.signal?.addEventListener(
+            'abort',
+            () => !cancelled && controller.error(new DOMException('', 'AbortError')),
+          );
         },
         cancel() {
           cancelled = true;
@@ -86,7 +102,9 @@ function makeTab({ channels = null, log = [] } = {}) {
     tab.batches = [];
     tab.words = [];
     tab.stream = new TraceStream({
-      traceId: 't', fresh: true, env: tab.env,
+      traceId: 't',
+      fresh: true,
+      env: tab.env,
       onEvents: (events) => tab.batches.push(events.map((event) => event.seq)),
       onConnection: (word) => tab.words.push(word),
       ...options,
@@ -104,7 +122,8 @@ function makeChannels() {
     const channel = {
       onmessage: null,
       postMessage: (data) => {
-        for (const other of open) if (other !== channel) queueMicrotask(() => open.has(other) && other.onmessage?.({ data }));
+        for (const other of open)
+          if (other !== channel) queueMicrotask(() => open.has(other) && other.onmessage?.({ data }));
       },
       close: () => open.delete(channel),
     };
@@ -195,7 +214,7 @@ test('deleted trace is unknown, ended one closes', async () => {
   const ended = makeTab();
   ended.open();
   ended.row = { status: 'completed' };
-  ended.source.onerror(); // the 204 behind the last event looks like this
+  ended.source.onerror(); // looks like the 204 after the last event
   await ended.advance(200);
   ended.source.onerror();
   await ended.advance(1000);
@@ -217,7 +236,7 @@ test('hidden tab disconnects and resumes when shown', () => {
   tab.source.send(1, 'trace.queued');
   tab.show(false);
   assert.ok(tab.source.closed);
-  assert.deepEqual(tab.seen, [1]); // what had arrived is not lost, though no frame came
+  assert.deepEqual(tab.seen, [1]); // collected events are kept although no frame came
   tab.show(true);
   assert.equal(tab.source.url, '/v1/traces/t/events?after=1');
   assert.equal(tab.sources.filter((source) => !source.closed).length, 1);
@@ -234,7 +253,7 @@ test('paused trace disconnects after 30 s', async () => {
   assert.ok(tab.source.closed);
   tab.document.dispatchEvent(new Event('pointerdown'));
   assert.ok(!tab.source.closed);
-  await tab.advance(PAUSED_MS); // nothing new: it rests again
+  await tab.advance(PAUSED_MS); // nothing new: it pauses again
   assert.ok(tab.source.closed);
   tab.stream.wake();
   tab.source.send(2, 'trace.resumed', { mode: 'auto' });
@@ -245,7 +264,10 @@ test('paused trace disconnects after 30 s', async () => {
 
 test('eight tabs share one stream', async () => {
   const channels = makeChannels();
-  const log = [['trace.queued', {}], ['trace.started', {}]];
+  const log = [
+    ['trace.queued', {}],
+    ['trace.started', {}],
+  ];
   const tabs = [];
   for (let k = 0; k < 8; k += 1) {
     tabs.push(makeTab({ channels, log }));
@@ -265,7 +287,7 @@ test('eight tabs share one stream', async () => {
   tabs[2].source.send(3, 'trace.cancelled', {});
   tabs[2].paint();
   await settle();
-  await tabs[5].advance(300); // the turn is free: whose time comes first takes it
+  await tabs[5].advance(300); // the turn is free: the first timer takes it
   assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);
   for (const tab of tabs) await tab.advance(300);
   assert.deepEqual(liveStreams(tabs), [0, 0, 0, 0, 0, 1, 0, 0]);
@@ -331,20 +353,37 @@ test('parser accepts frames split anywhere', () => {
     const feed = parser((event) => seen.push(event));
     feed(text.slice(0, cut));
     feed(text.slice(cut));
-    assert.deepEqual(seen, [{ id: '1', event: 'a', data: '{"x":\n1}' }, { id: '2', event: 'b', data: '2' }]);
+    assert.deepEqual(seen, [
+      { id: '1', event: 'a', data: '{"x":\n1}' },
+      { id: '2', event: 'b', data: '2' },
+    ]);
   }
 });
 
 test('awkward text survives any split', () => {
   const texts = ['\u2028\u2029\u0085', 'a\u0000b\u001b[31m', '\ufeffx', 'a: b', ' lead', '\\r\\n', '😀 é \u202e'];
   for (const ending of ['\n', '\r\n', '\r']) {
-    const wire = `\ufeff: hello${ending}${ending}` + texts.map((text, k) => `id: ${k + 1}${ending}event: text.delta${ending}data: ${JSON.stringify({ text })}${ending}${ending}`).join('');
+    const wire =
+      `\ufeff: hello${ending}${ending}` +
+      texts
+        .map(
+          (text, k) =>
+            `id: ${k + 1}${ending}event: text.delta${ending}data: ${JSON.stringify({ text })}${ending}${ending}`,
+        )
+        .join('');
     for (const size of [1, 2, 3, 5, 1000]) {
       const seen = [];
       const feed = parser((event) => seen.push(event));
       for (let at = 0; at < wire.length; at += size) feed(wire.slice(at, at + size));
-      assert.deepEqual(seen.map((event) => JSON.parse(event.data).text), texts, `${JSON.stringify(ending)} ${size}`);
-      assert.deepEqual(seen.map((event) => event.id), texts.map((_, k) => String(k + 1)));
+      assert.deepEqual(
+        seen.map((event) => JSON.parse(event.data).text),
+        texts,
+        `${JSON.stringify(ending)} ${size}`,
+      );
+      assert.deepEqual(
+        seen.map((event) => event.id),
+        texts.map((_, k) => String(k + 1)),
+      );
     }
   }
 });
@@ -352,5 +391,8 @@ test('awkward text survives any split', () => {
 test('id with NUL is ignored', () => {
   const seen = [];
   parser((event) => seen.push(event))('id: 1\ndata: {}\n\nid: 2\0\ndata: {}\n\n');
-  assert.deepEqual(seen.map((event) => event.id), ['1', '1']);
+  assert.deepEqual(
+    seen.map((event) => event.id),
+    ['1', '1'],
+  );
 });

@@ -10,7 +10,13 @@ const settle = async () => {
 
 /** A page of version `a` whose server answers with `page.answer`; null = nobody is there. */
 function makePage() {
-  const page = { answer: { phase: 'ready', version: 'a', detail: '' }, said: [], looks: 0, timer: null, visibilityState: 'visible' };
+  const page = {
+    answer: { phase: 'ready', version: 'a', detail: '' },
+    said: [],
+    looks: 0,
+    timer: null,
+    visibilityState: 'visible',
+  };
   const document = new EventTarget();
   Object.defineProperty(document, 'visibilityState', { get: () => page.visibilityState });
   page.env = {
@@ -25,7 +31,11 @@ function makePage() {
     setTimeout: (callback, ms) => (page.timer = { callback, ms }),
     clearTimeout: () => (page.timer = null),
   };
-  page.watch = new ServerWatch({ version: 'a', onState: (state, text) => page.said.push([state, text]), env: page.env });
+  page.watch = new ServerWatch({
+    version: 'a',
+    onState: (state, text) => page.said.push([state, text]),
+    env: page.env,
+  });
   page.ring = async () => {
     const { callback } = page.timer;
     page.timer = null;
@@ -48,16 +58,22 @@ test('outage is reported, retried and recovered', async () => {
   page.unreachable(); // a request failed
   assert.ok(page.timer.ms < 1000);
   await page.ring();
-  assert.deepEqual(page.said.map(([state]) => state), ['gone']);
+  assert.deepEqual(
+    page.said.map(([state]) => state),
+    ['gone'],
+  );
   assert.match(page.said[0][1], /unreachable.*keeps trying/);
   const waits = [];
   for (let k = 0; k < 6; k += 1) {
     waits.push(page.timer.ms);
     await page.ring();
   }
-  assert.deepEqual(waits, [...waits].sort((a, b) => a - b));
+  assert.deepEqual(
+    waits,
+    [...waits].sort((a, b) => a - b),
+  );
   assert.ok(waits.at(-1) <= 5000);
-  assert.equal(page.said.length, 1); // not said again and again
+  assert.equal(page.said.length, 1); // reported once
   page.answer = { phase: 'starting', version: 'a', detail: 'the engine loads' };
   await page.ring();
   assert.deepEqual(page.said.at(-1), ['starting', 'The server is not ready yet: the engine loads.']);
@@ -66,12 +82,15 @@ test('outage is reported, retried and recovered', async () => {
   await page.ring();
   assert.deepEqual(page.said.at(-1), ['ready', '']);
   assert.equal(backs, 1);
-  assert.ok(page.timer.ms > 10_000); // and looked at now and then
+  assert.ok(page.timer.ms > 10_000); // regular checks
   stop();
 });
 
 test('newer server is reported once', async () => {
-  for (const answer of [{ phase: 'ready', version: 'b' }, { phase: 'starting', version: 'b', detail: '' }]) {
+  for (const answer of [
+    { phase: 'ready', version: 'b' },
+    { phase: 'starting', version: 'b', detail: '' },
+  ]) {
     const page = makePage();
     page.answer = answer;
     await page.ring();
@@ -113,6 +132,7 @@ test('proxy page counts as an outage', async () => {
 test('every state but ready has a message', () => {
   assert.equal(wordsOf('ready'), '');
   for (const state of ['gone', 'starting', 'stopping', 'failed', 'updated']) {
-    for (const detail of ['', 'loading weights', 'loading weights.']) assert.match(wordsOf(state, detail), /^The (server|studio) [^.]+\.( [A-Z][^.]+\.)?$/);
+    for (const detail of ['', 'loading weights', 'loading weights.'])
+      assert.match(wordsOf(state, detail), /^The (server|studio) [^.]+\.( [A-Z][^.]+\.)?$/);
   }
 });

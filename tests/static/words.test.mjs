@@ -6,7 +6,18 @@ import { budgetWords, budgetError } from '../../static/studio/budget.js';
 import { actionOf } from '../../static/viewer/keys.js';
 import { initialState, reduceAll } from '../../static/viewer/state.js';
 import {
-  Stopwatch, altOf, announcementOf, curlOf, factsOf, pillOf, rateOf, readQuestion, requestOf, seconds, troubleOf, verdictOf,
+  Stopwatch,
+  altOf,
+  announcementOf,
+  curlOf,
+  factsOf,
+  pillOf,
+  rateOf,
+  readQuestion,
+  requestOf,
+  seconds,
+  troubleOf,
+  verdictOf,
 } from '../../static/shared/words.js';
 
 const state = (change) => ({ ...initialState('t'), ...change });
@@ -32,8 +43,11 @@ test('pill has a text for every state', () => {
 
 test('every end without an answer has a remedy', () => {
   const ends = [
-    { status: 'failed', error: { code: 'x', detail: 'It broke.' } }, { status: 'interrupted' }, { status: 'cancelled' },
-    { status: 'completed', finishReason: 'length' }, { status: 'completed', finishReason: 'stop' },
+    { status: 'failed', error: { code: 'x', detail: 'It broke.' } },
+    { status: 'interrupted' },
+    { status: 'cancelled' },
+    { status: 'completed', finishReason: 'length' },
+    { status: 'completed', finishReason: 'stop' },
   ];
   for (const end of ends) assert.match(troubleOf(state(end)), /press Reason|ask again/i);
   assert.match(troubleOf(state(ends[0])), /It broke\./);
@@ -66,10 +80,16 @@ test('end is explained once with one remedy', () => {
       assert.equal(said.includes('steps so far are kept'), steps.length > 0, said);
     }
   }
-  assert.match(troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })), /shorten the question/i);
+  assert.match(
+    troubleOf(state({ status: 'failed', error: { code: 'prompt_too_long', detail: 'x' } })),
+    /shorten the question/i,
+  );
   const left = troubleOf(state({ status: 'cancelled', cancelReason: 'disconnected' }));
   assert.match(left, /all readers had left/);
-  assert.match(troubleOf(state({ status: 'interrupted' }), 'open it in the Studio to ask again'), /Open it in the Studio/);
+  assert.match(
+    troubleOf(state({ status: 'interrupted' }), 'open it in the Studio to ask again'),
+    /Open it in the Studio/,
+  );
 });
 
 test('steps and answer are announced once', () => {
@@ -79,32 +99,55 @@ test('steps and answer are announced once', () => {
   assert.equal(announcementOf(before, text), '');
   const done = reduceAll(text, [event(4, 'step.completed', { step: 1 })]);
   assert.equal(announcementOf(text, done), 'Step 1: I look.');
-  const ended = reduceAll(done, [event(5, 'answer.delta', { text: 'red' }), event(6, 'trace.completed', { answer: 'red' })]);
+  const ended = reduceAll(done, [
+    event(5, 'answer.delta', { text: 'red' }),
+    event(6, 'trace.completed', { answer: 'red' }),
+  ]);
   assert.equal(announcementOf(done, ended), 'The answer is red.');
 });
 
 test('only tasks have a verdict', () => {
   const done = { status: 'completed', hasAnswer: true };
   const wrong = { answer: 'wrong', drawings_right: 1, drawings_total: 2 };
-  assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: wrong }), 'red').text, '✗ wrong (reference: red) · 1 of 2 drawings right');
-  assert.equal(verdictOf(state({ ...done, taskId: 'x', verdict: { ...wrong, answer: 'right' } }), 'red').text, '✓ right · 1 of 2 drawings right');
+  assert.equal(
+    verdictOf(state({ ...done, taskId: 'x', verdict: wrong }), 'red').text,
+    '✗ wrong (reference: red) · 1 of 2 drawings right',
+  );
+  assert.equal(
+    verdictOf(state({ ...done, taskId: 'x', verdict: { ...wrong, answer: 'right' } }), 'red').text,
+    '✓ right · 1 of 2 drawings right',
+  );
   assert.equal(verdictOf(state(done)).text, 'not checked');
-  assert.equal(verdictOf(state({ ...done, taskId: 'x' })), null); // its verdict is still on the way
+  assert.equal(verdictOf(state({ ...done, taskId: 'x' })), null); // the verdict is pending
   assert.equal(verdictOf(state({ status: 'running' })), null);
 });
 
 test('images have alt texts and facts', () => {
-  const drawn = step({ skill: 'box', text: ' around the star ', image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null } } });
+  const drawn = step({
+    skill: 'box',
+    text: ' around the star ',
+    image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null } },
+  });
   assert.equal(altOf(drawn), 'Step 1, box drawn: around the star');
-  assert.deepEqual(factsOf(drawn), [['size', '64 × 64 px'], ['codes', '64'], ['flatness', '0.250'], ['TV score', '0.100']]);
+  assert.deepEqual(factsOf(drawn), [
+    ['size', '64 × 64 px'],
+    ['codes', '64'],
+    ['flatness', '0.250'],
+    ['TV score', '0.100'],
+  ]);
 });
 
 test('token rate is estimated, then exact', () => {
   assert.equal(rateOf(state({ tokens: 100, timings: { total_ms: null } }), 500), 200);
-  const ended = { status: 'completed', tokens: 9, usage: { completion_tokens: 300 }, timings: { total_ms: 1100, queued_ms: 100 } };
+  const ended = {
+    status: 'completed',
+    tokens: 9,
+    usage: { completion_tokens: 300 },
+    timings: { total_ms: 1100, queued_ms: 100 },
+  };
   assert.equal(rateOf(state(ended), 0), 300);
   assert.equal(rateOf(state({ ...ended, status: 'running', usage: null, tokens: 100 }), 500), 200); // its last pause is no end
-  assert.equal(rateOf(state({ tokens: 100 }), null), null); // nobody knows how long it has run
+  assert.equal(rateOf(state({ tokens: 100 }), null), null); // unknown run time
   assert.equal(rateOf(state({ tokens: 3 }), 500), null);
   assert.equal(seconds(1234), '1.2 s');
   assert.equal(seconds(65_000), '65 s');
@@ -129,7 +172,7 @@ test('pauses are not counted', () => {
   assert.equal(after(700, { status: 'running' }), 700);
   assert.equal(after(300, { status: 'paused' }), 1000);
   assert.equal(after(60_000, { status: 'paused' }), 1000);
-  assert.equal(after(60_000, { status: 'queued', resumed: true }), 1000); // no slot was free after all
+  assert.equal(after(60_000, { status: 'queued', resumed: true }), 1000); // no slot was free
   after(3000, { status: 'running', resumed: true });
   assert.equal(after(250, { status: 'running', resumed: true }), 1250);
   after(0, { status: 'completed' });
@@ -142,7 +185,7 @@ test('late page counts from the start if possible', () => {
   const fresh = stopwatch();
   assert.equal(fresh.after(1000, { status: 'running', startedAt }), 2000);
   const late = stopwatch();
-  late.after(1000, { status: 'running', startedAt }); // its row; then its events
+  late.after(1000, { status: 'running', startedAt }); // the row first, then the events
   assert.equal(late.after(0, { status: 'running', startedAt, resumed: true }), null);
   const paused = stopwatch();
   const timings = { queued_ms: 100, total_ms: 900 };
@@ -152,7 +195,13 @@ test('late page counts from the start if possible', () => {
 });
 
 test('curl repeats the request', () => {
-  const asked = state({ question: "What's this?", images: [{ image_id: 'i' }], checkpoint: 'nano', sampling: { temperature: 0, top_p: null }, seed: 8 });
+  const asked = state({
+    question: "What's this?",
+    images: [{ image_id: 'i' }],
+    checkpoint: 'nano',
+    sampling: { temperature: 0, top_p: null },
+    seed: 8,
+  });
   const request = requestOf(asked);
   assert.deepEqual(request.sampling, { temperature: 0, seed: 8 });
   const line = curlOf('http://127.0.0.1:7860', request);
@@ -171,25 +220,39 @@ test('keys respect sliders and focused buttons', () => {
   assert.equal(at('Escape'), 'close');
   assert.equal(at('Escape', { shiftKey: true }), 'stop');
   assert.equal(at('?', { shiftKey: true }), 'help');
-  assert.equal(at('ArrowLeft', { altKey: true }), null); // the browser's own way back
+  assert.equal(at('ArrowLeft', { altKey: true }), null); // browser navigation
 });
 
 test('long question gets one message', () => {
-  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), { text: 'room for 3 images', over: false, tooLong: false });
+  assert.deepEqual(budgetWords({ prompt_tokens: 100, room_tokens: 600, room_images: 3 }), {
+    text: 'room for 3 images',
+    over: false,
+    tooLong: false,
+  });
   assert.equal(budgetWords({ prompt_tokens: 600, room_tokens: 150, room_images: 1 }).text, 'room for 1 image');
   const long = budgetWords({ prompt_tokens: 2167, room_tokens: 0, room_images: 0 });
   assert.ok(long.tooLong && long.text.includes('2,167') && !/\b0 tokens/.test(long.text));
   const words = budgetWords({ prompt_tokens: 700, room_tokens: 60, room_images: 0 });
   assert.ok(words.over && !words.tooLong);
-  assert.match(budgetError({ status: 422, message: 'String should have at most 8000 characters' }).text, /8,000 characters/);
+  assert.match(
+    budgetError({ status: 422, message: 'String should have at most 8000 characters' }).text,
+    /8,000 characters/,
+  );
   assert.equal(budgetError({ status: 0, message: 'gone' }), null);
 });
 
 test('image references are readable', () => {
-  assert.equal(readQuestion('Is <image_2> darker than <image_1>? <image>'), 'Is [image 2] darker than [image 1]? <image>');
+  assert.equal(
+    readQuestion('Is <image_2> darker than <image_1>? <image>'),
+    'Is [image 2] darker than [image 1]? <image>',
+  );
 });
 
 test('missing image is reported in the words of the server', () => {
-  const said = budgetError({ status: 422, code: 'bad_place', message: 'The text names <image_2>, and 1 image comes with it' });
+  const said = budgetError({
+    status: 422,
+    code: 'bad_place',
+    message: 'The text names <image_2>, and 1 image comes with it',
+  });
   assert.deepEqual(said, { text: 'The text names <image_2>, and 1 image comes with it', over: true, tooLong: true });
 });

@@ -270,9 +270,9 @@ def test_drain_ends_running_traces_on_request(serve: Callable[..., None], engine
         swap = asyncio.create_task(activate(server, drain=drain))
         if drain == "wait":
             await reaches(server, f"checkpoint {NEW} waits for 1 running trace")
-            refused = await server.client.post("/v1/traces", json=await server.body())
-            is_problem(refused, 503, "not_ready")
-            assert int(refused.headers["Retry-After"]) >= 1
+            rejected = await server.client.post("/v1/traces", json=await server.body())
+            is_problem(rejected, 503, "not_ready")
+            assert int(rejected.headers["Retry-After"]) >= 1
             is_problem(await server.client.post(f"/v1/traces/{paused}/continue"), 503, "not_ready")
             engine.go("go")
         assert (await swap).status_code == 200
@@ -322,8 +322,8 @@ def test_every_end_releases_the_checkpoint(serve: Callable[..., None], engine: F
         running = await started(server, checkpoint=NEW)
         await started(server, checkpoint=NEW)
         queued = (await server.create(checkpoint=NEW))["id"]
-        refused = await server.client.post("/v1/traces", json=await server.body(checkpoint=NEW, task_id="natural-1"))
-        assert refused.status_code == 422
+        rejected = await server.client.post("/v1/traces", json=await server.body(checkpoint=NEW, task_id="natural-1"))
+        assert rejected.status_code == 422
         for trace_id in (running, queued):
             assert (await server.client.post(f"/v1/traces/{trace_id}/cancel")).json()["status"] == "cancelled"
         paused = (await server.create(checkpoint=NEW, mode="step"))["id"]

@@ -76,7 +76,7 @@ async def ask(server: Server, seed: int, *, tokens: int = 90, **more: Any) -> st
     return found
 
 
-def told(trace: dict[str, Any]) -> Any:
+def reported(trace: dict[str, Any]) -> Any:
     """What the weights determine, without image pixels, which depend on the decoding batch."""
     steps = [(step["text"], bool(step.get("image"))) for step in trace["steps"]]
     return steps, trace["answer"], trace["finish_reason"], trace["usage"]
@@ -88,7 +88,7 @@ async def references(server: Server, names: tuple[str, ...], seeds: range, token
     for name in names:
         traces = [await ask(server, seed, tokens=tokens, checkpoint=name) for seed in seeds]
         for seed, trace_id in zip(seeds, traces, strict=True):
-            found[name, seed] = told(await server.finished(trace_id))
+            found[name, seed] = reported(await server.finished(trace_id))
     return found
 
 
@@ -102,12 +102,12 @@ def test_invariant_15_hot_swap_under_load_drops_no_trace(
         versions = {name: await activate(server, name) for name in (NAMES[1], NAMES[0])}
 
         swapped = False
-        asked: list[tuple[str, int]] = []
+        requested: list[tuple[str, int]] = []
 
         async def keep_asking(seed: int) -> None:
             while not swapped:
-                asked.append((await ask(server, seed, tokens=tokens), seed))
-                await server.finished(asked[-1][0])
+                requested.append((await ask(server, seed, tokens=tokens), seed))
+                await server.finished(requested[-1][0])
 
         before = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
         load = [asyncio.create_task(keep_asking(seed)) for seed in seeds]
@@ -118,7 +118,7 @@ def test_invariant_15_hot_swap_under_load_drops_no_trace(
         await asyncio.gather(*load)
 
         different = set()
-        for trace_id, seed in (*before, *asked, *after):
+        for trace_id, seed in (*before, *requested, *after):
             events = await server.stream(trace_id)
             trace = await server.get(trace_id)
             name = trace["checkpoint"]
@@ -126,7 +126,7 @@ def test_invariant_15_hot_swap_under_load_drops_no_trace(
             assert trace["weight_version"] == versions[name]
             assert name == NAMES[0] or (trace_id, seed) not in before
             assert name == NAMES[1] or (trace_id, seed) not in after
-            if told(trace) != alone[name, seed]:
+            if reported(trace) != alone[name, seed]:
                 different.add((name, seed))
             assert [event.id for event in events] == list(range(1, len(events) + 1))
             assert [e.data["weight_version"] for e in events if e.type == "trace.started"] == [versions[name]]
@@ -169,7 +169,7 @@ def test_paused_trace_resumes_across_swaps(serve: Callable[[Scenario], Any]) -> 
         assert answer.status_code == 200, answer.text
         trace = await server.finished(trace_id)
         assert (trace["status"], trace["checkpoint"]) == ("completed", NAMES[0])
-        assert told(trace) == whole
+        assert reported(trace) == whole
 
     serve(scenario)
 
@@ -228,7 +228,7 @@ def test_invariant_12_bad_checkpoint_keeps_the_old_weights(serve: Callable[[Scen
         ready = (await server.client.get("/readyz")).json()
         assert (ready["phase"], ready["checkpoint"], ready["detail"]) == ("ready", NAMES[0], "")
         trace = await server.finished(await ask(server, 3))
-        assert told(trace) == before
+        assert reported(trace) == before
         assert not any(name.startswith("sound") for name in server.services.generation.status().loaded)
 
     serve(scenario)

@@ -174,10 +174,10 @@ def test_fetched_hub_id_may_link_into_the_cache(with_server: WithServer, mine: P
     snapshot.mkdir(parents=True)
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(file)
-    asked: list[str] = []
+    requested: list[str] = []
 
     async def fetch(hub_id: str) -> Path:
-        asked.append(hub_id)
+        requested.append(hub_id)
         if hub_id != "owner/some-model":
             raise CheckpointError("download_failed", f"{hub_id} could not be fetched from the hub: no such repository")
         return snapshot
@@ -191,7 +191,7 @@ def test_fetched_hub_id_may_link_into_the_cache(with_server: WithServer, mine: P
         assert (trace["status"], trace["checkpoint"]) == ("completed", "theirs")
         problem = is_problem(await register(server, "owner/none"), 422, "checkpoint_invalid", "body.source")
         assert problem["reason"] == "download_failed"
-        assert asked == ["owner/some-model", "owner/none"]
+        assert requested == ["owner/some-model", "owner/none"]
         assert (await delete(server, "theirs", unload="true")).status_code == 204
         assert (blobs / "model.safetensors").is_file()
 
@@ -204,13 +204,13 @@ def test_job_checkpoint_has_lineage_and_deletes_files(with_server: WithServer) -
         folder = server.home / "jobs" / "job_1" / "checkpoints" / "tuned-step-2"
         write_paper_checkpoint(folder)
 
-        def told(metrics: dict[str, float]) -> None:
+        def reported(metrics: dict[str, float]) -> None:
             server.services.checkpoints.register_job_checkpoint(
                 "tuned-step-2", folder, "nano-omni-r1", "job_1", "pesft", 2, metrics
             )
 
-        await asyncio.to_thread(told, {"loss/ce": 2.0})
-        await asyncio.to_thread(told, {"loss/ce": 1.5})  # a resumed worker reports it again
+        await asyncio.to_thread(reported, {"loss/ce": 2.0})
+        await asyncio.to_thread(reported, {"loss/ce": 1.5})  # a resumed worker reports it again
         entry = (await server.client.get("/v1/checkpoints/tuned-step-2")).json()
         assert (entry["base"], entry["source"], entry["metrics"]) == ("nano-omni-r1", "job", {"loss/ce": 1.5})
         assert entry["lineage"] == {"job_id": "job_1", "stage": "pesft", "step": 2}

@@ -19,7 +19,7 @@ def test_ask_streams_text_and_saves_images(canned: Canned, tmp_path: Path, capsy
     assert main(["ask", "picture.png", "Which colour?"]) == 0
     out, err = capsys.readouterr()
     assert out == "1  I box it.[31m [trace-t1/step-1.png]\nAnswer: red\n"  # without the escape character
-    assert "waiting (2 before you)" in err
+    assert "queued (2 ahead)" in err
     assert "nano-omni-r1, seed 5 in 1.2 s; images in trace-t1/" in err
     assert (tmp_path / "trace-t1" / "step-1.png").read_bytes() == b"PNG of step 1"
     assert json.loads((tmp_path / "trace-t1" / "trace.json").read_text())["answer"] == "red"

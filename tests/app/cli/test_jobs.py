@@ -115,8 +115,8 @@ def test_job_can_be_detached_cancelled_and_resumed(with_server: Callable[..., An
         assert await cli(server, "jobs", "watch", job_id) == 1  # it has ended unsuccessfully
         capsys.readouterr()
         assert await cli(server, "jobs", "resume", job_id, "--json") == 0
-        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert [one["data"]["status"] for one in told if one["type"] == "job.status"] == [
+        reported = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [one["data"]["status"] for one in reported if one["type"] == "job.status"] == [
             "queued",
             "running",
             "succeeded",

@@ -55,10 +55,15 @@ def test_json_line_has_traceback_and_ids() -> None:
     line = LineFormatter(as_json=True).format(record("%s of %s: %s", trace, job, ODD, exc_info=raised()))
     assert line.isprintable()
     assert line.isascii()
-    told = json.loads(line)
-    assert (told["level"], told["logger"], told["trace"], told["job"]) == ("warning", "omni_r1.x", trace, job)
-    assert told["message"] == f"{trace} of {job}: {ODD}"
-    assert told["exception"].splitlines()[0].startswith("Traceback")
+    reported = json.loads(line)
+    assert (reported["level"], reported["logger"], reported["trace"], reported["job"]) == (
+        "warning",
+        "omni_r1.x",
+        trace,
+        job,
+    )
+    assert reported["message"] == f"{trace} of {job}: {ODD}"
+    assert reported["exception"].splitlines()[0].startswith("Traceback")
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -84,13 +89,13 @@ class Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(LineFormatter(as_json=True))
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
 
     def emit(self, made: logging.LogRecord) -> None:
-        self.told.append(json.loads(self.format(made)))
+        self.reported.append(json.loads(self.format(made)))
 
     def of(self, logger: str) -> list[dict[str, Any]]:
-        return [line for line in self.told if line["logger"] == logger]
+        return [line for line in self.reported if line["logger"] == logger]
 
 
 @pytest.fixture
@@ -106,7 +111,7 @@ def lines() -> Any:
 
 def test_every_response_has_an_id_and_a_line(with_server: WithServer, lines: Lines) -> None:
     async def scenario(server: Server) -> None:
-        lines.told.clear()
+        lines.reported.clear()
         given = await server.client.get("/v1/limits?key=secret", headers={"X-Request-ID": "caller:7/a=b"})
         assert given.headers["x-request-id"] == "caller:7/a=b"
         made = []
@@ -119,19 +124,19 @@ def test_every_response_has_an_id_and_a_line(with_server: WithServer, lines: Lin
         )
         made.append((await server.client.get("/v1/limits", headers={"host": "evil"})).headers["x-request-id"])
         assert len(set(made)) == len(made)
-        told = lines.of("omni_r1.access")
-        assert [line["request_id"] for line in told] == ["caller:7/a=b", *made]
-        assert [line["path"] for line in told][:5] == [
+        reported = lines.of("omni_r1.access")
+        assert [line["request_id"] for line in reported] == ["caller:7/a=b", *made]
+        assert [line["path"] for line in reported][:5] == [
             "/v1/limits",
             "/v1/traces/unknown",
             "/v1/nothing",
             "/elsewhere",
             "/v1/\x1b\n",
         ]
-        assert told[0].items() >= {"method": "GET", "status": 422, "bytes": len(given.content)}.items()
-        assert told[0]["duration_ms"] >= 0
-        assert [line["status"] for line in told][-1] == 421
-        assert "secret" not in json.dumps(told)
+        assert reported[0].items() >= {"method": "GET", "status": 422, "bytes": len(given.content)}.items()
+        assert reported[0]["duration_ms"] >= 0
+        assert [line["status"] for line in reported][-1] == 421
+        assert "secret" not in json.dumps(reported)
 
     with_server(scenario)
 
@@ -149,7 +154,7 @@ def test_polled_paths_are_logged_at_debug(with_server: WithServer, lines: Lines)
     async def scenario(server: Server) -> None:
         for level, expected in ((logging.INFO, 0), (logging.DEBUG, 4)):
             logging.getLogger("omni_r1").setLevel(level)
-            lines.told.clear()
+            lines.reported.clear()
             for path in ("/livez", "/readyz", "/metrics", "/static/styles.css"):
                 assert (await server.client.get(path)).headers["x-request-id"]
             assert len(lines.of("omni_r1.access")) == expected
@@ -173,9 +178,9 @@ def test_error_response_and_log_share_the_id(with_server: WithServer, lines: Lin
         server.services.traces.reader.get = broken  # type: ignore[method-assign,assignment]
         answer = await server.client.get("/v1/traces/x", headers={"X-Request-ID": "mine"})
         assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
-        (told,) = lines.of("omni_r1.errors")
-        assert told["request_id"] == "mine"
-        assert "RuntimeError: on purpose" in told["exception"]
+        (reported,) = lines.of("omni_r1.errors")
+        assert reported["request_id"] == "mine"
+        assert "RuntimeError: on purpose" in reported["exception"]
         assert [line["status"] for line in lines.of("omni_r1.access")][-1:] == [500]
 
     with_server(scenario)
@@ -262,11 +267,11 @@ def test_json_log_contains_only_json(tmp_path: Path) -> None:
         rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert rest == ""
-    told = all_json((tmp_path / "err").read_text())
-    assert any("an early warning" in line["message"] for line in told)
-    assert any("ZeroDivisionError" in line.get("exception", "") for line in told)
-    assert any(line["logger"] == "omni_r1.access" for line in told)
-    assert told[-1]["message"] == "stopped"
+    reported = all_json((tmp_path / "err").read_text())
+    assert any("an early warning" in line["message"] for line in reported)
+    assert any("ZeroDivisionError" in line.get("exception", "") for line in reported)
+    assert any(line["logger"] == "omni_r1.access" for line in reported)
+    assert reported[-1]["message"] == "stopped"
 
 
 @pytest.mark.parametrize("module", ["app.main", "app.cli.main"])

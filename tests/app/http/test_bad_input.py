@@ -274,7 +274,7 @@ def test_link_outside_the_allowed_roots_is_rejected(with_server: WithServer, tmp
     (tmp_path / "home" / "checkpoints").mkdir(parents=True)
     (tmp_path / "home" / "checkpoints" / "mine").symlink_to(outside)
 
-    async def refused(server: Server) -> None:
+    async def rejected(server: Server) -> None:
         answer = await server.client.post("/v1/traces", json=await server.body(checkpoint="mine"))
         is_problem(answer, 422, "checkpoint_invalid", "body.checkpoint")
         assert "OMNI_R1_ALLOWED_ROOTS" in answer.json()["detail"]
@@ -282,7 +282,7 @@ def test_link_outside_the_allowed_roots_is_rejected(with_server: WithServer, tmp
     async def accepted(server: Server) -> None:
         assert (await server.finished((await server.create(checkpoint="mine"))["id"]))["checkpoint"] == "mine"
 
-    with_server(refused)
+    with_server(rejected)
     with_server(accepted, allowed_roots=(outside.parent,))
 
 

@@ -142,9 +142,9 @@ def test_full_server_limits_streams_to_their_share(with_server: WithServer, engi
             while server.services.events.open_streams < 15:
                 await asyncio.sleep(0.005)
             async with connected(server, 1, request) as [(reader, _)]:
-                refused = await reader.readuntil(b"}")
-                assert refused.startswith(b"HTTP/1.1 503 ")
-                assert b'"code": "too_many_connections"' in refused
+                rejected = await reader.readuntil(b"}")
+                assert rejected.startswith(b"HTTP/1.1 503 ")
+                assert b'"code": "too_many_connections"' in rejected
             assert (await server.client.get("/livez")).status_code == 200
             assert server.services.events.open_streams == 15
         while server.guard.streams:

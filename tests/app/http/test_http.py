@@ -138,8 +138,8 @@ def test_json_is_compressed_event_streams_are_not(with_server: WithServer) -> No
         assert len(body) < len(expected) / 3
         for answer in (plain, packed):
             assert "accept-encoding" in answer.headers["vary"].lower()
-        refused, body = await raw(server, "/openapi.json", "gzip;q=0, identity")
-        assert "content-encoding" not in refused.headers
+        rejected, body = await raw(server, "/openapi.json", "gzip;q=0, identity")
+        assert "content-encoding" not in rejected.headers
         assert body == expected
         stream, _ = await raw(server, f"/v1/traces/{trace['id']}/events", "gzip")
         assert "content-encoding" not in stream.headers

@@ -301,9 +301,9 @@ def test_cors_preflight_needs_no_key(with_server: WithServer) -> None:
         allowed = await server.client.options("/v1/traces", headers=friend | ask)
         assert allowed.status_code == 200
         assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
-        refused = await server.client.get("/v1/traces", headers=friend)
-        is_problem(refused, 401, "key_required")
-        assert refused.headers["access-control-allow-origin"] == "http://friend.example"
+        rejected = await server.client.get("/v1/traces", headers=friend)
+        is_problem(rejected, 401, "key_required")
+        assert rejected.headers["access-control-allow-origin"] == "http://friend.example"
         assert (await server.client.get("/v1/traces", headers=friend | BEARER)).status_code == 200
 
     with_server(scenario, api_key=KEY, cors_origins=("http://friend.example",))
@@ -328,8 +328,8 @@ def test_key_never_appears_in_logs_or_metrics(with_server: WithServer, caplog: p
             await server.stream(trace["id"])
         assert "wrong key at /login" in caplog.text
         metrics = (await server.client.get("/metrics")).text
-        told = [caplog.text, metrics, repr(server.settings), str(server.settings), repr(server.services.settings)]
-        assert [text for text in told if KEY in text] == []
+        reported = [caplog.text, metrics, repr(server.settings), str(server.settings), repr(server.services.settings)]
+        assert [text for text in reported if KEY in text] == []
 
     with_server(scenario, api_key=KEY)
 
@@ -383,9 +383,9 @@ def test_event_streams_end_normally_with_a_key(with_server: WithServer) -> None:
         assert events[-1].type == "trace.completed"
         async with (
             asyncio.timeout(PATIENCE_S),
-            server.client.stream("GET", f"{answer.headers['location']}/events") as refused,
+            server.client.stream("GET", f"{answer.headers['location']}/events") as rejected,
         ):
-            assert refused.status_code == 401
+            assert rejected.status_code == 401
 
     async def server_body(server: Server) -> dict[str, Any]:
         headers = BEARER | {"Content-Type": "image/png"}

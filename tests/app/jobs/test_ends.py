@@ -214,20 +214,20 @@ def test_cancel_works_on_a_full_disk(with_server: Callable[..., Any], monkeypatc
                 await asyncio.sleep(0.01)
         job = await post(server)
         await waits(server, job["id"])
-        write, refused = db.write, []
+        write, rejected = db.write, []
 
         @contextlib.contextmanager
         def full() -> Iterator[Any]:
             with write() as connection:
                 yield connection
                 if reserve.exists():
-                    refused.append(1)
+                    rejected.append(1)
                     raise sa.exc.OperationalError("COMMIT", None, Exception("database or disk is full"))
 
         monkeypatch.setattr(db, "write", full)
         answer = await server.client.post(f"/v1/jobs/{job['id']}/cancel")
         assert (answer.status_code, answer.json()["cancel_requested"]) == (200, True)
-        assert refused
+        assert rejected
         assert statuses(await events(server, job["id"]))[-1] == "cancelled"
         assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
 

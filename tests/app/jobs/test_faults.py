@@ -128,14 +128,14 @@ def test_database_outage_ends_no_job(with_server: Callable[..., Any], monkeypatc
         service = server.services.jobs
         service._checkpoints = FakeCheckpoints()
         monkeypatch.setattr("app.jobs.runner.RETRY_S", 0.01)
-        refused: list[str] = []
+        rejected: list[str] = []
 
         def refusing(name: str, times: int) -> None:
             real = getattr(service._table, name)
 
             def method(*args: Any, **kwargs: Any) -> Any:
-                if refused.count(name) < times:
-                    refused.append(name)
+                if rejected.count(name) < times:
+                    rejected.append(name)
                     raise sa.exc.OperationalError("COMMIT", None, OSError("disk is full"))
                 return real(*args, **kwargs)
 
@@ -145,7 +145,7 @@ def test_database_outage_ends_no_job(with_server: Callable[..., Any], monkeypatc
             refusing(name, 2)
         job = await post(server)
         found = await events(server, job["id"])
-        assert sorted(set(refused)) == ["claim", "finish", "record", "started"]
+        assert sorted(set(rejected)) == ["claim", "finish", "record", "started"]
         assert statuses(found) == ["queued", "running", "succeeded"]
         assert [event.data["step"] for event in found if event.type == "metrics"] == [3, 4]
 

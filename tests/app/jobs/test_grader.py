@@ -121,9 +121,9 @@ def test_waiting_answers_do_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) 
             running = [asyncio.ensure_future(grader.grade("1", "1", [], similarity=False)) for _ in range(MAX_WAITING)]
             await asyncio.sleep(0)  # each has started: the loop is free although no answer is ready
             assert not any(one.done() for one in running)
-            with pytest.raises(Problem) as refused:
+            with pytest.raises(Problem) as rejected:
                 await grader.grade("1", "1", [], similarity=False)
-            assert (refused.value.code, refused.value.status) == ("grader_busy", 503)
+            assert (rejected.value.code, rejected.value.status) == ("grader_busy", 503)
             free.set()
             assert {one["accuracy"] for one in await asyncio.gather(*running)} == {1.0}
         finally:

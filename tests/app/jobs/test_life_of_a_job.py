@@ -62,13 +62,13 @@ def test_job_folder_contains_all_worker_inputs(with_server: Callable[..., Any], 
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server, output_name="mine")
         await events(server, job["id"])
-        told = json.loads((server.home / "jobs" / job["id"] / "job.json").read_text())
-        assert told["base"] == {"name": "nano-omni-r1", "folder": str(package / "nano-omni-r1")}
-        assert told["checkpoints"]["nano-omni-r1"] == str(package / "nano-omni-r1")
-        assert told["output_prefix"] == "mine"
-        assert told["spec"] == job["spec"]
-        assert told["provenance"]["torch"]
-        assert told["provenance"]["python"]
+        reported = json.loads((server.home / "jobs" / job["id"] / "job.json").read_text())
+        assert reported["base"] == {"name": "nano-omni-r1", "folder": str(package / "nano-omni-r1")}
+        assert reported["checkpoints"]["nano-omni-r1"] == str(package / "nano-omni-r1")
+        assert reported["output_prefix"] == "mine"
+        assert reported["spec"] == job["spec"]
+        assert reported["provenance"]["torch"]
+        assert reported["provenance"]["python"]
 
     with_server(scenario, job_command=worker("succeed"))
 

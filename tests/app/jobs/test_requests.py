@@ -162,10 +162,10 @@ def test_saved_traces_become_training_data(with_server: Callable[..., Any]) -> N
         trace = await server.finished((await server.create())["id"])
         job = await post(server, data={"source": "traces", "trace_ids": [trace["id"]]})
         assert statuses(await events(server, job["id"]))[-1] == "succeeded"
-        told = json.loads((server.home / "jobs" / job["id"] / "job.json").read_text())
+        reported = json.loads((server.home / "jobs" / job["id"] / "job.json").read_text())
         from training.data.traces import read_traces
 
-        (sample,) = read_traces(server.home / told["spec"]["data"]["path"])
+        (sample,) = read_traces(server.home / reported["spec"]["data"]["path"])
         assert sample.question == trace["question"]
         assert [step.text for step in sample.steps] == [step["text"].strip() for step in trace["steps"]]
         assert [step.image is not None for step in sample.steps] == [True, True]

@@ -325,13 +325,13 @@ class Jobs:
         with self.db.write() as connection:
             job_store.interrupt_left_over(connection, ["one"], {"code": "interrupted", "detail": "dead"})
 
-    def told(self, job_id: str) -> list[tuple[str, int]]:
+    def reported(self, job_id: str) -> list[tuple[str, int]]:
         """Statuses and attempts from the log."""
         with self.db.read() as connection:
             rows = job_store.events_after(connection, job_id, 0, 1000)
         assert [seq for seq, _, _ in rows] == list(range(1, len(rows) + 1))
-        told = [json.loads(data) for _, type_, data in rows if type_ == "job.status"]
-        return [(data["status"], data.get("attempt", 0)) for data in told]
+        reported = [json.loads(data) for _, type_, data in rows if type_ == "job.status"]
+        return [(data["status"], data.get("attempt", 0)) for data in reported]
 
     def row(self, job_id: str) -> Any:
         with self.db.read() as connection:
@@ -356,10 +356,10 @@ def test_every_attempt_ends_once(db: Database, tmp_path: Path, end: Any) -> None
                 jobs.interrupt()
             step(job_id)
         jobs.interrupt()
-        told = jobs.told(job_id)
-        ends = [(status, attempt) for status, attempt in told if status in JOB_TERMINAL]
-        assert len({attempt for _, attempt in ends}) == len(ends) == jobs.row(job_id).attempt, told
-        assert told[-1][0] == jobs.row(job_id).status == end
+        reported = jobs.reported(job_id)
+        ends = [(status, attempt) for status, attempt in reported if status in JOB_TERMINAL]
+        assert len({attempt for _, attempt in ends}) == len(ends) == jobs.row(job_id).attempt, reported
+        assert reported[-1][0] == jobs.row(job_id).status == end
         assert not jobs.row(job_id).unsettled
         assert [job.id for job in jobs.table.left_over()] == []
 
@@ -376,7 +376,7 @@ def test_job_ended_elsewhere_stays_left_over(db: Database, tmp_path: Path) -> No
     with db.write() as connection:
         assert not job_store.delete(connection, "job_1")
     jobs.table.finish("job_1", "interrupted", error=None, result=None)
-    assert jobs.told("job_1") == [("queued", 0), ("running", 1), ("interrupted", 1)]
+    assert jobs.reported("job_1") == [("queued", 0), ("running", 1), ("interrupted", 1)]
     assert jobs.row("job_1").error["detail"] == "dead"
     assert jobs.row("job_2").status == "queued"
     with db.write() as connection:

@@ -100,13 +100,13 @@ def test_metrics_page_of_a_long_job_is_fast(db: Database) -> None:
             rows = connection.execute(sa.text(f"EXPLAIN QUERY PLAN {query}"), values).all()
             return " ".join(str(row[3]) for row in rows)
 
-        asked = plan(
+        requested = plan(
             "SELECT seq, data FROM job_events WHERE job_id = :j AND type = 'metrics' AND seq > :s ORDER BY seq LIMIT 9",
             j="job_long",
             s=99_000,
         )
-        assert "job_id=? AND type=? AND seq>?" in asked
-        assert "TEMP B-TREE" not in asked
+        assert "job_id=? AND type=? AND seq>?" in requested
+        assert "TEMP B-TREE" not in requested
         assert "SEARCH" in plan("SELECT max(seq) FROM job_events WHERE job_id = :j", j="job_long")
         job = store.whole(connection, "job_long")
     assert job is not None

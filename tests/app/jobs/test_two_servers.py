@@ -289,7 +289,7 @@ def test_killed_process_leaves_no_running_trace(
             folder = tmp_path / "one" / "jobs" / job["id"]
             (folder / "go").touch()
             wait_until(lambda: settled(second, job["id"], fate), "the job's end", 60)
-            ends = [data["attempt"] for data in told(second, job["id"]) if data["status"] in JOB_TERMINAL]
+            ends = [data["attempt"] for data in reported(second, job["id"]) if data["status"] in JOB_TERMINAL]
             assert len(set(ends)) == len(ends)
             assert second.trace(trace["id"])["status"] == "interrupted"
             assert [event.seq for event in second.events(trace["id"])] == [event.seq for event in log]
@@ -303,7 +303,7 @@ def settled(client: Client, job_id: str, fate: str) -> bool:
     return client.job(job_id)["status"] in (("succeeded",) if fate == "stopped" else ("succeeded", "interrupted"))
 
 
-def told(client: Client, job_id: str) -> list[dict[str, Any]]:
+def reported(client: Client, job_id: str) -> list[dict[str, Any]]:
     return [event.data for event in client.job_events(job_id) if event.type == "job.status"]
 
 

@@ -37,8 +37,8 @@ def make_old_home(home: Path, weights: Path, elsewhere: Path, url: str | None = 
         (home / "jobs" / job_id / "samples").mkdir()
         (home / "jobs" / job_id / "samples" / "a-1.png").write_bytes(b"\x89PNG")
     made = _made(home, KILLED)
-    told = {"name": made.name, "folder": str(made), "stage": "pesft", "step": 4, "metrics": {}}
-    line = json.dumps({"time": TIME, "type": "checkpoint", "data": told})
+    reported = {"name": made.name, "folder": str(made), "stage": "pesft", "step": 4, "metrics": {}}
+    line = json.dumps({"time": TIME, "type": "checkpoint", "data": reported})
     (home / "jobs" / KILLED / "events.jsonl").write_text(line + "\n")
     _fill(home, elsewhere, url or f"sqlite:///{home / 'omni-r1.db'}")
 
@@ -94,8 +94,8 @@ def _rows(home: Path, elsewhere: Path) -> Iterator[tuple[str, Mapping[str, Any]]
                 "finished_at": "2026-01-01T00:01:30.500Z",
             },
         )
-        told = {"status": status, "attempt": 1, "time": TIME} | ({"result": result} if result else {})
-        data = json.dumps(told, separators=(",", ":"))
+        reported = {"status": status, "attempt": 1, "time": TIME} | ({"result": result} if result else {})
+        data = json.dumps(reported, separators=(",", ":"))
         yield "job_events", {"job_id": job_id, "seq": 1, "type": "job.status", "data": data}
         if status != "running":
             yield "checkpoints", _checkpoint(made, job_id=job_id, source="job")

@@ -153,13 +153,13 @@ def test_sweep_deletes_only_unused_images(with_server: WithServer) -> None:
     async def scenario(server: Server) -> None:
         images = server.services.images
         shown = await server.finished((await server.create())["id"])
-        loose, asked = await server.image(png((1, 1, 1))), await server.image(png((2, 2, 2)))
+        loose, requested = await server.image(png((1, 1, 1))), await server.image(png((2, 2, 2)))
         tomorrow = datetime.now(UTC) + timedelta(hours=25, minutes=5)
         assert images.sweep(at=datetime.now(UTC) + timedelta(hours=24)) == 0
-        with server.services.db.write() as connection:  # `asked` was stored long ago and is used now
+        with server.services.db.write() as connection:  # `requested` was stored long ago and is used now
             rows = tables.images
-            connection.execute(sa.update(rows).where(rows.c.id == asked).values(last_used_at="2020-01-01"))
-        assert (await server.client.get(f"/v1/images/{asked}")).status_code == 200
+            connection.execute(sa.update(rows).where(rows.c.id == requested).values(last_used_at="2020-01-01"))
+        assert (await server.client.get(f"/v1/images/{requested}")).status_code == 200
         assert images.sweep() == 0
         assert images.sweep(at=tomorrow) == 2
         assert (await server.client.get(f"/v1/images/{loose}")).status_code == 404

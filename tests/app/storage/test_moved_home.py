@@ -75,8 +75,8 @@ def test_old_home_keeps_its_checkpoints(
             assert done["result"]["folder"] == str(home / "jobs" / DONE / "checkpoints" / f"{DONE}-step-4")
             assert done["spec"]["data"]["path"] == str(home / "uploads" / UPLOAD)
             assert (done["running_s"], done["resumable"], stopped["resumable"]) == (90.5, False, True)
-            told = await events(server, DONE)
-            assert told[0].data["result"]["folder"] == f"jobs/{DONE}/checkpoints/{DONE}-step-4"
+            reported = await events(server, DONE)
+            assert reported[0].data["result"]["folder"] == f"jobs/{DONE}/checkpoints/{DONE}-step-4"
             picture = await server.client.get(f"/v1/jobs/{DONE}/files/samples/a-1.png")
             assert picture.content == b"\x89PNG"
             activated = await server.client.post(f"/v1/checkpoints/{DONE}-step-4/activate", json={})

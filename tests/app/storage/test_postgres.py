@@ -164,8 +164,8 @@ def test_servers_accept_one_request_per_key(postgres_url: str, opened: Callable[
         return work
 
     results = at_once(accept("one"), accept("two"))
-    refused = [error for error in results if error is not None]
-    assert [error.code for error in refused if isinstance(error, Problem)] == ["request_in_progress"]
+    rejected = [error for error in results if error is not None]
+    assert [error.code for error in rejected if isinstance(error, Problem)] == ["request_in_progress"]
     with opened(postgres_url).read() as connection:
         assert len(connection.execute(sa.select(tables.facts)).all()) == 1
 

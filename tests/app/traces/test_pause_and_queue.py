@@ -120,10 +120,10 @@ def test_queue_reports_positions_and_rejects_when_full(with_server: WithServer, 
         first = await server.create()
         await server.until(first["id"], "step.completed")
         waiting = [await server.create() for _ in range(2)]
-        refused = await server.client.post("/v1/traces", json=await server.body())
-        assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
-        assert int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["queue"] == {"running": 1, "waiting": 2, "max": 2}
+        rejected = await server.client.post("/v1/traces", json=await server.body())
+        assert (rejected.status_code, rejected.json()["code"]) == (429, "queue_full")
+        assert int(rejected.headers["retry-after"]) >= 1
+        assert rejected.json()["queue"] == {"running": 1, "waiting": 2, "max": 2}
         limits = (await server.client.get("/v1/limits")).json()
         assert limits["queue"] == {"running": 1, "waiting": 2, "max": 2}
         engine.go("end")

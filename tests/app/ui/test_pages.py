@@ -114,14 +114,14 @@ def test_fonts_come_from_the_system() -> None:
 
 def test_about_shows_checkpoint_card_and_limits() -> None:
     ready = {"phase": "ready", "checkpoint": "nano-omni-r1", "weight_version": 1, "detail": ""}
-    told = sections(canned({"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS}))
-    assert [section["title"] for section in told] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
-    rows = dict(told[1]["rows"])
+    reported = sections(canned({"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS}))
+    assert [section["title"] for section in reported] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
+    rows = dict(reported[1]["rows"])
     assert rows["size"] == "30 MB"
     assert rows["made"] == "2026-11-22 17:57 UTC"
     assert rows["note"] == "On a photo its answer is a guess."
     assert "base" not in rows  # unknown, so not shown
-    limits = dict(told[2]["rows"])
+    limits = dict(reported[2]["rows"])
     assert limits["context"] == "768 tokens"
     assert limits["images per question"] == "1"
     assert limits["largest image file"] == "20 MB"

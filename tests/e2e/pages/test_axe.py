@@ -22,7 +22,7 @@ def test_axe_finds_nothing(studio: Open, slow_url: str, recipe: str, tmp_path: P
         becomes(page, "() => document.body.classList.contains('dark')", scheme == "dark")
         found[name] = violations(page)
         page.set_viewport_size({"width": 1280, "height": 800})
-    assert {name: told for name, told in found.items() if told} == {}
+    assert {name: reported for name, reported in found.items() if reported} == {}
 
 
 def test_axe_rules_include_experimental_ones(studio: Open, slow_url: str) -> None:

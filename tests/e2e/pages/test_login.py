@@ -111,11 +111,11 @@ def test_login_fits_every_window(studio: Open, locked: Server, width: int, schem
     window = studio(locked.url, color_scheme=scheme)
     page: Any = window.context.new_page()
     page.set_viewport_size({"width": width, "height": 844})
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(f"{locked.url}/login?next=/gallery")
     page.wait_for_selector("#key")
-    assert asked == [f"{locked.url}/login?next=/gallery"]
+    assert requested == [f"{locked.url}/login?next=/gallery"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     becomes(page, "() => document.activeElement.id", "key")
     assert page.locator("button").bounding_box()["height"] >= 44
@@ -135,6 +135,6 @@ def test_link_from_another_site_continues_without_the_key(studio: Open, locked: 
     window = studio(locked.url)
     page = window.page("/login?next=/gallery", ready="#key")
     window.context.request.post(f"{locked.url}/login", data={"key": KEY})
-    page.click("text=Go on")
+    page.click("text=Continue")
     page.wait_for_selector("gradio-app", state="attached")
     assert urlsplit(page.url).path.rstrip("/") == "/gallery"

@@ -158,7 +158,7 @@ def test_unknown_trace_links_to_the_gallery(studio: Open, studio_url: str) -> No
     window = studio(studio_url)
     window.expected = ["404"]
     page = window.page("/?trace=tr_nothing")
-    page.wait_for_selector("text=There is no trace")
+    page.wait_for_selector("text=does not exist on this server")
     assert page.get_attribute(".or-notice a >> nth=0", "href") == "/gallery"
     page.wait_for_selector("#or-reason:visible")
 
@@ -195,7 +195,7 @@ def test_gallery_filters_opens_and_deletes(studio: Open, studio_url: str) -> Non
     page.wait_for_selector(f".or-card[data-trace={newest}]", state="detached")
     window.expected = ["404"]
     page = window.page(f"/?trace={newest}")
-    page.wait_for_selector("text=There is no trace")
+    page.wait_for_selector("text=does not exist on this server")
 
 
 def test_about_shows_version_checkpoint_and_limits(studio: Open, studio_url: str) -> None:

@@ -141,9 +141,9 @@ def test_editor_shows_the_request_and_rejects_errors(studio: Open, slow_url: str
     page.fill(".or-editor textarea", json.dumps(spec | {"hyperparameters": {"steps": 0, "magic": 1}}))
     page.click("text=Start this job")
     page.wait_for_selector(".or-editor .or-error li >> nth=1")
-    told = page.inner_text(".or-editor .or-error")
-    assert "steps" in told
-    assert "magic" in told
+    reported = page.inner_text(".or-editor .or-error")
+    assert "steps" in reported
+    assert "magic" in reported
     page.focus(".or-editor textarea")
     page.keyboard.press("Escape")
     page.wait_for_selector(".or-editor", state="hidden")
@@ -184,10 +184,10 @@ def test_insufficient_memory_offers_a_choice(studio: Open, slow_url: str) -> Non
     window = studio(slow_url)
     window.expected = ["507"]
     page = window.page("/checkpoints?name=nano-base", ready=CHECKPOINTS)
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def refuse(route: Any) -> None:
-        asked.append(route.request.post_data_json)
+        requested.append(route.request.post_data_json)
         problem = {"status": 507, "code": "insufficient_memory", "detail": "it needs 96 MB and 38 MB are left"}
         route.fulfill(status=507, headers={"Content-Type": "application/problem+json"}, body=json.dumps(problem))
 
@@ -196,7 +196,7 @@ def test_insufficient_memory_offers_a_choice(studio: Open, slow_url: str) -> Non
     page.wait_for_selector("text=it needs 96 MB and 38 MB are left. Nothing has changed.")
     page.click("text=Wait for running traces")
     page.wait_for_function("document.querySelectorAll('.or-activation button').length === 2")
-    assert asked == [{}, {"drain": "wait"}]
+    assert requested == [{}, {"drain": "wait"}]
     page.wait_for_selector(".or-tree [data-name=nano-omni-r1] .or-flag[data-tone=good]")
 
 
@@ -230,7 +230,7 @@ def test_unknown_job_is_reported(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["404"]
     page = window.page("/training?job=job_nothing", ready=TRAINING)
-    page.wait_for_selector("text=There is no job")
+    page.wait_for_selector("text=does not exist on this server")
 
 
 def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:

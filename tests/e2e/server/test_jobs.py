@@ -88,13 +88,13 @@ def trained(
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["sqlite", "postgresql"], indirect=True)
 def test_job_produces_the_active_checkpoint(trained: Trained) -> None:
-    told = [event.type for event in trained.events]
+    reported = [event.type for event in trained.events]
     assert [event.data["status"] for event in trained.events if event.type == "job.status"] == [
         "queued",
         "running",
         "succeeded",
     ]
-    assert told.count("metrics") == STEPS
+    assert reported.count("metrics") == STEPS
     sample = next(event.data for event in trained.events if event.type == "sample")
     made = next(event.data for event in trained.events if event.type == "checkpoint")
     assert (made["name"], made["step"]) == (f"first-step-{STEPS}", STEPS)

@@ -235,7 +235,7 @@ def test_make_serve_ends_with_its_process_group(fresh_server: Server) -> None:
 
 def test_stopping_server_rejects_new_work(fresh_server: Server) -> None:
     server = fresh_server.start()
-    refused: list[OmniError] = []
+    rejected: list[OmniError] = []
 
     def knock() -> None:
         with server.client() as client:
@@ -243,15 +243,15 @@ def test_stopping_server_rejects_new_work(fresh_server: Server) -> None:
                 try:
                     ask(client)
                 except OmniError as error:
-                    refused.append(error)
+                    rejected.append(error)
                     return
 
     knocking = threading.Thread(target=knock, daemon=True)
     knocking.start()
     assert server.stop() == 0
     knocking.join(60)
-    assert refused
-    assert not isinstance(refused[0], NotReady) or refused[0].status == 503
+    assert rejected
+    assert not isinstance(rejected[0], NotReady) or rejected[0].status == 503
 
 
 def serve(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
