@@ -3,17 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { pairText, sorted } from '../../static/training/report.js';
-import {
-  emptySeries,
-  push,
-} from '../../static/shared/series.js';
-import {
-  initialJob,
-  reduce,
-  reduceAll,
-  withJob,
-  withWaiting,
-} from '../../static/training/state.js';
+import { initialJob, reduce, reduceAll, withJob, withWaiting } from '../../static/training/state.js';
 import {
   METHODS,
   WARNINGS,
@@ -29,7 +19,7 @@ import {
   progressOf,
   rewardRows,
   statusOf,
-  as stepsIn,
+  stepsOf as stepsIn,
   tookOf,
   troubleOf,
   verdictOf,
@@ -39,7 +29,6 @@ import {
 const number = (events) => events.map(([type, data], k) => ({ seq: k + 1, type, data }));
 const play = (...events) => reduceAll(initialJob('j'), number(events));
 const row = (step, values, stage = 'pesft') => ['metrics', { stage, step, values }];
-
 
 // ---- texts
 
