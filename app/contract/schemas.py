@@ -93,8 +93,7 @@ class TraceCreate(In):
     sampling: SamplingIn = Field(default_factory=SamplingIn)
     partial_images: int = Field(0, ge=0, le=64, description="number of partial previews per image")
     background: bool | None = Field(
-        None,
-        description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream",
+        None, description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream"
     )
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
 

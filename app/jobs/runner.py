@@ -325,7 +325,7 @@ class JobRunner:
     async def _end(self, watch: Watch, code: int) -> None:
         job = watch.job
         stopped = code == STOPPED or (watch.term_sent_at is not None and (watch.killed or code == -signal.SIGTERM))
-        reported = read_object(job.folder / "error.json") or {}
+        found = read_object(job.folder / "error.json") or {}
         if code == 0:
             await self._conclude(job)
         elif stopped and watch.cancelled:
@@ -339,11 +339,7 @@ class JobRunner:
         else:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             died = {"code": "worker_died", "detail": f"the worker exited with {how} and reported no error"}
-            error = (
-                {"code": str(reported["code"]), "detail": str(reported.get("detail", ""))}
-                if "code" in reported
-                else died
-            )
+            error = {"code": str(found["code"]), "detail": str(found.get("detail", ""))} if "code" in found else died
             await self._finish(job, "failed", error)
 
     async def _conclude(self, job: Job) -> None:

@@ -119,7 +119,7 @@ def _right(key: ApiKey, given: str, request: Request) -> bool:
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client else "somebody"
+    return request.client.host if request.client else "unknown"
 
 
 def _key_in(body: bytes) -> str:
