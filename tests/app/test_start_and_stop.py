@@ -150,7 +150,7 @@ def test_start_restores_the_last_active_checkpoint(
         shutil.rmtree(home / "checkpoints" / "mine")
         with caplog.at_level("WARNING"):
             assert await active() == "nano-omni-r1"
-        assert "checkpoint mine is not there" in caplog.text
+        assert "checkpoint mine is missing" in caplog.text
         shutil.move(package / "nano-omni-r1", package / "nano-base")
         assert await active() == "nano-base"
 

@@ -174,7 +174,7 @@ def test_only_one_activation_at_a_time(serve: Callable[..., None], engine: FakeG
     async def scenario(server: Server) -> None:
         engine.closed_gates = {f"check {NEW}", f"load {NEW}"}
         first = asyncio.create_task(activate(server))
-        for gate, word in ((f"check {NEW}", "checked"), (f"load {NEW}", "loaded")):
+        for gate, word in ((f"check {NEW}", "validated"), (f"load {NEW}", "loaded")):
             await reaches(server, f"checkpoint {NEW} is being {word}")
             is_problem(await activate(server, "third"), 409, "activation_in_progress")
             is_problem(await activate(server), 409, "activation_in_progress")

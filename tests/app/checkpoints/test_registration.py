@@ -120,7 +120,7 @@ def test_folder_redirected_after_registration_is_rejected(with_server: WithServe
         theirs = shutil.move(mine, tmp_path / "theirs")
         mine.symlink_to(theirs)
         entry = (await server.client.get("/v1/checkpoints/my-run")).json()
-        assert "lies outside" in entry["problem"]
+        assert "is outside" in entry["problem"]
         answer = await server.client.post("/v1/checkpoints/my-run/activate", json={})
         is_problem(answer, 422, "checkpoint_invalid")
         mine.unlink()
