@@ -1,10 +1,11 @@
 # make serve      the studio on http://127.0.0.1:7860 (PORT=8080 make serve: elsewhere)
 # make test       every test; browser tests are skipped with the reason where chromium is missing
+# make test-fast  what needs no browser, no PostgreSQL and no training, in about two minutes
 # make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
-# make check      ruff, formatting, mypy, import arrows          make format    mend what ruff can mend
+# make check      ruff, formatting, mypy, imports, JavaScript     make format    fix what ruff and prettier can fix
 # make bench      ratios against peers, one JSON object a line on stdout
 # make attack     kills, hostile requests, floods and a soak against servers of its own (ARGS="kill --scale 0.1")
-# make setup      .venv with exact pins; the others run it first (TORCH_INDEX=URL adds a package index for torch)
+# make setup      .venv with exact pins; the others run it first (TORCH_INDEX=URL: where torch comes from)
 # Needs git, make and Python 3.11 or newer; PYTHON=/path/to/python chooses one.
 
 PORT ?= $(or $(OMNI_R1_PORT),7860)
@@ -25,8 +26,11 @@ WITHOUT_KERNELS := model/checkpoint/test_checkpoint model/text/test_tokenizer mo
 # npm in the folder of the JavaScript's tests, with its pinned packages installed; without npm a remark.
 NPM := sh tests/static/npm.sh
 
+# No browser, no PostgreSQL, no training.
+SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_servers.py
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-portable check format bench attack clean
+.PHONY: help setup serve test test-fast test-portable check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
@@ -41,6 +45,10 @@ serve: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-fast: setup
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" -k "not postgresql" tests \
+	  $(SLOW:%=--ignore=tests/%) $(ARGS)
 
 test-portable: setup
 	@$(PORTABLE_CPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/model tests/training \

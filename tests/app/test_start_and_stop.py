@@ -23,6 +23,8 @@ from tests.app.conftest import Server, WithServer, both_databases, is_problem, r
 from tests.fakes import FakeGeneration, held, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 
 @both_databases
 def test_stop_interrupts_running_and_queued_traces(

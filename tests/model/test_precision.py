@@ -14,6 +14,8 @@ import torch
 
 from model.precision import autocast, cpu_has_bf16, is_emulated, resolve_precision, serving_dtype
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

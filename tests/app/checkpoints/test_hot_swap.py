@@ -19,6 +19,8 @@ from tests.model.spoil import LM, change_json, change_lm
 from tests.patience import PATIENCE_S
 from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint, tiny_config
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("nano-omni-r1", "second", "third")
 BUDGET_MB = 18  # fits two of them
 Scenario = Callable[[Server], Any]

@@ -22,6 +22,8 @@ from tests.app.conftest import Server, WithServer, running
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration, held
 
+pytestmark = pytest.mark.slow
+
 ODD = "a\x1b[31mred\nnext\r\x00\x9b\u2028\u202e\ud800 é ⏎"
 
 

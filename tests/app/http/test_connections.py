@@ -15,6 +15,8 @@ from app.http.connections import LEAST, MOST, connection_limit
 from tests.app.conftest import Server, WithServer
 from tests.fakes import FakeGeneration, held
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 HEAD = b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 90000\r\n\r\n"
 KINDS = {

@@ -24,6 +24,8 @@ from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration
 from tests.patience import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 RUN = Callable[[Any], Any]
 
 

@@ -25,6 +25,8 @@ from tests.e2e.real_server import wait_until
 from tests.fakes import FakeGeneration, Wait, emitted, held, png
 from tests.postgres import Cluster
 
+pytestmark = pytest.mark.slow
+
 RUN = Callable[[Any], Any]
 
 

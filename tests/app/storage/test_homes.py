@@ -13,6 +13,8 @@ import pytest
 from app.common.settings import SettingsError, read_settings
 from app.storage.home import Home, HomeError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # As in a container running as an arbitrary user that the system does not know.
 NOBODY = "import pwd\ndef unknown(*_): raise KeyError('no such user')\npwd.getpwuid = pwd.getpwnam = unknown\n"

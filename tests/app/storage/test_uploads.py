@@ -19,6 +19,8 @@ from model.images.reader import read_image
 from tests.app.conftest import Server, WithServer, is_problem
 from tests.image_files import FORMATS, bomb, encoded, gradient, noise
 
+pytestmark = pytest.mark.slow
+
 PNG = {"content-type": "image/png"}
 JSONL = {"content-type": "application/x-ndjson"}
 FORM = "multipart/form-data; boundary=b"

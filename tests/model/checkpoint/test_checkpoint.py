@@ -24,6 +24,8 @@ from model.nets.transformer import CausalAttention
 from tests.model.spoil import LM, assert_rejected, change_json, change_lm
 from tests.tiny import make_tiny_checkpoint, tiny_config, tiny_modules
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[0, 69, 5, 9, 12, 60, 68, 100, 101, 200]])
 
 

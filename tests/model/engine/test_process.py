@@ -15,6 +15,8 @@ import pytest
 from model.engine.client import EngineProcess, Failed, Finished, GenerationRequest, Output, SamplingRequest, Started
 from tests.patience import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 
 def ask(name: str, tokens: int = 40) -> GenerationRequest:
     return GenerationRequest(
