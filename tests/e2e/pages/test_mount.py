@@ -86,7 +86,7 @@ def test_every_script_may_arrive_last(studio: Open, slow_url: str) -> None:
         page.close()
 
 
-@pytest.mark.parametrize("module", ["studio/studio.js", "studio/header.js", "viewer/dom.js", "studio/notes.js"])
+@pytest.mark.parametrize("module", ["studio/studio.js", "studio/header.js", "shared/dom.js", "shared/notes.js"])
 def test_failed_module_is_requested_again(studio: Open, slow_url: str, module: str) -> None:
     window = studio(slow_url)
     window.expected = ["503", "ERR_FAILED"]
