@@ -124,7 +124,7 @@ def test_folder_redirected_after_registration_is_rejected(with_server: WithServe
         answer = await server.client.post("/v1/checkpoints/my-run/activate", json={})
         is_problem(answer, 422, "checkpoint_invalid")
         mine.unlink()
-        assert "not there" in (await server.client.get("/v1/checkpoints/my-run")).json()["problem"]
+        assert "no longer exists" in (await server.client.get("/v1/checkpoints/my-run")).json()["problem"]
         assert (await delete(server, "my-run")).status_code == 204
 
     with_server(scenario, allowed_roots=(mine.parent,))
