@@ -27,7 +27,8 @@ WITHOUT_KERNELS := model/checkpoint/test_checkpoint model/text/test_tokenizer mo
 NPM := sh tests/static/npm.sh
 
 # No browser, no PostgreSQL, no training.
-SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_servers.py
+SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_servers.py app/jobs/test_ends.py \
+  app/checkpoints/test_hub.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test test-fast test-portable check format bench attack clean
