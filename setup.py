@@ -1,22 +1,14 @@
-"""What pyproject.toml cannot say: the wheel holds `static/` inside `app`, and the commit that it was built from."""
+"""Adds to the wheel what pyproject.toml cannot express: `static/` inside `app`, and the commit it is built from."""
 
+import runpy
 import shutil
-import subprocess
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-
-
-def commit() -> str:
-    """The commit of this checkout; `unknown` without git."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+commit = runpy.run_path(str(HERE / "model" / "build.py"))["commit"]
 
 
 class Build(build_py):
