@@ -1,9 +1,9 @@
 """The Python client: `from app.client import Client`, and its errors."""
 
-from app.client.client import (
+from app.client.client import Client, default_key, default_url
+from app.client.errors import (
     ApiError,
     BadInput,
-    Client,
     Conflict,
     MalformedAnswer,
     NotAllowed,
@@ -13,8 +13,6 @@ from app.client.client import (
     QueueFull,
     ServerFailed,
     ServerUnreachable,
-    default_key,
-    default_url,
 )
 
 __all__ = [

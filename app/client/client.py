@@ -20,17 +20,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app.client.errors import (
-    ApiError,
     BadInput,
-    Conflict,
     MalformedAnswer,
-    NotAllowed,
-    NotFound,
-    NotReady,
     OmniError,
-    QueueFull,
-    ServerFailed,
-    ServerUnreachable,
     api_error,
 )
 from app.client.follow import GIVE_UP_S, follow, unreachable
@@ -38,21 +30,6 @@ from app.client.jobs import JobCalls
 from app.client.sse import Cursor, Event
 from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Reward, Sampling, StoredImage, Task, Trace
 from app.contract.words import Drain, Fit, Mode
-
-__all__ = [
-    "ApiError",
-    "BadInput",
-    "Client",
-    "Conflict",
-    "MalformedAnswer",
-    "NotAllowed",
-    "NotFound",
-    "NotReady",
-    "OmniError",
-    "QueueFull",
-    "ServerFailed",
-    "ServerUnreachable",
-]
 
 PATIENT = httpx.Timeout(None, connect=5.0)  # for calls that wait for a disk, a hub or running traces
 DEFAULT_URL = "http://127.0.0.1:7860"
