@@ -53,7 +53,7 @@ from app.storage.home import Home, HomeError
 from app.storage.idempotency import IdempotencyKeys
 from app.storage.image_intake import ImageIntake
 from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, PartialStore
-from app.storage.uploads import FILES, Spool
+from app.storage.uploads import Spool
 from app.traces.event_log import EventLog
 from app.traces.intake import Intake
 from app.traces.reader import TraceReader
@@ -113,7 +113,7 @@ def create_app(
     add_docs(app, with_key=services.key is not None)
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
-    app.add_middleware(BodyMiddleware, spool=services.spool, files=FILES)
+    app.add_middleware(BodyMiddleware, spool=services.spool)
     # The last middleware is the outermost; CORS preflights carry no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)

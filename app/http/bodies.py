@@ -7,29 +7,30 @@ spool them themselves (app/storage/uploads.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.common import pools
 from app.contract.problems import from_storage, response_for
 from app.storage.uploads import BUFFER_BYTES, Spool
 
 METHODS = ("POST", "PUT", "PATCH", "DELETE")
+STREAMED = ("/v1/images", "/v1/datasets")  # routes that spool their files themselves
+TURN_S = 10.0  # a request that takes longer to respond lets the next large body in
 
 
 class BodyMiddleware:
     """Runs inside all middlewares that reject requests, so that only permitted bodies are stored."""
 
-    def __init__(self, app: ASGIApp, *, spool: Spool, files: Collection[str]) -> None:
-        """`files` are the paths whose routes stream their bodies."""
+    def __init__(self, app: ASGIApp, *, spool: Spool) -> None:
         self._app = app
         self._spool = spool
-        self._files = files
         self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in METHODS or scope["path"].rstrip("/") in self._files:
+        if scope["type"] != "http" or scope["method"] not in METHODS or scope["path"].rstrip("/") in STREAMED:
             await self._app(scope, receive, send)
             return
         held, more = bytearray(), True
@@ -44,15 +45,22 @@ class BodyMiddleware:
             return
         with self._spool.file() as path:
             try:
-                whole = await self._write(path, held, receive if more else None)
-            except OSError as error:
+                if not await self._write(path, held, receive if more else None):
+                    return
+                await self._turn.acquire()
+                end_turn = self._limited_turn()
+                try:
+                    body = await pools.files.run(path.read_bytes)
+                except BaseException:
+                    end_turn()
+                    raise
+            except (OSError, pools.TooSlow) as error:
                 problem = from_storage(error)
                 if problem is None:
                     raise
                 await response_for(problem, scope["path"])(scope, receive, send)
                 return
-            if whole:
-                await self._hand_over(path, scope, receive, send)
+        await self._hand_over(body, end_turn, scope, receive, send)
 
     async def _write(self, path: Path, held: bytearray, receive: Receive | None) -> bool:
         """Write the whole body to `path`; False if the client disconnects."""
@@ -70,23 +78,31 @@ class BodyMiddleware:
             await writing.flush(1)
         return True
 
-    async def _hand_over(self, path: Path, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the body to the app, one large body at a time; its turn ends when its response starts."""
-        await self._turn.acquire()
+    def _limited_turn(self) -> Callable[[], None]:
+        """Ends the turn just acquired when called, or after `TURN_S`; further calls do nothing."""
         done = False
 
-        def end_turn() -> None:
+        def end() -> None:
             nonlocal done
             if not done:
                 done = True
+                timer.cancel()
                 self._turn.release()
+
+        timer = asyncio.get_running_loop().call_later(TURN_S, end)
+        return end
+
+    async def _hand_over(
+        self, body: bytes, end_turn: Callable[[], None], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Pass the body to the app; its turn ends when its response starts."""
 
         async def watched_send(message: Message) -> None:
             end_turn()
             await send(message)
 
         try:
-            await self._app(scope, replayed(path.read_bytes(), receive), watched_send)
+            await self._app(scope, replayed(body, receive), watched_send)
         finally:
             end_turn()
 

@@ -26,7 +26,6 @@ from starlette.requests import ClientDisconnect
 from app.contract.problems import Problem, field_problem
 
 BUFFER_BYTES = 262_144
-FILES = ("/v1/images", "/v1/datasets")  # paths whose routes use a spool
 MAX_PARTS = 20
 MAX_BOUNDARY_BYTES = 256
 _WRITERS = 4
