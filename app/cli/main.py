@@ -45,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with one error line instead of a usage block."""
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{message} ({self.prog} see --help)")
+        complain(f"{message} (see {self.prog} --help)")
         raise SystemExit(EXIT_BAD_INPUT)
 
 

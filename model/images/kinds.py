@@ -148,4 +148,4 @@ def _of_text(head: bytes) -> str:
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:
             return "not a known image format"
-    return "a text"
+    return "a text file"
