@@ -23,7 +23,7 @@ PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_
 WITHOUT_KERNELS := model/checkpoint/test_checkpoint model/text/test_tokenizer model/engine/test_process \
   training/world/test_checkers training/pesft/test_faults training/studies/test_plot_job
 
-# npm in the folder of the JavaScript's tests, with its pinned packages installed; without npm a remark.
+# Runs npm in tests/static with its pinned packages; only prints a note if npm is missing.
 NPM := sh tests/static/npm.sh
 
 # No browser, no PostgreSQL, no training.

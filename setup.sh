@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes the virtual environment that every target of the Makefile uses: sh setup.sh VENV SOURCE...
-# The second run costs a checksum: a stamp holds what was installed. Environment (optional): PYTHON; TORCH_INDEX, the
-# package index to take torch from. Without it Linux machines without an NVIDIA GPU take PyTorch's CPU index, all others
-# the default one. Uses uv where it is installed, else pip.
+# Creates the virtual environment for the Makefile's targets: sh setup.sh VENV SOURCE...
+# A second run only compares a checksum with the stamp of the last one. Optional environment: PYTHON; TORCH_INDEX, the
+# package index for torch. By default, Linux machines without an NVIDIA GPU use PyTorch's CPU index, all others the
+# default one. Uses uv if it is installed, else pip.
 set -eu
 venv=$1
 shift
@@ -69,21 +69,21 @@ fi
 
 rm -f "$stamp"
 index=${TORCH_INDEX:-}
-size="about 0.6 GB"
+size="about 0.5 GB"
 if [ -z "$index" ] && [ "$(uname -s)" = Linux ]; then
   if has_nvidia; then
-    size="about 4 GB with CUDA"
+    size="several GB, with CUDA"
   elif answers "$cpu_index/torch/"; then
     index=$cpu_index
   else
-    say "$cpu_index does not answer: torch comes from the default index."
-    size="0.6 GB, or about 4 GB if that index has torch with CUDA only"
+    say "$cpu_index is unreachable: installing torch from the default index."
+    size="about 0.5 GB; several GB if that index only has torch with CUDA"
   fi
 fi
-say "Installing packages with $([ -n "$uv" ] && echo uv || echo pip): $size to download the first time"
+say "Installing packages with $([ -n "$uv" ] && echo uv || echo pip). First download: $size."
 if [ -n "$index" ]; then
-  say "torch comes from $index"
-  # In a step of its own, without dependencies: each package is to come from one index only.
+  say "Installing torch from $index"
+  # A separate step without dependencies: each package comes from one index only.
   install --no-deps --index-url "$index" torch
 fi
 install -e '.[dev]'
