@@ -10,6 +10,7 @@ from pathlib import Path
 _BAKED = Path(__file__).with_name("commit.txt")  # written into a wheel by setup.py
 
 
+@functools.cache
 def package_version() -> str:
     """The installed package's version."""
     try:
