@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -113,8 +114,14 @@ def create_app(
     add_docs(app, with_key=services.key is not None)
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
+    _add_middleware(app, services)
+    return app
+
+
+def _add_middleware(app: FastAPI, services: Services) -> None:
+    """The last middleware is the outermost; CORS preflights carry no key."""
+    settings = services.settings
     app.add_middleware(BodyMiddleware, spool=services.spool)
-    # The last middleware is the outermost; CORS preflights carry no key.
     if services.key is not None:
         app.add_middleware(KeyMiddleware, key=services.key)
     if settings.cors_origins:
@@ -136,7 +143,28 @@ def create_app(
     app.add_middleware(Gzip)
     app.add_middleware(ConditionalMiddleware)
     app.add_middleware(AccessLog, write=settings.access_log)
-    return app
+
+
+@dataclass(frozen=True)
+class _Core:
+    """What most parts are built on."""
+
+    settings: Settings
+    generation: Generation
+    home: Home
+    db: Database
+    events: EventLog
+    images: ImageStore
+    partials: PartialStore
+    world: TaskWorld
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, settings: Settings, generation: Generation, home: Home) -> _Core:
+        db = Database(settings.sqlalchemy_url, home.reserve)
+        events, images = EventLog(db, ping_s=settings.ping_s), ImageStore(home.images, db)
+        partials, world = PartialStore(home.partials), TaskWorld(images)
+        return cls(settings, generation, home, db, events, images, partials, world, Metrics())
 
 
 def build_services(
@@ -148,101 +176,113 @@ def build_services(
     job_command: Sequence[str] = COMMAND,
 ) -> Services:
     """Build and wire all parts; opens and starts nothing."""
-    db = Database(settings.sqlalchemy_url, home.reserve)
-    metrics = Metrics()
-    events = EventLog(db, ping_s=settings.ping_s)
-    image_store = ImageStore(home.images, db)
-    spool = Spool(home.tmp)
-    image_intake = ImageIntake(image_store, spool)
-    partials = PartialStore(home.partials)
-    world = TaskWorld(image_store)
-    pool = EnginePool(generation, budget_mb=settings.memory_mb)
+    core = _Core.of(settings, generation, home)
     hub = HubFetcher(timeout_s=settings.hub_timeout_s)
-    registry = CheckpointRegistry(
-        db,
-        pool,
-        home=home.path,
-        server_id=lambda: home.server_id,
-        package_folder=package_folder,
-        extra=settings.checkpoint,
-        roots=settings.allowed_roots,
-        fetch=hub.fetch,
-    )
+    registry = _registry(core, hub, package_folder)
     activation = Activation(registry)
-    intake = Intake(image_store, image_intake, registry, world)
-    runner = TraceRunner(
-        db=db,
-        events=events,
-        generation=generation,
-        images=image_store,
-        partials=partials,
-        world=world,
-        metrics=metrics,
-    )
-    servers = ServerWatch(db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
-    service = TraceService(
-        db=db,
-        events=events,
-        generation=generation,
-        checkpoints=registry,
-        images=image_store,
-        partials=partials,
-        intake=intake,
-        runner=runner,
-        reader=TraceReader(db, events, lambda: home.server_id, ping_s=settings.ping_s, is_dead=servers.is_dead),
-        metrics=metrics,
-        home=home,
-        max_queue=settings.max_queue,
-        grace_s=settings.grace_s,
-    )
-    job_service = JobService(
-        db=db,
-        home=home,
-        checkpoints=registry,
-        activation=activation,
-        intake=JobIntake(db, registry, image_store, home=home, roots=settings.allowed_roots),
-        ping_s=settings.ping_s,
-        max_running=settings.max_jobs,
-        patience_s=settings.job_patience_s,
-        device=settings.device,
-        command=job_command,
-    )
-    metrics.watch("omni_r1_jobs_running", "Running jobs.", lambda: job_service.running)
-    pool.cancel_running = service.cancel_running
-    servers.active, servers.end_elsewhere = lambda: service.active_ids, service.end_elsewhere
-    metrics.watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(generation.status().loaded))
-    metrics.watch("omni_r1_traces_running", "Traces with a slot.", lambda: service.running)
-    metrics.watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: service.waiting)
-    metrics.watch(
-        "omni_r1_event_streams", "Open event streams.", lambda: events.open_streams + job_service.open_streams
-    )
-    metrics.count("omni_r1_event_commits", "Commits of the event writer.", lambda: events.commits)
-    metrics.count("omni_r1_events", "Committed events.", lambda: events.committed_events)
-    metrics.watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: generation.status().phase == "ready")
-    return Services(
+    spool = Spool(home.tmp)
+    image_intake = ImageIntake(core.images, spool)
+    intake = Intake(core.images, image_intake, registry, core.world)
+    servers = ServerWatch(core.db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
+    services = Services(
         settings=settings,
-        db=db,
-        events=events,
+        db=core.db,
+        events=core.events,
         generation=generation,
         checkpoints=registry,
         activation=activation,
-        registration=Registration(db, registry, home=home, fetch=hub.fetch),
+        registration=Registration(core.db, registry, home=home, fetch=hub.fetch),
         hub=hub,
-        images=image_store,
+        images=core.images,
         image_intake=image_intake,
         spool=spool,
-        partials=partials,
-        world=world,
+        partials=core.partials,
+        world=core.world,
         intake=intake,
-        traces=service,
-        jobs=job_service,
+        traces=_traces(core, registry, intake, servers),
+        jobs=_jobs(core, registry, activation, job_command),
         servers=servers,
         datasets=DatasetStore(home.path),
-        idempotency=IdempotencyKeys(db),
-        metrics=metrics,
+        idempotency=IdempotencyKeys(core.db),
+        metrics=core.metrics,
         grader=Grader(),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
+    _watch(services)
+    return services
+
+
+def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointRegistry:
+    """The checkpoints, and the pool of loaded ones."""
+    return CheckpointRegistry(
+        core.db,
+        EnginePool(core.generation, budget_mb=core.settings.memory_mb),
+        home=core.home.path,
+        server_id=lambda: core.home.server_id,
+        package_folder=package_folder,
+        extra=core.settings.checkpoint,
+        roots=core.settings.allowed_roots,
+        fetch=hub.fetch,
+    )
+
+
+def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: ServerWatch) -> TraceService:
+    """The traces, wired to the pool, which may cancel them, and to the servers, which may end them."""
+    runner = TraceRunner(
+        db=core.db,
+        events=core.events,
+        generation=core.generation,
+        images=core.images,
+        partials=core.partials,
+        world=core.world,
+        metrics=core.metrics,
+    )
+    ping_s, server_id = core.settings.ping_s, lambda: core.home.server_id
+    service = TraceService(
+        db=core.db,
+        events=core.events,
+        generation=core.generation,
+        checkpoints=registry,
+        images=core.images,
+        partials=core.partials,
+        intake=intake,
+        runner=runner,
+        reader=TraceReader(core.db, core.events, server_id, ping_s=ping_s, is_dead=servers.is_dead),
+        metrics=core.metrics,
+        home=core.home,
+        max_queue=core.settings.max_queue,
+        grace_s=core.settings.grace_s,
+    )
+    registry.pool.cancel_running = service.cancel_running
+    servers.active, servers.end_elsewhere = lambda: service.active_ids, service.end_elsewhere
+    return service
+
+
+def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str]) -> JobService:
+    """The training jobs."""
+    intake = JobIntake(core.db, registry, core.images, home=core.home, roots=core.settings.allowed_roots)
+    return JobService(
+        core.settings,
+        db=core.db,
+        home=core.home,
+        checkpoints=registry,
+        activation=activation,
+        intake=intake,
+        command=command,
+    )
+
+
+def _watch(s: Services) -> None:
+    """Publish the state of the parts on `/metrics`."""
+    watch, count = s.metrics.watch, s.metrics.count
+    watch("omni_r1_jobs_running", "Running jobs.", lambda: s.jobs.running)
+    watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(s.generation.status().loaded))
+    watch("omni_r1_traces_running", "Traces with a slot.", lambda: s.traces.running)
+    watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: s.traces.waiting)
+    watch("omni_r1_event_streams", "Open event streams.", lambda: s.events.open_streams + s.jobs.open_streams)
+    count("omni_r1_event_commits", "Commits of the event writer.", lambda: s.events.commits)
+    count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
+    watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")
 
 
 def build_page(base_url: str, api_key: str) -> ASGIApp:

@@ -17,12 +17,13 @@ from sqlalchemy.engine import Connection
 
 from app.checkpoints.activation import Activation
 from app.common import pools
+from app.common.settings import Settings
 from app.contract.problems import Problem, field_problem
 from app.contract.words import JOB_TERMINAL
 from app.jobs import files, store
 from app.jobs.events import JobEvents
 from app.jobs.intake import JobIntake
-from app.jobs.runner import COMMAND, JobRunner
+from app.jobs.runner import JobRunner
 from app.jobs.watch import Job
 from app.storage.database import Database, now
 from app.storage.home import Home
@@ -59,18 +60,14 @@ class JobService:
 
     def __init__(
         self,
+        settings: Settings,
         *,
         db: Database,
         home: Home,
         checkpoints: JobCheckpoints,
         activation: Activation,
         intake: JobIntake,
-        ping_s: float = 15.0,
-        command: Sequence[str] = COMMAND,
-        max_running: int = 2,
-        patience_s: float = 60.0,
-        device: str = "auto",
-        poll_s: float = 0.2,
+        command: Sequence[str],
     ) -> None:
         self._db = db
         self._home = home
@@ -79,15 +76,14 @@ class JobService:
         self._intake = intake
         self._ids = store.JobIds()
         self._table = store.JobTable(db, lambda: home.server_id, home.jobs)
-        self._events = JobEvents(db, server_id=lambda: home.server_id, ping_s=ping_s)
+        self._events = JobEvents(db, server_id=lambda: home.server_id, ping_s=settings.ping_s)
         self._runner = JobRunner(
             self._table,
             self,
             command=command,
-            max_running=max_running,
-            patience_s=patience_s,
-            poll_s=poll_s,
-            environment={"OMNI_R1_DEVICE": device},
+            max_running=settings.max_jobs,
+            patience_s=settings.job_patience_s,
+            environment={"OMNI_R1_DEVICE": settings.device},
         )
 
     # ---- start and stop

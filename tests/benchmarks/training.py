@@ -30,7 +30,7 @@ from model.precision import autocast, cpu_has_bf16
 from tests.benchmarks.decoding import Row, compare
 from training.data.token_sets import TokenSet, id_to_code, make_batch, render_trace
 from training.jobs.loop import adamw, set_lr
-from training.pesft.loop import SFTSpec, accumulate, make_projection
+from training.pesft.loop import SFTModel, SFTSpec, accumulate
 from training.world.world import SLICES, make_task
 
 BASE = Path(__file__).parents[2] / "model" / "nano" / "nano-base"
@@ -70,18 +70,17 @@ class Ours:
         assert loaded.vq is not None
         self.spec = SFTSpec(steps=1, lr=LR, batch_samples=BATCH, perception_weight=perception_weight)
         self.model = copy.deepcopy(loaded.transformer).train().requires_grad_(True)
-        self.projection = make_projection(self.spec, loaded.config.transformer.hidden_size, loaded.vq.codebook.shape[1])
-        modules: list[nn.Module] = [self.model, self.projection] if perception_weight else [self.model]
+        self.parts = SFTModel.start(self.spec, self.model, loaded.vq.codebook, id_to_code(loaded.vocab))
+        modules: list[nn.Module] = [self.model, self.parts.projection] if perception_weight else [self.model]
         self.optimizer = adamw(modules, weight_decay=0.0)
         set_lr(self.optimizer, LR)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.codebook, self.table = loaded.vq.codebook, id_to_code(loaded.vocab)
         self.plan, self.at = self.spec.make_plan(traces()), 0
 
     def loss_of(self, indices: np.ndarray) -> float:
         """Cross-entropy of these sequences; the gradients are thrown away."""
-        batch = make_batch(traces(), indices, self.table)
-        loss = accumulate(self.model, self.projection, self.codebook, [batch], self.spec)[1]["loss/ce"]
+        batch = make_batch(traces(), indices, self.parts.id_to_code)
+        loss = accumulate(self.parts, [batch], self.spec)[1]["loss/ce"]
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
@@ -89,10 +88,10 @@ class Ours:
         """Tokens a second over some steps."""
         tokens, start = 0, time.perf_counter()
         for _ in range(STEPS):
-            batch = make_batch(traces(), self.plan[self.at], self.table)
+            batch = make_batch(traces(), self.plan[self.at], self.parts.id_to_code)
             self.at += 1
             self.optimizer.zero_grad(set_to_none=True)
-            accumulate(self.model, self.projection, self.codebook, [batch], self.spec)
+            accumulate(self.parts, [batch], self.spec)
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             tokens += batch.num_tokens

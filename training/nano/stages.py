@@ -35,7 +35,7 @@ from training.data.token_sets import EncodedTask, ImageCoder, TokenSet, encode_t
 from training.jobs.loop import provenance
 from training.nano.recipe import RECIPES, NanoRecipe
 from training.nano.vq import train_decoder, train_vq
-from training.pesft.loop import SFTSpec, train_sft
+from training.pesft.loop import SFTModel, SFTSpec, train_sft
 from training.world.drills import KINDS, make_drill
 from training.world.world import SLICES, make_task
 
@@ -155,7 +155,8 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         label="base",
         precision=recipe.precision,
     )
-    train_sft(spec, transformer, vq.codebook, id_to_code(vocab), data, run_folder, resume=resume)
+    model = SFTModel.start(spec, transformer, vq.codebook, id_to_code(vocab))
+    train_sft(spec, model, data, run_folder, resume=resume)
     seen = recipe.drills
     for number, polish in enumerate(recipe.base_polish, 2):
         again = out / "runs" / f"base-{number}"
@@ -166,7 +167,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
             seen += polish.traces
         part = replace(spec, steps=polish.steps, lr=polish.lr, seed=spec.seed + number, label=again.name)
         part = replace(part, max_tokens=polish.tokens or spec.max_tokens)
-        train_sft(part, transformer, vq.codebook, id_to_code(vocab), data, again, resume=resume)
+        train_sft(part, model, data, again, resume=resume)
     manifest = Manifest(
         name="nano-base",
         template="plain",
@@ -217,8 +218,8 @@ def pesft_stage(
         precision=recipe.precision,
     )
     transformer = base.transformer.train().requires_grad_(True)
-    ids = id_to_code(base.vocab)
-    projection = train_sft(spec, transformer, vq.codebook, ids, data, run_folder, resume=resume)
+    model = SFTModel.start(spec, transformer, vq.codebook, id_to_code(base.vocab))
+    train_sft(spec, model, data, run_folder, resume=resume)
     seen = recipe.traces
     for number, polish in enumerate(recipe.polish):
         again = run_folder / ("polish" if number == 0 else f"polish-{number + 1}")
@@ -228,7 +229,7 @@ def pesft_stage(
             data = _cached(again / "data.npz", partial(fresh, count=polish.traces))
             seen += polish.traces
         part = replace(spec, steps=polish.steps, lr=polish.lr, seed=spec.seed + number, label=again.name)
-        projection = train_sft(part, transformer, vq.codebook, ids, data, again, projection=projection, resume=resume)
+        train_sft(part, model, data, again, resume=resume)
     manifest = Manifest(
         name=name,
         template="plain",
@@ -249,7 +250,7 @@ def pesft_stage(
         manifest=manifest,
         vq_file=folder / VQ_FILE,
         generation=GenerationDefaults(temperature=0.0, top_p=1.0),
-        extra_state={"perception.weight": projection.weight.detach().to(torch.bfloat16)} if weight else None,
+        extra_state={"perception.weight": model.projection.weight.detach().to(torch.bfloat16)} if weight else None,
         overwrite=True,
     )
 

@@ -14,11 +14,7 @@ bit-identical at an equal thread count.
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -41,31 +37,16 @@ from training.jobs.checkpoints import (
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, SettingsChanged
 from training.jobs.precision import job_precision
+from training.perpo.collect import Collector, StepBatch
 from training.perpo.failure_signs import FailureSigns
 from training.perpo.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
-from training.perpo.rollout import RolloutGroup, Sampler
+from training.perpo.rollout import Sampler
 from training.perpo.update import Updater
-from training.scoring.rewards import RewardBreakdown, Scorer, reward_metrics, score_all
+from training.scoring.rewards import Scorer
 from training.spec.hyperparameters import PeRPOHyperparameters
 from training.spec.spec import PeRPOSpec, UniTasksData
 
 STAGE = "perpo"
-
-
-@dataclass
-class StepBatch:
-    """Groups sampled in one step, and those it learns from."""
-
-    seen: list[RolloutGroup] = field(default_factory=list)
-    kept: list[RolloutGroup] = field(default_factory=list)
-    dropped: int = 0
-    refills: int = 0
-    errors: list[str] = field(default_factory=list)
-    num_prompts: int = 0
-
-    def rewards(self) -> list[RewardBreakdown]:
-        """Rewards of all scored trajectories."""
-        return [r.reward for group in self.seen for r in group.rollouts if r.reward is not None]
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
@@ -75,97 +56,157 @@ def run(ctx: JobContext) -> dict[str, Any]:
         JobError: base or data are unusable, scoring fails, the loss is not finite, or the last save fails.
         JobStopped: a signal arrived; the state is saved.
     """
-    spec = ctx.spec
-    assert isinstance(spec, PeRPOSpec)
-    hp = spec.hyperparameters
-    base = load_base(ctx)
-    policy, stage = base.transformer, ctx.stage or STAGE
-    reference = copy.deepcopy(policy).eval().requires_grad_(False) if hp.kl_coef else None
-    precision = job_precision(ctx, hp.precision, ctx.run_folder(stage))
-    hp = hp.model_copy(update={"precision": precision})
-    prompts = load_prompts(ctx, base)
-    order = PromptOrder(len(prompts), spec.seed)
-    sampler = _sampler(base, prompts, hp)
-    assert base.vq is not None
-    scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
-    updater = Updater(policy, reference, LegalIds.of(base.template, base.vocab), hp)
-    run_folder, state = _open_run(ctx, stage, precision)
-    start, cursor, signs = 0, 0, FailureSigns(precision=hp.precision)
-    metrics: dict[str, float] = {}
-    if state is not None:
-        policy.load_state_dict(state["model"])
-        updater.optimizer.load_state_dict(state["optimizer"])
-        start, cursor, metrics = state["step"], state["cursor"], state["metrics"]
-        signs = FailureSigns(precision=hp.precision, state=state["signs"])
-        ctx.log.log(f"resumed after step {start}")
+    job = _Run(ctx)
+    start, total, began = job.step, job.hp.steps, ctx.clock()
+    ctx.log.progress(job.stage, start, total)
+    with tqdm(total=total, initial=start, desc=job.stage, mininterval=5) as bar:
+        while job.step < total:
+            job.log(job.learn())
+            pace = (ctx.clock() - began) / (job.step - start)
+            ctx.log.progress(job.stage, job.step, total, pace * (total - job.step))
+            bar.update()
+            last, stopping = job.step == total, bool(ctx.stop)
+            at_turn = last or job.step % job.hp.save_every == 0
+            if at_turn or stopping:
+                job.save(whole=at_turn)
+            if stopping and not last:
+                raise JobStopped
+    folder = ctx.checkpoint_folder(total)
+    if folder not in stage_checkpoints(ctx):  # resumed between the last state and its checkpoint
+        job.save()
+    made = {"checkpoint": folder.name, "folder": str(folder), "step": total}
+    return {**made, "metrics": job.metrics, "precision": job.hp.precision}
 
-    def save(step: int, *, whole: bool = True) -> None:
+
+class _Run:
+    """Policy, optimiser and position of one job; ``step`` and ``cursor`` count finished steps and used prompts."""
+
+    def __init__(self, ctx: JobContext) -> None:
+        spec = ctx.spec
+        assert isinstance(spec, PeRPOSpec)
+        self.ctx, self.stage = ctx, ctx.stage or STAGE
+        self.base = base = load_base(ctx)
+        assert base.vq is not None
+        self.policy = base.transformer
+        hp = spec.hyperparameters
+        reference = copy.deepcopy(self.policy).eval().requires_grad_(False) if hp.kl_coef else None
+        precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
+        self.hp = hp = hp.model_copy(update={"precision": precision})
+        prompts = load_prompts(ctx, base)
+        scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
+        order = PromptOrder(len(prompts), spec.seed)
+        self.collector = Collector(_sampler(base, prompts, hp), scorer, prompts, order, hp, spec.seed)
+        self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)
+        self.folder = _open_run(ctx, self.stage, precision)
+        self.step, self.cursor, self.metrics = 0, 0, dict[str, float]()
+        self.signs = FailureSigns(precision=precision)
+        if (state := self.folder.load_state()) is not None:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["model"])
+        self.updater.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.cursor, self.metrics = state["step"], state["cursor"], state["metrics"]
+        self.signs = FailureSigns(precision=self.hp.precision, state=state["signs"])
+        self.ctx.log.log(f"resumed after step {self.step}")
+
+    def learn(self) -> StepBatch:
+        """Take one step: sample, score and update; return what was sampled."""
+        began = time.monotonic()
+        try:
+            batch = self.collector.collect(self.step, self.cursor, self.ctx.check_stop)
+            drawn = time.monotonic()
+            updated = self.updater.step(batch.kept, self.step) if batch.kept else {}
+            check_finite(self.policy.state_dict(), self.step + 1)  # before replacing a good state
+        except JobStopped:  # the step's samples are redrawn on resume: nothing was updated yet
+            self.save(whole=False)
+            raise
+        except FloatingPointError as error:
+            raise JobError("loss_not_finite", f"step {self.step + 1}: {error}; {last_good(self.ctx)}") from error
+        self.step += 1
+        self.cursor += batch.num_prompts
+        speed = {
+            "speed/tokens_per_s": batch.num_tokens / max(1e-9, drawn - began),
+            "speed/rollout_s": drawn - began,
+            "speed/update_s": time.monotonic() - drawn,
+        }
+        self.metrics = batch.metrics() | updated | speed
+        return batch
+
+    def save(self, *, whole: bool = True) -> None:
         """Save the state, with a checkpoint if ``whole``."""
-        weights = policy.state_dict()
+        weights = self.policy.state_dict()
         state = {
-            "step": step,
-            "cursor": cursor,
+            "step": self.step,
+            "cursor": self.cursor,
             "model": weights,
-            "optimizer": updater.optimizer.state_dict(),
-            "signs": signs.state(),
-            "metrics": metrics,
+            "optimizer": self.updater.optimizer.state_dict(),
+            "signs": self.signs.state(),
+            "metrics": self.metrics,
         }
 
         def write() -> None:
-            run_folder.save_state(state)
+            self.folder.save_state(state)
             if whole:
                 save_training_checkpoint(
-                    ctx,
-                    base,
-                    stage=stage,
-                    step=step,
+                    self.ctx,
+                    self.base,
+                    stage=self.stage,
+                    step=self.step,
                     transformer_state=weights,
-                    run=run_folder,
-                    metrics=metrics,
-                    description=_description(base),
-                    keep_states=hp.keep_states,
+                    run=self.folder,
+                    metrics=self.metrics,
+                    description=_description(self.base),
+                    keep_states=self.hp.keep_states,
                 )
 
-        needed = bytes_of(state) + (checkpoint_bytes(base, weights) if whole else 0)
-        save_step(ctx, write, step=step, needed=needed, last=step == hp.steps)
+        needed = bytes_of(state) + (checkpoint_bytes(self.base, weights) if whole else 0)
+        save_step(self.ctx, write, step=self.step, needed=needed, last=self.step == self.hp.steps)
 
-    began = ctx.clock()
-    ctx.log.progress(stage, start, hp.steps)
-    with tqdm(total=hp.steps, initial=start, desc=stage, mininterval=5) as bar:
-        for step in range(start, hp.steps):
-            tick = time.monotonic()
-            try:
-                batch = collect(
-                    sampler, scorer, prompts, order, cursor, hp, seed=spec.seed, step=step, check_stop=ctx.check_stop
-                )
-                drawn = time.monotonic()
-                updated = updater.step(batch.kept, step) if batch.kept else {}
-                check_finite(policy.state_dict(), step + 1)  # before replacing a good state
-            except JobStopped:  # the step's samples are redrawn on resume: nothing was updated yet
-                save(step, whole=False)
-                raise
-            except FloatingPointError as error:
-                raise JobError("loss_not_finite", f"step {step + 1}: {error}; {last_good(ctx)}") from error
-            cursor += batch.num_prompts
-            metrics = batch_metrics(batch, hp) | updated
-            metrics |= _speed(batch, drawn - tick, time.monotonic() - drawn)
-            _log_step(ctx, stage, step + 1, batch, metrics, signs, hp, base)
-            left = hp.steps - step - 1
-            ctx.log.progress(stage, step + 1, hp.steps, (ctx.clock() - began) / (step + 1 - start) * left)
-            bar.update()
-            last, stopping = step + 1 == hp.steps, bool(ctx.stop)
-            at_turn = last or (step + 1) % hp.save_every == 0
-            if at_turn or stopping:
-                save(step + 1, whole=at_turn)
-            if stopping and not last:
-                raise JobStopped
-    if ctx.checkpoint_folder(hp.steps) not in stage_checkpoints(
-        ctx
-    ):  # resumed between the last state and its checkpoint
-        save(hp.steps)
-    folder = ctx.checkpoint_folder(hp.steps)
-    made = {"checkpoint": folder.name, "folder": str(folder), "step": hp.steps}
-    return {**made, "metrics": metrics, "precision": precision}
+    def log(self, batch: StepBatch) -> None:
+        """Log metrics, sampled traces and failure signs of the last step."""
+        step, hp, log = self.step, self.hp, self.ctx.log
+        if step % hp.log_every == 0 or step == hp.steps:
+            log.metrics(self.stage, step, self.metrics)
+        if step % hp.sample_every == 0:
+            self._show(batch)
+        if batch.errors:
+            left_out = f"{len(batch.errors)} trajectories were left out ({batch.errors[0]})"
+            log.warning("scoring_errors", f"step {step}: {left_out}")
+        if len(batch.kept) < hp.prompts_per_step:
+            log.log(f"step {step}: {len(batch.kept)} of {hp.prompts_per_step} groups after {batch.refills} refills")
+        if not batch.kept:
+            log.warning("degenerate_groups", f"step {step}: no group was left to learn from; the step changed nothing")
+        for code, detail in self.signs.check(step, self.metrics):
+            log.warning(code, f"step {step}: {detail}")
+
+    def _show(self, batch: StepBatch) -> None:
+        """Log the best and the worst trajectory of one group as sample events, a different group every step."""
+        groups, vq = batch.kept or batch.seen, self.base.vq
+        if not groups:
+            return
+        number = self.step % len(groups)
+        prompt = groups[number].prompt
+        scored = sorted(((r.reward, r) for r in groups[number].rollouts if r.reward), key=lambda pair: -pair[0].total)
+        assert vq is not None
+        for reward, rollout in scored if len(scored) < 2 else (scored[0], scored[-1]):
+            codes = [c for _, c in reward.steps if c is not None]
+            images = iter(decode_codes(vq, [*prompt.images[-1:], *codes]))
+            question = next(images) if prompt.images else None
+            self.ctx.log.sample(
+                self.stage,
+                self.step,
+                question=prompt.question,
+                question_image=question,
+                steps=[{"text": text, "image": None if c is None else next(images)} for text, c in reward.steps],
+                answer=reward.answer,
+                reference=prompt.reference,
+                slice=prompt.slice,
+                rewards=reward.as_dict(),
+                advantage=rollout.advantage if batch.kept else None,
+                prompt=number,
+                index=rollout.index,
+            )
 
 
 def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
@@ -192,156 +233,6 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
     return found
 
 
-def collect(
-    sampler: Sampler,
-    scorer: Scorer,
-    prompts: PromptSet,
-    order: PromptOrder,
-    cursor: int,
-    hp: PeRPOHyperparameters,
-    *,
-    seed: int,
-    step: int,
-    check_stop: Callable[[], None] = lambda: None,
-) -> StepBatch:
-    """Sample and score groups until a step has enough to learn from, or its refills are used up.
-
-    A refill samples as many prompts as the missing groups need at the same oversampling. Unscored trajectories are
-    excluded from their groups. ``check_stop`` is called after every trajectory and may raise.
-
-    Raises:
-        JobError: ``scoring_failed``, if too large a share of the trajectories could not be scored.
-    """
-    batch = StepBatch()
-    for round_ in range(hp.refill_rounds + 1):
-        missing = hp.prompts_per_step - len(batch.kept)
-        if missing <= 0:
-            break
-        count = math.ceil(missing * hp.oversampling)
-        chosen = prompts.take([order[cursor + batch.num_prompts + i] for i in range(count)])
-        groups = sampler.sample(chosen, seed=seed, step=step, first=batch.num_prompts, on_finish=lambda _: check_stop())
-        batch.refills, batch.num_prompts = round_, batch.num_prompts + count
-        for group in groups:
-            _score(group, scorer, batch)
-            batch.seen.append(group)
-            learnt = RolloutGroup(group.prompt, [r for r in group.rollouts if r.reward is not None])
-            if not is_informative(learnt, hp.filter_metric):
-                batch.dropped += 1
-            elif len(batch.kept) < hp.prompts_per_step:
-                batch.kept.append(learnt)
-        trajectories = sum(len(group.rollouts) for group in batch.seen)
-        if len(batch.errors) > hp.reward.max_error_share * trajectories:
-            raise JobError(
-                "scoring_failed",
-                f"step {step + 1}: {len(batch.errors)} of {trajectories} trajectories could not be scored "
-                f"({batch.errors[0]})",
-            )
-    return batch
-
-
-def _score(group: RolloutGroup, scorer: Scorer, batch: StepBatch) -> None:
-    """Score a group and set its advantages."""
-    prompt = group.prompt
-    seen = prompt.images[-1] if prompt.images else None
-    score = partial(
-        scorer.score, seen=seen, choices=prompt.choices, identity_steps=prompt.identity_steps, exact=prompt.exact
-    )
-    scores = score_all(partial(score, r.token_ids, prompt.reference) for r in group.rollouts)
-    batch.errors += scores.errors
-    for rollout, reward in zip(group.rollouts, scores.rewards, strict=True):
-        rollout.reward = reward
-
-
-def is_informative(group: RolloutGroup, metric: str) -> bool:
-    """Whether a group's trajectories differ in the metric."""
-    if len(group.rollouts) < 2:
-        return False
-    if metric == "none":
-        return True
-    values: list[float] = [getattr(r.reward, metric) for r in group.rollouts]
-    return max(values) - min(values) > 1e-9
-
-
-def batch_metrics(batch: StepBatch, hp: PeRPOHyperparameters) -> dict[str, float]:
-    """Rewards, images, groups and lengths of all samples of a step, dropped groups included."""
-    rollouts = [r for group in batch.seen for r in group.rollouts]
-    return {
-        **reward_metrics(batch.rewards()),
-        "groups/dropped_share": batch.dropped / max(1, len(batch.seen)),
-        "groups/kept": float(len(batch.kept)),
-        "groups/refills": float(batch.refills),
-        "groups/skipped": float(not batch.kept),
-        "scoring/error_share": len(batch.errors) / max(1, len(rollouts)),
-        "response/len": sum(len(r.token_ids) for r in rollouts) / max(1, len(rollouts)),
-        "response/length_stops": sum(r.finish_reason == "length" for r in rollouts) / max(1, len(rollouts)),
-    }
-
-
-def _speed(batch: StepBatch, drawing: float, updating: float) -> dict[str, float]:
-    drawn = sum(len(r.token_ids) for group in batch.seen for r in group.rollouts)
-    return {
-        "speed/tokens_per_s": drawn / max(1e-9, drawing),
-        "speed/rollout_s": drawing,
-        "speed/update_s": updating,
-    }
-
-
-def _log_step(
-    ctx: JobContext,
-    stage: str,
-    step: int,
-    batch: StepBatch,
-    metrics: dict[str, float],
-    signs: FailureSigns,
-    hp: PeRPOHyperparameters,
-    base: LoadedCheckpoint,
-) -> None:
-    """Log metrics, sampled traces and failure signs."""
-    if step % hp.log_every == 0 or step == hp.steps:
-        ctx.log.metrics(stage, step, metrics)
-    if step % hp.sample_every == 0:
-        _show(ctx, stage, step, batch, base)
-    if batch.errors:
-        ctx.log.warning(
-            "scoring_errors", f"step {step}: {len(batch.errors)} trajectories were left out ({batch.errors[0]})"
-        )
-    if len(batch.kept) < hp.prompts_per_step:
-        ctx.log.log(f"step {step}: {len(batch.kept)} of {hp.prompts_per_step} groups after {batch.refills} refills")
-    if not batch.kept:
-        ctx.log.warning("degenerate_groups", f"step {step}: no group was left to learn from; the step changed nothing")
-    for code, detail in signs.check(step, metrics):
-        ctx.log.warning(code, f"step {step}: {detail}")
-
-
-def _show(ctx: JobContext, stage: str, step: int, batch: StepBatch, base: LoadedCheckpoint) -> None:
-    """Log the best and the worst trajectory of one group as sample events, a different group every step."""
-    groups = batch.kept or batch.seen
-    if not groups:
-        return
-    number = step % len(groups)
-    prompt = groups[number].prompt
-    scored = sorted(((r.reward, r) for r in groups[number].rollouts if r.reward), key=lambda pair: -pair[0].total)
-    assert base.vq is not None
-    for reward, rollout in scored if len(scored) < 2 else (scored[0], scored[-1]):
-        codes = [c for _, c in reward.steps if c is not None]
-        images = iter(decode_codes(base.vq, [*prompt.images[-1:], *codes]))
-        question = next(images) if prompt.images else None
-        ctx.log.sample(
-            stage,
-            step,
-            question=prompt.question,
-            question_image=question,
-            steps=[{"text": text, "image": None if c is None else next(images)} for text, c in reward.steps],
-            answer=reward.answer,
-            reference=prompt.reference,
-            slice=prompt.slice,
-            rewards=reward.as_dict(),
-            advantage=rollout.advantage if batch.kept else None,
-            prompt=number,
-            index=rollout.index,
-        )
-
-
 def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters) -> Sampler:
     try:
         return Sampler(
@@ -359,10 +250,10 @@ def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameter
         raise JobError("bad_spec", str(error)) from error
 
 
-def _open_run(ctx: JobContext, stage: str, precision: str) -> tuple[RunFolder, dict[str, Any] | None]:
+def _open_run(ctx: JobContext, stage: str, precision: str) -> RunFolder:
     spec, known = ctx.record({**ctx.spec.resolved(), "precision": precision}), {"precision": precision}
     try:
-        folder = RunFolder(
+        return RunFolder(
             ctx.run_folder(stage),
             spec,
             resume=ctx.resume,
@@ -372,7 +263,6 @@ def _open_run(ctx: JobContext, stage: str, precision: str) -> tuple[RunFolder, d
         )
     except SettingsChanged as error:
         raise JobError("settings_changed", str(error)) from error
-    return folder, folder.load_state()
 
 
 def _description(base: LoadedCheckpoint) -> str:

@@ -39,7 +39,7 @@ from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, RunStopped, SettingsChanged, atomic_write
 from training.jobs.precision import job_precision
 from training.pesft.looks import Looks
-from training.pesft.loop import SFTSpec, State, train_sft
+from training.pesft.loop import RunHost, SFTModel, SFTSpec, State, train_sft
 from training.spec.spec import PeSFTSpec
 
 DESCRIPTION = "Answers questions about images by drawing its way there (PeSFT)."
@@ -66,24 +66,10 @@ def run(ctx: JobContext) -> dict[str, Any]:
     settings = replace(sft_settings(spec, data, stage), precision=job_precision(ctx, hyper.precision, folder))
     job = _Job(ctx, base, stage, settings)
     assert base.vq is not None
+    model = SFTModel.start(settings, base.transformer, base.vq.codebook, id_to_code(base.vocab))
     try:
         job.begin()
-        train_sft(
-            settings,
-            base.transformer,
-            base.vq.codebook,
-            id_to_code(base.vocab),
-            data,
-            folder,
-            resume=ctx.resume,
-            save_every=hyper.save_every,
-            log_every=hyper.log_every,
-            on_log=job.on_log,
-            on_save=job.on_save,
-            on_step=job.on_step,
-            stop=ctx.stop,
-            disk=ctx.disk,
-        )
+        train_sft(settings, model, data, folder, resume=ctx.resume, host=job)
     except RunStopped as stop:
         raise JobStopped from stop
     except SettingsChanged as error:
@@ -102,14 +88,18 @@ def run(ctx: JobContext) -> dict[str, Any]:
     }
 
 
-class _Job:
+class _Job(RunHost):
     """Logs the loop's progress and writes its checkpoints."""
+
+    quiet = None
 
     def __init__(self, ctx: JobContext, base: LoadedCheckpoint, stage: str, settings: SFTSpec) -> None:
         spec = ctx.spec
         assert isinstance(spec, PeSFTSpec)
         self.ctx, self.base, self.stage, self.total = ctx, base, stage, settings.steps
         self.hyper = spec.hyperparameters
+        self.save_every, self.log_every = self.hyper.save_every, self.hyper.log_every
+        self.stop, self.disk = ctx.stop, ctx.disk
         self.metrics: dict[str, float] = {}
         self._looks: Looks | None = None
         self._began: tuple[float, int] | None = None  # time and step of this session's first log row

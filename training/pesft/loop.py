@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from model.nets.transformer import PackedAttention
 from model.precision import PrecisionChoice, autocast
 from training.data.token_sets import Batch, BatchPlan, TokenSet, make_batch, micro_batches
-from training.jobs.disk import NO_WAIT, Disk
+from training.jobs.disk import NO_WAIT
 from training.jobs.loop import (
     ConstantSchedule,
     CosineSchedule,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.nets.transformer import Transformer
+    from training.jobs.stop import Stop
 
 State = dict[str, Any]
 
@@ -90,125 +91,157 @@ class SFTSpec:
         return BatchPlan(data.lengths, self.max_tokens, self.seed, batch_samples=self.batch_samples)
 
 
+@dataclass(frozen=True, slots=True)
+class SFTModel:
+    """The weights that a run trains in place, and the codebook that they are compared with.
+
+    Attributes:
+        transformer: in fp32.
+        codebook: E [K, D], frozen.
+        id_to_code: [V] codebook index of a token id, -1 for other ids.
+        projection: W, from the transformer's width to D.
+    """
+
+    transformer: Transformer
+    codebook: Tensor
+    id_to_code: Tensor
+    projection: nn.Linear
+
+    @classmethod
+    def start(cls, spec: SFTSpec, transformer: Transformer, codebook: Tensor, id_to_code: Tensor) -> SFTModel:
+        """The model with a new W."""
+        projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1])
+        return cls(transformer, codebook, id_to_code, projection)
+
+
+class RunHost:
+    """Receives a run's progress and states, and may stop it; a job overrides what it needs."""
+
+    save_every = 200  # steps
+    log_every = 25  # steps
+    quiet: bool | None = False  # None: no progress bar outside a terminal
+    stop: Stop | None = None  # None: SIGINT and SIGTERM stop the run
+    disk = NO_WAIT
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        """Called for every logged step; ``step`` is the number of finished steps, here and below."""
+
+    def on_step(self, step: int) -> None:
+        """Called after every step."""
+
+    def on_save(self, step: int, run: RunFolder, state: State) -> None:
+        """Save the state; also called once for a resumed run that is already complete."""
+        run.save_state(state)
+
+
 def train_sft(
-    spec: SFTSpec,
-    transformer: Transformer,
-    codebook: Tensor,
-    id_to_code: Tensor,
-    data: TokenSet,
-    folder: Path,
-    *,
-    projection: nn.Linear | None = None,
-    resume: bool = False,
-    save_every: int = 200,
-    log_every: int = 25,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
-    on_save: Callable[[int, RunFolder, State], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
-    stop: Any = None,
-    disk: Disk = NO_WAIT,
-) -> nn.Linear:
-    """Train ``transformer`` in place; return the projection W.
+    spec: SFTSpec, model: SFTModel, data: TokenSet, folder: Path, *, resume: bool = False, host: RunHost | None = None
+) -> None:
+    """Train ``model`` in place; a resumed run overwrites it with its own state first.
 
     Args:
         spec: the settings, written into the folder.
-        transformer: fp32 weights to start from (a resumed run overwrites them with its own).
-        codebook: E [K, D], frozen.
-        id_to_code: [V] codebook index of a token id, -1 for other ids.
+        model: the weights to start from.
         data: the sequences.
         folder: for metrics and state.
-        projection: W to continue with; None: a new one.
         resume: continue from the state in ``folder``.
-        save_every: steps between two saved states.
-        log_every: steps between two rows of metrics.
-        on_log: called with (step, metrics) for every logged step.
-        on_save: called with (step, run, state) instead of ``run.save_state(state)``; also once for a resumed run that
-            is already complete.
-        on_step: called after each step with the number of finished steps.
-        stop: true once the run should stop; None: stop on SIGINT and SIGTERM.
-        disk: disk of ``folder``.
+        host: None: save to the folder alone.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last saved state is kept.
         RunStopped: the run was stopped; the state is saved.
     """
-    device = str(transformer.device)
+    host = host or RunHost()
+    device = str(model.transformer.device)
+    model.projection.to(device)
     spec = replace(spec, precision=run_precision(spec.precision, device, folder, resume=resume))
-    run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults(), disk=disk)
-    if projection is None:
-        projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1])
-    projection = projection.to(device)
-    modules: list[nn.Module] = [transformer]
-    if spec.perception_weight and spec.perception_projection == "learned":
-        modules.append(projection)
-    optimizer = adamw(modules, weight_decay=spec.weight_decay, betas=spec.betas)
-    schedule = spec.make_schedule()
-    start = 0
+    run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults(), disk=host.disk)
+    learner = _Learner(spec, model, data)
     if (state := run.load_state()) is not None:
-        transformer.load_state_dict(state["model"])
-        projection.load_state_dict(state["projection"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-
-    def save(step: int) -> None:
-        state = {
-            "step": step,
-            "model": transformer.state_dict(),
-            "projection": projection.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        if on_save is None:
-            run.save_state(state)
-        else:
-            on_save(step, run, state)
-
-    if start >= spec.steps:
-        save(start)
-        return projection
-    plan = spec.make_plan(data)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    tokens, seconds = 0, 0.0  # of the steps alone, without looks and saves
-    quiet = None if on_log is not None else False  # no progress bar when metrics have a receiver
-    watch = StopFlag() if stop is None else contextlib.nullcontext(stop)
-    with (
-        watch as stopping,
-        tqdm(total=spec.steps, initial=start, desc=spec.label or "sft", mininterval=5, disable=quiet) as bar,
-    ):
-        for step in range(start, spec.steps):
-            began = time.monotonic()
-            set_lr(optimizer, schedule.lr(step))
-            optimizer.zero_grad(set_to_none=True)
-            by = "tokens" if spec.batch_samples is None else "samples"
-            parts = micro_batches(plan[step], data.lengths, spec.micro_batches, by=by)
-            batches = [make_batch(data, part, id_to_code, device) for part in parts]
-            loss, metrics = accumulate(transformer, projection, codebook, batches, spec)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss of step {step + 1} is {loss}; the last saved state is kept")
-            norm = torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient of step {step + 1} is {norm.item()}; the last saved state is kept"
-                )
-            optimizer.step()
-            tokens += sum(batch.num_tokens for batch in batches)
-            seconds += time.monotonic() - began
+        learner.load(state)
+    if learner.done >= spec.steps:
+        host.on_save(learner.done, run, learner.state())
+        return
+    watch = StopFlag() if host.stop is None else contextlib.nullcontext(host.stop)
+    bar = tqdm(total=spec.steps, initial=learner.done, desc=spec.label or "sft", mininterval=5, disable=host.quiet)
+    with watch as stopping, bar:
+        while learner.done < spec.steps:
+            metrics = learner.step()
+            step, last = learner.done, learner.done == spec.steps
             bar.update()
-            if (step + 1) % log_every == 0 or step + 1 == spec.steps:
-                metrics |= {"optim/grad_norm": norm.item(), "optim/lr": schedule.lr(step)}
-                metrics["speed/tokens_per_s"] = tokens / max(seconds, 1e-9)
-                tokens, seconds = 0, 0.0
-                run.log(step + 1, metrics)
-                bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{metrics['speed/tokens_per_s']:.0f}")
-                if on_log is not None:
-                    on_log(step + 1, metrics)
-            if on_step is not None:
-                on_step(step + 1)
+            if step % host.log_every == 0 or last:
+                metrics["speed/tokens_per_s"] = learner.pace()
+                run.log(step, metrics)
+                bar.set_postfix(loss=f"{learner.loss:.3f}", tok_s=f"{metrics['speed/tokens_per_s']:.0f}")
+                host.on_log(step, metrics)
+            host.on_step(step)
             stopped = bool(stopping)
-            if (step + 1) % save_every == 0 or step + 1 == spec.steps or stopped:
-                save(step + 1)
-            if stopped and step + 1 < spec.steps:
+            if step % host.save_every == 0 or last or stopped:
+                host.on_save(step, run, learner.state())
+            if stopped and not last:
                 raise RunStopped
-    return projection
+
+
+class _Learner:
+    """Takes the steps of a run: batch, learning rate and update are functions of the state and the step."""
+
+    def __init__(self, spec: SFTSpec, model: SFTModel, data: TokenSet) -> None:
+        self.spec, self.model, self.data = spec, model, data
+        self.done, self.loss = 0, math.nan
+        modules: list[nn.Module] = [model.transformer]
+        if spec.perception_weight and spec.perception_projection == "learned":
+            modules.append(model.projection)
+        self.optimizer = adamw(modules, weight_decay=spec.weight_decay, betas=spec.betas)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._schedule, self._plan = spec.make_schedule(), spec.make_plan(data)
+        self._tokens, self._seconds = 0, 0.0  # of the steps alone, without looks and saves
+
+    def state(self) -> State:
+        """Everything that the next step depends on."""
+        return {
+            "step": self.done,
+            "model": self.model.transformer.state_dict(),
+            "projection": self.model.projection.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: State) -> None:
+        self.model.transformer.load_state_dict(state["model"])
+        self.model.projection.load_state_dict(state["projection"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = state["step"]
+
+    def step(self) -> dict[str, float]:
+        """Update the weights once; return the step's metrics."""
+        began, lr = time.monotonic(), self._schedule.lr(self.done)
+        set_lr(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        batches = self._batches()
+        self.loss, metrics = accumulate(self.model, batches, self.spec)
+        self._require_finite("loss", self.loss)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.clip_norm).item()
+        self._require_finite("gradient", norm)
+        self.optimizer.step()
+        self.done += 1
+        self._tokens += sum(batch.num_tokens for batch in batches)
+        self._seconds += time.monotonic() - began
+        return metrics | {"optim/grad_norm": norm, "optim/lr": lr}
+
+    def pace(self) -> float:
+        """Tokens per second since the last call."""
+        tokens, seconds = self._tokens, self._seconds
+        self._tokens, self._seconds = 0, 0.0
+        return tokens / max(seconds, 1e-9)
+
+    def _batches(self) -> list[Batch]:
+        by = "tokens" if self.spec.batch_samples is None else "samples"
+        parts = micro_batches(self._plan[self.done], self.data.lengths, self.spec.micro_batches, by=by)
+        device = str(self.model.transformer.device)
+        return [make_batch(self.data, part, self.model.id_to_code, device) for part in parts]
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the {what} of step {self.done + 1} is {value}; the last saved state is kept")
 
 
 def make_projection(spec: SFTSpec, hidden_size: int, code_dim: int) -> nn.Linear:
@@ -224,17 +257,15 @@ def make_projection(spec: SFTSpec, hidden_size: int, code_dim: int) -> nn.Linear
     return projection.requires_grad_(False)
 
 
-def accumulate(
-    transformer: Transformer, projection: nn.Linear, codebook: Tensor, batches: Sequence[Batch], spec: SFTSpec
-) -> tuple[float, dict[str, float]]:
+def accumulate(model: SFTModel, batches: Sequence[Batch], spec: SFTSpec) -> tuple[float, dict[str, float]]:
     """Accumulate the gradients of the parts of one optimiser batch; return its loss and metrics."""
     targets, codes = sum(len(b.targets) for b in batches), sum(len(b.codes) for b in batches)
     loss, rows = 0.0, []
     for batch in batches:
         if spec.normalisation == "batch":
-            part, metrics = batch_loss(transformer, projection, codebook, batch, spec, targets, codes)
+            part, metrics = batch_loss(model, batch, spec, targets, codes)
         else:
-            part, metrics = batch_loss(transformer, projection, codebook, batch, spec)
+            part, metrics = batch_loss(model, batch, spec)
             part = part / len(batches)
             metrics["loss/ce"] /= len(batches)
         part.backward()
@@ -255,40 +286,32 @@ def accumulate(
 
 
 def batch_loss(
-    transformer: Transformer,
-    projection: nn.Linear,
-    codebook: Tensor,
-    batch: Batch,
-    spec: SFTSpec,
-    num_targets: int | None = None,
-    num_codes: int | None = None,
+    model: SFTModel, batch: Batch, spec: SFTSpec, num_targets: int | None = None, num_codes: int | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """L_CE + lambda * L_Pe of one packed batch, and its parts.
 
     Args:
-        transformer: and W and E, see :func:`train_sft`.
-        projection: W.
-        codebook: E.
+        model: its transformer, W and E.
         batch: the batch, or one part of it.
         spec: the settings.
         num_targets: response tokens of the whole optimiser batch; this one's when absent.
         num_codes: image-code positions of the whole optimiser batch; this one's when absent.
     """
     with autocast(spec.precision, batch.ids.device):
-        hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
+        hidden = model.transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
         predicting = hidden[batch.predictors]
-        logits = transformer.logits(predicting)
+        logits = model.transformer.logits(predicting)
         projected = None
         if spec.perception_weight:
             states = predicting if spec.perception_state == "predict" else hidden[batch.predictors + 1]
-            projected = projection(states[batch.is_code])
+            projected = model.projection(states[batch.is_code])
     loss, metrics = sft_loss(logits, batch.targets, batch.is_code, num_targets or len(batch.targets))
     metrics["loss/ce"] = loss.item()
     if projected is not None:
         pe, pe_metrics = perception_loss(
             projected,
             batch.codes,
-            codebook,
+            model.codebook,
             len(batch.codes) if num_codes is None else num_codes,
             reduction=spec.perception_reduction,
         )

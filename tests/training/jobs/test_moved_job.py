@@ -100,7 +100,7 @@ def test_moved_perpo_job_keeps_its_settings(version: str, tmp_path: Path) -> Non
     def open_run(home: Path, *, resume: bool) -> Any:
         data = {"source": "jsonl", "path": str(home / "uploads" / "x.jsonl")}
         ctx = job(home / "jobs" / "job_1", {"method": "perpo", "data": data}, tmp_path, resume=resume)
-        return perpo._open_run(ctx, "perpo", "fp32")[0]
+        return perpo._open_run(ctx, "perpo", "fp32")
 
     first = open_run(home, resume=False)
     first.save_state({"step": 3})

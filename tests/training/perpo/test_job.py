@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from training.jobs.log import JobLog
 from training.jobs.worker import SUCCEEDED, run_job
 from training.perpo import job as perpo
 from training.perpo import update as policy_update
-from training.perpo.job import collect
+from training.perpo.collect import Collector, StepBatch
 from training.perpo.prompts import PromptOrder, WorldPrompts
 from training.perpo.rollout import Prompt, Rollout, RolloutGroup
 from training.scoring.rewards import RewardBreakdown
@@ -336,20 +335,11 @@ class FakePrompts:
         return [Prompt(n, (1, 2), "?", (), "red") for n in numbers]
 
 
-def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[Any, FakeSampler]:
+def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[StepBatch, FakeSampler]:
     sampler = FakeSampler(accuracies)
     hp = PeRPOHyperparameters(**{"prompts_per_step": 2, "oversampling": 2.0, "refill_rounds": 3, **hyper})
-    batch = collect(
-        sampler,
-        FakeScorer(),
-        FakePrompts(),
-        PromptOrder(100, 0),
-        0,
-        hp,
-        seed=0,
-        step=0,  # type: ignore[arg-type]
-    )
-    return batch, sampler
+    collector = Collector(sampler, FakeScorer(), FakePrompts(), PromptOrder(100, 0), hp, seed=0)  # type: ignore[arg-type]
+    return collector.collect(step=0, cursor=0), sampler
 
 
 EQUAL, MIXED = (1.0, 1.0), (0.0, 1.0)
@@ -393,7 +383,7 @@ def test_every_epoch_shuffles_every_prompt() -> None:
 
 def test_metrics_include_dropped_groups() -> None:
     batch, _ = collected([EQUAL, MIXED, EQUAL, MIXED])
-    values = perpo.batch_metrics(batch, SimpleNamespace())  # type: ignore[arg-type]
+    values = batch.metrics()
     assert values["reward/accuracy"] == pytest.approx(6 / 8)
     assert values["groups/dropped_share"] == 0.5
     assert values["response/len"] == 1.0

@@ -68,11 +68,11 @@ def test_non_finite_values_keep_the_last_checkpoint(
 ) -> None:
     real, calls = training.pesft.loop.accumulate, []
 
-    def poisoned(transformer: Any, *args: Any) -> tuple[float, dict[str, float]]:
-        loss, metrics = real(transformer, *args)
+    def poisoned(model: Any, *args: Any) -> tuple[float, dict[str, float]]:
+        loss, metrics = real(model, *args)
         calls.append(loss)
         if len(calls) == 4:
-            weight = transformer.lm_head.weight
+            weight = model.transformer.lm_head.weight
             if where == "loss":
                 return float("nan"), metrics
             broken = weight.grad if where == "gradient" else weight

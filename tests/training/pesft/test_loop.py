@@ -18,7 +18,7 @@ from model.nets.transformer import PackedAttention, Transformer
 from model.text.template import Rendered
 from training.data.token_sets import TokenSet, make_batch, micro_batches
 from training.jobs.loop import ConstantSchedule, CosineSchedule, LinearSchedule, RunFolder
-from training.pesft.loop import SFTSpec, accumulate, batch_loss, make_projection, train_sft
+from training.pesft.loop import SFTModel, SFTSpec, accumulate, batch_loss, make_projection, train_sft
 
 VOCAB, CODES, WIDTH = 40, 16, 8
 ID_TO_CODE = torch.tensor([i - 4 if 4 <= i < 4 + CODES else -1 for i in range(VOCAB)])
@@ -56,13 +56,21 @@ def codebook() -> Tensor:
     return torch.randn(CODES, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
+def started(spec: SFTSpec, transformer: Transformer | None = None) -> SFTModel:
+    return SFTModel.start(spec, transformer or small(), codebook(), ID_TO_CODE)
+
+
+def with_w(transformer: Transformer, projection: torch.nn.Linear) -> SFTModel:
+    return SFTModel(transformer, codebook(), ID_TO_CODE, projection)
+
+
 def losses(folder: Path) -> list[str]:
     return [line.split('"seconds"')[0] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     whole = small()
-    train_sft(SPEC, whole, codebook(), ID_TO_CODE, sequences(), tmp_path / "whole")
+    train_sft(SPEC, started(SPEC, whole), sequences(), tmp_path / "whole")
 
     class StopAfterThree(torch.optim.AdamW):
         """Sends this process SIGTERM in its third step, like a job's cancel."""
@@ -79,19 +87,19 @@ def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", StopAfterThree)
         with pytest.raises(KeyboardInterrupt):
-            train_sft(SPEC, stopped, codebook(), ID_TO_CODE, sequences(), tmp_path / "parts")
+            train_sft(SPEC, started(SPEC, stopped), sequences(), tmp_path / "parts")
     assert StopAfterThree.steps == 3
     resumed = small()
-    train_sft(SPEC, resumed, codebook(), ID_TO_CODE, sequences(), tmp_path / "parts", resume=True)
+    train_sft(SPEC, started(SPEC, resumed), sequences(), tmp_path / "parts", resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_resume_rejects_other_settings(tmp_path: Path) -> None:
-    train_sft(replace(SPEC, steps=1), small(), codebook(), ID_TO_CODE, sequences(), tmp_path)
+    train_sft(replace(SPEC, steps=1), started(SPEC), sequences(), tmp_path)
     with pytest.raises(ValueError, match="other settings \\(lr\\)"):
-        train_sft(replace(SPEC, steps=1, lr=1.0), small(), codebook(), ID_TO_CODE, sequences(), tmp_path, resume=True)
+        train_sft(replace(SPEC, steps=1, lr=1.0), started(SPEC), sequences(), tmp_path, resume=True)
 
 
 def test_packed_loss_equals_single_sequences() -> None:
@@ -99,11 +107,10 @@ def test_packed_loss_equals_single_sequences() -> None:
     projection = torch.nn.Linear(32, WIDTH, bias=False)
     with torch.autocast("cpu", enabled=False):
         whole = make_batch(data, np.arange(6), ID_TO_CODE)
-        packed = batch_loss(model, projection, codebook(), whole, replace(SPEC, perception_weight=0.0))[0].item()
+        packed = batch_loss(with_w(model, projection), whole, replace(SPEC, perception_weight=0.0))[0].item()
         alone = [make_batch(data, np.array([i]), ID_TO_CODE) for i in range(6)]
         parts = [
-            batch_loss(model, projection, codebook(), b, replace(SPEC, perception_weight=0.0))[0].item()
-            * len(b.targets)
+            batch_loss(with_w(model, projection), b, replace(SPEC, perception_weight=0.0))[0].item() * len(b.targets)
             for b in alone
         ]
     assert packed == pytest.approx(sum(parts) / len(whole.targets), rel=2e-3)  # bf16 autocast
@@ -115,7 +122,7 @@ def gradients(batches: list[np.ndarray], spec: SFTSpec) -> tuple[float, dict[str
     projection = torch.nn.Linear(32, WIDTH, bias=False)
     torch.nn.init.normal_(projection.weight, generator=torch.Generator().manual_seed(2))
     parts = [make_batch(data, part, ID_TO_CODE) for part in batches]
-    loss, metrics = accumulate(model, projection, codebook(), parts, spec)
+    loss, metrics = accumulate(with_w(model, projection), parts, spec)
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert projection.weight.grad is not None
     return loss, metrics, grads | {"W": projection.weight.grad}
@@ -166,8 +173,8 @@ def test_state_at_token_is_not_predicting_state() -> None:
     batch = make_batch(data, np.arange(4), ID_TO_CODE)
     projection = torch.nn.Linear(32, WIDTH, bias=False)
     spec = replace(SPEC, precision="fp32")
-    predicting = batch_loss(model, projection, codebook(), batch, spec)[1]["loss/perception"]
-    at_token = batch_loss(model, projection, codebook(), batch, replace(spec, perception_state="token"))[1]
+    predicting = batch_loss(with_w(model, projection), batch, spec)[1]["loss/perception"]
+    at_token = batch_loss(with_w(model, projection), batch, replace(spec, perception_state="token"))[1]
     with torch.no_grad():
         hidden = model(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
         places = (ID_TO_CODE[batch.ids] >= 0).nonzero().squeeze(1)
@@ -182,9 +189,10 @@ def test_frozen_projection_is_seeded_and_constant(tmp_path: Path) -> None:
     start = make_projection(spec, 32, WIDTH)
     assert start.bias is not None
     assert not torch.equal(start.weight, make_projection(replace(spec, seed=1), 32, WIDTH).weight)
-    end = train_sft(spec, small(), codebook(), ID_TO_CODE, sequences(), tmp_path)
-    assert torch.equal(start.weight, end.weight)
-    assert torch.equal(start.bias, end.bias)
+    model = started(spec)
+    train_sft(spec, model, sequences(), tmp_path)
+    assert torch.equal(start.weight, model.projection.weight)
+    assert torch.equal(start.bias, model.projection.bias)
 
 
 def test_sample_batches_have_fixed_size() -> None:
@@ -208,24 +216,24 @@ def test_linear_and_constant_schedules() -> None:
 
 def test_run_without_newer_settings_can_resume(tmp_path: Path) -> None:
     spec = replace(SPEC, steps=1)
-    train_sft(spec, small(), codebook(), ID_TO_CODE, sequences(), tmp_path)
+    train_sft(spec, started(SPEC), sequences(), tmp_path)
     path = tmp_path / "spec.json"
     written = json.loads(path.read_text())
     del written["spec"]["micro_batches"]
     path.write_text(json.dumps(written))
-    train_sft(spec, small(), codebook(), ID_TO_CODE, sequences(), tmp_path, resume=True)
+    train_sft(spec, started(SPEC), sequences(), tmp_path, resume=True)
     changed = replace(spec, micro_batches=2)
     with pytest.raises(ValueError, match=r"other settings \(micro_batches\)"):
-        train_sft(changed, small(), codebook(), ID_TO_CODE, sequences(), tmp_path, resume=True)
+        train_sft(changed, started(SPEC), sequences(), tmp_path, resume=True)
 
 
 def test_perception_loss_trains_w_and_falls(tmp_path: Path) -> None:
-    data, model = sequences(), small()
+    data, model = sequences(), started(SPEC)
     batch = make_batch(data, np.arange(len(data)), ID_TO_CODE)
-    start = torch.nn.Linear(32, WIDTH, bias=False)
-    before = batch_loss(model, start, codebook(), batch, SPEC)[1]["loss/perception"]
-    learned = train_sft(replace(SPEC, steps=60), model, codebook(), ID_TO_CODE, data, tmp_path)
-    after = batch_loss(model, learned, codebook(), batch, SPEC)[1]["loss/perception"]
+    start = with_w(model.transformer, torch.nn.Linear(32, WIDTH, bias=False))
+    before = batch_loss(start, batch, SPEC)[1]["loss/perception"]
+    train_sft(replace(SPEC, steps=60), model, data, tmp_path)
+    after = batch_loss(model, batch, SPEC)[1]["loss/perception"]
     assert after < 0.8 * before
 
 
@@ -233,7 +241,7 @@ def test_lambda_weighs_the_perception_loss() -> None:
     batch = make_batch(sequences(), np.arange(4), ID_TO_CODE)
     projection = torch.nn.Linear(32, WIDTH, bias=False)
     for weight in (1.0, 0.25):
-        loss, metrics = batch_loss(small(), projection, codebook(), batch, replace(SPEC, perception_weight=weight))
+        loss, metrics = batch_loss(with_w(small(), projection), batch, replace(SPEC, perception_weight=weight))
         assert metrics["loss/perception"] > 1.0
         assert loss.item() == pytest.approx(metrics["loss/ce"] + weight * metrics["loss/perception"])
 
@@ -241,19 +249,19 @@ def test_lambda_weighs_the_perception_loss() -> None:
 def test_lambda_zero_has_no_perception_term() -> None:
     batch = make_batch(sequences(), np.arange(4), ID_TO_CODE)
     projection = torch.nn.Linear(32, WIDTH, bias=False)
-    loss, metrics = batch_loss(small(), projection, codebook(), batch, replace(SPEC, perception_weight=0.0))
+    loss, metrics = batch_loss(with_w(small(), projection), batch, replace(SPEC, perception_weight=0.0))
     assert "loss/perception" not in metrics
     assert loss.item() == pytest.approx(metrics["loss/ce"])
 
 
 def test_non_finite_loss_keeps_saved_state(tmp_path: Path) -> None:
     model = small()
-    train_sft(replace(SPEC, steps=2), model, codebook(), ID_TO_CODE, sequences(), tmp_path / "run")
+    train_sft(replace(SPEC, steps=2), started(SPEC, model), sequences(), tmp_path / "run")
     before = (tmp_path / "run" / "state.pt").read_bytes()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="step 1"):
-        train_sft(replace(SPEC, steps=2), model, codebook(), ID_TO_CODE, sequences(), tmp_path / "other")
+        train_sft(replace(SPEC, steps=2), started(SPEC, model), sequences(), tmp_path / "other")
     assert (tmp_path / "run" / "state.pt").read_bytes() == before
     assert not (tmp_path / "other" / "state.pt").exists()
 

@@ -14,7 +14,7 @@ from torch import nn
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from tests.tiny import make_tiny_checkpoint
 from training.data.token_sets import EncodedTask, TokenSet, id_to_code, make_batch
-from training.pesft.loop import SFTSpec, batch_loss
+from training.pesft.loop import SFTModel, SFTSpec, batch_loss
 from training.studies.held_out_loss import W_FILE, held_out_losses, saved_projection
 
 
@@ -44,8 +44,9 @@ def test_sums_equal_the_training_loss(loaded: LoadedCheckpoint) -> None:
     batch = make_batch(data, np.arange(20), id_to_code(loaded.vocab))
     spec = SFTSpec(1, 0.1, perception_weight=1.0, perception_reduction="mean", precision="fp32")
     assert loaded.vq is not None
+    model = SFTModel(loaded.transformer, loaded.vq.codebook, id_to_code(loaded.vocab), projection)
     with torch.no_grad():
-        _, metrics = batch_loss(loaded.transformer, projection, loaded.vq.codebook, batch, spec)
+        _, metrics = batch_loss(model, batch, spec)
     for parts, name in ((found.text, "text"), (found.image, "image"), (found.perception, "perception")):
         assert parts is not None
         sums, counts = np.array(parts).sum(0)

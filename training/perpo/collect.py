@@ -1,0 +1,130 @@
+"""The sampling half of a PeRPO step: groups of scored rollouts, refilled until enough of them are informative.
+
+Knows no optimiser, log or checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from training.jobs.context import JobError
+from training.perpo.prompts import PromptOrder, PromptSet
+from training.perpo.rollout import RolloutGroup, Sampler
+from training.scoring.rewards import Scorer, reward_metrics, score_all
+from training.spec.hyperparameters import PeRPOHyperparameters
+
+
+@dataclass
+class StepBatch:
+    """Groups sampled in one step, and those it learns from."""
+
+    seen: list[RolloutGroup] = field(default_factory=list)
+    kept: list[RolloutGroup] = field(default_factory=list)
+    dropped: int = 0
+    refills: int = 0
+    errors: list[str] = field(default_factory=list)
+    num_prompts: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Rewards, images, groups and lengths of all samples, dropped groups included."""
+        rollouts = [r for group in self.seen for r in group.rollouts]
+        return {
+            **reward_metrics([r.reward for r in rollouts if r.reward is not None]),
+            "groups/dropped_share": self.dropped / max(1, len(self.seen)),
+            "groups/kept": float(len(self.kept)),
+            "groups/refills": float(self.refills),
+            "groups/skipped": float(not self.kept),
+            "scoring/error_share": len(self.errors) / max(1, len(rollouts)),
+            "response/len": self.num_tokens / max(1, len(rollouts)),
+            "response/length_stops": sum(r.finish_reason == "length" for r in rollouts) / max(1, len(rollouts)),
+        }
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all responses."""
+        return sum(len(r.token_ids) for group in self.seen for r in group.rollouts)
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Samples and scores the groups of a run's steps, the prompts in the run's order."""
+
+    sampler: Sampler
+    scorer: Scorer
+    prompts: PromptSet
+    order: PromptOrder
+    hp: PeRPOHyperparameters
+    seed: int
+
+    def collect(self, step: int, cursor: int, check_stop: Callable[[], None] = lambda: None) -> StepBatch:
+        """Sample and score groups until a step has enough to learn from, or its refills are used up.
+
+        A refill samples as many prompts as the missing groups need at the same oversampling. Unscored trajectories are
+        excluded from their groups.
+
+        Args:
+            step: from 0.
+            cursor: prompts that earlier steps have used.
+            check_stop: called after every trajectory; may raise.
+
+        Raises:
+            JobError: ``scoring_failed``, if too large a share of the trajectories could not be scored.
+        """
+        hp, batch = self.hp, StepBatch()
+        for round_ in range(hp.refill_rounds + 1):
+            missing = hp.prompts_per_step - len(batch.kept)
+            if missing <= 0:
+                break
+            first, count = batch.num_prompts, math.ceil(missing * hp.oversampling)
+            chosen = self.prompts.take([self.order[cursor + first + i] for i in range(count)])
+            groups = self.sampler.sample(
+                chosen, seed=self.seed, step=step, first=first, on_finish=lambda _: check_stop()
+            )
+            batch.refills, batch.num_prompts = round_, first + count
+            for group in groups:
+                self._take(group, batch)
+            self._require_scores(step, batch)
+        return batch
+
+    def _take(self, group: RolloutGroup, batch: StepBatch) -> None:
+        """Score a group, and keep it if it is needed and informative."""
+        prompt = group.prompt
+        seen = prompt.images[-1] if prompt.images else None
+        score = partial(
+            self.scorer.score,
+            seen=seen,
+            choices=prompt.choices,
+            identity_steps=prompt.identity_steps,
+            exact=prompt.exact,
+        )
+        scores = score_all(partial(score, r.token_ids, prompt.reference) for r in group.rollouts)
+        batch.errors += scores.errors
+        for rollout, reward in zip(group.rollouts, scores.rewards, strict=True):
+            rollout.reward = reward
+        batch.seen.append(group)
+        learnt = RolloutGroup(prompt, [r for r in group.rollouts if r.reward is not None])
+        if not is_informative(learnt, self.hp.filter_metric):
+            batch.dropped += 1
+        elif len(batch.kept) < self.hp.prompts_per_step:
+            batch.kept.append(learnt)
+
+    def _require_scores(self, step: int, batch: StepBatch) -> None:
+        trajectories, failed = sum(len(group.rollouts) for group in batch.seen), len(batch.errors)
+        if failed > self.hp.reward.max_error_share * trajectories:
+            raise JobError(
+                "scoring_failed",
+                f"step {step + 1}: {failed} of {trajectories} trajectories could not be scored ({batch.errors[0]})",
+            )
+
+
+def is_informative(group: RolloutGroup, metric: str) -> bool:
+    """Whether a group's trajectories differ in the metric."""
+    if len(group.rollouts) < 2:
+        return False
+    if metric == "none":
+        return True
+    values: list[float] = [getattr(r.reward, metric) for r in group.rollouts]
+    return max(values) - min(values) > 1e-9
