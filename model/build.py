@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,3 +31,8 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def provenance() -> dict[str, str]:
+    """Commit, Python and machine, to be written beside results."""
+    return {"commit": commit(), "python": platform.python_version(), "machine": platform.machine()}

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from model.build import commit
+from model.build import provenance as build_provenance
 
 PUBLIC_SUFFIXES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
 PRIVATE_FOLDERS = frozenset({"checkpoints", "runs", "data"})
@@ -86,12 +85,12 @@ def remove_all_but_checkpoints(folder: Path) -> None:
 
 
 @functools.cache
-def provenance() -> dict[str, Any]:
-    """What made the results: commit, Python and the packages whose versions matter."""
-    versions: dict[str, str] = {}
+def provenance() -> dict[str, str]:
+    """What made the results: commit, Python, machine and the packages whose versions matter."""
+    found = build_provenance()
     for package in ("omni-r1-studio", "torch", "numpy", "tokenizers", "safetensors"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"commit": commit(), "python": platform.python_version(), "machine": platform.machine(), **versions}
+    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import gradio as gr
 
 from app.client import Client, OmniError
 from app.ui.components import header, module_html
+from training.spec.spec import Slice
 
-SLICES = [("any slice", ""), *((name, name) for name in ("natural", "structured", "diagrammatic", "operational"))]
+SLICES = [("any slice", ""), *((name, name) for name in get_args(Slice))]
 VERDICTS = [("any verdict", ""), ("right", "right"), ("wrong", "wrong")]
 
 

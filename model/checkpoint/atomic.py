@@ -1,4 +1,4 @@
-"""Atomic folder writes: staged next to the target, synced, renamed.
+"""Atomic writes of files and folders: staged next to the target, synced, renamed.
 
 Staging folders are hidden (``.NAME.saving-PID-...``), so that checkpoint listings skip them; the next save of the same
 name removes those of dead processes.
@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,17 @@ def staging_folder(target: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write(temporary)``, sync that file and rename it to ``path``, which is then complete or unchanged."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

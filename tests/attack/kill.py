@@ -19,12 +19,12 @@ from app.client import Client, Conflict, OmniError
 from app.client.sse import Event
 from tests.attack.report import Report, faults_of_trace, stop
 from tests.e2e.real_server import Server, new_server, wait_until
+from training.world.world import SLICES
 
 ROUNDS = 60
 TRACES = 12
 LATEST_S = 2.5
 VICTIMS = ("server", "server", "engine", "worker")
-SLICES = ("natural", "structured", "diagrammatic", "operational")
 LIVE = ("queued", "running")
 SPEC: dict[str, Any] = {
     "method": "pesft",

@@ -32,11 +32,11 @@ from app.client import Client
 from app.contract.words import TERMINAL_EVENTS
 from tests.e2e.browser import Studio, click_to_first_text, launched, missing_browser
 from tests.e2e.real_server import Server, new_server
+from training.world.world import SLICES
 
 PROBE_EVERY_S = 0.02
 LIVE_AT_ONCE = 8
 PARTIAL_IMAGES = 32  # as the studio asks for them
-SLICES = ("natural", "structured", "diagrammatic", "operational")
 
 
 def main(argv: list[str] | None = None) -> int:

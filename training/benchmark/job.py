@@ -11,12 +11,12 @@ Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POS
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from model.engine.engine import Completion, Engine, useful_slots
 from model.engine.sequence import SamplingParams
 from model.images.codes import decode_codes
 from model.precision import serving_dtype
+from model.seeds import mixed_seed
 from training.benchmark.evaluate import read_response
 from training.benchmark.items import Item, first_seed, read_items
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
@@ -36,7 +37,6 @@ from training.data.questions import image_codes
 from training.data.row_images import SampleError
 from training.data.rows import DataError, Intake, Rejection
 from training.jobs.context import JobContext, JobError
-from training.jobs.loop import atomic_write
 from training.scoring.grading import grade
 from training.scoring.judge import Case, EndpointJudge, JudgeError
 from training.spec.spec import BenchmarkSpec, UniTasksData
@@ -157,7 +157,7 @@ class _Asking:
             (i for i in read_items(self.spec.data, self._image_size) if isinstance(i, Item)), len(answers), None
         )
         text = _lines(answers)
-        atomic_write(self.path, lambda path: path.write_text(text, "utf-8"), disk=self.ctx.disk)
+        self.ctx.disk.replace(self.path, lambda path: path.write_text(text, "utf-8"))
         stage, began, before = self.ctx.stage or STAGE, self.ctx.clock(), len(answers)
         while len(answers) < len(survey.ids):
             self.ctx.check_stop()
@@ -197,7 +197,7 @@ class _Asking:
                     SamplingParams(
                         temperature=hyper.temperature,
                         top_p=hyper.top_p,
-                        seed=_seed(self.spec.seed, item.item_id),
+                        seed=mixed_seed(self.spec.seed, item.item_id),
                         max_new_tokens=hyper.max_new_tokens,
                         max_images=hyper.max_images if loaded.can_draw else 0,
                     )
@@ -298,7 +298,7 @@ def _report(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer
         data = ctx.record(spec.data.model_dump(mode="json"))
         about = {"checkpoint": name, "data": data, "summary": summary, **ctx.provenance}
         text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
-        atomic_write(folder / "summary.json", lambda path, text=text: path.write_text(text, "utf-8"), disk=ctx.disk)
+        ctx.disk.replace(folder / "summary.json", partial(Path.write_text, data=text, encoding="utf-8"))
         if name == spec.base_checkpoint:  # the other checkpoint's numbers are in its report
             ctx.log.metrics(stage, len(given), metrics)
         predictions = str((folder / "predictions.jsonl").relative_to(ctx.folder))
@@ -337,10 +337,6 @@ def _unanswered(item: Item, problem: str) -> Answer:
         finish_reason="error",
         error=problem,
     )
-
-
-def _seed(seed: int, item_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{item_id}".encode(), digest_size=7).digest(), "big")
 
 
 def _file_name(name: str) -> str:

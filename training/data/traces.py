@@ -39,6 +39,7 @@ class TokenIds:
 
 
 SampleImage = Image.Image | TokenIds
+RowImage = Image.Image | bytes | list[int]
 
 
 @dataclass(frozen=True)
@@ -95,32 +96,32 @@ def parse_trace(row: Row) -> TraceSample:
 
 def trace_row(
     question: str,
-    images: Sequence[Image.Image | bytes],
-    steps: Sequence[tuple[str, Image.Image | bytes | None]],
+    images: Sequence[RowImage],
+    steps: Sequence[tuple[str, RowImage | None]],
     answer: str,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Convert a trace to a row of the authors' format, its images as base64 PNG; :func:`parse_trace` is the inverse.
+    """Convert a trace to a row of the authors' format; :func:`parse_trace` is the inverse.
 
     Args:
         question: its text, with ``<image_k>`` placeholders.
-        images: of the question, each an image or the bytes of its file.
+        images: of the question, each an image or the bytes of its file (both become base64), or its token ids.
         steps: text and image of each.
         answer: the final answer.
         extra: additional keys.
     """
     row: dict[str, Any] = {}
     for k, given in enumerate(images, 1):
-        row[f"problem_image_{k}"] = _png(given)
+        row[f"problem_image_{k}"] = _in_row(given)
     texts, drawn = [], 0
     for k, (text, image) in enumerate(steps, 1):
         place = ""
         if image is not None:
             drawn += 1
             place = f"<image_start>[reasoning_image_{drawn}]<image_end>"
-            row[f"reasoning_image_{drawn}"] = _png(image)
+            row[f"reasoning_image_{drawn}"] = _in_row(image)
         texts.append(f"THOUGHT {k}: {text}{place}")
-    return {QUESTION: with_names(question, len(images)), REASONING: "\n".join(texts), ANSWER: answer, **row, **extra}
+    return {QUESTION: with_names(question, len(images)), REASONING: "\n".join(texts), ANSWER: answer, **extra, **row}
 
 
 def _question(row: Row) -> tuple[str, tuple[SampleImage, ...]]:
@@ -182,7 +183,9 @@ def _text(data: Mapping[str, Any], field: str) -> str:
     return value.strip()
 
 
-def _png(image: Image.Image | bytes) -> str:
+def _in_row(image: RowImage) -> str | list[int]:
+    if isinstance(image, list):
+        return image
     if not isinstance(image, bytes):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from model.checkpoint.atomic import write_file
 from training.jobs.stop import Stop
 
 WAITING = "waiting.json"
@@ -97,6 +98,10 @@ class Disk:
                         pause = min(LONGEST_PAUSE_S, max(POLL_S, 2 * pause))
         finally:
             self._over()
+
+    def replace(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Replace a file atomically, see :func:`model.checkpoint.atomic.write_file`."""
+        self.write(lambda: write_file(path, write))
 
     def append(self, path: Path, text: str, *, sync: bool = True) -> None:
         """Append lines to a file, all or none of them."""

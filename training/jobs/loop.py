@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import signal
 import sys
 import time
@@ -22,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from model.build import commit
+from model.build import provenance as build_provenance
+from model.checkpoint.atomic import write_file
 from training.jobs.disk import NO_WAIT, Disk
 
 if TYPE_CHECKING:
@@ -133,22 +132,6 @@ class StopFlag:
         return self._stop
 
 
-def atomic_write(path: Path, write: Any, *, disk: Disk = NO_WAIT) -> None:
-    """Call ``write(temporary_path)``, fsync the file and rename it into place; ``disk`` may wait for space."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def save() -> None:
-        try:
-            write(temporary)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    disk.write(save)
-
-
 def _save_tensors(state: dict[str, Any], path: Path) -> None:
     """`torch.save` that raises OSError on a full disk; its own writer raises RuntimeError on top."""
     try:
@@ -162,11 +145,9 @@ def _save_tensors(state: dict[str, Any], path: Path) -> None:
 def provenance() -> dict[str, Any]:
     """Commit, versions and machine of this run, to be written beside its results."""
     return {
-        "commit": commit(),
-        "python": platform.python_version(),
+        **build_provenance(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
@@ -218,7 +199,7 @@ class RunFolder:
             self.state_path.unlink(missing_ok=True)
             (path / "metrics.jsonl").unlink(missing_ok=True)
             text = json.dumps({"spec": spec, **provenance()}, indent=2, sort_keys=True)
-            atomic_write(spec_path, lambda p: p.write_text(text + "\n"), disk=disk)
+            disk.replace(spec_path, lambda p: p.write_text(text + "\n"))
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._log_failed = False
@@ -248,7 +229,7 @@ class RunFolder:
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state atomically; ``state["step"]`` is the number of finished steps."""
         state = {**state, "seconds": self.seconds}
-        atomic_write(self.state_path, lambda p: _save_tensors(state, p))
+        write_file(self.state_path, lambda p: _save_tensors(state, p))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to ``metrics.jsonl``; keys are ``group/name``."""
@@ -265,7 +246,7 @@ class RunFolder:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             text = "".join(line + "\n" for line in kept)
-            atomic_write(path, lambda p: p.write_text(text), disk=self._disk)
+            self._disk.replace(path, lambda p: p.write_text(text))
 
 
 def _step_of(line: str) -> float:

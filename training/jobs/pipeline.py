@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from training.jobs.context import JobContext, JobError
-from training.jobs.loop import atomic_write
 from training.spec.spec import AnySpec, BenchmarkSpec, JsonlData, PeRPOSpec, PeSFTSpec, PipelineSpec, ZeroSpec
 
 MODULES = {
@@ -146,4 +145,4 @@ def _read(ctx: JobContext, path: Path) -> dict[str, Any]:
 
 def _write(ctx: JobContext, path: Path, done: Mapping[str, Any]) -> None:
     text = json.dumps(ctx.record(done), indent=1, default=str)
-    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"), disk=ctx.disk)
+    ctx.disk.replace(path, lambda temporary: temporary.write_text(text, "utf-8"))

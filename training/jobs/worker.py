@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from model import log_lines
+from model.checkpoint.shards import CheckpointError
 from training.jobs.disk import NO_WAIT, Disk, is_full
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
@@ -105,7 +106,7 @@ def run_job(
             )
             method = run if run is not None else importlib.import_module(MODULES[spec.method]).run
             result = context.record(method(context))
-            log.disk.write(lambda: _write(folder / "result.json", result))
+            _write(log.disk, folder / "result.json", result)
             return SUCCEEDED
         except JobStopped:
             log.log("stopped at a step boundary; the state is saved")
@@ -121,28 +122,27 @@ def run_job(
                 _write_log(f"stopped while waiting for disk space ({error}); progress after the last save is lost\n")
                 return STOPPED
             _write_log(traceback.format_exc())
-            return _fail(log.disk, folder, *_classify(error))
+            return _fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)))
 
 
-def _classify(error: Exception) -> tuple[str, str]:
+def _classify(error: Exception, no_memory: tuple[type[Exception], ...]) -> tuple[str, str]:
     """Code and message for an unexpected error."""
     detail = f"{type(error).__name__}: {error}"
     if is_full(error):
         return "disk_full", detail
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, no_memory):
         return "out_of_memory", detail
     if isinstance(error, FloatingPointError):
         return "loss_not_finite", str(error)
-    code = getattr(error, "code", None)
-    if type(error).__name__ == "CheckpointError":
-        return "bad_checkpoint", f"{code}: {error}" if code else str(error)
+    if isinstance(error, CheckpointError):
+        return "bad_checkpoint", str(error)
     return "internal", detail
 
 
 def _fail(disk: Disk, folder: Path, code: str, detail: str) -> int:
     _write_log(f"failed, {code}: {detail}\n")
     try:
-        disk.write(lambda: _write(folder / "error.json", {"code": code, "detail": detail}))
+        _write(disk, folder / "error.json", {"code": code, "detail": detail})
     except OSError as error:
         _write_log(f"error.json could not be written: {error}\n")
     return FAILED
@@ -170,14 +170,9 @@ def _write_log(text: str) -> None:
         sys.stderr.flush()
 
 
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
-        temporary.write_text(text, "utf-8", "replace")  # file names need not be valid text
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(disk: Disk, path: Path, data: Mapping[str, Any]) -> None:
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+    disk.replace(path, lambda temporary: temporary.write_text(text, "utf-8", "replace"))  # file names may not be text
 
 
 def _stop_with_server() -> None:

@@ -9,7 +9,6 @@ Knows no rewards or losses.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from model.engine.phases import Legal, LegalText
 from model.engine.sequence import FinishedBy, SamplingParams
 from model.nets.kv_cache import KVCache
 from model.nets.transformer import Transformer
+from model.seeds import mixed_seed
 from model.text.vocab import Vocabulary
 from training.scoring.rewards import RewardBreakdown
 
@@ -63,7 +63,6 @@ class Rollout:
     legal: bytes
     logprobs: list[float]
     finish_reason: FinishedBy
-    weight_version: int
     reward: RewardBreakdown | None = None
     advantage: float = 0.0
 
@@ -79,12 +78,6 @@ class RolloutGroup:
 
     prompt: Prompt
     rollouts: list[Rollout] = field(default_factory=list)
-
-
-def rollout_seed(seed: int, step: int, prompt: int) -> int:
-    """Seed of the group at index ``prompt`` of a step; sample g uses ``sample_seed`` of it and g."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{prompt}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
 
 
 class Sampler:
@@ -132,15 +125,6 @@ class Sampler:
         self._engine = Engine(
             transformer, vocab, template, num_slots=slots, context_len=context, admissions_per_step=slots
         )
-        self.weight_version, self._written = 0, -1
-
-    def refresh(self) -> None:
-        """Reload the module's weights; changed ones get a new ``weight_version``."""
-        self._engine.refresh()
-        written = sum(parameter._version for parameter in self._engine.transformer.parameters())
-        if written != self._written:
-            self._written = written
-            self.weight_version += 1
 
     def sample(
         self,
@@ -163,12 +147,12 @@ class Sampler:
         Raises:
             FloatingPointError: the policy's logits are not finite.
         """
-        self.refresh()
+        self._engine.refresh()
         params = [
             SamplingParams(
                 temperature=self._temperature,
                 top_p=self._top_p,
-                seed=rollout_seed(seed, step, first + place),
+                seed=mixed_seed(seed, step, first + place),
                 max_new_tokens=self._max_new_tokens,
                 max_images=self._max_images,
             )
@@ -182,9 +166,7 @@ class Sampler:
             for index, c in enumerate(done[number * self.group_size : (number + 1) * self.group_size]):
                 if c.finish_reason == "error":
                     raise FloatingPointError(f"step {step}: the policy's logits are not finite; sampling is impossible")
-                group.rollouts.append(
-                    Rollout(index, c.token_ids, c.mask_bytes, c.logprobs, c.finish_reason, self.weight_version)
-                )
+                group.rollouts.append(Rollout(index, c.token_ids, c.mask_bytes, c.logprobs, c.finish_reason))
             groups.append(group)
         return groups
 

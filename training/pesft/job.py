@@ -36,7 +36,7 @@ from training.jobs.checkpoints import (
     step_of,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
-from training.jobs.loop import RunFolder, RunStopped, SettingsChanged, atomic_write
+from training.jobs.loop import RunFolder, RunStopped, SettingsChanged
 from training.jobs.precision import job_precision
 from training.pesft.looks import Looks
 from training.pesft.loop import RunHost, SFTModel, SFTSpec, State, train_sft
@@ -245,8 +245,8 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
         raise JobError("no_samples", f"nothing is left to train on: {intake.summary()}")
     account = {**intake.to_json(), "tokens": int(data.offsets[-1]), "response_tokens": int(data.loss_mask.sum())}
     text = json.dumps({"wanted": wanted, "account": account})
-    atomic_write(cache, data.save, disk=ctx.disk)
-    atomic_write(about, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
+    ctx.disk.replace(cache, data.save)
+    ctx.disk.replace(about, lambda path: path.write_text(text, "utf-8"))
     return data, account
 
 

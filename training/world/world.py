@@ -22,7 +22,6 @@ BASE_SEEDS: Final = range(0, 20_000_000)
 PESFT_SEEDS: Final = range(20_000_000, 30_000_000)
 RL_SEEDS: Final = range(30_000_000, 40_000_000)
 
-SLICES: Final = ("natural", "structured", "diagrammatic", "operational")
 LEVELS: Final = ("normal", "hard")
 Maker = Callable[[Random, int, str], Task]
 
@@ -45,6 +44,7 @@ FAMILIES: Final[dict[str, dict[str, Maker]]] = {
         "rotate": operational.make_rotate,
     },
 }
+SLICES: Final = tuple(FAMILIES)
 _TASK_ID: Final = re.compile(r"([a-z]+)-(?:(hard)-)?(\d{1,16})")
 
 

@@ -26,10 +26,9 @@ from model.precision import serving_dtype
 from model.text.template import Template
 from model.text.vocab import Vocabulary
 from training.data.chains import TextChain, assigned_ids
-from training.data.places import with_names
 from training.data.rows import DataError, Intake, Rejection
+from training.data.traces import trace_row
 from training.jobs.context import JobContext, JobError
-from training.jobs.loop import atomic_write
 from training.pesft import job as pesft
 from training.spec.spec import JsonlData, PeSFTSpec, ZeroHyperparameters, ZeroSpec
 from training.zero.chain_sources import read_chains
@@ -90,7 +89,7 @@ def bootstrap(ctx: JobContext) -> dict[str, Any]:
     result["seconds"] = round(time.monotonic() - started, 1)
     _accept(ctx, result, settings)
     text = json.dumps(ctx.record(result))
-    atomic_write(finished, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
+    ctx.disk.replace(finished, lambda path: path.write_text(text, "utf-8"))
     return result
 
 
@@ -113,7 +112,7 @@ def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path)
     """Draw every chain, chunk by chunk; chunks of an earlier session are read back."""
     path, size = folder / "drawn.jsonl", spec.hyperparameters.batch_size
     drawn = _read_back(path, size) if ctx.resume else []
-    atomic_write(path, lambda temporary: temporary.write_text(_lines(drawn), "utf-8"), disk=ctx.disk)
+    ctx.disk.replace(path, lambda temporary: temporary.write_text(_lines(drawn), "utf-8"))
     if drawn:
         ctx.log.log(f"{len(drawn)} chains were already drawn")
     rejected: list[Rejection] = []
@@ -163,9 +162,9 @@ def _finish(
     traces = ctx.folder / "zero" / "traces.jsonl"
     ctx.disk.write(lambda: traces.parent.mkdir(parents=True, exist_ok=True))
     text = "".join(
-        json.dumps(trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
+        json.dumps(_trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
     )
-    atomic_write(traces, lambda path: path.write_text(text, "utf-8"), disk=ctx.disk)
+    ctx.disk.replace(traces, lambda path: path.write_text(text, "utf-8"))
     report = bootstrap_report(drawn, base.manifest.perception or Perception())
     sheet = ctx.log.save_image(contact_sheet(base.vq, drawn), "zero-contact-sheet")
     report |= {"contact_sheet": sheet, "traces": str(traces.relative_to(ctx.folder)), "data": intake.to_json()}
@@ -192,28 +191,11 @@ def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparamete
     ctx.log.warning("samples_rejected", detail)
 
 
-def trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
-    """A drawn chain as a row of the authors' jsonl format, its images as token ids with begin- and end-image."""
-    row: dict[str, Any] = {}
-    question = with_names(one.question, 0 if one.question_codes is None else 1)
-    if one.question_codes is not None:
-        row["problem_image_1"] = vocab.image_ids(one.question_codes)
-    texts, number = [], 0
-    for k, step in enumerate(one.steps, 1):
-        place = ""
-        if step.image is not None:
-            number += 1
-            place = f"<image_start>[reasoning_image_{number}]<image_end>"
-            row[f"reasoning_image_{number}"] = vocab.image_ids(step.image)
-        texts.append(f"THOUGHT {k}: {step.text}{place}")
-    return {
-        "Question": question,
-        "Text Reasoning Trace": "\n".join(texts),
-        "Final Answer": one.answer,
-        "id": one.chain_id,
-        "slice": one.slice,
-        **row,
-    }
+def _trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
+    """A drawn chain as a row of the authors' format, its images as token ids with begin- and end-image."""
+    images = [] if one.question_codes is None else [vocab.image_ids(one.question_codes)]
+    steps = [(step.text, None if step.image is None else vocab.image_ids(step.image)) for step in one.steps]
+    return trace_row(one.question, images, steps, one.answer, id=one.chain_id, slice=one.slice)
 
 
 def _chunk_metrics(new: Sequence[DrawnChain]) -> dict[str, float]:

@@ -10,7 +10,6 @@ Knows nothing of jobs, files or training. A candidate's `right`, if the world kn
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from model.checkpoint.manifest import Perception
 from model.engine.engine import Engine, useful_slots
 from model.engine.sequence import SamplingParams, Status
 from model.images.codes import copied_share, decode_codes, encode_images, is_flat, perception_score, tv_energy
+from model.seeds import mixed_seed
 from model.text.template import ImagePart, StepPart, Template, TextPart
 from training.scoring.rewards import changes_nothing
 from training.world.checkers import check_step
@@ -202,7 +202,7 @@ class Visualiser:
             params = SamplingParams(
                 temperature=self.settings.temperature,
                 top_p=self.settings.top_p,
-                seed=step_seed(self.seed, one.chain_id, k),
+                seed=mixed_seed(self.seed, one.chain_id, k),
                 max_new_tokens=len(begun) + n + 1,
             )
             running.append(
@@ -339,8 +339,3 @@ def leave_out_the_unsure(drawn: Sequence[DrawnChain], keep_share: float) -> None
         chains.sort(key=confidence, reverse=True)  # ties: the earlier chain is kept
         for one in chains[max(1, round(keep_share * len(chains))) :]:
             one.rejected = "unsure"
-
-
-def step_seed(seed: int, chain_id: str, k: int) -> int:
-    """The sampling seed of a step: a function of the job's seed, the chain and the step alone."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{chain_id}/{k}".encode(), digest_size=7).digest(), "big")

@@ -308,7 +308,7 @@ class FakeSampler:
         groups = []
         for prompt in prompts:
             logged = self.accuracies.pop(0)
-            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop", 1) for i, a in enumerate(logged)]
+            rollouts = [Rollout(i, [round(a * 100)], b"\1", [0.0], "stop") for i, a in enumerate(logged)]
             groups.append(RolloutGroup(prompt, rollouts))
         return groups
 

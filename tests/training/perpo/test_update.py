@@ -112,7 +112,7 @@ def test_sampler_mismatch_truncates_token_weights(tiny: LoadedCheckpoint) -> Non
 
 def test_advantages_use_totals_within_groups(tiny: LoadedCheckpoint) -> None:
     def group(*totals: float) -> RolloutGroup:
-        rollouts = [Rollout(i, [1], b"\1", [0.0], "stop", 1, RewardBreakdown(t, 0, 0, 0)) for i, t in enumerate(totals)]
+        rollouts = [Rollout(i, [1], b"\1", [0.0], "stop", RewardBreakdown(t, 0, 0, 0)) for i, t in enumerate(totals)]
         return RolloutGroup(Prompt(0, (1,), "?", (), "red"), rollouts)
 
     groups = [group(0.6, 0.4, 0.8, 0.4), group(0.0, 1.0)]

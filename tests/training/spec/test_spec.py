@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
+from app.contract.words import Slice as ContractSlice
 from training.spec.spec import EVAL_SEEDS as SPEC_EVAL_SEEDS
-from training.spec.spec import METHODS, PRESETS, PeSFTSpec, PipelineSpec, parse_spec
-from training.world.world import EVAL_SEED_MIN
+from training.spec.spec import METHODS, PRESETS, PeSFTSpec, PipelineSpec, Slice, parse_spec
+from training.world.world import EVAL_SEED_MIN, SLICES
 
 WORLD: dict[str, Any] = {"source": "unitasks", "num_samples": 64}
 PESFT: dict[str, Any] = {"method": "pesft", "base_checkpoint": "nano-base", "data": WORLD}
@@ -111,8 +112,9 @@ def test_pipeline_needs_data_for_each_stage() -> None:
         parse_spec({**after_zero, "data": {**zero, "pesft": WORLD}})
 
 
-def test_evaluation_seeds_match_the_world() -> None:
+def test_seeds_and_slices_match_the_world() -> None:
     assert SPEC_EVAL_SEEDS == EVAL_SEED_MIN
+    assert get_args(Slice) == get_args(ContractSlice) == SLICES
 
 
 def test_specifications_parse_without_torch() -> None:

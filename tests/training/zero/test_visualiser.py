@@ -17,6 +17,7 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.phases import Legal
 from model.engine.sequence import SamplingParams
 from model.images.codes import decode_codes
+from model.seeds import mixed_seed
 from tests.near_ties import Answer, assert_equal_up_to_near_tie
 from training.data.chains import TextChain
 from training.spec.hyperparameters import ZeroHyperparameters
@@ -31,7 +32,6 @@ from training.zero.visualiser import (
     as_instruction,
     best,
     leave_out_the_unsure,
-    step_seed,
 )
 
 SETTINGS: dict[str, Any] = {"candidates": 3, "batch_size": 4, "max_steps": 2, "copied_share": 1.0}
@@ -152,7 +152,7 @@ def assert_same_drawings(drawer: Visualiser, one: DrawnChain, other: DrawnChain)
         assert len(mine.candidates) == len(theirs.candidates)
         prompt, begun = drawer._context(begun_alike, k)
         settings = drawer.settings
-        params = SamplingParams(settings.temperature, settings.top_p, step_seed(drawer.seed, one.chain_id, k))
+        params = SamplingParams(settings.temperature, settings.top_p, mixed_seed(drawer.seed, one.chain_id, k))
         for index, (a, b) in enumerate(zip(mine.candidates, theirs.candidates, strict=True)):
             assert_equal_up_to_near_tie(
                 drawer.loaded, [*prompt, *begun], params, *(as_answer(drawer, c) for c in (a, b)), index=index
