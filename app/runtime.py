@@ -46,6 +46,7 @@ class UISlot:
         self.page: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Until the pages are built, answer 503 with a page that reloads itself."""
         if self.page is not None:
             await self.page(scope, receive, send)
         elif scope["type"] == "http":

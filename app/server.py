@@ -37,10 +37,12 @@ class StudioServer(uvicorn.Server):
         self._signalled_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening; `stop` needs the loop from here on."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the shutdown; another signal ends the process at once."""
         now = time.monotonic()
         if self._signalled_at is None:
             self._signalled_at = now

@@ -37,6 +37,7 @@ class LineFormatter(logging.Formatter):
         self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, with the id of the request that it belongs to."""
         try:
             message = record.getMessage().rstrip("\n")
         except (TypeError, ValueError, KeyError):  # wrong arguments must not lose the line

@@ -44,8 +44,9 @@ def located(value: Any, job_folder: Path) -> Any:
 
 
 def without_old_home(old: Any, new: Any) -> Any:
-    """Migrate a record of an earlier version: an absolute path that ends like the relative one of ``new`` becomes that
-    one, wherever the home was.
+    """Migrate a record of an earlier version, wherever the home was.
+
+    An absolute path that ends like the relative one of ``new`` becomes that one.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         return {key: without_old_home(item, new.get(key)) for key, item in old.items()}

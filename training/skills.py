@@ -95,6 +95,7 @@ class Action:
 
     @property
     def skill(self) -> str:
+        """Name of the skill: `box`, `zoom`, `line`, `mark` or `predict`."""
         return SKILL[self.name]
 
 

@@ -52,6 +52,7 @@ class CheckpointInfo:
 
     @property
     def context_len(self) -> int:
+        """Tokens of the longest sequence; 0 without a readable config."""
         return self.config.transformer.context_len if self.config else 0
 
     @property

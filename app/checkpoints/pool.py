@@ -27,8 +27,10 @@ T = TypeVar("T")
 
 
 class Lease:
-    """The right to use a loaded checkpoint until `release`. As a context manager, it is released only if the block
-    raises."""
+    """The right to use a loaded checkpoint until `release`.
+
+    As a context manager, it is released only if the block raises.
+    """
 
     def __init__(self, pool: EnginePool, name: str, version: int) -> None:
         self._pool = pool
@@ -89,6 +91,7 @@ class EnginePool:
     @contextlib.asynccontextmanager
     async def swapping(self, info: CheckpointInfo, version: int, *, drain: Drain | None = None) -> AsyncIterator[None]:
         """Validate the folder and load it next to the running checkpoints; the block then makes it the active one.
+
         Nothing is borrowed meanwhile. `drain` waits for (or cancels) running traces if memory cannot hold both.
 
         Raises:
@@ -139,8 +142,7 @@ class EnginePool:
 
     @contextlib.asynccontextmanager
     async def without(self, name: str, *, unload: bool) -> AsyncIterator[bool]:
-        """Block all loads while the block runs; yields whether `name` is not loaded. `unload` unloads it if
-        idle."""
+        """Block all loads while the block runs; yields whether `name` is not loaded. `unload` unloads it if idle."""
         async with self._lock:
             if unload and name in self._generation.status().loaded and name not in self._borrowed:
                 await self._unload(name)

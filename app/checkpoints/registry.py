@@ -66,8 +66,7 @@ class CheckpointRegistry:
         roots: tuple[Path, ...] = (),
         fetch: Callable[[str], Awaitable[Path]],
     ) -> None:
-        """`home` is OMNI_R1_HOME; `roots` are further allowed folders; `fetch` downloads a hub id
-        (:class:`app.checkpoints.hub.HubFetcher`)."""
+        """`home` is OMNI_R1_HOME; `roots` are further allowed folders; `fetch` downloads a hub id."""
         self._db = db
         self._server_id = server_id
         self.pool = pool
@@ -251,8 +250,9 @@ class CheckpointRegistry:
     # ---- start
 
     async def choose(self) -> list[CheckpointInfo]:
-        """Candidates for the active checkpoint, best first: the configured one (fetched if it is a hub id), the last
-        active one, the shipped one, any other. The first becomes active.
+        """Candidates for the active checkpoint, best first; the first becomes active.
+
+        These are the configured one (fetched if it is a hub id), the last active one, the shipped one, and the others.
 
         Raises:
             NoCheckpoint: none is usable, or OMNI_R1_CHECKPOINT is not.

@@ -32,6 +32,8 @@ GUESSABLE = 16
 
 @dataclass(frozen=True)
 class Finding:
+    """The result of one check; `bad` means that the studio cannot serve."""
+
     check: str
     state: Literal["ok", "note", "bad"]
     detail: str

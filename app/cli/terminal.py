@@ -33,6 +33,7 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str) -> str:
+    """The cleaned text with single spaces instead of line feeds and other white space."""
     return " ".join(clean(text).split())
 
 

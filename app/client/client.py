@@ -85,6 +85,7 @@ class Client(JobCalls):
         self.close()
 
     def close(self) -> None:
+        """Closes the connections; later calls fail."""
         self._http.close()
 
     # Traces
@@ -120,6 +121,7 @@ class Client(JobCalls):
         return cast(Trace, self._json("POST", "/v1/traces", json=body, headers=headers))
 
     def trace(self, trace_id: str) -> Trace:
+        """A trace with its steps so far. Raises NotFound."""
         return cast(Trace, self._json("GET", _path("traces", trace_id)))
 
     def traces(
@@ -147,9 +149,11 @@ class Client(JobCalls):
         return cast(Page, self._json("GET", "/v1/traces", params=params))
 
     def pause(self, trace_id: str) -> Trace:
+        """Pauses a trace at the end of its running step; no-op for paused and ended traces."""
         return cast(Trace, self._json("POST", _path("traces", trace_id, "pause")))
 
     def continue_(self, trace_id: str, mode: Mode = "step") -> Trace:
+        """Runs one more step of a paused trace, or with `auto` the rest. Raises Conflict unless it is paused."""
         return cast(Trace, self._json("POST", _path("traces", trace_id, "continue"), json={"mode": mode}))
 
     def cancel(self, trace_id: str) -> Trace:
@@ -157,6 +161,7 @@ class Client(JobCalls):
         return cast(Trace, self._json("POST", _path("traces", trace_id, "cancel")))
 
     def delete(self, trace_id: str) -> None:
+        """Deletes a trace with its events and partial images; an active one is cancelled first."""
         self._request("DELETE", _path("traces", trace_id))
 
     def events(self, trace_id: str, after: int = 0, *, give_up_s: float = GIVE_UP_S) -> Iterator[Event]:
@@ -203,6 +208,7 @@ class Client(JobCalls):
     # System
 
     def limits(self) -> Limits:
+        """The limits of requests to the active checkpoint."""
         return cast(Limits, self._json("GET", "/v1/limits"))
 
     def count(self, question: str, images: int = 0) -> Budget:
@@ -223,9 +229,11 @@ class Client(JobCalls):
         return cast(Reward, self._json("POST", "/v1/rewards", json=body))
 
     def checkpoints(self) -> list[dict[str, Any]]:
+        """All checkpoints that the server knows, unusable ones with their problem."""
         return cast(list[dict[str, Any]], self._json("GET", "/v1/checkpoints")["data"])
 
     def checkpoint(self, checkpoint_id: str) -> dict[str, Any]:
+        """One checkpoint by its name or hub id. Raises NotFound."""
         return self._json("GET", _path("checkpoints", checkpoint_id))
 
     def register_checkpoint(
@@ -237,8 +245,11 @@ class Client(JobCalls):
         return self._json("POST", "/v1/checkpoints", json=body, headers=headers, timeout=PATIENT)
 
     def activate(self, checkpoint_id: str, *, drain: Drain | None = None) -> dict[str, Any]:
-        """Activates a checkpoint for new traces; returns when it is active. If memory cannot hold both, `drain` waits
-        for running traces or cancels them. Raises Conflict, BadInput, ServerFailed (507: memory) without changes."""
+        """Activates a checkpoint for new traces; returns when it is active.
+
+        If memory cannot hold both, `drain` waits for running traces or cancels them. Raises Conflict, BadInput,
+        ServerFailed (507: memory) without changes.
+        """
         body = {"drain": drain} if drain else {}
         return self._json("POST", _path("checkpoints", checkpoint_id, "activate"), json=body, timeout=PATIENT)
 
@@ -248,6 +259,7 @@ class Client(JobCalls):
         self._request("DELETE", _path("checkpoints", checkpoint_id), params=params)
 
     def models(self) -> list[dict[str, Any]]:
+        """The usable checkpoints in the form of an OpenAI model list."""
         return cast(list[dict[str, Any]], self._json("GET", "/v1/models")["data"])
 
     def readiness(self) -> Readiness:
@@ -258,6 +270,7 @@ class Client(JobCalls):
         return cast(Readiness, _object(response))
 
     def alive(self) -> bool:
+        """Whether the process answers, ready or not."""
         try:
             return self._send("GET", "/livez").status_code == 200
         except OmniError:

@@ -1,16 +1,16 @@
 """Exceptions of `app.client`, and their mapping from server responses.
 
 OmniError
-├── ServerUnreachable        no response, or the connection broke and could not be restored
-├── MalformedAnswer          the response is not from this API
-└── ApiError                 an error response: status, code, detail (problem+json)
-    ├── BadInput             400, 413, 415, 421, 422: the request must change
-    ├── NotAllowed           401, 403
-    ├── NotFound             404
-    ├── Conflict             409
-    ├── QueueFull            429, with retry_after
-    └── ServerFailed         5xx
-        └── NotReady         503
+├── ServerUnreachable
+├── MalformedAnswer
+└── ApiError
+    ├── BadInput
+    ├── NotAllowed
+    ├── NotFound
+    ├── Conflict
+    ├── QueueFull
+    └── ServerFailed
+        └── NotReady
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class OmniError(Exception):
 
 
 class ServerUnreachable(OmniError):
-    pass
+    """No response, or the connection broke and could not be restored."""
 
 
 class MalformedAnswer(OmniError):
-    pass
+    """The response is not from this API."""
 
 
 class ApiError(OmniError):
@@ -47,31 +47,31 @@ class ApiError(OmniError):
 
 
 class BadInput(ApiError):
-    pass
+    """400, 413, 415, 421, 422: the request must change."""
 
 
 class NotAllowed(ApiError):
-    pass
+    """401, 403: the key is missing or wrong, or the request came from another site."""
 
 
 class NotFound(ApiError):
-    pass
+    """404: nothing has this id."""
 
 
 class Conflict(ApiError):
-    pass
+    """409: impossible in the present state."""
 
 
 class QueueFull(ApiError):
-    pass
+    """429: try again after `retry_after` seconds."""
 
 
 class ServerFailed(ApiError):
-    pass
+    """5xx: the fault is not in the request."""
 
 
 class NotReady(ServerFailed):
-    pass
+    """503: the server starts, stops or cannot reach its database."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

@@ -41,6 +41,7 @@ class JobCalls:
         return cast(Dataset, self._json("POST", "/v1/datasets", content=data, headers=headers))
 
     def job(self: _Connection, job_id: str) -> Job:
+        """A job with its progress, result and checkpoints. Raises NotFound."""
         return cast(Job, self._json("GET", _path(job_id)))
 
     def jobs(

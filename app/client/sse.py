@@ -28,6 +28,7 @@ class Event:
 
     @property
     def terminal(self) -> bool:
+        """Whether this is the last event of a trace."""
         return self.type in TERMINAL_EVENTS
 
 
@@ -111,6 +112,7 @@ class Cursor:
         self.done = False
 
     def accept(self, event: Event) -> bool:
+        """Takes the next event and moves the position; see the class."""
         if self.done or event.seq <= self.seq:
             return False
         if event.seq != self.seq + 1:
@@ -123,6 +125,7 @@ class Cursor:
         """The server closed the stream; for traces the terminal event decides whether more follows."""
 
     def headers(self) -> dict[str, str]:
+        """Headers of a request that continues from this position."""
         position = {"Last-Event-ID": str(self.seq)} if self.seq else {}
         return {"Accept": "text/event-stream", "Cache-Control": "no-store", **position}
 
@@ -135,10 +138,12 @@ class JobCursor(Cursor):
         self._ended = False
 
     def accept(self, event: Event) -> bool:
+        """Also notes whether the event ends the job."""
         fresh = super().accept(event)
         if fresh:
             self._ended = event.type == "job.status" and event.data.get("status") in JOB_TERMINAL
         return fresh
 
     def closed(self) -> None:
+        """The log is complete if its last event was an end of the job."""
         self.done = self._ended

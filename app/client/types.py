@@ -11,12 +11,16 @@ from app.contract.words import Fit, JobStatus, Mode, Slice, Status
 
 
 class ImageRef(TypedDict):
+    """An image of a question, by `image_id` or as `data_url`, and how it becomes a square."""
+
     image_id: NotRequired[str]
     data_url: NotRequired[str]
     fit: NotRequired[Fit]
 
 
 class Sampling(TypedDict, total=False):
+    """How tokens are drawn; the checkpoint has defaults for missing keys."""
+
     temperature: float
     top_p: float
     seed: int
@@ -25,6 +29,8 @@ class Sampling(TypedDict, total=False):
 
 
 class StoredImage(TypedDict):
+    """An image on the server: `url` is a path there, width and height are in pixels."""
+
     image_id: str
     url: str
     width: int
@@ -32,17 +38,23 @@ class StoredImage(TypedDict):
 
 
 class StepImage(StoredImage):
+    """An image that a step drew, its skill and the statistics of its codes."""
+
     skill: NotRequired[str | None]
     stats: dict[str, Any]
 
 
 class Step(TypedDict):
+    """A step of a trace: its text, and the image that ends it."""
+
     index: int
     text: str
     image: NotRequired[StepImage | None]
 
 
 class Verdict(TypedDict):
+    """The checkers' judgement of a trace that answers a task of the world."""
+
     answer: Literal["right", "wrong"]
     drawings_right: int
     drawings_total: int
@@ -75,6 +87,8 @@ class Trace(TypedDict):
 
 
 class TaskStep(TypedDict):
+    """A step of a reference solution; `action` is the call that draws its image."""
+
     index: int
     text: str
     skill: str
@@ -83,6 +97,8 @@ class TaskStep(TypedDict):
 
 
 class Task(TypedDict):
+    """A task of the procedural world; `answer` and `steps` only if revealed."""
+
     task_id: str
     slice: Slice
     family: str
@@ -95,11 +111,15 @@ class Task(TypedDict):
 
 
 class Page(TypedDict):
+    """A page of traces; `has_more` if older ones follow."""
+
     data: list[Trace]
     has_more: bool
 
 
 class Limits(TypedDict):
+    """Limits of a request, in tokens, images, characters and bytes, and the state of the queue."""
+
     context_len: int
     tokens_per_image: int
     images: dict[str, int]
@@ -109,12 +129,16 @@ class Limits(TypedDict):
 
 
 class Budget(TypedDict):
+    """Tokens of a question, and the room left after it in tokens and in whole images."""
+
     prompt_tokens: int
     room_tokens: int
     room_images: int
 
 
 class Readiness(TypedDict):
+    """State of the server; `detail` says what it waits for or what failed."""
+
     phase: Literal["starting", "ready", "stopping", "failed"]
     checkpoint: str | None
     weight_version: int | None
@@ -133,6 +157,8 @@ class Reward(TypedDict):
 
 
 class Progress(TypedDict):
+    """Position in a job's stage; `eta_s` is the estimate of the remaining seconds."""
+
     stage: str | None
     step: int | None
     total: int | None
@@ -141,12 +167,16 @@ class Progress(TypedDict):
 
 
 class JobError(TypedDict):
+    """Why a job failed; `log_tail` has the last lines of its worker."""
+
     code: str
     detail: str
     log_tail: NotRequired[list[str]]
 
 
 class JobCheckpoint(TypedDict):
+    """A checkpoint that a job wrote, with the metrics of its step."""
+
     name: str
     stage: str | None
     step: int | None
@@ -178,17 +208,23 @@ class Job(TypedDict):
 
 
 class Dataset(TypedDict):
+    """An uploaded file; a job names its `path`."""
+
     path: str
     rows: int
     bytes: int
 
 
 class JobPage(TypedDict):
+    """A page of jobs; `has_more` if older ones follow."""
+
     data: list[Job]
     has_more: bool
 
 
 class MetricsRow(TypedDict):
+    """The metrics of one training step; `seq` is the position in the job's log."""
+
     seq: int
     stage: str
     step: int
@@ -197,5 +233,7 @@ class MetricsRow(TypedDict):
 
 
 class MetricsPage(TypedDict):
+    """A page of metrics; `has_more` if later rows follow."""
+
     data: list[MetricsRow]
     has_more: bool

@@ -69,6 +69,7 @@ class MetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count a request when its response starts, with the seconds until then."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

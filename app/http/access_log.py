@@ -30,6 +30,7 @@ class AccessLog:
         self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give the request an id, the client's own if it is sane, and log its end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

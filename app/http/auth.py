@@ -54,6 +54,7 @@ class GuardMiddleware:
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reject requests for other hosts, from other origins, and with bodies above the limit."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -180,6 +181,7 @@ class KeyMiddleware:
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reject requests without the key, after reading their body."""
         if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return

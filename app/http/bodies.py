@@ -30,6 +30,7 @@ class BodyMiddleware:
         self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body before the app runs: into memory if it is small, else into a file."""
         if scope["type"] != "http" or scope["method"] not in METHODS or scope["path"].rstrip("/") in STREAMED:
             await self._app(scope, receive, send)
             return

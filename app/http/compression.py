@@ -17,6 +17,7 @@ class Gzip(GZipMiddleware):
         super().__init__(app, minimum_size=SMALLEST, compresslevel=LEVEL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reduce `Accept-Encoding` to one coding: Starlette ignores weights."""
         if scope["type"] == "http":
             accepted = b"gzip" if accepts_gzip(Headers(scope=scope).getlist("accept-encoding")) else b"identity"
             kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]

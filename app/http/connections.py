@@ -190,6 +190,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(app_state=self._own_state, **options)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register the connection and start the deadline of its first request head."""
         assert isinstance(transport, asyncio.Transport)
         self._guard.arriving = max(0, self._guard.arriving - 1)
         connection = self._connection = Connection(self._guard, transport)
@@ -199,17 +200,20 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Unregister the connection."""
         if self._connection is not None:
             self._connection.closed()
             self._own_state.pop(STATE, None)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
+        """Start the deadline for a client that does not read."""
         if self._connection is not None:
             self._connection.pause()
         super().pause_writing()
 
     def resume_writing(self) -> None:
+        """End that deadline."""
         if self._connection is not None:
             self._connection.resume()
         super().resume_writing()
@@ -257,6 +261,7 @@ class Listener(socket.socket):
             self.rejected.popleft().close()
 
     def close(self) -> None:
+        """Close the socket and the rejected connections that still linger."""
         for connection in self.rejected:
             connection.close()
         super().close()
@@ -277,6 +282,7 @@ class PatienceMiddleware:
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count the connection as busy during the request, and put a deadline on its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

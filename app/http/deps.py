@@ -67,7 +67,7 @@ class Services:
 
 
 async def services(request: Request) -> Services:
-    """The services of the app. (A coroutine: FastAPI runs plain functions in a thread.)"""
+    """The services of the app; a coroutine, since FastAPI runs plain functions in a thread."""
     found: Services = request.app.state.services
     return found
 
@@ -146,9 +146,13 @@ async def create_once(
 class Followed(Protocol):
     """A service with event logs: traces, jobs."""
 
-    async def past_the_end(self, id_: str, after: int, /) -> bool: ...
+    async def past_the_end(self, id_: str, after: int, /) -> bool:
+        """Whether the log has ended and has no event after `after`; raises Problem for an unknown id."""
+        ...
 
-    def read(self, id_: str, after: int, /) -> AsyncIterator[bytes]: ...
+    def read(self, id_: str, after: int, /) -> AsyncIterator[bytes]:
+        """The events after `after` as server-sent events, live until the log ends."""
+        ...
 
 
 async def follow(service: Followed, id_: str, after: int) -> Response:

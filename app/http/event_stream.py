@@ -39,6 +39,7 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the frames; only the head to `HEAD`, and 503 if too many streams are open."""
         if HEAD_ONLY in scope:
             async with contextlib.aclosing(self._frames):  # type: ignore[type-var]
                 await self._head(send)

@@ -57,6 +57,7 @@ class PageGate:
         self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward what the pages need, and reject everything else."""
         if scope["type"] != "http":
             await self._page(scope, receive, send)
             return

@@ -31,6 +31,7 @@ class JobEvents:
 
     @property
     def open_streams(self) -> int:
+        """Number of readers, over all jobs."""
         return sum(len(readers) for readers in self._readers.values())
 
     def wake(self, job_id: str) -> None:

@@ -79,8 +79,10 @@ class ServerWatch:
         return server_id in self._dead
 
     def beat(self, active: Iterable[str] = ()) -> list[str]:
-        """Send a heartbeat and end the work of dead servers; returns the `active` traces that another server ended.
-        Blocking."""
+        """Send a heartbeat and end the work of dead servers; blocking.
+
+        Returns the `active` traces that another server ended.
+        """
         with self._db.write() as connection:
             self._send(connection)
             self._dead = self._find_dead(connection)

@@ -39,6 +39,7 @@ class Job:
 
     @property
     def method(self) -> str:
+        """`pesft`, `perpo`, `zero`, `benchmark` or `pipeline`."""
         return str(self.spec["method"])
 
 

@@ -77,17 +77,19 @@ class SQLite:
         event.listen(self.engine, "begin", self._on_begin)
 
     def check(self, connection: Connection) -> None:
-        pass
+        """Every SQLite file can store the data."""
 
     def be_patient(self, connection: Connection) -> None:
-        pass
+        """Nothing to do: servers do not share a file."""
 
     def migrated(self) -> None:
+        """Remember the file, and let only its owner read it."""
         self._inode = self._path.stat().st_ino
         with contextlib.suppress(PermissionError):  # owned by another user of the group
             self._path.chmod(0o600)
 
     def check_there(self) -> None:
+        """Raise DatabaseGone if the file is not the one that was opened."""
         # A deleted SQLite file that is still open keeps accepting writes, which are lost.
         if self._inode is None:
             return
@@ -144,6 +146,7 @@ class PostgreSQL:
         event.listen(self.engine, "begin", self._on_begin)
 
     def check(self, connection: Connection) -> None:
+        """Raise DatabaseUnusable unless the encoding is UTF-8."""
         encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
         if encoding != "UTF8":
             raise DatabaseUnusable(
@@ -152,15 +155,16 @@ class PostgreSQL:
             )
 
     def be_patient(self, connection: Connection) -> None:
+        """Lengthen the lock timeout and lift the deadlines of statements."""
         connection.exec_driver_sql(f"SET lock_timeout = '{MIGRATION_LOCK_TIMEOUT_S}s'")
         for name in DEADLINES:
             connection.exec_driver_sql(f"SET {name} = 0")
 
     def migrated(self) -> None:
-        pass
+        """Nothing to remember: the server looks after its database."""
 
     def check_there(self) -> None:
-        pass
+        """Nothing to do: statements on a lost database fail by themselves."""
 
     @staticmethod
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -195,6 +199,7 @@ class Text(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Replace NUL for PostgreSQL."""
         if value is not None and "\0" in value and dialect.name == "postgresql":
             return value.replace("\0", "\ufffd")
         return value

@@ -117,8 +117,10 @@ class ImageStore:
         return stored
 
     def bring(self, png: bytes) -> StoredImage:
-        """Write a PNG from the engine as it is. Its row is added by `enter` in the commit of the event that shows it;
-        until `settle` the sweep keeps the file."""
+        """Write a PNG from the engine as it is.
+
+        Its row is added by `enter` in the commit of the event that shows it; until `settle` the sweep keeps the file.
+        """
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             width, height = image.size
         image_id = hashlib.sha256(png).hexdigest()

@@ -48,6 +48,7 @@ class Reader:
         self.woken = False
 
     def wake(self) -> None:
+        """End the current wait; without one, the next `wait` returns at once."""
         self.woken = True
         self._go_on()
 
@@ -63,6 +64,7 @@ class Reader:
         return self.woken
 
     def close(self) -> None:
+        """Cancel the timer."""
         self._timer.cancel()
 
     def _ring(self) -> None:

@@ -85,7 +85,8 @@ class Spool:
         Args:
             request: its body must be unread.
             raw: accepted content types (`image/*`) besides forms.
-            code: problem code of the 415 for other types, with `detail`.
+            code: problem code of the 415 for other types.
+            detail: its detail.
         """
         kind, _, options = request.headers.get("content-type", "").partition(";")
         kind = kind.strip().lower()
@@ -120,10 +121,12 @@ class Writing:
         self.hash = hashlib.sha256()
 
     def add(self, data: bytes | bytearray) -> None:
+        """Hold bytes in memory until the next `flush`."""
         self._held += data
         self.size += len(data)
 
     async def flush(self, at_least: int) -> None:
+        """Write the held bytes in a thread, once there are `at_least` many."""
         if len(self._held) >= at_least:
             held, self._held = self._held, bytearray()
             await asyncio.get_running_loop().run_in_executor(self._threads, self._write, held)

@@ -71,9 +71,11 @@ class LiveLog:
 
     @property
     def last(self) -> int:
+        """Number of the last committed event, 0 before the first."""
         return (self.base or 0) + len(self.frames)
 
     def wake(self) -> None:
+        """Wake all readers of this trace."""
         for reader in self.readers:
             reader.wake()
 
@@ -216,6 +218,7 @@ class EventLog:
 
     @property
     def traces_in_memory(self) -> int:
+        """Number of traces whose frames are kept."""
         return len(self._live)
 
     async def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:

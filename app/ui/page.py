@@ -83,6 +83,8 @@ def mount_ui(app: FastAPI, client: Client) -> None:
 
 
 async def _stop_queue(blocks: gr.Blocks) -> None:
-    """Gradio's queue polls a thousand times a second, which costs an idle server 6 % of a core. The pages queue no
-    events, and Gradio has no setting for it."""
+    """Stop Gradio's queue: it polls a thousand times a second, which costs an idle server 6 % of a core.
+
+    The pages queue no events, and Gradio has no setting for it.
+    """
     blocks._queue.close()

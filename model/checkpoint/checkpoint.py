@@ -197,14 +197,14 @@ def save_checkpoint(
     Args:
         folder: final path; the parent is created.
         config: written with ``tie_word_embeddings: false``.
-        transformer_state: state dict of :class:`model.nets.transformer.Transformer`; cast to ``dtype`` (None: as it
-        is), q/k
-            norms written as (heads, head_dim).
+        transformer_state: state dict of :class:`model.nets.transformer.Transformer`; q/k norms are written as (heads,
+            head_dim).
         tokenizer: object or path of a ``tokenizer.json``.
         manifest: hashes are filled in.
         vq_state: state dict of :class:`model.nets.vq.VQModel`, written in its own precision.
         vq_file: instead, a ``model-vq.safetensors`` to copy byte for byte.
         generation: sampling defaults.
+        dtype: of the transformer in the file; None: as it is.
         extra_state: further tensors for the language model's shard (the projection W as ``perception.weight``).
         card: text of ``README.md``; made from the manifest when absent.
         write_extra: called with the staging folder, to add more (``train/``) under the same rename.

@@ -126,9 +126,7 @@ def convert_state(weights: Mapping[str, Tensor], config: TransformerConfig) -> d
 
 
 def split_halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder the rows of each head from Meta's interleaved rotary order (x0 y0 x1 y1 ...) to HF's (x0 x1 ... y0 y1
-    ...).
-    """
+    """Reorder the rows of each head from Meta's rotary order (x0 y0 x1 y1 ...) to HF's (x0 x1 ... y0 y1 ...)."""
     heads = weight.shape[0] // head_dim
     pairs = weight.reshape(heads, head_dim // 2, 2, *weight.shape[1:])
     return pairs.transpose(1, 2).reshape(weight.shape).contiguous()

@@ -1,9 +1,8 @@
-"""Fetches one checkpoint from the hub: ``python -m model.checkpoint.hub_child OWNER/NAME``, started by
-:mod:`app.checkpoints.hub`.
+"""Fetches one checkpoint from the hub: ``python -m model.checkpoint.hub_child OWNER/NAME``.
 
-Unlike a thread, a process can be killed at any moment, whatever the hub does. It reports on stdout, one JSON object per
-line: ``{"bytes": n}`` as data arrives (0 once the files are listed), and finally ``{"folder": …}`` or ``{"error":
-{"code", "detail"}}``. It exits when its stdin closes, that is, with the server.
+:mod:`app.checkpoints.hub` starts it. Unlike a thread, a process can be killed at any moment, whatever the hub does. It
+reports on stdout, one JSON object per line: ``{"bytes": n}`` as data arrives (0 once the files are listed), and finally
+``{"folder": …}`` or ``{"error": {"code", "detail"}}``. It exits when its stdin closes, that is, with the server.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ REPORT_EVERY_S = 1.0
 
 
 def main(repo_id: str) -> None:
+    """Fetch a checkpoint; write its folder, or the error, as the last line of JSON to stdout."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _report({"folder": str(fetch(repo_id, tqdm_class=_progress()))})

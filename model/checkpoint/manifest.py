@@ -166,8 +166,9 @@ class GenerationDefaults:
 
     @classmethod
     def read(cls, folder: str | Path) -> GenerationDefaults:
-        """Read ``generation_config.json``: only these two fields, as the released 7B files name a wrong BOS and a
-        repetition penalty that would spoil images.
+        """Read these two fields of ``generation_config.json``.
+
+        The others are ignored: the released 7B files name a wrong BOS and a repetition penalty that would spoil images.
         """
         try:
             data = read_json(Path(folder) / "generation_config.json")

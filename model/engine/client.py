@@ -87,6 +87,7 @@ class EngineClient(abc.ABC):
         self._next_ticket = 0
 
     def status(self) -> EngineStatus:
+        """The latest report of the worker, kept on this side."""
         return self._status
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Output]:
@@ -205,8 +206,10 @@ class EngineProcess(EngineClient):
         num_threads: int = 1,
         command: Sequence[str] | None = None,
     ) -> None:
-        """`checkpoints` maps names to folders in order of priority; versions default to 1. `device` is auto, cpu, cuda
-        or mps. `command` replaces the child's command line in tests; the socket's number is appended.
+        """`checkpoints` maps names to folders in order of priority; versions default to 1.
+
+        `device` is auto, cpu, cuda or mps. `command` replaces the child's command line in tests; the socket's number is
+        appended.
         """
         super().__init__()
         versions = weight_versions or {}
@@ -226,6 +229,7 @@ class EngineProcess(EngineClient):
 
     def spawn(self) -> None:
         """Start the child from any thread, without an event loop, so that it loads while the parent still imports.
+
         Optional: `start` spawns it otherwise.
         """
         if self._process is not None:
@@ -274,10 +278,12 @@ class EngineProcess(EngineClient):
         await self._reap(patience=CLOSE_S)
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
+        """Load, and remember the checkpoint for the next child."""
         await super().load(name, folder, weight_version)
         self._checkpoints[name] = (str(folder), weight_version)
 
     async def unload(self, name: str) -> None:
+        """Unload, also for the next child."""
         await super().unload(name)
         self._checkpoints.pop(name, None)
 

@@ -61,8 +61,9 @@ def free_bytes(device: torch.device | None) -> int:
 
 
 def _cgroup(name: str) -> list[int]:
-    """A cgroup limit or counter as a list of one (for `memory.stat`, the reclaimable file cache); empty when missing or
-    "max".
+    """A cgroup limit or counter as a list of one; empty when missing or "max".
+
+    For `memory.stat`, the reclaimable file cache.
     """
     try:
         words = Path("/sys/fs/cgroup", name).read_text().split()

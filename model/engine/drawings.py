@@ -67,8 +67,9 @@ class _Draw:
     model: Model
 
     def __call__(self, jobs: list[Job]) -> list[ImageResult]:
-        """Decode a batch; the first image of a trace also carries the question's image as the model sees it, if
-        requested.
+        """Decode a batch.
+
+        The first image of a trace also carries the question's image as the model sees it, if requested.
         """
         firsts = [live for live, job in jobs if live.request.show_seen and job.is_first]
         unseen = [(live, live.previous) for live in firsts if live.seen is None and live.previous is not None]

@@ -127,10 +127,12 @@ class Engine:
 
     @property
     def num_running(self) -> int:
+        """Sequences with a slot."""
         return len(self.scheduler.running)
 
     @property
     def num_waiting(self) -> int:
+        """Sequences without a slot."""
         return len(self.scheduler.waiting)
 
     def add_request(

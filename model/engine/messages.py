@@ -107,8 +107,11 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ended in an error. Codes: engine_died, engine_error, unknown_checkpoint, prompt_too_long,
-    bad_image, bad_resume, weights_gone, not_ready."""
+    """The request ended in an error.
+
+    Codes: engine_died, engine_error, unknown_checkpoint, prompt_too_long, bad_image, bad_resume, weights_gone,
+    not_ready.
+    """
 
     code: str
     detail: str
@@ -155,7 +158,9 @@ class Generation(Protocol):
     async def close(self) -> None:
         """Stop the engine and wait for its exit; live requests end with Failed(code="interrupted")."""
 
-    def status(self) -> EngineStatus: ...
+    def status(self) -> EngineStatus:
+        """The latest known state; returns at once."""
+        ...
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
         """Load a checkpoint next to the others; a loaded one of the same name is only replaced for new requests.
@@ -184,5 +189,7 @@ class Generation(Protocol):
         """Abort a request; returns once it holds no slot. Its iterator ends with Cancelled."""
 
     async def memory(self) -> dict[str, Any]:
-        """Bytes held by the engine: {rss, weights, kv_cache, stash, models {name: bytes}, retired}, `free` and `total`
-        of its device, and the device's name."""
+        """Bytes held by the engine, `free` and `total` of its device, and the device's name.
+
+        Held are {rss, weights, kv_cache, stash, models {name: bytes}, retired}.
+        """

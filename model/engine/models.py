@@ -133,8 +133,9 @@ class Models:
         num_threads: int | None,
         wait_for_images: Callable[[float], None] = lambda _most_s: None,
     ) -> None:
-        """The loading thread calls `wait_for_images` between pieces of its work; it blocks at most that long. Loading
-        competes with the streams for the core and the GIL.
+        """The loading thread calls `wait_for_images` between pieces of its work; it blocks at most that long.
+
+        Loading competes with the streams for the core and the GIL.
         """
         self._post, self._wait_for_images = post, partial(wait_for_images, MAX_IMAGE_WAIT_S)
         self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads

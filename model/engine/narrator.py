@@ -47,8 +47,9 @@ class ImageJob:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward}; `seen` is the decoded
-    `previous` of the job, if requested.
+    """A decoded image; `seen` is the decoded `previous` of the job, if requested.
+
+    `stats` only for final ones: {codes, flatness, tv, perception_reward}.
     """
 
     png: bytes
@@ -83,8 +84,9 @@ class Narrator:
         skip: int = 0,
         step_mode: bool = False,
     ) -> None:
-        """`previous` are the codes of the question's last image, `skip` the number of parse events to suppress (a
-        resumed trace feeds its tokens again), `step_mode` whether to pause at the end of each step.
+        """`previous` are the codes of the question's last image, `step_mode` whether to pause after each step.
+
+        `skip` is the number of parse events to suppress: a resumed trace feeds its tokens again.
         """
         self.parser = parser
         self.step_mode = step_mode

@@ -18,6 +18,8 @@ FinishReason = Literal["stop", "length"]
 
 
 class Phase(Enum):
+    """What a sequence draws next."""
+
     TEXT = "text"
     IMAGE = "image"
     DONE = "done"
@@ -35,7 +37,9 @@ class Legal(IntEnum):
 class LegalText(Protocol):
     """The part of a template that the phases need: the ids that may be sampled as text, except begin-image."""
 
-    def text_legal_ids(self) -> list[int]: ...
+    def text_legal_ids(self) -> list[int]:
+        """The token ids that may be sampled as text."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

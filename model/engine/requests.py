@@ -51,6 +51,7 @@ class ResumeState:
         )
 
     def to_bytes(self) -> bytes:
+        """Compressed JSON, for the database."""
         return zlib.compress(json.dumps({"format": _FORMAT, **asdict(self)}).encode())
 
     @classmethod
@@ -69,6 +70,7 @@ class ResumeState:
             raise ResumeError(f"the paused state cannot be read: {error}") from error
 
     def sampling(self) -> SamplingParams:
+        """The parameters that the trace started with."""
         return SamplingParams(**self.params)
 
 

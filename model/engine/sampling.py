@@ -56,8 +56,9 @@ class RowParams:
 
 
 def draw(logits: Tensor, params: RowParams, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [n, V] and uniform numbers [n, 2] in [0, 1) -> indices [n] (-1: rejected), their log-probs [n], all
-    log-probs [n, V]. `uniform` may be None when every row is greedy.
+    """Logits [n, V] and uniform numbers [n, 2] in [0, 1) -> indices [n], their log-probs [n], all log-probs [n, V].
+
+    An index of -1 is a rejected row. `uniform` may be None when every row is greedy.
     """
     logits = logits.float()
     if params.inverse_temperature is not None:

@@ -24,6 +24,7 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
+        """Whether no sequence is running or waiting."""
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:

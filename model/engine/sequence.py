@@ -63,6 +63,8 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 class Status(Enum):
+    """Where a sequence is between arrival and its end."""
+
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"

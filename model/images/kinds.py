@@ -98,7 +98,7 @@ _PNM = re.compile(rb"P[1-7f]\s")
 
 
 def kind_of(data: bytes) -> str:
-    """One of `READABLE`, or a description of the file: ``"a HEIC image"``, ``"an HTML page"``, …"""
+    """One of `READABLE`, or a description of the file such as ``"a HEIC image"`` or ``"an HTML page"``."""
     head = data[:_HEAD]
     if not head:
         return "an empty file"

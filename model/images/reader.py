@@ -38,8 +38,9 @@ _TURNS = {
 
 
 class ImageError(ValueError):
-    """The bytes are not a readable image: `code` (``unsupported_image``, ``image_broken``, ``image_too_large``,
-    ``image_too_narrow``) for programs, `detail` for people.
+    """The bytes are not a readable image: `code` for programs, `detail` for people.
+
+    Codes: ``unsupported_image``, ``image_broken``, ``image_too_large``, ``image_too_narrow``.
     """
 
     def __init__(self, code: str, detail: str) -> None:

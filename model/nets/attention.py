@@ -28,6 +28,7 @@ class CausalAttention:
     """Dense batches [B, T]: every token attends to itself and those before it."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H * K]."""
         out = causal_sdpa(q, k, v)
         return out.flatten(-2)
 
@@ -197,6 +198,7 @@ class PackedAttention:
         self.layout = layout
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [T, H, K], k and v [T, J, K] -> [T, H * K]."""
         layout, heads, kv_heads = self.layout, q.shape[-2], k.shape[-2]
         rows = _Pad.apply(torch.cat([q, k, v.to(q.dtype)], dim=-2), layout)
         outs, start = [], 0

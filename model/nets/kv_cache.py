@@ -50,6 +50,7 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the keys and values together."""
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:

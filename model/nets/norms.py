@@ -20,6 +20,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The result in x's dtype, or in autocast's."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_at_least_fp32(x))
         scale = norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
         unit = x * scale
@@ -30,6 +31,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and weight."""
         unit, weight, scale = ctx.saved_tensors
         grad = grad.to(unit.dtype)
         product = grad * unit
@@ -46,6 +48,7 @@ class QKNormRotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rotation: Tensor, eps: float) -> Tensor:
+        """The result [..., H, K] in x's dtype."""
         source = x.to(_at_least_fp32(x))
         unit, mean, rstd = torch.native_layer_norm(source, (x.shape[-1],), None, None, eps)
         pairs = torch.view_as_complex(_pairs(torch.addcmul(bias, unit, weight)))
@@ -55,6 +58,7 @@ class QKNormRotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Gradients of x, weight and bias."""
         source, unit, mean, rstd, weight, rotation = ctx.saved_tensors
         pairs = torch.view_as_complex(_pairs(grad.to(source.dtype, copy=True)))
         turned = torch.view_as_real(pairs.mul_(rotation.conj())).flatten(-2)

@@ -1,6 +1,6 @@
-"""The Chameleon transformer: one forward for training, prefill and decode (in fp32 on a CPU, a decode step runs the
-same operations on preallocated buffers, see :mod:`model.nets.decode_step`).
+"""The Chameleon transformer: one forward for training, prefill and decode.
 
+In fp32 on a CPU, a decode step runs the same operations on preallocated buffers (:mod:`model.nets.decode_step`).
 Parameter names are those of the HF checkpoints (``model.*``, ``lm_head.*``), so a state dict loads without a map. The
 module only knows token ids and positions, not which ids are codes or legal, nor prompts. The caller passes an
 *attention strategy*: :class:`CausalAttention` (dense batches), :class:`PackedAttention` (documents packed end to end,
@@ -157,10 +157,12 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.lm_head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the weights; under autocast the matrix products have another."""
         return self.lm_head.weight.dtype
 
     def init_weights(self, seed: int) -> None:

@@ -49,6 +49,7 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H, W]."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
@@ -66,6 +67,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # [B, HW, C]
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
@@ -80,6 +82,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H / 2, W / 2]."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -91,6 +94,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2 H, 2 W]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -154,6 +158,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.latent_channels * (2 if config.double_latent else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pixels [B, in_channels, R, R] in [-1, 1] to features."""
         x = self.conv_in(x)
         for level in self._levels():
             x = level.run(x)

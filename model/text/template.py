@@ -1,9 +1,9 @@
-"""The only renderer of prompts and trajectories: parts -> ids + loss mask. The inverse is :mod:`model.text.parser`.
+r"""The only renderer of prompts and trajectories: parts -> ids + loss mask. The inverse is :mod:`model.text.parser`.
 
 A checkpoint's manifest names one of two templates:
 
 * *plain* (Omni-R1): ``BOS, question with its images`` ‖ ``THOUGHT k: text, image`` for each step, then
-  ``\\nFinal Answer: answer, EOS``;
+  ``\nFinal Answer: answer, EOS``;
 * *tagged* (Omni-R1-Zero): ``BOS, prefix, question with its images, suffix`` ‖ ``lead phrase, <thought> text, image
   ... </thought> <answer> answer </answer>, EOS`` with four reserved tokens as brackets.
 

@@ -40,9 +40,7 @@ _MAX_STEPS_IN_ONE_TOKEN = 6
 
 
 class TextTokenizer:
-    """Plain text to ids and back for one checkpoint; :meth:`encode` never returns special ids, decoded text never shows
-    them.
-    """
+    """Plain text to ids and back for one checkpoint; special ids never occur in either direction."""
 
     def __init__(self, folder: str | Path) -> None:
         """Read ``tokenizer.json``.

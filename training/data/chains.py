@@ -109,8 +109,7 @@ def world_chain(task: Task, *, max_steps: int) -> TextChain:
 
 
 def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, by: SplitBy = "auto") -> TextChain:
-    """Convert a row of M3CoT into a chain. The choices are appended to the question, and the answer is ``(B) its
-    text``.
+    """Convert a row of M3CoT into a chain: the question with its choices, and the answer as ``(B) its text``.
 
     Args:
         row: ``id, question, choices, answer (a letter), rationale, domain`` and more.

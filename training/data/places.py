@@ -1,5 +1,4 @@
-"""Image placeholders in a data set's question, converted from any spelling to ``<image_k>`` for
-:mod:`model.text.places`.
+"""Image placeholders in a data set's question: from any spelling to ``<image_k>`` (:mod:`model.text.places`).
 
 ``<image>`` stands for the next image, ``<image_2>`` for the second, ``<image_start>[key]<image_end>`` for the image
 under the row's key. A text that starts with all of its images in order needs no placeholders.

@@ -51,12 +51,14 @@ class Disk:
         on_room: Callable[[], None] = lambda: None,
         on_spared: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Args:
-        folder: of the job.
-        stop: ends every wait once true.
-        on_wait: called with ``{for, needed_bytes, free_bytes}`` when a wait starts.
-        on_room: called when the wait ends.
-        on_spared: called with the number of old optimiser states that were removed.
+        """Set up the hooks; allocates nothing (see :meth:`prepare`).
+
+        Args:
+            folder: of the job.
+            stop: ends every wait once true.
+            on_wait: called with ``{for, needed_bytes, free_bytes}`` when a wait starts.
+            on_room: called when the wait ends.
+            on_spared: called with the number of old optimiser states that were removed.
         """
         self._folder = folder
         self._stop = stop

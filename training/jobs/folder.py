@@ -27,8 +27,7 @@ class WorkerEvent:
 
 
 def read_events(path: Path, offset: int) -> tuple[list[WorkerEvent], int]:
-    """Read complete lines of an `events.jsonl` from byte `offset`, at most about a megabyte; also return the next
-    offset.
+    """Read complete lines of an `events.jsonl` from byte `offset`, about a megabyte; also return the next offset.
 
     Invalid lines (such as half of one, from a killed writer) are skipped.
     """

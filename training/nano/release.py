@@ -1,6 +1,6 @@
-"""Turns a job's checkpoint into a release: name, lineage, results, model card.
+r"""Turns a job's checkpoint into a release: name, lineage, results, model card.
 
-    python -m training.nano.release JOB/checkpoints/x-step-60 model/nano/nano-omni-r1 --before runs/nano/pesft \\
+    python -m training.nano.release JOB/checkpoints/x-step-60 model/nano/nano-omni-r1 --before runs/nano/pesft \
         --evaluation results/summary.json --notes notes.md
 
 Weights and tokenizer stay byte-identical; the training state (``train/``) is dropped.

@@ -46,9 +46,7 @@ class MicroBatch:
 def micro_batches(
     groups: Sequence[RolloutGroup], *, max_tokens: int = MICRO_BATCH_TOKENS, device: str | torch.device = "cpu"
 ) -> list[MicroBatch]:
-    """Split one optimiser batch into parts of at most ``max_tokens`` (or one trajectory); their losses add up to the
-    batch's.
-    """
+    """Split one optimiser batch into parts of at most ``max_tokens`` or one trajectory; the parts' losses add up."""
     rows = [(group.prompt.ids, rollout) for group in groups for rollout in group.rollouts]
     parts: list[list[tuple[tuple[int, ...], Rollout]]] = []
     size = 0

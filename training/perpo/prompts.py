@@ -61,7 +61,8 @@ class WorldPrompts:
     """Tasks of the world, generated and encoded on use."""
 
     def __init__(self, data: UniTasksData, seed: int, template: Template, vq: VQModel) -> None:
-        """
+        """Choose the tasks; ``seed`` is the job's.
+
         Raises:
             ValueError: a seed lies in the evaluation range.
         """
@@ -82,6 +83,7 @@ class WorldPrompts:
         return make_task(self._slices[number % len(self._slices)], self._first + number, level=self._level)
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
+        """Generate the tasks of these numbers, and encode their images."""
         tasks = [self._task(number) for number in numbers]
         codes = encode_images(self._vq, [task.image for task in tasks])
         return [
@@ -150,4 +152,5 @@ class FilePrompts:
         return len(self._prompts)
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
+        """The prompts of these numbers, which were encoded at the start."""
         return [self._prompts[number] for number in numbers]

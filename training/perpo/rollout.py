@@ -97,7 +97,8 @@ class Sampler:
         max_images: int | None = None,
         num_slots: int | None = None,
     ) -> None:
-        """
+        """Build an engine around the module.
+
         Args:
             transformer: the module in training.
             vocab: of the checkpoint.

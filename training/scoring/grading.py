@@ -56,7 +56,7 @@ def is_right(answer: str | None, reference: str) -> bool:
 
 
 def extract_answer(text: str) -> str:
-    """The final answer in a free text: the last ``\\boxed{}``, else what follows the last answer mark, else all."""
+    r"""The final answer in a free text: the last ``\boxed{}``, else what follows the last answer mark, else all."""
     return final_answer(text)
 
 

@@ -79,7 +79,8 @@ class Scorer:
         perception: Perception | None,
         settings: RewardHyperparameters | None = None,
     ) -> None:
-        """
+        """Score trajectories of one checkpoint.
+
         Args:
             template: of the checkpoint; defines a complete trajectory.
             codebook: [K, D] of its VQ.

@@ -133,7 +133,7 @@ def put_small_digit(image: Image.Image, digit: str, left: int, top: int, colour:
 
 
 def place_word(x: float, y: float) -> str:
-    """ "upper left", "middle", "right" … of a point in pixels."""
+    """Where a point in pixels lies, for example "upper left", "middle" or "right"."""
     row = "upper" if y < SIZE * 3 / 8 else "lower" if y > SIZE * 5 / 8 else ""
     column = "left" if x < SIZE * 3 / 8 else "right" if x > SIZE * 5 / 8 else ""
     if row and column:

@@ -24,7 +24,7 @@ def ring(box: Box) -> Box:
 
 
 def plural(shape: str) -> str:
-    """ "crosses"."""
+    """The plural, for example "crosses"."""
     return shape + ("es" if shape.endswith("s") else "s")
 
 

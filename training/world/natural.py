@@ -46,14 +46,17 @@ class Thing:
 
     @property
     def box(self) -> Box:
+        """Left, top, right and bottom of its block in pixels."""
         return self.x, self.y, self.x + BLOCK, self.y + BLOCK
 
     @property
     def name(self) -> str:
+        """Colour and shape, as questions call it."""
         return f"{self.colour} {self.shape}"
 
     @property
     def place(self) -> str:
+        """Its part of the image in words, for example "upper left"."""
         return place_word(*self.centre)
 
 

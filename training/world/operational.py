@@ -49,7 +49,7 @@ def walker_target(cells: Cells, at: tuple[int, int]) -> StateTarget:
 
 
 def join_words(words: list[str]) -> str:
-    """ "up, left and down"."""
+    """The words as a list in prose, for example "up, left and down"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -146,7 +146,7 @@ def slide(cells: Cells, direction: str) -> Cells:
 
 
 def blocks_state(cells: Cells) -> str:
-    """ "Red is at row 1, column 4. …" """
+    """The state as text, a sentence for each block: "Red is at row 1, column 4."."""
     return " ".join(
         f"{name.capitalize()} is at row {r + 1}, column {c + 1}."
         for r, names in enumerate(cells)

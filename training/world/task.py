@@ -85,6 +85,6 @@ class Task:
 
     @property
     def task_id(self) -> str:
-        """ "natural-1000000123"; of the hard split "natural-hard-1000000123"."""
+        """For example "natural-1000000123"; of the hard split "natural-hard-1000000123"."""
         middle = "" if self.split == "normal" else f"-{self.split}"
         return f"{self.slice}{middle}-{self.seed}"

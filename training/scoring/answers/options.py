@@ -74,7 +74,8 @@ class Options:
     def __init__(
         self, choices: Sequence[str] | Mapping[str, str], same: Callable[[str, str], bool], bare: Callable[[str], str]
     ) -> None:
-        """
+        """Label the choices.
+
         Args:
             choices: the texts in order, or by their labels.
             same: whether two texts mean the same.

@@ -87,9 +87,7 @@ _NO_NOUN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value and its unit or noun. ``units`` are all readings of its unit; ``noun`` is the counted thing without a
-    unit.
-    """
+    """A value; ``units`` are all readings of its unit, ``noun`` is the counted thing without a unit."""
 
     value: Fraction
     whole: bool

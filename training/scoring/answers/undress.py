@@ -150,7 +150,7 @@ def whole(reference: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    """The final answer in a text: the last ``\\boxed{}``, else what follows the last answer mark, else all of it."""
+    r"""The final answer in a text: the last ``\boxed{}``, else what follows the last answer mark, else all of it."""
     if len(text) > MAX_CHARS:
         text = f"{text[:_HEAD]}\n{text[_HEAD - MAX_CHARS :]}"
     text = canonical(text)
