@@ -39,7 +39,7 @@ from app.http.connections import PatienceMiddleware
 from app.http.deps import Services, known_query
 from app.http.openapi import add_docs
 from app.http.page_gate import PageGate
-from app.http.routes import checkpoints, datasets, images, jobs, login, rewards, system, tasks, traces
+from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
@@ -55,12 +55,17 @@ from app.storage.idempotency import IdempotencyKeys
 from app.storage.image_intake import ImageIntake
 from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, PartialStore
 from app.storage.uploads import Spool
+from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
+from app.traces.groups import GroupService
 from app.traces.intake import Intake
+from app.traces.judge import Judge
+from app.traces.launch import Launcher
 from app.traces.reader import TraceReader
 from app.traces.runner import TraceRunner
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
+from app.traces.unsure import Unsure
 from app.ui.assets import static_files
 from model.checkpoint.shards import SHIPPED
 from model.engine.messages import Generation
@@ -69,7 +74,7 @@ __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app",
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, images, tasks, jobs, datasets, checkpoints, rewards)
+ROUTES = (system, login, traces, branches, groups, images, tasks, jobs, datasets, checkpoints, rewards)
 # Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
 
@@ -184,6 +189,7 @@ def build_services(
     image_intake = ImageIntake(core.images, spool)
     intake = Intake(core.images, image_intake, registry, core.world)
     servers = ServerWatch(core.db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
+    service = _traces(core, registry, intake, servers)
     services = Services(
         settings=settings,
         db=core.db,
@@ -199,7 +205,9 @@ def build_services(
         partials=core.partials,
         world=core.world,
         intake=intake,
-        traces=_traces(core, registry, intake, servers),
+        traces=service,
+        groups=GroupService(core.db, core.events, service),
+        unsure=Unsure(core.db, core.images, registry, generation),
         jobs=_jobs(core, registry, activation, job_command),
         servers=servers,
         datasets=DatasetStore(home.path),
@@ -229,15 +237,15 @@ def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointR
 def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: ServerWatch) -> TraceService:
     """The traces, wired to the pool, which may cancel them, and to the servers, which may end them."""
     runner = TraceRunner(
-        db=core.db,
         events=core.events,
         generation=core.generation,
         images=core.images,
         partials=core.partials,
-        world=core.world,
+        judge=Judge(core.db, core.images, core.world),
         metrics=core.metrics,
     )
     ping_s, server_id = core.settings.ping_s, lambda: core.home.server_id
+    launcher = Launcher(db=core.db, events=core.events, runner=runner, metrics=core.metrics, server_id=server_id)
     service = TraceService(
         db=core.db,
         events=core.events,
@@ -246,6 +254,8 @@ def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: 
         images=core.images,
         partials=core.partials,
         intake=intake,
+        branches=BranchIntake(core.db, intake, core.images, registry, core.world),
+        launcher=launcher,
         runner=runner,
         reader=TraceReader(core.db, core.events, server_id, ping_s=ping_s, is_dead=servers.is_dead),
         metrics=core.metrics,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from app.common import pools
 from app.common.pools import TooSlow
 from app.http.deps import Services
 from app.storage import database as tables
+from app.storage.database import Database
 from app.storage.home import Home
 
 log = logging.getLogger("omni_r1.server")
@@ -302,3 +304,15 @@ async def _get_root(page: ASGIApp) -> int:
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://127.0.0.1") as client:
         return (await client.get("/")).status_code
+
+
+def reach_database(url: str) -> tuple[str, str | None]:
+    """Where a database is, and why it does not answer; the place contains no password. Blocking."""
+    database = Database(url)
+    try:
+        database.ping()
+    except SQLAlchemyError as error:
+        return database.place, str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    finally:
+        database.close()
+    return database.place, None

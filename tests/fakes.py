@@ -9,13 +9,15 @@ import random
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from model.engine.messages import (
+    Alternative,
+    AlternativesQuery,
     Cancelled,
     Emitted,
     EngineError,
@@ -28,8 +30,8 @@ from model.engine.messages import (
     Paused,
     QueuePosition,
     Started,
+    TraceEvent,
 )
-from model.engine.narrator import TraceEvent
 
 
 def png(colour: tuple[int, int, int] = (255, 255, 255), size: tuple[int, int] = (64, 64), *, box: int = 0) -> bytes:
@@ -234,6 +236,15 @@ class FakeGeneration:
         job.aborted.set()
         await job.stopped.wait()
 
+    async def seen(self, request_id: str) -> bytes:
+        images = self._jobs[request_id].request.images
+        if not images:
+            raise EngineError("not_live", "no image")
+        return images[-1].png
+
+    async def alternatives(self, query: AlternativesQuery) -> list[Alternative]:
+        return [Alternative(token, -0.5 * token) for token in range(1, query.count + 1)]
+
     async def memory(self) -> dict[str, Any]:
         models = {name: self._size(name) for name in self.loaded}
         total = self.memory_mb << 20
@@ -307,7 +318,7 @@ class FakeGeneration:
                 case _:
                     if self.pace_s:
                         await asyncio.sleep(self.pace_s)
-                    yield _with_seen(item, request) if request.show_seen else item
+                    yield item
                     if isinstance(item, Finished | Failed | Cancelled | Paused):
                         return
 
@@ -320,13 +331,6 @@ class FakeGeneration:
             for wait in waits:
                 wait.cancel()
         return aborted.is_set()
-
-
-def _with_seen(item: Output, request: GenerationRequest) -> Output:
-    """Adds the question's image to the first drawing, unless the script sets what the model saw."""
-    if isinstance(item, Emitted) and item.event.type == "image.completed" and item.event.data["step"] == 1:
-        return replace(item, seen=item.seen or request.images[-1].png)
-    return item
 
 
 # ---- a checkpoint without tensors

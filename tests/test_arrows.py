@@ -46,7 +46,7 @@ LIGHT = {
     "model.config",
     "model.engine.client",
     "model.engine.messages",
-    "model.engine.narrator",
+    "model.worker.narrator",
     "model.engine.phases",
     "model.engine.scheduler",
     "model.engine.sequence",
@@ -97,7 +97,7 @@ def _imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:  # `from model.engine import narrator` imports model.engine.narrator
+            for alias in node.names:  # `from model.engine import narrator` imports model.worker.narrator
                 whole = f"{node.module}.{alias.name}"
                 is_module = (ROOT / (whole.replace(".", "/") + ".py")).exists()
                 yield whole if is_module or (ROOT / whole.replace(".", "/")).is_dir() else node.module

@@ -60,6 +60,11 @@ class CheckpointInfo:
         """Codes plus the two image marks."""
         return self.config.vq.codes_per_image + 2 if self.config else 0
 
+    @property
+    def resolution(self) -> int:
+        """Width and height of the model's images in pixels."""
+        return self.config.vq.resolution if self.config else 0
+
 
 def read_folder(folder: Path) -> CheckpointInfo:
     """Read a checkpoint folder; never raises for a bad one."""

@@ -44,6 +44,10 @@ class Lease:
             self._held = False
             self._pool.give_back(self)
 
+    def again(self) -> Lease:
+        """A second lease on the same weights."""
+        return self._pool.lend_again(self)
+
     def __enter__(self) -> Lease:
         return self
 
@@ -214,6 +218,10 @@ class EnginePool:
         self._borrowed[name] += 1
         self._touch(name)
         return Lease(self, name, version)
+
+    def lend_again(self, lease: Lease) -> Lease:
+        """A second lease on the weights of a held one."""
+        return self._lend(lease.name, lease.version)
 
     def _touch(self, name: str) -> None:
         self._clock += 1

@@ -101,6 +101,10 @@ class Registration:
             raise table.taken(info.name)
         return info
 
+    def shown(self, info: CheckpointInfo) -> dict[str, Any]:
+        """The API's JSON of a checkpoint."""
+        return as_json(info, self._registry)
+
     def _forget(self, name: str, claim: Claim) -> None:
         """Revert a registration whose request failed before the database answered."""
         with self._db.write() as connection:
@@ -111,7 +115,7 @@ class Registration:
         assert info.manifest is not None
         base, source = info.manifest.base, info.source
         record = Record(info.name, self._home.recorded(info.folder), base, None, None, None, {}, source, now())
-        shown = as_json(replace(info, record=record), self._registry)
+        shown = self.shown(replace(info, record=record))
         try:
             with self._db.write() as connection:
                 table.add(connection, record)

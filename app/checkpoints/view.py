@@ -10,7 +10,7 @@ from app.checkpoints.registry import CheckpointRegistry
 
 def as_json(info: CheckpointInfo, registry: CheckpointRegistry) -> dict[str, Any]:
     """One entry of `GET /v1/checkpoints`, including its job's lineage and metrics."""
-    manifest, config, record = info.manifest, info.config, info.record
+    manifest, record = info.manifest, info.record
     version = registry.pool.loaded_version(info.name)
     lineage = dict(manifest.lineage) if manifest else {}
     metrics = dict(manifest.extra.get("metrics") or {}) if manifest else {}
@@ -36,7 +36,7 @@ def as_json(info: CheckpointInfo, registry: CheckpointRegistry) -> dict[str, Any
         "images": vars(manifest.images) if manifest else {"min": 0, "max": 0},
         "context_len": info.context_len,
         "tokens_per_image": info.tokens_per_image,
-        "resolution": config.vq.resolution if config else 0,
+        "resolution": info.resolution,
         "lineage": lineage,
         "metrics": metrics,
         "card_notes": manifest.card_notes if manifest else None,

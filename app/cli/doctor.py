@@ -161,21 +161,14 @@ def _disk(home: Path) -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from app.storage.database import Database
-
     if not settings.sqlalchemy_url.startswith("postgresql"):
         return Finding("database", "ok", "SQLite")
-    database = Database(settings.sqlalchemy_url)
-    try:
-        database.ping()
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        return Finding("database", "bad", f"{database.place} is unavailable: {reason}")
-    finally:
-        database.close()
-    return Finding("database", "ok", f"{database.place} answers")
+    from app.runtime import reach_database
+
+    place, problem = reach_database(settings.sqlalchemy_url)
+    if problem is not None:
+        return Finding("database", "bad", f"{place} is unavailable: {problem}")
+    return Finding("database", "ok", f"{place} answers")
 
 
 def _key(settings: Settings) -> Finding:

@@ -16,12 +16,14 @@ MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
 MAX_IMAGES = 16  # per question
 MAX_METADATA_BYTES = 16_384
+CHECKPOINT_NAME_LENGTH = 200
 CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-def _clean_text(value: str) -> str:
+def clean_text(value: str) -> str:
+    """Validator: text that both databases can store."""
     if "\0" in value:
         raise ValueError("must not contain the NUL character")
     return value
@@ -30,10 +32,11 @@ def _clean_text(value: str) -> str:
 def _some_text(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
-    return _clean_text(value)
+    return clean_text(value)
 
 
-def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+def plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Validator: a bounded object that survives JSON."""
     try:
         size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
@@ -41,6 +44,9 @@ def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"must be at most {MAX_METADATA_BYTES} bytes as JSON")
     return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(plain_json)]
 
 
 class In(BaseModel):
@@ -95,7 +101,8 @@ class TraceCreate(In):
     background: bool | None = Field(
         None, description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream"
     )
-    metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
+    n: int = Field(1, ge=1, le=16, description="samples of the question; more than one make a group")
 
 
 class ContinueIn(In):
@@ -107,7 +114,7 @@ class ContinueIn(In):
 class LimitsIn(In):
     """Body of `POST /v1/limits`."""
 
-    question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_clean_text)]
+    question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(clean_text)]
     images: int = Field(1, ge=0, le=MAX_IMAGES)
     checkpoint: str | None = Field(None, min_length=1, max_length=200)
 
@@ -154,6 +161,8 @@ class StepOut(Out):
     index: int
     text: str
     image: StepImage | None = None
+    edited: bool = Field(False, description="a person changed it")
+    source_image_id: str | None = Field(None, description="the image that an edit gave; `image` is what became of it")
 
 
 class SamplingOut(Out):
@@ -170,6 +179,7 @@ class UsageOut(Out):
     """Tokens counted by the engine."""
 
     prompt_tokens: int
+    kept_tokens: int = Field(0, description="given instead of generated")
     completion_tokens: int
     images: int
 
@@ -188,6 +198,16 @@ class VerdictOut(Out):
     answer: Literal["right", "wrong"]
     drawings_right: int
     drawings_total: int
+    edited_steps: list[int] = Field(default_factory=list, description="steps that are not the model's own")
+
+
+class ParentOut(Out):
+    """Where a branch parts from its parent."""
+
+    trace_id: str
+    after_step: int
+    edited_steps: list[int]
+    group_id: str | None = Field(None, description="the parent's group")
 
 
 class ErrorOut(Out):
@@ -216,6 +236,8 @@ class TraceEntry(Out):
     verdict: VerdictOut | None = None
     error: ErrorOut | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    parent: ParentOut | None = None
+    group_id: str | None = None
     created_at: str
     started_at: str | None
     finished_at: str | None
@@ -243,6 +265,8 @@ class Trace(Out):
     verdict: VerdictOut | None = None
     error: ErrorOut | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    parent: ParentOut | None = None
+    group_id: str | None = None
     created_at: str
     started_at: str | None
     finished_at: str | None

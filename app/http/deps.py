@@ -27,14 +27,16 @@ from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
 from app.storage.database import Database
 from app.storage.idempotency import Claim, IdempotencyKeys
-from app.storage.ids import JOB_ID, TRACE_ID
+from app.storage.ids import GROUP_ID, JOB_ID, TRACE_ID
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, PartialStore
 from app.storage.uploads import Spool
 from app.traces.event_log import EventLog
+from app.traces.groups import GroupService
 from app.traces.intake import Intake
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
+from app.traces.unsure import Unsure
 from model.engine.messages import Generation
 
 
@@ -57,6 +59,8 @@ class Services:
     world: TaskWorld
     intake: Intake
     traces: TraceService
+    groups: GroupService
+    unsure: Unsure
     jobs: JobService
     servers: ServerWatch
     datasets: DatasetStore
@@ -125,6 +129,7 @@ Position = Annotated[int, Depends(position)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 Limit = Annotated[int, Query(ge=1, le=100)]
 _AFTER = "id of the last entry of the previous page"
+AfterGroup = Annotated[str | None, Query(pattern=f"^{GROUP_ID}$", description=_AFTER)]
 AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_AFTER)]
 AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
 
@@ -133,13 +138,21 @@ EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string
 
 
 async def create_once(
-    request: Request, app: Services, key: str | None, where: str, make: Callable[[Claim], Awaitable[dict[str, Any]]]
+    request: Request,
+    app: Services,
+    key: str | None,
+    where: str,
+    make: Callable[[Claim], Awaitable[dict[str, Any]]],
+    location: Callable[[dict[str, Any]], str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The result of `make`, or the first response for this key, with the response headers."""
+    """The result of `make`, or the first response for this key, with the response headers.
+
+    `location` is the path of what was made, by default `where` with its id.
+    """
     with app.idempotency.hold(f"POST {where}", key, await request.body()) as claim:
         replay = await pools.reads.run(app.idempotency.replay, claim)
         made = replay.response if replay else await make(claim)
-    headers = {"Location": f"{where}/{made['id']}"}
+    headers = {"Location": location(made) if location is not None else f"{where}/{made['id']}"}
     return made, headers | ({"Idempotent-Replayed": "true"} if replay else {})
 
 

@@ -7,14 +7,13 @@ stored events are sent. Knows nothing about writers.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
-from app.contract.frames import frame
 from app.contract.words import JOB_TERMINAL
 from app.jobs import store
 from app.storage.database import Database
-from app.storage.stream_reader import PING, REPLAY_CHUNK, if_database_answers
+from app.storage.stream_reader import REPLAY_CHUNK, if_database_answers, polled
 
 LOOK_EVERY_S = 1.0  # jobs of other servers on the database send no wake-ups
 
@@ -49,47 +48,33 @@ class JobEvents:
         """Yield the job's events with ids > `after` until it has ended, and keep-alive comments in silence."""
         wake = asyncio.Event()
         self._readers.setdefault(job_id, set()).add(wake)
-        heard = time.monotonic()
+        look = partial(self._look, job_id)
         try:
-            while True:
-                wake.clear()
-                found = await if_database_answers(self._look, job_id, after)
-                if found is None:
-                    if self._closing:
-                        return
-                    yield PING
-                    continue
-                rows, ended, foreign = found
-                if rows:
-                    after = rows[-1][0]
-                    heard = time.monotonic()
-                    yield b"".join(frame(*row) for row in rows)
-                if len(rows) == REPLAY_CHUNK:
-                    continue
-                if ended or self._closing:
-                    return
-                left = heard + self._ping_s - time.monotonic()
-                try:
-                    async with asyncio.timeout(max(0.0, min(left, LOOK_EVERY_S) if foreign else left)):
-                        await wake.wait()
-                except TimeoutError:
-                    if time.monotonic() >= heard + self._ping_s:
-                        heard = time.monotonic()
-                        yield PING
+            here = await if_database_answers(self._is_here, job_id)
+            every_s = self._ping_s if here else LOOK_EVERY_S
+            async for frames in polled(
+                look, after, ping_s=self._ping_s, every_s=every_s, wake=wake, closing=lambda: self._closing
+            ):
+                yield frames
         finally:
             readers = self._readers.get(job_id, set())
             readers.discard(wake)
             if not readers:
                 self._readers.pop(job_id, None)
 
-    def _look(self, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool, bool]:
-        """Events, whether they are the last, and whether another server has the job; one snapshot; blocking."""
+    def _is_here(self, job_id: str) -> bool:
+        """Whether this server runs the job, so that its writer wakes the readers; blocking."""
+        with self._db.read() as connection:
+            row = store.get_row(connection, job_id)
+            return row is not None and row.server_id == self._server_id()
+
+    def _look(self, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
+        """Events and whether they are the last, in one snapshot; blocking."""
         with self._db.read() as connection:
             row = store.get_row(connection, job_id)
             if row is None:
-                return [], True, False
-            rows = store.events_after(connection, job_id, after, REPLAY_CHUNK)
-            return rows, row.status in JOB_TERMINAL, row.server_id != self._server_id()
+                return [], True
+            return store.events_after(connection, job_id, after, REPLAY_CHUNK), row.status in JOB_TERMINAL
 
     def past_the_end(self, job_id: str, after: int) -> bool | None:
         """Whether a reader at `after` has seen all events of an ended job; None for an unknown job. Blocking."""

@@ -20,7 +20,7 @@ from app.storage import database as tables
 from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.images import ImageStore
-from app.traces import store as traces
+from app.traces.records import store as traces
 from training.data.traces import trace_row
 from training.jobs.context import JobError
 from training.spec.spec import AnySpec, BenchmarkHyperparameters, PipelineSpec

@@ -5,7 +5,7 @@ A server that was away that long itself (suspended, or without the database) res
 been away, too. Clocks of different machines are never compared.
 
 A server wrongly considered dead does no harm when it returns: its next commit for a trace detects that the trace has
-ended (:class:`app.traces.event_log.EventLog`), and its jobs are distinguished by attempt (:mod:`app.jobs.store`).
+ended (:mod:`app.traces.event_log`), and its jobs are distinguished by attempt (:mod:`app.jobs.store`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from app.jobs import store as job_store
 from app.storage import database as tables
 from app.storage.database import Database
 from app.storage.dialects import clock
-from app.traces import store as trace_store
+from app.traces.records import group_store
+from app.traces.records import store as trace_store
 
 log = logging.getLogger("omni_r1.servers")
 
@@ -89,7 +90,7 @@ class ServerWatch:
             traces: list[str] = []
             jobs: list[str] = []
             if self._dead:
-                traces = trace_store.end_left_over(connection, self._dead, DIED)
+                traces = group_store.end_left_over(connection, self._dead, DIED)
                 jobs = job_store.interrupt_left_over(connection, self._dead, JOB_DIED)
             statuses = trace_store.statuses(connection, active)
         self._looked_at = self._monotonic()

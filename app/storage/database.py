@@ -24,7 +24,7 @@ from training.jobs.disk import is_full
 T = TypeVar("T")
 
 # The latest migration; `migrate()` skips Alembic when the database is up to date.
-HEAD = "0004"
+HEAD = "0005"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 clock = Clock()
@@ -67,9 +67,19 @@ traces = sa.Table(
     sa.Column("error", sa.JSON),
     sa.Column("last_image", sa.JSON),
     sa.Column("resume", sa.LargeBinary),
+    sa.Column("codec", sa.String(64)),  # identity of the tokenizer and VQ that its tokens belong to
+    sa.Column("root_id", sa.String(40), index=True),  # of a branch: the trace that the tree began with,
+    sa.Column("parent_id", sa.String(40), index=True),  # which may be deleted,
+    sa.Column("after_step", sa.Integer),
+    sa.Column("edited_steps", sa.JSON),
+    sa.Column("all_edits", sa.JSON),  # those of its ancestors included
+    sa.Column("num_draws", sa.Integer),  # and the position of the random numbers with which it began
+    sa.Column("parent_group_id", sa.String(40)),
+    sa.Column("group_id", sa.String(40)),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("started_at", sa.String(32)),
     sa.Column("finished_at", sa.String(32)),
+    sa.Index(None, "group_id", "id"),
     sa.Index(None, "status", "id"),
     sa.Index(None, "checkpoint", "id"),
     sa.Index(None, "slice", "id"),
@@ -81,6 +91,43 @@ events = sa.Table(
     "events",
     metadata,
     sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Tokens of each complete step, and as part 0 those after the last one: little-endian ids (2 bytes if all fit, else 4)
+# and log-probabilities (float16, NaN for given tokens).
+trace_tokens = sa.Table(
+    "trace_tokens",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("ids", sa.LargeBinary, nullable=False),
+    sa.Column("logprobs", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Traces that were created together. `group_events` holds the events of all members in the order of their commits, and
+# the group's own last one.
+groups = sa.Table(
+    "groups",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("trace_ids", sa.JSON, nullable=False),
+    sa.Column("tally", sa.JSON),  # once all members have ended
+    sa.Column("agreement", sa.Float),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("finished_at", sa.String(32)),
+)
+
+group_events = sa.Table(
+    "group_events",
+    metadata,
+    sa.Column("group_id", sa.ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("type", sa.String(32), nullable=False),
     sa.Column("data", sa.Text, nullable=False),

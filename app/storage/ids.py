@@ -7,7 +7,8 @@ import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-TRACE_ID, JOB_ID = r"tr_[0-9a-z]{20}", r"job_[0-9a-z]{20}"  # as regular expressions
+GROUP = "gr_"  # prefix of a group's id
+TRACE_ID, GROUP_ID, JOB_ID = r"tr_[0-9a-z]{20}", r"gr_[0-9a-z]{20}", r"job_[0-9a-z]{20}"  # as regular expressions
 
 
 class SortableIds:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from app.common import pools
+from app.contract.frames import frame
 from app.contract.problems import from_storage
 
 T = TypeVar("T")
@@ -27,6 +30,55 @@ async def if_database_answers(look: Callable[P, T], *args: P.args, **kwargs: P.k
             raise
     await asyncio.sleep(LOOK_AGAIN_S)
     return None
+
+
+async def polled(
+    look: Callable[[int], tuple[list[tuple[int, str, str]], bool]],
+    after: int,
+    *,
+    ping_s: float,
+    every_s: float,
+    wake: asyncio.Event | None = None,
+    closing: Callable[[], bool] = lambda: False,
+) -> AsyncIterator[bytes]:
+    """Yield a log in the database as stream frames: the events above `after` until its end, and keep-alive comments.
+
+    `look(after)` reads the next events, and whether none will follow; blocking. It is called again after `every_s`
+    seconds, or once `wake` is set.
+    """
+    heard = time.monotonic()
+    while True:
+        if wake is not None:
+            wake.clear()
+        found = await if_database_answers(look, after)
+        if found is None:
+            if closing():
+                return
+            yield PING
+            continue
+        rows, ended = found
+        if rows:
+            after, heard = rows[-1][0], time.monotonic()
+            yield b"".join(frame(*row) for row in rows)
+        if len(rows) >= REPLAY_CHUNK:
+            continue
+        if ended or closing():
+            return
+        left = max(0.0, heard + ping_s - time.monotonic())
+        await _either(wake, min(left, every_s))
+        if time.monotonic() >= heard + ping_s:
+            heard = time.monotonic()
+            yield PING
+
+
+async def _either(wake: asyncio.Event | None, seconds: float) -> None:
+    """Wait for the event, at most that long."""
+    if wake is None:
+        await asyncio.sleep(seconds)
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wake.wait()
 
 
 class Reader:

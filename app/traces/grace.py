@@ -24,7 +24,7 @@ class GraceWatch:
         self._give_up = give_up
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
-        events.on_reader_change = self.look
+        events.on_reader_change = self._readers_changed
 
     def look(self, trace_id: str) -> None:
         """Check the trace after a change of its readers or state."""
@@ -35,6 +35,11 @@ class GraceWatch:
             return
         loop = asyncio.get_running_loop()
         self._timers[trace_id] = loop.call_later(self._grace_s, self._nobody_came_back, trace_id)
+
+    def _readers_changed(self, log_id: str) -> None:
+        members = [live.id for live in self._live.values() if live.group_id == log_id]
+        for trace_id in members or [log_id]:
+            self.look(trace_id)
 
     def close(self) -> None:
         """Stop watching."""
@@ -47,7 +52,7 @@ class GraceWatch:
         live = self._live.get(trace_id)
         if live is None or live.background or live.ended:
             return False
-        if self._events.readers(trace_id):
+        if self._events.readers(trace_id) or (live.group_id is not None and self._events.readers(live.group_id)):
             live.was_read = True
             return False
         return live.was_read

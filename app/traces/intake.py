@@ -6,19 +6,21 @@ Blocking: call from a thread. Counts tokens with the checkpoint's own template, 
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.contract.problems import Problem, field_problem
-from app.contract.schemas import MAX_SEED, ImageIn, SamplingIn, TraceCreate
+from app.contract.schemas import MAX_SEED, SamplingIn, TraceCreate
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, StoredImage, from_data_url
 from app.traces.tasks import TaskWorld
-from model.engine.messages import ImageInput, SamplingRequest
+from model.engine.messages import ImageInput, Prefix
 from model.engine.phases import images_that_fit
+from model.engine.sequence import SamplingParams
 from model.text.places import PlaceError
 
 
@@ -32,11 +34,24 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What the log says of a kept step, in addition to what the engine says."""
+
+    text: str
+    image: dict[str, Any] | None = None  # None: no image, or the engine decodes it
+    edited: bool = False
+    skill: str | None = None
+    source_image_id: str | None = None
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """A validated request."""
+    """A validated request: a question, or a branch with what it keeps."""
 
     inputs: tuple[ImageInput, ...]
     row: dict[str, Any]  # the columns of the trace that the request determines
+    prefix: Prefix = field(default_factory=Prefix)
+    kept: tuple[Kept, ...] = ()
 
 
 class Intake:
@@ -47,6 +62,7 @@ class Intake:
     ) -> None:
         self._images = images
         self._image_intake = image_intake
+        self.decoding = image_intake.run  # runs a function with images to decode in the image threads
         self._checkpoints = checkpoints
         self._world = world
 
@@ -58,7 +74,7 @@ class Intake:
 
     def prepare(self, body: TraceCreate, info: CheckpointInfo) -> Prepared:
         """Validate the request and store its images."""
-        self._check_count(len(body.images), info, "body.images")
+        self.check_count(len(body.images), info, "body.images")
         room = self.room(body.question, len(body.images), info)
         if room.room_tokens < 1:
             raise field_problem(
@@ -67,7 +83,10 @@ class Intake:
                 f"question and images take {room.prompt_tokens} tokens; the model's limit is {info.context_len}; "
                 "shorten the question",
             )
-        images = tuple(self._store(image, index) for index, image in enumerate(body.images))
+        images = tuple(
+            self.store_image(image.image_id, image.data_url, f"body.images.{index}")
+            for index, image in enumerate(body.images)
+        )
         slice_ = None
         if body.task_id is not None:
             slice_ = self._world.of_request(body.task_id, body.question, images).slice
@@ -81,7 +100,7 @@ class Intake:
             "images": list(shown),
             "mode": body.mode,
             "checkpoint": info.name,
-            "sampling": asdict(self._sampling(body.sampling, info, room)),
+            "sampling": asdict(resolve_sampling(body.sampling, info, room)),
             "partial_images": body.partial_images,
             "metadata": body.metadata,
             "task_id": body.task_id,
@@ -99,7 +118,8 @@ class Intake:
         draws = info.manifest is None or info.manifest.capabilities.images_in_answer
         return Room(prompt, left, images_that_fit(left, info.tokens_per_image) if draws else 0)
 
-    def _check_count(self, have: int, info: CheckpointInfo, path: str) -> None:
+    def check_count(self, have: int, info: CheckpointInfo, path: str) -> None:
+        """422 unless the checkpoint takes that many images."""
         assert info.manifest is not None
         low, high = info.manifest.images.min, info.manifest.images.max
         if have < low:
@@ -109,32 +129,39 @@ class Intake:
         if have > high:
             raise field_problem("too_many_images", path, f"{info.name} takes at most {high}; the request has {have}")
 
-    def _store(self, image: ImageIn, index: int) -> StoredImage:
-        path = f"body.images.{index}"
-        if image.image_id is not None:
+    def store_image(self, image_id: str | None, data_url: str | None, path: str) -> StoredImage:
+        """A stored image, or a new one of a data URL."""
+        if image_id is not None:
             try:
-                stored = self._images.get(image.image_id)
-                self._images.read(image.image_id)
+                stored = self._images.get(image_id)
+                self._images.read(image_id)
                 return stored
             except Problem as problem:
                 raise field_problem("unknown_image", f"{path}.image_id", problem.detail) from None
-        assert image.data_url is not None
-        return self._image_intake.store(from_data_url(image.data_url, f"{path}.data_url"))
+        assert data_url is not None
+        return self._image_intake.store(from_data_url(data_url, f"{path}.data_url"))
 
-    def _sampling(self, requested: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingRequest:
-        if requested.max_new_tokens is not None and requested.max_new_tokens > info.context_len:
-            raise field_problem(
-                "invalid",
-                "body.sampling.max_new_tokens",
-                f"the model holds {info.context_len} tokens, of which {room.room_tokens} are left",
-            )
-        defaults = info.generation
-        max_new_tokens = min(requested.max_new_tokens or room.room_tokens, room.room_tokens)
-        fit = min(room.room_images, images_that_fit(max_new_tokens, info.tokens_per_image))
-        return SamplingRequest(
-            temperature=defaults.temperature if requested.temperature is None else requested.temperature,
-            top_p=defaults.top_p if requested.top_p is None else requested.top_p,
-            seed=secrets.randbelow(MAX_SEED + 1) if requested.seed is None else requested.seed,
-            max_new_tokens=max_new_tokens,
-            max_images=fit if requested.max_images is None else min(requested.max_images, fit),
+
+def resolve_sampling(requested: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingParams:
+    """The one place where requested parameters meet the checkpoint's defaults and the room that the prompt leaves."""
+    if requested.max_new_tokens is not None and requested.max_new_tokens > info.context_len:
+        raise field_problem(
+            "invalid",
+            "body.sampling.max_new_tokens",
+            f"the model holds {info.context_len} tokens, of which {room.room_tokens} are left",
         )
+    defaults = info.generation
+    max_new_tokens = min(requested.max_new_tokens or room.room_tokens, room.room_tokens)
+    fit = min(room.room_images, images_that_fit(max_new_tokens, info.tokens_per_image))
+    return SamplingParams(
+        temperature=defaults.temperature if requested.temperature is None else requested.temperature,
+        top_p=defaults.top_p if requested.top_p is None else requested.top_p,
+        seed=secrets.randbelow(MAX_SEED + 1) if requested.seed is None else requested.seed,
+        max_new_tokens=max_new_tokens,
+        max_images=fit if requested.max_images is None else min(requested.max_images, fit),
+    )
+
+
+def samples_of(sampling: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Parameters of each sample: sample i has the seed (seed + i) mod 2^53."""
+    return [{**sampling, "seed": (sampling["seed"] + i) % (MAX_SEED + 1)} for i in range(count)]

@@ -11,7 +11,9 @@ from typing import Any
 from app.checkpoints.pool import Lease
 from app.contract.words import Mode
 from app.storage.images import StoredImage
-from model.engine.messages import ImageInput, SamplingRequest
+from app.traces.intake import Kept, Prepared
+from model.engine.messages import ImageInput, Prefix
+from model.engine.sequence import SamplingParams
 
 
 @dataclass
@@ -23,7 +25,7 @@ class LiveTrace:
     weight_version: int
     question: str
     images: tuple[ImageInput, ...]
-    sampling: SamplingRequest
+    sampling: SamplingParams
     mode: Mode
     partial_images: int
     background: bool
@@ -40,14 +42,20 @@ class LiveTrace:
     was_read: bool = False  # it has had a reader
     position: int | None = None
     cancel_reason: str | None = None
+    group_id: str | None = None
+    prefix: Prefix = field(default_factory=Prefix)
+    kept: tuple[Kept, ...] = ()
     step_text: dict[int, str] = field(default_factory=dict)
+    seen: asyncio.Task[bytes] | None = None  # the question's image as the model sees it, for the checkers
     pngs: dict[int, bytes] = field(default_factory=dict)  # functional images by step, for the checkers
     unlisted: list[tuple[bytes, StoredImage]] = field(default_factory=list)  # images whose event was not committed
     runner: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], images: tuple[ImageInput, ...], lease: Lease) -> LiveTrace:
-        """Build from the row of a new or paused trace."""
+    def from_row(
+        cls, row: Mapping[str, Any], images: tuple[ImageInput, ...], lease: Lease, prepared: Prepared | None = None
+    ) -> LiveTrace:
+        """Build from the row of a new trace (with what it was `prepared` to keep) or of a paused one."""
         timings = dict(row["timings"])
         return cls(
             id=row["id"],
@@ -55,7 +63,7 @@ class LiveTrace:
             weight_version=row["weight_version"],
             question=row["question"],
             images=images,
-            sampling=SamplingRequest(**row["sampling"]),
+            sampling=SamplingParams(**row["sampling"]),
             mode=row["mode"],
             partial_images=row["partial_images"],
             background=row["background"],
@@ -64,6 +72,9 @@ class LiveTrace:
             worked_ms=_worked_ms(timings),
             timings=timings,
             lease=lease,
+            group_id=row.get("group_id"),
+            prefix=prepared.prefix if prepared is not None else Prefix(),
+            kept=prepared.kept if prepared is not None else (),
         )
 
     def elapsed_ms(self) -> int:

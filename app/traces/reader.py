@@ -6,21 +6,20 @@ polled from the database. Knows no HTTP.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Row
 
 from app.common import pools
-from app.contract.frames import frame
 from app.contract.problems import Problem
-from app.contract.words import TERMINAL, TERMINAL_EVENTS
+from app.contract.words import TERMINAL
 from app.storage.database import Database
-from app.storage.stream_reader import PING, REPLAY_CHUNK, if_database_answers
-from app.traces import store
+from app.storage.ids import GROUP
+from app.storage.stream_reader import REPLAY_CHUNK, polled
 from app.traces.event_log import EventLog
+from app.traces.records import store
 
 LOOK_EVERY_S = 0.5
 
@@ -56,28 +55,44 @@ class TraceReader:
             raise no_trace()
         return trace
 
-    async def past_the_end(self, trace_id: str, after: int) -> bool:
-        """Whether a reader at `after` has seen the terminal event; 404 for an unknown trace."""
-        if self._events.is_running(trace_id):
+    def page(self, *, limit: int, after: str | None, words: str | None, **filters: str | None) -> dict[str, Any]:
+        """A page of list entries, newest first; blocking."""
+        with self._db.read() as connection:
+            data, has_more = store.page(connection, limit=limit, after=after, words=words, **filters)
+        return {"data": data, "has_more": has_more}
+
+    def tree(self, trace_id: str) -> dict[str, Any]:
+        """The trace with its relatives; 404 if unknown; blocking."""
+        with self._db.read() as connection:
+            found = store.tree(connection, trace_id)
+        if found is None:
+            raise no_trace()
+        return found
+
+    async def past_the_end(self, log_id: str, after: int) -> bool:
+        """Whether a reader at `after` has seen the last event of a trace or group; 404 for an unknown one."""
+        if self._events.is_running(log_id):
             return False
 
         def look() -> bool | None:
             with self._db.read() as connection:
-                row = store.get_row(connection, trace_id)
-                if row is None:
+                state = store.log_state(connection, log_id)
+                if state is None:
                     return None
-                if self._works_elsewhere(row):
-                    self._elsewhere.add(trace_id)
-                return row.status in TERMINAL and after >= store.last_seq(connection, trace_id)
+                if state.server_id != self._server_id() and not state.ended:
+                    self._elsewhere.add(log_id)
+                return state.ended and after >= store.last_seq(connection, log_id)
 
         past = await pools.reads.run(look)
         if past is None:
-            raise no_trace()
+            raise no_group() if log_id.startswith(GROUP) else no_trace()
         return past
 
-    def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
-        """The trace's events after `after` as stream frames; call `past_the_end` first."""
-        return self._follow(trace_id, after) if trace_id in self._elsewhere else self._events.read(trace_id, after)
+    def read(self, log_id: str, after: int) -> AsyncIterator[bytes]:
+        """The events of a trace or group after `after` as stream frames; call `past_the_end` first."""
+        if log_id not in self._elsewhere:
+            return self._events.read(log_id, after)
+        return polled(partial(self._look, log_id), after, ping_s=self._ping_s, every_s=LOOK_EVERY_S)
 
     async def require_here(self, trace_id: str, *, or_dead: bool = False) -> None:
         """409 for a trace active or paused on another server; with `or_dead` only while that server is alive."""
@@ -95,35 +110,17 @@ class TraceReader:
     def _works_elsewhere(self, row: Row[Any]) -> bool:
         return row.server_id != self._server_id() and row.status not in TERMINAL
 
-    async def _follow(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
-        """As :meth:`EventLog.read`, with up to half a second of delay."""
-        heard = time.monotonic()
-        while True:
-            found = await if_database_answers(self._look, trace_id, after)
-            if found is None:
-                yield PING
-                continue
-            stored, exists = found
-            if stored:
-                after, heard = stored[-1][0], time.monotonic()
-                yield b"".join(frame(*row) for row in stored)
-                if stored[-1][1] in TERMINAL_EVENTS:
-                    return
-                continue
-            if not exists:
-                return
-            if time.monotonic() - heard >= self._ping_s:
-                heard = time.monotonic()
-                yield PING
-            await asyncio.sleep(min(LOOK_EVERY_S, self._ping_s))
-
-    def _look(self, trace_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
-        """The next events, and whether the trace exists; blocking."""
-        stored = self._events.stored(trace_id, after, REPLAY_CHUNK)
-        if stored:
-            return stored, True
+    def _look(self, log_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
+        """The next events, and whether they are the last; blocking."""
         with self._db.read() as connection:
-            return [], store.exists(connection, trace_id)
+            state = store.log_state(connection, log_id)
+            stored = store.events_of(connection, log_id, after, REPLAY_CHUNK)
+            return stored, state is None or state.ended
+
+
+def no_group() -> Problem:
+    """404."""
+    return Problem("group_not_found", "no group has this id; it may have been deleted")
 
 
 def no_trace() -> Problem:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -17,12 +18,15 @@ from sqlalchemy.engine import Connection
 from app.common import metrics as m
 from app.common import pools
 from app.contract.problems import from_storage
-from app.storage.database import Database, not_before, now
+from app.contract.words import GROUP_END
+from app.storage.database import not_before, now
 from app.storage.images import ImageStore, PartialStore, StoredImage
-from app.traces import store
 from app.traces.event_log import EventLog
+from app.traces.judge import Judge
+from app.traces.kept import kept_step
 from app.traces.live import LiveTrace
-from app.traces.tasks import TaskWorld, Verdict, skill_of
+from app.traces.records import group_store, store, tokens
+from app.traces.tasks import skill_of
 from model.engine.messages import (
     Cancelled,
     Emitted,
@@ -31,14 +35,15 @@ from model.engine.messages import (
     Generation,
     GenerationRequest,
     Paused,
+    Prefix,
     QueuePosition,
     Started,
     Terminal,
+    Tokens,
 )
 
 log = logging.getLogger("omni_r1.traces")
 
-SEEN = "0-0"  # partial image with the question's image as the model sees it, for the checkers
 INTERRUPTED = {
     "code": "interrupted",
     "detail": "the server stopped before the trace finished; try again",
@@ -51,20 +56,18 @@ class TraceRunner:
     def __init__(
         self,
         *,
-        db: Database,
         events: EventLog,
         generation: Generation,
         images: ImageStore,
         partials: PartialStore,
-        world: TaskWorld,
+        judge: Judge,
         metrics: m.Metrics,
     ) -> None:
-        self._db = db
         self._events = events
         self._generation = generation
         self._images = images
         self._partials = partials
-        self._world = world
+        self._judge = judge
         self._metrics = metrics
         self.on_leave: Callable[[LiveTrace], None] = lambda _live: None
 
@@ -82,11 +85,14 @@ class TraceRunner:
                 sampling=live.sampling,
                 mode=live.mode,
                 partial_images=live.partial_images,
-                show_seen=live.task_id is not None,
                 resume=resume,
+                prefix=Prefix() if resume is not None else live.prefix,
+                group=live.group_id,
             )
             live.submitted = True
             last: Terminal | None = None
+            if live.task_id is not None and live.images:
+                live.seen = asyncio.create_task(self._generation.seen(live.id))  # runs once the request is sent
             async with contextlib.aclosing(self._generation.generate(request)) as outputs:  # type: ignore[type-var]
                 async for output in outputs:
                     if isinstance(output, Terminal):
@@ -119,10 +125,8 @@ class TraceRunner:
                 self._queued(live, position)
             case Started():
                 self._started(live, output)
-            case Emitted(event, png, _codes, seen):
-                if seen is not None:
-                    await pools.work.run(self._partials.put, live.id, SEEN, seen)
-                await self._emitted(live, event.type, dict(event.data), png)
+            case Emitted():
+                await self._emitted(live, output)
 
     async def _leave_with(self, live: LiveTrace, output: Terminal | None) -> None:
         """Handle the last output; the engine has already dropped the request."""
@@ -159,7 +163,7 @@ class TraceRunner:
         live.started = True
         live.position = None
         live.weight_version = started.weight_version
-        values: dict[str, Any] = {"status": "running", "weight_version": started.weight_version}
+        values: dict[str, Any] = {"status": "running", "weight_version": started.weight_version, "codec": started.codec}
         if first_start:
             live.timings["queued_ms"] = live.elapsed_ms()
             values |= {"started_at": not_before(now(), store.T.c.created_at), "timings": dict(live.timings)}
@@ -177,9 +181,10 @@ class TraceRunner:
         }
         self._events.append(live.id, "trace.started", data, update=_setter(live.id, **values))
 
-    async def _emitted(self, live: LiveTrace, type_: str, data: dict[str, Any], png: bytes | None) -> None:
+    async def _emitted(self, live: LiveTrace, emitted: Emitted) -> None:
         if live.ended:
             return
+        type_, data, png = emitted.event.type, dict(emitted.event.data), emitted.png
         urgent = False
         stored: StoredImage | None = None
         update: Callable[[Connection], None] | None = None
@@ -207,6 +212,12 @@ class TraceRunner:
                 stored = await pools.work.run(self._images.bring, png)
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
                 update = self._drawn(live.id, stored, len(png))
+            case "step.kept":
+                if png is not None:
+                    stored = await pools.work.run(self._images.bring, png)
+                data, update = await kept_step(live, emitted, stored, self._images)
+            case "step.completed" if (given := emitted.tokens) is not None:
+                update = partial(tokens.put, trace_id=live.id, part=data["step"], tokens=given)
         written = self._append(live, type_, data, urgent=urgent, update=update)
         if stored is None or png is None:
             return
@@ -253,7 +264,7 @@ class TraceRunner:
     # ---- ends
 
     async def _finished(self, live: LiveTrace, finished: Finished) -> None:
-        verdict = await self._judge(live, finished.answer) if live.task_id is not None else None
+        verdict = await self._judge.verdict(live, finished.answer) if live.task_id is not None else None
         live.timings["total_ms"] = live.elapsed_ms()
         timings = {"queued_ms": None, "first_text_ms": None, **live.timings}
         answer = finished.answer.strip() if finished.answer is not None else None
@@ -277,7 +288,7 @@ class TraceRunner:
                 "drawings_right": verdict.drawings_right,
                 "drawings_total": verdict.drawings_total,
             }
-        await self._end(live, "completed", "trace.completed", data, row)
+        await self._end(live, "completed", "trace.completed", data, row, finished.tokens)
 
     async def _cancelled(self, live: LiveTrace) -> None:
         data = {"reason": live.cancel_reason or "user"}
@@ -312,43 +323,63 @@ class TraceRunner:
         for png, stored in live.unlisted:
             await pools.work.run(self._images.put, png, stored.width, stored.height)  # so that the sweep finds it
 
-    async def _end(self, live: LiveTrace, status: str, type_: str, data: dict[str, Any], row: dict[str, Any]) -> None:
+    async def _end(
+        self,
+        live: LiveTrace,
+        status: str,
+        type_: str,
+        data: dict[str, Any],
+        row: dict[str, Any],
+        last: Tokens | None = None,
+    ) -> None:
         if live.ended:
             return
         live.ended = True
 
         def update(connection: Connection) -> None:
+            if last is not None:
+                tokens.put(connection, live.id, tokens.LAST, last)
             store.finish(connection, live.id, status=status, **row)
 
-        if not await self._events.append(live.id, type_, data, urgent=True, update=update):
+        if not await self._append_end(live.id, live.group_id, type_, data, update):
             return  # another server ended it first; `let_go` cleans up
         self._metrics.traces_ended.labels(status).inc()
         log.info("trace %s %s after %d ms", live.id, status, live.elapsed_ms())
         self._leave(live)
 
+    async def end_paused(self, trace_id: str, group_id: str | None, reason: str) -> bool:
+        """Cancel a paused trace, whose log is open; False when another server changed it first."""
+        cancel = partial(store.finish, trace_id=trace_id, status="cancelled")
+        data = {"reason": reason}
+        return await self._append_end(trace_id, group_id, "trace.cancelled", data, cancel, follows=("paused",))
+
+    async def _append_end(
+        self,
+        trace_id: str,
+        group_id: str | None,
+        type_: str,
+        data: dict[str, Any],
+        update: Callable[[Connection], None],
+        **more: Any,
+    ) -> bool:
+        """Append a terminal event with the row's end; the last one of a group also ends the group."""
+        group_end: list[tuple[int, str]] = []
+
+        def end(connection: Connection) -> None:
+            update(connection)
+            ended = group_store.complete(connection, group_id) if group_id is not None else None
+            group_end[:] = [ended] if ended is not None else []
+
+        committed = await self._events.append(trace_id, type_, data, urgent=True, update=end, **more)
+        if committed and group_id is not None and group_end:
+            seq, line = group_end[0]
+            self._events.show(group_id, seq, GROUP_END, line)
+            self._events.leave(group_id)
+        return committed
+
     def _leave(self, live: LiveTrace) -> None:
         self._events.leave(live.id)
         self.on_leave(live)
-
-    async def _judge(self, live: LiveTrace, answer: str | None) -> Verdict | None:
-        assert live.task_id is not None
-        try:
-            return await pools.work.run(self._judge_now, live.task_id, answer, live)
-        except Exception:
-            log.exception("trace %s: the checkers failed", live.id)
-            return None
-
-    def _judge_now(self, task_id: str, answer: str | None, live: LiveTrace) -> Verdict:
-        pngs = dict(live.pngs)
-        if live.resumed:  # drawn before a pause, perhaps by another process
-            with self._db.read() as connection:
-                folded = store.fold(store.events_of(connection, live.id))
-            for step in folded["steps"]:
-                if "image" in step and step["index"] not in pngs:
-                    pngs[step["index"]] = self._images.read(step["image"]["image_id"])
-        drawn = [pngs.get(step) for step in range(1, max(pngs, default=0) + 1)]
-        seen = self._partials.path(live.id, SEEN).read_bytes() if drawn else None
-        return self._world.judge(task_id, answer, seen, drawn)
 
 
 def _setter(trace_id: str, **values: Any) -> Callable[[Connection], None]:

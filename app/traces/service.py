@@ -12,25 +12,26 @@ import time
 from typing import Any
 from weakref import WeakValueDictionary
 
-from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.pool import Lease
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.common.metrics import Metrics
-from app.contract.frames import encode
 from app.contract.problems import Problem
 from app.contract.schemas import TraceCreate
+from app.contract.schemas_branches import BranchCreate
 from app.contract.words import Mode
-from app.storage.database import Database, now
+from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.idempotency import Claim
 from app.storage.images import ImageStore, PartialStore
-from app.traces import store
+from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
 from app.traces.grace import GraceWatch
 from app.traces.intake import Intake
+from app.traces.launch import Launcher
 from app.traces.live import LiveTrace
 from app.traces.reader import TraceReader, no_trace
+from app.traces.records import group_store, store
 from app.traces.runner import INTERRUPTED, TraceRunner
 from model.engine.messages import Generation, ImageInput
 
@@ -54,6 +55,8 @@ class TraceService:
         images: ImageStore,
         partials: PartialStore,
         intake: Intake,
+        branches: BranchIntake,
+        launcher: Launcher,
         runner: TraceRunner,
         reader: TraceReader,
         metrics: Metrics,
@@ -68,33 +71,38 @@ class TraceService:
         self._images = images
         self._partials = partials
         self._intake = intake
+        self._branches = branches
+        self._launcher = launcher
         self._runner = runner
         self.reader = reader
         self._metrics = metrics
         self._home = home
         self.max_queue = max_queue
-        self._ids = store.TraceIds()
-        self._live: dict[str, LiveTrace] = {}
+        self._live = launcher.live
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[Any]] = set()
-        self.stopping = False
         self._grace = GraceWatch(events, self._live, grace_s, self._disconnected)
         runner.on_leave = self._left
         events.on_lost = self._lose
 
     # ---- start and stop
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is stopping."""
+        return self._launcher.stopping
+
     def recover(self) -> None:
         """End the traces that a dead process left active; blocking, before the first request."""
         with self._db.write() as connection:
-            ended = store.end_left_over(connection, [self._home.server_id], INTERRUPTED)
-            self._ids.not_before(store.newest_id(connection))
+            ended = group_store.end_left_over(connection, [self._home.server_id], INTERRUPTED)
+            self._launcher.not_before(connection)
         if ended:
             log.warning("%d traces were active when the server last stopped; marked as interrupted", len(ended))
 
     async def stop(self) -> None:
         """Reject new traces and end every active one as `interrupted`, visible to its readers."""
-        self.stopping = True
+        self._launcher.stopping = True
         self._grace.close()
         # Traces that are being created or resumed have no runner yet; their coroutines check `stopping`.
         live = [trace for trace in self._live.values() if trace.runner is not None]
@@ -125,7 +133,7 @@ class TraceService:
     @property
     def waiting(self) -> int:
         """Number of traces without a slot."""
-        return sum(not live.started for live in self._live.values())
+        return self._launcher.waiting
 
     @property
     def running(self) -> int:
@@ -135,62 +143,37 @@ class TraceService:
     # ---- create
 
     async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
-        """Validate, store and start a trace; returns the whole trace."""
-        self._admit()
+        """Validate, store and start a trace, or a group of samples; returns the first whole trace."""
+        self._admit(body.n)
         info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
-            return await self._start(body, info, lease, background=background, claim=claim)
+            prepared = await self._intake.prepared(body, info)
+            self._admit(body.n)
+            return (await self._launcher.start(prepared, body.n, "samples", lease, background=background, claim=claim))[
+                0
+            ]
 
-    async def _start(
-        self, body: TraceCreate, info: CheckpointInfo, lease: Lease, *, background: bool, claim: Claim
-    ) -> dict[str, Any]:
-        prepared = await self._intake.prepared(body, info)
-        self._admit()
-        row = prepared.row | {
-            "id": self._ids.new(),
-            "server_id": self._home.server_id,
-            "status": "queued",
-            "weight_version": lease.version,
-            "background": background,
-            "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None},
-            "created_at": now(),
-        }
-        live = LiveTrace.from_row(row, prepared.inputs, lease)
-        live.position = self.waiting
-        self._live[live.id] = live
-        queued = encode({"position": live.position})
-
-        def insert() -> dict[str, Any]:
-            with self._db.write() as connection:
-                store.insert(connection, row, ("trace.queued", queued))
-                trace = store.whole(connection, live.id)
-                assert trace is not None
-                claim.store(connection, live.id, trace)
-            return trace
-
-        def forget(_trace: dict[str, Any]) -> None:
-            """The request failed before the database answered."""
-            with self._db.write() as connection:
-                store.delete(connection, live.id)
-                claim.forget(connection)
-
-        try:
-            trace = await pools.writes.run(insert, undo=forget)
-        except BaseException:
-            self._live.pop(live.id, None)
-            raise
-        self._events.open(live.id, 1)
-        self._events.show(live.id, 1, "trace.queued", queued)
-        self._metrics.traces_created.inc()
-        if self.stopping:
-            await self._runner.interrupt(live)
+    async def branch(
+        self, parent_id: str, body: BranchCreate, *, background: bool | None, claim: Claim
+    ) -> list[dict[str, Any]]:
+        """Validate, store and start branches of a trace; returns them."""
+        self._admit(body.n)
+        parent = await pools.reads.run(self._branches.parent, parent_id)
+        if body.checkpoint is None:
+            row = parent.row
+            info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
+            lease = await self._checkpoints.lend_this(info)
         else:
-            live.runner = asyncio.create_task(self._runner.run(live), name=f"trace {live.id}")
-        return trace
+            info, lease = await self._checkpoints.lend(body.checkpoint)
+        with lease:
+            prepared = await self._branches.prepared(parent, body, info)
+            self._admit(body.n)
+            keeps_on = parent.row.background if background is None else background
+            return await self._launcher.start(prepared, body.n, "branches", lease, background=keeps_on, claim=claim)
 
-    def _admit(self) -> None:
-        """Reject requests that cannot be accepted now."""
-        if self.stopping:
+    def _admit(self, count: int = 1) -> None:
+        """Reject requests for `count` traces that cannot be accepted now."""
+        if self._launcher.stopping:
             raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
         status = self._generation.status()
         if status.phase != "ready":
@@ -198,10 +181,11 @@ class TraceService:
         if self._events.trouble is not None:
             raise Problem("database_unavailable", "events cannot be stored currently", headers={"Retry-After": "2"})
         waiting = self.waiting
-        if waiting >= self.max_queue:
+        if waiting + count > self.max_queue:
+            full = "is full" if waiting >= self.max_queue else f"has no room for {count} traces"
             raise Problem(
                 "queue_full",
-                f"the queue is full ({waiting} of {self.max_queue} traces); retry in a few seconds",
+                f"the queue {full} ({waiting} of {self.max_queue} places are taken); retry in a few seconds",
                 headers={"Retry-After": "2"},
                 members={"queue": {"running": self.running, "waiting": waiting, "max": self.max_queue}},
             )
@@ -246,11 +230,14 @@ class TraceService:
     async def _resume(self, row: Any, mode: Mode, lease: Lease) -> None:
         inputs = await pools.intake.run(self._inputs, row.images)
         last = await pools.reads.run(self._last_seq, row.id)
+        last_of_group = await pools.reads.run(self._last_seq, row.group_id) if row.group_id is not None else 0
         self._admit()
         live = LiveTrace.from_row({**row._mapping, "mode": mode}, inputs, lease)
         live.started = live.resumed = live.was_read = True
         self._live[row.id] = live
-        self._events.open(row.id, last)
+        if row.group_id is not None and not self._events.has_open(row.group_id):
+            self._events.open(row.group_id, last_of_group)
+        self._events.open(row.id, last, group_id=row.group_id)
 
         def update(connection: Any) -> None:
             store.update(connection, row.id, status="running", mode=mode)
@@ -259,7 +246,7 @@ class TraceService:
         written = self._events.append(row.id, "trace.resumed", resumed, urgent=True, update=update, follows=("paused",))
         if not await written:
             raise Problem("not_paused", "another server ended it meanwhile")
-        if self.stopping:
+        if self._launcher.stopping:
             await self._runner.interrupt(live)
             return
         live.runner = asyncio.create_task(self._runner.run(live, row.resume), name=f"trace {row.id}")
@@ -275,7 +262,7 @@ class TraceService:
                 await self.reader.require_here(trace_id, or_dead=True)
             trace = await self.reader.get(trace_id)
             if trace["status"] == "paused":
-                await self._cancel_paused(trace_id, reason)
+                await self._cancel_paused(trace_id, trace["group_id"], reason)
                 trace = await self.reader.get(trace_id)
             return trace
 
@@ -295,16 +282,11 @@ class TraceService:
             log.exception("trace %s: the engine did not confirm the cancellation", live.id)
         await self._runner.cancel_now(live)  # no-op if the engine's answer ended it
 
-    async def _cancel_paused(self, trace_id: str, reason: str) -> None:
-        self._events.open(trace_id, await pools.reads.run(self._last_seq, trace_id))
-
-        def update(connection: Any) -> None:
-            store.finish(connection, trace_id, status="cancelled")
-
-        done = self._events.append(
-            trace_id, "trace.cancelled", {"reason": reason}, urgent=True, update=update, follows=("paused",)
-        )
-        if await done:
+    async def _cancel_paused(self, trace_id: str, group_id: str | None, reason: str) -> None:
+        if group_id is not None and not self._events.has_open(group_id):
+            self._events.open(group_id, await pools.reads.run(self._last_seq, group_id))
+        self._events.open(trace_id, await pools.reads.run(self._last_seq, trace_id), group_id=group_id)
+        if await self._runner.end_paused(trace_id, group_id, reason):
             self._metrics.traces_ended.labels("cancelled").inc()
         self._events.leave(trace_id)
 

@@ -85,6 +85,13 @@ class TaskWorld:
             raise field_problem("task_mismatch", "body.task_id", "the image is not the task's image")
         return task
 
+    def reference(self, task_id: str, step: int) -> Image.Image | None:
+        """The reference image of a step; None beyond the task's steps."""
+        from training.world.world import task_of_id
+
+        steps = task_of_id(task_id).steps
+        return steps[step - 1].image if step <= len(steps) else None
+
     def judge(self, task_id: str, answer: str | None, seen: bytes | None, drawn: Sequence[bytes | None]) -> Verdict:
         """The verdict on a finished trace, as in the evaluation.
 

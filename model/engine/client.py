@@ -1,6 +1,6 @@
 """Server-side client of the engine: a child process that implements the `Generation` protocol.
 
-The child (`model/engine/child.py`) is started with a plain command line, so nothing of the parent's `__main__` runs in
+The child (`model/worker/child.py`) is started with a plain command line, so nothing of the parent's `__main__` runs in
 it, and they exchange pickled frames over a socket pair. When the child dies, its requests end with
 `Failed(code="engine_died")` and a new child starts; when the parent dies, the socket closes and the child exits. This
 module imports no torch.
@@ -27,49 +27,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.engine.commands import (
+    Abort,
+    Alternatives,
+    Answered,
+    Call,
+    Check,
+    Command,
+    Configure,
+    Generate,
+    InitialLoadsSent,
+    Load,
+    Memory,
+    Outputs,
+    Reply,
+    Report,
+    Seen,
+    SetMode,
+    Unload,
+)
 from model.engine.messages import (
-    Cancelled,
-    Emitted,
+    Alternative,
+    AlternativesQuery,
     EngineError,
     EngineStatus,
     Failed,
-    Finished,
     Footprint,
-    Generation,
     GenerationRequest,
-    ImageInput,
     Output,
-    Paused,
-    QueuePosition,
-    SamplingRequest,
-    Started,
     Terminal,
 )
 
-__all__ = [
-    "Cancelled",
-    "Emitted",
-    "EngineClient",
-    "EngineError",
-    "EngineProcess",
-    "EngineStatus",
-    "Failed",
-    "Finished",
-    "Footprint",
-    "Generation",
-    "GenerationRequest",
-    "ImageInput",
-    "Output",
-    "Paused",
-    "QueuePosition",
-    "SamplingRequest",
-    "Started",
-    "Terminal",
-]
-
 CLOSE_S = 2.0  # grace period for the child to exit
 HEADER = struct.Struct("!I")
-_TERMINAL = (Paused, Finished, Cancelled, Failed)
 _KILL_S = 5.0  # for a killed process to exit
 _MOST_EARLY_DEATHS = 3  # consecutive deaths before the child was ready
 
@@ -98,26 +88,26 @@ class EngineClient(abc.ABC):
             yield Failed("not_ready", f"the engine is {self._status.phase}: {self._status.detail}")
             return
         queue = self._queues[request.request_id] = asyncio.Queue()
-        self._send(("generate", request))
+        self._send(Generate(request))
         ended = False
         try:
             while not ended:
                 output = await queue.get()
-                ended = isinstance(output, _TERMINAL)
+                ended = isinstance(output, Terminal)
                 yield output
         finally:
             self._queues.pop(request.request_id, None)
             if not ended:
-                self._send(("abort", request.request_id, None))
+                self._send(Abort(request.request_id))
 
     async def pause(self, request_id: str) -> None:
         """Switch to step mode: the request pauses at the end of its running step."""
-        self._send(("mode", request_id, "step"))
+        self._send(SetMode(request_id, step_mode=True))
 
     async def abort(self, request_id: str) -> None:
         """Abort a request; returns once it holds no slot. Unknown requests have already ended."""
         with contextlib.suppress(EngineError):  # the engine died and holds nothing
-            await self._ask("abort", request_id)
+            await self._ask(Abort(request_id))
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
         """Load a checkpoint next to the others. An older one of the same name is freed once its requests have ended.
@@ -125,13 +115,13 @@ class EngineClient(abc.ABC):
         Raises:
             EngineError: the checkpoint is invalid or does not fit; nothing has changed.
         """
-        await self._ask("load", name, str(folder), weight_version)
+        await self._ask(Load(name, str(folder), weight_version))
         loaded = {**self._status.loaded, name: weight_version}  # the worker's own status arrives later
         self._status = replace(self._status, loaded=loaded)
 
     async def unload(self, name: str) -> None:
         """Free a checkpoint once its requests have ended."""
-        await self._ask("unload", name)
+        await self._ask(Unload(name))
 
     async def check(self, folder: str) -> Footprint:
         """Validate a checkpoint folder completely and return its footprint.
@@ -139,12 +129,30 @@ class EngineClient(abc.ABC):
         Raises:
             EngineError: the checkpoint is invalid.
         """
-        footprint: Footprint = await self._ask("check", str(folder))
+        footprint: Footprint = await self._ask(Check(str(folder)))
         return footprint
 
     async def memory(self) -> dict[str, Any]:
         """Bytes held by the engine, its device, free memory and number of threads (see the protocol)."""
-        return dict(await self._ask("memory"))
+        return dict(await self._ask(Memory()))
+
+    async def seen(self, request_id: str) -> bytes:
+        """The last image of a live request's question as the model sees it, a PNG.
+
+        Raises:
+            EngineError: the request is not live, or its question has no image.
+        """
+        png: bytes = await self._ask(Seen(request_id))
+        return png
+
+    async def alternatives(self, query: AlternativesQuery) -> list[Alternative]:
+        """The likeliest legal tokens after a beginning of a response.
+
+        Raises:
+            EngineError: `weights_gone`, or the tokens do not fit this checkpoint.
+        """
+        found: list[Alternative] = await self._ask(Alternatives(query))
+        return found
 
     async def wait_ready(self) -> EngineStatus:
         """Wait until the engine is ready or has failed. For scripts; servers poll `status`."""
@@ -152,32 +160,32 @@ class EngineClient(abc.ABC):
             await asyncio.sleep(0.01)
         return self._status
 
-    async def _ask(self, command: str, *arguments: object) -> Any:
+    async def _ask(self, command: Answered) -> Any:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         if self._status.phase in ("stopping", "failed"):
             raise EngineError("not_ready", f"the engine is {self._status.phase}: {self._status.detail}")
         future = self._replies[ticket] = asyncio.get_running_loop().create_future()
-        self._send((command, *arguments, ticket))
+        self._send(Call(ticket, command))
         try:
             return await future
         finally:
             self._replies.pop(ticket, None)
 
     @abc.abstractmethod
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: Command) -> None:
         """Send one message to the worker."""
 
-    def _receive(self, message: tuple[Any, ...]) -> None:
+    def _receive(self, message: Report) -> None:
         """Handle one message from the worker."""
         match message:
-            case ("outputs", outputs):
-                for request_id, output in outputs:
+            case Outputs(items):
+                for request_id, output in items:
                     if (queue := self._queues.get(request_id)) is not None:
                         queue.put_nowait(output)
-            case ("status", status):
+            case EngineStatus():
                 if self._status.phase != "stopping":
-                    self._status = status
-            case ("reply", ticket, error, value):
+                    self._status = message
+            case Reply(ticket, value, error):
                 future = self._replies.get(ticket)
                 if future is not None and not future.done():
                     if error is None:
@@ -214,12 +222,12 @@ class EngineProcess(EngineClient):
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self._settings = {"device": device, "num_slots": num_slots, "num_threads": num_threads}
-        self._command = list(command or (sys.executable, "-m", "model.engine.child"))
+        self._settings = Configure(device, num_slots, num_threads)
+        self._command = list(command or (sys.executable, "-m", "model.worker.child"))
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._unsent: list[tuple[Any, ...]] = []
+        self._unsent: list[Command] = []
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -237,7 +245,7 @@ class EngineProcess(EngineClient):
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        threads = str(self._settings["num_threads"])
+        threads = str(self._settings.num_threads)
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {
@@ -257,8 +265,8 @@ class EngineProcess(EngineClient):
                 env=environment,
             )
         self._socket = ours
-        loads = [("load", name, folder, version, None) for name, (folder, version) in self._checkpoints.items()]
-        self._unsent = [("settings", dict(self._settings)), *loads, ("loaded_all",), *self._unsent]
+        loads = [Load(name, folder, version) for name, (folder, version) in self._checkpoints.items()]
+        self._unsent = [self._settings, *loads, InitialLoadsSent(), *self._unsent]
 
     async def start(self) -> None:
         """Start the child; return before it is ready."""
@@ -343,7 +351,7 @@ class EngineProcess(EngineClient):
         if self._process is not None:
             self._process.kill()
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: Command) -> None:
         if self._writer is None:
             self._unsent.append(message)
             return

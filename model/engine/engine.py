@@ -23,7 +23,8 @@ from torch import Tensor
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
-from model.engine.sequence import FinishedBy, SamplingParams, Sequence, Status
+from model.engine.sequence import FinishedBy, PrefixRows, SamplingParams, Sequence, Status
+from model.nets.attention import CausalAttention
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.nets.transformer import LayerWeights, Transformer
@@ -88,7 +89,7 @@ class Engine:
         self._text_index = torch.tensor(self._text_ids, device=self.device)
         self._code_index = torch.tensor(self._code_ids, device=self.device)
         self._params: RowParams | None = None
-        self.num_steps = 0
+        self.num_steps = self.num_prefills = 0
         self.refresh()
 
     @torch.no_grad()
@@ -145,11 +146,14 @@ class Engine:
         resumed: Seq[int] = (),
         num_draws: int = 0,
         kv: Tensor | None = None,
+        shared: PrefixRows | None = None,
+        group: str | None = None,
     ) -> list[Sequence]:
         """Queue `num_samples` samples of one prompt; they share its prefill.
 
-        `resumed` are existing response tokens (a paused trace, or a forced beginning), `num_draws` the random numbers
-        they consumed, `kv` their cached rows if available.
+        `resumed` are existing response tokens (a paused trace, or a given beginning), `num_draws` the random numbers
+        they consumed, `kv` their cached rows if available. Requests with the same `shared` (and the same tokens) share
+        one prefill; those with the same `group` leave two slots to others.
 
         Raises:
             ValueError: the prompt leaves no room, or an id lies outside the vocabulary.
@@ -171,8 +175,10 @@ class Engine:
             )
             for index in range(num_samples)
         ]
+        if shared is None and num_samples > 1:
+            shared = PrefixRows()
         for sequence in sequences:
-            sequence.kv = kv
+            sequence.kv, sequence.shared, sequence.group = kv, shared, group
             self.scheduler.add(sequence)
         return sequences
 
@@ -186,6 +192,35 @@ class Engine:
     def export_kv(self, sequence: Sequence) -> Tensor:
         """Copy a running sequence's cached rows for `add_request(kv=...)`."""
         return self.cache.export(sequence.slot, sequence.position)
+
+    @torch.inference_mode()
+    def likeliest(
+        self, prompt_ids: Seq[int], response: Seq[int], params: SamplingParams, count: int
+    ) -> list[tuple[int, float]]:
+        """The `count` likeliest legal tokens after a beginning of a response, with the log-probabilities of sampling.
+
+        One forward pass without the cache; may run in another thread than `step`.
+
+        Raises:
+            ValueError: the response is complete, or leaves no room.
+        """
+        sequence = Sequence.create(
+            "", 0, list(prompt_ids), params, rules=self.rules, context_len=self.context_len, resumed=list(response)
+        )
+        if sequence.state.legal is Legal.FORCED:
+            return [(sequence.state.forced_id, 0.0)]
+        ids = torch.tensor([*prompt_ids, *response], device=self.device)
+        positions = torch.arange(len(ids), device=self.device)
+        hidden = self.transformer(ids[None], positions[None], CausalAttention(), weights=self._layers)[0, -1:]
+        is_code = sequence.state.legal is Legal.CODE
+        logits = hidden @ (self._code_head if is_code else self._text_head)
+        if sequence.state.legal is Legal.TEXT:
+            logits[:, -1] = float("-inf")
+        logprobs = torch.log_softmax(logits[0].float() / (params.temperature or 1.0), dim=-1)
+        best = logprobs.topk(min(count, logprobs.shape[0]))
+        columns = self._code_ids if is_code else self._text_ids
+        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(columns[column], value) for column, value in found if value > float("-inf")]
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:
@@ -235,17 +270,18 @@ class Engine:
 
     def _fill(self, sequence: Sequence) -> None:
         """Compute the keys and values of all but the last token into the sequence's slot."""
-        length, slot = sequence.position, sequence.slot
-        sibling = next((s for s in self.scheduler.running[:slot] if s.shares_prefix(sequence)), None)
-        if sequence.kv is not None and sequence.kv.shape[-2] == length:
-            self.cache.restore(slot, sequence.kv)
-        elif sibling is not None:
-            self.cache.copy(sibling.slot, slot, length)
+        length, slot, shared = sequence.position, sequence.slot, sequence.shared
+        rows = shared.rows if sequence.kv is None and shared is not None else sequence.kv
+        if rows is not None and rows.shape[-2] == length:
+            self.cache.restore(slot, rows)
         elif length:
+            self.num_prefills += 1
             ids = torch.tensor(sequence.prefix, device=self.device)
             positions = torch.arange(length, device=self.device)
             self.transformer(ids, positions, PrefillAttention(self.cache, slot), weights=self._layers)
-        sequence.kv = None
+            if shared is not None:
+                shared.rows = self.cache.export(slot, length)
+        sequence.kv = sequence.shared = None
         self._attention.open(slot, length)
 
     def _decode(self, running: list[Sequence]) -> Tensor:

@@ -10,7 +10,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from model.engine.narrator import TraceEvent
+from model.engine.sequence import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One event of a trace as the API defines it; the server only adds image_id, url and skill to `data`."""
+
+    type: str
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +30,58 @@ class ImageInput:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingRequest:
-    """Requested sampling parameters; None means the checkpoint's default (for the two maxima: as much as fits)."""
+class KeptStep:
+    """A step that a response begins with instead of generating it.
 
-    temperature: float | None = None  # 0 = greedy
-    top_p: float | None = None
-    seed: int = 0
-    max_new_tokens: int | None = None
-    max_images: int | None = None
+    Its exact `tokens`, else its text with the `codes` of an image, else with the `image`, which goes through the
+    encoder. Tokens and codes only count for checkpoints with the prefix's codec.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] | None = None
+    codes: tuple[int, ...] | None = None
+    image: ImageInput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The given beginning of a response: complete steps, then the beginning of the next one.
+
+    Attributes:
+        steps: reported as one `step.kept` each.
+        codec: the tokenizer and VQ of the tokens and codes (`Started.codec`).
+        num_draws: random numbers that the original response had consumed after these steps.
+        then_tokens: exact tokens after the last step, or
+        then_text: literal text with which the next step begins, or
+        then_answer: whether the answer mark follows. Their tokens are reported like generated ones.
+    """
+
+    steps: tuple[KeptStep, ...] = ()
+    codec: str = ""
+    num_draws: int = 0
+    then_tokens: tuple[int, ...] = ()
+    then_text: str | None = None
+    then_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One trace to run, or to continue (`resume`: the bytes of its last `Paused`)."""
+    """One trace to run, or to continue (`resume`: the bytes of its last `Paused`).
+
+    Requests of one `group` have the same checkpoint, question, images and prefix. They share one prefill, and at most
+    two slots fewer than there are run at once.
+    """
 
     request_id: str
     checkpoint: str
     question: str
     images: tuple[ImageInput, ...] = ()
-    sampling: SamplingRequest = SamplingRequest()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     mode: Literal["auto", "step"] = "auto"
     partial_images: int = 0  # evenly spaced partial images per image, 0-64
-    show_seen: bool = False  # attach the image that the first drawing starts from
     resume: bytes | None = None
+    prefix: Prefix = Prefix()
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +93,11 @@ class QueuePosition:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request has a slot. `room_images` is the number of images that still fit."""
+    """The request has a slot.
+
+    `room_images` is the number of images that still fit. `codec` identifies the tokenizer and VQ: equal codecs give the
+    same meaning to the same tokens.
+    """
 
     prompt_tokens: int
     context_len: int
@@ -65,21 +106,29 @@ class Started:
     temperature: float
     top_p: float
     weight_version: int
+    codec: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of a response with their log-probabilities; NaN for tokens that were given."""
+
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
     """One event of the trace, in token order.
 
-    `image.partial` carries `png` (None: the decoder was busy), `image.completed` carries `png` and `codes`, and its
-    `data["stats"]` is {codes, flatness, tv, perception_reward}. With `show_seen` the trace's first `image.completed`
-    carries `seen`: the question's last image as the model sees it, the decode of its codes.
+    `image.partial` carries `png` (None: the decoder was busy), `image.completed` carries `png`, and its `data["stats"]`
+    is {codes, flatness, tv, perception_reward}. `step.kept` carries the `png` of an image that was encoded. Both
+    `step.kept` and `step.completed` carry the step's `tokens`.
     """
 
     event: TraceEvent
     png: bytes | None = None
-    codes: tuple[int, ...] | None = None
-    seen: bytes | None = None
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +141,17 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The trace is complete. `usage` is {prompt_tokens, completion_tokens, images}, over all its requests."""
+    """The trace is complete.
+
+    `usage` is {prompt_tokens, kept_tokens, completion_tokens, images} over all its requests; the last two count what
+    was generated. `tokens` are those after the last complete step.
+    """
 
     reason: Literal["stop", "length"]
     answer: str | None
     usage: dict[str, int]
     unmarked: bool = False  # the answer had no mark: it is the text after the last image
+    tokens: Tokens = Tokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +192,27 @@ class Footprint:
 
     resident: int
     loading: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlternativesQuery:
+    """Which tokens could have followed `tokens` in a response?"""
+
+    checkpoint: str
+    weight_version: int
+    question: str
+    images: tuple[ImageInput, ...]
+    tokens: tuple[int, ...]
+    sampling: SamplingParams
+    count: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A legal token and its log-probability at that position."""
+
+    id: int
+    logprob: float
 
 
 class EngineError(Exception):
@@ -187,6 +262,20 @@ class Generation(Protocol):
 
     async def abort(self, request_id: str) -> None:
         """Abort a request; returns once it holds no slot. Its iterator ends with Cancelled."""
+
+    async def seen(self, request_id: str) -> bytes:
+        """The last image of a live request's question as the model sees it: the decode of its codes, a PNG.
+
+        Raises:
+            EngineError: the request is not live, or its question has no image.
+        """
+
+    async def alternatives(self, query: AlternativesQuery) -> list[Alternative]:
+        """The likeliest legal tokens after a beginning of a response, in one forward pass.
+
+        Raises:
+            EngineError: `weights_gone`, or the tokens do not fit this checkpoint.
+        """
 
     async def memory(self) -> dict[str, Any]:
         """Bytes held by the engine, `free` and `total` of its device, and the device's name.

@@ -1,4 +1,4 @@
-"""Slot assignment: FIFO, slots 0 ... n-1 without gaps. Knows no tensors or tokens.
+"""Slot assignment: FIFO, slots 0 ... n-1 without gaps; a group never takes the last two. Knows no tensors or tokens.
 
 Waiting sequences are admitted in order, at most `admissions_per_step` per step, so that prefills do not stall running
 sequences. When a sequence ends, the last one moves into its slot.
@@ -35,12 +35,21 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Assign free slots to the first waiting sequences; return those."""
         admitted: list[Sequence] = []
-        while self.waiting and len(self.running) < self.num_slots and len(admitted) < self.admissions_per_step:
-            sequence = self.waiting.popleft()
+        while len(self.running) < self.num_slots and len(admitted) < self.admissions_per_step:
+            sequence = next((s for s in self.waiting if self._may_run(s)), None)
+            if sequence is None:
+                break
+            self.waiting.remove(sequence)
             sequence.slot, sequence.status = len(self.running), Status.RUNNING
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        """A group leaves two slots to others."""
+        if sequence.group is None:
+            return True
+        return sum(s.group == sequence.group for s in self.running) < max(1, self.num_slots - 2)
 
     def remove(self, sequence: Sequence, status: Status) -> Sequence | None:
         """Remove a waiting or running sequence. Returns the one that moved into its slot, if any."""

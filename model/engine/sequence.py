@@ -6,9 +6,12 @@ import hashlib
 import random
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from model.engine.phases import PhaseRules, PhaseState
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DRAWS_PER_TOKEN = 3  # two rejection tries and the exact sample after them (see sampling.py)
 
@@ -71,6 +74,15 @@ class Status(Enum):
     ABORTED = "aborted"
 
 
+class PrefixRows:
+    """The cached rows that the sequences of a group start from: the first one to be prefilled leaves them here."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """One sample of one request. `response` starts with the resumed tokens, if any."""
@@ -90,6 +102,8 @@ class Sequence:
     last_token: int = -1
     position: int = 0  # of last_token
     kv: Any = None  # cached rows to start from, if available
+    shared: PrefixRows | None = None  # with the other sequences of its group
+    group: str | None = None
 
     @classmethod
     def create(
@@ -149,10 +163,6 @@ class Sequence:
         self.state.push(token)
         self.last_token = token
         self.position += 1
-
-    def shares_prefix(self, other: Sequence) -> bool:
-        """Whether this sequence's cached rows start with those that `other` needs."""
-        return self.request_id == other.request_id and self.num_resumed == other.num_resumed
 
     @property
     def prefix(self) -> list[int]:

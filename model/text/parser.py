@@ -31,6 +31,11 @@ def thought_mark(k: int) -> str:
     return f"{_THOUGHT}{k}:"
 
 
+def mark_pattern(template: str) -> re.Pattern[str]:
+    """The marks that are text in this template; *tagged* brackets its answer."""
+    return _STEP_MARK if template == "tagged" else _MARK
+
+
 @dataclass(frozen=True)
 class StepStarted:
     """A step starts (``step`` from 1)."""
@@ -105,6 +110,7 @@ class TraceParser:
         self._vocab = vocab
         self._detokenizer: IncrementalDetokenizer = tokenizer.detokenizer()
         self._brackets: list[int | None] = []
+        self._marks = mark_pattern(template)
         if template == "tagged":
             v = vocab
             self._brackets = [v.thought_open_id, v.thought_close_id, v.answer_open_id, v.answer_close_id]
@@ -246,8 +252,7 @@ class TraceParser:
                 return []
             self._leading = False
         events: list[ParseEvent] = []
-        marks = _STEP_MARK if self._brackets else _MARK  # the tagged template brackets its answer
-        while not self._answering and (match := marks.search(self._held)):
+        while not self._answering and (match := self._marks.search(self._held)):
             before, self._held = self._held[: match.start()], self._held[match.end() :]
             events += self._emit(before.rstrip()) + self._end_step()
             if match[0] == FINAL_ANSWER:

@@ -32,6 +32,7 @@ from model.text.parser import (
     StepStarted,
     TextDelta,
     TraceParser,
+    mark_pattern,
     thought_mark,
 )
 from model.text.places import split_places
@@ -184,7 +185,7 @@ class Template:
         return [
             *self.opening_ids(),
             *steps_ids,
-            *_present(vocab.thought_close_id, vocab.answer_open_id),
+            *self.answer_mark_ids(),
             *encode(answer),
             *_present(vocab.answer_close_id),
             vocab.eos_id,
@@ -203,15 +204,28 @@ class Template:
         a new line.
         """
         ids: list[int] = []
-        open_text = False
+        after_text = False
         for k, step in enumerate(steps, first):
-            mark = thought_mark(k) if self.name == "plain" or open_text else ""
-            text = step.text if not mark else f"{mark} {step.text}" if step.text else mark
-            ids += self.tokenizer.encode(f"\n{text}" if open_text else text)
-            if step.image is not None:
-                ids += self._image_ids(step.image)
-            open_text = step.image is None
+            ids += self.step_ids(step, k, after_text=after_text)
+            after_text = step.image is None
         return ids
+
+    def step_ids(self, step: StepPart, number: int, *, after_text: bool) -> list[int]:
+        """One step; ``after_text``: the previous step has no image."""
+        mark = thought_mark(number) if self.name == "plain" or after_text else ""
+        text = step.text if not mark else f"{mark} {step.text}" if step.text else mark
+        ids = self.tokenizer.encode(f"\n{text}" if after_text else text)
+        return ids if step.image is None else ids + self._image_ids(step.image)
+
+    def answer_mark_ids(self) -> list[int]:
+        """The ids that end the steps and begin the answer."""
+        if self.name == "plain":
+            return self.tokenizer.encode(f"\n{FINAL_ANSWER}")
+        return _present(self.vocab.thought_close_id, self.vocab.answer_open_id)
+
+    def has_mark(self, text: str) -> bool:
+        """Whether a text contains a mark of this template, which would end the step or begin the answer."""
+        return mark_pattern(self.name).search(text) is not None
 
     def render_parts(self, prompt: Sequence[Part], response: Sequence[Part]) -> Rendered:
         """BOS + prompt ‖ response + EOS without marks: captions, drawing instructions and the like."""

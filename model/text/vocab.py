@@ -69,6 +69,14 @@ class Vocabulary:
     def _codes(self) -> dict[int, int]:
         return {token_id: code for code, token_id in enumerate(self.code_ids)}
 
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {token_id: name for name, token_id in self.tokens.items()}
+
+    def name_of(self, token_id: int) -> str:
+        """The name of a token; ``#id`` without one."""
+        return self._names.get(token_id, f"#{token_id}")
+
     @property
     def codes_per_image(self) -> int:
         """N, the codes of one image."""

@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from app.client import Client, ServerFailed
-from model.engine.models import footprint
+from model.worker.models import footprint
 from tests.benchmarks.serving import PARTIAL_IMAGES, SLICES, frames, percentile, row
 from tests.e2e.real_server import SHIPPED, Server, new_server
 

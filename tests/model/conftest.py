@@ -1,4 +1,4 @@
-"""A vocabulary, tokenizer and both templates without weights."""
+"""A vocabulary, tokenizer and both templates without weights; tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.config import ModelConfig
 from model.text.template import Template
 from model.text.tokenizer import TextTokenizer
 from model.text.vocab import Vocabulary
-from tests.tiny import tiny_config
+from tests.tiny import make_drawing_checkpoint, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,14 @@ def tagged(vocab: Vocabulary, tokenizer: TextTokenizer) -> Template:
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint for tests that damage it."""
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_checkpoint: Path) -> LoadedCheckpoint:
+    return load_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def drawing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint that draws about every tenth token at temperature 1 and never ends by itself."""
+    return make_drawing_checkpoint(tmp_path_factory.mktemp("checkpoints") / "drawing")

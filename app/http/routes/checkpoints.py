@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.checkpoints.view import as_json
 from app.common import pools
 from app.common.pools import in_pool
 from app.contract.problems import Problem
@@ -23,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["checkpoints"])
 @in_pool(pools.intake)
 def list_checkpoints(app: App) -> dict[str, Any]:
     """All checkpoints, including unusable ones with the reason."""
-    return {"data": [as_json(info, app.checkpoints) for info in app.checkpoints.scan().values()]}
+    return {"data": [app.registration.shown(info) for info in app.checkpoints.scan().values()]}
 
 
 @router.post(
@@ -56,7 +55,7 @@ def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
     info = app.checkpoints.find(checkpoint_id)
     if info is None:
         raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
-    return as_json(info, app.checkpoints)
+    return app.registration.shown(info)
 
 
 @router.post(

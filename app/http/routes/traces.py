@@ -29,14 +29,14 @@ from app.http.deps import (
 )
 from app.http.event_stream import EventStream
 from app.storage.idempotency import Claim
-from app.traces import store
 
 router = APIRouter(prefix="/v1/traces", tags=["traces"])
 
 TraceId = str
 
 
-def _wants_stream(request: Request) -> bool:
+def wants_stream(request: Request) -> bool:
+    """Whether the client asks for server-sent events."""
     return "text/event-stream" in request.headers.get("accept", "")
 
 
@@ -67,7 +67,7 @@ def _wants_stream(request: Request) -> bool:
 )
 async def create_trace(request: Request, body: TraceCreate, app: App, idempotency_key: Key = None) -> Response:
     """All validation happens before the first byte of a stream, with its own status."""
-    stream = _wants_stream(request)
+    stream = wants_stream(request)
     background = body.background if body.background is not None else not stream
 
     def make(claim: Claim) -> Awaitable[dict[str, Any]]:
@@ -75,9 +75,15 @@ async def create_trace(request: Request, body: TraceCreate, app: App, idempotenc
 
     trace, headers = await create_once(request, app, idempotency_key, router.prefix, make)
     if stream:
-        await app.traces.reader.past_the_end(trace["id"], 0)  # 404 for a replay whose trace was deleted
-        return EventStream(app.traces.reader.read(trace["id"], 0), status_code=201, headers=headers, limited=False)
+        return await stream_created(app, trace, headers)
     return JSONResponse(trace, 201, headers)
+
+
+async def stream_created(app: App, trace: dict[str, Any], headers: dict[str, str]) -> Response:
+    """The events of a new trace, or of the group it began."""
+    log_id = trace.get("group_id") or trace["id"]
+    await app.traces.reader.past_the_end(log_id, 0)  # 404 for a replay whose trace was deleted
+    return EventStream(app.traces.reader.read(log_id, 0), status_code=201, headers=headers, limited=False)
 
 
 @router.get("", response_model=TraceList, responses=problems(422, 503))
@@ -90,21 +96,24 @@ def list_traces(
     checkpoint: Annotated[str | None, Query(max_length=200)] = None,
     slice: Slice | None = None,
     verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
+    parent: Annotated[str | None, Query(max_length=64, description="branches of this trace")] = None,
+    group: Annotated[str | None, Query(max_length=64, description="members of this group")] = None,
     q: Annotated[str | None, Query(max_length=200, description="text in question or answer")] = None,
 ) -> Any:
     """Newest first; entries omit the steps."""
-    with app.db.read() as connection:
-        data, has_more = store.page(
-            connection,
+    return JSONResponse(
+        app.traces.reader.page(
             limit=limit,
             after=after,
+            words=q.replace("\0", "") if q else None,
             status=status,
             checkpoint=checkpoint,
-            slice_=slice,
+            slice=slice,
             verdict=verdict,
-            words=q.replace("\0", "") if q else None,
+            parent_id=parent,
+            group_id=group,
         )
-    return JSONResponse({"data": data, "has_more": has_more})
+    )
 
 
 @router.get("/{trace_id}", response_model=Trace, responses=problems(404, 503))

@@ -305,7 +305,7 @@ def test_start_errors_are_json_too(tmp_path: Path, module: str, what: str) -> No
 
 
 def test_engine_process_logs_in_the_same_format(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.engine.child", "99"]  # the socket does not exist
+    command = [sys.executable, "-m", "model.worker.child", "99"]  # the socket does not exist
     done = subprocess.run(
         command, env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
     )

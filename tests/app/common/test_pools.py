@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from app.common import pools
 from app.common.pools import Pool, TooSlow
 from app.storage.database import Database
-from app.traces import event_log
+from app.traces import event_writer
 from tests.app.conftest import Server, WithServer, is_problem
 from tests.fakes import FakeGeneration, held
 from tests.postgres import Cluster
@@ -236,7 +236,7 @@ def test_hanging_commit_fails_running_traces(
     with_server: WithServer, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that never answers raises nothing: only the clock reveals it."""
-    monkeypatch.setattr(event_log, "COMMIT_PATIENCE_S", 0.3)
+    monkeypatch.setattr(event_writer, "COMMIT_PATIENCE_S", 0.3)
     monkeypatch.setattr("app.traces.service.STORAGE_PATIENCE_S", 0.3)
     gate = threading.Event()
     engine.script = held
@@ -245,14 +245,14 @@ def test_hanging_commit_fails_running_traces(
         trace = await server.create()
         await server.until(trace["id"], "step.completed")
         log = server.services.events
-        real = log._commit_rows
+        real = log._writer._commit_rows
 
         def commit(batch: Any) -> None:
             gate.wait(60)
             real(batch)
 
         with monkeypatch.context() as patched:
-            patched.setattr(log, "_commit_rows", commit)
+            patched.setattr(log._writer, "_commit_rows", commit)
             engine.go("end")
             while log.trouble is None:
                 await asyncio.sleep(0.01)

@@ -12,7 +12,7 @@ from app.jobs import store as job_store
 from app.jobs.servers import ServerWatch
 from app.storage import database as tables
 from app.storage.database import Database
-from app.traces import store
+from app.traces.records import store
 from tests.app.jobs.test_servers import insert_trace
 
 

@@ -22,8 +22,9 @@ from app.jobs.process import WorkerProcess
 from app.jobs.servers import DIED, ServerWatch
 from app.storage.database import Database, now
 from app.storage.dialects import clock
-from app.traces import store
-from app.traces.event_log import EventLog, _Pending
+from app.traces.event_log import EventLog
+from app.traces.event_writer import Pending
+from app.traces.records import group_store, store
 from tests.app.conftest import both_databases
 from training.jobs.folder import WorkerEvent
 
@@ -115,7 +116,7 @@ class Writer:
         self.lost = False
         self.committed: list[str] = []
 
-    def batch(self, *whats: str) -> list[_Pending]:
+    def batch(self, *whats: str) -> list[Pending]:
         made = []
         for what in whats:
             self._seq += 1
@@ -123,7 +124,7 @@ class Writer:
             status = what.removesuffix("-paused")
             type_ = TYPE_OF.get(status, f"trace.{status}" if status != "text" else "text.delta")
             data = encode({"step": 1, "text": f"{what} {self._seq}"})
-            made.append(_Pending(self.trace_id, self._seq, type_, data, self._update(status), None, follows))
+            made.append(Pending(self.trace_id, self._seq, type_, data, self._update(status), None, follows))
         return made
 
     def _update(self, status: str) -> Callable[[Any], None] | None:
@@ -133,8 +134,8 @@ class Writer:
             return lambda connection: store.finish(connection, self.trace_id, status=status)
         return lambda connection: store.update(connection, self.trace_id, status=status)
 
-    def commit(self, batch: list[_Pending], *, again: bool = False) -> None:
-        if self._log._commit(batch, tried_before=again):
+    def commit(self, batch: list[Pending], *, again: bool = False) -> None:
+        if self._log._writer._commit(batch, tried_before=again):
             self.lost = True
         else:
             self.committed += [entry.data for entry in batch]
@@ -150,7 +151,7 @@ SCRIPTS: list[list[tuple[str, ...]]] = [
 
 def end_left_over(db: Database) -> None:
     with db.write() as connection:
-        store.end_left_over(connection, ["one"], DIED)
+        group_store.end_left_over(connection, ["one"], DIED)
 
 
 @both_databases

@@ -17,7 +17,7 @@ from app.client import Client
 from app.contract.words import JOB_TERMINAL
 from app.jobs.servers import DIED
 from app.storage import database as tables
-from app.traces import store
+from app.traces.records import group_store
 from tests.app.conftest import Server, both_databases, is_problem, parse_sse, running
 from tests.app.job_helpers import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.app.jobs.test_faults import Killable
@@ -106,7 +106,7 @@ def test_silent_trace_stops_at_the_next_heartbeat(
             await one.until(trace["id"], "step.completed")  # from here on the engine is silent
             reader = asyncio.create_task(one.stream(trace["id"]))
             with one.services.db.write() as connection:
-                store.end_left_over(connection, [one.services.traces._home.server_id], DIED)
+                group_store.end_left_over(connection, [one.services.traces._home.server_id], DIED)
             assert (await reader)[-1].type == "trace.failed"
             while one.services.traces.active_ids:
                 await asyncio.sleep(0.002)
@@ -131,7 +131,7 @@ def test_image_drawn_after_the_end_is_swept(
             trace = await server.create()
             await server.until(trace["id"], "step.started")
             with server.services.db.write() as connection:
-                store.end_left_over(connection, [server.services.traces._home.server_id], DIED)
+                group_store.end_left_over(connection, [server.services.traces._home.server_id], DIED)
             engine.go("end")
             image_id = hashlib.sha256(late).hexdigest()
             while (await server.client.get(f"/v1/images/{image_id}")).status_code != 200:

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from app.storage import database as tables
 from app.storage.database import Database, now
-from app.traces import store
-from app.traces.event_log import EventLog, num_batches
+from app.traces.event_log import EventLog
+from app.traces.event_writer import num_batches
+from app.traces.records import store
 from model.engine.messages import GenerationRequest
 from tests.app.conftest import Server, Sse, WithServer, both_databases, parse_sse, running
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, emitted, held, png, step_items

@@ -88,7 +88,7 @@ def connect(server: Server, count: int, data: bytes, stack: ExitStack) -> list[s
 
 
 def engine_of(server: Server) -> psutil.Process:
-    return next(child for child in server.children() if "model.engine.child" in child.cmdline())
+    return next(child for child in server.children() if "model.worker.child" in child.cmdline())
 
 
 def freeze(process: psutil.Process, stack: ExitStack) -> None:

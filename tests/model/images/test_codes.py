@@ -12,7 +12,6 @@ from PIL import Image
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.manifest import Perception
 from model.checkpoint.shards import SHIPPED
-from model.engine.models import Model
 from model.images.codes import (
     copied_share,
     decode_codes,
@@ -29,6 +28,7 @@ from model.images.codes import (
 )
 from model.nets.vq import VQModel
 from model.precision import cpu_has_bf16
+from model.worker.models import Model
 from tests.near_ties import assert_same_codes, assert_same_image
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from model.engine.client import EngineProcess, Failed, Finished, GenerationRequest, Output, SamplingRequest, Started
+from model.engine.client import EngineProcess
+from model.engine.commands import SetMode
+from model.engine.messages import Failed, Finished, GenerationRequest, Output, SamplingParams, Started
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def ask(name: str, tokens: int = 40) -> GenerationRequest:
     return GenerationRequest(
-        name, "tiny", "Where is it?", sampling=SamplingRequest(temperature=1.0, seed=3, max_new_tokens=tokens)
+        name, "tiny", "Where is it?", sampling=SamplingParams(temperature=1.0, seed=3, max_new_tokens=tokens)
     )
 
 
@@ -90,7 +92,7 @@ def test_close_kills_a_hanging_child(tiny_checkpoint: Path, unread: int) -> None
         pid = engine.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        engine._send(("mode", "x" * unread, "step"))  # exceeds the socket's buffer: a flush would never end
+        engine._send(SetMode("x" * unread, step_mode=True))  # exceeds the socket's buffer: a flush would never end
         await engine.close()
         assert not is_alive(pid)
 
@@ -171,5 +173,5 @@ def test_child_dying_at_start_is_given_up(tiny_checkpoint: Path) -> None:
 
 
 def test_serving_imports_no_transformers() -> None:
-    code = "import sys, model.engine.child; sys.exit('transformers' in sys.modules)"
+    code = "import sys, model.worker.child; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0

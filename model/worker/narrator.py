@@ -1,37 +1,22 @@
 """Converts tokens into the typed events of a trace, in token order.
 
 :class:`Narrator` follows one sequence: it feeds the token stream to the template's parser, converts the parser's output
-into :class:`TraceEvent`s and requests image decoding. Events after a complete image wait until it is decoded; a partial
-image that is late is dropped. It decodes nothing itself and knows no threads, URLs or storage.
+into :class:`Emitted` events and requests image decoding. Events after a complete image wait until it is decoded; a
+partial image that is late is dropped. It decodes nothing itself and knows no threads, URLs or storage.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from model.engine.messages import Emitted, Tokens, TraceEvent
 
 if TYPE_CHECKING:
     from model.text.parser import ParseEvent, TraceParser
-
-
-@dataclass(frozen=True, slots=True)
-class TraceEvent:
-    """One event of a trace as the API defines it; the server only adds image_id, url and skill to `data`."""
-
-    type: str
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadyEvent:
-    """An event that is ready to be sent, with its image if it has one."""
-
-    event: TraceEvent
-    png: bytes | None = None
-    codes: tuple[int, ...] | None = None
-    seen: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +27,16 @@ class ImageJob:
     is_final: bool
     codes: tuple[int, ...]
     previous: tuple[int, ...] | None
-    is_first: bool = False  # the trace's first complete image: `previous` is the question's
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """A decoded image; `seen` is the decoded `previous` of the job, if requested.
-
-    `stats` only for final ones: {codes, flatness, tv, perception_reward}.
-    """
+    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward}."""
 
     png: bytes
     width: int
     height: int
     stats: dict[str, float] | None = None
-    seen: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -66,8 +46,7 @@ class _Entry:
     event: TraceEvent | None
     end: object = None
     png: bytes | None = None
-    codes: tuple[int, ...] | None = None
-    seen: bytes | None = None
+    tokens: Tokens | None = None
     waits: bool = False
     ticket: int = -1
 
@@ -101,10 +80,50 @@ class Narrator:
         self._entries: deque[_Entry] = deque()
         self._waiting: dict[int, _Entry] = {}
         self._next_ticket = 0
+        self._num_kept = 0  # steps that were given
+        self._ids: list[int] = []  # tokens since the last complete step
+        self._logprobs: list[float] = []
 
-    def feed(self, token_id: int) -> list[ImageJob]:
+    def feed(self, token_id: int, logprob: float = math.nan) -> list[ImageJob]:
         """Take the next token; return the images to decode now."""
+        self._ids.append(token_id)
+        self._logprobs.append(logprob)
         return self._emit(self.parser.feed(token_id))
+
+    def feed_again(self, tokens: Iterable[int]) -> list[ImageJob]:
+        """Take the tokens of a resumed trace, whose first `skip` events were emitted before."""
+        jobs = [job for token in tokens for job in self._emit(self.parser.feed(token))]
+        self._ids, self._logprobs = [], []
+        return jobs
+
+    def keep(self, step: int, tokens: Iterable[int], *, decode: bool) -> list[ImageJob]:
+        """Take a given step as one `step.kept`; `decode` its image, if it has one, since it is not known yet."""
+        ids = tuple(tokens)
+        images = self.num_images
+        self._num_kept = step
+        skip, self._skip = self._skip, 1 << 62
+        for token in ids:
+            self._emit(self.parser.feed(token))
+        self._skip = skip
+        event = TraceEvent("step.kept", {"step": step})
+        given = Tokens(ids, (math.nan,) * len(ids))
+        if not decode or self.num_images == images or self._previous is None:
+            self._entries.append(_Entry(event, tokens=given))
+            return []
+        return [self._image(event, self._previous, None, final=True, tokens=given)]
+
+    def begin(self, tokens: Iterable[int]) -> list[ImageJob]:
+        """Take the given beginning of the next part; its text becomes one delta."""
+        jobs = [job for token in tokens for job in self.feed(token)]
+        merged: deque[_Entry] = deque()
+        for entry in self._entries:
+            last = merged[-1].event if merged else None
+            if last is not None and entry.event is not None and last.type == entry.event.type == "text.delta":
+                last.data["text"] += entry.event.data["text"]
+            else:
+                merged.append(entry)
+        self._entries = merged
+        return jobs
 
     def finish(self) -> list[ImageJob]:
         """End the sequence and flush the parser."""
@@ -115,13 +134,19 @@ class Narrator:
         """Append `value` after all events; `take` returns it in order."""
         self._entries.append(_Entry(None, end=value))
 
+    def take_tokens(self) -> Tokens:
+        """The tokens since the last complete step, once."""
+        tokens = Tokens(tuple(self._ids), tuple(self._logprobs))
+        self._ids, self._logprobs = [], []
+        return tokens
+
     def image_done(self, ticket: int, result: ImageResult) -> None:
         """Store a decoded image; results for dropped images are ignored."""
         entry = self._waiting.pop(ticket, None)
         if entry is None or entry.event is None:
             return
-        entry.png, entry.seen, entry.waits = result.png, result.seen, False
-        if entry.event.type == "image.completed":
+        entry.png, entry.waits = result.png, False
+        if entry.event.type != "image.partial":
             entry.event.data.update(width=result.width, height=result.height, stats=result.stats)
             self._drop_partials_before(entry)
 
@@ -131,14 +156,12 @@ class Narrator:
         if entry is not None:
             entry.waits = False
 
-    def take(self) -> list[ReadyEvent | object]:
+    def take(self) -> list[Emitted | object]:
         """Return every event that is ready."""
-        ready: list[ReadyEvent | object] = []
+        ready: list[Emitted | object] = []
         while self._entries and not self._entries[0].waits:
             entry = self._entries.popleft()
-            ready.append(
-                entry.end if entry.event is None else ReadyEvent(entry.event, entry.png, entry.codes, entry.seen)
-            )
+            ready.append(entry.end if entry.event is None else Emitted(entry.event, entry.png, entry.tokens))
         return ready
 
     def _emit(self, events: Iterable[ParseEvent]) -> list[ImageJob]:
@@ -147,10 +170,10 @@ class Narrator:
             if self.paused_after is not None:
                 break  # emitted after the trace resumes: its tokens are fed again
             self.num_parsed += 1
-            jobs += self._tell_one(event, silent=self.num_parsed <= self._skip)
+            jobs += self._emit_one(event, silent=self.num_parsed <= self._skip)
         return jobs
 
-    def _tell_one(self, event: ParseEvent, *, silent: bool) -> list[ImageJob]:
+    def _emit_one(self, event: ParseEvent, *, silent: bool) -> list[ImageJob]:
         from model.text import parser as p
 
         match event:
@@ -170,8 +193,8 @@ class Narrator:
                 before, self._previous = self._previous, codes
                 if not silent:
                     return [self._image(TraceEvent("image.completed", {"step": step}), codes, before, final=True)]
-            case p.StepCompleted(step=step):
-                self._add("step.completed", {"step": step}, silent)
+            case p.StepCompleted(step=step) if step > self._num_kept:
+                self._add("step.completed", {"step": step}, silent, self.take_tokens())
                 if self.step_mode and not silent:
                     self.paused_after = step
         return []
@@ -192,17 +215,23 @@ class Narrator:
         return [self._image(TraceEvent("image.partial", data), tuple(self._codes), self._previous, final=False)]
 
     def _image(
-        self, event: TraceEvent, codes: tuple[int, ...], previous: tuple[int, ...] | None, *, final: bool
+        self,
+        event: TraceEvent,
+        codes: tuple[int, ...],
+        previous: tuple[int, ...] | None,
+        *,
+        final: bool,
+        tokens: Tokens | None = None,
     ) -> ImageJob:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        entry = _Entry(event, codes=codes if final else None, waits=True, ticket=ticket)
+        entry = _Entry(event, tokens=tokens, waits=True, ticket=ticket)
         self._entries.append(entry)
         self._waiting[ticket] = entry
-        return ImageJob(ticket, final, codes, previous, is_first=final and self.num_images == 1)
+        return ImageJob(ticket, final, codes, previous)
 
-    def _add(self, kind: str, data: dict[str, Any], silent: bool) -> None:
+    def _add(self, kind: str, data: dict[str, Any], silent: bool, tokens: Tokens | None = None) -> None:
         if not silent:
-            self._entries.append(_Entry(TraceEvent(kind, data)))
+            self._entries.append(_Entry(TraceEvent(kind, data), tokens=tokens))
 
     def _drop_partials_before(self, final: _Entry) -> None:
         kept: deque[_Entry] = deque()

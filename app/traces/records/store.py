@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,10 +18,11 @@ from sqlalchemy.engine import Connection, Row
 from app.contract.words import TERMINAL
 from app.storage import database as tables
 from app.storage.database import not_before, now
-from app.storage.ids import SortableIds
+from app.storage.ids import GROUP, SortableIds
 
 T = tables.traces
 E = tables.events
+G = tables.group_events
 
 IN_WORK = ("queued", "running")
 
@@ -46,7 +48,15 @@ def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
         return steps.setdefault(data["step"], {"index": data["step"], "text": ""})
 
     for _seq, type_, line in events:
-        if type_ in ("step.started", "text.delta"):
+        if type_ == "step.kept":
+            data = json.loads(line)
+            kept = step(data)
+            kept |= {key: data[key] for key in ("text", "image", "source_image_id") if key in data}
+            if data["edited"]:
+                kept["edited"] = True
+            if "image" in data:
+                last_image = _image_json(data["image"])
+        elif type_ in ("step.started", "text.delta"):
             data = json.loads(line)
             step(data)["text"] += data.get("text", "")
         elif type_ == "image.started":
@@ -69,15 +79,48 @@ def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
     }
 
 
-def events_of(connection: Connection, trace_id: str) -> list[tuple[int, str, str]]:
-    """All committed events of a trace, in order."""
-    query = sa.select(E.c.seq, E.c.type, E.c.data).where(E.c.trace_id == trace_id).order_by(E.c.seq)
+def _log_of(log_id: str) -> tuple[Any, Any]:
+    """The event table of a trace or group, and its column of ids."""
+    return (G.c, G.c.group_id) if log_id.startswith(GROUP) else (E.c, E.c.trace_id)
+
+
+def events_of(
+    connection: Connection, log_id: str, after: int = 0, limit: int | None = None
+) -> list[tuple[int, str, str]]:
+    """Committed events of a trace or group with numbers above `after`, in order."""
+    e, id_ = _log_of(log_id)
+    query = sa.select(e.seq, e.type, e.data).where(id_ == log_id, e.seq > after).order_by(e.seq).limit(limit)
     return [(row.seq, row.type, row.data) for row in connection.execute(query)]
 
 
-def last_seq(connection: Connection, trace_id: str) -> int:
-    """Number of the trace's last committed event, 0 without any."""
-    return connection.execute(sa.select(sa.func.max(E.c.seq)).where(E.c.trace_id == trace_id)).scalar() or 0
+def last_seq(connection: Connection, log_id: str) -> int:
+    """Number of the last committed event of a trace or group, 0 without any."""
+    e, id_ = _log_of(log_id)
+    return connection.execute(sa.select(sa.func.max(e.seq)).where(id_ == log_id)).scalar() or 0
+
+
+@dataclass(frozen=True)
+class LogState:
+    """The server that writes a log, and whether nothing follows."""
+
+    server_id: str
+    ended: bool
+
+
+def log_state(connection: Connection, log_id: str) -> LogState | None:
+    """The state of a trace's or a group's log; None for an unknown one."""
+    if log_id.startswith(GROUP):
+        r = tables.groups.c
+        row = connection.execute(sa.select(r.server_id, r.finished_at).where(r.id == log_id)).one_or_none()
+        return None if row is None else LogState(row.server_id, row.finished_at is not None)
+    row = connection.execute(sa.select(T.c.server_id, T.c.status).where(T.c.id == log_id)).one_or_none()
+    return None if row is None else LogState(row.server_id, row.status in TERMINAL)
+
+
+def with_trace_id(trace_id: str, line: str) -> str:
+    """An event's data in the log of the trace's group."""
+    rest = line[1:] if line == "{}" else f",{line[1:]}"
+    return f'{{"trace_id":"{trace_id}"{rest}'
 
 
 def insert(connection: Connection, values: Mapping[str, Any], first_event: tuple[str, str]) -> None:
@@ -140,24 +183,18 @@ def delete(connection: Connection, trace_id: str) -> bool:
 
 
 def page(
-    connection: Connection,
-    *,
-    limit: int,
-    after: str | None = None,
-    status: str | None = None,
-    checkpoint: str | None = None,
-    slice_: str | None = None,
-    verdict: str | None = None,
-    words: str | None = None,
+    connection: Connection, *, limit: int, after: str | None = None, words: str | None = None, **filters: str | None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of list entries, newest first, and whether more follow."""
+    """A page of list entries, newest first, and whether more follow.
+
+    `filters` are columns with the value that they must have; None is no filter.
+    """
     query = sa.select(*_ENTRY_COLUMNS).order_by(T.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(T.c.id < after)
-    filters = ((T.c.status, status), (T.c.checkpoint, checkpoint), (T.c.slice, slice_), (T.c.verdict, verdict))
-    for column, value in filters:
+    for name, value in filters.items():
         if value is not None:
-            query = query.where(column == value)
+            query = query.where(T.c[name] == value)
     for word in (words or "").split():
         query = query.where(T.c.question.icontains(word, autoescape=True) | T.c.answer.icontains(word, autoescape=True))
     rows = connection.execute(query).all()
@@ -183,6 +220,8 @@ def _common(row: Row[Any]) -> dict[str, Any]:
         "usage": row.usage,
         "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None} | row.timings,
         "metadata": row.metadata,
+        "parent": _parent(row),
+        "group_id": row.group_id,
         "created_at": row.created_at,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
@@ -195,9 +234,22 @@ def _common(row: Row[Any]) -> dict[str, Any]:
             "drawings_right": row.drawings_right,
             "drawings_total": row.drawings_total,
         }
+        if row.all_edits:
+            shown["verdict"]["edited_steps"] = row.all_edits
     if row.error is not None:
         shown["error"] = row.error
     return shown
+
+
+def _parent(row: Row[Any]) -> dict[str, Any] | None:
+    if row.parent_id is None:
+        return None
+    return {
+        "trace_id": row.parent_id,
+        "after_step": row.after_step,
+        "edited_steps": row.edited_steps,
+        "group_id": row.parent_group_id,
+    }
 
 
 def entry(row: Row[Any]) -> dict[str, Any]:
@@ -206,11 +258,20 @@ def entry(row: Row[Any]) -> dict[str, Any]:
     return _common(row) | {"first_image": images[0] if images else None, "last_image": row.last_image}
 
 
+def num_complete(events: Iterable[tuple[int, str, str]]) -> int:
+    """Number of complete steps in a trace's events."""
+    return sum(type_ in ("step.kept", "step.completed") for _seq, type_, _line in events)
+
+
 def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
     """The API's JSON of a trace, or None; steps of an active one are folded from its events."""
     row = get_row(connection, trace_id)
-    if row is None:
-        return None
+    return None if row is None else whole_row(connection, row)
+
+
+def whole_row(connection: Connection, row: Row[Any]) -> dict[str, Any]:
+    """As :func:`whole`, of a row."""
+    trace_id = row.id
     shown = _common(row)
     if row.status in TERMINAL:
         shown["steps"] = row.steps or []
@@ -220,20 +281,37 @@ def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
     return shown
 
 
-def end_left_over(connection: Connection, server_ids: Iterable[str], error: Mapping[str, str]) -> list[str]:
-    """Mark the queued and running traces of these servers as `interrupted`; returns their ids.
+def tree(connection: Connection, trace_id: str) -> dict[str, Any] | None:
+    """A trace with its relatives, oldest first; deleted ancestors are shown as such. None for an unknown trace."""
+    row = get_row(connection, trace_id)
+    if row is None:
+        return None
+    root = row.root_id or row.id
+    columns = (T.c.parent_id, T.c.after_step, T.c.edited_steps, T.c.status, T.c.answer, T.c.verdict, T.c.checkpoint)
+    query = sa.select(T.c.id, *columns, T.c.sampling).where((T.c.root_id == root) | (T.c.id == root)).order_by(T.c.id)
+    nodes = [
+        {
+            "id": found.id,
+            "parent_id": found.parent_id,
+            "after_step": found.after_step,
+            "edited_steps": found.edited_steps or [],
+            "status": found.status,
+            "answer": found.answer,
+            "verdict": found.verdict,
+            "checkpoint": found.checkpoint,
+            "seed": found.sampling["seed"],
+        }
+        for found in connection.execute(query)
+    ]
+    known = {node["id"] for node in nodes}
+    missing = {root, *(node["parent_id"] for node in nodes if node["parent_id"] is not None)} - known
+    return {"root": root, "nodes": [_deleted(id_, root) for id_ in sorted(missing)] + nodes}
 
-    Call it in a write transaction, which holds the database's single write lock: a server that is alive after all then
-    finds its trace ended at its next commit (:class:`app.traces.event_log.EventLog`).
-    """
-    query = sa.select(T.c.id).where(T.c.server_id.in_(tuple(server_ids)), T.c.status.in_(IN_WORK))
-    ids = list(connection.execute(query).scalars())
-    data = json.dumps({"error": dict(error)}, separators=(",", ":"))
-    for trace_id in ids:
-        seq = last_seq(connection, trace_id) + 1
-        connection.execute(sa.insert(E).values(trace_id=trace_id, seq=seq, type="trace.failed", data=data))
-        finish(connection, trace_id, status="interrupted", error=dict(error))
-    return ids
+
+def _deleted(trace_id: str, root: str) -> dict[str, Any]:
+    unknown = dict.fromkeys(("after_step", "answer", "verdict", "checkpoint", "seed"))
+    parent = None if trace_id == root else root
+    return {"id": trace_id, "parent_id": parent, "edited_steps": [], "status": "deleted", **unknown}
 
 
 def newest_id(connection: Connection) -> str | None:

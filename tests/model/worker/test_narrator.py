@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model.engine.narrator import ImageJob, ImageResult, Narrator, ReadyEvent
+from model.engine.messages import Emitted
 from model.text.template import StepPart, Template
+from model.worker.narrator import ImageJob, ImageResult, Narrator
 
 CODES = (1, 2, 3, 4)
 
@@ -18,8 +19,8 @@ def result(final: bool) -> ImageResult:
     return ImageResult(b"png", 16, 16, {"tv": 0.5} if final else None)
 
 
-def types(events: list[ReadyEvent | object]) -> list[str]:
-    return [t.event.type if isinstance(t, ReadyEvent) else str(t) for t in events]
+def types(events: list[Emitted | object]) -> list[str]:
+    return [t.event.type if isinstance(t, Emitted) else str(t) for t in events]
 
 
 WHOLE = ["step.started", "text.delta", "image.started", "image.completed", "step.completed"]
@@ -33,7 +34,7 @@ def squeeze(names: list[str]) -> list[str]:
 def test_events_follow_token_order(plain: Template) -> None:
     narrator = Narrator(plain.parser())
     jobs: list[ImageJob] = []
-    events: list[ReadyEvent | object] = []
+    events: list[Emitted | object] = []
     for token in tokens(plain):
         jobs += narrator.feed(token)
         events += narrator.take()
@@ -45,8 +46,8 @@ def test_events_follow_token_order(plain: Template) -> None:
     narrator.image_done(jobs[0].ticket, result(True))
     events += narrator.take()
     assert squeeze(types(events)) == [*WHOLE, *WHOLE, "answer.delta", "end"]
-    images = [t for t in events if isinstance(t, ReadyEvent) and t.event.type == "image.completed"]
-    assert [p.codes for p in images] == [CODES, (5, 6, 7, 8)]
+    images = [t for t in events if isinstance(t, Emitted) and t.event.type == "image.completed"]
+    assert [job.codes for job in jobs] == [CODES, (5, 6, 7, 8)]
     assert images[0].event.data == {"step": 1, "width": 16, "height": 16, "stats": {"tv": 0.5}}
     assert jobs[1].previous == CODES
 
@@ -60,7 +61,7 @@ def test_partials_are_evenly_spaced_and_droppable(plain: Template) -> None:
     narrator.image_done(jobs[2].ticket, result(True))
     events = narrator.take()
     assert squeeze(types(events)) == ["step.started", "text.delta", "image.started", "image.partial", *WHOLE[3:]]
-    first, all_codes = (t for t in events if isinstance(t, ReadyEvent) and t.event.type == "image.partial")
+    first, all_codes = (t for t in events if isinstance(t, Emitted) and t.event.type == "image.partial")
     assert first.png is all_codes.png is None
     assert first.event.data == {"step": 1, "index": 0, "codes_done": 1, "codes_total": 4}
     assert all_codes.event.data == {"step": 1, "index": 2, "codes_done": 4, "codes_total": 4}
@@ -74,7 +75,7 @@ def test_last_code_event_precedes_decoded_image(plain: Template, partial_images:
     jobs = [job for token in plain.steps_ids([StepPart("look", CODES)]) for job in narrator.feed(token)]
     for job in jobs[:-1]:
         narrator.image_skipped(job.ticket)
-    events = [t.event for t in narrator.take() if isinstance(t, ReadyEvent) and t.event.type == "image.partial"]
+    events = [t.event for t in narrator.take() if isinstance(t, Emitted) and t.event.type == "image.partial"]
     assert jobs[-1].is_final
     assert [event.data["codes_done"] for event in events][-1:] == [4] * bool(partial_images)
     assert len({event.data["index"] for event in events}) == len(events)
@@ -85,7 +86,7 @@ def test_paused_narration_resumes_without_gaps(template: str, request: pytest.Fi
     used: Template = request.getfixturevalue(template)
     response = used.response_ids([StepPart("one"), StepPart("two", CODES), StepPart("three")], "red")
 
-    def run(narrator: Narrator, stream: list[int], events: list[ReadyEvent | object]) -> int:
+    def run(narrator: Narrator, stream: list[int], events: list[Emitted | object]) -> int:
         for number, token in enumerate(stream, 1):
             for job in narrator.feed(token):
                 narrator.image_done(job.ticket, result(job.is_final))
@@ -96,9 +97,9 @@ def test_paused_narration_resumes_without_gaps(template: str, request: pytest.Fi
         events += narrator.take()
         return len(stream)
 
-    whole: list[ReadyEvent | object] = []
+    whole: list[Emitted | object] = []
     run(Narrator(used.parser()), response, whole)
-    parts: list[ReadyEvent | object] = []
+    parts: list[Emitted | object] = []
     done, skip, pauses = 0, 0, []
     while done < len(response):
         narrator = Narrator(used.parser(), skip=skip, step_mode=True)

@@ -7,11 +7,11 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from model.engine.client import EngineClient
+from model.engine.commands import Close, Command, InitialLoadsSent, Load, Report
 from model.engine.messages import EngineStatus
-from model.engine.worker import Worker
+from model.worker.worker import Worker
 
 
 class InProcess(EngineClient):
@@ -36,21 +36,21 @@ class InProcess(EngineClient):
         """Start the thread; return before it is ready."""
         self._loop = asyncio.get_running_loop()
         for name, (folder, version) in self._checkpoints.items():
-            self._send(("load", name, folder, version, None))
-        self._send(("loaded_all",))
+            self._send(Load(name, folder, version))
+        self._send(InitialLoadsSent())
         self._thread.start()
 
     async def close(self) -> None:
         """Stop the thread; live requests end with Failed(code="interrupted")."""
         self._status = EngineStatus("stopping")
         self._fail_all("interrupted", "the engine was stopped")
-        self._send(("close",))
+        self._send(Close())
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: Command) -> None:
         self.worker.post(message)
 
-    def _from_thread(self, message: tuple[Any, ...]) -> None:
+    def _from_thread(self, message: Report) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._receive, message)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
+import json
 import logging
 import math
 import sys
@@ -23,20 +25,36 @@ import torch
 from model.checkpoint.checkpoint import VQ_PREFIX, LoadedCheckpoint, load_checkpoint, validate_checkpoint
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ModelConfig
+from model.engine.commands import Configure, Reply
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
 from model.engine.messages import Footprint, ImageInput
-from model.engine.narrator import ImageJob, ImageResult
 from model.engine.sequence import SamplingParams
 from model.images.codes import decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
 from model.precision import serving_dtype
+from model.worker.narrator import ImageJob, ImageResult
 
 log = logging.getLogger("omni_r1.engine")
 
 MAX_IMAGE_WAIT_S = 0.1  # maximum wait for images before each piece of a load
 ADMISSIONS = 1  # prompts per step: each one delays the running streams
-Post = Callable[[tuple[Any, ...]], None]
+Post = Callable[[object], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnded:
+    """A load is over: with a model, or an error."""
+
+    name: str
+    model: Model | None
+    error: Exception | None
+    ticket: int | None
+
+
+def error_pair(error: Exception, fallback: str) -> tuple[str, str]:
+    """Code and message of an error for a reply."""
+    return str(getattr(error, "code", fallback)), str(error)
 
 
 @dataclass(eq=False)
@@ -47,6 +65,7 @@ class Model:
     version: int
     loaded: LoadedCheckpoint
     engine: Engine
+    codec: str  # identity of tokenizer and VQ
 
     @classmethod
     def load(
@@ -72,7 +91,7 @@ class Model:
         wait_for_images()
         if loaded.can_draw and loaded.vq is not None:
             decode_codes(loaded.vq, [[0] * loaded.vocab.codes_per_image])
-        return cls(name, version, loaded, engine)
+        return cls(name, version, loaded, engine, _codec(loaded))
 
     def see(self, images: Sequence[ImageInput]) -> list[tuple[int, ...]]:
         """Encode a question's images."""
@@ -100,6 +119,15 @@ class Model:
         vq = self.loaded.vq
         vq_bytes = 0 if vq is None else sum(tensor.nbytes for tensor in vq.state_dict().values())
         return self.engine.num_weight_bytes + vq_bytes + self.engine.cache.num_bytes
+
+
+def _codec(loaded: LoadedCheckpoint) -> str:
+    """Identity of what gives tokens their meaning: template, tokens and VQ tensors."""
+    identity = hashlib.sha256(json.dumps([loaded.template.name, dict(loaded.vocab.tokens)], sort_keys=True).encode())
+    for name, tensor in sorted(loaded.vq.state_dict().items() if loaded.vq is not None else ()):
+        identity.update(name.encode())
+        identity.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return identity.hexdigest()
 
 
 def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint:
@@ -138,7 +166,7 @@ class Models:
         Loading competes with the streams for the core and the GIL.
         """
         self._post, self._wait_for_images = post, partial(wait_for_images, MAX_IMAGE_WAIT_S)
-        self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
+        self._settings = Configure(device, num_slots, num_threads)
         self._device: torch.device | None = None
         self._loaded: dict[str, Model] = {}
         self._retired: list[Model] = []
@@ -147,9 +175,9 @@ class Models:
         self.all_named = False  # whether all initial checkpoints have been requested
         self.problem = ""  # of the last initial checkpoint that failed to load
 
-    def configure(self, *, device: str, num_slots: int, num_threads: int | None) -> None:
+    def configure(self, settings: Configure) -> None:
         """Configure loading; call before the first load."""
-        self._device_name, self._num_slots, self._num_threads = device, num_slots, num_threads
+        self._settings = settings
 
     def close(self) -> None:
         """Wait for the running load and drop the queued ones."""
@@ -200,35 +228,35 @@ class Models:
         }
 
     def check(self, folder: str, ticket: int) -> None:
-        """Post ("checked", footprint, error, ticket) after validating the folder."""
+        """Post a `Reply` with the footprint after validating the folder."""
 
-        def check() -> tuple[Any, ...]:
+        def check() -> Reply:
             self._wait_for_images()
             validate_checkpoint(folder)
-            return ("checked", footprint(folder, device=self._prepare(), num_slots=self._num_slots), None, ticket)
+            return Reply(ticket, footprint(folder, device=self._prepare(), num_slots=self._settings.num_slots))
 
-        self._in_thread(check, lambda error: ("checked", None, error, ticket))
+        self._in_thread(check, lambda error: Reply(ticket, error=error_pair(error, "check_failed")))
 
     def load(self, name: str, folder: str, version: int, ticket: int | None) -> None:
-        """Post ("model", name, model, error, ticket) after loading, successful or not."""
+        """Post a `LoadEnded` after loading, successful or not."""
         self._under_way += 1
 
-        def load() -> tuple[Any, ...]:
+        def load() -> LoadEnded:
             self._wait_for_images()
             model = Model.load(
                 name,
                 folder,
                 version,
                 device=self._prepare(),
-                num_slots=self._num_slots,
+                num_slots=self._settings.num_slots,
                 wait_for_images=self._wait_for_images,
             )
-            return ("model", name, model, None, ticket)
+            return LoadEnded(name, model, None, ticket)
 
-        def failed(error: Exception) -> tuple[Any, ...]:
+        def failed(error: Exception) -> LoadEnded:
             expected = isinstance(error, CheckpointError)
             log.error("checkpoint %s could not be loaded: %s", name, error, exc_info=None if expected else error)
-            return ("model", name, None, error, ticket)
+            return LoadEnded(name, None, error, ticket)
 
         self._in_thread(load, failed)
 
@@ -255,12 +283,12 @@ class Models:
 
     def _prepare(self) -> torch.device:
         if self._device is None:
-            if self._num_threads is not None:
-                torch.set_num_threads(self._num_threads)
-            self._device = resolve_device(self._device_name)
+            if self._settings.num_threads is not None:
+                torch.set_num_threads(self._settings.num_threads)
+            self._device = resolve_device(self._settings.device)
         return self._device
 
-    def _in_thread(self, work: Callable[[], tuple[Any, ...]], failed: Callable[[Exception], tuple[Any, ...]]) -> None:
+    def _in_thread(self, work: Callable[[], object], failed: Callable[[Exception], object]) -> None:
         def run() -> None:
             try:
                 message = work()

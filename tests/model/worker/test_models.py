@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from model.engine.client import EngineError, Failed, Finished, GenerationRequest, Paused, SamplingRequest, Started
-from model.engine.inprocess import InProcess
-from model.engine.requests import ResumeState
-from tests.model.engine.test_worker import ask, collect, events, run
-from tests.model.engine.traces import Recorder
+from model.engine.messages import EngineError, Failed, Finished, GenerationRequest, Paused, SamplingParams, Started
+from model.worker.inprocess import InProcess
+from model.worker.requests import ResumeState
+from tests.model.worker.traces import Recorder, ask, collect, events, run
 from tests.tiny import make_drawing_checkpoint
 
 
@@ -106,7 +105,7 @@ def test_two_checkpoints_answer_independently(
     drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
 ) -> None:
     def request(name: str, checkpoint: str) -> GenerationRequest:
-        sampling = SamplingRequest(temperature=1.0, seed=1, max_new_tokens=80, max_images=3)
+        sampling = SamplingParams(temperature=1.0, seed=1, max_new_tokens=80, max_images=3)
         return GenerationRequest(name, checkpoint, "Where is the red star?", (), sampling)
 
     async def work(engine: InProcess) -> None:

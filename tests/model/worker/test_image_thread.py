@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from model.engine import image_thread
-from model.engine.image_thread import REST, TOGETHER, ImageThread
+from model.worker import image_thread
+from model.worker.image_thread import REST, TOGETHER, ImageThread
 from tests.patience import PATIENCE_S
 
 

@@ -1,4 +1,4 @@
-"""The engine process: `python -m model.engine.child SOCKET_FD`, started by `model/engine/client.py`.
+"""The engine process: `python -m model.worker.child SOCKET_FD`, started by `model/engine/client.py`.
 
 A reader thread fills the worker's inbox from an inherited socket. The parent handles Ctrl-C and SIGTERM; the child
 exits when its socket closes, which also happens when the parent is killed.
@@ -13,10 +13,10 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any
 
 from model import log_lines
 from model.engine.client import HEADER
+from model.engine.commands import Report
 
 
 def main(fd: int) -> None:
@@ -25,13 +25,13 @@ def main(fd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     given = os.environ.get
     log_lines.configure(given("OMNI_R1_LOG_FORMAT", "text").lower(), given("OMNI_R1_LOG_LEVEL", "info"))
-    from model.engine.worker import Worker
+    from model.worker.worker import Worker
 
     gc.freeze()  # everything is imported: later collections, which stop every stream, skip it (3 ms instead of 80)
     connection = socket.socket(fileno=fd)
     stream = connection.makefile("rb")
 
-    def send(message: tuple[Any, ...]) -> None:
+    def send(message: Report) -> None:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         connection.sendall(HEADER.pack(len(data)) + data)
 

@@ -9,14 +9,18 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.engine.messages import GenerationRequest, SamplingRequest
-from model.engine.narrator import Narrator
-from model.engine.sequence import SamplingParams, Sequence
+from model.engine.messages import GenerationRequest
+from model.engine.sequence import PrefixRows, SamplingParams, Sequence
+from model.text.prefix import GivenIds
+from model.worker.narrator import Narrator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORMAT = 2
+    from model.worker.models import Model
+
+_FORMAT = 3
+_FORMATS = (2, _FORMAT)  # 2 lacks what a branch keeps
 
 
 class ResumeError(ValueError):
@@ -35,19 +39,22 @@ class ResumeState:
     num_parsed: int
     previous: list[int] | None  # codes of the question's last image
     params: dict[str, Any]
+    kept: tuple[int, int] = (0, 0)  # given tokens and images
 
     @classmethod
     def of(cls, live: Live, sequence: Sequence, narrator: Narrator, key: str) -> ResumeState:
         """Capture the state of a request whose narration has paused."""
+        assert live.model is not None
         return cls(
             version=live.model.version,
             key=key,
-            prompt=live.prompt,
+            prompt=live.prompt.ids,
             tokens=list(sequence.response),
             num_draws=sequence.draws.count,
             num_parsed=narrator.num_parsed,
-            previous=None if live.previous is None else list(live.previous),
+            previous=None if live.prompt.previous is None else list(live.prompt.previous),
             params=asdict(sequence.params),
+            kept=live.kept,
         )
 
     def to_bytes(self) -> bytes:
@@ -63,7 +70,7 @@ class ResumeState:
         """
         try:
             values = json.loads(zlib.decompress(data))
-            if values.pop("format") != _FORMAT:
+            if values.pop("format") not in _FORMATS:
                 raise ResumeError("the paused state has another format")
             return cls(**values)
         except (zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -74,35 +81,32 @@ class ResumeState:
         return SamplingParams(**self.params)
 
 
+@dataclass(eq=False)
+class Prompt:
+    """What the requests of a group share, or one request has alone: token ids, and the codes of the last image."""
+
+    ids: list[int] = field(default_factory=list)
+    given: GivenIds = field(default_factory=lambda: GivenIds([], []))
+    previous: tuple[int, ...] | None = None  # codes of the question's last image
+    rows: PrefixRows | None = None  # in a group
+    waiting: list[Live] = field(default_factory=list)  # until the images are encoded
+    is_ready: bool = False
+
+
 @dataclass(eq=False, slots=True)
 class Live:
     """A request from arrival to its last output."""
 
     request: GenerationRequest
-    model: Any = None  # models.Model, once known
-    prompt: list[int] = field(default_factory=list)
-    previous: tuple[int, ...] | None = None  # codes of the question's last image,
-    seen: bytes | None = None  # and their decoded image, once requested and available
+    model: Model | None = None  # once known
+    prompt: Prompt = field(default_factory=Prompt)
     narrator: Narrator | None = None
     sequence: Sequence | None = None
     step_mode: bool = False
     started: bool = False
     position: int | None = None  # last reported position
-
-
-def sampling_params(requested: SamplingRequest, *, temperature: float, top_p: float, can_draw: bool) -> SamplingParams:
-    """Requested parameters, completed with the checkpoint's defaults.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-    return SamplingParams(
-        temperature=temperature if requested.temperature is None else requested.temperature,
-        top_p=top_p if requested.top_p is None else requested.top_p,
-        seed=requested.seed,
-        max_new_tokens=requested.max_new_tokens,
-        max_images=requested.max_images if can_draw else 0,
-    )
+    kept: tuple[int, int] = (0, 0)  # given tokens and images
+    seen_tickets: list[int] = field(default_factory=list)  # calls that wait for the question's image
 
 
 class KVStash:

@@ -1,0 +1,123 @@
+"""The start of traces: rows, first events and groups in one transaction, then one task per trace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from app.checkpoints.pool import Lease
+from app.common import pools
+from app.common.metrics import Metrics
+from app.contract.frames import encode
+from app.contract.words import GroupKind
+from app.storage.database import Database, now
+from app.storage.idempotency import Claim
+from app.traces.event_log import EventLog
+from app.traces.intake import Prepared, samples_of
+from app.traces.live import LiveTrace
+from app.traces.records import group_store, store
+from app.traces.runner import TraceRunner
+
+
+class Launcher:
+    """Starts traces and enters them in `live`. On the event loop."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        events: EventLog,
+        runner: TraceRunner,
+        metrics: Metrics,
+        server_id: Callable[[], str],
+    ) -> None:
+        self._db = db
+        self._events = events
+        self._runner = runner
+        self._metrics = metrics
+        self._server_id = server_id
+        self._ids = store.TraceIds()
+        self._group_ids = group_store.GroupIds()
+        self.live: dict[str, LiveTrace] = {}
+        self.stopping = False
+
+    def not_before(self, connection: Connection) -> None:
+        """Make new ids sort after the stored ones."""
+        self._ids.not_before(store.newest_id(connection))
+        self._group_ids.not_before(group_store.newest_id(connection))
+
+    @property
+    def waiting(self) -> int:
+        """Number of traces without a slot."""
+        return sum(not live.started for live in self.live.values())
+
+    async def start(
+        self, prepared: Prepared, count: int, kind: GroupKind, lease: Lease, *, background: bool, claim: Claim
+    ) -> list[dict[str, Any]]:
+        """Store `count` traces and their group in one transaction, then run them."""
+        group_id = self._group_ids.new() if count > 1 else None
+        common = prepared.row | {
+            "server_id": self._server_id(),
+            "status": "queued",
+            "weight_version": lease.version,
+            "background": background,
+            "group_id": group_id,
+            "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None},
+            "created_at": now(),
+        }
+        rows = [
+            common | {"id": self._ids.new(), "sampling": sampling}
+            for sampling in samples_of(prepared.row["sampling"], count)
+        ]
+        leases = [lease, *(lease.again() for _ in rows[1:])]
+        lives = [LiveTrace.from_row(row, prepared.inputs, one, prepared) for row, one in zip(rows, leases, strict=True)]
+        for live in lives:
+            live.position = self.waiting
+            self.live[live.id] = live
+        queued = [encode({"position": live.position}) for live in lives]
+
+        def insert() -> list[dict[str, Any]]:
+            with self._db.write() as connection:
+                for row, line in zip(rows, queued, strict=True):
+                    store.insert(connection, row, ("trace.queued", line))
+                if group_id is not None:
+                    group: dict[str, Any] = {"id": group_id, "server_id": self._server_id(), "kind": kind}
+                    group |= {"trace_ids": [live.id for live in lives], "created_at": common["created_at"]}
+                    group_store.insert(connection, group, [(live.id, q) for live, q in zip(lives, queued, strict=True)])
+                made = [store.whole(connection, live.id) or {} for live in lives]
+                claim.store(connection, lives[0].id, made[0] if kind == "samples" else {"data": made})
+            return made
+
+        def forget(_made: list[dict[str, Any]]) -> None:
+            """The request failed before the database answered."""
+            with self._db.write() as connection:
+                for live in lives:
+                    store.delete(connection, live.id)
+                if group_id is not None:
+                    group_store.delete(connection, group_id)
+                claim.forget(connection)
+
+        try:
+            traces = await pools.writes.run(insert, undo=forget)
+        except BaseException:
+            for live in lives:
+                self.live.pop(live.id, None)
+            for one in leases[1:]:
+                one.release()
+            raise
+        if group_id is not None:
+            self._events.open(group_id, len(lives))
+        for seq, (live, line) in enumerate(zip(lives, queued, strict=True), 1):
+            self._events.open(live.id, 1, group_id=group_id)
+            self._events.show(live.id, 1, "trace.queued", line)
+            if group_id is not None:
+                self._events.show(group_id, seq, "trace.queued", store.with_trace_id(live.id, line))
+            self._metrics.traces_created.inc()
+            if self.stopping:
+                await self._runner.interrupt(live)
+            else:
+                live.runner = asyncio.create_task(self._runner.run(live), name=f"trace {live.id}")
+        return traces

@@ -1,0 +1,128 @@
+"""What crosses the pipe between `model/engine/client.py` and the worker, as pickled values.
+
+A command with an answer travels in a `Call`, and its `Reply` carries the same ticket. The other commands change
+something without an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Output
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Device, slots and threads; sent before the first load."""
+
+    device: str
+    num_slots: int
+    num_threads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a checkpoint next to the others."""
+
+    name: str
+    folder: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class InitialLoadsSent:
+    """Every initial checkpoint has been named: unknown names stay unknown from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Free a checkpoint once its requests have ended."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Validate a folder; the reply is its footprint."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The reply is the engine's memory use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Run a request."""
+
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SetMode:
+    """Switch a request to step mode, or back."""
+
+    request_id: str
+    step_mode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Abort a request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The reply is a live request's question image as the model sees it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    """The reply is a list of `Alternative`."""
+
+    query: AlternativesQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the worker."""
+
+
+Answered = Load | Unload | Check | Memory | Abort | Seen | Alternatives
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command that is answered by the `Reply` with its ticket."""
+
+    ticket: int
+    command: Answered
+
+
+Command = Configure | InitialLoadsSent | Generate | SetMode | Close | Call | Load | Abort
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a call: a value, or code and detail of an error."""
+
+    ticket: int
+    value: Any = None
+    error: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Outputs of requests, in order, each with its request's id."""
+
+    items: list[tuple[str, Output]]
+
+
+Report = Outputs | Reply | EngineStatus
