@@ -159,6 +159,7 @@ class FakeGeneration:
         self.pauses: list[str] = []
         self.bad_loads: dict[str, tuple[str, str]] = {}  # name -> code and detail
         self.closed_gates: set[str] = set()  # "check NAME" and "load NAME" wait for `go`
+        self.seen_image: bytes | None = None  # None: the question's image itself
         self.closed = False
         self._open: dict[str, asyncio.Event] = {}
         self._jobs: dict[str, _Job] = {}
@@ -240,7 +241,7 @@ class FakeGeneration:
         images = self._jobs[request_id].request.images
         if not images:
             raise EngineError("not_live", "no image")
-        return images[-1].png
+        return self.seen_image or images[-1].png
 
     async def alternatives(self, query: AlternativesQuery) -> list[Alternative]:
         return [Alternative(token, -0.5 * token) for token in range(1, query.count + 1)]

@@ -92,7 +92,8 @@ class TraceReader:
         """The events of a trace or group after `after` as stream frames; call `past_the_end` first."""
         if log_id not in self._elsewhere:
             return self._events.read(log_id, after)
-        return polled(partial(self._look, log_id), after, ping_s=self._ping_s, every_s=LOOK_EVERY_S)
+        look = partial(self._look, log_id)
+        return polled(look, after, ping_s=self._ping_s, every_s=LOOK_EVERY_S, chunk=REPLAY_CHUNK)
 
     async def require_here(self, trace_id: str, *, or_dead: bool = False) -> None:
         """409 for a trace active or paused on another server; with `or_dead` only while that server is alive."""

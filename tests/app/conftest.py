@@ -131,7 +131,7 @@ class Server:
 
     async def crash(self) -> None:
         """Stop abruptly: active traces get no end."""
-        self.services.traces.stopping = True
+        self.services.traces._launcher.stopping = True
         for live in list(self.services.traces._live.values()):
             live.ended = True
             if live.runner is not None:

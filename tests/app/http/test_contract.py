@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from app.contract.schemas_system import LimitsOut, Ready, RoomOut
 from app.main import create_app
 from app.storage import database as tables
 from app.storage.images import encode_png
-from model.engine.messages import Emitted, GenerationRequest
+from model.engine.messages import GenerationRequest
 from model.engine.phases import ANSWER_ROOM
 from tests.app.conftest import Server, WithServer
 from tests.fakes import FakeGeneration, Item, answer_items, step_items
@@ -156,13 +155,9 @@ def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer,
     task = make_task("natural", EVAL_SEED_MIN + 1)
     dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # as a poor tokenizer might render it
     drawn = encode_png(apply(Action.parse(task.steps[0].action), dimmed))
-    seen = [encode_png(dimmed), encode_png(task.image)]
 
-    def script(request: GenerationRequest) -> list[Item]:
-        items = step_items(1, "Now what.", drawn)
-        return [replace(i, seen=seen[0]) if isinstance(i, Emitted) and i.png else i for i in items] + answer_items("x")
-
-    engine.script = script
+    engine.script = lambda _request: [*step_items(1, "Now what.", drawn), *answer_items("x")]
+    engine.seen_image = encode_png(dimmed)
 
     async def scenario(server: Server) -> None:
         shown = (await server.client.get("/v1/tasks", params={"slice": "natural", "seed": task.seed})).json()
@@ -175,7 +170,7 @@ def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer,
                 await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
             counts.append((await server.finished(created["id"]))["verdict"]["drawings_right"])
             if mode == "step":
-                del seen[0]
+                engine.seen_image = None
         assert counts == [1, 1, 0]
 
     with_server(scenario)
