@@ -129,7 +129,16 @@ AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_A
 AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
 
 LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
-EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def event_stream(event: str) -> dict[str, Any]:
+    """`content=` of a response that streams these events: text, with a link to the schema of one event.
+
+    The link has the name of OpenAPI 3.2's `itemSchema`. As `schema`, generated clients would parse the text as one
+    event.
+    """
+    link = {"$ref": f"#/components/schemas/{event}"}
+    return {"text/event-stream": {"schema": {"type": "string"}, "x-itemSchema": link}}
 
 
 async def create_once(
@@ -162,9 +171,9 @@ async def follow(service: Followed, id_: str, after: int) -> Response:
     return EventStream(service.read(id_, after))
 
 
-def stream_answers(past_the_end: str) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that ends in `follow`, with the description of its 204."""
-    streamed = {"description": "Server-sent events", "content": EVENT_STREAM}
+def stream_answers(event: str, past_the_end: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that ends in `follow`: the schema of its events, and the description of its 204."""
+    streamed = {"description": f"Server-sent events; `{event}` is the schema of each", "content": event_stream(event)}
     return problems(400, 404, 503, also={200: streamed, 204: {"description": past_the_end}})
 
 

@@ -28,6 +28,7 @@ from tests.app.canned import Canned
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 from tests.postgres import Cluster
+from tests.stream_events import check_event
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ class Server:
                 buffer += chunk
                 *whole, buffer = buffer.split(b"\n\n")
                 for event in parse_sse(b"".join(block + b"\n\n" for block in whole)):
+                    check_event(kind, event.type, event.data)
                     got.append(event)
                     if until is not None and until(event):
                         return got

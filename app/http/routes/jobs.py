@@ -73,7 +73,7 @@ async def get_job(job_id: str, app: App) -> Response:
     "/{job_id}/events",
     response_class=Response,
     summary="The job's events, live or replayed",
-    responses=stream_answers("The job has ended and the position is past its last event"),
+    responses=stream_answers("JobEvent", "The job has ended and the position is past its last event"),
 )
 async def job_events(job_id: str, position: Position, app: App) -> Response:
     """Resumes like trace events; ends after the job's last `job.status`."""
