@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, create_model
-from pydantic.json_schema import models_json_schema
+from pydantic import Field, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core.core_schema import WithDefaultSchema
 
+from app.contract.examples import STEP_IMAGE, TIMINGS, TRACE_ID, USAGE, example
 from app.contract.schemas import ErrorOut, ImageOut, Out, TimingsOut, UsageOut
 from app.contract.words import Mode
 
 Step = Annotated[int, Field(ge=1, description="number of the step, from 1")]
 Skill = Literal["box", "zoom", "line", "mark", "predict"]
-
-
-def example(**data: Any) -> ConfigDict:
-    """`model_config` with an example of the event's data."""
-    return ConfigDict(json_schema_extra={"examples": [data]})
 
 
 class BudgetOut(Out):
@@ -56,8 +53,8 @@ class TraceStartedData(Out):
         seed=81,
         checkpoint="nano-omni-r1",
         weight_version=1,
-        prompt_tokens=80,
-        budget={"context_len": 768, "max_new_tokens": 677, "room_images": 8},
+        prompt_tokens=76,
+        budget={"context_len": 768, "max_new_tokens": 692, "room_images": 10},
     )
 
     seed: int = Field(ge=0, description="repeats the trace")
@@ -96,9 +93,7 @@ class ImageStartedData(Out):
 class ImagePartialData(Out):
     """A preview of the image that is being drawn; only with `partial_images`."""
 
-    model_config = example(
-        step=1, index=0, codes_done=7, codes_total=64, url="/v1/traces/tr_1m81xfmgt000p9075jex/partials/1-0"
-    )
+    model_config = example(step=1, index=0, codes_done=21, codes_total=64, url=f"/v1/traces/{TRACE_ID}/partials/1-0")
 
     step: Step
     index: int = Field(ge=0, description="number of the preview, from 0")
@@ -110,14 +105,7 @@ class ImagePartialData(Out):
 class ImageCompletedData(ImageOut):
     """The image of a step is stored."""
 
-    model_config = example(
-        step=1,
-        image_id="4545f21e7529876af0a13052256033ae6aae576ae60a007a99c2e22f6998d1cb",
-        url="/v1/images/4545f21e7529876af0a13052256033ae6aae576ae60a007a99c2e22f6998d1cb",
-        width=64,
-        height=64,
-        stats={"codes": 64, "flatness": 0.1, "tv": 0.2, "perception_reward": 0.5},
-    )
+    model_config = example(step=1, **{key: value for key, value in STEP_IMAGE.items() if key != "skill"})
 
     step: Step
     stats: ImageStatsOut
@@ -150,7 +138,7 @@ class TraceResumedData(Out):
 class AnswerDeltaData(Out):
     """More text of the answer; the deltas add up to it, apart from outer white space."""
 
-    model_config = example(text=" red")
+    model_config = example(text="yellow")
 
     text: str
 
@@ -158,12 +146,7 @@ class AnswerDeltaData(Out):
 class TraceCompletedData(Out):
     """The trace has an answer. The stream ends."""
 
-    model_config = example(
-        answer="red",
-        finish_reason="stop",
-        usage={"prompt_tokens": 80, "completion_tokens": 160, "images": 2},
-        timings={"queued_ms": 95, "first_text_ms": 566, "total_ms": 6068},
-    )
+    model_config = example(answer="yellow", finish_reason="stop", usage=USAGE, timings=TIMINGS)
 
     answer: str | None = Field(description="the text after the answer mark, stripped; null without one")
     finish_reason: Literal["stop", "length"]
@@ -215,10 +198,20 @@ TRACE_EVENTS: Mapping[str, type[Out]] = {
 _REFERENCE = "#/components/schemas/{model}"
 
 
+class _NoNullDefaults(GenerateJsonSchema):
+    """Leaves out null as a default, as FastAPI does: an absent field is absent, and generators would require it."""
+
+    def default_schema(self, schema: WithDefaultSchema) -> JsonSchemaValue:
+        shape = super().default_schema(schema)
+        return {key: value for key, value in shape.items() if (key, value) != ("default", None)}
+
+
 def stream_schemas(name: str, events: Mapping[str, type[Out]]) -> dict[str, Any]:
     """JSON schemas of a stream: its events `{id, event, data}`, their data, and the union `name` of all events."""
     whole = {type_: _whole_event(number, type_, data) for number, (type_, data) in enumerate(events.items(), 1)}
-    _, schema = models_json_schema([(model, "validation") for model in whole.values()], ref_template=_REFERENCE)
+    _, schema = models_json_schema(
+        [(model, "validation") for model in whole.values()], ref_template=_REFERENCE, schema_generator=_NoNullDefaults
+    )
     references = {type_: _REFERENCE.format(model=model.__name__) for type_, model in whole.items()}
     union = {
         "title": name,

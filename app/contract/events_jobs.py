@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.contract.events import example
+from app.contract.examples import JOB_ID, METRICS, example
 from app.contract.schemas import Out
 from app.contract.schemas_jobs import JobErrorOut, ProgressOut
 from app.contract.words import JobStatus
@@ -41,9 +41,9 @@ class JobStatusData(JobEventData):
     model_config = example(
         status="running",
         attempt=1,
-        started_at="2026-11-28T12:00:01.250Z",
+        started_at="2026-11-28T16:04:17.152Z",
         finished_at=None,
-        time="2026-11-28T12:00:01.250Z",
+        time="2026-11-28T16:04:17.158Z",
     )
 
     status: JobStatus
@@ -57,15 +57,13 @@ class JobStatusData(JobEventData):
 class JobProgressData(ProgressOut, JobEventData):
     """Progress of the running stage; rapid updates are merged into the newest."""
 
-    model_config = example(stage="pesft", step=10, total=60, eta_s=21.5, time="2026-11-28T12:00:05.000Z")
+    model_config = example(stage="pesft", step=2, total=4, eta_s=1.8, time="2026-11-28T16:04:24.715+00:00")
 
 
 class JobMetricsData(JobEventData):
     """Metrics of one step; the later of two rows for one step counts."""
 
-    model_config = example(
-        stage="pesft", step=10, values={"loss/ce": 2.013, "optim/lr": 0.001}, time="2026-11-28T12:00:05.000Z"
-    )
+    model_config = example(stage="pesft", step=4, values=METRICS, time="2026-11-28T16:04:26.394+00:00")
 
     stage: str
     step: int
@@ -77,18 +75,18 @@ class JobSampleData(JobEventData):
 
     model_config = example(
         stage="pesft",
-        step=10,
-        question="Find the square. What is its colour?",
-        question_image="/v1/jobs/job_1m81xfmgt000p9075jex/files/samples/pesft-10-0-0-q.png",
-        steps=[{"text": "I box it.", "image": "/v1/jobs/job_1m81xfmgt000p9075jex/files/samples/pesft-10-0-0-1.png"}],
-        answer="red",
-        reference="red",
+        step=4,
+        question="What is the shape of the red thing?",
+        question_image=f"/v1/jobs/{JOB_ID}/files/samples/pesft-4-0-0-q.png",
+        steps=[{"text": "I zoom in on the mark.", "image": f"/v1/jobs/{JOB_ID}/files/samples/pesft-4-0-0-1.png"}],
+        answer="diamond",
+        reference="diamond",
         slice="natural",
         rewards={"total": 0.975, "accuracy": 1.0, "format": 1.0, "perception": 0.5},
         advantage=None,
         prompt=0,
         index=0,
-        time="2026-11-28T12:00:05.000Z",
+        time="2026-11-28T16:04:26.490+00:00",
     )
 
     stage: str
@@ -109,11 +107,7 @@ class JobCheckpointData(JobEventData):
     """A checkpoint is registered; from now on traces can request it."""
 
     model_config = example(
-        name="job_1m81xfmgt000p9075jex-step-60",
-        stage="pesft",
-        step=60,
-        metrics={"loss/ce": 1.204},
-        time="2026-11-28T12:00:30.000Z",
+        name="circles-step-4", stage="pesft", step=4, metrics=METRICS, time="2026-11-28T16:04:26.617+00:00"
     )
 
     name: str
@@ -126,7 +120,7 @@ class JobWarningData(JobEventData):
     """A problem that does not end the job."""
 
     model_config = example(
-        code="samples_rejected", detail="4 of 8,000 samples left out", time="2026-11-28T12:00:02.000Z"
+        code="samples_rejected", detail="4 of 8,000 samples left out", time="2026-11-28T16:04:20.753+00:00"
     )
 
     code: str
@@ -136,7 +130,7 @@ class JobWarningData(JobEventData):
 class JobLogData(JobEventData):
     """A line for people."""
 
-    model_config = example(line="saved step-60", time="2026-11-28T12:00:30.000Z")
+    model_config = example(line="all 64 samples are usable", time="2026-11-28T16:04:20.753+00:00")
 
     line: str
 
@@ -144,9 +138,8 @@ class JobLogData(JobEventData):
 class JobReportData(JobEventData):
     """A larger result; `kind` determines the other fields."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={"examples": [{"kind": "data", "used": 8, "time": "2026-11-28T12:00:02.000Z"}]},
+    model_config = ConfigDict(extra="allow") | example(
+        kind="data", kept=64, rejected=0, reasons={}, first=[], time="2026-11-28T16:04:20.754+00:00"
     )
 
     kind: Literal["data", "bootstrapping", "benchmark", "comparison"]

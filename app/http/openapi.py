@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from app.contract.events import TRACE_EVENTS, stream_schemas
 from app.contract.events_jobs import JOB_EVENTS
+from app.contract.examples import EXAMPLES
 from app.contract.problems import MEDIA_TYPE
 from app.contract.schemas import ProblemOut
 from app.http.auth import OPEN
@@ -43,6 +44,7 @@ def add_docs(app: FastAPI, *, with_key: bool) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             _add_events(schema)
+            _add_examples(schema)
             _add_problems(schema)
             if with_key:
                 _add_key(schema)
@@ -57,6 +59,11 @@ def _add_events(schema: dict[str, Any]) -> None:
     for name, events in STREAMS.items():
         for shape, found in stream_schemas(name, events).items():
             shapes.setdefault(shape, found)
+
+
+def _add_examples(schema: dict[str, Any]) -> None:
+    for name, example in EXAMPLES.items():
+        schema["components"]["schemas"][name]["examples"] = [example]
 
 
 def _add_problems(schema: dict[str, Any]) -> None:

@@ -25,10 +25,10 @@ from app.main import create_app
 from app.runtime import Runtime
 from app.server import bind, server_config
 from tests.app.canned import Canned
+from tests.app.stream_events import check_event
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 from tests.postgres import Cluster
-from tests.stream_events import check_event
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _KEY},
+            "application/json": {"schema": _KEY, "example": {"key": "the server's OMNI_R1_API_KEY"}},
             FORM: {"schema": {**_KEY, "properties": {**_KEY["properties"], "next": {"type": "string"}}}},  # type: ignore[dict-item]
         },
     }

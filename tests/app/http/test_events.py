@@ -19,8 +19,8 @@ from app.contract.schemas import Out
 from model.engine.messages import Failed, Finished, GenerationRequest
 from tests.app.conftest import Server, Sse, WithServer
 from tests.app.job_helpers import SPEC, events, of_type, post, worker
+from tests.app.stream_events import check_event
 from tests.fakes import Crash, FakeGeneration, Item, Wait, emitted, png, step_items
-from tests.stream_events import check_event
 
 ROOT = Path(__file__).parents[3]
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
