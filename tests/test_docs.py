@@ -56,6 +56,7 @@ def known_variables() -> set[str]:
     return {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | {
         "OMNI_R1_URL",
         "OMNI_R1_REQUIRE_BROWSER",
+        "OMNI_R1_REQUIRE_GENERATORS",
         "OMNI_R1_REQUIRE_POSTGRES",
         "PORT",
         "PYTHON",

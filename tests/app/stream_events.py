@@ -15,3 +15,9 @@ MODELS = {"traces": TRACE_EVENTS, "jobs": JOB_EVENTS}
 def check_event(stream: str, type_: str, data: Mapping[str, Any]) -> None:
     """Fails unless the data fits the model of its type: no other field, no other type."""
     MODELS[stream][type_].model_validate_json(json.dumps(data), strict=True)
+
+
+def check_worker_event(row: Mapping[str, Any]) -> None:
+    """Fails unless the server can show this line of a worker's `events.jsonl`."""
+    data = {key: value for key, value in row["data"].items() if (row["type"], key) != ("checkpoint", "folder")}
+    check_event("jobs", row["type"], {**data, "time": row["time"]})
