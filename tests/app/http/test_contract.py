@@ -79,7 +79,7 @@ def test_event_streams_link_the_schema_of_their_events(tmp_path: Path) -> None:
             media = answer.get("content", {}).get("text/event-stream")
             if media is not None:
                 assert media["schema"] == {"type": "string"}  # generators would parse the text as one event
-                found[operation["operationId"]] = media["x-itemSchema"]["$ref"].rpartition("/")[2]
+                found[operation["operationId"]] = media["x-event-schema"]["$ref"].rpartition("/")[2]
     assert found == {"create_trace": "TraceEvent", "trace_events": "TraceEvent", "job_events": "JobEvent"}
     for name, events in STREAMS.items():
         for shape, content in stream_schemas(name, events).items():
