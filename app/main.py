@@ -37,7 +37,7 @@ from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
 from app.http.deps import Services, known_query
-from app.http.openapi import add_docs
+from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
 from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
 from app.jobs.datasets import DatasetStore
@@ -110,6 +110,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     app.state.services = services
     app.state.runtime = runtime

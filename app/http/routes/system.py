@@ -67,7 +67,7 @@ def _limits(app: Services, checkpoint: str | None) -> dict[str, Any]:
     dependencies=[Depends(require_json)],
     responses=problems(400, 403, 415, 422, 503),
 )
-async def measure(body: LimitsIn, app: App) -> dict[str, int]:
+async def measure_prompt(body: LimitsIn, app: App) -> dict[str, int]:
     """The tokens of a question with images, and the remaining context."""
 
     def count() -> dict[str, int]:
