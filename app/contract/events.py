@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core.core_schema import WithDefaultSchema
 
 from app.contract.examples import STEP_IMAGE, TIMINGS, TRACE_ID, USAGE, example
-from app.contract.schemas import ErrorOut, ImageOut, Out, TimingsOut, UsageOut
+from app.contract.schemas import ErrorOut, ImageOut, Out, StepImage, TimingsOut, UsageOut
 from app.contract.words import Mode
 
 Step = Annotated[int, Field(ge=1, description="number of the step, from 1")]
@@ -62,6 +62,21 @@ class TraceStartedData(Out):
     weight_version: int = Field(ge=1)
     prompt_tokens: int
     budget: BudgetOut
+
+
+class StepKeptData(Out):
+    """A step that a branch takes over from its parent; it stands for all events of the step."""
+
+    model_config = example(step=1, text="I look for the star.", image=STEP_IMAGE, edited=False)
+
+    step: Step
+    text: str
+    image: StepImage | None = None
+    edited: bool = Field(description="a person changed the step, here or in an ancestor")
+    reencoded: Literal[True] | None = Field(
+        None, description="present if the image went through the encoder: it is what the model sees of it"
+    )
+    source_image_id: str | None = Field(None, description="the image that an edit gave")
 
 
 class StepStartedData(Out):
@@ -178,6 +193,7 @@ class TraceFailedData(Out):
 TRACE_EVENTS: Mapping[str, type[Out]] = {
     "trace.queued": TraceQueuedData,
     "trace.started": TraceStartedData,
+    "step.kept": StepKeptData,
     "step.started": StepStartedData,
     "text.delta": TextDeltaData,
     "image.started": ImageStartedData,

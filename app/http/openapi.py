@@ -12,13 +12,14 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
 from app.contract.events import TRACE_EVENTS, stream_schemas
+from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
 from app.contract.examples import EXAMPLES
 from app.contract.problems import MEDIA_TYPE
 from app.contract.schemas import ProblemOut
 from app.http.auth import OPEN
 
-STREAMS = {"TraceEvent": TRACE_EVENTS, "JobEvent": JOB_EVENTS}
+STREAMS = {"TraceEvent": TRACE_EVENTS, "GroupEvent": GROUP_EVENTS, "JobEvent": JOB_EVENTS}
 
 
 def operation_id(route: APIRoute) -> str:

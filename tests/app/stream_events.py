@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.contract.events import TRACE_EVENTS
+from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
 
-MODELS = {"traces": TRACE_EVENTS, "jobs": JOB_EVENTS}
+MODELS = {"traces": TRACE_EVENTS, "groups": GROUP_EVENTS, "jobs": JOB_EVENTS}
 
 
 def check_event(stream: str, type_: str, data: Mapping[str, Any]) -> None:

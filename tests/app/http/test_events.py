@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.contract.events import TRACE_EVENTS, stream_schemas
+from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
 from app.contract.schemas import Out
 from model.engine.messages import Failed, Finished, GenerationRequest
@@ -32,7 +33,8 @@ PIPELINE = {
     "hyperparameters": {"zero": {}, "pesft": {"steps": 9}, "perpo": {"steps": 5}, "benchmark": {}},
 }
 ENDS = ("answer", "unmarked", "no answer", "failure", "crash", "endless")
-STREAMS = {"TraceEvent": TRACE_EVENTS, "JobEvent": JOB_EVENTS}
+STREAMS = {"TraceEvent": TRACE_EVENTS, "GroupEvent": GROUP_EVENTS, "JobEvent": JOB_EVENTS}
+KINDS = {"TraceEvent": "traces", "GroupEvent": "groups", "JobEvent": "jobs"}
 
 
 def rows(header: str) -> dict[str, str]:
@@ -60,7 +62,7 @@ def test_each_event_has_a_schema_with_an_example(name: str, models: Mapping[str,
         assert whole["description"]
         (event,) = whole["examples"]
         assert event["event"] == type_
-        check_event({"TraceEvent": "traces", "JobEvent": "jobs"}[name], type_, event["data"])
+        check_event(KINDS[name], type_, event["data"])
 
 
 @pytest.mark.parametrize("type_", TRACE_EVENTS)
@@ -76,9 +78,30 @@ def test_events_of_random_traces_fit_their_models(with_server: WithServer, engin
 
     async def scenario(server: Server) -> None:
         found = await asyncio.gather(*(play(server, seed) for seed in range(48)))
+        traces = (await server.client.get("/v1/traces", params={"limit": 12, "status": "completed"})).json()["data"]
+        found += await asyncio.gather(*(branch(server, trace["id"]) for trace in traces))
         assert {event.type for log in found for event in log} == TRACE_EVENTS.keys()
 
     with_server(scenario, max_queue=64)
+
+
+def test_events_of_groups_fit_their_models(with_server: WithServer, engine: FakeGeneration) -> None:
+    engine.script = random_script
+
+    async def scenario(server: Server) -> None:
+        first = await server.create(sampling={"seed": 0}, n=len(ENDS))
+        for member in (await server.client.get("/v1/traces", params={"group": first["group_id"]})).json()["data"]:
+            if end_of(member["sampling"]["seed"]) == "endless":
+                await server.until(member["id"], "step.completed")
+                await server.client.post(f"/v1/traces/{member['id']}/cancel")
+        log = await server.stream(first["group_id"], kind="groups")
+        assert log[-1].type == "group.completed"
+        assert [event.id for event in log] == list(range(1, len(log) + 1))
+        assert {event.data["trace_id"] for event in log[:-1]} == set(
+            (await server.client.get(f"/v1/groups/{first['group_id']}")).json()["trace_ids"]
+        )
+
+    with_server(scenario)
 
 
 def end_of(seed: int) -> str:
@@ -120,6 +143,15 @@ async def play(server: Server, seed: int) -> list[Sse]:
         await server.until(trace["id"], "step.completed")
         await server.client.post(f"{url}/cancel")
     return await server.stream(trace["id"])
+
+
+async def branch(server: Server, parent_id: str) -> list[Sse]:
+    """The whole log of a branch whose first step is edited."""
+    edits = [{"step": 1, "text": "I look again.", "image": {"use": "blank"}}]
+    sent = {"after_step": 1, "edits": edits, "sampling": {"seed": 0}, "mode": "auto"}
+    made = await server.client.post(f"/v1/traces/{parent_id}/branches", json=sent)
+    assert made.status_code == 201, made.text
+    return await server.stream(made.json()["data"][0]["id"])
 
 
 def test_events_of_jobs_fit_their_models(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
