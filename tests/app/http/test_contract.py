@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from PIL import ImageEnhance
 
 from app.common.settings import Settings
+from app.contract import javascript
 from app.contract.events import stream_schemas
 from app.contract.examples import JOB_SPEC
 from app.contract.problems import CODES
@@ -96,6 +97,11 @@ def test_reference_names_every_code() -> None:
     for code, (status, _title) in CODES.items():
         line = next(line for line in DOCS.splitlines() if line.startswith(f"| {status} |"))
         assert f"`{code}`" in line
+
+
+def test_pages_read_the_same_words() -> None:
+    written = (Path(__file__).parents[3] / "static" / "shared" / "contract.js").read_text()
+    assert written == javascript.module(), "run `python -m app.contract.javascript > static/shared/contract.js`"
 
 
 def test_responses_match_the_documented_schemas(with_server: WithServer) -> None:
