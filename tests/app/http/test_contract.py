@@ -80,7 +80,13 @@ def test_event_streams_link_the_schema_of_their_events(tmp_path: Path) -> None:
             if media is not None:
                 assert media["schema"] == {"type": "string"}  # generators would parse the text as one event
                 found[operation["operationId"]] = media["x-event-schema"]["$ref"].rpartition("/")[2]
-    assert found == {"create_trace": "TraceEvent", "trace_events": "TraceEvent", "job_events": "JobEvent"}
+    assert found == {
+        "create_trace": "TraceEvent",
+        "create_branches": "TraceEvent",
+        "trace_events": "TraceEvent",
+        "group_events": "GroupEvent",
+        "job_events": "JobEvent",
+    }
     for name, events in STREAMS.items():
         for shape, content in stream_schemas(name, events).items():
             assert document["components"]["schemas"][shape].items() >= content.items()
