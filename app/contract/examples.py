@@ -153,6 +153,31 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "BranchCreate": {"after_step": 1, "edits": [{"step": 1, "image": {"use": "previous"}}], "n": 4},
     "AlternativesIn": {"step": 1, "token": 3},
     "AlternativesOut": {"data": [{"id": 901, "text": " one", "logprob": -0.0005}]},
+    "BranchList": {
+        "data": [TRACE | {"parent": {"trace_id": TRACE_ID, "after_step": 1, "edited_steps": [1], "group_id": None}}]
+    },
+    "Tree": {
+        "root": TRACE_ID,
+        "nodes": [
+            {
+                "id": TRACE_ID,
+                "parent_id": None,
+                "after_step": None,
+                "edited_steps": [],
+                "status": "completed",
+                "answer": "yellow",
+                "verdict": "right",
+                "checkpoint": "nano-omni-r1",
+                "seed": 81,
+            }
+        ],
+    },
+    "TokensOut": {
+        "steps": [
+            {"index": 1, "tokens": [{"text": " look", "logprob": -0.0021}], "image": [[-0.4, -0.1], [-1.2, -0.3]]}
+        ],
+        "answer": [{"text": " yellow", "logprob": -0.0003}],
+    },
     "Group": GROUP,
     "GroupList": {"data": [GROUP], "has_more": False},
     "LimitsIn": {"question": QUESTION, "images": 1},
