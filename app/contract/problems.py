@@ -47,6 +47,7 @@ CODES: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "Method not allowed"),
     "request_timeout": (408, "The request did not arrive in time"),
     "not_paused": (409, "The trace is not paused"),
+    "trace_live": (409, "The trace is still running"),
     "trace_elsewhere": (409, "The trace belongs to another server"),
     "weights_gone": (409, "The trace's weights are no longer available"),
     "not_resumable": (409, "The job cannot be resumed"),

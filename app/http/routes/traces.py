@@ -30,6 +30,8 @@ from app.http.deps import (
 from app.http.event_stream import EventStream
 from app.storage.idempotency import Claim
 from app.traces import store
+from app.traces.film import render
+from app.traces.store import IN_WORK
 
 router = APIRouter(prefix="/v1/traces", tags=["traces"])
 
@@ -152,6 +154,22 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
     """Deletes the trace with its events and partial images; an active one is cancelled first."""
     await app.traces.delete(trace_id)
     return Response(status_code=204)
+
+
+@router.get(
+    "/{trace_id}/film",
+    response_class=Response,
+    summary="The trace as an animated GIF",
+    responses=problems(404, 409, 503, also={200: {"description": "GIF", "content": {"image/gif": {}}}}),
+)
+async def trace_film(trace_id: TraceId, app: App) -> Response:
+    """The question's image, each functional image with its sentence, the answer; 409 while queued or running."""
+    trace = await app.traces.reader.get(trace_id)
+    if trace["status"] in IN_WORK:
+        raise Problem("trace_live", "a film needs a trace that has ended or is paused; wait for its end")
+    gif = await pools.films.run(render, trace, app.images.read)
+    name = f'inline; filename="{trace["id"]}.gif"'
+    return Response(gif, media_type="image/gif", headers={"Content-Disposition": name, "Cache-Control": "no-store"})
 
 
 @router.get(
