@@ -1,0 +1,32 @@
+// The buttons next to the answer: the reference, copies.
+
+import { copyButton, h, show } from '../shared/dom.js';
+import { repeated } from '../shared/request.js';
+import { curlOf } from '../shared/words.js';
+import { openReference } from './reference.js';
+import { isTerminal } from './state.js';
+
+export class Tools {
+  /** json(): text of the whole trace. say(text): to screen readers. onError(error). */
+  constructor({ json, say, onError }) {
+    const button = (label, onclick) => h('button', { type: 'button', class: 'or-link', onclick }, label);
+    this.reference = button('reference trace', () => openReference(this.state).catch(onError));
+    this.curl = copyButton('copy curl', () => curlOf(location.origin, repeated(this.state)), say);
+    this.element = h(
+      'div',
+      { class: 'or-answer-buttons' },
+      this.reference,
+      copyButton('copy JSON', json, say),
+      this.curl,
+    );
+  }
+
+  /** stored: the server has this trace; a sample of a job or a recording is not stored. */
+  update(state, { stored }) {
+    this.state = state;
+    const ended = isTerminal(state);
+    show(this.element, state.traceId !== null && state.status !== 'loading');
+    show(this.reference, Boolean(state.taskId) && ended);
+    show(this.curl, stored);
+  }
+}

@@ -1,0 +1,69 @@
+"""Asking in the studio: what can be asked, what the checkpoint knows, asking again, early clicks.
+
+On the real engine with the shipped checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.browser import Open, picture_file, status
+from tests.e2e.pages.test_mount import HeldBack, opened
+from tests.e2e.real_server import SHIPPED
+
+pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="the checkpoint is not there")
+BOX = "#or-question textarea"
+QUESTION = f"() => document.querySelector('{BOX}').value"
+
+
+def asked(page: Any) -> str:
+    return str(page.input_value(BOX))
+
+
+def test_own_image_gets_the_cards_note_whichever_module_is_late(studio: Open, studio_url: str, tmp_path: Path) -> None:
+    picture = picture_file(tmp_path)
+    window = studio(studio_url)
+    for late in ("/static/studio/studio.js", "/static/studio/header.js", "/static/studio/well.js", None):
+        page = opened(window)
+        held = HeldBack(page, f"**{late}") if late else None
+        page.goto(studio_url, wait_until="commit")
+        if held:
+            page.wait_for_timeout(400)
+            held.let_all_go()
+        page.wait_for_selector("html[data-studio=ready]", state="attached")
+        page.set_input_files("input[type=file]", picture)
+        page.wait_for_selector(".or-honesty:visible >> text=On a photo its answer is a guess")
+        page.close()
+
+
+def test_comparison_shows_the_notes_of_its_cards(studio: Open, studio_url: str, tmp_path: Path) -> None:
+    page = studio(studio_url).page("/checkpoints?compare=nano-omni-r1,nano-base", ready="html[data-checkpoints=ready]")
+    page.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
+    page.set_input_files(".or-compare-page input[type=file]", picture_file(tmp_path))
+    page.wait_for_selector(".or-compare-page .or-honesty:visible >> text=On a photo its answer is a guess")
+
+
+def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url)
+    window.expected = ["422"]
+    page = opened(window)
+    held = HeldBack(page, "**/static/studio/studio.js")
+    page.goto(studio_url, wait_until="commit")
+    page.click("#or-reason")
+    page.fill(BOX, "How many red shapes are there?")
+    page.wait_for_timeout(200)
+    held.let_all_go()
+    page.wait_for_selector("text=needs 1 image")  # written before, so no example has replaced it
+    assert asked(page) == "How many red shapes are there?"
+    page.wait_for_selector(".or-budget:not(:empty)")
+    page.close()
+
+    page = opened(window)
+    held = HeldBack(page, "**/static/studio/studio.js")
+    page.goto(studio_url, wait_until="commit")
+    page.click("#or-reason")
+    held.let_all_go()
+    status(page, "completed")
