@@ -40,6 +40,7 @@ load([200, 1000, 3000, 8000]).then((m) => m.%s).catch((error) => {
 });
 """
 
+SITE = "Omni-R1 Studio"
 NAVIGATION = (
     ("studio", "/", "Studio"),
     ("gallery", "/gallery", "Gallery"),
@@ -77,10 +78,11 @@ def header(page: str) -> gr.HTML:
         f'<a href="{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
         for name, path, label in NAVIGATION
     )
+    title = "" if page == "studio" else next(label for name, _, label in NAVIGATION if name == page)
     template = (
-        f'<div class="or-header" data-page="{page}" data-version="{build_version()}">'
+        f'<div class="or-header" data-page="{page}" data-title="{title}" data-version="{build_version()}">'
         '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
-        "<h1>Omni-R1 Studio</h1></a>"
+        f"<h1>{SITE}</h1></a>"
         '<span class="or-spring"></span>'
         '<label class="or-checkpoint" title="The active checkpoint and its weight version">'
         '<span class="or-sr">Checkpoint</span><select hidden></select></label>'

@@ -155,8 +155,9 @@ export class Compare {
     this.#mark();
   }
 
+  // An edited question is no longer the example's.
   #mark() {
-    this.list?.mark(this.#task?.task_id);
+    this.list?.mark(this.#task?.question === this.question.value ? this.#task.task_id : null);
   }
 
   // What the cards of both say about images outside their world; the image is shown as the first one sees it.

@@ -3,6 +3,7 @@
 import { api } from '../shared/api.js';
 import { h, icon, setAttr, show } from '../shared/dom.js';
 import { Signal } from '../shared/signal.js';
+import { setTitle } from '../shared/title.js';
 import { ServerWatch, onBack } from '../viewer/server.js';
 import { guardPage } from './drops.js';
 import { applyTheme, isDark, toggleTheme } from './theme.js';
@@ -88,7 +89,8 @@ function watchServer(version) {
 
 export function mountHeader(element) {
   applyTheme();
-  const { page, version } = element.querySelector('[data-page]').dataset;
+  const { page, title, version } = element.querySelector('[data-page]').dataset;
+  setTitle({ page: title });
   note.element = h('div', { class: 'or-server', role: 'status' });
   element.append(note.element);
   drawNote();

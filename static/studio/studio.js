@@ -8,6 +8,8 @@ import { serve } from '../shared/bridge.js';
 import { Place, appears } from '../shared/dom.js';
 import { wordsOf } from '../shared/notes.js';
 import { requestOf } from '../shared/request.js';
+import { setTitle } from '../shared/title.js';
+import { readQuestion } from '../shared/words.js';
 import { onBack } from '../viewer/server.js';
 import { phaseOf } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
@@ -104,6 +106,7 @@ class Studio {
       },
       true,
     );
+    window.addEventListener('popstate', () => this.#travel());
     onCheckpoint((name) => this.#checkpoint(name));
     onBack((outage) => this.#back(outage));
     if (this.textarea.value) this.#questionChanged(); // written before this module was loaded
@@ -159,8 +162,10 @@ class Studio {
     this.#changed();
   }
 
+  // An edited question is no longer the example's, until its text is the same again.
   #changed() {
-    this.examples.mark(this.#task?.task_id);
+    const asked = this.#task?.question === this.textarea.value;
+    this.examples.mark(asked ? this.#task.task_id : null);
     this.#preview();
     this.line.count();
   }
@@ -243,7 +248,7 @@ class Studio {
       const trace = await api.create(request);
       this.viewer.started(trace);
       this.#scrollToTrace();
-      history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
+      history.pushState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
     } catch (error) {
       if (error.code === 'prompt_too_long') await this.line.ask(); // one message, in its own place
       if (!this.line.tooLong) this.line.fail(error);
@@ -257,7 +262,21 @@ class Studio {
   async #open(traceId) {
     await this.viewer.open(traceId);
     if (this.viewer.state.traceId !== traceId || traceInAddress() !== traceId) return;
+    this.#scrollToTrace();
     this.#fromTrace();
+  }
+
+  // Back and Forward go through the traces of this tab.
+  #travel() {
+    const traceId = traceInAddress();
+    if (traceId === this.viewer.state.traceId) return;
+    this.line.fail(null);
+    if (traceId) {
+      this.#open(traceId);
+      return;
+    }
+    this.viewer.clear();
+    this.#preview();
   }
 
   #scrollToTrace() {
@@ -293,7 +312,8 @@ class Studio {
     const { state } = viewer;
     this.#setPhase(state.traceId ? phaseOf(state) : 'idle', state.mode);
     if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
-    document.title = state.status === 'running' ? '● Omni-R1 Studio' : 'Omni-R1 Studio';
+    const question = state.traceId ? readQuestion(state.question) : '';
+    setTitle({ question, live: state.status === 'running' });
   }
 }
 

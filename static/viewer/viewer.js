@@ -116,6 +116,12 @@ export class Viewer {
     this.#set({ ...initialState(null), question, images });
   }
 
+  /** Show no trace. */
+  clear() {
+    this.#leave();
+    this.#set(initialState(null));
+  }
+
   /** Show a recorded trace; only its images are fetched. */
   record(trace, events) {
     this.#leave();

@@ -3,6 +3,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { Signal } from '../../static/shared/signal.js';
+import { titleOf } from '../../static/shared/title.js';
+import { addressOf, filtersOf } from '../../static/studio/filters.js';
 
 test('late listener gets the current value', () => {
   const signal = new Signal();
@@ -50,4 +52,19 @@ test('calls before a part is ready are made once it is', async () => {
   serve('gallery', { open: (at) => done.push(at) });
   assert.equal(done.at(-1), 1);
   assert.deepEqual(Object.keys(globalThis.omniR1.parts), ['studio', 'gallery']);
+});
+
+test('title names the page or the question', () => {
+  assert.equal(titleOf({}), 'Omni-R1 Studio');
+  assert.equal(titleOf({ page: 'Gallery' }), 'Gallery · Omni-R1 Studio');
+  assert.equal(titleOf({ question: ' What\n is it? ', live: true }), '● What is it? · Omni-R1 Studio');
+  const long = titleOf({ question: 'word '.repeat(99) });
+  assert.ok(long.length < 90 && long.includes('…'));
+});
+
+test('filters and address are the same', () => {
+  const filters = { q: 'red & blue', slice: 'natural', verdict: 'wrong', checkpoint: 'nano-base' };
+  assert.deepEqual(filtersOf(addressOf(filters).split('?')[1]), filters);
+  assert.equal(addressOf({}), '/gallery');
+  assert.deepEqual(filtersOf('?slice=magic&verdict=&q=%20&checkpoint=gone&limit=7'), { checkpoint: 'gone' });
 });

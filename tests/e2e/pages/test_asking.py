@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import Open, picture_file, status
+from tests.e2e.browser import Open, becomes, picture_file, status
 from tests.e2e.pages.test_mount import HeldBack, opened
 from tests.e2e.real_server import SHIPPED
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="the checkpoint is not there")
 BOX = "#or-question textarea"
+RINGS = "() => document.querySelectorAll('.or-example[aria-pressed=true], .or-family[aria-pressed=true]').length"
 QUESTION = f"() => document.querySelector('{BOX}').value"
 
 
@@ -42,8 +43,20 @@ def test_own_image_gets_the_cards_note_whichever_module_is_late(studio: Open, st
 def test_comparison_shows_the_notes_of_its_cards(studio: Open, studio_url: str, tmp_path: Path) -> None:
     page = studio(studio_url).page("/checkpoints?compare=nano-omni-r1,nano-base", ready="html[data-checkpoints=ready]")
     page.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
+    page.fill(".or-compare-question", "Something else?")
+    becomes(page, RINGS, 0)
     page.set_input_files(".or-compare-page input[type=file]", picture_file(tmp_path))
     page.wait_for_selector(".or-compare-page .or-honesty:visible >> text=On a photo its answer is a guess")
+
+
+def test_edited_question_is_no_longer_the_example(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    becomes(page, RINGS, 1)
+    question = asked(page)
+    page.fill(BOX, question + " Really?")
+    becomes(page, RINGS, 0)
+    page.fill(BOX, question)
+    becomes(page, RINGS, 1)
 
 
 def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str) -> None:
