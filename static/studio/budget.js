@@ -21,6 +21,10 @@ export function budgetWords({ prompt_tokens: prompt, room_tokens: tokens, room_i
   return { text: `room for ${images} ${images === 1 ? 'image' : 'images'}`, over: false, tooLong: false };
 }
 
+/** A note on a question unlike those of the checkpoint's training; empty for others, and if the card does not say. */
+export const familiarWords = ({ familiar = null }) =>
+  familiar === false ? 'This question is outside what this model knows: its answer is a guess.' : '';
+
 /** The text for an error of POST /v1/limits, as budgetWords; null if the error is not about the question. */
 export function budgetError(error) {
   if ((error.status !== 422 && error.status !== 413) || /checkpoint/.test(error.code ?? '')) return null;

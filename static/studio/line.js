@@ -1,8 +1,8 @@
-// The lines below the buttons: the remaining context, an error.
+// The lines below the buttons: the remaining context, whether the checkpoint knows such questions, a seed, an error.
 
 import { api } from '../shared/api.js';
 import { setAttr, setText, show } from '../shared/dom.js';
-import { budgetError, budgetWords } from './budget.js';
+import { budgetError, budgetWords, familiarWords } from './budget.js';
 
 const WAIT_MS = 150;
 
@@ -15,6 +15,7 @@ export class Line {
     this.asked = asked;
     this.tooLong = false;
     this.budget = element.querySelector('.or-budget');
+    this.outside = element.querySelector('.or-outside');
     this.error = element.querySelector('.or-error');
   }
 
@@ -33,9 +34,12 @@ export class Line {
     const turn = ++this.#turn;
     const { question, images, checkpoint } = this.asked();
     let said = null;
+    let outside = '';
     if (question.trim()) {
       try {
-        said = budgetWords(await api.budget(question, images, checkpoint));
+        const limits = await api.budget(question, images, checkpoint);
+        said = budgetWords(limits);
+        outside = said.tooLong ? '' : familiarWords(limits);
       } catch (error) {
         said = budgetError(error);
       }
@@ -44,6 +48,8 @@ export class Line {
     this.tooLong = said?.tooLong ?? false;
     setText(this.budget, said?.text ?? '');
     setAttr(this.budget, 'data-over', said?.over ? 'true' : null);
+    show(this.outside, Boolean(outside)); // before the text: then screen readers announce it
+    setText(this.outside, outside);
   }
 
   fail(error) {

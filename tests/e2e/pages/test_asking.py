@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.axe import violations
 from tests.e2e.browser import Open, becomes, picture_file, status
 from tests.e2e.pages.test_mount import HeldBack, opened
 from tests.e2e.real_server import SHIPPED
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="the checkpoint is not there")
 BOX = "#or-question textarea"
+NOTE = ".or-outside:visible >> text=outside what this model knows"
 RINGS = "() => document.querySelectorAll('.or-example[aria-pressed=true], .or-family[aria-pressed=true]').length"
 QUESTION = f"() => document.querySelector('{BOX}').value"
 
@@ -47,6 +49,36 @@ def test_comparison_shows_the_notes_of_its_cards(studio: Open, studio_url: str, 
     becomes(page, RINGS, 0)
     page.set_input_files(".or-compare-page input[type=file]", picture_file(tmp_path))
     page.wait_for_selector(".or-compare-page .or-honesty:visible >> text=On a photo its answer is a guess")
+
+
+def test_question_of_another_world_is_noted(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.wait_for_selector(".or-budget:not(:empty)")
+    assert not page.is_visible(".or-outside")
+    for question in ("asdf qwer", "Who was the first emperor of Rome?"):
+        page.fill(BOX, question)
+        page.wait_for_selector(NOTE)
+        page.fill(BOX, "how many RED shapes are there")
+        page.wait_for_selector(".or-outside", state="hidden")
+    page.fill(BOX, "asdf qwer")
+    page.wait_for_selector(NOTE)
+    assert violations(page) == []
+    page.click(".or-theme")
+    becomes(page, "() => document.body.classList.contains('dark')", True)
+    assert violations(page) == []
+    page.fill(BOX, "")
+    page.wait_for_selector(".or-outside", state="hidden")
+
+
+def test_note_is_that_of_the_chosen_checkpoint(studio: Open, studio_url: str) -> None:
+    """The base has learned to draw on order."""
+    page = studio(studio_url).page()
+    page.fill(BOX, "Draw a box around the red star.")
+    page.wait_for_selector(NOTE)
+    page.fill(BOX, "Draw a box around the red circle.")
+    page.wait_for_selector(NOTE)
+    page.select_option(".or-checkpoint select", "nano-base")
+    page.wait_for_selector(".or-outside", state="hidden")
 
 
 def test_edited_question_is_no_longer_the_example(studio: Open, studio_url: str) -> None:
