@@ -5,6 +5,7 @@ On the real engine with the shipped checkpoint.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from tests.e2e.axe import violations
 from tests.e2e.browser import Open, becomes, picture_file, status
 from tests.e2e.pages.test_mount import HeldBack, opened
-from tests.e2e.real_server import SHIPPED
+from tests.e2e.real_server import ROOT, SHIPPED
+from training.world.world import FAMILIES, make_task
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="the checkpoint is not there")
 BOX = "#or-question textarea"
@@ -81,14 +83,44 @@ def test_note_is_that_of_the_chosen_checkpoint(studio: Open, studio_url: str) ->
     page.wait_for_selector(".or-outside", state="hidden")
 
 
+def test_example_of_every_family_is_its_first_in_the_list() -> None:
+    source = (ROOT / "static" / "studio" / "families.js").read_text()
+    for slice_, families in FAMILIES.items():
+        part = source.partition(f"slice: '{slice_}'")[2].partition("slice:")[0]
+        shown = re.findall(r"family: '(\w+)', seed: (\d+)", part)
+        assert [family for family, _ in shown] == list(families)
+        assert [make_task(slice_, int(seed)).family for _, seed in shown] == list(families)
+
+
+def test_panel_asks_any_family_with_the_keyboard(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.focus(".or-families summary")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".or-family:not(:disabled) >> nth=12")
+    assert page.locator(".or-family").count() == sum(map(len, FAMILIES.values()))
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.dataset.family") == "count"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-family=count][aria-pressed=true]")
+    assert asked(page) == page.inner_text("[data-family=count]").strip()
+    becomes(page, RINGS, 1)
+    page.keyboard.press("Control+Enter")  # only in the question
+    page.click("[data-family=mirror]")
+    page.click("#or-reason")
+    assert status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    page.wait_for_selector(".or-families[open]")
+
+
 def test_edited_question_is_no_longer_the_example(studio: Open, studio_url: str) -> None:
     page = studio(studio_url).page()
-    becomes(page, RINGS, 1)
+    becomes(page, RINGS, 1 + 1)  # in the row and in the panel
     question = asked(page)
     page.fill(BOX, question + " Really?")
     becomes(page, RINGS, 0)
     page.fill(BOX, question)
-    becomes(page, RINGS, 1)
+    becomes(page, RINGS, 2)
 
 
 def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str) -> None:
