@@ -51,3 +51,15 @@ export function repeated(state) {
     sampling: Object.keys(sampling).length ? sampling : null,
   });
 }
+
+/** The same question again: on this page, with a seed that the server draws. */
+export function withAnotherSeed(state) {
+  const { sampling, ...request } = repeated(state);
+  const { seed: _, ...kept } = sampling ?? {};
+  return filled({
+    ...request,
+    sampling: Object.keys(kept).length ? kept : null,
+    partial_images: PARTIAL_IMAGES,
+    background: true,
+  });
+}

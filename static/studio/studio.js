@@ -7,15 +7,16 @@ import { api } from '../shared/api.js';
 import { serve } from '../shared/bridge.js';
 import { Place, appears } from '../shared/dom.js';
 import { wordsOf } from '../shared/notes.js';
-import { requestOf } from '../shared/request.js';
+import { requestOf, withAnotherSeed } from '../shared/request.js';
 import { setTitle } from '../shared/title.js';
 import { readQuestion } from '../shared/words.js';
 import { onBack } from '../viewer/server.js';
-import { phaseOf } from '../viewer/state.js';
+import { isTerminal, phaseOf } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
 import { Line } from './line.js';
+import { Seed } from './seed.js';
 import { Well } from './well.js';
 
 const QUESTION = '#or-question textarea';
@@ -70,9 +71,10 @@ class Studio {
         checkpoint: chosenCheckpoint(),
       }),
     });
+    this.seed = new Seed(line.querySelector('.or-repeats'));
     this.well = new Well(well, {
       onImage: (image) => this.#ownImage(image),
-      onFit: () => {},
+      onFit: () => this.seed.forget(),
     });
     this.examples = new Examples(examples, {
       onPick: (task) => this.#pickTask(task),
@@ -82,6 +84,7 @@ class Studio {
       label: 'Trace of this question',
       hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
       onState: (one) => this.#follow(one),
+      onAnother: (state) => this.#another(state),
     });
     this.#listen();
     const requested = traceInAddress();
@@ -166,6 +169,7 @@ class Studio {
   #changed() {
     const asked = this.#task?.question === this.textarea.value;
     this.examples.mark(asked ? this.#task.task_id : null);
+    this.seed.forget();
     this.#preview();
     this.line.count();
   }
@@ -219,7 +223,7 @@ class Studio {
     }
     let given;
     try {
-      given = numbersOf(sampling);
+      given = numbersOf(this.seed.in(sampling));
     } catch (error) {
       this.line.fail(error);
       return;
@@ -236,6 +240,11 @@ class Studio {
     await this.#create(request);
   }
 
+  // The trace that is shown, not what may stand in the fields by now.
+  async #another(state) {
+    if (!this.#busy) await this.#create(withAnotherSeed(state));
+  }
+
   get #busy() {
     return this.#starting || ['running', 'paused'].includes(this.viewer.phase);
   }
@@ -246,6 +255,7 @@ class Studio {
     this.#setPhase('running', 'auto');
     try {
       const trace = await api.create(request);
+      this.seed.started(trace.id, request.sampling?.seed === undefined);
       this.viewer.started(trace);
       this.#scrollToTrace();
       history.pushState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
@@ -312,6 +322,7 @@ class Studio {
     const { state } = viewer;
     this.#setPhase(state.traceId ? phaseOf(state) : 'idle', state.mode);
     if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
+    if (state.traceId && isTerminal(state)) this.seed.ended(state.traceId, state.seed);
     const question = state.traceId ? readQuestion(state.question) : '';
     setTitle({ question, live: state.status === 'running' });
   }

@@ -1,4 +1,4 @@
-// The buttons next to the answer: the reference, copies.
+// The buttons next to the answer: the reference, copies, another try.
 
 import { copyButton, h, show } from '../shared/dom.js';
 import { repeated } from '../shared/request.js';
@@ -7,14 +7,20 @@ import { openReference } from './reference.js';
 import { isTerminal } from './state.js';
 
 export class Tools {
-  /** json(): text of the whole trace. say(text): to screen readers. onError(error). */
-  constructor({ json, say, onError }) {
+  /**
+   * json(): text of the whole trace. say(text): to screen readers. onError(error). onAnother(state), optional: ask the
+   * same again with another seed.
+   */
+  constructor({ json, say, onError, onAnother }) {
     const button = (label, onclick) => h('button', { type: 'button', class: 'or-link', onclick }, label);
+    this.onAnother = onAnother;
+    this.another = button('again with another seed', () => onAnother(this.state));
     this.reference = button('reference trace', () => openReference(this.state).catch(onError));
     this.curl = copyButton('copy curl', () => curlOf(location.origin, repeated(this.state)), say);
     this.element = h(
       'div',
       { class: 'or-answer-buttons' },
+      this.another,
       this.reference,
       copyButton('copy JSON', json, say),
       this.curl,
@@ -26,6 +32,7 @@ export class Tools {
     this.state = state;
     const ended = isTerminal(state);
     show(this.element, state.traceId !== null && state.status !== 'loading');
+    show(this.another, Boolean(this.onAnother) && ended && stored);
     show(this.reference, Boolean(state.taskId) && ended);
     show(this.curl, stored);
   }

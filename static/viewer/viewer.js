@@ -57,6 +57,7 @@ export class Viewer {
       say,
       json: () => this.json(),
       onError: (error) => this.#trouble(error),
+      onAnother: options.onAnother,
     });
     this.answer = new Answer(this.tools.element);
     this.notice = new Notice();

@@ -61,6 +61,7 @@ def studio_states(window: Studio, folder: Path) -> Iterator[State]:
     page.click("#or-reason")
     status(page, "completed")
     page.wait_for_selector(".or-verdict:not(:empty)")
+    page.wait_for_selector(".or-repeats:visible")
     yield "studio, finished", page
     for opener, ready in (
         ("text=reference trace", "dialog .or-reference-row img"),

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { repeated, requestOf } from '../../static/shared/request.js';
+import { repeated, requestOf, withAnotherSeed } from '../../static/shared/request.js';
 import { curlOf } from '../../static/shared/words.js';
 import { initialState } from '../../static/viewer/state.js';
 
@@ -63,4 +63,13 @@ test('curl repeats the request', () => {
   const line = curlOf('http://127.0.0.1:7860', request);
   assert.match(line, /^curl -s http:\/\/127\.0\.0\.1:7860\/v1\/traces /);
   assert.ok(line.includes("What'\\''s this?"));
+});
+
+test('another seed changes nothing but the seed', () => {
+  const { partial_images: partials, background, ...request } = withAnotherSeed(ASKED);
+  assert.ok(partials > 0 && background);
+  const { sampling, ...rest } = repeated(ASKED);
+  assert.deepEqual(request, { ...rest, sampling: { temperature: 0 } });
+  assert.equal(sampling.seed, 8);
+  assert.equal(withAnotherSeed({ ...ASKED, sampling: null }).sampling, undefined);
 });

@@ -20,12 +20,19 @@ from training.world.world import FAMILIES, make_task
 pytestmark = pytest.mark.skipif(not (SHIPPED / "config.json").exists(), reason="the checkpoint is not there")
 BOX = "#or-question textarea"
 NOTE = ".or-outside:visible >> text=outside what this model knows"
+SEED = "#or-seed input, #or-seed textarea"
 RINGS = "() => document.querySelectorAll('.or-example[aria-pressed=true], .or-family[aria-pressed=true]').length"
 QUESTION = f"() => document.querySelector('{BOX}').value"
 
 
 def asked(page: Any) -> str:
     return str(page.input_value(BOX))
+
+
+def seed_of(page: Any) -> int:
+    found = re.search(r"seed (\d+)", page.inner_text(".or-bar .or-seed"))
+    assert found
+    return int(found[1])
 
 
 def test_own_image_gets_the_cards_note_whichever_module_is_late(studio: Open, studio_url: str, tmp_path: Path) -> None:
@@ -121,6 +128,56 @@ def test_edited_question_is_no_longer_the_example(studio: Open, studio_url: str)
     becomes(page, RINGS, 0)
     page.fill(BOX, question)
     becomes(page, RINGS, 2)
+
+
+def test_another_seed_is_one_click_and_the_seed_is_copied(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.click("#or-sampling button")
+    page.fill("#or-temperature input, #or-temperature textarea", "1")
+    page.click("#or-reason")
+    status(page, "completed")
+    first, address = seed_of(page), page.url
+    becomes(page, f"() => document.querySelector('{SEED}').value", str(first))
+    page.wait_for_selector(f".or-repeats:visible >> text={first}")
+
+    page.click("#or-reason")  # repeats it
+    page.wait_for_function("(before) => location.href !== before", arg=address)
+    status(page, "completed")
+    assert seed_of(page) == first
+
+    address = page.url
+    page.click("text=again with another seed")
+    page.wait_for_function("(before) => location.href !== before", arg=address)
+    status(page, "completed")
+    second = seed_of(page)
+    assert second != first
+    becomes(page, f"() => document.querySelector('{SEED}').value", str(second))
+
+    page.click("text=random seed")
+    becomes(page, f"() => document.querySelector('{SEED}').value", "")
+    assert not page.is_visible(".or-repeats")
+    page.fill(SEED, "7")  # the user's own
+    address = page.url
+    page.click("#or-reason")
+    page.wait_for_function("(before) => location.href !== before", arg=address)
+    status(page, "completed")
+    assert seed_of(page) == 7
+    page.click(".or-example >> nth=1")
+    assert page.input_value(SEED) == "7"
+    assert not page.is_visible(".or-repeats")
+
+
+def test_copied_seed_waits_for_its_folded_field(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-repeats:visible")
+    seed = seed_of(page)
+    page.click("#or-sampling button")
+    becomes(page, f"() => document.querySelector('{SEED}')?.value", str(seed))
+    page.click(".or-example >> nth=1")  # another question: a random seed
+    becomes(page, f"() => document.querySelector('{SEED}').value", "")
+    assert not page.is_visible(".or-repeats")
 
 
 def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str) -> None:
