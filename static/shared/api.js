@@ -58,9 +58,10 @@ async function problemOf(response) {
 }
 
 /**
- * Parsed JSON of `path` (null for 204). Throws ApiError, with status 0 if the server is unreachable.
+ * Parsed JSON of `path` (null for 204), or its content `as` a blob. Throws ApiError, with status 0 if the server is
+ * unreachable.
  */
-export async function call(path, { method = 'GET', json, body, signal, headers = {} } = {}) {
+export async function call(path, { method = 'GET', json, body, signal, headers = {}, as = 'json' } = {}) {
   let response;
   try {
     response = await reach(path, {
@@ -74,13 +75,14 @@ export async function call(path, { method = 'GET', json, body, signal, headers =
     throw new ApiError(GONE, { code: 'server_gone' });
   }
   if (!response.ok) throw await problemOf(response);
-  return response.status === 204 ? null : response.json();
+  return response.status === 204 ? null : response[as]();
 }
 
 const id = encodeURIComponent;
 
 export const api = {
   trace: (traceId, options) => call(`/v1/traces/${id(traceId)}`, options),
+  film: (traceId) => call(`/v1/traces/${id(traceId)}/film`, { as: 'blob' }),
   create: (request) => call('/v1/traces', { method: 'POST', json: request }),
   pause: (traceId) => call(`/v1/traces/${id(traceId)}/pause`, { method: 'POST' }),
   resume: (traceId, mode) => call(`/v1/traces/${id(traceId)}/continue`, { method: 'POST', json: { mode } }),

@@ -5,11 +5,13 @@ On the real engine with the shipped checkpoint.
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageSequence
 
 from tests.e2e.axe import violations
 from tests.e2e.browser import Open, becomes, picture_file, status
@@ -201,3 +203,33 @@ def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str)
     page.click("#or-reason")
     held.let_all_go()
     status(page, "completed")
+
+
+def test_image_and_film_are_saved(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.click("#or-reason")
+    status(page, "completed")
+    steps = page.locator(".or-step").count()
+    trace_id = page.evaluate("() => new URLSearchParams(location.search).get('trace')")
+    page.click(".or-chip >> nth=1")
+    with page.expect_download() as saved:
+        page.click("[aria-label='Save this image']")
+    assert saved.value.suggested_filename == f"{trace_id}-step-1.png"
+    with Image.open(saved.value.path()) as opened_:
+        assert opened_.format == "PNG"
+    with page.expect_download() as saved:
+        page.click("text=save GIF")
+    assert saved.value.suggested_filename == f"{trace_id}.gif"
+    with Image.open(io.BytesIO(Path(saved.value.path()).read_bytes())) as film:
+        times = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+    assert times == [2000] * (steps + 1) + [4000]
+
+
+def test_live_trace_has_no_film_yet(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page()
+    page.click("#or-reason")
+    page.wait_for_selector(".or-chip[data-live][data-skill]")
+    assert not page.is_visible("text=save GIF")
+    assert not page.is_visible("text=again with another seed")
+    status(page, "completed")
+    page.wait_for_selector("text=save GIF")
