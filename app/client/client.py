@@ -169,6 +169,10 @@ class Client(BranchCalls, JobCalls):
         """Deletes a trace with its events and partial images; an active one is cancelled first."""
         self._request("DELETE", _path("traces", trace_id))
 
+    def film(self, trace_id: str) -> bytes:
+        """The trace as an animated GIF. Raises Conflict while it is queued or running."""
+        return self._request("GET", _path("traces", trace_id, "film")).content
+
     def events(self, trace_id: str, after: int = 0, *, give_up_s: float = GIVE_UP_S) -> Iterator[Event]:
         """Yields the trace's events with numbers above `after`, live, each once and in order, until the terminal one.
 

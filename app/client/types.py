@@ -256,6 +256,7 @@ class Budget(TypedDict):
     prompt_tokens: int
     room_tokens: int
     room_images: int
+    familiar: bool | None  # like the questions of the checkpoint's training; None: unknown
 
 
 class Readiness(TypedDict):

@@ -1,15 +1,16 @@
-// The Gallery: all traces as cards, newest first, paginated. Opens them in the Studio's viewer.
+// The Gallery: all traces as cards, newest first, filtered, paginated. Opens them in the Studio's viewer.
 
 import { api } from '../shared/api.js';
+import { serve } from '../shared/bridge.js';
 import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { readQuestion } from '../shared/words.js';
 import { whenOf } from '../shared/when.js';
+import { Filters } from './filters.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
-const WORDS = '#or-filter-words textarea, #or-filter-words input';
 const STATUS = {
   queued: 'waiting',
   running: 'running',
@@ -20,7 +21,6 @@ const STATUS = {
 };
 
 class Gallery {
-  #filters = {};
   #turn = 0;
   #timer = 0;
   #last = null;
@@ -39,21 +39,26 @@ class Gallery {
       { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() },
       'show more',
     );
-    element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
-    // on the document: Gradio's box may be created later, or recreated
-    document.addEventListener(
-      'input',
-      ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }),
-    );
-    onBack(() => this.#failed && this.#begin());
+    this.filters = new Filters({ onChange: () => this.#changed() });
+    element.replaceChildren(this.filters.element, this.word, this.grid, h('div', { class: 'or-more' }, this.more));
+    onBack(() => this.#back());
     this.#skeleton();
+    this.#names();
     return this.#begin();
   }
 
-  /** Changes some filters; empty ones are omitted from the request. */
-  filter(changed) {
-    const all = Object.entries({ ...this.#filters, ...changed });
-    this.#filters = Object.fromEntries(all.filter(([, value]) => value));
+  // the cards report an unreachable server
+  #names() {
+    return this.filters.load().catch(() => {});
+  }
+
+  // After an outage: load what is missing.
+  #back() {
+    this.#names();
+    if (this.#failed) this.#begin();
+  }
+
+  #changed() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#begin(), WAIT_MS);
   }
@@ -74,7 +79,7 @@ class Gallery {
     const first = this.#last === null;
     this.more.disabled = true;
     try {
-      const query = { limit: PAGE, ...this.#filters, ...(first ? {} : { after: this.#last }) };
+      const query = { limit: PAGE, ...this.filters.value, ...(first ? {} : { after: this.#last }) };
       const { data, has_more: hasMore } = await api.traces(query);
       if (turn !== this.#turn) return;
       this.#failed = false;
@@ -83,7 +88,7 @@ class Gallery {
       else this.grid.append(...cards);
       if (data.length) this.#last = data[data.length - 1].id;
       show(this.more, hasMore);
-      const filtered = Object.keys(this.#filters).length > 0;
+      const filtered = Object.keys(this.filters.value).length > 0;
       setText(
         this.word,
         first && !data.length
@@ -196,4 +201,6 @@ class Gallery {
   }
 }
 
-export const gallery = (window.omniGallery = new Gallery());
+export const gallery = new Gallery();
+
+serve('gallery', gallery);
