@@ -22,6 +22,7 @@ from model.checkpoint.shards import SHIPPED
 from model.engine.engine import Engine
 from model.worker.inprocess import InProcess
 from tests.app.conftest import Server, Sse, parse_sse
+from tests.app.stream_events import check_event
 from tests.e2e.real_server import wait_until
 from tests.model.worker.traces import Recorder
 from tests.near_ties import assert_equal_up_to_near_tie, assert_same_image
@@ -168,7 +169,11 @@ class Studio:
         return answer.content
 
     def events(self, log_id: str) -> list[Sse]:
-        return parse_sse(self.log(log_id))
+        """The events of an ended log, each checked against the contract."""
+        found = parse_sse(self.log(log_id))
+        for event in found:
+            check_event("groups" if log_id.startswith("gr_") else "traces", event.type, event.data)
+        return found
 
     def forget_tokens(self, trace_id: str) -> None:
         """Make it a trace of a version that stored no tokens."""
