@@ -156,9 +156,14 @@ class Studio:
 
     def refused(self, parent_id: str, **body: Any) -> httpx.Response:
         """The answer to a branch that must not be created, after checking that nothing was."""
-        before = self.client.traces(limit=1)["data"][:1]
+
+        def newest() -> list[str]:
+            pages = (self.client.traces(limit=1), self.client.groups(limit=1))
+            return [entry["id"] for page in pages for entry in page["data"]]
+
+        before = newest()
         answer = self.post(f"/v1/traces/{parent_id}/branches", body)
-        assert self.client.traces(limit=1)["data"][:1] == before
+        assert newest() == before
         return answer
 
     def log(self, log_id: str, after: int = 0) -> bytes:
