@@ -89,10 +89,14 @@ def _gain(own: Sequence[OwnRow], oracles: Sequence[OracleRow]) -> dict[str, Any]
     first, second = [one.right for one in own], [one.right for one in oracles]
     return {
         "tasks": len(first),
-        "as_it_is": [round(sum(first) / len(first), 4), *_rounded(wilson(sum(first), len(first)))],
-        "with_reference": [round(sum(second) / len(second), 4), *_rounded(wilson(sum(second), len(second)))],
+        "as_it_is": _share(first),
+        "with_reference": _share(second),
         "oracle_gain": paired(first, second),
     }
+
+
+def _share(right: Sequence[bool]) -> list[float]:
+    return [round(value, 4) for value in (sum(right) / len(right), *wilson(sum(right), len(right)))]
 
 
 def _kinds(rows: Rows, right: Sequence[bool], chosen: Callable[[Any], bool]) -> dict[str, Any]:
@@ -126,13 +130,13 @@ def _interval(parts: Sequence[Part]) -> list[float] | None:
     return _rounded(ratio(parts))
 
 
-def _rounded(values: Sequence[float] | None) -> Any:
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else [round(value, 4) for value in values]
 
 
 def tables(result: dict[str, Any]) -> str:
     """The study in Markdown; brackets hold 95 % intervals."""
-    groups, check = result["groups"], result["kept_steps"]
+    groups = result["groups"]
     lines = ["| tasks | n | as it is | with reference images | oracle gain |", "|---|---|---|---|---|"]
     rows = {**groups, **{f"own drawings {name}": row for name, row in result["by_drawings"].items()}}
     for name, row in rows.items():
@@ -141,31 +145,45 @@ def tables(result: dict[str, Any]) -> str:
         cells.append(shown([gain["difference"], *gain["difference_ci95"]], sign=True))
         lines.append(f"| {name} | {row['tasks']} | {' | '.join(cells)} |")
     for scope, title in (("replaced", "any image"), ("replaced_last", "the last image")):
-        lines += [
-            "",
-            f"| {title}, replaced by | branches | codes replaced | answers changed | accuracy | difference |",
-            "|---|---|---|---|---|---|",
-        ]
-        for name, row in groups.items():
-            for kind, found in row[scope].items():
-                cells = [
-                    f"{found['branches']}",
-                    "–" if found["codes_replaced"] is None else f"{found['codes_replaced'][0]:.2f}",
-                ]
-                cells += [shown(found["changed"]), shown(found["accuracy"]), shown(found["difference"], sign=True)]
-                lines.append(f"| {name}: {kind} | {' | '.join(cells)} |")
-    lines += ["", "| the other task's answer is given | any image | the last image |", "|---|---|---|"]
+        lines += ["", *_effects(groups["all"][scope], title)]
+        for key, measure in (("changed", "answers changed"), ("accuracy", "accuracy")):
+            lines += ["", *_by_slice(groups, scope, key, f"{title}, {measure}")]
+    lines += ["", "| gives the other task's answer | any image | the last image |", "|---|---|---|"]
     for name, row in groups.items():
         cells = [shown(row[scope].get("other task", {}).get("follows")) for scope in ("replaced", "replaced_last")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    check = result["kept_steps"]
     margins = ", ".join(f"{found['margin']:.1e}" for found in check["differing"]) or "none"
     lines += [
         "",
-        f"Nothing replaced: {check['reproduced']} of {check['traces']} traces reproduced "
-        f"({check['branches']} branches); margins of the others: {margins}. Own images in the oracle condition: {result['kept_images']}. "
-        f"{result['seconds']} s.",
+        f"Unedited: {check['reproduced']} of {check['traces']} traces reproduced ({check['branches']} branches), "
+        f"margins of the others: {margins}.",
+        f"Own images in the oracle condition: {result['kept_images']}. {result['seconds']} s.",
     ]
     return "\n".join(lines)
+
+
+def _effects(kinds: dict[str, Any], title: str) -> list[str]:
+    lines = [f"| {title}, replaced by | branches | codes replaced | answers changed | accuracy | difference |"]
+    lines.append("|---|---|---|---|---|---|")
+    for kind, found in kinds.items():
+        share = "–" if found["codes_replaced"] is None else f"{found['codes_replaced'][0]:.2f}"
+        cells = [shown(found["changed"]), shown(found["accuracy"]), shown(found["difference"], sign=True)]
+        lines.append(f"| {kind} | {found['branches']} | {share} | {' | '.join(cells)} |")
+    return lines
+
+
+def _by_slice(groups: dict[str, Any], scope: str, key: str, title: str) -> list[str]:
+    kinds = [kind for kind in groups["all"][scope] if kind != "itself"]
+    lines = [f"| {title} | {' | '.join(('as it is', *kinds)) if key == 'accuracy' else ' | '.join(kinds)} |"]
+    lines.append("|" + "---|" * (lines[0].count("|") - 1))
+    for name, row in groups.items():
+        found = row[scope]
+        cells = [shown(found.get(kind, {}).get(key)) for kind in kinds]
+        if key == "accuracy":
+            cells = [shown(found.get("itself", {}).get("as_it_is")), *cells]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def shown(values: Sequence[float] | None, *, sign: bool = False) -> str:
