@@ -120,7 +120,7 @@ def run_study(loaded: LoadedCheckpoint, tasks: Sequence[Task], *, slots: int = S
     own = own_responses(loaded, tasks, slots=slots)
     branches, apart = branch(loaded, engine, tasks, known, own)
     oracles = correct_all(loaded, engine, tasks, known, own)
-    slices = [task.slice for task in tasks]
+    families = [f"{task.slice}/{task.family}" for task in tasks]
     return {
         "checkpoint": loaded.name,
         "weights": {name: about for name, about in loaded.manifest.files.items() if name.endswith(".safetensors")},
@@ -132,7 +132,7 @@ def run_study(loaded: LoadedCheckpoint, tasks: Sequence[Task], *, slots: int = S
             "reproduced": sum(bool(one.images) for one in own) - len({found.task for found in apart}),
             "differing": [asdict(found) for found in apart],
         },
-        **summarize(slices, own, branches, oracles),
+        **summarize(families, own, branches, oracles),
         "rows": {
             "own": [{"answer": one.answer, "right": one.right, "drawings": one.drawings_right} for one in own],
             "oracle": [asdict(one) for one in oracles],

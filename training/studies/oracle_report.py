@@ -50,27 +50,30 @@ class BranchRow(Protocol):
 
 
 def summarize(
-    slices: Sequence[str], own: Sequence[OwnRow], branches: Sequence[Any], oracles: Sequence[OracleRow]
+    families: Sequence[str], own: Sequence[OwnRow], branches: Sequence[Any], oracles: Sequence[OracleRow]
 ) -> dict[str, Any]:
-    """Shares with 95 % intervals, over all tasks and by slice.
+    """Shares with 95 % intervals, over all tasks, by slice and by family.
 
     Args:
-        slices: of the tasks.
+        families: of the tasks, as "slice/family".
         own: the model's own responses.
         branches: `oracle_gain.Branch`, of any task.
         oracles: the responses with reference images.
 
     Returns:
-        `groups`: for "all" and each slice the accuracies, the oracle gain, and the effects of each replacement, at any
-        image (`replaced`) and at the last one (`replaced_last`); `by_drawings`: the oracle gain of the tasks whose own
-        drawings are all right, and of the others; `kept_images`: own images in the oracle condition.
+        `groups`: for "all", each slice and each family the accuracies, the oracle gain, and the effects of each
+        replacement, at any image (`replaced`) and at the last one (`replaced_last`); `by_drawings`: the oracle gain of
+        the tasks whose own drawings are all right, and of the others; `kept_images`: own images in the oracle
+        condition.
     """
-    of_task: Rows = [[] for _ in slices]
+    of_task: Rows = [[] for _ in families]
     for one in branches:
         of_task[one.task].append(one)
+    slices = [family.partition("/")[0] for family in families]
     groups = {}
-    for name in ("all", *dict.fromkeys(slices)):
-        chosen = [number for number, of in enumerate(slices) if name in ("all", of)]
+    for name in ("all", *dict.fromkeys(slices), *sorted(set(families))):
+        labels = enumerate(zip(slices, families, strict=True))
+        chosen = [number for number, found in labels if name in ("all", *found)]
         rows, right = [of_task[number] for number in chosen], [own[number].right for number in chosen]
         groups[name] = {
             **_gain([own[n] for n in chosen], [oracles[n] for n in chosen]),
@@ -136,7 +139,8 @@ def _rounded(values: Sequence[float] | None) -> list[float] | None:
 
 def tables(result: dict[str, Any]) -> str:
     """The study in Markdown; brackets hold 95 % intervals."""
-    groups = result["groups"]
+    groups = {name: row for name, row in result["groups"].items() if "/" not in name}
+    families = {name: row for name, row in result["groups"].items() if "/" in name}
     lines = ["| tasks | n | as it is | with reference images | oracle gain |", "|---|---|---|---|---|"]
     rows = {**groups, **{f"own drawings {name}": row for name, row in result["by_drawings"].items()}}
     for name, row in rows.items():
@@ -147,7 +151,8 @@ def tables(result: dict[str, Any]) -> str:
     for scope, title in (("replaced", "any image"), ("replaced_last", "the last image")):
         lines += ["", *_effects(groups["all"][scope], title)]
         for key, measure in (("changed", "answers changed"), ("accuracy", "accuracy")):
-            lines += ["", *_by_slice(groups, scope, key, f"{title}, {measure}")]
+            lines += ["", *_by_group(groups, scope, key, f"{title}, {measure}")]
+    lines += ["", *_by_group(families, "replaced_last", "accuracy", "the last image, accuracy")]
     lines += ["", "| gives the other task's answer | any image | the last image |", "|---|---|---|"]
     for name, row in groups.items():
         cells = [shown(row[scope].get("other task", {}).get("follows")) for scope in ("replaced", "replaced_last")]
@@ -173,8 +178,8 @@ def _effects(kinds: dict[str, Any], title: str) -> list[str]:
     return lines
 
 
-def _by_slice(groups: dict[str, Any], scope: str, key: str, title: str) -> list[str]:
-    kinds = [kind for kind in groups["all"][scope] if kind != "itself"]
+def _by_group(groups: dict[str, Any], scope: str, key: str, title: str) -> list[str]:
+    kinds = [kind for kind in dict.fromkeys(k for row in groups.values() for k in row[scope]) if kind != "itself"]
     lines = [f"| {title} | {' | '.join(('as it is', *kinds)) if key == 'accuracy' else ' | '.join(kinds)} |"]
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for name, row in groups.items():
