@@ -249,13 +249,18 @@ class Studio {
     return this.#starting || ['running', 'paused'].includes(this.viewer.phase);
   }
 
+  // Whether question and image on the left are those of the request.
+  #isAsked({ question, images }) {
+    return question === this.textarea.value && images[0]?.image_id === this.#image?.image.image_id;
+  }
+
   async #create(request) {
     this.#starting = true;
     this.line.fail(null);
     this.#setPhase('running', 'auto');
     try {
       const trace = await api.create(request);
-      this.seed.started(trace.id, request.sampling?.seed === undefined);
+      this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
       this.viewer.started(trace);
       this.#scrollToTrace();
       history.pushState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);

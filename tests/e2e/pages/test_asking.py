@@ -169,6 +169,22 @@ def test_another_seed_is_one_click_and_the_seed_is_copied(studio: Open, studio_u
     assert not page.is_visible(".or-repeats")
 
 
+def test_seed_of_another_question_is_not_copied(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-repeats:visible")
+    page.fill(BOX, "Something else?")
+    page.wait_for_selector(".or-repeats", state="hidden")
+    address = page.url
+    page.click("text=again with another seed")
+    page.wait_for_function("(before) => location.href !== before", arg=address)
+    status(page, "completed")
+    page.wait_for_selector("text=again with another seed")
+    assert asked(page) == "Something else?"
+    assert not page.is_visible(".or-repeats")
+
+
 def test_copied_seed_waits_for_its_folded_field(studio: Open, studio_url: str) -> None:
     page = studio(studio_url).page()
     page.click("#or-reason")
