@@ -7,10 +7,11 @@ import shutil
 import pytest
 
 from app.client import Conflict, NotFound
+from app.client.types import Sampling
 from model.checkpoint.shards import SHIPPED
 from tests.app.conftest import is_problem
 from tests.app.traces.real import MODEL, Studio, assert_whole, image_ids
-from tests.tiny import make_drawing_checkpoint
+from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint
 
 
 @pytest.mark.parametrize(("seed", "slice_"), [(3, "operational"), (1, "diagrammatic"), (2, "structured")])
@@ -242,6 +243,35 @@ def test_checkpoint_with_other_images_is_refused_if_images_are_kept(studio: Stud
     answer = studio.refused(parent["id"], after_step=1, checkpoint="tiny")
     is_problem(answer, 422, "incompatible_checkpoint", "body.checkpoint")
     assert studio.branched(parent["id"], 0, checkpoint="tiny")["checkpoint"] == "tiny"
+
+
+def test_checkpoint_that_cannot_draw_is_refused_if_images_are_kept(studio: Studio) -> None:
+    folders = studio.home / "checkpoints"
+    make_drawing_checkpoint(folders / "drawing")
+    make_tiny_checkpoint(folders / "mute", decoder=False)
+    warm: Sampling = {"temperature": 1.0, "seed": 1, "max_new_tokens": 60}
+    parent = studio.asked(3, task_id=None, checkpoint="drawing", sampling=warm)
+    assert image_ids(parent)[0] is not None
+    answer = studio.refused(parent["id"], after_step=1, checkpoint="mute")
+    is_problem(answer, 422, "incompatible_checkpoint", "body.checkpoint")
+    mute = studio.branched(parent["id"], 0, checkpoint="mute", then_text="I think")
+    text = {"step": 1, "text": "I think again"}
+    if len(mute["steps"]) > 1:
+        assert studio.branched(mute["id"], 1, edits=[text])["steps"][0]["text"] == text["text"]  # type: ignore[list-item]
+        image = {"step": 1, "image": {"use": "blank"}}
+        is_problem(studio.refused(mute["id"], after_step=1, edits=[image]), 422, "incompatible_checkpoint")
+
+
+def test_kept_image_without_its_file_is_a_clean_error(studio: Studio) -> None:
+    parent = studio.asked(5, "diagrammatic")
+    image_id = image_ids(parent)[0]
+    assert image_id is not None
+    file = studio.server.services.images.path(image_id)
+    data = file.read_bytes()
+    file.unlink()
+    is_problem(studio.refused(parent["id"], after_step=1), 404, "image_not_found")
+    file.write_bytes(data)
+    studio.assert_same(parent, studio.branched(parent["id"], 1))
 
 
 def test_streaming_post_of_a_branch_is_its_log(studio: Studio) -> None:
