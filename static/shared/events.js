@@ -18,6 +18,7 @@ export const TYPES = [
   'trace.completed',
   'trace.cancelled',
   'trace.failed',
+  'step.kept',
   'step.started',
   'text.delta',
   'image.started',
@@ -36,6 +37,16 @@ export const traceSource = (traceId) => ({
   over: (row) => TERMINAL.has(row.status),
   ends: ({ type }) => ENDS.has(type),
   rests: ({ type }) => type === 'trace.paused',
+});
+
+/** The same for a group: one stream for all its members, each event's data with its `trace_id`. */
+export const groupSource = (groupId) => ({
+  types: [...TYPES, 'group.completed'],
+  url: (after) => api.groupEventsUrl(groupId, after),
+  row: `/v1/groups/${encodeURIComponent(groupId)}`,
+  over: (row) => row.status === 'completed',
+  ends: ({ type }) => type === 'group.completed',
+  rests: () => false,
 });
 
 const CHANNEL = 'omni-r1-live';

@@ -8,6 +8,8 @@ import { api, PARTIAL_IMAGES } from '../shared/api.js';
 import { Place, appears, setAttr, setText, show } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
+import { Views } from '../compare/views.js';
+import { Samples } from '../wall/samples.js';
 import { phaseOf } from '../viewer/state.js';
 import { budgetWords, budgetError } from './budget.js';
 import { Examples } from './examples.js';
@@ -17,7 +19,7 @@ import { Well } from './well.js';
 
 const BUDGET_WAIT_MS = 150;
 const QUESTION = '#or-question textarea';
-const PARTS = ['well', 'examples', 'viewer', 'line'];
+const PARTS = ['well', 'examples', 'viewer', 'line', 'samples'];
 
 /** The filled-in sampling fields as numbers; throws for anything else. */
 export function numbersOf(fields) {
@@ -59,7 +61,9 @@ class Studio {
 
   async #begin() {
     await appears(QUESTION);
-    const { well, examples, viewer } = Object.fromEntries(PARTS.map((name) => [name, this.#parts[name].element]));
+    const { well, examples, viewer, samples } = Object.fromEntries(
+      PARTS.map((name) => [name, this.#parts[name].element]),
+    );
     this.well = new Well(well, {
       onImage: (image) => this.#ownImage(image),
       onFit: () => {},
@@ -68,10 +72,16 @@ class Studio {
       onPick: (task) => this.#pickTask(task),
       onError: (error) => this.fail(error),
     });
+    this.samples = new Samples(samples);
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
       hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
+      onEdit: (index) => this.views.branches.edit(index),
       onState: (one) => this.#follow(one),
+    });
+    this.views = new Views(this.viewer, {
+      onTrace: () => this.#fromTrace(),
+      onState: () => this.#follow(this.viewer),
     });
     // on the document: Gradio may recreate the box
     document.addEventListener('input', (event) => event.target.matches(QUESTION) && this.#questionChanged());
@@ -88,12 +98,8 @@ class Studio {
     );
     onCheckpoint((name) => this.#checkpoint(name));
     onBack(() => this.#back());
-    const requested = new URLSearchParams(location.search).get('trace');
     const ready = this.examples.load();
-    if (requested) {
-      await this.viewer.open(requested);
-      this.#fromTrace();
-    }
+    await this.views.open();
     await ready;
     this.#offerFirst();
     document.documentElement.dataset.studio = 'ready';
@@ -212,7 +218,7 @@ class Studio {
 
   /** Starts a trace; `sampling` holds the texts of its fields, empty for defaults. */
   async start(mode, sampling) {
-    if (this.#starting || ['running', 'paused'].includes(this.viewer.phase)) return;
+    if (this.#starting || ['running', 'paused'].includes(this.views.phase ?? this.viewer.phase)) return;
     const question = this.textarea.value;
     if (!question.trim()) {
       this.fail('Write a question first, or choose an example.');
@@ -235,6 +241,7 @@ class Studio {
         request.task_id = this.#task.task_id;
       }
     }
+    if (mode === 'auto' && this.samples.value > 1) request.n = this.samples.value;
     const checkpoint = chosenCheckpoint();
     if (checkpoint) request.checkpoint = checkpoint;
     try {
@@ -249,9 +256,8 @@ class Studio {
     this.#setPhase('running', 'auto');
     try {
       const trace = await api.create(request);
-      this.viewer.started(trace);
+      this.views.started(trace);
       if (matchMedia('(max-width: 900px)').matches) this.viewer.root.scrollIntoView({ block: 'start' });
-      history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
     } catch (error) {
       if (error.code === 'prompt_too_long') await this.#askBudget(); // one message, in its own place
       if (!this.#budget.tooLong) this.fail(error);
@@ -277,7 +283,7 @@ class Studio {
   }
 
   stop() {
-    this.viewer.stop();
+    this.views.stop();
   }
 
   fail(error) {
@@ -295,7 +301,8 @@ class Studio {
   #follow(viewer) {
     if (this.#starting) return;
     const { state } = viewer;
-    this.#setPhase(state.traceId ? phaseOf(state) : 'idle', state.mode);
+    this.views?.follow();
+    this.#setPhase(this.views?.phase ?? (state.traceId ? phaseOf(state) : 'idle'), state.mode);
     if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
     document.title = state.status === 'running' ? '● Omni-R1 Studio' : 'Omni-R1 Studio';
   }

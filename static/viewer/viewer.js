@@ -51,7 +51,7 @@ export class Viewer {
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
     this.imageView = new ImageView();
-    this.words = new Steps(label, (at) => this.go(at));
+    this.words = new Steps(label, (at) => this.go(at), options.onEdit);
     this.referenceButton = button('or-link', 'reference trace', () => this.#openReference());
     this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
     this.answer = new Answer([this.referenceButton, copyButton('copy JSON', () => this.json(), say), this.curl]);
@@ -110,6 +110,12 @@ export class Viewer {
   preview({ question = '', images = [] }) {
     if (this.#state.traceId) return;
     this.#set({ ...initialState(null), question, images });
+  }
+
+  /** Show no trace. */
+  clear() {
+    this.#leave();
+    this.#set(initialState(null));
   }
 
   /** Show a recorded trace; only its images are fetched. */
@@ -270,7 +276,7 @@ export class Viewer {
     return this.#state.hasAnswer ? last + 1 : last;
   }
 
-  get #at() {
+  get at() {
     return this.#cursor === null ? this.#newest : Math.min(this.#cursor, this.#newest);
   }
 
@@ -288,7 +294,7 @@ export class Viewer {
   }
 
   step(by) {
-    this.go(Math.max(0, Math.min(this.#newest, this.#at + by)));
+    this.go(Math.max(0, Math.min(this.#newest, this.at + by)));
   }
 
   follow() {
@@ -357,7 +363,7 @@ export class Viewer {
 
   #draw() {
     const state = this.#state;
-    const at = this.#at;
+    const at = this.at;
     const picked = state.traceId !== null;
     const fresh = picked ? state : { ...state, status: 'idle' };
     const hint = this.#options.hint ?? HINT;
