@@ -90,8 +90,11 @@ export class StepEditor {
     const ready = this.tool.open({ step, before: before?.url });
     viewer.go(index);
     this.follow(viewer);
-    this.text.focus({ preventScroll: true });
     this.form.scrollIntoView({ block: 'nearest' });
+    // on a touch screen the keyboard would cover the image
+    const touch = matchMedia('(pointer: coarse)').matches;
+    (touch ? this.tool.first : this.text).focus({ preventScroll: true });
+    if (touch) picture.element.scrollIntoView({ block: 'nearest' });
     await Promise.all([ready, this.#reference(state, index)]);
   }
 

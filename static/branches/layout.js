@@ -16,8 +16,9 @@ export const partsAfter = ({ after_step: after, edited_steps: edited }) =>
   edited.length ? Math.min(...edited) - 1 : (after ?? 0);
 
 /**
- * One row per trace, each branch below its parent: `[{node, level, row, parentRow, from, position, of}]`. `from`: the
- * step after which it leaves its parent; position and of: its place among the branches of its parent.
+ * One row per trace, each branch below its parent: `[{node, level, row, parentRow, from, stem, position, of}]`. `from`:
+ * the step after which it leaves its parent; `stem`: the row where that step is drawn, which the parent itself may have
+ * from its own; position and of: its place among the branches of its parent.
  */
 export function rowsOf({ root, nodes }) {
   const children = new Map();
@@ -28,7 +29,10 @@ export function rowsOf({ root, nodes }) {
   const rows = [];
   const add = (node, level, parentRow, position, of) => {
     const row = rows.length;
-    rows.push({ node, level, row, parentRow, from: parentRow === null ? 0 : partsAfter(node), position, of });
+    const from = parentRow === null ? 0 : partsAfter(node);
+    let stem = parentRow;
+    while (stem !== null && rows[stem].from > from) stem = rows[stem].stem;
+    rows.push({ node, level, row, parentRow, from, stem, position, of });
     const own = children.get(node.id) ?? [];
     own.forEach((child, k) => add(child, level + 1, row, k + 1, own.length));
   };

@@ -139,18 +139,18 @@ export class Tree {
     const high = matchMedia('(pointer: coarse)').matches ? 44 : 34;
     const x = (step) => MARGIN + step * column;
     const y = (row) => (row + 0.5) * high;
-    const drawn = this.#rows.flatMap(({ node, row, parentRow, from }) => {
+    const drawn = this.#rows.flatMap(({ node, row, stem, from }) => {
       const current = node.id === this.#current ? { 'data-current': 'true' } : {};
       const bend = Math.min(column, 14);
-      const begin = x(parentRow === null ? 0 : from);
+      const begin = x(from);
       const path =
-        parentRow === null
+        stem === null
           ? `M${begin} ${y(row)}H${width}`
-          : `M${begin} ${y(parentRow)}V${y(row) - bend}q0 ${bend} ${bend} ${bend}H${width}`;
+          : `M${begin} ${y(stem)}V${y(row) - bend}q0 ${bend} ${bend} ${bend}H${width}`;
       const rings = node.edited_steps.map((step) =>
         svg('circle', { cx: x(step), cy: y(row), r: 6, class: 'or-tree-ring', ...current }),
       );
-      const dot = svg('circle', { cx: begin, cy: y(parentRow ?? row), r: 3.5, class: 'or-tree-dot' });
+      const dot = svg('circle', { cx: begin, cy: y(stem ?? row), r: 3.5, class: 'or-tree-dot' });
       return [svg('path', { d: path, class: 'or-tree-rail', ...current }), dot, ...rings];
     });
     for (const [name, value] of Object.entries({ width, height: high * this.#rows.length }))

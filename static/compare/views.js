@@ -82,6 +82,7 @@ export class Views {
       this.wall.element.focus({ preventScroll: true });
     } else this.#viewer.started(trace);
     history.pushState(null, '', addressOf(view, [id]));
+    if (group && matchMedia('(max-width: 900px)').matches) this.wall.element.scrollIntoView({ block: 'start' });
   }
 
   #branch(trace) {

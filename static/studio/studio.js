@@ -257,7 +257,8 @@ class Studio {
     try {
       const trace = await api.create(request);
       this.views.started(trace);
-      if (matchMedia('(max-width: 900px)').matches) this.viewer.root.scrollIntoView({ block: 'start' });
+      if (this.views.view === 'trace' && matchMedia('(max-width: 900px)').matches)
+        this.viewer.root.scrollIntoView({ block: 'start' });
     } catch (error) {
       if (error.code === 'prompt_too_long') await this.#askBudget(); // one message, in its own place
       if (!this.#budget.tooLong) this.fail(error);

@@ -58,6 +58,8 @@ export class Member {
     setText(this.answer, answer);
     setText(this.mark, MARKS[verdict] ?? '');
     setAttr(this.mark, 'data-tone', verdict);
+    show(this.answer, answer !== '');
+    show(this.mark, verdict !== null);
     setText(this.word, word);
     show(this.word, word !== '');
     setAttr(this.element, 'data-status', state.status);
