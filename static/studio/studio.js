@@ -9,6 +9,7 @@ import { Place, appears, setAttr, setText, show } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { Views } from '../compare/views.js';
+import { offerTour } from '../tour/tour.js';
 import { Samples } from '../wall/samples.js';
 import { phaseOf } from '../viewer/state.js';
 import { budgetWords, budgetError } from './budget.js';
@@ -19,6 +20,9 @@ import { Well } from './well.js';
 
 const BUDGET_WAIT_MS = 150;
 const QUESTION = '#or-question textarea';
+const HINT =
+  'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one. ' +
+  'Afterwards you can edit any step, draw on its image, and let the model go on from there.';
 const PARTS = ['well', 'examples', 'viewer', 'line', 'samples'];
 
 /** The filled-in sampling fields as numbers; throws for anything else. */
@@ -75,7 +79,7 @@ class Studio {
     this.samples = new Samples(samples);
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
-      hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
+      hint: HINT,
       onEdit: (index) => this.views.branches.edit(index),
       onState: (one) => this.#follow(one),
     });
@@ -102,6 +106,7 @@ class Studio {
     await this.views.open();
     await ready;
     this.#offerFirst();
+    if (!location.search) offerTour();
     document.documentElement.dataset.studio = 'ready';
   }
 
