@@ -1,6 +1,6 @@
 // The ink tool: the world's pen over the image of a step, at the model's resolution; or another image instead.
 
-import { h, icon, setAttr, show } from '../shared/dom.js';
+import { h, setAttr, show } from '../shared/dom.js';
 import { Ink } from '../shared/ink.js';
 import { loadImage } from '../viewer/image.js';
 import { erase, fill, ink } from './pens.js';
@@ -31,10 +31,10 @@ export class InkTool {
       },
       onChange: () => this.#refresh(),
     });
-    const button = (label, title, onclick, ...face) =>
-      h('button', { type: 'button', class: 'or-chipbutton', title, onclick }, ...face, label);
+    const button = (label, title, onclick) =>
+      h('button', { type: 'button', class: 'or-chipbutton', title, onclick }, label);
     this.tools = {
-      pen: button('pen', 'Draw with the model’s own pen', () => this.#choose('pen'), icon('pen')),
+      pen: button('pen', 'Draw with the model’s own pen', () => this.#choose('pen')),
       eraser: button('eraser', 'Uncover the image before this step', () => this.#choose('eraser')),
     };
     this.undo = button('undo', 'Take back the last change', () => this.#undo());

@@ -63,7 +63,7 @@ export class Member {
     setText(this.word, word);
     show(this.word, word !== '');
     setAttr(this.element, 'data-status', state.status);
-    const told = answer ? `answer ${answer}${verdict ? `, ${verdict}` : ''}` : word;
-    setAttr(this.open, 'aria-label', `Open sample ${this.number}: ${told}`);
+    const said = answer ? `answer ${answer}${verdict ? `, ${verdict}` : ''}` : word;
+    setAttr(this.open, 'aria-label', `Open sample ${this.number}: ${said}`);
   }
 }
