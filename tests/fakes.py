@@ -298,7 +298,14 @@ class FakeGeneration:
             sampling.top_p or 1.0,
             self.loaded.get(request.checkpoint, 1),
         )
-        for index, item in enumerate(self.script(request)):
+        script = list(self.script(request))
+        kept = request.prefix.steps
+        if kept and not request.resume:
+            for number, step in enumerate(kept, 1):
+                yield emitted("step.kept", step=number, png=step.image.png if step.image is not None else None)
+        if kept:  # the script goes on after the kept steps
+            skip = max(skip, next((at + 1 for at, item in enumerate(script) if item == StepEnd(len(kept))), skip))
+        for index, item in enumerate(script):
             if index < skip:
                 continue
             if job.aborted.is_set():
