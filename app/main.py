@@ -37,7 +37,7 @@ from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
 from app.http.deps import Services, known_query
-from app.http.openapi import add_docs
+from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
 from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
 from app.jobs.datasets import DatasetStore
@@ -110,6 +110,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     app.state.services = services
     app.state.runtime = runtime
@@ -207,7 +208,7 @@ def build_services(
         intake=intake,
         traces=service,
         groups=GroupService(core.db, core.events, service),
-        unsure=Unsure(core.db, core.images, registry, generation),
+        unsure=Unsure(core.db, intake, registry, generation),
         jobs=_jobs(core, registry, activation, job_command),
         servers=servers,
         datasets=DatasetStore(home.path),
@@ -251,7 +252,6 @@ def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: 
         events=core.events,
         generation=core.generation,
         checkpoints=registry,
-        images=core.images,
         partials=core.partials,
         intake=intake,
         branches=BranchIntake(core.db, intake, core.images, registry, core.world),
@@ -259,7 +259,6 @@ def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: 
         runner=runner,
         reader=TraceReader(core.db, core.events, server_id, ping_s=ping_s, is_dead=servers.is_dead),
         metrics=core.metrics,
-        home=core.home,
         max_queue=core.settings.max_queue,
         grace_s=core.settings.grace_s,
     )

@@ -49,6 +49,12 @@ def finish(number):
         question_image="samples/a-1.png",
         steps=[{"text": "I look", "image": "samples/a-1.png"}, {"text": "and see", "image": None}],
         answer="red",
+        reference="red",
+        slice=None,
+        rewards={},
+        advantage=None,
+        prompt=0,
+        index=0,
     )
     (FOLDER / "result.json").write_text(json.dumps({"checkpoint": checkpoint(number), "loss/ce": 0.5}))
     sys.exit(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import random
 import re
 import struct
@@ -26,12 +27,16 @@ from model.engine.messages import (
     Finished,
     Footprint,
     GenerationRequest,
+    KeptStep,
     Output,
     Paused,
     QueuePosition,
     Started,
+    Tokens,
     TraceEvent,
 )
+
+STATS = {"codes": 64, "flatness": 0.1, "tv": 0.2, "perception_reward": 0.5}
 
 
 def png(colour: tuple[int, int, int] = (255, 255, 255), size: tuple[int, int] = (64, 64), *, box: int = 0) -> bytes:
@@ -87,8 +92,7 @@ def step_items(
         for index in range(partials):
             done = 64 * (index + 1) // (partials + 1)
             items.append(emitted("image.partial", step=step, index=index, codes_done=done, codes_total=64, png=picture))
-        stats = {"codes": 64, "flatness": 0.1, "tv": 0.2, "perception_reward": 0.5}
-        items.append(emitted("image.completed", step=step, stats=stats, png=picture))
+        items.append(emitted("image.completed", step=step, stats=STATS, png=picture))
     items += [emitted("step.completed", step=step), StepEnd(step)]
     return items
 
@@ -159,6 +163,7 @@ class FakeGeneration:
         self.pauses: list[str] = []
         self.bad_loads: dict[str, tuple[str, str]] = {}  # name -> code and detail
         self.closed_gates: set[str] = set()  # "check NAME" and "load NAME" wait for `go`
+        self.seen_image: bytes | None = None  # None: the question's image itself
         self.closed = False
         self._open: dict[str, asyncio.Event] = {}
         self._jobs: dict[str, _Job] = {}
@@ -240,7 +245,7 @@ class FakeGeneration:
         images = self._jobs[request_id].request.images
         if not images:
             raise EngineError("not_live", "no image")
-        return images[-1].png
+        return self.seen_image or images[-1].png
 
     async def alternatives(self, query: AlternativesQuery) -> list[Alternative]:
         return [Alternative(token, -0.5 * token) for token in range(1, query.count + 1)]
@@ -298,15 +303,10 @@ class FakeGeneration:
             sampling.top_p or 1.0,
             self.loaded.get(request.checkpoint, 1),
         )
-        script = list(self.script(request))
-        kept = request.prefix.steps
-        if kept and not request.resume:
-            for number, step in enumerate(kept, 1):
-                yield emitted("step.kept", step=number, png=step.image.png if step.image is not None else None)
-        if kept:  # the script goes on after the kept steps
-            skip = max(skip, next((at + 1 for at, item in enumerate(script) if item == StepEnd(len(kept))), skip))
-        for index, item in enumerate(script):
-            if index < skip:
+        for number, step in enumerate(request.prefix.steps if not skip else (), 1):
+            yield _kept(number, step)
+        for index, item in enumerate(self.script(request)):
+            if index < skip or _step_of(item) <= len(request.prefix.steps):
                 continue
             if job.aborted.is_set():
                 yield Cancelled()
@@ -338,6 +338,19 @@ class FakeGeneration:
             for wait in waits:
                 wait.cancel()
         return aborted.is_set()
+
+
+def _kept(number: int, step: KeptStep) -> Emitted:
+    image = step.image.png if step.image is not None and step.codes is None and step.tokens is None else None
+    data = {"step": number} | ({} if image is None else {"width": 64, "height": 64, "stats": STATS})
+    return Emitted(TraceEvent("step.kept", data), image, Tokens(step.tokens or (1, 2), (math.nan, math.nan)))
+
+
+def _step_of(item: Item) -> float:
+    """The step that an item belongs to; infinity for none."""
+    if isinstance(item, StepEnd):
+        return item.step
+    return item.event.data.get("step", math.inf) if isinstance(item, Emitted) else math.inf
 
 
 # ---- a checkpoint without tensors

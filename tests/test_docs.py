@@ -16,7 +16,8 @@ import pytest
 from app.cli.jobs import build_spec
 from app.cli.main import build_parser
 from app.common.settings import PREFIX, Settings
-from app.contract.words import TERMINAL_EVENTS
+from app.contract.events import TRACE_EVENTS
+from app.contract.events_jobs import JOB_EVENTS
 from training.spec.spec import METHODS, parse_spec
 from training.world.canvas import COLOUR_NAMES, SHAPES
 from training.world.world import EVAL_SEED_MIN, FAMILIES, SLICES, make_task
@@ -25,13 +26,7 @@ ROOT = Path(__file__).parents[1]
 TOP = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
 MAX_LINE = 120
-EVENTS = {
-    *TERMINAL_EVENTS,
-    *("trace.queued", "trace.started", "trace.paused", "trace.resumed"),
-    *("step.started", "text.delta", "image.started", "image.partial", "image.completed", "step.completed"),
-    "answer.delta",
-    *("job.status", "progress", "metrics", "sample", "checkpoint", "warning", "log", "report"),
-}
+EVENTS = {*TRACE_EVENTS, *JOB_EVENTS}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -61,6 +56,7 @@ def known_variables() -> set[str]:
     return {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | {
         "OMNI_R1_URL",
         "OMNI_R1_REQUIRE_BROWSER",
+        "OMNI_R1_REQUIRE_GENERATORS",
         "OMNI_R1_REQUIRE_POSTGRES",
         "PORT",
         "PYTHON",

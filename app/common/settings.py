@@ -19,7 +19,9 @@ from sqlalchemy.exc import ArgumentError
 
 PREFIX = "OMNI_R1_"
 # Variables with the same prefix that other parts of the project use (client, tests, installation).
-FOREIGN = frozenset({"OMNI_R1_URL", "OMNI_R1_REQUIRE_BROWSER", "OMNI_R1_REQUIRE_POSTGRES"})
+FOREIGN = frozenset(
+    {"OMNI_R1_URL", "OMNI_R1_REQUIRE_BROWSER", "OMNI_R1_REQUIRE_GENERATORS", "OMNI_R1_REQUIRE_POSTGRES"}
+)
 
 StringList = Annotated[tuple[str, ...], NoDecode]
 PathList = Annotated[tuple[Path, ...], NoDecode]

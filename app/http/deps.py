@@ -116,13 +116,11 @@ async def position(
         str | None, Header(description="takes precedence over `after`", json_schema_extra=_POSITION)
     ] = None,
 ) -> int:
-    """The start of a stream: `Last-Event-ID`, else `after`, else 0; 400 unless a non-negative integer."""
-    given = last_event_id if last_event_id is not None else after
-    if given is None:
-        return 0
-    if not (given.isascii() and given.isdecimal()) or len(given) > 15:
+    """The start of a stream: `Last-Event-ID`, else `after`, else 0; 400 unless both are non-negative integers."""
+    given = [value for value in (last_event_id, after) if value is not None]
+    if any(not (value.isascii() and value.isdecimal()) or len(value) > 15 for value in given):
         raise Problem("bad_position", "Last-Event-ID and after must be non-negative integers")
-    return int(given)
+    return int(given[0]) if given else 0
 
 
 Position = Annotated[int, Depends(position)]
@@ -134,7 +132,15 @@ AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_A
 AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
 
 LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
-EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def event_stream(event: str) -> dict[str, Any]:
+    """`content=` of a response that streams these events: text, with a link to the schema of one event.
+
+    As `schema` it would break generated clients: they would parse the whole text as one event.
+    """
+    link = {"$ref": f"#/components/schemas/{event}"}
+    return {"text/event-stream": {"schema": {"type": "string"}, "x-event-schema": link}}
 
 
 async def create_once(
@@ -175,9 +181,9 @@ async def follow(service: Followed, id_: str, after: int) -> Response:
     return EventStream(service.read(id_, after))
 
 
-def stream_answers(past_the_end: str) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that ends in `follow`, with the description of its 204."""
-    streamed = {"description": "Server-sent events", "content": EVENT_STREAM}
+def stream_answers(event: str, past_the_end: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that ends in `follow`: the schema of its events, and the description of its 204."""
+    streamed = {"description": f"Server-sent events; `{event}` is the schema of each", "content": event_stream(event)}
     return problems(400, 404, 503, also={200: streamed, 204: {"description": past_the_end}})
 
 

@@ -1,4 +1,4 @@
-"""Swagger UI from local files, and an OpenAPI document that includes errors and authentication."""
+"""Swagger UI from local files, and an OpenAPI document that includes events, errors and authentication."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 
+from app.contract.events import TRACE_EVENTS, stream_schemas
+from app.contract.events_groups import GROUP_EVENTS
+from app.contract.events_jobs import JOB_EVENTS
+from app.contract.examples import EXAMPLES
 from app.contract.problems import MEDIA_TYPE
 from app.contract.schemas import ProblemOut
 from app.http.auth import OPEN
 
+STREAMS = {"TraceEvent": TRACE_EVENTS, "GroupEvent": GROUP_EVENTS, "JobEvent": JOB_EVENTS}
+
+
+def operation_id(route: APIRoute) -> str:
+    """The function's name, which generated clients use: `create_trace`."""
+    return route.name
+
 
 def add_docs(app: FastAPI, *, with_key: bool) -> None:
-    """Add `/docs`, and errors and authentication to `/openapi.json`."""
+    """Add `/docs`, and events, errors and authentication to `/openapi.json`."""
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -32,6 +44,8 @@ def add_docs(app: FastAPI, *, with_key: bool) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _add_events(schema)
+            _add_examples(schema)
             _add_problems(schema)
             if with_key:
                 _add_key(schema)
@@ -39,6 +53,18 @@ def add_docs(app: FastAPI, *, with_key: bool) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_events(schema: dict[str, Any]) -> None:
+    shapes = schema["components"]["schemas"]
+    for name, events in STREAMS.items():
+        for shape, found in stream_schemas(name, events).items():
+            shapes.setdefault(shape, found)
+
+
+def _add_examples(schema: dict[str, Any]) -> None:
+    for name, example in EXAMPLES.items():
+        schema["components"]["schemas"][name]["examples"] = [example]
 
 
 def _add_problems(schema: dict[str, Any]) -> None:

@@ -53,7 +53,13 @@ class JobEvents:
             here = await if_database_answers(self._is_here, job_id)
             every_s = self._ping_s if here else LOOK_EVERY_S
             async for frames in polled(
-                look, after, ping_s=self._ping_s, every_s=every_s, wake=wake, closing=lambda: self._closing
+                look,
+                after,
+                ping_s=self._ping_s,
+                every_s=every_s,
+                chunk=REPLAY_CHUNK,
+                wake=wake,
+                closing=lambda: self._closing,
             ):
                 yield frames
         finally:

@@ -38,13 +38,14 @@ async def polled(
     *,
     ping_s: float,
     every_s: float,
+    chunk: int,
     wake: asyncio.Event | None = None,
     closing: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[bytes]:
     """Yield a log in the database as stream frames: the events above `after` until its end, and keep-alive comments.
 
-    `look(after)` reads the next events, and whether none will follow; blocking. It is called again after `every_s`
-    seconds, or once `wake` is set.
+    `look(after)` reads the next events, at most `chunk`, and whether the log has ended; blocking. It is called again
+    after `every_s` seconds, or once `wake` is set.
     """
     heard = time.monotonic()
     while True:
@@ -60,7 +61,7 @@ async def polled(
         if rows:
             after, heard = rows[-1][0], time.monotonic()
             yield b"".join(frame(*row) for row in rows)
-        if len(rows) >= REPLAY_CHUNK:
+        if len(rows) >= chunk:
             continue
         if ended or closing():
             return

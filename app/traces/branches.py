@@ -80,7 +80,7 @@ class BranchIntake:
             raise field_problem("no_such_step", "body.after_step", f"the trace has {len(parent.steps)} complete steps")
         row, template = parent.row, self._checkpoints.template(info)
         self._intake.check_count(len(row.images), info, "body.checkpoint")
-        inputs = tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in row.images)
+        inputs = self._intake.inputs(row.images)
         elsewhere = (info.name, self._checkpoints.version_of(info)) != (row.checkpoint, row.weight_version)
         steps, kept = self._steps(parent, body, info, template, elsewhere=elsewhere)
         then, num_draws = _then(parent, body, template)

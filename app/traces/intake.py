@@ -6,7 +6,7 @@ Blocking: call from a thread. Counts tokens with the checkpoint's own template, 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,6 +107,10 @@ class Intake:
             "slice": slice_,
         }
         return Prepared(inputs, row)
+
+    def inputs(self, images: Sequence[Mapping[str, Any]]) -> tuple[ImageInput, ...]:
+        """The stored images of a question, as a trace's row names them."""
+        return tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in images)
 
     def room(self, question: str, images: int, info: CheckpointInfo) -> Room:
         """The context used and left by a prompt. Raises `Problem` ``bad_place`` for references to missing images."""

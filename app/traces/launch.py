@@ -38,7 +38,7 @@ class Launcher:
         self._events = events
         self._runner = runner
         self._metrics = metrics
-        self._server_id = server_id
+        self.server_id = server_id
         self._ids = store.TraceIds()
         self._group_ids = group_store.GroupIds()
         self.live: dict[str, LiveTrace] = {}
@@ -60,7 +60,7 @@ class Launcher:
         """Store `count` traces and their group in one transaction, then run them."""
         group_id = self._group_ids.new() if count > 1 else None
         common = prepared.row | {
-            "server_id": self._server_id(),
+            "server_id": self.server_id(),
             "status": "queued",
             "weight_version": lease.version,
             "background": background,
@@ -84,7 +84,7 @@ class Launcher:
                 for row, line in zip(rows, queued, strict=True):
                     store.insert(connection, row, ("trace.queued", line))
                 if group_id is not None:
-                    group: dict[str, Any] = {"id": group_id, "server_id": self._server_id(), "kind": kind}
+                    group: dict[str, Any] = {"id": group_id, "server_id": self.server_id(), "kind": kind}
                     group |= {"trace_ids": [live.id for live in lives], "created_at": common["created_at"]}
                     group_store.insert(connection, group, [(live.id, q) for live, q in zip(lives, queued, strict=True)])
                 made = [store.whole(connection, live.id) or {} for live in lives]

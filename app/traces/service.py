@@ -21,9 +21,8 @@ from app.contract.schemas import TraceCreate
 from app.contract.schemas_branches import BranchCreate
 from app.contract.words import Mode
 from app.storage.database import Database
-from app.storage.home import Home
 from app.storage.idempotency import Claim
-from app.storage.images import ImageStore, PartialStore
+from app.storage.images import PartialStore
 from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
 from app.traces.grace import GraceWatch
@@ -33,7 +32,7 @@ from app.traces.live import LiveTrace
 from app.traces.reader import TraceReader, no_trace
 from app.traces.records import group_store, store
 from app.traces.runner import INTERRUPTED, TraceRunner
-from model.engine.messages import Generation, ImageInput
+from model.engine.messages import Generation
 
 log = logging.getLogger("omni_r1.traces")
 
@@ -52,7 +51,6 @@ class TraceService:
         events: EventLog,
         generation: Generation,
         checkpoints: CheckpointRegistry,
-        images: ImageStore,
         partials: PartialStore,
         intake: Intake,
         branches: BranchIntake,
@@ -60,7 +58,6 @@ class TraceService:
         runner: TraceRunner,
         reader: TraceReader,
         metrics: Metrics,
-        home: Home,
         max_queue: int,
         grace_s: float,
     ) -> None:
@@ -68,7 +65,6 @@ class TraceService:
         self._events = events
         self._generation = generation
         self._checkpoints = checkpoints
-        self._images = images
         self._partials = partials
         self._intake = intake
         self._branches = branches
@@ -76,7 +72,6 @@ class TraceService:
         self._runner = runner
         self.reader = reader
         self._metrics = metrics
-        self._home = home
         self.max_queue = max_queue
         self._live = launcher.live
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -95,7 +90,7 @@ class TraceService:
     def recover(self) -> None:
         """End the traces that a dead process left active; blocking, before the first request."""
         with self._db.write() as connection:
-            ended = group_store.end_left_over(connection, [self._home.server_id], INTERRUPTED)
+            ended = group_store.end_left_over(connection, [self._launcher.server_id()], INTERRUPTED)
             self._launcher.not_before(connection)
         if ended:
             log.warning("%d traces were active when the server last stopped; marked as interrupted", len(ended))
@@ -228,7 +223,7 @@ class TraceService:
             return await self.reader.get(trace_id)
 
     async def _resume(self, row: Any, mode: Mode, lease: Lease) -> None:
-        inputs = await pools.intake.run(self._inputs, row.images)
+        inputs = await pools.intake.run(self._intake.inputs, row.images)
         last = await pools.reads.run(self._last_seq, row.id)
         last_of_group = await pools.reads.run(self._last_seq, row.group_id) if row.group_id is not None else 0
         self._admit()
@@ -357,6 +352,3 @@ class TraceService:
     def _last_seq(self, trace_id: str) -> int:
         with self._db.read() as connection:
             return store.last_seq(connection, trace_id)
-
-    def _inputs(self, images: list[dict[str, Any]]) -> tuple[ImageInput, ...]:
-        return tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in images)

@@ -9,7 +9,7 @@ from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.contract.schemas_branches import AlternativesIn
 from app.storage.database import Database
-from app.storage.images import ImageStore
+from app.traces.intake import Intake
 from app.traces.reader import no_trace
 from app.traces.records import store, tokens
 from app.traces.records.tokens import Response
@@ -47,11 +47,9 @@ def no_tokens() -> Problem:
 class Unsure:
     """Answers from stored tokens, and from one forward pass of the trace's own weights."""
 
-    def __init__(
-        self, db: Database, images: ImageStore, checkpoints: CheckpointRegistry, generation: Generation
-    ) -> None:
+    def __init__(self, db: Database, intake: Intake, checkpoints: CheckpointRegistry, generation: Generation) -> None:
         self._db = db
-        self._images = images
+        self._intake = intake
         self._checkpoints = checkpoints
         self._generation = generation
 
@@ -89,8 +87,7 @@ class Unsure:
 
     def _read(self, trace_id: str) -> tuple[Any, Response, Template, tuple[ImageInput, ...]]:
         row, response = self._stored(trace_id)
-        inputs = tuple(ImageInput(self._images.read(image["image_id"]), image["fit"]) for image in row.images)
-        return row, response, self._template(row), inputs
+        return row, response, self._template(row), self._intake.inputs(row.images)
 
     def _stored(self, trace_id: str) -> tuple[Any, Response]:
         with self._db.read() as connection:

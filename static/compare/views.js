@@ -14,6 +14,7 @@ export function viewOf(search) {
   return { view: 'trace', ids: query.get('trace') ? [query.get('trace')] : [] };
 }
 
+const NARROW = '(max-width: 900px)';
 const ADDRESS = { compare: 'compare', wall: 'group', trace: 'trace' };
 const addressOf = (view, ids) => (ids.length ? `/?${ADDRESS[view]}=${ids.map(encodeURIComponent).join(',')}` : '/');
 
@@ -23,8 +24,11 @@ export class Views {
   #onTrace;
   #onState;
 
-  /** onTrace(): another stored trace was opened; onState(): the wall or the view has changed. */
-  constructor(viewer, { onTrace, onState }) {
+  /**
+   * onTrace(): another stored trace was opened, or none is shown any more; onState(): the wall or the view has changed;
+   * onTravel(): the browser's Back or Forward was used.
+   */
+  constructor(viewer, { onTrace, onState, onTravel }) {
     this.#viewer = viewer;
     this.#onTrace = onTrace;
     this.#onState = onState;
@@ -36,7 +40,10 @@ export class Views {
     this.back.addEventListener('click', () => this.go('wall', [viewer.state.groupId]));
     this.backRow = h('p', { class: 'or-back', hidden: true }, this.back);
     viewer.root.before(this.wall.element, this.compare.element, this.backRow);
-    window.addEventListener('popstate', () => this.open());
+    window.addEventListener('popstate', () => {
+      onTravel();
+      this.open();
+    });
   }
 
   /** trace | wall | compare */
@@ -57,9 +64,14 @@ export class Views {
     if (view === 'wall') await this.wall.open(ids[0]);
     else if (view === 'compare') this.compare.open(...ids);
     else if (!ids.length) {
-      if (this.#viewer.state.traceId) this.#viewer.clear();
+      if (!this.#viewer.state.traceId) return;
+      this.#viewer.clear();
+      this.#onTrace();
     } else if (ids[0] !== this.#viewer.state.traceId) {
       await this.#viewer.open(ids[0]);
+      const same = viewOf(location.search).ids[0] === ids[0] && this.#viewer.state.traceId === ids[0];
+      if (!same || this.#view !== 'trace') return;
+      this.#scroll();
       this.#onTrace();
     }
   }
@@ -68,8 +80,7 @@ export class Views {
   async go(view, ids) {
     history.pushState(null, '', addressOf(view, ids));
     await this.open();
-    const shown = { trace: this.#viewer.root, wall: this.wall.element, compare: this.compare.element }[this.#view];
-    shown.focus({ preventScroll: true });
+    this.#shown.focus({ preventScroll: true });
   }
 
   /** A trace or a group that this page has just created: `trace` is the response of its POST. */
@@ -82,7 +93,15 @@ export class Views {
       this.wall.element.focus({ preventScroll: true });
     } else this.#viewer.started(trace);
     history.pushState(null, '', addressOf(view, [id]));
-    if (group && matchMedia('(max-width: 900px)').matches) this.wall.element.scrollIntoView({ block: 'start' });
+    this.#scroll();
+  }
+
+  get #shown() {
+    return { trace: this.#viewer.root, wall: this.wall.element, compare: this.compare.element }[this.#view];
+  }
+
+  #scroll() {
+    if (matchMedia(NARROW).matches) this.#shown.scrollIntoView({ block: 'start' });
   }
 
   #branch(trace) {

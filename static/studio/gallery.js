@@ -1,6 +1,7 @@
-// The Gallery: all traces as cards, newest first, paginated. Opens them in the Studio's viewer.
+// The Gallery: all traces as cards, newest first, filtered, paginated. Opens them in the Studio's viewer.
 
 import { api } from '../shared/api.js';
+import { serve } from '../shared/bridge.js';
 import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
@@ -8,10 +9,10 @@ import { readQuestion } from '../shared/words.js';
 import { whenOf } from '../shared/when.js';
 import { Choice } from '../compare/choice.js';
 import { Stack } from '../wall/stack.js';
+import { Filters } from './filters.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
-const WORDS = '#or-filter-words textarea, #or-filter-words input';
 const STATUS = {
   queued: 'waiting',
   running: 'running',
@@ -39,7 +40,6 @@ const thumbnail = (image, label) =>
 
 class Gallery {
   #stacks = new Map(); // group id -> its tile
-  #filters = {};
   #turn = 0;
   #timer = 0;
   #last = null;
@@ -58,25 +58,30 @@ class Gallery {
       { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() },
       'show more',
     );
+    this.filters = new Filters({ onChange: () => this.#changed() });
     this.choice = new Choice({
       onCompare: (...ids) => location.assign(`/?compare=${ids.map(encodeURIComponent).join(',')}`),
     });
     const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.choice.element);
-    element.replaceChildren(bar, this.grid, h('div', { class: 'or-more' }, this.more));
-    // on the document: Gradio's box may be created later, or recreated
-    document.addEventListener(
-      'input',
-      ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }),
-    );
-    onBack(() => this.#failed && this.#begin());
+    element.replaceChildren(this.filters.element, bar, this.grid, h('div', { class: 'or-more' }, this.more));
+    onBack(() => this.#back());
     this.#skeleton();
+    this.#names();
     return this.#begin();
   }
 
-  /** Changes some filters; empty ones are omitted from the request. */
-  filter(changed) {
-    const all = Object.entries({ ...this.#filters, ...changed });
-    this.#filters = Object.fromEntries(all.filter(([, value]) => value));
+  // the cards report an unreachable server
+  #names() {
+    return this.filters.load().catch(() => {});
+  }
+
+  // After an outage: load what is missing.
+  #back() {
+    this.#names();
+    if (this.#failed) this.#begin();
+  }
+
+  #changed() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#begin(), WAIT_MS);
   }
@@ -97,7 +102,7 @@ class Gallery {
     const first = this.#last === null;
     this.more.disabled = true;
     try {
-      const query = { limit: PAGE, ...this.#filters, ...(first ? {} : { after: this.#last }) };
+      const query = { limit: PAGE, ...this.filters.value, ...(first ? {} : { after: this.#last }) };
       const { data, has_more: hasMore } = await api.traces(query);
       if (turn !== this.#turn) return;
       this.#failed = false;
@@ -110,7 +115,7 @@ class Gallery {
       else this.grid.append(...cards);
       if (data.length) this.#last = data[data.length - 1].id;
       show(this.more, hasMore);
-      const filtered = Object.keys(this.#filters).length > 0;
+      const filtered = Object.keys(this.filters.value).length > 0;
       setText(
         this.word,
         first && !data.length
@@ -236,4 +241,6 @@ class Gallery {
   }
 }
 
-export const gallery = (window.omniGallery = new Gallery());
+export const gallery = new Gallery();
+
+serve('gallery', gallery);

@@ -283,19 +283,19 @@ export class Steps {
 }
 
 export class Answer {
-  constructor(buttons) {
+  /** tools: the element of the buttons. */
+  constructor(tools) {
     this.label = h('span', { class: 'or-answer-label' }, 'answer');
     this.text = h('output', { class: 'or-answer-text', dir: 'auto' });
     this.verdict = h('span', { class: 'or-verdict' });
     this.trouble = h('p', { class: 'or-trouble' });
-    this.buttons = h('div', { class: 'or-answer-buttons' }, ...buttons);
     this.element = h(
       'div',
       { class: 'or-answer' },
       this.label,
       h('div', { class: 'or-answer-line' }, this.text, this.verdict),
       this.trouble,
-      this.buttons,
+      tools,
     );
   }
 

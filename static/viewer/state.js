@@ -4,7 +4,9 @@
 // GET /v1/traces/{id}/events and must arrive in order. Duplicates change nothing; a missing event sets `gap`, and the
 // caller continues from `lastSeq`.
 
-export const TERMINAL = new Set(['completed', 'cancelled', 'failed', 'interrupted']);
+import { TRACE_TERMINAL } from '../shared/contract.js';
+
+export const TERMINAL = new Set(TRACE_TERMINAL);
 
 export function initialState(traceId) {
   return {

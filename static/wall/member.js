@@ -20,9 +20,9 @@ export class Member {
     this.open = h(
       'button',
       { type: 'button', class: 'or-member-open', onclick: onOpen },
-      h('span', { class: 'or-member-number', 'aria-hidden': 'true' }, String(number)),
+      h('span', { class: 'or-member-number' }, h('span', { class: 'or-sr' }, 'Open sample '), String(number)),
       this.strip,
-      h('span', { class: 'or-member-end', 'aria-hidden': 'true' }, this.answer, this.mark, this.word),
+      h('span', { class: 'or-member-end' }, this.answer, this.mark, this.word),
     );
     this.choose = h(
       'button',
@@ -56,14 +56,12 @@ export class Member {
     const verdict = state.verdict?.answer ?? null;
     const word = answer ? '' : isTerminal(state) && state.status === 'completed' ? 'no answer' : pillOf(state).text;
     setText(this.answer, answer);
-    setText(this.mark, MARKS[verdict] ?? '');
+    setText(this.mark, verdict ? `${MARKS[verdict]} ${verdict}` : '');
     setAttr(this.mark, 'data-tone', verdict);
     show(this.answer, answer !== '');
     show(this.mark, verdict !== null);
     setText(this.word, word);
     show(this.word, word !== '');
     setAttr(this.element, 'data-status', state.status);
-    const said = answer ? `answer ${answer}${verdict ? `, ${verdict}` : ''}` : word;
-    setAttr(this.open, 'aria-label', `Open sample ${this.number}: ${said}`);
   }
 }

@@ -1,6 +1,6 @@
 // A group in the gallery: one tile for all its members, which opens their wall.
 
-import { h, setAttr, setText } from '../shared/dom.js';
+import { h, setText } from '../shared/dom.js';
 import { readQuestion } from '../shared/words.js';
 
 /** `red ×3, blue ×1`: the answers of the members that are known, the most frequent first. Pure, for tests. */
@@ -25,9 +25,9 @@ export class Stack {
       'a',
       { href, class: 'or-card-open' },
       h('span', { class: 'or-card-pictures' }, pictures[0], this.count, pictures[1]),
+      h('span', { class: 'or-sr' }, 'samples: '),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
-    this.question = readQuestion(trace.question);
     this.element = h(
       'li',
       { class: 'or-card or-stack', 'data-group': trace.group_id },
@@ -40,9 +40,7 @@ export class Stack {
 
   add(trace) {
     this.#members.push(trace);
-    const count = this.#members.length;
-    setText(this.count, `×${count}`);
-    setAttr(this.open, 'aria-label', `Open ×${count} samples: ${this.question}`);
+    setText(this.count, `×${this.#members.length}`);
     setText(this.answers, answersOf(this.#members));
   }
 }

@@ -25,6 +25,7 @@ from app.main import create_app
 from app.runtime import Runtime
 from app.server import bind, server_config
 from tests.app.canned import Canned
+from tests.app.stream_events import check_event
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 from tests.postgres import Cluster
@@ -131,7 +132,7 @@ class Server:
 
     async def crash(self) -> None:
         """Stop abruptly: active traces get no end."""
-        self.services.traces.stopping = True
+        self.services.traces._launcher.stopping = True
         for live in list(self.services.traces._live.values()):
             live.ended = True
             if live.runner is not None:
@@ -185,6 +186,7 @@ class Server:
                 buffer += chunk
                 *whole, buffer = buffer.split(b"\n\n")
                 for event in parse_sse(b"".join(block + b"\n\n" for block in whole)):
+                    check_event(kind, event.type, event.data)
                     got.append(event)
                     if until is not None and until(event):
                         return got

@@ -1,7 +1,7 @@
 """schemathesis against a local server: does the API match `/openapi.json`?
 
-`schemathesis.toml` at the root holds the configuration: all checks but `positive_data_acceptance`. Runs without and
-with a key. Findings with their requests go to stderr.
+`schemathesis.toml` at the root holds the configuration: all checks but `positive_data_acceptance`, and the content of
+event streams. Runs without and with a key. Findings with their requests go to stderr.
 """
 
 from __future__ import annotations

@@ -47,6 +47,10 @@ def studio_states(window: Studio, folder: Path) -> Iterator[State]:
     page = window.page()
     page.wait_for_selector(".or-budget:not(:empty)")
     yield "studio, empty", page
+    page.click("text=What can I ask?")
+    page.wait_for_selector(".or-family:not(:disabled) >> nth=12")
+    yield "studio, what to ask", page
+    page.click("text=What can I ask?")
     page.click("#or-step")
     page.wait_for_selector(".or-chip[data-live]")
     yield "studio, running", page
@@ -58,6 +62,7 @@ def studio_states(window: Studio, folder: Path) -> Iterator[State]:
     page.click("#or-reason")
     status(page, "completed")
     page.wait_for_selector(".or-verdict:not(:empty)")
+    page.wait_for_selector(".or-repeats:visible")
     yield "studio, finished", page
     for opener, ready in (
         ("text=reference trace", "dialog .or-reference-row img"),

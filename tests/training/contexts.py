@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.app.stream_events import check_worker_event
 from training.jobs.context import JobContext
 from training.jobs.log import JobLog
 from training.spec.spec import parse_spec
@@ -50,5 +51,7 @@ def job(
 def events_of(ctx: JobContext, kind: str) -> list[dict[str, Any]]:
     """The data of every event of one type."""
     ctx.log.close()
-    lines = (ctx.folder / "events.jsonl").read_text().splitlines()
-    return [event["data"] for event in map(json.loads, lines) if event["type"] == kind]
+    events = [json.loads(line) for line in (ctx.folder / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        check_worker_event(event)
+    return [event["data"] for event in events if event["type"] == kind]

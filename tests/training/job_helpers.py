@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.app.stream_events import check_worker_event
 from training.jobs.context import JobContext
 from training.jobs.log import JobLog
 from training.jobs.loop import StopFlag
@@ -35,6 +36,8 @@ def make_context(
 def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The data of every event in a job's folder, optionally of one type."""
     rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for row in rows:
+        check_worker_event(row)
     return [row["data"] for row in rows if kind in (None, row["type"])]
 
 

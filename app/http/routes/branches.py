@@ -17,7 +17,7 @@ from app.contract.schemas_branches import (
     TokensOut,
     Tree,
 )
-from app.http.deps import EVENT_STREAM, LOCATION, App, Key, create_once, problems, require_json
+from app.http.deps import LOCATION, App, Key, create_once, event_stream, problems, require_json
 from app.http.routes.traces import stream_created, wants_stream
 from app.storage.idempotency import Claim
 
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1/traces", tags=["branches"])
         also={
             201: {
                 "description": "The branches; with `Accept: text/event-stream` the events of the branch or its group",
-                "content": EVENT_STREAM,
+                "content": event_stream("TraceEvent"),
                 "headers": LOCATION,
             }
         },

@@ -32,7 +32,7 @@ async def get_group(group_id: str, app: App) -> Response:
     "/{group_id}/events",
     response_class=Response,
     summary="The events of all members, live or replayed",
-    responses=stream_answers("The position is past the terminal event"),
+    responses=stream_answers("GroupEvent", "The position is past the terminal event"),
 )
 async def group_events(group_id: str, position: Position, app: App) -> Response:
     """One stream for all members: each event's data carries its `trace_id`; ends with `group.completed`."""

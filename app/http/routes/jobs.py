@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, JSONResponse
 
 from app.common import pools
 from app.common.pools import in_pool
+from app.contract.examples import JOB_SPEC
 from app.contract.schemas_jobs import JobList, JobOut, MetricsPage
 from app.contract.words import JobStatus, Method
 from app.http.deps import (
@@ -41,7 +42,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     ),
 )
 async def create_job(
-    request: Request, body: Annotated[JobSpec, Body()], app: App, idempotency_key: Key = None
+    request: Request,
+    body: Annotated[JobSpec, Body(openapi_examples={"pesft": {"value": JOB_SPEC}})],
+    app: App,
+    idempotency_key: Key = None,
 ) -> Response:
     """The whole spec is validated first; a 422 names every invalid field."""
     make = partial(app.jobs.create, body)
@@ -73,7 +77,7 @@ async def get_job(job_id: str, app: App) -> Response:
     "/{job_id}/events",
     response_class=Response,
     summary="The job's events, live or replayed",
-    responses=stream_answers("The job has ended and the position is past its last event"),
+    responses=stream_answers("JobEvent", "The job has ended and the position is past its last event"),
 )
 async def job_events(job_id: str, position: Position, app: App) -> Response:
     """Resumes like trace events; ends after the job's last `job.status`."""

@@ -25,7 +25,7 @@ _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _KEY},
+            "application/json": {"schema": _KEY, "example": {"key": "the server's OMNI_R1_API_KEY"}},
             FORM: {"schema": {**_KEY, "properties": {**_KEY["properties"], "next": {"type": "string"}}}},  # type: ignore[dict-item]
         },
     }
@@ -56,7 +56,7 @@ for _status in (401, 429):  # for a form: the login page again
         303: {"description": "Already signed in, or the server has no key"},
     },
 )
-async def show(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
+async def show_login(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
     """The login page, for browsers."""
     if app.key is None or app.key.admits(request.headers):
         return RedirectResponse(local_path(next), 303)

@@ -14,7 +14,6 @@ from app.contract.problems import Problem
 from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList
 from app.contract.words import Slice, Status
 from app.http.deps import (
-    EVENT_STREAM,
     LOCATION,
     AfterTrace,
     App,
@@ -22,6 +21,7 @@ from app.http.deps import (
     Limit,
     Position,
     create_once,
+    event_stream,
     follow,
     problems,
     require_json,
@@ -58,8 +58,8 @@ def wants_stream(request: Request) -> bool:
         507,
         also={
             201: {
-                "description": "The trace; with `Accept: text/event-stream` its events",
-                "content": EVENT_STREAM,
+                "description": "The trace; with `Accept: text/event-stream` its events (`TraceEvent`)",
+                "content": event_stream("TraceEvent"),
                 "headers": LOCATION,
             }
         },
@@ -126,7 +126,7 @@ async def get_trace(trace_id: TraceId, app: App) -> Response:
     "/{trace_id}/events",
     response_class=Response,
     summary="The trace's events, live or replayed",
-    responses=stream_answers("The position is past the terminal event"),
+    responses=stream_answers("TraceEvent", "The position is past the terminal event"),
 )
 async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
     """Committed events only; keep-alive comments after 15 s of silence; ends after the terminal event."""
@@ -164,13 +164,26 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
 
 
 @router.get(
+    "/{trace_id}/film",
+    response_class=Response,
+    summary="The trace as an animated GIF",
+    responses=problems(404, 409, 503, also={200: {"description": "GIF", "content": {"image/gif": {}}}}),
+)
+async def trace_film(trace_id: TraceId, app: App) -> Response:
+    """The question's image, each functional image with its sentence, the answer; 409 while queued or running."""
+    gif = await app.traces.reader.film(trace_id, app.images.read)
+    name = f'inline; filename="{trace_id}.gif"'
+    return Response(gif, media_type="image/gif", headers={"Content-Disposition": name, "Cache-Control": "no-store"})
+
+
+@router.get(
     "/{trace_id}/partials/{name}",
     response_class=FileResponse,
     summary="A partial image of a trace",
     responses=problems(404, 503, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
 )
 @in_pool(pools.reads)
-def partial_picture(trace_id: TraceId, name: str, app: App) -> Response:
+def partial_image(trace_id: TraceId, name: str, app: App) -> Response:
     """Previews linked by `image.partial`; deleted with the trace."""
     path = app.partials.path(trace_id, name)
     if not path.is_file():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,22 @@ import sqlalchemy as sa
 from PIL import ImageEnhance
 
 from app.common.settings import Settings
+from app.contract import javascript
+from app.contract.events import stream_schemas
+from app.contract.examples import JOB_SPEC
 from app.contract.problems import CODES
-from app.contract.schemas import CheckpointList, ModelList, ProblemOut, TaskOut, Trace
+from app.contract.schemas import CheckpointList, In, ModelList, Out, ProblemOut, TaskOut, Trace
 from app.contract.schemas_system import LimitsOut, Ready, RoomOut
+from app.http.openapi import STREAMS
 from app.main import create_app
 from app.storage import database as tables
 from app.storage.images import encode_png
-from model.engine.messages import Emitted, GenerationRequest
+from model.engine.messages import GenerationRequest
 from model.engine.phases import ANSWER_ROOM
 from tests.app.conftest import Server, WithServer
 from tests.fakes import FakeGeneration, Item, answer_items, step_items
 from training.skills import Action, apply
+from training.spec.spec import parse_spec
 from training.world.world import EVAL_SEED_MIN, make_task
 
 DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
@@ -39,6 +44,54 @@ def test_openapi_references_resolve(tmp_path: Path) -> None:
     assert "HTTPValidationError" not in str(document)
 
 
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def test_operation_ids_are_short_and_unique(tmp_path: Path) -> None:
+    ids = [operation["operationId"] for operation in operations(schema(tmp_path))]
+    assert {"create_trace", "get_trace", "list_traces", "trace_events", "create_job", "job_events"} <= set(ids)
+    assert len(set(ids)) == len(ids)
+    assert [id_ for id_ in ids if not re.fullmatch(r"[a-z]+(_[a-z]+){0,2}", id_)] == []
+
+
+def test_json_bodies_have_valid_examples(tmp_path: Path) -> None:
+    document = schema(tmp_path)
+    shapes = document["components"]["schemas"]
+    models = {model.__name__: model for base in (In, Out) for model in base.__subclasses__()}
+    for operation in operations(document):
+        answers = [answer for status, answer in operation["responses"].items() if status < "300"]
+        for body in (operation.get("requestBody", {}), *answers):
+            media = body.get("content", {}).get("application/json", {})
+            names = re.findall(r"#/components/schemas/(\w+)", str(media.get("schema", {})))
+            assert not media or media.keys() & {"example", "examples"} or len(names) == 1, operation["operationId"]
+            if len(names) == 1:
+                (example,) = shapes[names[0]]["examples"]
+                models[names[0]].model_validate_json(json.dumps(example), strict=True)
+    parse_spec(JOB_SPEC)
+
+
+def test_event_streams_link_the_schema_of_their_events(tmp_path: Path) -> None:
+    document = schema(tmp_path)
+    found = {}
+    for operation in operations(document):
+        for answer in operation["responses"].values():
+            media = answer.get("content", {}).get("text/event-stream")
+            if media is not None:
+                assert media["schema"] == {"type": "string"}  # generators would parse the text as one event
+                found[operation["operationId"]] = media["x-event-schema"]["$ref"].rpartition("/")[2]
+    assert found == {
+        "create_trace": "TraceEvent",
+        "create_branches": "TraceEvent",
+        "trace_events": "TraceEvent",
+        "group_events": "GroupEvent",
+        "job_events": "JobEvent",
+    }
+    for name, events in STREAMS.items():
+        for shape, content in stream_schemas(name, events).items():
+            assert document["components"]["schemas"][shape].items() >= content.items()
+
+
 def test_every_route_documents_its_problems(tmp_path: Path) -> None:
     for path, operations in schema(tmp_path)["paths"].items():
         for method, operation in operations.items():
@@ -46,27 +99,15 @@ def test_every_route_documents_its_problems(tmp_path: Path) -> None:
             assert f"{method.upper()} {path}`" in DOCS, f"{method.upper()} {path} is not in docs/api.md"
 
 
-def test_reference_names_every_code_and_event() -> None:
+def test_reference_names_every_code() -> None:
     for code, (status, _title) in CODES.items():
         line = next(line for line in DOCS.splitlines() if line.startswith(f"| {status} |"))
         assert f"`{code}`" in line
-    for event in (
-        "trace.queued",
-        "trace.started",
-        "trace.paused",
-        "trace.resumed",
-        "trace.completed",
-        "trace.failed",
-        "trace.cancelled",
-        "step.started",
-        "step.completed",
-        "text.delta",
-        "image.started",
-        "image.partial",
-        "image.completed",
-        "answer.delta",
-    ):
-        assert f"| `{event}` |" in DOCS
+
+
+def test_pages_read_the_same_words() -> None:
+    written = (Path(__file__).parents[3] / "static" / "shared" / "contract.js").read_text()
+    assert written == javascript.module(), "run `python -m app.contract.javascript > static/shared/contract.js`"
 
 
 def test_responses_match_the_documented_schemas(with_server: WithServer) -> None:
@@ -156,13 +197,9 @@ def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer,
     task = make_task("natural", EVAL_SEED_MIN + 1)
     dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # as a poor tokenizer might render it
     drawn = encode_png(apply(Action.parse(task.steps[0].action), dimmed))
-    seen = [encode_png(dimmed), encode_png(task.image)]
 
-    def script(request: GenerationRequest) -> list[Item]:
-        items = step_items(1, "Now what.", drawn)
-        return [replace(i, seen=seen[0]) if isinstance(i, Emitted) and i.png else i for i in items] + answer_items("x")
-
-    engine.script = script
+    engine.script = lambda _request: [*step_items(1, "Now what.", drawn), *answer_items("x")]
+    engine.seen_image = encode_png(dimmed)
 
     async def scenario(server: Server) -> None:
         shown = (await server.client.get("/v1/tasks", params={"slice": "natural", "seed": task.seed})).json()
@@ -175,7 +212,7 @@ def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer,
                 await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
             counts.append((await server.finished(created["id"]))["verdict"]["drawings_right"])
             if mode == "step":
-                del seen[0]
+                engine.seen_image = None
         assert counts == [1, 1, 0]
 
     with_server(scenario)

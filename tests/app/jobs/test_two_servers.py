@@ -37,7 +37,7 @@ async def fall_silent(server: Server) -> None:
     """Stop this server's heartbeat and backdate the last one."""
     await server.services.servers.close()
     with server.services.db.write() as connection:
-        mine = tables.servers.c.id == server.services.traces._home.server_id
+        mine = tables.servers.c.id == server.services.traces._launcher.server_id()
         connection.execute(sa.update(tables.servers).where(mine).values(heartbeat_at=0.0))
 
 
@@ -106,7 +106,7 @@ def test_silent_trace_stops_at_the_next_heartbeat(
             await one.until(trace["id"], "step.completed")  # from here on the engine is silent
             reader = asyncio.create_task(one.stream(trace["id"]))
             with one.services.db.write() as connection:
-                group_store.end_left_over(connection, [one.services.traces._home.server_id], DIED)
+                group_store.end_left_over(connection, [one.services.traces._launcher.server_id()], DIED)
             assert (await reader)[-1].type == "trace.failed"
             while one.services.traces.active_ids:
                 await asyncio.sleep(0.002)
@@ -131,7 +131,7 @@ def test_image_drawn_after_the_end_is_swept(
             trace = await server.create()
             await server.until(trace["id"], "step.started")
             with server.services.db.write() as connection:
-                group_store.end_left_over(connection, [server.services.traces._home.server_id], DIED)
+                group_store.end_left_over(connection, [server.services.traces._launcher.server_id()], DIED)
             engine.go("end")
             image_id = hashlib.sha256(late).hexdigest()
             while (await server.client.get(f"/v1/images/{image_id}")).status_code != 200:

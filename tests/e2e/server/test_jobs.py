@@ -13,6 +13,7 @@ import pytest
 from app.client import Client
 from app.client.sse import Event
 from app.client.types import Trace
+from tests.app.stream_events import check_event
 from tests.e2e.real_server import Server, wait_until
 from tests.fakes import png
 
@@ -80,6 +81,8 @@ def trained(
             before = ask(client)
             job = client.create_job({**SPEC, "activate": True, "output_name": "first"})
             events = list(client.job_events(job["id"], give_up_s=120))
+            for event in events:
+                check_event("jobs", event.type, event.data)
             yield Trained(server, job["id"], events, before, ask(client))
     finally:
         server.kill()

@@ -13,6 +13,7 @@ import pytest
 from app.client import BadInput, Client, Conflict
 from app.client.sse import Event, EventParser
 from app.client.types import Trace
+from tests.app.stream_events import check_event
 from tests.e2e.real_server import ROOT, Server
 from tests.near_ties import assert_same_image
 from tests.patience import PATIENCE_S
@@ -43,6 +44,7 @@ def test_trace_and_its_events_agree(client: Client) -> None:
         assert joined(events, "text.delta", step["index"]).strip() == step["text"].strip()
     assert joined(events, "answer.delta").strip() == (trace["answer"] or "")
     for event in events:
+        check_event("traces", event.type, event.data)
         if event.type == "image.completed":
             assert client.fetch(event.data["url"]).startswith(b"\x89PNG")
 

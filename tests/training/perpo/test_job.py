@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoint.checkpoint import validate_checkpoint
+from tests.app.stream_events import check_worker_event
 from tests.tiny import make_tiny_checkpoint
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.log import JobLog
@@ -84,6 +85,8 @@ def context(base: Path, folder: Path, *, resume: bool = False, stop: Any = None,
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for row in rows:
+        check_worker_event(row)
     return [row["data"] for row in rows if row["type"] == kind]
 
 
