@@ -16,6 +16,12 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Runs `async def` tests and fixtures on asyncio, each test on its own loop (`anyio_mode` in pyproject.toml)."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint that can see and draw (plain template, 4 codes per image). Copy it before changing it."""
     from tests.tiny import make_tiny_checkpoint

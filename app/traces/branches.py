@@ -64,6 +64,8 @@ class BranchIntake:
             response = tokens.response_of(connection, trace_id)
         complete = store.num_complete(events)
         steps = [step for step in store.fold(events)["steps"] if step["index"] <= complete]
+        if response is not None and len(response.steps) < len(steps):
+            response = None  # not all steps have their tokens
         return Parent(row, steps, response)
 
     async def prepared(self, parent: Parent, body: BranchCreate, info: CheckpointInfo) -> Prepared:

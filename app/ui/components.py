@@ -102,6 +102,6 @@ def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> gr.HTML:
 
 
 def studio_part(name: str, inner: str = "") -> gr.HTML:
-    """A component of the Studio (`static/studio/studio.js`): well, examples, viewer, line."""
+    """A component of the Studio (`static/studio/studio.js`): well, examples, viewer, line, samples."""
     mount = f"studio.mount('{name}', element.querySelector('.or-part-{name}'))"
     return module_html("studio/studio.js", mount, f'<div class="or-part-{name}">{inner}</div>', elem_id=f"or-{name}")

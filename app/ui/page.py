@@ -28,6 +28,10 @@ HEAD = """
 <link rel="stylesheet" href="/static/styles.css">
 <link rel="stylesheet" href="/static/viewer/viewer.css">
 <link rel="stylesheet" href="/static/pages.css">
+<link rel="stylesheet" href="/static/branches/branches.css">
+<link rel="stylesheet" href="/static/wall/wall.css">
+<link rel="stylesheet" href="/static/compare/compare.css">
+<link rel="stylesheet" href="/static/tour/tour.css">
 <link rel="stylesheet" href="/static/training/training.css">
 <link rel="stylesheet" href="/static/checkpoints/checkpoints.css">
 <link rel="icon" type="image/svg+xml" href="/static/logo.svg">

@@ -52,17 +52,18 @@ def studio_page() -> None:
             )
             studio_part("examples", '<div class="or-examples or-skeleton"></div>')
             with gr.Row(elem_id="or-actions"):
-                buttons = {
-                    name: gr.Button(label, elem_id=f"or-{name}", variant=variant, min_width=0)
-                    for name, label, variant in (
-                        ("reason", "Reason", "primary"),
-                        ("step", "Step", "secondary"),
-                        ("pause", "Pause", "secondary"),
-                        ("continue", "Continue", "primary"),
-                        ("finish", "Finish", "secondary"),
-                        ("stop", "Stop", "stop"),
-                    )
-                }
+                buttons: dict[str, gr.Button] = {}
+                for name, label, variant in (
+                    ("reason", "Reason", "primary"),
+                    ("step", "Step", "secondary"),
+                    ("pause", "Pause", "secondary"),
+                    ("continue", "Continue", "primary"),
+                    ("finish", "Finish", "secondary"),
+                    ("stop", "Stop", "stop"),
+                ):
+                    if name == "step":
+                        studio_part("samples")
+                    buttons[name] = gr.Button(label, elem_id=f"or-{name}", variant=variant, min_width=0)
             studio_part("line", LINE)
             with gr.Accordion("Sampling", open=False, elem_id="or-sampling"), gr.Row():
                 fields = _sampling_fields()

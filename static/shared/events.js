@@ -6,7 +6,7 @@
 // log (`after=`) on waking up.
 
 import { api, reach } from './api.js';
-import { TRACE_ENDS, TRACE_EVENTS } from './contract.js';
+import { GROUP_END, TRACE_ENDS, TRACE_EVENTS } from './contract.js';
 import { parser } from './sse.js';
 import { TERMINAL } from '../viewer/state.js';
 import { Turn } from '../viewer/turn.js';
@@ -21,6 +21,16 @@ export const traceSource = (traceId) => ({
   over: (row) => TERMINAL.has(row.status),
   ends: ({ type }) => ENDS.has(type),
   rests: ({ type }) => type === 'trace.paused',
+});
+
+/** The same for a group: one stream for all its members, each event's data with its `trace_id`. */
+export const groupSource = (groupId) => ({
+  types: [...TRACE_EVENTS, GROUP_END],
+  url: (after) => api.groupEventsUrl(groupId, after),
+  row: `/v1/groups/${encodeURIComponent(groupId)}`,
+  over: (row) => row.status === 'completed',
+  ends: ({ type }) => type === GROUP_END,
+  rests: () => false,
 });
 
 const CHANNEL = 'omni-r1-live';

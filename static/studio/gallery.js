@@ -7,6 +7,8 @@ import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { readQuestion } from '../shared/words.js';
 import { whenOf } from '../shared/when.js';
+import { Choice } from '../compare/choice.js';
+import { Stack } from '../wall/stack.js';
 import { Filters } from './filters.js';
 
 const PAGE = 24;
@@ -20,7 +22,24 @@ const STATUS = {
   interrupted: 'interrupted',
 };
 
+const thumbnail = (image, label) =>
+  h(
+    'span',
+    { class: 'or-card-picture' },
+    image
+      ? h('img', {
+          src: image.url,
+          alt: label,
+          loading: 'lazy',
+          width: 96,
+          height: 96,
+          class: image.width <= 96 ? 'or-pixels' : '',
+        })
+      : null,
+  );
+
 class Gallery {
+  #stacks = new Map(); // group id -> its tile
   #turn = 0;
   #timer = 0;
   #last = null;
@@ -40,7 +59,11 @@ class Gallery {
       'show more',
     );
     this.filters = new Filters({ onChange: () => this.#changed() });
-    element.replaceChildren(this.filters.element, this.word, this.grid, h('div', { class: 'or-more' }, this.more));
+    this.choice = new Choice({
+      onCompare: (...ids) => location.assign(`/?compare=${ids.map(encodeURIComponent).join(',')}`),
+    });
+    const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.choice.element);
+    element.replaceChildren(this.filters.element, bar, this.grid, h('div', { class: 'or-more' }, this.more));
     onBack(() => this.#back());
     this.#skeleton();
     this.#names();
@@ -83,7 +106,11 @@ class Gallery {
       const { data, has_more: hasMore } = await api.traces(query);
       if (turn !== this.#turn) return;
       this.#failed = false;
-      const cards = data.map((trace) => this.#card(trace));
+      if (first) {
+        this.#stacks.clear();
+        this.choice.clear();
+      }
+      const cards = data.map((trace) => this.#tile(trace)).filter(Boolean);
       if (first) this.grid.replaceChildren(...cards);
       else this.grid.append(...cards);
       if (data.length) this.#last = data[data.length - 1].id;
@@ -108,22 +135,28 @@ class Gallery {
     }
   }
 
+  // Samples that were asked for together are one tile.
+  #tile(trace) {
+    const stack = this.#stacks.get(trace.group_id);
+    if (!trace.group_id) return this.#card(trace);
+    if (stack) {
+      stack.add(trace);
+      return null;
+    }
+    const made = new Stack(trace, {
+      pictures: [thumbnail(trace.first_image, 'Question'), thumbnail(trace.last_image, 'Last image')],
+      foot: h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
+    });
+    this.#stacks.set(trace.group_id, made);
+    return made.element;
+  }
+
+  #origin(trace) {
+    const time = h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at));
+    return [`${trace.checkpoint} · `, time];
+  }
+
   #card(trace) {
-    const thumbnail = (image, label) =>
-      h(
-        'span',
-        { class: 'or-card-picture' },
-        image
-          ? h('img', {
-              src: image.url,
-              alt: label,
-              loading: 'lazy',
-              width: 96,
-              height: 96,
-              class: image.width <= 96 ? 'or-pixels' : '',
-            })
-          : null,
-      );
     const open = h(
       'button',
       { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
@@ -135,6 +168,17 @@ class Gallery {
         thumbnail(trace.last_image, 'Last image'),
       ),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
+    );
+    const compare = h(
+      'button',
+      {
+        type: 'button',
+        class: 'or-chipbutton',
+        'aria-pressed': 'false',
+        'aria-label': `compare: ${readQuestion(trace.question)}`,
+        onclick: () => this.choice.toggle(trace.id, compare),
+      },
+      'compare',
     );
     const verdict = trace.verdict?.answer;
     const answer =
@@ -156,13 +200,9 @@ class Gallery {
       h(
         'div',
         { class: 'or-card-foot' },
-        h(
-          'span',
-          { class: 'or-quiet' },
-          `${trace.checkpoint} · `,
-          h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at)),
-        ),
+        h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
         h('span', { class: 'or-spring' }),
+        compare,
         copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
         this.#deleteButton(trace, () => item),
       ),

@@ -13,6 +13,9 @@ import { readQuestion } from '../shared/words.js';
 import { onBack } from '../viewer/server.js';
 import { isTerminal, phaseOf } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
+import { Views } from '../compare/views.js';
+import { offerTour } from '../tour/tour.js';
+import { Samples } from '../wall/samples.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
 import { Line } from './line.js';
@@ -20,11 +23,10 @@ import { Seed } from './seed.js';
 import { Well } from './well.js';
 
 const QUESTION = '#or-question textarea';
-const NARROW = '(max-width: 900px)';
-const PARTS = ['well', 'examples', 'viewer', 'line'];
-
-/** The id of the trace that the address names, or null. */
-const traceInAddress = () => new URLSearchParams(location.search).get('trace');
+const HINT =
+  'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one. ' +
+  'Afterwards you can edit any step, draw on its image, and let the model go on from there.';
+const PARTS = ['well', 'examples', 'viewer', 'line', 'samples'];
 
 /** The filled-in sampling fields as numbers; throws for anything else. */
 export function numbersOf(fields) {
@@ -63,7 +65,9 @@ class Studio {
 
   async #begin() {
     await appears(QUESTION);
-    const { well, examples, viewer, line } = Object.fromEntries(PARTS.map((name) => [name, this.#parts[name].element]));
+    const { well, examples, viewer, line, samples } = Object.fromEntries(
+      PARTS.map((name) => [name, this.#parts[name].element]),
+    );
     this.line = new Line(line, {
       asked: () => ({
         question: this.textarea.value,
@@ -80,18 +84,24 @@ class Studio {
       onPick: (task) => this.#pickTask(task),
       onError: (error) => this.line.fail(error),
     });
+    this.samples = new Samples(samples);
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
-      hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
+      hint: HINT,
+      onEdit: (index) => this.views.branches.edit(index),
       onState: (one) => this.#follow(one),
       onAnother: (state) => this.#another(state),
     });
+    this.views = new Views(this.viewer, {
+      onTrace: () => (this.viewer.state.traceId ? this.#fromTrace() : this.#preview()),
+      onState: () => this.#follow(this.viewer),
+      onTravel: () => this.line.fail(null),
+    });
     this.#listen();
-    const requested = traceInAddress();
-    const opened = requested ? this.#open(requested) : null;
-    this.#offered = Promise.all([this.examples.load(), opened]).then(() => this.#offerFirst());
+    this.#offered = Promise.all([this.examples.load(), this.views.open()]).then(() => this.#offerFirst());
     serve('studio', this);
     await this.#offered;
+    if (!location.search) offerTour();
     document.documentElement.dataset.studio = 'ready';
   }
 
@@ -109,7 +119,6 @@ class Studio {
       },
       true,
     );
-    window.addEventListener('popstate', () => this.#travel());
     onCheckpoint((name) => this.#checkpoint(name));
     onBack((outage) => this.#back(outage));
     if (this.textarea.value) this.#questionChanged(); // written before this module was loaded
@@ -237,6 +246,7 @@ class Studio {
       checkpoint: chosenCheckpoint(),
       sampling: given,
     });
+    if (mode === 'auto' && this.samples.value > 1) request.n = this.samples.value;
     await this.#create(request);
   }
 
@@ -246,7 +256,7 @@ class Studio {
   }
 
   get #busy() {
-    return this.#starting || ['running', 'paused'].includes(this.viewer.phase);
+    return this.#starting || ['running', 'paused'].includes(this.views.phase ?? this.viewer.phase);
   }
 
   // Whether question and image on the left are those of the request.
@@ -261,9 +271,8 @@ class Studio {
     try {
       const trace = await api.create(request);
       this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
-      this.viewer.started(trace);
-      this.#scrollToTrace();
-      history.pushState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
+      this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
+      this.views.started(trace);
     } catch (error) {
       if (error.code === 'prompt_too_long') await this.line.ask(); // one message, in its own place
       if (!this.line.tooLong) this.line.fail(error);
@@ -272,30 +281,6 @@ class Studio {
       this.#starting = false;
       this.#follow(this.viewer);
     }
-  }
-
-  async #open(traceId) {
-    await this.viewer.open(traceId);
-    if (this.viewer.state.traceId !== traceId || traceInAddress() !== traceId) return;
-    this.#scrollToTrace();
-    this.#fromTrace();
-  }
-
-  // Back and Forward go through the traces of this tab.
-  #travel() {
-    const traceId = traceInAddress();
-    if (traceId === this.viewer.state.traceId) return;
-    this.line.fail(null);
-    if (traceId) {
-      this.#open(traceId);
-      return;
-    }
-    this.viewer.clear();
-    this.#preview();
-  }
-
-  #scrollToTrace() {
-    if (matchMedia(NARROW).matches) this.viewer.root.scrollIntoView({ block: 'start' });
   }
 
   pause() {
@@ -313,7 +298,7 @@ class Studio {
   }
 
   stop() {
-    this.viewer.stop();
+    this.views.stop();
   }
 
   // The style sheet shows the buttons of each phase: idle | running | paused | ended.
@@ -325,7 +310,8 @@ class Studio {
   #follow(viewer) {
     if (this.#starting) return;
     const { state } = viewer;
-    this.#setPhase(state.traceId ? phaseOf(state) : 'idle', state.mode);
+    this.views?.follow();
+    this.#setPhase(this.views?.phase ?? (state.traceId ? phaseOf(state) : 'idle'), state.mode);
     if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
     if (state.traceId && isTerminal(state)) this.seed.ended(state.traceId, state.seed);
     const question = state.traceId ? readQuestion(state.question) : '';

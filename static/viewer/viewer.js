@@ -52,7 +52,7 @@ export class Viewer {
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
     this.imageView = new ImageView();
-    this.words = new Steps(label, (at) => this.go(at));
+    this.words = new Steps(label, (at) => this.go(at), options.onEdit);
     this.tools = new Tools({
       say,
       json: () => this.json(),
@@ -273,7 +273,7 @@ export class Viewer {
     return this.#state.hasAnswer ? last + 1 : last;
   }
 
-  get #at() {
+  get at() {
     return this.#cursor === null ? this.#newest : Math.min(this.#cursor, this.#newest);
   }
 
@@ -291,7 +291,7 @@ export class Viewer {
   }
 
   step(by) {
-    this.go(Math.max(0, Math.min(this.#newest, this.#at + by)));
+    this.go(Math.max(0, Math.min(this.#newest, this.at + by)));
   }
 
   follow() {
@@ -360,7 +360,7 @@ export class Viewer {
 
   #draw() {
     const state = this.#state;
-    const at = this.#at;
+    const at = this.at;
     const picked = state.traceId !== null;
     const stored = picked && !this.#given && state.traceId !== 'recorded';
     const fresh = picked ? state : { ...state, status: 'idle' };

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -68,6 +70,13 @@ def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> 
 
 
 WithServer = Callable[..., Any]  # the fixture `with_server`
+
+
+class Serve(Protocol):
+    """The fixture `serve`."""
+
+    def __call__(self, **settings: Any) -> AbstractAsyncContextManager[Server]: ...
+
 
 # Runs a test on SQLite and on PostgreSQL, for behaviour that depends on the database.
 both_databases = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
@@ -252,6 +261,31 @@ async def running(home: Path, package: Path, engine: FakeGeneration, **settings:
     finally:
         if not server._task.done():
             await server.stop()
+
+
+def _event_writers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "event-writer"}
+
+
+@pytest.fixture(autouse=True)
+def no_event_writer() -> Iterator[None]:
+    """Every test's event writers end with it."""
+    before = _event_writers()
+    yield
+    assert _event_writers() <= before
+
+
+@pytest.fixture
+def serve(tmp_path: Path, package: Path, engine: FakeGeneration) -> Serve:
+    """`async with serve(**settings) as server:` runs a server during the block."""
+    return functools.partial(running, tmp_path / "home", package, engine)
+
+
+@pytest.fixture
+async def server(serve: Serve) -> AsyncIterator[Server]:
+    """A running server with the default settings."""
+    async with serve() as server:
+        yield server
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import sqlalchemy as sa
 from app.storage import database as tables
 from app.storage.database import HEAD, Database, DatabaseTooNew
 from app.storage.home import Home, HomeBusy
-from tests.app.conftest import Server, WithServer, both_databases, is_problem, running
+from tests.app.conftest import Serve, Server, both_databases, is_problem, running
 from tests.fakes import FakeGeneration, held, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 
@@ -27,64 +26,52 @@ pytestmark = pytest.mark.slow
 
 
 @both_databases
-def test_stop_interrupts_running_and_queued_traces(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
-    async def main() -> None:
-        engine = FakeGeneration(held, num_slots=1)
-        async with running(tmp_path / "home", package, engine) as server:
-            paused = await server.create(mode="step")
-            await server.until(paused["id"], "trace.paused")
-            live = [await server.create() for _ in range(2)]
-            await server.until(live[0]["id"], "step.completed")
-            readers = [asyncio.create_task(server.stream(trace["id"])) for trace in live]
-            while server.services.events.open_streams < 2:
-                await asyncio.sleep(0.002)
-            await server.runtime.stop_traces()
-            ready = await server.client.get("/readyz")
-            assert (ready.status_code, ready.json()["phase"]) == (503, "stopping")
-            is_problem(await server.client.post("/v1/traces", json={"question": "?"}), 503, "stopping")
-            logs = [await reader for reader in readers]
-            for log in logs:
-                assert log[-1].type == "trace.failed"
-                assert log[-1].data["error"]["code"] == "interrupted"
-        assert engine.closed
-        async with running(tmp_path / "home", package, FakeGeneration()) as server:
-            for trace, log in zip(live, logs, strict=True):
-                ended = await server.get(trace["id"])
-                assert (ended["status"], ended["error"]["code"]) == ("interrupted", "interrupted")
-                assert [e.raw for e in await server.stream(trace["id"])] == [e.raw for e in log]
-            assert (await server.get(paused["id"]))["status"] == "paused"
-
-    run_async(main())
-
-
-@both_databases
-def test_next_start_interrupts_traces_of_a_dead_process(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
-    async def main() -> None:
-        server = Server(tmp_path / "home", package, FakeGeneration(held))
-        await server.start()
-        trace = await server.create()
-        seen = await server.until(trace["id"], "step.completed")
-        await server.crash()
-        async with running(tmp_path / "home", package, FakeGeneration()) as server:
-            log = await server.stream(trace["id"])
-            assert [e.raw for e in log[:-1]] == [e.raw for e in seen]
-            assert (log[-1].type, log[-1].data["error"]["code"]) == ("trace.failed", "interrupted")
+async def test_stop_interrupts_running_and_queued_traces(tmp_path: Path, package: Path) -> None:
+    engine = FakeGeneration(held, num_slots=1)
+    async with running(tmp_path / "home", package, engine) as server:
+        paused = await server.create(mode="step")
+        await server.until(paused["id"], "trace.paused")
+        live = [await server.create() for _ in range(2)]
+        await server.until(live[0]["id"], "step.completed")
+        readers = [asyncio.create_task(server.stream(trace["id"])) for trace in live]
+        while server.services.events.open_streams < 2:
+            await asyncio.sleep(0.002)
+        await server.runtime.stop_traces()
+        ready = await server.client.get("/readyz")
+        assert (ready.status_code, ready.json()["phase"]) == (503, "stopping")
+        is_problem(await server.client.post("/v1/traces", json={"question": "?"}), 503, "stopping")
+        logs = [await reader for reader in readers]
+        for log in logs:
+            assert log[-1].type == "trace.failed"
+            assert log[-1].data["error"]["code"] == "interrupted"
+    assert engine.closed
+    async with running(tmp_path / "home", package, FakeGeneration()) as server:
+        for trace, log in zip(live, logs, strict=True):
             ended = await server.get(trace["id"])
-            assert (ended["status"], len(ended["steps"])) == ("interrupted", 1)
-            newer = await server.create()
-            assert newer["id"] > trace["id"]
-
-    run_async(main())
+            assert (ended["status"], ended["error"]["code"]) == ("interrupted", "interrupted")
+            assert [e.raw for e in await server.stream(trace["id"])] == [e.raw for e in log]
+        assert (await server.get(paused["id"]))["status"] == "paused"
 
 
 @both_databases
-def test_weights_keep_their_version_across_restarts(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
+async def test_next_start_interrupts_traces_of_a_dead_process(tmp_path: Path, package: Path) -> None:
+    server = Server(tmp_path / "home", package, FakeGeneration(held))
+    await server.start()
+    trace = await server.create()
+    seen = await server.until(trace["id"], "step.completed")
+    await server.crash()
+    async with running(tmp_path / "home", package, FakeGeneration()) as server:
+        log = await server.stream(trace["id"])
+        assert [e.raw for e in log[:-1]] == [e.raw for e in seen]
+        assert (log[-1].type, log[-1].data["error"]["code"]) == ("trace.failed", "interrupted")
+        ended = await server.get(trace["id"])
+        assert (ended["status"], len(ended["steps"])) == ("interrupted", 1)
+        newer = await server.create()
+        assert newer["id"] > trace["id"]
+
+
+@both_databases
+async def test_weights_keep_their_version_across_restarts(tmp_path: Path, package: Path) -> None:
     home = tmp_path / "home"
 
     async def version(name: str | None = None) -> int:
@@ -95,44 +82,35 @@ def test_weights_keep_their_version_across_restarts(
             assert engine.loaded[trace["checkpoint"]] == number
             return number
 
-    async def main() -> None:
-        assert await version() == 1
-        write_paper_checkpoint(home / "checkpoints" / "mine")
-        assert await version("mine") == 2
-        assert await version() == 1
-        assert await version("mine") == 2
-        write_paper_checkpoint(home / "checkpoints" / "mine", salt="other")
-        assert await version("mine") == 3
-
-    run_async(main())
+    assert await version() == 1
+    write_paper_checkpoint(home / "checkpoints" / "mine")
+    assert await version("mine") == 2
+    assert await version() == 1
+    assert await version("mine") == 2
+    write_paper_checkpoint(home / "checkpoints" / "mine", salt="other")
+    assert await version("mine") == 3
 
 
-def test_paused_trace_without_its_weights_cannot_resume(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any]
-) -> None:
+async def test_paused_trace_without_its_weights_cannot_resume(tmp_path: Path, package: Path) -> None:
     home = tmp_path / "home"
     mine = write_paper_checkpoint(home / "checkpoints" / "mine")
-
-    async def main() -> None:
-        async with running(home, package, FakeGeneration()) as server:
-            trace = await server.create(mode="step", checkpoint="mine")
-            await server.until(trace["id"], "trace.paused")
-            url = f"/v1/traces/{trace['id']}/continue"
-            saved = tmp_path / "saved"
-            shutil.move(mine, saved)
-            is_problem(await server.client.post(url), 409, "weights_gone")
-            write_paper_checkpoint(mine, salt="other")
-            is_problem(await server.client.post(url), 409, "weights_gone")
-            shutil.rmtree(mine)
-            shutil.move(saved, mine)
-            assert (await server.client.post(url)).status_code == 200
-
-    run_async(main())
+    async with running(home, package, FakeGeneration()) as server:
+        trace = await server.create(mode="step", checkpoint="mine")
+        await server.until(trace["id"], "trace.paused")
+        url = f"/v1/traces/{trace['id']}/continue"
+        saved = tmp_path / "saved"
+        shutil.move(mine, saved)
+        is_problem(await server.client.post(url), 409, "weights_gone")
+        write_paper_checkpoint(mine, salt="other")
+        is_problem(await server.client.post(url), 409, "weights_gone")
+        shutil.rmtree(mine)
+        shutil.move(saved, mine)
+        assert (await server.client.post(url)).status_code == 200
 
 
 @both_databases
-def test_start_restores_the_last_active_checkpoint(
-    tmp_path: Path, package: Path, run_async: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+async def test_start_restores_the_last_active_checkpoint(
+    tmp_path: Path, package: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     home = tmp_path / "home"
 
@@ -143,20 +121,17 @@ def test_start_restores_the_last_active_checkpoint(
             assert [entry["id"] for entry in entries if entry["active"]] == [name]
             return name
 
-    async def main() -> None:
+    assert await active() == "nano-omni-r1"
+    write_paper_checkpoint(home / "checkpoints" / "mine")
+    assert await active() == "nano-omni-r1"
+    assert await active(checkpoint="mine") == "mine"
+    assert await active() == "mine"
+    shutil.rmtree(home / "checkpoints" / "mine")
+    with caplog.at_level("WARNING"):
         assert await active() == "nano-omni-r1"
-        write_paper_checkpoint(home / "checkpoints" / "mine")
-        assert await active() == "nano-omni-r1"
-        assert await active(checkpoint="mine") == "mine"
-        assert await active() == "mine"
-        shutil.rmtree(home / "checkpoints" / "mine")
-        with caplog.at_level("WARNING"):
-            assert await active() == "nano-omni-r1"
-        assert "checkpoint mine is missing" in caplog.text
-        shutil.move(package / "nano-omni-r1", package / "nano-base")
-        assert await active() == "nano-base"
-
-    run_async(main())
+    assert "checkpoint mine is missing" in caplog.text
+    shutil.move(package / "nano-omni-r1", package / "nano-base")
+    assert await active() == "nano-base"
 
 
 def test_home_is_private_and_has_one_owner(tmp_path: Path) -> None:
@@ -257,12 +232,10 @@ def test_no_update_is_lost_between_threads(database_url: str) -> None:
     database.close()
 
 
-def test_garbage_collection_skips_what_was_imported(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        assert (await server.client.get("/livez")).status_code == 200
-
+async def test_garbage_collection_skips_what_was_imported(serve: Serve) -> None:
     try:
-        with_server(scenario)
+        async with serve() as server:
+            assert (await server.client.get("/livez")).status_code == 200
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()

@@ -67,12 +67,14 @@ def launched(*arguments: str) -> Iterator[Any]:
 class Studio:
     """A browser window on a server; `check()` reports the errors of its pages."""
 
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+    def __init__(self, browser: Any, url: str, *, tour: bool = False, **options: Any) -> None:
         self.url = url
         self.errors: list[str] = []
         self.expected: list[str] = []  # parts of console errors that the test provokes
         self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         self.context.set_default_timeout(PATIENCE_MS)
+        if not tour:  # of the first visit; it would cover other parts
+            self.context.add_init_script("try { localStorage.setItem('omni-r1-tour', 'seen'); } catch {}")
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
         page = self.context.new_page()

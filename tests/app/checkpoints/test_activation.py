@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from app.common.build import build_version
 from app.contract.problems import DatabaseGone
 from model.engine.messages import Failed
-from tests.app.conftest import Server, both_databases, is_problem, running
+from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 
@@ -31,21 +30,11 @@ def engine() -> FakeGeneration:
 
 
 @pytest.fixture
-def serve(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: Callable[[Any], Any]
-) -> Callable[..., None]:
-    """`serve(scenario)` against a server that knows `new` and `third` in addition to the shipped checkpoint."""
+def serve(tmp_path: Path, serve: Serve) -> Serve:
+    """With `new` and `third` in addition to the shipped checkpoint."""
     for name in (NEW, "third"):
         write_paper_checkpoint(tmp_path / "home" / "checkpoints" / name)
-
-    def go(scenario: Callable[[Server], Any], **settings: Any) -> None:
-        async def main() -> None:
-            async with running(tmp_path / "home", package, engine, **settings) as server:
-                await scenario(server)
-
-        run_async(main())
-
-    return go
+    return serve
 
 
 async def activate(server: Server, name: str = NEW, **body: Any) -> httpx.Response:
@@ -67,47 +56,41 @@ async def started(server: Server, **more: Any) -> str:
     return found
 
 
-def test_new_traces_use_the_new_weights(serve: Callable[..., None], engine: FakeGeneration) -> None:
-    async def scenario(server: Server) -> None:
-        before = await started(server)
-        answer = await activate(server)
-        assert answer.status_code == 200
-        assert (answer.json()["active"], answer.json()["weight_version"]) == (True, 2)
-        assert (await ready(server))["checkpoint"] == NEW
-        after = await started(server)
-        engine.go("go")
-        ends = [await server.finished(trace_id) for trace_id in (before, after)]
-        assert [(t["status"], t["checkpoint"], t["weight_version"]) for t in ends] == [
-            ("completed", OLD, 1),
-            ("completed", NEW, 2),
-        ]
-        assert [request.checkpoint for request in engine.requests] == [OLD, NEW]
-        back = await activate(server, OLD)
-        assert back.json()["weight_version"] == 1, "the same weights keep their number"
-
-    serve(scenario)
+async def test_new_traces_use_the_new_weights(server: Server, engine: FakeGeneration) -> None:
+    before = await started(server)
+    answer = await activate(server)
+    assert answer.status_code == 200
+    assert (answer.json()["active"], answer.json()["weight_version"]) == (True, 2)
+    assert (await ready(server))["checkpoint"] == NEW
+    after = await started(server)
+    engine.go("go")
+    ends = [await server.finished(trace_id) for trace_id in (before, after)]
+    assert [(t["status"], t["checkpoint"], t["weight_version"]) for t in ends] == [
+        ("completed", OLD, 1),
+        ("completed", NEW, 2),
+    ]
+    assert [request.checkpoint for request in engine.requests] == [OLD, NEW]
+    back = await activate(server, OLD)
+    assert back.json()["weight_version"] == 1, "the same weights keep their number"
 
 
 @both_databases
-def test_next_start_remembers_the_activation(serve: Callable[..., None], engine: FakeGeneration) -> None:
-    async def put_to_work(server: Server) -> None:
+async def test_next_start_remembers_the_activation(serve: Serve, engine: FakeGeneration) -> None:
+    async with serve() as server:
         await activate(server)
-
-    async def look(server: Server) -> None:
+    engine.loaded.clear()
+    async with serve() as server:
         assert (await ready(server))["checkpoint"] == NEW
         await started(server)
         assert engine.requests[-1].checkpoint == NEW
 
-    serve(put_to_work)
-    engine.loaded.clear()
-    serve(look)
 
-
-def test_broken_checkpoint_is_replaced_at_start(serve: Callable[..., None], engine: FakeGeneration) -> None:
-    async def put_to_work(server: Server) -> None:
+async def test_broken_checkpoint_is_replaced_at_start(serve: Serve, engine: FakeGeneration) -> None:
+    async with serve() as server:
         await activate(server)
-
-    async def look(server: Server) -> None:
+    engine.loaded.clear()
+    engine.bad_folders[NEW] = "model.norm.weight is missing"
+    async with serve() as server:
         answer = await ready(server)
         assert (answer["checkpoint"], answer["weight_version"]) == (OLD, 1)
         assert NEW in answer["detail"]
@@ -115,76 +98,62 @@ def test_broken_checkpoint_is_replaced_at_start(serve: Callable[..., None], engi
         await activate(server)
         assert (await ready(server))["detail"] == ""
 
-    serve(put_to_work)
-    engine.loaded.clear()
-    engine.bad_folders[NEW] = "model.norm.weight is missing"
-    serve(look)
-
 
 @pytest.mark.parametrize("where", ["check", "load", "engine", "database"])
-def test_failed_activation_changes_nothing(
-    serve: Callable[..., None], engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch, where: str
+async def test_failed_activation_changes_nothing(
+    server: Server, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    async def scenario(server: Server) -> None:
-        trace_id = await started(server)
-        expected = (422, "checkpoint_invalid")
-        if where == "check":
-            engine.bad_folders[NEW] = "model.norm.weight is missing"
-        elif where == "load":
-            engine.bad_loads[NEW] = ("load_failed", "no room for the last tensor")
-        elif where == "engine":
-            engine.bad_loads[NEW] = ("engine_died", "the engine process ended with exit code -9")
-            expected = (503, "not_ready")
-        else:
+    trace_id = await started(server)
+    expected = (422, "checkpoint_invalid")
+    if where == "check":
+        engine.bad_folders[NEW] = "model.norm.weight is missing"
+    elif where == "load":
+        engine.bad_loads[NEW] = ("load_failed", "no room for the last tensor")
+    elif where == "engine":
+        engine.bad_loads[NEW] = ("engine_died", "the engine process ended with exit code -9")
+        expected = (503, "not_ready")
+    else:
 
-            def gone(name: str) -> None:
-                raise DatabaseGone("the disk is away")
+        def gone(name: str) -> None:
+            raise DatabaseGone("the disk is away")
 
-            monkeypatch.setattr(server.services.checkpoints, "remember", gone)
-            expected = (503, "database_unavailable")
-        is_problem(await activate(server), *expected)
-        assert (await ready(server)) == READY
-        after = await started(server)
-        engine.go("go")
-        for one in (trace_id, after):
-            trace = await server.finished(one)
-            assert (trace["status"], trace["checkpoint"]) == ("completed", OLD)
-        monkeypatch.undo()
-        engine.bad_folders.clear()
-        engine.bad_loads.clear()
-        assert (await activate(server)).status_code == 200
-
-    serve(scenario)
+        monkeypatch.setattr(server.services.checkpoints, "remember", gone)
+        expected = (503, "database_unavailable")
+    is_problem(await activate(server), *expected)
+    assert (await ready(server)) == READY
+    after = await started(server)
+    engine.go("go")
+    for one in (trace_id, after):
+        trace = await server.finished(one)
+        assert (trace["status"], trace["checkpoint"]) == ("completed", OLD)
+    monkeypatch.undo()
+    engine.bad_folders.clear()
+    engine.bad_loads.clear()
+    assert (await activate(server)).status_code == 200
 
 
-def test_unknown_checkpoint_or_drain_is_rejected(serve: Callable[..., None]) -> None:
-    async def scenario(server: Server) -> None:
-        is_problem(await activate(server, "nobody"), 404, "checkpoint_not_found")
-        is_problem(await activate(server, ".new"), 404, "checkpoint_not_found")
-        is_problem(await activate(server, drain="please"), 422, "invalid")
-        is_problem(await activate(server, force=True), 422, "invalid")
-        answer = await server.client.post(f"/v1/checkpoints/{NEW}/activate", content="drain=wait")
-        is_problem(answer, 415, "not_json")
-        assert (await server.client.post(f"/v1/checkpoints/{NEW}/activate")).status_code == 200, "a body is optional"
-
-    serve(scenario)
+async def test_unknown_checkpoint_or_drain_is_rejected(server: Server) -> None:
+    is_problem(await activate(server, "nobody"), 404, "checkpoint_not_found")
+    is_problem(await activate(server, ".new"), 404, "checkpoint_not_found")
+    is_problem(await activate(server, drain="please"), 422, "invalid")
+    is_problem(await activate(server, force=True), 422, "invalid")
+    answer = await server.client.post(f"/v1/checkpoints/{NEW}/activate", content="drain=wait")
+    is_problem(answer, 415, "not_json")
+    assert (await server.client.post(f"/v1/checkpoints/{NEW}/activate")).status_code == 200, "a body is optional"
 
 
-def test_only_one_activation_at_a_time(serve: Callable[..., None], engine: FakeGeneration) -> None:
-    async def scenario(server: Server) -> None:
-        engine.closed_gates = {f"check {NEW}", f"load {NEW}"}
-        first = asyncio.create_task(activate(server))
-        for gate, word in ((f"check {NEW}", "validated"), (f"load {NEW}", "loaded")):
-            await reaches(server, f"checkpoint {NEW} is being {word}")
-            is_problem(await activate(server, "third"), 409, "activation_in_progress")
-            is_problem(await activate(server), 409, "activation_in_progress")
-            assert (await server.create())["checkpoint"] == OLD, "traces go on meanwhile"
-            engine.go(gate)
-        assert (await first).status_code == 200
-        assert (await ready(server))["detail"] == ""
-        assert (await activate(server, "third")).status_code == 200
-
-    serve(scenario)
+async def test_only_one_activation_at_a_time(server: Server, engine: FakeGeneration) -> None:
+    engine.closed_gates = {f"check {NEW}", f"load {NEW}"}
+    first = asyncio.create_task(activate(server))
+    for gate, word in ((f"check {NEW}", "validated"), (f"load {NEW}", "loaded")):
+        await reaches(server, f"checkpoint {NEW} is being {word}")
+        is_problem(await activate(server, "third"), 409, "activation_in_progress")
+        is_problem(await activate(server), 409, "activation_in_progress")
+        assert (await server.create())["checkpoint"] == OLD, "traces go on meanwhile"
+        engine.go(gate)
+    assert (await first).status_code == 200
+    assert (await ready(server))["detail"] == ""
+    assert (await activate(server, "third")).status_code == 200
 
 
 async def reaches(server: Server, detail: str) -> None:
@@ -201,7 +170,7 @@ def small(engine: FakeGeneration, **sizes_mb: int) -> None:
     engine.sizes_mb = {OLD: 100, NEW: 100, "third": 100} | sizes_mb
 
 
-def test_requests_evict_the_lru_checkpoint(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_requests_evict_the_lru_checkpoint(serve: Serve, engine: FakeGeneration) -> None:
     small(engine)
     engine.go("go")
 
@@ -209,7 +178,7 @@ def test_requests_evict_the_lru_checkpoint(serve: Callable[..., None], engine: F
         trace = await server.finished((await server.create(checkpoint=name))["id"])
         assert (trace["status"], trace["checkpoint"]) == ("completed", name)
 
-    async def scenario(server: Server) -> None:
+    async with serve(memory_mb=250) as server:
         await ask(server, NEW)
         assert engine.loaded == {OLD: 1, NEW: 2}
         await ask(server, "third")
@@ -218,13 +187,11 @@ def test_requests_evict_the_lru_checkpoint(serve: Callable[..., None], engine: F
         assert engine.loaded == {OLD: 1, NEW: 2}, "loaded again under the number that its weights had"
         assert (await ready(server))["checkpoint"] == OLD
 
-    serve(scenario, memory_mb=250)
 
-
-def test_checkpoints_in_use_are_never_unloaded(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_checkpoints_in_use_are_never_unloaded(serve: Serve, engine: FakeGeneration) -> None:
     small(engine)
-
-    async def scenario(server: Server) -> None:
+    engine.memory_mb = 500
+    async with serve(memory_mb=250) as server:
         trace_id = await started(server, checkpoint=NEW)
         answer = await server.client.post("/v1/traces", json=await server.body(checkpoint="third"))
         problem = is_problem(answer, 507, "insufficient_memory")
@@ -241,27 +208,20 @@ def test_checkpoints_in_use_are_never_unloaded(serve: Callable[..., None], engin
         assert (await server.finished(trace_id))["status"] == "completed"
         assert (await server.create(checkpoint="third"))["checkpoint"] == "third"
 
-    engine.memory_mb = 500
-    serve(scenario, memory_mb=250)
 
-
-def test_default_budget_is_half_the_memory(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_default_budget_is_half_the_memory(serve: Serve, engine: FakeGeneration) -> None:
     small(engine, new=301)
     engine.memory_mb = 800
-
-    async def scenario(server: Server) -> None:
+    async with serve() as server:
         assert is_problem(await activate(server), 507, "insufficient_memory")["memory"]["budget"] == 400 << 20
         engine.sizes_mb[NEW] = 300
         assert (await activate(server)).status_code == 200
 
-    serve(scenario)
-
 
 @pytest.mark.parametrize("drain", ["wait", "cancel"])
-def test_drain_ends_running_traces_on_request(serve: Callable[..., None], engine: FakeGeneration, drain: str) -> None:
+async def test_drain_ends_running_traces_on_request(serve: Serve, engine: FakeGeneration, drain: str) -> None:
     small(engine)
-
-    async def scenario(server: Server) -> None:
+    async with serve(memory_mb=150) as server:
         trace_id = await started(server)
         paused = (await server.create(mode="step"))["id"]
         await server.until(paused, "trace.paused")
@@ -283,42 +243,33 @@ def test_drain_ends_running_traces_on_request(serve: Callable[..., None], engine
         is_problem(await server.client.post(f"/v1/traces/{paused}/continue"), 507, "insufficient_memory")
         assert (await server.create())["checkpoint"] == NEW
 
-    serve(scenario, memory_mb=150)
 
-
-def test_failed_drained_load_restores_the_old_weights(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_failed_drained_load_restores_the_old_weights(serve: Serve, engine: FakeGeneration) -> None:
     small(engine)
     engine.bad_loads[NEW] = ("load_failed", "no room for the last tensor")
     engine.go("go")
-
-    async def scenario(server: Server) -> None:
+    async with serve(memory_mb=150) as server:
         is_problem(await activate(server, drain="wait"), 422, "checkpoint_invalid")
         assert engine.loaded == {OLD: 1}
         assert (await ready(server)) == READY
         assert (await server.finished((await server.create())["id"]))["status"] == "completed"
 
-    serve(scenario, memory_mb=150)
 
-
-def test_oversized_checkpoint_disturbs_no_trace(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_oversized_checkpoint_disturbs_no_trace(serve: Serve, engine: FakeGeneration) -> None:
     small(engine, new=600)
     engine.memory_mb = 500
-
-    async def scenario(server: Server) -> None:
+    async with serve(memory_mb=150) as server:
         trace_id = await started(server)
         problem = is_problem(await activate(server, drain="cancel"), 507, "insufficient_memory")
         assert "even alone" in problem["detail"]
         assert (await server.get(trace_id))["status"] == "running"
 
-    serve(scenario, memory_mb=150)
 
-
-def test_every_end_releases_the_checkpoint(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_every_end_releases_the_checkpoint(serve: Serve, engine: FakeGeneration) -> None:
     """A lease that is never released would block evictions for ever."""
     small(engine)
     engine.num_slots = 2
-
-    async def scenario(server: Server) -> None:
+    async with serve(memory_mb=250) as server:
         running = await started(server, checkpoint=NEW)
         await started(server, checkpoint=NEW)
         queued = (await server.create(checkpoint=NEW))["id"]
@@ -343,17 +294,14 @@ def test_every_end_releases_the_checkpoint(serve: Callable[..., None], engine: F
         assert (await server.create(checkpoint="third"))["checkpoint"] == "third"
         assert engine.loaded == {OLD: 1, "third": 3}
 
-    serve(scenario, memory_mb=250)
-
 
 # ---- paused traces
 
 
-def test_paused_trace_resumes_with_its_weights(serve: Callable[..., None], engine: FakeGeneration) -> None:
+async def test_paused_trace_resumes_with_its_weights(serve: Serve, engine: FakeGeneration) -> None:
     small(engine)
     engine.go("go")
-
-    async def scenario(server: Server) -> None:
+    async with serve(memory_mb=250) as server:
         trace_id = (await server.create(mode="step"))["id"]
         await server.until(trace_id, "trace.paused")
         for name in (NEW, "third"):
@@ -365,18 +313,13 @@ def test_paused_trace_resumes_with_its_weights(serve: Callable[..., None], engin
         assert engine.loaded == {"third": 3, OLD: 1}, "loaded again for it"
         assert (await ready(server))["checkpoint"] == "third"
 
-    serve(scenario, memory_mb=250)
 
-
-def test_paused_trace_never_resumes_with_other_weights(
-    serve: Callable[..., None], engine: FakeGeneration, tmp_path: Path
+async def test_paused_trace_never_resumes_with_other_weights(
+    server: Server, engine: FakeGeneration, tmp_path: Path
 ) -> None:
-    async def scenario(server: Server) -> None:
-        trace_id = (await server.create(mode="step", checkpoint=NEW))["id"]
-        await server.until(trace_id, "trace.paused")
-        write_paper_checkpoint(tmp_path / "home" / "checkpoints" / NEW, salt="other")
-        answer = await activate(server)
-        assert answer.json()["weight_version"] == 3
-        is_problem(await server.client.post(f"/v1/traces/{trace_id}/continue"), 409, "weights_gone")
-
-    serve(scenario)
+    trace_id = (await server.create(mode="step", checkpoint=NEW))["id"]
+    await server.until(trace_id, "trace.paused")
+    write_paper_checkpoint(tmp_path / "home" / "checkpoints" / NEW, salt="other")
+    answer = await activate(server)
+    assert answer.json()["weight_version"] == 3
+    is_problem(await server.client.post(f"/v1/traces/{trace_id}/continue"), 409, "weights_gone")

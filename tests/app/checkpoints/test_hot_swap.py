@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("nano-omni-r1", "second", "third")
 BUDGET_MB = 18  # fits two of them
-Scenario = Callable[[Server], Any]
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +35,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serve(folders: Path) -> Iterator[Callable[[Scenario], Any]]:
-    """`serve(scenario)` on one server and engine process for the whole file; the first checkpoint is active."""
+async def shared(folders: Path) -> AsyncIterator[Server]:
+    """One server and engine process for the whole file."""
     engine = EngineProcess({}, device="cpu")
     server = Server(
         folders / "home", folders / "package", engine, memory_mb=BUDGET_MB, allowed_roots=(folders / "allowed",)
     )
-    with asyncio.Runner() as runner:
-        runner.run(server.start(ready=False))
-        runner.run(is_ready(server))
+    await server.start(ready=False)
+    await is_ready(server)
+    yield server
+    await server.stop()
 
-        def go(scenario: Scenario) -> Any:
-            async def main() -> Any:
-                await activate(server, NAMES[0])
-                return await scenario(server)
 
-            return runner.run(main())
-
-        yield go
-        runner.run(server.stop())
+@pytest.fixture
+async def server(shared: Server) -> Server:
+    """The shared server with the first checkpoint active."""
+    await activate(shared, NAMES[0])
+    return shared
 
 
 async def is_ready(server: Server) -> None:
@@ -94,86 +91,74 @@ async def references(server: Server, names: tuple[str, ...], seeds: range, token
     return found
 
 
-def test_invariant_15_hot_swap_under_load_drops_no_trace(
-    serve: Callable[[Scenario], Any],
-) -> None:
-    async def scenario(server: Server) -> None:
-        seeds, tokens = range(5), 160
-        alone = await references(server, NAMES[:2], seeds, tokens)
-        assert all(alone[NAMES[0], seed] != alone[NAMES[1], seed] for seed in seeds)
-        versions = {name: await activate(server, name) for name in (NAMES[1], NAMES[0])}
+async def test_invariant_15_hot_swap_under_load_drops_no_trace(server: Server) -> None:
+    seeds, tokens = range(5), 160
+    alone = await references(server, NAMES[:2], seeds, tokens)
+    assert all(alone[NAMES[0], seed] != alone[NAMES[1], seed] for seed in seeds)
+    versions = {name: await activate(server, name) for name in (NAMES[1], NAMES[0])}
 
-        swapped = False
-        requested: list[tuple[str, int]] = []
+    swapped = False
+    requested: list[tuple[str, int]] = []
 
-        async def keep_asking(seed: int) -> None:
-            while not swapped:
-                requested.append((await ask(server, seed, tokens=tokens), seed))
-                await server.finished(requested[-1][0])
+    async def keep_asking(seed: int) -> None:
+        while not swapped:
+            requested.append((await ask(server, seed, tokens=tokens), seed))
+            await server.finished(requested[-1][0])
 
-        before = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
-        load = [asyncio.create_task(keep_asking(seed)) for seed in seeds]
-        await server.until(before[0][0], "step.started")
-        await activate(server, NAMES[1])
-        swapped = True
-        after = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
-        await asyncio.gather(*load)
+    before = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
+    load = [asyncio.create_task(keep_asking(seed)) for seed in seeds]
+    await server.until(before[0][0], "step.started")
+    await activate(server, NAMES[1])
+    swapped = True
+    after = [(await ask(server, seed, tokens=tokens), seed) for seed in seeds]
+    await asyncio.gather(*load)
 
-        different = set()
-        for trace_id, seed in (*before, *requested, *after):
-            events = await server.stream(trace_id)
-            trace = await server.get(trace_id)
-            name = trace["checkpoint"]
-            assert trace["status"] == "completed", trace
-            assert trace["weight_version"] == versions[name]
-            assert name == NAMES[0] or (trace_id, seed) not in before
-            assert name == NAMES[1] or (trace_id, seed) not in after
-            if reported(trace) != alone[name, seed]:
-                different.add((name, seed))
-            assert [event.id for event in events] == list(range(1, len(events) + 1))
-            assert [e.data["weight_version"] for e in events if e.type == "trace.started"] == [versions[name]]
-        assert len(different) <= 2, "every token is this version's; one seed of each may meet a near tie"
-
-    serve(scenario)
+    different = set()
+    for trace_id, seed in (*before, *requested, *after):
+        events = await server.stream(trace_id)
+        trace = await server.get(trace_id)
+        name = trace["checkpoint"]
+        assert trace["status"] == "completed", trace
+        assert trace["weight_version"] == versions[name]
+        assert name == NAMES[0] or (trace_id, seed) not in before
+        assert name == NAMES[1] or (trace_id, seed) not in after
+        if reported(trace) != alone[name, seed]:
+            different.add((name, seed))
+        assert [event.id for event in events] == list(range(1, len(events) + 1))
+        assert [e.data["weight_version"] for e in events if e.type == "trace.started"] == [versions[name]]
+    assert len(different) <= 2, "every token is this version's; one seed of each may meet a near tie"
 
 
-def test_repeated_swaps_keep_memory_flat(serve: Callable[[Scenario], Any]) -> None:
+async def test_repeated_swaps_keep_memory_flat(server: Server) -> None:
     """50 swaps; each reads a folder, since only two of three fit."""
-
-    async def scenario(server: Server) -> None:
-        generation = server.services.generation
-        rss: list[int] = []
-        held: set[int] = set()
-        for swap in range(50):
-            name = NAMES[(swap + 1) % 3]
-            await activate(server, name)
-            memory = await generation.memory()
-            assert len(memory["models"]) <= 2
-            assert memory["retired"] == 0
-            held.add(memory["weights"] + memory["kv_cache"])
-            if swap >= 9:
-                rss.append(memory["rss"])
-        assert len(held) == 1, "the engine holds exactly what two checkpoints need"
-        assert min(rss[-10:]) - min(rss[:10]) < 6 << 20, "less than one checkpoint in 40 swaps"
-
-    serve(scenario)
+    generation = server.services.generation
+    rss: list[int] = []
+    held: set[int] = set()
+    for swap in range(50):
+        name = NAMES[(swap + 1) % 3]
+        await activate(server, name)
+        memory = await generation.memory()
+        assert len(memory["models"]) <= 2
+        assert memory["retired"] == 0
+        held.add(memory["weights"] + memory["kv_cache"])
+        if swap >= 9:
+            rss.append(memory["rss"])
+    assert len(held) == 1, "the engine holds exactly what two checkpoints need"
+    assert min(rss[-10:]) - min(rss[:10]) < 6 << 20, "less than one checkpoint in 40 swaps"
 
 
-def test_paused_trace_resumes_across_swaps(serve: Callable[[Scenario], Any]) -> None:
-    async def scenario(server: Server) -> None:
-        (whole,) = (await references(server, NAMES[:1], range(7, 8), 90)).values()
-        trace_id = await ask(server, 7, mode="step")
-        await server.until(trace_id, "trace.paused")
-        for name in NAMES[1:]:
-            await activate(server, name)
-        assert NAMES[0] not in server.services.generation.status().loaded, "its engine is gone meanwhile"
-        answer = await server.client.post(f"/v1/traces/{trace_id}/continue", json={"mode": "auto"})
-        assert answer.status_code == 200, answer.text
-        trace = await server.finished(trace_id)
-        assert (trace["status"], trace["checkpoint"]) == ("completed", NAMES[0])
-        assert reported(trace) == whole
-
-    serve(scenario)
+async def test_paused_trace_resumes_across_swaps(server: Server) -> None:
+    (whole,) = (await references(server, NAMES[:1], range(7, 8), 90)).values()
+    trace_id = await ask(server, 7, mode="step")
+    await server.until(trace_id, "trace.paused")
+    for name in NAMES[1:]:
+        await activate(server, name)
+    assert NAMES[0] not in server.services.generation.status().loaded, "its engine is gone meanwhile"
+    answer = await server.client.post(f"/v1/traces/{trace_id}/continue", json={"mode": "auto"})
+    assert answer.status_code == 200, answer.text
+    trace = await server.finished(trace_id)
+    assert (trace["status"], trace["checkpoint"]) == ("completed", NAMES[0])
+    assert reported(trace) == whole
 
 
 def nan(folder: Path) -> None:
@@ -207,49 +192,42 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_invariant_12_bad_checkpoint_keeps_the_old_weights(serve: Callable[[Scenario], Any], folders: Path) -> None:
+async def test_invariant_12_bad_checkpoint_keeps_the_old_weights(server: Server, folders: Path) -> None:
     """Each fault in a folder to register, and in a folder that was valid when registered."""
-
-    async def scenario(server: Server) -> None:
-        (before,) = (await references(server, NAMES[:1], range(3, 4), 90)).values()
-        for reason, spoil in FAULTS.items():
-            folder = folders / "allowed" / reason
-            shutil.copytree(folders / "home" / "checkpoints" / "second", folder)
-            body = {"source": str(folder), "name": f"sound-{reason}"}
-            answer = await server.client.post("/v1/checkpoints", json=body)
-            assert answer.status_code == 201, answer.text
-            spoil(folder)
-            answer = await server.client.post("/v1/checkpoints", json=body | {"name": "bad"})
-            problem = is_problem(answer, 422, "checkpoint_invalid", "body.source")
-            assert problem["reason"] == reason
-            answer = await server.client.post(f"/v1/checkpoints/sound-{reason}/activate", json={"drain": "cancel"})
-            problem = is_problem(answer, 422, "checkpoint_invalid")
-            assert problem["reason"] == reason
-            answer = await server.client.post("/v1/traces", json=await server.body(checkpoint=f"sound-{reason}"))
-            is_problem(answer, 422, "checkpoint_invalid")
-        ready = (await server.client.get("/readyz")).json()
-        assert (ready["phase"], ready["checkpoint"], ready["detail"]) == ("ready", NAMES[0], "")
-        trace = await server.finished(await ask(server, 3))
-        assert reported(trace) == before
-        assert not any(name.startswith("sound") for name in server.services.generation.status().loaded)
-
-    serve(scenario)
+    (before,) = (await references(server, NAMES[:1], range(3, 4), 90)).values()
+    for reason, spoil in FAULTS.items():
+        folder = folders / "allowed" / reason
+        shutil.copytree(folders / "home" / "checkpoints" / "second", folder)
+        body = {"source": str(folder), "name": f"sound-{reason}"}
+        answer = await server.client.post("/v1/checkpoints", json=body)
+        assert answer.status_code == 201, answer.text
+        spoil(folder)
+        answer = await server.client.post("/v1/checkpoints", json=body | {"name": "bad"})
+        problem = is_problem(answer, 422, "checkpoint_invalid", "body.source")
+        assert problem["reason"] == reason
+        answer = await server.client.post(f"/v1/checkpoints/sound-{reason}/activate", json={"drain": "cancel"})
+        problem = is_problem(answer, 422, "checkpoint_invalid")
+        assert problem["reason"] == reason
+        answer = await server.client.post("/v1/traces", json=await server.body(checkpoint=f"sound-{reason}"))
+        is_problem(answer, 422, "checkpoint_invalid")
+    ready = (await server.client.get("/readyz")).json()
+    assert (ready["phase"], ready["checkpoint"], ready["detail"]) == ("ready", NAMES[0], "")
+    trace = await server.finished(await ask(server, 3))
+    assert reported(trace) == before
+    assert not any(name.startswith("sound") for name in server.services.generation.status().loaded)
 
 
-def test_insufficient_memory_reports_correct_figures(serve: Callable[[Scenario], Any], folders: Path) -> None:
-    async def scenario(server: Server) -> None:
-        large = make_tiny_checkpoint(folders / "home" / "checkpoints" / "large", context_len=2048)
-        answer = await server.client.post("/v1/checkpoints/large/activate", json={})
-        memory = is_problem(answer, 507, "insufficient_memory")["memory"]
-        assert memory["budget"] == BUDGET_MB << 20
-        assert memory["held"] + memory["needed"] > memory["budget"]
-        answer = await server.client.post("/v1/checkpoints/large/activate", json={"drain": "wait"})
-        assert answer.status_code == 200, answer.text
-        models = (await server.services.generation.memory())["models"]
-        assert models.keys() == {"large"}
-        assert abs(models["large"] - memory["needed"]) < 0.05 * memory["needed"]
-        back = await server.client.post(f"/v1/checkpoints/{NAMES[0]}/activate", json={"drain": "wait"})
-        assert back.status_code == 200, back.text
-        shutil.rmtree(large)
-
-    serve(scenario)
+async def test_insufficient_memory_reports_correct_figures(server: Server, folders: Path) -> None:
+    large = make_tiny_checkpoint(folders / "home" / "checkpoints" / "large", context_len=2048)
+    answer = await server.client.post("/v1/checkpoints/large/activate", json={})
+    memory = is_problem(answer, 507, "insufficient_memory")["memory"]
+    assert memory["budget"] == BUDGET_MB << 20
+    assert memory["held"] + memory["needed"] > memory["budget"]
+    answer = await server.client.post("/v1/checkpoints/large/activate", json={"drain": "wait"})
+    assert answer.status_code == 200, answer.text
+    models = (await server.services.generation.memory())["models"]
+    assert models.keys() == {"large"}
+    assert abs(models["large"] - memory["needed"]) < 0.05 * memory["needed"]
+    back = await server.client.post(f"/v1/checkpoints/{NAMES[0]}/activate", json={"drain": "wait"})
+    assert back.status_code == 200, back.text
+    shutil.rmtree(large)

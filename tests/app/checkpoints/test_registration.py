@@ -14,7 +14,7 @@ from app.contract.problems import Problem
 from app.storage import database as tables
 from app.storage.database import now
 from model.checkpoint.shards import CheckpointError
-from tests.app.conftest import Server, WithServer, both_databases, is_problem
+from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.fakes import FakeGeneration, Wait, answer_items, png, step_items, write_paper_checkpoint
 
 
@@ -36,10 +36,8 @@ async def delete(server: Server, name: str, **params: Any) -> Any:
     return await server.client.delete(f"/v1/checkpoints/{name}", params=params)
 
 
-def test_registered_folder_is_usable_and_never_deleted(
-    with_server: WithServer, mine: Path, engine: FakeGeneration
-) -> None:
-    async def scenario(server: Server) -> None:
+async def test_registered_folder_is_usable_and_never_deleted(serve: Serve, mine: Path, engine: FakeGeneration) -> None:
+    async with serve(allowed_roots=(mine.parent,)) as server:
         answer = await register(server, mine, name="my-run")
         assert answer.status_code == 201, answer.text
         assert answer.headers["Location"] == "/v1/checkpoints/my-run"
@@ -60,12 +58,11 @@ def test_registered_folder_is_usable_and_never_deleted(
         assert (mine / "manifest.json").is_file()
         is_problem(await delete(server, "my-run"), 404, "checkpoint_not_found")
 
-    with_server(scenario, allowed_roots=(mine.parent,))
-
 
 @both_databases
-def test_same_key_replays_the_registration(with_server: WithServer, mine: Path, engine: FakeGeneration) -> None:
-    async def scenario(server: Server) -> None:
+async def test_same_key_replays_the_registration(serve: Serve, mine: Path, engine: FakeGeneration) -> None:
+    async with serve(allowed_roots=(mine.parent,)) as server:
+
         async def post(name: str) -> Any:
             body = {"source": str(mine), "name": name}
             return await server.client.post("/v1/checkpoints", json=body, headers={"Idempotency-Key": "k"})
@@ -80,19 +77,16 @@ def test_same_key_replays_the_registration(with_server: WithServer, mine: Path, 
         both = await asyncio.gather(*(register(server, mine, name="c") for _ in range(2)))
         assert sorted(answer.status_code for answer in both) == [201, 409]
 
-    with_server(scenario, allowed_roots=(mine.parent,))
 
-
-def test_paths_outside_the_allowed_folders_are_rejected(
-    with_server: WithServer, mine: Path, tmp_path: Path, engine: FakeGeneration
+async def test_paths_outside_the_allowed_folders_are_rejected(
+    serve: Serve, mine: Path, tmp_path: Path, engine: FakeGeneration
 ) -> None:
     outside = Path(shutil.copytree(mine, tmp_path / "elsewhere" / "theirs"))
     (mine.parent / "link").symlink_to(outside)
     half = Path(shutil.copytree(mine, mine.parent / "half"))
     (half / "model.safetensors").unlink()
     (half / "model.safetensors").symlink_to(outside / "model.safetensors")
-
-    async def scenario(server: Server) -> None:
+    async with serve(allowed_roots=(mine.parent,)) as server:
         checked = len(engine.checks)
         for source in (
             outside,
@@ -111,11 +105,9 @@ def test_paths_outside_the_allowed_folders_are_rejected(
         assert len(engine.checks) == checked, "nothing of it was read"
         assert await ids(server) == {"nano-omni-r1"}
 
-    with_server(scenario, allowed_roots=(mine.parent,))
 
-
-def test_folder_redirected_after_registration_is_rejected(with_server: WithServer, mine: Path, tmp_path: Path) -> None:
-    async def scenario(server: Server) -> None:
+async def test_folder_redirected_after_registration_is_rejected(serve: Serve, mine: Path, tmp_path: Path) -> None:
+    async with serve(allowed_roots=(mine.parent,)) as server:
         assert (await register(server, mine, name="my-run")).status_code == 201
         theirs = shutil.move(mine, tmp_path / "theirs")
         mine.symlink_to(theirs)
@@ -126,8 +118,6 @@ def test_folder_redirected_after_registration_is_rejected(with_server: WithServe
         mine.unlink()
         assert "no longer exists" in (await server.client.get("/v1/checkpoints/my-run")).json()["problem"]
         assert (await delete(server, "my-run")).status_code == 204
-
-    with_server(scenario, allowed_roots=(mine.parent,))
 
 
 @pytest.mark.parametrize(
@@ -143,17 +133,12 @@ def test_folder_redirected_after_registration_is_rejected(with_server: WithServe
         ({"source": "x", "folder": "y"}, "body.folder"),
     ],
 )
-def test_invalid_body_is_rejected(with_server: WithServer, body: dict[str, Any], path: str) -> None:
-    async def scenario(server: Server) -> None:
-        is_problem(await server.client.post("/v1/checkpoints", json=body), 422, "invalid", path)
-
-    with_server(scenario)
+async def test_invalid_body_is_rejected(server: Server, body: dict[str, Any], path: str) -> None:
+    is_problem(await server.client.post("/v1/checkpoints", json=body), 422, "invalid", path)
 
 
-def test_engine_errors_are_reported_with_their_code(
-    with_server: WithServer, mine: Path, engine: FakeGeneration
-) -> None:
-    async def scenario(server: Server) -> None:
+async def test_engine_errors_are_reported_with_their_code(serve: Serve, mine: Path, engine: FakeGeneration) -> None:
+    async with serve(allowed_roots=(mine.parent,)) as server:
         engine.bad_folders["mine"] = "model.norm.weight is in no file of this checkpoint"
         problem = is_problem(await register(server, mine, name="x"), 422, "checkpoint_invalid", "body.source")
         assert problem["reason"] == "missing_tensor"
@@ -164,10 +149,8 @@ def test_engine_errors_are_reported_with_their_code(
         assert problem["reason"] == "pickle_only"
         assert await ids(server) == {"nano-omni-r1"}
 
-    with_server(scenario, allowed_roots=(mine.parent,))
 
-
-def test_fetched_hub_id_may_link_into_the_cache(with_server: WithServer, mine: Path, tmp_path: Path) -> None:
+async def test_fetched_hub_id_may_link_into_the_cache(serve: Serve, mine: Path, tmp_path: Path) -> None:
     repo = tmp_path / "cache" / "models--owner--some-model"
     blobs, snapshot = repo / "blobs", repo / "snapshots" / "abc"
     shutil.copytree(mine, blobs)
@@ -182,7 +165,7 @@ def test_fetched_hub_id_may_link_into_the_cache(with_server: WithServer, mine: P
             raise CheckpointError("download_failed", f"{hub_id} could not be fetched from the hub: no such repository")
         return snapshot
 
-    async def scenario(server: Server) -> None:
+    async with serve() as server:
         server.services.registration._fetch = fetch
         answer = await register(server, "owner/some-model", name="theirs")
         assert answer.status_code == 201, answer.text
@@ -195,62 +178,54 @@ def test_fetched_hub_id_may_link_into_the_cache(with_server: WithServer, mine: P
         assert (await delete(server, "theirs", unload="true")).status_code == 204
         assert (blobs / "model.safetensors").is_file()
 
-    with_server(scenario)
+
+@both_databases
+async def test_job_checkpoint_has_lineage_and_deletes_files(server: Server) -> None:
+    folder = server.home / "jobs" / "job_1" / "checkpoints" / "tuned-step-2"
+    write_paper_checkpoint(folder)
+
+    def reported(metrics: dict[str, float]) -> None:
+        server.services.checkpoints.register_job_checkpoint(
+            "tuned-step-2", folder, "nano-omni-r1", "job_1", "pesft", 2, metrics
+        )
+
+    await asyncio.to_thread(reported, {"loss/ce": 2.0})
+    await asyncio.to_thread(reported, {"loss/ce": 1.5})  # a resumed worker reports it again
+    entry = (await server.client.get("/v1/checkpoints/tuned-step-2")).json()
+    assert (entry["base"], entry["source"], entry["metrics"]) == ("nano-omni-r1", "job", {"loss/ce": 1.5})
+    assert entry["lineage"] == {"job_id": "job_1", "stage": "pesft", "step": 2}
+    with pytest.raises(Problem, match="a checkpoint named"):
+        await asyncio.to_thread(
+            server.services.checkpoints.register_job_checkpoint,
+            "tuned-step-2",
+            folder,
+            "nano-omni-r1",
+            "job_2",
+            "pesft",
+            2,
+            {},
+        )
+    assert (await delete(server, "tuned-step-2")).status_code == 204
+    assert not folder.exists()
+    assert list((server.home / "tmp").iterdir()) == []
+    assert await ids(server) == {"nano-omni-r1"}
 
 
 @both_databases
-def test_job_checkpoint_has_lineage_and_deletes_files(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        folder = server.home / "jobs" / "job_1" / "checkpoints" / "tuned-step-2"
-        write_paper_checkpoint(folder)
-
-        def reported(metrics: dict[str, float]) -> None:
-            server.services.checkpoints.register_job_checkpoint(
-                "tuned-step-2", folder, "nano-omni-r1", "job_1", "pesft", 2, metrics
-            )
-
-        await asyncio.to_thread(reported, {"loss/ce": 2.0})
-        await asyncio.to_thread(reported, {"loss/ce": 1.5})  # a resumed worker reports it again
-        entry = (await server.client.get("/v1/checkpoints/tuned-step-2")).json()
-        assert (entry["base"], entry["source"], entry["metrics"]) == ("nano-omni-r1", "job", {"loss/ce": 1.5})
-        assert entry["lineage"] == {"job_id": "job_1", "stage": "pesft", "step": 2}
-        with pytest.raises(Problem, match="a checkpoint named"):
-            await asyncio.to_thread(
-                server.services.checkpoints.register_job_checkpoint,
-                "tuned-step-2",
-                folder,
-                "nano-omni-r1",
-                "job_2",
-                "pesft",
-                2,
-                {},
-            )
-        assert (await delete(server, "tuned-step-2")).status_code == 204
-        assert not folder.exists()
-        assert list((server.home / "tmp").iterdir()) == []
-        assert await ids(server) == {"nano-omni-r1"}
-
-    with_server(scenario)
-
-
-@both_databases
-def test_active_shipped_and_base_checkpoints_are_kept(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        mine = write_paper_checkpoint(server.home / "checkpoints" / "mine")
-        is_problem(await delete(server, "nano-omni-r1"), 409, "checkpoint_in_use")
-        assert (await server.client.post("/v1/checkpoints/mine/activate", json={})).status_code == 200
-        is_problem(await delete(server, "nano-omni-r1", unload="true"), 409, "checkpoint_protected")
-        is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
-        assert (await server.client.post("/v1/checkpoints/nano-omni-r1/activate", json={})).status_code == 200
-        await asyncio.to_thread(live_job, server, "mine")
-        problem = is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
-        assert "job_7" in problem["detail"]
-        assert mine.is_dir()
-        await asyncio.to_thread(live_job, server, "mine", status="succeeded")
-        assert (await delete(server, "mine", unload="true")).status_code == 204
-        assert not mine.exists()
-
-    with_server(scenario)
+async def test_active_shipped_and_base_checkpoints_are_kept(server: Server) -> None:
+    mine = write_paper_checkpoint(server.home / "checkpoints" / "mine")
+    is_problem(await delete(server, "nano-omni-r1"), 409, "checkpoint_in_use")
+    assert (await server.client.post("/v1/checkpoints/mine/activate", json={})).status_code == 200
+    is_problem(await delete(server, "nano-omni-r1", unload="true"), 409, "checkpoint_protected")
+    is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
+    assert (await server.client.post("/v1/checkpoints/nano-omni-r1/activate", json={})).status_code == 200
+    await asyncio.to_thread(live_job, server, "mine")
+    problem = is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
+    assert "job_7" in problem["detail"]
+    assert mine.is_dir()
+    await asyncio.to_thread(live_job, server, "mine", status="succeeded")
+    assert (await delete(server, "mine", unload="true")).status_code == 204
+    assert not mine.exists()
 
 
 def live_job(server: Server, base: str, *, status: str = "running") -> None:
@@ -274,16 +249,12 @@ def live_job(server: Server, base: str, *, status: str = "running") -> None:
         connection.execute(sa.insert(tables.jobs).values(**row))
 
 
-def test_loaded_checkpoint_in_use_is_not_deleted(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_loaded_checkpoint_in_use_is_not_deleted(server: Server, engine: FakeGeneration) -> None:
     engine.script = lambda _request: [*step_items(1, "I look.", png()), Wait("go"), *answer_items(" red")]
-
-    async def scenario(server: Server) -> None:
-        write_paper_checkpoint(server.home / "checkpoints" / "mine")
-        trace_id = (await server.create(checkpoint="mine"))["id"]
-        await server.until(trace_id, "step.completed")
-        is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
-        engine.go("go")
-        assert (await server.finished(trace_id))["status"] == "completed"
-        assert (await delete(server, "mine", unload="true")).status_code == 204
-
-    with_server(scenario)
+    write_paper_checkpoint(server.home / "checkpoints" / "mine")
+    trace_id = (await server.create(checkpoint="mine"))["id"]
+    await server.until(trace_id, "step.completed")
+    is_problem(await delete(server, "mine", unload="true"), 409, "checkpoint_in_use")
+    engine.go("go")
+    assert (await server.finished(trace_id))["status"] == "completed"
+    assert (await delete(server, "mine", unload="true")).status_code == 204

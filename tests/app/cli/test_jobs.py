@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from app.cli.jobs import build_spec
 from app.cli.main import build_parser, main
 from app.cli.terminal import CommandError
-from tests.app.conftest import Server
+from tests.app.conftest import Serve, Server
 from tests.app.job_helpers import FakeCheckpoints, events, of_type, worker
 from training.spec.spec import PRESETS, parse_spec
 
@@ -29,8 +28,8 @@ def spec_of(*argv: str) -> dict[str, Any]:
     return build_spec(build_parser().parse_args(["train", *argv]))
 
 
-def test_train_follows_the_job_to_its_end(with_server: Callable[..., Any], capsys: Say) -> None:
-    async def scenario(server: Server) -> None:
+async def test_train_follows_the_job_to_its_end(serve: Serve, capsys: Say) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = server.services.jobs._activation = FakeCheckpoints()
         argv = [
             "train",
@@ -61,32 +60,26 @@ def test_train_follows_the_job_to_its_end(with_server: Callable[..., Any], capsy
         assert json.loads(capsys.readouterr().out) == []
         assert await cli(server, "jobs", "show", job["id"]) == 2
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_failed_job_exits_with_1_and_reason(with_server: Callable[..., Any], capsys: Say) -> None:
-    async def scenario(server: Server) -> None:
+async def test_failed_job_exits_with_1_and_reason(serve: Serve, capsys: Say) -> None:
+    async with serve(job_command=worker("fail")) as server:
         assert await cli(server, "train", "pesft", "--base", "nano-omni-r1") == 1
         said = capsys.readouterr().err
         assert "NaN at step 3 (loss_not_finite)" in said
         assert "the worker says hello" in said
 
-    with_server(scenario, job_command=worker("fail"))
 
-
-def test_all_invalid_fields_are_named(with_server: Callable[..., Any], capsys: Say) -> None:
-    async def scenario(server: Server) -> None:
+async def test_all_invalid_fields_are_named(serve: Serve, capsys: Say) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         argv = ["train", "pesft", "--base", "nano-omni-r1", "--set", "hyperparameters.steps=0", "--set", "seed=x"]
         assert await cli(server, *argv) == 2
         said = capsys.readouterr().err
         assert "hyperparameters.steps: " in said
         assert "seed: " in said
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_local_data_file_is_uploaded_first(with_server: Callable[..., Any], capsys: Say, tmp_path: Path) -> None:
-    async def scenario(server: Server) -> None:
+async def test_local_data_file_is_uploaded_first(serve: Serve, capsys: Say, tmp_path: Path) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         data = tmp_path / "mine.jsonl"
         data.write_text('{"Question": "?"}\n\n{"Question": "!"}\n')
@@ -101,11 +94,9 @@ def test_local_data_file_is_uploaded_first(with_server: Callable[..., Any], caps
         assert "line 2: no JSON" in capsys.readouterr().err
         assert await cli(server, *argv[:-1], str(tmp_path / "nowhere.jsonl")) == 1
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_job_can_be_detached_cancelled_and_resumed(with_server: Callable[..., Any], capsys: Say) -> None:
-    async def scenario(server: Server) -> None:
+async def test_job_can_be_detached_cancelled_and_resumed(serve: Serve, capsys: Say) -> None:
+    async with serve(job_command=worker("obey")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         assert await cli(server, "train", "pesft", "--base", "nano-omni-r1", "--detach") == 0
         job_id = capsys.readouterr().out.strip()
@@ -121,8 +112,6 @@ def test_job_can_be_detached_cancelled_and_resumed(with_server: Callable[..., An
             "running",
             "succeeded",
         ]
-
-    with_server(scenario, job_command=worker("obey"))
 
 
 @pytest.mark.parametrize("method", ["pesft", "perpo", "zero", "pipeline", "benchmark"])

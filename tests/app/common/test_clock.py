@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from app.common.clock import Clock, stamp
 from app.storage import database as tables
-from tests.app.conftest import Server, WithServer, both_databases
+from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import FakeCheckpoints, events, get, of_type, post, worker
 from tests.app.traces.test_pause_and_queue import held_early
 from tests.fakes import FakeGeneration, png
@@ -83,66 +81,55 @@ def test_before_never_covers_anything_younger(steps: list[float]) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 @both_databases
-def test_trace_keeps_its_order_and_durations(
-    step: float, with_server: WithServer, engine: FakeGeneration, clocks: Clocks
+async def test_trace_keeps_its_order_and_durations(
+    step: float, engine: FakeGeneration, clocks: Clocks, server: Server
 ) -> None:
     engine.script = held_early
-
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        await server.until(created["id"], "text.delta")
-        clocks.wall += step
-        engine.go("step")
-        trace = await server.finished(created["id"])
-        assert trace["created_at"] <= trace["started_at"] <= trace["finished_at"]
-        timings = trace["timings"]
-        assert 0 <= timings["queued_ms"] <= timings["first_text_ms"] <= timings["total_ms"] < DAY_MS
-
-    with_server(scenario)
+    created = await server.create()
+    await server.until(created["id"], "text.delta")
+    clocks.wall += step
+    engine.go("step")
+    trace = await server.finished(created["id"])
+    assert trace["created_at"] <= trace["started_at"] <= trace["finished_at"]
+    timings = trace["timings"]
+    assert 0 <= timings["queued_ms"] <= timings["first_text_ms"] <= timings["total_ms"] < DAY_MS
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_paused_trace_keeps_its_durations_over_a_restart(step: float, with_server: WithServer, clocks: Clocks) -> None:
-    async def scenario(server: Server) -> None:
-        created = await server.create(mode="step")
-        await server.until(created["id"], "trace.paused")
-        paused = (await server.get(created["id"]))["timings"]["total_ms"]
-        await server.stop()
-        clocks.wall += step
-        await server.start()
-        answer = await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
-        assert answer.status_code == 200
-        trace = await server.finished(created["id"])
-        assert 0 <= paused <= trace["timings"]["total_ms"] < DAY_MS
-        assert trace["created_at"] <= trace["started_at"] <= trace["finished_at"]
-
-    with_server(scenario)
+async def test_paused_trace_keeps_its_durations_over_a_restart(step: float, clocks: Clocks, server: Server) -> None:
+    created = await server.create(mode="step")
+    await server.until(created["id"], "trace.paused")
+    paused = (await server.get(created["id"]))["timings"]["total_ms"]
+    await server.stop()
+    clocks.wall += step
+    await server.start()
+    answer = await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
+    assert answer.status_code == 200
+    trace = await server.finished(created["id"])
+    assert 0 <= paused <= trace["timings"]["total_ms"] < DAY_MS
+    assert trace["created_at"] <= trace["started_at"] <= trace["finished_at"]
 
 
 @pytest.mark.parametrize("how", ["interrupted", "cancelled"])
-def test_other_ends_keep_the_order(how: str, with_server: WithServer, engine: FakeGeneration, clocks: Clocks) -> None:
+async def test_other_ends_keep_the_order(how: str, engine: FakeGeneration, clocks: Clocks, server: Server) -> None:
     engine.script = held_early
-
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        await server.until(created["id"], "text.delta")
-        clocks.wall -= 3 * DAY
-        if how == "interrupted":
-            await server.crash()
-            await server.start()
-        else:
-            await server.client.post(f"/v1/traces/{created['id']}/cancel")
-        trace = await server.get(created["id"])
-        assert trace["status"] == how
-        assert trace["created_at"] <= trace["started_at"] <= trace["finished_at"]
-
-    with_server(scenario)
+    created = await server.create()
+    await server.until(created["id"], "text.delta")
+    clocks.wall -= 3 * DAY
+    if how == "interrupted":
+        await server.crash()
+        await server.start()
+    else:
+        await server.client.post(f"/v1/traces/{created['id']}/cancel")
+    trace = await server.get(created["id"])
+    assert trace["status"] == how
+    assert trace["created_at"] <= trace["started_at"] <= trace["finished_at"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 @both_databases
-def test_job_keeps_its_order_and_duration(step: float, with_server: Callable[..., Any], clocks: Clocks) -> None:
-    async def scenario(server: Server) -> None:
+async def test_job_keeps_its_order_and_duration(step: float, serve: Serve, clocks: Clocks) -> None:
+    async with serve(job_command=worker("wait"), max_jobs=1) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         await events(server, job["id"], until=of_type("metrics"))
@@ -158,11 +145,9 @@ def test_job_keeps_its_order_and_duration(step: float, with_server: Callable[...
         assert cancelled["created_at"] <= cancelled["finished_at"]
         assert (cancelled["started_at"], cancelled["running_s"]) == (None, 0)
 
-    with_server(scenario, job_command=worker("wait"), max_jobs=1)
 
-
-def test_time_between_job_runs_does_not_count(with_server: Callable[..., Any], clocks: Clocks) -> None:
-    async def scenario(server: Server) -> None:
+async def test_time_between_job_runs_does_not_count(serve: Serve, clocks: Clocks) -> None:
+    async with serve(job_command=worker("obey")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         await events(server, job["id"], until=of_type("metrics"))
@@ -176,40 +161,32 @@ def test_time_between_job_runs_does_not_count(with_server: Callable[..., Any], c
         assert 0 < first["running_s"] <= second["running_s"] < DAY
         assert second["started_at"] == first["started_at"]
 
-    with_server(scenario, job_command=worker("obey"))
-
 
 @pytest.mark.parametrize("step", STEPS)
-def test_sweep_leaves_young_images(step: float, with_server: WithServer, clocks: Clocks) -> None:
-    async def scenario(server: Server) -> None:
-        images = server.services.images
-        loose = await server.image(png((1, 1, 1)))
-        clocks.run(3600)
-        clocks.wall += step
-        assert images.sweep() == 0
-        clocks.run(3600)
-        assert images.sweep() == 0
-        assert (await server.client.get(f"/v1/images/{loose}")).status_code == 200
-        clocks.run(500 * DAY)
-        assert images.sweep() == 1
-
-    with_server(scenario)
+async def test_sweep_leaves_young_images(step: float, clocks: Clocks, server: Server) -> None:
+    images = server.services.images
+    loose = await server.image(png((1, 1, 1)))
+    clocks.run(3600)
+    clocks.wall += step
+    assert images.sweep() == 0
+    clocks.run(3600)
+    assert images.sweep() == 0
+    assert (await server.client.get(f"/v1/images/{loose}")).status_code == 200
+    clocks.run(500 * DAY)
+    assert images.sweep() == 1
 
 
 @pytest.mark.parametrize("step", STEPS)
 @both_databases
-def test_key_is_kept_for_a_day(step: float, with_server: WithServer, clocks: Clocks) -> None:
-    async def scenario(server: Server) -> None:
-        body = json.dumps(await server.body())
-        headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
-        first = await server.client.post("/v1/traces", content=body, headers=headers)
-        clocks.run(3600)
-        clocks.wall += step
-        server.services.idempotency.sweep()
-        again = await server.client.post("/v1/traces", content=body, headers=headers)
-        assert again.json()["id"] == first.json()["id"]
-        clocks.run(500 * DAY)
-        anew = await server.client.post("/v1/traces", content=body, headers=headers)
-        assert anew.json()["id"] != first.json()["id"]
-
-    with_server(scenario)
+async def test_key_is_kept_for_a_day(step: float, clocks: Clocks, server: Server) -> None:
+    body = json.dumps(await server.body())
+    headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+    first = await server.client.post("/v1/traces", content=body, headers=headers)
+    clocks.run(3600)
+    clocks.wall += step
+    server.services.idempotency.sweep()
+    again = await server.client.post("/v1/traces", content=body, headers=headers)
+    assert again.json()["id"] == first.json()["id"]
+    clocks.run(500 * DAY)
+    anew = await server.client.post("/v1/traces", content=body, headers=headers)
+    assert anew.json()["id"] != first.json()["id"]

@@ -10,7 +10,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 
 from app.client import Client
 from model.log_lines import LineFormatter, request_id
-from tests.app.conftest import Server, WithServer, running
+from tests.app.conftest import Serve, Server, running
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration, held
 
@@ -111,116 +110,93 @@ def lines() -> Any:
     ours.setLevel(before)
 
 
-def test_every_response_has_an_id_and_a_line(with_server: WithServer, lines: Lines) -> None:
-    async def scenario(server: Server) -> None:
-        lines.reported.clear()
-        given = await server.client.get("/v1/limits?key=secret", headers={"X-Request-ID": "caller:7/a=b"})
-        assert given.headers["x-request-id"] == "caller:7/a=b"
-        made = []
-        for path in ("/v1/traces/unknown", "/v1/nothing", "/elsewhere", "/v1/%1b%0a"):
-            made.append((await server.client.get(path)).headers["x-request-id"])
-        made.append(
-            (await server.client.post("/v1/traces", content="{", headers={"content-type": "x/y"})).headers[
-                "x-request-id"
-            ]
-        )
-        made.append((await server.client.get("/v1/limits", headers={"host": "evil"})).headers["x-request-id"])
-        assert len(set(made)) == len(made)
-        reported = lines.of("omni_r1.access")
-        assert [line["request_id"] for line in reported] == ["caller:7/a=b", *made]
-        assert [line["path"] for line in reported][:5] == [
-            "/v1/limits",
-            "/v1/traces/unknown",
-            "/v1/nothing",
-            "/elsewhere",
-            "/v1/\x1b\n",
-        ]
-        assert reported[0].items() >= {"method": "GET", "status": 422, "bytes": len(given.content)}.items()
-        assert reported[0]["duration_ms"] >= 0
-        assert [line["status"] for line in reported][-1] == 421
-        assert "secret" not in json.dumps(reported)
-
-    with_server(scenario)
+async def test_every_response_has_an_id_and_a_line(lines: Lines, server: Server) -> None:
+    lines.reported.clear()
+    given = await server.client.get("/v1/limits?key=secret", headers={"X-Request-ID": "caller:7/a=b"})
+    assert given.headers["x-request-id"] == "caller:7/a=b"
+    made = []
+    for path in ("/v1/traces/unknown", "/v1/nothing", "/elsewhere", "/v1/%1b%0a"):
+        made.append((await server.client.get(path)).headers["x-request-id"])
+    made.append(
+        (await server.client.post("/v1/traces", content="{", headers={"content-type": "x/y"})).headers["x-request-id"]
+    )
+    made.append((await server.client.get("/v1/limits", headers={"host": "evil"})).headers["x-request-id"])
+    assert len(set(made)) == len(made)
+    reported = lines.of("omni_r1.access")
+    assert [line["request_id"] for line in reported] == ["caller:7/a=b", *made]
+    assert [line["path"] for line in reported][:5] == [
+        "/v1/limits",
+        "/v1/traces/unknown",
+        "/v1/nothing",
+        "/elsewhere",
+        "/v1/\x1b\n",
+    ]
+    assert reported[0].items() >= {"method": "GET", "status": 422, "bytes": len(given.content)}.items()
+    assert reported[0]["duration_ms"] >= 0
+    assert [line["status"] for line in reported][-1] == 421
+    assert "secret" not in json.dumps(reported)
 
 
 @pytest.mark.parametrize("given", ["", "a b", "a\tb", "é", "x" * 129, '"', "<script>"])
-def test_odd_request_id_is_replaced(with_server: WithServer, given: str) -> None:
-    async def scenario(server: Server) -> None:
-        answer = await server.client.get("/livez", headers=[(b"X-Request-ID", given.encode())])
-        assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
-
-    with_server(scenario)
+async def test_odd_request_id_is_replaced(server: Server, given: str) -> None:
+    answer = await server.client.get("/livez", headers=[(b"X-Request-ID", given.encode())])
+    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
 
 
-def test_polled_paths_are_logged_at_debug(with_server: WithServer, lines: Lines) -> None:
-    async def scenario(server: Server) -> None:
-        for level, expected in ((logging.INFO, 0), (logging.DEBUG, 4)):
-            logging.getLogger("omni_r1").setLevel(level)
-            lines.reported.clear()
-            for path in ("/livez", "/readyz", "/metrics", "/static/styles.css"):
-                assert (await server.client.get(path)).headers["x-request-id"]
-            assert len(lines.of("omni_r1.access")) == expected
-
-    with_server(scenario)
+async def test_polled_paths_are_logged_at_debug(lines: Lines, server: Server) -> None:
+    for level, expected in ((logging.INFO, 0), (logging.DEBUG, 4)):
+        logging.getLogger("omni_r1").setLevel(level)
+        lines.reported.clear()
+        for path in ("/livez", "/readyz", "/metrics", "/static/styles.css"):
+            assert (await server.client.get(path)).headers["x-request-id"]
+        assert len(lines.of("omni_r1.access")) == expected
 
 
-def test_access_log_can_be_disabled(with_server: WithServer, lines: Lines) -> None:
-    async def scenario(server: Server) -> None:
+async def test_access_log_can_be_disabled(serve: Serve, lines: Lines) -> None:
+    async with serve(access_log=False) as server:
         assert (await server.client.get("/v1/limits")).headers["x-request-id"]
         assert lines.of("omni_r1.access") == []
 
-    with_server(scenario, access_log=False)
+
+async def test_error_response_and_log_share_the_id(lines: Lines, server: Server) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    server.services.traces.reader.get = broken  # type: ignore[method-assign,assignment]
+    answer = await server.client.get("/v1/traces/x", headers={"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
+    (reported,) = lines.of("omni_r1.errors")
+    assert reported["request_id"] == "mine"
+    assert "RuntimeError: on purpose" in reported["exception"]
+    assert [line["status"] for line in lines.of("omni_r1.access")][-1:] == [500]
 
 
-def test_error_response_and_log_share_the_id(with_server: WithServer, lines: Lines) -> None:
-    async def scenario(server: Server) -> None:
-        def broken(*_: object) -> None:
-            raise RuntimeError("on purpose")
-
-        server.services.traces.reader.get = broken  # type: ignore[method-assign,assignment]
-        answer = await server.client.get("/v1/traces/x", headers={"X-Request-ID": "mine"})
-        assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
-        (reported,) = lines.of("omni_r1.errors")
-        assert reported["request_id"] == "mine"
-        assert "RuntimeError: on purpose" in reported["exception"]
-        assert [line["status"] for line in lines.of("omni_r1.access")][-1:] == [500]
-
-    with_server(scenario)
-
-
-def test_stream_is_logged_at_its_end(with_server: WithServer, engine: FakeGeneration, lines: Lines) -> None:
+async def test_stream_is_logged_at_its_end(engine: FakeGeneration, lines: Lines, server: Server) -> None:
     engine.script = held
+    headers = {"X-Request-ID": "creator"}
+    trace = (await server.client.post("/v1/traces", json=await server.body(), headers=headers)).json()
+    reader = asyncio.create_task(server.stream(trace["id"]))
+    await server.until(trace["id"], "step.completed")
+    path = f"/v1/traces/{trace['id']}/events"
 
-    async def scenario(server: Server) -> None:
-        headers = {"X-Request-ID": "creator"}
-        trace = (await server.client.post("/v1/traces", json=await server.body(), headers=headers)).json()
-        reader = asyncio.create_task(server.stream(trace["id"]))
-        await server.until(trace["id"], "step.completed")
-        path = f"/v1/traces/{trace['id']}/events"
+    def streams() -> list[dict[str, Any]]:
+        return [line for line in lines.of("omni_r1.access") if line["path"] == path]
 
-        def streams() -> list[dict[str, Any]]:
-            return [line for line in lines.of("omni_r1.access") if line["path"] == path]
-
-        while len(streams()) < 1:  # the dropped one, once the server has noticed
-            await asyncio.sleep(0.01)
-        engine.go("end")
-        body = b"".join(event.raw for event in await reader)
-        while len(streams()) < 2:
-            await asyncio.sleep(0.01)
-        assert streams()[-1]["bytes"] == len(body)
-        (ended,) = [line for line in lines.of("omni_r1.traces") if "completed" in line["message"]]
-        assert (ended["trace"], ended["request_id"]) == (trace["id"], "creator")
-
-    with_server(scenario)
+    while len(streams()) < 1:  # the dropped one, once the server has noticed
+        await asyncio.sleep(0.01)
+    engine.go("end")
+    body = b"".join(event.raw for event in await reader)
+    while len(streams()) < 2:
+        await asyncio.sleep(0.01)
+    assert streams()[-1]["bytes"] == len(body)
+    (ended,) = [line for line in lines.of("omni_r1.traces") if "completed" in line["message"]]
+    assert (ended["trace"], ended["request_id"]) == (trace["id"], "creator")
 
 
-def test_cors_exposes_the_request_id(tmp_path: Path, package: Path, run_async: Callable[[Any], Any]) -> None:
-    async def main() -> None:
-        async with running(tmp_path / "h", package, FakeGeneration(), cors_origins="http://a.example") as server:
-            answer = await server.client.get("/v1/limits", headers={"Origin": "http://a.example"})
-            assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
-
-    run_async(main())
+async def test_cors_exposes_the_request_id(tmp_path: Path, package: Path) -> None:
+    async with running(tmp_path / "h", package, FakeGeneration(), cors_origins="http://a.example") as server:
+        answer = await server.client.get("/v1/limits", headers={"Origin": "http://a.example"})
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
 
 
 # ---- whole processes

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from app.common import pools
 from app.common.pools import Pool, TooSlow
 from app.storage.database import Database
 from app.traces import event_writer
-from tests.app.conftest import Server, WithServer, is_problem
+from tests.app.conftest import Serve, Server, is_problem
 from tests.fakes import FakeGeneration, held
 from tests.postgres import Cluster
 
@@ -51,33 +51,26 @@ async def stuck(*filled: Pool) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_results_and_errors_are_returned(run_async: Callable[[Any], Any]) -> None:
-    async def main() -> None:
-        pool = Pool("t", threads=2, deadline_s=60)
-        assert await pool.run(divmod, 7, 2) == (3, 1)
-        for error in (ValueError, TimeoutError, StopIteration):
+async def test_results_and_errors_are_returned() -> None:
+    pool = Pool("t", threads=2, deadline_s=60)
+    assert await pool.run(divmod, 7, 2) == (3, 1)
+    for error in (ValueError, TimeoutError, StopIteration):
 
-            def fail(error: type[Exception] = error) -> None:
-                raise error("no")
+        def fail(error: type[Exception] = error) -> None:
+            raise error("no")
 
-            with pytest.raises(RuntimeError if error is StopIteration else error, match="no"):
-                await pool.run(fail)
-
-    run_async(main())
+        with pytest.raises(RuntimeError if error is StopIteration else error, match="no"):
+            await pool.run(fail)
 
 
-def test_pool_respects_its_thread_limit(run_async: Callable[[Any], Any]) -> None:
+async def test_pool_respects_its_thread_limit() -> None:
     seen: set[int] = set()
-
-    async def main() -> None:
-        pool = Pool("t", threads=3, deadline_s=60)
-        await asyncio.gather(*(pool.run(lambda: seen.add(threading.get_ident())) for _ in range(50)))
-        assert 1 <= len(seen) <= 3
-
-    run_async(main())
+    pool = Pool("t", threads=3, deadline_s=60)
+    await asyncio.gather(*(pool.run(lambda: seen.add(threading.get_ident())) for _ in range(50)))
+    assert 1 <= len(seen) <= 3
 
 
-def test_late_work_is_rejected_and_undone(run_async: Callable[[Any], Any]) -> None:
+async def test_late_work_is_rejected_and_undone() -> None:
     gate, undone, began = threading.Event(), threading.Event(), threading.Event()
     log: list[str] = []
 
@@ -90,48 +83,42 @@ def test_late_work_is_rejected_and_undone(run_async: Callable[[Any], Any]) -> No
         log.append(f"undone {result}")
         undone.set()
 
-    async def main() -> None:
-        pool = Pool("t", threads=1, deadline_s=0.5, waits_for="database")
-        late = asyncio.create_task(pool.run(slow, undo=undo))
-        queued = asyncio.create_task(pool.run(log.append, "never"))
-        with pytest.raises(TooSlow, match="database"):
-            await late
-        with pytest.raises(TooSlow):
-            await queued
-        with pytest.raises(TooSlow):  # at once: every thread hangs
-            await pool.run(log.append, "never")
-        gate.set()
-        while not undone.is_set():
-            await asyncio.sleep(0.005)
-        pool.deadline_s = 60
-        while pool._stuck:
-            await asyncio.sleep(0.005)
-        assert await pool.run(lambda: "again") == "again"
-        assert log == ["undone made"]
-
-    run_async(main())
+    pool = Pool("t", threads=1, deadline_s=0.5, waits_for="database")
+    late = asyncio.create_task(pool.run(slow, undo=undo))
+    queued = asyncio.create_task(pool.run(log.append, "never"))
+    with pytest.raises(TooSlow, match="database"):
+        await late
+    with pytest.raises(TooSlow):
+        await queued
+    with pytest.raises(TooSlow):  # at once: every thread hangs
+        await pool.run(log.append, "never")
+    gate.set()
+    while not undone.is_set():
+        await asyncio.sleep(0.005)
+    pool.deadline_s = 60
+    while pool._stuck:
+        await asyncio.sleep(0.005)
+    assert await pool.run(lambda: "again") == "again"
+    assert log == ["undone made"]
 
 
-def test_cancelled_caller_undoes_its_work(run_async: Callable[[Any], Any]) -> None:
+async def test_cancelled_caller_undoes_its_work() -> None:
     gate, began, undone = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> None:
         began.set()
         gate.wait(60)
 
-    async def main() -> None:
-        pool = Pool("t", threads=1, deadline_s=60)
-        task = asyncio.create_task(pool.run(slow, undo=lambda _: undone.set()))
-        while not began.is_set():
-            await asyncio.sleep(0.005)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        gate.set()
-        while not undone.is_set():
-            await asyncio.sleep(0.005)
-
-    run_async(main())
+    pool = Pool("t", threads=1, deadline_s=60)
+    task = asyncio.create_task(pool.run(slow, undo=lambda _: undone.set()))
+    while not began.is_set():
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.set()
+    while not undone.is_set():
+        await asyncio.sleep(0.005)
 
 
 def test_hanging_work_does_not_block_exit() -> None:
@@ -184,64 +171,56 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pool, "deadline_s", 1.0)
 
 
-def test_hanging_database_returns_503_and_undoes_traces(
-    with_server: WithServer, short: None, monkeypatch: pytest.MonkeyPatch
+async def test_hanging_database_returns_503_and_undoes_traces(
+    short: None, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
+    body = await server.body()
+    real = Database.write
 
-    async def scenario(server: Server) -> None:
-        body = await server.body()
-        real = Database.write
+    @contextlib.contextmanager
+    def write(self: Database) -> Iterator[Any]:
+        with real(self) as connection:
+            gate.wait(60)
+            yield connection
 
-        @contextlib.contextmanager
-        def write(self: Database) -> Iterator[Any]:
-            with real(self) as connection:
-                gate.wait(60)
-                yield connection
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Database, "write", write)
-            headers = {"Idempotency-Key": "k"}
-            answer = await server.client.post("/v1/traces", json=body, headers=headers)
-            is_problem(answer, 503, "database_unavailable")
-            assert int(answer.headers["retry-after"]) > 0
-            gate.set()
-        while pools.writes._stuck:
-            await asyncio.sleep(0.01)
-        assert (await server.client.get("/v1/traces")).json()["data"] == []
-        again = await server.client.post("/v1/traces", json=body, headers=headers)
-        assert (again.status_code, "idempotent-replayed" in again.headers) == (201, False)
-        assert (await server.finished(again.json()["id"]))["status"] == "completed"
-
-    with_server(scenario)
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "write", write)
+        headers = {"Idempotency-Key": "k"}
+        answer = await server.client.post("/v1/traces", json=body, headers=headers)
+        is_problem(answer, 503, "database_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        gate.set()
+    while pools.writes._stuck:
+        await asyncio.sleep(0.01)
+    assert (await server.client.get("/v1/traces")).json()["data"] == []
+    again = await server.client.post("/v1/traces", json=body, headers=headers)
+    assert (again.status_code, "idempotent-replayed" in again.headers) == (201, False)
+    assert (await server.finished(again.json()["id"]))["status"] == "completed"
 
 
-def test_slow_work_blocks_no_other_pool(with_server: WithServer, short: None) -> None:
-    async def scenario(server: Server) -> None:
-        body = await server.body()
-        async with stuck(pools.intake, pools.files, pools.streams):
-            assert (await server.client.get("/livez")).status_code == 200
-            assert (await server.client.get("/readyz")).status_code == 200
-            assert (await server.client.get("/v1/traces")).status_code == 200
-            answer = await server.client.post("/v1/traces", json=body)
-            is_problem(answer, 503, "storage_unavailable")
-        async with stuck(pools.reads):
-            assert (await server.client.get("/readyz")).status_code == 200
-            is_problem(await server.client.get("/v1/traces"), 503, "database_unavailable")
-
-    with_server(scenario)
+async def test_slow_work_blocks_no_other_pool(short: None, server: Server) -> None:
+    body = await server.body()
+    async with stuck(pools.intake, pools.files, pools.streams):
+        assert (await server.client.get("/livez")).status_code == 200
+        assert (await server.client.get("/readyz")).status_code == 200
+        assert (await server.client.get("/v1/traces")).status_code == 200
+        answer = await server.client.post("/v1/traces", json=body)
+        is_problem(answer, 503, "storage_unavailable")
+    async with stuck(pools.reads):
+        assert (await server.client.get("/readyz")).status_code == 200
+        is_problem(await server.client.get("/v1/traces"), 503, "database_unavailable")
 
 
-def test_hanging_commit_fails_running_traces(
-    with_server: WithServer, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
+async def test_hanging_commit_fails_running_traces(
+    serve: Serve, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that never answers raises nothing: only the clock reveals it."""
     monkeypatch.setattr(event_writer, "COMMIT_PATIENCE_S", 0.3)
     monkeypatch.setattr("app.traces.service.STORAGE_PATIENCE_S", 0.3)
     gate = threading.Event()
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve() as server:
         trace = await server.create()
         await server.until(trace["id"], "step.completed")
         log = server.services.events
@@ -265,23 +244,18 @@ def test_hanging_commit_fails_running_traces(
         assert (await server.finished(trace["id"]))["status"] in ("failed", "completed")
         assert (await server.client.get("/readyz")).status_code == 200
 
-    with_server(scenario)
 
-
-def test_pipe_in_a_checkpoint_folder_blocks_nothing(with_server: WithServer, paper_checkpoint: Path) -> None:
-    async def scenario(server: Server) -> None:
-        for name in ("config.json", "manifest.json", "tokenizer.json"):
-            folder = server.home / "checkpoints" / f"pipe-{name.partition('.')[0]}"
-            shutil.copytree(paper_checkpoint, folder)
-            (folder / name).unlink()
-            os.mkfifo(folder / name)
-            answer = await server.client.post("/v1/checkpoints", json={"source": str(folder), "name": "mine"})
-            problem = is_problem(answer, 422, "checkpoint_invalid", "body.source")
-            assert problem["reason"] == "broken_file"
-        entries = (await server.client.get("/v1/checkpoints")).json()["data"]
-        assert sum("not a regular file" in (entry["problem"] or "") for entry in entries if "problem" in entry) == 3
-
-    with_server(scenario)
+async def test_pipe_in_a_checkpoint_folder_blocks_nothing(server: Server, paper_checkpoint: Path) -> None:
+    for name in ("config.json", "manifest.json", "tokenizer.json"):
+        folder = server.home / "checkpoints" / f"pipe-{name.partition('.')[0]}"
+        shutil.copytree(paper_checkpoint, folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        answer = await server.client.post("/v1/checkpoints", json={"source": str(folder), "name": "mine"})
+        problem = is_problem(answer, 422, "checkpoint_invalid", "body.source")
+        assert problem["reason"] == "broken_file"
+    entries = (await server.client.get("/v1/checkpoints")).json()["data"]
+    assert sum("not a regular file" in (entry["problem"] or "") for entry in entries if "problem" in entry) == 3
 
 
 def test_postgresql_ends_slow_statements(postgres: Cluster) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.conftest import Server, WithServer
+from tests.app.conftest import Serve, Server
 from tests.app.generated import generators
 from tests.app.job_helpers import worker
 from tests.fakes import png
@@ -65,14 +65,13 @@ def followed(output: str) -> None:
     }
 
 
-def test_typescript_client_is_typed_and_follows_events(with_server: WithServer, tmp_path: Path) -> None:
+async def test_typescript_client_is_typed_and_follows_events(serve: Serve, tmp_path: Path) -> None:
     modules = generators.node_modules()
     (tmp_path / "node_modules").symlink_to(modules)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     shutil.copy(HERE / "follow.ts", tmp_path)
     tools = modules / ".bin"
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         types = ("--default-non-nullable=false", "--output", "studio.d.ts")
         source = await document(server, tmp_path)
         await asyncio.to_thread(run, tools / "openapi-typescript", source, *types, cwd=tmp_path)
@@ -80,21 +79,16 @@ def test_typescript_client_is_typed_and_follows_events(with_server: WithServer, 
         url = f"http://127.0.0.1:{server.port}"
         followed(await asyncio.to_thread(run, "node", "follow.js", url, IMAGE, cwd=tmp_path))
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_python_client_is_typed_and_follows_events(
-    with_server: WithServer, tmp_path: Path, pytestconfig: pytest.Config
+async def test_python_client_is_typed_and_follows_events(
+    serve: Serve, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     python = generators.python(pytestconfig.cache.mkdir("generators"))
     (tmp_path / "settings.yml").write_text("post_hooks: []\n")  # they only format
     flags = ("--meta", "none", "--output-path", tmp_path / "studio", "--config", tmp_path / "settings.yml")
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         generate = (python, "-m", "openapi_python_client", "generate", "--path", await document(server, tmp_path))
         await asyncio.to_thread(run, *generate, *flags, cwd=tmp_path)
         url = f"http://127.0.0.1:{server.port}"
         program = (python, HERE / "follow.py", url, IMAGE)
         followed(await asyncio.to_thread(run, *program, cwd=tmp_path, PYTHONPATH=str(tmp_path)))
-
-    with_server(scenario, job_command=worker("succeed"))

@@ -52,48 +52,38 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_large_bodies_take_turns(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        app = Slow()
-        middleware = BodyMiddleware(app, spool=Spool(tmp_path))
-        requests = [asyncio.create_task(post(middleware)) for _ in range(2)]
-        await until(lambda: app.bodies)
-        await asyncio.sleep(0.1)
-        assert app.bodies == [BODY]
-        app.go.set()
-        assert [sent[0]["status"] for sent in await asyncio.gather(*requests)] == [204, 204]
-        assert app.bodies == [BODY, BODY]
-
-    asyncio.run(scenario())
+async def test_large_bodies_take_turns(tmp_path: Path) -> None:
+    app = Slow()
+    middleware = BodyMiddleware(app, spool=Spool(tmp_path))
+    requests = [asyncio.create_task(post(middleware)) for _ in range(2)]
+    await until(lambda: app.bodies)
+    await asyncio.sleep(0.1)
+    assert app.bodies == [BODY]
+    app.go.set()
+    assert [sent[0]["status"] for sent in await asyncio.gather(*requests)] == [204, 204]
+    assert app.bodies == [BODY, BODY]
 
 
-def test_slow_response_does_not_hold_up_the_next_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_response_does_not_hold_up_the_next_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "TURN_S", 0.05)
-
-    async def scenario() -> None:
-        app = Slow()
-        middleware = BodyMiddleware(app, spool=Spool(tmp_path))
-        requests = [asyncio.create_task(post(middleware)) for _ in range(3)]
-        await until(lambda: len(app.bodies) == 3)
-        app.go.set()
-        await asyncio.gather(*requests)
-
-    asyncio.run(scenario())
+    app = Slow()
+    middleware = BodyMiddleware(app, spool=Spool(tmp_path))
+    requests = [asyncio.create_task(post(middleware)) for _ in range(3)]
+    await until(lambda: len(app.bodies) == 3)
+    app.go.set()
+    await asyncio.gather(*requests)
 
 
 @pytest.mark.parametrize("failing", ["open", "read_bytes"])
-def test_full_disk_returns_507(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+async def test_full_disk_returns_507(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async def scenario() -> None:
-        app = Slow()
-        app.go.set()
-        middleware = BodyMiddleware(app, spool=Spool(tmp_path))
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, failing, full)
-            assert (await post(middleware))[0]["status"] == 507
-        assert list(tmp_path.iterdir()) == []
-        assert (await post(middleware))[0]["status"] == 204, "the turn has ended"
-
-    asyncio.run(scenario())
+    app = Slow()
+    app.go.set()
+    middleware = BodyMiddleware(app, spool=Spool(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, failing, full)
+        assert (await post(middleware))[0]["status"] == 507
+    assert list(tmp_path.iterdir()) == []
+    assert (await post(middleware))[0]["status"] == 204, "the turn has ended"

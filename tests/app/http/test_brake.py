@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from app.http.brake import EVERYWHERE, LIMIT, MOST_ADDRESSES, WINDOW_S, Brake
-from tests.app.conftest import Server, WithServer, is_problem
+from tests.app.conftest import Serve, is_problem
 
 
-def test_wrong_logins_are_limited_bearer_keys_not(with_server: WithServer) -> None:
+async def test_wrong_logins_are_limited_bearer_keys_not(serve: Serve) -> None:
     key = "the-right-key-of-this-server"
-
-    async def scenario(server: Server) -> None:
+    async with serve(api_key=key) as server:
         for _ in range(LIMIT):
             is_problem(await server.client.post("/login", json={"key": "wrong"}), 401, "wrong_key")
         braked = await server.client.post("/login", json={"key": key})
@@ -20,8 +19,6 @@ def test_wrong_logins_are_limited_bearer_keys_not(with_server: WithServer) -> No
         assert "too many wrong keys" in form.text.lower()
         answer = await server.client.get("/v1/traces", headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 200
-
-    with_server(scenario, api_key=key)
 
 
 def test_limit_expires_and_is_bounded() -> None:

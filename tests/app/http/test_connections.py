@@ -12,7 +12,7 @@ import pytest
 
 from app.http import connections
 from app.http.connections import LEAST, MOST, connection_limit
-from tests.app.conftest import Server, WithServer
+from tests.app.conftest import Serve, Server
 from tests.fakes import FakeGeneration, held
 
 pytestmark = pytest.mark.slow
@@ -58,8 +58,8 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 
 @kinds
-def test_slow_clients_are_disconnected(with_server: WithServer, sent: bytes) -> None:
-    async def scenario(server: Server) -> None:
+async def test_slow_clients_are_disconnected(serve: Serve, sent: bytes) -> None:
+    async with serve(client_timeout_s=0.5) as server:
         async with connected(server, 3, sent) as pairs:
             answers = [await rest(reader) for reader, _ in pairs]
         for answer in answers:
@@ -72,53 +72,44 @@ def test_slow_clients_are_disconnected(with_server: WithServer, sent: bytes) -> 
                 break
             await asyncio.sleep(0.01)
 
-    with_server(scenario, client_timeout_s=0.5)
+
+async def test_dripping_body_is_disconnected(serve: Serve) -> None:
+    async with serve(client_timeout_s=1.0) as server, connected(server, 1, HEAD) as [(reader, writer)]:
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+
+        task = asyncio.create_task(drip())
+        answer = await asyncio.wait_for(reader.read(12), 60)
+        task.cancel()
+        assert answer == b"HTTP/1.1 408"
 
 
-def test_dripping_body_is_disconnected(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        async with connected(server, 1, HEAD) as [(reader, writer)]:
-
-            async def drip() -> None:
-                with contextlib.suppress(ConnectionError):
-                    while True:
-                        writer.write(b"x")
-                        await writer.drain()
-                        await asyncio.sleep(0.05)
-
-            task = asyncio.create_task(drip())
-            answer = await asyncio.wait_for(reader.read(12), 60)
-            task.cancel()
-            assert answer == b"HTTP/1.1 408"
-
-    with_server(scenario, client_timeout_s=1.0)
-
-
-def test_slow_but_steady_body_is_read(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_but_steady_body_is_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than the deadline in total, without a pause of that length."""
     body = b'{"question": "Where?", "images": 0}'
     head = b"POST /v1/limits HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
     monkeypatch.setattr(connections, "LEAST_BYTES_PER_S", 1)
-
-    async def scenario(server: Server) -> None:
-        async with connected(server, 1, head + b"Content-Length: %d\r\n\r\n" % len(body)) as [(reader, writer)]:
-            for at in range(0, len(body), 4):
-                writer.write(body[at : at + 4])
-                await asyncio.sleep(1)
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-
-    with_server(scenario, client_timeout_s=5.0)
+    async with serve(client_timeout_s=5.0) as server, connected(server, 1, head) as [(reader, writer)]:
+        for at in range(0, len(body), 4):
+            writer.write(body[at : at + 4])
+            await asyncio.sleep(1)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
 
 
 @kinds
-def test_idle_connections_are_evicted_for_new_requests(
-    with_server: WithServer, engine: FakeGeneration, sent: bytes, monkeypatch: pytest.MonkeyPatch
+async def test_idle_connections_are_evicted_for_new_requests(
+    serve: Serve, engine: FakeGeneration, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred rude connections with twenty allowed: requests are answered and streams stay complete."""
     monkeypatch.setattr(connections, "STALLED_S", 0.0)
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve(most_connections=20, client_timeout_s=600) as server:
         trace = await server.create()
         stream = asyncio.create_task(server.stream(trace["id"]))
         while server.services.events.open_streams < 1:
@@ -131,13 +122,10 @@ def test_idle_connections_are_evicted_for_new_requests(
             assert (await stream)[-1].type == "trace.completed"
             assert (await server.get((await server.create())["id"]))["question"]
 
-    with_server(scenario, most_connections=20, client_timeout_s=600)
 
-
-def test_full_server_limits_streams_to_their_share(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_full_server_limits_streams_to_their_share(serve: Serve, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve(most_connections=20) as server:
         trace = await server.create()
         request = f"GET /v1/traces/{trace['id']}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         async with connected(server, 15, request):
@@ -154,16 +142,13 @@ def test_full_server_limits_streams_to_their_share(with_server: WithServer, engi
         engine.go("end")
         await server.finished(trace["id"])
 
-    with_server(scenario, most_connections=20)
 
-
-def test_busy_server_rejects_new_connections_with_503(
-    with_server: WithServer, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
+async def test_busy_server_rejects_new_connections_with_503(
+    serve: Serve, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "MOST_STREAMS", 1.0)
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve(most_connections=20) as server:
         trace = await server.create()
         await server.client.aclose()
         request = f"GET /v1/traces/{trace['id']}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -177,13 +162,10 @@ def test_busy_server_rejects_new_connections_with_503(
             assert server.services.events.open_streams == 20
         engine.go("end")
 
-    with_server(scenario, most_connections=20)
 
-
-def test_stalled_reader_is_disconnected(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalled_reader_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its connection nor its pending data stays in memory."""
-
-    async def scenario(server: Server) -> None:
+    async with serve(client_timeout_s=0.3) as server:
         request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -194,17 +176,12 @@ def test_stalled_reader_is_disconnected(with_server: WithServer, monkeypatch: py
             await asyncio.sleep(0.01)
         writer.transport.abort()
 
-    with_server(scenario, client_timeout_s=0.3)
 
-
-def test_keep_alive_connection_serves_many_requests(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        before = len(server.guard.open)
-        for _ in range(50):
-            assert (await server.client.get("/livez")).status_code == 200
-        assert len(server.guard.open) == before
-
-    with_server(scenario)
+async def test_keep_alive_connection_serves_many_requests(server: Server) -> None:
+    before = len(server.guard.open)
+    for _ in range(50):
+        assert (await server.client.get("/livez")).status_code == 200
+    assert len(server.guard.open) == before
 
 
 @pytest.mark.parametrize("descriptors", [0, 64, 200, 256, 1024, 20_000, 10**6])
@@ -230,13 +207,12 @@ def test_open_file_limit_is_raised() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/images", "/v1/traces", "/v1/jobs", "/login", "/livez", "/nowhere"])
 @pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabc", b"-1\r\n\r\n", b"\x00\x00\r\n"])
-def test_invalid_chunk_gets_one_response(
-    with_server: WithServer, caplog: pytest.LogCaptureFixture, path: str, body: bytes
+async def test_invalid_chunk_gets_one_response(
+    serve: Serve, caplog: pytest.LogCaptureFixture, path: str, body: bytes
 ) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += "Transfer-Encoding: chunked\r\n\r\n"
-
-    async def scenario(server: Server) -> None:
+    async with serve() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(head.encode() + body)
         writer.write_eof()
@@ -244,6 +220,4 @@ def test_invalid_chunk_gets_one_response(
         writer.close()
         assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
         assert (await server.client.get("/livez")).status_code == 200
-
-    with_server(scenario)
     assert not [record for record in caplog.records if record.exc_info]

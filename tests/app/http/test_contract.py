@@ -23,7 +23,7 @@ from app.storage import database as tables
 from app.storage.images import encode_png
 from model.engine.messages import GenerationRequest
 from model.engine.phases import ANSWER_ROOM
-from tests.app.conftest import Server, WithServer
+from tests.app.conftest import Server
 from tests.fakes import FakeGeneration, Item, answer_items, step_items
 from training.skills import Action, apply
 from training.spec.spec import parse_spec
@@ -110,56 +110,50 @@ def test_pages_read_the_same_words() -> None:
     assert written == javascript.module(), "run `python -m app.contract.javascript > static/shared/contract.js`"
 
 
-def test_responses_match_the_documented_schemas(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        trace = await server.finished((await server.create())["id"])
-        Trace.model_validate(trace)
-        get = server.client.get
-        CheckpointList.model_validate((await get("/v1/checkpoints")).json())
-        ModelList.model_validate((await get("/v1/models")).json())
-        LimitsOut.model_validate((await get("/v1/limits")).json())
-        Ready.model_validate((await get("/readyz")).json())
-        ProblemOut.model_validate((await get("/v1/traces/x")).json())
-        room = await server.client.post("/v1/limits", json={"question": "Where?", "images": 1})
-        measured = RoomOut.model_validate(room.json())
-        assert measured.prompt_tokens + measured.room_tokens == 768
-        assert measured.room_images == (measured.room_tokens - ANSWER_ROOM) // 66
-        metrics = (await get("/metrics")).text
-        assert 'route="/v1/traces/{trace_id}"' in metrics
-        assert trace["id"] not in metrics
-        assert (await get("/redoc")).status_code != 200
-        page = (await get("/docs")).text
-        assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) <= {
-            f"/static/swagger/{name}" for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
-        }
-        for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
-            assert (await get(f"/static/swagger/{name}")).status_code == 200
-
-    with_server(scenario)
+async def test_responses_match_the_documented_schemas(server: Server) -> None:
+    trace = await server.finished((await server.create())["id"])
+    Trace.model_validate(trace)
+    get = server.client.get
+    CheckpointList.model_validate((await get("/v1/checkpoints")).json())
+    ModelList.model_validate((await get("/v1/models")).json())
+    LimitsOut.model_validate((await get("/v1/limits")).json())
+    Ready.model_validate((await get("/readyz")).json())
+    ProblemOut.model_validate((await get("/v1/traces/x")).json())
+    room = await server.client.post("/v1/limits", json={"question": "Where?", "images": 1})
+    measured = RoomOut.model_validate(room.json())
+    assert measured.prompt_tokens + measured.room_tokens == 768
+    assert measured.room_images == (measured.room_tokens - ANSWER_ROOM) // 66
+    metrics = (await get("/metrics")).text
+    assert 'route="/v1/traces/{trace_id}"' in metrics
+    assert trace["id"] not in metrics
+    assert (await get("/redoc")).status_code != 200
+    page = (await get("/docs")).text
+    assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) <= {
+        f"/static/swagger/{name}" for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+    }
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
+        assert (await get(f"/static/swagger/{name}")).status_code == 200
 
 
-def test_task_is_reproducible_and_reveals_on_demand(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        get = server.client.get
-        plain = (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json()
-        assert (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json() == plain
-        TaskOut.model_validate(plain)
-        assert "answer" not in plain
-        assert "steps" not in plain
-        assert (await get(plain["image"]["url"])).status_code == 200
-        revealed = (await get("/v1/tasks", params={"slice": "operational", "seed": 5, "reveal": True})).json()
-        assert revealed.items() >= plain.items()
-        assert revealed["answer"] == make_task("operational", 5).answer
-        for index, step in enumerate(revealed["steps"], 1):
-            assert step["index"] == index
-            assert (await get(step["image"]["url"])).status_code == 200
-        drawn = (await get("/v1/tasks")).json()
-        assert drawn["seed"] >= EVAL_SEED_MIN
-
-    with_server(scenario)
+async def test_task_is_reproducible_and_reveals_on_demand(server: Server) -> None:
+    get = server.client.get
+    plain = (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json()
+    assert (await get("/v1/tasks", params={"slice": "operational", "seed": 5})).json() == plain
+    TaskOut.model_validate(plain)
+    assert "answer" not in plain
+    assert "steps" not in plain
+    assert (await get(plain["image"]["url"])).status_code == 200
+    revealed = (await get("/v1/tasks", params={"slice": "operational", "seed": 5, "reveal": True})).json()
+    assert revealed.items() >= plain.items()
+    assert revealed["answer"] == make_task("operational", 5).answer
+    for index, step in enumerate(revealed["steps"], 1):
+        assert step["index"] == index
+        assert (await get(step["image"]["url"])).status_code == 200
+    drawn = (await get("/v1/tasks")).json()
+    assert drawn["seed"] >= EVAL_SEED_MIN
 
 
-def test_task_trace_carries_the_checkers_verdict(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_task_trace_carries_the_checkers_verdict(server: Server, engine: FakeGeneration) -> None:
     task = make_task("operational", EVAL_SEED_MIN + 3)
     answers = [task.answer.upper() + ".", "no idea"]
 
@@ -172,27 +166,23 @@ def test_task_trace_carries_the_checkers_verdict(with_server: WithServer, engine
         return [*items, *answer_items(answer)]
 
     engine.script = script
-
-    async def scenario(server: Server) -> None:
-        shown = (await server.client.get("/v1/tasks", params={"slice": "operational", "seed": task.seed})).json()
-        body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
-        verdicts = []
-        for _ in range(2):
-            created = (await server.client.post("/v1/traces", json=body)).json()
-            trace = await server.finished(created["id"])
-            assert trace["steps"][0]["image"]["skill"] == task.steps[0].skill
-            verdicts.append(trace["verdict"])
-        steps = len(task.steps)
-        assert verdicts[0] == {"answer": "right", "drawings_right": steps, "drawings_total": steps}
-        assert verdicts[1]["answer"] == "wrong"
-        assert verdicts[1]["drawings_right"] < steps
-        right = (await server.client.get("/v1/traces", params={"verdict": "right", "slice": "operational"})).json()
-        assert len(right["data"]) == 1
-
-    with_server(scenario)
+    shown = (await server.client.get("/v1/tasks", params={"slice": "operational", "seed": task.seed})).json()
+    body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
+    verdicts = []
+    for _ in range(2):
+        created = (await server.client.post("/v1/traces", json=body)).json()
+        trace = await server.finished(created["id"])
+        assert trace["steps"][0]["image"]["skill"] == task.steps[0].skill
+        verdicts.append(trace["verdict"])
+    steps = len(task.steps)
+    assert verdicts[0] == {"answer": "right", "drawings_right": steps, "drawings_total": steps}
+    assert verdicts[1]["answer"] == "wrong"
+    assert verdicts[1]["drawings_right"] < steps
+    right = (await server.client.get("/v1/traces", params={"verdict": "right", "slice": "operational"})).json()
+    assert len(right["data"]) == 1
 
 
-def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_first_drawing_is_judged_against_the_seen_image(server: Server, engine: FakeGeneration) -> None:
     """As in the evaluation: the decode of the question's codes, kept over a pause, not the image itself."""
     task = make_task("natural", EVAL_SEED_MIN + 1)
     dimmed = ImageEnhance.Brightness(task.image).enhance(0.6)  # as a poor tokenizer might render it
@@ -200,42 +190,35 @@ def test_first_drawing_is_judged_against_the_seen_image(with_server: WithServer,
 
     engine.script = lambda _request: [*step_items(1, "Now what.", drawn), *answer_items("x")]
     engine.seen_image = encode_png(dimmed)
-
-    async def scenario(server: Server) -> None:
-        shown = (await server.client.get("/v1/tasks", params={"slice": "natural", "seed": task.seed})).json()
-        body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
-        counts = []
-        for mode in ("auto", "step", "auto"):
-            created = (await server.client.post("/v1/traces", json=body | {"mode": mode})).json()
-            if mode == "step":
-                await server.until(created["id"], "trace.paused")
-                await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
-            counts.append((await server.finished(created["id"]))["verdict"]["drawings_right"])
-            if mode == "step":
-                engine.seen_image = None
-        assert counts == [1, 1, 0]
-
-    with_server(scenario)
+    shown = (await server.client.get("/v1/tasks", params={"slice": "natural", "seed": task.seed})).json()
+    body = {"question": shown["question"], "images": [{"image_id": shown["image_id"]}], "task_id": shown["task_id"]}
+    counts = []
+    for mode in ("auto", "step", "auto"):
+        created = (await server.client.post("/v1/traces", json=body | {"mode": mode})).json()
+        if mode == "step":
+            await server.until(created["id"], "trace.paused")
+            await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
+        counts.append((await server.finished(created["id"]))["verdict"]["drawings_right"])
+        if mode == "step":
+            engine.seen_image = None
+    assert counts == [1, 1, 0]
 
 
-def test_page_of_ten_thousand_traces_is_fast(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        trace = await server.finished((await server.create())["id"])
-        t = tables.traces
-        with server.services.db.write() as connection:
-            row = dict(connection.execute(sa.select(t)).mappings().one())
-            rows = [row | {"id": f"tr_0{n:019d}", "question": f"Where is number {n}?"} for n in range(10_000)]
-            connection.execute(sa.insert(t), rows)
-        for params in ({}, {"status": "completed"}, {"after": "tr_00000000000000005000"}):
-            page = (await server.client.get("/v1/traces", params=params)).json()
-            assert (len(page["data"]), page["has_more"]) == (20, True)
-        page = (await server.client.get("/v1/traces", params={"q": "number 9999"})).json()
-        assert [entry["question"] for entry in page["data"]] == ["Where is number 9999?"]
-        with server.services.db.read() as connection:
-            plan = connection.exec_driver_sql(
-                "EXPLAIN QUERY PLAN SELECT id FROM traces WHERE status = 'completed' ORDER BY id DESC LIMIT 21"
-            ).all()
-        assert "ix_traces_status_id" in str(plan)
-        assert trace["id"] > "tr_0"
-
-    with_server(scenario)
+async def test_page_of_ten_thousand_traces_is_fast(server: Server) -> None:
+    trace = await server.finished((await server.create())["id"])
+    t = tables.traces
+    with server.services.db.write() as connection:
+        row = dict(connection.execute(sa.select(t)).mappings().one())
+        rows = [row | {"id": f"tr_0{n:019d}", "question": f"Where is number {n}?"} for n in range(10_000)]
+        connection.execute(sa.insert(t), rows)
+    for params in ({}, {"status": "completed"}, {"after": "tr_00000000000000005000"}):
+        page = (await server.client.get("/v1/traces", params=params)).json()
+        assert (len(page["data"]), page["has_more"]) == (20, True)
+    page = (await server.client.get("/v1/traces", params={"q": "number 9999"})).json()
+    assert [entry["question"] for entry in page["data"]] == ["Where is number 9999?"]
+    with server.services.db.read() as connection:
+        plan = connection.exec_driver_sql(
+            "EXPLAIN QUERY PLAN SELECT id FROM traces WHERE status = 'completed' ORDER BY id DESC LIMIT 21"
+        ).all()
+    assert "ix_traces_status_id" in str(plan)
+    assert trace["id"] > "tr_0"

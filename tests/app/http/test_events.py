@@ -18,7 +18,7 @@ from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
 from app.contract.schemas import Out
 from model.engine.messages import Failed, Finished, GenerationRequest
-from tests.app.conftest import Server, Sse, WithServer
+from tests.app.conftest import Serve, Server, Sse
 from tests.app.job_helpers import SPEC, events, of_type, post, worker
 from tests.app.stream_events import check_event
 from tests.fakes import Crash, FakeGeneration, Item, Wait, emitted, png, step_items
@@ -72,36 +72,29 @@ def test_models_of_traces_reject_other_fields(type_: str) -> None:
         check_event("traces", type_, data | {"other": 1})
 
 
-def test_events_of_random_traces_fit_their_models(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_events_of_random_traces_fit_their_models(serve: Serve, engine: FakeGeneration) -> None:
     engine.script = random_script
     engine.num_slots = 3
-
-    async def scenario(server: Server) -> None:
+    async with serve(max_queue=64) as server:
         found = await asyncio.gather(*(play(server, seed) for seed in range(48)))
         traces = (await server.client.get("/v1/traces", params={"limit": 12, "status": "completed"})).json()["data"]
         found += await asyncio.gather(*(branch(server, trace["id"]) for trace in traces))
         assert {event.type for log in found for event in log} == TRACE_EVENTS.keys()
 
-    with_server(scenario, max_queue=64)
 
-
-def test_events_of_groups_fit_their_models(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_events_of_groups_fit_their_models(server: Server, engine: FakeGeneration) -> None:
     engine.script = random_script
-
-    async def scenario(server: Server) -> None:
-        first = await server.create(sampling={"seed": 0}, n=len(ENDS))
-        for member in (await server.client.get("/v1/traces", params={"group": first["group_id"]})).json()["data"]:
-            if end_of(member["sampling"]["seed"]) == "endless":
-                await server.until(member["id"], "step.completed")
-                await server.client.post(f"/v1/traces/{member['id']}/cancel")
-        log = await server.stream(first["group_id"], kind="groups")
-        assert log[-1].type == "group.completed"
-        assert [event.id for event in log] == list(range(1, len(log) + 1))
-        assert {event.data["trace_id"] for event in log[:-1]} == set(
-            (await server.client.get(f"/v1/groups/{first['group_id']}")).json()["trace_ids"]
-        )
-
-    with_server(scenario)
+    first = await server.create(sampling={"seed": 0}, n=len(ENDS))
+    for member in (await server.client.get("/v1/traces", params={"group": first["group_id"]})).json()["data"]:
+        if end_of(member["sampling"]["seed"]) == "endless":
+            await server.until(member["id"], "step.completed")
+            await server.client.post(f"/v1/traces/{member['id']}/cancel")
+    log = await server.stream(first["group_id"], kind="groups")
+    assert log[-1].type == "group.completed"
+    assert [event.id for event in log] == list(range(1, len(log) + 1))
+    assert {event.data["trace_id"] for event in log[:-1]} == set(
+        (await server.client.get(f"/v1/groups/{first['group_id']}")).json()["trace_ids"]
+    )
 
 
 def end_of(seed: int) -> str:
@@ -154,27 +147,22 @@ async def branch(server: Server, parent_id: str) -> list[Sse]:
     return await server.stream(made.json()["data"][0]["id"])
 
 
-def test_events_of_jobs_fit_their_models(with_server: WithServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_of_jobs_fit_their_models(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_R1_PLAY_PACE", "0")
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=PLAY_WORKER) as server:
         found = await events(server, (await post(server, PIPELINE))["id"])
         assert {event.type for event in found} == JOB_EVENTS.keys()
 
-    with_server(scenario, job_command=PLAY_WORKER)
-
 
 @pytest.mark.parametrize("what", ["succeed", "fail", "crash", "full"])
-def test_events_of_ending_and_waiting_jobs_fit_their_models(with_server: WithServer, what: str) -> None:
-    async def scenario(server: Server) -> None:
+async def test_events_of_ending_and_waiting_jobs_fit_their_models(serve: Serve, what: str) -> None:
+    async with serve(job_command=worker(what)) as server:
         job = await post(server, SPEC)
         if what == "full":
             await events(server, job["id"], until=lambda event: bool(event.data.get("waiting")))
             (server.home / "jobs" / job["id"] / "go").touch()
         found = await events(server, job["id"])
         assert of_type("job.status")(found[-1])
-
-    with_server(scenario, job_command=worker(what))
 
 
 def test_recorded_events_fit_their_models() -> None:

@@ -13,7 +13,7 @@ import pytest
 from app.common.logs import LineFormatter
 from app.http.compression import accepts_gzip
 from app.http.conditional import matches
-from tests.app.conftest import Server, WithServer, is_problem
+from tests.app.conftest import Serve, Server, is_problem
 from tests.fakes import png
 
 AWKWARD = (
@@ -50,59 +50,47 @@ async def concrete(server: Server) -> dict[str, str]:
     return paths
 
 
-def test_every_get_route_answers_head(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        paths = await concrete(server)
-        for path in [*paths.values(), "/docs", "/openapi.json", "/static/logo.svg", "/nowhere", "/v1/nowhere"]:
-            if path == "/metrics":  # its values change
-                continue
-            get = await server.client.get(path)
-            head = await server.client.head(path)
-            assert (head.status_code, head.content) == (get.status_code, b""), path
-            for name in ("content-type", "content-length", "etag", "cache-control"):
-                assert head.headers.get(name) == get.headers.get(name), (path, name)
-
-    with_server(scenario)
+async def test_every_get_route_answers_head(server: Server) -> None:
+    paths = await concrete(server)
+    for path in [*paths.values(), "/docs", "/openapi.json", "/static/logo.svg", "/nowhere", "/v1/nowhere"]:
+        if path == "/metrics":  # its values change
+            continue
+        get = await server.client.get(path)
+        head = await server.client.head(path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        for name in ("content-type", "content-length", "etag", "cache-control"):
+            assert head.headers.get(name) == get.headers.get(name), (path, name)
 
 
-def test_head_never_starts_an_event_stream(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        trace = await server.create()
-        head = await server.client.head(f"/v1/traces/{trace['id']}/events")
-        assert head.status_code == 200
-        assert head.headers["content-type"].startswith("text/event-stream")
-        assert server.services.events.open_streams == 0
-
-    with_server(scenario)
+async def test_head_never_starts_an_event_stream(server: Server) -> None:
+    trace = await server.create()
+    head = await server.client.head(f"/v1/traces/{trace['id']}/events")
+    assert head.status_code == 200
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert server.services.events.open_streams == 0
 
 
-def test_known_etag_returns_304(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        paths = await concrete(server)
-        tagged = 0
-        for path in [*paths.values(), "/static/logo.svg", "/static/viewer/viewer.js"]:
-            etag = (await server.client.get(path)).headers.get("etag")
-            if etag is None:
-                continue
-            tagged += 1
-            for value in (etag, f"W/{etag}", f'"other", {etag}', "*", f'"a,b",{etag}'):
-                answer = await server.client.get(path, headers={"if-none-match": value})
-                assert (answer.status_code, answer.content) == (304, b""), (path, value)
-                assert answer.headers["etag"] == etag
-                assert (await server.client.head(path, headers={"if-none-match": value})).status_code == 304
-            for value in ('"other"', etag.strip('"'), "", '"'):
-                assert (await server.client.get(path, headers={"if-none-match": value})).status_code == 200, value
-        assert tagged >= 4
-
-    with_server(scenario)
+async def test_known_etag_returns_304(server: Server) -> None:
+    paths = await concrete(server)
+    tagged = 0
+    for path in [*paths.values(), "/static/logo.svg", "/static/viewer/viewer.js"]:
+        etag = (await server.client.get(path)).headers.get("etag")
+        if etag is None:
+            continue
+        tagged += 1
+        for value in (etag, f"W/{etag}", f'"other", {etag}', "*", f'"a,b",{etag}'):
+            answer = await server.client.get(path, headers={"if-none-match": value})
+            assert (answer.status_code, answer.content) == (304, b""), (path, value)
+            assert answer.headers["etag"] == etag
+            assert (await server.client.head(path, headers={"if-none-match": value})).status_code == 304
+        for value in ('"other"', etag.strip('"'), "", '"'):
+            assert (await server.client.get(path, headers={"if-none-match": value})).status_code == 200, value
+    assert tagged >= 4
 
 
-def test_unsafe_method_ignores_if_none_match(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        answer = await server.client.post("/v1/traces", json=await server.body(), headers={"if-none-match": "*"})
-        assert answer.status_code == 201
-
-    with_server(scenario)
+async def test_unsafe_method_ignores_if_none_match(server: Server) -> None:
+    answer = await server.client.post("/v1/traces", json=await server.body(), headers={"if-none-match": "*"})
+    assert answer.status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -123,34 +111,31 @@ def test_etags_are_compared_weakly(header: str, etag: str | None, same: bool) ->
     assert matches(header, etag) is same
 
 
-def test_json_is_compressed_event_streams_are_not(with_server: WithServer) -> None:
+async def test_json_is_compressed_event_streams_are_not(server: Server) -> None:
     async def raw(server: Server, path: str, accept: str) -> tuple[Any, bytes]:
         async with server.client.stream("GET", path, headers={"accept-encoding": accept}) as answer:
             return answer, b"".join([chunk async for chunk in answer.aiter_raw()])
 
-    async def scenario(server: Server) -> None:
-        trace = await server.create()
-        await server.stream(trace["id"])
-        plain, expected = await raw(server, "/openapi.json", "identity")
-        packed, body = await raw(server, "/openapi.json", "gzip, br")
-        assert packed.headers["content-encoding"] == "gzip"
-        assert json.loads(gzip.decompress(body)) == json.loads(expected)
-        assert len(body) < len(expected) / 3
-        for answer in (plain, packed):
-            assert "accept-encoding" in answer.headers["vary"].lower()
-        rejected, body = await raw(server, "/openapi.json", "gzip;q=0, identity")
-        assert "content-encoding" not in rejected.headers
-        assert body == expected
-        stream, _ = await raw(server, f"/v1/traces/{trace['id']}/events", "gzip")
-        assert "content-encoding" not in stream.headers
-        assert "no-transform" in stream.headers["cache-control"]
-        image, body = await raw(server, f"/v1/images/{await server.image()}", "gzip")
-        assert "content-encoding" not in image.headers
-        assert body.startswith(b"\x89PNG")
-        small, _ = await raw(server, "/livez", "gzip")
-        assert "content-encoding" not in small.headers
-
-    with_server(scenario)
+    trace = await server.create()
+    await server.stream(trace["id"])
+    plain, expected = await raw(server, "/openapi.json", "identity")
+    packed, body = await raw(server, "/openapi.json", "gzip, br")
+    assert packed.headers["content-encoding"] == "gzip"
+    assert json.loads(gzip.decompress(body)) == json.loads(expected)
+    assert len(body) < len(expected) / 3
+    for answer in (plain, packed):
+        assert "accept-encoding" in answer.headers["vary"].lower()
+    rejected, body = await raw(server, "/openapi.json", "gzip;q=0, identity")
+    assert "content-encoding" not in rejected.headers
+    assert body == expected
+    stream, _ = await raw(server, f"/v1/traces/{trace['id']}/events", "gzip")
+    assert "content-encoding" not in stream.headers
+    assert "no-transform" in stream.headers["cache-control"]
+    image, body = await raw(server, f"/v1/images/{await server.image()}", "gzip")
+    assert "content-encoding" not in image.headers
+    assert body.startswith(b"\x89PNG")
+    small, _ = await raw(server, "/livez", "gzip")
+    assert "content-encoding" not in small.headers
 
 
 @pytest.mark.parametrize(
@@ -174,90 +159,72 @@ def test_accept_encoding_weights_are_respected(header: str, accepted: bool) -> N
     assert accepts_gzip([header]) is accepted
 
 
-def test_unknown_query_parameters_are_rejected(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        schema = (await server.client.get("/openapi.json")).json()
-        for path, operations in schema["paths"].items():
-            if not path.startswith("/v1/"):
-                continue
-            for method in operations:
-                url = re.sub(r"\{\w+\}", "nano-omni-r1", path)
-                for query in ("no_such_parameter=1", "Limit=5", "no_such_parameter="):
-                    answer = await server.client.request(method.upper(), f"{url}?{query}", json={})
-                    found = is_problem(answer, 422, "invalid")
-                    assert any(error["path"].startswith("query.") for error in found["errors"]), (method, path, found)
-
-    with_server(scenario)
+async def test_unknown_query_parameters_are_rejected(server: Server) -> None:
+    schema = (await server.client.get("/openapi.json")).json()
+    for path, operations in schema["paths"].items():
+        if not path.startswith("/v1/"):
+            continue
+        for method in operations:
+            url = re.sub(r"\{\w+\}", "nano-omni-r1", path)
+            for query in ("no_such_parameter=1", "Limit=5", "no_such_parameter="):
+                answer = await server.client.request(method.upper(), f"{url}?{query}", json={})
+                found = is_problem(answer, 422, "invalid")
+                assert any(error["path"].startswith("query.") for error in found["errors"]), (method, path, found)
 
 
 @pytest.mark.parametrize("kind", ["traces", "jobs"])
-def test_malformed_after_is_rejected(with_server: WithServer, kind: str) -> None:
-    async def scenario(server: Server) -> None:
-        prefix = {"traces": "tr_", "jobs": "job_"}[kind]
-        for after in ("x", "", "0", prefix, prefix + "0" * 19, prefix + "0" * 21, prefix.upper() + "0" * 20, "\x00"):
-            is_problem(await server.client.get(f"/v1/{kind}", params={"after": after}), 422, "invalid", "query.after")
-        answer = await server.client.get(f"/v1/{kind}", params={"after": prefix + "0" * 20})
-        assert answer.json() == {"data": [], "has_more": False}
-
-    with_server(scenario)
+async def test_malformed_after_is_rejected(server: Server, kind: str) -> None:
+    prefix = {"traces": "tr_", "jobs": "job_"}[kind]
+    for after in ("x", "", "0", prefix, prefix + "0" * 19, prefix + "0" * 21, prefix.upper() + "0" * 20, "\x00"):
+        is_problem(await server.client.get(f"/v1/{kind}", params={"after": after}), 422, "invalid", "query.after")
+    answer = await server.client.get(f"/v1/{kind}", params={"after": prefix + "0" * 20})
+    assert answer.json() == {"data": [], "has_more": False}
 
 
-def test_deleted_trace_id_still_pages(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        ids = [(await server.create())["id"] for _ in range(3)]
-        for trace_id in ids:
-            await server.stream(trace_id)
-        await server.client.delete(f"/v1/traces/{ids[1]}")
-        page = (await server.client.get("/v1/traces", params={"after": ids[1]})).json()
-        assert [trace["id"] for trace in page["data"]] == [ids[0]]
-
-    with_server(scenario)
+async def test_deleted_trace_id_still_pages(server: Server) -> None:
+    ids = [(await server.create())["id"] for _ in range(3)]
+    for trace_id in ids:
+        await server.stream(trace_id)
+    await server.client.delete(f"/v1/traces/{ids[1]}")
+    page = (await server.client.get("/v1/traces", params={"after": ids[1]})).json()
+    assert [trace["id"] for trace in page["data"]] == [ids[0]]
 
 
-def test_metric_types_match_their_names(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        before = (await server.client.get("/metrics")).text
-        await server.finished((await server.create())["id"])
-        after = (await server.client.get("/metrics")).text
-        types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", after, re.MULTILINE))
-        assert types["omni_r1_events_total"] == types["omni_r1_event_commits_total"] == "counter"
-        assert all(name.endswith("_total") for name, kind in types.items() if kind == "counter")
-        assert not [name for name, kind in types.items() if name.endswith("_total") and kind != "counter"]
+async def test_metric_types_match_their_names(server: Server) -> None:
+    before = (await server.client.get("/metrics")).text
+    await server.finished((await server.create())["id"])
+    after = (await server.client.get("/metrics")).text
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", after, re.MULTILINE))
+    assert types["omni_r1_events_total"] == types["omni_r1_event_commits_total"] == "counter"
+    assert all(name.endswith("_total") for name, kind in types.items() if kind == "counter")
+    assert not [name for name, kind in types.items() if name.endswith("_total") and kind != "counter"]
 
-        def value(text: str, name: str) -> float:
-            found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-            return float(found[1]) if found else 0.0
+    def value(text: str, name: str) -> float:
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
-        assert value(after, "omni_r1_events_total") > value(before, "omni_r1_events_total")
-
-    with_server(scenario)
+    assert value(after, "omni_r1_events_total") > value(before, "omni_r1_events_total")
 
 
-def test_unknown_page_links_back(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        for path in ("/nowhere", "/studio/x", "/<script>alert(1)</script>", "/pwa_icon/999", "/gradio_api/upload"):
-            page = await server.client.get(path, headers={"accept": "text/html,*/*;q=0.8"})
-            assert page.status_code == 404
-            assert page.headers["content-type"].startswith("text/html")
-            assert 'href="/"' in page.text
-            assert "<script>alert" not in page.text
-            is_problem(await server.client.get(path), 404, "not_found")
-
-    with_server(scenario)
+async def test_unknown_page_links_back(server: Server) -> None:
+    for path in ("/nowhere", "/studio/x", "/<script>alert(1)</script>", "/pwa_icon/999", "/gradio_api/upload"):
+        page = await server.client.get(path, headers={"accept": "text/html,*/*;q=0.8"})
+        assert page.status_code == 404
+        assert page.headers["content-type"].startswith("text/html")
+        assert 'href="/"' in page.text
+        assert "<script>alert" not in page.text
+        is_problem(await server.client.get(path), 404, "not_found")
 
 
-def test_pages_cannot_be_framed(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        for path in ("/", "/docs", "/nowhere", "/v1/nowhere", "/v1/traces", "/static/logo.svg", "/livez"):
-            answer = await server.client.get(path, headers={"accept": "text/html"})
-            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], path
-            assert answer.headers["x-frame-options"] == "DENY"
-
-    with_server(scenario)
+async def test_pages_cannot_be_framed(server: Server) -> None:
+    for path in ("/", "/docs", "/nowhere", "/v1/nowhere", "/v1/traces", "/static/logo.svg", "/livez"):
+        answer = await server.client.get(path, headers={"accept": "text/html"})
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], path
+        assert answer.headers["x-frame-options"] == "DENY"
 
 
 @pytest.mark.parametrize("key", [None, "a-key-that-nobody-knows"])
-def test_awkward_headers_never_cause_5xx(with_server: WithServer, key: str | None) -> None:
+async def test_awkward_headers_never_cause_5xx(serve: Serve, key: str | None) -> None:
     names = (
         "origin",
         "referer",
@@ -273,8 +240,7 @@ def test_awkward_headers_never_cause_5xx(with_server: WithServer, key: str | Non
         "accept-encoding",
         "x-forwarded-for",
     )
-
-    async def scenario(server: Server) -> None:
+    async with serve(**({"api_key": key} if key else {})) as server:
         for name in names:
             for value in AWKWARD:
                 for method, path in (
@@ -287,11 +253,9 @@ def test_awkward_headers_never_cause_5xx(with_server: WithServer, key: str | Non
                     answer = await server.client.request(method, path, content=b"{}", headers=header)
                     assert answer.status_code < 500, (name, value[:20], method, path, answer.text)
 
-    with_server(scenario, **({"api_key": key} if key else {}))
-
 
 @pytest.mark.parametrize("path", ["/login", "/v1/traces", "/v1/jobs", "/v1/checkpoints", "/v1/limits"])
-def test_awkward_bodies_never_cause_5xx(with_server: WithServer, path: str) -> None:
+async def test_awkward_bodies_never_cause_5xx(serve: Serve, path: str) -> None:
     bodies = (
         b"[" * 2000,
         b'{"a":' * 3000,
@@ -312,29 +276,23 @@ def test_awkward_bodies_never_cause_5xx(with_server: WithServer, path: str) -> N
         "text/plain",
         "",
     )
-
-    async def scenario(server: Server) -> None:
+    async with serve(**({"api_key": "a-key-that-nobody-knows"} if path == "/login" else {})) as server:
         for body in bodies:
             for kind in kinds:
                 answer = await server.client.post(path, content=body, headers={"content-type": kind})
                 assert 400 <= answer.status_code < 500, (body[:20], kind, answer.text)
 
-    with_server(scenario, api_key="a-key-that-nobody-knows") if path == "/login" else with_server(scenario)
-
 
 @pytest.mark.parametrize("field", ["file", "files", ""])
-def test_form_with_long_boundary_is_rejected(with_server: WithServer, field: str) -> None:
-    async def scenario(server: Server) -> None:
-        for length in (1, 70, 71, 5000, 60_000):
-            boundary = "b" * length
-            body = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="x"\r\n\r\n'.encode()
-            body += png() + f"\r\n--{boundary}--\r\n".encode()
-            headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-            for path in ("/v1/images", "/v1/datasets"):
-                answer = await server.client.post(path, content=body, headers=headers)
-                assert answer.status_code < 500, (length, answer.text)
-
-    with_server(scenario)
+async def test_form_with_long_boundary_is_rejected(server: Server, field: str) -> None:
+    for length in (1, 70, 71, 5000, 60_000):
+        boundary = "b" * length
+        body = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="x"\r\n\r\n'.encode()
+        body += png() + f"\r\n--{boundary}--\r\n".encode()
+        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        for path in ("/v1/images", "/v1/datasets"):
+            answer = await server.client.post(path, content=body, headers=headers)
+            assert answer.status_code < 500, (length, answer.text)
 
 
 def test_log_lines_have_no_control_characters() -> None:

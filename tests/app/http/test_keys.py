@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from app.common.settings import Settings, SettingsError, read_settings
 from app.http.auth import COOKIE_S, OPEN, ApiKey
 from app.http.login import local_path
 from app.main import build_page, create_app
-from tests.app.conftest import Server, WithServer, is_problem, parse_sse
+from tests.app.conftest import Serve, Server, is_problem, parse_sse
 from tests.fakes import FakeGeneration, png
 from tests.patience import PATIENCE_S
 
@@ -59,57 +59,50 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     return app
 
 
-def test_all_routes_but_three_require_the_key(built: FastAPI, run_async: Callable[[Any], Any]) -> None:
+async def test_all_routes_but_three_require_the_key(built: FastAPI) -> None:
     routes = sorted(set(walk(built.routes)))
     paths = {path for _, path in routes}
     assert {re.sub(r"\{[^}]*\}", "x", path) for path in built.openapi()["paths"]} <= paths
     assert {"/v1/traces", "/metrics", "/docs", "/openapi.json", "/static/x", "/", "/gradio_api/queue/join"} <= paths
     assert len(routes) > 80
-
-    async def main() -> None:
-        transport = httpx.ASGITransport(built)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            for method, path in [*routes, ("GET", "/no-such-page"), ("PUT", "/v1/traces"), ("GET", "//readyz")]:
-                for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "omni_r1=1; omni_r1_key=x"}):
-                    answer = await client.request(method, path, headers=headers, params={"key": KEY, "api_key": KEY})
-                    if path in OPEN:
-                        assert answer.status_code != 401 or method == "POST", (method, path)
-                        continue
-                    assert answer.status_code == 401, (method, path, headers)
-                    assert answer.headers["www-authenticate"].startswith("Bearer")
-                    assert answer.headers["cache-control"] == "no-store"
-                    assert answer.headers["x-content-type-options"] == "nosniff"
-            assert (await client.get("/livez")).status_code == 200
-
-    run_async(main())
+    transport = httpx.ASGITransport(built)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for method, path in [*routes, ("GET", "/no-such-page"), ("PUT", "/v1/traces"), ("GET", "//readyz")]:
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "omni_r1=1; omni_r1_key=x"}):
+                answer = await client.request(method, path, headers=headers, params={"key": KEY, "api_key": KEY})
+                if path in OPEN:
+                    assert answer.status_code != 401 or method == "POST", (method, path)
+                    continue
+                assert answer.status_code == 401, (method, path, headers)
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+                assert answer.headers["cache-control"] == "no-store"
+                assert answer.headers["x-content-type-options"] == "nosniff"
+        assert (await client.get("/livez")).status_code == 200
 
 
-def test_websockets_require_the_key(built: FastAPI, run_async: Callable[[Any], Any]) -> None:
+async def test_websockets_require_the_key(built: FastAPI) -> None:
     sent: list[Any] = []
 
-    async def main() -> None:
-        async def receive() -> Any:
-            return {"type": "websocket.connect"}
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
 
-        async def send(message: Any) -> None:
-            sent.append(message)
+    async def send(message: Any) -> None:
+        sent.append(message)
 
-        headers = [(b"host", b"127.0.0.1")]
-        scope = {
-            "type": "websocket",
-            "path": "/queue/join",
-            "query_string": b"",
-            "headers": headers,
-            "subprotocols": [],
-        }
-        await built(scope, receive, send)
-
-    run_async(main())
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {
+        "type": "websocket",
+        "path": "/queue/join",
+        "query_string": b"",
+        "headers": headers,
+        "subprotocols": [],
+    }
+    await built(scope, receive, send)
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_only_the_key_opens_everything(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_only_the_key_opens_everything(serve: Serve) -> None:
+    async with serve(api_key=KEY) as server:
         for path in ("/livez", "/readyz", "/login"):
             assert (await server.client.get(path)).status_code == 200
         for given in (KEY, KEY):
@@ -136,11 +129,9 @@ def test_only_the_key_opens_everything(with_server: WithServer) -> None:
         assert schema["paths"]["/v1/traces"]["get"]["responses"]["401"]
         assert schema["security"] == [{"key": []}]
 
-    with_server(scenario, api_key=KEY)
 
-
-def test_login_cookie_works_for_images_and_streams(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_login_cookie_works_for_images_and_streams(serve: Serve) -> None:
+    async with serve(api_key=KEY) as server:
         answer = await server.client.post("/login", json={"key": KEY})
         assert (answer.status_code, answer.content) == (204, b"")
         name, _, rest = answer.headers["set-cookie"].partition("=")
@@ -160,8 +151,6 @@ def test_login_cookie_works_for_images_and_streams(with_server: WithServer) -> N
 
         secure = await server.client.post("/login", json={"key": KEY}, headers={"X-Forwarded-Proto": "https"})
         assert "; secure" in secure.headers["set-cookie"].lower()
-
-    with_server(scenario, api_key=KEY)
 
 
 def test_cookie_is_signed_and_expires() -> None:
@@ -193,8 +182,8 @@ def test_cookie_is_signed_and_expires() -> None:
     assert ApiKey(KEY, clock=lambda: time).is_cookie(key.new_cookie())  # valid after a restart
 
 
-def test_browser_is_redirected_to_the_login_and_back(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_browser_is_redirected_to_the_login_and_back(serve: Serve) -> None:
+    async with serve(api_key=KEY) as server:
         answer = await server.client.get("/gallery?q=a%20b&trace=tr_1", headers=PAGE)
         assert (answer.status_code, answer.headers["location"]) == (
             303,
@@ -222,8 +211,6 @@ def test_browser_is_redirected_to_the_login_and_back(with_server: WithServer) ->
         elsewhere = await server.client.post("/login", data={"key": KEY, "next": "//evil.example/"})
         assert elsewhere.headers["location"] == "/"
 
-    with_server(scenario, api_key=KEY)
-
 
 @pytest.mark.parametrize(
     "wanted",
@@ -244,8 +231,8 @@ def test_login_redirects_to_local_paths_only(wanted: str) -> None:
     assert local_path("/?trace=tr_1#x") == "/?trace=tr_1#x"
 
 
-def test_login_page_is_self_contained(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_login_page_is_self_contained(serve: Serve) -> None:
+    async with serve(api_key=KEY) as server:
         page = await server.client.get("/login")
         assert page.headers["content-type"].startswith("text/html")
         links = re.findall(r'(?:src|href|action)\s*=\s*"([^"]*)"|url\(([^)]*)\)', page.text)
@@ -255,8 +242,6 @@ def test_login_page_is_self_contained(with_server: WithServer) -> None:
         assert "script-src" not in page.headers["content-security-policy"]
         assert page.headers["content-security-policy"].startswith("default-src 'none'")
         assert page.headers["cache-control"] == "no-store"
-
-    with_server(scenario, api_key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -272,30 +257,22 @@ def test_login_page_is_self_contained(with_server: WithServer) -> None:
         ("", KEY.encode(), 415, "not_json"),
     ],
 )
-def test_invalid_login_is_rejected(
-    built: FastAPI, run_async: Callable[[Any], Any], kind: str, body: bytes, status: int, code: str
-) -> None:
-    async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(built), base_url="http://127.0.0.1") as client:
-            answer = await client.post("/login", content=body, headers={"Content-Type": kind})
-            is_problem(answer, status, code)
-            assert "set-cookie" not in answer.headers
-
-    run_async(main())
-
-
-def test_login_without_a_key_redirects(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        assert (await server.client.get("/login?next=/gallery")).headers["location"] == "/gallery"
-        answer = await server.client.post("/login", json={"key": "anything"})
-        assert answer.status_code == 204
+async def test_invalid_login_is_rejected(built: FastAPI, kind: str, body: bytes, status: int, code: str) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(built), base_url="http://127.0.0.1") as client:
+        answer = await client.post("/login", content=body, headers={"Content-Type": kind})
+        is_problem(answer, status, code)
         assert "set-cookie" not in answer.headers
 
-    with_server(scenario)
+
+async def test_login_without_a_key_redirects(server: Server) -> None:
+    assert (await server.client.get("/login?next=/gallery")).headers["location"] == "/gallery"
+    answer = await server.client.post("/login", json={"key": "anything"})
+    assert answer.status_code == 204
+    assert "set-cookie" not in answer.headers
 
 
-def test_cors_preflight_needs_no_key(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_cors_preflight_needs_no_key(serve: Serve) -> None:
+    async with serve(api_key=KEY, cors_origins=("http://friend.example",)) as server:
         friend = {"Origin": "http://friend.example"}
         ask = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
         allowed = await server.client.options("/v1/traces", headers=friend | ask)
@@ -306,20 +283,16 @@ def test_cors_preflight_needs_no_key(with_server: WithServer) -> None:
         assert rejected.headers["access-control-allow-origin"] == "http://friend.example"
         assert (await server.client.get("/v1/traces", headers=friend | BEARER)).status_code == 200
 
-    with_server(scenario, api_key=KEY, cors_origins=("http://friend.example",))
 
-
-def test_large_body_without_the_key_is_not_stored(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_large_body_without_the_key_is_not_stored(serve: Serve) -> None:
+    async with serve(api_key=KEY) as server:
         answer = await server.client.post("/v1/images", content=bytes(5_000_000), headers={"Content-Type": "image/png"})
         is_problem(answer, 401, "key_required")
         assert not list(server.home.glob("images/*"))
 
-    with_server(scenario, api_key=KEY)
 
-
-def test_key_never_appears_in_logs_or_metrics(with_server: WithServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario(server: Server) -> None:
+async def test_key_never_appears_in_logs_or_metrics(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(api_key=KEY) as server:
         with caplog.at_level(logging.DEBUG, logger="omni_r1"):
             await server.client.post("/login", json={"key": KEY})
             await server.client.post("/login", json={"key": KEY + "-mistyped"})
@@ -330,8 +303,6 @@ def test_key_never_appears_in_logs_or_metrics(with_server: WithServer, caplog: p
         metrics = (await server.client.get("/metrics")).text
         reported = [caplog.text, metrics, repr(server.settings), str(server.settings), repr(server.services.settings)]
         assert [text for text in reported if KEY in text] == []
-
-    with_server(scenario, api_key=KEY)
 
 
 def test_key_allows_binding_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,9 +344,15 @@ def test_server_on_all_addresses_reaches_its_page(tmp_path: Path, monkeypatch: p
         assert seen.pop() == f"http://{reached}:{port}"
 
 
-def test_event_streams_end_normally_with_a_key(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        body = await server_body(server)
+async def body_sent_with_the_key(server: Server) -> dict[str, Any]:
+    headers = BEARER | {"Content-Type": "image/png"}
+    image = (await server.client.post("/v1/images", content=png(), headers=headers)).json()["image_id"]
+    return {"question": "Where is the red star?", "images": [{"image_id": image}]}
+
+
+async def test_event_streams_end_normally_with_a_key(serve: Serve) -> None:
+    async with serve(api_key=KEY) as server:
+        body = await body_sent_with_the_key(server)
         headers = BEARER | {"Accept": "text/event-stream"}
         async with server.client.stream("POST", "/v1/traces", json=body, headers=headers) as answer:
             assert answer.status_code == 201
@@ -386,10 +363,3 @@ def test_event_streams_end_normally_with_a_key(with_server: WithServer) -> None:
             server.client.stream("GET", f"{answer.headers['location']}/events") as rejected,
         ):
             assert rejected.status_code == 401
-
-    async def server_body(server: Server) -> dict[str, Any]:
-        headers = BEARER | {"Content-Type": "image/png"}
-        image = (await server.client.post("/v1/images", content=png(), headers=headers)).json()["image_id"]
-        return {"question": "Where is the red star?", "images": [{"image_id": image}]}
-
-    with_server(scenario, api_key=KEY)

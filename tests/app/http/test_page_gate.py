@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -40,13 +39,13 @@ async def answers_500(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.parametrize("page", [raises, answers_500])
 @pytest.mark.parametrize("path", ["/gradio_api/run/predict", "/gradio_api/reset"])
-def test_gradio_failures_become_client_errors(page: Any, path: str) -> None:
-    assert asyncio.run(through_the_gate(page, "POST", path, b'{"fn_index": 99}'))[0] == 400
+async def test_gradio_failures_become_client_errors(page: Any, path: str) -> None:
+    assert (await through_the_gate(page, "POST", path, b'{"fn_index": 99}'))[0] == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 2000, b"{", b"{" + b" " * 2_000_000 + b"}"])
-def test_page_event_must_be_a_json_object(body: bytes) -> None:
-    assert asyncio.run(through_the_gate(raises, "POST", "/gradio_api/run/predict", body))[1]["code"] == "malformed"
+async def test_page_event_must_be_a_json_object(body: bytes) -> None:
+    assert (await through_the_gate(raises, "POST", "/gradio_api/run/predict", body))[1]["code"] == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -62,5 +61,5 @@ def test_page_event_must_be_a_json_object(body: bytes) -> None:
         ("POST", "/", 405),
     ],
 )
-def test_unneeded_gradio_routes_are_closed(method: str, path: str, status: int) -> None:
-    assert asyncio.run(through_the_gate(raises, method, path))[0] == status
+async def test_unneeded_gradio_routes_are_closed(method: str, path: str, status: int) -> None:
+    assert (await through_the_gate(raises, method, path))[0] == status

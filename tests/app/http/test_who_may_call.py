@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from app.common.settings import Settings, SettingsError, read_settings
-from tests.app.conftest import Server, WithServer, is_problem
+from tests.app.conftest import Serve, Server, is_problem
 
 
-def test_unknown_host_names_are_rejected(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
+async def test_unknown_host_names_are_rejected(serve: Serve) -> None:
+    async with serve(allowed_hosts=("studio.example",)) as server:
         for host in ("127.0.0.1", "localhost", "[::1]", "studio.example"):
             for suffix in ("", f":{server.port}", ":1"):
                 answer = await server.client.get("/livez", headers={"host": host + suffix})
@@ -18,69 +18,56 @@ def test_unknown_host_names_are_rejected(with_server: WithServer) -> None:
             for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0", ""):
                 is_problem(await server.client.get(path, headers={"host": host}), 421, "wrong_host")
 
-    with_server(scenario, allowed_hosts=("studio.example",))
+
+async def test_cross_site_unsafe_methods_are_rejected(server: Server) -> None:
+    body = await server.body()
+    foreign = (
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": f"http://127.0.0.1:{server.port + 1}"},
+        {"origin": "http://localhost"},
+        {"sec-fetch-site": "cross-site"},
+    )
+    for headers in foreign:
+        for method, path in (
+            ("POST", "/v1/traces"),
+            ("DELETE", "/v1/traces/x"),
+            ("POST", "/gradio_api/queue/join"),
+        ):
+            answer = await server.client.request(method, path, json=body, headers=headers)
+            is_problem(answer, 403, "forbidden_origin")
+        assert (await server.client.get("/v1/traces", headers=headers)).status_code == 200
+    own = f"http://127.0.0.1:{server.port}"
+    for headers in ({"origin": own, "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {}):
+        assert (await server.client.post("/v1/traces", json=body, headers=headers)).status_code == 201
 
 
-def test_cross_site_unsafe_methods_are_rejected(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        body = await server.body()
-        foreign = (
-            {"origin": "http://evil.example"},
-            {"origin": "null"},
-            {"origin": f"http://127.0.0.1:{server.port + 1}"},
-            {"origin": "http://localhost"},
-            {"sec-fetch-site": "cross-site"},
-        )
-        for headers in foreign:
-            for method, path in (
-                ("POST", "/v1/traces"),
-                ("DELETE", "/v1/traces/x"),
-                ("POST", "/gradio_api/queue/join"),
-            ):
-                answer = await server.client.request(method, path, json=body, headers=headers)
-                is_problem(answer, 403, "forbidden_origin")
-            assert (await server.client.get("/v1/traces", headers=headers)).status_code == 200
-        own = f"http://127.0.0.1:{server.port}"
-        for headers in ({"origin": own, "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {}):
-            assert (await server.client.post("/v1/traces", json=body, headers=headers)).status_code == 201
-
-    with_server(scenario)
-
-
-def test_cors_is_off_by_default(with_server: WithServer) -> None:
+async def test_cors_is_off_by_default(serve: Serve) -> None:
     origin = {"origin": "http://friend.example"}
-
-    async def off(server: Server) -> None:
+    async with serve() as server:
         assert "access-control-allow-origin" not in (await server.client.get("/v1/traces", headers=origin)).headers
-
-    async def on(server: Server) -> None:
+    async with serve(cors_origins=("http://friend.example",)) as server:
         answer = await server.client.post("/v1/traces", json=await server.body(), headers=origin)
         assert answer.status_code == 201
         assert answer.headers["access-control-allow-origin"] == "http://friend.example"
         other = await server.client.get("/v1/traces", headers={"origin": "http://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
-    with_server(off)
-    with_server(on, cors_origins=("http://friend.example",))
 
-
-def test_every_response_has_nosniff(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        image = f"/v1/images/{await server.image()}"
-        paths = (
-            "/livez",
-            "/v1/traces",
-            "/v1/nothing",
-            "/docs",
-            "/openapi.json",
-            "/metrics",
-            "/",
-            f"/v1/images/{image}",
-        )
-        for path in paths:
-            assert (await server.client.get(path)).headers["x-content-type-options"] == "nosniff", path
-
-    with_server(scenario)
+async def test_every_response_has_nosniff(server: Server) -> None:
+    image = f"/v1/images/{await server.image()}"
+    paths = (
+        "/livez",
+        "/v1/traces",
+        "/v1/nothing",
+        "/docs",
+        "/openapi.json",
+        "/metrics",
+        "/",
+        f"/v1/images/{image}",
+    )
+    for path in paths:
+        assert (await server.client.get(path)).headers["x-content-type-options"] == "nosniff", path
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])

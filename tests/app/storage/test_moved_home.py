@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +15,6 @@ from tests.app.job_helpers import FakeCheckpoints, events, get, of_type, post, s
 from tests.app.storage.old_home import DONE, KILLED, STOPPED, UPLOAD, make_old_home
 from tests.fakes import FakeGeneration
 
-RUN = Callable[[Any], Any]
 MOVES = ["stays", "moved", "copied"]
 
 
@@ -52,48 +49,42 @@ def texts(home: Path) -> str:
 
 @pytest.mark.parametrize("how", MOVES)
 @both_databases
-def test_old_home_keeps_its_checkpoints(
-    how: str, tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN, database: str
+async def test_old_home_keeps_its_checkpoints(
+    how: str, tmp_path: Path, package: Path, engine: FakeGeneration, database: str
 ) -> None:
     old, elsewhere = tmp_path / "old home", tmp_path / "elsewhere"
     make_old_home(old, package / "nano-omni-r1", elsewhere, Server.database_url)
     home = transfer(how, old, tmp_path / "new" / "home")
-
-    async def main() -> None:
-        settings = {"job_command": worker("succeed"), "allowed_roots": (elsewhere,)}
-        async with running(home, package, engine, **settings) as server:
-            assert await folders(server) == {
-                f"{DONE}-step-4": home / "jobs" / DONE / "checkpoints" / f"{DONE}-step-4",
-                f"{STOPPED}-step-4": home / "jobs" / STOPPED / "checkpoints" / f"{STOPPED}-step-4",
-                f"{KILLED}-step-4": home / "jobs" / KILLED / "checkpoints" / f"{KILLED}-step-4",
-                "found": home / "checkpoints" / "found",
-                "inside": home / "registered" / "inside",
-                "outside": elsewhere / "outside",
-            }
-            assert (await get(server, KILLED))["status"] == "interrupted"
-            done, stopped = await get(server, DONE), await get(server, STOPPED)
-            assert done["result"]["folder"] == str(home / "jobs" / DONE / "checkpoints" / f"{DONE}-step-4")
-            assert done["spec"]["data"]["path"] == str(home / "uploads" / UPLOAD)
-            assert (done["running_s"], done["resumable"], stopped["resumable"]) == (90.5, False, True)
-            reported = await events(server, DONE)
-            assert reported[0].data["result"]["folder"] == f"jobs/{DONE}/checkpoints/{DONE}-step-4"
-            picture = await server.client.get(f"/v1/jobs/{DONE}/files/samples/a-1.png")
-            assert picture.content == b"\x89PNG"
-            activated = await server.client.post(f"/v1/checkpoints/{DONE}-step-4/activate", json={})
-            assert activated.status_code == 200, activated.text
-            server.services.jobs._checkpoints = FakeCheckpoints()
-            assert (await server.client.post(f"/v1/jobs/{STOPPED}/resume")).status_code == 202
-            assert statuses(await events(server, STOPPED))[-1] == "succeeded"
-
-    run_async(main())
+    settings = {"job_command": worker("succeed"), "allowed_roots": (elsewhere,)}
+    async with running(home, package, engine, **settings) as server:
+        assert await folders(server) == {
+            f"{DONE}-step-4": home / "jobs" / DONE / "checkpoints" / f"{DONE}-step-4",
+            f"{STOPPED}-step-4": home / "jobs" / STOPPED / "checkpoints" / f"{STOPPED}-step-4",
+            f"{KILLED}-step-4": home / "jobs" / KILLED / "checkpoints" / f"{KILLED}-step-4",
+            "found": home / "checkpoints" / "found",
+            "inside": home / "registered" / "inside",
+            "outside": elsewhere / "outside",
+        }
+        assert (await get(server, KILLED))["status"] == "interrupted"
+        done, stopped = await get(server, DONE), await get(server, STOPPED)
+        assert done["result"]["folder"] == str(home / "jobs" / DONE / "checkpoints" / f"{DONE}-step-4")
+        assert done["spec"]["data"]["path"] == str(home / "uploads" / UPLOAD)
+        assert (done["running_s"], done["resumable"], stopped["resumable"]) == (90.5, False, True)
+        reported = await events(server, DONE)
+        assert reported[0].data["result"]["folder"] == f"jobs/{DONE}/checkpoints/{DONE}-step-4"
+        picture = await server.client.get(f"/v1/jobs/{DONE}/files/samples/a-1.png")
+        assert picture.content == b"\x89PNG"
+        activated = await server.client.post(f"/v1/checkpoints/{DONE}-step-4/activate", json={})
+        assert activated.status_code == 200, activated.text
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        assert (await server.client.post(f"/v1/jobs/{STOPPED}/resume")).status_code == 202
+        assert statuses(await events(server, STOPPED))[-1] == "succeeded"
     if database == "sqlite":
         assert str(home) not in texts(home)
         assert str(old) not in texts(home)
 
 
-def test_moved_home_finds_registered_folders(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
-) -> None:
+async def test_moved_home_finds_registered_folders(tmp_path: Path, package: Path, engine: FakeGeneration) -> None:
     """Only the end of its path reveals the folder's new place."""
     old, home = tmp_path / "old", tmp_path / "new"
     make_old_home(old, package / "nano-omni-r1", tmp_path / "elsewhere")
@@ -103,45 +94,35 @@ def test_moved_home_finds_registered_folders(
         connection.execute(sa.text("DELETE FROM jobs"))
     database.close()
     old.rename(home)
-
-    async def main() -> None:
-        async with running(home, package, engine, allowed_roots=(tmp_path / "elsewhere",)) as server:
-            assert (await folders(server))["inside"] == home / "registered" / "inside"
-
-    run_async(main())
+    async with running(home, package, engine, allowed_roots=(tmp_path / "elsewhere",)) as server:
+        assert (await folders(server))["inside"] == home / "registered" / "inside"
 
 
-def test_copy_of_a_home_uses_its_own_files(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
-) -> None:
+async def test_copy_of_a_home_uses_its_own_files(tmp_path: Path, package: Path, engine: FakeGeneration) -> None:
     """A home of this version, copied while the original's job runs."""
     first, second = tmp_path / "first", tmp_path / "second"
-
-    async def main() -> None:
-        async with running(first, package, engine, job_command=worker("stubborn"), job_patience_s=0.2) as original:
-            uploaded = await original.client.post(
-                "/v1/datasets", content=b'{"a": 1}\n', headers={"Content-Type": "application/x-ndjson"}
-            )
-            data = {"source": "jsonl", "path": uploaded.json()["path"]}
-            job = await post(original, data=data)
-            await events(original, job["id"], until=of_type("checkpoint"))
-            with sa.create_engine(f"sqlite:///{first / 'omni-r1.db'}").connect() as connection:
-                shutil.copytree(first, second, ignore=shutil.ignore_patterns("omni-r1.db*", "lock"))
-                connection.exec_driver_sql("VACUUM INTO ?", (str(second / "omni-r1.db"),))
-            async with running(second, package, FakeGeneration(), job_command=worker("obey")) as copy:
-                found = await get(copy, job["id"])
-                assert found["status"] == "interrupted"
-                assert found["spec"]["data"]["path"] == str(second / data["path"])
-                (made,) = found["checkpoints"]
-                where = (await copy.client.get(f"/v1/checkpoints/{made['name']}")).json()["folder"]
-                assert Path(where) == second / "jobs" / job["id"] / "checkpoints" / made["name"]
-                assert (await get(original, job["id"]))["status"] == "running"  # its worker was left alone
-                copy.services.jobs._checkpoints = FakeCheckpoints()
-                assert (await copy.client.post(f"/v1/jobs/{job['id']}/resume")).status_code == 202
-                assert statuses(await events(copy, job["id"]))[-1] == "succeeded"
-                described = json.loads((second / "jobs" / job["id"] / "job.json").read_text())
-                assert described["spec"]["data"]["path"] == uploaded.json()["path"]
-            assert (await get(original, job["id"]))["status"] == "running"
-
-    run_async(main())
+    async with running(first, package, engine, job_command=worker("stubborn"), job_patience_s=0.2) as original:
+        uploaded = await original.client.post(
+            "/v1/datasets", content=b'{"a": 1}\n', headers={"Content-Type": "application/x-ndjson"}
+        )
+        data = {"source": "jsonl", "path": uploaded.json()["path"]}
+        job = await post(original, data=data)
+        await events(original, job["id"], until=of_type("checkpoint"))
+        with sa.create_engine(f"sqlite:///{first / 'omni-r1.db'}").connect() as connection:
+            shutil.copytree(first, second, ignore=shutil.ignore_patterns("omni-r1.db*", "lock"))
+            connection.exec_driver_sql("VACUUM INTO ?", (str(second / "omni-r1.db"),))
+        async with running(second, package, FakeGeneration(), job_command=worker("obey")) as copy:
+            found = await get(copy, job["id"])
+            assert found["status"] == "interrupted"
+            assert found["spec"]["data"]["path"] == str(second / data["path"])
+            (made,) = found["checkpoints"]
+            where = (await copy.client.get(f"/v1/checkpoints/{made['name']}")).json()["folder"]
+            assert Path(where) == second / "jobs" / job["id"] / "checkpoints" / made["name"]
+            assert (await get(original, job["id"]))["status"] == "running"  # its worker was left alone
+            copy.services.jobs._checkpoints = FakeCheckpoints()
+            assert (await copy.client.post(f"/v1/jobs/{job['id']}/resume")).status_code == 202
+            assert statuses(await events(copy, job["id"]))[-1] == "succeeded"
+            described = json.loads((second / "jobs" / job["id"] / "job.json").read_text())
+            assert described["spec"]["data"]["path"] == uploaded.json()["path"]
+        assert (await get(original, job["id"]))["status"] == "running"
     assert str(first) not in texts(second)

@@ -20,9 +20,7 @@ from app.storage.dialects import DatabaseUnusable, to_json
 from app.storage.idempotency import Claim
 from tests.app.conftest import Server, is_problem, running
 from tests.fakes import FakeGeneration, held, write_paper_checkpoint
-from tests.postgres import Cluster, require_postgres
-
-RUN = Callable[[Any], Any]
+from tests.postgres import Cluster
 
 
 @pytest.fixture
@@ -232,52 +230,43 @@ def test_doctor_checks_database_and_key_secretly(postgres_url: str) -> None:
 # ---- several servers
 
 
-def test_servers_share_a_database_with_separate_homes(
-    tmp_path: Path, package: Path, postgres_url: str, run_async: RUN
-) -> None:
-    async def main() -> None:
-        engines = FakeGeneration(held), FakeGeneration(held)
-        shared: dict[str, Any] = {"database_url": postgres_url}
-        async with running(tmp_path / "one", package, engines[0], **shared) as one:
-            trace = await one.create()
-            seen = await one.until(trace["id"], "step.completed")
-            paused = await one.create(mode="step")
-            await one.until(paused["id"], "trace.paused")
+async def test_servers_share_a_database_with_separate_homes(tmp_path: Path, package: Path, postgres_url: str) -> None:
+    engines = FakeGeneration(held), FakeGeneration(held)
+    shared: dict[str, Any] = {"database_url": postgres_url}
+    async with running(tmp_path / "one", package, engines[0], **shared) as one:
+        trace = await one.create()
+        seen = await one.until(trace["id"], "step.completed")
+        paused = await one.create(mode="step")
+        await one.until(paused["id"], "trace.paused")
 
-            # The second server's start and its active traces after its death do not affect the first one's.
-            two = Server(tmp_path / "two", package, engines[1], **shared)
-            await two.start()
-            its_own = await two.create()
-            await two.until(its_own["id"], "step.completed")
-            await two.crash()
-            async with running(tmp_path / "two", package, engines[1], **shared) as two:
-                statuses = {
-                    entry["id"]: entry["status"] for entry in (await two.client.get("/v1/traces")).json()["data"]
-                }
-                assert statuses == {trace["id"]: "running", paused["id"]: "paused", its_own["id"]: "interrupted"}
+        # The second server's start and its active traces after its death do not affect the first one's.
+        two = Server(tmp_path / "two", package, engines[1], **shared)
+        await two.start()
+        its_own = await two.create()
+        await two.until(its_own["id"], "step.completed")
+        await two.crash()
+        async with running(tmp_path / "two", package, engines[1], **shared) as two:
+            statuses = {entry["id"]: entry["status"] for entry in (await two.client.get("/v1/traces")).json()["data"]}
+            assert statuses == {trace["id"]: "running", paused["id"]: "paused", its_own["id"]: "interrupted"}
 
-                # It may follow them but not steer them.
-                for call in ("pause", "cancel", "continue"):
-                    for id_ in (trace["id"], paused["id"]):
-                        answer = await two.client.post(f"/v1/traces/{id_}/{call}")
-                        is_problem(answer, 409, "trace_elsewhere")
-                is_problem(await two.client.delete(f"/v1/traces/{trace['id']}"), 409, "trace_elsewhere")
-                following = asyncio.create_task(two.stream(trace["id"]))
-                engines[0].go("end")
-                log = await one.stream(trace["id"])
-                assert [event.raw for event in await following] == [event.raw for event in log]
-                assert [event.raw for event in log[: len(seen)]] == [event.raw for event in seen]
-                assert (await two.get(trace["id"]))["status"] == "completed"
-                assert (await two.client.delete(f"/v1/traces/{trace['id']}")).status_code == 204
-            assert (await one.client.post(f"/v1/traces/{paused['id']}/cancel")).json()["status"] == "cancelled"
-            assert (await one.get(its_own["id"]))["status"] == "interrupted"
-
-    run_async(main())
+            # It may follow them but not steer them.
+            for call in ("pause", "cancel", "continue"):
+                for id_ in (trace["id"], paused["id"]):
+                    answer = await two.client.post(f"/v1/traces/{id_}/{call}")
+                    is_problem(answer, 409, "trace_elsewhere")
+            is_problem(await two.client.delete(f"/v1/traces/{trace['id']}"), 409, "trace_elsewhere")
+            following = asyncio.create_task(two.stream(trace["id"]))
+            engines[0].go("end")
+            log = await one.stream(trace["id"])
+            assert [event.raw for event in await following] == [event.raw for event in log]
+            assert [event.raw for event in log[: len(seen)]] == [event.raw for event in seen]
+            assert (await two.get(trace["id"]))["status"] == "completed"
+            assert (await two.client.delete(f"/v1/traces/{trace['id']}")).status_code == 204
+        assert (await one.client.post(f"/v1/traces/{paused['id']}/cancel")).json()["status"] == "cancelled"
+        assert (await one.get(its_own["id"]))["status"] == "interrupted"
 
 
-def test_servers_have_separate_active_checkpoints(
-    tmp_path: Path, package: Path, postgres_url: str, run_async: RUN
-) -> None:
+async def test_servers_have_separate_active_checkpoints(tmp_path: Path, package: Path, postgres_url: str) -> None:
     write_paper_checkpoint(tmp_path / "one" / "checkpoints" / "mine")
 
     async def active(home: str, **settings: Any) -> tuple[str, int]:
@@ -285,45 +274,32 @@ def test_servers_have_separate_active_checkpoints(
             ready = (await server.client.get("/readyz")).json()
             return ready["checkpoint"], ready["weight_version"]
 
-    async def main() -> None:
-        assert await active("one", checkpoint="mine") == ("mine", 1)
-        assert await active("two") == ("nano-omni-r1", 2)
-        assert await active("one") == ("mine", 1)
-        assert await active("two") == ("nano-omni-r1", 2)
-
-    run_async(main())
+    assert await active("one", checkpoint="mine") == ("mine", 1)
+    assert await active("two") == ("nano-omni-r1", 2)
+    assert await active("one") == ("mine", 1)
+    assert await active("two") == ("nano-omni-r1", 2)
 
 
 # ---- database outages
 
 
-def test_server_survives_a_database_outage(tmp_path: Path, package: Path, run_async: RUN) -> None:
-    require_postgres()
-    cluster = Cluster()  # its own: it is stopped
-
-    async def main() -> None:
-        engine = FakeGeneration(held)
-        async with running(tmp_path / "home", package, engine, database_url=cluster.new()) as server:
-            trace = await server.create()
-            seen = await server.until(trace["id"], "step.completed")
-            following = asyncio.create_task(server.stream(trace["id"]))
-            await asyncio.to_thread(cluster.stop)
-            is_problem(await server.client.get("/v1/traces"), 503, "database_unavailable")
-            ready = await server.client.get("/readyz")
-            assert (ready.status_code, ready.json()["phase"]) == (503, "failed")
-            assert "database" in ready.json()["detail"]
-            assert (await server.client.get("/livez")).status_code == 200
-            engine.go("end")
-            await asyncio.to_thread(cluster.start)
-            log = await following
-            assert log[-1].type == "trace.completed"
-            assert [event.raw for event in log[: len(seen)]] == [event.raw for event in seen]
-            assert [event.raw for event in await server.stream(trace["id"])] == [event.raw for event in log]
-            assert (await server.client.get("/readyz")).status_code == 200
-            assert (await server.finished((await server.create())["id"]))["status"] == "completed"
-
-    try:
-        cluster.start()
-        run_async(main())
-    finally:
-        cluster.remove()
+async def test_server_survives_a_database_outage(tmp_path: Path, package: Path, own_cluster: Cluster) -> None:
+    engine = FakeGeneration(held)
+    async with running(tmp_path / "home", package, engine, database_url=own_cluster.new()) as server:
+        trace = await server.create()
+        seen = await server.until(trace["id"], "step.completed")
+        following = asyncio.create_task(server.stream(trace["id"]))
+        await asyncio.to_thread(own_cluster.stop)
+        is_problem(await server.client.get("/v1/traces"), 503, "database_unavailable")
+        ready = await server.client.get("/readyz")
+        assert (ready.status_code, ready.json()["phase"]) == (503, "failed")
+        assert "database" in ready.json()["detail"]
+        assert (await server.client.get("/livez")).status_code == 200
+        engine.go("end")
+        await asyncio.to_thread(own_cluster.start)
+        log = await following
+        assert log[-1].type == "trace.completed"
+        assert [event.raw for event in log[: len(seen)]] == [event.raw for event in seen]
+        assert [event.raw for event in await server.stream(trace["id"])] == [event.raw for event in log]
+        assert (await server.client.get("/readyz")).status_code == 200
+        assert (await server.finished((await server.create())["id"]))["status"] == "completed"

@@ -9,170 +9,142 @@ import pytest
 from app.contract.schemas import Trace, TraceList
 from app.contract.words import TERMINAL_EVENTS
 from model.engine.messages import Failed, GenerationRequest
-from tests.app.conftest import Server, WithServer, both_databases, parse_sse
+from tests.app.conftest import Serve, Server, both_databases, parse_sse
 from tests.fakes import Crash, FakeGeneration, Item, emitted, held, png
 from tests.patience import PATIENCE_S
 
 
 @both_databases
-def test_trace_runs_to_its_answer(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        answer = await server.client.post("/v1/traces", json=await server.body(sampling={"seed": 7}))
-        assert answer.status_code == 201
-        created = Trace.model_validate(answer.json())
-        assert answer.headers["location"] == f"/v1/traces/{created.id}"
-        assert (created.status, created.mode, created.sampling.seed) == ("queued", "auto", 7)
-        assert created.weight_version == 1
-        trace = Trace.model_validate(await server.finished(created.id))
-        assert (trace.status, trace.answer, trace.finish_reason) == ("completed", "red", "stop")
-        assert [step.text for step in trace.steps] == ["I look for the star.", "I draw a box around it."]
-        assert [step.image.skill for step in trace.steps if step.image] == [None, "box"]
-        assert trace.usage is not None
-        assert trace.usage.completion_tokens == 160
-        assert None not in (trace.timings.queued_ms, trace.timings.first_text_ms, trace.timings.total_ms)
-        assert trace.created_at < (trace.finished_at or "")
-        assert trace.started_at is not None
-
-    with_server(scenario)
+async def test_trace_runs_to_its_answer(server: Server) -> None:
+    answer = await server.client.post("/v1/traces", json=await server.body(sampling={"seed": 7}))
+    assert answer.status_code == 201
+    created = Trace.model_validate(answer.json())
+    assert answer.headers["location"] == f"/v1/traces/{created.id}"
+    assert (created.status, created.mode, created.sampling.seed) == ("queued", "auto", 7)
+    assert created.weight_version == 1
+    trace = Trace.model_validate(await server.finished(created.id))
+    assert (trace.status, trace.answer, trace.finish_reason) == ("completed", "red", "stop")
+    assert [step.text for step in trace.steps] == ["I look for the star.", "I draw a box around it."]
+    assert [step.image.skill for step in trace.steps if step.image] == [None, "box"]
+    assert trace.usage is not None
+    assert trace.usage.completion_tokens == 160
+    assert None not in (trace.timings.queued_ms, trace.timings.first_text_ms, trace.timings.total_ms)
+    assert trace.created_at < (trace.finished_at or "")
+    assert trace.started_at is not None
 
 
-def test_events_have_contiguous_ids_in_order(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        created = await server.create(partial_images=2)
-        events = await server.stream(created["id"])
-        assert [event.id for event in events] == list(range(1, len(events) + 1))
-        kinds = [event.type for event in events if event.type not in ("text.delta", "answer.delta")]
-        step = ["step.started", "image.started", "image.partial", "image.partial", "image.completed", "step.completed"]
-        assert kinds == ["trace.queued", "trace.started", *step, *step, "trace.completed"]
-        trace = await server.get(created["id"])
-        for number in (1, 2):
-            text = "".join(e.data["text"] for e in events if e.type == "text.delta" and e.data["step"] == number)
-            assert text == trace["steps"][number - 1]["text"]
-        answer = "".join(e.data["text"] for e in events if e.type == "answer.delta")
-        assert answer.strip() == trace["answer"]
-        started = next(e for e in events if e.type == "trace.started").data
-        assert started.keys() == {"seed", "checkpoint", "weight_version", "prompt_tokens", "budget"}
-        assert started["budget"].keys() == {"context_len", "max_new_tokens", "room_images"}
-        partial = next(e for e in events if e.type == "image.partial").data
-        shown = await server.client.get(partial["url"])
-        assert shown.headers["content-type"] == "image/png"
-        done = next(e for e in events if e.type == "image.completed").data
-        assert (await server.client.get(done["url"])).content == png(box=5)
-        assert done["stats"]["codes"] == 64
-        assert events[-1].data.keys() == {"answer", "finish_reason", "usage", "timings"}
-
-    with_server(scenario)
+async def test_events_have_contiguous_ids_in_order(server: Server) -> None:
+    created = await server.create(partial_images=2)
+    events = await server.stream(created["id"])
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    kinds = [event.type for event in events if event.type not in ("text.delta", "answer.delta")]
+    step = ["step.started", "image.started", "image.partial", "image.partial", "image.completed", "step.completed"]
+    assert kinds == ["trace.queued", "trace.started", *step, *step, "trace.completed"]
+    trace = await server.get(created["id"])
+    for number in (1, 2):
+        text = "".join(e.data["text"] for e in events if e.type == "text.delta" and e.data["step"] == number)
+        assert text == trace["steps"][number - 1]["text"]
+    answer = "".join(e.data["text"] for e in events if e.type == "answer.delta")
+    assert answer.strip() == trace["answer"]
+    started = next(e for e in events if e.type == "trace.started").data
+    assert started.keys() == {"seed", "checkpoint", "weight_version", "prompt_tokens", "budget"}
+    assert started["budget"].keys() == {"context_len", "max_new_tokens", "room_images"}
+    partial = next(e for e in events if e.type == "image.partial").data
+    shown = await server.client.get(partial["url"])
+    assert shown.headers["content-type"] == "image/png"
+    done = next(e for e in events if e.type == "image.completed").data
+    assert (await server.client.get(done["url"])).content == png(box=5)
+    assert done["stats"]["codes"] == 64
+    assert events[-1].data.keys() == {"answer", "finish_reason", "usage", "timings"}
 
 
-def test_streaming_post_returns_the_events(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        headers = {"accept": "text/event-stream"}
-        answer = await server.client.post("/v1/traces", json=await server.body(), headers=headers)
-        assert answer.status_code == 201
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        events = parse_sse(answer.content)
-        trace_id = answer.headers["location"].rsplit("/", 1)[1]
-        assert events[-1].type == "trace.completed"
-        assert b"".join(e.raw for e in events) == b"".join(e.raw for e in await server.stream(trace_id))
-
-    with_server(scenario)
+async def test_streaming_post_returns_the_events(server: Server) -> None:
+    headers = {"accept": "text/event-stream"}
+    answer = await server.client.post("/v1/traces", json=await server.body(), headers=headers)
+    assert answer.status_code == 201
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = parse_sse(answer.content)
+    trace_id = answer.headers["location"].rsplit("/", 1)[1]
+    assert events[-1].type == "trace.completed"
+    assert b"".join(e.raw for e in events) == b"".join(e.raw for e in await server.stream(trace_id))
 
 
-def test_trace_has_one_terminal_event(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_trace_has_one_terminal_event(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        await server.until(created["id"], "step.completed")
-        engine.go("end")
-        await asyncio.gather(*(server.client.post(f"/v1/traces/{created['id']}/cancel") for _ in range(4)))
-        events = await server.stream(created["id"])
-        assert sum(event.type in TERMINAL_EVENTS for event in events) == 1
-        assert events[-1].type in TERMINAL_EVENTS
-
-    with_server(scenario)
+    created = await server.create()
+    await server.until(created["id"], "step.completed")
+    engine.go("end")
+    await asyncio.gather(*(server.client.post(f"/v1/traces/{created['id']}/cancel") for _ in range(4)))
+    events = await server.stream(created["id"])
+    assert sum(event.type in TERMINAL_EVENTS for event in events) == 1
+    assert events[-1].type in TERMINAL_EVENTS
 
 
-def test_cancel_returns_when_the_engine_has_stopped(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_cancel_returns_when_the_engine_has_stopped(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
     engine.abort_takes = asyncio.Event()
-
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        await server.until(created["id"], "step.completed")
-        cancel = asyncio.create_task(server.client.post(f"/v1/traces/{created['id']}/cancel"))
-        while not engine.aborts:
-            await asyncio.sleep(0.005)
-        assert not cancel.done()
-        assert engine.running == 1
-        assert engine.abort_takes is not None
-        engine.abort_takes.set()
-        answer = await cancel
-        assert engine.running == 0
-        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-        assert len(answer.json()["steps"]) == 1
-        events = await server.stream(created["id"])
-        assert (events[-1].type, events[-1].data) == ("trace.cancelled", {"reason": "user"})
-
-    with_server(scenario)
+    created = await server.create()
+    await server.until(created["id"], "step.completed")
+    cancel = asyncio.create_task(server.client.post(f"/v1/traces/{created['id']}/cancel"))
+    while not engine.aborts:
+        await asyncio.sleep(0.005)
+    assert not cancel.done()
+    assert engine.running == 1
+    assert engine.abort_takes is not None
+    engine.abort_takes.set()
+    answer = await cancel
+    assert engine.running == 0
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert len(answer.json()["steps"]) == 1
+    events = await server.stream(created["id"])
+    assert (events[-1].type, events[-1].data) == ("trace.cancelled", {"reason": "user"})
 
 
-def test_cancel_of_an_ended_trace_is_a_no_op(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        ended = await server.finished(created["id"])
-        answer = await server.client.post(f"/v1/traces/{created['id']}/cancel")
-        assert (answer.status_code, answer.json()) == (200, ended)
-
-    with_server(scenario)
+async def test_cancel_of_an_ended_trace_is_a_no_op(server: Server) -> None:
+    created = await server.create()
+    ended = await server.finished(created["id"])
+    answer = await server.client.post(f"/v1/traces/{created['id']}/cancel")
+    assert (answer.status_code, answer.json()) == (200, ended)
 
 
-def test_engine_error_fails_only_the_trace(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_engine_error_fails_only_the_trace(server: Server, engine: FakeGeneration) -> None:
     endings: list[Item] = [Failed("engine_died", "the engine process died"), Crash(RuntimeError("boom"))]
 
     def script(request: GenerationRequest) -> list[Item]:
         return [emitted("step.started", step=1), emitted("text.delta", step=1, text="I"), endings.pop(0)]
 
-    async def scenario(server: Server) -> None:
-        for code in ("engine_died", "internal"):
-            engine.script = script
-            trace = await server.finished((await server.create())["id"])
-            assert (trace["status"], trace["error"]["code"]) == ("failed", code)
-            assert "boom" not in trace["error"]["detail"]
-            assert trace["steps"] == [{"index": 1, "text": "I"}]
-        async with asyncio.timeout(PATIENCE_S):
-            while (await server.client.get("/readyz")).status_code != 200:
-                await asyncio.sleep(0.05)
-
-    with_server(scenario)
+    for code in ("engine_died", "internal"):
+        engine.script = script
+        trace = await server.finished((await server.create())["id"])
+        assert (trace["status"], trace["error"]["code"]) == ("failed", code)
+        assert "boom" not in trace["error"]["detail"]
+        assert trace["steps"] == [{"index": 1, "text": "I"}]
+    async with asyncio.timeout(PATIENCE_S):
+        while (await server.client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.05)
 
 
 @both_databases
-def test_delete_removes_partial_images_and_cancels(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_delete_removes_partial_images_and_cancels(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
-        created = await server.create(partial_images=2)
-        reader = asyncio.create_task(server.stream(created["id"]))
-        await server.until(created["id"], "step.completed")
-        assert (await server.client.delete(f"/v1/traces/{created['id']}")).status_code == 204
-        assert engine.aborts == [created["id"]]
-        assert (await reader)[-1].type == "trace.cancelled"
-        for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", ""), ("POST", "/pause")):
-            answer = await server.client.request(method, f"/v1/traces/{created['id']}{path}")
-            assert (answer.status_code, answer.json()["code"]) == (404, "trace_not_found")
-        assert not (server.home / "partials" / created["id"]).exists()
-
-    with_server(scenario)
+    created = await server.create(partial_images=2)
+    reader = asyncio.create_task(server.stream(created["id"]))
+    await server.until(created["id"], "step.completed")
+    assert (await server.client.delete(f"/v1/traces/{created['id']}")).status_code == 204
+    assert engine.aborts == [created["id"]]
+    assert (await reader)[-1].type == "trace.cancelled"
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", ""), ("POST", "/pause")):
+        answer = await server.client.request(method, f"/v1/traces/{created['id']}{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "trace_not_found")
+    assert not (server.home / "partials" / created["id"]).exists()
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_only_foreground_traces_end_with_their_readers(
-    with_server: WithServer, engine: FakeGeneration, background: bool
+async def test_only_foreground_traces_end_with_their_readers(
+    serve: Serve, engine: FakeGeneration, background: bool
 ) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve(grace_s=0.1 if background else 0.0) as server:
         created = await server.create(background=background)
         await server.until(created["id"], "step.completed")  # this reader disconnects here
         if background:
@@ -182,13 +154,10 @@ def test_only_foreground_traces_end_with_their_readers(
         ended = await server.finished(created["id"])
         assert ended["status"] == ("completed" if background else "cancelled")
 
-    with_server(scenario, grace_s=0.1 if background else 0.0)
 
-
-def test_returning_reader_keeps_the_trace_alive(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_returning_reader_keeps_the_trace_alive(serve: Serve, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve(grace_s=60.0) as server:
         created = await server.create(background=False)
         got = await server.until(created["id"], "step.completed")
         counting_down = server.services.traces._grace._timers
@@ -201,13 +170,10 @@ def test_returning_reader_keeps_the_trace_alive(with_server: WithServer, engine:
         engine.go("end")
         assert (await rest)[-1].type == "trace.completed"
 
-    with_server(scenario, grace_s=60.0)
 
-
-def test_disconnected_streaming_post_is_cancelled(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_disconnected_streaming_post_is_cancelled(serve: Serve, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
+    async with serve(grace_s=0.05) as server:
         headers = {"accept": "text/event-stream"}
         async with server.client.stream("POST", "/v1/traces", json=await server.body(), headers=headers) as answer:
             trace_id = answer.headers["location"].rsplit("/", 1)[1]
@@ -219,37 +185,32 @@ def test_disconnected_streaming_post_is_cancelled(with_server: WithServer, engin
         events = await server.stream(trace_id)
         assert events[-1].data == {"reason": "disconnected"}
 
-    with_server(scenario, grace_s=0.05)
-
 
 @both_databases
-def test_lists_are_newest_first_without_steps(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        ids = []
-        for number in range(5):
-            trace = await server.create(question=f"Where is star {number}?")
-            await server.finished(trace["id"])
-            ids.append(trace["id"])
-        first = (await server.client.get("/v1/traces", params={"limit": 2})).json()
-        page = TraceList.model_validate(first)
-        assert [entry.id for entry in page.data] == [ids[4], ids[3]]
-        assert page.has_more
-        assert "steps" not in first["data"][0]
-        assert page.data[0].first_image is not None
-        assert page.data[0].last_image is not None
-        assert page.data[0].first_image != page.data[0].last_image
-        rest = (await server.client.get("/v1/traces", params={"after": ids[3]})).json()
-        assert [entry["id"] for entry in rest["data"]] == ids[2::-1]
-        assert not rest["has_more"]
-        found = (await server.client.get("/v1/traces", params={"q": "STAR 3", "status": "completed"})).json()
-        assert [entry["id"] for entry in found["data"]] == [ids[3]]
-        for params in (
-            {"status": "paused"},
-            {"checkpoint": "other"},
-            {"slice": "natural"},
-            {"verdict": "right"},
-            {"q": "%"},
-        ):
-            assert (await server.client.get("/v1/traces", params=params)).json()["data"] == []
-
-    with_server(scenario)
+async def test_lists_are_newest_first_without_steps(server: Server) -> None:
+    ids = []
+    for number in range(5):
+        trace = await server.create(question=f"Where is star {number}?")
+        await server.finished(trace["id"])
+        ids.append(trace["id"])
+    first = (await server.client.get("/v1/traces", params={"limit": 2})).json()
+    page = TraceList.model_validate(first)
+    assert [entry.id for entry in page.data] == [ids[4], ids[3]]
+    assert page.has_more
+    assert "steps" not in first["data"][0]
+    assert page.data[0].first_image is not None
+    assert page.data[0].last_image is not None
+    assert page.data[0].first_image != page.data[0].last_image
+    rest = (await server.client.get("/v1/traces", params={"after": ids[3]})).json()
+    assert [entry["id"] for entry in rest["data"]] == ids[2::-1]
+    assert not rest["has_more"]
+    found = (await server.client.get("/v1/traces", params={"q": "STAR 3", "status": "completed"})).json()
+    assert [entry["id"] for entry in found["data"]] == [ids[3]]
+    for params in (
+        {"status": "paused"},
+        {"checkpoint": "other"},
+        {"slice": "natural"},
+        {"verdict": "right"},
+        {"q": "%"},
+    ):
+        assert (await server.client.get("/v1/traces", params=params)).json()["data"] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from model.engine.messages import GenerationRequest
-from tests.app.conftest import Server, WithServer, both_databases
+from tests.app.conftest import Serve, Server, both_databases
 from tests.fakes import FakeGeneration, Item, answer_items, held, png, step_items
 
 
@@ -15,108 +15,88 @@ def held_early(request: GenerationRequest) -> list[Item]:
 
 
 @both_databases
-def test_step_mode_pauses_after_each_step(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        created = await server.create(mode="step")
-        url = f"/v1/traces/{created['id']}"
-        events = await server.until(created["id"], "trace.paused")
-        assert [e.type for e in events[-2:]] == ["step.completed", "trace.paused"]
-        assert events[-1].data == {"step": 1}
-        paused = await server.get(created["id"])
-        assert (paused["status"], len(paused["steps"]), paused["answer"]) == ("paused", 1, None)
-        (entry,) = (await server.client.get("/v1/traces")).json()["data"]
-        assert entry["last_image"]["image_id"] == paused["steps"][0]["image"]["image_id"]
-        assert server.generation.running == 0
-        answer = await server.client.post(f"{url}/continue")
-        assert answer.status_code == 200
-        assert answer.json()["status"] in ("running", "paused")
-        more = await server.stream(created["id"], after=events[-1].id, until=lambda e: e.type == "trace.paused")
-        assert more[0].type == "trace.resumed"
-        assert more[0].data == {"mode": "step"}
-        assert more[-1].data == {"step": 2}
-        answer = await server.client.post(f"{url}/continue", json={"mode": "auto"})
-        assert answer.status_code == 200
-        ended = await server.finished(created["id"])
-        assert (ended["status"], ended["answer"], len(ended["steps"])) == ("completed", "red", 2)
-        kinds = [e.type for e in await server.stream(created["id"])]
-        assert kinds.count("trace.started") == 1
-
-    with_server(scenario)
+async def test_step_mode_pauses_after_each_step(server: Server) -> None:
+    created = await server.create(mode="step")
+    url = f"/v1/traces/{created['id']}"
+    events = await server.until(created["id"], "trace.paused")
+    assert [e.type for e in events[-2:]] == ["step.completed", "trace.paused"]
+    assert events[-1].data == {"step": 1}
+    paused = await server.get(created["id"])
+    assert (paused["status"], len(paused["steps"]), paused["answer"]) == ("paused", 1, None)
+    (entry,) = (await server.client.get("/v1/traces")).json()["data"]
+    assert entry["last_image"]["image_id"] == paused["steps"][0]["image"]["image_id"]
+    assert server.generation.running == 0
+    answer = await server.client.post(f"{url}/continue")
+    assert answer.status_code == 200
+    assert answer.json()["status"] in ("running", "paused")
+    more = await server.stream(created["id"], after=events[-1].id, until=lambda e: e.type == "trace.paused")
+    assert more[0].type == "trace.resumed"
+    assert more[0].data == {"mode": "step"}
+    assert more[-1].data == {"step": 2}
+    answer = await server.client.post(f"{url}/continue", json={"mode": "auto"})
+    assert answer.status_code == 200
+    ended = await server.finished(created["id"])
+    assert (ended["status"], ended["answer"], len(ended["steps"])) == ("completed", "red", 2)
+    kinds = [e.type for e in await server.stream(created["id"])]
+    assert kinds.count("trace.started") == 1
 
 
-def test_pause_takes_effect_after_the_running_step(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_pause_takes_effect_after_the_running_step(server: Server, engine: FakeGeneration) -> None:
     engine.script = held_early
-
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        await server.until(created["id"], "text.delta")
-        for _ in range(2):
-            answer = await server.client.post(f"/v1/traces/{created['id']}/pause")
-            assert (answer.status_code, answer.json()["mode"], answer.json()["status"]) == (200, "step", "running")
-        engine.go("step")
-        await server.until(created["id"], "trace.paused")
-        again = await server.client.post(f"/v1/traces/{created['id']}/pause")
-        assert (again.status_code, again.json()["status"]) == (200, "paused")
-
-    with_server(scenario)
+    created = await server.create()
+    await server.until(created["id"], "text.delta")
+    for _ in range(2):
+        answer = await server.client.post(f"/v1/traces/{created['id']}/pause")
+        assert (answer.status_code, answer.json()["mode"], answer.json()["status"]) == (200, "step", "running")
+    engine.go("step")
+    await server.until(created["id"], "trace.paused")
+    again = await server.client.post(f"/v1/traces/{created['id']}/pause")
+    assert (again.status_code, again.json()["status"]) == (200, "paused")
 
 
-def test_continue_is_rejected_unless_paused(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_continue_is_rejected_unless_paused(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
-        created = await server.create()
-        await server.until(created["id"], "step.completed")
-        answer = await server.client.post(f"/v1/traces/{created['id']}/continue")
-        assert (answer.status_code, answer.json()["code"]) == (409, "not_paused")
-        engine.go("end")
-        await server.finished(created["id"])
-        answer = await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
-        assert (answer.status_code, answer.json()["code"]) == (409, "not_paused")
-
-    with_server(scenario)
+    created = await server.create()
+    await server.until(created["id"], "step.completed")
+    answer = await server.client.post(f"/v1/traces/{created['id']}/continue")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_paused")
+    engine.go("end")
+    await server.finished(created["id"])
+    answer = await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_paused")
 
 
 @both_databases
-def test_concurrent_continues_resume_once(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_concurrent_continues_resume_once(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
-
-    async def scenario(server: Server) -> None:
-        created = await server.create(mode="step")
-        await server.until(created["id"], "trace.paused")
-        url = f"/v1/traces/{created['id']}/continue"
-        answers = await asyncio.gather(*(server.client.post(url, json={"mode": "auto"}) for _ in range(3)))
-        assert sorted(a.status_code for a in answers) == [200, 409, 409]
-        engine.go("end")
-        events = await server.stream(created["id"])
-        assert [e.type for e in events].count("trace.resumed") == 1
-
-    with_server(scenario)
+    created = await server.create(mode="step")
+    await server.until(created["id"], "trace.paused")
+    url = f"/v1/traces/{created['id']}/continue"
+    answers = await asyncio.gather(*(server.client.post(url, json={"mode": "auto"}) for _ in range(3)))
+    assert sorted(a.status_code for a in answers) == [200, 409, 409]
+    engine.go("end")
+    events = await server.stream(created["id"])
+    assert [e.type for e in events].count("trace.resumed") == 1
 
 
-def test_paused_and_queued_traces_can_be_cancelled(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_paused_and_queued_traces_can_be_cancelled(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
     engine.num_slots = 1
-
-    async def scenario(server: Server) -> None:
-        paused = await server.create(mode="step")
-        await server.until(paused["id"], "trace.paused")
-        running = await server.create()
-        await server.until(running["id"], "step.completed")
-        queued = await server.create()
-        for trace in (paused, queued):
-            answer = await server.client.post(f"/v1/traces/{trace['id']}/cancel")
-            assert answer.json()["status"] == "cancelled"
-            assert [e.type for e in await server.stream(trace["id"])][-1] == "trace.cancelled"
-
-    with_server(scenario)
+    paused = await server.create(mode="step")
+    await server.until(paused["id"], "trace.paused")
+    running = await server.create()
+    await server.until(running["id"], "step.completed")
+    queued = await server.create()
+    for trace in (paused, queued):
+        answer = await server.client.post(f"/v1/traces/{trace['id']}/cancel")
+        assert answer.json()["status"] == "cancelled"
+        assert [e.type for e in await server.stream(trace["id"])][-1] == "trace.cancelled"
 
 
-def test_queue_reports_positions_and_rejects_when_full(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_queue_reports_positions_and_rejects_when_full(serve: Serve, engine: FakeGeneration) -> None:
     engine.script = held
     engine.num_slots = 1
-
-    async def scenario(server: Server) -> None:
+    async with serve(max_queue=2) as server:
         first = await server.create()
         await server.until(first["id"], "step.completed")
         waiting = [await server.create() for _ in range(2)]
@@ -134,24 +114,18 @@ def test_queue_reports_positions_and_rejects_when_full(with_server: WithServer, 
             assert events[-1].type == "trace.completed"
         assert positions == [[0], [1, 0]]
 
-    with_server(scenario, max_queue=2)
 
-
-def test_resumed_trace_without_a_slot_queues_again(with_server: WithServer, engine: FakeGeneration) -> None:
+async def test_resumed_trace_without_a_slot_queues_again(server: Server, engine: FakeGeneration) -> None:
     engine.script = held
     engine.num_slots = 1
-
-    async def scenario(server: Server) -> None:
-        paused = await server.create(mode="step")
-        before = await server.until(paused["id"], "trace.paused")
-        other = await server.create()
-        await server.until(other["id"], "step.completed")
-        await server.client.post(f"/v1/traces/{paused['id']}/continue", json={"mode": "auto"})
-        await server.stream(paused["id"], until=lambda e: e.type == "trace.queued" and e.id > len(before))
-        assert (await server.get(paused["id"]))["status"] == "queued"
-        engine.go("end")
-        kinds = [e.type for e in await server.stream(paused["id"], after=len(before))]
-        assert kinds[:3] == ["trace.resumed", "trace.queued", "trace.started"]
-        assert kinds[-1] == "trace.completed"
-
-    with_server(scenario)
+    paused = await server.create(mode="step")
+    before = await server.until(paused["id"], "trace.paused")
+    other = await server.create()
+    await server.until(other["id"], "step.completed")
+    await server.client.post(f"/v1/traces/{paused['id']}/continue", json={"mode": "auto"})
+    await server.stream(paused["id"], until=lambda e: e.type == "trace.queued" and e.id > len(before))
+    assert (await server.get(paused["id"]))["status"] == "queued"
+    engine.go("end")
+    kinds = [e.type for e in await server.stream(paused["id"], after=len(before))]
+    assert kinds[:3] == ["trace.resumed", "trace.queued", "trace.started"]
+    assert kinds[-1] == "trace.completed"

@@ -1,13 +1,15 @@
-"""One thread, and a recorder of the sampled sequences."""
+"""One thread, an engine, and a recorder of the sampled sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.model.worker.traces import Recorder
+from model.worker.inprocess import InProcess
+from tests.model.worker.traces import Recorder, engine_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,6 +18,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+async def engine(drawing_checkpoint: Path) -> AsyncIterator[InProcess]:
+    """A ready engine with four slots and the drawing checkpoint."""
+    async with engine_of(drawing_checkpoint) as engine:
+        yield engine
 
 
 @pytest.fixture

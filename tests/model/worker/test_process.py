@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -30,18 +29,17 @@ async def collect(engine: EngineProcess, request: GenerationRequest) -> list[Out
     return [output async for output in engine.generate(request)]
 
 
-def run(folder: Path, work: Callable[[EngineProcess], Awaitable[None]], **settings: object) -> None:
-    async def main() -> None:
-        engine = EngineProcess({"tiny": folder}, device="cpu", **settings)  # type: ignore[arg-type]
-        await engine.start()
-        try:
-            await engine.wait_ready()
-            await work(engine)
-        finally:
-            await engine.close()
-        assert engine.pid is None
-
-    asyncio.run(main())
+@pytest.fixture
+async def engine(tiny_checkpoint: Path) -> AsyncIterator[EngineProcess]:
+    """A ready engine process."""
+    engine = EngineProcess({"tiny": tiny_checkpoint}, device="cpu")
+    await engine.start()
+    try:
+        await engine.wait_ready()
+        yield engine
+    finally:
+        await engine.close()
+    assert engine.pid is None
 
 
 def is_alive(pid: int) -> bool:
@@ -52,67 +50,55 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_killed_child_fails_requests_and_is_replaced(tiny_checkpoint: Path) -> None:
-    async def work(engine: EngineProcess) -> None:
-        before = await collect(engine, ask("a"))
-        first = engine.pid
-        assert first is not None
-        outputs = []
-        async for output in engine.generate(ask("b", tokens=400)):
-            outputs.append(output)
-            if isinstance(output, Started):
-                os.kill(first, signal.SIGKILL)
-        assert isinstance(outputs[-1], Failed)
-        assert outputs[-1].code == "engine_died"
-        assert "-9" in outputs[-1].detail
-        assert engine.status().phase == "starting"
-        assert (await engine.wait_ready()).phase == "ready"
-        assert engine.pid not in (None, first)
-        assert await collect(engine, ask("c")) == before
-        assert not is_alive(first)
-
-    run(tiny_checkpoint, work)
+async def test_killed_child_fails_requests_and_is_replaced(engine: EngineProcess) -> None:
+    before = await collect(engine, ask("a"))
+    first = engine.pid
+    assert first is not None
+    outputs = []
+    async for output in engine.generate(ask("b", tokens=400)):
+        outputs.append(output)
+        if isinstance(output, Started):
+            os.kill(first, signal.SIGKILL)
+    assert isinstance(outputs[-1], Failed)
+    assert outputs[-1].code == "engine_died"
+    assert "-9" in outputs[-1].detail
+    assert engine.status().phase == "starting"
+    assert (await engine.wait_ready()).phase == "ready"
+    assert engine.pid not in (None, first)
+    assert await collect(engine, ask("c")) == before
+    assert not is_alive(first)
 
 
-def test_ctrl_c_does_not_reach_the_child(tiny_checkpoint: Path) -> None:
-    async def work(engine: EngineProcess) -> None:
-        pid = engine.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
-        assert isinstance((await collect(engine, ask("a")))[-1], Finished)
-        assert engine.pid == pid
-
-    run(tiny_checkpoint, work)
+async def test_ctrl_c_does_not_reach_the_child(engine: EngineProcess) -> None:
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    assert isinstance((await collect(engine, ask("a")))[-1], Finished)
+    assert engine.pid == pid
 
 
 @pytest.mark.parametrize("unread", [0, 20_000_000])
-def test_close_kills_a_hanging_child(tiny_checkpoint: Path, unread: int) -> None:
-    async def work(engine: EngineProcess) -> None:
-        pid = engine.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        engine._send(SetMode("x" * unread, step_mode=True))  # exceeds the socket's buffer: a flush would never end
-        await engine.close()
-        assert not is_alive(pid)
-
-    run(tiny_checkpoint, work)
+async def test_close_kills_a_hanging_child(engine: EngineProcess, unread: int) -> None:
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    engine._send(SetMode("x" * unread, step_mode=True))  # exceeds the socket's buffer: a flush would never end
+    await engine.close()
+    assert not is_alive(pid)
 
 
-def test_close_ends_live_requests_and_child(tiny_checkpoint: Path) -> None:
-    async def work(engine: EngineProcess) -> None:
-        stream = engine.generate(ask("a", tokens=480))
-        assert isinstance(await anext(stream), Started)
-        pid = engine.pid
-        assert pid is not None
-        await engine.close()
-        outputs = [output async for output in stream]
-        assert isinstance(outputs[-1], Failed)
-        assert outputs[-1].code == "interrupted"
-        assert not is_alive(pid)
-        assert engine.status().phase == "stopping"
-
-    run(tiny_checkpoint, work)
+async def test_close_ends_live_requests_and_child(engine: EngineProcess) -> None:
+    stream = engine.generate(ask("a", tokens=480))
+    assert isinstance(await anext(stream), Started)
+    pid = engine.pid
+    assert pid is not None
+    await engine.close()
+    outputs = [output async for output in stream]
+    assert isinstance(outputs[-1], Failed)
+    assert outputs[-1].code == "interrupted"
+    assert not is_alive(pid)
+    assert engine.status().phase == "stopping"
 
 
 def test_killed_parent_leaves_no_child(tiny_checkpoint: Path) -> None:
@@ -144,32 +130,26 @@ def test_killed_parent_leaves_no_child(tiny_checkpoint: Path) -> None:
             os.close(watch)
 
 
-def test_missing_device_is_named(tiny_checkpoint: Path) -> None:
-    async def main() -> None:
-        engine = EngineProcess({"tiny": tiny_checkpoint}, device="tpu")
-        await engine.start()
-        status = await engine.wait_ready()
-        assert status.phase == "failed"
-        assert "OMNI_R1_DEVICE=tpu" in status.detail
-        (output,) = await collect(engine, ask("a"))
-        assert isinstance(output, Failed)
-        assert output.code == "not_ready"
-        await engine.close()
-
-    asyncio.run(main())
+async def test_missing_device_is_named(tiny_checkpoint: Path) -> None:
+    engine = EngineProcess({"tiny": tiny_checkpoint}, device="tpu")
+    await engine.start()
+    status = await engine.wait_ready()
+    assert status.phase == "failed"
+    assert "OMNI_R1_DEVICE=tpu" in status.detail
+    (output,) = await collect(engine, ask("a"))
+    assert isinstance(output, Failed)
+    assert output.code == "not_ready"
+    await engine.close()
 
 
-def test_child_dying_at_start_is_given_up(tiny_checkpoint: Path) -> None:
-    async def main() -> None:
-        command = (sys.executable, "-c", "import sys; sys.exit(3)")
-        engine = EngineProcess({"tiny": tiny_checkpoint}, command=command)
-        await engine.start()
-        status = await engine.wait_ready()
-        assert status.phase == "failed"
-        assert "exit code 3" in status.detail
-        await engine.close()
-
-    asyncio.run(main())
+async def test_child_dying_at_start_is_given_up(tiny_checkpoint: Path) -> None:
+    command = (sys.executable, "-c", "import sys; sys.exit(3)")
+    engine = EngineProcess({"tiny": tiny_checkpoint}, command=command)
+    await engine.start()
+    status = await engine.wait_ready()
+    assert status.phase == "failed"
+    assert "exit code 3" in status.detail
+    await engine.close()
 
 
 def test_serving_imports_no_transformers() -> None:

@@ -36,59 +36,54 @@ from tests.model.worker.traces import (
     an_image,
     ask,
     collect,
+    engine_of,
     events,
     first_codes,
     kinds,
-    run,
     without_logprobs,
 )
 from tests.near_ties import assert_same_image
 
 
-def test_trace_streams_steps_images_and_end(drawing_checkpoint: Path) -> None:
-    async def work(engine: InProcess) -> None:
-        outputs = await collect(engine, ask("a", partial_images=2))
-        started, finished = outputs[0], outputs[-1]
-        assert isinstance(started, Started)
-        assert (started.weight_version, started.max_new_tokens, started.room_images) == (1, 120, 3)
-        assert isinstance(finished, Finished)
-        assert finished.usage["images"] == 3
-        assert finished.usage["prompt_tokens"] == started.prompt_tokens
-        names = kinds(outputs)
-        assert names.count("image.completed") == 3
-        assert names.count("step.started") == names.count("step.completed")
-        done = next(o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.completed")
-        assert done.png is not None
-        assert Image.open(io.BytesIO(done.png)).size == (16, 16)
-        assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward"}
-        partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
-        seen = {(o.event.data["index"], o.event.data["codes_done"]) for o in partials}
-        assert (2, 4) in seen, "all codes are reported even if the decoder was busy"
-        assert seen <= {(0, 1), (1, 3), (2, 4)}
-
-    run(drawing_checkpoint, work)
+async def test_trace_streams_steps_images_and_end(engine: InProcess) -> None:
+    outputs = await collect(engine, ask("a", partial_images=2))
+    started, finished = outputs[0], outputs[-1]
+    assert isinstance(started, Started)
+    assert (started.weight_version, started.max_new_tokens, started.room_images) == (1, 120, 3)
+    assert isinstance(finished, Finished)
+    assert finished.usage["images"] == 3
+    assert finished.usage["prompt_tokens"] == started.prompt_tokens
+    names = kinds(outputs)
+    assert names.count("image.completed") == 3
+    assert names.count("step.started") == names.count("step.completed")
+    done = next(o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.completed")
+    assert done.png is not None
+    assert Image.open(io.BytesIO(done.png)).size == (16, 16)
+    assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward"}
+    partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
+    seen = {(o.event.data["index"], o.event.data["codes_done"]) for o in partials}
+    assert (2, 4) in seen, "all codes are reported even if the decoder was busy"
+    assert seen <= {(0, 1), (1, 3), (2, 4)}
 
 
-def test_events_are_independent_of_other_requests(drawing_checkpoint: Path, recorder: Recorder) -> None:
-    async def work(engine: InProcess) -> None:
-        alone = await collect(engine, ask("alone"))
-        many = await asyncio.gather(
-            *(collect(engine, ask(f"r{i}", seed=i, tokens=60 + 20 * i)) for i in range(6)),
-            collect(engine, ask("again")),
-        )
-        recorder.assert_same_trace(drawing_checkpoint, "alone", alone, "again", many[-1])
-        assert events(many[0]) != events(many[2])
+async def test_events_are_independent_of_other_requests(
+    engine: InProcess, drawing_checkpoint: Path, recorder: Recorder
+) -> None:
+    alone = await collect(engine, ask("alone"))
+    many = await asyncio.gather(
+        *(collect(engine, ask(f"r{i}", seed=i, tokens=60 + 20 * i)) for i in range(6)),
+        collect(engine, ask("again")),
+    )
+    recorder.assert_same_trace(drawing_checkpoint, "alone", alone, "again", many[-1])
+    assert events(many[0]) != events(many[2])
 
-    run(drawing_checkpoint, work)
 
-
-def test_seen_is_the_decoded_question_even_after_a_pause(drawing_checkpoint: Path) -> None:
+async def test_seen_is_the_decoded_question_even_after_a_pause(drawing_checkpoint: Path) -> None:
     loaded = load_checkpoint(drawing_checkpoint)
     assert loaded.vq is not None
     codes = encode_images(loaded.vq, [an_image().png])
     wanted = png_bytes(decode_codes(loaded.vq, codes)[0])
-
-    async def work(engine: InProcess) -> None:
+    async with engine_of(drawing_checkpoint) as engine:
         resume: bytes | None = None
         for _ in range(2):
             async for output in engine.generate(ask("a", mode="step", resume=resume)):
@@ -104,17 +99,13 @@ def test_seen_is_the_decoded_question_even_after_a_pause(drawing_checkpoint: Pat
             with pytest.raises(EngineError):
                 await engine.seen(gone)
 
-    run(drawing_checkpoint, work)
-
 
 @pytest.mark.parametrize("fresh_engine", [False, True])
-def test_stepping_equals_running_through(drawing_checkpoint: Path, fresh_engine: bool, recorder: Recorder) -> None:
-    whole: list[Output] = []
+async def test_stepping_equals_running_through(
+    drawing_checkpoint: Path, fresh_engine: bool, recorder: Recorder
+) -> None:
     parts: list[Output] = []
     resume: list[bytes] = []
-
-    async def auto(engine: InProcess) -> None:
-        whole.extend(await collect(engine, ask("whole")))
 
     async def step(engine: InProcess) -> None:
         if fresh_engine:  # only the bytes survive
@@ -128,74 +119,64 @@ def test_stepping_equals_running_through(drawing_checkpoint: Path, fresh_engine:
             await engine.memory()  # answered after the status
             assert engine.status().running == 0
 
-    async def all_steps(engine: InProcess) -> None:
-        while not (parts and isinstance(parts[-1], Finished)):
-            await step(engine)
-
-    run(drawing_checkpoint, auto)
+    async with engine_of(drawing_checkpoint) as engine:
+        whole = await collect(engine, ask("whole"))
     if fresh_engine:
         while not (parts and isinstance(parts[-1], Finished)):
-            run(drawing_checkpoint, step)
+            async with engine_of(drawing_checkpoint) as engine:
+                await step(engine)
     else:
-        run(drawing_checkpoint, all_steps)
+        async with engine_of(drawing_checkpoint) as engine:
+            while not (parts and isinstance(parts[-1], Finished)):
+                await step(engine)
     assert len(resume) >= 3
     if recorder.assert_same_trace(drawing_checkpoint, "whole", whole, "a", parts):
         assert without_logprobs(parts[-1]) == without_logprobs(whole[-1])
 
 
-def test_pause_takes_effect_at_step_end(drawing_checkpoint: Path) -> None:
-    async def work(engine: InProcess) -> None:
-        outputs = []
-        async for output in engine.generate(ask("a", tokens=300)):
-            outputs.append(output)
+async def test_pause_takes_effect_at_step_end(engine: InProcess) -> None:
+    outputs = []
+    async for output in engine.generate(ask("a", tokens=300)):
+        outputs.append(output)
+        if isinstance(output, Started):
+            await engine.pause("a")
+    assert isinstance(outputs[-1], Paused)
+    rest = await collect(engine, ask("a", tokens=300, resume=outputs[-1].resume))
+    assert isinstance(rest[-1], Finished)
+
+
+async def test_abort_answers_once_slot_is_free(engine: InProcess) -> None:
+    outputs = []
+    async for output in engine.generate(ask("a", tokens=480, images=False)):
+        outputs.append(output)
+        if isinstance(output, Started):
+            await engine.abort("a")
+            assert engine.worker.models["drawing"].engine.scheduler.is_idle
+            steps = engine.worker.models["drawing"].engine.num_steps
+    assert isinstance(outputs[-1], Cancelled)
+    await engine.memory()
+    assert engine.worker.models["drawing"].engine.num_steps == steps, "no token after the abort"
+    await engine.abort("a")  # already ended: answers immediately
+
+
+async def test_leaving_the_stream_aborts_the_request(engine: InProcess) -> None:
+    async with aclosing(engine.generate(ask("a", tokens=480))) as stream:
+        async for output in stream:
             if isinstance(output, Started):
-                await engine.pause("a")
-        assert isinstance(outputs[-1], Paused)
-        rest = await collect(engine, ask("a", tokens=300, resume=outputs[-1].resume))
-        assert isinstance(rest[-1], Finished)
-
-    run(drawing_checkpoint, work)
+                break
+    await engine.memory()  # handled after the abort
+    assert engine.worker.models["drawing"].engine.scheduler.is_idle
+    assert not engine.worker._live
 
 
-def test_abort_answers_once_slot_is_free(drawing_checkpoint: Path) -> None:
-    async def work(engine: InProcess) -> None:
-        outputs = []
-        async for output in engine.generate(ask("a", tokens=480, images=False)):
-            outputs.append(output)
-            if isinstance(output, Started):
-                await engine.abort("a")
-                assert engine.worker.models["drawing"].engine.scheduler.is_idle
-                steps = engine.worker.models["drawing"].engine.num_steps
-        assert isinstance(outputs[-1], Cancelled)
-        await engine.memory()
-        assert engine.worker.models["drawing"].engine.num_steps == steps, "no token after the abort"
-        await engine.abort("a")  # already ended: answers immediately
-
-    run(drawing_checkpoint, work)
-
-
-def test_leaving_the_stream_aborts_the_request(drawing_checkpoint: Path) -> None:
-    async def work(engine: InProcess) -> None:
-        async with aclosing(engine.generate(ask("a", tokens=480))) as stream:
-            async for output in stream:
-                if isinstance(output, Started):
-                    break
-        await engine.memory()  # handled after the abort
-        assert engine.worker.models["drawing"].engine.scheduler.is_idle
-        assert not engine.worker._live
-
-    run(drawing_checkpoint, work)
-
-
-def test_undecodable_image_ends_only_its_trace(
+async def test_undecodable_image_ends_only_its_trace(
     drawing_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
 ) -> None:
     """Independent of the images decoded with it."""
     loaded = load_checkpoint(drawing_checkpoint)
     first: list[tuple[int, ...]] = []
     monkeypatch.setattr(image_thread, "OVERDUE_S", -1.0)  # every complete image is overdue
-
-    async def work(engine: InProcess) -> None:
+    async with engine_of(drawing_checkpoint) as engine:
         alone = await collect(engine, ask("alone", seed=2))
         marked = await collect(engine, ask("marked", seed=1))
         first.append(next(first_codes(o.tokens, loaded.vocab) for o in marked if isinstance(o, Emitted) and o.tokens))
@@ -216,75 +197,66 @@ def test_undecodable_image_ends_only_its_trace(
             assert isinstance(outputs[-1], Finished)
             recorder.assert_same_trace(drawing_checkpoint, "alone", alone, f"good-{number}", outputs)
 
-    run(drawing_checkpoint, work)
 
-
-def test_waiting_request_reports_its_position(drawing_checkpoint: Path) -> None:
-    async def work(engine: InProcess) -> None:
+async def test_waiting_request_reports_its_position(drawing_checkpoint: Path) -> None:
+    async with engine_of(drawing_checkpoint, slots=1) as engine:
         runs = await asyncio.gather(*(collect(engine, ask(f"r{i}", images=False)) for i in range(4)))
         positions = [[o.position for o in outputs if isinstance(o, QueuePosition)] for outputs in runs]
         assert positions == [[], [0], [1, 0], [2, 1, 0]]
 
-    run(drawing_checkpoint, work, slots=1)
+
+async def test_failing_step_fails_only_its_requests(
+    engine: InProcess, drawing_checkpoint: Path, recorder: Recorder
+) -> None:
+    core = engine.worker.models["drawing"].engine
+    real, calls = core._decode, []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory, say")
+        return real(*arguments)
+
+    reference = await collect(engine, ask("r", images=False))
+    core._decode = fail
+    outputs = await collect(engine, ask("a", images=False))
+    assert isinstance(outputs[-1], Failed)
+    assert outputs[-1].code == "engine_error"
+    assert "out of memory, say" in outputs[-1].detail
+    again = await collect(engine, ask("b", images=False))
+    recorder.assert_same_trace(drawing_checkpoint, "r", reference, "b", again)
 
 
-def test_failing_step_fails_only_its_requests(drawing_checkpoint: Path, recorder: Recorder) -> None:
-    async def work(engine: InProcess) -> None:
-        core = engine.worker.models["drawing"].engine
-        real, calls = core._decode, []
-
-        def fail(*arguments: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 5:
-                raise RuntimeError("out of memory, say")
-            return real(*arguments)
-
-        reference = await collect(engine, ask("r", images=False))
-        core._decode = fail
-        outputs = await collect(engine, ask("a", images=False))
-        assert isinstance(outputs[-1], Failed)
-        assert outputs[-1].code == "engine_error"
-        assert "out of memory, say" in outputs[-1].detail
-        again = await collect(engine, ask("b", images=False))
-        recorder.assert_same_trace(drawing_checkpoint, "r", reference, "b", again)
-
-    run(drawing_checkpoint, work)
+async def test_bad_requests_fail_with_their_own_code(engine: InProcess) -> None:
+    bad = [
+        (GenerationRequest("1", "nobody", "?"), "unknown_checkpoint"),
+        (GenerationRequest("2", "drawing", "why " * 5000), "prompt_too_long"),
+        (GenerationRequest("3", "drawing", "?", (ImageInput(b"no picture"),)), "bad_image"),
+        (GenerationRequest("4", "drawing", "?", resume=b"rubbish"), "bad_resume"),
+    ]
+    for request, code in bad:
+        (output,) = await collect(engine, request)
+        assert isinstance(output, Failed), request
+        assert output.code == code, output
+    assert isinstance((await collect(engine, ask("good")))[-1], Finished)
 
 
-def test_bad_requests_fail_with_their_own_code(drawing_checkpoint: Path) -> None:
-    async def work(engine: InProcess) -> None:
-        bad = [
-            (GenerationRequest("1", "nobody", "?"), "unknown_checkpoint"),
-            (GenerationRequest("2", "drawing", "why " * 5000), "prompt_too_long"),
-            (GenerationRequest("3", "drawing", "?", (ImageInput(b"no picture"),)), "bad_image"),
-            (GenerationRequest("4", "drawing", "?", resume=b"rubbish"), "bad_resume"),
-        ]
-        for request, code in bad:
-            (output,) = await collect(engine, request)
-            assert isinstance(output, Failed), request
-            assert output.code == code, output
-        assert isinstance((await collect(engine, ask("good")))[-1], Finished)
-
-    run(drawing_checkpoint, work)
-
-
-def test_replacement_applies_to_new_requests_only(drawing_checkpoint: Path, tmp_path: Path, recorder: Recorder) -> None:
-    async def work(engine: InProcess) -> None:
-        outputs: list[Output] = []
-        async for output in engine.generate(ask("old", tokens=200)):
-            outputs.append(output)
-            if isinstance(output, Started):
-                await engine.load("drawing", str(drawing_checkpoint), 2)
-                new = asyncio.create_task(collect(engine, ask("new", tokens=200)))
-        assert isinstance(outputs[-1], Finished)
-        recorder.assert_same_trace(drawing_checkpoint, "old", outputs, "new", await new)
-        assert new.result()[0].weight_version == 2  # type: ignore[union-attr]
-        assert engine.status().loaded == {"drawing": 2}
-        assert engine.worker.models.num_retired == 0
-        with pytest.raises(EngineError) as caught:
-            await engine.load("broken", str(tmp_path), 3)
-        assert caught.value.code in ("missing_file", "not_found")
-        await engine.unload("drawing")
-        assert (await collect(engine, ask("gone")))[-1].code == "unknown_checkpoint"  # type: ignore[union-attr]
-
-    run(drawing_checkpoint, work)
+async def test_replacement_applies_to_new_requests_only(
+    engine: InProcess, drawing_checkpoint: Path, tmp_path: Path, recorder: Recorder
+) -> None:
+    outputs: list[Output] = []
+    async for output in engine.generate(ask("old", tokens=200)):
+        outputs.append(output)
+        if isinstance(output, Started):
+            await engine.load("drawing", str(drawing_checkpoint), 2)
+            new = asyncio.create_task(collect(engine, ask("new", tokens=200)))
+    assert isinstance(outputs[-1], Finished)
+    recorder.assert_same_trace(drawing_checkpoint, "old", outputs, "new", await new)
+    assert new.result()[0].weight_version == 2  # type: ignore[union-attr]
+    assert engine.status().loaded == {"drawing": 2}
+    assert engine.worker.models.num_retired == 0
+    with pytest.raises(EngineError) as caught:
+        await engine.load("broken", str(tmp_path), 3)
+    assert caught.value.code in ("missing_file", "not_found")
+    await engine.unload("drawing")
+    assert (await collect(engine, ask("gone")))[-1].code == "unknown_checkpoint"  # type: ignore[union-attr]

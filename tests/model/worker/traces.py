@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,20 +93,17 @@ async def collect(engine: EngineClient, request: GenerationRequest) -> list[Outp
     return [output async for output in engine.generate(request)]
 
 
-def run(
-    checkpoint: Path, work: Callable[[InProcess], Awaitable[None]], *, slots: int = 4, name: str = "drawing"
-) -> None:
-    async def main() -> None:
-        engine = InProcess({name: checkpoint}, num_slots=slots)
-        await engine.start()
-        try:
-            status = await engine.wait_ready()
-            assert status.phase == "ready", status.detail
-            await work(engine)
-        finally:
-            await engine.close()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def engine_of(checkpoint: Path, *, slots: int = 4) -> AsyncIterator[InProcess]:
+    """A ready engine in this process with one checkpoint, "drawing"."""
+    engine = InProcess({"drawing": checkpoint}, num_slots=slots)
+    await engine.start()
+    try:
+        status = await engine.wait_ready()
+        assert status.phase == "ready", status.detail
+        yield engine
+    finally:
+        await engine.close()
 
 
 def kinds(outputs: list[Output]) -> list[str]:
