@@ -36,7 +36,7 @@ from app.http.bodies import BodyMiddleware
 from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
-from app.http.deps import Services, known_query
+from app.http.deps import Services, known_ids, known_query
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
 from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
@@ -116,7 +116,7 @@ def create_app(
     app.state.runtime = runtime
     install_handlers(app)
     for module in ROUTES:
-        app.include_router(module.router, dependencies=[Depends(known_query)])
+        app.include_router(module.router, dependencies=[Depends(known_query), Depends(known_ids)])
     add_docs(app, with_key=services.key is not None)
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")

@@ -161,18 +161,24 @@ def from_validation(error: RequestValidationError) -> Problem:
     return Problem("invalid", f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
 
 
+_ABSENT = object()
+
+
 def _path(loc: Sequence[Any], body: object) -> list[str]:
-    """The field's path in the input, without pydantic's names of tagged-union members."""
+    """The field's path in the input, without pydantic's names of union members."""
     path: list[str] = []
     at: Any = {"body": body}
     for part in loc:
         if isinstance(at, dict) and part not in at and part in (at.get("method"), at.get("source")):
             continue
+        no_key = at is None or isinstance(at, str | int | float) or (isinstance(at, list) and isinstance(part, str))
+        if no_key:  # what follows names a member of an untagged union
+            break
         path.append(str(part))
         try:
             at = at[part]
         except (LookupError, TypeError):
-            at = None
+            at = _ABSENT
     return path
 
 

@@ -29,6 +29,9 @@ def clean_text(value: str) -> str:
     return value
 
 
+CheckpointText = Annotated[str, AfterValidator(clean_text)]
+
+
 def _some_text(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
@@ -94,7 +97,7 @@ class TraceCreate(In):
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(_some_text)]
     images: list[ImageIn] = Field(default_factory=list, max_length=MAX_IMAGES)
     task_id: str | None = Field(None, min_length=1, max_length=64)
-    checkpoint: str | None = Field(None, min_length=1, max_length=200)
+    checkpoint: CheckpointText | None = Field(None, min_length=1, max_length=200)
     mode: Mode = "auto"
     sampling: SamplingIn = Field(default_factory=SamplingIn)
     partial_images: int = Field(0, ge=0, le=64, description="number of partial previews per image")
@@ -116,7 +119,7 @@ class LimitsIn(In):
 
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS), AfterValidator(clean_text)]
     images: int = Field(1, ge=0, le=MAX_IMAGES)
-    checkpoint: str | None = Field(None, min_length=1, max_length=200)
+    checkpoint: CheckpointText | None = Field(None, min_length=1, max_length=200)
 
 
 class CheckpointCreate(In):

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from app.contract.schemas import (
     CHECKPOINT_NAME_LENGTH,
+    CheckpointText,
     In,
     Metadata,
     Out,
@@ -20,7 +21,7 @@ from app.contract.words import GroupKind, GroupStatus, Mode, Status
 MAX_SAMPLES = 16
 MAX_STEPS = 64
 MAX_STEP_CHARS = 8_000
-TRACE = Annotated[str, Field(min_length=1, max_length=64)]
+TRACE = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(clean_text)]
 StepNumber = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 StepText = Annotated[str, Field(max_length=MAX_STEP_CHARS), AfterValidator(clean_text)]
 Samples = Annotated[int, Field(ge=1, le=MAX_SAMPLES, description="samples that share one prefill")]
@@ -82,7 +83,7 @@ class BranchCreate(In):
     then_token: ThenToken | None = None
     then: Literal["answer"] | None = Field(None, description="force the answer mark")
     n: Samples = 1
-    checkpoint: str | None = Field(
+    checkpoint: CheckpointText | None = Field(
         None, min_length=1, max_length=CHECKPOINT_NAME_LENGTH, description="default: exactly the parent's weights"
     )
     mode: Mode | None = None

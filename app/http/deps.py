@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import AfterValidator
 
 from app.checkpoints.activation import Activation
 from app.checkpoints.hub import HubFetcher
@@ -18,7 +19,7 @@ from app.common import pools
 from app.common.metrics import Metrics
 from app.common.settings import Settings
 from app.contract.problems import MEDIA_TYPE, Problem, field_problem
-from app.contract.schemas import ProblemOut
+from app.contract.schemas import ProblemOut, clean_text
 from app.http.auth import ApiKey
 from app.http.event_stream import EventStream
 from app.jobs.datasets import DatasetStore
@@ -98,6 +99,13 @@ async def known_query(request: Request) -> None:
             raise field_problem("invalid", f"query.{name[:100]}", f"unknown parameter; {has}")
 
 
+async def known_ids(request: Request) -> None:
+    """404 for an id with the NUL character, which PostgreSQL cannot look up."""
+    if any("\0" in str(value) for value in request.path_params.values()):
+        _, _version, collection, *_ = request.url.path.split("/")
+        raise Problem(f"{collection.removesuffix('s')}_not_found", "no id contains the NUL character")
+
+
 def _query_names(dependant: Dependant) -> set[str]:
     names = {param.alias for param in dependant.query_params}
     return names.union(*(_query_names(inner) for inner in dependant.dependencies))
@@ -126,6 +134,7 @@ async def position(
 Position = Annotated[int, Depends(position)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
 Limit = Annotated[int, Query(ge=1, le=100)]
+CheckpointName = Annotated[str | None, AfterValidator(clean_text), Query(max_length=200)]
 _AFTER = "id of the last entry of the previous page"
 AfterGroup = Annotated[str | None, Query(pattern=f"^{GROUP_ID}$", description=_AFTER)]
 AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_AFTER)]

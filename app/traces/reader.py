@@ -77,6 +77,11 @@ class TraceReader:
             raise no_trace()
         return found
 
+    def check_kind(self, log_id: str, *, group: bool) -> None:
+        """404 for a trace's id in place of a group's, and the reverse."""
+        if log_id.startswith(GROUP) != group:
+            raise no_group() if group else no_trace()
+
     async def past_the_end(self, log_id: str, after: int) -> bool:
         """Whether a reader at `after` has seen the last event of a trace or group; 404 for an unknown one."""
         if self._events.is_running(log_id):

@@ -36,6 +36,7 @@ async def get_group(group_id: str, app: App) -> Response:
 )
 async def group_events(group_id: str, position: Position, app: App) -> Response:
     """One stream for all members: each event's data carries its `trace_id`; ends with `group.completed`."""
+    app.traces.reader.check_kind(group_id, group=True)
     return await follow(app.traces.reader, group_id, position)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from app.common import pools
@@ -14,7 +14,7 @@ from app.common.pools import in_pool
 from app.contract.problems import Problem
 from app.contract.schemas import ImageOut
 from app.contract.words import Fit
-from app.http.deps import LOCATION, App, Key, Services, problems
+from app.http.deps import LOCATION, App, CheckpointName, Key, Services, problems
 from app.storage.idempotency import Claim, Replay
 from app.storage.uploads import upload_body
 
@@ -67,7 +67,7 @@ def get_image(image_id: str, app: App) -> Response:
 async def get_model_view(
     image_id: str,
     app: App,
-    checkpoint: Annotated[str | None, Query(max_length=200)] = None,
+    checkpoint: CheckpointName = None,
     fit: Fit = "crop",
 ) -> Response:
     """The image as the model sees it, at its resolution."""

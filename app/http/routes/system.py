@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.common import pools
@@ -13,7 +13,7 @@ from app.common.metrics import CONTENT_TYPE
 from app.common.pools import in_pool
 from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn
 from app.contract.schemas_system import LimitsOut, Live, Ready, RoomOut
-from app.http.deps import App, Services, problems, require_json
+from app.http.deps import App, CheckpointName, Services, problems, require_json
 from app.storage.images import MAX_UPLOAD_BYTES
 from model.build import commit, package_version
 
@@ -43,7 +43,7 @@ async def metrics(app: App) -> Response:
 
 @router.get("/v1/limits", response_model=LimitsOut, responses=problems(422, 503))
 @in_pool(pools.reads)
-def get_limits(app: App, checkpoint: Annotated[str | None, Query(max_length=200)] = None) -> dict[str, Any]:
+def get_limits(app: App, checkpoint: CheckpointName = None) -> dict[str, Any]:
     """The limits of requests to the active or named checkpoint."""
     return _limits(app, checkpoint)
 

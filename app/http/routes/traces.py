@@ -7,16 +7,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from pydantic import AfterValidator
 
 from app.common import pools
 from app.common.pools import in_pool
 from app.contract.problems import Problem
-from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList
+from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList, clean_text
 from app.contract.words import Slice, Status
 from app.http.deps import (
     LOCATION,
     AfterTrace,
     App,
+    CheckpointName,
     Key,
     Limit,
     Position,
@@ -33,6 +35,7 @@ from app.storage.idempotency import Claim
 router = APIRouter(prefix="/v1/traces", tags=["traces"])
 
 TraceId = str
+_Id = Annotated[str | None, AfterValidator(clean_text)]
 
 
 def wants_stream(request: Request) -> bool:
@@ -93,11 +96,15 @@ def list_traces(
     limit: Limit = 20,
     after: AfterTrace = None,
     status: Status | None = None,
-    checkpoint: Annotated[str | None, Query(max_length=200)] = None,
+    checkpoint: CheckpointName = None,
     slice: Slice | None = None,
     verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
-    parent: Annotated[str | None, Query(max_length=64, description="branches of this trace")] = None,
-    group: Annotated[str | None, Query(max_length=64, description="members of this group")] = None,
+    parent: Annotated[
+        str | None, AfterValidator(clean_text), Query(max_length=64, description="branches of this trace")
+    ] = None,
+    group: Annotated[
+        str | None, AfterValidator(clean_text), Query(max_length=64, description="members of this group")
+    ] = None,
     q: Annotated[str | None, Query(max_length=200, description="text in question or answer")] = None,
 ) -> Any:
     """Newest first; entries omit the steps."""
@@ -130,6 +137,7 @@ async def get_trace(trace_id: TraceId, app: App) -> Response:
 )
 async def trace_events(trace_id: TraceId, position: Position, app: App) -> Response:
     """Committed events only; keep-alive comments after 15 s of silence; ends after the terminal event."""
+    app.traces.reader.check_kind(trace_id, group=False)
     return await follow(app.traces.reader, trace_id, position)
 
 
