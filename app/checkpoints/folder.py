@@ -13,6 +13,7 @@ from typing import Any, Literal
 from model.checkpoint.manifest import GenerationDefaults, Manifest
 from model.checkpoint.shards import CheckpointError, read_entries, require_plain_files
 from model.config import ConfigError, ModelConfig
+from model.text.questions import is_familiar
 
 # package: shipped in model/nano · home: found in OMNI_R1_HOME/checkpoints · setting: OMNI_R1_CHECKPOINT ·
 # job, local, hub: rows of the table `checkpoints`
@@ -64,6 +65,10 @@ class CheckpointInfo:
     def resolution(self) -> int:
         """Width and height of the model's images in pixels."""
         return self.config.vq.resolution if self.config else 0
+
+    def knows(self, question: str) -> bool | None:
+        """Whether the question is like those of its training; None if its card does not say."""
+        return is_familiar(question, self.manifest.extra) if self.manifest else None
 
 
 def read_folder(folder: Path) -> CheckpointInfo:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+from app.cli.follow import follow_all
 from app.cli.terminal import EXIT_OK, clean, remark, write
-from app.client import BadInput, Client, OmniError
-from app.client.sse import Event
-from app.client.types import ImageRef, Sampling, Task, Trace
+from app.client import BadInput, Client
+from app.client.types import ImageRef, Sampling, Task
 
 
 def ask(args: Namespace) -> int:
     """Uploads the image, asks the question, streams the text and saves the images. Returns the exit code."""
-    data = sys.stdin.buffer.read() if args.image == "-" else _read_image(args.image)
+    data = sys.stdin.buffer.read() if args.image == "-" else read_image(args.image)
     with Client(args.url) as client:
         stored = client.upload_image(data, "picture" if args.image == "-" else Path(args.image).name)
         image: ImageRef = {"image_id": stored["image_id"], "fit": args.fit}
-        return _run(client, args, args.question, image, sampling=_sampling(args))
+        return _run(client, args, args.question, image, sampling=given_sampling(args))
 
 
 def task(args: Namespace) -> int:
@@ -53,116 +52,20 @@ def _run(
     task_id: str | None = None,
 ) -> int:
     trace = client.create_trace(
-        question, [image], task_id=task_id, checkpoint=args.checkpoint, sampling=sampling, background=True
+        question, [image], task_id=task_id, checkpoint=args.checkpoint, sampling=sampling, background=True, n=args.n
     )
-    trace_id = trace["id"]
-    printer = _Printer(client, Path(args.out or f"trace-{trace_id}"), quiet=args.quiet or args.json)
-    try:
-        for event in client.events(trace_id):
-            printer.show(event)
-    except KeyboardInterrupt:
-        with suppress(OmniError):
-            client.cancel(trace_id)
-        raise
-    finally:
-        printer.end_line()
-    final = client.trace(trace_id)
-    printer.folder.mkdir(parents=True, exist_ok=True)
-    (printer.folder / "trace.json").write_text(json.dumps(final, ensure_ascii=False, indent=2) + "\n", "utf-8")
-    if args.json:
-        write(json.dumps(final, ensure_ascii=False, indent=2) + "\n")
-    return _conclude(final, printer.folder, quiet=args.quiet)
+    return follow_all(client, args, [trace])
 
 
-def _conclude(trace: Trace, folder: Path, *, quiet: bool) -> int:
-    status = trace["status"]
-    if status != "completed":
-        error = trace.get("error") or {}
-        raise TraceEnded(f"the trace is {status}: {error.get('detail') or 'no details'}")
-    if quiet:
-        write(clean(trace["answer"] or "") + "\n")
-    verdict = trace.get("verdict")
-    if verdict:
-        drawings = f"{verdict['drawings_right']} of {verdict['drawings_total']} drawings right"
-        remark(f"the answer is {verdict['answer']}, {drawings}")
-    if trace["answer"] is None:
-        remark("the model ended without an answer")
-    total_ms = trace["timings"].get("total_ms")
-    took = f" in {total_ms / 1000:.1f} s" if total_ms else ""
-    remark(f"{trace['checkpoint']}, seed {trace['sampling'].get('seed')}{took}; images in {folder}/")
-    return EXIT_OK
-
-
-class TraceEnded(OmniError):
-    """The trace ended without completing."""
-
-
-class _Printer:
-    """Prints a trace's events live: one line per step, the file of its image, the answer."""
-
-    def __init__(self, client: Client, folder: Path, *, quiet: bool) -> None:
-        self.folder = folder
-        self._client = client
-        self._quiet = quiet
-        self._line_open = False
-        self._fresh = False
-        self._in_answer = False
-
-    def show(self, event: Event) -> None:
-        data = event.data
-        if event.type == "trace.queued" and data.get("position"):
-            remark(f"queued ({data['position']} ahead)")
-        elif event.type == "step.started":
-            self._start_line(f"{data['step']}  ")
-        elif event.type == "text.delta":
-            self._text(data["text"])
-        elif event.type == "image.completed":
-            self._save(f"step-{data['step']}.png", data["url"])
-        elif event.type == "answer.delta":
-            if not self._in_answer:
-                self._start_line("Answer: ")
-                self._in_answer = True
-            self._text(data["text"])
-
-    def end_line(self) -> None:
-        if self._line_open:
-            write("\n")
-        self._line_open = False
-
-    def _start_line(self, head: str) -> None:
-        self.end_line()
-        self._fresh = True
-        if not self._quiet:
-            write(head)
-            self._line_open = True
-
-    def _text(self, text: str) -> None:
-        if self._quiet:
-            return
-        text = clean(text).replace("\n", " ")
-        if self._fresh:
-            text = text.lstrip()
-        if text:
-            self._fresh = False
-            self._line_open = True
-            write(text)
-
-    def _save(self, name: str, url: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / name
-        path.write_bytes(self._client.fetch(url))
-        if not self._quiet:
-            write(f"{' ' if self._line_open else '   '}[{path}]")
-            self._line_open = True
-
-
-def _sampling(args: Namespace) -> Sampling | None:
+def given_sampling(args: Namespace) -> Sampling | None:
+    """The sampling options that were given."""
     names = ("temperature", "top_p", "seed", "max_new_tokens", "max_images")
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name, None) for name in names}
     return cast(Sampling, {name: value for name, value in given.items() if value is not None}) or None
 
 
-def _read_image(path: str) -> bytes:
+def read_image(path: str) -> bytes:
+    """The bytes of an image file; BadInput if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

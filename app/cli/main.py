@@ -1,6 +1,6 @@
 """`omni-r1`: serve the studio, ask questions from a terminal, train and evaluate models, diagnose problems.
 
-`ask`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
+`ask`, `branch`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
 http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. This module only parses
 arguments and turns errors into one line and an exit code; commands are imported when called, so that `--help` is
 instant.
@@ -78,6 +78,7 @@ def build_parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_ask(commands)
+    _add_branch(commands)
     _add_task(commands)
     _add_checkpoints(commands)
     _add_evaluate(commands)
@@ -122,6 +123,28 @@ def _add_ask(commands: _Commands[_Parser]) -> None:
     _add_running_options(parser)
 
 
+def _add_branch(commands: _Commands[_Parser]) -> None:
+    text = "keep the first steps of a trace on a running server, edited if you like, and let the model go on from there"
+    parser = _command(commands, "branch", "app.cli.branch:branch", text)
+    parser.add_argument("trace", metavar="TRACE", help="id of a trace that has ended or is paused")
+    parser.add_argument("--after", metavar="K", type=int, required=True, help="keep steps 1 to K; 0 keeps none")
+    parser.add_argument("--text", metavar="STEP=TEXT", action="append", default=[], help="replace a kept step's text")
+    parser.add_argument(
+        "--image",
+        metavar="STEP=IMAGE",
+        action="append",
+        default=[],
+        help="replace a kept step's image: a file, or previous (the step before's), blank, question, or reference "
+        "(the task's own)",
+    )
+    then = parser.add_mutually_exclusive_group()
+    then.add_argument("--then", metavar="TEXT", help="beginning of the next step")
+    then.add_argument("--answer", action="store_true", help="let the model answer at once")
+    parser.add_argument("--seed", type=int, help="(the trace's own)")
+    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the trace's own)")
+    _add_running_options(parser, checkpoint="the trace's own weights")
+
+
 def _add_task(commands: _Commands[_Parser]) -> None:
     text = "show a task of the embedded world, optionally with its solution, or let the model answer it"
     parser = _command(commands, "task", "app.cli.ask:task", text)
@@ -133,11 +156,12 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     _add_running_options(parser)
 
 
-def _add_running_options(parser: _Parser) -> None:
-    parser.add_argument("--checkpoint", help="(the active one)")
-    parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for traces)")
+def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one") -> None:
+    parser.add_argument("--n", metavar="N", type=_positive, default=1, help="samples; N > 1 prints a tally (1)")
+    parser.add_argument("--checkpoint", help=f"({checkpoint})")
+    parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for one trace)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print only the answer")
+    parser.add_argument("--quiet", action="store_true", help="print only the answer, of samples the most frequent one")
     _add_url(parser)
 
 

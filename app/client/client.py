@@ -19,12 +19,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from app.client.errors import (
-    BadInput,
-    MalformedAnswer,
-    OmniError,
-    api_error,
-)
+from app.client.branches import BranchCalls
+from app.client.errors import BadInput, MalformedAnswer, OmniError, api_error
 from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
 from app.client.sse import Cursor, Event
@@ -46,7 +42,7 @@ def default_key() -> str:
     return key if key.isascii() and key.isprintable() else ""  # not valid in a header
 
 
-class Client(JobCalls):
+class Client(BranchCalls, JobCalls):
     """A connection pool to one server, usable from many threads; close it, or use it with `with`.
 
     `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` (httpx.MockTransport), `sleep` and
@@ -102,9 +98,13 @@ class Client(JobCalls):
         partial_images: int = 0,
         background: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
+        n: int = 1,
         idempotency_key: str | None = None,
     ) -> Trace:
-        """Creates and starts a trace; an image is an image_id or an ImageRef. Raises BadInput, QueueFull, NotReady."""
+        """Creates and starts a trace; an image is an image_id or an ImageRef. Raises BadInput, QueueFull, NotReady.
+
+        With `n` above 1 it creates a group of samples and returns the first one; `group_id` names the group.
+        """
         wanted = {
             "question": question,
             "images": [{"image_id": image} if isinstance(image, str) else image for image in images],
@@ -115,6 +115,7 @@ class Client(JobCalls):
             "sampling": sampling,
             "background": background,
             "metadata": metadata,
+            "n": n if n != 1 else None,
         }
         body = {name: value for name, value in wanted.items() if value is not None}  # others use the server's defaults
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -133,6 +134,8 @@ class Client(JobCalls):
         checkpoint: str | None = None,
         slice: str | None = None,
         verdict: str | None = None,
+        parent: str | None = None,
+        group: str | None = None,
         q: str | None = None,
     ) -> Page:
         """One page of traces, newest first; `after` is the last id of the previous page."""
@@ -143,6 +146,8 @@ class Client(JobCalls):
             "checkpoint": checkpoint,
             "slice": slice,
             "verdict": verdict,
+            "parent": parent,
+            "group": group,
             "q": q,
         }
         params = {name: value for name, value in wanted.items() if value not in (None, "")}
@@ -163,6 +168,10 @@ class Client(JobCalls):
     def delete(self, trace_id: str) -> None:
         """Deletes a trace with its events and partial images; an active one is cancelled first."""
         self._request("DELETE", _path("traces", trace_id))
+
+    def film(self, trace_id: str) -> bytes:
+        """The trace as an animated GIF. Raises Conflict while it is queued or running."""
+        return self._request("GET", _path("traces", trace_id, "film")).content
 
     def events(self, trace_id: str, after: int = 0, *, give_up_s: float = GIVE_UP_S) -> Iterator[Event]:
         """Yields the trace's events with numbers above `after`, live, each once and in order, until the terminal one.

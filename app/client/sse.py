@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.contract.words import JOB_TERMINAL, TERMINAL_EVENTS
+from app.contract.words import GROUP_END, JOB_TERMINAL, TERMINAL_EVENTS
 
 
 class MalformedStream(Exception):
@@ -28,7 +28,7 @@ class Event:
 
     @property
     def terminal(self) -> bool:
-        """Whether this is the last event of a trace."""
+        """Whether this is the last event of a trace (in a group's log, of a member)."""
         return self.type in TERMINAL_EVENTS
 
 
@@ -118,16 +118,28 @@ class Cursor:
         if event.seq != self.seq + 1:
             raise MalformedStream(f"event {event.seq} came after event {self.seq}")
         self.seq = event.seq
-        self.done = event.terminal
+        self.done = self.ends(event)
         return True
 
+    def ends(self, event: Event) -> bool:
+        """Whether nothing follows this event."""
+        return event.terminal
+
     def closed(self) -> None:
-        """The server closed the stream; for traces the terminal event decides whether more follows."""
+        """The server closed the stream; for traces and groups the last event decides whether more follows."""
 
     def headers(self) -> dict[str, str]:
         """Headers of a request that continues from this position."""
         position = {"Last-Event-ID": str(self.seq)} if self.seq else {}
         return {"Accept": "text/event-stream", "Cache-Control": "no-store", **position}
+
+
+class GroupCursor(Cursor):
+    """A position in a group's log, which goes on after the end of a member."""
+
+    def ends(self, event: Event) -> bool:
+        """Only the group's own end is the last event."""
+        return event.type == GROUP_END
 
 
 class JobCursor(Cursor):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from app.contract.words import Fit, JobStatus, Mode, Slice, Status
+from app.contract.words import Fit, GroupKind, GroupStatus, JobStatus, Mode, Slice, Status
 
 
 class ImageRef(TypedDict):
@@ -45,11 +45,13 @@ class StepImage(StoredImage):
 
 
 class Step(TypedDict):
-    """A step of a trace: its text, and the image that ends it."""
+    """A step of a trace: its text, and the image that ends it; `edited` if a person changed it in a branch."""
 
     index: int
     text: str
     image: NotRequired[StepImage | None]
+    edited: NotRequired[bool]
+    source_image_id: NotRequired[str | None]
 
 
 class Verdict(TypedDict):
@@ -58,6 +60,16 @@ class Verdict(TypedDict):
     answer: Literal["right", "wrong"]
     drawings_right: int
     drawings_total: int
+    edited_steps: NotRequired[list[int]]
+
+
+class Parent(TypedDict):
+    """Where a branch parts from its parent, and the parent's group."""
+
+    trace_id: str
+    after_step: int
+    edited_steps: list[int]
+    group_id: str | None
 
 
 class Trace(TypedDict):
@@ -79,6 +91,8 @@ class Trace(TypedDict):
     task_id: NotRequired[str | None]
     verdict: NotRequired[Verdict | None]
     error: NotRequired[dict[str, Any] | None]
+    parent: NotRequired[Parent | None]
+    group_id: NotRequired[str | None]
     created_at: str
     started_at: str | None
     finished_at: str | None
@@ -117,6 +131,114 @@ class Page(TypedDict):
     has_more: bool
 
 
+class Picture(TypedDict, total=False):
+    """An image for a step: a stored one, its bytes, or `use`; `other` is the image of `step` in `trace_id`."""
+
+    image_id: str
+    data_url: str
+    use: Literal["previous", "blank", "question", "reference", "other"]
+    trace_id: str
+    step: int
+
+
+class Edit(TypedDict):
+    """Another text or image for a step that a branch keeps."""
+
+    step: int
+    text: NotRequired[str]
+    image: NotRequired[Picture]
+
+
+class ThenToken(TypedDict):
+    """A token of `alternatives` to go on with; the tokens before it are kept."""
+
+    step: int | Literal["answer"]
+    token: int
+    id: int
+
+
+class TreeNode(TypedDict):
+    """A trace in its tree; of a deleted one only the id is known."""
+
+    id: str
+    parent_id: str | None
+    after_step: int | None
+    edited_steps: list[int]
+    status: Status | Literal["deleted"]
+    answer: str | None
+    verdict: Literal["right", "wrong"] | None
+    checkpoint: str | None
+    seed: int | None
+
+
+class Tree(TypedDict):
+    """A trace with its ancestors and branches, oldest first."""
+
+    root: str
+    nodes: list[TreeNode]
+
+
+class Token(TypedDict):
+    """A token of a trace; `logprob` is None if it was given instead of drawn."""
+
+    text: str
+    logprob: float | None
+
+
+class StepTokens(TypedDict):
+    """The tokens of a step before its image, and the log-probabilities of the image's codes in rows."""
+
+    index: int
+    tokens: list[Token]
+    image: NotRequired[list[list[float | None]] | None]
+
+
+class TraceTokens(TypedDict):
+    """Every token of a trace; `answer` are those after the last complete step."""
+
+    steps: list[StepTokens]
+    answer: list[Token]
+
+
+class Alternative(TypedDict):
+    """A token that could have stood at a position."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class Tally(TypedDict):
+    """How many members of a group gave an answer."""
+
+    answer: str | None
+    count: int
+    share: float
+    mean_logprob: float | None
+    verdict: NotRequired[Literal["right", "wrong"] | None]
+
+
+class Group(TypedDict):
+    """Traces that were created together, and their answers so far, the most frequent first."""
+
+    id: str
+    kind: GroupKind
+    trace_ids: list[str]
+    status: GroupStatus
+    tally: list[Tally]
+    agreement: float | None
+    effects: NotRequired[list[dict[str, Any]] | None]  # of an intervention
+    created_at: str
+    finished_at: str | None
+
+
+class GroupPage(TypedDict):
+    """A page of groups; `has_more` if older ones follow."""
+
+    data: list[Group]
+    has_more: bool
+
+
 class Limits(TypedDict):
     """Limits of a request, in tokens, images, characters and bytes, and the state of the queue."""
 
@@ -134,6 +256,7 @@ class Budget(TypedDict):
     prompt_tokens: int
     room_tokens: int
     room_images: int
+    familiar: bool | None  # like the questions of the checkpoint's training; None: unknown
 
 
 class Readiness(TypedDict):

@@ -175,6 +175,8 @@ probe = Pool("probe", threads=1, deadline_s=2, waits_for="database")  # for /rea
 intake = Pool("intake", threads=4, deadline_s=120)
 # Running traces: writing images, running checkers.
 work = Pool("work", threads=4, deadline_s=60)
+# Films of traces: some tens of megabytes each.
+films = Pool("films", threads=1, deadline_s=60)
 # The job runner's loops.
 jobs = Pool("jobs", threads=4, deadline_s=None)
 # Slow file operations: checkpoint folders, deletions, the sweep.

@@ -29,7 +29,7 @@ LAST_IMAGE = image("e01a79d3c72236a5dfe2d4481a9d459aa334075657c1e9834c1645308640
     "skill": "zoom",
     "stats": {"codes": 20, "flatness": 0.171875, "tv": 3.887293, "perception_reward": 0.473722},
 }
-USAGE = {"prompt_tokens": 76, "completion_tokens": 153, "images": 2}
+USAGE = {"prompt_tokens": 76, "kept_tokens": 0, "completion_tokens": 153, "images": 2}
 TIMINGS = {"queued_ms": 152, "first_text_ms": 172, "total_ms": 790}
 
 _ENDED: dict[str, Any] = {
@@ -136,9 +136,50 @@ JOB = {
 METRICS_ROW = {"seq": 15, "stage": "pesft", "step": 4, "values": METRICS, "time": "2026-11-28T16:04:26.394+00:00"}
 
 # The example of each model by its name, for requests and for responses.
+GROUP: dict[str, Any] = {
+    "id": "gr_1m8hf8052000rzms27r3",
+    "kind": "samples",
+    "trace_ids": [TRACE_ID, "tr_1m8hecv6b000pd2xw7ra"],
+    "status": "completed",
+    "tally": [{"answer": "yellow", "count": 2, "share": 1.0, "mean_logprob": -0.021}],
+    "agreement": 1.0,
+    "created_at": "2026-11-28T16:19:06.018Z",
+    "finished_at": "2026-11-28T16:19:06.472Z",
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "TraceCreate": {"question": QUESTION, "images": [{"image_id": QUESTION_IMAGE["image_id"]}], "partial_images": 4},
     "ContinueIn": {"mode": "auto"},
+    "BranchCreate": {"after_step": 1, "edits": [{"step": 1, "image": {"use": "previous"}}], "n": 4},
+    "AlternativesIn": {"step": 1, "token": 3},
+    "AlternativesOut": {"data": [{"id": 901, "text": " one", "logprob": -0.0005}]},
+    "BranchList": {
+        "data": [TRACE | {"parent": {"trace_id": TRACE_ID, "after_step": 1, "edited_steps": [1], "group_id": None}}]
+    },
+    "Tree": {
+        "root": TRACE_ID,
+        "nodes": [
+            {
+                "id": TRACE_ID,
+                "parent_id": None,
+                "after_step": None,
+                "edited_steps": [],
+                "status": "completed",
+                "answer": "yellow",
+                "verdict": "right",
+                "checkpoint": "nano-omni-r1",
+                "seed": 81,
+            }
+        ],
+    },
+    "TokensOut": {
+        "steps": [
+            {"index": 1, "tokens": [{"text": " look", "logprob": -0.0021}], "image": [[-0.4, -0.1], [-1.2, -0.3]]}
+        ],
+        "answer": [{"text": " yellow", "logprob": -0.0003}],
+    },
+    "Group": GROUP,
+    "GroupList": {"data": [GROUP], "has_more": False},
     "LimitsIn": {"question": QUESTION, "images": 1},
     "CheckpointCreate": {"source": "checkpoints/circles", "name": "circles"},
     "ActivateIn": {"drain": "wait"},

@@ -45,7 +45,8 @@ class Picture(In):
     def _exactly_one(self) -> Picture:
         if sum(value is not None for value in (self.image_id, self.data_url, self.use)) != 1:
             raise ValueError("give exactly one of image_id, data_url and use")
-        if (self.use == "other") != (self.trace_id is not None and self.step is not None):
+        named = [value is not None for value in (self.trace_id, self.step)]
+        if not (all(named) if self.use == "other" else not any(named)):
             raise ValueError('"use": "other" needs trace_id and step, and nothing else takes them')
         return self
 

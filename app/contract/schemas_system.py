@@ -36,11 +36,14 @@ class LimitsOut(Out):
 
 
 class RoomOut(Out):
-    """The context that remains after a prompt."""
+    """The context that remains after a prompt, and whether the checkpoint knows such questions."""
 
     prompt_tokens: int
     room_tokens: int
     room_images: int
+    familiar: bool | None = Field(
+        None, description="the question is like those of the checkpoint's training; null if its card does not say"
+    )
 
 
 class Ready(Out):

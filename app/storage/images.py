@@ -171,6 +171,11 @@ class ImageStore:
         except FileNotFoundError:
             raise Problem("image_not_found", "the image's file is gone; upload it again") from None
 
+    def use(self, image_id: str) -> bytes:
+        """The PNG bytes, after marking the image as used: no sweep takes it soon; raises ``image_not_found``."""
+        self.get(image_id)
+        return self.read(image_id)
+
     def sweep(self, *, at: datetime | None = None) -> int:
         """Delete images that no trace shows and that were unused for 24 h; returns their number."""
         before = stamp(at - KEEP - TOUCH_EVERY) if at is not None else tables.clock.before(KEEP + TOUCH_EVERY)

@@ -20,7 +20,7 @@ from app.contract.schemas_branches import BranchCreate, ThenToken
 from app.contract.words import TERMINAL
 from app.storage.database import Database
 from app.storage.images import ImageStore
-from app.traces.edits import EditImages, GivenImage, Parent, bad_edit
+from app.traces.edits import EditImages, GivenImage, Parent, bad_edit, codes_of
 from app.traces.intake import Intake, Kept, Prepared, Room, resolve_sampling
 from app.traces.reader import no_trace
 from app.traces.records import store, tokens
@@ -64,6 +64,8 @@ class BranchIntake:
             response = tokens.response_of(connection, trace_id)
         complete = store.num_complete(events)
         steps = [step for step in store.fold(events)["steps"] if step["index"] <= complete]
+        if response is not None and len(response.steps) < len(steps):
+            response = None  # not all steps have their tokens
         return Parent(row, steps, response)
 
     async def prepared(self, parent: Parent, body: BranchCreate, info: CheckpointInfo) -> Prepared:
@@ -81,6 +83,7 @@ class BranchIntake:
         inputs = self._intake.inputs(row.images)
         elsewhere = (info.name, self._checkpoints.version_of(info)) != (row.checkpoint, row.weight_version)
         steps, kept = self._steps(parent, body, info, template, elsewhere=elsewhere)
+        _check_draws(steps, body, info, template)
         then, num_draws = _then(parent, body, template)
         prefix = Prefix(
             tuple(steps),
@@ -147,7 +150,10 @@ class BranchIntake:
     def _unchanged(
         self, parent: Parent, number: int, info: CheckpointInfo, template: Template, *, elsewhere: bool
     ) -> GivenImage:
-        """The image of a step that is not edited; its pixels only if its codes may not do."""
+        """The image of a step that is not edited; its pixels only if its codes may not do.
+
+        Raises :class:`Problem` ``image_not_found`` if its file is gone.
+        """
         shown = parent.steps[number - 1].get("image")
         if shown is None:
             return GivenImage(None, None, None, None)
@@ -158,8 +164,17 @@ class BranchIntake:
                 f"{info.name} draws images of {info.resolution} px, the trace has {shown['width']} px",
             )
         codes = parent.codes(number, template)
-        pixels = ImageInput(self._images.read(shown["image_id"])) if codes is None or elsewhere else None
-        return GivenImage(pixels, codes, shown, None)
+        png = self._images.use(shown["image_id"])
+        return GivenImage(ImageInput(png) if codes is None or elsewhere else None, codes, shown, None)
+
+
+def _check_draws(steps: list[KeptStep], body: BranchCreate, info: CheckpointInfo, template: Template) -> None:
+    """422 if kept steps have images and the checkpoint cannot draw: it could not show what it makes of them."""
+    draws = info.manifest is None or info.manifest.capabilities.images_in_answer
+    if draws or not any(step.image or step.codes or codes_of(step.tokens, template) for step in steps):
+        return
+    path = "body.edits" if body.checkpoint is None else "body.checkpoint"
+    raise field_problem("incompatible_checkpoint", path, f"{info.name} draws no images, a kept step has one")
 
 
 def _exact(parent: Parent, body: BranchCreate, template: Template) -> list[bool]:

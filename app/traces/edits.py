@@ -129,7 +129,7 @@ class EditImages:
         if row.codec == parent.row.codec and response is not None and picture.step <= len(response.steps):
             codes = codes_of(response.steps[picture.step - 1].ids, template)
         shown = {key: image[key] for key in ("image_id", "url", "width", "height")} | {"stats": image.get("stats", {})}
-        png = self._images.read(image["image_id"])
+        png = self._images.use(image["image_id"])
         return GivenImage(ImageInput(png), codes, shown if codes is not None else None, image["image_id"])
 
 

@@ -20,6 +20,7 @@ from app.storage.ids import GROUP
 from app.storage.stream_reader import REPLAY_CHUNK, polled
 from app.traces.event_log import EventLog
 from app.traces.records import store
+from app.traces.records.film import render
 
 LOOK_EVERY_S = 0.5
 
@@ -54,6 +55,13 @@ class TraceReader:
         if trace is None:
             raise no_trace()
         return trace
+
+    async def film(self, trace_id: str, read: Callable[[str], bytes]) -> bytes:
+        """The trace as an animated GIF; 409 while it is queued or running. `read` returns an image's PNG."""
+        trace = await self.get(trace_id)
+        if trace["status"] in store.IN_WORK:
+            raise Problem("trace_live", "a film needs a trace that has ended or is paused; wait for its end")
+        return await pools.films.run(render, trace, read)
 
     def page(self, *, limit: int, after: str | None, words: str | None, **filters: str | None) -> dict[str, Any]:
         """A page of list entries, newest first; blocking."""

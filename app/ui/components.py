@@ -1,7 +1,18 @@
-"""Page components implemented as ES modules inside Gradio: a fixed template and one import.
+"""Page components implemented as ES modules inside Gradio, and the bridge between the two.
 
-Data never passes through a template (it would become markup): modules insert it as text. Knows only the server's static
-paths.
+The bridge has three parts:
+
+- **Mounting.** `module_html` makes a gr.HTML: a fixed template and one import. Gradio runs it whenever it creates the
+  component, in any order and possibly again; the module then fills `element`. Python passes data as the component's
+  value only (`props.value`, and `watch` for changes): in a template it would become markup.
+- **Calls.** An event of a Gradio component runs `call(part, action, …)` in the browser, without Python. It pushes to
+  `window.omniR1`, the only global: an array until `static/shared/bridge.js` has loaded, which takes over what was
+  pushed. A part gets its calls from `serve(part, …)` on, including earlier ones, so that no click is lost. In a
+  console, `omniR1.parts` holds the parts of the page.
+- **Fields.** The Studio's module reads and writes the value of Gradio's fields by their `elem_id` and dispatches
+  `input`, as a user would. It listens on the document, because Gradio may recreate a field.
+
+Knows only the server's static paths.
 """
 
 from __future__ import annotations
@@ -29,6 +40,7 @@ load([200, 1000, 3000, 8000]).then((m) => m.%s).catch((error) => {
 });
 """
 
+SITE = "Omni-R1 Studio"
 NAVIGATION = (
     ("studio", "/", "Studio"),
     ("gallery", "/gallery", "Gallery"),
@@ -54,16 +66,23 @@ def module_html(module: str, mount: str, template: str, *, elem_id: str, value: 
     )
 
 
+def call(part: str, action: str, *given: str, fields: str = "") -> str:
+    """The `js=` of an event: calls `action` of a part with `given`, JavaScript in terms of the event's `fields`."""
+    arguments = ", ".join((f"'{part}'", f"'{action}'", *given))
+    return f"({fields}) => {{ (window.omniR1 ??= []).push([{arguments}]); }}"
+
+
 def header(page: str) -> gr.HTML:
     """The page header: title, links to the other pages, checkpoint, theme switch."""
     links = "".join(
         f'<a href="{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
         for name, path, label in NAVIGATION
     )
+    title = "" if page == "studio" else next(label for name, _, label in NAVIGATION if name == page)
     template = (
-        f'<div class="or-header" data-page="{page}" data-version="{build_version()}">'
+        f'<div class="or-header" data-page="{page}" data-title="{title}" data-version="{build_version()}">'
         '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
-        "<h1>Omni-R1 Studio</h1></a>"
+        f"<h1>{SITE}</h1></a>"
         '<span class="or-spring"></span>'
         '<label class="or-checkpoint" title="The active checkpoint and its weight version">'
         '<span class="or-sr">Checkpoint</span><select hidden></select></label>'
@@ -83,6 +102,6 @@ def viewer(trace_id: str = "", *, elem_id: str = "or-viewer") -> gr.HTML:
 
 
 def studio_part(name: str, inner: str = "") -> gr.HTML:
-    """A component of the Studio (`static/studio/studio.js`): well, examples, viewer, line."""
+    """A component of the Studio (`static/studio/studio.js`): well, examples, viewer, line, samples."""
     mount = f"studio.mount('{name}', element.querySelector('.or-part-{name}'))"
     return module_html("studio/studio.js", mount, f'<div class="or-part-{name}">{inner}</div>', elem_id=f"or-{name}")

@@ -15,11 +15,11 @@ from app.client import Client
 from app.common.locations import STATIC
 from app.ui.about import about_page
 from app.ui.checkpoints import checkpoints_page
+from app.ui.components import SITE
 from app.ui.gallery import gallery_page
 from app.ui.studio import studio_page
 from app.ui.training import training_page
 
-TITLE = "Omni-R1 Studio"
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -28,6 +28,10 @@ HEAD = """
 <link rel="stylesheet" href="/static/styles.css">
 <link rel="stylesheet" href="/static/viewer/viewer.css">
 <link rel="stylesheet" href="/static/pages.css">
+<link rel="stylesheet" href="/static/branches/branches.css">
+<link rel="stylesheet" href="/static/wall/wall.css">
+<link rel="stylesheet" href="/static/compare/compare.css">
+<link rel="stylesheet" href="/static/tour/tour.css">
 <link rel="stylesheet" href="/static/training/training.css">
 <link rel="stylesheet" href="/static/checkpoints/checkpoints.css">
 <link rel="icon" type="image/svg+xml" href="/static/logo.svg">
@@ -43,10 +47,10 @@ try {
 
 def build_ui(client: Client) -> gr.Blocks:
     """Studio, Gallery, Training, Checkpoints and About. ``client`` is not used before a page is opened."""
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as blocks:
+    with gr.Blocks(title=SITE, fill_width=True, analytics_enabled=False) as blocks:
         studio_page()
     with blocks.route("Gallery", "gallery", show_in_navbar=False):
-        gallery_page(blocks, client)
+        gallery_page()
     with blocks.route("Training", "training", show_in_navbar=False):
         training_page()
     with blocks.route("Checkpoints", "checkpoints", show_in_navbar=False):

@@ -1,16 +1,20 @@
 """The Studio page: question, image, buttons and the trace.
 
-Gradio renders the question, the sampling fields and the buttons. A button passes the sampling values to the page's own
-module in the browser (`js=`, no Python in between), which POSTs the trace: within milliseconds of the click, however
-busy Gradio's queue is, and the same trace with one tab open or six.
+Gradio renders the question, the sampling fields and the buttons. A button calls the page's own module in the browser,
+which POSTs the trace: within milliseconds of the click, however busy Gradio's queue is, and the same trace with one tab
+open or six.
 """
 
 from __future__ import annotations
 
 import gradio as gr
 
-from app.ui.components import header, studio_part
+from app.ui.components import call, header, studio_part
 
+LINE = (
+    '<p class="or-budget" aria-live="polite"></p><p class="or-outside" role="status" hidden></p>'
+    '<p class="or-repeats" hidden></p><p class="or-error" role="alert" hidden></p>'
+)
 SAMPLING = ("temperature", "top_p", "seed", "max_images", "max_new_tokens")
 
 
@@ -48,28 +52,27 @@ def studio_page() -> None:
             )
             studio_part("examples", '<div class="or-examples or-skeleton"></div>')
             with gr.Row(elem_id="or-actions"):
-                buttons = {
-                    name: gr.Button(label, elem_id=f"or-{name}", variant=variant, min_width=0)
-                    for name, label, variant in (
-                        ("reason", "Reason", "primary"),
-                        ("step", "Step", "secondary"),
-                        ("pause", "Pause", "secondary"),
-                        ("continue", "Continue", "primary"),
-                        ("finish", "Finish", "secondary"),
-                        ("stop", "Stop", "stop"),
-                    )
-                }
-            studio_part(
-                "line", '<p class="or-budget" aria-live="polite"></p><p class="or-error" role="alert" hidden></p>'
-            )
+                buttons: dict[str, gr.Button] = {}
+                for name, label, variant in (
+                    ("reason", "Reason", "primary"),
+                    ("step", "Step", "secondary"),
+                    ("pause", "Pause", "secondary"),
+                    ("continue", "Continue", "primary"),
+                    ("finish", "Finish", "secondary"),
+                    ("stop", "Stop", "stop"),
+                ):
+                    if name == "step":
+                        studio_part("samples")
+                    buttons[name] = gr.Button(label, elem_id=f"or-{name}", variant=variant, min_width=0)
+            studio_part("line", LINE)
             with gr.Accordion("Sampling", open=False, elem_id="or-sampling"), gr.Row():
                 fields = _sampling_fields()
         with gr.Column(elem_id="or-trace", min_width=0):
             studio_part("viewer", '<div class="or-viewer or-skeleton"></div>')
     names = ", ".join(SAMPLING)
     for name, mode in (("reason", "auto"), ("step", "step")):
-        js = f"({names}) => {{ window.omniStudio?.start('{mode}', {{{names}}}); }}"
+        js = call("studio", "start", f"'{mode}'", f"{{{names}}}", fields=names)
         buttons[name].click(None, fields, None, js=js, show_progress="hidden", queue=False, api_visibility="private")
-    for name, call in (("pause", "pause"), ("continue", "proceed"), ("finish", "finish"), ("stop", "stop")):
-        js = f"() => {{ window.omniStudio?.{call}(); }}"
+    for name, action in (("pause", "pause"), ("continue", "proceed"), ("finish", "finish"), ("stop", "stop")):
+        js = call("studio", action)
         buttons[name].click(None, None, None, js=js, show_progress="hidden", queue=False, api_visibility="private")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.engine.phases import PhaseRules, PhaseState
+from model.seeds import mixed_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,9 +60,7 @@ class Draws:
 
 def sample_seed(seed: int, index: int) -> int:
     """The seed of sample `index` of a group; sample 0 keeps the request's own."""
-    if index == 0:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest(), "big")
+    return seed if index == 0 else mixed_seed(seed, index)
 
 
 class Status(Enum):

@@ -5,6 +5,7 @@ import { refreshCheckpoints } from '../studio/header.js';
 import { wordsOf } from '../shared/notes.js';
 import { short } from '../shared/series.js';
 import { api } from '../shared/api.js';
+import { serve } from '../shared/bridge.js';
 import { Place, h, icon, setAttr, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Activation, previous } from './activate.js';
@@ -14,6 +15,7 @@ import { factsOf, folded, forestOf, madeBy, measureOf, whyNot } from './lineage.
 class Checkpoints {
   #all = [];
   #selected = null;
+  #unread = false; // the list could not be fetched
   #place = new Place();
 
   mount(element) {
@@ -64,7 +66,7 @@ class Checkpoints {
       ),
       this.compare.element,
     );
-    onBack(() => this.refresh());
+    onBack((outage) => (outage || this.#unread) && this.refresh());
     const query = new URLSearchParams(location.search);
     this.#selected = query.get('name');
     await this.refresh();
@@ -76,8 +78,10 @@ class Checkpoints {
   async refresh() {
     try {
       this.#all = (await api.checkpoints()).data;
+      this.#unread = false;
       this.fail(null);
     } catch (error) {
+      this.#unread = true;
       return this.fail(error);
     }
     const names = this.#all.filter((one) => !one.problem).map((one) => one.id);
@@ -316,7 +320,9 @@ class Checkpoints {
   }
 }
 
-export const checkpoints = (window.omniCheckpoints = new Checkpoints());
+export const checkpoints = new Checkpoints();
+
+serve('checkpoints', checkpoints);
 
 /** For the gr.HTML component. */
 export function mountCheckpoints(element) {

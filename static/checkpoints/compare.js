@@ -5,8 +5,10 @@
 
 import { Examples } from '../studio/examples.js';
 import { Well } from '../studio/well.js';
-import { api, PARTIAL_IMAGES } from '../shared/api.js';
+import { api } from '../shared/api.js';
+import { wordsOf } from '../shared/notes.js';
 import { h, setText, show } from '../shared/dom.js';
+import { requestOf } from '../shared/request.js';
 import { isLive } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
 import { outcomeOf } from './lineage.js';
@@ -19,13 +21,17 @@ export class Compare {
   #names = [];
   #viewers = {};
   #starting = false;
+  #turn = 0;
   #begun = false;
 
   constructor() {
     this.selects = Object.fromEntries(
       SIDES.map((side) => [
         side,
-        h('select', { 'aria-label': side === 'left' ? 'First checkpoint' : 'Second checkpoint' }),
+        h('select', {
+          'aria-label': side === 'left' ? 'First checkpoint' : 'Second checkpoint',
+          onchange: () => this.#notes(),
+        }),
       ]),
     );
     this.wellPlace = h('div', { class: 'or-part-well' });
@@ -79,7 +85,10 @@ export class Compare {
       ),
       h('div', { class: 'or-compare-pair' }, SIDES.map(column)),
     );
-    this.question.addEventListener('input', () => this.fail(null));
+    this.question.addEventListener('input', () => {
+      this.fail(null);
+      this.#mark();
+    });
     this.question.addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) this.#ask();
     });
@@ -105,6 +114,7 @@ export class Compare {
     if (this.#names.includes(left)) this.selects.left.value = left;
     if (this.#names.includes(right)) this.selects.right.value = right;
     this.#begin();
+    this.#notes();
     this.element.scrollIntoView({ block: 'start' });
     this.question.focus({ preventScroll: true });
   }
@@ -118,7 +128,7 @@ export class Compare {
     if (this.#begun) return;
     this.#begun = true;
     this.well = new Well(this.wellPlace, { onImage: (image) => this.#ownImage(image), onFit: () => {} });
-    const examples = new Examples(this.examples, {
+    this.list = new Examples(this.examples, {
       onPick: (task) => this.#pick(task),
       onError: (error) => this.fail(error),
     });
@@ -132,7 +142,7 @@ export class Compare {
         onState: () => this.#follow(),
       });
     }
-    examples.load().then(() => this.#image ?? examples.pickFirst());
+    this.list.load().then(() => this.#image ?? this.list.pickFirst());
   }
 
   #pick(task) {
@@ -142,11 +152,28 @@ export class Compare {
     this.well.show(task.image, { own: false, alt: `Image of the task: ${task.question}` });
     this.question.value = task.question;
     this.fail(null);
+    this.#mark();
+  }
+
+  // An edited question is no longer the example's.
+  #mark() {
+    this.list?.mark(this.#task?.question === this.question.value ? this.#task.task_id : null);
+  }
+
+  // What the cards of both say about images outside their world; the image is shown as the first one sees it.
+  async #notes() {
+    const turn = ++this.#turn;
+    const names = [...new Set(SIDES.map((side) => this.selects[side].value))];
+    const cards = await Promise.allSettled(names.map((name) => api.checkpoint(name)));
+    if (turn !== this.#turn) return;
+    const notes = cards.map(({ value }) => wordsOf(value?.card_notes)).filter(Boolean);
+    this.well.setCheckpoint(names[0], [...new Set(notes)].join(' '));
   }
 
   #ownImage(image) {
     this.#task = null;
     this.#image = { image, own: true };
+    this.#mark();
     this.question.focus();
   }
 
@@ -163,29 +190,19 @@ export class Compare {
       this.question.focus();
       return;
     }
-    const request = {
+    const asked = {
+      ...this.#image,
       question,
-      images: [],
-      partial_images: PARTIAL_IMAGES,
-      background: true,
+      fit: this.well.fit,
+      task: this.#task,
       sampling: { seed: Math.floor(Math.random() * 2 ** 31) },
     };
-    if (this.#image) {
-      const { image, own } = this.#image;
-      request.images.push(
-        own && image.width !== image.height
-          ? { image_id: image.image_id, fit: this.well.fit }
-          : { image_id: image.image_id },
-      );
-      if (this.#task?.question === question && this.#task.image_id === image.image_id)
-        request.task_id = this.#task.task_id;
-    }
     this.#starting = true;
     this.fail(null);
     this.ask.disabled = true;
     try {
       const created = await Promise.allSettled(
-        SIDES.map((side) => api.create({ ...request, checkpoint: this.selects[side].value })),
+        SIDES.map((side) => api.create(requestOf({ ...asked, checkpoint: this.selects[side].value }))),
       );
       const failed = created.find((one) => one.status === 'rejected');
       if (failed) {

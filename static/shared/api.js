@@ -1,5 +1,7 @@
 // fetch with typed errors: every error response becomes an `ApiError` with a message and a remedy.
 
+import { Signal } from './signal.js';
+
 export class ApiError extends Error {
   constructor(message, { status = 0, code = 'unknown', retryAfter = null, errors = [], problem = {} } = {}) {
     super(message);
@@ -15,20 +17,20 @@ export class ApiError extends Error {
 const GONE = 'The server is unreachable; nothing was changed. Try again when it is back.';
 const AWAY = new Set([502, 503, 504]); // a proxy without its server, or a server that is starting or stopping
 
-const listeners = new Set();
+const unreachable = new Signal();
 
-/** Calls `listener()` whenever the server is unreachable. */
-export const onUnreachable = (listener) => listeners.add(listener);
+/** Calls `listener()` for each request that does not reach the server; at once if that was so for the latest one. */
+export const onUnreachable = (listener) => unreachable.listen(listener);
 
 /** fetch that reports an unreachable server. */
 export async function reach(path, options) {
-  const report = () => listeners.forEach((listener) => listener());
   try {
     const response = await fetch(path, options);
-    if (AWAY.has(response.status)) report();
+    if (AWAY.has(response.status)) unreachable.say(true);
+    else unreachable.clear();
     return response;
   } catch (error) {
-    if (error.name !== 'AbortError') report();
+    if (error.name !== 'AbortError') unreachable.say(true);
     throw error;
   }
 }
@@ -55,8 +57,11 @@ async function problemOf(response) {
   return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });
 }
 
-/** Parsed JSON of `path` (null for 204). Throws ApiError, with status 0 if the server is unreachable. */
-export async function call(path, { method = 'GET', json, body, signal, headers = {} } = {}) {
+/**
+ * Parsed JSON of `path` (null for 204), or its content `as` a blob. Throws ApiError, with status 0 if the server is
+ * unreachable.
+ */
+export async function call(path, { method = 'GET', json, body, signal, headers = {}, as = 'json' } = {}) {
   let response;
   try {
     response = await reach(path, {
@@ -70,25 +75,29 @@ export async function call(path, { method = 'GET', json, body, signal, headers =
     throw new ApiError(GONE, { code: 'server_gone' });
   }
   if (!response.ok) throw await problemOf(response);
-  return response.status === 204 ? null : response.json();
+  return response.status === 204 ? null : response[as]();
 }
 
 const id = encodeURIComponent;
 
-// Previews per image; few enough for a busy server's streams to update several times a second.
-export const PARTIAL_IMAGES = 32;
-
 export const api = {
   trace: (traceId, options) => call(`/v1/traces/${id(traceId)}`, options),
+  film: (traceId) => call(`/v1/traces/${id(traceId)}/film`, { as: 'blob' }),
   create: (request) => call('/v1/traces', { method: 'POST', json: request }),
   pause: (traceId) => call(`/v1/traces/${id(traceId)}/pause`, { method: 'POST' }),
   resume: (traceId, mode) => call(`/v1/traces/${id(traceId)}/continue`, { method: 'POST', json: { mode } }),
   cancel: (traceId) => call(`/v1/traces/${id(traceId)}/cancel`, { method: 'POST' }),
+  branch: (traceId, request) => call(`/v1/traces/${id(traceId)}/branches`, { method: 'POST', json: request }),
+  tree: (traceId, options) => call(`/v1/traces/${id(traceId)}/tree`, options),
+  group: (groupId, options) => call(`/v1/groups/${id(groupId)}`, options),
+  cancelGroup: (groupId) => call(`/v1/groups/${id(groupId)}/cancel`, { method: 'POST' }),
+  groupEventsUrl: (groupId, after) => `/v1/groups/${id(groupId)}/events?after=${after}`,
   remove: (traceId) => call(`/v1/traces/${id(traceId)}`, { method: 'DELETE' }),
   traces: (filters, options) => call(`/v1/traces?${new URLSearchParams(filters)}`, options),
   task: (query, options) => call(`/v1/tasks?${new URLSearchParams(query)}`, options),
   limits: (options) => call('/v1/limits', options),
-  budget: (question, images, options) => call('/v1/limits', { method: 'POST', json: { question, images }, ...options }),
+  budget: (question, images, checkpoint = null) =>
+    call('/v1/limits', { method: 'POST', json: { question, images, ...(checkpoint ? { checkpoint } : {}) } }),
   upload: (blob) =>
     call('/v1/images', {
       method: 'POST',

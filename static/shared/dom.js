@@ -85,6 +85,7 @@ const PATHS = {
   moon: 'M13 9.6A5.6 5.6 0 0 1 6.4 3a5.6 5.6 0 1 0 6.6 6.6z',
   full: 'M3 6.500V3h3.500M9.500 3H13v3.500M13 9.500V13H9.500M6.500 13H3V9.500',
   undo: 'M4.5 3L2.5 5.5L5 8M2.8 5.5H9.500a3.6 3.6 0 0 1 0 7.2H5',
+  save: 'M8 3v8M4.8 8L8 11.2L11.200 8M3 10.500v2.700h10v-2.700',
   paste: 'M5.500 3.500H3.500v10h9v-10h-2M5.500 2.500h5v2.500h-5z',
 };
 
@@ -132,6 +133,13 @@ export function copyButton(label, text, said = () => {}) {
     timer = setTimeout(() => button.classList.remove('done'), 1600);
   });
   return button;
+}
+
+/** Saves a Blob as a file of this name, as a link to it would. */
+export function saveBlob(blob, name) {
+  const href = URL.createObjectURL(blob);
+  h('a', { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }
 
 /** A button for irreversible actions: the first click asks `question`, the second acts; leaving the button resets. */

@@ -6,36 +6,31 @@
 // log (`after=`) on waking up.
 
 import { api, reach } from './api.js';
+import { GROUP_END, TRACE_ENDS, TRACE_EVENTS } from './contract.js';
 import { parser } from './sse.js';
 import { TERMINAL } from '../viewer/state.js';
 import { Turn } from '../viewer/turn.js';
 
-export const TYPES = [
-  'trace.queued',
-  'trace.started',
-  'trace.resumed',
-  'trace.paused',
-  'trace.completed',
-  'trace.cancelled',
-  'trace.failed',
-  'step.started',
-  'text.delta',
-  'image.started',
-  'image.partial',
-  'image.completed',
-  'step.completed',
-  'answer.delta',
-];
-const ENDS = new Set(['trace.completed', 'trace.cancelled', 'trace.failed']);
+const ENDS = new Set(TRACE_ENDS);
 
 /** The URL of a trace's events, their types, and the events that end or pause the stream. */
 export const traceSource = (traceId) => ({
-  types: TYPES,
+  types: TRACE_EVENTS,
   url: (after) => api.eventsUrl(traceId, after),
   row: `/v1/traces/${encodeURIComponent(traceId)}`,
   over: (row) => TERMINAL.has(row.status),
   ends: ({ type }) => ENDS.has(type),
   rests: ({ type }) => type === 'trace.paused',
+});
+
+/** The same for a group: one stream for all its members, each event's data with its `trace_id`. */
+export const groupSource = (groupId) => ({
+  types: [...TRACE_EVENTS, GROUP_END],
+  url: (after) => api.groupEventsUrl(groupId, after),
+  row: `/v1/groups/${encodeURIComponent(groupId)}`,
+  over: (row) => row.status === 'completed',
+  ends: ({ type }) => type === GROUP_END,
+  rests: () => false,
 });
 
 const CHANNEL = 'omni-r1-live';

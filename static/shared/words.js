@@ -207,19 +207,3 @@ export function curlOf(origin, request) {
   const body = JSON.stringify(request).replaceAll("'", "'\\''");
   return `curl -s ${origin}/v1/traces -H 'Content-Type: application/json' -d '${body}'`;
 }
-
-/** The request that created a trace, with its seed and weights. */
-export function requestOf(state) {
-  const request = {
-    question: state.question,
-    images: state.images.map((image) => ({ image_id: image.image_id })),
-    checkpoint: state.checkpoint,
-    mode: 'auto',
-  };
-  if (state.taskId) request.task_id = state.taskId;
-  const sampling = {};
-  for (const [name, value] of Object.entries(state.sampling ?? {})) if (value !== null) sampling[name] = value;
-  if (state.seed !== null) sampling.seed = state.seed;
-  if (Object.keys(sampling).length) request.sampling = sampling;
-  return request;
-}

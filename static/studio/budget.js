@@ -1,4 +1,4 @@
-// The tokens of a question and the remaining context, as one sentence (pure).
+// What POST /v1/limits says about a question, as sentences (pure).
 
 const count = (value) => Number(value).toLocaleString('en');
 
@@ -21,9 +21,13 @@ export function budgetWords({ prompt_tokens: prompt, room_tokens: tokens, room_i
   return { text: `room for ${images} ${images === 1 ? 'image' : 'images'}`, over: false, tooLong: false };
 }
 
-/** The same for an error of POST /v1/limits; null if the error is not about the question. */
+/** A note on a question unlike those of the checkpoint's training; empty for others, and if the card does not say. */
+export const familiarWords = ({ familiar = null }) =>
+  familiar === false ? 'This question is outside what this model knows: its answer is a guess.' : '';
+
+/** The text for an error of POST /v1/limits, as budgetWords; null if the error is not about the question. */
 export function budgetError(error) {
-  if (error.status !== 422 && error.status !== 413) return null;
+  if ((error.status !== 422 && error.status !== 413) || /checkpoint/.test(error.code ?? '')) return null;
   if (error.code === 'bad_place') return { text: error.message, over: true, tooLong: true };
   const most = /at most (\d+) characters/.exec(error.message)?.[1];
   const what = most ? `This question is longer than ${count(most)} characters` : 'This question is too long';

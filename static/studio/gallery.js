@@ -1,15 +1,18 @@
-// The Gallery: all traces as cards, newest first, paginated. Opens them in the Studio's viewer.
+// The Gallery: all traces as cards, newest first, filtered, paginated. Opens them in the Studio's viewer.
 
 import { api } from '../shared/api.js';
+import { serve } from '../shared/bridge.js';
 import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { readQuestion } from '../shared/words.js';
 import { whenOf } from '../shared/when.js';
+import { Choice } from '../compare/choice.js';
+import { Stack } from '../wall/stack.js';
+import { Filters } from './filters.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
-const WORDS = '#or-filter-words textarea, #or-filter-words input';
 const STATUS = {
   queued: 'waiting',
   running: 'running',
@@ -19,8 +22,24 @@ const STATUS = {
   interrupted: 'interrupted',
 };
 
+const thumbnail = (image, label) =>
+  h(
+    'span',
+    { class: 'or-card-picture' },
+    image
+      ? h('img', {
+          src: image.url,
+          alt: label,
+          loading: 'lazy',
+          width: 96,
+          height: 96,
+          class: image.width <= 96 ? 'or-pixels' : '',
+        })
+      : null,
+  );
+
 class Gallery {
-  #filters = {};
+  #stacks = new Map(); // group id -> its tile
   #turn = 0;
   #timer = 0;
   #last = null;
@@ -39,21 +58,30 @@ class Gallery {
       { type: 'button', class: 'or-secondary', hidden: true, onclick: () => this.#page() },
       'show more',
     );
-    element.replaceChildren(this.word, this.grid, h('div', { class: 'or-more' }, this.more));
-    // on the document: Gradio's box may be created later, or recreated
-    document.addEventListener(
-      'input',
-      ({ target }) => target.matches(WORDS) && this.filter({ q: target.value.trim() }),
-    );
-    onBack(() => this.#failed && this.#begin());
+    this.filters = new Filters({ onChange: () => this.#changed() });
+    this.choice = new Choice({
+      onCompare: (...ids) => location.assign(`/?compare=${ids.map(encodeURIComponent).join(',')}`),
+    });
+    const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.choice.element);
+    element.replaceChildren(this.filters.element, bar, this.grid, h('div', { class: 'or-more' }, this.more));
+    onBack(() => this.#back());
     this.#skeleton();
+    this.#names();
     return this.#begin();
   }
 
-  /** Changes some filters; empty ones are omitted from the request. */
-  filter(changed) {
-    const all = Object.entries({ ...this.#filters, ...changed });
-    this.#filters = Object.fromEntries(all.filter(([, value]) => value));
+  // the cards report an unreachable server
+  #names() {
+    return this.filters.load().catch(() => {});
+  }
+
+  // After an outage: load what is missing.
+  #back() {
+    this.#names();
+    if (this.#failed) this.#begin();
+  }
+
+  #changed() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#begin(), WAIT_MS);
   }
@@ -74,16 +102,20 @@ class Gallery {
     const first = this.#last === null;
     this.more.disabled = true;
     try {
-      const query = { limit: PAGE, ...this.#filters, ...(first ? {} : { after: this.#last }) };
+      const query = { limit: PAGE, ...this.filters.value, ...(first ? {} : { after: this.#last }) };
       const { data, has_more: hasMore } = await api.traces(query);
       if (turn !== this.#turn) return;
       this.#failed = false;
-      const cards = data.map((trace) => this.#card(trace));
+      if (first) {
+        this.#stacks.clear();
+        this.choice.clear();
+      }
+      const cards = data.map((trace) => this.#tile(trace)).filter(Boolean);
       if (first) this.grid.replaceChildren(...cards);
       else this.grid.append(...cards);
       if (data.length) this.#last = data[data.length - 1].id;
       show(this.more, hasMore);
-      const filtered = Object.keys(this.#filters).length > 0;
+      const filtered = Object.keys(this.filters.value).length > 0;
       setText(
         this.word,
         first && !data.length
@@ -103,22 +135,28 @@ class Gallery {
     }
   }
 
+  // Samples that were asked for together are one tile.
+  #tile(trace) {
+    const stack = this.#stacks.get(trace.group_id);
+    if (!trace.group_id) return this.#card(trace);
+    if (stack) {
+      stack.add(trace);
+      return null;
+    }
+    const made = new Stack(trace, {
+      pictures: [thumbnail(trace.first_image, 'Question'), thumbnail(trace.last_image, 'Last image')],
+      foot: h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
+    });
+    this.#stacks.set(trace.group_id, made);
+    return made.element;
+  }
+
+  #origin(trace) {
+    const time = h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at));
+    return [`${trace.checkpoint} · `, time];
+  }
+
   #card(trace) {
-    const thumbnail = (image, label) =>
-      h(
-        'span',
-        { class: 'or-card-picture' },
-        image
-          ? h('img', {
-              src: image.url,
-              alt: label,
-              loading: 'lazy',
-              width: 96,
-              height: 96,
-              class: image.width <= 96 ? 'or-pixels' : '',
-            })
-          : null,
-      );
     const open = h(
       'button',
       { type: 'button', class: 'or-card-open', 'aria-label': `Open the trace: ${readQuestion(trace.question)}` },
@@ -130,6 +168,17 @@ class Gallery {
         thumbnail(trace.last_image, 'Last image'),
       ),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
+    );
+    const compare = h(
+      'button',
+      {
+        type: 'button',
+        class: 'or-chipbutton',
+        'aria-pressed': 'false',
+        'aria-label': `compare: ${readQuestion(trace.question)}`,
+        onclick: () => this.choice.toggle(trace.id, compare),
+      },
+      'compare',
     );
     const verdict = trace.verdict?.answer;
     const answer =
@@ -151,13 +200,9 @@ class Gallery {
       h(
         'div',
         { class: 'or-card-foot' },
-        h(
-          'span',
-          { class: 'or-quiet' },
-          `${trace.checkpoint} · `,
-          h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at)),
-        ),
+        h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
         h('span', { class: 'or-spring' }),
+        compare,
         copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
         this.#deleteButton(trace, () => item),
       ),
@@ -196,4 +241,6 @@ class Gallery {
   }
 }
 
-export const gallery = (window.omniGallery = new Gallery());
+export const gallery = new Gallery();
+
+serve('gallery', gallery);

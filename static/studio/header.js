@@ -2,6 +2,8 @@
 
 import { api } from '../shared/api.js';
 import { h, icon, setAttr, show } from '../shared/dom.js';
+import { Signal } from '../shared/signal.js';
+import { setTitle } from '../shared/title.js';
 import { ServerWatch, onBack } from '../viewer/server.js';
 import { guardPage } from './drops.js';
 import { applyTheme, isDark, toggleTheme } from './theme.js';
@@ -32,19 +34,10 @@ export const rememberTrace = (traceId) => store(LAST, traceId);
 /** The checkpoint for new traces; null = the active one. */
 export const chosenCheckpoint = () => stored(CHECKPOINT);
 
-const listeners = new Set();
-let current = null; // the checkpoint shown in the menu, once known
+const checkpoint = new Signal();
 
-/** Calls `listener(name)` with the checkpoint for new traces: immediately if known, and on changes. */
-export function onCheckpoint(listener) {
-  listeners.add(listener);
-  if (current !== null) listener(current);
-}
-
-function announce(name) {
-  current = name;
-  for (const listener of listeners) listener(name);
-}
+/** Calls `listener(name)` with the checkpoint for new traces: at once if it is known, and on changes. */
+export const onCheckpoint = (listener) => checkpoint.listen(listener);
 
 let menu = null; // the select in the header
 
@@ -63,7 +56,7 @@ async function fillCheckpoints() {
   );
   menu.value = chosen;
   menu.disabled = usable.length < 2;
-  announce(chosen);
+  checkpoint.say(chosen);
 }
 
 /** Reloads the checkpoints after a change. `forget` drops this page's choice. */
@@ -96,7 +89,8 @@ function watchServer(version) {
 
 export function mountHeader(element) {
   applyTheme();
-  const { page, version } = element.querySelector('[data-page]').dataset;
+  const { page, title, version } = element.querySelector('[data-page]').dataset;
+  setTitle({ page: title });
   note.element = h('div', { class: 'or-server', role: 'status' });
   element.append(note.element);
   drawNote();
@@ -124,7 +118,7 @@ export function mountHeader(element) {
   menu = element.querySelector('select');
   menu.addEventListener('change', () => {
     store(CHECKPOINT, menu.value === menu.dataset.active ? null : menu.value);
-    announce(menu.value);
+    checkpoint.say(menu.value);
   });
   refreshCheckpoints();
 }

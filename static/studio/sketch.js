@@ -1,6 +1,7 @@
 // A small sketch pad: eight colours, three pens, undo. The square canvas becomes an ordinary image.
 
 import { h, icon, openDialog, setAttr } from '../shared/dom.js';
+import { Ink } from '../shared/ink.js';
 
 const SIDE = 512;
 const COLOURS = [
@@ -35,37 +36,17 @@ export function openSketch(onImage) {
   context.lineJoin = 'round';
   let colour = COLOURS[0][1];
   let width = PENS[1][1];
-  let drawing = null; // the pointer in use
-  const past = [];
-
-  const at = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) * SIDE) / box.width, ((event.clientY - box.top) * SIDE) / box.height];
-  };
-  canvas.addEventListener('pointerdown', (event) => {
-    if (drawing !== null) return;
-    drawing = event.pointerId;
-    canvas.setPointerCapture(drawing);
-    past.push(context.getImageData(0, 0, SIDE, SIDE));
-    if (past.length > 30) past.shift();
-    context.strokeStyle = colour;
-    context.lineWidth = width;
-    context.beginPath();
-    context.moveTo(...at(event));
-    context.lineTo(...at(event));
-    context.stroke();
-    refresh();
+  const ink = new Ink(canvas, {
+    segment: (pen, from, to) => {
+      pen.strokeStyle = colour;
+      pen.lineWidth = width;
+      pen.beginPath();
+      pen.moveTo(...from);
+      pen.lineTo(...to);
+      pen.stroke();
+    },
+    onChange: () => refresh(),
   });
-  canvas.addEventListener('pointermove', (event) => {
-    if (event.pointerId !== drawing) return;
-    for (const one of event.getCoalescedEvents?.() ?? [event]) context.lineTo(...at(one));
-    context.stroke();
-  });
-  const end = (event) => {
-    if (event.pointerId === drawing) drawing = null;
-  };
-  canvas.addEventListener('pointerup', end);
-  canvas.addEventListener('pointercancel', end);
 
   const choices = (label, rows, face, pick) => {
     const buttons = rows.map(([name, value], k) => {
@@ -102,22 +83,11 @@ export function openSketch(onImage) {
   );
   for (const [k, button] of [...pens.children].entries()) setAttr(button, 'aria-pressed', k === 1);
 
-  const undo = h(
-    'button',
-    { type: 'button', class: 'or-chipbutton', onclick: () => back(past.length - 1) },
-    icon('undo'),
-    'undo',
-  );
-  const clear = h('button', { type: 'button', class: 'or-chipbutton', onclick: () => back(0) }, 'clear');
+  const undo = h('button', { type: 'button', class: 'or-chipbutton', onclick: () => ink.undo() }, icon('undo'), 'undo');
+  const clear = h('button', { type: 'button', class: 'or-chipbutton', onclick: () => ink.clear() }, 'clear');
   const use = h('button', { type: 'button', class: 'or-primary' }, 'use this sketch');
-  const back = (k) => {
-    if (k < 0 || !past.length) return;
-    context.putImageData(past[k], 0, 0);
-    past.length = k;
-    refresh();
-  };
   const refresh = () => {
-    undo.disabled = clear.disabled = use.disabled = past.length === 0;
+    undo.disabled = clear.disabled = use.disabled = !ink.drawn;
   };
   refresh();
   const dialog = openDialog(

@@ -1,23 +1,32 @@
 // The Studio page: connects its components with the REST API. One click, one POST.
 //
-// Gradio renders the page and owns question, sampling and buttons; its buttons call `window.omniStudio` in the browser
-// (`js=` of their events), with nothing between click and request. The text in the question box is what is sent. No
-// trace state lives here: the viewer shows the server's.
+// Gradio renders the page and owns question, sampling and buttons; app/ui/components.py describes the bridge. The text
+// in the question box is what is sent. No trace state lives here: the viewer shows the server's.
 
-import { api, PARTIAL_IMAGES } from '../shared/api.js';
-import { Place, appears, setAttr, setText, show } from '../shared/dom.js';
+import { api } from '../shared/api.js';
+import { serve } from '../shared/bridge.js';
+import { Place, appears } from '../shared/dom.js';
+import { wordsOf } from '../shared/notes.js';
+import { requestOf, withAnotherSeed } from '../shared/request.js';
+import { setTitle } from '../shared/title.js';
+import { readQuestion } from '../shared/words.js';
 import { onBack } from '../viewer/server.js';
+import { isTerminal, phaseOf } from '../viewer/state.js';
 import { Viewer } from '../viewer/viewer.js';
-import { phaseOf } from '../viewer/state.js';
-import { budgetWords, budgetError } from './budget.js';
+import { Views } from '../compare/views.js';
+import { offerTour } from '../tour/tour.js';
+import { Samples } from '../wall/samples.js';
 import { Examples } from './examples.js';
 import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
-import { wordsOf } from '../shared/notes.js';
+import { Line } from './line.js';
+import { Seed } from './seed.js';
 import { Well } from './well.js';
 
-const BUDGET_WAIT_MS = 150;
 const QUESTION = '#or-question textarea';
-const PARTS = ['well', 'examples', 'viewer', 'line'];
+const HINT =
+  'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one. ' +
+  'Afterwards you can edit any step, draw on its image, and let the model go on from there.';
+const PARTS = ['well', 'examples', 'viewer', 'line', 'samples'];
 
 /** The filled-in sampling fields as numbers; throws for anything else. */
 export function numbersOf(fields) {
@@ -38,9 +47,10 @@ class Studio {
   #image = null; // {image, own}
   #task = null; // {task_id, question, image_id}: the task, valid while image and question are unchanged
   #starting = false;
-  #budget = { timer: 0, turn: 0, tooLong: false };
+  #checkpoints = 0; // number of checkpoints announced so far
   #parts = Object.fromEntries(PARTS.map((name) => [name, new Place()]));
   #begun = null;
+  #offered = null; // resolves once there is an example to start with, or will be none
 
   /** Called by each Gradio component when it is created, in any order and possibly again; starts once all exist. */
   mount(name, element) {
@@ -49,30 +59,53 @@ class Studio {
     return this.#begun;
   }
 
-  get line() {
-    return this.#parts.line.element;
-  }
-
   get textarea() {
     return document.querySelector(QUESTION);
   }
 
   async #begin() {
     await appears(QUESTION);
-    const { well, examples, viewer } = Object.fromEntries(PARTS.map((name) => [name, this.#parts[name].element]));
+    const { well, examples, viewer, line, samples } = Object.fromEntries(
+      PARTS.map((name) => [name, this.#parts[name].element]),
+    );
+    this.line = new Line(line, {
+      asked: () => ({
+        question: this.textarea.value,
+        images: this.#image ? 1 : 0,
+        checkpoint: chosenCheckpoint(),
+      }),
+    });
+    this.seed = new Seed(line.querySelector('.or-repeats'));
     this.well = new Well(well, {
       onImage: (image) => this.#ownImage(image),
-      onFit: () => {},
+      onFit: () => this.seed.forget(),
     });
     this.examples = new Examples(examples, {
       onPick: (task) => this.#pickTask(task),
-      onError: (error) => this.fail(error),
+      onError: (error) => this.line.fail(error),
     });
+    this.samples = new Samples(samples);
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
-      hint: 'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one.',
+      hint: HINT,
+      onEdit: (index) => this.views.branches.edit(index),
       onState: (one) => this.#follow(one),
+      onAnother: (state) => this.#another(state),
     });
+    this.views = new Views(this.viewer, {
+      onTrace: () => (this.viewer.state.traceId ? this.#fromTrace() : this.#preview()),
+      onState: () => this.#follow(this.viewer),
+      onTravel: () => this.line.fail(null),
+    });
+    this.#listen();
+    this.#offered = Promise.all([this.examples.load(), this.views.open()]).then(() => this.#offerFirst());
+    serve('studio', this);
+    await this.#offered;
+    if (!location.search) offerTour();
+    document.documentElement.dataset.studio = 'ready';
+  }
+
+  #listen() {
     // on the document: Gradio may recreate the box
     document.addEventListener('input', (event) => event.target.matches(QUESTION) && this.#questionChanged());
     document.addEventListener(
@@ -87,28 +120,20 @@ class Studio {
       true,
     );
     onCheckpoint((name) => this.#checkpoint(name));
-    onBack(() => this.#back());
-    const requested = new URLSearchParams(location.search).get('trace');
-    const ready = this.examples.load();
-    if (requested) {
-      await this.viewer.open(requested);
-      this.#fromTrace();
-    }
-    await ready;
-    this.#offerFirst();
-    document.documentElement.dataset.studio = 'ready';
+    onBack((outage) => this.#back(outage));
+    if (this.textarea.value) this.#questionChanged(); // written before this module was loaded
   }
 
   #offerFirst() {
     if (!this.#image && !this.textarea.value) this.examples.pickFirst();
   }
 
-  // After an outage: load what is missing.
-  async #back() {
-    if (!this.#starting) this.fail(null);
+  // After failed requests: load what is missing.
+  async #back(outage) {
+    if (outage && !this.#starting) this.line.fail(null);
     await this.examples.load();
     this.#offerFirst();
-    this.#count();
+    this.line.count();
   }
 
   #press(selector) {
@@ -131,26 +156,31 @@ class Studio {
     this.#image = { image: task.image, own: false };
     this.well.show(task.image, { own: false, alt: `Image of the task: ${task.question}` });
     this.#setQuestion(task.question);
-    this.#preview();
-    this.#count();
+    this.#changed();
   }
 
   #ownImage(image) {
     const task = this.#task;
     this.#task = null;
     this.#image = { image, own: true };
-    this.examples.mark(null);
     if (task && this.textarea.value === task.question) this.#setQuestion('');
     this.textarea.focus();
-    this.#preview();
-    this.#count();
+    this.#changed();
   }
 
   #questionChanged() {
-    this.fail(null);
-    this.#budget.tooLong = false; // until it is counted
+    this.line.fail(null);
+    this.line.changed();
+    this.#changed();
+  }
+
+  // An edited question is no longer the example's, until its text is the same again.
+  #changed() {
+    const asked = this.#task?.question === this.textarea.value;
+    this.examples.mark(asked ? this.#task.task_id : null);
+    this.seed.forget();
     this.#preview();
-    this.#count();
+    this.line.count();
   }
 
   // A trace opened by link also fills the question, so that Reason repeats it.
@@ -161,10 +191,9 @@ class Studio {
     const own = !state.taskId;
     this.#task = own ? null : { task_id: state.taskId, question: state.question, image_id: image.image_id };
     this.#image = { image, own };
-    this.well.show(image, { own });
-    this.examples.mark(state.taskId);
+    this.well.show(image, { own, fit: image.fit });
     this.#setQuestion(state.question);
-    this.#count();
+    this.#changed();
   }
 
   #preview() {
@@ -172,89 +201,81 @@ class Studio {
     this.viewer.preview({ question: this.textarea.value, images });
   }
 
-  // ---- token budget
-
-  #count() {
-    const { timer } = this.#budget;
-    clearTimeout(timer);
-    this.#budget.timer = setTimeout(() => this.#askBudget(), BUDGET_WAIT_MS);
-  }
-
-  async #askBudget() {
-    const turn = ++this.#budget.turn;
-    const question = this.textarea.value;
-    let said = null;
-    if (question.trim()) {
-      try {
-        said = budgetWords(await api.budget(question, this.#image ? 1 : 0));
-      } catch (error) {
-        said = budgetError(error);
-      }
-    }
-    if (turn !== this.#budget.turn) return;
-    this.#budget.tooLong = said?.tooLong ?? false;
-    const line = this.line.querySelector('.or-budget');
-    setText(line, said?.text ?? '');
-    setAttr(line, 'data-over', said?.over ? 'true' : null);
-  }
-
   async #checkpoint(name) {
+    const turn = ++this.#checkpoints;
     let notes = '';
     try {
       notes = wordsOf((await api.checkpoint(name)).card_notes);
     } catch {
-      // the budget line is optional
+      // the note is optional
     }
+    if (turn !== this.#checkpoints) return;
     this.well.setCheckpoint(name, notes);
+    this.line.count();
   }
 
-  // ---- buttons
+  // ---- traces
 
   /** Starts a trace; `sampling` holds the texts of its fields, empty for defaults. */
   async start(mode, sampling) {
-    if (this.#starting || ['running', 'paused'].includes(this.viewer.phase)) return;
+    if (!this.textarea.value.trim()) await this.#offered; // a click that was faster than the first example
+    if (this.#busy) return;
     const question = this.textarea.value;
     if (!question.trim()) {
-      this.fail('Write a question first, or choose an example.');
+      this.line.fail('Write a question first, or choose an example.');
       this.textarea.focus();
       return;
     }
-    if (this.#budget.tooLong) {
+    if (this.line.tooLong) {
       this.textarea.focus(); // the line below gives the reason
       return;
     }
-    const request = { question, images: [], mode, partial_images: PARTIAL_IMAGES, background: true };
-    if (this.#image) {
-      const { image, own } = this.#image;
-      request.images.push(
-        own && image.width !== image.height
-          ? { image_id: image.image_id, fit: this.well.fit }
-          : { image_id: image.image_id },
-      );
-      if (this.#task && this.#task.question === question && this.#task.image_id === image.image_id) {
-        request.task_id = this.#task.task_id;
-      }
-    }
-    const checkpoint = chosenCheckpoint();
-    if (checkpoint) request.checkpoint = checkpoint;
+    let given;
     try {
-      const given = numbersOf(sampling);
-      if (Object.keys(given).length) request.sampling = given;
+      given = numbersOf(this.seed.in(sampling));
     } catch (error) {
-      this.fail(error);
+      this.line.fail(error);
       return;
     }
+    const request = requestOf({
+      ...this.#image,
+      question,
+      fit: this.well.fit,
+      task: this.#task,
+      mode,
+      checkpoint: chosenCheckpoint(),
+      sampling: given,
+    });
+    if (mode === 'auto' && this.samples.value > 1) request.n = this.samples.value;
+    await this.#create(request);
+  }
+
+  // The trace that is shown, not what may stand in the fields by now.
+  async #another(state) {
+    if (!this.#busy) await this.#create(withAnotherSeed(state));
+  }
+
+  get #busy() {
+    return this.#starting || ['running', 'paused'].includes(this.views.phase ?? this.viewer.phase);
+  }
+
+  // Whether question and image on the left are those of the request.
+  #isAsked({ question, images }) {
+    return question === this.textarea.value && images[0]?.image_id === this.#image?.image.image_id;
+  }
+
+  async #create(request) {
     this.#starting = true;
-    this.fail(null);
+    this.line.fail(null);
     this.#setPhase('running', 'auto');
     try {
       const trace = await api.create(request);
-      this.viewer.started(trace);
-      if (matchMedia('(max-width: 900px)').matches) this.viewer.root.scrollIntoView({ block: 'start' });
-      history.replaceState(null, '', `/?trace=${encodeURIComponent(trace.id)}`);
+      this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
+      this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
+      this.views.started(trace);
     } catch (error) {
-      if (error.code === 'prompt_too_long') await this.#askBudget(); // one message, in its own place
-      if (!this.#budget.tooLong) this.fail(error);
+      if (error.code === 'prompt_too_long') await this.line.ask(); // one message, in its own place
+      if (!this.line.tooLong) this.line.fail(error);
       this.#setPhase(phaseOf(this.viewer.state), 'auto');
     } finally {
       this.#starting = false;
@@ -277,13 +298,7 @@ class Studio {
   }
 
   stop() {
-    this.viewer.stop();
-  }
-
-  fail(error) {
-    const line = this.line.querySelector('.or-error');
-    setText(line, error ? (error.message ?? String(error)) : '');
-    show(line, Boolean(error));
+    this.views.stop();
   }
 
   // The style sheet shows the buttons of each phase: idle | running | paused | ended.
@@ -295,10 +310,13 @@ class Studio {
   #follow(viewer) {
     if (this.#starting) return;
     const { state } = viewer;
-    this.#setPhase(state.traceId ? phaseOf(state) : 'idle', state.mode);
+    this.views?.follow();
+    this.#setPhase(this.views?.phase ?? (state.traceId ? phaseOf(state) : 'idle'), state.mode);
     if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
-    document.title = state.status === 'running' ? '● Omni-R1 Studio' : 'Omni-R1 Studio';
+    if (state.traceId && isTerminal(state)) this.seed.ended(state.traceId, state.seed);
+    const question = state.traceId ? readQuestion(state.question) : '';
+    setTitle({ question, live: state.status === 'running' });
   }
 }
 
-export const studio = (window.omniStudio = new Studio());
+export const studio = new Studio();

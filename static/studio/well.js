@@ -142,12 +142,13 @@ export class Well {
     }
   }
 
-  /** Shows `image` as the question's image; `own` = not one of the world's. */
-  show(image, { own, alt = 'the question’s image' }) {
+  /** Shows `image` as the question's image; `own` = not one of the world's; `fit` makes it square. */
+  show(image, { own, alt = 'the question’s image', fit = this.#fit }) {
     if (!own) this.#upload += 1; // a running upload must not replace a later choice
     setAttr(this.drop, 'aria-busy', null);
     this.fail(null);
     this.#image = { image, own };
+    this.#choose(fit);
     this.image.src = image.url;
     this.image.alt = alt;
     setAttr(this.drop, 'aria-label', `${alt}. Choose another image`);
@@ -167,9 +168,13 @@ export class Well {
     this.#see();
   }
 
-  setFit(fit) {
+  #choose(fit) {
     this.#fit = fit;
     for (const [k, button] of this.fits.entries()) setAttr(button, 'aria-pressed', (k === 0) === (fit === 'crop'));
+  }
+
+  setFit(fit) {
+    this.#choose(fit);
     this.#see();
     this.onFit(fit);
   }

@@ -3,9 +3,10 @@
 // Pure: no DOM, no network, no clock. `reduceAll` never changes its argument. Events are `{seq, type, data}` as sent by
 // GET /v1/jobs/{id}/events. A pipeline counts steps per stage, so metrics are kept by stage.
 
+import { JOB_TERMINAL } from '../shared/contract.js';
 import { emptySeries, push } from '../shared/series.js';
 
-export const TERMINAL = new Set(['succeeded', 'failed', 'cancelled', 'interrupted']);
+export const TERMINAL = new Set(JOB_TERMINAL);
 export const RESUMABLE = new Set(['failed', 'cancelled', 'interrupted']);
 export const isTerminal = (state) => TERMINAL.has(state.status);
 export const isLive = (state) => state.status === 'queued' || state.status === 'running';

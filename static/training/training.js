@@ -3,6 +3,7 @@
 // It holds no state of its own: everything comes from GET /v1/jobs and the events of the selected job.
 
 import { api } from '../shared/api.js';
+import { serve } from '../shared/bridge.js';
 import { Place, h } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { GraderPanel } from './grader.js';
@@ -17,6 +18,7 @@ const LOOK_EVERY_MS = 3000;
 class Training {
   #jobs = [];
   #hasMore = false;
+  #unread = false; // the list could not be fetched
   #timer = 0;
   #turn = 0;
   #wanted = null; // id of the job to show
@@ -46,7 +48,7 @@ class Training {
       new GraderPanel().element,
     );
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
-    onBack(() => this.#back());
+    onBack((outage) => this.#back(outage));
     await this.refresh();
     const requested = new URLSearchParams(location.search).get('job');
     const wanted = requested ?? this.#jobs.find(isLive)?.id;
@@ -54,9 +56,9 @@ class Training {
     document.documentElement.dataset.training = 'ready';
   }
 
-  // After an outage: retry opening a job that could not be opened; an open one reconnects by itself.
-  async #back() {
-    await this.refresh();
+  // After failed requests: load what is missing. An open job reconnects by itself.
+  async #back(outage) {
+    if (outage || this.#unread) await this.refresh();
     if (this.#wanted && this.run.jobId !== this.#wanted) this.open(this.#wanted);
   }
 
@@ -77,11 +79,13 @@ class Training {
     try {
       const { data, has_more: hasMore } = await api.jobs({ limit: PAGE });
       if (turn !== this.#turn) return;
+      this.#unread = false;
       const older = this.#jobs.slice(PAGE).filter((job) => !data.some((one) => one.id === job.id));
       this.#jobs = [...data, ...(data.length === PAGE ? older : [])];
       if (!older.length) this.#hasMore = hasMore;
       this.#draw();
     } catch (error) {
+      this.#unread = true;
       if (turn === this.#turn) this.list.say(error.message);
     }
     if (document.visibilityState === 'visible' && this.#jobs.some(isLive)) {
@@ -143,7 +147,9 @@ class Training {
   }
 }
 
-export const training = (window.omniTraining = new Training());
+export const training = new Training();
+
+serve('training', training);
 
 /** For the gr.HTML component: its value is the presets as JSON. */
 export function mountTraining(element, props) {

@@ -7,7 +7,7 @@ import { isLive, isTerminal } from './state.js';
 import { SKILLS, Stopwatch, pillOf, rateOf, readQuestion, seconds, troubleOf, verdictOf } from '../shared/words.js';
 
 /** A thumbnail: swapped only when the new image is decoded. */
-class Thumb {
+export class Thumb {
   #url = null;
 
   constructor() {
@@ -105,7 +105,7 @@ export class Timeline {
     return chip;
   }
 
-  #draw(key, { at, label, name, url, skill = null, current, pending = false, live = false }) {
+  #draw(key, { at, label, name, url, skill = null, current, pending = false, live = false, edited = false }) {
     const chip = this.#chip(key);
     chip.at = at;
     setText(chip.label, label);
@@ -114,6 +114,7 @@ export class Timeline {
     setAttr(chip.button, 'aria-current', current ? 'step' : null);
     setAttr(chip.button, 'data-live', live ? 'true' : null);
     setAttr(chip.button, 'data-skill', skill);
+    setAttr(chip.button, 'data-edited', edited ? 'true' : null);
     setAttr(chip.button, 'disabled', pending ? '' : null);
     chip.thumb.update(url);
     if (chip.skill !== skill) {
@@ -135,11 +136,12 @@ export class Timeline {
         this.#draw(`s${step.index}`, {
           at: step.index,
           label: String(step.index),
-          name: `Step ${step.index}${skill}${drawing ? ', running' : ''}`,
+          name: `Step ${step.index}${skill}${step.edited ? ', edited' : ''}${drawing ? ', running' : ''}`,
           url: step.image?.url ?? step.partial?.url ?? null,
           skill: SKILLS[step.skill] ? step.skill : null,
           current: at === step.index,
           live: drawing,
+          edited: step.edited,
         }),
       );
     }
@@ -176,6 +178,11 @@ export class Timeline {
     }
   }
 
+  /** The button of a step, or undefined. */
+  chipOf(index) {
+    return this.#chips.get(`s${index}`)?.button;
+  }
+
   reset() {
     this.#chips.clear();
     this.list.replaceChildren();
@@ -186,8 +193,10 @@ export class Timeline {
 export class Steps {
   #rows = new Map();
 
-  constructor(label, onPick) {
+  /** onEdit(index), if the steps of an ended or paused trace can be edited. */
+  constructor(label, onPick, onEdit = null) {
     this.onPick = onPick;
+    this.onEdit = onEdit;
     this.question = h('p', { class: 'or-question', dir: 'auto' });
     this.list = h('ol', { class: 'or-steps' });
     this.hint = h('p', { class: 'or-steps-hint' });
@@ -206,11 +215,18 @@ export class Steps {
       const text = h('span', { class: 'or-step-text', dir: 'auto' });
       const number = h('button', { type: 'button', class: 'or-step-number' }, String(index));
       number.addEventListener('click', () => this.onPick(index));
-      const item = h('li', { class: 'or-step' }, number, text);
+      const edit = h(
+        'button',
+        { type: 'button', class: 'or-round or-edit-button', 'aria-label': `Edit step ${index}`, title: 'Edit' },
+        icon('pen'),
+      );
+      edit.addEventListener('click', () => this.onEdit(index));
+      const note = h('span', { class: 'or-step-note' }, 'edited');
+      const item = h('li', { class: 'or-step' }, number, h('div', {}, text, note), edit);
       item.addEventListener('click', (event) => {
         if (event.target !== number && !String(getSelection())) this.onPick(index);
       });
-      row = { item, text, number };
+      row = { item, text, number, note, edit };
       this.#rows.set(index, row);
     }
     return row;
@@ -220,9 +236,12 @@ export class Steps {
     setText(this.question, readQuestion(state.question));
     const live = isLive(state) && !state.hasAnswer;
     const last = state.steps[state.steps.length - 1];
+    const editable = this.onEdit !== null && (isTerminal(state) || state.status === 'paused');
     const items = state.steps.map((step) => {
       const row = this.#row(step.index);
       setText(row.text, step.text.trim());
+      show(row.note, step.edited);
+      show(row.edit, editable && step.complete);
       setAttr(row.item, 'data-current', at === step.index ? 'true' : null);
       setAttr(row.item, 'data-skill', SKILLS[step.skill] ? step.skill : null);
       setAttr(
@@ -251,6 +270,11 @@ export class Steps {
     }
   }
 
+  /** The list item of a step, or undefined. */
+  rowOf(index) {
+    return this.#rows.get(index)?.item;
+  }
+
   reset() {
     this.#rows.clear();
     this.list.replaceChildren();
@@ -259,19 +283,19 @@ export class Steps {
 }
 
 export class Answer {
-  constructor(buttons) {
+  /** tools: the element of the buttons. */
+  constructor(tools) {
     this.label = h('span', { class: 'or-answer-label' }, 'answer');
     this.text = h('output', { class: 'or-answer-text', dir: 'auto' });
     this.verdict = h('span', { class: 'or-verdict' });
     this.trouble = h('p', { class: 'or-trouble' });
-    this.buttons = h('div', { class: 'or-answer-buttons' }, ...buttons);
     this.element = h(
       'div',
       { class: 'or-answer' },
       this.label,
       h('div', { class: 'or-answer-line' }, this.text, this.verdict),
       this.trouble,
-      this.buttons,
+      tools,
     );
   }
 

@@ -50,6 +50,10 @@ export function stageOf(state, at) {
   };
 }
 
+/** The name of the file of an image (0 = the question's). Pure, for tests. */
+export const fileOf = ({ traceId }, index) =>
+  `${traceId ?? 'omni-r1'}-${index === 0 ? 'question' : `step-${index}`}.png`;
+
 /** The pixels of `after` that differ from `before`, as an RGBA overlay (pure). */
 export function changesOf(before, after, [red, green, blue]) {
   const out = new Uint8ClampedArray(after.length);
@@ -68,6 +72,7 @@ export class ImageView {
   #divide = 100; // slider position in percent: the part of the newer image on top of the older one
   #tint = false;
   #stage = null;
+  #names = { before: null, after: null }; // of the files
 
   constructor() {
     this.before = h('canvas', { class: 'or-canvas', role: 'img' });
@@ -109,6 +114,11 @@ export class ImageView {
       icon('full'),
     );
     this.full.addEventListener('click', (event) => this.#enlarge(event));
+    this.save = h(
+      'a',
+      { class: 'or-round or-small', 'aria-label': 'Save this image', title: 'Save this image (PNG)' },
+      icon('save'),
+    );
     this.compare = h(
       'div',
       { class: 'or-compare' },
@@ -116,7 +126,7 @@ export class ImageView {
       this.slider,
       h('span', { 'aria-hidden': 'true' }, 'after'),
     );
-    this.tools = h('div', { class: 'or-tools' }, this.tint, this.factsButton, this.full);
+    this.tools = h('div', { class: 'or-tools' }, this.tint, this.factsButton, this.full, this.save);
     this.element = h(
       'div',
       { class: 'or-picture' },
@@ -151,6 +161,7 @@ export class ImageView {
     this.slider.disabled = !slider;
     this.tint.disabled = !slider || stage.waiting;
     this.full.disabled = !stage.after;
+    this.#offer(state, stage);
     setText(this.empty, stage.after ? '' : hint);
     const rows = stage.step ? factsOf(stage.step) : [];
     this.factsButton.disabled = rows.length === 0;
@@ -166,6 +177,16 @@ export class ImageView {
     setAttr(this.after, 'aria-label', this.#alt(state, stage));
     this.#load('before', stage.before?.url ?? null);
     this.#load('after', stage.after?.url ?? null);
+  }
+
+  // A preview of an image that is still being drawn is not offered.
+  #offer(state, { before, after, step, waiting }) {
+    this.#names = { before: before && fileOf(state, before.index), after: after && fileOf(state, after.index) };
+    const done = after && !(waiting && step?.index === after.index);
+    setAttr(this.save, 'href', done ? after.url : null);
+    setAttr(this.save, 'download', done ? this.#names.after : null);
+    setAttr(this.save, 'role', done ? null : 'link');
+    setAttr(this.save, 'aria-disabled', done ? null : 'true');
   }
 
   #alt(state, stage) {
@@ -260,7 +281,7 @@ export class ImageView {
     if (!url) return;
     const label = this[which].getAttribute('aria-label') ?? 'Image';
     const image = h('img', { src: url, alt: label, class: 'or-full or-pixels' });
-    const save = h('a', { href: url, download: 'omni-r1.png', class: 'or-link' }, 'save PNG');
+    const save = h('a', { href: url, download: this.#names[which], class: 'or-link' }, 'save PNG');
     openDialog(label, h('figure', { class: 'or-full-figure' }, image, h('figcaption', {}, label, ' ', save)));
   }
 }

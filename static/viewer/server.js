@@ -1,7 +1,8 @@
 // Monitors whether the server is reachable and still serves the version of this page.
 //
 // Checks after every failed request, and regularly while the page is visible. While the server is unreachable it keeps
-// retrying; `onBack` listeners can then reload what is missing.
+// retrying; `onBack` listeners can then reload what is missing. They are called, too, if the server is ready again at
+// the first check: what failed in between is still missing.
 
 import { onUnreachable } from '../shared/api.js';
 
@@ -9,10 +10,14 @@ const LOOK_EVERY_MS = 30_000;
 const TRY_EVERY_MS = [500, 1000, 2000, 4000];
 const PATIENCE_MS = 8000;
 const LEAVING_MS = 300; // a page being closed loses its requests, too
+const MOST_DOUBLINGS = 6; // of that time, while single requests keep failing on a ready server
 
 const backs = new Set();
 
-/** Calls `listener()` when the server is reachable again; returns an unsubscribe function. */
+/**
+ * Calls `listener(outage)` when the server is ready after a request has failed; returns an unsubscribe function.
+ * outage: whether the page has reported one.
+ */
 export function onBack(listener) {
   backs.add(listener);
   return () => backs.delete(listener);
@@ -46,6 +51,8 @@ export class ServerWatch {
   #looking = false;
   #tries = 0;
   #text = '';
+  #missed = false; // a request has failed since the last check
+  #misses = 0; // consecutive checks of a ready server after failed requests
 
   /**
    * version: of the server that served this page.
@@ -56,12 +63,18 @@ export class ServerWatch {
     this.#onState = onState;
     this.#env = env;
     this.state = 'ready';
-    env.onUnreachable(() => this.state === 'ready' && this.#later(LEAVING_MS));
     env.document.addEventListener('visibilitychange', () => env.document.visibilityState === 'visible' && this.look());
     env.window.addEventListener('pageshow', (event) => event.persisted && this.look());
     env.window.addEventListener('online', () => this.look());
     env.window.addEventListener('pagehide', () => env.clearTimeout(this.#timer));
     this.#later(LOOK_EVERY_MS);
+    env.onUnreachable(() => this.#failed());
+  }
+
+  #failed() {
+    if (this.state !== 'ready' || this.#missed) return;
+    this.#missed = true;
+    this.#later(LEAVING_MS * 2 ** Math.min(this.#misses, MOST_DOUBLINGS));
   }
 
   #later(ms) {
@@ -94,6 +107,10 @@ export class ServerWatch {
     this.state = state;
     if (before !== state || text !== this.#text) this.#onState(state, text);
     this.#text = text;
-    if (state === 'ready' && before !== 'ready') for (const listener of backs) listener();
+    if (state !== 'ready') return;
+    const missed = this.#missed;
+    this.#missed = false;
+    this.#misses = missed ? this.#misses + 1 : 0;
+    if (missed || before !== 'ready') for (const listener of backs) listener(before !== 'ready');
   }
 }

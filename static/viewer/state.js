@@ -4,7 +4,9 @@
 // GET /v1/traces/{id}/events and must arrive in order. Duplicates change nothing; a missing event sets `gap`, and the
 // caller continues from `lastSeq`.
 
-export const TERMINAL = new Set(['completed', 'cancelled', 'failed', 'interrupted']);
+import { TRACE_TERMINAL } from '../shared/contract.js';
+
+export const TERMINAL = new Set(TRACE_TERMINAL);
 
 export function initialState(traceId) {
   return {
@@ -37,12 +39,14 @@ export function initialState(traceId) {
     tokens: 0, // codes and text deltas so far: an estimate until usage arrives
     createdAt: null,
     startedAt: null,
+    parent: null, // {trace_id, after_step, edited_steps, group_id} of a branch
+    groupId: null, // of samples that were asked for together
     sample: null, // description of a job's sample; null for requested traces
   };
 }
 
 function emptyStep(index) {
-  return { index, text: '', skill: null, image: null, partial: null, complete: false };
+  return { index, text: '', skill: null, image: null, partial: null, complete: false, edited: false };
 }
 
 function withStep(state, index, change) {
@@ -88,6 +92,16 @@ const HANDLERS = {
     mode: 'step',
     pausedAfter: data.step ?? state.steps.length,
   }),
+  // a step that a branch takes over from its parent
+  'step.kept': (state, data) =>
+    withStep(state, data.step, () => ({
+      text: data.text,
+      skill: data.image?.skill ?? null,
+      image: data.image ?? null,
+      partial: null,
+      complete: true,
+      edited: data.edited ?? false,
+    })),
   'step.started': (state, data) =>
     withStep({ ...state, status: 'running', activity: 'thinking' }, data.step, () => ({})),
   'text.delta': (state, data) => ({
@@ -186,6 +200,8 @@ export function withTrace(state, trace) {
     startedAt: trace.started_at ?? null,
     usage: trace.usage ?? state.usage,
     timings: trace.timings ?? state.timings,
+    parent: trace.parent ?? null,
+    groupId: trace.group_id ?? null,
   };
   if (state.lastSeq === 0) {
     next.mode = trace.mode ?? state.mode;
@@ -207,6 +223,7 @@ export function fromTrace(trace) {
       image: step.image ?? null,
       partial: null,
       complete: true,
+      edited: step.edited ?? false,
     })),
     pausedAfter: trace.status === 'paused' ? (trace.steps ?? []).length : null,
     answer: trace.answer ?? '',

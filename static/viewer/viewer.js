@@ -12,10 +12,11 @@ import { TraceStream } from '../shared/events.js';
 import { listenForKeys, openHelp } from './keys.js';
 import { Notice } from './notice.js';
 import { ImageView, loadImage } from './image.js';
-import { fetchReference, openReference } from './reference.js';
+import { fetchReference } from './reference.js';
 import { onBack } from './server.js';
 import { fromTrace, initialState, isLive, isTerminal, phaseOf, reduceAll, withTrace } from './state.js';
-import { announcementOf, curlOf, requestOf } from '../shared/words.js';
+import { Tools } from './tools.js';
+import { announcementOf } from '../shared/words.js';
 
 const HINT = 'The model’s images appear here, step by step.';
 
@@ -51,10 +52,14 @@ export class Viewer {
     this.bar = new Bar([this.link]);
     this.timeline = new Timeline(label, (at) => this.go(at));
     this.imageView = new ImageView();
-    this.words = new Steps(label, (at) => this.go(at));
-    this.referenceButton = button('or-link', 'reference trace', () => this.#openReference());
-    this.curl = copyButton('copy curl', () => curlOf(location.origin, requestOf(this.#state)), say);
-    this.answer = new Answer([this.referenceButton, copyButton('copy JSON', () => this.json(), say), this.curl]);
+    this.words = new Steps(label, (at) => this.go(at), options.onEdit);
+    this.tools = new Tools({
+      say,
+      json: () => this.json(),
+      onError: (error) => this.#trouble(error),
+      onAnother: options.onAnother,
+    });
+    this.answer = new Answer(this.tools.element);
     this.notice = new Notice();
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.root = h(
@@ -110,6 +115,12 @@ export class Viewer {
   preview({ question = '', images = [] }) {
     if (this.#state.traceId) return;
     this.#set({ ...initialState(null), question, images });
+  }
+
+  /** Show no trace. */
+  clear() {
+    this.#leave();
+    this.#set(initialState(null));
   }
 
   /** Show a recorded trace; only its images are fetched. */
@@ -238,14 +249,6 @@ export class Viewer {
     }
   }
 
-  async #openReference() {
-    try {
-      await openReference(this.#state);
-    } catch (error) {
-      this.#trouble(error);
-    }
-  }
-
   #trouble(error, traceId = null) {
     if (error.status === 404 && traceId) {
       this.#notice = {
@@ -270,7 +273,7 @@ export class Viewer {
     return this.#state.hasAnswer ? last + 1 : last;
   }
 
-  get #at() {
+  get at() {
     return this.#cursor === null ? this.#newest : Math.min(this.#cursor, this.#newest);
   }
 
@@ -288,7 +291,7 @@ export class Viewer {
   }
 
   step(by) {
-    this.go(Math.max(0, Math.min(this.#newest, this.#at + by)));
+    this.go(Math.max(0, Math.min(this.#newest, this.at + by)));
   }
 
   follow() {
@@ -357,8 +360,9 @@ export class Viewer {
 
   #draw() {
     const state = this.#state;
-    const at = this.#at;
+    const at = this.at;
     const picked = state.traceId !== null;
+    const stored = picked && !this.#given && state.traceId !== 'recorded';
     const fresh = picked ? state : { ...state, status: 'idle' };
     const hint = this.#options.hint ?? HINT;
     setAttr(this.root, 'data-status', fresh.status);
@@ -370,10 +374,8 @@ export class Viewer {
     // the answer has no image: keep the last one
     this.imageView.update(fresh, Math.min(at, state.steps[state.steps.length - 1]?.index ?? 0), hint);
     this.answer.update(fresh, this.#reference, this.#options.again);
-    show(this.link, picked && !this.#given && state.traceId !== 'recorded');
-    show(this.answer.buttons, picked && state.status !== 'loading');
-    show(this.curl, !this.#given);
-    show(this.referenceButton, Boolean(state.taskId) && isTerminal(state));
+    show(this.link, stored);
+    this.tools.update(state, { stored });
     this.previous.disabled = at <= 0;
     this.next.disabled = at >= this.#newest;
     setAttr(this.live, 'aria-pressed', this.#cursor === null);

@@ -32,6 +32,21 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("answer.delta", {"text": " red"}),
     ("trace.completed", {"answer": "red"}),
 ]
+BRANCH_EVENTS: list[tuple[str, dict[str, Any]]] = [
+    ("trace.queued", {"position": 0}),
+    ("trace.started", {"seed": 5}),
+    ("step.kept", {"step": 1, "text": "I box it.", "edited": False, "image": {"url": "/v1/images/img-1"}}),
+    ("step.kept", {"step": 2, "text": "I look\x1b again.", "edited": True}),
+    *EVENTS[2:],
+]
+GROUP_EVENTS: list[tuple[str, dict[str, Any]]] = [
+    ("trace.queued", {"trace_id": "t1", "position": 0}),
+    ("trace.queued", {"trace_id": "b1", "position": 0}),
+    ("trace.completed", {"trace_id": "t1", "answer": "red"}),
+    ("answer.delta", {"trace_id": "b1", "text": " blue"}),
+    ("trace.completed", {"trace_id": "b1", "answer": "blue"}),
+    ("group.completed", {"status": "completed"}),
+]
 
 
 def finished(status: str = "completed") -> dict[str, Any]:
@@ -41,9 +56,21 @@ def finished(status: str = "completed") -> dict[str, Any]:
         "answer": "red" if status == "completed" else None,
         "checkpoint": "nano-omni-r1",
         "sampling": {"seed": 5},
+        "steps": [{"index": 1, "text": "I box it.", "image": {"url": "/v1/images/img-1"}}, {"index": 2, "text": "So."}],
         "timings": {"total_ms": 1234},
         "verdict": {"answer": "right", "drawings_right": 1, "drawings_total": 1},
         "error": None if status == "completed" else {"code": "engine_died", "detail": "the engine died; ask again"},
+    }
+
+
+def group(*answers: str | None) -> dict[str, Any]:
+    """A finished group of `t1` and `b1` in which each answer was given once."""
+    return {
+        "id": "g1",
+        "status": "completed",
+        "trace_ids": ["t1", "b1"],
+        "tally": [{"answer": answer, "count": 1, "share": 0.5, "mean_logprob": -0.1} for answer in answers],
+        "agreement": 0.5,
     }
 
 
@@ -62,6 +89,10 @@ class Canned(ThreadingHTTPServer):
             "POST /v1/traces": (201, {"id": "t1", "status": "queued"}),
             "GET /v1/traces/t1": (200, finished()),
             "POST /v1/traces/t1/cancel": (200, finished("cancelled")),
+            "POST /v1/traces/t1/branches": (201, {"data": [{"id": "b1", "group_id": None}]}),
+            "GET /v1/traces/b1": (200, finished() | {"id": "b1", "answer": "blue"}),
+            "GET /v1/groups/g1": (200, group("red", "blue")),
+            "POST /v1/groups/g1/cancel": (200, group(None)),
             "GET /v1/images/img-1": (200, b"PNG of step 1"),
             "GET /v1/images/img-q": (200, b"PNG of the question"),
             "GET /v1/tasks": (200, TASK),
@@ -107,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         self.server.calls.append((self.command, self.path, body))
         if path.endswith("/events"):
-            self.stream()
+            self.stream(GROUP_EVENTS if "/groups/" in path else BRANCH_EVENTS if "/b1/" in path else EVENTS)
             return
         missing = (404, {"code": "not_found", "detail": f"nothing at {path}", "status": 404, "title": "Not found"})
         status, content = self.server.answers.get(f"{self.command} {path}", missing)
@@ -122,12 +153,12 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_DELETE = answer
 
-    def stream(self) -> None:
+    def stream(self, events: list[tuple[str, dict[str, Any]]]) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
-        for seq, (kind, data) in enumerate(EVENTS, start=1):
+        for seq, (kind, data) in enumerate(events, start=1):
             if self.server.hang and kind == "answer.delta":
                 self.server.cancelled.wait(60)
                 break

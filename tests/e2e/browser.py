@@ -67,12 +67,14 @@ def launched(*arguments: str) -> Iterator[Any]:
 class Studio:
     """A browser window on a server; `check()` reports the errors of its pages."""
 
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+    def __init__(self, browser: Any, url: str, *, tour: bool = False, **options: Any) -> None:
         self.url = url
         self.errors: list[str] = []
         self.expected: list[str] = []  # parts of console errors that the test provokes
         self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         self.context.set_default_timeout(PATIENCE_MS)
+        if not tour:  # of the first visit; it would cover other parts
+            self.context.add_init_script("try { localStorage.setItem('omni-r1-tour', 'seen'); } catch {}")
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
         page = self.context.new_page()
@@ -114,7 +116,7 @@ def becomes(page: Any, script: str, wanted: Any, *, timeout_ms: float = PATIENCE
     """Waits until this arrow function returns `wanted` in the page; fails with its actual result."""
     from playwright.sync_api import TimeoutError as Late
 
-    text = json.dumps(wanted, separators=(",", ":"))
+    text = json.dumps(wanted, separators=(",", ":"), ensure_ascii=False)
     with suppress(Late):
         page.wait_for_function(f"JSON.stringify(({script})()) === {json.dumps(text)}", polling=50, timeout=timeout_ms)
     found = page.evaluate(script)

@@ -83,7 +83,7 @@ def training(window: Studio) -> Any:
         job = client.create_job(JOB)
     page = window.page(f"/training?job={job['id']}", ready="html[data-training=ready]")
     page.set_viewport_size({"width": 1280, "height": 1180})
-    page.wait_for_function("omniTraining.run.state.stages.perpo?.step >= 7", timeout=LONG_MS)
+    page.wait_for_function("omniR1.parts.training.run.state.stages.perpo?.step >= 7", timeout=LONG_MS)
     page.wait_for_selector(".or-sample-chip")
     page.locator(".or-training-main").evaluate("(main) => main.scrollIntoView()")
     return page

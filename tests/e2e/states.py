@@ -36,6 +36,7 @@ def played_recipe(url: str) -> str:
 def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
     """All pages in all their states; `folder` receives an image file, `job` is that of `played_recipe`."""
     yield from studio_states(window, folder)
+    yield from branch_states(window)
     yield from gallery_states(window)
     yield from training_states(window, job)
     yield from checkpoint_states(window)
@@ -46,6 +47,10 @@ def studio_states(window: Studio, folder: Path) -> Iterator[State]:
     page = window.page()
     page.wait_for_selector(".or-budget:not(:empty)")
     yield "studio, empty", page
+    page.click("text=What can I ask?")
+    page.wait_for_selector(".or-family:not(:disabled) >> nth=12")
+    yield "studio, what to ask", page
+    page.click("text=What can I ask?")
     page.click("#or-step")
     page.wait_for_selector(".or-chip[data-live]")
     yield "studio, running", page
@@ -57,6 +62,7 @@ def studio_states(window: Studio, folder: Path) -> Iterator[State]:
     page.click("#or-reason")
     status(page, "completed")
     page.wait_for_selector(".or-verdict:not(:empty)")
+    page.wait_for_selector(".or-repeats:visible")
     yield "studio, finished", page
     for opener, ready in (
         ("text=reference trace", "dialog .or-reference-row img"),
@@ -83,6 +89,49 @@ def studio_states(window: Studio, folder: Path) -> Iterator[State]:
     yield "studio, no question", page
     page.close()
     yield from _troubled(window)
+
+
+def branch_states(window: Studio) -> Iterator[State]:
+    page = window.page()
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    for _ in range(2):
+        page.click("[aria-label='Edit step 2']")
+        page.wait_for_selector(".or-ink[data-ready]")
+        page.wait_for_selector("text=image before")
+        page.fill(".or-edit-text", "I look once more.")
+        yield "branches, editing", page
+        before = page.evaluate("location.search")
+        page.click("text=Go on from here")
+        page.wait_for_function("(before) => location.search !== before", arg=before)
+        status(page, "completed")
+        page.wait_for_selector(".or-verdict:not(:empty)")
+    page.wait_for_selector(".or-tree-row >> nth=2")
+    page.focus(".or-tree-row >> nth=1")
+    yield "branches, tree", page
+    page.click("text=compare with parent")
+    page.wait_for_selector(".or-compare-word:not(:empty)")
+    yield "branches, comparing", page
+    page.click(".or-compare-two >> text=Close")
+    status(page, "completed")
+    for _ in range(3):
+        page.click("[aria-label='More samples']")
+    page.click("#or-reason")
+    page.wait_for_selector(".or-member .or-thumb >> nth=3")
+    yield "samples, running", page
+    page.wait_for_selector(".or-wall[data-status=completed]")
+    page.click(".or-member-choose >> nth=0")
+    page.click(".or-member-choose >> nth=1")
+    yield "samples, finished", page
+    page.click(".or-member-open >> nth=0")
+    status(page, "completed")
+    yield "samples, one of them", page
+    page.close()
+    page = window.page("/gallery", ready=".or-stack")
+    page.click(".or-card[data-trace] >> nth=0 >> text=compare")
+    yield "gallery, choosing", page
+    page.close()
 
 
 def _troubled(window: Studio) -> Iterator[State]:

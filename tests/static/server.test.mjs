@@ -86,6 +86,27 @@ test('outage is reported, retried and recovered', async () => {
   stop();
 });
 
+test('listeners are called after a failure that no check has seen', async () => {
+  const page = makePage();
+  const heard = [];
+  const stop = onBack((outage) => heard.push(outage));
+  const waits = [];
+  for (let k = 0; k < 9; k += 1) {
+    page.unreachable();
+    page.unreachable(); // one more at the same time
+    waits.push(page.timer.ms);
+    await page.ring();
+  }
+  assert.deepEqual(heard, Array(9).fill(false));
+  assert.deepEqual(page.said, []); // there was no outage to report
+  assert.ok(waits[0] < 1000 && waits[8] > 10_000, waits); // a request that always fails is not repeated at full speed
+  await page.ring(); // a regular check
+  assert.equal(heard.length, 9);
+  page.unreachable();
+  assert.equal(page.timer.ms, waits[0]);
+  stop();
+});
+
 test('newer server is reported once', async () => {
   for (const answer of [
     { phase: 'ready', version: 'b' },

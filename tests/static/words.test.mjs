@@ -9,12 +9,10 @@ import {
   Stopwatch,
   altOf,
   announcementOf,
-  curlOf,
   factsOf,
   pillOf,
   rateOf,
   readQuestion,
-  requestOf,
   seconds,
   troubleOf,
   verdictOf,
@@ -192,21 +190,6 @@ test('late page counts from the start if possible', () => {
   paused.after(0, { status: 'paused', startedAt, timings });
   paused.after(9000, { status: 'running', startedAt, timings, resumed: true });
   assert.equal(paused.after(50, { status: 'running', startedAt, timings, resumed: true }), 850);
-});
-
-test('curl repeats the request', () => {
-  const asked = state({
-    question: "What's this?",
-    images: [{ image_id: 'i' }],
-    checkpoint: 'nano',
-    sampling: { temperature: 0, top_p: null },
-    seed: 8,
-  });
-  const request = requestOf(asked);
-  assert.deepEqual(request.sampling, { temperature: 0, seed: 8 });
-  const line = curlOf('http://127.0.0.1:7860', request);
-  assert.match(line, /^curl -s http:\/\/127\.0\.0\.1:7860\/v1\/traces /);
-  assert.ok(line.includes("What'\\''s this?"));
 });
 
 test('keys respect sliders and focused buttons', () => {

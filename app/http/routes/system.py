@@ -67,11 +67,12 @@ def _limits(app: Services, checkpoint: str | None) -> dict[str, Any]:
     dependencies=[Depends(require_json)],
     responses=problems(400, 403, 415, 422, 503),
 )
-async def measure_prompt(body: LimitsIn, app: App) -> dict[str, int]:
-    """The tokens of a question with images, and the remaining context."""
+async def measure_prompt(body: LimitsIn, app: App) -> dict[str, Any]:
+    """The tokens of a question with images, the remaining context, and whether the checkpoint knows such questions."""
 
-    def count() -> dict[str, int]:
+    def count() -> dict[str, Any]:
         info = app.checkpoints.usable(body.checkpoint)
-        return vars(app.intake.room(body.question, body.images, info))
+        room = app.intake.room(body.question, body.images, info)
+        return {**vars(room), "familiar": info.knows(body.question)}
 
     return await pools.intake.run(count)

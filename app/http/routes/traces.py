@@ -164,6 +164,19 @@ async def delete_trace(trace_id: TraceId, app: App) -> Response:
 
 
 @router.get(
+    "/{trace_id}/film",
+    response_class=Response,
+    summary="The trace as an animated GIF",
+    responses=problems(404, 409, 503, also={200: {"description": "GIF", "content": {"image/gif": {}}}}),
+)
+async def trace_film(trace_id: TraceId, app: App) -> Response:
+    """The question's image, each functional image with its sentence, the answer; 409 while queued or running."""
+    gif = await app.traces.reader.film(trace_id, app.images.read)
+    name = f'inline; filename="{trace_id}.gif"'
+    return Response(gif, media_type="image/gif", headers={"Content-Disposition": name, "Cache-Control": "no-store"})
+
+
+@router.get(
     "/{trace_id}/partials/{name}",
     response_class=FileResponse,
     summary="A partial image of a trace",

@@ -60,12 +60,14 @@ def num_drawn(tokens: Tokens, vocab: Vocabulary, *, given: bool = False) -> int:
 
 
 def response_of(connection: Connection, trace_id: str) -> Response | None:
-    """The stored tokens; None for traces of versions that stored none."""
+    """The stored tokens; None for traces of versions that stored none, also if a later one continued them."""
     rows = connection.execute(sa.select(P).where(P.c.trace_id == trace_id).order_by(P.c.part)).all()
     if not rows:
         return None
     parts = {row.part: unpack(row.ids, row.logprobs) for row in rows}
     last = parts.pop(LAST, Tokens())
+    if list(parts) != list(range(1, len(parts) + 1)):
+        return None
     return Response([parts[number] for number in range(1, len(parts) + 1)], last)
 
 

@@ -291,6 +291,7 @@ def test_calls_use_the_documented_routes(tmp_path: Path) -> None:
         client.continue_("t", "auto")
         client.cancel("t")
         client.delete("t")
+        client.film("t")
         client.upload_image(picture)
         client.image("i")
         client.model_view("i", checkpoint="c", fit="pad")
@@ -313,6 +314,7 @@ def test_calls_use_the_documented_routes(tmp_path: Path) -> None:
         "POST /v1/traces/t/continue",
         "POST /v1/traces/t/cancel",
         "DELETE /v1/traces/t",
+        "GET /v1/traces/t/film",
         "POST /v1/images",
         "GET /v1/images/i",
         "GET /v1/images/i/model-view?fit=pad&checkpoint=c",

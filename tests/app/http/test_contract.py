@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from PIL import ImageEnhance
 
 from app.common.settings import Settings
+from app.contract import javascript
 from app.contract.events import stream_schemas
 from app.contract.examples import JOB_SPEC
 from app.contract.problems import CODES
@@ -79,7 +80,13 @@ def test_event_streams_link_the_schema_of_their_events(tmp_path: Path) -> None:
             if media is not None:
                 assert media["schema"] == {"type": "string"}  # generators would parse the text as one event
                 found[operation["operationId"]] = media["x-event-schema"]["$ref"].rpartition("/")[2]
-    assert found == {"create_trace": "TraceEvent", "trace_events": "TraceEvent", "job_events": "JobEvent"}
+    assert found == {
+        "create_trace": "TraceEvent",
+        "create_branches": "TraceEvent",
+        "trace_events": "TraceEvent",
+        "group_events": "GroupEvent",
+        "job_events": "JobEvent",
+    }
     for name, events in STREAMS.items():
         for shape, content in stream_schemas(name, events).items():
             assert document["components"]["schemas"][shape].items() >= content.items()
@@ -96,6 +103,11 @@ def test_reference_names_every_code() -> None:
     for code, (status, _title) in CODES.items():
         line = next(line for line in DOCS.splitlines() if line.startswith(f"| {status} |"))
         assert f"`{code}`" in line
+
+
+def test_pages_read_the_same_words() -> None:
+    written = (Path(__file__).parents[3] / "static" / "shared" / "contract.js").read_text()
+    assert written == javascript.module(), "run `python -m app.contract.javascript > static/shared/contract.js`"
 
 
 async def test_responses_match_the_documented_schemas(server: Server) -> None:

@@ -90,7 +90,7 @@ def test_studio_buttons_need_no_python(config: dict[str, Any]) -> None:
         events = [one for one in config["dependencies"] if [named[f"or-{name}"], "click"] in map(list, one["targets"])]
         assert len(events) == 1
         assert events[0]["backend_fn"] is False
-        assert "window.omniStudio" in events[0]["js"]
+        assert "window.omniR1" in events[0]["js"]
 
 
 def test_building_the_pages_writes_no_files(config: dict[str, Any]) -> None:

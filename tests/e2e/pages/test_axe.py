@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.axe import violations
 from tests.e2e.browser import Open, becomes
-from tests.e2e.states import every_state
+from tests.e2e.states import branch_states, every_state
 
 pytestmark = pytest.mark.timeout(900)  # some forty states on a possibly very busy machine
 
@@ -18,6 +18,21 @@ def test_axe_finds_nothing(studio: Open, slow_url: str, recipe: str, tmp_path: P
     window = studio(slow_url, color_scheme=scheme)
     found = {}
     for name, page in every_state(window, tmp_path, recipe):
+        page.set_viewport_size({"width": width, "height": 2400})  # no text under the bottom bar
+        becomes(page, "() => document.body.classList.contains('dark')", scheme == "dark")
+        found[name] = violations(page)
+        page.set_viewport_size({"width": 1280, "height": 800})
+    assert {name: reported for name, reported in found.items() if reported} == {}
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1366)])
+def test_axe_finds_nothing_on_branches_and_samples(studio: Open, slow_url: str, scheme: str, width: int) -> None:
+    window = studio(slow_url, color_scheme=scheme, tour=True)
+    page = window.page()
+    page.wait_for_selector(".or-tour")
+    found = {"tour": violations(page)}
+    page.click("text=Skip")
+    for name, page in branch_states(window):
         page.set_viewport_size({"width": width, "height": 2400})  # no text under the bottom bar
         becomes(page, "() => document.body.classList.contains('dark')", scheme == "dark")
         found[name] = violations(page)

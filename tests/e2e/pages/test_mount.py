@@ -127,7 +127,7 @@ def test_recreated_component_shows_the_same(studio: Open, slow_url: str) -> None
         const old = document.querySelector(`.or-part-${name}`);
         const fresh = old.cloneNode(false);
         old.replaceWith(fresh);
-        window.omniStudio.mount(name, fresh);
+        window.omniR1.parts.studio.mount(name, fresh);
       }
       const box = document.querySelector('#or-question textarea');
       box.replaceWith(box.cloneNode(true));

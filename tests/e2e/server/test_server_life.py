@@ -73,6 +73,49 @@ def test_log_after_kill_9_ends_interrupted(fresh_server: Server) -> None:
     assert server.stop() == 0
 
 
+def test_group_after_kill_9_has_one_end(fresh_server: Server) -> None:
+    server = fresh_server.start()
+    with server.client() as client:
+        root = ask(client, sampling={"temperature": 1.0, "seed": 3})["id"]
+        list(client.events(root))
+        groups = [ask(client, n=16, sampling={"temperature": 1.0})["group_id"] for _ in range(2)]
+        groups.append(client.branch(root, 0, n=16)[0]["group_id"])
+        ids = [str(group_id) for group_id in groups]
+        seen: dict[str, list[Event]] = {group_id: [] for group_id in ids}
+        for event in client.group_events(ids[0]):
+            seen[ids[0]].append(event)
+            if event.type == "step.completed":
+                break
+        server.kill()
+
+    server.start()
+    with server.client() as client:
+        interrupted = 0
+        for group_id in ids:
+            log = list(client.group_events(group_id))
+            assert [event.raw for event in log[: len(seen[group_id])]] == [event.raw for event in seen[group_id]]
+            assert [event.seq for event in log] == list(range(1, len(log) + 1))
+            assert [event.type for event in log if event.type == "group.completed"] == [log[-1].type]
+            group = client.group(group_id)
+            assert group["status"] == "completed"
+            assert len(group["trace_ids"]) == sum(entry["count"] for entry in group["tally"]) == 16
+            ends = [event.data["trace_id"] for event in log if event.terminal]
+            assert sorted(ends) == group["trace_ids"]
+            for trace_id in group["trace_ids"]:
+                trace, own = client.trace(trace_id), list(client.events(trace_id))
+                assert trace["status"] in ("completed", "interrupted")
+                interrupted += trace["status"] == "interrupted"
+                mine = [(event.type, event.data) for event in log if event.data.get("trace_id") == trace_id]
+                assert mine == [(event.type, {"trace_id": trace_id} | event.data) for event in own]
+            for after in (1, len(log) // 2, len(log) - 1):
+                assert list(client.group_events(group_id, after)) == log[after:]
+        assert interrupted > 0
+        assert {group["id"] for group in client.groups()["data"]} == set(ids)
+        again = client.branch(root, 0, n=2)[0]["group_id"]
+        assert list(client.group_events(again or ""))[-1].type == "group.completed"
+    assert server.stop() == 0
+
+
 def test_kill_9_leaves_no_engine(fresh_server: Server) -> None:
     server = fresh_server.start()
     with server.client() as client:

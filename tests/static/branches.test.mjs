@@ -1,0 +1,240 @@
+// Editing, trees, groups and comparisons: their pure parts. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+
+import { branchOf } from '../../static/branches/edit.js';
+import { endOf, grown, nameOf, partingOf, rowsOf, stepsIn, withState } from '../../static/branches/layout.js';
+import { pixelsOf, squareAt } from '../../static/branches/pens.js';
+import { differencesOf, wordsOf } from '../../static/compare/differences.js';
+import { viewOf } from '../../static/compare/views.js';
+import { groupSource, traceSource } from '../../static/shared/events.js';
+import { fromTrace, initialState, reduceAll } from '../../static/viewer/state.js';
+import { headOf, phaseOfWall, reduceWall, tallyOf, wallOf } from '../../static/wall/members.js';
+import { countOf } from '../../static/wall/samples.js';
+import { answersOf } from '../../static/wall/stack.js';
+
+const recorded = JSON.parse(readFileSync(new URL('./recorded.json', import.meta.url)));
+const IMAGE = { image_id: 'i1', url: '/v1/images/i1', width: 64, height: 64, skill: 'mark', stats: { codes: 64 } };
+const number = (events) => events.map(([type, data], k) => ({ seq: k + 1, type, data }));
+const node = (id, parent, after, edited = [], more = {}) => ({
+  id,
+  parent_id: parent,
+  after_step: after,
+  edited_steps: edited,
+  status: 'completed',
+  answer: 'red',
+  verdict: 'wrong',
+  ...more,
+});
+
+test('kept steps are complete, with their images', () => {
+  const state = reduceAll(
+    initialState('b'),
+    number([
+      ['trace.queued', { position: 0 }],
+      ['trace.started', { seed: 5 }],
+      ['step.kept', { step: 1, text: 'I look.', image: IMAGE, edited: true, reencoded: true, source_image_id: 'i0' }],
+      ['step.kept', { step: 2, text: 'I think.', edited: false }],
+      ['step.started', { step: 3 }],
+      ['text.delta', { step: 3, text: 'On' }],
+    ]),
+  );
+  assert.deepEqual(
+    state.steps.map(({ index, text, complete, edited, skill }) => [index, text, complete, edited, skill]),
+    [
+      [1, 'I look.', true, true, 'mark'],
+      [2, 'I think.', true, false, null],
+      [3, 'On', false, false, null],
+    ],
+  );
+  assert.equal(state.steps[0].image.image_id, 'i1');
+  assert.equal(state.lastSeq, 6);
+  assert.equal(state.tokens, 1); // kept tokens were not generated
+});
+
+test('row of a branch names its parent, its group and its edits', () => {
+  const parent = { trace_id: 'a', after_step: 1, edited_steps: [1], group_id: null };
+  const steps = [{ index: 1, text: 'I look.', image: IMAGE, edited: true }];
+  const state = fromTrace({ ...recorded.trace, parent, group_id: 'gr_1', steps });
+  assert.deepEqual(state.parent, parent);
+  assert.equal(state.groupId, 'gr_1');
+  assert.equal(state.steps[0].edited, true);
+  assert.equal(fromTrace(recorded.trace).parent, null);
+});
+
+test('streams know kept steps, and groups their end', () => {
+  assert.ok(traceSource('t').types.includes('step.kept'));
+  const source = groupSource('g/1');
+  assert.equal(source.url(7), '/v1/groups/g%2F1/events?after=7');
+  assert.ok(source.types.includes('group.completed'));
+  assert.ok(source.ends({ type: 'group.completed' }));
+  assert.ok(!source.ends({ type: 'trace.completed' })); // one member only
+  assert.ok(source.over({ status: 'completed' }) && !source.over({ status: 'running' }));
+});
+
+test('body of a branch holds what was changed', () => {
+  const background = true;
+  assert.deepEqual(branchOf({ step: 2, text: 'New.' }), {
+    after_step: 2,
+    edits: [{ step: 2, text: 'New.' }],
+    background,
+  });
+  assert.deepEqual(branchOf({ step: 1, image: { use: 'blank' } }).edits, [{ step: 1, image: { use: 'blank' } }]);
+  const again = branchOf({ step: 3 });
+  assert.equal(again.edits, undefined);
+  assert.ok(Number.isInteger(again.sampling.seed));
+});
+
+test('pen draws whole pixels without gaps', () => {
+  assert.deepEqual(pixelsOf([1.9, 2.2], [4, 2]), [
+    [1, 2],
+    [2, 2],
+    [3, 2],
+    [4, 2],
+  ]);
+  assert.deepEqual(pixelsOf([3, 3], [3, 3]), [[3, 3]]);
+  const slanted = pixelsOf([10, 9], [2, 4]);
+  assert.deepEqual(
+    [slanted[0], slanted[slanted.length - 1]],
+    [
+      [10, 9],
+      [2, 4],
+    ],
+  );
+  for (const [k, [x, y]] of slanted.slice(1).entries()) {
+    assert.ok(Math.abs(x - slanted[k][0]) <= 1 && Math.abs(y - slanted[k][1]) <= 1);
+  }
+  assert.deepEqual(squareAt([5, 5], 3), [4, 4, 3, 3]);
+});
+
+test('tree has one row per trace, below its parent', () => {
+  const nodes = [node('a', null, null), node('b', 'a', 2, [2]), node('c', 'a', 1), node('d', 'b', 1, [1])];
+  const rows = rowsOf({ root: 'a', nodes });
+  assert.deepEqual(
+    rows.map((row) => [row.node.id, row.level, row.parentRow, row.from, row.stem]),
+    [
+      ['a', 1, null, 0, null],
+      ['b', 2, 0, 1, 0],
+      ['d', 3, 1, 0, 0], // parts before its parent's own steps: from the first trace
+      ['c', 2, 0, 1, 0],
+    ],
+  );
+  assert.deepEqual(
+    rows.map((row) => [row.position, row.of]),
+    [
+      [1, 1],
+      [1, 2],
+      [1, 1],
+      [2, 2],
+    ],
+  );
+});
+
+test('tree says where traces part and how they end', () => {
+  const [root, edited, resumed] = rowsOf({
+    root: 'a',
+    nodes: [
+      node('a', null, null),
+      node('b', 'a', 3, [2, 3], { verdict: 'right' }),
+      node('c', 'a', 0, [], { answer: null }),
+    ],
+  });
+  assert.match(partingOf(root), /no parent/);
+  assert.equal(partingOf(edited), 'Parts from its parent at step 2: steps 2 and 3 were edited.');
+  assert.equal(partingOf(resumed), 'Parts from its parent right after the question.');
+  assert.equal(nameOf(edited), 'Branch, steps 2 and 3 edited: answer red, right');
+  assert.equal(endOf(resumed.node).text, 'no answer');
+  assert.equal(endOf(node('x', 'a', 1, [], { status: 'deleted' })).text, 'deleted');
+  assert.equal(stepsIn([1, 2, 4]), 'steps 1, 2 and 4');
+});
+
+test('tree grows with a branch before the server is asked', () => {
+  const parent = { ...fromTrace(recorded.trace), traceId: 'a' };
+  const branch = { id: 'b', status: 'queued', parent: { trace_id: 'a', after_step: 1, edited_steps: [1] } };
+  const tree = grown(null, parent, branch);
+  assert.deepEqual(
+    tree.nodes.map(({ id, parent_id }) => [id, parent_id]),
+    [
+      ['a', null],
+      ['b', 'a'],
+    ],
+  );
+  const later = withState(tree, { traceId: 'b', status: 'completed', hasAnswer: true, answer: ' blue', verdict: null });
+  assert.equal(later.nodes[1].answer, ' blue');
+  assert.equal(grown(later, { ...parent, traceId: 'b' }, { ...branch, id: 'c' }).nodes.length, 3);
+});
+
+const GROUP = { id: 'g', trace_ids: ['t1', 't2', 't3'], status: 'running', tally: [], agreement: null };
+const ROW = { ...recorded.started, id: 't1' };
+const event = (seq, type, trace_id, data = {}) => ({ seq, type, data: { trace_id, ...data } });
+
+test('one stream feeds all members', () => {
+  let wall = wallOf(GROUP, [ROW]);
+  assert.equal(wall.members[2].question, ROW.question); // the same for all
+  assert.equal(phaseOfWall(wall), 'running');
+  wall = reduceWall(wall, [
+    event(1, 'trace.queued', 't1'),
+    event(2, 'trace.queued', 't2'),
+    event(3, 'trace.started', 't2', { seed: 8 }),
+    event(4, 'step.started', 't2', { step: 1 }),
+    event(5, 'text.delta', 't2', { step: 1, text: 'I look' }),
+    event(6, 'trace.completed', 't2', { answer: ' blue', finish_reason: 'stop' }),
+    event(7, 'trace.completed', 't1', { answer: 'red', finish_reason: 'stop' }),
+  ]);
+  assert.equal(wall.members[1].steps[0].text, 'I look');
+  assert.equal(wall.members[1].gap, false);
+  assert.equal(headOf(wall), '2 of 3 samples done');
+  assert.deepEqual(
+    tallyOf(wall).map(({ answer, share }) => [answer, share]),
+    [
+      ['red', 0.5],
+      ['blue', 0.5],
+    ],
+  );
+  const tally = [
+    { answer: 'blue', count: 2, share: 0.6667, mean_logprob: -0.1, verdict: 'right' },
+    { answer: 'red', count: 1, share: 0.3333, mean_logprob: -0.2, verdict: 'wrong' },
+  ];
+  wall = reduceWall(wall, [
+    event(8, 'trace.completed', 't3', { answer: 'blue', finish_reason: 'stop' }),
+    { seq: 9, type: 'group.completed', data: { status: 'completed', tally, agreement: 0.6667 } },
+  ]);
+  assert.equal(headOf(wall), '3 samples · 67 % agree');
+  assert.equal(tallyOf(wall), tally);
+  assert.equal(wall.members[1].verdict.answer, 'right');
+  assert.equal(phaseOfWall(wall), 'ended');
+});
+
+test('differences are found step by step', () => {
+  const step = (index, text, image_id) => ({ index, text, image: image_id ? { image_id } : null });
+  const state = (answer, ...steps) => ({ steps, answer, hasAnswer: answer !== null });
+  const left = state('red', step(1, 'I look. ', 'a'), step(2, 'I mark.', 'b'), step(3, 'I zoom.', 'c'));
+  const right = state('blue', step(1, 'I look.', 'a'), step(2, 'I box.', 'x'));
+  assert.deepEqual(differencesOf(left, right), { text: 2, images: [2], missing: [3] });
+  assert.equal(
+    wordsOf(left, right),
+    'The texts part at step 2. The images differ in step 2. Only one has step 3. Red or blue?',
+  );
+  assert.equal(wordsOf(left, left), 'The steps are the same. Both answer red.');
+});
+
+test('addresses name what is shown', () => {
+  assert.deepEqual(viewOf('?trace=tr_1'), { view: 'trace', ids: ['tr_1'] });
+  assert.deepEqual(viewOf('?group=gr_1'), { view: 'wall', ids: ['gr_1'] });
+  assert.deepEqual(viewOf('?compare=tr_1,tr_2'), { view: 'compare', ids: ['tr_1', 'tr_2'] });
+  assert.deepEqual(viewOf('?compare=tr_1'), { view: 'trace', ids: [] });
+  assert.deepEqual(viewOf(''), { view: 'trace', ids: [] });
+});
+
+test('counts of samples are whole and bounded', () => {
+  assert.deepEqual(['4', '0', '99', '2.4', 'many', ''].map(countOf), [4, 1, 16, 2, 1, 1]);
+});
+
+test('stack lists its answers', () => {
+  assert.equal(
+    answersOf([{ answer: 'red' }, { answer: ' blue' }, { answer: 'blue' }, { answer: null }]),
+    'blue ×2, red ×1',
+  );
+  assert.equal(answersOf([{ answer: null }]), 'no answers');
+});

@@ -1,0 +1,75 @@
+// Bodies of POST /v1/traces. Run: node --test tests/static
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { repeated, requestOf, withAnotherSeed } from '../../static/shared/request.js';
+import { curlOf } from '../../static/shared/words.js';
+import { initialState } from '../../static/viewer/state.js';
+
+const state = (change) => ({ ...initialState('t'), ...change });
+const IMAGE = { image_id: 'i', width: 64, height: 64 };
+const TASK = { task_id: 'natural-1', question: 'What?', image_id: 'i' };
+
+test('request has only what was given', () => {
+  const { partial_images: partials, ...request } = requestOf({ question: 'What?' });
+  assert.ok(partials > 0);
+  assert.deepEqual(request, { question: 'What?', images: [], mode: 'auto', background: true });
+  const given = {
+    question: 'What?',
+    image: IMAGE,
+    mode: 'step',
+    checkpoint: 'nano',
+    sampling: { seed: 0, top_p: null },
+  };
+  const full = requestOf(given);
+  assert.deepEqual(full.images, [{ image_id: 'i' }]);
+  assert.deepEqual([full.mode, full.checkpoint, full.sampling], ['step', 'nano', { seed: 0 }]);
+});
+
+test('task is sent only with its own question and image', () => {
+  const at = (change) => requestOf({ question: 'What?', image: IMAGE, task: TASK, ...change }).task_id;
+  assert.equal(at({}), 'natural-1');
+  assert.equal(at({ question: 'What? ' }), undefined);
+  assert.equal(at({ image: { ...IMAGE, image_id: 'j' } }), undefined);
+  assert.equal(at({ image: null }), undefined);
+  assert.equal(at({ task: null }), undefined);
+});
+
+test('fit is sent for own images that are not square', () => {
+  const images = (change) => requestOf({ question: 'What?', image: IMAGE, own: true, fit: 'pad', ...change }).images;
+  assert.deepEqual(images({}), [{ image_id: 'i' }]);
+  const wide = { ...IMAGE, width: 96 };
+  assert.deepEqual(images({ image: wide }), [{ image_id: 'i', fit: 'pad' }]);
+  assert.deepEqual(images({ image: wide, own: false }), [{ image_id: 'i' }]);
+});
+
+const ASKED = state({
+  question: "What's this?",
+  images: [
+    { ...IMAGE, fit: 'pad' },
+    { image_id: 'j', fit: 'crop' },
+  ],
+  taskId: 'natural-1',
+  checkpoint: 'nano',
+  sampling: { temperature: 0, top_p: null, seed: 8 },
+  seed: 8,
+});
+
+test('curl repeats the request', () => {
+  const request = repeated(ASKED);
+  assert.deepEqual(request.sampling, { temperature: 0, seed: 8 });
+  assert.deepEqual(request.images, [{ image_id: 'i', fit: 'pad' }, { image_id: 'j' }]);
+  assert.equal(request.task_id, 'natural-1');
+  const line = curlOf('http://127.0.0.1:7860', request);
+  assert.match(line, /^curl -s http:\/\/127\.0\.0\.1:7860\/v1\/traces /);
+  assert.ok(line.includes("What'\\''s this?"));
+});
+
+test('another seed changes nothing but the seed', () => {
+  const { partial_images: partials, background, ...request } = withAnotherSeed(ASKED);
+  assert.ok(partials > 0 && background);
+  const { sampling, ...rest } = repeated(ASKED);
+  assert.deepEqual(request, { ...rest, sampling: { temperature: 0 } });
+  assert.equal(sampling.seed, 8);
+  assert.equal(withAnotherSeed({ ...ASKED, sampling: null }).sampling, undefined);
+});
