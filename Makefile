@@ -2,6 +2,7 @@
 # make test       every test; browser tests are skipped with the reason where chromium is missing
 # make test-fast  what needs no browser, no PostgreSQL and no training, in about two minutes
 # make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
+# make coverage   the share of app's, model's and training's lines that test-fast runs
 # make check      ruff, formatting, mypy, imports, JavaScript     make format    fix what ruff and prettier can fix
 # make bench      ratios against peers, one JSON object a line on stdout
 # make attack     kills, hostile requests, floods and a soak against servers of its own (ARGS="kill --scale 0.1")
@@ -29,9 +30,10 @@ NPM := sh tests/static/npm.sh
 # No browser, no PostgreSQL, no training.
 SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_servers.py app/jobs/test_ends.py \
   app/checkpoints/test_hub.py
+FAST := -m "not slow" -k "not postgresql" tests $(SLOW:%=--ignore=tests/%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-portable check format bench attack clean
+.PHONY: help setup serve test test-fast test-portable coverage check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
@@ -48,12 +50,19 @@ test: setup
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-fast: setup
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" -k "not postgresql" tests \
-	  $(SLOW:%=--ignore=tests/%) $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(FAST) $(ARGS)
 
 test-portable: setup
 	@$(PORTABLE_CPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/model tests/training \
 	  $(WITHOUT_KERNELS:%=--ignore=tests/%.py) $(ARGS)
+
+# Python's own line events are the cheap way to count, where it has them.
+coverage: setup
+	@COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+	  $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report= $(FAST) $(ARGS)
+	@for house in $(SOURCES); do \
+	  echo "Line coverage of $$house by test-fast: $$($(BIN)/coverage report --include="$$house/*" --format=total) %"; \
+	done
 
 check: setup
 	@$(BIN)/ruff check .
@@ -75,4 +84,4 @@ attack: setup
 	@exec $(BIN)/python -m tests.attack $(ARGS)
 
 clean:
-	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -69,9 +69,6 @@ def is_problem(answer: Any, status: int, code: str, path: str | None = None) -> 
     return document
 
 
-WithServer = Callable[..., Any]  # the fixture `with_server`
-
-
 class Serve(Protocol):
     """The fixture `serve`."""
 
@@ -263,16 +260,16 @@ async def running(home: Path, package: Path, engine: FakeGeneration, **settings:
             await server.stop()
 
 
-def _event_writers() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "event-writer"}
+def _num_event_writers() -> int:
+    return sum(thread.name == "event-writer" for thread in threading.enumerate())
 
 
 @pytest.fixture(autouse=True)
 def no_event_writer() -> Iterator[None]:
     """Every test's event writers end with it."""
-    before = _event_writers()
+    before = _num_event_writers()
     yield
-    assert _event_writers() <= before
+    assert _num_event_writers() <= before
 
 
 @pytest.fixture
@@ -286,30 +283,6 @@ async def server(serve: Serve) -> AsyncIterator[Server]:
     """A running server with the default settings."""
     async with serve() as server:
         yield server
-
-
-@pytest.fixture
-def run_async() -> Iterator[Callable[[Any], Any]]:
-    """Run a coroutine on a fresh loop."""
-    with asyncio.Runner() as runner:
-        yield runner.run
-    assert not [thread for thread in threading.enumerate() if thread.name == "event-writer"]
-
-
-@pytest.fixture
-def with_server(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: Callable[[Any], Any]
-) -> Callable[..., Any]:
-    """`with_server(scenario, **settings)` runs `await scenario(server)` against a running server."""
-
-    def go(scenario: Callable[[Server], Any], **settings: Any) -> Any:
-        async def main() -> Any:
-            async with running(tmp_path / "home", package, engine, **settings) as server:
-                return await scenario(server)
-
-        return run_async(main())
-
-    return go
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def lines() -> Any:
+def lines() -> Iterator[Lines]:
     ours, handler = logging.getLogger("omni_r1"), Lines()
     before = ours.level
     ours.addHandler(handler)

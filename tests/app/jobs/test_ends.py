@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from app.jobs.files import has_saved_state
 from app.jobs.process import WorkerProcess
 from app.jobs.service import clashing_names
 from app.storage.reserve import Reserve
-from tests.app.conftest import Server, both_databases
+from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from training.jobs.disk import MARGIN_BYTES
 
@@ -40,18 +40,16 @@ async def cannot_resume(server: Server, job_id: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["fail", "crash", "/nowhere/python"])
-def test_failed_job_without_state_is_not_resumable(what: str, with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_failed_job_without_state_is_not_resumable(what: str, serve: Serve) -> None:
+    async with serve(job_command=(what,) if what.startswith("/") else worker(what)) as server:
         job = await post(server, output_name=NAME)
         assert statuses(await events(server, job["id"]))[-1] == "failed"
         await cannot_resume(server, job["id"])
         assert (await post(server, output_name=NAME))["status"] == "queued"  # the name is free
 
-    with_server(scenario, job_command=(what,) if what.startswith("/") else worker(what))
 
-
-def test_interrupted_job_without_state_is_not_resumable(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_interrupted_job_without_state_is_not_resumable(serve: Serve) -> None:
+    async with serve(job_command=worker("wait")) as server:
         job = await post(server, output_name=NAME)
         await events(server, job["id"], until=of_type("metrics"))
         await server.stop()
@@ -61,11 +59,9 @@ def test_interrupted_job_without_state_is_not_resumable(with_server: Callable[..
         again = await post(server, output_name=NAME)
         await server.client.post(f"/v1/jobs/{again['id']}/cancel")
 
-    with_server(scenario, job_command=worker("wait"))
 
-
-def test_job_cancelled_in_the_queue_is_not_resumable(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_job_cancelled_in_the_queue_is_not_resumable(serve: Serve) -> None:
+    async with serve(job_command=worker("obey"), max_jobs=1) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         first = await post(server)
         queued = await post(server, output_name=NAME)
@@ -77,12 +73,10 @@ def test_job_cancelled_in_the_queue_is_not_resumable(with_server: Callable[..., 
             await server.client.post(f"/v1/jobs/{job['id']}/cancel")
         await events(server, first["id"])
 
-    with_server(scenario, job_command=worker("obey"), max_jobs=1)
-
 
 @both_databases
-def test_resumable_job_holds_its_name(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_resumable_job_holds_its_name(serve: Serve) -> None:
+    async with serve(job_command=worker("obey")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server, output_name=NAME)
         await events(server, job["id"], until=of_type("metrics"))
@@ -100,11 +94,9 @@ def test_resumable_job_holds_its_name(with_server: Callable[..., Any]) -> None:
         await server.client.post(f"/v1/jobs/{again['id']}/cancel")
         await events(server, again["id"])
 
-    with_server(scenario, job_command=worker("obey"))
 
-
-def test_name_is_free_after_deleting_its_checkpoints(with_server: Callable[..., Any], package: Path) -> None:
-    async def scenario(server: Server) -> None:
+async def test_name_is_free_after_deleting_its_checkpoints(serve: Serve, package: Path) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         registry = server.services.jobs._checkpoints
         job = await post(server, output_name=NAME)
         await events(server, job["id"])
@@ -115,8 +107,6 @@ def test_name_is_free_after_deleting_its_checkpoints(with_server: Callable[..., 
         assert (await server.client.delete(f"/v1/checkpoints/{NAME}-step-4")).status_code == 204
         again = await post(server, output_name=NAME)
         assert statuses(await events(server, again["id"]))[-1] == "succeeded"
-
-    with_server(scenario, job_command=worker("succeed"))
 
 
 def test_pipeline_stages_share_a_name() -> None:
@@ -155,10 +145,9 @@ async def waits(server: Server, job_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", ["full", "silent"])
-def test_job_waits_for_disk_space_and_continues(what: str, with_server: Callable[..., Any]) -> None:
+async def test_job_waits_for_disk_space_and_continues(what: str, serve: Serve) -> None:
     """`silent`: there is no space to store the wait itself."""
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=worker(what)) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         shown = await waits(server, job["id"])
@@ -175,12 +164,10 @@ def test_job_waits_for_disk_space_and_continues(what: str, with_server: Callable
         assert [event.data["code"] for event in found if event.type == "warning"] == ["disk_full"]
         assert "waiting" not in (await get(server, job["id"]))["progress"]
 
-    with_server(scenario, job_command=worker(what))
-
 
 @pytest.mark.parametrize("what", ["full", "silent"])
-def test_waiting_job_can_be_cancelled(what: str, with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_waiting_job_can_be_cancelled(what: str, serve: Serve) -> None:
+    async with serve(job_command=worker(what)) as server:
         job = await post(server)
         await waits(server, job["id"])
         await server.client.post(f"/v1/jobs/{job['id']}/cancel")
@@ -189,11 +176,9 @@ def test_waiting_job_can_be_cancelled(what: str, with_server: Callable[..., Any]
         assert (ended["error"], ended["resumable"]) == (None, False)
         assert "waiting" not in ended["progress"]
 
-    with_server(scenario, job_command=worker(what))
 
-
-def test_server_stops_while_a_job_waits(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_server_stops_while_a_job_waits(serve: Serve) -> None:
+    async with serve(job_command=worker("full")) as server:
         job = await post(server)
         await waits(server, job["id"])
         await server.stop()
@@ -201,13 +186,10 @@ def test_server_stops_while_a_job_waits(with_server: Callable[..., Any]) -> None
         assert (await get(server, job["id"]))["status"] == "interrupted"
         assert not WorkerProcess(server.home / "jobs" / job["id"]).alive
 
-    with_server(scenario, job_command=worker("full"))
 
-
-def test_cancel_works_on_a_full_disk(with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancel_works_on_a_full_disk(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database accepts nothing until the reserve is released."""
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=worker("silent")) as server:
         reserve, db = server.home / "reserve", server.services.db
         async with asyncio.timeout(60):
             while not reserve.exists():
@@ -230,8 +212,6 @@ def test_cancel_works_on_a_full_disk(with_server: Callable[..., Any], monkeypatc
         assert rejected
         assert statuses(await events(server, job["id"]))[-1] == "cancelled"
         assert (await server.client.delete(f"/v1/jobs/{job['id']}")).status_code == 204
-
-    with_server(scenario, job_command=worker("silent"))
 
 
 def test_reserve_returns_with_the_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

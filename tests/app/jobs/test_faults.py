@@ -18,15 +18,13 @@ import sqlalchemy as sa
 
 from app.client import Client
 from app.storage import database as tables
-from tests.app.conftest import Server, both_databases, running
+from tests.app.conftest import Serve, Server, both_databases, running
 from tests.app.job_helpers import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
-
-RUN = Callable[[Any], Any]
 
 
 def worker_pid(server: Server, job_id: str) -> int:
@@ -52,56 +50,48 @@ async def started(server: Server, job_id: str) -> int:
 
 
 @both_databases
-def test_stopped_server_lets_workers_save(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
+async def test_stopped_server_lets_workers_save(tmp_path: Path, package: Path, engine: FakeGeneration) -> None:
+    async with running(tmp_path / "home", package, engine, job_command=worker("obey")) as server:
+        registry = server.services.jobs._checkpoints = FakeCheckpoints()
+        job = await post(server)
+        pid = await started(server, job["id"])
+        reading = asyncio.create_task(events(server, job["id"]))
+        await events(server, job["id"], until=of_type("metrics"))
+        await server.stop()
+        assert gone(pid)
+        assert [made["step"] for made in registry.registered] == [2]
+        assert statuses(await reading) == ["queued", "running", "interrupted"]
+
+        await server.start()
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        found = await get(server, job["id"])
+        assert (found["status"], found["error"]["code"]) == ("interrupted", "interrupted")
+        assert (await server.client.post(f"/v1/jobs/{job['id']}/resume")).status_code == 202
+        assert statuses(await events(server, job["id"]))[-3:] == ["queued", "running", "succeeded"]
+
+
+async def test_stubborn_worker_is_killed_by_the_next_server(
+    tmp_path: Path, package: Path, engine: FakeGeneration
 ) -> None:
-    async def main() -> None:
-        async with running(tmp_path / "home", package, engine, job_command=worker("obey")) as server:
-            registry = server.services.jobs._checkpoints = FakeCheckpoints()
-            job = await post(server)
-            pid = await started(server, job["id"])
-            reading = asyncio.create_task(events(server, job["id"]))
-            await events(server, job["id"], until=of_type("metrics"))
-            await server.stop()
-            assert gone(pid)
-            assert [made["step"] for made in registry.registered] == [2]
-            assert statuses(await reading) == ["queued", "running", "interrupted"]
-
-            await server.start()
-            server.services.jobs._checkpoints = FakeCheckpoints()
-            found = await get(server, job["id"])
-            assert (found["status"], found["error"]["code"]) == ("interrupted", "interrupted")
-            assert (await server.client.post(f"/v1/jobs/{job['id']}/resume")).status_code == 202
-            assert statuses(await events(server, job["id"]))[-3:] == ["queued", "running", "succeeded"]
-
-    run_async(main())
+    settings = {"job_command": worker("stubborn"), "job_patience_s": 0.2}
+    async with running(tmp_path / "home", package, engine, **settings) as server:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        server.services.jobs._runner._patience_s = 600.0
+        job = await post(server)
+        pid = await started(server, job["id"])
+        stop = server.services.jobs._runner.stop
+        server.services.jobs._runner.stop = lambda: stop(timeout_s=0.1)  # type: ignore[method-assign]
+        await server.stop()
+        assert not gone(pid)
+        await server.start()
+        found = await events(server, job["id"])
+        assert statuses(found) == ["queued", "running", "interrupted"]
+        wait_until(lambda: gone(pid), "the end of the worker")
+        os.waitpid(pid, 0)
 
 
-def test_stubborn_worker_is_killed_by_the_next_server(
-    tmp_path: Path, package: Path, engine: FakeGeneration, run_async: RUN
-) -> None:
-    async def main() -> None:
-        settings = {"job_command": worker("stubborn"), "job_patience_s": 0.2}
-        async with running(tmp_path / "home", package, engine, **settings) as server:
-            server.services.jobs._checkpoints = FakeCheckpoints()
-            server.services.jobs._runner._patience_s = 600.0
-            job = await post(server)
-            pid = await started(server, job["id"])
-            stop = server.services.jobs._runner.stop
-            server.services.jobs._runner.stop = lambda: stop(timeout_s=0.1)  # type: ignore[method-assign]
-            await server.stop()
-            assert not gone(pid)
-            await server.start()
-            found = await events(server, job["id"])
-            assert statuses(found) == ["queued", "running", "interrupted"]
-            wait_until(lambda: gone(pid), "the end of the worker")
-            os.waitpid(pid, 0)
-
-    run_async(main())
-
-
-def test_killed_worker_fails_the_job(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_killed_worker_fails_the_job(serve: Serve) -> None:
+    async with serve(job_command=worker("stubborn"), job_patience_s=0.2) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         os.kill(await started(server, job["id"]), signal.SIGKILL)
@@ -112,21 +102,17 @@ def test_killed_worker_fails_the_job(with_server: Callable[..., Any]) -> None:
         assert resumed.status_code == 202  # a checkpoint was saved
         await events(server, job["id"], after=8, until=of_type("metrics"))
 
-    with_server(scenario, job_command=worker("stubborn"), job_patience_s=0.2)
 
-
-def test_worker_stopped_by_hand_is_interrupted(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_worker_stopped_by_hand_is_interrupted(serve: Serve) -> None:
+    async with serve(job_command=worker("obey")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         os.kill(await started(server, job["id"]), signal.SIGTERM)
         assert statuses(await events(server, job["id"]))[-1] == "interrupted"
 
-    with_server(scenario, job_command=worker("obey"))
 
-
-def test_database_outage_ends_no_job(with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario(server: Server) -> None:
+async def test_database_outage_ends_no_job(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         service = server.services.jobs
         service._checkpoints = FakeCheckpoints()
         monkeypatch.setattr("app.jobs.runner.RETRY_S", 0.01)
@@ -151,33 +137,28 @@ def test_database_outage_ends_no_job(with_server: Callable[..., Any], monkeypatc
         assert statuses(found) == ["queued", "running", "succeeded"]
         assert [event.data["step"] for event in found if event.type == "metrics"] == [3, 4]
 
-    with_server(scenario, job_command=worker("succeed"))
-
 
 @both_databases
-def test_servers_keep_to_their_own_jobs(
-    tmp_path: Path, package: Path, engine: FakeGeneration, database_url: str, run_async: RUN
+async def test_servers_keep_to_their_own_jobs(
+    tmp_path: Path, package: Path, engine: FakeGeneration, database_url: str
 ) -> None:
-    async def main() -> None:
-        shared = {"database_url": database_url, "job_command": worker("obey")}
-        async with running(tmp_path / "one", package, engine, **shared) as one:
-            one.services.jobs._checkpoints = FakeCheckpoints()
-            job = await post(one)
-            await started(one, job["id"])
-            async with running(tmp_path / "two", package, FakeGeneration(), **shared) as two:
-                url = f"/v1/jobs/{job['id']}"
-                assert (await get(two, job["id"]))["status"] == "running"  # the other server's start has not ended it
-                following = asyncio.create_task(events(two, job["id"]))
-                assert code(await two.client.delete(url)) == "job_elsewhere"
-                assert (await two.client.post(f"{url}/cancel")).json()["cancel_requested"] is True
-                assert statuses(await following) == ["queued", "running", "cancelled"]
-                assert code(await two.client.post(f"{url}/resume")) == "job_elsewhere"
-                assert (await two.client.get(f"{url}/files/log.txt")).status_code == 404
-                assert (await one.client.get(f"{url}/files/log.txt")).status_code == 200
-            assert (await one.client.post(f"{url}/resume")).status_code == 202
-            assert statuses(await events(one, job["id"]))[-1] == "succeeded"
-
-    run_async(main())
+    shared = {"database_url": database_url, "job_command": worker("obey")}
+    async with running(tmp_path / "one", package, engine, **shared) as one:
+        one.services.jobs._checkpoints = FakeCheckpoints()
+        job = await post(one)
+        await started(one, job["id"])
+        async with running(tmp_path / "two", package, FakeGeneration(), **shared) as two:
+            url = f"/v1/jobs/{job['id']}"
+            assert (await get(two, job["id"]))["status"] == "running"  # the other server's start has not ended it
+            following = asyncio.create_task(events(two, job["id"]))
+            assert code(await two.client.delete(url)) == "job_elsewhere"
+            assert (await two.client.post(f"{url}/cancel")).json()["cancel_requested"] is True
+            assert statuses(await following) == ["queued", "running", "cancelled"]
+            assert code(await two.client.post(f"{url}/resume")) == "job_elsewhere"
+            assert (await two.client.get(f"{url}/files/log.txt")).status_code == 404
+            assert (await one.client.get(f"{url}/files/log.txt")).status_code == 200
+        assert (await one.client.post(f"{url}/resume")).status_code == 202
+        assert statuses(await events(one, job["id"]))[-1] == "succeeded"
 
 
 # ---- a real server that is killed

@@ -16,7 +16,7 @@ from app.client import Client
 from app.contract.problems import Problem
 from app.contract.schemas_rewards import MAX_CHARS, MAX_CHOICES, RewardOut
 from app.jobs.grader import MAX_WAITING, Grader
-from tests.app.conftest import Server, WithServer
+from tests.app.conftest import Server
 from training.scoring.grading import grade
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "grading_cases.json").read_text("utf-8"))
@@ -28,42 +28,33 @@ async def reward(server: Server, **body: Any) -> dict[str, Any]:
     return RewardOut.model_validate(response.json()).model_dump()
 
 
-def test_answers_are_graded_over_http(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        for case in CASES:
-            found = await reward(server, answer=case["answer"], reference=case["reference"], choices=case["choices"])
-            assert found["accuracy"] == float(case["right"]), case
-
-    with_server(scenario)
+async def test_answers_are_graded_over_http(server: Server) -> None:
+    for case in CASES:
+        found = await reward(server, answer=case["answer"], reference=case["reference"], choices=case["choices"])
+        assert found["accuracy"] == float(case["right"]), case
 
 
-def test_verdict_has_check_and_values(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        assert await reward(server, answer="The answer is 5 km.", reference="5000 m") == {
-            "accuracy": 1.0,
-            "check": "unit",
-            "answer": "5 km",
-            "reference": "5000 m",
-            "details": {"answer_value": "5", "reference_value": "5000"},
-        }
-        labelled = await reward(server, answer="q", reference="blue", choices={"P": "red", "Q": "blue"})
-        assert (labelled["accuracy"], labelled["check"]) == (1.0, "option")
-        near = {"answer": "the bank of Rome", "reference": "the bank of Rom"}
-        assert (await reward(server, **near))["accuracy"] == 0.0
-        assert 0.77 < (await reward(server, **near, similarity=True))["accuracy"] < 1.0
-
-    with_server(scenario)
+async def test_verdict_has_check_and_values(server: Server) -> None:
+    assert await reward(server, answer="The answer is 5 km.", reference="5000 m") == {
+        "accuracy": 1.0,
+        "check": "unit",
+        "answer": "5 km",
+        "reference": "5000 m",
+        "details": {"answer_value": "5", "reference_value": "5000"},
+    }
+    labelled = await reward(server, answer="q", reference="blue", choices={"P": "red", "Q": "blue"})
+    assert (labelled["accuracy"], labelled["check"]) == (1.0, "option")
+    near = {"answer": "the bank of Rome", "reference": "the bank of Rom"}
+    assert (await reward(server, **near))["accuracy"] == 0.0
+    assert 0.77 < (await reward(server, **near, similarity=True))["accuracy"] < 1.0
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "\n", None, "\0", "\u200b"])
-def test_empty_answer_is_graded_zero(with_server: WithServer, answer: str | None) -> None:
-    async def scenario(server: Server) -> None:
-        assert (await reward(server, answer=answer, reference="3"))["accuracy"] == 0.0
-
-    with_server(scenario)
+async def test_empty_answer_is_graded_zero(server: Server, answer: str | None) -> None:
+    assert (await reward(server, answer=answer, reference="3"))["accuracy"] == 0.0
 
 
-def test_invalid_fields_are_rejected(with_server: WithServer) -> None:
+async def test_invalid_fields_are_rejected(server: Server) -> None:
     good = {"answer": "3", "reference": "3"}
     bad: list[tuple[dict[str, Any], str]] = [
         ({"answer": "3"}, "body.reference"),
@@ -78,34 +69,25 @@ def test_invalid_fields_are_rejected(with_server: WithServer) -> None:
         ({**good, "similarity": "yes"}, "body.similarity"),
         ({**good, "other": 1}, "body.other"),
     ]
+    for body, path in bad:
+        response = await server.client.post("/v1/rewards", json=body)
+        assert response.status_code == 422, body
+        assert any(error["path"].startswith(path) for error in response.json()["errors"]), response.text
+    escaped = b'{"answer": "\\ud800", "reference": "\\ud800"}'
+    response = await server.client.post("/v1/rewards", content=escaped, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 422)
 
-    async def scenario(server: Server) -> None:
-        for body, path in bad:
-            response = await server.client.post("/v1/rewards", json=body)
-            assert response.status_code == 422, body
-            assert any(error["path"].startswith(path) for error in response.json()["errors"]), response.text
-        escaped = b'{"answer": "\\ud800", "reference": "\\ud800"}'
-        response = await server.client.post(
-            "/v1/rewards", content=escaped, headers={"Content-Type": "application/json"}
+
+async def test_long_answer_is_graded(server: Server) -> None:
+    for piece in ("(", "½", "9**9**", "\\frac{", "1,", "a "):
+        text = piece * (MAX_CHARS // len(piece))
+        assert (await reward(server, answer=text, reference=text[::-1], choices=["1", text[:9]]))["accuracy"] in (
+            0,
+            1,
         )
-        assert response.status_code in (200, 422)
-
-    with_server(scenario)
 
 
-def test_long_answer_is_graded(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        for piece in ("(", "½", "9**9**", "\\frac{", "1,", "a "):
-            text = piece * (MAX_CHARS // len(piece))
-            assert (await reward(server, answer=text, reference=text[::-1], choices=["1", text[:9]]))["accuracy"] in (
-                0,
-                1,
-            )
-
-    with_server(scenario)
-
-
-def test_waiting_answers_do_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_answers_do_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its threads busy, the grader keeps the loop free and rejects what exceeds its queue."""
     free = threading.Event()
 
@@ -114,23 +96,19 @@ def test_waiting_answers_do_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) 
         return grade("1", "1")
 
     monkeypatch.setattr("training.scoring.grading.grade", slow)
-
-    async def scenario() -> None:
-        grader = Grader()
-        try:
-            running = [asyncio.ensure_future(grader.grade("1", "1", [], similarity=False)) for _ in range(MAX_WAITING)]
-            await asyncio.sleep(0)  # each has started: the loop is free although no answer is ready
-            assert not any(one.done() for one in running)
-            with pytest.raises(Problem) as rejected:
-                await grader.grade("1", "1", [], similarity=False)
-            assert (rejected.value.code, rejected.value.status) == ("grader_busy", 503)
-            free.set()
-            assert {one["accuracy"] for one in await asyncio.gather(*running)} == {1.0}
-        finally:
-            free.set()
-            grader.close()
-
-    asyncio.run(scenario())
+    grader = Grader()
+    try:
+        running = [asyncio.ensure_future(grader.grade("1", "1", [], similarity=False)) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0)  # each has started: the loop is free although no answer is ready
+        assert not any(one.done() for one in running)
+        with pytest.raises(Problem) as rejected:
+            await grader.grade("1", "1", [], similarity=False)
+        assert (rejected.value.code, rejected.value.status) == ("grader_busy", 503)
+        free.set()
+        assert {one["accuracy"] for one in await asyncio.gather(*running)} == {1.0}
+    finally:
+        free.set()
+        grader.close()
 
 
 def test_command_line_grades_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:

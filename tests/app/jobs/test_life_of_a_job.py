@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.contract.problems import Problem
-from tests.app.conftest import Server, both_databases
+from tests.app.conftest import Serve, both_databases
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 
 
 @both_databases
-def test_job_runs_and_reports_its_progress(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_job_runs_and_reports_its_progress(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         answer = await server.client.post("/v1/jobs", json=SPEC)
         assert answer.status_code == 202
@@ -44,21 +43,17 @@ def test_job_runs_and_reports_its_progress(with_server: Callable[..., Any]) -> N
         assert made["folder"].is_dir()
         assert registry.activated == []
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_checkpoint_is_registered_before_its_event(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_checkpoint_is_registered_before_its_event(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         await events(server, job["id"], until=of_type("checkpoint"))
         assert len(registry.registered) == 1
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_job_folder_contains_all_worker_inputs(with_server: Callable[..., Any], package: Path) -> None:
-    async def scenario(server: Server) -> None:
+async def test_job_folder_contains_all_worker_inputs(serve: Serve, package: Path) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server, output_name="mine")
         await events(server, job["id"])
@@ -70,11 +65,9 @@ def test_job_folder_contains_all_worker_inputs(with_server: Callable[..., Any], 
         assert reported["provenance"]["torch"]
         assert reported["provenance"]["python"]
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_only_sample_images_of_the_folder_are_served(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_only_sample_images_of_the_folder_are_served(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         found = await events(server, job["id"])
@@ -101,13 +94,10 @@ def test_only_sample_images_of_the_folder_are_served(with_server: Callable[..., 
         outside = await server.client.get("/v1/jobs/../files/server-id.txt")
         assert outside.status_code == 404
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_reader_gets_every_event_once(with_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reader_gets_every_event_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.jobs.events.REPLAY_CHUNK", 3)  # a long log is read in chunks
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         live = await events(server, job["id"])
@@ -124,11 +114,9 @@ def test_reader_gets_every_event_once(with_server: Callable[..., Any], monkeypat
         assert (await server.client.get(url, params={"after": "-1"})).status_code == 400
         assert (await server.client.get("/v1/jobs/nobody/events")).status_code == 404
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_activate_option_activates_the_result(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_activate_option_activates_the_result(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         server.services.jobs._activation = registry
         job = await post(server, activate=True)
@@ -137,11 +125,9 @@ def test_activate_option_activates_the_result(with_server: Callable[..., Any]) -
         assert registry.activated == [name]
         assert found[-1].data["result"]["activated"] == {"checkpoint": name, "weight_version": 7}
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_failed_activation_keeps_the_checkpoints(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_failed_activation_keeps_the_checkpoints(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         refusal = Problem("checkpoint_invalid", "NaN in model.norm.weight")
         registry = server.services.jobs._checkpoints = FakeCheckpoints(refusal=refusal)
         server.services.jobs._activation = registry
@@ -152,11 +138,9 @@ def test_failed_activation_keeps_the_checkpoints(with_server: Callable[..., Any]
         assert "NaN in model.norm.weight" in done["error"]["detail"]
         assert registry.registered[0]["folder"].is_dir()
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_failing_worker_reports_the_reason(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_failing_worker_reports_the_reason(serve: Serve) -> None:
+    async with serve(job_command=worker("fail")) as server:
         job = await post(server)
         found = await events(server, job["id"])
         assert statuses(found) == ["queued", "running", "failed"]
@@ -167,11 +151,9 @@ def test_failing_worker_reports_the_reason(with_server: Callable[..., Any]) -> N
         again = await server.client.post(f"/v1/jobs/{job['id']}/resume")
         assert (again.status_code, code(again)) == (409, "not_resumable")  # it saved nothing
 
-    with_server(scenario, job_command=worker("fail"))
 
-
-def test_crashed_worker_leaves_its_last_lines(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_crashed_worker_leaves_its_last_lines(serve: Serve) -> None:
+    async with serve(job_command=worker("crash")) as server:
         job = await post(server)
         found = await events(server, job["id"])
         assert next(event.data["values"]["loss/ce"] for event in found if event.type == "metrics") == 2.0
@@ -180,21 +162,17 @@ def test_crashed_worker_leaves_its_last_lines(with_server: Callable[..., Any]) -
         assert "exit code 7" in error["detail"]
         assert error["log_tail"] == ["the worker says hello", "boom[31m"]  # without the escape character
 
-    with_server(scenario, job_command=worker("crash"))
 
-
-def test_unstartable_worker_fails_the_job(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_unstartable_worker_fails_the_job(serve: Serve) -> None:
+    async with serve(job_command=("/nowhere/python",)) as server:
         job = await post(server)
         found = await events(server, job["id"])
         assert found[-1].data["error"]["code"] == "not_started"
 
-    with_server(scenario, job_command=("/nowhere/python",))
-
 
 @both_databases
-def test_cancelled_job_resumes_at_a_step_boundary(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_cancelled_job_resumes_at_a_step_boundary(serve: Serve) -> None:
+    async with serve(job_command=worker("obey")) as server:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         url = f"/v1/jobs/{job['id']}"
@@ -222,11 +200,9 @@ def test_cancelled_job_resumes_at_a_step_boundary(with_server: Callable[..., Any
         done = await get(server, job["id"])
         assert (done["attempt"], done["error"]) == (2, None)
 
-    with_server(scenario, job_command=worker("obey"))
 
-
-def test_stubborn_worker_is_killed_after_the_timeout(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_stubborn_worker_is_killed_after_the_timeout(serve: Serve) -> None:
+    async with serve(job_command=worker("stubborn"), job_patience_s=0.3) as server:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         await events(server, job["id"], until=of_type("checkpoint"))
@@ -236,12 +212,10 @@ def test_stubborn_worker_is_killed_after_the_timeout(with_server: Callable[..., 
         assert found[-1].data["error"]["code"] == "killed"
         assert len(registry.registered) == 1  # saved checkpoints stay
 
-    with_server(scenario, job_command=worker("stubborn"), job_patience_s=0.3)
-
 
 @both_databases
-def test_exclusive_job_runs_alone(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_exclusive_job_runs_alone(serve: Serve) -> None:
+    async with serve(job_command=worker("wait"), max_jobs=2) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
 
         async def status(job: dict[str, Any]) -> str:
@@ -270,5 +244,3 @@ def test_exclusive_job_runs_alone(with_server: Callable[..., Any]) -> None:
         await events(server, behind["id"], until=of_type("metrics"))
         go(behind)
         assert statuses(await events(server, behind["id"]))[-1] == "succeeded"
-
-    with_server(scenario, job_command=worker("wait"), max_jobs=2)

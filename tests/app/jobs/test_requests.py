@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.app.conftest import Server, both_databases
+from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, of_type, post, statuses, worker
 
 
 @both_databases
-def test_deleting_a_job_keeps_its_checkpoints(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_deleting_a_job_keeps_its_checkpoints(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         registry = server.services.jobs._checkpoints = FakeCheckpoints()
         job = await post(server)
         await events(server, job["id"])
@@ -26,12 +25,10 @@ def test_deleting_a_job_keeps_its_checkpoints(with_server: Callable[..., Any]) -
         assert registry.registered[0]["folder"].is_dir()
         assert code(await server.client.delete(f"/v1/jobs/{job['id']}")) == "job_not_found"
 
-    with_server(scenario, job_command=worker("succeed"))
-
 
 @both_databases
-def test_same_key_starts_one_job(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_same_key_starts_one_job(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         headers = {"Idempotency-Key": "once"}
         first = await server.client.post("/v1/jobs", json=SPEC, headers=headers)
@@ -43,12 +40,10 @@ def test_same_key_starts_one_job(with_server: Callable[..., Any]) -> None:
         assert len((await server.client.get("/v1/jobs")).json()["data"]) == 1
         await events(server, first.json()["id"])
 
-    with_server(scenario, job_command=worker("succeed"))
-
 
 @both_databases
-def test_lists_are_paged_and_filtered(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_lists_are_paged_and_filtered(serve: Serve) -> None:
+    async with serve(job_command=worker("fail")) as server:
         made = [(await post(server, output_name=f"run-{k}"))["id"] for k in range(3)]
         for job_id in made:
             await events(server, job_id)
@@ -60,8 +55,6 @@ def test_lists_are_paged_and_filtered(with_server: Callable[..., Any]) -> None:
         assert len((await server.client.get("/v1/jobs", params={"status": "failed"})).json()["data"]) == 3
         assert (await server.client.get("/v1/jobs", params={"method": "zero"})).json()["data"] == []
         assert (await server.client.get("/v1/jobs", params={"limit": 0})).status_code == 422
-
-    with_server(scenario, job_command=worker("fail"))
 
 
 BAD_SPECS: list[tuple[dict[str, Any], str]] = [
@@ -109,7 +102,7 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_impossible_jobs_are_rejected_before_starting(with_server: Callable[..., Any], package: Path) -> None:
+async def test_impossible_jobs_are_rejected_before_starting(serve: Serve, package: Path) -> None:
     blind = package / "blind"
     blind.mkdir()
     for file in (package / "nano-omni-r1").iterdir():
@@ -117,8 +110,7 @@ def test_impossible_jobs_are_rejected_before_starting(with_server: Callable[...,
     manifest = json.loads((blind / "manifest.json").read_text())
     manifest["capabilities"]["images_in_answer"] = False
     (blind / "manifest.json").write_text(json.dumps(manifest))
-
-    async def scenario(server: Server) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         (server.home / "empty.jsonl").touch()
         for change, path in BAD_SPECS:
             body = json.dumps({**SPEC, **change})
@@ -128,36 +120,31 @@ def test_impossible_jobs_are_rejected_before_starting(with_server: Callable[...,
         assert (await server.client.get("/v1/jobs")).json()["data"] == []
         assert list((server.home / "jobs").iterdir()) == []
 
-    with_server(scenario, job_command=worker("succeed"))
+
+async def test_upload_is_validated_and_stored_by_content(server: Server) -> None:
+    async def upload(data: bytes, kind: str = "application/x-ndjson") -> httpx.Response:
+        return await server.client.post("/v1/datasets", content=data, headers={"Content-Type": kind})
+
+    first = await upload(b'{"Question": "?"}\r\n\n{"a": 1}')
+    assert (first.status_code, first.json()["rows"]) == (201, 2)
+    files = {"file": ("x.jsonl", b'{"Question": "?"}\r\n\n{"a": 1}')}
+    assert (await server.client.post("/v1/datasets", files=files)).json() == first.json()
+    assert [path.suffix for path in (server.home / "uploads").iterdir()] == [".jsonl"]
+    for data, line in (
+        (b'{"a": 1}\n[1]\n', "line 2: no JSON object"),
+        (b"\xff\n", "line 1: not UTF-8"),
+        (b'{}\n{"a": "\\uD800"}', "line 2: half of a character"),
+        (b"\n \n", "empty"),
+        (b"", "empty"),
+    ):
+        answer = await upload(data)
+        assert (answer.status_code, line in answer.json()["detail"]) == (422, True), data
+    assert code(await upload(b"{}", "text/plain")) == "unsupported_dataset"
+    assert (await upload(b"{}\n" * 6_700_000)).status_code == 413
 
 
-def test_upload_is_validated_and_stored_by_content(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
-        async def upload(data: bytes, kind: str = "application/x-ndjson") -> httpx.Response:
-            return await server.client.post("/v1/datasets", content=data, headers={"Content-Type": kind})
-
-        first = await upload(b'{"Question": "?"}\r\n\n{"a": 1}')
-        assert (first.status_code, first.json()["rows"]) == (201, 2)
-        files = {"file": ("x.jsonl", b'{"Question": "?"}\r\n\n{"a": 1}')}
-        assert (await server.client.post("/v1/datasets", files=files)).json() == first.json()
-        assert [path.suffix for path in (server.home / "uploads").iterdir()] == [".jsonl"]
-        for data, line in (
-            (b'{"a": 1}\n[1]\n', "line 2: no JSON object"),
-            (b"\xff\n", "line 1: not UTF-8"),
-            (b'{}\n{"a": "\\uD800"}', "line 2: half of a character"),
-            (b"\n \n", "empty"),
-            (b"", "empty"),
-        ):
-            answer = await upload(data)
-            assert (answer.status_code, line in answer.json()["detail"]) == (422, True), data
-        assert code(await upload(b"{}", "text/plain")) == "unsupported_dataset"
-        assert (await upload(b"{}\n" * 6_700_000)).status_code == 413
-
-    with_server(scenario)
-
-
-def test_saved_traces_become_training_data(with_server: Callable[..., Any]) -> None:
-    async def scenario(server: Server) -> None:
+async def test_saved_traces_become_training_data(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         trace = await server.finished((await server.create())["id"])
         job = await post(server, data={"source": "traces", "trace_ids": [trace["id"]]})
@@ -171,11 +158,13 @@ def test_saved_traces_become_training_data(with_server: Callable[..., Any]) -> N
         assert [step.image is not None for step in sample.steps] == [True, True]
         assert sample.answer == trace["answer"]
 
-    with_server(scenario, job_command=worker("succeed"))
 
-
-def test_base_deleted_while_queued_is_reported(with_server: Callable[..., Any], package: Path) -> None:
-    async def scenario(server: Server) -> None:
+async def test_base_deleted_while_queued_is_reported(serve: Serve, package: Path) -> None:
+    other = package / "other"
+    other.mkdir()
+    for file in (package / "nano-omni-r1").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    async with serve(job_command=worker("wait"), max_jobs=1) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         first = await post(server)
         await events(server, first["id"], until=of_type("metrics"))
@@ -186,9 +175,3 @@ def test_base_deleted_while_queued_is_reported(with_server: Callable[..., Any], 
         (server.home / "jobs" / first["id"] / "go").touch()
         found = await events(server, second["id"])
         assert found[-1].data["error"]["code"] == "unknown_checkpoint"
-
-    other = package / "other"
-    other.mkdir()
-    for file in (package / "nano-omni-r1").iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    with_server(scenario, job_command=worker("wait"), max_jobs=1)

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -159,57 +160,56 @@ def a_job(folder: Path, name: str = "one") -> Job:
     return Job(id=name, folder=folder / name, spec={"method": "pesft"})
 
 
-def run(
-    what: str, store: MemoryStore, hooks: Hooks, script: Callable[[JobRunner], Awaitable[None]], **options: Any
-) -> None:
-    async def main() -> None:
-        command = (sys.executable, "-S", str(WORKER), what)
-        runner = JobRunner(store, hooks, command=command, poll_s=0.02, beat_s=0.02, **options)
-        runner.recover(wait_s=5)
-        runner.start()
+@asynccontextmanager
+async def running(what: str, store: MemoryStore, hooks: Hooks, **options: Any) -> AsyncIterator[JobRunner]:
+    """A runner whose workers do `what`."""
+    command = (sys.executable, "-S", str(WORKER), what)
+    runner = JobRunner(store, hooks, command=command, poll_s=0.02, beat_s=0.02, **options)
+    runner.recover(wait_s=5)
+    runner.start()
+    try:
         async with asyncio.timeout(PATIENCE_S):
-            await script(runner)
+            yield runner
+    finally:
         await runner.stop()
 
-    asyncio.run(main())
+
+async def until(hooks: Hooks, condition: Callable[[], bool]) -> None:
+    while not condition():
+        hooks.wake.clear()
+        await hooks.wake.wait()
 
 
-def until(hooks: Hooks, condition: Callable[[], bool]) -> Callable[[JobRunner], Awaitable[None]]:
-    async def wait(_runner: JobRunner) -> None:
-        while not condition():
-            hooks.wake.clear()
-            await hooks.wake.wait()
-
-    return wait
-
-
-def test_jobs_run_in_order_and_conclude(tmp_path: Path) -> None:
+async def test_jobs_run_in_order_and_conclude(tmp_path: Path) -> None:
     store, hooks = MemoryStore([a_job(tmp_path, "one"), a_job(tmp_path, "two")]), Hooks()
-    run("succeed", store, hooks, until(hooks, lambda: len(store.ends) == 2), max_running=1)
+    async with running("succeed", store, hooks, max_running=1):
+        await until(hooks, lambda: len(store.ends) == 2)
     assert [(job_id, end) for job_id, end, _ in store.ends] == [("one", "succeeded"), ("two", "succeeded")]
     assert all(result is not None and result["concluded"] for *_, result in store.ends)
     assert json.loads((tmp_path / "two" / "job.json").read_text()) == {"output_prefix": "two"}
     assert [event.data["step"] for event in store.events if event.type == "metrics"] == [3, 4, 3, 4]
 
 
-def test_undescribable_job_does_not_start(tmp_path: Path) -> None:
+async def test_undescribable_job_does_not_start(tmp_path: Path) -> None:
     store, hooks = MemoryStore([a_job(tmp_path)]), Hooks(JobError("gone", "the base is gone"))
-    run("succeed", store, hooks, until(hooks, lambda: bool(store.ends)))
+    async with running("succeed", store, hooks):
+        await until(hooks, lambda: bool(store.ends))
     assert store.ends == [("one", "failed", {"code": "gone", "detail": "the base is gone", "log_tail": []})]
     assert store.events == []
 
 
-def test_old_result_is_ignored(tmp_path: Path) -> None:
+async def test_old_result_is_ignored(tmp_path: Path) -> None:
     job = a_job(tmp_path)
     (job.folder / "result.json").write_text('{"old": true}')
     (job.folder / "error.json").write_text('{"code": "old", "detail": ""}')
     store, hooks = MemoryStore([job]), Hooks()
-    run("crash", store, hooks, until(hooks, lambda: bool(store.ends)))
+    async with running("crash", store, hooks):
+        await until(hooks, lambda: bool(store.ends))
     ((_, end, error),) = store.ends
     assert (end, error and error["code"]) == ("failed", "worker_died")
 
 
-def test_jobs_of_a_dead_server_get_their_end(tmp_path: Path) -> None:
+async def test_jobs_of_a_dead_server_get_their_end(tmp_path: Path) -> None:
     """Interrupted if the worker died too, failed if it reported an error, succeeded if it finished."""
     died, failed, done = (a_job(tmp_path, name) for name in ("died", "failed", "done"))
     (failed.folder / "error.json").write_text('{"code": "no_samples", "detail": "none"}')
@@ -217,7 +217,8 @@ def test_jobs_of_a_dead_server_get_their_end(tmp_path: Path) -> None:
     (died.folder / "events.jsonl").write_bytes(line(line="seen") + line(line="last words") + b'{"half')
     died = replace(died, log_offset=len(line(line="seen")))
     store, hooks = MemoryStore(left=[died, failed, done]), Hooks()
-    run("succeed", store, hooks, until(hooks, lambda: len(store.ends) == 3))
+    async with running("succeed", store, hooks):
+        await until(hooks, lambda: len(store.ends) == 3)
     ends = {job_id: (end, told) for job_id, end, told in store.ends}
     assert ends["died"][0] == "interrupted"
     assert ends["failed"] == ("failed", {"code": "no_samples", "detail": "none"})
@@ -260,13 +261,14 @@ def test_clock_steps_do_not_hide_a_worker(
     assert WorkerProcess(tmp_path / "one").alive
 
 
-def test_copied_folder_has_no_worker(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+async def test_copied_folder_has_no_worker(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     copy = WorkerProcess(tmp_path / "two")
     assert not copy.alive
     copy.kill_survivors()
     store, hooks = MemoryStore(left=[a_job(tmp_path, "two")]), Hooks()
-    run("succeed", store, hooks, until(hooks, lambda: bool(store.ends)))
+    async with running("succeed", store, hooks):
+        await until(hooks, lambda: bool(store.ends))
     assert store.ends[0][:2] == ("two", "interrupted")
     assert WorkerProcess(tmp_path / "one").alive
 
@@ -285,7 +287,7 @@ def test_reused_pid_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[byte
     assert WorkerProcess(tmp_path / "one").alive
 
 
-def test_full_disk_delays_the_worker(tmp_path: Path) -> None:
+async def test_full_disk_delays_the_worker(tmp_path: Path) -> None:
     class FullDisk(Hooks):
         tries = 0
 
@@ -297,8 +299,7 @@ def test_full_disk_delays_the_worker(tmp_path: Path) -> None:
 
     store, hooks = MemoryStore([a_job(tmp_path)]), FullDisk()
     seen: list[Any] = []
-
-    async def script(runner: JobRunner) -> None:
+    async with running("succeed", store, hooks) as runner:
         beat = store.beat
 
         def look(job_id: str) -> bool:
@@ -306,20 +307,19 @@ def test_full_disk_delays_the_worker(tmp_path: Path) -> None:
             return beat(job_id)
 
         store.beat = look  # type: ignore[method-assign]
-        await until(hooks, lambda: bool(store.ends))(runner)
+        await until(hooks, lambda: bool(store.ends))
         assert runner.waiting("one") is None
-
-    run("succeed", store, hooks, script)
     assert store.ends[0][1] == "succeeded"
     assert [waiting["for"] for waiting in seen[:2]] == ["disk", "disk"]
 
 
-def test_cancel_ends_the_wait_for_space(tmp_path: Path) -> None:
+async def test_cancel_ends_the_wait_for_space(tmp_path: Path) -> None:
     class FullDisk(Hooks):
         def describe(self, job: Job) -> dict[str, Any]:
             store.cancel = True
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     store, hooks = MemoryStore([a_job(tmp_path)]), FullDisk()
-    run("succeed", store, hooks, until(hooks, lambda: bool(store.ends)))
+    async with running("succeed", store, hooks):
+        await until(hooks, lambda: bool(store.ends))
     assert store.ends == [("one", "cancelled", None)]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from app.traces.records.film import ANSWER_MS, MAX_FRAMES, SIDE, STEP_MS, render
-from tests.app.conftest import Server, WithServer, is_problem
+from tests.app.conftest import Server, is_problem
 from tests.fakes import FakeGeneration, held
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -95,31 +95,25 @@ def test_long_trace_keeps_its_answer() -> None:
     assert shown[-1][1] == ANSWER_MS
 
 
-def test_film_is_served_unless_the_trace_is_live(with_server: WithServer, engine: FakeGeneration) -> None:
-    async def scenario(server: Server) -> None:
-        get = server.client.get
-        is_problem(await get("/v1/traces/tr_nothing/film"), 404, "trace_not_found")
-        engine.script = held
-        made = await server.create()
-        path = f"/v1/traces/{made['id']}/film"
-        await server.until(made["id"], "step.completed")
-        is_problem(await get(path), 409, "trace_live")
-        engine.go("end")
-        await server.finished(made["id"])
-        film = await get(path)
-        assert film.status_code == 200
-        assert film.headers["content-type"] == "image/gif"
-        assert made["id"] in film.headers["content-disposition"]
-        assert [ms for _, ms in frames(film.content)] == [STEP_MS, STEP_MS, ANSWER_MS]
-
-    with_server(scenario)
+async def test_film_is_served_unless_the_trace_is_live(server: Server, engine: FakeGeneration) -> None:
+    get = server.client.get
+    is_problem(await get("/v1/traces/tr_nothing/film"), 404, "trace_not_found")
+    engine.script = held
+    made = await server.create()
+    path = f"/v1/traces/{made['id']}/film"
+    await server.until(made["id"], "step.completed")
+    is_problem(await get(path), 409, "trace_live")
+    engine.go("end")
+    await server.finished(made["id"])
+    film = await get(path)
+    assert film.status_code == 200
+    assert film.headers["content-type"] == "image/gif"
+    assert made["id"] in film.headers["content-disposition"]
+    assert [ms for _, ms in frames(film.content)] == [STEP_MS, STEP_MS, ANSWER_MS]
 
 
-def test_paused_trace_has_a_film_without_an_answer(with_server: WithServer) -> None:
-    async def scenario(server: Server) -> None:
-        made = await server.create(mode="step")
-        await server.until(made["id"], "trace.paused")
-        film = await server.client.get(f"/v1/traces/{made['id']}/film")
-        assert [ms for _, ms in frames(film.content)] == [STEP_MS, STEP_MS]
-
-    with_server(scenario)
+async def test_paused_trace_has_a_film_without_an_answer(server: Server) -> None:
+    made = await server.create(mode="step")
+    await server.until(made["id"], "trace.paused")
+    film = await server.client.get(f"/v1/traces/{made['id']}/film")
+    assert [ms for _, ms in frames(film.content)] == [STEP_MS, STEP_MS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def bytes_of(events: list[Sse]) -> bytes:
 
 
 @pytest.fixture
-def db(database_url: str) -> Any:
+def db(database_url: str) -> Iterator[Database]:
     """A migrated database."""
     database = Database(database_url)
     database.migrate()

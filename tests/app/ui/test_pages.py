@@ -71,21 +71,17 @@ def test_no_event_uses_gradios_queue(config: dict[str, Any]) -> None:
     assert [one["targets"] for one in config["dependencies"] if one["queue"] is not False] == []
 
 
-def test_gradios_queue_is_stopped() -> None:
+async def test_gradios_queue_is_stopped() -> None:
     page = FastAPI()
-
-    async def queue_tasks() -> list[str]:
-        mount_ui(page, canned({}))
-        async with page.router.lifespan_context(page):
-            for _ in range(100):  # the queue's tasks take some milliseconds to notice that it is closed
-                names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
-                found = [name for name in names if name.startswith("Queue.")]
-                if not found:
-                    break
-                await asyncio.sleep(0.05)
-            return found
-
-    assert asyncio.run(queue_tasks()) == []
+    mount_ui(page, canned({}))
+    async with page.router.lifespan_context(page):
+        for _ in range(100):  # the queue's tasks take some milliseconds to notice that it is closed
+            names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+            found = [name for name in names if name.startswith("Queue.")]
+            if not found:
+                break
+            await asyncio.sleep(0.05)
+        assert found == []
 
 
 def test_studio_buttons_need_no_python(config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ PERPO: dict[str, Any] = {
 }
 
 
+Hardware = Callable[[bool], None]
+
+
 @pytest.fixture
-def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
+def hardware(monkeypatch: pytest.MonkeyPatch) -> Hardware:
     """Call it with whether this CPU should count as having bf16."""
 
     def pretend(has_bf16: bool) -> None:
@@ -60,7 +64,7 @@ def recorded(folder: Path) -> str:
 @pytest.mark.parametrize("method", ["pesft", "perpo"])
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_jobs_follow_the_hardware(
-    tmp_path: Path, tiny_checkpoint: Path, hardware: Any, method: str, has_bf16: bool
+    tmp_path: Path, tiny_checkpoint: Path, hardware: Hardware, method: str, has_bf16: bool
 ) -> None:
     hardware(has_bf16)
     result = {"pesft": pesft, "perpo": perpo}[method].run(
@@ -74,7 +78,7 @@ def test_jobs_follow_the_hardware(
 
 @pytest.mark.parametrize("method", ["pesft", "perpo"])
 def test_emulated_bf16_is_honoured_with_a_warning(
-    tmp_path: Path, tiny_checkpoint: Path, hardware: Any, method: str
+    tmp_path: Path, tiny_checkpoint: Path, hardware: Hardware, method: str
 ) -> None:
     hardware(False)
     result = {"pesft": pesft, "perpo": perpo}[method].run(
@@ -84,7 +88,7 @@ def test_emulated_bf16_is_honoured_with_a_warning(
     assert "precision_emulated" in [e["code"] for e in events(tmp_path, "warning")]
 
 
-def test_resumed_run_keeps_its_precision(tmp_path: Path, hardware: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_resumed_run_keeps_its_precision(tmp_path: Path, hardware: Hardware, caplog: pytest.LogCaptureFixture) -> None:
     hardware(True)
     run = RunFolder(tmp_path, {"precision": run_precision("auto", "cpu", tmp_path, resume=False)}, resume=False)
     run.save_state({"step": 1})
@@ -95,7 +99,7 @@ def test_resumed_run_keeps_its_precision(tmp_path: Path, hardware: Any, caplog: 
     assert run_precision("auto", "cpu", tmp_path, resume=False) == "fp32"
 
 
-def test_unrecorded_precision_was_bf16(tmp_path: Path, hardware: Any) -> None:
+def test_unrecorded_precision_was_bf16(tmp_path: Path, hardware: Hardware) -> None:
     hardware(False)
     RunFolder(tmp_path, {"steps": 3}, resume=False).save_state({"step": 1})
     assert run_precision("auto", "cpu", tmp_path, resume=True) == "bf16"
@@ -103,7 +107,7 @@ def test_unrecorded_precision_was_bf16(tmp_path: Path, hardware: Any) -> None:
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_nano_stages_follow_the_hardware(tmp_path: Path, hardware: Any, has_bf16: bool) -> None:
+def test_nano_stages_follow_the_hardware(tmp_path: Path, hardware: Hardware, has_bf16: bool) -> None:
     if has_bf16 and not cpu_has_bf16():
         pytest.skip("emulated, these stages take minutes")
     hardware(has_bf16)

@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,11 @@ def test_non_finite_values_keep_the_last_checkpoint(
     assert torch.load(tmp_path / "runs" / "pesft" / "state.pt", weights_only=True)["step"] == 2
 
 
+Switch = Callable[[int | None], None]
+
+
 @pytest.fixture
-def small_files() -> Iterator[Any]:
+def small_files() -> Iterator[Switch]:
     """A switch that fails writes of files above a size, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -102,7 +105,7 @@ def small_files() -> Iterator[Any]:
     switch(None)
 
 
-def full_between(first: int, last: int, switch: Any, limit: int) -> Any:
+def full_between(first: int, last: int, switch: Switch, limit: int) -> Any:
     tell = JobLog.metrics
 
     def metrics(log: JobLog, stage: str, step: int, values: Any) -> None:
@@ -114,7 +117,12 @@ def full_between(first: int, last: int, switch: Any, limit: int) -> Any:
 
 @pytest.mark.parametrize("what", ["state", "weights"])
 def test_temporarily_full_disk_costs_a_checkpoint(
-    what: str, tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, small_files: Any, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    pesft_job: Path,
+    small_files: Switch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(JobLog, "metrics", full_between(3, 5, small_files, 20_000))
     if what == "weights":  # the state was written just before the disk was full
@@ -136,7 +144,7 @@ def test_temporarily_full_disk_costs_a_checkpoint(
 
 
 def test_full_disk_fails_job_and_keeps_checkpoint(
-    tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, small_files: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_checkpoint: Path, pesft_job: Path, small_files: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(JobLog, "metrics", full_between(3, 99, small_files, 20_000))
