@@ -24,7 +24,7 @@ export class Wall {
     this.onOpen = onOpen;
     this.onState = onState;
     this.head = h('h2', { class: 'or-wall-head' });
-    this.question = h('p', { class: 'or-question', dir: 'auto' });
+    this.question = h('p', { class: 'or-wall-question', dir: 'auto' });
     this.error = h('p', { class: 'or-error', role: 'alert', hidden: true });
     this.tally = h('ol', { class: 'or-tally', 'aria-label': 'Answers' });
     this.list = h('ul', { class: 'or-wall-list', 'aria-label': 'Samples' });

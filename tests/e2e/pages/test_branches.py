@@ -114,6 +114,7 @@ def test_escape_leaves_nothing_behind(studio: Open, studio_url: str, parent: str
     page = studio(studio_url).page(f"/?trace={parent}")
     status(page, "completed")
     page.wait_for_selector(".or-verdict:has-text('reference')")
+    page.wait_for_selector(".or-canvas[data-shown] >> nth=1")
     before = page.locator(".or-viewer").inner_text()
     edit(page, 2)
     page.fill(".or-edit-text", "Something else.")
