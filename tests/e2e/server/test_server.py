@@ -117,6 +117,25 @@ def test_command_line_answers_a_task(server: Server, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("step-*.png"))) == len(drawn)
 
 
+def test_command_line_branches_a_trace(server: Server, client: Client, tmp_path: Path) -> None:
+    parent = ask(client, sampling={"temperature": 1.0, "seed": 3})
+    list(client.events(parent["id"]))
+    parent = client.trace(parent["id"])
+    done = omni(server, "branch", parent["id"], "--after", "1", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"1  {parent['steps'][0]['text']} (kept)")
+    branch = json.loads((tmp_path / "out" / "trace.json").read_text())
+    assert branch["parent"]["trace_id"] == parent["id"]
+    assert branch["answer"] == parent["answer"]
+    drawn = [step for step in branch["steps"] if step.get("image")]
+    assert len(list((tmp_path / "out").glob("step-*.png"))) == len(drawn)
+    many = omni(server, "branch", parent["id"], "--after", "0", "--n", "3", "--temperature", "1", "--json")
+    assert many.returncode == 0, many.stderr
+    group = json.loads(many.stdout)
+    assert sum(entry["count"] for entry in group["tally"]) == len(group["trace_ids"]) == 3
+    assert client.group(group["id"]) == group
+
+
 def test_command_line_answers_about_an_own_image(server: Server, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -140,6 +159,7 @@ def test_command_line_shows_checkpoints(server: Server) -> None:
         (["ask", "docs", "Is this a picture?"], 2),
         (["task", "--seed", "-1"], 2),
         (["checkpoints", "show", "no-such-checkpoint"], 2),
+        (["branch", "tr_none", "--after", "1"], 2),
     ],
 )
 def test_bad_command_line_input_exits_with_2(server: Server, argv: list[str], code: int) -> None:
