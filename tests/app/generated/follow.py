@@ -16,8 +16,9 @@ client = Client(base_url=url, raise_on_unexpected_status=True)
 
 
 def event_classes() -> dict[str, Any]:
-    """The generated class of each event, such as TextDeltaEvent for `text.delta`."""
-    classes = [getattr(models, name) for name in models.__all__ if name.endswith("Event")]
+    """The generated class of each event of traces and jobs, such as TextDeltaEvent for `text.delta`."""
+    names = [name for name in models.__all__ if name.endswith("Event") and not name.startswith("Group")]
+    classes = [getattr(models, name) for name in names]
     return {get_args(get_type_hints(class_, localns=vars(models))["event"])[0]: class_ for class_ in classes}
 
 
