@@ -58,7 +58,7 @@ export class Seed {
     this.#copied = seed;
     show(this.note, seed !== null);
     if (seed === null) return this.note.replaceChildren();
-    const again = h('button', { type: 'button', class: 'or-link', onclick: () => this.forget() }, 'random seed');
-    return this.note.replaceChildren(h('span', {}, `Reason repeats this trace with seed ${seed}.`), again);
+    const again = h('button', { type: 'button', class: 'or-link', onclick: () => this.forget() }, 'new seed');
+    return this.note.replaceChildren(h('span', { title: `Seed ${seed}` }, 'Reason repeats it'), again);
   }
 }

@@ -140,7 +140,7 @@ def test_another_seed_is_one_click_and_the_seed_is_copied(studio: Open, studio_u
     status(page, "completed")
     first, address = seed_of(page), page.url
     becomes(page, f"() => document.querySelector('{SEED}').value", str(first))
-    page.wait_for_selector(f".or-repeats:visible >> text={first}")
+    page.wait_for_selector(f".or-repeats:visible [title='Seed {first}']")
 
     page.click("#or-reason")  # repeats it
     page.wait_for_function("(before) => location.href !== before", arg=address)
@@ -155,7 +155,7 @@ def test_another_seed_is_one_click_and_the_seed_is_copied(studio: Open, studio_u
     assert second != first
     becomes(page, f"() => document.querySelector('{SEED}').value", str(second))
 
-    page.click("text=random seed")
+    page.click("text=new seed")
     becomes(page, f"() => document.querySelector('{SEED}').value", "")
     assert not page.is_visible(".or-repeats")
     page.fill(SEED, "7")  # the user's own
