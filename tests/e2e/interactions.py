@@ -21,15 +21,15 @@ from tests.e2e.ink import edit, scrub
 from tests.e2e.real_server import ROOT, Server
 
 FOLDER = ROOT / "docs" / "images" / "interactive"
-TASK = {"slice": "natural", "seed": 1_000_000_005}  # "Find the diamond. What is its colour?"
-GREEDY = {"temperature": 0.0, "seed": 1}
+TASK: dict[str, Any] = {"slice": "natural", "seed": 1_000_000_005}  # "Find the diamond. What is its colour?"
+GREEDY: Any = {"temperature": 0.0, "seed": 1}
 SAMPLES = {"temperature": 1.0, "seed": 3}
 WRONG_MARK = (0.64, 0.26, 0.86, 0.48)  # over the circle: left, top, right, bottom, in shares of the image
 RIGHT_MARK = (0.455, 0.695, 0.535, 0.775)  # on the diamond
 SETTLED_MS = 500
 
 
-def ask(client: Client, sampling: dict[str, Any]) -> str:
+def ask(client: Client, sampling: Any) -> str:
     task = client.task(**TASK)
     trace = client.create_trace(task["question"], [task["image_id"]], task_id=task["task_id"], sampling=sampling)
     for _ in client.events(trace["id"]):

@@ -13,7 +13,7 @@ from app.client import Client
 from tests.e2e.browser import Open, asked_in_address, becomes, count_connections, status
 from tests.e2e.ink import draw_box, edit
 
-TASK = {"slice": "natural", "seed": 1_000_000_005}
+TASK: dict[str, Any] = {"slice": "natural", "seed": 1_000_000_005}
 EDITED_TEXT = "I look for the diamond once more."
 # Clicks "Go on from here"; resolves with the milliseconds until the first text that the parent did not have.
 GO_ON = """
@@ -36,7 +36,7 @@ GO_ON = """
 FOCUSED_TRACE = "() => document.activeElement.dataset.trace ?? ''"
 
 
-def ended_trace(url: str, **sampling: Any) -> str:
+def ended_trace(url: str) -> str:
     """The id of a completed trace of the task."""
     with Client(url) as client:
         task = client.task(**TASK)
@@ -44,7 +44,7 @@ def ended_trace(url: str, **sampling: Any) -> str:
             task["question"],
             [task["image_id"]],
             task_id=task["task_id"],
-            sampling={"temperature": 0.0, "seed": 1, **sampling},
+            sampling={"temperature": 0.0, "seed": 1},
         )
         for _ in client.events(trace["id"]):
             pass
@@ -81,7 +81,7 @@ def test_box_drawn_with_the_mouse_begins_a_branch(
     record_property("go_on_to_new_text_ms", page.evaluate(GO_ON, 1))
     branch = shown(page, other_than=parent)
     with Client(studio_url) as client:
-        row = client.trace(branch)
+        row: Any = client.trace(branch)
         kept = [event.data for event in client.events(branch) if event.type == "step.kept"]
     assert row["parent"]["trace_id"] == parent
     assert [(one["step"], one["edited"]) for one in kept] == [(1, True)]
