@@ -60,13 +60,10 @@ class BranchIntake:
                 raise no_trace()
             if row.status not in BRANCHABLE:
                 raise Problem("trace_live", f"the trace is {row.status}; wait for its end, pause it or cancel it")
-            events = store.events_of(connection, trace_id)
+            complete = store.num_complete(connection, trace_id)
+            steps = store.fold(store.events_of(connection, trace_id))["steps"]
             response = tokens.response_of(connection, trace_id)
-        complete = store.num_complete(events)
-        steps = [step for step in store.fold(events)["steps"] if step["index"] <= complete]
-        if response is not None and len(response.steps) < len(steps):
-            response = None  # not all steps have their tokens
-        return Parent(row, steps, response)
+        return Parent(row, [step for step in steps if step["index"] <= complete], response)
 
     async def prepared(self, parent: Parent, body: BranchCreate, info: CheckpointInfo) -> Prepared:
         """As `prepare`, in a thread; requests with images to decode wait in the image threads."""

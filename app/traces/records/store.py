@@ -258,9 +258,10 @@ def entry(row: Row[Any]) -> dict[str, Any]:
     return _common(row) | {"first_image": images[0] if images else None, "last_image": row.last_image}
 
 
-def num_complete(events: Iterable[tuple[int, str, str]]) -> int:
-    """Number of complete steps in a trace's events."""
-    return sum(type_ in ("step.kept", "step.completed") for _seq, type_, _line in events)
+def num_complete(connection: Connection, trace_id: str) -> int:
+    """Number of a trace's complete steps."""
+    ends = E.c.type.in_(("step.kept", "step.completed"))
+    return connection.execute(sa.select(sa.func.count()).where(E.c.trace_id == trace_id, ends)).scalar() or 0
 
 
 def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.storage import database as tables
+from app.traces.records import store
 from model.engine.messages import Tokens
 from model.engine.sequence import DRAWS_PER_TOKEN
 from model.text.template import Template
@@ -60,15 +61,16 @@ def num_drawn(tokens: Tokens, vocab: Vocabulary, *, given: bool = False) -> int:
 
 
 def response_of(connection: Connection, trace_id: str) -> Response | None:
-    """The stored tokens; None for traces of versions that stored none, also if a later one continued them."""
+    """The stored tokens; None unless every complete step has its own.
+
+    Earlier versions stored none; a trace that one of them paused and a later one continued has some.
+    """
     rows = connection.execute(sa.select(P).where(P.c.trace_id == trace_id).order_by(P.c.part)).all()
-    if not rows:
-        return None
     parts = {row.part: unpack(row.ids, row.logprobs) for row in rows}
     last = parts.pop(LAST, Tokens())
-    if list(parts) != list(range(1, len(parts) + 1)):
+    if not rows or list(parts) != list(range(1, store.num_complete(connection, trace_id) + 1)):
         return None
-    return Response([parts[number] for number in range(1, len(parts) + 1)], last)
+    return Response(list(parts.values()), last)
 
 
 def unpack(ids: bytes, logprobs: bytes) -> Tokens:

@@ -180,10 +180,11 @@ class Studio:
             check_event("groups" if log_id.startswith("gr_") else "traces", event.type, event.data)
         return found
 
-    def forget_tokens(self, trace_id: str) -> None:
-        """Make it a trace of a version that stored no tokens."""
+    def forget_tokens(self, trace_id: str, parts: Sequence[int]) -> None:
+        """Make it a trace of a version that stored no tokens for these parts."""
+        t = tables.trace_tokens
         with self.server.services.db.write() as connection:
-            connection.execute(sa.delete(tables.trace_tokens).where(tables.trace_tokens.c.trace_id == trace_id))
+            connection.execute(sa.delete(t).where(t.c.trace_id == trace_id, t.c.part.in_(parts)))
 
     # ---- comparisons
 

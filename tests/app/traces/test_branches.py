@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import pytest
 
@@ -203,9 +204,10 @@ def test_unfinished_parent_keeps_its_complete_steps(studio: Studio, how: str) ->
     assert studio.client.tokens(parent["id"])["answer"] == []
 
 
-def test_trace_of_an_earlier_version_is_branched_by_encoding_again(studio: Studio) -> None:
+@pytest.mark.parametrize("parts", [range(9), range(1, 9), [1], [2]], ids=["all", "steps", "first", "second"])
+def test_trace_of_an_earlier_version_is_branched_by_encoding_again(studio: Studio, parts: Sequence[int]) -> None:
     parent = studio.asked(3)
-    studio.forget_tokens(parent["id"])
+    studio.forget_tokens(parent["id"], parts)
     branch = studio.branched(parent["id"], 1)
     kept = next(event for event in studio.events(branch["id"]) if event.type == "step.kept")
     assert kept.data["reencoded"] is True
