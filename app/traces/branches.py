@@ -6,6 +6,7 @@ of this VQ yet go to the engine, which encodes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -108,7 +109,7 @@ class BranchIntake:
             "parent_group_id": row.group_id,
             "after_step": body.after_step,
             "edited_steps": sorted(edit.step for edit in body.edits),
-            "all_edits": [number for number, step in enumerate(kept, 1) if step.edited],
+            "all_edits": _not_the_models_own(parent, body, kept),
             "num_draws": num_draws,
         }
         return Prepared(inputs, values, prefix, tuple(kept))
@@ -172,6 +173,15 @@ def _check_draws(steps: list[KeptStep], body: BranchCreate, info: CheckpointInfo
         return
     path = "body.edits" if body.checkpoint is None else "body.checkpoint"
     raise field_problem("incompatible_checkpoint", path, f"{info.name} draws no images, a kept step has one")
+
+
+def _not_the_models_own(parent: Parent, body: BranchCreate, kept: Sequence[Kept]) -> list[int]:
+    """Steps that a person changed, here or in an ancestor, or whose beginning a person chose."""
+    edited = {number for number, step in enumerate(kept, 1) if step.edited}
+    edited |= {number for number in parent.row.all_edits or () if number <= body.after_step}
+    if body.then_text is not None or (body.then_token is not None and body.then_token.step != "answer"):
+        edited.add(body.after_step + 1)
+    return sorted(edited)
 
 
 def _exact(parent: Parent, body: BranchCreate, template: Template) -> list[bool]:

@@ -35,7 +35,7 @@ export class Branches {
     const { state } = this.#viewer;
     this.editor.follow(this.#viewer);
     const { traceId, status } = state;
-    if (status === 'loading') return;
+    if (traceId && status === 'loading') return; // without a trace there is no tree
     const known = this.#tree?.nodes.some((node) => node.id === traceId) ?? false;
     const other = traceId !== this.#traceId;
     const ended = !other && this.#live && !isLive(state);

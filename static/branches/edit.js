@@ -27,6 +27,7 @@ export class StepEditor {
   #traceId = null;
   #opener = null; // gets the focus back
   #busy = false;
+  #keys = (event) => this.#key(event); // wherever the focus is in the trace: a pen stroke moves it
 
   /** onBranch(trace, parent): a branch was created from the viewer's trace, whose state was `parent`. */
   constructor({ onBranch }) {
@@ -46,7 +47,6 @@ export class StepEditor {
       this.hint,
     );
     this.text.addEventListener('input', () => this.#label());
-    for (const part of [this.form, this.tool.bar]) part.addEventListener('keydown', (event) => this.#key(event));
     this.form.addEventListener('click', (event) => event.stopPropagation()); // the row would select its step
   }
 
@@ -70,7 +70,14 @@ export class StepEditor {
   async open(viewer, index) {
     const { state } = viewer;
     const step = state.steps.find((one) => one.index === index);
-    if (!step || this.#busy) return;
+    if (!step || this.#busy || (viewer === this.#viewer && step.index === this.step)) return;
+    if (this.#changed && state.traceId === this.#traceId) {
+      this.fail(new Error(`Step ${this.step} has changes: go on from it, or cancel, before you edit step ${index}.`));
+      this.#viewer.go(this.step);
+      this.go.focus({ preventScroll: true });
+      this.form.scrollIntoView({ block: 'nearest' });
+      return;
+    }
     this.#close();
     this.#viewer = viewer;
     this.#step = step;
@@ -80,6 +87,7 @@ export class StepEditor {
     this.text.value = step.text.trim();
     setAttr(this.text, 'aria-label', `Text of step ${index}`);
     setAttr(this.form, 'aria-label', `Edit step ${index}`);
+    viewer.root.addEventListener('keydown', this.#keys, true);
     const row = viewer.words.rowOf(index);
     row.append(this.form);
     setAttr(row, 'data-editing', 'true');
@@ -123,12 +131,16 @@ export class StepEditor {
     setAttr(viewer.imageView.element, 'data-editing', at === this.#step.index ? 'true' : null);
   }
 
+  get #changed() {
+    return Boolean(this.#step) && (this.tool.changed || this.text.value.trim() !== this.#step.text.trim());
+  }
+
   #label() {
-    const changed = this.#step && (this.tool.changed || this.text.value.trim() !== this.#step.text.trim());
-    setText(
-      this.hint,
-      changed ? 'A new trace begins here; this one stays as it is.' : 'Unchanged, the model goes on with another seed.',
-    );
+    const greedy = this.#viewer?.state.sampling?.temperature === 0;
+    const same = greedy
+      ? 'Unchanged, the model repeats itself at temperature 0.'
+      : 'Unchanged, the model goes on with another seed.';
+    setText(this.hint, this.#changed ? 'A new trace begins here; this one stays as it is.' : same);
   }
 
   fail(error) {
@@ -145,6 +157,7 @@ export class StepEditor {
 
   #close() {
     if (!this.#viewer) return;
+    this.#viewer.root.removeEventListener('keydown', this.#keys, true);
     setAttr(this.#viewer.imageView.element, 'data-editing', null);
     setAttr(this.form.parentElement ?? this.form, 'data-editing', null);
     for (const part of [this.form, this.tool.canvas, this.tool.bar]) part.remove();

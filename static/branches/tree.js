@@ -60,8 +60,17 @@ export class Tree {
     this.list.replaceChildren(...this.#items);
     if (focused >= 0) this.#items[Math.min(focused, rows.length - 1)]?.focus({ preventScroll: true });
     this.#drawRails();
-    show(this.compare, this.#parent !== null);
+    const parent = rows.find((row) => row.node.id === this.#parent);
+    show(this.compare, parent !== undefined && parent.node.status !== 'deleted');
     this.#say(current);
+    this.#reveal();
+  }
+
+  // Scrolls the list, not the page, to the shown trace.
+  #reveal() {
+    const item = this.#items.find((one) => one.dataset.trace === this.#current);
+    const frame = this.list.parentElement;
+    if (item) frame.scrollTop = item.offsetTop - (frame.clientHeight - item.offsetHeight) / 2;
   }
 
   #item(row) {

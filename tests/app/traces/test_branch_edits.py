@@ -271,6 +271,11 @@ def test_bad_branch_is_422(studio: Studio, parent: Trace, body: Any, code: str, 
 
 def test_then_text_begins_the_next_step(studio: Studio, parent: Trace) -> None:
     branch = studio.branched(parent["id"], 1, then_text=" It moves one tile down ")
+    assert branch["verdict"] is not None
+    assert branch["verdict"]["edited_steps"] == [2], "a person began it"
+    again = studio.branched(branch["id"], 2)
+    assert again["verdict"] is not None
+    assert again["verdict"]["edited_steps"] == [2], "and it stays so in later branches"
     assert branch["steps"][1]["text"].startswith("It moves one tile down")
     assert "edited" not in branch["steps"][1]
     tokens = studio.client.tokens(branch["id"])["steps"][1]["tokens"]

@@ -128,6 +128,29 @@ def test_escape_leaves_nothing_behind(studio: Open, studio_url: str, parent: str
     assert asked_in_address(page, "trace") == parent
 
 
+def test_keys_work_after_a_pen_stroke_and_changes_are_not_lost(studio: Open, studio_url: str, parent: str) -> None:
+    page = studio(studio_url).page(f"/?trace={parent}")
+    status(page, "completed")
+    edit(page, 1)
+    draw_box(page, 0.1, 0.1, 0.5, 0.5)
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".or-edit, .or-ink", state="detached")
+    edit(page, 1)
+    page.fill(".or-edit-text", "My long careful text.")
+    page.click("[aria-label='Edit step 2']")
+    page.wait_for_selector(".or-edit .or-error:has-text('Step 1 has changes')")
+    assert page.input_value(".or-edit-text") == "My long careful text."
+    draw_box(page, 0.1, 0.1, 0.5, 0.5)
+    page.keyboard.press("Control+Enter")
+    branch = shown(page, other_than=parent)
+    with Client(studio_url) as client:
+        kept = next(event.data for event in client.events(branch) if event.type == "step.kept")
+    assert kept["text"] == "My long careful text."
+    page.goto(studio_url)
+    page.wait_for_selector("html[data-studio=ready]")
+    assert not page.is_visible(".or-relatives")
+
+
 def test_refused_edit_is_explained_in_place(studio: Open, studio_url: str, parent: str) -> None:
     window = studio(studio_url)
     window.expected = ["422"]
