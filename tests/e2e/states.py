@@ -169,7 +169,7 @@ def gallery_states(window: Studio) -> Iterator[State]:
     page.evaluate("document.querySelector('.or-card .or-link').click()")
     page.wait_for_selector(".or-link.done")
     yield "gallery, link copied", page
-    page.click(".or-card-open >> nth=0")
+    page.click(".or-card[data-trace] .or-card-open >> nth=0")
     page.wait_for_selector("dialog .or-viewer[data-status]:not([data-status=loading])")
     yield "gallery, a trace", page
     page.keyboard.press("Escape")

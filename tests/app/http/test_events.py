@@ -17,6 +17,7 @@ from app.contract.events import TRACE_EVENTS, stream_schemas
 from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
 from app.contract.schemas import Out
+from app.contract.words import GROUP_END
 from model.engine.messages import Failed, Finished, GenerationRequest
 from tests.app.conftest import Serve, Server, Sse
 from tests.app.job_helpers import SPEC, events, of_type, post, worker
@@ -43,7 +44,10 @@ def rows(header: str) -> dict[str, str]:
     return dict(re.findall(r"^\| `([a-z.]+)` \| (.*) \|$", table, re.MULTILINE))
 
 
-@pytest.mark.parametrize(("header", "models"), [("event", TRACE_EVENTS), ("event of a job", JOB_EVENTS)])
+DOCUMENTED = {**TRACE_EVENTS, GROUP_END: GROUP_EVENTS[GROUP_END]}
+
+
+@pytest.mark.parametrize(("header", "models"), [("event", DOCUMENTED), ("event of a job", JOB_EVENTS)])
 def test_models_and_docs_have_the_same_events_and_fields(header: str, models: Mapping[str, type[Out]]) -> None:
     documented = rows(header)
     assert documented.keys() == models.keys()
