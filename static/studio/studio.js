@@ -271,7 +271,6 @@ class Studio {
     try {
       const trace = await api.create(request);
       this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
-      this.seed.started(trace.id, request.sampling?.seed === undefined && this.#isAsked(request));
       this.views.started(trace);
     } catch (error) {
       if (error.code === 'prompt_too_long') await this.line.ask(); // one message, in its own place
