@@ -73,7 +73,7 @@ export class StepEditor {
     if (!step || this.#busy || (viewer === this.#viewer && step.index === this.step)) return;
     if (this.#changed && state.traceId === this.#traceId) {
       this.fail(new Error(`Step ${this.step} has changes: go on from it, or cancel, before you edit step ${index}.`));
-      this.#viewer.go(this.step);
+      setTimeout(() => this.#viewer?.go(this.step)); // after the row's own click, which selects its step
       this.go.focus({ preventScroll: true });
       this.form.scrollIntoView({ block: 'nearest' });
       return;
