@@ -65,7 +65,7 @@ from app.traces.reader import TraceReader
 from app.traces.runner import TraceRunner
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
-from app.traces.unsure import Unsure
+from app.traces.token_service import TokenService
 from app.ui.assets import static_files
 from model.checkpoint.shards import SHIPPED
 from model.engine.messages import Generation
@@ -208,7 +208,7 @@ def build_services(
         intake=intake,
         traces=service,
         groups=GroupService(core.db, core.events, service),
-        unsure=Unsure(core.db, intake, registry, generation),
+        tokens=TokenService(core.db, intake, registry, generation),
         jobs=_jobs(core, registry, activation, job_command),
         servers=servers,
         datasets=DatasetStore(home.path),

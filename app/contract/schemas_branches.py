@@ -1,4 +1,4 @@
-"""JSON of branches, groups and what a trace was unsure of."""
+"""JSON of branches, groups, tokens and their alternatives."""
 
 from __future__ import annotations
 

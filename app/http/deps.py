@@ -37,7 +37,7 @@ from app.traces.groups import GroupService
 from app.traces.intake import Intake
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
-from app.traces.unsure import Unsure
+from app.traces.token_service import TokenService
 from model.engine.messages import Generation
 
 
@@ -61,7 +61,7 @@ class Services:
     intake: Intake
     traces: TraceService
     groups: GroupService
-    unsure: Unsure
+    tokens: TokenService
     jobs: JobService
     servers: ServerWatch
     datasets: DatasetStore
@@ -188,6 +188,12 @@ async def follow(service: Followed, id_: str, after: int) -> Response:
     if await service.past_the_end(id_, after):
         return Response(status_code=204)
     return EventStream(service.read(id_, after))
+
+
+def creation_answers(what: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that creates traces and starts them; `what` describes its 201."""
+    made = {"description": what, "content": event_stream("TraceEvent"), "headers": LOCATION}
+    return problems(400, 403, 409, 413, 415, 422, 429, 503, 507, *statuses, also={201: made})
 
 
 def stream_answers(event: str, past_the_end: str) -> dict[int | str, dict[str, Any]]:

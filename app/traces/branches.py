@@ -26,7 +26,7 @@ from app.traces.intake import Intake, Kept, Prepared, Room, resolve_sampling
 from app.traces.reader import no_trace
 from app.traces.records import store, tokens
 from app.traces.tasks import TaskWorld
-from app.traces.unsure import check_token, no_tokens, part_of
+from app.traces.token_service import check_token, no_tokens, part_of
 from model.engine.messages import ImageInput, KeptStep, Prefix, Tokens
 from model.engine.phases import Legal, PhaseRules, PhaseState
 from model.engine.sequence import DRAWS_PER_TOKEN, SamplingParams

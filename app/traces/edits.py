@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from app.checkpoints.folder import CheckpointInfo
 from app.contract.problems import Problem, field_problem
 from app.contract.schemas_branches import Picture
 from app.storage.database import Database
-from app.storage.images import ImageStore
+from app.storage.images import ImageStore, encode_png
 from app.traces.intake import Intake, Kept
 from app.traces.records import store, tokens
 from app.traces.tasks import TaskWorld
@@ -83,9 +82,9 @@ class EditImages:
             case "question":
                 return self._question(question, path)
             case "blank":
-                return self._new(_png(Image.new("RGB", (info.resolution, info.resolution), "white")))
+                return self._new(Image.new("RGB", (info.resolution, info.resolution), "white"))
             case "reference":
-                return self._new(_png(self._reference(parent.row.task_id, number, path)))
+                return self._new(self._reference(parent.row.task_id, number, path))
             case "other":
                 return self._other(picture, path, parent, template)
             case _:
@@ -103,8 +102,9 @@ class EditImages:
         png = self._images.read(question["image_id"])
         return GivenImage(ImageInput(png, question["fit"]), None, None, question["image_id"])
 
-    def _new(self, png: bytes) -> GivenImage:
-        stored = self._images.put(png, *_size(png))
+    def _new(self, image: Image.Image) -> GivenImage:
+        png = encode_png(image)
+        stored = self._images.put(png, image.width, image.height)
         return GivenImage(ImageInput(png), None, None, stored.image_id)
 
     def _reference(self, task_id: str | None, number: int, path: str) -> Image.Image:
@@ -142,14 +142,3 @@ def codes_of(ids: Sequence[int] | None, template: Template) -> tuple[int, ...] |
 def bad_edit(path: str, detail: str) -> Problem:
     """422 for a field of an edit."""
     return field_problem("bad_edit", path, detail)
-
-
-def _png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.convert("RGB").save(out, "PNG")
-    return out.getvalue()
-
-
-def _size(png: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(png)) as image:
-        return image.size

@@ -1,4 +1,4 @@
-"""Branches of a trace, its tree, and what it was unsure of."""
+"""Branches of a trace, its tree, its tokens and their alternatives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.contract.schemas_branches import (
     TokensOut,
     Tree,
 )
-from app.http.deps import LOCATION, App, Key, create_once, event_stream, problems, require_json
+from app.http.deps import App, Key, create_once, creation_answers, problems, require_json
 from app.http.routes.traces import stream_created, wants_stream
 from app.storage.idempotency import Claim
 
@@ -30,24 +30,8 @@ router = APIRouter(prefix="/v1/traces", tags=["branches"])
     response_model=BranchList,
     dependencies=[Depends(require_json)],
     summary="Branch a trace",
-    responses=problems(
-        400,
-        403,
-        404,
-        409,
-        413,
-        415,
-        422,
-        429,
-        503,
-        507,
-        also={
-            201: {
-                "description": "The branches; with `Accept: text/event-stream` the events of the branch or its group",
-                "content": event_stream("TraceEvent"),
-                "headers": LOCATION,
-            }
-        },
+    responses=creation_answers(
+        "The branches; with `Accept: text/event-stream` the events of the branch or its group", 404
     ),
 )
 async def create_branches(
@@ -80,7 +64,7 @@ def get_tree(trace_id: str, app: App) -> Response:
 @in_pool(pools.reads)
 def get_tokens(trace_id: str, app: App) -> Response:
     """Every token with its log-probability, and those of each image's codes."""
-    return JSONResponse(app.unsure.tokens(trace_id))
+    return JSONResponse(app.tokens.tokens(trace_id))
 
 
 @router.post(
@@ -91,4 +75,4 @@ def get_tokens(trace_id: str, app: App) -> Response:
 )
 async def get_alternatives(trace_id: str, body: AlternativesIn, app: App) -> Response:
     """The five likeliest tokens at a position, by the trace's own weights; one of them can begin a branch."""
-    return JSONResponse(await app.unsure.alternatives(trace_id, body))
+    return JSONResponse(await app.tokens.alternatives(trace_id, body))

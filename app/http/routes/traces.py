@@ -15,7 +15,6 @@ from app.contract.problems import Problem
 from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList, clean_text
 from app.contract.words import Slice, Status
 from app.http.deps import (
-    LOCATION,
     AfterTrace,
     App,
     CheckpointName,
@@ -23,7 +22,7 @@ from app.http.deps import (
     Limit,
     Position,
     create_once,
-    event_stream,
+    creation_answers,
     follow,
     problems,
     require_json,
@@ -49,24 +48,7 @@ def wants_stream(request: Request) -> bool:
     response_model=Trace,
     dependencies=[Depends(require_json)],
     summary="Create a trace and start it",
-    responses=problems(
-        400,
-        403,
-        409,
-        413,
-        415,
-        422,
-        429,
-        503,
-        507,
-        also={
-            201: {
-                "description": "The trace; with `Accept: text/event-stream` its events (`TraceEvent`)",
-                "content": event_stream("TraceEvent"),
-                "headers": LOCATION,
-            }
-        },
-    ),
+    responses=creation_answers("The trace; with `Accept: text/event-stream` its events (`TraceEvent`)"),
 )
 async def create_trace(request: Request, body: TraceCreate, app: App, idempotency_key: Key = None) -> Response:
     """All validation happens before the first byte of a stream, with its own status."""

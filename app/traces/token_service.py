@@ -1,4 +1,4 @@
-"""What a trace was unsure of: its tokens' log-probabilities, and the tokens that could have stood in their place."""
+"""The tokens of a trace with their log-probabilities, and the tokens that could have stood in their place."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def no_tokens() -> Problem:
     return Problem("no_tokens", "an earlier version ran this trace and stored no tokens; ask its question again")
 
 
-class Unsure:
+class TokenService:
     """Answers from stored tokens, and from one forward pass of the trace's own weights."""
 
     def __init__(self, db: Database, intake: Intake, checkpoints: CheckpointRegistry, generation: Generation) -> None:
