@@ -27,6 +27,8 @@ SAMPLES = {"temperature": 1.0, "seed": 3}
 WRONG_MARK = (0.64, 0.26, 0.86, 0.48)  # over the circle: left, top, right, bottom, in shares of the image
 RIGHT_MARK = (0.455, 0.695, 0.535, 0.775)  # on the diamond
 SETTLED_MS = 500
+DESK: Any = {"width": 1280, "height": 860}
+PHONE: Any = {"width": 390, "height": 844}
 
 
 def ask(client: Client, sampling: Any) -> str:
@@ -44,7 +46,20 @@ class Album:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def take(self, page: Any, name: str) -> None:
+    def take(self, page: Any, name: str, *, at: str | None = None) -> None:
+        """The page in light; with `at` also in dark, and on a phone scrolled to that element."""
+        self._shoot(page, name)
+        if at is None:
+            return
+        page.emulate_media(color_scheme="dark")
+        self._shoot(page, f"{name}-dark")
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size(PHONE)
+        page.locator(at).first.scroll_into_view_if_needed()
+        self._shoot(page, f"{name}-phone")
+        page.set_viewport_size(DESK)
+
+    def _shoot(self, page: Any, name: str) -> None:
         page.wait_for_timeout(SETTLED_MS)
         with Image.open(io.BytesIO(page.screenshot())) as shot:
             shot.convert("RGB").save(self.folder / f"{name}.webp", quality=82, method=6)
@@ -56,7 +71,7 @@ def walk(window: Studio, album: Album) -> str:
     with Client(window.url) as client:
         parent = ask(client, GREEDY)
     page = window.page(f"/?trace={parent}")
-    page.set_viewport_size({"width": 1280, "height": 860})
+    page.set_viewport_size(DESK)
     status(page, "completed")
     page.wait_for_selector(".or-verdict:has-text('reference')")
     page.click(".or-chip >> nth=1")
@@ -67,7 +82,7 @@ def walk(window: Studio, album: Album) -> str:
     scrub(page, *WRONG_MARK)
     page.click(".or-ink-bar >> text=pen")
     scrub(page, *RIGHT_MARK, lines=3)
-    album.take(page, "edit")
+    album.take(page, "edit", at=".or-ink-bar")
 
     page.click("text=Go on from here")
     page.wait_for_function("(id) => !location.search.includes(id)", arg=parent)
@@ -75,11 +90,11 @@ def walk(window: Studio, album: Album) -> str:
     page.wait_for_selector(".or-verdict:not(:empty)")
     answer = str(page.inner_text(".or-answer-text"))
     page.wait_for_selector(".or-tree-row .or-verdict[data-tone=right]")
-    album.take(page, "tree")
+    album.take(page, "tree", at=".or-tree")
 
     page.click("text=compare with parent")
     page.wait_for_selector(".or-compare-word:not(:empty)")
-    album.take(page, "compare")
+    album.take(page, "compare", at=".or-compare-word")
     page.click(".or-compare-two >> text=Close")
     status(page, "completed")
 
@@ -91,7 +106,7 @@ def walk(window: Studio, album: Album) -> str:
     page.click("#or-sampling button")
     page.click("#or-reason")
     page.wait_for_selector(".or-wall[data-status=completed]")
-    album.take(page, "samples")
+    album.take(page, "samples", at=".or-wall")
     return answer
 
 
