@@ -168,7 +168,7 @@ def _database(settings: Settings) -> Finding:
     place, problem = reach_database(settings.sqlalchemy_url)
     if problem is not None:
         return Finding("database", "bad", f"{place} is unavailable: {problem}")
-    return Finding("database", "ok", f"{place} answers")
+    return Finding("database", "ok", f"{place} responds")
 
 
 def _key(settings: Settings) -> Finding:

@@ -151,7 +151,7 @@ def _follow_group(client: Client, args: Namespace, group_id: str) -> int:
         write(_json(group))
     completed = [trace for trace in members if trace["status"] == "completed"]
     if not completed:
-        raise TraceEnded(f"none of the {len(members)} traces is completed: {_why(members[0])}")
+        raise TraceEnded(f"none of the {len(members)} traces completed: {_why(members[0])}")
     if args.quiet:
         write(clean(_most_frequent(group)) + "\n")
     elif not args.json:
@@ -162,7 +162,7 @@ def _follow_group(client: Client, args: Namespace, group_id: str) -> int:
         remark(f"{len(members) - len(completed)} of {len(members)} traces did not complete")
     first = members[0]
     if first["sampling"].get("temperature") == 0:
-        remark("greedy samples are all alike; --temperature above 0 makes them differ")
+        remark("greedy samples are identical; set --temperature above 0 to vary them")
     where = f"; images in {args.out}/" if args.out else ""
     remark(f"{first['checkpoint']}, group {group_id}{where}")
     return EXIT_OK

@@ -140,9 +140,9 @@ def _follow(client: Client, job_id: str, *, after: int = 0, as_json: bool = Fals
         error = job["error"]
         if error and error.get("log_tail") and not as_json:
             lines = "".join(f"  {line}\n" for line in error["log_tail"])
-            sys.stderr.write(f"last lines of the worker:\n{clean(lines)}")
+            sys.stderr.write(f"last lines of the worker's log:\n{clean(lines)}")
         if job["resumable"]:
-            remark(f"its saved state is kept: omni-r1 jobs resume {job_id}")
+            remark(f"to resume from its saved state: omni-r1 jobs resume {job_id}")
         reason = f": {error['detail']} ({error['code']})" if error else ""
         raise CommandError(f"job {job_id} is {job['status']}{reason}", EXIT_FAILED)
     if not as_json:

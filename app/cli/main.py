@@ -124,7 +124,7 @@ def _add_ask(commands: _Commands[_Parser]) -> None:
 
 
 def _add_branch(commands: _Commands[_Parser]) -> None:
-    text = "keep the first steps of a trace on a running server, edited if you like, and let the model go on from there"
+    text = "keep the first steps of a trace on a running server, optionally edited, and let the model go on from there"
     parser = _command(commands, "branch", "app.cli.branch:branch", text)
     parser.add_argument("trace", metavar="TRACE", help="id of a trace that has ended or is paused")
     parser.add_argument("--after", metavar="K", type=int, required=True, help="keep steps 1 to K; 0 keeps none")
@@ -134,11 +134,11 @@ def _add_branch(commands: _Commands[_Parser]) -> None:
         metavar="STEP=IMAGE",
         action="append",
         default=[],
-        help="replace a kept step's image: a file, or previous (the step before's), blank, question, or reference "
+        help="replace a kept step's image: a file, or previous (the image before), blank, question, or reference "
         "(the task's own)",
     )
     then = parser.add_mutually_exclusive_group()
-    then.add_argument("--then", metavar="TEXT", help="beginning of the next step")
+    then.add_argument("--then", metavar="TEXT", help="the beginning of the next step")
     then.add_argument("--answer", action="store_true", help="let the model answer at once")
     parser.add_argument("--seed", type=int, help="(the trace's own)")
     parser.add_argument("--temperature", type=_finite, help="0 is greedy (the trace's own)")
@@ -149,7 +149,7 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     text = "show a task of the embedded world, optionally with its solution, or let the model answer it"
     parser = _command(commands, "task", "app.cli.ask:task", text)
     parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="e.g. natural-1000000123 (random)")
-    parser.add_argument("--slice", choices=get_args(Slice), help="(drawn)")
+    parser.add_argument("--slice", choices=get_args(Slice), help="(random)")
     parser.add_argument("--seed", type=int, help="(random and held out)")
     parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
@@ -161,7 +161,7 @@ def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one")
     parser.add_argument("--checkpoint", help=f"({checkpoint})")
     parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for one trace)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print only the answer, of samples the most frequent one")
+    parser.add_argument("--quiet", action="store_true", help="print only the answer (of samples, the most frequent)")
     _add_url(parser)
 
 
@@ -227,7 +227,7 @@ def _add_grade(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; repeat in order"
     )
-    parser.add_argument("--similarity", action="store_true", help="award partial accuracy by text similarity")
+    parser.add_argument("--similarity", action="store_true", help="award partial credit for similar text")
     parser.add_argument("--json", action="store_true")
 
 

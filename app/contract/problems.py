@@ -79,7 +79,7 @@ CODES: dict[str, tuple[int, str]] = {
     "no_such_step": (422, "The trace has no such step"),
     "no_such_token": (422, "The step has no such token"),
     "bad_edit": (422, "The edit is not possible"),
-    "incompatible_checkpoint": (422, "The checkpoint draws other images"),
+    "incompatible_checkpoint": (422, "The checkpoint cannot draw these images"),
     "bad_place": (422, "The question refers to a missing image"),
     "prompt_too_long": (422, "The question does not fit"),
     "task_mismatch": (422, "The request does not match the task"),
@@ -200,11 +200,11 @@ def from_storage(error: BaseException) -> Problem | None:
         if lost or gone or isinstance(cause, OperationalError | DatabaseGone | PoolTimeout):
             return Problem(
                 "database_unavailable",
-                "the database is locked or gone; see the server's log, then try again",
+                "the database is locked or unavailable; see the server's log, then try again",
                 headers={"Retry-After": "2"},
             )
         if isinstance(cause, TooSlow) and cause.waits_for == "disk":
-            detail = "the server's disk did not answer in time; try again"
+            detail = "the server's disk did not respond in time; try again"
             return Problem("storage_unavailable", detail, headers={"Retry-After": "10"})
         cause = cause.__cause__ or cause.__context__
     return None

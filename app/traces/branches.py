@@ -60,7 +60,7 @@ class BranchIntake:
             if row is None:
                 raise no_trace()
             if row.status not in BRANCHABLE:
-                raise Problem("trace_live", f"the trace is {row.status}; wait for its end, pause it or cancel it")
+                raise Problem("trace_live", f"the trace is {row.status}; wait until it ends, pause it or cancel it")
             complete = store.num_complete(connection, trace_id)
             steps = store.fold(store.events_of(connection, trace_id))["steps"]
             response = tokens.response_of(connection, trace_id)
@@ -159,7 +159,7 @@ class BranchIntake:
             raise field_problem(
                 "incompatible_checkpoint",
                 "body.checkpoint",
-                f"{info.name} draws images of {info.resolution} px, the trace has {shown['width']} px",
+                f"{info.name} draws {info.resolution} px images, but the trace has {shown['width']} px images",
             )
         codes = parent.codes(number, template)
         png = self._images.use(shown["image_id"])
@@ -172,7 +172,7 @@ def _check_draws(steps: list[KeptStep], body: BranchCreate, info: CheckpointInfo
     if draws or not any(step.image or step.codes or codes_of(step.tokens, template) for step in steps):
         return
     path = "body.edits" if body.checkpoint is None else "body.checkpoint"
-    raise field_problem("incompatible_checkpoint", path, f"{info.name} draws no images, a kept step has one")
+    raise field_problem("incompatible_checkpoint", path, f"{info.name} draws no images, but a kept step has one")
 
 
 def _not_the_models_own(parent: Parent, body: BranchCreate, kept: Sequence[Kept]) -> list[int]:
@@ -218,11 +218,11 @@ def _then(parent: Parent, body: BranchCreate, template: Template) -> tuple[tuple
     chunk, path = part_of(response, body.then_token.step, "body.then_token.step"), "body.then_token"
     follows = len(response.steps) + 1 if body.then_token.step == "answer" else body.then_token.step
     if follows != body.after_step + 1:
-        raise bad_edit(f"{path}.step", f"with after_step {body.after_step}, the token belongs to the part after it")
+        raise bad_edit(f"{path}.step", f"the token must be in the part after after_step ({body.after_step})")
     if body.edits and body.after_step and not _exact(parent, body, template)[-1]:
         last = response.steps[body.after_step - 1]
         if last.ids[-1:] != (vocab.eoi_id,):
-            raise bad_edit(path, "the step before it is edited and has no image: its tokens cannot be kept")
+            raise bad_edit(path, "the step before is edited and has no image, so its tokens cannot be kept")
     check_token(chunk, body.then_token.token, template, f"{path}.token")
     before = Tokens(chunk.ids[: body.then_token.token], chunk.logprobs[: body.then_token.token])
     replaced = Tokens(chunk.ids[: body.then_token.token + 1], chunk.logprobs[: body.then_token.token + 1])
@@ -253,7 +253,7 @@ def _check_room(given: GivenIds, sampling: SamplingParams, template: Template, t
         raise field_problem(
             "prompt_too_long",
             path,
-            f"the kept beginning takes {len(ids)} tokens; the response has room for {limit}, one of them for the model",
+            f"the kept beginning takes {len(ids)} tokens and leaves the model no room: the limit is {limit}",
         )
     vocab = template.vocab
     rules = PhaseRules(vocab.boi_id, vocab.eoi_id, vocab.eos_id, vocab.codes_per_image)
@@ -267,7 +267,7 @@ def _check_room(given: GivenIds, sampling: SamplingParams, template: Template, t
     if state.legal is Legal.TEXT_OR_IMAGE:
         legal.add(vocab.boi_id)
     if then.id not in legal or state.finish_reason is not None:
-        raise bad_edit("body.then_token.id", "this token cannot follow here, or would end the response")
+        raise bad_edit("body.then_token.id", "this token is not allowed here, or would end the response")
 
 
 def _sampling(row: Row[Any], asked: SamplingIn | None, info: CheckpointInfo, room: Room) -> SamplingParams:
@@ -284,5 +284,5 @@ def _clean(text: str | None, path: str, template: Template) -> str | None:
     if text is None:
         return None
     if template.has_mark(text):
-        raise bad_edit(path, "the text contains a mark of the template, which would end the step")
+        raise bad_edit(path, "the text contains a template mark, which would end the step")
     return text.strip()

@@ -152,7 +152,7 @@ def resolve_sampling(requested: SamplingIn, info: CheckpointInfo, room: Room) ->
         raise field_problem(
             "invalid",
             "body.sampling.max_new_tokens",
-            f"the model holds {info.context_len} tokens, of which {room.room_tokens} are left",
+            f"the context is {info.context_len} tokens, of which {room.room_tokens} are left",
         )
     defaults = info.generation
     max_new_tokens = min(requested.max_new_tokens or room.room_tokens, room.room_tokens)

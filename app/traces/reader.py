@@ -60,7 +60,7 @@ class TraceReader:
         """The trace as an animated GIF; 409 while it is queued or running. `read` returns an image's PNG."""
         trace = await self.get(trace_id)
         if trace["status"] in store.IN_WORK:
-            raise Problem("trace_live", "a film needs a trace that has ended or is paused; wait for its end")
+            raise Problem("trace_live", "a film needs a trace that has ended or is paused; wait until it ends")
         return await pools.films.run(render, trace, read)
 
     def page(self, *, limit: int, after: str | None, words: str | None, **filters: str | None) -> dict[str, Any]:

@@ -36,12 +36,12 @@ def check_token(chunk: Tokens, token: int, template: Template, path: str) -> Non
     """422 for a token that `GET …/tokens` does not list."""
     listed = tokens.text_length(chunk, template.vocab)
     if token >= listed:
-        raise field_problem("no_such_token", path, f"the part has {listed} tokens of text")
+        raise field_problem("no_such_token", path, f"this part has only {listed} text tokens")
 
 
 def no_tokens() -> Problem:
     """409 for traces of earlier versions."""
-    return Problem("no_tokens", "an earlier version ran this trace and stored no tokens; ask its question again")
+    return Problem("no_tokens", "an earlier version made this trace and stored no tokens; ask its question again")
 
 
 class TokenService:

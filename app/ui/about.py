@@ -46,7 +46,7 @@ def _studio(client: Client) -> Section:
         ["licence", "MIT"],
         ["state", ready["phase"] + (f": {ready['detail']}" if ready.get("detail") else "")],
         ["REST API", {"text": "/docs", "href": "/docs"}],
-        ["measurements", {"text": "/metrics", "href": "/metrics"}],
+        ["metrics", {"text": "/metrics", "href": "/metrics"}],
     ]
     text = "Watch a model reason in images: it boxes, zooms, draws lines and marks, and predicts the next state."
     return {"title": "Omni-R1 Studio", "text": text, "rows": rows}
@@ -60,7 +60,7 @@ def _checkpoint(one: dict[str, Any]) -> Section:
         ("template", one.get("template")),
         ("base", one.get("base") or lineage.get("base")),
         ("size", _megabytes(one.get("size_bytes"))),
-        ("made", _day(one.get("created_at"))),
+        ("created", _day(one.get("created_at"))),
         ("images", f"{one['resolution']} × {one['resolution']} px" if one.get("resolution") else None),
         ("note", words_of(one.get("card_notes"))),
         ("problem", one.get("problem")),

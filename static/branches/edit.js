@@ -138,9 +138,9 @@ export class StepEditor {
   #label() {
     const greedy = this.#viewer?.state.sampling?.temperature === 0;
     const same = greedy
-      ? 'Unchanged, the model repeats itself at temperature 0.'
-      : 'Unchanged, the model goes on with another seed.';
-    setText(this.hint, this.#changed ? 'A new trace begins here; this one stays as it is.' : same);
+      ? 'Without a change, the model repeats itself at temperature 0.'
+      : 'Without a change, the model uses another seed.';
+    setText(this.hint, this.#changed ? 'A new trace starts here; this one stays as it is.' : same);
   }
 
   fail(error) {

@@ -7,8 +7,8 @@ import { erase, fill, ink } from './pens.js';
 
 const OVERLAP = new Set(['box', 'line', 'mark', 'predict']); // skills whose image lies over the one before
 const USES = [
-  ['previous', 'image before', 'Use the image before this step'],
-  ['reference', 'right one', 'Use the right image of this step'],
+  ['previous', 'previous', 'Use the image before this step'],
+  ['reference', 'reference', 'Use the reference image of this step'],
   ['blank', 'blank', 'Use a white image'],
 ];
 
@@ -37,7 +37,7 @@ export class InkTool {
       pen: button('pen', 'Draw with the model’s own pen', () => this.#choose('pen')),
       eraser: button('eraser', 'Uncover the image before this step', () => this.#choose('eraser')),
     };
-    this.undo = button('undo', 'Take back the last change', () => this.#undo());
+    this.undo = button('undo', 'Undo the last change', () => this.#undo());
     this.uses = Object.fromEntries(
       USES.map(([use, label, title]) => [use, button(label, title, () => this.#replace(use))]),
     );

@@ -64,10 +64,10 @@ export function partingOf({ node, parentRow }) {
   const { edited_steps: edited, after_step: after } = node;
   if (edited.length) {
     const verb = edited.length === 1 ? 'was' : 'were';
-    return `Parts from its parent at ${stepsIn([Math.min(...edited)])}: ${stepsIn(edited)} ${verb} edited.`;
+    return `Diverges from its parent at ${stepsIn([Math.min(...edited)])}: ${stepsIn(edited)} ${verb} edited.`;
   }
-  if (!after) return 'Parts from its parent right after the question.';
-  return `Parts from its parent after step ${after}.`;
+  if (!after) return 'Diverges from its parent right after the question.';
+  return `Diverges from its parent after step ${after}.`;
 }
 
 /** The name of a row for screen readers. */

@@ -22,19 +22,18 @@ export function differencesOf(left, right) {
   return found;
 }
 
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
-
 /** The differences as sentences. */
 export function wordsOf(left, right) {
   const { text, images, missing } = differencesOf(left, right);
   const said = [];
-  if (text !== null) said.push(`The texts part at step ${text}.`);
+  if (text !== null) said.push(`The texts first differ at step ${text}.`);
   if (images.length) said.push(`The images differ in ${stepsIn(images)}.`);
-  if (missing.length) said.push(`Only one has ${stepsIn(missing)}.`);
+  if (missing.length) said.push(`Only one trace has ${stepsIn(missing)}.`);
   if (!said.length) said.push('The steps are the same.');
   const answers = [left, right].map((state) => (state.hasAnswer ? state.answer.trim() || '(empty)' : null));
   if (answers[0] !== null && answers[1] !== null) {
-    said.push(answers[0] === answers[1] ? `Both answer ${answers[0]}.` : `${capital(answers[0])} or ${answers[1]}?`);
+    const [one, other] = answers;
+    said.push(one === other ? `Both answer ${one}.` : `One answers ${one}, the other ${other}.`);
   }
   return said.join(' ');
 }

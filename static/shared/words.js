@@ -7,7 +7,7 @@ export const SKILLS = {
   box: { word: 'box', drawn: 'box drawn' },
   zoom: { word: 'zoom', drawn: 'zoomed in' },
   line: { word: 'line', drawn: 'line drawn' },
-  mark: { word: 'mark', drawn: 'marks set' },
+  mark: { word: 'mark', drawn: 'mark drawn' },
   predict: { word: 'next state', drawn: 'next state drawn' },
 };
 

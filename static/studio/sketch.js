@@ -16,7 +16,7 @@ const COLOURS = [
 ];
 const PENS = [
   ['thin', 6],
-  ['middle', 16],
+  ['medium', 16],
   ['thick', 40],
 ];
 

@@ -24,7 +24,7 @@ import { Well } from './well.js';
 
 const QUESTION = '#or-question textarea';
 const HINT =
-  'Press Reason: the model reasons in images, which appear here while they are generated. Step pauses after each one. ' +
+  'Press Reason: the model reasons in images, which appear here as they are generated. Step pauses after each one. ' +
   'Afterwards you can edit any step, draw on its image, and let the model go on from there.';
 const PARTS = ['well', 'examples', 'viewer', 'line', 'samples'];
 

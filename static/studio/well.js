@@ -113,7 +113,7 @@ export class Well {
         const type = item.types.find((one) => one.startsWith('image/'));
         if (type) return this.take(await item.getType(type));
       }
-      this.fail('There is no image in the clipboard. Copy one first.');
+      this.fail('There is no image on the clipboard. Copy one first.');
     } catch {
       this.fail('The browser denied access to the clipboard. Press Ctrl+V instead.');
     }

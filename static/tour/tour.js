@@ -7,7 +7,7 @@ const STEPS = [
   {
     at: '#or-ask',
     title: 'Ask about an image',
-    text: 'Choose an example, or bring your own image. Reason runs to the answer, Step pauses after each image.',
+    text: 'Choose an example, or bring your own image. Reason runs to the answer; Step pauses after each image.',
   },
   {
     at: '#or-samples',

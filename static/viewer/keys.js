@@ -45,7 +45,7 @@ export function openHelp() {
   openDialog(
     'Keyboard',
     h('h2', {}, 'Keyboard'),
-    h('p', { class: 'or-quiet' }, 'They work while the focus is in the trace. Each has a button, too.'),
+    h('p', { class: 'or-quiet' }, 'These work while the focus is in the trace. Each also has a button.'),
     h(
       'dl',
       { class: 'or-keys' },

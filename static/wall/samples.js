@@ -42,7 +42,7 @@ export class Samples {
     element.replaceChildren(
       h(
         'div',
-        { class: 'or-samples', role: 'group', 'aria-label': 'Number of samples', title: 'How often Reason answers' },
+        { class: 'or-samples', role: 'group', 'aria-label': 'Number of samples', title: 'How many samples to draw' },
         this.less,
         this.field,
         this.more,

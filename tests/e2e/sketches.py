@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "sketches"
 LIST = FOLDER / "sketches.json"
 SIZE = 64
 SHAKE = 0.25  # pixels of 64
-PENS = {"thin": 0.75, "middle": 2.0, "thick": 5.0}  # width in pixels of 64
+PENS = {"thin": 0.75, "medium": 2.0, "thick": 5.0}  # width in pixels of 64
 DIGITS = {  # polylines on a grid of 2x4
     1: ((1, 0), (1, 4)),
     2: ((0, 0), (2, 0), (2, 2), (0, 2), (0, 4), (2, 4)),
@@ -67,16 +67,16 @@ class Hand:
         return self._box["x"] + x * self._box["width"] / SIZE, self._box["y"] + y * self._box["height"] / SIZE
 
     def fill(self, colour: str, corners: list[Point]) -> None:
-        """A convex area: its outline, then back and forth inside, with the middle pen."""
+        """A convex area: its outline, then back and forth inside, with the medium pen."""
         centre = sum(x for x, _ in corners) / len(corners), sum(y for _, y in corners) / len(corners)
-        inner = [_towards(corner, centre, PENS["middle"] / 2) for corner in corners]
-        self.stroke(colour, "middle", [*inner, inner[0]])
+        inner = [_towards(corner, centre, PENS["medium"] / 2) for corner in corners]
+        self.stroke(colour, "medium", [*inner, inner[0]])
         top, bottom = min(y for _, y in inner), max(y for _, y in inner)
         rows, zigzag = max(2, round((bottom - top) / 1.5)), []
         for row in range(rows + 1):
             left, right = _cut(inner, min(bottom, top + (bottom - top) * row / rows))
             zigzag += [left, right] if row % 2 == 0 else [right, left]
-        self.stroke(colour, "middle", zigzag)
+        self.stroke(colour, "medium", zigzag)
 
     def shape(self, colour: str, kind: str, centre: Point, size: float = 15) -> None:
         x, y, r = *centre, size / 2
@@ -98,7 +98,7 @@ class Hand:
 
     def line(self, start: Point, end: Point) -> None:
         """A black line of about 3 pixels."""
-        self.stroke("black", "middle", [start, end, (start[0] + 0.8, start[1] + 0.8), (end[0] + 0.8, end[1] + 0.8)])
+        self.stroke("black", "medium", [start, end, (start[0] + 0.8, start[1] + 0.8), (end[0] + 0.8, end[1] + 0.8)])
 
     def digit(self, value: int, left: float, top: float) -> None:
         self.stroke("black", "thin", [(left + x, top + y) for x, y in DIGITS[value]])

@@ -99,7 +99,7 @@ def branch_states(window: Studio) -> Iterator[State]:
     for _ in range(2):
         page.click("[aria-label='Edit step 2']")
         page.wait_for_selector(".or-ink[data-ready]")
-        page.wait_for_selector("text=image before")
+        page.wait_for_selector(".or-ink-bar >> text=previous")
         page.fill(".or-edit-text", "I look once more.")
         yield "branches, editing", page
         before = page.evaluate("location.search")

@@ -141,8 +141,8 @@ test('tree says where traces part and how they end', () => {
     ],
   });
   assert.match(partingOf(root), /no parent/);
-  assert.equal(partingOf(edited), 'Parts from its parent at step 2: steps 2 and 3 were edited.');
-  assert.equal(partingOf(resumed), 'Parts from its parent right after the question.');
+  assert.equal(partingOf(edited), 'Diverges from its parent at step 2: steps 2 and 3 were edited.');
+  assert.equal(partingOf(resumed), 'Diverges from its parent right after the question.');
   assert.equal(nameOf(edited), 'Branch, steps 2 and 3 edited: answer red, right');
   assert.equal(endOf(resumed.node).text, 'no answer');
   assert.equal(endOf(node('x', 'a', 1, [], { status: 'deleted' })).text, 'deleted');
@@ -214,7 +214,8 @@ test('differences are found step by step', () => {
   assert.deepEqual(differencesOf(left, right), { text: 2, images: [2], missing: [3] });
   assert.equal(
     wordsOf(left, right),
-    'The texts part at step 2. The images differ in step 2. Only one has step 3. Red or blue?',
+    'The texts first differ at step 2. The images differ in step 2. Only one trace has step 3. ' +
+      'One answers red, the other blue.',
   );
   assert.equal(wordsOf(left, left), 'The steps are the same. Both answer red.');
 });

@@ -119,7 +119,7 @@ def test_samples_of_a_question_print_answers_and_tally(canned: Canned, capsys: p
     assert "1  (failed)  right    5     t1\n2  blue      right    5     b1\n" in out
     assert "(no answer)  1      50%    -\n" in out
     assert "1 of 2 traces did not complete" in err
-    assert "greedy samples are all alike" in err
+    assert "greedy samples are identical" in err
     assert canned.body_of("POST /v1/traces")["n"] == 2
 
 
@@ -145,7 +145,7 @@ def test_samples_that_all_failed_exit_with_1(canned: Canned, capsys: pytest.Capt
     assert main(["ask", "picture.png", "Why?", "--n", "2"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "omni-r1: none of the 2 traces is completed: the engine died; ask again\n"
+    assert err == "omni-r1: none of the 2 traces completed: the engine died; ask again\n"
 
 
 def test_task_is_asked_several_times(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,7 @@ def test_doctor_checks_database_and_key_secretly(postgres_url: str) -> None:
     from app.cli.doctor import _database, _key
 
     there = _database(Settings(database_url=postgres_url))
-    assert (there.state, there.detail.endswith("answers")) == ("ok", True)
+    assert (there.state, there.detail.endswith("responds")) == ("ok", True)
     gone = _database(Settings(database_url="postgresql://me:secret@127.0.0.1:1/studio"))
     assert (gone.state, "127.0.0.1" in gone.detail, "secret" in gone.detail) == ("bad", True, False)
     short = _key(Settings(api_key="short-key"))  # type: ignore[arg-type]

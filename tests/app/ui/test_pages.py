@@ -114,7 +114,7 @@ def test_about_shows_checkpoint_card_and_limits() -> None:
     assert [section["title"] for section in reported] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
     rows = dict(reported[1]["rows"])
     assert rows["size"] == "30 MB"
-    assert rows["made"] == "2026-11-22 17:57 UTC"
+    assert rows["created"] == "2026-11-22 17:57 UTC"
     assert rows["note"] == "On a photo its answer is a guess."
     assert "base" not in rows  # unknown, so not shown
     limits = dict(reported[2]["rows"])

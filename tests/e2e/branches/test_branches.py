@@ -98,11 +98,11 @@ def test_right_image_is_offered_within_the_steps_of_a_task(studio: Open, studio_
     page = studio(studio_url).page(f"/?trace={parent}")
     status(page, "completed")
     edit(page, 1)
-    page.click("text=right one")
-    page.wait_for_selector(".or-ink-bar [aria-pressed=true]:text('right one')")
+    page.click(".or-ink-bar >> text=reference")
+    page.wait_for_selector(".or-ink-bar [aria-pressed=true]:text('reference')")
     page.click("text=undo")
-    page.wait_for_selector(".or-ink-bar [aria-pressed=false]:text('right one')")
-    page.click("text=right one")
+    page.wait_for_selector(".or-ink-bar [aria-pressed=false]:text('reference')")
+    page.click(".or-ink-bar >> text=reference")
     with page.expect_request(lambda request: request.url.endswith("/branches")) as sent:
         page.click("text=Go on from here")
     body = sent.value.post_data_json
@@ -159,7 +159,7 @@ def test_refused_edit_is_explained_in_place(studio: Open, studio_url: str, paren
     edit(page, 1)
     page.fill(".or-edit-text", "Final Answer: red")
     page.click("text=Go on from here")
-    page.wait_for_selector(".or-edit .or-error:has-text('mark of the template')")
+    page.wait_for_selector(".or-edit .or-error:has-text('template mark')")
     page.fill(".or-edit-text", EDITED_TEXT)
     page.click("text=Go on from here")
     shown(page, other_than=parent)
@@ -198,7 +198,7 @@ def test_keyboard_alone_branches_opens_the_tree_and_compares(studio: Open, studi
 
     page.focus(".or-relatives .or-link")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".or-compare-word:text('The texts part at step 1')")
+    page.wait_for_selector(".or-compare-word:text('The texts first differ at step 1')")
     becomes(page, "() => document.activeElement.className", "or-compare-two")
     assert asked_in_address(page, "compare") == f"{parent},{branch}"
 
