@@ -24,7 +24,7 @@ from training.jobs.disk import is_full
 T = TypeVar("T")
 
 # The latest migration; `migrate()` skips Alembic when the database is up to date.
-HEAD = "0005"
+HEAD = "0006"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 clock = Clock()
@@ -76,10 +76,13 @@ traces = sa.Table(
     sa.Column("num_draws", sa.Integer),  # and the position of the random numbers with which it began
     sa.Column("parent_group_id", sa.String(40)),
     sa.Column("group_id", sa.String(40)),
+    sa.Column("rating", sa.SmallInteger),  # -1, 0 or 1
+    sa.Column("note", Text),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("started_at", sa.String(32)),
     sa.Column("finished_at", sa.String(32)),
     sa.Index(None, "group_id", "id"),
+    sa.Index(None, "rating", "id"),
     sa.Index(None, "status", "id"),
     sa.Index(None, "checkpoint", "id"),
     sa.Index(None, "slice", "id"),
@@ -109,6 +112,23 @@ trace_tokens = sa.Table(
     sqlite_with_rowid=False,
 )
 
+trace_tags = sa.Table(
+    "trace_tags",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("tag", sa.String(32), primary_key=True),
+    sa.Index(None, "tag", "trace_id"),
+    sqlite_with_rowid=False,
+)
+
+# What a program that created a trace through `/v1/responses` sent, for the fields that its response repeats.
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("trace_id", sa.ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("request", sa.JSON, nullable=False),
+)
+
 # Traces that were created together. `group_events` holds the events of all members in the order of their commits, and
 # the group's own last one.
 groups = sa.Table(
@@ -120,6 +140,9 @@ groups = sa.Table(
     sa.Column("trace_ids", sa.JSON, nullable=False),
     sa.Column("tally", sa.JSON),  # once all members have ended
     sa.Column("agreement", sa.Float),
+    sa.Column("trace_id", sa.String(40), index=True),  # of interventions: the trace they intervene on, perhaps deleted,
+    sa.Column("plan", sa.JSON),  # what each member replaces, what was skipped, and that trace's answer,
+    sa.Column("effects", sa.JSON),  # and once all members have ended, what it changed
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("finished_at", sa.String(32)),
 )
