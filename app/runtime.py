@@ -25,7 +25,7 @@ from app.checkpoints.registry import NoCheckpoint
 from app.common import pools
 from app.common.pools import TooSlow
 from app.http.deps import Services
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from app.storage.home import Home
 

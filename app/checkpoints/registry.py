@@ -23,7 +23,7 @@ from app.checkpoints.folder import CheckpointInfo, Record, Source, changed, hub_
 from app.checkpoints.pool import EnginePool, Lease
 from app.common import pools
 from app.contract.problems import Problem, field_problem
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database, get_fact, now, set_fact
 from model.checkpoint.manifest import Manifest
 from model.checkpoint.shards import SHIPPED, CheckpointError, find_local, require_plain_files

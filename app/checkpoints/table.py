@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from app.checkpoints.folder import Record
 from app.contract.problems import Problem
-from app.storage import database as tables
+from app.storage import tables
 
 C = tables.checkpoints
 

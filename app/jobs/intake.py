@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.contract.problems import Problem, field_problem
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.images import ImageStore

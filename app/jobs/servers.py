@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 from app.common import pools
 from app.contract.words import TERMINAL
 from app.jobs import store as job_store
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from app.storage.dialects import clock
 from app.traces.records import group_store

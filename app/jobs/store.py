@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection, Row
 from app.contract.words import JOB_TERMINAL
 from app.jobs.process import WorkerProcess
 from app.jobs.watch import End, Job
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database, not_before, now
 from app.storage.dialects import clock
 from app.storage.ids import SortableIds

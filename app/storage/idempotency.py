@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.contract.problems import Problem, field_problem
-from app.storage import database as tables
+from app.storage import database, tables
 from app.storage.database import Database, now
 
 KEEP = timedelta(hours=24)
@@ -40,7 +40,7 @@ class Claim:
             return
         table = tables.idempotency
         mine = (table.c.route == self.route) & (table.c.key == self.key)
-        fresh = table.c.created_at >= tables.clock.before(KEEP)
+        fresh = table.c.created_at >= database.clock.before(KEEP)
         if connection.execute(sa.select(table.c.key).where(mine, fresh)).first() is not None:
             raise _in_progress()  # another server on this database came first
         connection.execute(sa.delete(table).where(mine))
@@ -102,7 +102,7 @@ class IdempotencyKeys:
         query = sa.select(table).where(
             table.c.route == claim.route,
             table.c.key == claim.key,
-            table.c.created_at >= tables.clock.before(KEEP),
+            table.c.created_at >= database.clock.before(KEEP),
         )
         with self._db.read() as connection:
             row = connection.execute(query).one_or_none()
@@ -116,7 +116,7 @@ class IdempotencyKeys:
         """Delete entries older than 24 h; blocking."""
         table = tables.idempotency
         with self._db.write() as connection:
-            connection.execute(sa.delete(table).where(table.c.created_at < tables.clock.before(KEEP)))
+            connection.execute(sa.delete(table).where(table.c.created_at < database.clock.before(KEEP)))
 
 
 def _in_progress() -> Problem:

@@ -28,7 +28,7 @@ from sqlalchemy.engine import Connection
 
 from app.common.clock import stamp
 from app.contract.problems import Problem, field_problem
-from app.storage import database as tables
+from app.storage import database, tables
 from app.storage.database import Database, now
 
 MAX_UPLOAD_BYTES = 20_000_000
@@ -178,7 +178,7 @@ class ImageStore:
 
     def sweep(self, *, at: datetime | None = None) -> int:
         """Delete images that no trace shows and that were unused for 24 h; returns their number."""
-        before = stamp(at - KEEP - TOUCH_EVERY) if at is not None else tables.clock.before(KEEP + TOUCH_EVERY)
+        before = stamp(at - KEEP - TOUCH_EVERY) if at is not None else database.clock.before(KEEP + TOUCH_EVERY)
         i, used = tables.images, tables.trace_images
         query = sa.select(i.c.id).where(
             i.c.last_used_at < before, ~sa.exists().where(used.c.image_id == i.c.id).correlate(i)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from app.traces.records import store
 

@@ -30,7 +30,6 @@ from typing import Any
 from model.engine.commands import (
     Abort,
     Alternatives,
-    Answered,
     Call,
     Check,
     Command,
@@ -38,8 +37,11 @@ from model.engine.commands import (
     Generate,
     InitialLoadsSent,
     Load,
+    MeasureAttention,
+    MeasureReliance,
     Memory,
     Outputs,
+    Replied,
     Reply,
     Report,
     Seen,
@@ -54,8 +56,11 @@ from model.engine.messages import (
     Failed,
     Footprint,
     GenerationRequest,
+    ImageAttention,
     Output,
+    Reliance,
     Terminal,
+    WholeResponse,
 )
 
 CLOSE_S = 2.0  # grace period for the child to exit
@@ -154,13 +159,31 @@ class EngineClient(abc.ABC):
         found: list[Alternative] = await self._ask(Alternatives(query))
         return found
 
+    async def reliance(self, response: WholeResponse) -> Reliance:
+        """How much an answer relies on each image before it.
+
+        Raises:
+            EngineError: `weights_gone`, `no_answer`, or the tokens do not fit this checkpoint.
+        """
+        found: Reliance = await self._ask(MeasureReliance(response))
+        return found
+
+    async def attention(self, response: WholeResponse, step: int | None) -> tuple[ImageAttention, ...]:
+        """How much the tokens of a step, or of the answer (None), attend to each image.
+
+        Raises:
+            EngineError: as `reliance`.
+        """
+        found: tuple[ImageAttention, ...] = await self._ask(MeasureAttention(response, step))
+        return found
+
     async def wait_ready(self) -> EngineStatus:
         """Wait until the engine is ready or has failed. For scripts; servers poll `status`."""
         while self._status.phase == "starting":
             await asyncio.sleep(0.01)
         return self._status
 
-    async def _ask(self, command: Answered) -> Any:
+    async def _ask(self, command: Replied) -> Any:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         if self._status.phase in ("stopping", "failed"):
             raise EngineError("not_ready", f"the engine is {self._status.phase}: {self._status.detail}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Output
+from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Output, WholeResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,27 @@ class Alternatives:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureReliance:
+    """The reply is a `Reliance`."""
+
+    response: WholeResponse
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureAttention:
+    """The reply is a tuple of `ImageAttention`, of the tokens of a step or of the answer (None)."""
+
+    response: WholeResponse
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End the worker."""
 
 
-Answered = Load | Unload | Check | Memory | Abort | Seen | Alternatives
+Asked = Alternatives | MeasureReliance | MeasureAttention  # answered by forward passes outside the step loop
+Replied = Load | Unload | Check | Memory | Abort | Seen | Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +119,7 @@ class Call:
     """A command that is answered by the `Reply` with its ticket."""
 
     ticket: int
-    command: Answered
+    command: Replied
 
 
 Command = Configure | InitialLoadsSent | Generate | SetMode | Close | Call | Load | Abort

@@ -24,7 +24,7 @@ from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import FinishedBy, PrefixRows, SamplingParams, Sequence, Status
-from model.nets.attention import CausalAttention
+from model.nets.attention import Attention
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.nets.transformer import LayerWeights, Transformer
@@ -194,33 +194,22 @@ class Engine:
         return self.cache.export(sequence.slot, sequence.position)
 
     @torch.inference_mode()
-    def likeliest(
-        self, prompt_ids: Seq[int], response: Seq[int], params: SamplingParams, count: int
-    ) -> list[tuple[int, float]]:
-        """The `count` likeliest legal tokens after a beginning of a response, with the log-probabilities of sampling.
+    def forward(self, ids: Seq[int], attention: Attention) -> Tensor:
+        """Hidden states [T, D] of a whole sequence, without the cache; may run in another thread than `step`."""
+        both = torch.tensor([list(ids), list(range(len(ids)))]).to(self.device)
+        return self.transformer(both[:1], both[1:], attention, weights=self._layers)[0]  # type: ignore[no-any-return]
 
-        One forward pass without the cache; may run in another thread than `step`.
-
-        Raises:
-            ValueError: the response is complete, or leaves no room.
-        """
-        sequence = Sequence.create(
-            "", 0, list(prompt_ids), params, rules=self.rules, context_len=self.context_len, resumed=list(response)
-        )
-        if sequence.state.legal is Legal.FORCED:
-            return [(sequence.state.forced_id, 0.0)]
-        ids = torch.tensor([*prompt_ids, *response], device=self.device)
-        positions = torch.arange(len(ids), device=self.device)
-        hidden = self.transformer(ids[None], positions[None], CausalAttention(), weights=self._layers)[0, -1:]
-        is_code = sequence.state.legal is Legal.CODE
-        logits = hidden @ (self._code_head if is_code else self._text_head)
-        if sequence.state.legal is Legal.TEXT:
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, legal: Legal) -> Tensor:
+        """Hidden states [n, D] -> logits [n, L] over a legal set, in the order of `ids_of`; -inf where not legal."""
+        logits = hidden @ (self._code_head if legal is Legal.CODE else self._text_head)
+        if legal is Legal.TEXT:
             logits[:, -1] = float("-inf")
-        logprobs = torch.log_softmax(logits[0].float() / (params.temperature or 1.0), dim=-1)
-        best = logprobs.topk(min(count, logprobs.shape[0]))
-        columns = self._code_ids if is_code else self._text_ids
-        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(columns[column], value) for column, value in found if value > float("-inf")]
+        return logits.float()
+
+    def ids_of(self, legal: Legal) -> Seq[int]:
+        """The token ids of the columns of `logits`; begin-image is the last of a text's."""
+        return self._code_ids if legal is Legal.CODE else self._text_ids
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:

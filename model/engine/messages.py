@@ -208,6 +208,48 @@ class AlternativesQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeResponse:
+    """A response with an answer: the tokens of each complete step, and those after the last one."""
+
+    checkpoint: str
+    weight_version: int
+    question: str
+    images: tuple[ImageInput, ...]
+    steps: tuple[tuple[int, ...], ...]
+    last: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReliance:
+    """How much a response relies on one image: the loss of log-probability, in nats, when later tokens cannot see it.
+
+    `step` is 0 for an image of the question. `per_step` has one value for each step's text and codes, `answer` is that
+    of the answer's tokens.
+    """
+
+    step: int
+    answer: float
+    per_step: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reliance:
+    """`answer_logprob` is the log-probability of the answer's tokens with every image."""
+
+    answer_logprob: float
+    images: tuple[ImageReliance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAttention:
+    """The share of attention that an image gets: weights of its codes, in rows [h][w]. `step` 0: of the question."""
+
+    step: int
+    grid: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Alternative:
     """A legal token and its log-probability at that position."""
 
@@ -275,6 +317,20 @@ class Generation(Protocol):
 
         Raises:
             EngineError: `weights_gone`, or the tokens do not fit this checkpoint.
+        """
+
+    async def reliance(self, response: WholeResponse) -> Reliance:
+        """How much an answer relies on each image before it: one forward pass for each, and one with all of them.
+
+        Raises:
+            EngineError: `weights_gone`, `no_answer`, or the tokens do not fit this checkpoint.
+        """
+
+    async def attention(self, response: WholeResponse, step: int | None) -> tuple[ImageAttention, ...]:
+        """How much the tokens of a step, or of the answer (None), attend to each image up to them.
+
+        Raises:
+            EngineError: as `reliance`.
         """
 
     async def memory(self) -> dict[str, Any]:

@@ -58,6 +58,15 @@ class Draws:
         return draw(), draw(), draw()
 
 
+def first_phase(rules: PhaseRules, room: int, params: SamplingParams) -> PhaseState:
+    """The phase at the beginning of a response that has `room` tokens."""
+    limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
+    fits = rules.images_that_fit(limit)
+    return PhaseState(
+        rules, max_tokens=limit, max_images=fits if params.max_images is None else min(fits, params.max_images)
+    )
+
+
 def sample_seed(seed: int, index: int) -> int:
     """The seed of sample `index` of a group; sample 0 keeps the request's own."""
     return seed if index == 0 else mixed_seed(seed, index)
@@ -124,11 +133,7 @@ class Sequence:
         room = context_len - len(prompt)
         if not prompt or room < 1:
             raise ValueError(f"the prompt has {len(prompt)} tokens; {context_len} fit, one of them for the response")
-        limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
-        fits = rules.images_that_fit(limit)
-        state = PhaseState(
-            rules, max_tokens=limit, max_images=fits if params.max_images is None else min(fits, params.max_images)
-        )
+        state = first_phase(rules, room, params)
         legal = bytearray()
         for token in resumed:
             if state.finish_reason is not None:

@@ -33,6 +33,42 @@ class CausalAttention:
         return out.flatten(-2)
 
 
+class MaskedAttention:
+    """Dense batches [B, T] with a mask [T, T]: token i attends to token j where `mask[i, j]`."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H * K]."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=grouped)
+        return out.transpose(1, 2).flatten(-2)
+
+
+class RecordedAttention(CausalAttention):
+    """Causal attention [B, T] that adds up how much the tokens `rows` attend to each token in the layers from `first`.
+
+    Attributes:
+        total: sum over those layers of the weights [B, R, T], each the mean over heads.
+    """
+
+    def __init__(self, rows: Tensor, first: int) -> None:
+        """`rows` are positions [R]."""
+        self.rows, self.first = rows, first
+        self.total: Tensor | float = 0.0
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H * K]."""
+        if layer >= self.first:
+            keys = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2).float()
+            scores = torch.einsum("brhk,bthk->bhrt", q[:, self.rows].float(), keys) * q.shape[-1] ** -0.5
+            future = torch.arange(k.shape[1], device=k.device) > self.rows[:, None]
+            self.total = self.total + scores.masked_fill(future, float("-inf")).softmax(-1).mean(1)
+        return super().__call__(layer, q, k, v)
+
+
 def causal_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [B, T, H, K], k and v [B, T, J, K] -> [B, T, H, K]."""
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:

@@ -227,6 +227,24 @@ class Template:
         """Whether a text contains a mark of this template, which would end the step or begin the answer."""
         return mark_pattern(self.name).search(text) is not None
 
+    def answer_tokens(self, response: Sequence[int]) -> range:
+        """Where the answer's tokens stand in a response, without its mark and what closes it; empty without an answer.
+
+        An answer without a mark begins after the last image (:attr:`TraceParser.unmarked`).
+        """
+        parser, start = self.parser(), None
+        for i, token in enumerate(response):
+            parser.feed(token)
+            if start is None and parser.answer is not None:
+                start = i if parser.answer else i + 1  # a token may hold the end of the mark and the answer's beginning
+        parser.finish()
+        if parser.unmarked:
+            start = len(response) - list(reversed(response)).index(self.vocab.eoi_id)
+        if start is None:
+            return range(0)
+        stop = next((i for i in range(start, len(response)) if response[i] in self.vocab.reserved_ids), len(response))
+        return range(start, stop)
+
     def render_parts(self, prompt: Sequence[Part], response: Sequence[Part]) -> Rendered:
         """BOS + prompt ‖ response + EOS without marks: captions, drawing instructions and the like."""
         return self.render_turns([(prompt, response)])

@@ -27,7 +27,7 @@ from model.worker.narrator import Narrator
 from model.worker.outbox import Outbox
 from model.worker.prompts import Prompts
 from model.worker.requests import KVStash, Live, Prompt, ResumeError, ResumeState
-from model.worker.scoring import alternatives
+from model.worker.scoring import scored
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -117,7 +117,7 @@ class Worker:
             case Reply():
                 self._send(message)
 
-    def _answer(self, ticket: int, command: commands.Answered) -> None:
+    def _answer(self, ticket: int, command: commands.Replied) -> None:
         match command:
             case commands.Abort(request_id):
                 self._abort(request_id)
@@ -134,8 +134,8 @@ class Worker:
                 self._send(Reply(ticket, self.models.memory() | {"stash": self._stash.num_bytes}))
             case commands.Seen(request_id):
                 self._seen(request_id, ticket)
-            case commands.Alternatives(query):
-                self._drawings.work(partial(alternatives, self.models, query), ticket)
+            case commands.Alternatives() | commands.MeasureReliance() | commands.MeasureAttention():
+                self._drawings.work(partial(scored, self.models, command), ticket)
 
     def _end_load(self, load: LoadEnded) -> None:
         self.models.take(load.name, load.model)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.storage import database as tables
-from app.storage.database import HEAD, Database, DatabaseTooNew
+from app.storage import tables
+from app.storage.database import HEAD, MIGRATIONS, Database, DatabaseTooNew, get_fact, set_fact
 from app.storage.home import Home, HomeBusy
 from tests.app.conftest import Serve, Server, both_databases, is_problem, running
 from tests.fakes import FakeGeneration, held, write_paper_checkpoint
@@ -196,7 +196,7 @@ def test_migrations_create_the_tables_of_the_code(database_url: str, database: s
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(tables.MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
     opened = Database(database_url)
     opened.migrate()
@@ -215,12 +215,12 @@ def test_no_update_is_lost_between_threads(database_url: str) -> None:
     database = Database(database_url)
     database.migrate()
     with database.write() as connection:
-        tables.set_fact(connection, "n", "0")
+        set_fact(connection, "n", "0")
 
     def add() -> None:
         for _ in range(50):
             with database.write() as connection:
-                tables.set_fact(connection, "n", str(int(tables.get_fact(connection, "n") or 0) + 1))
+                set_fact(connection, "n", str(int(get_fact(connection, "n") or 0) + 1))
 
     threads = [threading.Thread(target=add) for _ in range(6)]
     for thread in threads:
@@ -228,7 +228,7 @@ def test_no_update_is_lost_between_threads(database_url: str) -> None:
     for thread in threads:
         thread.join()
     with database.read() as connection:
-        assert tables.get_fact(connection, "n") == "300"
+        assert get_fact(connection, "n") == "300"
     database.close()
 
 

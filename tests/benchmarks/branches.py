@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from app.client import Client
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from app.traces.records import tokens
 from tests.e2e.real_server import new_server

@@ -27,6 +27,7 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import resolve
+from model.engine.analysis import likeliest
 from model.engine.engine import Engine
 from model.engine.sequence import SamplingParams
 from model.images.codes import encode_images
@@ -237,7 +238,7 @@ def branch(
 def _apart(engine: Engine, number: int, image: Drawn, own: Own, tokens: Sequence[int]) -> Apart:
     pairs = enumerate(zip(own.tokens, tokens, strict=False))
     place = next((i for i, (a, b) in pairs if a != b), min(len(own.tokens), len(tokens)))
-    (_, first), (_, second) = engine.likeliest(own.prompt, own.tokens[:place], GREEDY, 2)
+    (_, first), (_, second) = likeliest(engine, own.prompt, own.tokens[:place], GREEDY, 2)
     return Apart(number, image.step, place, first - second)
 
 

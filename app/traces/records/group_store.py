@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Row
 
 from app.contract.frames import encode
 from app.contract.words import GROUP_END, TERMINAL
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import now
 from app.storage.ids import GROUP, SortableIds
 from app.traces.records import store, tokens

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from app.contract.words import TERMINAL
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import not_before, now
 from app.storage.ids import GROUP, SortableIds
 

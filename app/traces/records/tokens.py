@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from app.storage import database as tables
+from app.storage import tables
 from app.traces.records import store
 from model.engine.messages import Tokens
 from model.engine.sequence import DRAWS_PER_TOKEN

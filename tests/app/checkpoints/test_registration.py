@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.contract.problems import Problem
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import now
 from model.checkpoint.shards import CheckpointError
 from tests.app.conftest import Serve, Server, both_databases, is_problem

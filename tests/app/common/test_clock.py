@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.common.clock import Clock, stamp
-from app.storage import database as tables
+from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import FakeCheckpoints, events, get, of_type, post, worker
 from tests.app.traces.test_pause_and_queue import held_early

@@ -19,7 +19,7 @@ from app.contract.schemas import CheckpointList, In, ModelList, Out, ProblemOut,
 from app.contract.schemas_system import LimitsOut, Ready, RoomOut
 from app.http.openapi import STREAMS
 from app.main import create_app
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.images import encode_png
 from model.engine.messages import GenerationRequest
 from model.engine.phases import ANSWER_ROOM

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.client import Client
-from app.storage import database as tables
+from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases, running
 from tests.app.job_helpers import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from tests.e2e.real_server import ROOT, wait_until

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from app.jobs import store as job_store
 from app.jobs.servers import ServerWatch
-from app.storage import database as tables
 from app.storage.database import Database
 from app.traces.records import store
 from tests.app.jobs.test_servers import insert_trace
@@ -21,7 +20,7 @@ def upgrade_to(database: Database, revision: str) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(tables.MIGRATIONS))
+    config.set_main_option("script_location", str(database.MIGRATIONS))
     with database._engine.connect() as connection, connection.begin():
         config.attributes["connection"] = connection
         command.upgrade(config, revision)

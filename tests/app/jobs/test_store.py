@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.jobs import store
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from training.jobs.folder import WorkerEvent
 

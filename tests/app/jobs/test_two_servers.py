@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from app.client import Client
 from app.contract.words import JOB_TERMINAL
 from app.jobs.servers import DIED
-from app.storage import database as tables
+from app.storage import tables
 from app.traces.records import group_store
 from tests.app.conftest import Server, both_databases, is_problem, parse_sse, running
 from tests.app.job_helpers import FakeCheckpoints, code, events, get, of_type, post, statuses, worker

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from app.contract.problems import Problem
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.images import MAX_UPLOAD_BYTES
 from model.images.reader import ImageError, read_image
 from tests.app.conftest import Server, both_databases, is_problem

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app.storage import database as tables
+from app.storage import tables
+from app.storage.database import Database
 from tests.app.conftest import Server, both_databases, running
 from tests.app.job_helpers import FakeCheckpoints, events, get, of_type, post, statuses, worker
 from tests.app.storage.old_home import DONE, KILLED, STOPPED, UPLOAD, make_old_home
@@ -88,7 +89,7 @@ async def test_moved_home_finds_registered_folders(tmp_path: Path, package: Path
     """Only the end of its path reveals the folder's new place."""
     old, home = tmp_path / "old", tmp_path / "new"
     make_old_home(old, package / "nano-omni-r1", tmp_path / "elsewhere")
-    database = tables.Database(f"sqlite:///{old / 'omni-r1.db'}")
+    database = Database(f"sqlite:///{old / 'omni-r1.db'}")
     with database.write() as connection:
         connection.execute(sa.delete(tables.checkpoints).where(tables.checkpoints.c.source == "job"))
         connection.execute(sa.text("DELETE FROM jobs"))

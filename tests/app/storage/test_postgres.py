@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from app import main
 from app.common.settings import Settings, SettingsError, read_settings
 from app.contract.problems import Problem
-from app.storage import database as tables
-from app.storage.database import HEAD, Database, DatabaseTooNew, now
+from app.storage import tables
+from app.storage.database import HEAD, Database, DatabaseTooNew, get_fact, now, set_fact
 from app.storage.dialects import DatabaseUnusable, to_json
 from app.storage.idempotency import Claim
 from tests.app.conftest import Server, is_problem, running
@@ -72,33 +72,33 @@ def test_no_update_is_lost_between_processes(postgres_url: str, opened: Callable
     """Each `Database` locks only its own threads, like another process's."""
     databases = [opened(postgres_url) for _ in range(3)]
     with databases[0].write() as connection:
-        tables.set_fact(connection, "n", "0")
+        set_fact(connection, "n", "0")
 
     def adder(database: Database) -> Callable[[], None]:
         def add() -> None:
             for _ in range(20):
                 with database.write() as connection:
-                    tables.set_fact(connection, "n", str(int(tables.get_fact(connection, "n") or 0) + 1))
+                    set_fact(connection, "n", str(int(get_fact(connection, "n") or 0) + 1))
 
         return add
 
     assert at_once(*(adder(database) for database in databases)) == [None] * 3
     with databases[0].read() as connection:
-        assert tables.get_fact(connection, "n") == "60"
+        assert get_fact(connection, "n") == "60"
 
 
 def test_reader_sees_one_snapshot_without_waiting(postgres_url: str, opened: Callable[[str], Database]) -> None:
     database = opened(postgres_url)
     with database.read() as reader:
-        assert tables.get_fact(reader, "n") is None
+        assert get_fact(reader, "n") is None
         with database.write() as writer:
-            tables.set_fact(writer, "n", "1")
-            assert tables.get_fact(reader, "n") is None
-        assert tables.get_fact(reader, "n") is None
+            set_fact(writer, "n", "1")
+            assert get_fact(reader, "n") is None
+        assert get_fact(reader, "n") is None
         with pytest.raises(sa.exc.DBAPIError, match="read-only"):
-            tables.set_fact(reader, "n", "2")
+            set_fact(reader, "n", "2")
     with database.read() as reader:
-        assert tables.get_fact(reader, "n") == "1"
+        assert get_fact(reader, "n") == "1"
 
 
 def test_failed_write_frees_the_lock(postgres_url: str, opened: Callable[[str], Database]) -> None:
@@ -106,13 +106,13 @@ def test_failed_write_frees_the_lock(postgres_url: str, opened: Callable[[str], 
 
     def fail() -> None:
         with database.write() as connection:
-            tables.set_fact(connection, "n", "1")
+            set_fact(connection, "n", "1")
             raise ValueError("on purpose")
 
     with pytest.raises(ValueError, match="on purpose"):
         fail()
     with database.write() as connection:
-        assert tables.get_fact(connection, "n") is None
+        assert get_fact(connection, "n") is None
 
 
 def test_unstorable_text_is_replaced(postgres_url: str, opened: Callable[[str], Database]) -> None:
@@ -156,7 +156,7 @@ def test_servers_accept_one_request_per_key(postgres_url: str, opened: Callable[
 
         def work() -> None:
             with database.write() as connection:
-                tables.set_fact(connection, name, "made")
+                set_fact(connection, name, "made")
                 Claim("POST /v1/traces", "key", "hash").store(connection, name, {"id": name})
 
         return work

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from app.client import Client
 from app.client.sse import Event
 from app.client.types import Trace
-from app.storage import database as tables
+from app.storage import tables
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.shards import SHIPPED
 from model.engine.engine import Engine

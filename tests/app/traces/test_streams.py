@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database, now
 from app.traces.event_log import EventLog
 from app.traces.event_writer import num_batches
