@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from app.jobs import store as job_store
 from app.jobs.servers import ServerWatch
-from app.storage.database import Database
+from app.storage.database import MIGRATIONS, Database
 from app.traces.records import store
 from tests.app.jobs.test_servers import insert_trace
 
@@ -20,7 +20,7 @@ def upgrade_to(database: Database, revision: str) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(database.MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     with database._engine.connect() as connection, connection.begin():
         config.attributes["connection"] = connection
         command.upgrade(config, revision)

@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 
 from app.storage import tables
-from app.storage.database import Database
+from app.storage.database import MIGRATIONS, Database
 
 TIME = "2026-01-01T00:00:00.000Z"
 DONE, STOPPED, KILLED, UPLOAD = "job_done", "job_stopped", "job_killed", f"{'ab' * 16}.jsonl"
@@ -53,7 +53,7 @@ def _fill(home: Path, elsewhere: Path, url: str) -> None:
         tables.metadata.drop_all(connection)
         connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
         config = Config()
-        config.set_main_option("script_location", str(database.MIGRATIONS))
+        config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
         old = sa.MetaData()
