@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.common.clock import Clock, stamp
-from app.storage import tables
+from app.storage import database
 from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import FakeCheckpoints, events, get, of_type, post, worker
 from tests.app.traces.test_pause_and_queue import held_early
@@ -39,7 +39,7 @@ class Clocks:
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     """The clocks of all servers in the test."""
     made = Clocks()
-    monkeypatch.setattr(tables, "clock", made.make())
+    monkeypatch.setattr(database, "clock", made.make())
     return made
 
 
