@@ -39,7 +39,20 @@ from app.http.connections import PatienceMiddleware
 from app.http.deps import Services, known_ids, known_query
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
-from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
+from app.http.routes import (
+    branches,
+    checkpoints,
+    datasets,
+    groups,
+    images,
+    jobs,
+    login,
+    rewards,
+    system,
+    tasks,
+    traces,
+    why,
+)
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
@@ -59,6 +72,7 @@ from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
 from app.traces.groups import GroupService
 from app.traces.intake import Intake
+from app.traces.interventions import Interventions
 from app.traces.judge import Judge
 from app.traces.launch import Launcher
 from app.traces.reader import TraceReader
@@ -74,7 +88,7 @@ __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app",
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, branches, groups, images, tasks, jobs, datasets, checkpoints, rewards)
+ROUTES = (system, login, traces, branches, why, groups, images, tasks, jobs, datasets, checkpoints, rewards)
 # Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
 
@@ -190,7 +204,7 @@ def build_services(
     image_intake = ImageIntake(core.images, spool)
     intake = Intake(core.images, image_intake, registry, core.world)
     servers = ServerWatch(core.db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
-    service = _traces(core, registry, intake, servers)
+    service, interventions = _traces(core, registry, intake, servers)
     services = Services(
         settings=settings,
         db=core.db,
@@ -209,6 +223,7 @@ def build_services(
         traces=service,
         groups=GroupService(core.db, core.events, service),
         tokens=TokenService(core.db, intake, registry, generation),
+        interventions=interventions,
         jobs=_jobs(core, registry, activation, job_command),
         servers=servers,
         datasets=DatasetStore(home.path),
@@ -235,7 +250,9 @@ def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointR
     )
 
 
-def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: ServerWatch) -> TraceService:
+def _traces(
+    core: _Core, registry: CheckpointRegistry, intake: Intake, servers: ServerWatch
+) -> tuple[TraceService, Interventions]:
     """The traces, wired to the pool, which may cancel them, and to the servers, which may end them."""
     runner = TraceRunner(
         events=core.events,
@@ -247,6 +264,7 @@ def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: 
     )
     ping_s, server_id = core.settings.ping_s, lambda: core.home.server_id
     launcher = Launcher(db=core.db, events=core.events, runner=runner, metrics=core.metrics, server_id=server_id)
+    branches = BranchIntake(core.db, intake, core.images, registry, core.world)
     service = TraceService(
         db=core.db,
         events=core.events,
@@ -254,7 +272,7 @@ def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: 
         checkpoints=registry,
         partials=core.partials,
         intake=intake,
-        branches=BranchIntake(core.db, intake, core.images, registry, core.world),
+        branches=branches,
         launcher=launcher,
         runner=runner,
         reader=TraceReader(core.db, core.events, server_id, ping_s=ping_s, is_dead=servers.is_dead),
@@ -264,7 +282,16 @@ def _traces(core: _Core, registry: CheckpointRegistry, intake: Intake, servers: 
     )
     registry.pool.cancel_running = service.cancel_running
     servers.active, servers.end_elsewhere = lambda: service.active_ids, service.end_elsewhere
-    return service
+    interventions = Interventions(
+        db=core.db,
+        traces=service,
+        branches=branches,
+        images=core.images,
+        world=core.world,
+        checkpoints=registry,
+        launcher=launcher,
+    )
+    return service, interventions
 
 
 def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str]) -> JobService:

@@ -1,6 +1,6 @@
 """`omni-r1`: serve the studio, ask questions from a terminal, train and evaluate models, diagnose problems.
 
-`ask`, `branch`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
+`ask`, `branch`, `why`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
 http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. This module only parses
 arguments and turns errors into one line and an exit code; commands are imported when called, so that `--help` is
 instant.
@@ -27,7 +27,7 @@ from app.cli.terminal import (
     complain,
     one_line,
 )
-from app.contract.words import Drain, JobStatus, Slice
+from app.contract.words import Drain, JobStatus, Replacement, Slice
 
 STAGES = ("vq", "base", "pesft")
 _URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
@@ -79,6 +79,7 @@ def build_parser() -> _Parser:
     _add_serve(commands)
     _add_ask(commands)
     _add_branch(commands)
+    _add_why(commands)
     _add_task(commands)
     _add_checkpoints(commands)
     _add_evaluate(commands)
@@ -143,6 +144,17 @@ def _add_branch(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--seed", type=int, help="(the trace's own)")
     parser.add_argument("--temperature", type=_finite, help="0 is greedy (the trace's own)")
     _add_running_options(parser, checkpoint="the trace's own weights")
+
+
+def _add_why(commands: _Commands[_Parser]) -> None:
+    text = "measure how much a trace on a running server relies on its images, and what replacing them changes"
+    parser = _command(commands, "why", "app.cli.why:why", text)
+    parser.add_argument("trace", metavar="TRACE", help="id of a trace with an answer")
+    kinds = get_args(Replacement)
+    parser.add_argument("--with", dest="with_", metavar="KIND", action="append", choices=kinds, help=", ".join(kinds))
+    parser.add_argument("--steps", metavar="K", type=_positive, nargs="+", help="replace the images of these (all)")
+    parser.add_argument("--json", action="store_true", help="print both as JSON")
+    _add_url(parser)
 
 
 def _add_task(commands: _Commands[_Parser]) -> None:

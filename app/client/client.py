@@ -25,6 +25,7 @@ from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
 from app.client.sse import Cursor, Event
 from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Reward, Sampling, StoredImage, Task, Trace
+from app.client.why import WhyCalls
 from app.contract.words import Drain, Fit, Mode
 
 PATIENT = httpx.Timeout(None, connect=5.0)  # for calls that wait for a disk, a hub or running traces
@@ -42,7 +43,7 @@ def default_key() -> str:
     return key if key.isascii() and key.isprintable() else ""  # not valid in a header
 
 
-class Client(BranchCalls, JobCalls):
+class Client(BranchCalls, WhyCalls, JobCalls):
     """A connection pool to one server, usable from many threads; close it, or use it with `with`.
 
     `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` (httpx.MockTransport), `sleep` and

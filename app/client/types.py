@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from app.contract.words import Fit, GroupKind, GroupStatus, JobStatus, Mode, Slice, Status
+from app.contract.words import Fit, GroupKind, GroupStatus, JobStatus, Mode, Replacement, Slice, Status
 
 
 class ImageRef(TypedDict):
@@ -218,6 +218,26 @@ class Tally(TypedDict):
     verdict: NotRequired[Literal["right", "wrong"] | None]
 
 
+Effect = TypedDict(
+    "Effect",
+    {
+        "trace_id": str,
+        "step": int,
+        "with": Replacement,
+        "answer_before": str | None,
+        "answer_after": str | None,
+        "changed": bool | None,
+        "verdict_before": Literal["right", "wrong"] | None,
+        "verdict_after": Literal["right", "wrong"] | None,
+        "later_images_changed": int | None,
+    },
+)
+"""What replacing one image changed; `changed` is None while it runs, or if it did not complete."""
+
+Skipped = TypedDict("Skipped", {"step": int, "with": Replacement, "reason": str})
+"""A replacement that is not possible."""
+
+
 class Group(TypedDict):
     """Traces that were created together, and their answers so far, the most frequent first."""
 
@@ -227,7 +247,9 @@ class Group(TypedDict):
     status: GroupStatus
     tally: list[Tally]
     agreement: float | None
-    effects: NotRequired[list[dict[str, Any]] | None]  # of an intervention
+    trace_id: NotRequired[str]  # of an intervention: the trace that it changes,
+    effects: NotRequired[list[Effect]]  # what each member changed,
+    skipped: NotRequired[list[Skipped]]  # and what was not possible
     created_at: str
     finished_at: str | None
 

@@ -10,7 +10,7 @@ from pydantic import Field, create_model
 from app.contract.events import TRACE_EVENTS
 from app.contract.examples import TRACE_ID, example
 from app.contract.schemas import Out
-from app.contract.schemas_branches import Tally
+from app.contract.schemas_branches import Effect, Tally
 from app.contract.words import GROUP_END
 
 
@@ -26,6 +26,7 @@ class GroupCompletedData(Out):
     status: Literal["completed"]
     tally: list[Tally]
     agreement: float | None = Field(description="share of the most frequent answer; null without answers")
+    effects: list[Effect] | None = Field(None, description="of an intervention: what each member changed")
 
 
 def _of_member(data: type[Out]) -> type[Out]:

@@ -180,6 +180,21 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "Group": GROUP,
     "GroupList": {"data": [GROUP], "has_more": False},
+    "AttentionIn": {"from": {"step": 2}},
+    "InterventionsIn": {"steps": [1, 2], "with": ["previous", "reference"]},
+    "RelianceOut": {
+        "answer_logprob": -0.0021,
+        "images": [
+            {"step": 0, "image_id": QUESTION_IMAGE["image_id"], "reliance": 0.41, "per_step": [3.2, 1.7]},
+            {"step": 1, "image_id": STEP_IMAGE["image_id"], "reliance": 2.63, "per_step": [0.0, 12.9]},
+        ],
+        "method": "masking",
+    },
+    "AttentionOut": {
+        "images": [{"step": 1, "image_id": STEP_IMAGE["image_id"], "share": 0.31, "grid": [[0.02, 0.01], [0.2, 0.08]]}],
+        "layers": "last third",
+        "method": "attention",
+    },
     "LimitsIn": {"question": QUESTION, "images": 1},
     "CheckpointCreate": {"source": "checkpoints/circles", "name": "circles"},
     "ActivateIn": {"drain": "wait"},

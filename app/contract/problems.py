@@ -48,6 +48,7 @@ CODES: dict[str, tuple[int, str]] = {
     "request_timeout": (408, "The request did not arrive in time"),
     "group_not_found": (404, "Group not found"),
     "trace_live": (409, "The trace is still running"),
+    "no_answer": (409, "The trace has no answer"),
     "no_tokens": (409, "The trace has no stored tokens"),
     "not_paused": (409, "The trace is not paused"),
     "trace_elsewhere": (409, "The trace belongs to another server"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -16,7 +16,7 @@ from app.contract.schemas import (
     Trace,
     clean_text,
 )
-from app.contract.words import GroupKind, GroupStatus, Mode, Status
+from app.contract.words import GroupKind, GroupStatus, Mode, Replacement, Status
 
 MAX_SAMPLES = 16
 MAX_STEPS = 64
@@ -128,6 +128,28 @@ class Tally(Out):
     verdict: Literal["right", "wrong"] | None = None
 
 
+class Effect(Out):
+    """What replacing one image changed."""
+
+    trace_id: str
+    step: int
+    with_: Replacement = Field(alias="with")
+    answer_before: str | None
+    answer_after: str | None
+    changed: bool | None = Field(description="null while it runs, or if it did not complete")
+    verdict_before: Literal["right", "wrong"] | None
+    verdict_after: Literal["right", "wrong"] | None
+    later_images_changed: int | None = Field(description="number of later images that differ")
+
+
+class Skipped(Out):
+    """A replacement that is not possible."""
+
+    step: int
+    with_: Replacement = Field(alias="with")
+    reason: str
+
+
 class Group(Out):
     """Traces that were created together."""
 
@@ -137,7 +159,9 @@ class Group(Out):
     status: GroupStatus
     tally: list[Tally] = Field(description="most frequent answer first")
     agreement: float | None = Field(description="share of the most frequent answer; null without answers")
-    effects: list[dict[str, Any]] | None = Field(None, description="of an intervention")
+    trace_id: str | None = Field(None, description="of an intervention: the trace that it changes")
+    effects: list[Effect] | None = Field(None, description="of an intervention: what each member changed")
+    skipped: list[Skipped] | None = Field(None, description="of an intervention: what was not possible")
     created_at: str
     finished_at: str | None
 

@@ -13,6 +13,7 @@ TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "inter
 TERMINAL_EVENTS = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})
 GROUP_END = "group.completed"
 GroupKind = Literal["samples", "branches", "intervention"]
+Replacement = Literal["previous", "blank", "question", "other", "reference", "none"]
 GroupStatus = Literal["running", "paused", "completed"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})

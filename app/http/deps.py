@@ -35,6 +35,7 @@ from app.storage.uploads import Spool
 from app.traces.event_log import EventLog
 from app.traces.groups import GroupService
 from app.traces.intake import Intake
+from app.traces.interventions import Interventions
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
 from app.traces.token_service import TokenService
@@ -62,6 +63,7 @@ class Services:
     traces: TraceService
     groups: GroupService
     tokens: TokenService
+    interventions: Interventions
     jobs: JobService
     servers: ServerWatch
     datasets: DatasetStore

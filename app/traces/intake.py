@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from app.checkpoints.folder import CheckpointInfo
@@ -166,6 +166,8 @@ def resolve_sampling(requested: SamplingIn, info: CheckpointInfo, room: Room) ->
     )
 
 
-def samples_of(sampling: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Parameters of each sample: sample i has the seed (seed + i) mod 2^53."""
-    return [{**sampling, "seed": (sampling["seed"] + i) % (MAX_SEED + 1)} for i in range(count)]
+def samples_of(prepared: Prepared, count: int) -> list[Prepared]:
+    """The request of each sample: sample i has the seed (seed + i) mod 2^53."""
+    sampling = prepared.row["sampling"]
+    seeds = [(sampling["seed"] + i) % (MAX_SEED + 1) for i in range(count)]
+    return [replace(prepared, row=prepared.row | {"sampling": {**sampling, "seed": seed}}) for seed in seeds]

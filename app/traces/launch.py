@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -16,7 +16,7 @@ from app.contract.words import GroupKind
 from app.storage.database import Database, now
 from app.storage.idempotency import Claim
 from app.traces.event_log import EventLog
-from app.traces.intake import Prepared, samples_of
+from app.traces.intake import Prepared
 from app.traces.live import LiveTrace
 from app.traces.records import group_store, store
 from app.traces.runner import TraceRunner
@@ -55,11 +55,25 @@ class Launcher:
         return sum(not live.started for live in self.live.values())
 
     async def start(
-        self, prepared: Prepared, count: int, kind: GroupKind, lease: Lease, *, background: bool, claim: Claim
-    ) -> list[dict[str, Any]]:
-        """Store `count` traces and their group in one transaction, then run them."""
-        group_id = self._group_ids.new() if count > 1 else None
-        common = prepared.row | {
+        self,
+        each: Sequence[Prepared],
+        kind: GroupKind,
+        lease: Lease,
+        *,
+        background: bool,
+        claim: Claim,
+        about: Callable[[list[str]], dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Store traces and their group in one transaction, then run them.
+
+        A single trace has no group, unless it is an intervention. `about` gives more columns of the group's row, from
+        the ids of its traces.
+
+        Returns:
+            The first trace of samples, the list of branches, or the group of an intervention.
+        """
+        group_id = self._group_ids.new() if len(each) > 1 or kind == "intervention" else None
+        common = {
             "server_id": self.server_id(),
             "status": "queued",
             "weight_version": lease.version,
@@ -68,30 +82,35 @@ class Launcher:
             "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None},
             "created_at": now(),
         }
-        rows = [
-            common | {"id": self._ids.new(), "sampling": sampling}
-            for sampling in samples_of(prepared.row["sampling"], count)
-        ]
+        rows = [prepared.row | common | {"id": self._ids.new()} for prepared in each]
         leases = [lease, *(lease.again() for _ in rows[1:])]
-        lives = [LiveTrace.from_row(row, prepared.inputs, one, prepared) for row, one in zip(rows, leases, strict=True)]
+        lives = [
+            LiveTrace.from_row(row, prepared.inputs, one, prepared)
+            for row, prepared, one in zip(rows, each, leases, strict=False)
+        ]
         for live in lives:
             live.position = self.waiting
             self.live[live.id] = live
         queued = [encode({"position": live.position}) for live in lives]
 
-        def insert() -> list[dict[str, Any]]:
+        def insert() -> dict[str, Any]:
             with self._db.write() as connection:
                 for row, line in zip(rows, queued, strict=True):
                     store.insert(connection, row, ("trace.queued", line))
                 if group_id is not None:
                     group: dict[str, Any] = {"id": group_id, "server_id": self.server_id(), "kind": kind}
                     group |= {"trace_ids": [live.id for live in lives], "created_at": common["created_at"]}
+                    group |= about([live.id for live in lives]) if about is not None else {}
                     group_store.insert(connection, group, [(live.id, q) for live, q in zip(lives, queued, strict=True)])
-                made = [store.whole(connection, live.id) or {} for live in lives]
-                claim.store(connection, lives[0].id, made[0] if kind == "samples" else {"data": made})
+                if kind == "intervention" and group_id is not None:
+                    resource, made = group_id, group_store.whole(connection, group_id) or {}
+                else:
+                    traces = [store.whole(connection, live.id) or {} for live in lives]
+                    resource, made = lives[0].id, traces[0] if kind == "samples" else {"data": traces}
+                claim.store(connection, resource, made)
             return made
 
-        def forget(_made: list[dict[str, Any]]) -> None:
+        def forget(_made: dict[str, Any]) -> None:
             """The request failed before the database answered."""
             with self._db.write() as connection:
                 for live in lives:
@@ -101,14 +120,16 @@ class Launcher:
                 claim.forget(connection)
 
         try:
-            traces = await pools.writes.run(insert, undo=forget)
+            made = await pools.writes.run(insert, undo=forget)
         except BaseException:
             for live in lives:
                 self.live.pop(live.id, None)
             for one in leases[1:]:
                 one.release()
             raise
-        if group_id is not None:
+        if not rows:
+            lease.release()
+        if group_id is not None and lives:
             self._events.open(group_id, len(lives))
         for seq, (live, line) in enumerate(zip(lives, queued, strict=True), 1):
             self._events.open(live.id, 1, group_id=group_id)
@@ -120,4 +141,4 @@ class Launcher:
                 await self._runner.interrupt(live)
             else:
                 live.runner = asyncio.create_task(self._runner.run(live), name=f"trace {live.id}")
-        return traces
+        return made

@@ -1,16 +1,17 @@
-"""An active trace: its in-memory state between start and end (or pause)."""
+"""Active traces: their in-memory state between start and end (or pause), and the end of those whose readers left."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.checkpoints.pool import Lease
 from app.contract.words import Mode
 from app.storage.images import StoredImage
+from app.traces.event_log import EventLog
 from app.traces.intake import Kept, Prepared
 from model.engine.messages import ImageInput, Prefix
 from model.engine.sequence import SamplingParams
@@ -80,6 +81,60 @@ class LiveTrace:
     def elapsed_ms(self) -> int:
         """Milliseconds of active time, without pauses."""
         return self.worked_ms + round((time.monotonic() - self.began) * 1000)
+
+
+class GraceWatch:
+    """Calls `give_up(trace_id)` when a trace with `background: false` has had no readers for `grace_s` seconds.
+
+    A trace that never had a reader is left alone. On the event loop.
+    """
+
+    def __init__(
+        self, events: EventLog, live: Mapping[str, LiveTrace], grace_s: float, give_up: Callable[[str], None]
+    ) -> None:
+        self._events = events
+        self._live = live
+        self._grace_s = grace_s
+        self._give_up = give_up
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
+        events.on_reader_change = self._readers_changed
+
+    def look(self, trace_id: str) -> None:
+        """Check the trace after a change of its readers or state."""
+        timer = self._timers.pop(trace_id, None)
+        if timer is not None:
+            timer.cancel()
+        if self._closed or not self._lonely(trace_id):
+            return
+        loop = asyncio.get_running_loop()
+        self._timers[trace_id] = loop.call_later(self._grace_s, self._nobody_came_back, trace_id)
+
+    def _readers_changed(self, log_id: str) -> None:
+        members = [live.id for live in self._live.values() if live.group_id == log_id]
+        for trace_id in members or [log_id]:
+            self.look(trace_id)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _lonely(self, trace_id: str) -> bool:
+        live = self._live.get(trace_id)
+        if live is None or live.background or live.ended:
+            return False
+        if self._events.readers(trace_id) or (live.group_id is not None and self._events.readers(live.group_id)):
+            live.was_read = True
+            return False
+        return live.was_read
+
+    def _nobody_came_back(self, trace_id: str) -> None:
+        self._timers.pop(trace_id, None)
+        if self._lonely(trace_id):
+            self._give_up(trace_id)
 
 
 def _worked_ms(timings: Mapping[str, Any]) -> int:

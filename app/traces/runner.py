@@ -93,6 +93,7 @@ class TraceRunner:
             last: Terminal | None = None
             if live.task_id is not None and live.images:
                 live.seen = asyncio.create_task(self._generation.seen(live.id))  # runs once the request is sent
+                live.seen.add_done_callback(_note)
             async with contextlib.aclosing(self._generation.generate(request)) as outputs:  # type: ignore[type-var]
                 async for output in outputs:
                     if isinstance(output, Terminal):
@@ -387,3 +388,9 @@ def _setter(trace_id: str, **values: Any) -> Callable[[Connection], None]:
         store.update(connection, trace_id, **values)
 
     return update
+
+
+def _note(task: asyncio.Task[bytes]) -> None:
+    """Take note of an error that is of no interest if the trace ends without a verdict."""
+    if not task.cancelled():
+        task.exception()

@@ -25,10 +25,9 @@ from app.storage.idempotency import Claim
 from app.storage.images import PartialStore
 from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
-from app.traces.grace import GraceWatch
-from app.traces.intake import Intake
+from app.traces.intake import Intake, samples_of
 from app.traces.launch import Launcher
-from app.traces.live import LiveTrace
+from app.traces.live import GraceWatch, LiveTrace
 from app.traces.reader import TraceReader, no_trace
 from app.traces.records import group_store, store
 from app.traces.runner import INTERRUPTED, TraceRunner
@@ -139,20 +138,19 @@ class TraceService:
 
     async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
         """Validate, store and start a trace, or a group of samples; returns the first whole trace."""
-        self._admit(body.n)
+        self.admit(body.n)
         info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
             prepared = await self._intake.prepared(body, info)
-            self._admit(body.n)
-            return (await self._launcher.start(prepared, body.n, "samples", lease, background=background, claim=claim))[
-                0
-            ]
+            self.admit(body.n)
+            each = samples_of(prepared, body.n)
+            return await self._launcher.start(each, "samples", lease, background=background, claim=claim)
 
     async def branch(
         self, parent_id: str, body: BranchCreate, *, background: bool | None, claim: Claim
-    ) -> list[dict[str, Any]]:
-        """Validate, store and start branches of a trace; returns them."""
-        self._admit(body.n)
+    ) -> dict[str, Any]:
+        """Validate, store and start branches of a trace; returns their list."""
+        self.admit(body.n)
         parent = await pools.reads.run(self._branches.parent, parent_id)
         if body.checkpoint is None:
             row = parent.row
@@ -162,12 +160,13 @@ class TraceService:
             info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
             prepared = await self._branches.prepared(parent, body, info)
-            self._admit(body.n)
+            self.admit(body.n)
             keeps_on = parent.row.background if background is None else background
-            return await self._launcher.start(prepared, body.n, "branches", lease, background=keeps_on, claim=claim)
+            each = samples_of(prepared, body.n)
+            return await self._launcher.start(each, "branches", lease, background=keeps_on, claim=claim)
 
-    def _admit(self, count: int = 1) -> None:
-        """Reject requests for `count` traces that cannot be accepted now."""
+    def admit(self, count: int = 1) -> None:
+        """Raise :class:`Problem` if `count` traces cannot be accepted now."""
         if self._launcher.stopping:
             raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
         status = self._generation.status()
@@ -216,7 +215,7 @@ class TraceService:
                 raise Problem("not_paused", f"the trace is {row.status}; only paused traces can be continued")
             if leaving is not None and leaving.runner is not None:
                 await asyncio.wait([leaving.runner])
-            self._admit()
+            self.admit()
             info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
             with await self._checkpoints.lend_this(info) as lease:
                 await self._resume(row, mode, lease)
@@ -226,7 +225,7 @@ class TraceService:
         inputs = await pools.intake.run(self._intake.inputs, row.images)
         last = await pools.reads.run(self._last_seq, row.id)
         last_of_group = await pools.reads.run(self._last_seq, row.group_id) if row.group_id is not None else 0
-        self._admit()
+        self.admit()
         live = LiveTrace.from_row({**row._mapping, "mode": mode}, inputs, lease)
         live.started = live.resumed = live.was_read = True
         self._live[row.id] = live

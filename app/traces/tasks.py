@@ -92,6 +92,14 @@ class TaskWorld:
         steps = task_of_id(task_id).steps
         return steps[step - 1].image if step <= len(steps) else None
 
+    def other(self, task_id: str, step: int) -> Image.Image | None:
+        """The reference image of the same step of another task of the same family; None if no other has this step."""
+        from training.world.others import other_task
+        from training.world.world import task_of_id
+
+        other = other_task(task_of_id(task_id), step)
+        return None if other is None else other.steps[step - 1].image
+
     def judge(self, task_id: str, answer: str | None, seen: bytes | None, drawn: Sequence[bytes | None]) -> Verdict:
         """The verdict on a finished trace, as in the evaluation.
 

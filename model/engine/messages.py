@@ -68,8 +68,8 @@ class Prefix:
 class GenerationRequest:
     """One trace to run, or to continue (`resume`: the bytes of its last `Paused`).
 
-    Requests of one `group` have the same checkpoint, question, images and prefix. They share one prefill, and at most
-    two slots fewer than there are run at once.
+    Requests of one `group` have the same checkpoint, question and images; those with the same prefix share one prefill.
+    At most two slots fewer than there are run at once.
     """
 
     request_id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
-from model.engine.messages import Failed
+from model.engine.messages import Failed, Prefix
 from model.engine.sequence import PrefixRows
 from model.text.prefix import GivenStep, given_ids
 from model.worker.drawings import Encoded, is_to_encode, kept_steps
@@ -13,16 +13,16 @@ from model.worker.requests import Live, Prompt
 
 
 class Prompts:
-    """One prompt for each request without a group, and for each group on each model."""
+    """One prompt for each request without a group, and for each prefix of a group on each model."""
 
     def __init__(self) -> None:
-        self._groups: WeakValueDictionary[tuple[str, str, int], Prompt] = WeakValueDictionary()
+        self._groups: WeakValueDictionary[tuple[str, str, int, Prefix], Prompt] = WeakValueDictionary()
 
     def share(self, live: Live, model: Model) -> bool:
-        """Give a request its group's prompt. Returns whether it is ready; otherwise the request waits for it."""
+        """Give a request the prompt of its group and prefix; returns whether it is ready. If not, the request waits."""
         group = live.request.group
         if group is not None:
-            key = (group, model.name, model.version)
+            key = (group, model.name, model.version, live.request.prefix)
             shared = self._groups.get(key)
             if shared is None:
                 self._groups[key] = live.prompt

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ from training.benchmark.evaluate import ask, evaluation_tasks, read_response
 from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
 from training.scoring.grading import is_right
 from training.studies.oracle_report import summarize, tables
+from training.world.others import other_task
 from training.world.task import Task
-from training.world.world import make_task
 
 Codes = tuple[int, ...]
 Correct = Callable[[int, Sequence[int]], Codes | None]
@@ -46,8 +45,6 @@ SLOTS = 16
 GREEDY = SamplingParams(temperature=0.0)
 ITSELF = "itself"
 KINDS = ("reference", "blank", "other task", "previous")
-OTHER_SEEDS = 1_000_000  # from one candidate for the other task to the next; further than any evaluation is long
-TRIES = 100  # candidates
 
 
 @dataclass(frozen=True)
@@ -252,24 +249,6 @@ def other_images(loaded: LoadedCheckpoint, places: Sequence[tuple[Task, int]]) -
         None if other is None else (next(coded).steps[step - 1][2], other.answer)
         for other, (_, step) in zip(others, places, strict=True)
     ]
-
-
-def other_task(task: Task, step: int) -> Task | None:
-    """Another evaluation task of the same family that has this step.
-
-    Its answer is another one of the same choices, unless no candidate has one (a fourth mark in `count` always means
-    "4"). None if no candidate has this step.
-    """
-    seeds = islice(count(task.seed + OTHER_SEEDS, OTHER_SEEDS), TRIES)
-    fallback = None
-    for seed in seeds:
-        other = make_task(task.slice, seed, family=task.family, level=task.split)
-        if len(other.steps) < step:
-            continue
-        if other.answer != task.answer and other.choices == task.choices:
-            return other
-        fallback = fallback or other
-    return fallback
 
 
 def correct_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -41,8 +42,8 @@ async def create_branches(
     stream = wants_stream(request)
     background = body.background if body.background is not None else False if stream else None
 
-    async def make(claim: Claim) -> dict[str, Any]:
-        return {"data": await app.traces.branch(trace_id, body, background=background, claim=claim)}
+    def make(claim: Claim) -> Awaitable[dict[str, Any]]:
+        return app.traces.branch(trace_id, body, background=background, claim=claim)
 
     where = f"{router.prefix}/{trace_id}/branches"
     made, headers = await create_once(

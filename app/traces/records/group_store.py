@@ -23,8 +23,11 @@ GroupIds = functools.partial(SortableIds, GROUP)
 
 
 def insert(connection: Connection, group: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:
-    """Insert the row and the first event of each member, given as (trace id, data)."""
+    """Insert the row and the first event of each member, given as (trace id, data); without members it is complete."""
     connection.execute(sa.insert(R).values(**group))
+    if not lines:
+        complete(connection, group["id"])
+        return
     events = [
         {"group_id": group["id"], "seq": seq, "type": "trace.queued", "data": store.with_trace_id(trace_id, line)}
         for seq, (trace_id, line) in enumerate(lines, 1)
@@ -65,9 +68,11 @@ def complete(connection: Connection, group_id: str) -> tuple[int, str] | None:
         return None
     tally, agreement = _tally(connection, members)
     seq = store.last_seq(connection, group_id) + 1
-    data = encode({"status": "completed", "tally": tally, "agreement": agreement})
+    effects = None if row.plan is None else _effects(connection, row.plan, members)
+    found = {"tally": tally, "agreement": agreement} | ({} if effects is None else {"effects": effects})
+    data = encode({"status": "completed", **found})
     connection.execute(sa.insert(tables.group_events).values(group_id=group_id, seq=seq, type=GROUP_END, data=data))
-    ended = sa.update(R).where(R.c.id == group_id).values(tally=tally, agreement=agreement, finished_at=now())
+    ended = sa.update(R).where(R.c.id == group_id).values(**found, finished_at=now())
     connection.execute(ended)
     return seq, data
 
@@ -108,14 +113,15 @@ def _members(connection: Connection, row: Row[Any]) -> list[Any]:
 
 
 def _json(connection: Connection, row: Row[Any]) -> dict[str, Any]:
-    tally, agreement, status = row.tally, row.agreement, "completed"
+    tally, agreement, effects, status = row.tally, row.agreement, row.effects, "completed"
     if row.finished_at is None:
         members = _members(connection, row)
         statuses = {member.status for member in members}
         active = statuses & set(store.IN_WORK)
         status = "running" if active else "paused" if statuses - TERMINAL else "completed"
         tally, agreement = _tally(connection, [member for member in members if member.status in TERMINAL])
-    return {
+        effects = None if row.plan is None else _effects(connection, row.plan, members)
+    shown = {
         "id": row.id,
         "kind": row.kind,
         "trace_ids": row.trace_ids,
@@ -125,6 +131,40 @@ def _json(connection: Connection, row: Row[Any]) -> dict[str, Any]:
         "created_at": row.created_at,
         "finished_at": row.finished_at,
     }
+    if row.plan is not None:
+        shown |= {"trace_id": row.trace_id, "effects": effects, "skipped": row.plan["skipped"]}
+    return shown
+
+
+def _effects(connection: Connection, plan: Mapping[str, Any], members: Sequence[Any]) -> list[dict[str, Any]]:
+    """What each member of an intervention changed; unknown while it runs, or if it did not complete."""
+    from training.scoring.grading import normalise
+
+    by_id, before = {member.id: member for member in members}, plan["answer"]
+    effects = []
+    for one in plan["members"]:
+        member = by_id.get(one["trace_id"])
+        known = member is not None and member.status == "completed"
+        effect = {**one, "answer_before": before, "answer_after": None, "changed": None}
+        effect |= {"verdict_before": plan["verdict"], "verdict_after": None, "later_images_changed": None}
+        if known:
+            assert member is not None
+            same = before == member.answer or (
+                None not in (before, member.answer) and normalise(before) == normalise(member.answer)
+            )
+            drawn = _image_ids(connection, one["trace_id"])
+            later = {step for step in {*map(int, plan["images"]), *drawn} if step > one["step"]}
+            differ = sum(plan["images"].get(str(step)) != drawn.get(step) for step in later)
+            effect |= {"answer_after": member.answer, "changed": not same, "later_images_changed": differ}
+            effect["verdict_after"] = member.verdict
+        effects.append(effect)
+    return effects
+
+
+def _image_ids(connection: Connection, trace_id: str) -> dict[int, str]:
+    """The image of each step of an ended trace."""
+    steps = connection.execute(sa.select(T.c.steps).where(T.c.id == trace_id)).scalar() or []
+    return {step["index"]: step["image"]["image_id"] for step in steps if step.get("image")}
 
 
 def _tally(connection: Connection, members: Sequence[Any]) -> tuple[list[dict[str, Any]], float | None]:

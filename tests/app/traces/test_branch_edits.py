@@ -289,7 +289,7 @@ def test_then_text_longer_than_the_room_is_422_with_the_figures(studio: Studio, 
     answer = studio.refused(parent["id"], after_step=1, then_text="tile " * 1_500)
     problem = is_problem(answer, 422, "prompt_too_long", "body.then_text")
     room = parent["sampling"]["max_new_tokens"]
-    assert f"the response has room for {room}" in problem["detail"]
+    assert f"the limit is {room}" in problem["detail"]
     taken = int(problem["detail"].partition("takes ")[2].split()[0])
     assert taken > 1_500
     answer = studio.refused(parent["id"], after_step=2, sampling={"max_new_tokens": 100})

@@ -17,6 +17,7 @@ from model.engine.engine import Engine
 from model.engine.messages import WholeResponse
 from model.engine.phases import Legal
 from model.engine.sequence import SamplingParams
+from model.nets.attention import CausalAttention
 from model.text.template import StepPart
 from model.worker import scoring
 from model.worker.models import Model
@@ -105,6 +106,20 @@ def test_a_model_blind_to_images_relies_on_none(tiny_checkpoint: str) -> None:
     assert [image.answer for image in scoring.reliance(model, response).images] == pytest.approx([0, 0], abs=1e-3)
 
 
+def test_a_model_trained_on_texts_relies_little_on_images(tiny_checkpoint: str) -> None:
+    """Both models are trained on steps with images; the answer stands in the text, or only in the image."""
+    by_text, by_image = (trained_model(tiny_checkpoint, tells=tells) for tells in ("text", "image"))
+    relied = {"text": 0.0, "image": 0.0}
+    for seed in range(900, 906):
+        for tells, model in (("text", by_text), ("image", by_image)):
+            response = an_example(model, seed, tells)
+            found = scoring.reliance(model, response)
+            assert found.answer_logprob > -1.0, "the model has not learned to answer"
+            relied[tells] += found.images[0].answer / 6
+    assert abs(relied["text"]) < 0.1
+    assert relied["image"] > 0.5
+
+
 # ---- helpers
 
 
@@ -189,3 +204,37 @@ def a_whole_response(model: Model, images: list[list[int]], answer: str) -> Whol
     whole = template.response_ids(steps, answer)
     last = whole[sum(map(len, each)) :]
     return WholeResponse("copying", 1, "Which colour?", (), tuple(map(tuple, each)), tuple(last), GREEDY)
+
+
+def an_example(model: Model, seed: int, tells: str) -> WholeResponse:
+    """A step with an image, and an answer that the step's text names, or only the image's codes."""
+    answer = random.Random(seed).choice(["red", "star"])
+    colour = RED if tells == "image" and answer == "red" else BLUE if tells == "image" else PLAIN
+    text = f"I look for the {answer}." if tells == "text" else "I look."
+    template, rng = model.loaded.template, random.Random(seed)
+    codes = tuple(rng.choices(colour, k=template.vocab.codes_per_image))
+    step = StepPart(text, codes)
+    first = template.step_ids(step, 1, after_text=False)
+    last = template.response_ids([step], answer)[len(first) :]
+    return WholeResponse("copying", 1, "Which colour?", (), (tuple(first),), tuple(last), GREEDY)
+
+
+def trained_model(folder: str, *, tells: str) -> Model:
+    """The tiny model after a few hundred steps on such examples."""
+    model = Model.load("trained", str(folder), 1, device=torch.device("cpu"), num_slots=2)
+    transformer = load_checkpoint(folder).transformer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(transformer.parameters(), lr=3e-3, weight_decay=0.0)
+    prompt = model.loaded.template.prompt_ids("Which colour?", [])
+    for number in range(120):
+        loss = torch.zeros(())
+        for seed in range(8 * number, 8 * number + 8):
+            example = an_example(model, seed % 800, tells)
+            ids = torch.tensor([*prompt, *example.steps[0], *example.last])[None]
+            states = transformer(ids, torch.arange(ids.shape[1])[None], CausalAttention())
+            losses = torch.nn.functional.cross_entropy(transformer.logits(states)[0, :-1], ids[0, 1:], reduction="none")
+            loss = loss + losses[-len(example.last) :].mean() / 8
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.engine = Engine(transformer, model.loaded.vocab, model.loaded.template, num_slots=2)
+    return model
