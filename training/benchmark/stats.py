@@ -100,6 +100,34 @@ def ratio_difference(
     return _spread(two[0] - one[0], _resampled(second, seed) - _resampled(first, seed))
 
 
+def rank_correlation(
+    tasks: Sequence[Sequence[tuple[float, float]]], *, seed: int = 0
+) -> tuple[float, float, float] | None:
+    """Spearman's correlation of pairs that belong to tasks, with its 95 % interval from resampling tasks.
+
+    None if one of the two is the same everywhere.
+    """
+    pairs = [np.array(task, float).reshape(-1, 2) for task in tasks if len(task)]
+    value = _spearman(np.concatenate(pairs)) if pairs else math.nan
+    if math.isnan(value):
+        return None
+    draw = np.random.default_rng(seed)
+    chosen = (draw.integers(0, len(pairs), len(pairs)) for _ in range(RESAMPLES // 10))
+    return _spread(value, np.array([_spearman(np.concatenate([pairs[i] for i in some])) for some in chosen]))
+
+
+def _spearman(pairs: np.ndarray) -> float:
+    """The correlation of the ranks of two columns [n, 2]; NaN if one is constant."""
+    ranks = []
+    for column in pairs.T:
+        _, place, counts = np.unique(column, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])  # ties share their mean rank
+    first, second = ranks
+    if first.std() == 0.0 or second.std() == 0.0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
 def _resampled(rows: Sequence[Part], seed: int) -> np.ndarray:
     total = len(rows)
     times = np.random.default_rng(seed).multinomial(total, np.full(total, 1 / total), RESAMPLES // 5)

@@ -3,8 +3,8 @@
 Each held-out task is answered greedily. Then every step with an image is continued greedily from the response's own
 tokens up to that step, with only the codes of its image replaced: by the reference image, a white one, the image of the
 same step of another task, or the previous image. In the oracle condition every image of the response is replaced by
-the reference image before the model goes on. Continuing with nothing replaced must repeat the response. Nothing is
-trained.
+the reference image before the model goes on. Continuing with nothing replaced must repeat the response. Each image's
+reliance is measured, too, and compared with what replacing it changed. Nothing is trained.
 
     python -m training.studies.oracle_gain --checkpoint nano-omni-r1 --tasks 400 --out results/oracle/nano-omni-r1.json
 
@@ -17,43 +17,36 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import resolve
-from model.engine.analysis import likeliest
+from model.engine.analysis import likeliest, token_logprobs
 from model.engine.engine import Engine
-from model.engine.sequence import SamplingParams
-from model.images.codes import encode_images
-from model.text.parser import ImageCompleted, ImageStarted
 from training.benchmark.evaluate import ask, evaluation_tasks, read_response
-from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
+from training.benchmark.interventions import (
+    GREEDY,
+    Codes,
+    Drawn,
+    blank_codes,
+    continue_all,
+    correct_all,
+    drawn_images,
+    edited,
+    encoded,
+    other_images,
+)
+from training.data.token_sets import EncodedTask
 from training.scoring.grading import is_right
 from training.studies.oracle_report import summarize, tables
-from training.world.others import other_task
 from training.world.task import Task
 
-Codes = tuple[int, ...]
-Correct = Callable[[int, Sequence[int]], Codes | None]
-
 SLOTS = 16
-GREEDY = SamplingParams(temperature=0.0)
 ITSELF = "itself"
 KINDS = ("reference", "blank", "other task", "previous")
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An image of a response: its step (from 1), its codes, and where it ends in the response's tokens."""
-
-    step: int
-    codes: Codes
-    end: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +74,7 @@ class Branch:
     answer: str | None
     right: bool
     changed: bool  # whether the answer differs from the own one
+    reliance: float | None = None  # of the own answer on the replaced image, in nats; None without an answer
     follows: bool | None = None  # whether it is the answer of the other task; None if that is the own one's or unknown
 
 
@@ -114,10 +108,10 @@ def run_study(loaded: LoadedCheckpoint, tasks: Sequence[Task], *, slots: int = S
         raise ValueError(f"{loaded.name} cannot draw")
     started = time.monotonic()
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots)
-    known = encode_tasks(tasks, ImageCoder(loaded.vq), total=len(tasks))
+    known = encoded(loaded, tasks)
     own = own_responses(loaded, tasks, slots=slots)
     branches, apart = branch(loaded, engine, tasks, known, own)
-    oracles = correct_all(loaded, engine, tasks, known, own)
+    oracles = correct(loaded, engine, tasks, known, own)
     families = [f"{task.slice}/{task.family}" for task in tasks]
     return {
         "checkpoint": loaded.name,
@@ -158,23 +152,6 @@ def own_responses(loaded: LoadedCheckpoint, tasks: Sequence[Task], *, slots: int
     return out
 
 
-def drawn_images(loaded: LoadedCheckpoint, tokens: Sequence[int]) -> list[Drawn]:
-    """The complete images of a response."""
-    parser = loaded.template.parser()
-    return [
-        Drawn(event.step, event.codes, place)
-        for place, token in enumerate(tokens, 1)
-        for event in parser.feed(token)
-        if isinstance(event, ImageCompleted)
-    ]
-
-
-def edited(loaded: LoadedCheckpoint, own: Own, image: Drawn, codes: Codes) -> list[int]:
-    """The response's own tokens up to the end of an image, with these codes in it."""
-    ids = loaded.vocab.image_ids(codes)
-    return [*own.tokens[: image.end - len(ids)], *ids]
-
-
 def branch(
     loaded: LoadedCheckpoint,
     engine: Engine,
@@ -191,9 +168,7 @@ def branch(
     """
     places = [(number, image) for number, one in enumerate(own) for image in one.images]
     others = other_images(loaded, [(tasks[number], image.step) for number, image in places])
-    assert loaded.vq is not None
-    size = (loaded.vq.config.resolution,) * 2
-    (blank,) = encode_images(loaded.vq, [Image.new("RGB", size, "white")])
+    blank = blank_codes(loaded)
     wanted: list[tuple[int, Drawn, str, Codes, str | None]] = []
     for (number, image), other in zip(places, others, strict=True):
         one, steps = own[number], known[number].steps
@@ -205,10 +180,13 @@ def branch(
             wanted.append((number, image, "other task", *other))
         before = [known_image.codes for known_image in one.images if known_image.end < image.end]
         wanted.append((number, image, "previous", before[-1] if before else one.seen, None))
-    prefixes = [(number, tuple(edited(loaded, own[number], image, codes))) for number, image, _, codes, _ in wanted]
+    prefixes = [
+        (number, tuple(edited(loaded, own[number].tokens, image, codes))) for number, image, _, codes, _ in wanted
+    ]
     different = list(dict.fromkeys(prefixes))
     continued = continue_all(loaded, engine, [(own[number].prompt, prefix) for number, prefix in different])
     tokens_of = dict(zip(different, continued, strict=True))
+    relied = [reliance(loaded, engine, one) for one in own]
     branches, apart = [], []
     for (number, image, kind, codes, other_answer), prefix in zip(wanted, prefixes, strict=True):
         one, tokens = own[number], tokens_of[prefix]
@@ -226,10 +204,28 @@ def branch(
                 answer=answer,
                 right=is_right(answer, tasks[number].answer),
                 changed=answer != one.answer,
+                reliance=relied[number].get(image.step),
                 follows=is_right(answer, other_answer) if telling and other_answer is not None else None,
             )
         )
     return branches, apart
+
+
+def reliance(loaded: LoadedCheckpoint, engine: Engine, own: Own) -> dict[int, float]:
+    """What each image is worth to the answer, by step: the log-probability lost when no later token can see it."""
+    answer = loaded.template.answer_tokens(own.tokens)
+    if not answer:
+        return {}
+
+    def logprob(hidden: range) -> float:
+        each = token_logprobs(engine, own.prompt, own.tokens, GREEDY, hidden=hidden)
+        return sum(each[answer.start : answer.stop])
+
+    whole, start = logprob(range(0)), len(own.prompt) - 1  # the last token of an image is its end
+    return {
+        image.step: whole - logprob(range(start + image.end - len(image.codes), start + image.end))
+        for image in own.images
+    }
 
 
 def _apart(engine: Engine, number: int, image: Drawn, own: Own, tokens: Sequence[int]) -> Apart:
@@ -239,38 +235,15 @@ def _apart(engine: Engine, number: int, image: Drawn, own: Own, tokens: Sequence
     return Apart(number, image.step, place, first - second)
 
 
-def other_images(loaded: LoadedCheckpoint, places: Sequence[tuple[Task, int]]) -> list[tuple[Codes, str] | None]:
-    """For each task and step, the reference image of the same step of another task, and that task's answer."""
-    assert loaded.vq is not None
-    others = [other_task(task, step) for task, step in places]
-    found = [task for task in others if task is not None]
-    coded = iter(encode_tasks(found, ImageCoder(loaded.vq), total=len(found)))
-    return [
-        None if other is None else (next(coded).steps[step - 1][2], other.answer)
-        for other, (_, step) in zip(others, places, strict=True)
-    ]
-
-
-def correct_all(
+def correct(
     loaded: LoadedCheckpoint,
     engine: Engine,
     tasks: Sequence[Task],
     known: Sequence[EncodedTask],
     own: Sequence[Own],
 ) -> list[Oracle]:
-    """Answer again with every image replaced by the reference image of its step.
-
-    The model decides when to draw; its texts follow from the reference images. An image of a step that the reference
-    does not have stays its own.
-    """
-
-    def reference(number: int, tokens: Sequence[int]) -> Codes | None:
-        parser = loaded.template.parser()
-        (step,) = [e.step for token in tokens for e in parser.feed(token) if isinstance(e, ImageStarted)][-1:]
-        steps = known[number].steps
-        return steps[step - 1][2] if step <= len(steps) else None
-
-    corrected = continue_all(loaded, engine, [(one.prompt, ()) for one in own], correct=reference)
+    """Answer again with reference images (:func:`training.benchmark.interventions.correct_all`)."""
+    corrected = correct_all(loaded, engine, [one.prompt for one in own], known)
     out = []
     for task, trace, tokens in zip(tasks, known, corrected, strict=True):
         images = drawn_images(loaded, tokens)
@@ -278,44 +251,6 @@ def correct_all(
         kept = sum(image.step > len(trace.steps) for image in images)
         out.append(Oracle(answer, is_right(answer, task.answer), len(images), kept))
     return out
-
-
-def continue_all(
-    loaded: LoadedCheckpoint,
-    engine: Engine,
-    begun: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    correct: Correct | None = None,
-) -> list[list[int]]:
-    """Continue responses greedily to their ends.
-
-    Args:
-        loaded: the checkpoint.
-        engine: an idle engine on its weights.
-        begun: prompt, and the response's beginning, of each.
-        correct: called with the number of a response and its tokens whenever it begins an image; returns the codes to
-            use instead of drawing, or None.
-
-    Returns:
-        Complete responses with their beginnings.
-    """
-    running = {
-        str(number): engine.add_request(prompt, GREEDY, request_id=str(number), resumed=beginning)[0]
-        for number, (prompt, beginning) in enumerate(begun)
-    }
-    while not engine.scheduler.is_idle:
-        for output in engine.step():
-            if correct is None or output.token != loaded.vocab.boi_id:
-                continue
-            sequence = running[output.request_id]
-            codes = correct(int(output.request_id), sequence.response)
-            if codes is not None:
-                engine.abort(output.request_id)
-                resumed = [*sequence.response[:-1], *loaded.vocab.image_ids(codes)]
-                (running[output.request_id],) = engine.add_request(
-                    sequence.prompt, GREEDY, request_id=output.request_id, resumed=resumed
-                )
-    return [sequence.response for sequence in running.values()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

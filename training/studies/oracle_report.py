@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from training.benchmark.stats import Part, paired, ratio, ratio_difference, wilson
+from training.benchmark.stats import Part, paired, rank_correlation, ratio, ratio_difference, wilson
 
 Rows = list[list[Any]]  # the branches of each task
 
@@ -121,8 +121,20 @@ def _kinds(rows: Rows, right: Sequence[bool], chosen: Callable[[Any], bool]) -> 
             "as_it_is": _interval(own),
             "difference": _rounded(ratio_difference(own, after)),
             "follows": _interval(_parts(telling, lambda b: b.follows)),
+            "reliance": _reliance(found),
         }
     return out
+
+
+def _reliance(rows: Rows) -> dict[str, Any]:
+    """How the reliance on an image goes with what replacing it changed; None where nothing can be said."""
+    known = [[b for b in branches if b.reliance is not None] for branches in rows]
+    pairs = [[(b.reliance, float(b.changed)) for b in branches] for branches in known]
+    return {
+        "correlation": _rounded(rank_correlation(pairs)),
+        "changed": _interval(_parts([[b for b in some if b.changed] for some in known], lambda b: b.reliance)),
+        "same": _interval(_parts([[b for b in some if not b.changed] for some in known], lambda b: b.reliance)),
+    }
 
 
 def _parts(rows: Rows, value: Callable[[Any], float]) -> list[Part]:
@@ -157,6 +169,19 @@ def tables(result: dict[str, Any]) -> str:
     for name, row in groups.items():
         cells = [shown(row[scope].get("other task", {}).get("follows")) for scope in ("replaced", "replaced_last")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    kinds = [kind for kind in groups["all"]["replaced"] if kind != "itself"]
+    lines += [
+        "",
+        f"| correlation of reliance and change, replaced by | {' | '.join(kinds)} |",
+        "|" + "---|" * (len(kinds) + 1),
+    ]
+    for name, row in groups.items():
+        found = [row["replaced"].get(kind, {}).get("reliance", {}).get("correlation") for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(shown(one, sign=True) for one in found)} |")
+    lines += ["", "| mean reliance (nats) on an image | answer changes | stays |", "|---|---|---|"]
+    for kind in kinds:
+        one = groups["all"]["replaced"][kind]["reliance"]
+        lines.append(f"| replaced by {kind} | {shown(one['changed'])} | {shown(one['same'])} |")
     check = result["kept_steps"]
     margins = ", ".join(f"{found['margin']:.1e}" for found in check["differing"]) or "none"
     lines += [

@@ -86,11 +86,11 @@ async def test_seen_is_the_decoded_question_even_after_a_pause(drawing_checkpoin
     async with engine_of(drawing_checkpoint) as engine:
         resume: bytes | None = None
         for _ in range(2):
-            async for output in engine.generate(ask("a", mode="step", resume=resume)):
-                if isinstance(output, Started):
-                    assert_same_image(await engine.seen("a"), wanted)
-            assert isinstance(output, Paused)
-            resume = output.resume
+            seen = asyncio.create_task(engine.seen("a"))  # runs once `collect` has sent the request
+            outputs = await collect(engine, ask("a", mode="step", resume=resume))
+            assert_same_image(await seen, wanted)
+            assert isinstance(outputs[-1], Paused)
+            resume = outputs[-1].resume
         asked_early = asyncio.create_task(collect(engine, ask("b")))
         await asyncio.sleep(0)  # the image is not encoded yet
         assert_same_image(await engine.seen("b"), wanted)

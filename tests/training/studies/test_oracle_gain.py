@@ -15,22 +15,10 @@ from model.engine.engine import Engine
 from tests.near_ties import NEAR
 from tests.tiny import make_drawing_checkpoint
 from training.benchmark.evaluate import evaluation_tasks
-from training.studies.oracle_gain import (
-    ITSELF,
-    KINDS,
-    Branch,
-    Codes,
-    Oracle,
-    Own,
-    continue_all,
-    drawn_images,
-    edited,
-    main,
-    other_task,
-    own_responses,
-    run_study,
-)
+from training.benchmark.interventions import Codes, continue_all, drawn_images, edited
+from training.studies.oracle_gain import ITSELF, KINDS, Branch, Oracle, Own, main, own_responses, reliance, run_study
 from training.studies.oracle_report import summarize, tables
+from training.world.others import other_task
 from training.world.world import EVAL_SEED_MIN, make_task
 
 
@@ -95,8 +83,8 @@ def test_kept_tokens_are_the_responses_own(drawing: LoadedCheckpoint) -> None:
     assert sum(len(one.images) for one in own) > 4
     for one in own:
         for image in one.images:
-            assert edited(drawing, one, image, image.codes) == one.tokens[: image.end]
-            other = edited(drawing, one, image, (0, 1, 2, 3))
+            assert edited(drawing, one.tokens, image, image.codes) == one.tokens[: image.end]
+            other = edited(drawing, one.tokens, image, (0, 1, 2, 3))
             assert drawn_images(drawing, other)[-1].codes == (0, 1, 2, 3)
             assert drawn_images(drawing, other)[:-1] == [i for i in one.images if i.end < image.end]
             assert len(other) == image.end
@@ -120,6 +108,18 @@ def test_corrected_response_has_the_given_images_only(drawing: LoadedCheckpoint)
         assert {image.codes for image in found} == {codes}
         assert found[0].end == own[number].images[0].end, "the model decides when to draw"
         assert [length for n, length in calls if n == number] == [image.end - 5 for image in found]
+
+
+def test_reliance_is_measured_on_every_image(result: dict[str, Any]) -> None:
+    rows = [row for row in result["rows"]["branches"] if row["kind"] == ITSELF]
+    assert all(row["reliance"] is not None for row in rows)
+    assert max(row["reliance"] for row in rows) > 1.0
+    assert result["groups"]["all"]["replaced"][ITSELF]["reliance"]["correlation"] is None  # nothing changes
+    assert "mean reliance (nats)" in tables(result)
+
+
+def test_response_without_an_answer_has_no_reliance(drawing: LoadedCheckpoint) -> None:
+    assert [reliance(drawing, engine_of(drawing), one) for one in own_responses(drawing, evaluation_tasks(1))] == [{}]
 
 
 @pytest.mark.parametrize("seed", range(EVAL_SEED_MIN, EVAL_SEED_MIN + 6))
@@ -148,7 +148,7 @@ def one(right: bool, drawings_right: bool = True) -> Own:
 
 def test_shares_count_branches_and_compare_with_their_own_tasks() -> None:
     def blank(task: int, *, last: bool, right: bool, changed: bool, kind: str = "blank") -> Branch:
-        return Branch(task, 1, last, kind, 1.0, None, right, changed, None)
+        return Branch(task, 1, last, kind, 1.0, None, right, changed, 3.0 if changed else 0.5)
 
     branches = [
         blank(0, last=False, right=True, changed=False),
@@ -163,6 +163,8 @@ def test_shares_count_branches_and_compare_with_their_own_tasks() -> None:
     assert found["as_it_is"][0] == 0.6667  # both branches of task 0, not the task without an image
     assert found["difference"][0] == -0.3333
     assert found["follows"] is None
+    assert found["reliance"]["correlation"][0] == 1.0
+    assert (found["reliance"]["changed"][0], found["reliance"]["same"][0]) == (3.0, 0.5)
     last = summary["groups"]["all"]["replaced_last"]["blank"]
     assert (last["branches"], last["changed"][0], last["accuracy"][0]) == (2, 1.0, 0.0)
     assert summary["groups"]["operational"] == summary["groups"]["operational/tilt"]
