@@ -94,8 +94,7 @@ class TaskWorld:
 
     def other(self, task_id: str, step: int) -> Image.Image | None:
         """The reference image of the same step of another task of the same family; None if no other has this step."""
-        from training.world.others import other_task
-        from training.world.world import task_of_id
+        from training.world.world import other_task, task_of_id
 
         other = other_task(task_of_id(task_id), step)
         return None if other is None else other.steps[step - 1].image

@@ -7,8 +7,10 @@ condition every image of the response is replaced by the reference image before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from operator import eq
+from typing import Any
 
 from PIL import Image
 
@@ -19,12 +21,12 @@ from model.images.codes import encode_images
 from model.text.parser import ImageCompleted, ImageStarted
 from training.benchmark.stats import Part, ratio, ratio_difference
 from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
-from training.world.others import other_task
+from training.spec.hyperparameters import Replacement
 from training.world.task import Task
+from training.world.world import other_task
 
 Codes = tuple[int, ...]
 Correct = Callable[[int, Sequence[int]], Codes | None]
-Replacement = Literal["previous", "blank", "question", "other", "reference"]
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -137,9 +139,7 @@ def intervene(
     ]
     continued = continue_all(loaded, engine, begun)
     return [
-        Continued(
-            number, image, kind, sum(a != b for a, b in zip(codes, image.codes, strict=True)) / len(codes), tokens
-        )
+        Continued(number, image, kind, _differing(codes, image.codes), tokens)
         for (number, image, kind, codes), tokens in zip(wanted, continued, strict=True)
     ]
 
@@ -184,6 +184,10 @@ def blank_codes(loaded: LoadedCheckpoint) -> Codes:
     assert loaded.vq is not None
     (codes,) = encode_images(loaded.vq, [Image.new("RGB", (loaded.vq.config.resolution,) * 2, "white")])
     return tuple(codes)
+
+
+def _differing(codes: Codes, others: Codes) -> float:
+    return sum(a != b for a, b in zip(codes, others, strict=True)) / len(codes)
 
 
 class _Replacements:
@@ -248,10 +252,6 @@ class Effect:
     right: bool
     changed: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """As in a prediction's line."""
-        return asdict(self)
-
 
 def summarize_effects(effects: Sequence[Sequence[Effect]], right: Sequence[bool], oracle: Sequence[bool | None]) -> Any:
     """Causal share and oracle gain over tasks, with 95 % intervals from resampling tasks.
@@ -269,7 +269,7 @@ def summarize_effects(effects: Sequence[Sequence[Effect]], right: Sequence[bool]
     kinds = dict.fromkeys(one.kind for task in effects for one in task)
     row: dict[str, Any] = {"replacements": sum(map(len, effects))}
     row["causal_share"] = _changed(effects, lambda kind: kind != "reference")
-    row["by_replacement"] = {kind: _changed(effects, lambda one, kind=kind: one == kind) for kind in kinds}
+    row["by_replacement"] = {kind: _changed(effects, partial(eq, kind)) for kind in kinds}
     asked = [(own, perfect) for own, perfect in zip(right, oracle, strict=True) if perfect is not None]
     if asked:
         first, second = ([(float(pair[i]), 1.0) for pair in asked] for i in (0, 1))

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,13 +31,14 @@ from model.images.codes import decode_codes
 from model.precision import serving_dtype
 from model.seeds import mixed_seed
 from training.benchmark.evaluate import read_response
+from training.benchmark.interventions import Effect, Response, correct_all, encoded, intervene
 from training.benchmark.items import Item, first_seed, read_items
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
 from training.data.questions import image_codes
 from training.data.row_images import SampleError
 from training.data.rows import DataError, Intake, Rejection
 from training.jobs.context import JobContext, JobError
-from training.scoring.grading import grade
+from training.scoring.grading import grade, same_answer
 from training.scoring.judge import Case, EndpointJudge, JudgeError
 from training.spec.spec import BenchmarkSpec, UniTasksData
 from training.world.world import EVAL_SEED_MIN
@@ -202,17 +203,49 @@ class _Asking:
                         max_images=hyper.max_images if loaded.can_draw else 0,
                     )
                 )
-        completions = iter(self.engine.generate(prompts, params))
-        answers = []
+        completions = self.engine.generate(prompts, params)
+        given = iter(zip(prompts, completions, strict=True))
+        answers: list[Answer] = []
+        responses: dict[int, Response] = {}
         for item, codes, problem in zip(chunk, seen, problems, strict=True):
             if problem is not None:
                 answers.append(_unanswered(item, problem))
             else:
-                answers.append(self._read(item, codes, next(completions), number=first + len(answers)))
+                prompt, completion = next(given)
+                responses[len(answers)] = Response(prompt, completion.token_ids, codes, item.task)
+                answers.append(self._read(item, codes, completion, number=first + len(answers)))
+        if hyper.interventions and loaded.can_draw:
+            self._replace_images(chunk, answers, responses)
         if self.judge is None:
             return answers
         cases = [Case(i.question, i.reference, a.answer) for i, a in zip(chunk, answers, strict=True)]
         return [a.judged(v) for a, v in zip(answers, self.judge.judge_all(cases), strict=True)]
+
+    def _replace_images(self, chunk: Sequence[Item], answers: list[Answer], responses: Mapping[int, Response]) -> None:
+        """Add to each answer what replacing the response's images changes."""
+        loaded, numbers = self.loaded, list(responses)
+        kinds = list(dict.fromkeys(self.hyper.interventions))
+        effects: dict[int, list[Effect]] = {number: [] for number in numbers}
+        for one in intervene(loaded, self.engine, list(responses.values()), kinds):
+            number = numbers[one.number]
+            answer, right = self._grade(chunk[number], one.tokens)
+            changed = not same_answer(answer, answers[number].answer)
+            effects[number].append(Effect(one.image.step, one.kind, answer, right, changed))
+        perfect: dict[int, bool] = {}
+        known = [number for number in numbers if chunk[number].task is not None]
+        if "reference" in kinds and known:
+            tasks = encoded(loaded, [task for n in known if (task := chunk[n].task) is not None])
+            corrected = correct_all(loaded, self.engine, [responses[n].prompt for n in known], tasks)
+            perfect = {n: self._grade(chunk[n], tokens)[1] for n, tokens in zip(known, corrected, strict=True)}
+        for number in numbers:
+            answers[number] = replace(
+                answers[number], effects=tuple(effects[number]), right_with_reference=perfect.get(number)
+            )
+
+    def _grade(self, item: Item, tokens: Sequence[int]) -> tuple[str | None, bool]:
+        """The answer of a response, and whether it is right by the rules."""
+        answer = read_response(self.loaded, tokens, None, None).answer
+        return answer, grade(answer, item.reference, item.choices, exact=item.task is not None).score >= 1.0
 
     def _prompt(self, item: Item) -> tuple[list[int], tuple[int, ...] | None, str | None]:
         vq, template = self.loaded.vq, self.loaded.template

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from training.benchmark.interventions import Effect, summarize_effects
 from training.benchmark.stats import paired, wilson
 from training.scoring.judge import Verdict
 
@@ -45,6 +46,8 @@ class Answer:
     finish_reason: str
     error: str | None = None
     unmarked: bool = False  # the answer is the text after the last image: the response has no answer mark
+    effects: tuple[Effect, ...] | None = None  # of replacing its images; None: not asked
+    right_with_reference: bool | None = None  # with reference images only; None: not asked, or unknown
 
     @property
     def right(self) -> bool:
@@ -68,6 +71,8 @@ class Answer:
         values["texts"] = tuple(values["texts"])
         values["rules"] = Verdicts(**values["rules"])
         values["judge"] = None if values["judge"] is None else Verdict(**values["judge"])
+        if values.get("effects") is not None:
+            values["effects"] = tuple(Effect(**effect) for effect in values["effects"])
         return cls(**values)
 
 
@@ -111,6 +116,12 @@ def _shares(answers: Sequence[Answer]) -> dict[str, Any]:
             "agrees_with_rules": _share(sum(rules == judge for rules, judge in said), len(said)),
         }
         row["accuracy_by_rules"] = _share(sum(rules for rules, _ in verdicts), len(verdicts))
+    replaced = [a for a in answers if a.effects is not None]
+    if replaced:
+        effects = [a.effects or () for a in replaced]
+        row["images"] = summarize_effects(
+            effects, [a.rules.right for a in replaced], [a.right_with_reference for a in replaced]
+        )
     return row
 
 
@@ -119,7 +130,10 @@ def _share(part: int, total: int) -> float | None:
 
 
 def flat_metrics(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The summary as metrics: ``accuracy/all``, ``accuracy/<slice>``, ``drawings/right``, ``malformed/share`` ..."""
+    """The summary as metrics: ``accuracy/all``, ``accuracy/<slice>``, ``drawings/right``, ``malformed/share`` ...
+
+    With interventions also ``images/causal_share``, ``images/oracle_gain`` and both by slice.
+    """
     whole = summary["all"]
     values = {f"accuracy/{name}": row["accuracy"] for name, row in summary.items() if "/" not in name}
     values |= {
@@ -130,6 +144,11 @@ def flat_metrics(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         "response/images": whole["pictures"],
         "judge/agreement": whole.get("judge", {}).get("agrees_with_rules"),
     }
+    for name, row in summary.items():
+        where = "" if name == "all" else f"/{name}"
+        if "/" not in name and "images" in row:
+            for key in ("causal_share", "oracle_gain"):
+                values[f"images/{key}{where}"] = (row["images"].get(key) or [None])[0]
     return {key: float(value) for key, value in values.items() if value is not None}
 
 

@@ -55,6 +55,11 @@ def is_right(answer: str | None, reference: str) -> bool:
     return answer is not None and normalise(answer) == normalise(reference)
 
 
+def same_answer(one: str | None, other: str | None) -> bool:
+    """Whether two responses give the same answer, or both none."""
+    return is_right(one, other) if other is not None else one is None
+
+
 def extract_answer(text: str) -> str:
     r"""The final answer in a free text: the last ``\boxed{}``, else what follows the last answer mark, else all."""
     return final_answer(text)

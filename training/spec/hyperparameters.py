@@ -17,6 +17,7 @@ LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 Variant = Literal["interleaved", "text", "state"]
 TemplateName = Literal["plain", "tagged"]
 Precision = Literal["auto", "fp32", "bf16"]
+Replacement = Literal["previous", "blank", "question", "other", "reference"]
 
 
 class Strict(BaseModel):
@@ -186,6 +187,11 @@ class BenchmarkHyperparameters(Strict):
         min_length=1,
         max_length=200,
         description="another checkpoint on the same tasks, paired; in a pipeline also an earlier stage's name",
+    )
+    interventions: list[Replacement] = Field(
+        default_factory=list,
+        max_length=5,
+        description="replace each image of a response by these, one at a time, and go on greedily: do answers change?",
     )
     judge: JudgeHyperparameters | None = None
     show_samples: int = Field(16, ge=0, le=1000, description="traces shown while it runs")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import count, islice
 from random import Random
 from typing import Final
 
@@ -22,6 +23,8 @@ BASE_SEEDS: Final = range(0, 20_000_000)
 PESFT_SEEDS: Final = range(20_000_000, 30_000_000)
 RL_SEEDS: Final = range(30_000_000, 40_000_000)
 
+OTHER_SEEDS: Final = 1_000_000  # between candidates for another task; further than any evaluation is long
+OTHER_TRIES: Final = 100
 LEVELS: Final = ("normal", "hard")
 Maker = Callable[[Random, int, str], Task]
 
@@ -86,3 +89,20 @@ def require_training_seed(seed: int) -> int:
     if not 0 <= seed < EVAL_SEED_MIN:
         raise ValueError(f"seed {seed} is kept for evaluation (from {EVAL_SEED_MIN:,} up) and may not train")
     return seed
+
+
+def other_task(task: Task, step: int) -> Task | None:
+    """Another task of the same family and level that has this step.
+
+    Its answer is another one of the same choices, unless no candidate has one (a fourth mark in `count` always means
+    "4"). None if no candidate has this step.
+    """
+    fallback = None
+    for seed in islice(count(task.seed + OTHER_SEEDS, OTHER_SEEDS), OTHER_TRIES):
+        other = make_task(task.slice, seed % (MAX_SEED + 1), family=task.family, level=task.split)
+        if len(other.steps) < step:
+            continue
+        if other.answer != task.answer and other.choices == task.choices:
+            return other
+        fallback = fallback or other
+    return fallback

@@ -138,7 +138,7 @@ def _json(connection: Connection, row: Row[Any]) -> dict[str, Any]:
 
 def _effects(connection: Connection, plan: Mapping[str, Any], members: Sequence[Any]) -> list[dict[str, Any]]:
     """What each member of an intervention changed; unknown while it runs, or if it did not complete."""
-    from training.scoring.grading import normalise
+    from training.scoring.grading import same_answer
 
     by_id, before = {member.id: member for member in members}, plan["answer"]
     effects = []
@@ -149,13 +149,14 @@ def _effects(connection: Connection, plan: Mapping[str, Any], members: Sequence[
         effect |= {"verdict_before": plan["verdict"], "verdict_after": None, "later_images_changed": None}
         if known:
             assert member is not None
-            same = before == member.answer or (
-                None not in (before, member.answer) and normalise(before) == normalise(member.answer)
-            )
             drawn = _image_ids(connection, one["trace_id"])
             later = {step for step in {*map(int, plan["images"]), *drawn} if step > one["step"]}
             differ = sum(plan["images"].get(str(step)) != drawn.get(step) for step in later)
-            effect |= {"answer_after": member.answer, "changed": not same, "later_images_changed": differ}
+            effect |= {
+                "answer_after": member.answer,
+                "changed": not same_answer(before, member.answer),
+                "later_images_changed": differ,
+            }
             effect["verdict_after"] = member.verdict
         effects.append(effect)
     return effects

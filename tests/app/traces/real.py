@@ -95,6 +95,7 @@ class Studio:
 
     def restart(self) -> None:
         self.stop()
+        self.gate.open(None)  # a new engine makes steps while it loads
         self.start()
 
     def close(self) -> None:

@@ -132,6 +132,9 @@ def test_previous_on_all_steps_is_quick(studio: Studio) -> None:
 def test_other_takes_an_unrelated_trace_without_a_task(studio: Studio) -> None:
     task = studio.client.task(slice="operational", seed=FIRST_TASK + 1)
     plain = studio.ended(studio.client.create_trace(task["question"], [task["image_id"]], **GREEDY)["id"])
+    for entry in studio.client.traces(limit=100)["data"]:
+        if len(studio.client.trace(entry["id"])["steps"]) == 1:
+            studio.client.delete(entry["id"])
     short = studio.branched(plain["id"], 1, then="answer")  # nothing else has a single step
     alone = done(studio, studio.client.intervene(short["id"], ["other", "reference"]))
     assert alone["effects"] == []

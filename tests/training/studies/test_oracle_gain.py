@@ -18,8 +18,7 @@ from training.benchmark.evaluate import evaluation_tasks
 from training.benchmark.interventions import Codes, continue_all, drawn_images, edited
 from training.studies.oracle_gain import ITSELF, KINDS, Branch, Oracle, Own, main, own_responses, reliance, run_study
 from training.studies.oracle_report import summarize, tables
-from training.world.others import other_task
-from training.world.world import EVAL_SEED_MIN, make_task
+from training.world.world import EVAL_SEED_MIN, make_task, other_task
 
 
 @pytest.fixture(scope="module")
