@@ -67,6 +67,15 @@ export const CHARTS = [
       ['pictures/malformed_share', 'malformed'],
     ],
   },
+  {
+    title: 'Own images',
+    about: 'Answers that change when an image is replaced, and the gain from reference images',
+    zero: true,
+    lines: [
+      ['images/causal_share', 'causal share'],
+      ['images/oracle_gain', 'oracle gain'],
+    ],
+  },
   { title: 'Speed', about: 'Tokens per second', zero: true, lines: [['speed/tokens_per_s', 'tokens/s']] },
 ];
 

@@ -147,7 +147,7 @@ def encode_tasks(tasks: Iterable[Task], coder: ImageCoder, *, total: int | None 
             out.append(EncodedTask(task.question, codes[0], steps, task.answer))
         chunk.clear()
 
-    for task in tqdm(tasks, total=total, desc="encode", mininterval=5):
+    for task in tqdm(tasks, total=total, desc="encode", mininterval=5, disable=None):
         chunk.append(task)
         if len(chunk) == 64:
             flush()
