@@ -1,10 +1,12 @@
-"""What branches and groups cost: `python -m tests.benchmarks.branches`.
+"""What branches, groups and the questions about images cost: `python -m tests.benchmarks.branches`.
 
 Starts a server of its own and prints one JSON object a line, {name, ours, peer, ratio, unit}:
 
 * `eight_samples`: a group of 8 against one trace of the same question, in alternation (the ratio is group / one);
 * `branch_first_text`: POST of a branch to its first new text;
 * `edit_first_text`: the same with an image in the body that has to be encoded;
+* `reliance`: the reliance of a trace with three images, against the time of the trace;
+* `interventions`: `previous` on all its steps, likewise;
 * `token_bytes`: bytes that the database holds for each token of a trace;
 * `token_storage`: time to store a trace's tokens, as a share of the trace's time.
 """
@@ -45,6 +47,7 @@ def main() -> int:
             with server.client() as client, httpx.Client(base_url=server.url, timeout=120) as http:
                 eight_samples(client, http)
                 first_texts(client, http)
+                questions(client, http)
         finally:
             server.stop()
         storage(Path(folder))
@@ -63,6 +66,41 @@ def eight_samples(client: Client, http: httpx.Client) -> None:
             times.append(time.perf_counter() - started)
     ratios = [eight / one for one, eight in zip(ones[1:], eights[1:], strict=True)]
     row("eight_samples", statistics.median(eights[1:]), statistics.median(ones[1:]), "s", statistics.median(ratios))
+
+
+def questions(client: Client, http: httpx.Client) -> None:
+    """Reliance and interventions of greedy traces with three images."""
+    traces, reliance, interventions = [], [], []
+    number = 0
+    while len(traces) <= ROUNDS:
+        task, number = client.task(slice="operational", seed=SEED + number), number + 1
+        started = time.perf_counter()
+        trace = client.create_trace(task["question"], [task["image_id"]], sampling={"temperature": 0.0})
+        for _ in client.events(trace["id"]):
+            pass
+        took = time.perf_counter() - started
+        if sum("image" in step for step in client.trace(trace["id"])["steps"]) != 3:
+            continue
+        traces.append(took)
+        url = f"/v1/traces/{trace['id']}"
+        reliance.append(timed(lambda url=url: http.post(f"{url}/reliance").raise_for_status()))
+        interventions.append(timed(lambda trace=trace: whole_group(client, trace["id"])))
+    for name, times in (("reliance", reliance), ("interventions", interventions)):
+        ratios = [one / trace for one, trace in zip(times[1:], traces[1:], strict=True)]
+        row(name, statistics.median(times[1:]), statistics.median(traces[1:]), "s", statistics.median(ratios))
+
+
+def whole_group(client: Client, trace_id: str) -> None:
+    """Interventions with `previous` on all steps, to their last event."""
+    for _ in client.group_events(client.intervene(trace_id)["id"]):
+        pass
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def first_texts(client: Client, http: httpx.Client) -> None:
