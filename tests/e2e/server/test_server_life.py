@@ -80,6 +80,8 @@ def test_group_after_kill_9_has_one_end(fresh_server: Server) -> None:
         list(client.events(root))
         groups = [ask(client, n=16, sampling={"temperature": 1.0})["group_id"] for _ in range(2)]
         groups.append(client.branch(root, 0, n=16)[0]["group_id"])
+        intervention = client.intervene(root, ["previous", "blank", "question", "other", "reference", "none"])
+        groups.append(intervention["id"])
         ids = [str(group_id) for group_id in groups]
         seen: dict[str, list[Event]] = {group_id: [] for group_id in ids}
         for event in client.group_events(ids[0]):
@@ -98,7 +100,7 @@ def test_group_after_kill_9_has_one_end(fresh_server: Server) -> None:
             assert [event.type for event in log if event.type == "group.completed"] == [log[-1].type]
             group = client.group(group_id)
             assert group["status"] == "completed"
-            assert len(group["trace_ids"]) == sum(entry["count"] for entry in group["tally"]) == 16
+            assert len(group["trace_ids"]) == sum(entry["count"] for entry in group["tally"])
             ends = [event.data["trace_id"] for event in log if event.terminal]
             assert sorted(ends) == group["trace_ids"]
             for trace_id in group["trace_ids"]:
@@ -107,6 +109,15 @@ def test_group_after_kill_9_has_one_end(fresh_server: Server) -> None:
                 interrupted += trace["status"] == "interrupted"
                 mine = [(event.type, event.data) for event in log if event.data.get("trace_id") == trace_id]
                 assert mine == [(event.type, {"trace_id": trace_id} | event.data) for event in own]
+            if group_id == intervention["id"]:
+                effects = group.get("effects", [])
+                assert log[-1].data["effects"] == effects
+                assert [effect["trace_id"] for effect in effects] == intervention["trace_ids"]
+                for effect in effects:
+                    completed = client.trace(effect["trace_id"])["status"] == "completed"
+                    assert (effect["changed"] is not None) == completed
+            else:
+                assert len(group["trace_ids"]) == 16
             for after in (1, len(log) // 2, len(log) - 1):
                 assert list(client.group_events(group_id, after)) == log[after:]
         assert interrupted > 0
