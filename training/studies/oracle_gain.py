@@ -75,6 +75,7 @@ class Branch:
     right: bool
     changed: bool  # whether the answer differs from the own one
     reliance: float | None = None  # of the own answer on the replaced image, in nats; None without an answer
+    reliance_later: float | None = None  # of everything after the image, later images included
     follows: bool | None = None  # whether it is the answer of the other task; None if that is the own one's or unknown
 
 
@@ -204,28 +205,31 @@ def branch(
                 answer=answer,
                 right=is_right(answer, tasks[number].answer),
                 changed=answer != one.answer,
-                reliance=relied[number].get(image.step),
+                reliance=relied[number][image.step][0],
+                reliance_later=relied[number][image.step][1],
                 follows=is_right(answer, other_answer) if telling and other_answer is not None else None,
             )
         )
     return branches, apart
 
 
-def reliance(loaded: LoadedCheckpoint, engine: Engine, own: Own) -> dict[int, float]:
-    """What each image is worth to the answer, by step: the log-probability lost when no later token can see it."""
-    answer = loaded.template.answer_tokens(own.tokens)
-    if not answer:
-        return {}
+def reliance(loaded: LoadedCheckpoint, engine: Engine, own: Own) -> dict[int, tuple[float | None, float]]:
+    """What each image is worth, by step: the log-probability lost when no later token can see it.
 
-    def logprob(hidden: range) -> float:
-        each = token_logprobs(engine, own.prompt, own.tokens, GREEDY, hidden=hidden)
-        return sum(each[answer.start : answer.stop])
+    Returns:
+        The loss of the answer (None without one), and of everything after the image.
+    """
+    answer, start = loaded.template.answer_tokens(own.tokens), len(own.prompt) - 1
 
-    whole, start = logprob(range(0)), len(own.prompt) - 1  # the last token of an image is its end
-    return {
-        image.step: whole - logprob(range(start + image.end - len(image.codes), start + image.end))
-        for image in own.images
-    }
+    def logprobs(hidden: range) -> list[float]:
+        return token_logprobs(engine, own.prompt, own.tokens, GREEDY, hidden=hidden)
+
+    whole, found = logprobs(range(0)), {}
+    for image in own.images:  # its last token is its end
+        without = logprobs(range(start + image.end - len(image.codes), start + image.end))
+        lost = [a - b for a, b in zip(whole, without, strict=True)]
+        found[image.step] = (sum(lost[answer.start : answer.stop]) if answer else None, sum(lost[image.end :]))
+    return found
 
 
 def _apart(engine: Engine, number: int, image: Drawn, own: Own, tokens: Sequence[int]) -> Apart:

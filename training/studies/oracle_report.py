@@ -130,8 +130,10 @@ def _reliance(rows: Rows) -> dict[str, Any]:
     """How the reliance on an image goes with what replacing it changed; None where nothing can be said."""
     known = [[b for b in branches if b.reliance is not None] for branches in rows]
     pairs = [[(b.reliance, float(b.changed)) for b in branches] for branches in known]
+    later = [[(b.reliance_later, float(b.changed)) for b in branches] for branches in known]
     return {
         "correlation": _rounded(rank_correlation(pairs)),
+        "correlation_later": _rounded(rank_correlation(later)),
         "changed": _interval(_parts([[b for b in some if b.changed] for some in known], lambda b: b.reliance)),
         "same": _interval(_parts([[b for b in some if not b.changed] for some in known], lambda b: b.reliance)),
     }
@@ -170,17 +172,18 @@ def tables(result: dict[str, Any]) -> str:
         cells = [shown(row[scope].get("other task", {}).get("follows")) for scope in ("replaced", "replaced_last")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     kinds = [kind for kind in groups["all"]["replaced"] if kind != "itself"]
-    lines += [
-        "",
-        f"| correlation of reliance and change, replaced by | {' | '.join(kinds)} |",
-        "|" + "---|" * (len(kinds) + 1),
-    ]
-    for name, row in groups.items():
-        found = [row["replaced"].get(kind, {}).get("reliance", {}).get("correlation") for kind in kinds]
-        lines.append(f"| {name} | {' | '.join(shown(one, sign=True) for one in found)} |")
-    lines += ["", "| mean reliance (nats) on an image | answer changes | stays |", "|---|---|---|"]
+    for scope, key, title in (
+        ("replaced", "correlation", "any image: answer's reliance and change"),
+        ("replaced", "correlation_later", "any image: reliance of all that follows, and change"),
+        ("replaced_last", "correlation", "the last image: answer's reliance and change"),
+    ):
+        lines += ["", f"| correlation, {title} | {' | '.join(kinds)} |", "|" + "---|" * (len(kinds) + 1)]
+        for name, row in groups.items():
+            found = [row[scope].get(kind, {}).get("reliance", {}).get(key) for kind in kinds]
+            lines.append(f"| {name} | {' | '.join(shown(one, sign=True) for one in found)} |")
+    lines += ["", "| mean reliance (nats) on the last image | answer changes | stays |", "|---|---|---|"]
     for kind in kinds:
-        one = groups["all"]["replaced"][kind]["reliance"]
+        one = groups["all"]["replaced_last"][kind]["reliance"]
         lines.append(f"| replaced by {kind} | {shown(one['changed'])} | {shown(one['same'])} |")
     check = result["kept_steps"]
     margins = ", ".join(f"{found['margin']:.1e}" for found in check["differing"]) or "none"

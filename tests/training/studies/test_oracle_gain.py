@@ -118,7 +118,11 @@ def test_reliance_is_measured_on_every_image(result: dict[str, Any]) -> None:
 
 
 def test_response_without_an_answer_has_no_reliance(drawing: LoadedCheckpoint) -> None:
-    assert [reliance(drawing, engine_of(drawing), one) for one in own_responses(drawing, evaluation_tasks(1))] == [{}]
+    (own,) = own_responses(drawing, evaluation_tasks(1))
+    found = reliance(drawing, engine_of(drawing), own)
+    assert list(found) == [image.step for image in own.images]
+    assert {answer for answer, _ in found.values()} == {None}
+    assert any(later != 0.0 for _, later in found.values())
 
 
 @pytest.mark.parametrize("seed", range(EVAL_SEED_MIN, EVAL_SEED_MIN + 6))
@@ -147,7 +151,7 @@ def one(right: bool, drawings_right: bool = True) -> Own:
 
 def test_shares_count_branches_and_compare_with_their_own_tasks() -> None:
     def blank(task: int, *, last: bool, right: bool, changed: bool, kind: str = "blank") -> Branch:
-        return Branch(task, 1, last, kind, 1.0, None, right, changed, 3.0 if changed else 0.5)
+        return Branch(task, 1, last, kind, 1.0, None, right, changed, 3.0 if changed else 0.5, 4.0)
 
     branches = [
         blank(0, last=False, right=True, changed=False),
