@@ -49,6 +49,32 @@ GROUP_EVENTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def effect(step: int, kind: str, after: str | None, *, later: int | None = 0) -> dict[str, Any]:
+    """What a replacement did to the answer "red"."""
+    changed = None if later is None else after != "red"
+    return {
+        "trace_id": "b1",
+        "step": step,
+        "with": kind,
+        "answer_before": "red",
+        "answer_after": after,
+        "changed": changed,
+        "verdict_before": None,
+        "verdict_after": None,
+        "later_images_changed": later,
+    }
+
+
+RELIANCE = {
+    "answer_logprob": -0.1,
+    "images": [
+        {"step": 0, "image_id": "img-q", "reliance": -0.004, "per_step": [1.0]},
+        {"step": 1, "image_id": "img-1", "reliance": 12.358, "per_step": [0.0]},
+    ],
+    "method": "masking",
+}
+
+
 def finished(status: str = "completed") -> dict[str, Any]:
     return {
         "id": "t1",
@@ -93,6 +119,8 @@ class Canned(ThreadingHTTPServer):
             "GET /v1/traces/b1": (200, finished() | {"id": "b1", "answer": "blue"}),
             "GET /v1/groups/g1": (200, group("red", "blue")),
             "POST /v1/groups/g1/cancel": (200, group(None)),
+            "POST /v1/traces/t1/reliance": (200, RELIANCE),
+            "POST /v1/traces/t1/interventions": (202, {"id": "g1"}),
             "GET /v1/images/img-1": (200, b"PNG of step 1"),
             "GET /v1/images/img-q": (200, b"PNG of the question"),
             "GET /v1/tasks": (200, TASK),
