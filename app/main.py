@@ -29,7 +29,6 @@ from app.checkpoints.registry import CheckpointRegistry
 from app.common import logs
 from app.common.metrics import Metrics, MetricsMiddleware
 from app.common.settings import Settings
-from app.contract.problems import install_handlers
 from app.http.access_log import HEADER, AccessLog
 from app.http.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.http.bodies import BodyMiddleware
@@ -37,6 +36,7 @@ from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
 from app.http.deps import Services, known_ids, known_query
+from app.http.errors import install_handlers
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
 from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces

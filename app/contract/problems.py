@@ -1,36 +1,18 @@
 """Errors as ``application/problem+json`` (RFC 9457) with a stable ``code``.
 
-``Problem``                 an error for the caller: status, code, detail with a remedy
-    ``problem(code, detail)`` the usual constructor; docs/api.md documents `CODES`
-
-Also holds the handlers for FastAPI's own errors. Nothing here echoes the input: questions are private, and NaN has no
-JSON form.
+docs/api.md documents `CODES`. Nothing here echoes the input: questions are private, and NaN has no JSON form.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
-from app.common.pools import TooSlow
-from model.log_lines import request_id
-
-log = logging.getLogger("omni_r1.errors")
 
 MEDIA_TYPE = "application/problem+json"
-_FULL = ("disk is full", "No space left on device")  # the wording of SQLite and PostgreSQL
 
 # code -> (status, title). Codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {
@@ -186,87 +168,3 @@ def _tag(entry: Mapping[str, Any]) -> list[str]:
     """The discriminator field, when it is missing or unknown."""
     wrong = entry["type"] in ("union_tag_invalid", "union_tag_not_found")
     return [str(entry["ctx"]["discriminator"]).strip("'")] if wrong else []
-
-
-def from_storage(error: BaseException) -> Problem | None:
-    """The problem for a database or disk failure; None for any other error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        text = str(cause)
-        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in text for said in _FULL):
-            return Problem("disk_full", "no space left on the disk; free some and try again; nothing was lost")
-        gone = isinstance(cause, TooSlow) and cause.waits_for == "database"
-        lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
-        if lost or gone or isinstance(cause, OperationalError | DatabaseGone | PoolTimeout):
-            return Problem(
-                "database_unavailable",
-                "the database is locked or unavailable; see the server's log, then try again",
-                headers={"Retry-After": "2"},
-            )
-        if isinstance(cause, TooSlow) and cause.waits_for == "disk":
-            detail = "the server's disk did not respond in time; try again"
-            return Problem("storage_unavailable", detail, headers={"Retry-After": "10"})
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-class DatabaseGone(RuntimeError):
-    """The database file was removed or replaced while the server ran."""
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Install the handlers that turn every error into problem+json."""
-
-    async def on_problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return response_for(error, request.url.path)
-
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return response_for(from_validation(error), request.url.path)
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = {400: "malformed", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        if code is None:
-            code = "internal" if error.status_code >= 500 else "malformed"
-        detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
-        if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
-            detail = "the body cannot be read as JSON: it is nested too deeply, or a number in it is too long"
-        problem = Problem(code, detail, headers=dict(error.headers or {}))
-        problem.status = error.status_code
-        return response_for(problem, request.url.path)
-
-    async def on_storage(request: Request, error: Exception) -> Response:
-        problem = from_storage(error)
-        if problem is None:
-            return await on_any(request, error)
-        log.error("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
-        return response_for(problem, request.url.path)
-
-    async def on_gone(request: Request, _error: Exception) -> Response:
-        return response_for(
-            Problem("malformed", "the connection closed before the body was complete"), request.url.path
-        )
-
-    async def on_any(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return response_for(
-            Problem(
-                "internal",
-                "see the server's log; the request can be retried",
-                headers={"X-Request-ID": request_id.get() or ""},  # answered outside `app/http/access_log.py`
-            ),
-            request.url.path,
-        )
-
-    app.add_exception_handler(Problem, on_problem)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(ClientDisconnect, on_gone)
-    app.add_exception_handler(DBAPIError, on_storage)
-    app.add_exception_handler(PoolTimeout, on_storage)
-    app.add_exception_handler(OSError, on_storage)
-    app.add_exception_handler(TooSlow, on_storage)
-    app.add_exception_handler(DatabaseGone, on_storage)
-    app.add_exception_handler(Exception, on_any)
