@@ -39,7 +39,20 @@ from app.http.deps import Services, known_ids, known_query
 from app.http.errors import install_handlers
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
-from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
+from app.http.routes import (
+    branches,
+    checkpoints,
+    datasets,
+    groups,
+    images,
+    jobs,
+    login,
+    responses,
+    rewards,
+    system,
+    tasks,
+    traces,
+)
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
@@ -74,7 +87,7 @@ __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app",
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, branches, groups, images, tasks, jobs, datasets, checkpoints, rewards)
+ROUTES = (system, login, traces, branches, groups, responses, images, tasks, jobs, datasets, checkpoints, rewards)
 # Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
 
@@ -117,7 +130,7 @@ def create_app(
     install_handlers(app)
     for module in ROUTES:
         app.include_router(module.router, dependencies=[Depends(known_query), Depends(known_ids)])
-    add_docs(app, with_key=services.key is not None)
+    add_docs(app, with_key=services.key is not None, schemas=responses.event_schemas())
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
     _add_middleware(app, services)

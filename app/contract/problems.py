@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel, Field
 
 MEDIA_TYPE = "application/problem+json"
+OPENAI_PATHS = ("/v1/responses", "/v1/models")  # their errors have the shape that OpenAI's clients expect
 
 # code -> (status, title). Codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {
+    "unsupported_parameter": (400, "The parameter is not supported"),
     "malformed": (400, "The request cannot be read"),
     "bad_position": (400, "The stream position is not a non-negative integer"),
     "key_required": (401, "An API key is required"),
@@ -26,6 +30,8 @@ CODES: dict[str, tuple[int, str]] = {
     "image_not_found": (404, "Image not found"),
     "job_not_found": (404, "Job not found"),
     "checkpoint_not_found": (404, "Checkpoint not found"),
+    "model_not_found": (404, "Model not found"),
+    "response_not_found": (404, "Response not found"),
     "method_not_allowed": (405, "Method not allowed"),
     "request_timeout": (408, "The request did not arrive in time"),
     "group_not_found": (404, "Group not found"),
@@ -122,9 +128,53 @@ def field_problem(code: str, path: str, detail: str) -> Problem:
 
 
 def response_for(problem: Problem, instance: str) -> Response:
-    """The HTTP response for `problem`."""
+    """The HTTP response for `problem` on the path `instance`."""
+    if speaks_openai(instance):
+        return _openai_response(problem)
     content = json.dumps(problem.body(instance), allow_nan=False).encode()
     return Response(content, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+# ---- the errors of OpenAI's API
+
+
+class OpenAIError(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str = Field(description="a family of errors, such as `invalid_request_error`")
+    param: str | None = Field(description="the parameter, such as `input[0].content[1].image_url`")
+    code: str = Field(description="the code of a problem document")
+
+
+class OpenAIErrorOut(BaseModel):
+    """An error of `/v1/responses` and `/v1/models`."""
+
+    error: OpenAIError
+
+
+def speaks_openai(path: str) -> bool:
+    """Whether errors on this path have OpenAI's shape."""
+    return path.startswith(tuple(f"{prefix}/" for prefix in OPENAI_PATHS)) or path in OPENAI_PATHS
+
+
+def _openai_response(problem: Problem) -> Response:
+    """422 becomes 400, OpenAI's status for a bad value."""
+    status = 400 if problem.status == HTTPStatus.UNPROCESSABLE_ENTITY else problem.status
+    first = problem.errors[0] if problem.errors else None
+    param = _param(first["path"]) if first is not None else None
+    message = problem.detail if first is None else f"{param}: {first['message']}" if param else first["message"]
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = OpenAIError(message=message, type=kind, param=param, code=problem.code)
+    content = OpenAIErrorOut(error=error).model_dump_json()
+    return Response(content, status, headers=problem.headers, media_type="application/json")
+
+
+def _param(path: str) -> str | None:
+    """`input[0].role` for `body.input.0.role`; None for the body as a whole."""
+    _place, *names = path.split(".")
+    return "".join(f"[{name}]" if name.isdecimal() else f".{name}" for name in names).removeprefix(".") or None
 
 
 def from_validation(error: RequestValidationError) -> Problem:
@@ -140,18 +190,21 @@ def from_validation(error: RequestValidationError) -> Problem:
         for entry in found
     ]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Problem("invalid", f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
+    code = found[0]["type"] if found[0]["type"] in CODES else "invalid"
+    return Problem(code, f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
 
 
 _ABSENT = object()
 
 
 def _path(loc: Sequence[Any], body: object) -> list[str]:
-    """The field's path in the input, without pydantic's names of union members."""
+    """The field's path in the input, without pydantic's names of union members and the tag `list`."""
     path: list[str] = []
     at: Any = {"body": body}
     for part in loc:
-        if isinstance(at, dict) and part not in at and part in (at.get("method"), at.get("source")):
+        if isinstance(at, dict) and part not in at and part in (at.get("method"), at.get("source"), at.get("type")):
+            continue
+        if isinstance(at, list) and part == "list":
             continue
         no_key = at is None or isinstance(at, str | int | float) or (isinstance(at, list) and isinstance(part, str))
         if no_key:  # what follows names a member of an untagged union

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,7 +31,7 @@ from app.traces.intake import Intake
 from app.traces.launch import Launcher
 from app.traces.live import LiveTrace
 from app.traces.reader import TraceReader, no_trace
-from app.traces.records import group_store, store
+from app.traces.records import group_store, responses, store
 from app.traces.runner import INTERRUPTED, TraceRunner
 from model.engine.messages import Generation
 
@@ -137,12 +138,25 @@ class TraceService:
 
     # ---- create
 
-    async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
-        """Validate, store and start a trace, or a group of samples; returns the first whole trace."""
+    async def create(
+        self,
+        body: TraceCreate,
+        *,
+        background: bool,
+        claim: Claim,
+        request: dict[str, Any] | None = None,
+        previous_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Validate, store and start a trace, or a group of samples; returns the first whole trace.
+
+        `request` is what a program sent to `/v1/responses`; `previous_id` is the trace that it asks about again.
+        """
         self._admit(body.n)
         info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
-            prepared = await self._intake.prepared(body, info)
+            prepared = replace(await self._intake.prepared(body, info), request=request)
+            if previous_id is not None:
+                prepared.row.update(await pools.reads.run(self._asking_again, previous_id))
             self._admit(body.n)
             return (await self._launcher.start(prepared, body.n, "samples", lease, background=background, claim=claim))[
                 0
@@ -165,6 +179,13 @@ class TraceService:
             self._admit(body.n)
             keeps_on = parent.row.background if background is None else background
             return await self._launcher.start(prepared, body.n, "branches", lease, background=keeps_on, claim=claim)
+
+    def _asking_again(self, previous_id: str) -> dict[str, Any]:
+        with self._db.read() as connection:
+            row = store.get_row(connection, previous_id)
+        if row is None:
+            raise no_trace()
+        return responses.asking_again(row)
 
     def _admit(self, count: int = 1) -> None:
         """Reject requests for `count` traces that cannot be accepted now."""
