@@ -29,7 +29,6 @@ from app.checkpoints.registry import CheckpointRegistry
 from app.common import logs
 from app.common.metrics import Metrics, MetricsMiddleware
 from app.common.settings import Settings
-from app.contract.problems import install_handlers
 from app.http.access_log import HEADER, AccessLog
 from app.http.auth import ApiKey, GuardMiddleware, KeyMiddleware
 from app.http.bodies import BodyMiddleware
@@ -37,6 +36,7 @@ from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
 from app.http.deps import Services, known_ids, known_query
+from app.http.errors import install_handlers
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
 from app.http.routes import (
@@ -47,6 +47,7 @@ from app.http.routes import (
     images,
     jobs,
     login,
+    responses,
     rewards,
     system,
     tasks,
@@ -59,7 +60,7 @@ from app.jobs.intake import JobIntake
 from app.jobs.runner import COMMAND
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
-from app.runtime import BuildUI, Runtime, UISlot
+from app.runtime import BuildUI, Runtime, UISlot, publish
 from app.server import BAD_START, StudioServer, bind, run_app
 from app.storage.database import Database
 from app.storage.dialects import DatabaseUnusable
@@ -88,7 +89,21 @@ __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app",
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, branches, why, groups, images, tasks, jobs, datasets, checkpoints, rewards)
+ROUTES = (
+    system,
+    login,
+    traces,
+    branches,
+    why,
+    groups,
+    responses,
+    images,
+    tasks,
+    jobs,
+    datasets,
+    checkpoints,
+    rewards,
+)
 # Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
 
@@ -131,7 +146,7 @@ def create_app(
     install_handlers(app)
     for module in ROUTES:
         app.include_router(module.router, dependencies=[Depends(known_query), Depends(known_ids)])
-    add_docs(app, with_key=services.key is not None)
+    add_docs(app, with_key=services.key is not None, schemas=responses.event_schemas())
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
     _add_middleware(app, services)
@@ -232,7 +247,7 @@ def build_services(
         grader=Grader(),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
-    _watch(services)
+    publish(services)
     return services
 
 
@@ -306,19 +321,6 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
         intake=intake,
         command=command,
     )
-
-
-def _watch(s: Services) -> None:
-    """Publish the state of the parts on `/metrics`."""
-    watch, count = s.metrics.watch, s.metrics.count
-    watch("omni_r1_jobs_running", "Running jobs.", lambda: s.jobs.running)
-    watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(s.generation.status().loaded))
-    watch("omni_r1_traces_running", "Traces with a slot.", lambda: s.traces.running)
-    watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: s.traces.waiting)
-    watch("omni_r1_event_streams", "Open event streams.", lambda: s.events.open_streams + s.jobs.open_streams)
-    count("omni_r1_event_commits", "Commits of the event writer.", lambda: s.events.commits)
-    count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
-    watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")
 
 
 def build_page(base_url: str, api_key: str) -> ASGIApp:

@@ -316,3 +316,16 @@ def reach_database(url: str) -> tuple[str, str | None]:
     finally:
         database.close()
     return database.place, None
+
+
+def publish(s: Services) -> None:
+    """Publish the state of the parts on `/metrics`."""
+    watch, count = s.metrics.watch, s.metrics.count
+    watch("omni_r1_jobs_running", "Running jobs.", lambda: s.jobs.running)
+    watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(s.generation.status().loaded))
+    watch("omni_r1_traces_running", "Traces with a slot.", lambda: s.traces.running)
+    watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: s.traces.waiting)
+    watch("omni_r1_event_streams", "Open event streams.", lambda: s.events.open_streams + s.jobs.open_streams)
+    count("omni_r1_event_commits", "Commits of the event writer.", lambda: s.events.commits)
+    count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
+    watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")

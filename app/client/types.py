@@ -64,10 +64,10 @@ class Verdict(TypedDict):
 
 
 class Parent(TypedDict):
-    """Where a branch parts from its parent, and the parent's group."""
+    """Where a branch parts from its parent, and the parent's group; `after_step` is None for another question."""
 
     trace_id: str
-    after_step: int
+    after_step: int | None
     edited_steps: list[int]
     group_id: str | None
 

@@ -225,15 +225,21 @@ class _NoNullDefaults(GenerateJsonSchema):
 def stream_schemas(name: str, events: Mapping[str, type[Out]]) -> dict[str, Any]:
     """JSON schemas of a stream: its events `{id, event, data}`, their data, and the union `name` of all events."""
     whole = {type_: _whole_event(number, type_, data) for number, (type_, data) in enumerate(events.items(), 1)}
+    about = "One server-sent event: `event` is its type, `id` its number, `data` its parsed JSON."
+    return union_schemas(name, whole, by="event", description=about)
+
+
+def union_schemas(name: str, models: Mapping[str, type[Out]], *, by: str, description: str) -> dict[str, Any]:
+    """JSON schemas of the models and of their union `name`, in which the field `by` has the keys as its values."""
     _, schema = models_json_schema(
-        [(model, "validation") for model in whole.values()], ref_template=_REFERENCE, schema_generator=_NoNullDefaults
+        [(model, "validation") for model in models.values()], ref_template=_REFERENCE, schema_generator=_NoNullDefaults
     )
-    references = {type_: _REFERENCE.format(model=model.__name__) for type_, model in whole.items()}
+    references = {value: _REFERENCE.format(model=model.__name__) for value, model in models.items()}
     union = {
         "title": name,
-        "description": "One server-sent event: `event` is its type, `id` its number, `data` its parsed JSON.",
+        "description": description,
         "oneOf": [{"$ref": reference} for reference in references.values()],
-        "discriminator": {"propertyName": "event", "mapping": references},
+        "discriminator": {"propertyName": by, "mapping": references},
     }
     return {**schema["$defs"], name: union}
 

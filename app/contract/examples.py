@@ -94,6 +94,76 @@ CHECKPOINT = {
     "folder": "/opt/omni-r1/model/nano/nano-omni-r1",
 }
 
+RESPONSE_ITEMS: list[dict[str, Any]] = [
+    {
+        "id": f"rs_{TRACE_ID}_0",
+        "type": "reasoning",
+        "status": "completed",
+        "summary": [{"type": "summary_text", "text": "I look for the square and mark it."}],
+    },
+    {
+        "id": f"ig_{TRACE_ID}_1",
+        "type": "image_generation_call",
+        "status": "completed",
+        "result": "iVBORw0KGgoAAAANSUhEUg==",
+        "output_format": "png",
+        "size": "64x64",
+    },
+    {
+        "id": f"msg_{TRACE_ID}_2",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "yellow", "annotations": [], "logprobs": []}],
+    },
+]
+RESPONSE: dict[str, Any] = {
+    "id": f"resp_{TRACE_ID}",
+    "object": "response",
+    "created_at": 1_795_881_856,
+    "completed_at": 1_795_881_856,
+    "status": "completed",
+    "error": None,
+    "incomplete_details": None,
+    "model": "nano-omni-r1",
+    "output": RESPONSE_ITEMS,
+    "usage": {
+        "input_tokens": 76,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 153,
+        "output_tokens_details": {"reasoning_tokens": 150},
+        "total_tokens": 229,
+    },
+    "metadata": {"trace_id": TRACE_ID},
+    "background": False,
+    "previous_response_id": None,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "max_output_tokens": None,
+    "user": None,
+    "instructions": None,
+    "reasoning": {"effort": None, "summary": None},
+    "text": {"format": {"type": "text"}, "verbosity": "medium"},
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "max_tool_calls": None,
+    "top_logprobs": 0,
+    "truncation": "disabled",
+    "service_tier": "default",
+    "store": True,
+}
+INPUT_ITEM: dict[str, Any] = {
+    "id": f"msg_{TRACE_ID}_in0",
+    "type": "message",
+    "role": "user",
+    "status": "completed",
+    "content": [
+        {"type": "input_text", "text": QUESTION},
+        {"type": "input_image", "file_id": QUESTION_IMAGE["image_id"], "image_url": None, "detail": "auto"},
+    ],
+}
+
 MODEL = {"id": "nano-omni-r1", "object": "model", "created": 1_795_399_607, "owned_by": "omni-r1"}
 
 JOB_SPEC = {
@@ -210,6 +280,28 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "CheckpointOut": CHECKPOINT,
     "CheckpointList": {"data": [CHECKPOINT], "has_more": False},
     "ModelList": {"object": "list", "data": [MODEL]},
+    "ModelOut": MODEL,
+    "ResponseCreate": {
+        "model": "nano-omni-r1",
+        "input": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": QUESTION},
+                    {"type": "input_image", "file_id": QUESTION_IMAGE["image_id"]},
+                ],
+            }
+        ],
+    },
+    "ResponseOut": RESPONSE,
+    "ResponseDeleted": {"id": f"resp_{TRACE_ID}", "object": "response", "deleted": True},
+    "InputItemList": {
+        "object": "list",
+        "data": [INPUT_ITEM],
+        "first_id": INPUT_ITEM["id"],
+        "last_id": INPUT_ITEM["id"],
+        "has_more": False,
+    },
     "LimitsOut": {
         "context_len": 768,
         "tokens_per_image": 66,

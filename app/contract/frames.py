@@ -1,9 +1,9 @@
-"""Encoding of server-sent events."""
+"""Encoding of server-sent events, and the way back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -15,3 +15,11 @@ def encode(data: Mapping[str, Any]) -> str:
 def frame(seq: int, type_: str, data: str) -> bytes:
     """The bytes of one event, identical for live and stored events."""
     return f"id: {seq}\nevent: {type_}\ndata: {data}\n\n".encode()
+
+
+def events_of(chunk: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Type and data of each event in whole frames; comments are passed over."""
+    for block in chunk.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":"))
+        if fields:
+            yield fields["event"], json.loads(fields["data"])

@@ -1,39 +1,25 @@
 """Errors as ``application/problem+json`` (RFC 9457) with a stable ``code``.
 
-``Problem``                 an error for the caller: status, code, detail with a remedy
-    ``problem(code, detail)`` the usual constructor; docs/api.md documents `CODES`
-
-Also holds the handlers for FastAPI's own errors. Nothing here echoes the input: questions are private, and NaN has no
-JSON form.
+docs/api.md documents `CODES`. Nothing here echoes the input: questions are private, and NaN has no JSON form.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
-from app.common.pools import TooSlow
-from model.log_lines import request_id
-
-log = logging.getLogger("omni_r1.errors")
+from pydantic import BaseModel, Field
 
 MEDIA_TYPE = "application/problem+json"
-_FULL = ("disk is full", "No space left on device")  # the wording of SQLite and PostgreSQL
+OPENAI_PATHS = ("/v1/responses", "/v1/models")  # their errors have the shape that OpenAI's clients expect
 
 # code -> (status, title). Codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {
+    "unsupported_parameter": (400, "The parameter is not supported"),
     "malformed": (400, "The request cannot be read"),
     "bad_position": (400, "The stream position is not a non-negative integer"),
     "key_required": (401, "An API key is required"),
@@ -44,6 +30,8 @@ CODES: dict[str, tuple[int, str]] = {
     "image_not_found": (404, "Image not found"),
     "job_not_found": (404, "Job not found"),
     "checkpoint_not_found": (404, "Checkpoint not found"),
+    "model_not_found": (404, "Model not found"),
+    "response_not_found": (404, "Response not found"),
     "method_not_allowed": (405, "Method not allowed"),
     "request_timeout": (408, "The request did not arrive in time"),
     "group_not_found": (404, "Group not found"),
@@ -141,9 +129,53 @@ def field_problem(code: str, path: str, detail: str) -> Problem:
 
 
 def response_for(problem: Problem, instance: str) -> Response:
-    """The HTTP response for `problem`."""
+    """The HTTP response for `problem` on the path `instance`."""
+    if speaks_openai(instance):
+        return _openai_response(problem)
     content = json.dumps(problem.body(instance), allow_nan=False).encode()
     return Response(content, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+# ---- the errors of OpenAI's API
+
+
+class OpenAIError(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str = Field(description="a family of errors, such as `invalid_request_error`")
+    param: str | None = Field(description="the parameter, such as `input[0].content[1].image_url`")
+    code: str = Field(description="the code of a problem document")
+
+
+class OpenAIErrorOut(BaseModel):
+    """An error of `/v1/responses` and `/v1/models`."""
+
+    error: OpenAIError
+
+
+def speaks_openai(path: str) -> bool:
+    """Whether errors on this path have OpenAI's shape."""
+    return path.startswith(tuple(f"{prefix}/" for prefix in OPENAI_PATHS)) or path in OPENAI_PATHS
+
+
+def _openai_response(problem: Problem) -> Response:
+    """422 becomes 400, OpenAI's status for a bad value."""
+    status = 400 if problem.status == HTTPStatus.UNPROCESSABLE_ENTITY else problem.status
+    first = problem.errors[0] if problem.errors else None
+    param = _param(first["path"]) if first is not None else None
+    message = problem.detail if first is None else f"{param}: {first['message']}" if param else first["message"]
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = OpenAIError(message=message, type=kind, param=param, code=problem.code)
+    content = OpenAIErrorOut(error=error).model_dump_json()
+    return Response(content, status, headers=problem.headers, media_type="application/json")
+
+
+def _param(path: str) -> str | None:
+    """`input[0].role` for `body.input.0.role`; None for the body as a whole."""
+    _place, *names = path.split(".")
+    return "".join(f"[{name}]" if name.isdecimal() else f".{name}" for name in names).removeprefix(".") or None
 
 
 def from_validation(error: RequestValidationError) -> Problem:
@@ -159,18 +191,21 @@ def from_validation(error: RequestValidationError) -> Problem:
         for entry in found
     ]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Problem("invalid", f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
+    code = found[0]["type"] if found[0]["type"] in CODES else "invalid"
+    return Problem(code, f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
 
 
 _ABSENT = object()
 
 
 def _path(loc: Sequence[Any], body: object) -> list[str]:
-    """The field's path in the input, without pydantic's names of union members."""
+    """The field's path in the input, without pydantic's names of union members and the tag `list`."""
     path: list[str] = []
     at: Any = {"body": body}
     for part in loc:
-        if isinstance(at, dict) and part not in at and part in (at.get("method"), at.get("source")):
+        if isinstance(at, dict) and part not in at and part in (at.get("method"), at.get("source"), at.get("type")):
+            continue
+        if isinstance(at, list) and part == "list":
             continue
         no_key = at is None or isinstance(at, str | int | float) or (isinstance(at, list) and isinstance(part, str))
         if no_key:  # what follows names a member of an untagged union
@@ -187,87 +222,3 @@ def _tag(entry: Mapping[str, Any]) -> list[str]:
     """The discriminator field, when it is missing or unknown."""
     wrong = entry["type"] in ("union_tag_invalid", "union_tag_not_found")
     return [str(entry["ctx"]["discriminator"]).strip("'")] if wrong else []
-
-
-def from_storage(error: BaseException) -> Problem | None:
-    """The problem for a database or disk failure; None for any other error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        text = str(cause)
-        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(said in text for said in _FULL):
-            return Problem("disk_full", "no space left on the disk; free some and try again; nothing was lost")
-        gone = isinstance(cause, TooSlow) and cause.waits_for == "database"
-        lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
-        if lost or gone or isinstance(cause, OperationalError | DatabaseGone | PoolTimeout):
-            return Problem(
-                "database_unavailable",
-                "the database is locked or unavailable; see the server's log, then try again",
-                headers={"Retry-After": "2"},
-            )
-        if isinstance(cause, TooSlow) and cause.waits_for == "disk":
-            detail = "the server's disk did not respond in time; try again"
-            return Problem("storage_unavailable", detail, headers={"Retry-After": "10"})
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-class DatabaseGone(RuntimeError):
-    """The database file was removed or replaced while the server ran."""
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Install the handlers that turn every error into problem+json."""
-
-    async def on_problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Problem)
-        return response_for(error, request.url.path)
-
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return response_for(from_validation(error), request.url.path)
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = {400: "malformed", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        if code is None:
-            code = "internal" if error.status_code >= 500 else "malformed"
-        detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
-        if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
-            detail = "the body cannot be read as JSON: it is nested too deeply, or a number in it is too long"
-        problem = Problem(code, detail, headers=dict(error.headers or {}))
-        problem.status = error.status_code
-        return response_for(problem, request.url.path)
-
-    async def on_storage(request: Request, error: Exception) -> Response:
-        problem = from_storage(error)
-        if problem is None:
-            return await on_any(request, error)
-        log.error("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
-        return response_for(problem, request.url.path)
-
-    async def on_gone(request: Request, _error: Exception) -> Response:
-        return response_for(
-            Problem("malformed", "the connection closed before the body was complete"), request.url.path
-        )
-
-    async def on_any(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return response_for(
-            Problem(
-                "internal",
-                "see the server's log; the request can be retried",
-                headers={"X-Request-ID": request_id.get() or ""},  # answered outside `app/http/access_log.py`
-            ),
-            request.url.path,
-        )
-
-    app.add_exception_handler(Problem, on_problem)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(ClientDisconnect, on_gone)
-    app.add_exception_handler(DBAPIError, on_storage)
-    app.add_exception_handler(PoolTimeout, on_storage)
-    app.add_exception_handler(OSError, on_storage)
-    app.add_exception_handler(TooSlow, on_storage)
-    app.add_exception_handler(DatabaseGone, on_storage)
-    app.add_exception_handler(Exception, on_any)

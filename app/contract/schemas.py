@@ -20,6 +20,9 @@ CHECKPOINT_NAME_LENGTH = 200
 CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Temperature = Annotated[float, Field(ge=0, le=5)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+NewTokens = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 def clean_text(value: str) -> str:
@@ -84,10 +87,10 @@ class ImageIn(In):
 class SamplingIn(In):
     """Sampling parameters; absent ones come from the checkpoint's generation config."""
 
-    temperature: float | None = Field(None, ge=0, le=5, description="0 = greedy")
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Temperature | None = Field(None, description="0 = greedy")
+    top_p: TopP | None = None
     seed: Seed | None = Field(None, description="random when absent, always returned")
-    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="default: the remaining context")
+    max_new_tokens: NewTokens | None = Field(None, description="default: the remaining context")
     max_images: int | None = Field(None, ge=0, le=64, description="default: as many as fit")
 
 
@@ -208,7 +211,7 @@ class ParentOut(Out):
     """Where a branch parts from its parent."""
 
     trace_id: str
-    after_step: int
+    after_step: int | None = Field(description="null: another question about the parent's images, not a branch")
     edited_steps: list[int]
     group_id: str | None = Field(None, description="the parent's group")
 

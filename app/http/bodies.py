@@ -13,7 +13,8 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.common import pools
-from app.contract.problems import from_storage, response_for
+from app.contract.problems import response_for
+from app.storage.faults import from_storage
 from app.storage.uploads import BUFFER_BYTES, Spool
 
 METHODS = ("POST", "PUT", "PATCH", "DELETE")

@@ -54,7 +54,7 @@ class EventStream(Response):
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         sender = asyncio.create_task(self._send(send))
-        watcher = asyncio.create_task(_gone(receive))
+        watcher = asyncio.create_task(gone(receive))
         try:
             await asyncio.wait((sender, watcher), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -78,6 +78,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
+    """Return when the client has disconnected; call it after the body was read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +15,7 @@ from app.contract.events import TRACE_EVENTS, stream_schemas
 from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
 from app.contract.examples import EXAMPLES
-from app.contract.problems import MEDIA_TYPE
+from app.contract.problems import MEDIA_TYPE, OpenAIErrorOut, speaks_openai
 from app.contract.schemas import ProblemOut
 from app.http.auth import OPEN
 
@@ -27,8 +27,8 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def add_docs(app: FastAPI, *, with_key: bool) -> None:
-    """Add `/docs`, and events, errors and authentication to `/openapi.json`."""
+def add_docs(app: FastAPI, *, with_key: bool, schemas: Mapping[str, Any]) -> None:
+    """Add `/docs`, and events, errors, authentication and more `schemas` to `/openapi.json`."""
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -44,7 +44,7 @@ def add_docs(app: FastAPI, *, with_key: bool) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _add_events(schema)
+            _add_events(schema, schemas)
             _add_examples(schema)
             _add_problems(schema)
             if with_key:
@@ -55,11 +55,11 @@ def add_docs(app: FastAPI, *, with_key: bool) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _add_events(schema: dict[str, Any]) -> None:
+def _add_events(schema: dict[str, Any], more: Mapping[str, Any]) -> None:
     shapes = schema["components"]["schemas"]
-    for name, events in STREAMS.items():
-        for shape, found in stream_schemas(name, events).items():
-            shapes.setdefault(shape, found)
+    for found in (*(stream_schemas(name, events) for name, events in STREAMS.items()), more):
+        for shape, content in found.items():
+            shapes.setdefault(shape, content)
 
 
 def _add_examples(schema: dict[str, Any]) -> None:
@@ -69,16 +69,28 @@ def _add_examples(schema: dict[str, Any]) -> None:
 
 def _add_problems(schema: dict[str, Any]) -> None:
     shapes = schema["components"]["schemas"]
-    document = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
-    shapes |= document.pop("$defs", {})
-    shapes[ProblemOut.__name__] = document
+    for model in (ProblemOut, OpenAIErrorOut):
+        document = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        shapes |= document.pop("$defs", {})
+        shapes[model.__name__] = document
     shapes.pop("HTTPValidationError", None)
     shapes.pop("ValidationError", None)
-    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
+            answers = operation["responses"]
             for status, text in list(_everywhere(path, method, operation)):
-                operation["responses"][status] = {"description": text, "content": content}
+                answers[status] = {"description": text, "content": _problem(path)}
+            if speaks_openai(path):
+                answers.setdefault("400", answers.pop("422"))
+                answers.update(
+                    {status: answers[status] | {"content": _problem(path)} for status in answers if status >= "400"}
+                )
+
+
+def _problem(path: str) -> dict[str, Any]:
+    """The content of an error response on this path."""
+    kind, model = ("application/json", OpenAIErrorOut) if speaks_openai(path) else (MEDIA_TYPE, ProblemOut)
+    return {kind: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
 
 
 def _everywhere(path: str, method: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -98,13 +110,9 @@ def _add_key(schema: dict[str, Any]) -> None:
         "key": {"type": "http", "scheme": "bearer", "description": "OMNI_R1_API_KEY of the server"}
     }
     schema["security"] = [{"key": []}]
-    shape = {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             if path in OPEN:
                 operation["security"] = []
             else:
-                operation["responses"]["401"] = {
-                    "description": "API key required",
-                    "content": {MEDIA_TYPE: {"schema": shape}},
-                }
+                operation["responses"]["401"] = {"description": "API key required", "content": _problem(path)}

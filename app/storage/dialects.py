@@ -22,7 +22,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
-from app.contract.problems import DatabaseGone
+from app.storage.faults import DatabaseGone
 
 BUSY_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 10

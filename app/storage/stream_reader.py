@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from app.common import pools
 from app.contract.frames import frame
-from app.contract.problems import from_storage
+from app.storage.faults import from_storage
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -52,6 +52,7 @@ class Prepared:
     row: dict[str, Any]  # the columns of the trace that the request determines
     prefix: Prefix = field(default_factory=Prefix)
     kept: tuple[Kept, ...] = ()
+    request: dict[str, Any] | None = None  # what a program sent to `/v1/responses`
 
 
 class Intake:
@@ -143,7 +144,12 @@ class Intake:
             except Problem as problem:
                 raise field_problem("unknown_image", f"{path}.image_id", problem.detail) from None
         assert data_url is not None
-        return self._image_intake.store(from_data_url(data_url, f"{path}.data_url"))
+        try:
+            return self._image_intake.store(from_data_url(data_url, f"{path}.data_url"))
+        except Problem as problem:
+            if problem.errors or problem.status not in (415, 422):
+                raise
+            raise field_problem(problem.code, f"{path}.data_url", problem.detail) from None
 
 
 def resolve_sampling(requested: SamplingIn, info: CheckpointInfo, room: Room) -> SamplingParams:

@@ -18,7 +18,7 @@ from app.storage.idempotency import Claim
 from app.traces.event_log import EventLog
 from app.traces.intake import Prepared
 from app.traces.live import LiveTrace
-from app.traces.records import group_store, store
+from app.traces.records import group_store, responses, store
 from app.traces.runner import TraceRunner
 
 
@@ -95,8 +95,10 @@ class Launcher:
 
         def insert() -> dict[str, Any]:
             with self._db.write() as connection:
-                for row, line in zip(rows, queued, strict=True):
+                for row, prepared, line in zip(rows, each, queued, strict=True):
                     store.insert(connection, row, ("trace.queued", line))
+                    if prepared.request is not None:
+                        responses.put(connection, row["id"], prepared.request)
                 if group_id is not None:
                     group: dict[str, Any] = {"id": group_id, "server_id": self.server_id(), "kind": kind}
                     group |= {"trace_ids": [live.id for live in lives], "created_at": common["created_at"]}

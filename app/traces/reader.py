@@ -19,8 +19,9 @@ from app.storage.database import Database
 from app.storage.ids import GROUP
 from app.storage.stream_reader import REPLAY_CHUNK, polled
 from app.traces.event_log import EventLog
-from app.traces.records import store
+from app.traces.records import responses, store
 from app.traces.records.film import render
+from app.traces.records.responses import ResponseRecord
 
 LOOK_EVERY_S = 0.5
 
@@ -55,6 +56,18 @@ class TraceReader:
         if trace is None:
             raise no_trace()
         return trace
+
+    async def response(self, trace_id: str) -> ResponseRecord:
+        """The trace with the request to `/v1/responses` that created it; 404 unless one did."""
+
+        def look() -> ResponseRecord | None:
+            with self._db.read() as connection:
+                return responses.record(connection, trace_id)
+
+        found = await pools.reads.run(look)
+        if found is None:
+            raise Problem("response_not_found", "no response has this id; it may have been deleted")
+        return found
 
     async def film(self, trace_id: str, read: Callable[[str], bytes]) -> bytes:
         """The trace as an animated GIF; 409 while it is queued or running. `read` returns an image's PNG."""

@@ -17,9 +17,9 @@ from sqlalchemy.engine import Connection
 
 from app.common import metrics as m
 from app.common import pools
-from app.contract.problems import from_storage
 from app.contract.words import GROUP_END
 from app.storage.database import not_before, now
+from app.storage.faults import from_storage
 from app.storage.images import ImageStore, PartialStore, StoredImage
 from app.traces.event_log import EventLog
 from app.traces.judge import Judge

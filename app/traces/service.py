@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,7 +30,7 @@ from app.traces.intake import Intake, samples_of
 from app.traces.launch import Launcher
 from app.traces.live import GraceWatch, LiveTrace
 from app.traces.reader import TraceReader, no_trace
-from app.traces.records import group_store, store
+from app.traces.records import group_store, responses, store
 from app.traces.runner import INTERRUPTED, TraceRunner
 from model.engine.messages import Generation
 
@@ -136,12 +137,25 @@ class TraceService:
 
     # ---- create
 
-    async def create(self, body: TraceCreate, *, background: bool, claim: Claim) -> dict[str, Any]:
-        """Validate, store and start a trace, or a group of samples; returns the first whole trace."""
+    async def create(
+        self,
+        body: TraceCreate,
+        *,
+        background: bool,
+        claim: Claim,
+        request: dict[str, Any] | None = None,
+        previous_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Validate, store and start a trace, or a group of samples; returns the first whole trace.
+
+        `request` is what a program sent to `/v1/responses`; `previous_id` is the trace that it asks about again.
+        """
         self.admit(body.n)
         info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
-            prepared = await self._intake.prepared(body, info)
+            prepared = replace(await self._intake.prepared(body, info), request=request)
+            if previous_id is not None:
+                prepared.row.update(await pools.reads.run(self._asking_again, previous_id))
             self.admit(body.n)
             each = samples_of(prepared, body.n)
             return await self._launcher.start(each, "samples", lease, background=background, claim=claim)
@@ -164,6 +178,13 @@ class TraceService:
             keeps_on = parent.row.background if background is None else background
             each = samples_of(prepared, body.n)
             return await self._launcher.start(each, "branches", lease, background=keeps_on, claim=claim)
+
+    def _asking_again(self, previous_id: str) -> dict[str, Any]:
+        with self._db.read() as connection:
+            row = store.get_row(connection, previous_id)
+        if row is None:
+            raise no_trace()
+        return responses.asking_again(row)
 
     def admit(self, count: int = 1) -> None:
         """Raise :class:`Problem` if `count` traces cannot be accepted now."""

@@ -58,10 +58,14 @@ export function endOf(node) {
   };
 }
 
+/** Whether the trace asks another question than its parent, and keeps no step of it. */
+const isFollowUp = (node) => (node.after_step ?? null) === null && node.status !== 'deleted';
+
 /** Where a trace leaves its parent, as a sentence. */
 export function partingOf({ node, parentRow }) {
   if (parentRow === null) return 'The first trace: it has no parent.';
   const { edited_steps: edited, after_step: after } = node;
+  if (isFollowUp(node)) return 'Another question about the images of its parent.';
   if (edited.length) {
     const verb = edited.length === 1 ? 'was' : 'were';
     return `Diverges from its parent at ${stepsIn([Math.min(...edited)])}: ${stepsIn(edited)} ${verb} edited.`;
@@ -73,7 +77,7 @@ export function partingOf({ node, parentRow }) {
 /** The name of a row for screen readers. */
 export function nameOf(row) {
   const { text, answered, mark } = endOf(row.node);
-  const what = row.parentRow === null ? 'First trace' : 'Branch';
+  const what = row.parentRow === null ? 'First trace' : isFollowUp(row.node) ? 'Follow-up question' : 'Branch';
   const edits = row.node.edited_steps.length ? `, ${stepsIn(row.node.edited_steps)} edited` : '';
   return `${what}${edits}: ${answered ? `answer ${text}` : text}${mark ? `, ${row.node.verdict}` : ''}`;
 }

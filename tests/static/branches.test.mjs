@@ -149,6 +149,18 @@ test('tree says where traces part and how they end', () => {
   assert.equal(stepsIn([1, 2, 4]), 'steps 1, 2 and 4');
 });
 
+test('tree names follow-up questions', () => {
+  const nodes = [node('a', null, null), node('b', 'a', null), node('c', 'a', 1)];
+  const [root, followUp, branch] = rowsOf({ root: 'a', nodes });
+  assert.equal(followUp.from, 0);
+  assert.equal(partingOf(followUp), 'Another question about the images of its parent.');
+  assert.deepEqual([root, followUp, branch].map((row) => nameOf(row).split(':')[0]), [
+    'First trace',
+    'Follow-up question',
+    'Branch',
+  ]);
+});
+
 test('tree grows with a branch before the server is asked', () => {
   const parent = { ...fromTrace(recorded.trace), traceId: 'a' };
   const branch = { id: 'b', status: 'queued', parent: { trace_id: 'a', after_step: 1, edited_steps: [1] } };

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 
 from app.common import pools
 from app.common.pools import in_pool
-from app.contract.problems import Problem
-from app.contract.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList
+from app.contract.problems import Problem, field_problem
+from app.contract.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList, ModelOut
 from app.http.deps import LOCATION, App, Key, create_once, problems, require_json
 
 router = APIRouter(prefix="/v1", tags=["checkpoints"])
@@ -87,14 +87,22 @@ async def delete_checkpoint(
 @in_pool(pools.intake)
 def list_models(app: App) -> dict[str, Any]:
     """The valid values of `checkpoint`, in the OpenAI list format."""
-    return {
-        "object": "list",
-        "data": [
-            {"id": info.name, "object": "model", "created": _seconds(info.manifest), "owned_by": "omni-r1"}
-            for info in app.checkpoints.scan().values()
-            if info.problem is None
-        ],
-    }
+    usable = (info for info in app.checkpoints.scan().values() if info.problem is None)
+    return {"object": "list", "data": [_model(info) for info in usable]}
+
+
+@router.get("/models/{model_id}", response_model=ModelOut, responses=problems(404, 503))
+@in_pool(pools.intake)
+def get_model(model_id: str, app: App) -> dict[str, Any]:
+    """One usable checkpoint, in the OpenAI format."""
+    info = app.checkpoints.find(model_id)
+    if info is None or info.problem is not None:
+        raise field_problem("model_not_found", "path.model_id", "no usable checkpoint has this name; see /v1/models")
+    return _model(info)
+
+
+def _model(info: Any) -> dict[str, Any]:
+    return {"id": info.name, "object": "model", "created": _seconds(info.manifest), "owned_by": "omni-r1"}
 
 
 def _seconds(manifest: Any) -> int:

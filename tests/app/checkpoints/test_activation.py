@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.common.build import build_version
-from app.contract.problems import DatabaseGone
+from app.storage.faults import DatabaseGone
 from model.engine.messages import Failed
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint

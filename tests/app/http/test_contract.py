@@ -85,6 +85,8 @@ def test_event_streams_link_the_schema_of_their_events(tmp_path: Path) -> None:
         "create_branches": "TraceEvent",
         "trace_events": "TraceEvent",
         "group_events": "GroupEvent",
+        "create_response": "ResponseEvent",
+        "get_response": "ResponseEvent",
         "job_events": "JobEvent",
     }
     for name, events in STREAMS.items():

@@ -1,0 +1,79 @@
+"""Handlers that turn every error of a route into a problem document."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from app.common.pools import TooSlow
+from app.contract.problems import Problem, from_validation, response_for
+from app.storage.faults import DatabaseGone, from_storage
+from model.log_lines import request_id
+
+log = logging.getLogger("omni_r1.errors")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Install the handlers that turn every error into problem+json."""
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return response_for(error, request.url.path)
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return response_for(from_validation(error), request.url.path)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {400: "malformed", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        if code is None:
+            code = "internal" if error.status_code >= 500 else "malformed"
+        detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+        if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):
+            detail = "the body cannot be read as JSON: it is nested too deeply, or a number in it is too long"
+        problem = Problem(code, detail, headers=dict(error.headers or {}))
+        problem.status = error.status_code
+        return response_for(problem, request.url.path)
+
+    async def on_storage(request: Request, error: Exception) -> Response:
+        problem = from_storage(error)
+        if problem is None:
+            return await on_any(request, error)
+        log.error("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
+        return response_for(problem, request.url.path)
+
+    async def on_gone(request: Request, _error: Exception) -> Response:
+        return response_for(
+            Problem("malformed", "the connection closed before the body was complete"), request.url.path
+        )
+
+    async def on_any(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return response_for(
+            Problem(
+                "internal",
+                "see the server's log; the request can be retried",
+                headers={"X-Request-ID": request_id.get() or ""},  # answered outside `app/http/access_log.py`
+            ),
+            request.url.path,
+        )
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_gone)
+    app.add_exception_handler(DBAPIError, on_storage)
+    app.add_exception_handler(PoolTimeout, on_storage)
+    app.add_exception_handler(OSError, on_storage)
+    app.add_exception_handler(TooSlow, on_storage)
+    app.add_exception_handler(DatabaseGone, on_storage)
+    app.add_exception_handler(Exception, on_any)
