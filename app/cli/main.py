@@ -11,13 +11,13 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 no server, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn, cast, get_args
 
+from app.cli.arguments import filled, number, whole
 from app.cli.terminal import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -27,7 +27,17 @@ from app.cli.terminal import (
     complain,
     one_line,
 )
-from app.contract.words import Drain, JobStatus, Slice
+from app.contract.words import (
+    MAX_DRAWN_IMAGES,
+    MAX_PAGE,
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_TEMPERATURE,
+    Drain,
+    JobStatus,
+    Slice,
+)
 
 STAGES = ("vq", "base", "pesft")
 _URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
@@ -102,7 +112,7 @@ def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _P
 
 def _add_serve(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "serve", "app.cli.serve:serve", "serve the studio and the REST API on this machine")
-    parser.add_argument("--port", type=int, help="default 7860; 0 picks a free one")
+    parser.add_argument("--port", type=whole(), help="default 7860; 0 picks a free one")
     parser.add_argument("--host", help="address to bind (127.0.0.1); non-loopback addresses require OMNI_R1_API_KEY")
     parser.add_argument("--home", help="data folder (~/.omni-r1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="device of the model (auto)")
@@ -113,21 +123,23 @@ def _add_ask(commands: _Commands[_Parser]) -> None:
     text = "ask a running server about an image; streams the text, saves the images"
     parser = _command(commands, "ask", "app.cli.ask:ask", text)
     parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP or AVIF; - reads stdin")
-    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("question", metavar="QUESTION", type=filled)
     parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make the image square (crop)")
-    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the checkpoint's own)")
-    parser.add_argument("--top-p", type=_finite, help="nucleus sampling (the checkpoint's own)")
-    parser.add_argument("--seed", type=int, help="for reproducible answers (random)")
-    parser.add_argument("--max-new-tokens", type=int, help="(the remaining context)")
-    parser.add_argument("--max-images", type=int, help="(as many as fit)")
+    parser.add_argument("--temperature", type=number(0, MAX_TEMPERATURE), help="0 is greedy (the checkpoint's own)")
+    parser.add_argument("--top-p", type=number(0, 1), help="nucleus sampling (the checkpoint's own)")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), help="for reproducible answers (random)")
+    parser.add_argument("--max-new-tokens", type=whole(1), help="(the remaining context)")
+    parser.add_argument("--max-images", type=whole(0, MAX_DRAWN_IMAGES), help="(as many as fit)")
     _add_running_options(parser)
 
 
 def _add_branch(commands: _Commands[_Parser]) -> None:
     text = "keep the first steps of a trace on a running server, optionally edited, and let the model go on from there"
     parser = _command(commands, "branch", "app.cli.branch:branch", text)
-    parser.add_argument("trace", metavar="TRACE", help="id of a trace that has ended or is paused")
-    parser.add_argument("--after", metavar="K", type=int, required=True, help="keep steps 1 to K; 0 keeps none")
+    parser.add_argument("trace", metavar="TRACE", type=filled, help="id of a trace that has ended or is paused")
+    parser.add_argument(
+        "--after", metavar="K", type=whole(0, MAX_STEPS), required=True, help="keep steps 1 to K; 0 keeps none"
+    )
     parser.add_argument("--text", metavar="STEP=TEXT", action="append", default=[], help="replace a kept step's text")
     parser.add_argument(
         "--image",
@@ -138,10 +150,10 @@ def _add_branch(commands: _Commands[_Parser]) -> None:
         "(the task's own)",
     )
     then = parser.add_mutually_exclusive_group()
-    then.add_argument("--then", metavar="TEXT", help="the beginning of the next step")
+    then.add_argument("--then", metavar="TEXT", type=filled, help="the beginning of the next step")
     then.add_argument("--answer", action="store_true", help="let the model answer at once")
-    parser.add_argument("--seed", type=int, help="(the trace's own)")
-    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the trace's own)")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), help="(the trace's own)")
+    parser.add_argument("--temperature", type=number(0, MAX_TEMPERATURE), help="0 is greedy (the trace's own)")
     _add_running_options(parser, checkpoint="the trace's own weights")
 
 
@@ -150,14 +162,15 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "task", "app.cli.ask:task", text)
     parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="e.g. natural-1000000123 (random)")
     parser.add_argument("--slice", choices=get_args(Slice), help="(random)")
-    parser.add_argument("--seed", type=int, help="(random and held out)")
+    parser.add_argument("--seed", type=whole(0, MAX_SEED), help="(random and held out)")
     parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
     _add_running_options(parser)
 
 
 def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one") -> None:
-    parser.add_argument("--n", metavar="N", type=_positive, default=1, help="samples; N > 1 prints a tally (1)")
+    text = f"samples, at most {MAX_SAMPLES}; N > 1 prints a tally (1)"
+    parser.add_argument("--n", metavar="N", type=whole(1, MAX_SAMPLES), default=1, help=text)
     parser.add_argument("--checkpoint", help=f"({checkpoint})")
     parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for one trace)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
@@ -178,7 +191,7 @@ def _add_checkpoints(commands: _Commands[_Parser]) -> None:
     register = _command(
         actions, "register", "app.cli.checkpoints:register", "register a folder on the server's machine or a hub id"
     )
-    register.add_argument("source", metavar="SOURCE", help="folder, or owner/name on the hub")
+    register.add_argument("source", metavar="SOURCE", type=filled, help="folder, or owner/name on the hub")
     register.add_argument("--name", help="(the manifest's)")
     activate = _command(actions, "activate", "app.cli.checkpoints:activate", "activate one for new traces")
     activate.add_argument(
@@ -187,7 +200,7 @@ def _add_checkpoints(commands: _Commands[_Parser]) -> None:
     delete = _command(actions, "delete", "app.cli.checkpoints:delete", "delete an unused one")
     delete.add_argument("--unload", action="store_true", help="unload it first, if no trace uses it")
     for action in (show, activate, delete):
-        action.add_argument("id", metavar="ID")
+        action.add_argument("id", metavar="ID", type=filled)
     _everywhere(parser, actions)
 
 
@@ -210,13 +223,13 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
         help="name, folder or hub id (nano-omni-r1)",
     )
     parser.add_argument(
-        "--tasks", type=int, default=1000, help="total number, alternating between the four slices (1000)"
+        "--tasks", type=whole(1), default=1000, help="total number, alternating between the four slices (1000)"
     )
     parser.add_argument(
         "--level", choices=("normal", "hard"), default="normal", help="hard is beyond the training range"
     )
     parser.add_argument("--text-only", action="store_true", help="disallow images in the answers")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    parser.add_argument("--threads", type=whole(1), help="CPU threads (torch's default)")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions and summary")
 
 
@@ -242,9 +255,9 @@ def _add_train(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke for a test in seconds")
     parser.add_argument("--out", metavar="DIR", default="runs/nano", help="folder for checkpoints and logs (runs/nano)")
     parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in --out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(), default=0)
     parser.add_argument(
-        "--threads", type=int, help="CPU threads (torch's default); results are reproducible for equal numbers"
+        "--threads", type=whole(1), help="CPU threads (torch's default); results are reproducible for equal numbers"
     )
     parser.add_argument(
         "--precision",
@@ -255,8 +268,8 @@ def _add_train(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "--variant", choices=VARIANTS, default="interleaved", help="for pesft: the recipe, or a control without images"
     )
-    parser.add_argument("--perception-weight", type=_finite, help="for pesft: override the recipe's lambda")
-    parser.add_argument("--steps", type=_positive, help="for pesft: a shorter run, named after it")
+    parser.add_argument("--perception-weight", type=number(), help="for pesft: override the recipe's lambda")
+    parser.add_argument("--steps", type=whole(1), help="for pesft: a shorter run, named after it")
 
 
 def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
@@ -273,7 +286,7 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
         help="override one value, e.g. hyperparameters.steps=40",
     )
     parser.add_argument("--data", metavar="FILE", help="local jsonl file to upload and train on")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=whole())
     parser.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")
     parser.add_argument(
         "--gpu", choices=("shared", "exclusive"), help="exclusive: run no other job in parallel (shared)"
@@ -293,7 +306,9 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
         quiet = argparse.SUPPRESS
         one.add_argument("--status", choices=get_args(JobStatus), default=None if one is parser else quiet)
         one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
-        one.add_argument("--limit", type=int, default=20 if one is parser else quiet, help="at most 100 (20)")
+        one.add_argument(
+            "--limit", type=whole(1, MAX_PAGE), default=20 if one is parser else quiet, help=f"at most {MAX_PAGE} (20)"
+        )
     actions_of_one = {
         "show": "show one",
         "watch": "follow one to its end",
@@ -302,7 +317,7 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
         "delete": "delete an ended one; its checkpoints stay",
     }
     for name, what in actions_of_one.items():
-        _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID")
+        _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID", type=filled)
     actions.choices["cancel"].add_argument("--wait", action="store_true", help="wait until it has stopped")
     actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
     _everywhere(parser, actions)
@@ -320,7 +335,7 @@ def _add_convert(commands: _Commands[_Parser]) -> None:
 
 def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "doctor", "app.cli.doctor:doctor", "check this machine and this installation")
-    parser.add_argument("--port", type=int, help="the port that should be free (7860)")
+    parser.add_argument("--port", type=whole(), help="the port that should be free (7860)")
     parser.add_argument("--json", action="store_true")
 
 
@@ -332,20 +347,6 @@ class _Version(argparse.Action):
         raise SystemExit(0)
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"not a finite number: {text}")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"not a positive number: {text}")
-    return number
-
-
 def _load(name: str) -> Callable[[argparse.Namespace], object]:
     module, _, function = name.partition(":")
     return cast(Callable[[argparse.Namespace], object], getattr(import_module(module), function))
@@ -353,6 +354,7 @@ def _load(name: str) -> Callable[[argparse.Namespace], object]:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code for an unhandled error."""
+    from app.cli.fields import message_of
     from app.client import (
         ApiError,
         BadInput,
@@ -371,7 +373,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, NotAllowed) and error.status == 401:
         return f"{error.title or error}. Set OMNI_R1_API_KEY to the server's key", EXIT_BAD_INPUT
     if isinstance(error, BadInput | NotFound | Conflict):
-        return str(error), EXIT_BAD_INPUT
+        return message_of(error), EXIT_BAD_INPUT
     if isinstance(error, ApiError) and error.retry_after is not None:
         return f"{error}. Retry in {error.retry_after:.0f} s", EXIT_FAILED
     if isinstance(error, OmniError):

@@ -10,9 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.contract.words import Drain, Fit, Mode, Slice, Status
+from app.contract.words import (
+    MAX_DRAWN_IMAGES,
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    Drain,
+    Fit,
+    Mode,
+    Slice,
+    Status,
+)
 
-MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
 MAX_IMAGES = 16  # per question
 MAX_METADATA_BYTES = 16_384
@@ -84,11 +93,11 @@ class ImageIn(In):
 class SamplingIn(In):
     """Sampling parameters; absent ones come from the checkpoint's generation config."""
 
-    temperature: float | None = Field(None, ge=0, le=5, description="0 = greedy")
+    temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="0 = greedy")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: Seed | None = Field(None, description="random when absent, always returned")
     max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="default: the remaining context")
-    max_images: int | None = Field(None, ge=0, le=64, description="default: as many as fit")
+    max_images: int | None = Field(None, ge=0, le=MAX_DRAWN_IMAGES, description="default: as many as fit")
 
 
 class TraceCreate(In):
@@ -105,7 +114,7 @@ class TraceCreate(In):
         None, description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream"
     )
     metadata: Metadata = Field(default_factory=dict)
-    n: int = Field(1, ge=1, le=16, description="samples of the question; more than one make a group")
+    n: int = Field(1, ge=1, le=MAX_SAMPLES, description="samples of the question; more than one make a group")
 
 
 class ContinueIn(In):
