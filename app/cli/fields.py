@@ -32,7 +32,8 @@ def message_of(error: ApiError, steps: Sequence[int] = ()) -> str:
     path = str(fields[0].get("path", ""))
     if not path or not error.detail.startswith(f"{path}: "):
         return error.detail
-    return _option_of(path, steps) + error.detail.removeprefix(path)
+    option, detail = _option_of(path, steps), error.detail.removeprefix(f"{path}: ")
+    return f"{option}: {detail}" if option else detail
 
 
 def _option_of(path: str, steps: Sequence[int]) -> str:
@@ -45,4 +46,4 @@ def _option_of(path: str, steps: Sequence[int]) -> str:
             return f"--{groups['same'].replace('_', '-')}"
         edit = groups.get("edit")
         return option if edit is None or int(edit) >= len(steps) else f"{option} of step {steps[int(edit)]}"
-    return re.sub(r"^(body|query)\.", "", path)
+    return re.sub(r"^(body|query)(\.|$)", "", path)
