@@ -1,9 +1,8 @@
 """`omni-r1`: serve the studio, ask questions from a terminal, train and evaluate models, diagnose problems.
 
 `ask`, `branch`, `why`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
-http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. This module only parses
-arguments and turns errors into one line and an exit code; commands are imported when called, so that `--help` is
-instant.
+http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. Errors become one
+line and an exit code; commands are imported when called, so that `--help` is instant.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 3 no server, 130 interrupted.
 """
@@ -11,13 +10,13 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 no server, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn, cast, get_args
+from typing import cast
 
+from app.cli.parser import build_parser
 from app.cli.terminal import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -27,26 +26,6 @@ from app.cli.terminal import (
     complain,
     one_line,
 )
-from app.contract.words import Drain, JobStatus, Replacement, Slice
-
-STAGES = ("vq", "base", "pesft")
-_URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
-METHODS = {
-    "pesft": "train on traces with images (PeSFT)",
-    "perpo": "train with rewards (PeRPO)",
-    "zero": "generate images for text-only chains with the base model, and train on them (Omni-R1-Zero)",
-    "pipeline": "run the whole recipe, stage by stage",
-    "benchmark": "evaluate a checkpoint",
-}
-VARIANTS = ("interleaved", "text", "state")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one error line instead of a usage block."""
-
-    def error(self, message: str) -> NoReturn:
-        complain(f"{message} (see {self.prog} --help)")
-        raise SystemExit(EXIT_BAD_INPUT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,293 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def build_parser() -> _Parser:
-    """The parser of all commands; the modules that run them are imported when called."""
-    parser = _Parser(prog="omni-r1", description="A model that reasons in images.", allow_abbrev=False)
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_serve(commands)
-    _add_ask(commands)
-    _add_branch(commands)
-    _add_why(commands)
-    _add_task(commands)
-    _add_checkpoints(commands)
-    _add_evaluate(commands)
-    _add_grade(commands)
-    _add_train(commands)
-    _add_jobs(commands)
-    _add_convert(commands)
-    _add_doctor(commands)
-    return parser
-
-
-_Commands = argparse._SubParsersAction  # the return type of add_subparsers has no public name
-
-
-def _command(commands: _Commands[_Parser], name: str, run: str, text: str) -> _Parser:
-    """Adds a sub-command; its function `run`, as module:function, is imported when called."""
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_serve(commands: _Commands[_Parser]) -> None:
-    parser = _command(commands, "serve", "app.cli.serve:serve", "serve the studio and the REST API on this machine")
-    parser.add_argument("--port", type=int, help="default 7860; 0 picks a free one")
-    parser.add_argument("--host", help="address to bind (127.0.0.1); non-loopback addresses require OMNI_R1_API_KEY")
-    parser.add_argument("--home", help="data folder (~/.omni-r1)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="device of the model (auto)")
-    parser.add_argument("--checkpoint", help="checkpoint to start with (the last active one)")
-
-
-def _add_ask(commands: _Commands[_Parser]) -> None:
-    text = "ask a running server about an image; streams the text, saves the images"
-    parser = _command(commands, "ask", "app.cli.ask:ask", text)
-    parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, WebP, GIF, BMP or AVIF; - reads stdin")
-    parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--fit", choices=("crop", "pad"), default="crop", help="how to make the image square (crop)")
-    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the checkpoint's own)")
-    parser.add_argument("--top-p", type=_finite, help="nucleus sampling (the checkpoint's own)")
-    parser.add_argument("--seed", type=int, help="for reproducible answers (random)")
-    parser.add_argument("--max-new-tokens", type=int, help="(the remaining context)")
-    parser.add_argument("--max-images", type=int, help="(as many as fit)")
-    _add_running_options(parser)
-
-
-def _add_branch(commands: _Commands[_Parser]) -> None:
-    text = "keep the first steps of a trace on a running server, optionally edited, and let the model go on from there"
-    parser = _command(commands, "branch", "app.cli.branch:branch", text)
-    parser.add_argument("trace", metavar="TRACE", help="id of a trace that has ended or is paused")
-    parser.add_argument("--after", metavar="K", type=int, required=True, help="keep steps 1 to K; 0 keeps none")
-    parser.add_argument("--text", metavar="STEP=TEXT", action="append", default=[], help="replace a kept step's text")
-    parser.add_argument(
-        "--image",
-        metavar="STEP=IMAGE",
-        action="append",
-        default=[],
-        help="replace a kept step's image: a file, or previous (the image before), blank, question, or reference "
-        "(the task's own)",
-    )
-    then = parser.add_mutually_exclusive_group()
-    then.add_argument("--then", metavar="TEXT", help="the beginning of the next step")
-    then.add_argument("--answer", action="store_true", help="let the model answer at once")
-    parser.add_argument("--seed", type=int, help="(the trace's own)")
-    parser.add_argument("--temperature", type=_finite, help="0 is greedy (the trace's own)")
-    _add_running_options(parser, checkpoint="the trace's own weights")
-
-
-def _add_why(commands: _Commands[_Parser]) -> None:
-    text = "measure how much a trace on a running server relies on its images, and what replacing them changes"
-    parser = _command(commands, "why", "app.cli.why:why", text)
-    parser.add_argument("trace", metavar="TRACE", help="id of a trace with an answer")
-    kinds = get_args(Replacement)
-    parser.add_argument("--with", dest="with_", metavar="KIND", action="append", choices=kinds, help=", ".join(kinds))
-    parser.add_argument("--steps", metavar="K", type=_positive, nargs="+", help="replace the images of these (all)")
-    parser.add_argument("--json", action="store_true", help="print both as JSON")
-    _add_url(parser)
-
-
-def _add_task(commands: _Commands[_Parser]) -> None:
-    text = "show a task of the embedded world, optionally with its solution, or let the model answer it"
-    parser = _command(commands, "task", "app.cli.ask:task", text)
-    parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="e.g. natural-1000000123 (random)")
-    parser.add_argument("--slice", choices=get_args(Slice), help="(random)")
-    parser.add_argument("--seed", type=int, help="(random and held out)")
-    parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
-    parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
-    _add_running_options(parser)
-
-
-def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one") -> None:
-    parser.add_argument("--n", metavar="N", type=_positive, default=1, help="samples; N > 1 prints a tally (1)")
-    parser.add_argument("--checkpoint", help=f"({checkpoint})")
-    parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for one trace)")
-    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print only the answer (of samples, the most frequent)")
-    _add_url(parser)
-
-
-def _add_url(parser: _Parser) -> None:
-    parser.add_argument("--url", help=_URL_HELP)
-
-
-def _add_checkpoints(commands: _Commands[_Parser]) -> None:
-    text = "list a server's checkpoints; show, register, activate or delete one"
-    parser = _command(commands, "checkpoints", "app.cli.checkpoints:list_all", text)
-    actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    _command(actions, "list", "app.cli.checkpoints:list_all", "list them all (the default)")
-    show = _command(actions, "show", "app.cli.checkpoints:show", "show one as JSON")
-    register = _command(
-        actions, "register", "app.cli.checkpoints:register", "register a folder on the server's machine or a hub id"
-    )
-    register.add_argument("source", metavar="SOURCE", help="folder, or owner/name on the hub")
-    register.add_argument("--name", help="(the manifest's)")
-    activate = _command(actions, "activate", "app.cli.checkpoints:activate", "activate one for new traces")
-    activate.add_argument(
-        "--drain", choices=get_args(Drain), help="if memory cannot hold both: wait for running traces, or cancel them"
-    )
-    delete = _command(actions, "delete", "app.cli.checkpoints:delete", "delete an unused one")
-    delete.add_argument("--unload", action="store_true", help="unload it first, if no trace uses it")
-    for action in (show, activate, delete):
-        action.add_argument("id", metavar="ID")
-    _everywhere(parser, actions)
-
-
-def _everywhere(parser: _Parser, actions: _Commands[_Parser]) -> None:
-    """Adds the options that are valid before and after an action."""
-    for action in (parser, *actions.choices.values()):
-        default = None if action is parser else argparse.SUPPRESS
-        action.add_argument("--json", action="store_true", default=default, help="print JSON")
-        action.add_argument("--url", default=default, help=_URL_HELP)
-
-
-def _add_evaluate(commands: _Commands[_Parser]) -> None:
-    text = "evaluate a checkpoint on held-out tasks of the embedded world"
-    parser = _command(commands, "evaluate", "app.cli.train:evaluate", text)
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        nargs="?",
-        default="nano-omni-r1",
-        help="name, folder or hub id (nano-omni-r1)",
-    )
-    parser.add_argument(
-        "--tasks", type=int, default=1000, help="total number, alternating between the four slices (1000)"
-    )
-    parser.add_argument(
-        "--level", choices=("normal", "hard"), default="normal", help="hard is beyond the training range"
-    )
-    parser.add_argument("--text-only", action="store_true", help="disallow images in the answers")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
-    parser.add_argument("--out", metavar="DIR", help="folder for predictions and summary")
-
-
-def _add_grade(commands: _Commands[_Parser]) -> None:
-    parser = _command(commands, "grade", "app.cli.grade:run", "grade an answer as training and benchmarks do")
-    parser.add_argument("answer", metavar="ANSWER")
-    parser.add_argument("reference", metavar="REFERENCE", help="the correct answer")
-    parser.add_argument(
-        "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; repeat in order"
-    )
-    parser.add_argument("--similarity", action="store_true", help="award partial credit for similar text")
-    parser.add_argument("--json", action="store_true")
-
-
-def _add_train(commands: _Commands[_Parser]) -> None:
-    text = "start a training job on a running server, or train the embedded models from scratch"
-    train = commands.add_parser("train", help=text, description=text[0].upper() + text[1:] + ".")
-    methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
-    for name, what in METHODS.items():
-        _add_method(methods, name, what)
-    parser = _command(methods, "nano", "app.cli.train:train_nano", "train the embedded family, one stage at a time")
-    parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--preset", default="nano", help="sizes and step counts: nano, or smoke for a test in seconds")
-    parser.add_argument("--out", metavar="DIR", default="runs/nano", help="folder for checkpoints and logs (runs/nano)")
-    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in --out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, help="CPU threads (torch's default); results are reproducible for equal numbers"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto: bf16 if the CPU supports it in hardware",
-    )
-    parser.add_argument(
-        "--variant", choices=VARIANTS, default="interleaved", help="for pesft: the recipe, or a control without images"
-    )
-    parser.add_argument("--perception-weight", type=_finite, help="for pesft: override the recipe's lambda")
-    parser.add_argument("--steps", type=_positive, help="for pesft: a shorter run, named after it")
-
-
-def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
-    parser = _command(methods, name, "app.cli.jobs:train", f"{what}, as a job on a running server")
-    parser.set_defaults(method=name)
-    parser.add_argument("--preset", help="preset to start from (the training page's)")
-    parser.add_argument("--spec", help="a whole spec instead: JSON, a file, or - for stdin")
-    parser.add_argument("--base", metavar="CHECKPOINT", help="checkpoint to start from (the preset's)")
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="override one value, e.g. hyperparameters.steps=40",
-    )
-    parser.add_argument("--data", metavar="FILE", help="local jsonl file to upload and train on")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")
-    parser.add_argument(
-        "--gpu", choices=("shared", "exclusive"), help="exclusive: run no other job in parallel (shared)"
-    )
-    parser.add_argument("--activate", action="store_true", help="activate the resulting checkpoint")
-    parser.add_argument("--detach", action="store_true", help="print the job's id and exit")
-    parser.add_argument("--json", action="store_true", help="print events as JSON lines")
-    _add_url(parser)
-
-
-def _add_jobs(commands: _Commands[_Parser]) -> None:
-    text = "list a server's training jobs; show, watch, cancel, resume or delete one"
-    parser = _command(commands, "jobs", "app.cli.jobs:jobs_list", text)
-    actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    listing = _command(actions, "list", "app.cli.jobs:jobs_list", "list the newest jobs (the default)")
-    for one in (parser, listing):
-        quiet = argparse.SUPPRESS
-        one.add_argument("--status", choices=get_args(JobStatus), default=None if one is parser else quiet)
-        one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
-        one.add_argument("--limit", type=int, default=20 if one is parser else quiet, help="at most 100 (20)")
-    actions_of_one = {
-        "show": "show one",
-        "watch": "follow one to its end",
-        "cancel": "stop one at the end of its step, with a checkpoint",
-        "resume": "resume an ended one from its saved state",
-        "delete": "delete an ended one; its checkpoints stay",
-    }
-    for name, what in actions_of_one.items():
-        _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID")
-    actions.choices["cancel"].add_argument("--wait", action="store_true", help="wait until it has stopped")
-    actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
-    _everywhere(parser, actions)
-
-
-def _add_convert(commands: _Commands[_Parser]) -> None:
-    text = "convert Meta's release layout (Chameleon, Anole) to a servable checkpoint folder"
-    parser = _command(commands, "convert", "app.cli.train:convert", text)
-    parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/")
-    parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
-    parser.add_argument("--name", help="(the folder's)")
-    parser.add_argument("--template", choices=("plain", "tagged"), default="plain")
-    parser.add_argument("--size", default="7b", help="sub-folder of models/ (7b)")
-
-
-def _add_doctor(commands: _Commands[_Parser]) -> None:
-    parser = _command(commands, "doctor", "app.cli.doctor:doctor", "check this machine and this installation")
-    parser.add_argument("--port", type=int, help="the port that should be free (7860)")
-    parser.add_argument("--json", action="store_true")
-
-
-class _Version(argparse.Action):
-    def __call__(self, *_: object) -> NoReturn:
-        from model.build import commit, package_version
-
-        sys.stdout.write(f"omni-r1 {package_version()} ({commit()[:12]})\n")
-        raise SystemExit(0)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"not a finite number: {text}")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"not a positive number: {text}")
-    return number
-
-
 def _load(name: str) -> Callable[[argparse.Namespace], object]:
     module, _, function = name.partition(":")
     return cast(Callable[[argparse.Namespace], object], getattr(import_module(module), function))
@@ -365,6 +57,7 @@ def _load(name: str) -> Callable[[argparse.Namespace], object]:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code for an unhandled error."""
+    from app.cli.fields import message_of
     from app.client import (
         ApiError,
         BadInput,
@@ -383,7 +76,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, NotAllowed) and error.status == 401:
         return f"{error.title or error}. Set OMNI_R1_API_KEY to the server's key", EXIT_BAD_INPUT
     if isinstance(error, BadInput | NotFound | Conflict):
-        return str(error), EXIT_BAD_INPUT
+        return message_of(error), EXIT_BAD_INPUT
     if isinstance(error, ApiError) and error.retry_after is not None:
         return f"{error}. Retry in {error.retry_after:.0f} s", EXIT_FAILED
     if isinstance(error, OmniError):

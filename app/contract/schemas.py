@@ -10,9 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.contract.words import Drain, Fit, Mode, Slice, Status
+from app.contract.words import (
+    MAX_DRAWN_IMAGES,
+    MAX_SAMPLES,
+    MAX_SEED,
+    Drain,
+    Fit,
+    Mode,
+    Slice,
+    Status,
+)
 
-MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
 MAX_IMAGES = 16  # per question
 MAX_METADATA_BYTES = 16_384
@@ -91,7 +99,7 @@ class SamplingIn(In):
     top_p: TopP | None = None
     seed: Seed | None = Field(None, description="random when absent, always returned")
     max_new_tokens: NewTokens | None = Field(None, description="default: the remaining context")
-    max_images: int | None = Field(None, ge=0, le=64, description="default: as many as fit")
+    max_images: int | None = Field(None, ge=0, le=MAX_DRAWN_IMAGES, description="default: as many as fit")
 
 
 class TraceCreate(In):
@@ -108,7 +116,7 @@ class TraceCreate(In):
         None, description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream"
     )
     metadata: Metadata = Field(default_factory=dict)
-    n: int = Field(1, ge=1, le=16, description="samples of the question; more than one make a group")
+    n: int = Field(1, ge=1, le=MAX_SAMPLES, description="samples of the question; more than one make a group")
 
 
 class ContinueIn(In):

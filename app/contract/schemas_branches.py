@@ -16,10 +16,8 @@ from app.contract.schemas import (
     Trace,
     clean_text,
 )
-from app.contract.words import GroupKind, GroupStatus, Mode, Replacement, Status
+from app.contract.words import MAX_SAMPLES, MAX_STEPS, GroupKind, GroupStatus, Mode, Replacement, Status
 
-MAX_SAMPLES = 16
-MAX_STEPS = 64
 MAX_STEP_CHARS = 8_000
 TRACE = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(clean_text)]
 StepNumber = Annotated[int, Field(ge=1, le=MAX_STEPS)]

@@ -1,4 +1,4 @@
-"""Literals of the contract, shared by server, client and command line."""
+"""Literals and bounds of the contract, shared by server, client and command line."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "in
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
 PAGES = ("gallery", "training", "checkpoints", "about")  # in addition to the studio at /
 Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]
+
+MAX_SEED = 2**53 - 1
+MAX_TEMPERATURE = 5
+MAX_DRAWN_IMAGES = 64  # per trace
+MAX_STEPS = 64  # that a branch keeps
+MAX_SAMPLES = 16  # per request
+MAX_PAGE = 100  # entries of a list

@@ -20,6 +20,7 @@ from app.common.metrics import Metrics
 from app.common.settings import Settings
 from app.contract.problems import MEDIA_TYPE, Problem, field_problem
 from app.contract.schemas import ProblemOut, clean_text
+from app.contract.words import MAX_PAGE
 from app.http.auth import ApiKey
 from app.http.event_stream import EventStream
 from app.jobs.datasets import DatasetStore
@@ -135,7 +136,7 @@ async def position(
 
 Position = Annotated[int, Depends(position)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 128 visible characters; kept 24 h")]
-Limit = Annotated[int, Query(ge=1, le=100)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 CheckpointName = Annotated[str | None, AfterValidator(clean_text), Query(max_length=200)]
 _AFTER = "id of the last entry of the previous page"
 AfterGroup = Annotated[str | None, Query(pattern=f"^{GROUP_ID}$", description=_AFTER)]

@@ -14,7 +14,8 @@ from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.contract.problems import Problem, field_problem
-from app.contract.schemas import MAX_SEED, SamplingIn, TraceCreate
+from app.contract.schemas import SamplingIn, TraceCreate
+from app.contract.words import MAX_SEED
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, StoredImage, from_data_url
 from app.traces.tasks import TaskWorld

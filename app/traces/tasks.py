@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from app.contract.problems import field_problem
-from app.contract.schemas import MAX_SEED
+from app.contract.words import MAX_SEED
 from app.storage.images import ImageStore, StoredImage
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import gradio as gr
 from app.ui.components import call, header, studio_part
 
 LINE = (
+    '<p class="or-samples-note" role="status" hidden></p>'
     '<div class="or-counts"><p class="or-budget" aria-live="polite"></p><p class="or-repeats" hidden></p></div>'
     '<p class="or-outside" role="status" hidden></p><p class="or-error" role="alert" hidden></p>'
 )

@@ -1,15 +1,19 @@
 // Two traces side by side: their steps aligned, other images outlined, the first step with another text marked.
 
-import { h, setAttr, setText } from '../shared/dom.js';
+import { h, setAttr, setText, show } from '../shared/dom.js';
+import { Notice } from '../viewer/notice.js';
 import { Viewer } from '../viewer/viewer.js';
 import { differencesOf, wordsOf } from './differences.js';
+import { missingOf, wrongAddress } from './trouble.js';
 
+const NONE = { text: null, images: [], missing: [] };
 const SIDES = ['left', 'right'];
 const LABELS = { left: 'First trace', right: 'Second trace' };
 
 export class Compare {
   #viewers = null;
-  #ids = [null, null];
+  #ids = [];
+  #warned = 'null';
 
   /** onClose(): back to a single trace. */
   constructor({ onClose }) {
@@ -17,6 +21,10 @@ export class Compare {
     const close = h('button', { type: 'button', class: 'or-secondary', onclick: onClose }, 'Close');
     this.places = Object.fromEntries(SIDES.map((side) => [side, h('div', { class: 'or-compare-viewer' })]));
     const column = (side) => h('div', { class: 'or-compare-column', 'data-side': side }, this.places[side]);
+    this.columns = Object.fromEntries(SIDES.map((side) => [side, column(side)]));
+    this.notice = new Notice();
+    this.notice.update(null);
+    this.pair = h('div', { class: 'or-compare-pair' }, Object.values(this.columns));
     this.element = h(
       'section',
       { class: 'or-compare-two', tabindex: '-1', 'aria-label': 'Two traces', hidden: true },
@@ -27,19 +35,35 @@ export class Compare {
         h('span', { class: 'or-spring' }),
         close,
       ),
+      this.notice.element,
       this.word,
-      h('div', { class: 'or-compare-pair' }, SIDES.map(column)),
+      this.pair,
     );
   }
 
-  open(left, right) {
+  /** ids: those of the address, of which there should be two. */
+  open(ids) {
+    this.#ids = ids;
+    setText(this.word, '');
+    this.#warn(wrongAddress(ids));
+    show(this.pair, ids.length === 2);
+    if (ids.length !== 2) return;
     this.#viewers ??= this.#make();
-    this.#ids = [left, right];
-    SIDES.forEach((side, k) => this.#viewers[side].open(this.#ids[k]));
+    SIDES.forEach((side, k) => this.#viewers[side].open(ids[k]));
   }
 
-  get ids() {
-    return this.#ids;
+  /** The trace to show alone, if there is one. */
+  get one() {
+    const known = this.#ids.filter((id, k) => !this.#viewers?.[SIDES[k]].state.missing);
+    return known[known.length - 1] ?? null;
+  }
+
+  // An alert is read out when it changes: the same one stays.
+  #warn(notice) {
+    const said = JSON.stringify(notice);
+    if (said === this.#warned) return;
+    this.#warned = said;
+    this.notice.update(notice);
   }
 
   #make() {
@@ -66,7 +90,11 @@ export class Compare {
 
   #mark({ left, right }) {
     if (!left || !right) return;
-    const { text, images, missing } = differencesOf(left.state, right.state);
+    const states = [left.state, right.state];
+    this.#warn(missingOf(...states));
+    SIDES.forEach((side, k) => show(this.columns[side], !states[k].missing));
+    const ready = states.every(({ traceId, status }) => traceId && status !== 'loading');
+    const { text, images, missing } = ready ? differencesOf(...states) : NONE;
     for (const viewer of [left, right]) {
       const { steps } = viewer.state;
       for (const { index } of steps) {
@@ -78,7 +106,6 @@ export class Compare {
       const other = images.includes(shown) || missing.includes(shown);
       setAttr(viewer.imageView.element, 'data-differs', other ? 'true' : null);
     }
-    const ready = [left, right].every(({ state }) => state.traceId && state.status !== 'loading');
-    setText(this.word, ready ? wordsOf(left.state, right.state) : '');
+    setText(this.word, ready ? wordsOf(...states) : '');
   }
 }

@@ -8,8 +8,7 @@ import { Compare } from './compare.js';
 /** `{view, ids}` of an address's query. Pure, for tests. */
 export function viewOf(search) {
   const query = new URLSearchParams(search);
-  const pair = (query.get('compare') ?? '').split(',').filter(Boolean);
-  if (pair.length === 2) return { view: 'compare', ids: pair };
+  if (query.has('compare')) return { view: 'compare', ids: query.get('compare').split(',').filter(Boolean) };
   if (query.get('group')) return { view: 'wall', ids: [query.get('group')] };
   return { view: 'trace', ids: query.get('trace') ? [query.get('trace')] : [] };
 }
@@ -25,7 +24,7 @@ export class Views {
   #onState;
 
   /**
-   * onTrace(): another stored trace was opened, or none is shown any more; onState(): the wall or the view has changed;
+   * onTrace(): another stored trace or group was opened, or none is shown any more; onState(): the wall or the view has changed;
    * onTravel(): the browser's Back or Forward was used.
    */
   constructor(viewer, { onTrace, onState, onTravel }) {
@@ -35,7 +34,7 @@ export class Views {
     const onCompare = (left, right) => this.go('compare', [left, right]);
     this.branches = new Branches(viewer, { onOpen: (trace) => this.#branch(trace), onCompare });
     this.wall = new Wall({ onOpen: (id) => this.go('trace', [id]), onCompare, onState });
-    this.compare = new Compare({ onClose: () => this.go('trace', [this.compare.ids[1]]) });
+    this.compare = new Compare({ onClose: () => this.go('trace', this.compare.one ? [this.compare.one] : []) });
     this.back = h('button', { type: 'button', class: 'or-link' }, '← all samples');
     this.back.addEventListener('click', () => this.go('wall', [viewer.state.groupId]));
     this.backRow = h('p', { class: 'or-back', hidden: true }, this.back);
@@ -51,6 +50,11 @@ export class Views {
     return this.#view;
   }
 
+  /** The state of the trace, or of the first sample, that is shown. */
+  get state() {
+    return (this.#view === 'wall' ? this.wall.state : null) ?? this.#viewer.state;
+  }
+
   /** The phase of what is shown, if it is not the viewer's trace. */
   get phase() {
     if (this.#view === 'trace') return null;
@@ -61,8 +65,8 @@ export class Views {
   async open() {
     const { view, ids } = viewOf(location.search);
     this.#show(view);
-    if (view === 'wall') await this.wall.open(ids[0]);
-    else if (view === 'compare') this.compare.open(...ids);
+    if (view === 'wall') await this.#openWall(ids[0]);
+    else if (view === 'compare') this.compare.open(ids);
     else if (!ids.length) {
       if (!this.#viewer.state.traceId) return;
       this.#viewer.clear();
@@ -74,6 +78,12 @@ export class Views {
       this.#scroll();
       this.#onTrace();
     }
+  }
+
+  async #openWall(groupId) {
+    const other = groupId !== this.wall.groupId;
+    await this.wall.open(groupId);
+    if (other && this.#view === 'wall' && this.wall.groupId === groupId) this.#onTrace();
   }
 
   /** Shows something else, which Back leaves again. */

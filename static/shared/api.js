@@ -1,5 +1,6 @@
 // fetch with typed errors: every error response becomes an `ApiError` with a message and a remedy.
 
+import { detailOf } from './fields.js';
 import { Signal } from './signal.js';
 
 export class ApiError extends Error {
@@ -43,9 +44,7 @@ async function problemOf(response) {
     // a proxy's page instead of problem+json: fall back to the status
   }
   const retryAfter = Number(response.headers.get('retry-after')) || null;
-  // the field's path is for programs
-  let message =
-    problem.detail?.replace(/^body\.(question: )?/, '') || problem.title || `The server returned ${response.status}.`;
+  let message = detailOf(problem) || problem.title || `The server returned ${response.status}.`;
   if (response.status === 429) {
     const first = message.replace(/[;,]? ?(?:try again|retry).*$/i, '').replace(/[.;]?$/, '.');
     message = `${first} Try again${retryAfter ? ` in ${retryAfter} s` : ' in a moment'}.`;
@@ -91,6 +90,7 @@ export const api = {
   tree: (traceId, options) => call(`/v1/traces/${id(traceId)}/tree`, options),
   group: (groupId, options) => call(`/v1/groups/${id(groupId)}`, options),
   cancelGroup: (groupId) => call(`/v1/groups/${id(groupId)}/cancel`, { method: 'POST' }),
+  removeGroup: (groupId) => call(`/v1/groups/${id(groupId)}`, { method: 'DELETE' }),
   groupEventsUrl: (groupId, after) => `/v1/groups/${id(groupId)}/events?after=${after}`,
   remove: (traceId) => call(`/v1/traces/${id(traceId)}`, { method: 'DELETE' }),
   traces: (filters, options) => call(`/v1/traces?${new URLSearchParams(filters)}`, options),

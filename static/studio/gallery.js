@@ -10,9 +10,11 @@ import { whenOf } from '../shared/when.js';
 import { Choice } from '../compare/choice.js';
 import { Stack } from '../wall/stack.js';
 import { Filters } from './filters.js';
+import { forgetTrace } from './header.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
+const GONE = 'This trace was deleted after this page was loaded. Close this to remove its card.';
 const STATUS = {
   queued: 'waiting',
   running: 'running',
@@ -137,23 +139,45 @@ class Gallery {
 
   // Samples that were asked for together are one tile.
   #tile(trace) {
-    const stack = this.#stacks.get(trace.group_id);
     if (!trace.group_id) return this.#card(trace);
-    if (stack) {
-      stack.add(trace);
-      return null;
-    }
-    const made = new Stack(trace, {
+    if (this.#stacks.has(trace.group_id)) return null;
+    const remove = () => api.removeGroup(trace.group_id);
+    const stack = new Stack(trace, {
       pictures: [thumbnail(trace.first_image, 'Question'), thumbnail(trace.last_image, 'Last image')],
-      foot: h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
+      foot: [
+        this.#origin(trace),
+        h('span', { class: 'or-spring' }),
+        this.#deleteButton('Delete these samples', 'delete all?', remove, () => stack.element),
+      ],
     });
-    this.#stacks.set(trace.group_id, made);
-    return made.element;
+    this.#stacks.set(trace.group_id, stack);
+    this.#count(trace.group_id, stack);
+    return stack.element;
+  }
+
+  // The listed traces are only those of this page that match: the group knows all, and the filters how many match.
+  async #count(groupId, stack) {
+    const filters = this.filters.value;
+    const filtered = Object.keys(filters).length > 0;
+    try {
+      const [group, found] = await Promise.all([
+        api.group(groupId),
+        filtered ? api.traces({ ...filters, group: groupId, limit: 100 }) : null,
+      ]);
+      stack.update(group, found && found.data.length);
+    } catch (error) {
+      if (this.#stacks.get(groupId) !== stack) return;
+      if (error.status === 404) this.#drop(stack.element);
+      else {
+        this.#failed = true;
+        setText(this.word, error.message);
+      }
+    }
   }
 
   #origin(trace) {
     const time = h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at));
-    return [`${trace.checkpoint} · `, time];
+    return h('span', { class: 'or-quiet or-card-origin', title: trace.checkpoint }, `${trace.checkpoint} · `, time);
   }
 
   #card(trace) {
@@ -185,6 +209,10 @@ class Gallery {
       trace.answer === null || trace.answer === undefined
         ? h('span', { class: 'or-quiet' }, STATUS[trace.status] ?? 'no answer')
         : h('strong', { dir: 'auto' }, trace.answer.trim() || '(empty)');
+    const remove = async () => {
+      await api.remove(trace.id);
+      forgetTrace(trace.id);
+    };
     const item = h(
       'li',
       { class: 'or-card', 'data-trace': trace.id },
@@ -200,42 +228,53 @@ class Gallery {
       h(
         'div',
         { class: 'or-card-foot' },
-        h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
-        h('span', { class: 'or-spring' }),
+        this.#origin(trace),
         compare,
+        h('span', { class: 'or-spring' }),
         copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
-        this.#deleteButton(trace, () => item),
+        this.#deleteButton('Delete this trace', 'delete?', remove, () => item),
       ),
     );
-    open.addEventListener('click', () => this.#open(trace));
+    open.addEventListener('click', () => this.#open(trace, item));
     return item;
   }
 
-  #deleteButton(trace, itemOf) {
-    return sureButton(
-      'Delete this trace',
-      'delete?',
-      async () => {
-        try {
-          await api.remove(trace.id);
-        } catch (error) {
-          if (error.status !== 404) return setText(this.word, error.message);
-        }
-        const next = itemOf().nextElementSibling ?? itemOf().previousElementSibling;
-        itemOf().remove();
-        next?.querySelector('button')?.focus();
-        if (!this.grid.children.length) this.#begin();
-      },
-      icon('trash'),
-    );
+  #deleteButton(label, question, remove, itemOf) {
+    const act = async () => {
+      try {
+        await remove();
+      } catch (error) {
+        if (error.status !== 404) return setText(this.word, error.message);
+      }
+      return this.#drop(itemOf());
+    };
+    return sureButton(label, question, act, icon('trash'));
   }
 
-  #open(trace) {
+  #drop(item) {
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    const focused = item.contains(document.activeElement);
+    item.remove();
+    if (focused) next?.querySelector('.or-card-open')?.focus();
+    if (!this.grid.children.length) this.#begin();
+  }
+
+  #open(trace, item) {
     const place = h('div');
     const studio = h('a', { href: `/?trace=${encodeURIComponent(trace.id)}`, class: 'or-link' }, 'open in the Studio');
     const dialog = openDialog('Trace', h('p', { class: 'or-dialog-bar' }, studio), place);
     dialog.classList.add('or-wide');
-    const viewer = new Viewer(place, { traceId: trace.id, again: 'open it in the Studio to ask again' });
+    const gone = () => {
+      studio.replaceWith(h('span', { role: 'alert' }, GONE));
+      place.remove();
+      dialog.classList.remove('or-wide');
+      dialog.addEventListener('close', () => this.#drop(item));
+    };
+    const viewer = new Viewer(place, {
+      traceId: trace.id,
+      again: 'open it in the Studio to ask again',
+      onState: ({ state }) => state.missing === trace.id && place.isConnected && gone(),
+    });
     dialog.addEventListener('close', () => viewer.destroy());
     viewer.root.focus({ preventScroll: true });
   }

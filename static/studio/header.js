@@ -31,6 +31,13 @@ function store(key, value) {
 /** The trace that the Studio link leads to. */
 export const rememberTrace = (traceId) => store(LAST, traceId);
 
+/** The trace was deleted: the Studio link leads to a new question, if it led to this trace. */
+export function forgetTrace(traceId) {
+  if (stored(LAST) !== traceId) return;
+  store(LAST, null);
+  for (const link of document.querySelectorAll('a[data-link=studio]')) link.href = '/';
+}
+
 /** The checkpoint for new traces; null = the active one. */
 export const chosenCheckpoint = () => stored(CHECKPOINT);
 

@@ -6,6 +6,7 @@
 import { api } from '../shared/api.js';
 import { serve } from '../shared/bridge.js';
 import { Place, appears } from '../shared/dom.js';
+import { nameOf } from '../shared/fields.js';
 import { wordsOf } from '../shared/notes.js';
 import { requestOf, withAnotherSeed } from '../shared/request.js';
 import { setTitle } from '../shared/title.js';
@@ -17,7 +18,7 @@ import { Views } from '../compare/views.js';
 import { offerTour } from '../tour/tour.js';
 import { Samples } from '../wall/samples.js';
 import { Examples } from './examples.js';
-import { chosenCheckpoint, onCheckpoint, rememberTrace } from './header.js';
+import { chosenCheckpoint, forgetTrace, onCheckpoint, rememberTrace } from './header.js';
 import { Line } from './line.js';
 import { Seed } from './seed.js';
 import { Well } from './well.js';
@@ -37,7 +38,7 @@ export function numbersOf(fields) {
       .replace(',', '.');
     if (written === '') continue;
     const value = Number(written);
-    if (!Number.isFinite(value)) throw new Error(`Sampling: “${text}” is not a number (${name.replaceAll('_', ' ')}).`);
+    if (!Number.isFinite(value)) throw new Error(`${nameOf(`body.sampling.${name}`)}: “${text}” is not a number.`);
     given[name] = value;
   }
   return given;
@@ -84,7 +85,7 @@ class Studio {
       onPick: (task) => this.#pickTask(task),
       onError: (error) => this.line.fail(error),
     });
-    this.samples = new Samples(samples);
+    this.samples = new Samples(samples, line.querySelector('.or-samples-note'));
     this.viewer = new Viewer(viewer, {
       label: 'Trace of this question',
       hint: HINT,
@@ -93,7 +94,7 @@ class Studio {
       onAnother: (state) => this.#another(state),
     });
     this.views = new Views(this.viewer, {
-      onTrace: () => (this.viewer.state.traceId ? this.#fromTrace() : this.#preview()),
+      onTrace: () => (this.views.state.traceId ? this.#fromTrace() : this.#preview()),
       onState: () => this.#follow(this.viewer),
       onTravel: () => this.line.fail(null),
     });
@@ -183,9 +184,9 @@ class Studio {
     this.line.count();
   }
 
-  // A trace opened by link also fills the question, so that Reason repeats it.
+  // A trace or group opened by link also fills the question, so that Reason repeats it.
   #fromTrace() {
-    const { state } = this.viewer;
+    const { state } = this.views;
     const [image] = state.images;
     if (!state.traceId || !image) return;
     const own = !state.taskId;
@@ -313,8 +314,10 @@ class Studio {
     this.#setPhase(this.views?.phase ?? (state.traceId ? phaseOf(state) : 'idle'), state.mode);
     if (state.traceId && state.status !== 'loading') rememberTrace(state.traceId);
     if (state.traceId && isTerminal(state)) this.seed.ended(state.traceId, state.seed);
-    const question = state.traceId ? readQuestion(state.question) : '';
-    setTitle({ question, live: state.status === 'running' });
+    if (state.missing) forgetTrace(state.missing);
+    const shown = this.views?.state ?? state;
+    const question = shown.traceId ? readQuestion(shown.question) : '';
+    setTitle({ question, live: shown.status === 'running' });
   }
 }
 

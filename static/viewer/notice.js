@@ -2,6 +2,15 @@
 
 import { h, show } from '../shared/dom.js';
 
+export const GALLERY = ['open the gallery', '/gallery'];
+export const NEW = ['ask a new question', '/'];
+
+/** The notice for a trace that this server does not have. */
+export const unknownTrace = (traceId) => ({
+  text: `Trace “${traceId}” does not exist on this server. It may have been deleted, or the link is from another machine.`,
+  links: [GALLERY, NEW],
+});
+
 export class Notice {
   #shown;
 
@@ -9,7 +18,7 @@ export class Notice {
     this.element = h('div', { class: 'or-notice', role: 'alert' });
   }
 
-  /** notice: {text, links: [[label, href]], retry}, or null. */
+  /** notice: {text, links: [[label, href]], retry}, or null. `retry` is optional. */
   update(notice) {
     show(this.element, notice !== null);
     if (this.#shown === notice) return;

@@ -11,6 +11,7 @@ export const TERMINAL = new Set(TRACE_TERMINAL);
 export function initialState(traceId) {
   return {
     traceId,
+    missing: null, // the id of a trace that this server does not have
     status: 'loading', // loading | queued | running | paused | completed | cancelled | failed | interrupted
     activity: null, // while running: reading | thinking | drawing | answering
     lastSeq: 0,

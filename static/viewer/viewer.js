@@ -10,7 +10,7 @@ import { copyButton, h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { Answer, Bar, Steps, Timeline } from './draw.js';
 import { TraceStream } from '../shared/events.js';
 import { listenForKeys, openHelp } from './keys.js';
-import { Notice } from './notice.js';
+import { Notice, unknownTrace } from './notice.js';
 import { ImageView, loadImage } from './image.js';
 import { fetchReference } from './reference.js';
 import { onBack } from './server.js';
@@ -251,14 +251,8 @@ export class Viewer {
 
   #trouble(error, traceId = null) {
     if (error.status === 404 && traceId) {
-      this.#notice = {
-        text: `Trace “${traceId}” does not exist on this server. It may have been deleted, or the link is from another machine.`,
-        links: [
-          ['open the gallery', '/gallery'],
-          ['ask a new question', '/'],
-        ],
-      };
-      this.#state = initialState(null);
+      this.#notice = unknownTrace(traceId);
+      this.#state = { ...initialState(null), missing: traceId };
     } else {
       const again = error.status === 0 && traceId;
       this.#notice = { text: error.message, links: [], retry: again ? () => this.open(traceId) : null };

@@ -3,7 +3,7 @@
 import { h, setAttr, setText, show } from '../shared/dom.js';
 import { pillOf } from '../shared/words.js';
 import { Thumb } from '../viewer/draw.js';
-import { isLive, isTerminal } from '../viewer/state.js';
+import { isLive } from '../viewer/state.js';
 
 const MARKS = { right: '✓', wrong: '✗' };
 
@@ -54,7 +54,8 @@ export class Member {
     if (!same) this.strip.replaceChildren(...steps);
     const answer = state.hasAnswer ? state.answer.trim() || '(empty)' : '';
     const verdict = state.verdict?.answer ?? null;
-    const word = answer ? '' : isTerminal(state) && state.status === 'completed' ? 'no answer' : pillOf(state).text;
+    const deleted = state.missing !== null;
+    const word = deleted ? 'deleted' : answer ? '' : state.status === 'completed' ? 'no answer' : pillOf(state).text;
     setText(this.answer, answer);
     setText(this.mark, verdict ? `${MARKS[verdict]} ${verdict}` : '');
     setAttr(this.mark, 'data-tone', verdict);
@@ -63,5 +64,7 @@ export class Member {
     setText(this.word, word);
     show(this.word, word !== '');
     setAttr(this.element, 'data-status', state.status);
+    this.open.disabled = deleted;
+    show(this.choose, !deleted);
   }
 }

@@ -2,8 +2,8 @@
 
 import { initialState, isTerminal, reduce, withTrace } from '../viewer/state.js';
 
-/** group: of GET /v1/groups/{id}; rows: what is known of its traces. */
-export function wallOf(group, rows = []) {
+/** group: of GET /v1/groups/{id}; rows: what is known of its traces; complete: those without a row were deleted. */
+export function wallOf(group, rows, { complete = false } = {}) {
   const known = new Map(rows.map((row) => [row.id, row]));
   const common = rows[0] ? { ...rows[0], verdict: null, sampling: null, status: 'queued' } : null;
   return {
@@ -13,7 +13,8 @@ export function wallOf(group, rows = []) {
     agreement: group.agreement ?? null,
     members: group.trace_ids.map((id) => {
       const row = known.get(id) ?? (common && { ...common, id });
-      return row ? withTrace(initialState(id), row) : initialState(id);
+      const state = row ? withTrace(initialState(id), row) : initialState(id);
+      return complete && !known.has(id) ? { ...state, missing: id } : state;
     }),
   };
 }
@@ -40,28 +41,47 @@ function ended(wall, { tally, agreement }) {
 
 export const reduceWall = (wall, events) => events.reduce(withEvent, wall);
 
-/** The answers so far: `[{answer, count, share, verdict}]`, the most frequent first. */
+// What stands in the place of an answer, by status.
+const WITHOUT = { completed: 'no answer', cancelled: 'stopped', failed: 'failed', interrupted: 'interrupted' };
+
+/**
+ * What the samples have come to: `[{answer, word, count, share, verdict}]`, the most frequent answer first, then those
+ * without one by `word`. Only what the model has ended by itself has a share.
+ */
 export function tallyOf(wall) {
-  if (wall.tally) return wall.tally;
-  const counts = new Map();
   const done = wall.members.filter(isTerminal);
-  for (const member of done) {
-    const answer = member.hasAnswer ? member.answer.trim() : null;
-    counts.set(answer, (counts.get(answer) ?? 0) + 1);
+  const answers = wall.tally?.filter(({ answer }) => answer !== null) ?? answersOf(done);
+  const rows = answers.map((row) => ({ ...row, word: row.answer || '(empty)' }));
+  for (const [status, word] of Object.entries(WITHOUT)) {
+    const count = done.filter((member) => !member.hasAnswer && member.status === status).length;
+    const share = status === 'completed' ? count / done.length : null;
+    if (count) rows.push({ answer: null, word, count, share, verdict: null });
   }
-  return [...counts]
-    .map(([answer, count]) => ({ answer, count, share: count / done.length, verdict: null }))
-    .sort((a, b) => (a.answer === null) - (b.answer === null) || b.count - a.count);
+  return rows;
 }
 
-/** `3 of 8 done`, for the head of the wall. */
+function answersOf(done) {
+  const counts = new Map();
+  for (const { hasAnswer, answer } of done) {
+    if (hasAnswer) counts.set(answer.trim(), (counts.get(answer.trim()) ?? 0) + 1);
+  }
+  const rows = [...counts].map(([answer, count]) => ({ answer, count, share: count / done.length, verdict: null }));
+  return rows.sort((a, b) => b.count - a.count);
+}
+
+/** `3 of 8 samples done`, for the head of the wall. */
 export function headOf(wall) {
   const all = wall.members.length;
   const done = wall.members.filter(isTerminal).length;
   if (done < all && !wall.tally) return `${done} of ${all} samples done`;
+  const stopped = wall.members.filter(({ status }) => status === 'cancelled').length;
+  if (stopped) return `${all} samples · ${stopped === all ? 'all' : stopped} stopped`;
   if (wall.agreement === null) return `${all} samples, no answer`;
   return `${all} samples · ${Math.round(wall.agreement * 100)} % agree`;
 }
+
+/** Whether every sample is the same: the most likely token is always chosen. */
+export const isGreedy = (wall) => wall.members.some(({ sampling }) => sampling?.temperature === 0);
 
 /** running | paused | ended: determines the buttons. */
 export function phaseOfWall(wall) {

@@ -1,6 +1,6 @@
 // The stepper beside Reason: how many samples of the question, 1 … 16.
 
-import { h, setAttr } from '../shared/dom.js';
+import { h, setAttr, setText, show } from '../shared/dom.js';
 
 export const MOST = 16;
 
@@ -11,7 +11,9 @@ export function countOf(text) {
 }
 
 export class Samples {
-  constructor(element) {
+  /** note: a line that says what the number applies to. */
+  constructor(element, note) {
+    this.note = note;
     const step = (by, label, face) =>
       h(
         'button',
@@ -42,7 +44,12 @@ export class Samples {
     element.replaceChildren(
       h(
         'div',
-        { class: 'or-samples', role: 'group', 'aria-label': 'Number of samples', title: 'How many samples to draw' },
+        {
+          class: 'or-samples',
+          role: 'group',
+          'aria-label': 'Number of samples',
+          title: 'How many samples Reason draws',
+        },
         this.less,
         this.field,
         this.more,
@@ -62,5 +69,7 @@ export class Samples {
     setAttr(this.field, 'aria-valuetext', count === 1 ? '1 sample' : `${count} samples`);
     this.less.disabled = count === 1;
     this.more.disabled = count === MOST;
+    show(this.note, count > 1); // before the text: then screen readers announce it
+    setText(this.note, count > 1 ? `Reason draws ${count} samples; Step goes through one.` : '');
   }
 }

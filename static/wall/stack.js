@@ -1,26 +1,34 @@
 // A group in the gallery: one tile for all its members, which opens their wall.
 
-import { h, setText } from '../shared/dom.js';
+import { h, setText, show } from '../shared/dom.js';
 import { readQuestion } from '../shared/words.js';
 
-/** `red ×3, blue ×1`: the answers of the members that are known, the most frequent first. Pure, for tests. */
-export function answersOf(members) {
-  const counts = new Map();
-  for (const { answer } of members) {
-    if (answer !== null && answer !== undefined) counts.set(answer.trim(), (counts.get(answer.trim()) ?? 0) + 1);
+/** `red ×3, blue ×1`: the answers of a group's tally, the most frequent first; empty if none has ended. Pure. */
+export function answersOf(tally) {
+  const rows = tally.filter(({ answer }) => answer !== null);
+  const text = rows.map(({ answer, count }) => `${answer.trim() || '(empty)'} ×${count}`).join(', ');
+  return text || (tally.length ? 'no answers' : '');
+}
+
+/** `3 of 8 match`, `2 of 8 done`, or nothing; matching: how many members match the filters, null without any. Pure. */
+export function noteOf(group, matching) {
+  const all = group.trace_ids.length;
+  const said = [];
+  if (group.status !== 'completed') {
+    const done = group.tally.reduce((sum, { count }) => sum + count, 0);
+    said.push(`${done} of ${all} done`);
   }
-  const rows = [...counts].sort((a, b) => b[1] - a[1]);
-  return rows.map(([answer, count]) => `${answer || '(empty)'} ×${count}`).join(', ') || 'no answers';
+  if (matching !== null && matching < all) said.push(`${matching} of ${all} match`);
+  return said.join(' · ');
 }
 
 export class Stack {
-  #members = [];
-
   /** trace: the first listed member; pictures: two elements; foot: what follows below. */
   constructor(trace, { pictures, foot }) {
     const href = `/?group=${encodeURIComponent(trace.group_id)}`;
     this.count = h('span', { class: 'or-stack-count' });
     this.answers = h('strong', { dir: 'auto' });
+    this.note = h('span', { class: 'or-quiet or-stack-note', hidden: true });
     this.open = h(
       'a',
       { href, class: 'or-card-open' },
@@ -32,15 +40,17 @@ export class Stack {
       'li',
       { class: 'or-card or-stack', 'data-group': trace.group_id },
       this.open,
-      h('div', { class: 'or-card-answer' }, this.answers),
+      h('div', { class: 'or-card-answer' }, this.answers, this.note),
       h('div', { class: 'or-card-foot' }, foot),
     );
-    this.add(trace);
   }
 
-  add(trace) {
-    this.#members.push(trace);
-    setText(this.count, `×${this.#members.length}`);
-    setText(this.answers, answersOf(this.#members));
+  /** group: of GET /v1/groups/{id}; matching: as in `noteOf`. */
+  update(group, matching) {
+    const note = noteOf(group, matching);
+    setText(this.count, `×${group.trace_ids.length}`);
+    setText(this.answers, answersOf(group.tally));
+    setText(this.note, note);
+    show(this.note, note !== '');
   }
 }

@@ -6,9 +6,13 @@ import { EventStream, groupSource } from '../shared/events.js';
 import { readQuestion } from '../shared/words.js';
 import { Choice } from '../compare/choice.js';
 import { loadImage } from '../viewer/image.js';
+import { GALLERY, NEW, Notice } from '../viewer/notice.js';
 import { Member } from './member.js';
-import { headOf, phaseOfWall, reduceWall, tallyOf, wallOf } from './members.js';
+import { headOf, isGreedy, phaseOfWall, reduceWall, tallyOf, wallOf } from './members.js';
 
+const UNKNOWN =
+  'These samples do not exist on this server. They may have been deleted, or the link is from another machine.';
+const GREEDY = 'Greedy samples are identical: set the temperature above 0 to vary them.';
 const PERCENT = (share) => `${Math.round(share * 100)} %`;
 
 export class Wall {
@@ -25,7 +29,9 @@ export class Wall {
     this.onState = onState;
     this.head = h('h2', { class: 'or-wall-head' });
     this.question = h('p', { class: 'or-wall-question', dir: 'auto' });
-    this.error = h('p', { class: 'or-error', role: 'alert', hidden: true });
+    this.hint = h('p', { class: 'or-quiet or-wall-hint', hidden: true }, GREEDY);
+    this.notice = new Notice();
+    this.notice.update(null);
     this.tally = h('ol', { class: 'or-tally', 'aria-label': 'Answers' });
     this.list = h('ul', { class: 'or-wall-list', 'aria-label': 'Samples' });
     this.spoken = h('div', { class: 'or-sr', role: 'status' });
@@ -35,8 +41,9 @@ export class Wall {
       { class: 'or-wall', tabindex: '-1', 'aria-label': 'Samples of this question', hidden: true },
       h('div', { class: 'or-wall-top' }, this.head, h('span', { class: 'or-spring' }), this.choice.element),
       this.question,
-      this.error,
+      this.notice.element,
       this.tally,
+      this.hint,
       this.list,
       this.spoken,
     );
@@ -63,7 +70,7 @@ export class Wall {
       const group = await api.group(trace.group_id);
       if (turn === this.#turn) this.#begin(wallOf(group, [trace]));
     } catch (error) {
-      if (turn === this.#turn) this.#fail(error);
+      if (turn === this.#turn) this.#fail(error, trace.group_id);
     }
   }
 
@@ -76,10 +83,13 @@ export class Wall {
     this.#leave();
     const turn = ++this.#turn;
     try {
-      const [group, { data }] = await Promise.all([api.group(groupId), api.traces({ group: groupId, limit: 16 })]);
-      if (turn === this.#turn) this.#begin(wallOf(group, data));
+      const group = await api.group(groupId);
+      const { data } = await api.traces({ group: groupId, limit: 100 });
+      if (turn !== this.#turn) return;
+      if (data.length) this.#begin(wallOf(group, data, { complete: true }));
+      else this.#fail(new Error('All of these samples were deleted.'), groupId);
     } catch (error) {
-      if (turn === this.#turn) this.#fail(error);
+      if (turn === this.#turn) this.#fail(error, groupId);
     }
   }
 
@@ -94,13 +104,14 @@ export class Wall {
     this.choice.clear();
     setText(this.head, 'opening the samples');
     setText(this.question, '');
-    show(this.error, false);
+    show(this.hint, false);
+    this.notice.update(null);
   }
 
-  #fail(error) {
+  #fail(error, groupId) {
+    const text = error.status === 404 ? UNKNOWN : error.message;
     setText(this.head, 'Samples');
-    setText(this.error, error.status === 404 ? 'These samples do not exist on this server.' : error.message);
-    show(this.error, true);
+    this.notice.update({ text, links: [GALLERY, NEW], retry: error.status === 0 ? () => this.open(groupId) : null });
     this.onState();
   }
 
@@ -157,6 +168,7 @@ export class Wall {
     setText(this.head, headOf(wall));
     setAttr(this.element, 'data-status', wall.over ? 'completed' : 'running');
     this.#drawTally(tallyOf(wall));
+    show(this.hint, wall.members.length > 1 && isGreedy(wall));
     this.onState();
   }
 
@@ -165,15 +177,15 @@ export class Wall {
     if (text === this.#drawnTally) return;
     this.#drawnTally = text;
     this.tally.replaceChildren(
-      ...rows.map(({ answer, count, share, verdict }) => {
-        const bar = h('span', { class: 'or-tally-bar', 'aria-hidden': 'true' });
-        bar.style.setProperty('--share', PERCENT(share).replace(' ', ''));
+      ...rows.map(({ answer, word, count, share, verdict }) => {
+        const bar = h('span', { class: share === null ? '' : 'or-tally-bar', 'aria-hidden': 'true' });
+        if (share !== null) bar.style.setProperty('--share', PERCENT(share).replace(' ', ''));
         return h(
           'li',
           { class: 'or-tally-row', 'data-verdict': verdict },
-          h('strong', { dir: 'auto', class: answer === null ? 'or-quiet' : '' }, answer ?? 'no answer'),
+          h('strong', { dir: 'auto', class: answer === null ? 'or-quiet' : '' }, word),
           bar,
-          h('span', { class: 'or-num' }, `${PERCENT(share)} · ${count}`),
+          h('span', { class: 'or-num' }, share === null ? String(count) : `${PERCENT(share)} · ${count}`),
           h(
             'span',
             { class: 'or-verdict', 'data-tone': verdict },
@@ -190,8 +202,7 @@ export class Wall {
     try {
       await api.cancelGroup(this.groupId);
     } catch (error) {
-      setText(this.error, error.message);
-      show(this.error, true);
+      this.notice.update({ text: error.message, links: [] });
     }
   }
 }

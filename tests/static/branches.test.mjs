@@ -7,12 +7,13 @@ import { branchOf } from '../../static/branches/edit.js';
 import { endOf, grown, nameOf, partingOf, rowsOf, stepsIn, withState } from '../../static/branches/layout.js';
 import { pixelsOf, squareAt } from '../../static/branches/pens.js';
 import { differencesOf, wordsOf } from '../../static/compare/differences.js';
+import { missingOf, wrongAddress } from '../../static/compare/trouble.js';
 import { viewOf } from '../../static/compare/views.js';
 import { groupSource, traceSource } from '../../static/shared/events.js';
 import { fromTrace, initialState, reduceAll } from '../../static/viewer/state.js';
-import { headOf, phaseOfWall, reduceWall, tallyOf, wallOf } from '../../static/wall/members.js';
+import { headOf, isGreedy, phaseOfWall, reduceWall, tallyOf, wallOf } from '../../static/wall/members.js';
 import { countOf } from '../../static/wall/samples.js';
-import { answersOf } from '../../static/wall/stack.js';
+import { answersOf, noteOf } from '../../static/wall/stack.js';
 
 const recorded = JSON.parse(readFileSync(new URL('./recorded.json', import.meta.url)));
 const IMAGE = { image_id: 'i1', url: '/v1/images/i1', width: 64, height: 64, skill: 'mark', stats: { codes: 64 } };
@@ -213,7 +214,10 @@ test('one stream feeds all members', () => {
     { seq: 9, type: 'group.completed', data: { status: 'completed', tally, agreement: 0.6667 } },
   ]);
   assert.equal(headOf(wall), '3 samples · 67 % agree');
-  assert.equal(tallyOf(wall), tally);
+  assert.deepEqual(
+    tallyOf(wall),
+    tally.map((row) => ({ ...row, word: row.answer })),
+  );
   assert.equal(wall.members[1].verdict.answer, 'right');
   assert.equal(phaseOfWall(wall), 'ended');
 });
@@ -236,7 +240,8 @@ test('addresses name what is shown', () => {
   assert.deepEqual(viewOf('?trace=tr_1'), { view: 'trace', ids: ['tr_1'] });
   assert.deepEqual(viewOf('?group=gr_1'), { view: 'wall', ids: ['gr_1'] });
   assert.deepEqual(viewOf('?compare=tr_1,tr_2'), { view: 'compare', ids: ['tr_1', 'tr_2'] });
-  assert.deepEqual(viewOf('?compare=tr_1'), { view: 'trace', ids: [] });
+  assert.deepEqual(viewOf('?compare=tr_1'), { view: 'compare', ids: ['tr_1'] });
+  assert.deepEqual(viewOf('?compare='), { view: 'compare', ids: [] });
   assert.deepEqual(viewOf(''), { view: 'trace', ids: [] });
 });
 
@@ -244,10 +249,86 @@ test('counts of samples are whole and bounded', () => {
   assert.deepEqual(['4', '0', '99', '2.4', 'many', ''].map(countOf), [4, 1, 16, 2, 1, 1]);
 });
 
-test('stack lists its answers', () => {
-  assert.equal(
-    answersOf([{ answer: 'red' }, { answer: ' blue' }, { answer: 'blue' }, { answer: null }]),
-    'blue ×2, red ×1',
+test('stack lists the answers of its group', () => {
+  const tally = [
+    { answer: 'blue', count: 5 },
+    { answer: null, count: 2 },
+    { answer: '', count: 1 },
+  ];
+  assert.equal(answersOf(tally), 'blue ×5, (empty) ×1');
+  assert.equal(answersOf([{ answer: null, count: 3 }]), 'no answers');
+  assert.equal(answersOf([]), '');
+});
+
+test('stack says how many match and how many have ended', () => {
+  const ended = { trace_ids: Array(8).fill('t'), status: 'completed', tally: [{ answer: 'blue', count: 8 }] };
+  assert.equal(noteOf(ended, null), '');
+  assert.equal(noteOf(ended, 8), '');
+  assert.equal(noteOf(ended, 3), '3 of 8 match');
+  const running = { ...ended, status: 'running', tally: [{ answer: 'blue', count: 2 }] };
+  assert.equal(noteOf(running, 1), '2 of 8 done · 1 of 8 match');
+});
+
+test('stopped samples are no answer with a share', () => {
+  const cancelled = (seq, id) => event(seq, 'trace.cancelled', id, { reason: 'user' });
+  let wall = reduceWall(wallOf(GROUP, [ROW]), [
+    event(1, 'trace.completed', 't1', { answer: 'red', finish_reason: 'stop' }),
+    cancelled(2, 't2'),
+    event(3, 'trace.failed', 't3', { error: { code: 'engine_died' } }),
+  ]);
+  const shown = () => tallyOf(wall).map(({ word, count, share }) => [word, count, share === null ? null : share > 0]);
+  const wanted = [
+    ['red', 1, true],
+    ['stopped', 1, null],
+    ['failed', 1, null],
+  ];
+  assert.deepEqual(shown(), wanted);
+  const tally = [
+    { answer: null, count: 2, share: 0.6667 },
+    { answer: 'red', count: 1, share: 0.3333 },
+  ];
+  wall = reduceWall(wall, [
+    { seq: 4, type: 'group.completed', data: { status: 'completed', tally, agreement: 0.3333 } },
+  ]);
+  assert.deepEqual(shown(), wanted);
+  assert.equal(headOf(wall), '3 samples · 1 stopped');
+});
+
+test('samples that ended without an answer keep their share', () => {
+  const ended = (seq, id) => event(seq, 'trace.completed', id, { answer: null, finish_reason: 'length' });
+  const wall = reduceWall(wallOf(GROUP, [ROW]), [ended(1, 't1'), ended(2, 't2'), ended(3, 't3')]);
+  assert.deepEqual(tallyOf(wall), [{ answer: null, word: 'no answer', count: 3, share: 1, verdict: null }]);
+  assert.equal(headOf(wall), '3 samples, no answer');
+});
+
+test('wall knows greedy and deleted samples', () => {
+  assert.ok(!isGreedy(wallOf(GROUP, [{ ...ROW, sampling: { temperature: 1 } }])));
+  const wall = wallOf(GROUP, [{ ...ROW, sampling: { temperature: 0 } }], { complete: true });
+  assert.ok(isGreedy(wall));
+  assert.deepEqual(
+    wall.members.map(({ missing }) => missing),
+    [null, 't2', 't3'],
   );
-  assert.equal(answersOf([{ answer: null }]), 'no answers');
+});
+
+test('address of a comparison takes two traces', () => {
+  assert.equal(wrongAddress(['a', 'b']), null);
+  assert.deepEqual(wrongAddress(['a/b']).links[0], ['open this trace', '/?trace=a%2Fb']);
+  for (const ids of [[], ['a'], ['a', 'b', 'c']]) assert.match(wrongAddress(ids).text, /two traces/);
+});
+
+test('branch without its parent is shown alone', () => {
+  const gone = { ...initialState(null), missing: 'a' };
+  const branch = { ...fromTrace(recorded.trace), traceId: 'b', parent: { trace_id: 'a' } };
+  for (const pair of [
+    [gone, branch],
+    [branch, gone],
+  ]) {
+    assert.match(missingOf(...pair).text, /parent of this branch was deleted/);
+    assert.deepEqual(missingOf(...pair).links[0], ['open the branch', '/?trace=b']);
+  }
+  assert.match(missingOf(branch, { ...gone, missing: 'x' }).text, /second trace does not exist/);
+  assert.match(missingOf(gone, gone).text, /Neither trace/);
+  assert.equal(missingOf(gone, initialState('b')), null); // not known yet
+  assert.equal(missingOf(branch, branch), null);
 });

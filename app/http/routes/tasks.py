@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 
 from app.common import pools
 from app.common.pools import in_pool
-from app.contract.schemas import MAX_SEED, TaskOut
-from app.contract.words import Slice
+from app.contract.schemas import TaskOut
+from app.contract.words import MAX_SEED, Slice
 from app.http.deps import App, problems
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])

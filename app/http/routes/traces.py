@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import AfterValidator
 
 from app.common import pools
 from app.common.pools import in_pool
 from app.contract.problems import Problem
-from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList, clean_text
+from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList
 from app.contract.words import Slice, Status
 from app.http.deps import (
     AfterTrace,
@@ -30,11 +29,11 @@ from app.http.deps import (
 )
 from app.http.event_stream import EventStream
 from app.storage.idempotency import Claim
+from app.storage.ids import GROUP_ID, TRACE_ID
 
 router = APIRouter(prefix="/v1/traces", tags=["traces"])
 
 TraceId = str
-_Id = Annotated[str | None, AfterValidator(clean_text)]
 
 
 def wants_stream(request: Request) -> bool:
@@ -81,12 +80,8 @@ def list_traces(
     checkpoint: CheckpointName = None,
     slice: Slice | None = None,
     verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
-    parent: Annotated[
-        str | None, AfterValidator(clean_text), Query(max_length=64, description="branches of this trace")
-    ] = None,
-    group: Annotated[
-        str | None, AfterValidator(clean_text), Query(max_length=64, description="members of this group")
-    ] = None,
+    parent: Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description="branches of this trace")] = None,
+    group: Annotated[str | None, Query(pattern=f"^{GROUP_ID}$", description="members of this group")] = None,
     q: Annotated[str | None, Query(max_length=200, description="text in question or answer")] = None,
 ) -> Any:
     """Newest first; entries omit the steps."""

@@ -59,6 +59,18 @@ def test_rejected_request_exits_with_2(canned: Canned, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "omni-r1: not a picture: send PNG\n"
 
 
+@pytest.mark.parametrize(
+    ("path", "name"), [("body.question", "QUESTION"), ("body.checkpoint", "--checkpoint"), ("body.n", "--n")]
+)
+def test_rejected_field_is_named_as_its_option(
+    canned: Canned, capsys: pytest.CaptureFixture[str], path: str, name: str
+) -> None:
+    fields = [{"path": path, "message": "too long"}]
+    canned.answers["POST /v1/traces"] = (422, {"code": "invalid", "detail": f"{path}: too long", "errors": fields})
+    assert main(["ask", "picture.png", "Why?"]) == 2
+    assert capsys.readouterr().err == f"omni-r1: {name}: too long\n"
+
+
 def test_full_queue_exits_with_1(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answers["POST /v1/traces"] = (429, {"code": "queue_full", "detail": "64 traces wait", "status": 429})
     assert main(["ask", "picture.png", "Why?"]) == 1

@@ -68,8 +68,9 @@ def test_branch_asks_for_the_answer(canned: Canned, capsys: pytest.CaptureFixtur
         (["--after", "1", "--text", "1=a", "--text", "1=b"], "--text is given twice for step 1"),
         (["--after", "1", "--image", "1=none.png"], "cannot read none.png: No such file or directory"),
         (["--after", "1", "--image", "1="], "--image expects STEP=IMAGE, e.g. 2=blank, not '1='"),
-        (["--after", "1", "--n", "0"], "argument --n: not a positive number: 0 (see omni-r1 branch --help)"),
-        (["--after", "one"], "argument --after: invalid int value: 'one' (see omni-r1 branch --help)"),
+        (["--after", "1", "--text", "0=a"], "--text expects STEP=TEXT, e.g. 2=It is red., not '0=a'"),
+        (["--after", "1", "--text", "2=a"], "--text is for step 2, but --after 1 keeps only steps 1 to 1"),
+        (["--after", "0", "--image", "1=blank"], "--image is for step 1, but --after 0 keeps no steps"),
         ([], "the following arguments are required: --after (see omni-r1 branch --help)"),
     ],
 )
@@ -79,6 +80,25 @@ def test_bad_options_of_branch_exit_with_2(
     assert main(["branch", "t1", *options]) == 2
     assert capsys.readouterr() == ("", f"omni-r1: {message}\n")
     assert canned.calls == []
+
+
+def test_rejected_edit_is_named_by_option_and_step(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, name in (
+        ("body.edits.1.text", "--text of step 3"),
+        ("body.edits.0.image", "--image of step 1"),
+        ("body.edits.0.image.image_id", "--image of step 1"),
+        ("body.edits.1", "--text or --image of step 3"),
+        ("body.edits", "--text or --image"),
+        ("body.after_step", "--after"),
+        ("body.then_text", "--then"),
+        ("body.sampling.max_new_tokens", "--max-new-tokens"),
+        ("body.another", "another"),
+    ):
+        fields = [{"path": path, "message": "not possible"}]
+        problem = {"code": "bad_edit", "detail": f"{path}: not possible", "errors": fields}
+        canned.answers["POST /v1/traces/t1/branches"] = (422, problem)
+        assert main(["branch", "t1", "--after", "3", "--text", "3=a", "--image", "1=blank"]) == 2
+        assert capsys.readouterr() == ("", f"omni-r1: {name}: not possible\n")
 
 
 def test_then_and_answer_exclude_each_other(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,16 @@ async def test_nul_in_an_id_is_404_and_in_a_name_422(server: Server) -> None:
     is_problem(asked, 422, "invalid", "body.checkpoint")
 
 
+async def test_malformed_ids_in_filters_are_422(server: Server) -> None:
+    trace, other = await server.create(), "0" * 20
+    for name, valid in (("parent", f"tr_{other}"), ("group", f"gr_{other}"), ("after", f"tr_{other}")):
+        listed = await server.client.get(f"/v1/traces?{name}={valid}")
+        assert (listed.status_code, listed.json()["data"]) == (200, []), name
+        wrong = ("foo", "", f"job_{other}", f"{valid}0", f"{valid}%0A")
+        for value in (*wrong, trace["id"]) if name == "group" else wrong:
+            is_problem(await server.client.get(f"/v1/traces?{name}={value}"), 422, "invalid", f"query.{name}")
+
+
 async def test_ids_of_another_kind_are_404(server: Server) -> None:
     trace = await server.finished((await server.create(n=2))["id"])
     group_id = trace["group_id"]

@@ -1,4 +1,4 @@
-"""Several samples of one question: stepper, wall, tally, gallery tile, and the tour of a first visit."""
+"""Several samples of one question: stepper, wall, tally, and the tour of a first visit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from tests.fake_server import LONG
 
 MEMBERS = "() => document.querySelectorAll('.or-member').length"
 SAMPLES = "() => document.querySelector('.or-samples-field').value"
+TALLY = """() => [...document.querySelectorAll('.or-tally-row')].map((row) => [
+  row.querySelector('strong').textContent, row.querySelector('.or-num').textContent,
+  row.querySelectorAll('.or-tally-bar').length])"""
 SHARES = """() => [...document.querySelectorAll('.or-tally-row .or-num')]
   .reduce((sum, one) => sum + Number(one.textContent.split('·')[1]), 0)"""
 
@@ -71,6 +74,56 @@ def test_stop_cancels_every_sample(studio: Open, slow_url: str) -> None:
     page.wait_for_selector(".or-wall[data-status=completed]")
     assert page.locator(".or-member[data-status=cancelled]").count() == 3
     page.wait_for_selector("#or-reason:visible")
+    becomes(page, TALLY, [["stopped", "3", 0]])
+    page.wait_for_selector(".or-wall-head:text-is('3 samples · all stopped')")
+    page.reload()
+    page.wait_for_selector(".or-wall[data-status=completed]")
+    becomes(page, TALLY, [["stopped", "3", 0]])
+
+
+def test_greedy_samples_are_said_to_be_identical(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    page.click("#or-sampling button")
+    for temperature, visible in (("0", True), ("1", False)):
+        page.fill("#or-temperature input", temperature)
+        ask(page, 2)
+        page.wait_for_selector(".or-wall[data-status=completed]")
+        assert page.is_visible(".or-wall-hint:has-text('Greedy samples are identical')") == visible
+        page.reload()
+        page.wait_for_selector("html[data-studio=ready]", state="attached")
+        page.wait_for_selector(".or-wall[data-status=completed]")
+        assert page.is_visible(".or-wall-hint") == visible
+        page.click("#or-sampling button")
+
+
+def test_step_goes_through_one_sample_and_says_so(studio: Open, studio_url: str) -> None:
+    page = studio(studio_url).page()
+    assert not page.is_visible(".or-samples-note")
+    page.click("[aria-label='More samples']")
+    page.wait_for_selector(".or-samples-note:text-is('Reason draws 2 samples; Step goes through one.')")
+    page.click("#or-step")
+    status(page, "paused")
+    assert asked_in_address(page, "trace")
+    page.click("#or-stop")
+    page.click("[aria-label='Fewer samples']")
+    page.wait_for_selector(".or-samples-note", state="hidden")
+
+
+def test_link_to_samples_shows_their_question(studio: Open, studio_url: str) -> None:
+    with Client(studio_url) as client:
+        task = client.task(slice="diagrammatic", seed=1_000_000_007)
+        first = client.create_trace(task["question"], [task["image_id"]], task_id=task["task_id"], n=2)
+        for _ in client.group_events(first["group_id"]):
+            pass
+    page = studio(studio_url).page(f"/?group={first['group_id']}")
+    page.wait_for_selector(".or-wall[data-status=completed]")
+    assert page.input_value("#or-question textarea") == task["question"]
+    assert str(page.get_attribute(".or-drop img", "src")).endswith(task["image_id"])
+    assert page.locator(".or-example[aria-pressed=true], .or-family[aria-pressed=true]").count() == 0
+    becomes(page, "() => document.title.slice(0, 20)", task["question"][:20])
+    with page.expect_request(lambda request: request.method == "POST" and request.url.endswith("/v1/traces")) as sent:
+        page.click("#or-reason")
+    assert sent.value.post_data_json["task_id"] == task["task_id"]
 
 
 def test_stepper_stays_between_one_and_sixteen(studio: Open, studio_url: str) -> None:
@@ -87,41 +140,6 @@ def test_stepper_stays_between_one_and_sixteen(studio: Open, studio_url: str) ->
     page.fill(".or-samples-field", "many")
     page.keyboard.press("Tab")
     becomes(page, SAMPLES, "1")
-
-
-def test_gallery_shows_a_group_as_one_tile(studio: Open, studio_url: str) -> None:
-    window = studio(studio_url)
-    page = window.page()
-    for samples in (3, 1, 1):
-        if samples > 1:
-            ask(page, samples)
-            page.wait_for_selector(".or-wall[data-status=completed]")
-            group = asked_in_address(page, "group")
-        else:
-            page.focus(".or-samples-field")
-            page.keyboard.press("Home")
-            before = page.evaluate("location.search")
-            page.click("#or-reason")
-            page.wait_for_function("(before) => location.search !== before", arg=before)
-            status(page, "completed")
-    page = window.page("/gallery", ready=".or-card[data-trace]")
-    page.wait_for_selector(f".or-stack[data-group={group}] .or-stack-count:text-is('×3')")
-    page.click(".or-card[data-trace] >> nth=0 >> text=compare")
-    page.click(".or-card[data-trace] >> nth=1 >> text=compare")
-    page.click("text=Compare the two")
-    page.wait_for_selector(".or-compare-word:not(:empty)")
-    page.go_back()
-    page.click(f".or-stack[data-group={group}] a")
-    page.wait_for_selector(".or-wall[data-status=completed]")
-    becomes(page, MEMBERS, 3)
-
-
-def test_unknown_group_is_reported(studio: Open, studio_url: str) -> None:
-    window = studio(studio_url)
-    window.expected = ["404"]
-    page = window.page("/?group=gr_nothing")
-    page.wait_for_selector(".or-wall .or-error:has-text('do not exist')")
-    page.wait_for_selector("#or-reason:visible")
 
 
 def test_tour_comes_once(studio: Open, studio_url: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.main import build_parser
+from app.cli.parser import build_parser
 from app.client import Client
 from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, connections, count_connections, fits, status
 from tests.e2e.pages.test_looks import SMALL_TARGETS, WIDTHS, readable
