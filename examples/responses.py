@@ -21,6 +21,7 @@ from openai import APIConnectionError, OpenAI
 from openai.types.responses import ResponseStreamEvent
 
 SERVER = os.environ.get("OMNI_R1_URL", "http://127.0.0.1:7860")
+ENDS = ("response.completed", "response.incomplete", "response.failed")
 KEY = os.environ.get("OMNI_R1_API_KEY") or "none"  # the package wants one, a server without a key ignores it
 
 
@@ -35,11 +36,12 @@ def events(client: OpenAI, **request: Any) -> Iterator[ResponseStreamEvent]:
                     response_id = event.response.id
                 last = event.sequence_number
                 yield event
-            return
+                if event.type in ENDS:
+                    return
         except APIConnectionError:
             if not response_id:
                 raise
-            stream = client.responses.retrieve(response_id, stream=True, starting_after=last)
+        stream = client.responses.retrieve(response_id, stream=True, starting_after=last)
 
 
 def main() -> None:
@@ -58,7 +60,7 @@ def main() -> None:
         {"type": "input_text", "text": args.question},
         {"type": "input_image", "image_url": url, "detail": "auto"},
     ]
-    client = OpenAI(base_url=f"{SERVER}/v1", api_key=KEY)
+    client = OpenAI(base_url=f"{SERVER}/v1", api_key=KEY, max_retries=10)  # a server may restart
     final = None
     for event in events(client, input=[{"role": "user", "content": parts}]):
         if event.type == "response.reasoning_summary_text.done":
@@ -67,7 +69,7 @@ def main() -> None:
             path = args.folder / f"{event.output_index}.png"
             path.write_bytes(base64.b64decode(event.item.result or ""))
             print(f"  {path}")
-        elif event.type in ("response.completed", "response.incomplete", "response.failed"):
+        elif event.type in ENDS:
             final = event.response
     assert final is not None
     print(f"{final.status}: {final.output_text or final.error}")

@@ -64,7 +64,7 @@ class Verdict(TypedDict):
 
 
 class Parent(TypedDict):
-    """Where a branch parts from its parent, and the parent's group; `after_step` is None for another question."""
+    """Where a branch parts from its parent, and the parent's group; `after_step` is None for a follow-up."""
 
     trace_id: str
     after_step: int | None

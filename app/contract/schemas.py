@@ -219,7 +219,7 @@ class ParentOut(Out):
     """Where a branch parts from its parent."""
 
     trace_id: str
-    after_step: int | None = Field(description="null: another question about the parent's images, not a branch")
+    after_step: int | None = Field(description="null: a follow-up question, not a branch")
     edited_steps: list[int]
     group_id: str | None = Field(None, description="the parent's group")
 

@@ -65,7 +65,7 @@ const isFollowUp = (node) => (node.after_step ?? null) === null && node.status !
 export function partingOf({ node, parentRow }) {
   if (parentRow === null) return 'The first trace: it has no parent.';
   const { edited_steps: edited, after_step: after } = node;
-  if (isFollowUp(node)) return 'Another question about the images of its parent.';
+  if (isFollowUp(node)) return 'Follows up on its parent with another question.';
   if (edited.length) {
     const verb = edited.length === 1 ? 'was' : 'were';
     return `Diverges from its parent at ${stepsIn([Math.min(...edited)])}: ${stepsIn(edited)} ${verb} edited.`;

@@ -154,12 +154,11 @@ test('tree names follow-up questions', () => {
   const nodes = [node('a', null, null), node('b', 'a', null), node('c', 'a', 1)];
   const [root, followUp, branch] = rowsOf({ root: 'a', nodes });
   assert.equal(followUp.from, 0);
-  assert.equal(partingOf(followUp), 'Another question about the images of its parent.');
-  assert.deepEqual([root, followUp, branch].map((row) => nameOf(row).split(':')[0]), [
-    'First trace',
-    'Follow-up question',
-    'Branch',
-  ]);
+  assert.equal(partingOf(followUp), 'Follows up on its parent with another question.');
+  assert.deepEqual(
+    [root, followUp, branch].map((row) => nameOf(row).split(':')[0]),
+    ['First trace', 'Follow-up question', 'Branch'],
+  );
 });
 
 test('tree grows with a branch before the server is asked', () => {

@@ -7,7 +7,7 @@ names them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -217,7 +217,7 @@ def asked(body: ResponseCreate, inherited: Sequence[str]) -> Asked:
     return Asked(trace, _repeated(body) | {"input": messages}, tuple(places))
 
 
-def _parts(body: ResponseCreate, messages: list[list[dict[str, Any]]]) -> Any:
+def _parts(body: ResponseCreate, messages: list[list[dict[str, Any]]]) -> Iterator[tuple[str, InputText | InputImage]]:
     """Each part of the input with its path; opens a message in `messages` before the first part of each."""
     if isinstance(body.input, str):
         messages.append([])

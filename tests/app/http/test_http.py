@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.common.logs import LineFormatter
+from app.contract.problems import speaks_openai
 from app.http.compression import accepts_gzip
 from app.http.conditional import matches
 from tests.app.conftest import Serve, Server, is_problem
@@ -168,6 +169,10 @@ async def test_unknown_query_parameters_are_rejected(server: Server) -> None:
             url = re.sub(r"\{\w+\}", "nano-omni-r1", path)
             for query in ("no_such_parameter=1", "Limit=5", "no_such_parameter="):
                 answer = await server.client.request(method.upper(), f"{url}?{query}", json={})
+                if speaks_openai(path):
+                    error = answer.json()["error"]
+                    assert (answer.status_code, error["param"]) == (400, query.partition("=")[0]), (method, path, error)
+                    continue
                 found = is_problem(answer, 422, "invalid")
                 assert any(error["path"].startswith("query.") for error in found["errors"]), (method, path, found)
 

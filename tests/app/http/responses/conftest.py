@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -43,3 +44,8 @@ def trace_id(response: Response) -> str:
     """The trace that the response is."""
     assert response.metadata is not None
     return response.metadata["trace_id"]
+
+
+def data_url(image: bytes) -> str:
+    """The image as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"

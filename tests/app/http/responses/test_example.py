@@ -15,9 +15,7 @@ from tests.fakes import png
 EXAMPLE = Path(__file__).parents[4] / "examples" / "responses.py"
 
 
-async def test_example_shows_steps_images_and_answers(
-    server: Server, openai: AsyncOpenAI, tmp_path: Path, monkeypatch: object
-) -> None:
+async def test_example_shows_steps_images_and_answers(server: Server, openai: AsyncOpenAI, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(png())
     question = "What colour is the circle?"
     process = await asyncio.create_subprocess_exec(

@@ -14,13 +14,9 @@ from openai.types.responses.response_output_item import ImageGenerationCall
 from app.http.responses.shapes import InputItemList, ResponseOut
 from model.engine.messages import GenerationRequest
 from tests.app.conftest import Serve, Server, both_databases, parse_sse
-from tests.app.http.responses.conftest import about, client_of, trace_id
+from tests.app.http.responses.conftest import about, client_of, data_url, trace_id
 from tests.fakes import Crash, FakeGeneration, Item, Wait, answer_items, held, png, step_items
 from tests.patience import PATIENCE_S
-
-
-def data_url(image: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 async def test_response_is_the_whole_trace(server: Server, openai: AsyncOpenAI) -> None:
@@ -314,63 +310,6 @@ async def test_idempotency_key_gives_the_same_response(server: Server) -> None:
     assert len((await server.client.get("/v1/traces")).json()["data"]) == 3
     other = await post("/v1/responses", json=body | {"user": "me"}, headers=headers)
     assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_mismatch")
-
-
-# ---- follow-ups
-
-
-async def test_follow_up_asks_about_the_same_images(
-    server: Server, openai: AsyncOpenAI, engine: FakeGeneration
-) -> None:
-    first = await openai.responses.create(input=await about(server))
-    second = await openai.responses.create(input="What colour is it?", previous_response_id=first.id)
-    assert (second.previous_response_id, second.status) == (first.id, "completed")
-    trace = await server.get(trace_id(second))
-    parent = {"trace_id": trace_id(first), "after_step": None, "edited_steps": [], "group_id": None}
-    assert (trace["parent"], trace["question"]) == (parent, "What colour is it?")
-    assert trace["images"] == (await server.get(trace_id(first)))["images"]
-    assert engine.requests[-1].prefix.steps == ()
-    items = [item.to_dict()["content"] async for item in openai.responses.input_items.list(second.id, order="asc")]
-    assert [part["type"] for content in items for part in content] == ["input_image", "input_text"]
-    third = await openai.responses.create(
-        input=await about(server, "And here?", image_url=data_url(png((3, 3, 3)))), previous_response_id=second.id
-    )
-    mine = (await server.get(trace_id(third)))["images"]
-    assert [image["image_id"] for image in mine] == [await server.image(png((3, 3, 3)))]
-    tree = (await server.client.get(f"/v1/traces/{trace_id(first)}/tree")).json()
-    assert tree["root"] == trace_id(first)
-    assert [(node["id"], node["parent_id"], node["after_step"]) for node in tree["nodes"]] == [
-        (trace_id(first), None, None),
-        (trace_id(second), trace_id(first), None),
-        (trace_id(third), trace_id(second), None),
-    ]
-    listed = (await server.client.get("/v1/traces", params={"parent": trace_id(first)})).json()["data"]
-    assert [entry["parent"] for entry in listed] == [parent]
-
-
-async def test_follow_up_outlives_its_parent(server: Server, openai: AsyncOpenAI) -> None:
-    first = await openai.responses.create(input=await about(server))
-    second = await openai.responses.create(input="What colour is it?", previous_response_id=first.id)
-    await openai.responses.delete(first.id)
-    assert (await openai.responses.retrieve(second.id)).to_dict() == second.to_dict()
-    tree = (await server.client.get(f"/v1/traces/{trace_id(second)}/tree")).json()
-    assert [(node["id"], node["status"]) for node in tree["nodes"]] == [
-        (trace_id(first), "deleted"),
-        (trace_id(second), "completed"),
-    ]
-    third = await openai.responses.create(input="Where?", previous_response_id=second.id)
-    assert third.status == "completed"
-
-
-async def test_branch_of_a_follow_up_is_an_ordinary_branch(server: Server, openai: AsyncOpenAI) -> None:
-    first = await openai.responses.create(input=await about(server))
-    second = await openai.responses.create(input="What colour is it?", previous_response_id=first.id)
-    made = await server.client.post(f"/v1/traces/{trace_id(second)}/branches", json={"after_step": 1})
-    (branch,) = made.json()["data"]
-    assert branch["parent"]["after_step"] == 1
-    assert (await server.finished(branch["id"]))["status"] == "completed"
-    tree = (await server.client.get(f"/v1/traces/{branch['id']}/tree")).json()
-    assert (tree["root"], len(tree["nodes"])) == (trace_id(first), 3)
 
 
 # ---- ends
