@@ -70,6 +70,6 @@ export class Samples {
     this.less.disabled = count === 1;
     this.more.disabled = count === MOST;
     show(this.note, count > 1); // before the text: then screen readers announce it
-    setText(this.note, count > 1 ? `Reason draws ${count} samples; Step goes through one.` : '');
+    setText(this.note, count > 1 ? `Reason draws ${count} samples; Step draws one.` : '');
   }
 }

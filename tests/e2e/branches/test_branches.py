@@ -33,6 +33,9 @@ GO_ON = """
   document.querySelector('.or-edit .or-primary').click();
 })
 """
+CUT = """() => [...document.querySelectorAll('.or-words')]
+  .filter((one) => one.checkVisibility() && one.scrollHeight > one.clientHeight)
+  .map((one) => [one.scrollHeight, one.clientHeight])"""
 FOCUSED_TRACE = "() => document.activeElement.dataset.trace ?? ''"
 
 
@@ -221,6 +224,23 @@ def test_comparison_aligns_steps_and_outlines_other_images(studio: Open, studio_
     page.wait_for_selector("[data-side=right] .or-picture:not([data-differs])")
     page.click(".or-compare-two >> text=Close")
     page.wait_for_selector(f".or-tree-row[data-trace={other}][aria-selected=true]")
+
+
+def test_steps_are_not_cut_on_a_phone(studio: Open, studio_url: str) -> None:
+    parent = ended_trace(studio_url)
+    page = studio(studio_url, has_touch=True).page(f"/?trace={parent}")
+    page.set_viewport_size({"width": 390, "height": 844})
+    status(page, "completed")
+    edit(page, 1)
+    page.fill(".or-edit-text", "I look for the diamond, which is small and blue, and mark it. " * 4)
+    becomes(page, CUT, [])
+    with Client(studio_url) as client:
+        (branch,) = client.branch(parent, 1, edits=[{"step": 1, "text": "I look at every one of the things. " * 12}])
+        for _ in client.events(branch["id"]):
+            pass
+    page.goto(f"{studio_url}/?compare={parent},{branch['id']}")
+    page.wait_for_selector(".or-compare-word:not(:empty)")
+    becomes(page, CUT, [])
 
 
 def test_running_trace_has_no_edit_buttons(studio: Open, slow_url: str) -> None:

@@ -96,11 +96,11 @@ def test_greedy_samples_are_said_to_be_identical(studio: Open, studio_url: str) 
         page.click("#or-sampling button")
 
 
-def test_step_goes_through_one_sample_and_says_so(studio: Open, studio_url: str) -> None:
+def test_step_draws_one_sample_and_says_so(studio: Open, studio_url: str) -> None:
     page = studio(studio_url).page()
     assert not page.is_visible(".or-samples-note")
     page.click("[aria-label='More samples']")
-    page.wait_for_selector(".or-samples-note:text-is('Reason draws 2 samples; Step goes through one.')")
+    page.wait_for_selector(".or-samples-note:text-is('Reason draws 2 samples; Step draws one.')")
     page.click("#or-step")
     status(page, "paused")
     assert asked_in_address(page, "trace")

@@ -26,6 +26,23 @@ def test_long_question_gets_one_message(studio: Open, slow_url: str) -> None:
     page.wait_for_selector(".or-budget:not([data-over]) >> text=room for")
 
 
+def test_refused_field_is_named_as_on_the_page(studio: Open, studio_url: str) -> None:
+    window = studio(studio_url)
+    window.expected = ["422"]
+    page = window.page()
+    page.click("#or-sampling button")
+    for field, value, said in (
+        ("#or-temperature", "9", "Temperature: "),
+        ("#or-temperature", "hot", "Temperature: “hot” is not a number."),
+        ("#or-max-new-tokens", "-1", "Max tokens: "),
+    ):
+        page.fill(f"{field} input", value)
+        page.click("#or-reason")
+        page.wait_for_selector(f".or-part-line .or-error:has-text('{said}')")
+        assert "body" not in page.inner_text(".or-part-line .or-error")
+        page.fill(f"{field} input", "")
+
+
 def test_full_queue_keeps_the_question(studio: Open, slow_url: str) -> None:
     window = studio(slow_url)
     window.expected = ["429"]
