@@ -36,10 +36,23 @@ from app.http.bodies import BodyMiddleware
 from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
-from app.http.deps import Services, known_ids, known_query
+from app.http.deps import SKIPPED, Services, known_ids, known_query
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
-from app.http.routes import branches, checkpoints, datasets, groups, images, jobs, login, rewards, system, tasks, traces
+from app.http.routes import (
+    branches,
+    checkpoints,
+    datasets,
+    exports,
+    groups,
+    images,
+    jobs,
+    login,
+    rewards,
+    system,
+    tasks,
+    traces,
+)
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
@@ -74,7 +87,7 @@ __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app",
 
 log = logging.getLogger("omni_r1.server")
 
-ROUTES = (system, login, traces, branches, groups, images, tasks, jobs, datasets, checkpoints, rewards)
+ROUTES = (system, login, traces, branches, exports, groups, images, tasks, jobs, datasets, checkpoints, rewards)
 # Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
 
@@ -136,7 +149,7 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", HEADER],
+            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", SKIPPED, HEADER],
         )
     app.add_middleware(
         GuardMiddleware,

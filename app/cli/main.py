@@ -1,8 +1,8 @@
 """`omni-r1`: serve the studio, ask questions from a terminal, train and evaluate models, diagnose problems.
 
-`ask`, `branch`, `task`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL, default
-http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. This module only parses
-arguments and turns errors into one line and an exit code; commands are imported when called, so that `--help` is
+`ask`, `branch`, `task`, `export`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL,
+default http://127.0.0.1:7860); `serve`, `evaluate`, `train nano`, `convert` and `doctor` need none. This module only
+parses arguments and turns errors into one line and an exit code; commands are imported when called, so that `--help` is
 instant.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 3 no server, 130 interrupted.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn, cast, get_args
 
+from app.cli.export import add_options as add_export_options
 from app.cli.terminal import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -80,6 +81,7 @@ def build_parser() -> _Parser:
     _add_ask(commands)
     _add_branch(commands)
     _add_task(commands)
+    _add_export(commands)
     _add_checkpoints(commands)
     _add_evaluate(commands)
     _add_grade(commands)
@@ -154,6 +156,15 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
     _add_running_options(parser)
+
+
+def _add_export(commands: _Commands[_Parser]) -> None:
+    text = (
+        "save traces of a running server as a file: JSON, training data (jsonl), a page of HTML, or a zip of all that"
+    )
+    parser = _command(commands, "export", "app.cli.export:export", text)
+    add_export_options(parser)
+    _add_url(parser)
 
 
 def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one") -> None:

@@ -91,6 +91,9 @@ class Trace(TypedDict):
     task_id: NotRequired[str | None]
     verdict: NotRequired[Verdict | None]
     error: NotRequired[dict[str, Any] | None]
+    rating: NotRequired[Literal[-1, 0, 1] | None]
+    tags: NotRequired[list[str]]
+    note: NotRequired[str | None]
     parent: NotRequired[Parent | None]
     group_id: NotRequired[str | None]
     created_at: str
@@ -129,6 +132,20 @@ class Page(TypedDict):
 
     data: list[Trace]
     has_more: bool
+
+
+class TraceFilter(TypedDict, total=False):
+    """Which traces: all given values must hold."""
+
+    status: Status
+    checkpoint: str
+    slice: Slice
+    verdict: Literal["right", "wrong"]
+    rating: Literal[-1, 0, 1]
+    tag: str
+    parent: str
+    group: str
+    q: str
 
 
 class Picture(TypedDict, total=False):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.contract.words import Drain, Fit, Mode, Slice, Status
+from app.contract.words import Drain, Fit, Mode, Slice, Status, VerdictWord
 
 MAX_SEED = 2**53 - 1
 MAX_QUESTION_CHARS = 8_000
@@ -20,6 +20,7 @@ CHECKPOINT_NAME_LENGTH = 200
 CHECKPOINT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Rating = Annotated[int, Field(ge=-1, le=1)]
 
 
 def clean_text(value: str) -> str:
@@ -198,7 +199,7 @@ class TimingsOut(Out):
 class VerdictOut(Out):
     """The result of the task's checkers."""
 
-    answer: Literal["right", "wrong"]
+    answer: VerdictWord
     drawings_right: int
     drawings_total: int
     edited_steps: list[int] = Field(default_factory=list, description="steps that are not the model's own")
@@ -239,6 +240,9 @@ class TraceEntry(Out):
     verdict: VerdictOut | None = None
     error: ErrorOut | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    rating: Rating | None = Field(None, description="1 good, -1 bad")
+    tags: list[str] = Field(default_factory=list)
+    note: str | None = None
     parent: ParentOut | None = None
     group_id: str | None = None
     created_at: str
@@ -268,6 +272,9 @@ class Trace(Out):
     verdict: VerdictOut | None = None
     error: ErrorOut | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    rating: Rating | None = Field(None, description="1 good, -1 bad")
+    tags: list[str] = Field(default_factory=list)
+    note: str | None = None
     parent: ParentOut | None = None
     group_id: str | None = None
     created_at: str
