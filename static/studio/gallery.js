@@ -7,12 +7,16 @@ import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { readQuestion } from '../shared/words.js';
 import { whenOf } from '../shared/when.js';
-import { Choice } from '../compare/choice.js';
+import { Rating } from '../curate/rating.js';
+import { curate, onCurated } from '../curate/save.js';
+import { Selection } from '../curate/selection.js';
+import { tagRow } from '../curate/tags.js';
 import { Stack } from '../wall/stack.js';
 import { Filters } from './filters.js';
 
 const PAGE = 24;
 const WAIT_MS = 200;
+const MOST_TAGS = 4; // on a card
 const STATUS = {
   queued: 'waiting',
   running: 'running',
@@ -40,6 +44,7 @@ const thumbnail = (image, label) =>
 
 class Gallery {
   #stacks = new Map(); // group id -> its tile
+  #drawn = new Map(); // trace id -> update(trace) of its card
   #turn = 0;
   #timer = 0;
   #last = null;
@@ -59,12 +64,17 @@ class Gallery {
       'show more',
     );
     this.filters = new Filters({ onChange: () => this.#changed() });
-    this.choice = new Choice({
+    this.selection = new Selection({
+      grid: this.grid,
       onCompare: (...ids) => location.assign(`/?compare=${ids.map(encodeURIComponent).join(',')}`),
+      onDelete: (item) => this.#delete(item),
+      say: (text) => setText(this.word, text),
     });
-    const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.choice.element);
-    element.replaceChildren(this.filters.element, bar, this.grid, h('div', { class: 'or-more' }, this.more));
+    const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.selection.toggle);
+    const more = h('div', { class: 'or-more' }, this.more);
+    element.replaceChildren(this.filters.element, bar, this.selection.bar, this.grid, more);
     onBack(() => this.#back());
+    onCurated((trace) => this.#curated(trace));
     this.#skeleton();
     this.#names();
     return this.#begin();
@@ -108,7 +118,8 @@ class Gallery {
       this.#failed = false;
       if (first) {
         this.#stacks.clear();
-        this.choice.clear();
+        this.#drawn.clear();
+        this.selection.clear();
       }
       const cards = data.map((trace) => this.#tile(trace)).filter(Boolean);
       if (first) this.grid.replaceChildren(...cards);
@@ -145,15 +156,17 @@ class Gallery {
     }
     const made = new Stack(trace, {
       pictures: [thumbnail(trace.first_image, 'Question'), thumbnail(trace.last_image, 'Last image')],
-      foot: h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
+      foot: this.#origin(trace),
     });
     this.#stacks.set(trace.group_id, made);
+    const traces = async () => (await api.traces({ group: trace.group_id, limit: 100 })).data;
+    this.selection.adopt(made.element, { name: `samples of ${readQuestion(trace.question)}`, traces });
     return made.element;
   }
 
   #origin(trace) {
     const time = h('time', { datetime: trace.created_at, title: trace.created_at }, whenOf(trace.created_at));
-    return [`${trace.checkpoint} · `, time];
+    return h('span', { class: 'or-quiet or-card-origin', title: trace.checkpoint }, `${trace.checkpoint} · `, time);
   }
 
   #card(trace) {
@@ -169,17 +182,13 @@ class Gallery {
       ),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
-    const compare = h(
-      'button',
-      {
-        type: 'button',
-        class: 'or-chipbutton',
-        'aria-pressed': 'false',
-        'aria-label': `compare: ${readQuestion(trace.question)}`,
-        onclick: () => this.choice.toggle(trace.id, compare),
-      },
-      'compare',
-    );
+    const rating = new Rating({ onRate: (value) => this.#rate(trace.id, value) });
+    const tags = h('div', { class: 'or-card-tagging' });
+    const update = (curated) => {
+      trace = { ...trace, rating: curated.rating, tags: curated.tags };
+      rating.update(trace.rating);
+      tags.replaceChildren(tagRow(trace.tags, MOST_TAGS, (tag) => this.filters.pick(tag)));
+    };
     const verdict = trace.verdict?.answer;
     const answer =
       trace.answer === null || trace.answer === undefined
@@ -197,18 +206,51 @@ class Gallery {
           ? h('span', { class: 'or-verdict', 'data-tone': verdict }, verdict === 'right' ? '✓ right' : '✗ wrong')
           : null,
       ),
+      tags,
       h(
         'div',
         { class: 'or-card-foot' },
-        h('span', { class: 'or-quiet' }, ...this.#origin(trace)),
+        this.#origin(trace),
+        rating.element,
         h('span', { class: 'or-spring' }),
-        compare,
         copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
         this.#deleteButton(trace, () => item),
       ),
     );
+    update(trace);
+    this.#drawn.set(trace.id, update);
+    this.selection.adopt(item, { name: readQuestion(trace.question), traces: () => [trace] });
     open.addEventListener('click', () => this.#open(trace));
     return item;
+  }
+
+  async #rate(traceId, rating) {
+    try {
+      await curate(traceId, { rating });
+    } catch (error) {
+      setText(this.word, error.message);
+    }
+  }
+
+  #curated(trace) {
+    this.#drawn.get(trace.id)?.(trace);
+  }
+
+  // What a selected card stands for: a trace, or the samples of a group.
+  async #delete(item) {
+    try {
+      if (item.dataset.group) await api.removeGroup(item.dataset.group);
+      else await api.remove(item.dataset.trace);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    }
+    this.#drop(item);
+  }
+
+  #drop(item) {
+    this.selection.drop(item);
+    item.remove();
+    if (!this.grid.children.length) this.#begin();
   }
 
   #deleteButton(trace, itemOf) {
@@ -222,9 +264,8 @@ class Gallery {
           if (error.status !== 404) return setText(this.word, error.message);
         }
         const next = itemOf().nextElementSibling ?? itemOf().previousElementSibling;
-        itemOf().remove();
+        this.#drop(itemOf());
         next?.querySelector('button')?.focus();
-        if (!this.grid.children.length) this.#begin();
       },
       icon('trash'),
     );
