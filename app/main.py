@@ -35,7 +35,7 @@ from app.http.bodies import BodyMiddleware
 from app.http.compression import Gzip
 from app.http.conditional import ConditionalMiddleware
 from app.http.connections import PatienceMiddleware
-from app.http.deps import Services, known_ids, known_query
+from app.http.deps import SKIPPED, Services, known_ids, known_query
 from app.http.errors import install_handlers
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
@@ -43,6 +43,7 @@ from app.http.routes import (
     branches,
     checkpoints,
     datasets,
+    exports,
     groups,
     images,
     jobs,
@@ -97,6 +98,7 @@ ROUTES = (
     why,
     groups,
     responses,
+    exports,
     images,
     tasks,
     jobs,
@@ -165,7 +167,7 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", HEADER],
+            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", SKIPPED, HEADER],
         )
     app.add_middleware(
         GuardMiddleware,

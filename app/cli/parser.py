@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from typing import NoReturn, get_args
 
-from app.cli.arguments import filled, number, whole
+from app.cli.export import add_options as add_export_options
 from app.cli.terminal import EXIT_BAD_INPUT, complain
 from app.contract.words import (
     MAX_DRAWN_IMAGES,
@@ -51,6 +54,7 @@ def build_parser() -> _Parser:
     _add_branch(commands)
     _add_why(commands)
     _add_task(commands)
+    _add_export(commands)
     _add_checkpoints(commands)
     _add_evaluate(commands)
     _add_grade(commands)
@@ -138,6 +142,15 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
     _add_running_options(parser)
+
+
+def _add_export(commands: _Commands[_Parser]) -> None:
+    text = (
+        "save traces of a running server as a file: JSON, training data (jsonl), a page of HTML, or a zip of all that"
+    )
+    parser = _command(commands, "export", "app.cli.export:export", text)
+    add_export_options(parser)
+    _add_url(parser)
 
 
 def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one") -> None:
@@ -317,3 +330,52 @@ class _Version(argparse.Action):
 
         sys.stdout.write(f"omni-r1 {package_version()} ({commit()[:12]})\n")
         raise SystemExit(0)
+
+
+# ---- types of arguments: each rejects a bad value with a message that gives the allowed ones
+
+
+def whole(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
+    """Whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _expected("whole number", least, most, text) from None
+        if _outside(value, least, most):
+            raise _expected("whole number", least, most, text)
+        return value
+
+    return parse
+
+
+def number(least: float | None = None, most: float | None = None) -> Callable[[str], float]:
+    """Finite numbers from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or _outside(value, least, most):
+            raise _expected("number", least, most, text)
+        return value
+
+    return parse
+
+
+def filled(text: str) -> str:
+    """Text that is not blank."""
+    if not text.strip():
+        raise ArgumentTypeError("must not be empty")
+    return text
+
+
+def _outside(value: float, least: float | None, most: float | None) -> bool:
+    return (least is not None and value < least) or (most is not None and value > most)
+
+
+def _expected(kind: str, least: float | None, most: float | None, text: str) -> ArgumentTypeError:
+    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+    return ArgumentTypeError(f"expected a {kind}{bounds}, not {text!r}")

@@ -8,8 +8,8 @@ from typing import Any
 
 from app.cli.terminal import EXIT_OK, clean, remark, table, write
 from app.client import Client
-from app.client.types import Effect, Group
-from app.client.why import Reliance
+from app.client.types import Group
+from app.client.types_why import Effect, Reliance
 
 
 def why(args: Namespace) -> int:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app.client.branches import BranchCalls
+from app.client.curation import CurationCalls
 from app.client.errors import BadInput, MalformedAnswer, OmniError, api_error
 from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
@@ -43,7 +44,7 @@ def default_key() -> str:
     return key if key.isascii() and key.isprintable() else ""  # not valid in a header
 
 
-class Client(BranchCalls, WhyCalls, JobCalls):
+class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls):
     """A connection pool to one server, usable from many threads; close it, or use it with `with`.
 
     `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` (httpx.MockTransport), `sleep` and
@@ -135,6 +136,8 @@ class Client(BranchCalls, WhyCalls, JobCalls):
         checkpoint: str | None = None,
         slice: str | None = None,
         verdict: str | None = None,
+        rating: int | None = None,
+        tag: str | None = None,
         parent: str | None = None,
         group: str | None = None,
         q: str | None = None,
@@ -147,6 +150,8 @@ class Client(BranchCalls, WhyCalls, JobCalls):
             "checkpoint": checkpoint,
             "slice": slice,
             "verdict": verdict,
+            "rating": rating,
+            "tag": tag,
             "parent": parent,
             "group": group,
             "q": q,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from app.contract.words import Fit, GroupKind, GroupStatus, JobStatus, Mode, Replacement, Slice, Status
+from app.client.types_why import Effect, Skipped
+from app.contract.words import Fit, GroupKind, GroupStatus, JobStatus, Mode, Slice, Status
 
 
 class ImageRef(TypedDict):
@@ -91,6 +92,9 @@ class Trace(TypedDict):
     task_id: NotRequired[str | None]
     verdict: NotRequired[Verdict | None]
     error: NotRequired[dict[str, Any] | None]
+    rating: NotRequired[Literal[-1, 0, 1] | None]
+    tags: NotRequired[list[str]]
+    note: NotRequired[str | None]
     parent: NotRequired[Parent | None]
     group_id: NotRequired[str | None]
     created_at: str
@@ -129,6 +133,20 @@ class Page(TypedDict):
 
     data: list[Trace]
     has_more: bool
+
+
+class TraceFilter(TypedDict, total=False):
+    """Which traces: all given values must hold."""
+
+    status: Status
+    checkpoint: str
+    slice: Slice
+    verdict: Literal["right", "wrong"]
+    rating: Literal[-1, 0, 1]
+    tag: str
+    parent: str
+    group: str
+    q: str
 
 
 class Picture(TypedDict, total=False):
@@ -216,26 +234,6 @@ class Tally(TypedDict):
     share: float
     mean_logprob: float | None
     verdict: NotRequired[Literal["right", "wrong"] | None]
-
-
-Effect = TypedDict(
-    "Effect",
-    {
-        "trace_id": str,
-        "step": int,
-        "with": Replacement,
-        "answer_before": str | None,
-        "answer_after": str | None,
-        "changed": bool | None,
-        "verdict_before": Literal["right", "wrong"] | None,
-        "verdict_after": Literal["right", "wrong"] | None,
-        "later_images_changed": int | None,
-    },
-)
-"""What replacing one image changed; `changed` is None while it runs, or if it did not complete."""
-
-Skipped = TypedDict("Skipped", {"step": int, "with": Replacement, "reason": str})
-"""A replacement that is not possible."""
 
 
 class Group(TypedDict):

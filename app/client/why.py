@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypedDict, cast
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import quote
 
 from app.client.types import Group
+from app.client.types_why import ImageAttention, Reliance
 from app.contract.words import Replacement
-
-
-class ImageReliance(TypedDict):
-    """What an image is worth, in nats: to the answer, and to each step. `step` 0: an image of the question."""
-
-    step: int
-    image_id: str | None
-    reliance: float
-    per_step: list[float]
-
-
-class Reliance(TypedDict):
-    """How much a trace relies on each image."""
-
-    answer_logprob: float
-    images: list[ImageReliance]
-    method: Literal["masking"]
-
-
-class ImageAttention(TypedDict):
-    """The share of attention that an image gets, and where on it. `step` 0: an image of the question."""
-
-    step: int
-    image_id: str | None
-    share: float
-    grid: list[list[float]]
 
 
 class _Connection(Protocol):

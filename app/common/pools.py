@@ -177,6 +177,8 @@ intake = Pool("intake", threads=4, deadline_s=120)
 work = Pool("work", threads=4, deadline_s=60)
 # Films of traces: some tens of megabytes each.
 films = Pool("films", threads=1, deadline_s=60)
+# Exports of traces, piece by piece.
+exports = Pool("exports", threads=2, deadline_s=60)
 # The job runner's loops.
 jobs = Pool("jobs", threads=4, deadline_s=None)
 # Slow file operations: checkpoint folders, deletions, the sweep.

@@ -19,6 +19,7 @@ from app.contract.words import (
     Mode,
     Slice,
     Status,
+    VerdictWord,
 )
 
 MAX_QUESTION_CHARS = 8_000
@@ -31,6 +32,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 NewTokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Rating = Annotated[int, Field(ge=-1, le=1)]
 
 
 def clean_text(value: str) -> str:
@@ -209,7 +211,7 @@ class TimingsOut(Out):
 class VerdictOut(Out):
     """The result of the task's checkers."""
 
-    answer: Literal["right", "wrong"]
+    answer: VerdictWord
     drawings_right: int
     drawings_total: int
     edited_steps: list[int] = Field(default_factory=list, description="steps that are not the model's own")
@@ -250,6 +252,9 @@ class TraceEntry(Out):
     verdict: VerdictOut | None = None
     error: ErrorOut | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    rating: Rating | None = Field(None, description="1 good, -1 bad")
+    tags: list[str] = Field(default_factory=list)
+    note: str | None = None
     parent: ParentOut | None = None
     group_id: str | None = None
     created_at: str
@@ -279,6 +284,9 @@ class Trace(Out):
     verdict: VerdictOut | None = None
     error: ErrorOut | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    rating: Rating | None = Field(None, description="1 good, -1 bad")
+    tags: list[str] = Field(default_factory=list)
+    note: str | None = None
     parent: ParentOut | None = None
     group_id: str | None = None
     created_at: str

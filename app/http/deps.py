@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.dependencies.models import Dependant
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator
 
@@ -37,6 +38,7 @@ from app.traces.event_log import EventLog
 from app.traces.groups import GroupService
 from app.traces.intake import Intake
 from app.traces.interventions import Interventions
+from app.traces.reader import Export
 from app.traces.service import TraceService
 from app.traces.tasks import TaskWorld
 from app.traces.token_service import TokenService
@@ -143,6 +145,7 @@ AfterGroup = Annotated[str | None, Query(pattern=f"^{GROUP_ID}$", description=_A
 AfterTrace = Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description=_AFTER)]
 AfterJob = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description=_AFTER)]
 
+SKIPPED = "X-Skipped"  # number of traces that an export left out
 LOCATION: dict[str, Any] = {"Location": {"schema": {"type": "string"}}}
 
 
@@ -191,6 +194,17 @@ async def follow(service: Followed, id_: str, after: int) -> Response:
     if await service.past_the_end(id_, after):
         return Response(status_code=204)
     return EventStream(service.read(id_, after))
+
+
+def exported(export: Export) -> Response:
+    """The file as an attachment, in a sandbox: a page with the text of traces is no page of this server."""
+    headers = {
+        "Content-Disposition": f'attachment; filename="{export.name}"',
+        "Content-Security-Policy": "sandbox; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+        SKIPPED: str(export.skipped),
+    }
+    return StreamingResponse(export.pieces, media_type=export.media_type, headers=headers)
 
 
 def creation_answers(what: str, *statuses: int) -> dict[int | str, dict[str, Any]]:

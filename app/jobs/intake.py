@@ -11,20 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.contract.problems import Problem, field_problem
-from app.storage import tables
 from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.images import ImageStore
 from app.traces.records import store as traces
-from training.data.traces import trace_row
+from app.traces.records.exports import pesft_row
 from training.jobs.context import JobError
-from training.spec.spec import AnySpec, BenchmarkHyperparameters, PipelineSpec
+from training.spec.spec import MOST_TRACES, AnySpec, BenchmarkHyperparameters, PipelineSpec
 
+FILTERS = ("rating", "tag", "verdict")  # of traces
 EXPORT = Path("data") / "traces.jsonl"
 PREFIX_LEN = 80  # of a generated name
 
@@ -61,11 +59,14 @@ class JobIntake:
         for key in keys:
             data = data[key]
         where = ".".join(("body", *keys))
+        filters = {name: data[name] for name in FILTERS if data.get(name) is not None}
         # Not part of the spec's validation: a worker's spec has both once the traces are exported.
-        if data["source"] == "traces" and None not in (data["path"], data["trace_ids"]):
-            raise field_problem("invalid", where, "give either path or trace_ids, not both")
+        if data["source"] == "traces" and sum(map(bool, (data["path"], data["trace_ids"], filters))) > 1:
+            raise field_problem("invalid", where, "give only one of path, trace_ids, and filters")
         if data.get("path") is not None:
             data["path"] = self._home.recorded(self._allowed(data["path"], f"{where}.path"))
+        elif filters:
+            data |= {"trace_ids": self._matching(filters, data["num_samples"], where), **dict.fromkeys(FILTERS)}
         elif data["source"] == "traces":
             self._check_traces(data["trace_ids"], f"{where}.trace_ids")
 
@@ -85,18 +86,27 @@ class JobIntake:
         return path
 
     def _check_traces(self, ids: Sequence[str], where: str) -> None:
-        table = tables.traces.c
-        query = sa.select(table.id, table.status, table.answer).where(table.id.in_(ids))
         with self._db.read() as connection:
-            found = {row.id: row for row in connection.execute(query)}
+            found = traces.briefs(connection, ids)
         for at, trace_id in enumerate(ids):
-            row = found.get(trace_id)
-            if row is None:
+            brief = found.get(trace_id)
+            if brief is None:
                 raise field_problem("invalid", f"{where}.{at}", "unknown trace")
-            if row.status != "completed" or not row.answer:
-                raise field_problem(
-                    "invalid", f"{where}.{at}", f"the trace is {row.status}; only traces with an answer can be used"
-                )
+            if not brief.is_training_data:
+                detail = f"the trace is {brief.status}; only completed traces with an answer can be used"
+                raise field_problem("invalid", f"{where}.{at}", detail)
+
+    def _matching(self, filters: Mapping[str, Any], most: int | None, where: str) -> list[str]:
+        """The traces that match and can be trained on, newest first, at most `most`."""
+        with self._db.read() as connection:
+            found = traces.briefs_matching(connection, filters)
+        ids = [brief.id for brief in found if brief.is_training_data][:most]
+        if not ids:
+            raise field_problem("invalid", where, "no completed trace with an answer matches")
+        if len(ids) > MOST_TRACES:
+            detail = f"{len(ids)} traces match; set num_samples to at most {MOST_TRACES} to take the newest"
+            raise field_problem("invalid", where, detail)
+        return ids
 
     def _prefix(self, spec: AnySpec, job_id: str) -> str:
         name = spec.output_name
@@ -144,19 +154,11 @@ class JobIntake:
                 if trace is None:
                     raise JobError("trace_gone", f"trace {trace_id} was deleted before the job started")
                 try:
-                    row = self._row(trace)
+                    row = pesft_row(trace, self._images.read)
                 except (OSError, Problem) as error:
                     raise JobError("trace_gone", f"an image of trace {trace_id} cannot be read: {error}") from None
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         temporary.replace(path)
-
-    def _row(self, trace: Mapping[str, Any]) -> dict[str, Any]:
-        steps = [(step["text"], self._png(step["image"]) if step.get("image") else None) for step in trace["steps"]]
-        images = [self._png(image) for image in trace["images"]]
-        return trace_row(trace["question"], images, steps, trace["answer"] or "", trace_id=trace["id"])
-
-    def _png(self, image: Mapping[str, Any]) -> bytes:
-        return self._images.read(image["image_id"])
 
 
 def _require_images(info: CheckpointInfo, path: str) -> None:

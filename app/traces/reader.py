@@ -7,6 +7,7 @@ polled from the database. Knows no HTTP.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,16 +15,28 @@ from sqlalchemy.engine import Row
 
 from app.common import pools
 from app.contract.problems import Problem
-from app.contract.words import TERMINAL
+from app.contract.schemas_curation import ExportCreate
+from app.contract.words import TERMINAL, ExportFormat
 from app.storage.database import Database
 from app.storage.ids import GROUP
 from app.storage.stream_reader import REPLAY_CHUNK, polled
 from app.traces.event_log import EventLog
-from app.traces.records import responses, store
+from app.traces.records import exports, responses, store
+from app.traces.records.exports import Selection
 from app.traces.records.film import render
 from app.traces.records.responses import ResponseRecord
 
 LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file of traces: its pieces, its name and type, and how many traces were left out."""
+
+    name: str
+    media_type: str
+    skipped: int
+    pieces: AsyncIterator[bytes]
 
 
 class TraceReader:
@@ -76,10 +89,46 @@ class TraceReader:
             raise Problem("trace_live", "a film needs a trace that has ended or is paused; wait until it ends")
         return await pools.films.run(render, trace, read)
 
-    def page(self, *, limit: int, after: str | None, words: str | None, **filters: str | None) -> dict[str, Any]:
+    async def export(self, wanted: ExportCreate, read: Callable[[str], bytes]) -> Export:
+        """Many traces as a file. `read` returns an image's PNG. Raises what `exports.selected` raises."""
+
+        def look() -> Selection:
+            with self._db.read() as connection:
+                return exports.selected(connection, wanted)
+
+        return await self._export("traces", await pools.reads.run(look), wanted.format, read)
+
+    async def export_one(self, trace_id: str, format: ExportFormat, read: Callable[[str], bytes]) -> Export:
+        """One trace as a file; 409 while it is queued or running."""
+
+        def look() -> Selection | None:
+            with self._db.read() as connection:
+                return exports.selected_one(connection, trace_id, format)
+
+        selection = await pools.reads.run(look)
+        if selection is None:
+            raise no_trace()
+        return await self._export(trace_id, selection, format, read, alone=True)
+
+    async def _export(
+        self, name: str, selection: Selection, format: ExportFormat, read: Callable[[str], bytes], alone: bool = False
+    ) -> Export:
+        """The file, after making its first piece: a failure there is still an answer of its own."""
+        made = exports.pieces(self._db, selection.trace_ids, format, read, alone=alone)
+        first = await pools.exports.run(next, made, b"")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            piece = first
+            while piece:
+                yield piece
+                piece = await pools.exports.run(next, made, b"")
+
+        return Export(f"{name}.{format}", exports.MEDIA_TYPES[format], selection.skipped, pieces())
+
+    def page(self, *, limit: int, after: str | None, **filters: str | int | None) -> dict[str, Any]:
         """A page of list entries, newest first; blocking."""
         with self._db.read() as connection:
-            data, has_more = store.page(connection, limit=limit, after=after, words=words, **filters)
+            data, has_more = store.page(connection, limit=limit, after=after, filters=filters)
         return {"data": data, "has_more": has_more}
 
     def tree(self, trace_id: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from app.common.metrics import Metrics
 from app.contract.problems import Problem
 from app.contract.schemas import TraceCreate
 from app.contract.schemas_branches import BranchCreate
+from app.contract.schemas_curation import TraceUpdate
 from app.contract.words import Mode
 from app.storage.database import Database
 from app.storage.idempotency import Claim
@@ -30,7 +31,7 @@ from app.traces.intake import Intake, samples_of
 from app.traces.launch import Launcher
 from app.traces.live import GraceWatch, LiveTrace
 from app.traces.reader import TraceReader, no_trace
-from app.traces.records import group_store, responses, store
+from app.traces.records import curation, group_store, responses, store
 from app.traces.runner import INTERRUPTED, TraceRunner
 from model.engine.messages import Generation
 
@@ -204,6 +205,19 @@ class TraceService:
                 headers={"Retry-After": "2"},
                 members={"queue": {"running": self.running, "waiting": waiting, "max": self.max_queue}},
             )
+
+    # ---- curate
+
+    async def update(self, trace_id: str, change: TraceUpdate) -> dict[str, Any]:
+        """Set what `change` gives of rating, tags and note, in any state of the trace; returns the whole trace."""
+
+        def write() -> bool:
+            with self._db.write() as connection:
+                return curation.change(connection, trace_id, change.model_dump(exclude_unset=True))
+
+        if not await pools.writes.run(write):
+            raise no_trace()
+        return await self.reader.get(trace_id)
 
     # ---- steer
 

@@ -31,6 +31,7 @@ HEAD = """
 <link rel="stylesheet" href="/static/branches/branches.css">
 <link rel="stylesheet" href="/static/wall/wall.css">
 <link rel="stylesheet" href="/static/compare/compare.css">
+<link rel="stylesheet" href="/static/curate/curate.css">
 <link rel="stylesheet" href="/static/tour/tour.css">
 <link rel="stylesheet" href="/static/training/training.css">
 <link rel="stylesheet" href="/static/checkpoints/checkpoints.css">

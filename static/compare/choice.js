@@ -1,4 +1,4 @@
-// Choosing two traces to compare, on the wall and in the gallery.
+// Choosing two traces to compare on the wall.
 
 import { h, setAttr, setText, show } from '../shared/dom.js';
 

@@ -56,8 +56,14 @@ async function problemOf(response) {
   return new ApiError(message, { status: response.status, code, retryAfter, errors, problem });
 }
 
+// A file that a response holds, and the number of traces that it leaves out.
+async function fileOf(response) {
+  const [, name] = /filename="([^"]+)"/.exec(response.headers.get('content-disposition') ?? '') ?? [];
+  return { blob: await response.blob(), name, skipped: Number(response.headers.get('x-skipped')) };
+}
+
 /**
- * Parsed JSON of `path` (null for 204), or its content `as` a blob. Throws ApiError, with status 0 if the server is
+ * Parsed JSON of `path` (null for 204), or its content `as` a blob or file. Throws ApiError, with status 0 if the server is
  * unreachable.
  */
 export async function call(path, { method = 'GET', json, body, signal, headers = {}, as = 'json' } = {}) {
@@ -74,6 +80,7 @@ export async function call(path, { method = 'GET', json, body, signal, headers =
     throw new ApiError(GONE, { code: 'server_gone' });
   }
   if (!response.ok) throw await problemOf(response);
+  if (as === 'file') return fileOf(response);
   return response.status === 204 ? null : response[as]();
 }
 
@@ -92,6 +99,10 @@ export const api = {
   cancelGroup: (groupId) => call(`/v1/groups/${id(groupId)}/cancel`, { method: 'POST' }),
   removeGroup: (groupId) => call(`/v1/groups/${id(groupId)}`, { method: 'DELETE' }),
   groupEventsUrl: (groupId, after) => `/v1/groups/${id(groupId)}/events?after=${after}`,
+  update: (traceId, change) => call(`/v1/traces/${id(traceId)}`, { method: 'PATCH', json: change }),
+  exportUrl: (traceId, format) => `/v1/traces/${id(traceId)}/export?format=${format}`,
+  exportMany: (traceIds, format) =>
+    call('/v1/exports', { method: 'POST', json: { trace_ids: traceIds, format }, as: 'file' }),
   remove: (traceId) => call(`/v1/traces/${id(traceId)}`, { method: 'DELETE' }),
   traces: (filters, options) => call(`/v1/traces?${new URLSearchParams(filters)}`, options),
   task: (query, options) => call(`/v1/tasks?${new URLSearchParams(query)}`, options),

@@ -3,18 +3,22 @@
 import { api } from '../shared/api.js';
 import { SLICES } from '../shared/contract.js';
 import { h } from '../shared/dom.js';
+import { suggestions } from '../curate/tags.js';
 
 export const CHOICES = {
   slice: SLICES,
   verdict: ['right', 'wrong'],
+  rating: ['1', '0', '-1'],
 };
-const LONGEST = { q: 200, checkpoint: 200 }; // as the server has it
+const RATINGS = { 1: 'good', 0: 'neither', '-1': 'bad' };
+const NAMES = ['q', 'slice', 'verdict', 'rating', 'tag', 'checkpoint'];
+const LONGEST = { q: 200, tag: 32, checkpoint: 200 }; // as the server has it
 
 /** The filters in a query string, without unknown and empty ones (pure). */
 export function filtersOf(search) {
   const query = new URLSearchParams(search);
   const found = {};
-  for (const name of ['q', 'slice', 'verdict', 'checkpoint']) {
+  for (const name of NAMES) {
     const value = (query.get(name) ?? '').trim().slice(0, LONGEST[name]);
     if (value && (CHOICES[name]?.includes(value) ?? true)) found[name] = value;
   }
@@ -39,8 +43,9 @@ export class Filters {
         'select',
         { name, onchange: () => this.#changed(false) },
         h('option', { value: '' }, any),
-        values.map((value) => h('option', { value }, value)),
+        values.map((value) => h('option', { value }, name === 'rating' ? RATINGS[value] : value)),
       );
+    const { element: known, fill } = suggestions('or-filter-tags');
     this.fields = {
       q: h('input', {
         type: 'search',
@@ -51,9 +56,26 @@ export class Filters {
       }),
       slice: menu('slice', 'any slice', CHOICES.slice),
       verdict: menu('verdict', 'any verdict', CHOICES.verdict),
+      rating: menu('rating', 'any rating', CHOICES.rating),
+      tag: h('input', {
+        type: 'search',
+        name: 'tag',
+        placeholder: 'any tag',
+        maxlength: LONGEST.tag,
+        list: known.id,
+        onfocus: fill,
+        oninput: () => this.#changed(true),
+      }),
       checkpoint: menu('checkpoint', 'any checkpoint', []),
     };
-    const labels = { q: 'Words', slice: 'Slice', verdict: 'Verdict', checkpoint: 'Checkpoint' };
+    const labels = {
+      q: 'Words',
+      slice: 'Slice',
+      verdict: 'Verdict',
+      rating: 'Rating',
+      tag: 'Tag',
+      checkpoint: 'Checkpoint',
+    };
     this.element = h(
       'form',
       {
@@ -70,6 +92,7 @@ export class Filters {
           field,
         ),
       ),
+      known,
     );
     this.#fill(filtersOf(location.search));
     window.addEventListener('popstate', () => {
@@ -82,6 +105,12 @@ export class Filters {
   get value() {
     const all = Object.entries(this.fields).map(([name, field]) => [name, field.value.trim()]);
     return Object.fromEntries(all.filter(([, value]) => value));
+  }
+
+  /** Shows only traces with this tag, in addition to the other filters. */
+  pick(tag) {
+    this.fields.tag.value = tag;
+    this.#changed(false);
   }
 
   /** Fetches the names of the checkpoints. */

@@ -7,7 +7,10 @@ import { onBack } from '../viewer/server.js';
 import { Viewer } from '../viewer/viewer.js';
 import { readQuestion } from '../shared/words.js';
 import { whenOf } from '../shared/when.js';
-import { Choice } from '../compare/choice.js';
+import { Rating } from '../curate/rating.js';
+import { curate, onCurated } from '../curate/save.js';
+import { Selection } from '../curate/selection.js';
+import { tagRow } from '../curate/tags.js';
 import { Stack } from '../wall/stack.js';
 import { Filters } from './filters.js';
 import { forgetTrace } from './header.js';
@@ -15,6 +18,7 @@ import { forgetTrace } from './header.js';
 const PAGE = 24;
 const WAIT_MS = 200;
 const GONE = 'This trace was deleted after this page was loaded. Close this to remove its card.';
+const MOST_TAGS = 4; // on a card
 const STATUS = {
   queued: 'waiting',
   running: 'running',
@@ -42,6 +46,7 @@ const thumbnail = (image, label) =>
 
 class Gallery {
   #stacks = new Map(); // group id -> its tile
+  #drawn = new Map(); // trace id -> update(trace) of its card
   #turn = 0;
   #timer = 0;
   #last = null;
@@ -61,12 +66,17 @@ class Gallery {
       'show more',
     );
     this.filters = new Filters({ onChange: () => this.#changed() });
-    this.choice = new Choice({
+    this.selection = new Selection({
+      grid: this.grid,
       onCompare: (...ids) => location.assign(`/?compare=${ids.map(encodeURIComponent).join(',')}`),
+      onDelete: (item) => this.#delete(item),
+      say: (text) => setText(this.word, text),
     });
-    const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.choice.element);
-    element.replaceChildren(this.filters.element, bar, this.grid, h('div', { class: 'or-more' }, this.more));
+    const bar = h('div', { class: 'or-gallery-bar' }, this.word, this.selection.toggle);
+    const more = h('div', { class: 'or-more' }, this.more);
+    element.replaceChildren(this.filters.element, bar, this.selection.bar, this.grid, more);
     onBack(() => this.#back());
+    onCurated((trace) => this.#curated(trace));
     this.#skeleton();
     this.#names();
     return this.#begin();
@@ -110,7 +120,8 @@ class Gallery {
       this.#failed = false;
       if (first) {
         this.#stacks.clear();
-        this.choice.clear();
+        this.#drawn.clear();
+        this.selection.clear();
       }
       const cards = data.map((trace) => this.#tile(trace)).filter(Boolean);
       if (first) this.grid.replaceChildren(...cards);
@@ -151,6 +162,8 @@ class Gallery {
       ],
     });
     this.#stacks.set(trace.group_id, stack);
+    const traces = async () => (await api.traces({ group: trace.group_id, limit: 100 })).data;
+    this.selection.adopt(stack.element, { name: `samples of ${readQuestion(trace.question)}`, traces });
     this.#count(trace.group_id, stack);
     return stack.element;
   }
@@ -193,17 +206,13 @@ class Gallery {
       ),
       h('span', { class: 'or-card-question', dir: 'auto' }, readQuestion(trace.question)),
     );
-    const compare = h(
-      'button',
-      {
-        type: 'button',
-        class: 'or-chipbutton',
-        'aria-pressed': 'false',
-        'aria-label': `compare: ${readQuestion(trace.question)}`,
-        onclick: () => this.choice.toggle(trace.id, compare),
-      },
-      'compare',
-    );
+    const rating = new Rating({ onRate: (value) => this.#rate(trace.id, value) });
+    const tags = h('div', { class: 'or-card-tagging' });
+    const update = (curated) => {
+      trace = { ...trace, rating: curated.rating, tags: curated.tags };
+      rating.update(trace.rating);
+      tags.replaceChildren(tagRow(trace.tags, MOST_TAGS, (tag) => this.filters.pick(tag)));
+    };
     const verdict = trace.verdict?.answer;
     const answer =
       trace.answer === null || trace.answer === undefined
@@ -225,18 +234,48 @@ class Gallery {
           ? h('span', { class: 'or-verdict', 'data-tone': verdict }, verdict === 'right' ? '✓ right' : '✗ wrong')
           : null,
       ),
+      tags,
       h(
         'div',
         { class: 'or-card-foot' },
         this.#origin(trace),
-        compare,
+        rating.element,
         h('span', { class: 'or-spring' }),
         copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
         this.#deleteButton('Delete this trace', 'delete?', remove, () => item),
       ),
     );
+    update(trace);
+    this.#drawn.set(trace.id, update);
+    this.selection.adopt(item, { name: readQuestion(trace.question), traces: () => [trace] });
     open.addEventListener('click', () => this.#open(trace, item));
     return item;
+  }
+
+  async #rate(traceId, rating) {
+    try {
+      await curate(traceId, { rating });
+    } catch (error) {
+      setText(this.word, error.message);
+    }
+  }
+
+  #curated(trace) {
+    this.#drawn.get(trace.id)?.(trace);
+  }
+
+  // What a selected card stands for: a trace, or the samples of a group.
+  async #delete(item) {
+    try {
+      if (item.dataset.group) await api.removeGroup(item.dataset.group);
+      else {
+        await api.remove(item.dataset.trace);
+        forgetTrace(item.dataset.trace);
+      }
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    }
+    this.#drop(item);
   }
 
   #deleteButton(label, question, remove, itemOf) {
@@ -254,6 +293,7 @@ class Gallery {
   #drop(item) {
     const next = item.nextElementSibling ?? item.previousElementSibling;
     const focused = item.contains(document.activeElement);
+    this.selection.drop(item);
     item.remove();
     if (focused) next?.querySelector('.or-card-open')?.focus();
     if (!this.grid.children.length) this.#begin();

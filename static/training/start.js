@@ -260,6 +260,13 @@ export class Start {
     for (const card of this.cards) card.jobs(jobs);
   }
 
+  /** Opens the spec of a PeSFT job on these traces. */
+  trainOn(traceIds) {
+    const { preset, edit } = this.cards.find((card) => card.preset.spec.method === 'pesft');
+    const data = { source: 'traces', trace_ids: traceIds };
+    this.editor.open({ ...preset, spec: { ...preset.spec, data } }, edit);
+  }
+
   async #start(spec, from) {
     from.fail(null);
     from.start.disabled = true;

@@ -5,6 +5,7 @@
 import { api } from '../shared/api.js';
 import { serve } from '../shared/bridge.js';
 import { Place, h } from '../shared/dom.js';
+import { tracesInAddress } from '../curate/choose.js';
 import { onBack } from '../viewer/server.js';
 import { GraderPanel } from './grader.js';
 import { JobList } from './list.js';
@@ -51,8 +52,10 @@ class Training {
     onBack((outage) => this.#back(outage));
     await this.refresh();
     const requested = new URLSearchParams(location.search).get('job');
-    const wanted = requested ?? this.#jobs.find(isLive)?.id;
+    const traces = tracesInAddress(location.hash);
+    const wanted = requested ?? (traces.length ? null : this.#jobs.find(isLive)?.id);
     if (wanted) this.open(wanted);
+    if (traces.length) this.start.trainOn(traces);
     document.documentElement.dataset.training = 'ready';
   }
 

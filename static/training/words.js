@@ -117,8 +117,10 @@ const SOURCES = {
   omni_bench: 'Omni-Bench',
 };
 
-const many = (data) =>
-  data.num_samples ? `${count(data.num_samples)} ${data.source === 'unitasks' ? 'tasks' : 'samples'}` : 'all samples';
+function many(data) {
+  if (data.num_samples) return `${count(data.num_samples)} ${data.source === 'unitasks' ? 'tasks' : 'samples'}`;
+  return data.trace_ids ? count(data.trace_ids.length) : 'all samples';
+}
 const origin = (data) => `${SOURCES[data.source] ?? data.source}${data.path ? ` (${data.path})` : ''}`;
 
 /** A job's training data as text; stages that share a source name it once. */

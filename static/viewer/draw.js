@@ -283,7 +283,7 @@ export class Steps {
 }
 
 export class Answer {
-  /** tools: the element of the buttons. */
+  /** tools: the elements with the buttons. */
   constructor(tools) {
     this.label = h('span', { class: 'or-answer-label' }, 'answer');
     this.text = h('output', { class: 'or-answer-text', dir: 'auto' });

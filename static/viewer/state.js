@@ -42,6 +42,9 @@ export function initialState(traceId) {
     startedAt: null,
     parent: null, // {trace_id, after_step, edited_steps, group_id} of a branch
     groupId: null, // of samples that were asked for together
+    rating: null, // 1 good, -1 bad
+    tags: [],
+    note: '',
     sample: null, // description of a job's sample; null for requested traces
   };
 }
@@ -203,6 +206,9 @@ export function withTrace(state, trace) {
     timings: trace.timings ?? state.timings,
     parent: trace.parent ?? null,
     groupId: trace.group_id ?? null,
+    rating: trace.rating ?? null,
+    tags: trace.tags ?? [],
+    note: trace.note ?? '',
   };
   if (state.lastSeq === 0) {
     next.mode = trace.mode ?? state.mode;

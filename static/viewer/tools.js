@@ -1,6 +1,7 @@
-// The buttons next to the answer: the reference, copies, the film, another try.
+// Next to the answer: the reference, copies, the film, another try; below it: rating, tags, note and exports.
 
 import { api } from '../shared/api.js';
+import { CurationBox } from '../curate/box.js';
 import { copyButton, h, saveBlob, setText, show } from '../shared/dom.js';
 import { repeated } from '../shared/request.js';
 import { curlOf } from '../shared/words.js';
@@ -22,7 +23,8 @@ export class Tools {
     this.reference = button('reference trace', () => openReference(this.state).catch(onError));
     this.curl = copyButton('copy curl', () => curlOf(location.origin, repeated(this.state)), say);
     this.film = button('save GIF', () => this.#film());
-    this.element = h(
+    this.box = new CurationBox();
+    this.buttons = h(
       'div',
       { class: 'or-answer-buttons' },
       this.another,
@@ -31,6 +33,7 @@ export class Tools {
       this.curl,
       this.film,
     );
+    this.elements = [this.buttons, this.box.element];
   }
 
   async #film() {
@@ -58,10 +61,11 @@ export class Tools {
   update(state, { stored }) {
     this.state = state;
     const ended = isTerminal(state);
-    show(this.element, state.traceId !== null && state.status !== 'loading');
+    show(this.buttons, state.traceId !== null && state.status !== 'loading');
     show(this.another, Boolean(this.onAnother) && ended && stored);
     show(this.reference, Boolean(state.taskId) && ended);
     show(this.curl, stored);
     show(this.film, stored && !isLive(state));
+    this.box.update(state, { stored });
   }
 }

@@ -59,7 +59,7 @@ export class Viewer {
       onError: (error) => this.#trouble(error),
       onAnother: options.onAnother,
     });
-    this.answer = new Answer(this.tools.element);
+    this.answer = new Answer(this.tools.elements);
     this.notice = new Notice();
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });
     this.root = h(

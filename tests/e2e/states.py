@@ -37,6 +37,7 @@ def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
     """All pages in all their states; `folder` receives an image file, `job` is that of `played_recipe`."""
     yield from studio_states(window, folder)
     yield from branch_states(window)
+    yield from curation_states(window)
     yield from gallery_states(window)
     yield from training_states(window, job)
     yield from checkpoint_states(window)
@@ -129,9 +130,56 @@ def branch_states(window: Studio) -> Iterator[State]:
     yield "samples, one of them", page
     page.close()
     page = window.page("/gallery", ready=".or-stack")
-    page.click(".or-card[data-trace] >> nth=0 >> text=compare")
-    yield "gallery, choosing", page
+    yield "gallery, samples", page
     page.close()
+
+
+def curation_states(window: Studio) -> Iterator[State]:
+    """A rated trace, the gallery of curated traces, and many selected ones."""
+    with Client(window.url) as client:
+        first, second, third = _three_traces(client)
+        client.update_trace(first, rating=1, tags=["clean box", "a tag of thirty-two letters, all"], note="Right.")
+        client.update_trace(second, rating=-1, tags=[f"tag {number}" for number in range(9)])
+    page = window.page(f"/?trace={first}")
+    page.wait_for_selector(".or-curate:visible")
+    page.click(".or-curate >> text=export")
+    page.focus(".or-tag-input")
+    yield "curation, a rated trace", page
+    page.close()
+    page = window.page("/gallery?tag=clean+box&rating=1", ready=CARDS)
+    yield "curation, filtered", page
+    page.close()
+    page = window.page("/gallery", ready=CARDS)
+    yield "curation, the gallery", page
+    page.click(".or-gallery-bar >> text=Select")
+    yield "curation, selecting", page
+    for trace_id in (first, second, third):
+        page.click(f"[data-trace={trace_id}]")
+    page.click(".or-select-bar >> text=Export")
+    yield "curation, three selected", page
+    page.click(".or-select-bar >> text=Delete")
+    page.wait_for_selector(".or-select-bar .sure")
+    yield "curation, about to delete", page
+    page.click(".or-select-bar >> text=Train")
+    page.wait_for_selector("dialog .or-train-go")
+    yield "curation, training", page
+    page.close()
+    page = window.page(f"/training#traces={first},{second}", ready=TRAINING)
+    page.wait_for_selector(".or-editor:visible")
+    yield "curation, a job on the selection", page
+    page.close()
+
+
+def _three_traces(client: Client) -> list[str]:
+    """Ids of three new traces that have ended."""
+    made = []
+    for seed in range(3):
+        task = client.task(slice="natural", seed=1_000_000_000 + seed)
+        trace = client.create_trace(task["question"], [task["image_id"]], task_id=task["task_id"])
+        for _ in client.events(trace["id"]):
+            pass
+        made.append(trace["id"])
+    return made
 
 
 def _troubled(window: Studio) -> Iterator[State]:

@@ -55,6 +55,7 @@ Slice = Literal["natural", "structured", "diagrammatic", "operational"]
 
 EVAL_SEEDS = 1_000_000_000  # must equal training.world.world's value
 MOST_TASKS = 10_000_000
+MOST_TRACES = 10_000
 
 
 class UniTasksData(Strict):
@@ -81,17 +82,28 @@ class JsonlData(_PathData):
 
 
 class TracesData(Strict):
-    """Saved traces: a folder of exports, or the ids of traces that the server exports into the job's folder."""
+    """Saved traces: a folder of exports, or traces that the server exports into the job's folder.
+
+    The server replaces `rating`, `tag` and `verdict` by the ids of the traces that match when the job is created.
+    """
 
     source: Literal["traces"] = "traces"
     path: str | None = Field(None, min_length=1)
-    trace_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(None, min_length=1, max_length=10_000)
+    trace_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(None, min_length=1, max_length=MOST_TRACES)
+    rating: Annotated[int, Field(ge=-1, le=1)] | None = Field(None, description="all traces with this rating")
+    tag: str | None = Field(None, min_length=1, max_length=32, description="all traces with this tag")
+    verdict: Literal["right", "wrong"] | None = Field(None, description="all traces with this verdict")
     num_samples: Positive | None = None
 
+    @property
+    def filters(self) -> dict[str, Any]:
+        """The given ones of rating, tag and verdict."""
+        return self.model_dump(include={"rating", "tag", "verdict"}, exclude_none=True)
+
     @model_validator(mode="after")
-    def _one_of_both(self) -> TracesData:
-        if self.path is None and self.trace_ids is None:
-            raise ValueError("give either path or trace_ids")
+    def _something(self) -> TracesData:
+        if self.path is None and self.trace_ids is None and not self.filters:
+            raise ValueError("give path, trace_ids, or a filter: rating, tag, verdict")
         return self
 
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from pydantic import AfterValidator
 
 from app.common import pools
 from app.common.pools import in_pool
 from app.contract.problems import Problem
-from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList
+from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList, clean_text
+from app.contract.schemas_curation import MAX_TAG_CHARS, TraceUpdate
 from app.contract.words import Slice, Status
 from app.http.deps import (
     AfterTrace,
@@ -80,6 +82,8 @@ def list_traces(
     checkpoint: CheckpointName = None,
     slice: Slice | None = None,
     verdict: Annotated[str | None, Query(pattern="^(right|wrong)$")] = None,
+    rating: Annotated[int | None, Query(ge=-1, le=1)] = None,
+    tag: Annotated[str | None, AfterValidator(clean_text), Query(max_length=MAX_TAG_CHARS)] = None,
     parent: Annotated[str | None, Query(pattern=f"^{TRACE_ID}$", description="branches of this trace")] = None,
     group: Annotated[str | None, Query(pattern=f"^{GROUP_ID}$", description="members of this group")] = None,
     q: Annotated[str | None, Query(max_length=200, description="text in question or answer")] = None,
@@ -89,13 +93,15 @@ def list_traces(
         app.traces.reader.page(
             limit=limit,
             after=after,
-            words=q.replace("\0", "") if q else None,
+            q=q.replace("\0", "") if q else None,
             status=status,
             checkpoint=checkpoint,
             slice=slice,
             verdict=verdict,
-            parent_id=parent,
-            group_id=group,
+            rating=rating,
+            tag=tag,
+            parent=parent,
+            group=group,
         )
     )
 
@@ -104,6 +110,17 @@ def list_traces(
 async def get_trace(trace_id: TraceId, app: App) -> Response:
     """The whole trace, with its current progress."""
     return JSONResponse(await app.traces.reader.get(trace_id))
+
+
+@router.patch(
+    "/{trace_id}",
+    response_model=Trace,
+    dependencies=[Depends(require_json)],
+    responses=problems(400, 403, 404, 415, 422, 503, 507),
+)
+async def update_trace(trace_id: TraceId, body: TraceUpdate, app: App) -> Response:
+    """Sets rating, tags and note of a trace in any state; absent fields stay unchanged."""
+    return JSONResponse(await app.traces.update(trace_id, body))
 
 
 @router.get(

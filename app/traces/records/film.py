@@ -52,9 +52,14 @@ def render(trace: Mapping[str, Any], read: Callable[[str], bytes]) -> bytes:
     return out.getvalue()
 
 
+def readable_question(question: str) -> str:
+    """The question with `[image 1]` in place of `<image_1>`."""
+    return re.sub(r"<image_(\d+)>", r"[image \1]", question)
+
+
 def _scenes(trace: Mapping[str, Any]) -> list[_Scene]:
     """What the film shows; a very long trace loses the steps that do not fit, but never its answer."""
-    question = re.sub(r"<image_(\d+)>", r"[image \1]", trace["question"])
+    question = readable_question(trace["question"])
     shown = [image["image_id"] for image in trace["images"]] or [None]
     scenes = [_Scene(image_id, "Question", question) for image_id in shown]
     for step in trace["steps"]:

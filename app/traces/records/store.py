@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,14 @@ from app.contract.words import TERMINAL
 from app.storage import tables
 from app.storage.database import not_before, now
 from app.storage.ids import GROUP, SortableIds
+from app.traces.records import curation
 
 T = tables.traces
 E = tables.events
 G = tables.group_events
 
 IN_WORK = ("queued", "running")
+_COLUMNS = {"parent": "parent_id", "group": "group_id"}  # of filters that have another name
 
 # Columns of a list page: everything but the steps and the resume state.
 _ENTRY_COLUMNS = [column for column in T.c if column.name not in ("steps", "resume")]
@@ -183,29 +185,70 @@ def delete(connection: Connection, trace_id: str) -> bool:
 
 
 def page(
-    connection: Connection, *, limit: int, after: str | None = None, words: str | None = None, **filters: str | None
+    connection: Connection, *, limit: int, after: str | None = None, filters: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A page of list entries, newest first, and whether more follow.
-
-    `filters` are columns with the value that they must have; None is no filter.
-    """
-    query = sa.select(*_ENTRY_COLUMNS).order_by(T.c.id.desc()).limit(limit + 1)
+    """A page of list entries, newest first, and whether more follow; `filters` by their names in the API."""
+    query = sa.select(*_ENTRY_COLUMNS).where(*_conditions(filters)).order_by(T.c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(T.c.id < after)
-    for name, value in filters.items():
-        if value is not None:
-            query = query.where(T.c[name] == value)
-    for word in (words or "").split():
-        query = query.where(T.c.question.icontains(word, autoescape=True) | T.c.answer.icontains(word, autoescape=True))
     rows = connection.execute(query).all()
-    return [entry(row) for row in rows[:limit]], len(rows) > limit
+    tags = curation.tags_of(connection, [row.id for row in rows[:limit]])
+    return [entry(row, tags.get(row.id, [])) for row in rows[:limit]], len(rows) > limit
+
+
+@dataclass(frozen=True)
+class Brief:
+    """How far a trace is."""
+
+    id: str
+    status: str
+    has_answer: bool
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is queued or running."""
+        return self.status in IN_WORK
+
+    @property
+    def is_training_data(self) -> bool:
+        """Whether PeSFT can train on it."""
+        return self.status == "completed" and self.has_answer
+
+
+def briefs(connection: Connection, trace_ids: Sequence[str]) -> dict[str, Brief]:
+    """Those of these traces that exist."""
+    return {brief.id: brief for brief in _briefs(connection, T.c.id.in_(trace_ids))}
+
+
+def briefs_matching(connection: Connection, filters: Mapping[str, Any]) -> list[Brief]:
+    """All traces that match, newest first."""
+    return list(_briefs(connection, *_conditions(filters)))
+
+
+def _briefs(connection: Connection, *conditions: sa.ColumnElement[bool]) -> Iterator[Brief]:
+    has_answer = sa.func.coalesce(T.c.answer, "") != ""
+    query = sa.select(T.c.id, T.c.status, has_answer.label("has_answer")).where(*conditions).order_by(T.c.id.desc())
+    for row in connection.execute(query):
+        yield Brief(row.id, row.status, bool(row.has_answer))
+
+
+def _conditions(filters: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+    """What a trace must satisfy; a filter that is None selects nothing."""
+    given = {name: value for name, value in filters.items() if value is not None}
+    words, tag = given.pop("q", ""), given.pop("tag", None)
+    found: list[sa.ColumnElement[bool]] = [T.c[_COLUMNS.get(name, name)] == value for name, value in given.items()]
+    if tag is not None:
+        found.append(curation.tagged(tag))
+    for word in words.split():
+        found.append(T.c.question.icontains(word, autoescape=True) | T.c.answer.icontains(word, autoescape=True))
+    return found
 
 
 def _image_json(image: Mapping[str, Any]) -> dict[str, Any]:
     return {key: image[key] for key in ("image_id", "url", "width", "height")}
 
 
-def _common(row: Row[Any]) -> dict[str, Any]:
+def _common(row: Row[Any], tags: list[str]) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": row.id,
         "status": row.status,
@@ -220,6 +263,9 @@ def _common(row: Row[Any]) -> dict[str, Any]:
         "usage": row.usage,
         "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None} | row.timings,
         "metadata": row.metadata,
+        "rating": row.rating,
+        "tags": tags,
+        "note": row.note,
         "parent": _parent(row),
         "group_id": row.group_id,
         "created_at": row.created_at,
@@ -252,10 +298,10 @@ def _parent(row: Row[Any]) -> dict[str, Any] | None:
     }
 
 
-def entry(row: Row[Any]) -> dict[str, Any]:
+def entry(row: Row[Any], tags: list[str]) -> dict[str, Any]:
     """The list entry of a trace."""
     images = [_image_json(image) for image in row.images]
-    return _common(row) | {"first_image": images[0] if images else None, "last_image": row.last_image}
+    return _common(row, tags) | {"first_image": images[0] if images else None, "last_image": row.last_image}
 
 
 def num_complete(connection: Connection, trace_id: str) -> int:
@@ -273,7 +319,7 @@ def whole(connection: Connection, trace_id: str) -> dict[str, Any] | None:
 def whole_row(connection: Connection, row: Row[Any]) -> dict[str, Any]:
     """As :func:`whole`, of a row."""
     trace_id = row.id
-    shown = _common(row)
+    shown = _common(row, curation.tags_of(connection, [trace_id]).get(trace_id, []))
     if row.status in TERMINAL:
         shown["steps"] = row.steps or []
     else:

@@ -89,18 +89,18 @@ def test_filters_stand_in_the_address(studio: Open, studio_url: str) -> None:
     becomes(page, "() => location.search", "?q=walker&slice=operational")
     page.reload()
     page.wait_for_selector(f"{CARD}, .or-gallery-word:not(:empty)")
-    becomes(page, FILTERS, ["walker", "operational", "", ""])
+    becomes(page, FILTERS, ["walker", "operational", "", "", "", ""])
 
     page.go_back()  # the typed words are one entry
-    becomes(page, FILTERS, ["", "operational", "", ""])
+    becomes(page, FILTERS, ["", "operational", "", "", "", ""])
     page.go_back()
-    becomes(page, FILTERS, ["", "", "", ""])
+    becomes(page, FILTERS, ["", "", "", "", "", ""])
     becomes(page, f"() => document.querySelectorAll('{CARD}').length", every)
     page.go_forward()
-    becomes(page, FILTERS, ["", "operational", "", ""])
+    becomes(page, FILTERS, ["", "operational", "", "", "", ""])
 
     page = window.page("/gallery?verdict=right&checkpoint=long-gone&slice=magic", ready=".or-gallery-word:not(:empty)")
-    becomes(page, FILTERS, ["", "", "right", "long-gone"])
+    becomes(page, FILTERS, ["", "", "right", "", "", "long-gone"])
     page.wait_for_selector("text=No trace matches these filters")
 
 
