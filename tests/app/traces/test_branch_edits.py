@@ -293,7 +293,7 @@ def test_then_text_longer_than_the_room_is_422_with_the_figures(studio: Studio, 
     taken = int(problem["detail"].partition("takes ")[2].split()[0])
     assert taken > 1_500
     answer = studio.refused(parent["id"], after_step=2, sampling={"max_new_tokens": 100})
-    assert "room for 100" in is_problem(answer, 422, "prompt_too_long", "body.after_step")["detail"]
+    assert "the limit is 100" in is_problem(answer, 422, "prompt_too_long", "body.after_step")["detail"]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])

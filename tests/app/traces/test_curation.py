@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.contract.schemas import Trace, TraceList
-from app.storage import database as tables
+from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.app.job_helpers import SPEC
 from tests.fakes import FakeGeneration, held

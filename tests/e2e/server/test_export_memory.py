@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.client import Client
 from app.contract.words import ExportFormat
-from app.storage import database as tables
+from app.storage import tables
 from app.storage.database import Database
 from tests.e2e.browser import FakeServer
 from tests.fakes import png
