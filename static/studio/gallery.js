@@ -158,7 +158,7 @@ class Gallery {
       foot: [
         this.#origin(trace),
         h('span', { class: 'or-spring' }),
-        this.#deleteButton('Delete these samples', 'delete all?', remove, () => stack.element),
+        this.#deleteButton('Delete all of these samples', 'delete all?', remove, () => stack.element),
       ],
     });
     this.#stacks.set(trace.group_id, stack);

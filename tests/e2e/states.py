@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.client import Client
-from tests.e2e.browser import Studio, picture_file, status
+from tests.e2e.browser import Studio, asked_in_address, picture_file, status
 
 TRAINING = "html[data-training=ready]"
 CHECKPOINTS = "html[data-checkpoints=ready]"
@@ -116,6 +116,11 @@ def branch_states(window: Studio) -> Iterator[State]:
     yield "branches, comparing", page
     page.click(".or-compare-two >> text=Close")
     status(page, "completed")
+    window.expected.append("404")
+    lonely = window.page(f"/?compare=tr_nothing,{asked_in_address(page, 'trace')}")
+    lonely.wait_for_selector(".or-compare-two > .or-notice:visible")
+    yield "branches, one of two", lonely
+    lonely.close()
     for _ in range(3):
         page.click("[aria-label='More samples']")
     page.click("#or-reason")
@@ -187,6 +192,14 @@ def _troubled(window: Studio) -> Iterator[State]:
     page = window.page("/?trace=tr_nothing")
     page.wait_for_selector(".or-notice:visible")
     yield "studio, unknown trace", page
+    page.close()
+    page = window.page("/?group=gr_nothing")
+    page.wait_for_selector(".or-wall .or-notice:visible")
+    yield "studio, unknown samples", page
+    page.close()
+    page = window.page("/?compare=tr_nothing")
+    page.wait_for_selector(".or-compare-two > .or-notice:visible")
+    yield "studio, comparison of one", page
     page.close()
 
     page = window.context.new_page()
