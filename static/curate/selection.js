@@ -34,18 +34,9 @@ export class Selection {
     this.train = button('Train', () => this.#withTraces((traces) => openTraining(traces)));
     this.compare = button('Compare', () => this.#withTraces(([one, other]) => onCompare(one.id, other.id)));
     this.remove = sureButton('Delete the selected traces', 'delete?', () => this.#delete(), 'Delete');
-    this.bar = h(
-      'div',
-      { class: 'or-select-bar', role: 'group', 'aria-label': 'Selected traces', hidden: true },
-      this.count,
-      this.all,
-      this.none,
-      h('span', { class: 'or-spring' }),
-      this.export.element,
-      this.train,
-      this.compare,
-      this.remove,
-    );
+    const gap = h('span', { class: 'or-spring' });
+    this.parts = [this.count, this.all, this.none, gap, this.export.element, this.train, this.compare, this.remove];
+    this.bar = h('div', { class: 'or-select-bar', role: 'group', 'aria-label': 'Selected traces', hidden: true });
     grid.addEventListener('click', (event) => this.#click(event));
     for (const element of [grid, this.bar, this.toggle])
       element.addEventListener('keydown', (event) => this.#key(event));
@@ -79,6 +70,7 @@ export class Selection {
     setText(this.toggle, on ? 'Done' : 'Select');
     this.grid.classList.toggle('or-selecting', on);
     show(this.bar, on);
+    this.bar.replaceChildren(...(on ? this.parts : []));
     this.export.open(false);
     if (!on) this.#set(this.#items, false);
     for (const item of this.#cards.keys()) this.#mark(item);

@@ -225,6 +225,28 @@ def test_selection_is_exported_compared_and_deleted(
     assert client.trace(traces[2])["id"] == traces[2]
 
 
+def test_tile_of_samples_stands_for_all_of_them(studio: Open, studio_url: str, client: Client) -> None:
+    task = client.task(slice="natural", seed=1_000_000_000)
+    group_id = client.create_trace(task["question"], [task["image_id"]], n=3)["group_id"]
+    assert group_id is not None
+    for _ in client.group_events(group_id):
+        pass
+    page = studio(studio_url).page("/gallery", ready=".or-stack")
+    page.click(".or-gallery-bar >> text=Select")
+    page.click(f"[data-group={group_id}]")
+    becomes(page, COUNT, "1 selected")
+    page.click(".or-select-bar >> text=Export")
+    with page.expect_download() as found:
+        page.click('.or-select-bar .or-fold >> text="JSON"')
+    exported = json.loads(Path(found.value.path()).read_text())
+    assert {trace["id"] for trace in exported} == set(client.group(group_id)["trace_ids"])
+    page.click(".or-select-bar >> text=Delete")
+    page.click(".or-select-bar >> text=delete?")
+    page.wait_for_selector(f"[data-group={group_id}]", state="detached")
+    with pytest.raises(NotFound):
+        client.group(group_id)
+
+
 def test_training_starts_with_the_selected_traces(
     studio: Open, studio_url: str, client: Client, traces: list[str]
 ) -> None:
