@@ -33,6 +33,7 @@ HEAD = """
 <link rel="stylesheet" href="/static/compare/compare.css">
 <link rel="stylesheet" href="/static/curate/curate.css">
 <link rel="stylesheet" href="/static/tour/tour.css">
+<link rel="stylesheet" href="/static/why/why.css">
 <link rel="stylesheet" href="/static/training/training.css">
 <link rel="stylesheet" href="/static/checkpoints/checkpoints.css">
 <link rel="icon" type="image/svg+xml" href="/static/logo.svg">

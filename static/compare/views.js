@@ -3,6 +3,7 @@
 import { Branches } from '../branches/branches.js';
 import { h, setAttr, show } from '../shared/dom.js';
 import { Wall } from '../wall/wall.js';
+import { Why } from '../why/why.js';
 import { Compare } from './compare.js';
 
 /** `{view, ids}` of an address's query. Pure, for tests. */
@@ -33,6 +34,7 @@ export class Views {
     this.#onState = onState;
     const onCompare = (left, right) => this.go('compare', [left, right]);
     this.branches = new Branches(viewer, { onOpen: (trace) => this.#branch(trace), onCompare });
+    this.why = new Why(viewer, { onOpen: (id) => this.go('trace', [id]), onCompare });
     this.wall = new Wall({ onOpen: (id) => this.go('trace', [id]), onCompare, onState });
     this.compare = new Compare({ onClose: () => this.go('trace', this.compare.one ? [this.compare.one] : []) });
     this.back = h('button', { type: 'button', class: 'or-link' }, '← all samples');
@@ -134,6 +136,7 @@ export class Views {
   /** After every change of the viewer. */
   follow() {
     this.branches.follow();
+    this.why.follow();
     show(this.backRow, this.#view === 'trace' && this.#viewer.state.groupId !== null);
   }
 

@@ -94,6 +94,14 @@ export const api = {
   resume: (traceId, mode) => call(`/v1/traces/${id(traceId)}/continue`, { method: 'POST', json: { mode } }),
   cancel: (traceId) => call(`/v1/traces/${id(traceId)}/cancel`, { method: 'POST' }),
   branch: (traceId, request) => call(`/v1/traces/${id(traceId)}/branches`, { method: 'POST', json: request }),
+  tokens: (traceId) => call(`/v1/traces/${id(traceId)}/tokens`),
+  reliance: (traceId) => call(`/v1/traces/${id(traceId)}/reliance`, { method: 'POST' }),
+  attention: (traceId, step = null) =>
+    call(`/v1/traces/${id(traceId)}/attention`, {
+      method: 'POST',
+      json: { from: step === null ? 'answer' : { step } },
+    }),
+  intervene: (traceId, request) => call(`/v1/traces/${id(traceId)}/interventions`, { method: 'POST', json: request }),
   tree: (traceId, options) => call(`/v1/traces/${id(traceId)}/tree`, options),
   group: (groupId, options) => call(`/v1/groups/${id(groupId)}`, options),
   cancelGroup: (groupId) => call(`/v1/groups/${id(groupId)}/cancel`, { method: 'POST' }),

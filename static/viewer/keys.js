@@ -6,6 +6,7 @@ export const KEYS = [
   ['←  →', 'previous step, next step'],
   ['End', 'live: follow the latest step'],
   ['Space', 'pause, or continue to the end'],
+  ['w', 'why: what the answer of an ended trace owes to its images'],
   ['Shift + Esc', 'stop'],
   ['Esc', 'close the top dialog'],
   ['?', 'this list'],
@@ -20,6 +21,7 @@ export function actionOf({ key, shiftKey, ctrlKey, metaKey, altKey, inSlider, on
   if (key === 'ArrowLeft') return 'previous';
   if (key === 'ArrowRight') return 'next';
   if (key === 'End') return 'live';
+  if (key === 'w') return 'why';
   if (key === '?') return 'help';
   if ((key === ' ' || key === 'Spacebar') && !onControl) return 'toggle';
   return null;
@@ -37,7 +39,7 @@ export function listenForKeys(element, actions) {
       inSlider: Boolean(target?.closest('input, textarea, select')),
       onControl: Boolean(target?.closest('button, a, summary')), // space activates the focused control
     });
-    if (action && actions[action]?.() !== false) event.preventDefault();
+    if (actions[action] && actions[action]() !== false) event.preventDefault();
   });
 }
 
