@@ -8,7 +8,14 @@ import pytest
 
 from tests.e2e.browser import Open
 from tests.e2e.layout import WIDTHS, stands_well
-from tests.e2e.states import branch_states, checkpoint_states, gallery_states, studio_states, training_states
+from tests.e2e.states import (
+    branch_states,
+    checkpoint_states,
+    gallery_states,
+    studio_states,
+    training_states,
+    why_states,
+)
 
 pytestmark = pytest.mark.timeout(900)  # many widths on a possibly very busy machine
 
@@ -21,6 +28,11 @@ def test_studio_layout_at_every_width(studio: Open, slow_url: str, tmp_path: Pat
 
 def test_branches_layout_at_every_width(studio: Open, slow_url: str) -> None:
     for _, page in branch_states(studio(slow_url)):
+        stands_well(page)
+
+
+def test_why_layout_at_every_width(studio: Open, slow_url: str) -> None:
+    for _, page in why_states(studio(slow_url)):
         stands_well(page)
 
 
