@@ -220,7 +220,7 @@ export class Layers {
     if (tokens)
       setText(
         this.least,
-        named.length ? `Least likely words: ${named.join(', ')}.` : 'Every word was over 99 % likely.',
+        named.length ? `Least likely words: ${named.join(', ')}.` : `Every word was ${percentOf(0)} likely.`,
       );
   }
 

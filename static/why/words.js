@@ -4,7 +4,7 @@ import { stepsIn } from '../branches/layout.js';
 import { UNSURE, isNothing } from './scale.js';
 
 export const REPLACEMENTS = {
-  previous: { choice: 'the image before it', cell: 'the image before it' },
+  previous: { choice: 'the image before it', cell: 'the image before' },
   blank: { choice: 'a blank image', cell: 'a blank image' },
   other: { choice: 'an unrelated image', cell: 'an unrelated image' },
   reference: { choice: 'the reference image', cell: 'the reference image' },
@@ -13,6 +13,7 @@ export const REPLACEMENTS = {
 };
 export const MOST_MEMBERS = 64;
 
+const percent = (value) => `${Math.round(value)}\u00a0%`; // never at the end of a line without its sign
 const round = (value) => value.toLocaleString('en', { maximumFractionDigits: value < 10 ? 1 : 0 });
 
 /** `−0.12 nats`, with as many digits as it deserves. */
@@ -25,13 +26,13 @@ export function natsOf(value) {
 
 /** `percent` of a log-probability. */
 export function percentOf(logprob) {
-  const percent = 100 * Math.exp(logprob);
-  if (percent > 99.5) return 'over 99 %';
-  return percent < 0.5 ? 'under 1 %' : `${Math.round(percent)} %`;
+  const value = 100 * Math.exp(logprob);
+  if (value > 99.5) return `over ${percent(99)}`;
+  return value < 0.5 ? `under ${percent(1)}` : percent(value);
 }
 
 /** `54 %` of a share; never 0 for something. */
-export const shareOf = (share) => (share > 0 && share < 0.005 ? 'under 1 %' : `${Math.round(100 * share)} %`);
+export const shareOf = (share) => (share > 0 && share < 0.005 ? `under ${percent(1)}` : percent(100 * share));
 
 /** `question image`, `question image 2` or `step 3`: where each image is. */
 export function placesOf(images) {
@@ -48,8 +49,8 @@ export function changeOf(reliance) {
   const factor = Math.exp(Math.abs(reliance));
   if (factor > 1000) return `over 1,000 times ${word} likely`;
   if (factor >= 2) return `${round(factor)} times ${word} likely`;
-  const percent = 100 * (reliance > 0 ? 1 - 1 / factor : factor - 1);
-  return `${Math.max(1, Math.round(percent))} % ${word} likely`;
+  const share = reliance > 0 ? 1 - 1 / factor : factor - 1;
+  return `${percent(Math.max(1, 100 * share))} ${word} likely`;
 }
 
 const hiding = (reliance) =>
@@ -162,7 +163,7 @@ export function codeWordsOf(step, grid) {
   if (!least) return `The image of step ${step} was given, so it has no likelihoods.`;
   const some = given ? `${given} of the ${count} codes were given. ` : '';
   return (
-    `Image of step ${step}: ${unsure} of ${count} codes were under 50 %. ` +
+    `Image of step ${step}: ${unsure} of ${count} codes were under ${percent(100 * UNSURE)}. ` +
     `${some}The least likely, in row ${least.row}, column ${least.column}, had ${percentOf(least.logprob)}.`
   );
 }
@@ -173,7 +174,7 @@ export function leastLikely(parts, most = 5) {
     pieces.filter(({ logprob }) => typeof logprob === 'number').map((piece) => ({ place, ...piece })),
   );
   return all
-    .filter(({ logprob }) => percentOf(logprob) !== 'over 99 %')
+    .filter(({ logprob }) => !percentOf(logprob).startsWith('over'))
     .sort((one, other) => one.logprob - other.logprob)
     .slice(0, most)
     .map(({ place, text, logprob }) => ({ place, text: text.trim(), logprob }));

@@ -46,22 +46,22 @@ class Album:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def take(self, page: Any, name: str, *, at: str | None = None) -> None:
-        """The page in light; with `at` also in dark, and on a phone scrolled to that element."""
-        self._shoot(page, name)
+    def take(self, page: Any, name: str, *, at: str | None = None, part: str | None = None) -> None:
+        """The page, or one part of it, in light; with `at` also in dark, and on a phone scrolled to that element."""
+        self._shoot(page, name, part)
         if at is None:
             return
         page.emulate_media(color_scheme="dark")
-        self._shoot(page, f"{name}-dark")
+        self._shoot(page, f"{name}-dark", part)
         page.emulate_media(color_scheme="light")
         page.set_viewport_size(PHONE)
         page.locator(at).first.scroll_into_view_if_needed()
         self._shoot(page, f"{name}-phone")
         page.set_viewport_size(DESK)
 
-    def _shoot(self, page: Any, name: str) -> None:
+    def _shoot(self, page: Any, name: str, part: str | None = None) -> None:
         page.wait_for_timeout(SETTLED_MS)
-        with Image.open(io.BytesIO(page.screenshot())) as shot:
+        with Image.open(io.BytesIO((page.locator(part) if part else page).screenshot())) as shot:
             shot.convert("RGB").save(self.folder / f"{name}.webp", quality=82, method=6)
         sys.stdout.write(f"{self.folder / name}.webp\n")
 

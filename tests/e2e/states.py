@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,44 @@ RECIPE: dict[str, Any] = {
     "base_checkpoint": "nano-base",
     "data": {"zero": DATA, "perpo": DATA, "benchmark": DATA},
     "hyperparameters": {"zero": {"pesft": None}, "pesft": {"steps": 12}, "perpo": {"steps": 10}, "benchmark": {}},
+}
+# of a scripted trace: three steps with images, then the answer
+MEASURES: dict[str, Any] = {
+    "reliance": {
+        "answer_logprob": -0.2,
+        "images": [
+            {"step": step, "image_id": None, "reliance": nats, "per_step": [12.0, 3.5, 0.1]}
+            for step, nats in enumerate((0.0, 1.4, -0.3, 9.0))
+        ],
+        "method": "masking",
+    },
+    "attention": {
+        "images": [
+            {"step": step, "image_id": None, "share": share, "grid": [[share / 64 + 0.001 * x for x in range(8)]] * 8}
+            for step, share in enumerate((0.1, 0.3, 0.05, 0.4))
+        ],
+        "layers": "last third",
+        "method": "attention",
+    },
+    "tokens": {
+        "steps": [
+            {
+                "index": step,
+                "tokens": [{"text": word, "logprob": logprob} for word, logprob in zip(words, chances, strict=True)],
+                "image": [[logprob] * 8 for logprob in (*chances, 0.0, -0.2, None)],
+            }
+            for step, words, chances in (
+                (1, ("I", " look", " for", " the", " things in the picture and mark the first one."), (None,) * 5),
+                (
+                    2,
+                    ("I", " draw", " a", " box", " around the one that the question asks for."),
+                    (-2, -1, -0.5, -0.2, 0),
+                ),
+                (3, ("I", " draw", " a", " line", " from one to the other."), (0, -0.2, -0.5, -1, -2)),
+            )
+        ],
+        "answer": [{"text": "red", "logprob": -2}],
+    },
 }
 State = tuple[str, Any]  # name and page
 
@@ -38,6 +76,7 @@ def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
     yield from studio_states(window, folder)
     yield from branch_states(window)
     yield from curation_states(window)
+    yield from why_states(window)
     yield from gallery_states(window)
     yield from training_states(window, job)
     yield from checkpoint_states(window)
@@ -185,6 +224,44 @@ def _three_traces(client: Client) -> list[str]:
             pass
         made.append(trace["id"])
     return made
+
+
+def why_states(window: Studio) -> Iterator[State]:
+    """The panel "Why?"; the scripted engine has no tokens, so their measures are scripted here."""
+    window.expected.append("409")
+    page = window.page()
+    page.click("#or-reason")
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    page.click("text=Why?")
+    page.wait_for_selector(".or-why .or-error:has-text('stored no tokens')")
+    page.click("text=Try it")
+    page.wait_for_selector(".or-effects[aria-busy=true]")
+    yield "why, without tokens, replacing", page
+    page.reload()
+    status(page, "completed")
+    page.wait_for_selector(".or-verdict:not(:empty)")
+    for measure, answer in MEASURES.items():
+        page.route(f"**/v1/traces/*/{measure}", _answering(answer))
+    page.click("text=Why?")
+    page.wait_for_selector(".or-reliance li >> nth=3")
+    page.click("text=each step’s reliance")
+    page.click(".or-why >> text=likelihood")
+    page.check(".or-why input[value=other]")
+    page.check(".or-why input[value=reference]")
+    page.click("text=Try it")
+    page.wait_for_selector(".or-why-strip li >> nth=2")
+    page.wait_for_selector(".or-effects[aria-busy=false]")
+    yield "why, likelihood", page
+    page.click(".or-why >> text=attention")
+    page.select_option("[aria-label='Attention of']", "step")
+    page.wait_for_selector(".or-why-strip li >> nth=3")
+    yield "why, attention", page
+    page.close()
+
+
+def _answering(answer: Any) -> Callable[[Any], None]:
+    return lambda route: route.fulfill(json=answer)
 
 
 def _troubled(window: Studio) -> Iterator[State]:

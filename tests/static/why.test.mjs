@@ -91,8 +91,8 @@ test('reliance is said in plain words', () => {
   assert.equal(natsOf(-0.0001), '0.00 nats');
   assert.equal(natsOf(669.36), '669 nats');
   assert.equal(changeOf(3.4), '30 times less likely');
-  assert.equal(changeOf(0.6129), '46 % less likely');
-  assert.equal(changeOf(-0.1), '11 % more likely');
+  assert.equal(changeOf(0.6129), '46\u00a0% less likely');
+  assert.equal(changeOf(-0.1), '11\u00a0% more likely');
   assert.equal(changeOf(18), 'over 1,000 times less likely');
   assert.equal(changeOf(0.001), 'no difference');
   assert.equal(
@@ -135,7 +135,7 @@ test('table fills with the answers of its group', () => {
     {
       traceId: 't-1-previous',
       step: 1,
-      replacedBy: 'the image before it',
+      replacedBy: 'the image before',
       control: false,
       status: 'changed',
       before: 'red',
@@ -147,7 +147,7 @@ test('table fills with the answers of its group', () => {
     {
       traceId: 't-2-previous',
       step: 2,
-      replacedBy: 'the image before it',
+      replacedBy: 'the image before',
       control: false,
       status: 'running',
       before: 'red',
@@ -206,7 +206,7 @@ test('codes of an image are counted and the least likely is placed', () => {
   assert.deepEqual(codesOf(grid), { count: 4, unsure: 2, given: 1, least: { row: 2, column: 2, logprob: -3 } });
   assert.match(
     codeWordsOf(2, grid),
-    /^Image of step 2: 2 of 4 codes were under 50 %\. 1 of the 4 .* row 2, column 2, had 5 %\.$/,
+    /^Image of step 2: 2 of 4 codes were under 50\u00a0%\. 1 of the 4 .* row 2, column 2, had 5\u00a0%\.$/,
   );
   assert.match(codeWordsOf(1, [[null, null]]), /step 1 was given/);
   assert.match(codeWordsOf(0, undefined), /question’s image is given/);
@@ -229,8 +229,8 @@ test('least likely words come first and sure ones not at all', () => {
 });
 
 test('percentages never round a chance to none or to all', () => {
-  assert.deepEqual([-8, Math.log(0.346), -0.0001].map(percentOf), ['under 1 %', '35 %', 'over 99 %']);
-  assert.deepEqual([0, 0.001, 0.534].map(shareOf), ['0 %', 'under 1 %', '53 %']);
+  assert.deepEqual([-8, Math.log(0.346), -0.0001].map(percentOf), ['under 1\u00a0%', '35\u00a0%', 'over 99\u00a0%']);
+  assert.deepEqual([0, 0.001, 0.534].map(shareOf), ['0\u00a0%', 'under 1\u00a0%', '53\u00a0%']);
 });
 
 test('given steps are named', () => {
@@ -249,7 +249,7 @@ test('attention lists every image and the rest', () => {
   ];
   assert.equal(
     attentionOf('the answer', images),
-    'Attention of the answer: 13 % to the question image, 50 % to step 1, 37 % to words.',
+    'Attention of the answer: 13\u00a0% to the question image, 50\u00a0% to step 1, 37\u00a0% to words.',
   );
 });
 

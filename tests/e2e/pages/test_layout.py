@@ -15,6 +15,7 @@ from tests.e2e.states import (
     gallery_states,
     studio_states,
     training_states,
+    why_states,
 )
 
 pytestmark = pytest.mark.timeout(900)  # many widths on a possibly very busy machine
@@ -33,6 +34,11 @@ def test_branches_layout_at_every_width(studio: Open, slow_url: str) -> None:
 
 def test_curation_layout_at_every_width(studio: Open, slow_url: str) -> None:
     for _, page in curation_states(studio(slow_url)):
+        stands_well(page)
+
+
+def test_why_layout_at_every_width(studio: Open, slow_url: str) -> None:
+    for _, page in why_states(studio(slow_url)):
         stands_well(page)
 
 

@@ -16,6 +16,7 @@ OPERATIONAL: dict[str, Any] = {"slice": "operational", "seed": 1_000_000_003}
 BARS = (
     "() => [...document.querySelectorAll('.or-chip')].map((c) => c.querySelector('.or-chip-bar')?.dataset.length ?? '')"
 )
+SPACE = "\N{NO-BREAK SPACE}"
 STAGE_TOP = "() => document.querySelector('.or-stage').getBoundingClientRect().top + scrollY"
 FOCUSED = "() => document.activeElement.textContent.trim()"
 ROWS = """() => [...document.querySelectorAll('.or-effects tbody tr')].map((row) => [
@@ -145,7 +146,7 @@ def test_likelihood_tints_words_and_codes(studio: Open, studio_url: str, trace: 
     titles = page.eval_on_selector_all(".or-step:first-child .or-token", "(all) => all.map((one) => one.title)")
     for token, title in zip(first, titles, strict=False):
         percent = 100 * math.exp(token["logprob"] or 0.0)
-        assert title == ("over 99 %" if percent > 99.5 else f"{round(percent)} %"), token
+        assert title == (f"over 99{SPACE}%" if percent > 99.5 else f"{round(percent)}{SPACE}%"), token
     page.wait_for_selector(".or-canvas[data-layered] >> nth=0")
     page.click(".or-why-strip button:has-text('step 1')")
     page.wait_for_selector("li:nth-child(2) > .or-chip[aria-current]")
@@ -185,11 +186,11 @@ def test_attention_has_shares_and_follows_the_step(studio: Open, studio_url: str
     with Client(studio_url) as client:
         answer, step = client.attention(trace), client.attention(trace, 1)
     figures = "() => [...document.querySelectorAll('.or-why-strip .or-num')].map((one) => one.textContent)"
-    becomes(page, figures, [f"{round(100 * image['share'])} %" for image in answer])
+    becomes(page, figures, [f"{round(100 * image['share'])}{SPACE}%" for image in answer])
     page.select_option("[aria-label='Attention of']", "step")
-    becomes(page, figures, [f"{round(100 * image['share'])} %" for image in answer])  # the answer is shown
+    becomes(page, figures, [f"{round(100 * image['share'])}{SPACE}%" for image in answer])  # the answer is shown
     page.click(".or-chip >> nth=1")
-    becomes(page, figures, [f"{round(100 * image['share'])} %" for image in step])
+    becomes(page, figures, [f"{round(100 * image['share'])}{SPACE}%" for image in step])
     page.wait_for_selector(".or-why >> text=Attention of step 1:")
     page.click(".or-chip >> nth=0")
     page.wait_for_selector("text=The question does not attend to anything")
