@@ -16,6 +16,9 @@ import { Filters } from './filters.js';
 import { forgetTrace } from './header.js';
 
 const PAGE = 24;
+const LARGE_PAGE = 100;
+const FEW = 12; // tiles; a group may take up a whole page of traces
+const MOST_LARGE_PAGES = 4;
 const WAIT_MS = 200;
 const GONE = 'This trace was deleted after this page was loaded. Close this to remove its card.';
 const MOST_TAGS = 4; // on a card
@@ -110,11 +113,16 @@ class Gallery {
     await this.#page(turn);
   }
 
-  async #page(turn = ++this.#turn) {
+  // `large`: how many large pages have followed because the page had only few tiles.
+  async #page(turn = ++this.#turn, large = 0) {
     const first = this.#last === null;
     this.more.disabled = true;
     try {
-      const query = { limit: PAGE, ...this.filters.value, ...(first ? {} : { after: this.#last }) };
+      const query = {
+        limit: large ? LARGE_PAGE : PAGE,
+        ...this.filters.value,
+        ...(first ? {} : { after: this.#last }),
+      };
       const { data, has_more: hasMore } = await api.traces(query);
       if (turn !== this.#turn) return;
       this.#failed = false;
@@ -123,7 +131,7 @@ class Gallery {
         this.#drawn.clear();
         this.selection.clear();
       }
-      const cards = data.map((trace) => this.#tile(trace)).filter(Boolean);
+      const cards = data.map((trace) => this.#tile(trace, data)).filter(Boolean);
       if (first) this.grid.replaceChildren(...cards);
       else this.grid.append(...cards);
       if (data.length) this.#last = data[data.length - 1].id;
@@ -137,7 +145,8 @@ class Gallery {
             : 'No traces yet. Ask a question in the Studio to create one.'
           : '',
       );
-      if (!first) cards[0]?.querySelector('button')?.focus({ preventScroll: true });
+      if (!first && !large) cards[0]?.querySelector('.or-card-open')?.focus({ preventScroll: true });
+      if (hasMore && cards.length < FEW && large < MOST_LARGE_PAGES) await this.#page(turn, large + 1);
     } catch (error) {
       if (turn !== this.#turn) return;
       this.#failed = true;
@@ -149,12 +158,13 @@ class Gallery {
   }
 
   // Samples that were asked for together are one tile.
-  #tile(trace) {
+  #tile(trace, page) {
     if (!trace.group_id) return this.#card(trace);
     if (this.#stacks.has(trace.group_id)) return null;
+    const drawn = page.find((one) => one.group_id === trace.group_id && one.last_image) ?? trace;
     const remove = () => api.removeGroup(trace.group_id);
     const stack = new Stack(trace, {
-      pictures: [thumbnail(trace.first_image, 'Question'), thumbnail(trace.last_image, 'Last image')],
+      pictures: [thumbnail(trace.first_image, 'Question'), thumbnail(drawn.last_image, 'Last image')],
       foot: [
         this.#origin(trace),
         h('span', { class: 'or-spring' }),

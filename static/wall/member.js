@@ -3,7 +3,8 @@
 import { h, setAttr, setText, show } from '../shared/dom.js';
 import { pillOf } from '../shared/words.js';
 import { Thumb } from '../viewer/draw.js';
-import { isLive } from '../viewer/state.js';
+import { isLive, isTerminal } from '../viewer/state.js';
+import { answerOf } from './members.js';
 
 const MARKS = { right: '✓', wrong: '✗' };
 
@@ -52,7 +53,8 @@ export class Member {
     });
     const same = steps.length === this.strip.children.length;
     if (!same) this.strip.replaceChildren(...steps);
-    const answer = state.hasAnswer ? state.answer.trim() || '(empty)' : '';
+    const answered = isTerminal(state) ? answerOf(state) : state.hasAnswer ? state.answer.trim() : null;
+    const answer = answered === null ? '' : answered || '(empty)';
     const verdict = state.verdict?.answer ?? null;
     const deleted = state.missing !== null;
     const word = deleted ? 'deleted' : answer ? '' : state.status === 'completed' ? 'no answer' : pillOf(state).text;

@@ -29,11 +29,14 @@ function withEvent(wall, { type, data }) {
   return { ...wall, members };
 }
 
+/** The answer of a sample, or null; one that was stopped may have the beginning of an answer. */
+export const answerOf = (member) => (member.status === 'completed' && member.hasAnswer ? member.answer.trim() : null);
+
 // Only the tally has the verdicts.
 function ended(wall, { tally, agreement }) {
   const verdicts = new Map(tally.map((row) => [row.answer, row.verdict ?? null]));
   const members = wall.members.map((member) => {
-    const answer = verdicts.get(member.hasAnswer ? member.answer.trim() : null) ?? null;
+    const answer = verdicts.get(answerOf(member)) ?? null;
     return answer && !member.verdict ? { ...member, verdict: { answer } } : member;
   });
   return { ...wall, over: true, tally, agreement, members };
@@ -53,7 +56,7 @@ export function tallyOf(wall) {
   const answers = wall.tally?.filter(({ answer }) => answer !== null) ?? answersOf(done);
   const rows = answers.map((row) => ({ ...row, word: row.answer || '(empty)' }));
   for (const [status, word] of Object.entries(WITHOUT)) {
-    const count = done.filter((member) => !member.hasAnswer && member.status === status).length;
+    const count = done.filter((member) => member.status === status && answerOf(member) === null).length;
     const share = status === 'completed' ? count / done.length : null;
     if (count) rows.push({ answer: null, word, count, share, verdict: null });
   }
@@ -62,8 +65,8 @@ export function tallyOf(wall) {
 
 function answersOf(done) {
   const counts = new Map();
-  for (const { hasAnswer, answer } of done) {
-    if (hasAnswer) counts.set(answer.trim(), (counts.get(answer.trim()) ?? 0) + 1);
+  for (const answer of done.map(answerOf)) {
+    if (answer !== null) counts.set(answer, (counts.get(answer) ?? 0) + 1);
   }
   const rows = [...counts].map(([answer, count]) => ({ answer, count, share: count / done.length, verdict: null }));
   return rows.sort((a, b) => b.count - a.count);

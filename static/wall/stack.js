@@ -10,14 +10,19 @@ export function answersOf(tally) {
   return text || (tally.length ? 'no answers' : '');
 }
 
-/** `3 of 8 match`, `2 of 8 done`, or nothing; matching: how many members match the filters, null without any. Pure. */
+/**
+ * `2 of 8 done`, `1 without an answer`, `3 of 8 match`, or nothing; matching: how many members match the filters, null
+ * without any. Pure.
+ */
 export function noteOf(group, matching) {
   const all = group.trace_ids.length;
+  const without = group.tally.find(({ answer }) => answer === null);
   const said = [];
   if (group.status !== 'completed') {
     const done = group.tally.reduce((sum, { count }) => sum + count, 0);
     said.push(`${done} of ${all} done`);
   }
+  if (without && group.tally.length > 1) said.push(`${without.count} without an answer`);
   if (matching !== null && matching < all) said.push(`${matching} of ${all} match`);
   return said.join(' · ');
 }

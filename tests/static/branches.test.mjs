@@ -266,14 +266,18 @@ test('stack says how many match and how many have ended', () => {
   assert.equal(noteOf(ended, 3), '3 of 8 match');
   const running = { ...ended, status: 'running', tally: [{ answer: 'blue', count: 2 }] };
   assert.equal(noteOf(running, 1), '2 of 8 done · 1 of 8 match');
+  const stopped = { ...ended, tally: [{ answer: null, count: 5 }] };
+  assert.equal(noteOf(stopped, null), ''); // “no answers” says it
+  assert.equal(noteOf({ ...stopped, tally: [...stopped.tally, ...running.tally] }, null), '5 without an answer');
 });
 
 test('stopped samples are no answer with a share', () => {
   const cancelled = (seq, id) => event(seq, 'trace.cancelled', id, { reason: 'user' });
   let wall = reduceWall(wallOf(GROUP, [ROW]), [
     event(1, 'trace.completed', 't1', { answer: 'red', finish_reason: 'stop' }),
-    cancelled(2, 't2'),
-    event(3, 'trace.failed', 't3', { error: { code: 'engine_died' } }),
+    event(2, 'answer.delta', 't2', { text: 're' }),
+    cancelled(3, 't2'),
+    event(4, 'trace.failed', 't3', { error: { code: 'engine_died' } }),
   ]);
   const shown = () => tallyOf(wall).map(({ word, count, share }) => [word, count, share === null ? null : share > 0]);
   const wanted = [

@@ -174,13 +174,14 @@ def _tally(connection: Connection, members: Sequence[Any]) -> tuple[list[dict[st
 
     means = _mean_logprobs(connection, [member.id for member in members])
     by_answer: dict[str | None, list[Any]] = {}
-    for member in members:
-        by_answer.setdefault(None if member.answer is None else normalise(member.answer), []).append(member)
+    for member in members:  # a member that was stopped may have the beginning of an answer
+        answered = member.answer is not None and member.status == "completed"
+        by_answer.setdefault(normalise(member.answer) if answered else None, []).append(member)
     tally = []
-    for same in sorted(by_answer.values(), key=len, reverse=True):
+    for answer, same in sorted(by_answer.items(), key=lambda item: len(item[1]), reverse=True):
         known = [mean for member in same if (mean := means.get(member.id)) is not None]
         entry = {
-            "answer": same[0].answer,
+            "answer": None if answer is None else same[0].answer,
             "count": len(same),
             "share": round(len(same) / len(members), 4),
             "mean_logprob": round(sum(known) / len(known), 4) if known else None,

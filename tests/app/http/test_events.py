@@ -22,7 +22,7 @@ from model.engine.messages import Failed, Finished, GenerationRequest
 from tests.app.conftest import Serve, Server, Sse
 from tests.app.job_helpers import SPEC, events, of_type, post, worker
 from tests.app.stream_events import check_event
-from tests.fakes import Crash, FakeGeneration, Item, Wait, emitted, png, step_items
+from tests.fakes import Crash, FakeGeneration, Item, Wait, answer_items, emitted, png, step_items
 
 ROOT = Path(__file__).parents[3]
 PLAY_WORKER = (sys.executable, "-m", "tests.play_worker")
@@ -99,6 +99,19 @@ async def test_events_of_groups_fit_their_models(server: Server, engine: FakeGen
     assert {event.data["trace_id"] for event in log[:-1]} == set(
         (await server.client.get(f"/v1/groups/{first['group_id']}")).json()["trace_ids"]
     )
+
+
+async def test_beginning_of_an_answer_is_not_tallied(server: Server, engine: FakeGeneration) -> None:
+    engine.script = lambda _request: [emitted("answer.delta", text="re"), Wait("end"), *answer_items("d")]
+    first = await server.create(n=2)
+    group = f"/v1/groups/{first['group_id']}"
+    for trace_id in (await server.client.get(group)).json()["trace_ids"]:
+        await server.until(trace_id, "answer.delta")
+        await server.client.post(f"/v1/traces/{trace_id}/cancel")
+        assert (await server.get(trace_id))["answer"] == "re"
+    ended = (await server.client.get(group)).json()
+    assert [(entry["answer"], entry["count"]) for entry in ended["tally"]] == [(None, 2)]
+    assert ended["agreement"] is None
 
 
 def end_of(seed: int) -> str:

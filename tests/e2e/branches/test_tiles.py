@@ -60,7 +60,8 @@ def test_tile_counts_members_that_are_not_loaded(studio: Open, studio_url: str) 
     page = studio(studio_url).context.new_page()
 
     def first_two(route: Any) -> None:
-        route.continue_(url=route.request.url.replace("limit=24", "limit=2"))
+        answer = route.fetch(url=route.request.url.replace("limit=24", "limit=2"))
+        route.fulfill(json=answer.json() | {"has_more": False})
 
     page.route("**/v1/traces?limit=24*", first_two)
     page.goto(f"{studio_url}/gallery")
@@ -71,6 +72,18 @@ def test_tile_counts_members_that_are_not_loaded(studio: Open, studio_url: str) 
     answers = ", ".join(f"{entry['answer']} ×{entry['count']}" for entry in tally if entry["answer"] is not None)
     assert page.inner_text(f"{tile} strong") == answers or "no answers"
     assert not page.is_visible(f"{tile} .or-stack-note")
+
+
+def test_large_groups_leave_room_for_other_tiles(studio: Open, studio_url: str) -> None:
+    with Client(studio_url) as client:
+        task = client.task(**TASK)
+        single = client.create_trace(task["question"], [task["image_id"]], task_id=task["task_id"])["id"]
+        for _ in client.events(single):
+            pass
+    for _ in range(2):
+        samples(studio_url, 16)
+    page = studio(studio_url).page("/gallery", ready=f".or-card[data-trace={single}]")
+    assert page.locator(".or-stack").count() >= 2
 
 
 def test_filtered_tile_says_how_many_members_match(studio: Open, studio_url: str) -> None:
