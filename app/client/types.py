@@ -187,6 +187,7 @@ class TreeNode(TypedDict):
     verdict: Literal["right", "wrong"] | None
     checkpoint: str | None
     seed: int | None
+    intervention: bool
 
 
 class Tree(TypedDict):

@@ -242,6 +242,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "verdict": "right",
                 "checkpoint": "nano-omni-r1",
                 "seed": 81,
+                "intervention": False,
             }
         ],
     },

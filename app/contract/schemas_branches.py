@@ -183,6 +183,7 @@ class TreeNode(Out):
     verdict: Literal["right", "wrong"] | None
     checkpoint: str | None
     seed: int | None
+    intervention: bool = Field(description="it measures what replacing an image changes")
 
 
 class Tree(Out):

@@ -15,6 +15,17 @@ const STATUS = {
 export const partsAfter = ({ after_step: after, edited_steps: edited }) =>
   edited.length ? Math.min(...edited) - 1 : (after ?? 0);
 
+/** The nodes without interventions, which are often many; the shown trace and the ancestors of the others stay. */
+export function withoutInterventions(nodes, current) {
+  const byId = new Map(nodes.map((node) => [node.id, node]));
+  const kept = new Set();
+  for (const node of nodes) {
+    if (node.intervention && node.id !== current) continue;
+    for (let one = node; one && !kept.has(one); one = byId.get(one.parent_id)) kept.add(one);
+  }
+  return nodes.filter((node) => kept.has(node));
+}
+
 /**
  * One row per trace, each branch below its parent: `[{node, level, row, parentRow, from, stem, position, of}]`. `from`:
  * the step after which it leaves its parent; `stem`: the row where that step is drawn, which the parent itself may have

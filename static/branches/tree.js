@@ -1,7 +1,7 @@
 // The tree under the timeline: the first trace at the top, one row per branch, edited steps ringed, answers at the end.
 
 import { h, setAttr, setText, show } from '../shared/dom.js';
-import { endOf, nameOf, partingOf, rowsOf } from './layout.js';
+import { endOf, nameOf, partingOf, rowsOf, withoutInterventions } from './layout.js';
 
 const NS = 'http://www.w3.org/2000/svg';
 const COLUMN = 22; // px per step
@@ -48,7 +48,8 @@ export class Tree {
 
   /** tree: of GET …/tree, or null; current: the id of the shown trace. */
   update(tree, current) {
-    const rows = tree && tree.nodes.length > 1 ? rowsOf(tree) : [];
+    const nodes = tree ? withoutInterventions(tree.nodes, current) : [];
+    const rows = nodes.length > 1 ? rowsOf({ ...tree, nodes }) : [];
     show(this.element, rows.length > 0);
     const drawn = JSON.stringify([rows, current]);
     if (drawn === this.#shown) return;

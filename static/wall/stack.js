@@ -11,13 +11,13 @@ export function answersOf(tally) {
 }
 
 /**
- * `2 of 8 done`, `1 without an answer`, `3 of 8 match`, or nothing; matching: how many members match the filters, null
+ * `images replaced`, `2 of 8 done`, `1 without an answer`, `3 of 8 match`, or nothing; matching: how many members match the filters, null
  * without any. Pure.
  */
 export function noteOf(group, matching) {
   const all = group.trace_ids.length;
   const without = group.tally.find(({ answer }) => answer === null);
-  const said = [];
+  const said = group.kind === 'intervention' ? ['images replaced'] : [];
   if (group.status !== 'completed') {
     const done = group.tally.reduce((sum, { count }) => sum + count, 0);
     said.push(`${done} of ${all} done`);

@@ -4,7 +4,16 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import { branchOf } from '../../static/branches/edit.js';
-import { endOf, grown, nameOf, partingOf, rowsOf, stepsIn, withState } from '../../static/branches/layout.js';
+import {
+  endOf,
+  grown,
+  nameOf,
+  partingOf,
+  rowsOf,
+  stepsIn,
+  withState,
+  withoutInterventions,
+} from '../../static/branches/layout.js';
 import { pixelsOf, squareAt } from '../../static/branches/pens.js';
 import { differencesOf, wordsOf } from '../../static/compare/differences.js';
 import { missingOf, wrongAddress } from '../../static/compare/trouble.js';
@@ -261,6 +270,7 @@ test('stack lists the answers of its group', () => {
 
 test('stack says how many match and how many have ended', () => {
   const ended = { trace_ids: Array(8).fill('t'), status: 'completed', tally: [{ answer: 'blue', count: 8 }] };
+  assert.equal(noteOf({ ...ended, kind: 'intervention' }, null), 'images replaced');
   assert.equal(noteOf(ended, null), '');
   assert.equal(noteOf(ended, 8), '');
   assert.equal(noteOf(ended, 3), '3 of 8 match');
@@ -334,4 +344,13 @@ test('branch without its parent is shown alone', () => {
   assert.match(missingOf(gone, gone).text, /Neither trace/);
   assert.equal(missingOf(gone, initialState('b')), null); // not known yet
   assert.equal(missingOf(branch, branch), null);
+});
+
+test('tree leaves interventions out unless one is shown or was continued', () => {
+  const node = (id, parent, intervention = false) => ({ id, parent_id: parent, intervention });
+  const nodes = [node('a', null), node('b', 'a', true), node('c', 'a', true), node('d', 'a'), node('e', 'b')];
+  const shown = (current) => withoutInterventions(nodes, current).map(({ id }) => id);
+  assert.deepEqual(shown('a'), ['a', 'b', 'd', 'e']);
+  assert.deepEqual(shown('c'), ['a', 'b', 'c', 'd', 'e']);
+  assert.deepEqual(shown('unknown'), ['a', 'b', 'd', 'e']);
 });

@@ -335,7 +335,9 @@ def tree(connection: Connection, trace_id: str) -> dict[str, Any] | None:
         return None
     root = row.root_id or row.id
     columns = (T.c.parent_id, T.c.after_step, T.c.edited_steps, T.c.status, T.c.answer, T.c.verdict, T.c.checkpoint)
-    query = sa.select(T.c.id, *columns, T.c.sampling).where((T.c.root_id == root) | (T.c.id == root)).order_by(T.c.id)
+    relatives = (T.c.root_id == root) | (T.c.id == root)
+    query = sa.select(T.c.id, *columns, T.c.sampling, tables.groups.c.kind).where(relatives).order_by(T.c.id)
+    query = query.outerjoin_from(T, tables.groups, T.c.group_id == tables.groups.c.id)
     nodes = [
         {
             "id": found.id,
@@ -347,6 +349,7 @@ def tree(connection: Connection, trace_id: str) -> dict[str, Any] | None:
             "verdict": found.verdict,
             "checkpoint": found.checkpoint,
             "seed": found.sampling["seed"],
+            "intervention": found.kind == "intervention",
         }
         for found in connection.execute(query)
     ]
@@ -358,7 +361,14 @@ def tree(connection: Connection, trace_id: str) -> dict[str, Any] | None:
 def _deleted(trace_id: str, root: str) -> dict[str, Any]:
     unknown = dict.fromkeys(("after_step", "answer", "verdict", "checkpoint", "seed"))
     parent = None if trace_id == root else root
-    return {"id": trace_id, "parent_id": parent, "edited_steps": [], "status": "deleted", **unknown}
+    return {
+        "id": trace_id,
+        "parent_id": parent,
+        "edited_steps": [],
+        "status": "deleted",
+        "intervention": False,
+        **unknown,
+    }
 
 
 def newest_id(connection: Connection) -> str | None:

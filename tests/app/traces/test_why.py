@@ -93,6 +93,9 @@ def test_interventions_are_greedy_branches_with_effects(studio: Studio) -> None:
         assert effect["verdict_after"] == branch["verdict"]["answer"]  # type: ignore[index]
         assert effect["later_images_changed"] == differing(trace, branch, effect["step"])
     assert any(effect["changed"] for effect in group["effects"])
+    nodes = {node["id"]: node["intervention"] for node in studio.client.tree(trace["id"])["nodes"]}
+    assert nodes[trace["id"]] is False
+    assert all(nodes[branch_id] for branch_id in group["trace_ids"])
     log = assert_group_log(studio, group["id"])
     assert log[-1].data["effects"] == group["effects"]
     studio.restart()
