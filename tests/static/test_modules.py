@@ -12,7 +12,7 @@ from tests.patience import PATIENCE_S
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "static"
-HOUSES = ("viewer", "studio", "training", "checkpoints")
+HOUSES = ("branches", "checkpoints", "compare", "shared", "studio", "tour", "training", "viewer", "wall")
 MODULES = [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.js"))]
 STYLES = sorted(STATIC.glob("*.css")) + [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.css"))]
 
