@@ -105,6 +105,7 @@ export class Wall {
     setText(this.head, 'opening the samples');
     setText(this.question, '');
     show(this.hint, false);
+    setAttr(this.element, 'data-status', null);
     this.notice.update(null);
   }
 

@@ -12,7 +12,19 @@ from tests.patience import PATIENCE_S
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE.parents[1] / "static"
-HOUSES = ("viewer", "studio", "training", "checkpoints", "why")
+HOUSES = (
+    "branches",
+    "checkpoints",
+    "compare",
+    "curate",
+    "shared",
+    "studio",
+    "tour",
+    "training",
+    "viewer",
+    "wall",
+    "why",
+)
 MODULES = [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.js"))]
 STYLES = sorted(STATIC.glob("*.css")) + [path for house in HOUSES for path in sorted(STATIC.glob(f"{house}/*.css"))]
 

@@ -86,7 +86,9 @@ def test_greedy_samples_are_said_to_be_identical(studio: Open, studio_url: str) 
     page.click("#or-sampling button")
     for temperature, visible in (("0", True), ("1", False)):
         page.fill("#or-temperature input", temperature)
+        before = page.evaluate("location.search")
         ask(page, 2)
+        page.wait_for_function("(before) => location.search !== before", arg=before)
         page.wait_for_selector(".or-wall[data-status=completed]")
         assert page.is_visible(".or-wall-hint:has-text('Greedy samples are identical')") == visible
         page.reload()
