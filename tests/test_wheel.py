@@ -94,11 +94,13 @@ def wait_until_ready(url: str) -> None:
         time.sleep(0.1)
 
 
-def test_wheel_answers_a_trace(url: str) -> None:
+def test_wheel_answers_and_exports_a_trace(url: str) -> None:
     with Client(url) as client:
         task = client.task(slice="natural", seed=1_000_000_123)
         trace = client.create_trace(task["question"], images=[task["image_id"]])
         assert list(client.events(trace["id"]))[-1].type == "trace.completed"
+        with client.export(trace["id"], format="html") as page:
+            assert b"data:image/png;base64," in b"".join(page.chunks)
 
 
 def test_wheel_serves_the_page_and_its_modules(url: str) -> None:
