@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from typing import Any
 
-from app.cli.terminal import EXIT_OK, clean, remark, table, write
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_OK, CommandError, clean, remark, table, write
 from app.client import Client
 from app.client.types import Group
 from app.client.types_why import Effect, Reliance
@@ -14,6 +14,8 @@ from app.client.types_why import Effect, Reliance
 
 def why(args: Namespace) -> int:
     """Prints the reliance on each image and, if replacements are requested, what each of them changed."""
+    if args.steps and not args.with_:
+        raise CommandError("--steps needs --with: it names the images to replace", EXIT_BAD_INPUT)
     with Client(args.url) as client:
         reliance = client.reliance(args.trace)
         group: Group | None = None
@@ -47,7 +49,8 @@ def _effects(group: Group) -> str:
         return "No image could be replaced.\n"
     rows = [[_place(one["step"]), one["with"], _answers(one), _later(one)] for one in effects]
     changed = sum(bool(one["changed"]) for one in effects)
-    return table(["image", "replaced by", "answer", "later images"], rows) + f"{changed} of {len(rows)} changed it.\n"
+    summary = f"{changed} of {len(rows)} replacements change the answer.\n"
+    return table(["image", "replaced by", "answer", "later images"], rows) + summary
 
 
 def _place(step: int) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.contract.schemas import In, Out
-from app.contract.schemas_branches import StepNumber
 from app.contract.words import Replacement
 
 MAX_MEMBERS = 64
+AnyStep = Annotated[int, Field(ge=1, le=1_000_000)]  # beyond the trace's steps it is `no_such_step`
 
 # ---- requests
 
@@ -18,7 +18,7 @@ MAX_MEMBERS = 64
 class FromStep(In):
     """The tokens of a step."""
 
-    step: StepNumber
+    step: AnyStep
 
 
 class AttentionIn(In):
@@ -30,7 +30,7 @@ class AttentionIn(In):
 class InterventionsIn(In):
     """Body of `POST /v1/traces/{id}/interventions`: which images are replaced, and with what."""
 
-    steps: Literal["all"] | Annotated[list[StepNumber], Field(min_length=1, max_length=MAX_MEMBERS)] = "all"
+    steps: Literal["all"] | Annotated[list[AnyStep], Field(min_length=1, max_length=1000)] = "all"
     with_: list[Replacement] = Field(
         ["previous"],
         alias="with",

@@ -11,7 +11,6 @@ from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.contract.schemas_branches import AlternativesIn
 from app.contract.schemas_why import AttentionIn
-from app.contract.words import TERMINAL
 from app.storage.database import Database
 from app.traces.intake import Intake
 from app.traces.reader import no_trace
@@ -165,8 +164,8 @@ class TokenService:
             if row is None:
                 raise no_trace()
             response = tokens.response_of(connection, trace_id)
-            if response is None and row.status not in TERMINAL and not store.num_complete(connection, trace_id):
-                response = Response([], Tokens())  # it has just begun
+            if response is None and row.answer is None and not store.num_complete(connection, trace_id):
+                response = Response([], Tokens())  # it had just begun
         if response is None:
             raise no_tokens()
         return row, response

@@ -16,9 +16,15 @@ export const exportable = (traces) => traces.filter(({ status }) => !LIVE.has(st
 /** Completed traces with an answer: PeSFT can train on them. */
 export const trainable = (traces) => traces.filter(({ status, answer }) => status === 'completed' && Boolean(answer));
 
-/** Those of the trainable ones to train on unless the user decides otherwise: right or rated good, and not bad. */
+/**
+ * Those of the trainable ones to train on unless the user decides otherwise: right or rated good, and not bad; with
+ * images replaced to see what changes (`intervention`), only if rated good.
+ */
 export const worthTraining = (traces) =>
-  trainable(traces).filter(({ verdict, rating }) => rating === 1 || (verdict?.answer === 'right' && rating !== -1));
+  trainable(traces).filter(
+    ({ verdict, rating, intervention }) =>
+      rating === 1 || (verdict?.answer === 'right' && rating !== -1 && !intervention),
+  );
 
 /** Why these traces cannot be exported in this format, or null. */
 export function exportTrouble(traces, format) {

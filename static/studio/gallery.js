@@ -172,7 +172,13 @@ class Gallery {
       ],
     });
     this.#stacks.set(trace.group_id, stack);
-    const traces = async () => (await api.traces({ group: trace.group_id, limit: 100 })).data;
+    const traces = async () => {
+      const [group, { data }] = await Promise.all([
+        api.group(trace.group_id),
+        api.traces({ group: trace.group_id, limit: 100 }),
+      ]);
+      return data.map((member) => ({ ...member, intervention: group.kind === 'intervention' }));
+    };
     this.selection.adopt(stack.element, { name: `samples of ${readQuestion(trace.question)}`, traces });
     this.#count(trace.group_id, stack);
     return stack.element;

@@ -11,8 +11,8 @@ const MARKS = { right: '✓', wrong: '✗' };
 export class Member {
   #thumbs = new Map(); // step -> Thumb
 
-  /** number: from 1. onOpen(), onChoose(). */
-  constructor(number, { onOpen, onChoose }) {
+  /** number: from 1; name: what was replaced in it, null for a sample. onOpen(), onChoose(). */
+  constructor(number, { name, onOpen, onChoose }) {
     this.number = number;
     this.strip = h('span', { class: 'or-member-strip', 'aria-hidden': 'true' });
     this.answer = h('strong', { class: 'or-member-answer', dir: 'auto' });
@@ -21,7 +21,12 @@ export class Member {
     this.open = h(
       'button',
       { type: 'button', class: 'or-member-open', onclick: onOpen },
-      h('span', { class: 'or-member-number' }, h('span', { class: 'or-sr' }, 'Open sample '), String(number)),
+      h(
+        'span',
+        { class: name ? 'or-member-number or-member-name' : 'or-member-number' },
+        h('span', { class: 'or-sr' }, name ? 'Open ' : 'Open sample '),
+        name ?? String(number),
+      ),
       this.strip,
       h('span', { class: 'or-member-end' }, this.answer, this.mark, this.word),
     );
@@ -31,7 +36,7 @@ export class Member {
         type: 'button',
         class: 'or-chipbutton or-member-choose',
         'aria-pressed': 'false',
-        'aria-label': `compare sample ${number}`,
+        'aria-label': `compare ${name ?? `sample ${number}`}`,
         onclick: onChoose,
       },
       'compare',

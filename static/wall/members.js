@@ -1,6 +1,7 @@
 // The members of a group as a plain value, and how the events of its one stream change it. Pure.
 
 import { initialState, isTerminal, reduce, withTrace } from '../viewer/state.js';
+import { REPLACEMENTS } from '../why/words.js';
 
 /** group: of GET /v1/groups/{id}; rows: what is known of its traces; complete: those without a row were deleted. */
 export function wallOf(group, rows, { complete = false } = {}) {
@@ -8,6 +9,7 @@ export function wallOf(group, rows, { complete = false } = {}) {
   const common = rows[0] ? { ...rows[0], verdict: null, sampling: null, status: 'queued' } : null;
   return {
     groupId: group.id,
+    replaced: new Map((group.effects ?? []).map((effect) => [effect.trace_id, effect])), // of an intervention
     over: false, // all have ended
     tally: group.status === 'completed' ? group.tally : null, // of the server, once all have ended
     agreement: group.agreement ?? null,
@@ -72,9 +74,22 @@ function answersOf(done) {
   return rows.sort((a, b) => b.count - a.count);
 }
 
+function headOfReplaced(wall) {
+  const all = wall.members.length;
+  const done = wall.members.filter(isTerminal).length;
+  return done < all && !wall.tally ? `${done} of ${all} replaced images done` : `${all} replaced images`;
+}
+
+/** `step 1: a blank image`: what was replaced in a member of an intervention; null for a sample. */
+export function replacedOf(wall, traceId) {
+  const effect = wall.replaced.get(traceId);
+  return effect ? `step ${effect.step}: ${REPLACEMENTS[effect.with].cell}` : null;
+}
+
 /** `3 of 8 samples done`, for the head of the wall. */
 export function headOf(wall) {
   const all = wall.members.length;
+  if (wall.replaced.size) return headOfReplaced(wall);
   const done = wall.members.filter(isTerminal).length;
   if (done < all && !wall.tally) return `${done} of ${all} samples done`;
   const stopped = wall.members.filter(({ status }) => status === 'cancelled').length;

@@ -8,7 +8,7 @@ import { Choice } from '../compare/choice.js';
 import { loadImage } from '../viewer/image.js';
 import { GALLERY, NEW, Notice } from '../viewer/notice.js';
 import { Member } from './member.js';
-import { headOf, isGreedy, phaseOfWall, reduceWall, tallyOf, wallOf } from './members.js';
+import { headOf, isGreedy, phaseOfWall, reduceWall, replacedOf, tallyOf, wallOf } from './members.js';
 
 const UNKNOWN =
   'These samples do not exist on this server. They may have been deleted, or the link is from another machine.';
@@ -120,6 +120,7 @@ export class Wall {
     this.#wall = wall;
     this.#members = wall.members.map(({ traceId }, k) => {
       const member = new Member(k + 1, {
+        name: replacedOf(wall, traceId),
         onOpen: () => this.onOpen(traceId),
         onChoose: () => this.choice.toggle(traceId, member.choose),
       });
@@ -169,7 +170,7 @@ export class Wall {
     setText(this.head, headOf(wall));
     setAttr(this.element, 'data-status', wall.over ? 'completed' : 'running');
     this.#drawTally(tallyOf(wall));
-    show(this.hint, wall.members.length > 1 && isGreedy(wall));
+    show(this.hint, wall.members.length > 1 && !wall.replaced.size && isGreedy(wall));
     this.onState();
   }
 

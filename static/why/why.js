@@ -44,7 +44,7 @@ export class Why {
       },
       'Why?',
     );
-    viewer.tools.element.prepend(this.button);
+    viewer.tools.buttons.prepend(this.button);
     viewer.answer.element.after(this.panel);
     onBack(() => {
       if (this.#open) for (const { trouble } of [this.reliance, this.layers]) trouble.back();

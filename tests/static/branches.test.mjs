@@ -20,7 +20,7 @@ import { missingOf, wrongAddress } from '../../static/compare/trouble.js';
 import { viewOf } from '../../static/compare/views.js';
 import { groupSource, traceSource } from '../../static/shared/events.js';
 import { fromTrace, initialState, reduceAll } from '../../static/viewer/state.js';
-import { headOf, isGreedy, phaseOfWall, reduceWall, tallyOf, wallOf } from '../../static/wall/members.js';
+import { headOf, isGreedy, phaseOfWall, reduceWall, replacedOf, tallyOf, wallOf } from '../../static/wall/members.js';
 import { countOf } from '../../static/wall/samples.js';
 import { answersOf, noteOf } from '../../static/wall/stack.js';
 
@@ -353,4 +353,12 @@ test('tree leaves interventions out unless one is shown or was continued', () =>
   assert.deepEqual(shown('a'), ['a', 'b', 'd', 'e']);
   assert.deepEqual(shown('c'), ['a', 'b', 'c', 'd', 'e']);
   assert.deepEqual(shown('unknown'), ['a', 'b', 'd', 'e']);
+});
+
+test('wall of an intervention names what was replaced', () => {
+  const effects = GROUP.trace_ids.map((id, k) => ({ trace_id: id, step: k + 1, with: 'blank' }));
+  const wall = wallOf({ ...GROUP, effects }, [ROW]);
+  assert.equal(replacedOf(wall, GROUP.trace_ids[1]), 'step 2: a blank image');
+  assert.match(headOf(wall), /^0 of \d+ replaced images done$/);
+  assert.equal(replacedOf(wallOf(GROUP, [ROW]), GROUP.trace_ids[1]), null);
 });

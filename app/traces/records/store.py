@@ -221,8 +221,17 @@ def briefs(connection: Connection, trace_ids: Sequence[str]) -> dict[str, Brief]
 
 
 def briefs_matching(connection: Connection, filters: Mapping[str, Any]) -> list[Brief]:
-    """All traces that match, newest first."""
-    return list(_briefs(connection, *_conditions(filters)))
+    """All traces that match, newest first.
+
+    Members of interventions, whose images were replaced to see what changes, are left out unless someone has rated or
+    tagged them or asks for their group.
+    """
+    named = any(filters.get(name) is not None for name in ("rating", "tag", "group"))
+    conditions = _conditions(filters)
+    if not named:
+        experiments = sa.select(tables.groups.c.id).where(tables.groups.c.kind == "intervention")
+        conditions.append(T.c.group_id.is_(None) | T.c.group_id.not_in(experiments))
+    return list(_briefs(connection, *conditions))
 
 
 def _briefs(connection: Connection, *conditions: sa.ColumnElement[bool]) -> Iterator[Brief]:

@@ -37,7 +37,7 @@ def test_why_prints_what_replacements_change(canned: Canned, capsys: pytest.Capt
         "step 1  blank        red -> none                1 differs\n"
         "step 2  previous     red (same)                 same\n"
         "step 2  blank        red -> (did not complete)\n"
-        "2 of 4 changed it.\n"
+        "2 of 4 replacements change the answer.\n"
     )
     assert "skipped reference at step 2: only traces of a task have reference images" in err
     assert canned.body_of("POST /v1/traces/t1/interventions") == {"with": ["previous", "blank"], "steps": [1, 2]}
@@ -60,7 +60,7 @@ def test_traces_without_images_say_so(canned: Canned, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "The trace has no images.\n\nNo image could be replaced.\n"
 
 
-@pytest.mark.parametrize("wrong", [["--with", "swap"], ["--steps", "0"], ["--steps"], ["--with"]])
+@pytest.mark.parametrize("wrong", [["--with", "swap"], ["--steps", "0"], ["--steps"], ["--with"], ["--steps", "1"]])
 def test_wrong_options_exit_with_2(canned: Canned, wrong: list[str]) -> None:
     assert main(["why", "t1", *wrong]) == 2
     assert canned.calls == []

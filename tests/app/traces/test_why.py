@@ -161,6 +161,28 @@ def test_a_trace_without_images_has_a_completed_group(studio: Studio) -> None:
     is_problem(studio.http.get(f"/v1/groups/{group['id']}"), 404, "group_not_found")
 
 
+def test_replaced_images_are_no_training_data_unless_curated(studio: Studio) -> None:
+    def exported(**filter_: Any) -> set[str]:
+        answer = studio.http.post("/v1/exports", json={"format": "json", "filter": filter_})
+        return {trace["id"] for trace in answer.raise_for_status().json()}
+
+    trace = studio.asked(3, **GREEDY)
+    group = done(studio, studio.client.intervene(trace["id"], ["blank", "reference"]))
+    members_of, all_ = set(group["trace_ids"]), exported()
+    assert trace["id"] in all_
+    assert not members_of & all_
+    assert exported(group=group["id"]) == members_of
+    first, *_ = group["trace_ids"]
+    studio.client.update_trace(first, tags=["kept after all"])
+    assert exported(tag="kept after all") == {first}
+    spec = {"method": "pesft", "base_checkpoint": "nano-base", "output_name": "none"}
+    data = {"source": "traces", "verdict": "right"}
+    job = studio.post("/v1/jobs", spec | {"data": data, "hyperparameters": {"steps": 1}})
+    assert job.status_code == 202, job.text
+    assert not members_of & set(job.json()["spec"]["data"]["trace_ids"])
+    studio.post(f"/v1/jobs/{job.json()['id']}/cancel", {})
+
+
 def test_idempotency_key_returns_the_same_interventions(studio: Studio) -> None:
     trace = studio.asked(3, **GREEDY)
     first = studio.client.intervene(trace["id"], idempotency_key="why")
@@ -176,6 +198,9 @@ def test_running_and_answerless_traces_are_409(studio: Studio) -> None:
         is_problem(studio.post(f"/v1/traces/{trace['id']}/interventions", {}), 409, "trace_live")
         is_problem(studio.post(f"/v1/traces/{trace['id']}/reliance", {}), 409, "no_answer")
         studio.client.cancel(trace["id"])
+    stopped = studio.client.trace(trace["id"])
+    assert (stopped["status"], stopped["answer"]) == ("cancelled", None)
+    is_problem(studio.post(f"/v1/traces/{trace['id']}/reliance", {}), 409, "no_answer")
     short = studio.asked(3, sampling={"max_new_tokens": 5})
     assert short["answer"] is None
     is_problem(studio.post(f"/v1/traces/{short['id']}/reliance", {}), 409, "no_answer")
@@ -186,13 +211,14 @@ def test_running_and_answerless_traces_are_409(studio: Studio) -> None:
     ("call", "body", "code"),
     [
         ("interventions", {"steps": [60]}, "no_such_step"),
+        ("interventions", {"steps": list(range(1, 70))}, "no_such_step"),
         ("interventions", {"steps": []}, "invalid"),
         ("interventions", {"steps": [0]}, "invalid"),
         ("interventions", {"steps": "none"}, "invalid"),
         ("interventions", {"with": ["swap"]}, "invalid"),
         ("interventions", {"with": []}, "invalid"),
         ("interventions", {"what": 1}, "invalid"),
-        ("attention", {"from": {"step": 60}}, "no_such_step"),
+        ("attention", {"from": {"step": 99}}, "no_such_step"),
         ("attention", {"from": "question"}, "invalid"),
         ("attention", {"from": {"step": 0}}, "invalid"),
     ],
