@@ -1,4 +1,4 @@
-"""The calls on what a trace owes to its images: reliance, attention, interventions."""
+"""The calls on how much a trace depends on its images: reliance, attention, interventions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON of reliance and attention, and the request of interventions: what a trace owes to its images."""
+"""JSON of reliance and attention, and the request of interventions: how much a trace depends on its images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens of a trace: their log-probabilities, alternatives, and what they owe to the images."""
+"""The tokens of a trace: their log-probabilities, alternatives, and how much they depend on the images."""
 
 from __future__ import annotations
 

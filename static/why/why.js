@@ -38,7 +38,7 @@ export class Why {
         class: 'or-chipbutton or-why-button',
         'aria-expanded': 'false',
         'aria-controls': 'or-why',
-        title: 'What the answer owes to its images (w)',
+        title: 'How much the answer depends on its images (w)',
         hidden: true,
         onclick: () => this.toggle(),
       },

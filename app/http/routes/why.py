@@ -1,4 +1,4 @@
-"""What a trace owes to its images: reliance, attention, interventions."""
+"""How much a trace depends on its images: reliance, attention, interventions."""
 
 from __future__ import annotations
 

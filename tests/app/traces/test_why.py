@@ -11,9 +11,10 @@ from app.client import Conflict
 from app.client.types import Group, Trace
 from app.contract.schemas_why import MAX_MEMBERS
 from model.checkpoint.shards import SHIPPED
-from tests.app.conftest import is_problem
+from tests.app.conftest import Server, is_problem
 from tests.app.traces.real import FIRST_TASK, Studio
 from tests.app.traces.test_groups import assert_group_log, members
+from tests.fakes import FakeGeneration, answer_items, png, step_items
 
 GREEDY = {"sampling": {"temperature": 0.0}}
 
@@ -123,13 +124,14 @@ def test_the_control_repeats_a_greedy_trace(studio: Studio) -> None:
         studio.assert_same(branch, trace)
 
 
-def test_previous_on_all_steps_is_quick(studio: Studio) -> None:
+def test_members_run_at_the_same_time(studio: Studio) -> None:
     trace = three_images(studio)
-    done(studio, studio.client.intervene(trace["id"]))
-    before = studio.gate.most_running
-    group = done(studio, studio.client.intervene(trace["id"]))
-    assert len(group["effects"]) == sum("image" in step for step in trace["steps"])
-    assert studio.gate.most_running >= before  # they share steps of the engine instead of waiting for each other
+    with studio.gate.after(0):
+        group = studio.client.intervene(trace["id"])
+        studio.reached(*group["trace_ids"])
+        studio.gate.most_running = 0
+    done(studio, group)
+    assert studio.gate.most_running == len(group["trace_ids"]) >= 3
 
 
 def test_other_takes_an_unrelated_trace_without_a_task(studio: Studio) -> None:
@@ -245,11 +247,20 @@ def test_weights_that_are_gone_are_409(studio: Studio) -> None:
         studio.client.reliance(trace["id"])
 
 
-def test_more_members_than_allowed_are_422(studio: Studio) -> None:
-    trace = studio.asked(3, **GREEDY)
+async def test_more_members_than_allowed_are_422(server: Server, engine: FakeGeneration) -> None:
     kinds = ["previous", "blank", "question", "other", "reference", "none"]
-    assert len(kinds) * len(trace["steps"]) <= MAX_MEMBERS
-    assert studio.client.intervene(trace["id"], kinds)["kind"] == "intervention"  # type: ignore[arg-type]
+    steps = MAX_MEMBERS // len(kinds) + 1
+    engine.script = lambda _request: [
+        *(item for step in range(1, steps + 1) for item in step_items(step, f"Step {step}.", png(box=step))),
+        *answer_items("red"),
+    ]
+    trace = await server.create()
+    assert len((await server.finished(trace["id"]))["steps"]) == steps
+    path = f"/v1/traces/{trace['id']}/interventions"
+    is_problem(await server.client.post(path, json={"with": kinds}), 422, "invalid", "body.steps")
+    few = await server.client.post(path, json={"with": kinds, "steps": list(range(1, steps))})
+    assert few.status_code == 202
+    assert len(few.json()["effects"]) + len(few.json()["skipped"]) == len(kinds) * (steps - 1)
 
 
 def test_deleting_a_running_intervention_ends_it(studio: Studio) -> None:
