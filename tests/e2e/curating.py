@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from app.client import Client
 from tests.e2e.browser import Studio, launched, status
 from tests.e2e.interactions import DESK, Album, ask
-from tests.e2e.real_server import ROOT, Server
+from tests.e2e.real_server import ROOT, temporary_server
 from training.world.world import EVAL_SEED_MIN
 
 IMAGES = ROOT / "docs" / "images" / "curation"
@@ -81,25 +80,20 @@ def main() -> int:
     parser.add_argument("--images", type=Path, default=IMAGES)
     parser.add_argument("--example", type=Path, default=EXAMPLE)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder) / "home")
-        try:
-            with server.start().client() as client:
-                first, second, *_ = answer_tasks(client)
-                branch = corrected(client)
-                client.update_trace(first, tags=["tray"])
-                client.update_trace(second, rating=1, tags=["clean", "marks"])
-                answer = client.trace(branch)["answer"]
-                arguments.example.parent.mkdir(parents=True, exist_ok=True)
-                with client.export(branch, format="html") as page:
-                    arguments.example.write_bytes(b"".join(page.chunks))
-            with launched() as browser:
-                window = Studio(browser, server.url)
-                walk(window, Album(arguments.images), branch)
-                window.check()
-            server.stop()
-        finally:
-            server.kill()
+    with temporary_server() as server:
+        with server.client() as client:
+            first, second, *_ = answer_tasks(client)
+            branch = corrected(client)
+            client.update_trace(first, tags=["tray"])
+            client.update_trace(second, rating=1, tags=["clean", "marks"])
+            answer = client.trace(branch)["answer"]
+            arguments.example.parent.mkdir(parents=True, exist_ok=True)
+            with client.export(branch, format="html") as page:
+                arguments.example.write_bytes(b"".join(page.chunks))
+        with launched() as browser:
+            window = Studio(browser, server.url)
+            walk(window, Album(arguments.images), branch)
+            window.check()
     sys.stdout.write(f"{arguments.example}: the corrected trace answers {answer}\n")
     return 0 if answer == "blue" else 1
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from app.client import Client
 from tests.e2e.browser import Studio, launched, status
 from tests.e2e.interactions import DESK, GREEDY, Album, ask
-from tests.e2e.real_server import ROOT, Server
+from tests.e2e.real_server import ROOT, temporary_server
 
 FOLDER = ROOT / "docs" / "images" / "why"
 TRACE = "#or-trace"
@@ -56,17 +55,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.explanations", description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder) / "home")
-        try:
-            server.start()
-            with launched() as browser:
-                window = Studio(browser, server.url)
-                tally = walk(window, Album(arguments.out))
-                window.check()
-            server.stop()
-        finally:
-            server.kill()
+    with temporary_server() as server, launched() as browser:
+        window = Studio(browser, server.url)
+        tally = walk(window, Album(arguments.out))
+        window.check()
     sys.stdout.write(f"{tally}\n")
     return 0 if "change the answer" in tally else 1
 

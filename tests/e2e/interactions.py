@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from PIL import Image
 from app.client import Client
 from tests.e2e.browser import Studio, launched, status
 from tests.e2e.ink import edit, scrub
-from tests.e2e.real_server import ROOT, Server
+from tests.e2e.real_server import ROOT, temporary_server
 
 FOLDER = ROOT / "docs" / "images" / "interactive"
 TASK: dict[str, Any] = {"slice": "natural", "seed": 1_000_000_005}  # "Find the diamond. What is its colour?"
@@ -114,17 +113,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.interactions", description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder) / "home")
-        try:
-            server.start()
-            with launched() as browser:
-                window = Studio(browser, server.url)
-                answer = walk(window, Album(arguments.out))
-                window.check()
-            server.stop()
-        finally:
-            server.kill()
+    with temporary_server() as server, launched() as browser:
+        window = Studio(browser, server.url)
+        answer = walk(window, Album(arguments.out))
+        window.check()
     sys.stdout.write(f"the corrected trace answers: {answer}\n")
     return 0 if answer == "blue" else 1
 

@@ -5,12 +5,14 @@ It serves the shipped checkpoint, or a tiny generated one if that is missing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,3 +126,15 @@ def new_server(folder: Path) -> Server:
     (home / "checkpoints").mkdir(parents=True)
     make_tiny_checkpoint(home / "checkpoints" / "tiny")
     return Server(home, {"OMNI_R1_CHECKPOINT": "tiny"})
+
+
+@contextlib.contextmanager
+def temporary_server() -> Iterator[Server]:
+    """A started server with a home that is gone afterwards; it is stopped, or killed after an error."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = Server(Path(folder) / "home")
+        try:
+            yield server.start()
+            server.stop()
+        finally:
+            server.kill()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from tests.e2e.browser import PATIENCE_MS, Studio, launched, status
-from tests.e2e.real_server import ROOT, Server
+from tests.e2e.real_server import ROOT, temporary_server
 from tests.patience import PATIENCE_S
 
 TARGET = ROOT / "docs" / "images" / "reasoning.webp"
@@ -106,23 +105,17 @@ def main() -> int:
     parser.add_argument("--frames", type=Path, metavar="DIR", help="also write every frame as a PNG")
     arguments = parser.parse_args()
     film = Film()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder) / "home")
-        try:
-            server.start()
-            for process in server.children():  # the engine: the browser comes first, for more frames
-                process.nice(19)
-            with launched() as browser:
-                window = Studio(browser, server.url)
-                page = window.page()
-                page.set_viewport_size(SIZE)
-                page.wait_for_selector(".or-example[aria-pressed=true]")
-                one_run(page, film)
-                step_by_step(page, film)
-                window.check()
-            server.stop()
-        finally:
-            server.kill()
+    with temporary_server() as server:
+        for process in server.children():  # the engine: the browser comes first, for more frames
+            process.nice(19)
+        with launched() as browser:
+            window = Studio(browser, server.url)
+            page = window.page()
+            page.set_viewport_size(SIZE)
+            page.wait_for_selector(".or-example[aria-pressed=true]")
+            one_run(page, film)
+            step_by_step(page, film)
+            window.check()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     size = film.save(arguments.out)
     for number, frame in enumerate(film.frames if arguments.frames else ()):

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from app.client import Client
 from tests.e2e.browser import Studio, launched, status
-from tests.e2e.real_server import ROOT, Server
+from tests.e2e.real_server import ROOT, temporary_server
 
 FOLDER = ROOT / "docs" / "images"
 LONG_MS = 30 * 60_000
@@ -121,23 +120,16 @@ def main() -> int:
     if unknown := set(arguments.names) - set(SHOTS):
         parser.error(f"no such picture: {', '.join(sorted(unknown))}; there are {', '.join(SHOTS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder) / "home")
-        try:
-            server.start()
-            with launched() as browser:
-                for name in arguments.names or SHOTS:
-                    take, options = SHOTS[name]
-                    window = Studio(browser, server.url, **options)
-                    page = take(window)
-                    if name != "running":
-                        page.wait_for_timeout(500)  # transitions end, and job values are drawn four times a second
-                    page.screenshot(path=arguments.out / f"{name}.png")
-                    window.check()
-                    sys.stdout.write(f"{arguments.out / name}.png\n")
-            server.stop()  # ends its job
-        finally:
-            server.kill()
+    with temporary_server() as server, launched() as browser:
+        for name in arguments.names or SHOTS:
+            take, options = SHOTS[name]
+            window = Studio(browser, server.url, **options)
+            page = take(window)
+            if name != "running":
+                page.wait_for_timeout(500)  # transitions end, and job values are drawn four times a second
+            page.screenshot(path=arguments.out / f"{name}.png")
+            window.check()
+            sys.stdout.write(f"{arguments.out / name}.png\n")
     return 0
 
 
