@@ -118,7 +118,17 @@ def test_tile_is_deleted_with_all_its_members(studio: Open, studio_url: str) -> 
 
 def test_origin_of_a_card_is_not_cut(studio: Open, studio_url: str) -> None:
     samples(studio_url, 2)
-    page = studio(studio_url).page("/gallery", ready=".or-stack-count:not(:empty)")
+    page = studio(studio_url).context.new_page()
+
+    def long_names(route: Any) -> None:
+        found = route.fetch().json()
+        for trace in found["data"]:
+            trace["checkpoint"] = "my-lab-nano-base-pesft-perpo-2r52-step-12000-best"
+        route.fulfill(json=found)
+
+    page.route("**/v1/traces?limit=24*", long_names)
+    page.goto(f"{studio_url}/gallery")
+    page.wait_for_selector(".or-card-origin:has-text('step-12000-best')")
     for width in (390, 1280, 1366, 1600):
         page.set_viewport_size({"width": width, "height": 800})
         becomes(page, CUT, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -50,10 +51,14 @@ def rude(server: Server, sent: bytes) -> Iterator[None]:
 
 
 def answered(client: httpx.Client, path: str) -> int:
-    """The status for a new connection; slow connections may be evicted."""
-    for _ in range(5):
+    """The status for a new connection. Slow connections may be evicted; a 503 is repeated after its Retry-After."""
+    for _ in range(20):
         with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            return client.get(path, headers={"Connection": "close"}).status_code
+            answer = client.get(path, headers={"Connection": "close"})
+            if answer.status_code != 503:
+                return answer.status_code
+            assert answer.json()["code"] == "too_many_connections", answer.text
+            time.sleep(float(answer.headers["retry-after"]))
     return client.get(path, headers={"Connection": "close"}).status_code
 
 
