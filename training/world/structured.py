@@ -184,7 +184,11 @@ def draw_table(shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], back
     draw = ImageDraw.Draw(image)
     size = cell_size(len(cells), len(cells[0]))
     for j in range(len(cells[0])):
-        put_digit(image, str(j + 1), (HEADING + size * j + size // 2, 8))
+        x = HEADING + size * j + size // 2
+        if size >= 12:
+            put_digit(image, str(j + 1), (x, 8))
+        else:
+            put_small_digit(image, str(j + 1), x - 1, 6)
     for i, names in enumerate(cells):
         y = HEADING + size * i
         put_shape(image, shapes[i], BLACK, (8, y + size // 2), min(12, size - 1))
