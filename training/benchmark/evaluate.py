@@ -1,10 +1,10 @@
 """Held-out evaluation on the task world: answers, drawings, malformed and blank images, with confidence intervals.
 
 Greedy decoding through the serving engine. Tasks come from the evaluation seeds (from 1,000,000,000), a quarter from
-each slice; the hard split is reported separately. A drawing is judged by the world's checkers against the decoded
+each slice; other levels are reported separately. A drawing is judged by the world's checkers against the decoded
 previous image. A text-only control gets the same questions and must not draw.
 
-Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard]``.
+Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard|1 … 8] [--first-seed N]``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Completion, Engine
-from model.engine.sequence import SamplingParams
+from model.engine.sequence import SamplingParams, sample_seed
 from model.images.codes import decode_codes, encode_images, image_energies, is_flat
 from training.benchmark.stats import wilson
 from training.scoring.grading import is_right
 from training.world.checkers import judge_drawings
-from training.world.task import Task
-from training.world.world import EVAL_SEED_MIN, SLICES, make_task
+from training.world.task import Level, Task
+from training.world.world import EVAL_SEED_MIN, SLICES, make_task, parse_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Prediction:
     tokens: int
 
 
-def evaluation_tasks(count: int, *, level: str = "normal", first: int = EVAL_SEED_MIN) -> list[Task]:
-    """`count` held-out tasks, the slices in turn."""
+def evaluation_tasks(count: int, *, level: Level = "normal", first: int = EVAL_SEED_MIN) -> list[Task]:
+    """`count` held-out tasks, the slices in turn. Raises ValueError beyond seed 2^53-1."""
     return [make_task(SLICES[i % len(SLICES)], first + i, level=level) for i in range(count)]
 
 
@@ -57,22 +57,35 @@ def evaluate(
     *,
     num_slots: int = 64,
     max_images: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 1,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
-    """Answer the tasks greedily and judge the answers.
+    """Answer the tasks and judge the answers: `samples` predictions of the first task, then of the next.
 
     Args:
         loaded: the checkpoint.
         tasks: the tasks.
         num_slots: concurrent sequences.
         max_images: maximum images per response; 0 for a text-only control, None for as many as fit.
+        temperature: of the sampling; 0 is greedy.
+        samples: responses to each task, each with random numbers of its own.
         on_finish: called with the number of finished responses.
 
     Raises:
         ValueError: the checkpoint cannot read images.
     """
-    answered = ask(loaded, tasks, num_slots=num_slots, max_images=max_images, on_finish=on_finish)
-    return [_judge(loaded, task, *answer) for task, answer in zip(tasks, answered, strict=True)]
+    answered = ask(
+        loaded,
+        tasks,
+        num_slots=num_slots,
+        max_images=max_images,
+        temperature=temperature,
+        samples=samples,
+        on_finish=on_finish,
+    )
+    asked = [task for task in tasks for _ in range(samples)]
+    return [_judge(loaded, task, *answer) for task, answer in zip(asked, answered, strict=True)]
 
 
 def ask(
@@ -81,9 +94,11 @@ def ask(
     *,
     num_slots: int = 64,
     max_images: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 1,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[tuple[tuple[int, ...], Completion]]:
-    """Answer the tasks greedily, each with the codes of its question's image.
+    """Answer the tasks, each answer with the codes of its question's image.
 
     Arguments and errors are those of :func:`evaluate`.
     """
@@ -93,8 +108,11 @@ def ask(
     questions = _encode(loaded, tasks)
     prompts = [template.prompt_ids(task.question, [codes]) for task, codes in zip(tasks, questions, strict=True)]
     engine = Engine(loaded.transformer, loaded.vocab, template, num_slots=num_slots, admissions_per_step=num_slots)
-    params = SamplingParams(temperature=0.0, max_images=max_images)
-    return list(zip(questions, engine.generate(prompts, params, on_finish=on_finish), strict=True))
+    params = [
+        SamplingParams(temperature=temperature, seed=sample_seed(task.seed, 1), max_images=max_images) for task in tasks
+    ]
+    completions = engine.generate(prompts, params, num_samples=samples, on_finish=on_finish)
+    return list(zip([codes for codes in questions for _ in range(samples)], completions, strict=True))
 
 
 def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, ...]]:
@@ -217,24 +235,29 @@ def run(
     checkpoint: str | Path,
     *,
     tasks: int = 1_000,
-    level: str = "normal",
+    level: Level = "normal",
+    first_seed: int = EVAL_SEED_MIN,
     out: Path | None = None,
     text_only: bool = False,
     on_finish: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder; with ``out``, write predictions (jsonl) and summary (json) there.
 
+    ``level`` may be a text: "5" is 5.
+
     Raises:
+        ValueError: an unknown level, or seeds beyond 2^53-1.
         CheckpointError: the folder is not a valid checkpoint.
     """
+    level = parse_level(str(level))
+    chosen = evaluation_tasks(tasks, level=level, first=first_seed)
     loaded = load_checkpoint(checkpoint)
-    chosen = evaluation_tasks(tasks, level=level)
     predictions = evaluate(loaded, chosen, max_images=0 if text_only else None, on_finish=on_finish)
     summary = summarize(predictions)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(asdict(p)) + "\n" for p in predictions)
         (out / "predictions.jsonl").write_text(rows)
-        about = {"checkpoint": loaded.name, "level": level, "first_seed": EVAL_SEED_MIN, "text_only": text_only}
+        about = {"checkpoint": loaded.name, "level": level, "first_seed": first_seed, "text_only": text_only}
         (out / "summary.json").write_text(json.dumps({**about, "results": summary}, indent=2) + "\n")
     return summary

@@ -24,7 +24,7 @@ from training.data.rows import Intake, Rejection
 from training.perpo.rollout import Prompt
 from training.spec.spec import UniTasksData
 from training.world.task import Task
-from training.world.world import RL_SEEDS, SLICES, make_task, require_training_seed
+from training.world.world import RL_SEEDS, SLICES, make_task, require_training_level, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 
@@ -64,13 +64,14 @@ class WorldPrompts:
         """Choose the tasks; ``seed`` is the job's.
 
         Raises:
-            ValueError: a seed lies in the evaluation range.
+            ValueError: a seed or level is kept for evaluation.
         """
         self._slices = tuple(data.slices or SLICES)
         first = data.first_seed
         self._first = RL_SEEDS.start + seed % 100 * SEEDS_A_RUN if first is None else first
         require_training_seed(self._first + data.num_samples - 1)
-        self._count, self._level, self._template, self._vq = data.num_samples, data.level, template, vq
+        self._count, self._level = data.num_samples, require_training_level(data.level)
+        self._template, self._vq = template, vq
         some = [self._task(i) for i in range(min(64, self._count))]
         images = template.vocab.tokens_per_image
         # The world has few phrasings: the longest of 64 plus a margin bounds all of them.
