@@ -27,7 +27,7 @@ from training.data.token_sets import ImageCoder, id_to_code
 from training.jobs.loop import RunStopped, provenance
 from training.nano.stages import CONTEXT_LEN, cached_tokens
 from training.pesft.loop import SFTModel, SFTSpec, train_sft
-from training.world.drills import VERIFYING
+from training.world.drills import BETWEEN, VERIFYING
 
 TOKENS_A_STEP = 3_072
 
@@ -76,7 +76,7 @@ def continue_base(
         config=loaded.config,
         transformer_state=transformer.state_dict(),
         tokenizer=base / "tokenizer.json",
-        manifest=replace(manifest, lineage=lineage),
+        manifest=replace(manifest, lineage=lineage, verifier=BETWEEN),
         vq_file=base / VQ_FILE,
         generation=GenerationDefaults(temperature=0.0, top_p=1.0),
         overwrite=True,
