@@ -67,6 +67,7 @@ class Manifest:
     images: ImageCount = field(default_factory=ImageCount)
     perception: Perception | None = None
     card_notes: str = ""
+    verifier: str = ""  # the question whose answer is the order between two images; "": untrained for that
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     lineage: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Manifest:
             "images": vars(self.images),
             "perception": None if perception is None else vars(perception),
             "card_notes": self.card_notes,
+            "verifier": self.verifier,
             "created_at": self.created_at,
             "lineage": self.lineage,
             "files": self.files,

@@ -143,7 +143,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
     templates = [Template("plain", vocab, text), Template("tagged", vocab, text)]
     coded = partial(drill_set, coder=ImageCoder(vq), templates=templates, context_len=CONTEXT_LEN)
     first = recipe.seed * DRILLS_OF_A_SEED
-    data = _cached(run_folder / "data.npz", partial(coded, first, recipe.drills))
+    data = cached_tokens(run_folder / "data.npz", partial(coded, first, recipe.drills))
     transformer = Transformer(config.transformer)
     transformer.init_weights(recipe.seed)
     _start_codes_from_codebook(transformer, vq, vocab, recipe.seed)
@@ -163,7 +163,7 @@ def base_stage(recipe: NanoRecipe, out: Path, *, resume: bool = False) -> Path:
         again.mkdir(exist_ok=True)
         if polish.traces:
             fresh = partial(coded, first + seen, polish.traces, shares=dict(polish.shares) or KINDS)
-            data = _cached(again / "data.npz", fresh)
+            data = cached_tokens(again / "data.npz", fresh)
             seen += polish.traces
         part = replace(spec, steps=polish.steps, lr=polish.lr, seed=spec.seed + number, label=again.name)
         part = replace(part, max_tokens=polish.tokens or spec.max_tokens)
@@ -203,7 +203,8 @@ def pesft_stage(
     run_folder = out / "runs" / name
     run_folder.mkdir(parents=True, exist_ok=True)
     vq, template = base.vq, base.template
-    data = _cached(run_folder / "data.npz", partial(_trace_set, recipe, vq, template, variant, count=recipe.traces))
+    traces = partial(_trace_set, recipe, vq, template, variant)
+    data = cached_tokens(run_folder / "data.npz", partial(traces, count=recipe.traces))
     weight = recipe.perception_weight if variant == "interleaved" else 0.0
     main = run_folder.with_name(pesft_name("interleaved", 1.0) + name.removeprefix(pesft_name(variant, weight)))
     spec = SFTSpec(
@@ -225,8 +226,8 @@ def pesft_stage(
         again = run_folder / ("polish" if number == 0 else f"polish-{number + 1}")
         if polish.traces:
             again.mkdir(exist_ok=True)
-            fresh = partial(_trace_set, recipe, vq, template, variant, first=seen, shares=polish.shares)
-            data = _cached(again / "data.npz", partial(fresh, count=polish.traces))
+            fresh = partial(traces, first=seen, shares=polish.shares)
+            data = cached_tokens(again / "data.npz", partial(fresh, count=polish.traces))
             seen += polish.traces
         part = replace(spec, steps=polish.steps, lr=polish.lr, seed=spec.seed + number, label=again.name)
         train_sft(part, model, data, again, resume=resume)
@@ -354,7 +355,8 @@ def _length_share(data: TokenSet, main: Path) -> float:
     return float(data.lengths.mean() / TokenSet.load(main / "data.npz").lengths.mean())
 
 
-def _cached(path: Path, build: Callable[[], TokenSet]) -> TokenSet:
+def cached_tokens(path: Path, build: Callable[[], TokenSet]) -> TokenSet:
+    """The token set stored at ``path``; it is built and stored if missing."""
     if path.exists():
         return TokenSet.load(path)
     data = build()

@@ -56,6 +56,20 @@ LOCATING: Final[dict[str, float]] = {
     "direct": 0.01,
     "chain": 0.02,
 }
+# Shares of the last drills: the same with the inverse of orders, which makes the base a judge of its own drawings.
+VERIFYING: Final[dict[str, float]] = {
+    "describe": 0.03,
+    "picture": 0.01,
+    "copy": 0.01,
+    "draw": 0.1,
+    "move": 0.03,
+    "order": 0.66,
+    "between": 0.1,
+    "ask": 0.03,
+    "direct": 0.01,
+    "chain": 0.02,
+}
+BETWEEN: Final = "What was done between the two images?"
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,8 @@ class Drill:
     "direct" and "chain" are tasks without images in the response: the template renders `steps` (texts; none for
     "direct") and `answer`, and `response` has the same as plain text. `earlier` is given before `image`: the image
     before the newest ink. `more` are further given orders, each with its requested image. "order" is "draw" or "move"
-    in plain words, on an image without other ink.
+    in plain words, on an image without other ink. "between" is the inverse of "order": the response names what changed
+    `earlier` into `image`.
     """
 
     kind: str
@@ -76,10 +91,11 @@ class Drill:
     answer: str | None = None
     earlier: Image.Image | None = None
     more: tuple[tuple[str, Image.Image], ...] = ()
+    order: str = ""
 
 
 def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float] = KINDS) -> Drill:
-    """The drill of a seed; `kind` forces one of `KINDS` or "order", `shares` weight the kinds.
+    """The drill of a seed; `kind` forces one of `KINDS`, "order" or "between", `shares` weight the kinds.
 
     Raises:
         ValueError: a seed of the evaluation, or an unknown kind.
@@ -108,11 +124,13 @@ def make_drill(seed: int, *, kind: str | None = None, shares: Mapping[str, float
         return _move_drill(rng)
     if name == "order":
         return replace((_draw_drill if rng.random() < 0.8 else _move_drill)(rng, bare=True), kind=name)
+    if name == "between":
+        return _between_drill(rng)
     if name == "ask":
         view = random_view(rng)
         question, answer = rng.choice(view.facts)
         return Drill(name, question, _inked(rng, view, 0.4)[-1] if "Where" in question else view.image, (answer,))
-    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order'))}")
+    raise ValueError(f"unknown kind {name!r}: one of {', '.join((*KINDS, 'order', 'between'))}")
 
 
 def _inked(rng: Random, view: View, share: float) -> list[Image.Image]:
@@ -131,7 +149,7 @@ def _move_drill(rng: Random, *, bare: bool = False) -> Drill:
     view = MAKERS[rng.choice(MOVING)][0](rng)
     text, after = rng.choice(view.moves)
     words = say(rng, text, f"Next state: {text[0].lower()}{text[1:]}") if bare else worded(rng, text, view)
-    return Drill("move", words, view.image, (after,))
+    return Drill("move", words, view.image, (after,), order=text)
 
 
 def _is_named_zoom(given: Extra) -> bool:
@@ -168,7 +186,15 @@ def _draw_drill(rng: Random, *, bare: bool = False) -> Drill:
         stated(rng, text) if bare else worded(rng, text, view) for text in (given.text, *(text for text, _ in more))
     ]
     further = tuple((text, image) for text, (_, image) in zip(words[1:], more, strict=True))
-    return Drill("draw", words[0], images[-1], (drawn,), earlier=earlier, more=further)
+    return Drill("draw", words[0], images[-1], (drawn,), earlier=earlier, more=further, order=given.text)
+
+
+def _between_drill(rng: Random) -> Drill:
+    made = (_draw_drill if rng.random() < 0.7 else _move_drill)(rng, bare=rng.random() < 0.7)
+    question = say(rng, BETWEEN, BETWEEN, "What changed from the first image to the second?", "Which step was this?")
+    (after,) = made.response
+    assert isinstance(after, Image.Image)
+    return Drill("between", question, after, (made.order,), earlier=made.image, order=made.order)
 
 
 def _task_drill(kind: str, rng: Random, seed: int) -> Drill:

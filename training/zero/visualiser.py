@@ -11,7 +11,6 @@ Knows nothing of jobs, files or training. A candidate's `right`, if the world kn
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from model.engine.engine import Engine, useful_slots
 from model.engine.sequence import SamplingParams, Status
 from model.images.codes import copied_share, decode_codes, encode_images, is_flat, perception_score, tv_energy
 from model.seeds import mixed_seed
+from model.text.instructions import as_instruction
 from model.text.template import ImagePart, StepPart, Template, TextPart
 from training.scoring.rewards import changes_nothing
 from training.world.checkers import check_step
@@ -278,23 +278,6 @@ class Visualiser:
 
 
 _LANCZOS = Image.Resampling.LANCZOS
-_SUBJECT = re.compile(r"^(?:(?:first|now|next|then|so|finally),?\s+)?I\s+(?:now\s+|then\s+|will\s+)?", re.IGNORECASE)
-_LABEL = re.compile(r"[^:]*\w:\s+(?=I\s)")  # "Number two: "
-
-
-def as_instruction(text: str) -> str:
-    """Rephrase a first-person thought as an instruction, the form in which bases learn to draw.
-
-    >>> as_instruction("It is at 4. Link 2: I draw a line from red to blue.")
-    'Link 2: draw a line from red to blue.'
-    """
-    parts = re.split(r"(?<=[.!?])\s+", text.strip())
-    said = next((part for part in parts if re.search(r"\bI\s+\w", part)), parts[-1])
-    label = match[0] if (match := _LABEL.match(said)) else ""
-    said = said[len(label) :]
-    said = _SUBJECT.sub("", said) if _SUBJECT.match(said) else re.sub(r"\s+I\s+(?=\w)", " ", said, count=1)
-    said = label + said.rstrip(" .:") + "."
-    return said[0].upper() + said[1:]
 
 
 def best(candidates: Sequence[Candidate], score: str) -> int | None:

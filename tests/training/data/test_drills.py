@@ -14,7 +14,7 @@ from training.data.drills import drill_images, render_drill
 from training.skills import Action, apply
 from training.world.asking import MAKERS, drawing, random_view, worded
 from training.world.canvas import COLOURS
-from training.world.drills import DRAWING, LOCATING, make_drill
+from training.world.drills import DRAWING, LOCATING, VERIFYING, make_drill
 from training.world.lines import axes, rays, walls
 
 INK = ("in there", "from there", "to its", "below it.", "above it.", "next ")  # references to earlier drawings
@@ -110,9 +110,25 @@ def test_plain_order_has_no_additions() -> None:
     assert {"I mark", "Mark "} <= {text[:6].rstrip("a") if text.startswith("I m") else text[:5] for text in words}
 
 
+def test_inverse_drill_names_the_order_between_two_images() -> None:
+    drills = [make_drill(seed, kind="between") for seed in range(300)]
+    orders = [drill.response[0] for drill in drills]
+    for drill, order in zip(drills, orders, strict=True):
+        assert isinstance(order, str)
+        assert order == drill.order
+        assert drill.earlier is not None
+        assert drill.image is not None
+        assert len(drill_images(drill)) == 2
+    same = [drill.earlier.tobytes() == drill.image.tobytes() for drill in drills if drill.earlier and drill.image]
+    assert sum(same) < 0.05 * len(drills), "only moves that move nothing"
+    assert len(set(orders)) > 100
+    assert {"Draw", "Mark", "Zoom", "Tilt"} <= {str(order).split()[0] for order in orders}
+    assert not any(str(order).startswith(("I ", "Now", "First", "Then")) for order in orders), "as an instruction"
+
+
 def test_shares_weight_the_kinds_of_drills() -> None:
     assert {make_drill(seed, shares={"move": 1.0}).kind for seed in range(20)} == {"move"}
-    assert sum(DRAWING.values()) == sum(LOCATING.values()) == pytest.approx(1.0)
+    assert sum(DRAWING.values()) == sum(LOCATING.values()) == sum(VERIFYING.values()) == pytest.approx(1.0)
     drawn = [make_drill(seed, shares=DRAWING).kind for seed in range(300)]
     assert 0.7 < sum(kind in ("draw", "move") for kind in drawn) / 300 < 0.92
 

@@ -29,7 +29,6 @@ from training.zero.visualiser import (
     DrawnChain,
     DrawnStep,
     Visualiser,
-    as_instruction,
     best,
     leave_out_the_unsure,
 )
@@ -101,24 +100,6 @@ def test_tagged_base_draws_inside_its_brackets(tiny_tagged_checkpoint: Path) -> 
     parser.finish()
     assert parser.well_formed
     assert parser.steps == [("I look.", tuple(range(16))), ("There.", tuple(range(20, 36)))]
-
-
-@pytest.mark.parametrize(
-    ("thought", "instruction"),
-    [
-        ("I draw a box around the red star.", "Draw a box around the red star."),
-        ("First I draw a box around it.", "Draw a box around it."),
-        ("Number two: I mark the next star.", "Number two: mark the next star."),
-        ("I mark a circle: that is one.", "Mark a circle: that is one."),
-        ("From its top I draw a line across.", "From its top draw a line across."),
-        ("It is at 6. I draw a line to the axis.", "Draw a line to the axis."),
-        ("Next state: everything slides right.", "Next state: everything slides right."),
-        ("The walker moves up.", "The walker moves up."),
-        ("", "."),
-    ],
-)
-def test_thought_becomes_an_instruction(thought: str, instruction: str) -> None:
-    assert as_instruction(thought) == instruction
 
 
 def test_candidate_logprobs_match_the_model(tiny: LoadedCheckpoint) -> None:

@@ -1,0 +1,54 @@
+"""The study of the verifier: pairs within steps, best of n, and a run from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.nano.more_drills import main as more_drills
+from training.studies.verifier import Step, main, summarise
+
+
+def step(right: tuple[bool, ...], values: tuple[float, ...], family: str = "find") -> Step:
+    other = dict.fromkeys(("perception", "likelihood", "share"), tuple(0.0 for _ in right))
+    return Step("1", family, right, {"verifier": values, **other})
+
+
+def test_pairs_are_counted_within_steps() -> None:
+    one = step((True, False, False, True), (0.0, -1.0, 0.0, -2.0))
+    assert one.pairs == 4
+    assert one.won("verifier") == 1 + 0.5  # 0 beats -1 and ties with 0; -2 beats nothing
+    assert one.won("share") == 2.0, "ties count half"
+    assert step((True, True), (0.0, 1.0)).pairs == 0
+
+
+def test_score_chooses_among_the_candidates_of_a_step() -> None:
+    steps = [step((False, True), (-2.0, -1.0)), step((True, False), (-2.0, -1.0)), step((True, True), (0.0, 0.0))]
+    found = summarise(steps)["all"]
+    assert found["first_right"][0] == pytest.approx(2 / 3)
+    assert found["any_right"][0] == 1.0
+    assert found["verifier"]["best_right"][0] == pytest.approx(2 / 3)
+    assert found["share"]["best_right"] == found["first_right"], "equal scores: the first"
+    assert found["verifier"]["auc"][0] == 0.5
+
+
+def test_families_do_not_mix() -> None:
+    found = summarise([step((True, False), (5.0, 4.0)), step((True, False), (1.0, 2.0), "tilt")])
+    assert found["find"]["verifier"]["auc"][0] == 1.0
+    assert found["tilt"]["verifier"]["auc"][0] == 0.0
+
+
+def test_study_runs_on_a_base_with_inverse_drills(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--first-seed", "500000", "--drills", "16", "--steps", "1"]
+    assert more_drills([str(family / "nano-base"), str(tmp_path / "more"), *given]) == 0
+    small = ["--chains", "4", "--candidates", "2", "--out", str(tmp_path / "study")]
+    assert main([str(tmp_path / "more" / "checkpoint"), *small]) == 0
+    found = json.loads((tmp_path / "study" / "verifier.json").read_text())
+    assert found["all"]["steps"] == sum(row["steps"] for name, row in found.items() if name != "all")
+    capsys.readouterr()
+    assert main([str(family / "nano-base"), *small]) == 2
+    assert "no verifier" in capsys.readouterr().err
