@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -65,20 +67,45 @@ def test_scripts_may_arrive_in_any_order(studio: Open, slow_url: str, path: str,
     page.wait_for_selector(PAGES[path], state="attached")
 
 
+IMPORTED = re.compile(r"""\bfrom\s*["'](\.[^"']+)["']""")
+
+
+def roots(sources: dict[str, str]) -> list[str]:
+    """The scripts that no other of them imports. A module runs with its root: only a root can be late on its own."""
+    imported = {urljoin(url, found) for url, source in sources.items() for found in IMPORTED.findall(source)}
+    return sorted(url for url in sources if url not in imported)
+
+
+def test_roots_are_imported_by_no_other_script() -> None:
+    page, shared, icon = "http://a/static/x/page.js", "http://a/static/shared/dom.js", "http://a/static/x/icon.js"
+    sources = {page: "import { h } from '../shared/dom.js';\nexport * from './icon.js';", shared: "", icon: ""}
+    assert roots(sources) == [page]
+
+
 def test_every_script_may_arrive_last(studio: Open, slow_url: str) -> None:
     """Including Gradio's text box, which our modules must not depend on."""
     window = studio(slow_url)
-    names: set[str] = set()
+    ours: dict[str, str] = {}
+    gradio: set[str] = set()
+
+    def note(response: Any) -> None:
+        url = response.url.split("?")[0]
+        if url.endswith(".js") and "/static/" in url:
+            ours[url] = response.text()
+        elif "/assets/Index-" in url or "/assets/HTML-" in url:
+            gradio.add(url)
+
     page = opened(window)
-    page.on("request", lambda request: names.add(request.url) if request.url.split("?")[0].endswith(".js") else None)
+    page.on("requestfinished", lambda request: note(request.response()))
     page.goto(slow_url)
     page.wait_for_selector(PAGES["/"], state="attached")
     page.close()
-    late = sorted(name for name in names if "/static/" in name or "/assets/Index-" in name or "/assets/HTML-" in name)
-    assert len(late) > 10
+    late = [*roots(ours), *sorted(url for url in gradio if url.endswith(".js"))]
+    assert any("/static/studio/studio.js" in url for url in late)
+    assert len(late) > 3
     for name in late:
         page = opened(window)
-        held = HeldBack(page, name)
+        held = HeldBack(page, f"{name}*")
         page.goto(slow_url, wait_until="commit")
         page.wait_for_timeout(HELD_MS)
         held.let_all_go()
