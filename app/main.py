@@ -55,6 +55,7 @@ from app.http.routes import (
     traces,
     why,
 )
+from app.jobs.custom import CustomRules
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
@@ -313,7 +314,8 @@ def _traces(
 
 def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str]) -> JobService:
     """The training jobs."""
-    intake = JobIntake(core.db, registry, core.images, home=core.home, roots=core.settings.allowed_roots)
+    roots, custom = core.settings.allowed_roots, CustomRules(core.settings.rewards_dir)
+    intake = JobIntake(core.db, registry, core.images, home=core.home, roots=roots, custom=custom)
     return JobService(
         core.settings,
         db=core.db,

@@ -316,6 +316,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "max_upload_bytes": 20_000_000,
         "queue": {"running": 0, "waiting": 0, "max": 64},
     },
+    "ExtensionsOut": {
+        "rewards": [{"file": "own_reward.py:tidy", "description": "Between 0 and 1: a third each for few steps."}],
+        "families": [{"name": "dots", "package": "my-tasks 1.0"}],
+        "files_allowed": True,
+    },
     "RoomOut": {"prompt_tokens": 76, "room_tokens": 692, "room_images": 10},
     "RewardOut": {
         "accuracy": 1.0,

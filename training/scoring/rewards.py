@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from model.checkpoint.manifest import Perception
 from model.images.codes import copied_share, is_flat, perception_score, tv_energy
 from model.text.parser import ImageCompleted, ImageStarted
 from model.text.template import Template
+from training.scoring.custom import CustomValue, flat_values
 from training.scoring.grading import grade
 from training.skills import Action, ActionError
 from training.spec.hyperparameters import RewardHyperparameters
@@ -58,15 +59,22 @@ class RewardBreakdown:
     answer: str | None = None
     steps: tuple[tuple[str, tuple[int, ...] | None], ...] = ()
     images: tuple[ImageScore, ...] = ()
+    custom: Mapping[str, CustomValue] = field(default_factory=dict)  # rewards of your own, by label
 
-    def as_dict(self) -> dict[str, float]:
-        """The four numbers by name."""
-        return {
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name; ``custom`` has those of your own rewards and of their parts, if there are any."""
+        shown: dict[str, Any] = {
             "total": self.total,
             "accuracy": self.accuracy,
             "format": self.format,
             "perception": self.perception,
         }
+        return shown | ({"custom": self.custom_numbers} if self.custom else {})
+
+    @property
+    def custom_numbers(self) -> dict[str, float]:
+        """Values of your own rewards by label, and those of their parts as ``label/part``."""
+        return flat_values(self.custom)
 
 
 class Scorer:
@@ -219,6 +227,10 @@ def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
         mean = sum(column) / len(column) if column else 0.0
         values[f"reward/{name}"] = mean
         values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0
+    numbers = [r.custom_numbers for r in rewards]
+    for name in sorted({name for one in numbers for name in one}):
+        column = [one[name] for one in numbers if name in one]
+        values[f"reward/custom/{name}"] = sum(column) / len(column)
     images = [image for r in rewards for image in r.images]
     for name, verdict in (("blank", "flat"), ("copied", "copied"), ("capped", "capped"), ("malformed", "malformed")):
         count = sum(image.verdict == verdict for image in images)

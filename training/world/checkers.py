@@ -19,7 +19,7 @@ from PIL import Image
 
 from training.skills import INK, apply
 from training.world.canvas import STATE_COLOURS, zoom
-from training.world.task import SIZE, BoxTarget, LineTarget, MarkTarget, StateTarget, Task, ZoomTarget
+from training.world.task import SIZE, BoxTarget, LineTarget, MarkTarget, OwnTarget, StateTarget, Task, ZoomTarget
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -70,6 +70,8 @@ def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) ->
     if drawn.size != (SIZE, SIZE) or previous.size != (SIZE, SIZE):
         raise ValueError(f"expected an image of {SIZE}x{SIZE} pixels, got {drawn.size} after {previous.size}")
     target = task.steps[k - 1].target
+    if isinstance(target, OwnTarget):
+        return bool(target.accepts(previous, drawn))
     before, after = _array(previous), _array(drawn)
     if isinstance(target, StateTarget):
         return _state_is_right(target, after)

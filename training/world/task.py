@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -54,7 +55,14 @@ class StateTarget:
     cells: tuple[tuple[float, float, str], ...]
 
 
-Target = BoxTarget | MarkTarget | LineTarget | ZoomTarget | StateTarget
+@dataclass(frozen=True)
+class OwnTarget:
+    """Whatever this function of the previous image and the drawing accepts, for task families from elsewhere."""
+
+    accepts: Callable[[Image.Image, Image.Image], bool] = field(repr=False)
+
+
+Target = BoxTarget | MarkTarget | LineTarget | ZoomTarget | StateTarget | OwnTarget
 
 
 @dataclass(frozen=True)
