@@ -223,6 +223,8 @@ def build_services(
     intake = Intake(core.images, image_intake, registry, core.world)
     servers = ServerWatch(core.db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
     service, interventions = _traces(core, registry, intake, servers)
+    tokens = TokenService(core.db, intake, registry, generation)
+    jobs = _jobs(core, registry, activation, job_command)
     services = Services(
         settings=settings,
         db=core.db,
@@ -240,14 +242,14 @@ def build_services(
         intake=intake,
         traces=service,
         groups=GroupService(core.db, core.events, service),
-        tokens=TokenService(core.db, intake, registry, generation),
+        tokens=tokens,
         interventions=interventions,
-        jobs=_jobs(core, registry, activation, job_command),
+        jobs=jobs,
         servers=servers,
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(core.db),
         metrics=core.metrics,
-        grader=Grader(),
+        grader=Grader(jobs.custom, tokens.parts, core.images.read),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
     publish(services)

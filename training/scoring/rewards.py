@@ -15,36 +15,25 @@ Without images R_Pe is 0. The authors' code rewards trajectories without images 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.checkpoint.manifest import Perception
-from model.images.codes import copied_share, is_flat, perception_score, tv_energy
+from model.images.codes import copied_share, tv_energy
 from model.text.parser import ImageCompleted, ImageStarted
 from model.text.template import Template
 from training.scoring.custom import CustomValue, flat_values
 from training.scoring.grading import grade
-from training.skills import Action, ActionError
+from training.scoring.guards import ImageScore as ImageScore
+from training.scoring.guards import aggregate as aggregate
+from training.scoring.guards import changes_nothing as changes_nothing
+from training.scoring.guards import guarded_score
 from training.spec.hyperparameters import RewardHyperparameters
-
-ImageVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
-_CALL = re.compile(r"\b(?:ZOOM|PRED)\([^()]*\)")
-_NO_CHANGE = frozenset({"none", "nothing", "no change", "stay", "stays", "identity"})
-
-
-@dataclass(frozen=True, slots=True)
-class ImageScore:
-    """One image: its energy E_2D (NaN if malformed), its score and the deciding guard."""
-
-    energy: float
-    score: float
-    verdict: ImageVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,34 +152,8 @@ class Scorer:
             return ImageScore(math.nan, 0.0, "malformed")
         rows, columns = self._template.vocab.grid
         energy = float(tv_energy(self._codebook[torch.tensor(list(codes))].view(rows, columns, -1)))
-        if is_flat(codes, self.perception, energy):
-            return ImageScore(energy, 0.0, "flat")
-        if previous is not None and copied_share(codes, previous) >= self.settings.copied_share:
-            return ImageScore(energy, 0.0, "copied")
-        limit = self.perception.energy_p95
-        capped = limit is not None and energy < limit
-        return ImageScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
-
-
-def aggregate(scores: Sequence[float], how: Literal["mean", "min"] = "mean") -> float:
-    """R_Pe of a trajectory from its images' scores (Eq. 11); 0 without images."""
-    if not scores:
-        return 0.0
-    return min(scores) if how == "min" else sum(scores) / len(scores)
-
-
-def changes_nothing(text: str) -> bool:
-    """Whether a step's text names an action without effect: a zoom on the whole image, PRED(none)."""
-    for call in _CALL.findall(text):
-        try:
-            action = Action.parse(call)
-        except ActionError:
-            continue
-        if action.name == "ZOOM" and tuple(action.args) == (0.0, 0.0, 1.0, 1.0):
-            return True
-        if action.name == "PRED" and str(action.args[0]).lower() in _NO_CHANGE:
-            return True
-    return False
+        copied = 0.0 if previous is None else copied_share(codes, previous)
+        return guarded_score(codes, energy, copied, self.perception, self.settings.copied_share)
 
 
 @dataclass(frozen=True)

@@ -96,3 +96,10 @@ class Task:
         """For example "natural-1000000123"; of the hard split "natural-hard-1000000123"."""
         middle = "" if self.split == "normal" else f"-{self.split}"
         return f"{self.slice}{middle}-{self.seed}"
+
+
+def identity_steps(task: Task) -> frozenset[int]:
+    """Steps of a task (from 1) whose right image equals the previous one: a walker that stays, a row that is sorted."""
+    images = [task.image, *(step.image for step in task.steps)]
+    same = (k for k in range(1, len(images)) if images[k].tobytes() == images[k - 1].tobytes())
+    return frozenset(same)
