@@ -55,6 +55,7 @@ from app.http.routes import (
     traces,
     why,
 )
+from app.jobs.custom import CustomRules
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
@@ -222,6 +223,8 @@ def build_services(
     intake = Intake(core.images, image_intake, registry, core.world)
     servers = ServerWatch(core.db, lambda: home.server_id, dead_after_s=settings.dead_after_s)
     service, interventions = _traces(core, registry, intake, servers)
+    tokens = TokenService(core.db, intake, registry, generation)
+    jobs = _jobs(core, registry, activation, job_command)
     services = Services(
         settings=settings,
         db=core.db,
@@ -239,14 +242,14 @@ def build_services(
         intake=intake,
         traces=service,
         groups=GroupService(core.db, core.events, service),
-        tokens=TokenService(core.db, intake, registry, generation),
+        tokens=tokens,
         interventions=interventions,
-        jobs=_jobs(core, registry, activation, job_command),
+        jobs=jobs,
         servers=servers,
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(core.db),
         metrics=core.metrics,
-        grader=Grader(),
+        grader=Grader(jobs.custom, tokens.parts, core.images.read),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
     publish(services)
@@ -313,7 +316,8 @@ def _traces(
 
 def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str]) -> JobService:
     """The training jobs."""
-    intake = JobIntake(core.db, registry, core.images, home=core.home, roots=core.settings.allowed_roots)
+    roots, custom = core.settings.allowed_roots, CustomRules(core.settings.rewards_dir)
+    intake = JobIntake(core.db, registry, core.images, home=core.home, roots=roots, custom=custom)
     return JobService(
         core.settings,
         db=core.db,

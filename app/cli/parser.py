@@ -230,6 +230,8 @@ def _add_grade(commands: _Commands[_Parser]) -> None:
         "--choice", action="append", default=[], metavar="TEXT", help="an option of the question; repeat in order"
     )
     parser.add_argument("--similarity", action="store_true", help="award partial credit for similar text")
+    reward = "a reward of yours to try: FILE.py:FUNCTION, the name of an entry point, or a URL; repeatable"
+    parser.add_argument("--reward", action="append", default=[], metavar="REWARD", help=reward)
     parser.add_argument("--json", action="store_true")
 
 

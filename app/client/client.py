@@ -25,7 +25,8 @@ from app.client.errors import BadInput, MalformedAnswer, OmniError, api_error
 from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
 from app.client.sse import Cursor, Event
-from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Reward, Sampling, StoredImage, Task, Trace
+from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Sampling, StoredImage, Task, Trace
+from app.client.types_rewards import Extensions, Reward
 from app.client.why import WhyCalls
 from app.contract.words import Drain, Fit, Mode
 
@@ -244,11 +245,29 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls):
         choices: Sequence[str] | Mapping[str, str] = (),
         *,
         similarity: bool = False,
+        reward: Mapping[str, Any] | None = None,
     ) -> Reward:
-        """Grades an answer as training and benchmarks do; `choices` in order, or by label."""
+        """Grades an answer as training and benchmarks do; `choices` in order, or by label.
+
+        `reward` has weights and `custom` rewards of your own, as in a job.
+        """
         given = dict(choices) if isinstance(choices, Mapping) else list(choices)
-        body = {"answer": answer, "reference": reference, "choices": given, "similarity": similarity}
+        body: dict[str, Any] = {"answer": answer, "reference": reference, "choices": given, "similarity": similarity}
+        if reward is not None:
+            body["reward"] = dict(reward)
         return cast(Reward, self._json("POST", "/v1/rewards", json=body))
+
+    def trace_reward(
+        self, trace_id: str, reference: str | None = None, *, reward: Mapping[str, Any] | None = None
+    ) -> Reward:
+        """Scores a completed trace: answer, format, drawings, total. A task's trace needs no `reference`."""
+        given = {"trace_id": trace_id, "reference": reference, "reward": reward}
+        body = {name: value for name, value in given.items() if value is not None}
+        return cast(Reward, self._json("POST", "/v1/rewards", json=body))
+
+    def extensions(self) -> Extensions:
+        """The rewards and task families of your own that the server knows."""
+        return cast(Extensions, self._json("GET", "/v1/extensions"))
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """All checkpoints that the server knows, unusable ones with their problem."""

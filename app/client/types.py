@@ -43,6 +43,7 @@ class StepImage(StoredImage):
 
     skill: NotRequired[str | None]
     stats: dict[str, Any]
+    right: NotRequired[bool | None]
 
 
 class Step(TypedDict):
@@ -288,16 +289,6 @@ class Readiness(TypedDict):
     weight_version: int | None
     detail: str
     version: str
-
-
-class Reward(TypedDict):
-    """The grade of an answer."""
-
-    accuracy: float
-    check: str
-    answer: str
-    reference: str
-    details: dict[str, str]
 
 
 class Progress(TypedDict):

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     )
     allowed_hosts: StringList = Field((), description="Additional accepted `Host` names, comma-separated.")
     allowed_roots: PathList = Field((), description="Folders outside the home that may hold checkpoints.")
+    rewards_dir: Path | None = Field(
+        None,
+        description="Folder, outside the home, whose Python files jobs may use as rewards: anyone who may start "
+        "jobs may then run them (default: none).",
+    )
     cors_origins: StringList = Field((), description="Origins allowed to call from a browser, comma-separated.")
     log_format: Literal["text", "json"] = Field("text", description="Format of the log lines on stderr.")
     access_log: bool = Field(True, description="Log every answered request.")
@@ -97,9 +102,11 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    @field_validator("home", mode="after")
+    @field_validator("home", "rewards_dir", mode="after")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
+    def _expand(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
         if "\0" in str(value):
             raise ValueError("must not contain the NUL character")
         try:
@@ -109,7 +116,7 @@ class Settings(BaseSettings):
                 f"{value} cannot be resolved ({str(error).rstrip('.')}); set it to a folder you own"
             ) from None
 
-    @field_validator("home", mode="before")
+    @field_validator("home", "rewards_dir", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
         if value == "":
@@ -143,6 +150,14 @@ class Settings(BaseSettings):
                 f"OMNI_R1_HOST={self.host} accepts connections from other machines without a key: "
                 "set OMNI_R1_API_KEY, or use 127.0.0.1 (with an SSH tunnel for remote access)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _uploads_are_no_rewards(self) -> Settings:
+        if self.rewards_dir is not None:
+            home, rewards = self.home.resolve(), self.rewards_dir.resolve()
+            if home.is_relative_to(rewards) or rewards.is_relative_to(home):
+                raise ValueError("OMNI_R1_REWARDS_DIR must lie outside OMNI_R1_HOME, which holds what callers upload")
         return self
 
     @property

@@ -36,6 +36,7 @@ class ImageStatsOut(Out):
     flatness: float = Field(description="share of the most common code")
     tv: float = Field(description="E_2D: mean squared distance of neighbouring codes")
     perception_reward: float = Field(description="R_Pe; 0 for a flat image")
+    copied: float | None = Field(None, description="share of codes that equal those of the image before, if known")
 
 
 class TraceQueuedData(Out):

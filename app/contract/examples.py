@@ -169,6 +169,12 @@ INPUT_ITEM: dict[str, Any] = {
 
 MODEL = {"id": "nano-omni-r1", "object": "model", "created": 1_795_399_607, "owned_by": "omni-r1"}
 
+REWARDS: dict[str, dict[str, Any]] = {
+    "answer": {"answer": "The answer is 5 km.", "reference": "5000 m"},
+    "options": {"answer": "(B)", "reference": "blue", "choices": ["red", "blue"]},
+    "trace": {"trace_id": TRACE_ID},
+    "own reward": {"trace_id": TRACE_ID, "reward": {"custom": {"file": "own_reward.py:tidy", "weight": 0.1}}},
+}
 JOB_SPEC = {
     "method": "pesft",
     "base_checkpoint": "nano-base",
@@ -274,7 +280,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "LimitsIn": {"question": QUESTION, "images": 1},
     "CheckpointCreate": {"source": "checkpoints/circles", "name": "circles"},
     "ActivateIn": {"drain": "wait"},
-    "RewardIn": {"answer": "The answer is 5 km.", "reference": "5000 m"},
+    "RewardIn": REWARDS["answer"],
     "Trace": TRACE,
     "TraceList": {"data": [TRACE_ENTRY], "has_more": False},
     "ImageOut": QUESTION_IMAGE,
@@ -315,6 +321,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "max_question_chars": 8000,
         "max_upload_bytes": 20_000_000,
         "queue": {"running": 0, "waiting": 0, "max": 64},
+    },
+    "ExtensionsOut": {
+        "rewards": [{"file": "own_reward.py:tidy", "description": "Between 0 and 1: a third each for few steps."}],
+        "families": [{"name": "dots", "package": "my-tasks 1.0"}],
+        "files_allowed": True,
     },
     "RoomOut": {"prompt_tokens": 76, "room_tokens": 692, "room_images": 10},
     "RewardOut": {

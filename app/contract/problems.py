@@ -67,6 +67,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_url": (422, "Only data: URLs are supported"),
     "no_such_step": (422, "The trace has no such step"),
     "no_such_token": (422, "The step has no such token"),
+    "reward_failed": (422, "The reward cannot score this answer"),
     "bad_edit": (422, "The edit is not possible"),
     "incompatible_checkpoint": (422, "The checkpoint cannot draw these images"),
     "bad_place": (422, "The question refers to a missing image"),

@@ -169,6 +169,7 @@ class StepImage(ImageOut):
 
     skill: str | None = None
     stats: dict[str, Any] = Field(default_factory=dict)
+    right: bool | None = Field(None, description="the checkers' verdict, on a finished trace of a task")
 
 
 class StepOut(Out):

@@ -46,6 +46,30 @@ class RoomOut(Out):
     )
 
 
+class KnownReward(Out):
+    """A reward of your own that a job may name in `reward.custom`, by `name` or by `file`."""
+
+    name: str | None = Field(None, description="an entry point of the group `omni_r1.rewards`")
+    file: str | None = Field(None, description="a function of a file in `OMNI_R1_REWARDS_DIR`, as `file.py:function`")
+    package: str | None = Field(None, description="name and version of the package that has the entry point")
+    description: str | None = Field(None, description="first line of the function's docstring")
+
+
+class KnownFamily(Out):
+    """A task family of your own: data for jobs as `{"source": "tasks", "family": name}`."""
+
+    name: str = Field(description="an entry point of the group `omni_r1.tasks`")
+    package: str = Field(description="name and version of the package that has it")
+
+
+class ExtensionsOut(Out):
+    """The rewards and task families of your own that this server knows."""
+
+    rewards: list[KnownReward]
+    families: list[KnownFamily]
+    files_allowed: bool = Field(description="whether `OMNI_R1_REWARDS_DIR` is set")
+
+
 class Ready(Out):
     """The server's state."""
 

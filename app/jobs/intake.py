@@ -14,6 +14,7 @@ from typing import Any
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.contract.problems import Problem, field_problem
+from app.jobs.custom import CustomRules, use_allowed
 from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.images import ImageStore
@@ -31,13 +32,21 @@ class JobIntake:
     """Validates the jobs of one server."""
 
     def __init__(
-        self, db: Database, checkpoints: CheckpointRegistry, images: ImageStore, *, home: Home, roots: Sequence[Path]
+        self,
+        db: Database,
+        checkpoints: CheckpointRegistry,
+        images: ImageStore,
+        *,
+        home: Home,
+        roots: Sequence[Path],
+        custom: CustomRules,
     ) -> None:
         self._db = db
         self._checkpoints = checkpoints
         self._images = images
         self._home = home
         self._roots = (home.path, *roots)
+        self.custom = custom
 
     def check(self, spec: AnySpec, job_id: str) -> tuple[dict[str, Any], str]:
         """The spec with all defaults and paths resolved, and the name prefix of its checkpoints."""
@@ -52,6 +61,7 @@ class JobIntake:
         resolved = spec.resolved()
         for keys in _data_parts(spec):
             self._check_data(resolved, ("data", *keys))
+        use_allowed(resolved, self.custom, "body.hyperparameters")
         return resolved, self._prefix(spec, job_id)
 
     def _check_data(self, resolved: dict[str, Any], keys: Sequence[str]) -> None:
@@ -63,7 +73,9 @@ class JobIntake:
         # Not part of the spec's validation: a worker's spec has both once the traces are exported.
         if data["source"] == "traces" and sum(map(bool, (data["path"], data["trace_ids"], filters))) > 1:
             raise field_problem("invalid", where, "give only one of path, trace_ids, and filters")
-        if data.get("path") is not None:
+        if data["source"] == "tasks":
+            self.custom.family(data["family"], f"{where}.family")
+        elif data.get("path") is not None:
             data["path"] = self._home.recorded(self._allowed(data["path"], f"{where}.path"))
         elif filters:
             data |= {"trace_ids": self._matching(filters, data["num_samples"], where), **dict.fromkeys(FILTERS)}
@@ -124,11 +136,12 @@ class JobIntake:
 
     def describe(self, job_id: str, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Base, spec and known checkpoints for `job.json`; raises :class:`JobError` if something no longer exists."""
+        spec = json.loads(json.dumps(spec))
         try:
             info = self._checkpoints.usable(str(spec["base_checkpoint"]), path="base_checkpoint")
+            use_allowed(spec, self.custom, "hyperparameters")
         except Problem as problem:
             raise JobError(problem.code, problem.detail) from None
-        spec = json.loads(json.dumps(spec))
         for data in _traces_to_export(spec["data"]):
             path = folder / EXPORT
             if not path.exists():

@@ -21,6 +21,7 @@ from app.common.settings import Settings
 from app.contract.problems import Problem, field_problem
 from app.contract.words import JOB_TERMINAL
 from app.jobs import files, store
+from app.jobs.custom import CustomRules
 from app.jobs.events import JobEvents
 from app.jobs.intake import JobIntake
 from app.jobs.runner import JobRunner
@@ -115,6 +116,11 @@ class JobService:
         return self._events.open_streams
 
     # ---- create and read
+
+    @property
+    def custom(self) -> CustomRules:
+        """The rewards and task families of your own that this server knows."""
+        return self._intake.custom
 
     async def create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
         """Validate and queue a job; returns the whole job."""

@@ -288,6 +288,7 @@ class TraceRunner:
                 "verdict": verdict.answer,
                 "drawings_right": verdict.drawings_right,
                 "drawings_total": verdict.drawings_total,
+                "drawings": verdict.drawings,
             }
         await self._end(live, "completed", "trace.completed", data, row, finished.tokens)
 

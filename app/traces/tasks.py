@@ -28,6 +28,7 @@ class Verdict:
     answer: str
     drawings_right: int
     drawings_total: int
+    drawings: tuple[bool | None, ...] = ()  # of each step; None without a drawing
 
 
 class TaskWorld:
@@ -109,14 +110,16 @@ class TaskWorld:
             drawn: PNG of each step's functional image, None for a step without one.
         """
         from training.scoring.grading import is_right
-        from training.world.checkers import judge_drawings
+        from training.world.checkers import judge_drawings, judge_each
         from training.world.world import task_of_id
 
         task = task_of_id(task_id)
-        right, total = 0, len(task.steps)
+        right, total, each = 0, len(task.steps), list[bool | None]()
         if seen is not None:
-            right, total = judge_drawings(task, _open(seen), [None if png is None else _open(png) for png in drawn])
-        return Verdict("right" if is_right(answer, task.answer) else "wrong", right, total)
+            before, images = _open(seen), [None if png is None else _open(png) for png in drawn]
+            right, total = judge_drawings(task, before, images)
+            each = judge_each(task, before, images)
+        return Verdict("right" if is_right(answer, task.answer) else "wrong", right, total, tuple(each))
 
 
 def _open(png: bytes) -> Image.Image:

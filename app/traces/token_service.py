@@ -11,10 +11,12 @@ from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.contract.schemas_branches import AlternativesIn
 from app.contract.schemas_why import AttentionIn
+from app.contract.words import TERMINAL
 from app.storage.database import Database
 from app.traces.intake import Intake
 from app.traces.reader import no_trace
 from app.traces.records import store, tokens
+from app.traces.records.rewards import TraceParts, parts_of
 from app.traces.records.tokens import Response
 from model.engine.messages import AlternativesQuery, EngineError, Generation, ImageInput, Tokens, WholeResponse
 from model.engine.sequence import SamplingParams
@@ -77,6 +79,26 @@ class TokenService:
         """Every token with its log-probability; blocking; 409 ``no_tokens``."""
         row, response = self._stored(trace_id)
         return tokens.readable(response, self._template(row))
+
+    def parts(self, trace_id: str) -> TraceParts:
+        """A finished trace as rewards see it; blocking; 409 ``trace_live``, ``no_answer`` or ``no_tokens``."""
+        row, response = self._stored(trace_id)
+        if row.status != "completed":
+            code = "trace_live" if row.status not in TERMINAL else "no_answer"
+            raise Problem(code, f"the trace is {row.status}; only a completed one can be scored")
+        info = self._checkpoints.with_version(row.checkpoint, row.weight_version)
+        with self._db.read() as connection:
+            trace = store.whole_row(connection, row)
+        scale = info.manifest.perception if info.manifest else None
+        reference, unchanged = None, frozenset[int]()
+        if row.task_id is not None:
+            from training.world.task import identity_steps
+            from training.world.world import task_of_id
+
+            task = task_of_id(row.task_id)
+            reference, unchanged = task.answer, identity_steps(task)
+        template = self._checkpoints.template(info)
+        return parts_of(trace, response, template, scale, reference=reference, identity_steps=unchanged)
 
     async def alternatives(self, trace_id: str, body: AlternativesIn) -> dict[str, Any]:
         """The likeliest tokens at a position of a trace."""

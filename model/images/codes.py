@@ -9,7 +9,6 @@ Shapes: B batch, R resolution, N codes per image, H x W grid (H * W = N), D code
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -19,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from model.checkpoint.manifest import Perception
+from model.images.guards import copied_share as copied_share
+from model.images.guards import flatness as flatness
+from model.images.guards import is_flat as is_flat
+from model.images.guards import perception_score as perception_score
 from model.images.view import Fit, model_view
 from model.nets.vq import VQModel
-
-FLAT_SHARE = 0.5  # an image is flat if one code covers more than this,
-FLAT_MARGIN = 0.1  # or more than the flattest reference image plus this,
-FLAT_ENERGY = 1 / 3  # or if its energy is below this share of ``energy_p95``
 
 
 def to_pixels(images: Sequence[Image.Image], device: str | torch.device = "cpu") -> Tensor:
@@ -101,31 +100,6 @@ def tv_energy(vectors: Tensor) -> Tensor:
     return (horizontal + vertical) / vectors.shape[-1]
 
 
-def perception_score(energy: float, perception: Perception) -> float:
-    """s = 1 / (1 + E_2D / tau) (Eq. 8), capped at the reference images' 95th percentile if known."""
-    if perception.energy_p95 is not None:
-        energy = max(energy, perception.energy_p95)
-    return 1.0 / (1.0 + energy / perception.tau)
-
-
-def flatness(codes: Sequence[int]) -> float:
-    """Share of the most common code, 0 ... 1 (1: a blank image)."""
-    return max(Counter(codes).values()) / len(codes) if codes else 0.0
-
-
-def is_flat(codes: Sequence[int], perception: Perception, energy: float) -> bool:
-    """Whether an image is blank or nearly so: then its perception score is 0 (TV is lowest for a blank one).
-
-    Also checks the energy E_2D, since an encoder gives a canvas of one colour several codes that look alike.
-    """
-    if perception.energy_p95 is not None and energy < FLAT_ENERGY * perception.energy_p95:
-        return True
-    limit = FLAT_SHARE
-    if perception.flat_share_max is not None:
-        limit = max(limit, perception.flat_share_max + FLAT_MARGIN)
-    return flatness(codes) > limit
-
-
 def image_energies(vq: VQModel, images: Sequence[Sequence[int]]) -> list[float]:
     """E_2D of images given by their complete code grids."""
     if not images:
@@ -133,11 +107,6 @@ def image_energies(vq: VQModel, images: Sequence[Sequence[int]]) -> list[float]:
     book = vq.codebook.detach()
     vectors = book[torch.tensor([list(codes) for codes in images], device=book.device)]
     return [float(energy) for energy in tv_energy(vectors.unflatten(1, vq.config.grid))]
-
-
-def copied_share(codes: Sequence[int], previous: Sequence[int]) -> float:
-    """Share of positions whose code equals the previous image's."""
-    return sum(a == b for a, b in zip(codes, previous, strict=True)) / len(codes)
 
 
 @dataclass(frozen=True)

@@ -120,4 +120,4 @@ class _Draw:
     model: Model
 
     def __call__(self, jobs: list[ImageJob]) -> list[ImageResult]:
-        return self.model.draw([job.codes for job in jobs])
+        return self.model.draw([job.codes for job in jobs], [job.previous for job in jobs])

@@ -30,7 +30,7 @@ from model.engine.device import free_bytes, resident_bytes, resolve_device, tota
 from model.engine.engine import Engine
 from model.engine.messages import Footprint, ImageInput
 from model.engine.sequence import SamplingParams
-from model.images.codes import decode_codes, decode_partial, encode_images, image_stats
+from model.images.codes import copied_share, decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
 from model.precision import serving_dtype
 from model.worker.narrator import ImageJob, ImageResult
@@ -98,12 +98,17 @@ class Model:
         assert self.loaded.vq is not None
         return encode_images(self.loaded.vq, [i.png for i in images], [i.fit for i in images])
 
-    def draw(self, all_codes: Sequence[Sequence[int]]) -> list[ImageResult]:
-        """Decode complete images as one batch."""
+    def draw(
+        self, all_codes: Sequence[Sequence[int]], before: Sequence[Sequence[int] | None] | None = None
+    ) -> list[ImageResult]:
+        """Decode complete images as one batch; `before` has the codes of the image before each, None if unknown."""
         vq = self.loaded.vq
         assert vq is not None
         perception = self.loaded.manifest.perception
         stats = [image_stats(vq, codes, perception).to_json() for codes in all_codes]
+        for one, codes, previous in zip(stats, all_codes, before or [None] * len(stats), strict=True):
+            if previous is not None:
+                one["copied"] = round(copied_share(codes, previous), 6)
         images = decode_codes(vq, all_codes)
         return [ImageResult(png_bytes(i), *i.size, s) for i, s in zip(images, stats, strict=True)]
 

@@ -31,7 +31,7 @@ class ImageJob:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward}."""
+    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward, copied?}."""
 
     png: bytes
     width: int

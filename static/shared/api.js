@@ -129,6 +129,7 @@ export const api = {
   register: (body) => call('/v1/checkpoints', { method: 'POST', json: body }),
   removeCheckpoint: (name) => call(`/v1/checkpoints/${id(name)}?unload=true`, { method: 'DELETE' }),
   grade: (request) => call('/v1/rewards', { method: 'POST', json: request }),
+  extensions: () => call('/v1/extensions'),
   jobs: (filters = {}, options = {}) => call(`/v1/jobs?${new URLSearchParams(filters)}`, options),
   job: (jobId, options) => call(`/v1/jobs/${id(jobId)}`, options),
   startJob: (spec) => call('/v1/jobs', { method: 'POST', json: spec }),

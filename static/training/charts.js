@@ -79,8 +79,19 @@ export const CHARTS = [
   { title: 'Speed', about: 'Tokens per second', zero: true, lines: [['speed/tokens_per_s', 'tokens/s']] },
 ];
 
+const OWN = 'reward/custom/';
+
+/** The chart of a stage's own rewards, without their parts; null if it has none. */
+export function ownRewards(stage) {
+  const names = Object.keys(stage?.series ?? {}).filter((name) => name.startsWith(OWN));
+  const lines = names.map((name) => [name, name.slice(OWN.length)]).filter(([, label]) => !label.includes('/'));
+  if (!lines.length) return null;
+  return { title: 'Own rewards', about: 'Means of your own rewards, before their weights', lines: lines.sort() };
+}
+
 export class Charts {
   #stage = null;
+  #own = '';
   #at = null;
   #x = [0, 1];
   #frame = 0;
@@ -114,6 +125,7 @@ export class Charts {
   /** Shows the values of one stage; `words` is the text without values. */
   update(stage, words) {
     this.#stage = stage;
+    this.#addOwn(ownRewards(stage));
     const any = this.charts.filter((chart) => chart.has(stage));
     for (const chart of this.charts) show(chart.element, any.includes(chart));
     show(this.grid, any.length > 0);
@@ -126,6 +138,18 @@ export class Charts {
     for (const chart of any) chart.update(stage, this.#x, this.#at);
     this.#say();
     this.#drawTable();
+  }
+
+  /** Own rewards have names of their own: their chart is made when its lines are known. */
+  #addOwn(spec) {
+    const names = JSON.stringify(spec?.lines ?? []);
+    if (!spec || names === this.#own) return;
+    this.#own = names;
+    const chart = new Chart(spec, (step) => this.#cursor(step));
+    const after = this.charts.findIndex((one) => one.spec.title === 'Reward');
+    const old = this.charts[after + 1].spec.title === spec.title ? 1 : 0;
+    for (const gone of this.charts.splice(after + 1, old, chart)) gone.element.remove();
+    this.charts[after].element.after(chart.element);
   }
 
   #cursor(step) {

@@ -7,6 +7,7 @@ import { serve } from '../shared/bridge.js';
 import { Place, h } from '../shared/dom.js';
 import { tracesInAddress } from '../curate/choose.js';
 import { onBack } from '../viewer/server.js';
+import { ExtensionsPanel } from './extensions.js';
 import { GraderPanel } from './grader.js';
 import { JobList } from './list.js';
 import { Run } from './run.js';
@@ -43,14 +44,16 @@ class Training {
       resume: (jobId) => this.#act(jobId, api.resumeJob),
       changed: () => this.refresh(),
     });
+    const extensions = new ExtensionsPanel();
     element.replaceChildren(
       this.start.element,
       h('div', { class: 'or-training-main' }, this.list.element, this.run.element),
       new GraderPanel().element,
+      extensions.element,
     );
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.refresh());
     onBack((outage) => this.#back(outage));
-    await this.refresh();
+    await Promise.all([this.refresh(), extensions.refresh()]);
     const requested = new URLSearchParams(location.search).get('job');
     const traces = tracesInAddress(location.hash);
     const wanted = requested ?? (traces.length ? null : this.#jobs.find(isLive)?.id);

@@ -110,6 +110,7 @@ export function howLong(spec, jobs) {
 const count = (value) => Number(value).toLocaleString('en');
 const SOURCES = {
   unitasks: 'the procedural world',
+  tasks: 'a task family of your own',
   jsonl: 'a jsonl folder',
   traces: 'saved traces',
   zebra_cot: 'Zebra-CoT',
@@ -118,10 +119,12 @@ const SOURCES = {
 };
 
 function many(data) {
-  if (data.num_samples) return `${count(data.num_samples)} ${data.source === 'unitasks' ? 'tasks' : 'samples'}`;
+  if (data.num_samples)
+    return `${count(data.num_samples)} ${['unitasks', 'tasks'].includes(data.source) ? 'tasks' : 'samples'}`;
   return data.trace_ids ? count(data.trace_ids.length) : 'all samples';
 }
-const origin = (data) => `${SOURCES[data.source] ?? data.source}${data.path ? ` (${data.path})` : ''}`;
+const origin = (data) =>
+  `${SOURCES[data.source] ?? data.source}${(data.path ?? data.family) ? ` (${data.path ?? data.family})` : ''}`;
 
 /** A job's training data as text; stages that share a source name it once. */
 export function dataOf(spec) {
@@ -322,7 +325,35 @@ export function rewardRows(rewards) {
   ];
   return names
     .filter(([key]) => typeof rewards?.[key] === 'number')
-    .map(([key, name]) => [name, rewards[key], Math.max(0, Math.min(1, rewards[key]))]);
+    .map(([key, name]) => [name, rewards[key]])
+    .concat(Object.entries(rewards?.custom ?? {}))
+    .map(([name, value]) => [name, value, Math.max(0, Math.min(1, value))]);
+}
+
+/** The rows of GET /v1/extensions: `{kind, name, about, spec}`, spec = what a job's JSON says. */
+export function extensionRows({ rewards, families }) {
+  const own = rewards.map(({ name, file, package: from, description }) => ({
+    kind: 'reward',
+    name: name ?? file,
+    about: description || (from ? `from ${from}` : ''),
+    spec: `"reward": {"custom": {${name ? `"name": "${name}"` : `"file": "${file}"`}, "weight": 0.1}}`,
+  }));
+  const tasks = families.map(({ name, package: from }) => ({
+    kind: 'task family',
+    name,
+    about: `from ${from}`,
+    spec: `"data": {"source": "tasks", "family": "${name}", "num_samples": 1000}`,
+  }));
+  return [...own, ...tasks];
+}
+
+/** What to do to have more, or any, of them. */
+export function filesNote({ rewards, families, files_allowed: allowed }) {
+  const none = rewards.length || families.length ? '' : 'This server knows none yet. ';
+  const files = allowed
+    ? 'Rewards may also come from Python files in OMNI_R1_REWARDS_DIR'
+    : 'To use Python files as rewards, set OMNI_R1_REWARDS_DIR to their folder';
+  return `${none}${files}; a URL works without any setting, and packages add rewards and task families by entry points.`;
 }
 
 const CHECKS = {

@@ -17,6 +17,8 @@ import {
   howLong,
   parseSpec,
   progressOf,
+  extensionRows,
+  filesNote,
   rewardRows,
   statusOf,
   stepsOf as stepsIn,
@@ -201,6 +203,37 @@ test('screen reader hears important events only', () => {
   assert.match(announcementOf(before, after), /Job done\..*n-step-4 saved\..*Blank/);
 });
 
+test('own rewards and families show how a job names them', () => {
+  const rows = extensionRows({
+    rewards: [
+      { name: 'tidy', package: 'mine 2.1' },
+      { file: 'own.py:short', description: 'Few steps.' },
+    ],
+    families: [{ name: 'dots', package: 'mine 2.1' }],
+  });
+  assert.deepEqual(
+    rows.map(({ kind, name, about }) => [kind, name, about]),
+    [
+      ['reward', 'tidy', 'from mine 2.1'],
+      ['reward', 'own.py:short', 'Few steps.'],
+      ['task family', 'dots', 'from mine 2.1'],
+    ],
+  );
+  for (const { spec } of rows) assert.ok(JSON.parse(`{${spec}}`), spec);
+  assert.match(
+    filesNote({ rewards: [], families: [], files_allowed: false }),
+    /knows none yet.*set OMNI_R1_REWARDS_DIR/,
+  );
+  assert.match(filesNote({ rewards: [{}], families: [], files_allowed: true }), /^Rewards may also/);
+});
+
+test('data of a task family names the family', () => {
+  assert.equal(
+    dataOf({ data: { source: 'tasks', family: 'dots', num_samples: 20 } }),
+    '20 tasks of a task family of your own (dots)',
+  );
+});
+
 test('reward parts have a fixed order', () => {
   assert.deepEqual(rewardRows({ perception: 0.4, total: 1.2, accuracy: 1 }), [
     ['reward', 1.2, 1],
@@ -208,6 +241,11 @@ test('reward parts have a fixed order', () => {
     ['perception', 0.4, 0.4],
   ]);
   assert.deepEqual(rewardRows(null), []);
+  assert.deepEqual(rewardRows({ total: 1, custom: { tidy: 2.5, 'tidy/few': -1 } }), [
+    ['reward', 1, 1],
+    ['tidy', 2.5, 1],
+    ['tidy/few', -1, 0],
+  ]);
 });
 
 test('report values are grouped by shape', () => {

@@ -23,7 +23,7 @@ from training.benchmark.stats import Part, ratio, ratio_difference
 from training.data.token_sets import EncodedTask, ImageCoder, encode_tasks
 from training.spec.hyperparameters import Replacement
 from training.world.task import Task
-from training.world.world import other_task
+from training.world.world import SLICES, other_task
 
 Codes = tuple[int, ...]
 Correct = Callable[[int, Sequence[int]], Codes | None]
@@ -164,7 +164,7 @@ def correct_all(
 
 def other_images(loaded: LoadedCheckpoint, places: Sequence[tuple[Task, int]]) -> list[tuple[Codes, str] | None]:
     """For each task and step, the reference image of the same step of another task, and that task's answer."""
-    others = [other_task(task, step) for task, step in places]
+    others = [other_task(task, step) if task.slice in SLICES else None for task, step in places]
     found = [task for task in others if task is not None]
     coded = iter(encoded(loaded, found))
     return [

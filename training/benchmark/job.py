@@ -40,7 +40,7 @@ from training.data.rows import DataError, Intake, Rejection
 from training.jobs.context import JobContext, JobError
 from training.scoring.grading import grade, same_answer
 from training.scoring.judge import Case, EndpointJudge, JudgeError
-from training.spec.spec import BenchmarkSpec, UniTasksData
+from training.spec.spec import BenchmarkSpec, TasksData, UniTasksData
 from training.world.world import EVAL_SEED_MIN
 
 STAGE = "benchmark"
@@ -76,6 +76,8 @@ def run(ctx: JobContext) -> dict[str, Any]:
             answers[name] = asking.answer_all(survey)
     except JudgeError as error:
         raise JobError("judge_refused", str(error)) from error
+    except DataError as error:  # a task family of your own fails in the middle
+        raise JobError("bad_data", str(error)) from error
     return _report(ctx, spec, answers, round(time.monotonic() - started, 1))
 
 
@@ -90,7 +92,7 @@ class _Survey:
 def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
     """Read all questions once: unusable ones are reported before the first answer."""
     data = spec.data
-    if isinstance(data, UniTasksData) and first_seed(data) < EVAL_SEED_MIN:
+    if isinstance(data, UniTasksData | TasksData) and first_seed(data) < EVAL_SEED_MIN:
         ctx.log.log(f"seeds from {first_seed(data)} may have been trained on: the numbers are not held-out ones")
     ids: list[str] = []
     rejected: list[Rejection] = []
@@ -106,7 +108,7 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
     intake = Intake(len(ids), tuple(rejected))
-    if not isinstance(data, UniTasksData):
+    if not isinstance(data, UniTasksData | TasksData):
         ctx.log.log(intake.summary())
         ctx.log.report("data", intake.to_json())
     if rejected:
@@ -245,7 +247,7 @@ class _Asking:
     def _grade(self, item: Item, tokens: Sequence[int]) -> tuple[str | None, bool]:
         """The answer of a response, and whether it is right by the rules."""
         answer = read_response(self.loaded, tokens, None, None).answer
-        return answer, grade(answer, item.reference, item.choices, exact=item.task is not None).score >= 1.0
+        return answer, grade(answer, item.reference, item.choices, exact=item.exact).score >= 1.0
 
     def _prompt(self, item: Item) -> tuple[list[int], tuple[int, ...] | None, str | None]:
         vq, template = self.loaded.vq, self.loaded.template
@@ -259,7 +261,7 @@ class _Asking:
         loaded = self.loaded
         response = read_response(loaded, completion.token_ids, seen, item.task)
         # answers of the world's tasks are single words and numbers: a judge adds nothing
-        graded = grade(response.answer, item.reference, item.choices, exact=item.task is not None)
+        graded = grade(response.answer, item.reference, item.choices, exact=item.exact)
         answer = Answer(
             item_id=item.item_id,
             slice=item.slice,

@@ -16,17 +16,19 @@ from PIL import Image
 from model.images.view import model_view
 from model.text.template import Rendered, Template
 from model.text.vocab import Vocabulary
+from training.data.families import own_tasks
 from training.data.row_images import SampleError
-from training.data.rows import Intake, Rejection
+from training.data.rows import DataError, Intake, Rejection
 from training.data.token_sets import Codes, EmptySetError, ImageCoder, TokenSet, render_trace
 from training.data.traces import SampleImage, SampleStep, TokenIds, TraceSample, read_traces
-from training.spec.spec import JsonlData, TracesData, UniTasksData, ZebraCoTData
+from training.spec.spec import JsonlData, TasksData, TracesData, UniTasksData, ZebraCoTData
+from training.world.task import Task
 from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_level, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 CHUNK = 64  # samples whose images are encoded together
 
-TraceSource = UniTasksData | JsonlData | TracesData | ZebraCoTData
+TraceSource = UniTasksData | TasksData | JsonlData | TracesData | ZebraCoTData
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ def trace_samples(data: TraceSource, seed: int, image_size: int | None = None) -
     if isinstance(data, UniTasksData):
         yield from world_samples(data, seed)
         return
+    if isinstance(data, TasksData):
+        yield from family_samples(data, seed)
+        return
     if data.path is None:
         raise ValueError("these traces have not been exported: the server does that before it starts the job")
     found: Iterable[TraceSample | Rejection] = read_traces(data.path, image_size)
     yield from found if data.num_samples is None else islice(found, data.num_samples)
 
 
-def first_seed(data: UniTasksData, seed: int) -> int:
+def first_seed(data: UniTasksData | TasksData, seed: int) -> int:
     """First seed of the tasks: as requested, or in PeSFT's own range, different for every job seed."""
     return PESFT_SEEDS.start + seed % 100 * SEEDS_A_RUN if data.first_seed is None else data.first_seed
 
@@ -76,9 +81,28 @@ def world_samples(data: UniTasksData, seed: int) -> Iterator[TraceSample]:
     slices = data.slices or SLICES
     first, level = first_seed(data, seed), require_training_level(data.level)
     for i in range(data.num_samples):
-        task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=level)
-        steps = tuple(SampleStep(step.text, step.image, step.state) for step in task.steps)
-        yield TraceSample(task.task_id, task.question, (task.image,), steps, task.answer, task.slice)
+        yield _task_sample(make_task(slices[i % len(slices)], require_training_seed(first + i), level=level))
+
+
+def family_samples(data: TasksData, seed: int) -> Iterator[TraceSample]:
+    """Tasks of a family of your own with their reference steps.
+
+    Raises:
+        training.data.rows.DataError: the family cannot be used, or has no reference steps.
+    """
+    first = first_seed(data, seed)
+    require_training_seed(first + data.num_samples - 1)
+    for task in own_tasks(data, first):
+        if not task.steps:
+            raise DataError(
+                f"the task family {data.family} has no reference steps (seed {task.seed}): PeSFT needs them"
+            )
+        yield _task_sample(task)
+
+
+def _task_sample(task: Task) -> TraceSample:
+    steps = tuple(SampleStep(step.text, step.image, step.state) for step in task.steps)
+    return TraceSample(task.task_id, task.question, (task.image,), steps, task.answer, task.slice)
 
 
 class SampleEncoder:

@@ -89,7 +89,7 @@ class JobLog:
         answer: str | None,
         reference: str | None = None,
         slice: str | None = None,
-        rewards: Mapping[str, float] | None = None,
+        rewards: Mapping[str, Any] | None = None,
         advantage: float | None = None,
         prompt: int = 0,
         index: int = 0,
@@ -105,7 +105,7 @@ class JobLog:
             answer: None if the trace has none.
             reference: the right answer.
             slice: of the world or the benchmark.
-            rewards: ``total, accuracy, format, perception``.
+            rewards: ``total, accuracy, format, perception``; ``custom`` has those of your own by label.
             advantage: of the trajectory within its group.
             prompt: number of the prompt within the step.
             index: number of the trajectory within its group.
@@ -125,7 +125,7 @@ class JobLog:
                 "answer": answer,
                 "reference": reference,
                 "slice": slice,
-                "rewards": {k: round(float(v), 6) for k, v in (rewards or {}).items()},
+                "rewards": _rounded(rewards or {}),
                 "advantage": None if advantage is None else round(float(advantage), 6),
                 "prompt": prompt,
                 "index": index,
@@ -275,3 +275,7 @@ def _ends_within_a_line(path: Path) -> bool:
             return file.read(1) != b"\n"
     except OSError:
         return False
+
+
+def _rounded(rewards: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _rounded(v) if isinstance(v, Mapping) else round(float(v), 6) for k, v in rewards.items()}

@@ -13,6 +13,8 @@ from functools import partial
 from training.jobs.context import JobError
 from training.perpo.prompts import PromptOrder, PromptSet
 from training.perpo.rollout import RolloutGroup, Sampler
+from training.scoring.custom import Sample
+from training.scoring.custom_scorer import CustomScorer
 from training.scoring.rewards import Scorer, reward_metrics, score_all
 from training.spec.hyperparameters import PeRPOHyperparameters
 
@@ -58,6 +60,7 @@ class Collector:
     order: PromptOrder
     hp: PeRPOHyperparameters
     seed: int
+    custom: CustomScorer | None = None
 
     def collect(self, step: int, cursor: int, check_stop: Callable[[], None] = lambda: None) -> StepBatch:
         """Sample and score groups until a step has enough to learn from, or its refills are used up.
@@ -72,6 +75,7 @@ class Collector:
 
         Raises:
             JobError: ``scoring_failed``, if too large a share of the trajectories could not be scored.
+            training.scoring.custom.RewardError: a custom reward cannot be used any more.
         """
         hp, batch = self.hp, StepBatch()
         for round_ in range(hp.refill_rounds + 1):
@@ -101,6 +105,9 @@ class Collector:
             exact=prompt.exact,
         )
         scores = score_all(partial(score, r.token_ids, prompt.reference) for r in group.rollouts)
+        if self.custom is not None:
+            sample = Sample(prompt.question, prompt.reference, prompt.choices, prompt.slice)
+            scores = self.custom.add(scores, sample, prompt.images, [len(r.token_ids) for r in group.rollouts])
         batch.errors += scores.errors
         for rollout, reward in zip(group.rollouts, scores.rewards, strict=True):
             rollout.reward = reward

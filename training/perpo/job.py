@@ -39,12 +39,15 @@ from training.jobs.loop import RunFolder, SettingsChanged
 from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.failure_signs import FailureSigns
+from training.perpo.family_prompts import FamilyPrompts
 from training.perpo.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
 from training.perpo.rollout import Sampler
 from training.perpo.update import Updater
+from training.scoring.custom import RewardError
+from training.scoring.custom_scorer import CustomScorer, open_custom
 from training.scoring.rewards import Scorer
 from training.spec.hyperparameters import PeRPOHyperparameters
-from training.spec.spec import PeRPOSpec, UniTasksData
+from training.spec.spec import PeRPOSpec, TasksData, UniTasksData
 
 STAGE = "perpo"
 
@@ -95,7 +98,8 @@ class _Run:
         prompts = load_prompts(ctx, base)
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
         order = PromptOrder(len(prompts), spec.seed)
-        self.collector = Collector(_sampler(base, prompts, hp), scorer, prompts, order, hp, spec.seed)
+        custom = _open_custom(ctx, base, hp)
+        self.collector = Collector(_sampler(base, prompts, hp), scorer, prompts, order, hp, spec.seed, custom)
         self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)
         self.folder = _open_run(ctx, self.stage, precision)
         self.step, self.cursor, self.metrics = 0, 0, dict[str, float]()
@@ -121,6 +125,11 @@ class _Run:
         except JobStopped:  # the step's samples are redrawn on resume: nothing was updated yet
             self.save(whole=False)
             raise
+        except RewardError as error:
+            self.save(whole=False)  # the earlier steps: the job can be resumed
+            raise JobError(error.code, f"step {self.step + 1}: {error}; {last_good(self.ctx)}") from error
+        except DataError as error:
+            raise JobError("bad_data", f"step {self.step + 1}: {error}; {last_good(self.ctx)}") from error
         except FloatingPointError as error:
             raise JobError("loss_not_finite", f"step {self.step + 1}: {error}; {last_good(self.ctx)}") from error
         self.step += 1
@@ -221,6 +230,8 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
     if isinstance(spec.data, UniTasksData):
         return WorldPrompts(spec.data, spec.seed, base.template, base.vq)
     try:
+        if isinstance(spec.data, TasksData):
+            return FamilyPrompts(spec.data, spec.seed, base.template, base.vq)
         found = FilePrompts(spec.data, base.template, base.vq, context_len=base.config.transformer.context_len)
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
@@ -248,6 +259,14 @@ def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameter
         )
     except ValueError as error:
         raise JobError("bad_spec", str(error)) from error
+
+
+def _open_custom(ctx: JobContext, base: LoadedCheckpoint, hp: PeRPOHyperparameters) -> CustomScorer | None:
+    assert base.vq is not None
+    try:
+        return open_custom(hp.reward.custom, base.vq, stop=ctx.stop)
+    except RewardError as error:
+        raise JobError(error.code, error.detail) from error
 
 
 def _open_run(ctx: JobContext, stage: str, precision: str) -> RunFolder:

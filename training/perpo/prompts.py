@@ -23,7 +23,7 @@ from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
 from training.perpo.rollout import Prompt
 from training.spec.spec import UniTasksData
-from training.world.task import Task
+from training.world.task import Task, identity_steps
 from training.world.world import RL_SEEDS, SLICES, make_task, require_training_level, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
@@ -100,13 +100,6 @@ class WorldPrompts:
             )
             for number, task, image in zip(numbers, tasks, codes, strict=True)
         ]
-
-
-def identity_steps(task: Task) -> frozenset[int]:
-    """Steps of a task (from 1) whose right image equals the previous one: a walker that stays, a row that is sorted."""
-    images = [task.image, *(step.image for step in task.steps)]
-    same = (k for k in range(1, len(images)) if images[k].tobytes() == images[k - 1].tobytes())
-    return frozenset(same)
 
 
 class FilePrompts:

@@ -22,7 +22,7 @@ from training.data.token_sets import ImageCoder
 from training.data.traces import TraceSample
 from training.jobs.context import JobContext
 from training.scoring.rewards import Scorer
-from training.spec.spec import PeSFTSpec, UniTasksData
+from training.spec.spec import PeSFTSpec, TasksData, UniTasksData
 
 MAX_WEIGHT_BYTES = 2 << 30  # larger weights are not copied for a look
 ROOM = 8  # minimum number of tokens left for the answer
@@ -47,7 +47,7 @@ class Looks:
             ctx.log.log("the model is too large to be looked at while it trains")
             return None
         data = spec.data
-        if isinstance(data, UniTasksData):
+        if isinstance(data, UniTasksData | TasksData):
             after = first_seed(data, spec.seed) + data.num_samples
             data = data.model_copy(update={"first_seed": after, "num_samples": count})
         try:

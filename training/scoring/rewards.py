@@ -15,35 +15,25 @@ Without images R_Pe is 0. The authors' code rewards trajectories without images 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.checkpoint.manifest import Perception
-from model.images.codes import copied_share, is_flat, perception_score, tv_energy
+from model.images.codes import copied_share, tv_energy
 from model.text.parser import ImageCompleted, ImageStarted
 from model.text.template import Template
+from training.scoring.custom import CustomValue, flat_values
 from training.scoring.grading import grade
-from training.skills import Action, ActionError
+from training.scoring.guards import ImageScore as ImageScore
+from training.scoring.guards import aggregate as aggregate
+from training.scoring.guards import changes_nothing as changes_nothing
+from training.scoring.guards import guarded_score
 from training.spec.hyperparameters import RewardHyperparameters
-
-ImageVerdict = Literal["ok", "capped", "flat", "copied", "malformed"]
-_CALL = re.compile(r"\b(?:ZOOM|PRED)\([^()]*\)")
-_NO_CHANGE = frozenset({"none", "nothing", "no change", "stay", "stays", "identity"})
-
-
-@dataclass(frozen=True, slots=True)
-class ImageScore:
-    """One image: its energy E_2D (NaN if malformed), its score and the deciding guard."""
-
-    energy: float
-    score: float
-    verdict: ImageVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +48,22 @@ class RewardBreakdown:
     answer: str | None = None
     steps: tuple[tuple[str, tuple[int, ...] | None], ...] = ()
     images: tuple[ImageScore, ...] = ()
+    custom: Mapping[str, CustomValue] = field(default_factory=dict)  # rewards of your own, by label
 
-    def as_dict(self) -> dict[str, float]:
-        """The four numbers by name."""
-        return {
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name; ``custom`` has those of your own rewards and of their parts, if there are any."""
+        shown: dict[str, Any] = {
             "total": self.total,
             "accuracy": self.accuracy,
             "format": self.format,
             "perception": self.perception,
         }
+        return shown | ({"custom": self.custom_numbers} if self.custom else {})
+
+    @property
+    def custom_numbers(self) -> dict[str, float]:
+        """Values of your own rewards by label, and those of their parts as ``label/part``."""
+        return flat_values(self.custom)
 
 
 class Scorer:
@@ -155,34 +152,8 @@ class Scorer:
             return ImageScore(math.nan, 0.0, "malformed")
         rows, columns = self._template.vocab.grid
         energy = float(tv_energy(self._codebook[torch.tensor(list(codes))].view(rows, columns, -1)))
-        if is_flat(codes, self.perception, energy):
-            return ImageScore(energy, 0.0, "flat")
-        if previous is not None and copied_share(codes, previous) >= self.settings.copied_share:
-            return ImageScore(energy, 0.0, "copied")
-        limit = self.perception.energy_p95
-        capped = limit is not None and energy < limit
-        return ImageScore(energy, perception_score(energy, self.perception), "capped" if capped else "ok")
-
-
-def aggregate(scores: Sequence[float], how: Literal["mean", "min"] = "mean") -> float:
-    """R_Pe of a trajectory from its images' scores (Eq. 11); 0 without images."""
-    if not scores:
-        return 0.0
-    return min(scores) if how == "min" else sum(scores) / len(scores)
-
-
-def changes_nothing(text: str) -> bool:
-    """Whether a step's text names an action without effect: a zoom on the whole image, PRED(none)."""
-    for call in _CALL.findall(text):
-        try:
-            action = Action.parse(call)
-        except ActionError:
-            continue
-        if action.name == "ZOOM" and tuple(action.args) == (0.0, 0.0, 1.0, 1.0):
-            return True
-        if action.name == "PRED" and str(action.args[0]).lower() in _NO_CHANGE:
-            return True
-    return False
+        copied = 0.0 if previous is None else copied_share(codes, previous)
+        return guarded_score(codes, energy, copied, self.perception, self.settings.copied_share)
 
 
 @dataclass(frozen=True)
@@ -219,6 +190,10 @@ def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
         mean = sum(column) / len(column) if column else 0.0
         values[f"reward/{name}"] = mean
         values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0
+    numbers = [r.custom_numbers for r in rewards]
+    for name in sorted({name for one in numbers for name in one}):
+        column = [one[name] for one in numbers if name in one]
+        values[f"reward/custom/{name}"] = sum(column) / len(column)
     images = [image for r in rewards for image in r.images]
     for name, verdict in (("blank", "flat"), ("copied", "copied"), ("capped", "capped"), ("malformed", "malformed")):
         count = sum(image.verdict == verdict for image in images)

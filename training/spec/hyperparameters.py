@@ -5,9 +5,9 @@ Sources in the descriptions: [P] the paper (arXiv 2601.09536), [C] its authors' 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -76,8 +76,56 @@ class PeSFTHyperparameters(_Optimisation):
         return self
 
 
+class CustomReward(Strict):
+    """A reward of your own, named by exactly one of name, file and url (docs/own-rewards-and-tasks.md) [D]."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="an entry point of the group omni_r1.rewards"
+    )
+    file: str | None = Field(
+        None,
+        max_length=1_000,
+        pattern=r"^[^\x00]*[^\x00/]\.py:[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        description="file.py:function in OMNI_R1_REWARDS_DIR; without that setting the server rejects it",
+    )
+    url: str | None = Field(
+        None, pattern=r"^https?://[^\s@]+$", max_length=500, description="an endpoint that scores batches"
+    )
+    weight: Weight = Field(1.0, description="of its value in the total reward")
+    label: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
+        description="its name in metrics and samples; the entry point's, the function's, or `url` when absent",
+    )
+    images: bool = Field(False, description="give it the question's images and the drawings, too")
+    timeout_s: float = Field(10.0, gt=0.0, le=600.0, description="of a call, or of a request")
+    retries: int = Field(3, ge=0, le=10, description="of a request")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(64, description="responses of a request")
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^REWARD_[A-Z0-9_]{1,100}$",
+        description="environment variable that holds the endpoint's key; only those called REWARD_... are ever read",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labelled(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("label"):
+            named = [data.get("name"), str(data.get("file") or "").rpartition(":")[2], data.get("url") and "url"]
+            data = {**data, "label": next((name for name in named if isinstance(name, str) and name), "")}
+        return data
+
+    @model_validator(mode="after")
+    def _one_place(self) -> CustomReward:
+        if sum(place is not None for place in (self.name, self.file, self.url)) != 1:
+            raise ValueError("give exactly one of name, file and url")
+        if self.api_key_env is not None and self.url is None:
+            raise ValueError("api_key_env belongs to a url")
+        return self
+
+
 class RewardHyperparameters(Strict):
-    """R = alpha R_Acc + beta R_Fmt + gamma R_Pe, and the guards of R_Pe."""
+    """R = alpha R_Acc + beta R_Fmt + gamma R_Pe + the weighted custom rewards, and the guards of R_Pe."""
 
     alpha: Weight = Field(0.855, description="accuracy [C]")
     beta: Weight = Field(0.095, description="format [C]")
@@ -91,6 +139,21 @@ class RewardHyperparameters(Strict):
         "(a right mark changes 1 code of 64, so .95 would punish it)",
     )
     max_error_share: Share = Field(0.1, description="scoring errors above this share end the job [D]")
+    custom: list[CustomReward] = Field(
+        default_factory=list, max_length=4, description="rewards of your own; one may stand without its list [D]"
+    )
+
+    @field_validator("custom", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> RewardHyperparameters:
+        labels = [one.label for one in self.custom]
+        if len({*labels}) < len(labels):
+            raise ValueError("two custom rewards have the same label: give one another label")
+        return self
 
 
 class PeRPOHyperparameters(_Optimisation):

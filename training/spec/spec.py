@@ -43,6 +43,7 @@ __all__ = [
     "PipelineSpec",
     "Preset",
     "RewardHyperparameters",
+    "TasksData",
     "TracesData",
     "UniTasksData",
     "ZebraCoTData",
@@ -70,6 +71,19 @@ class UniTasksData(Strict):
         None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
     )
     level: Level = Field("normal", description="1 … 8: graded, easy to beyond hard; 7 and 8 only measure")
+
+
+class TasksData(Strict):
+    """Tasks of a family of your own, found by its entry point (docs/own-rewards-and-tasks.md)."""
+
+    source: Literal["tasks"] = "tasks"
+    family: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,15}$", description="an entry point of the group omni_r1.tasks"
+    )
+    num_samples: Annotated[int, Field(ge=1, le=MOST_TASKS)] = 1_000
+    first_seed: int | None = Field(
+        None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
+    )
 
 
 class _PathData(Strict):
@@ -128,12 +142,15 @@ class OmniBenchData(_PathData):
     source: Literal["omni_bench"] = "omni_bench"
 
 
-TraceData = Annotated[UniTasksData | JsonlData | TracesData | ZebraCoTData, Field(discriminator="source")]
+TraceData = Annotated[UniTasksData | TasksData | JsonlData | TracesData | ZebraCoTData, Field(discriminator="source")]
 PromptData = Annotated[
-    UniTasksData | JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData, Field(discriminator="source")
+    UniTasksData | TasksData | JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData,
+    Field(discriminator="source"),
 ]
 ChainData = Annotated[UniTasksData | JsonlData | ZebraCoTData | M3CoTData, Field(discriminator="source")]
-QuestionData = Annotated[UniTasksData | OmniBenchData | M3CoTData | JsonlData, Field(discriminator="source")]
+QuestionData = Annotated[
+    UniTasksData | TasksData | OmniBenchData | M3CoTData | JsonlData, Field(discriminator="source")
+]
 
 
 class PipelineData(Strict):
@@ -247,7 +264,7 @@ class PipelineSpec(_Job):
 
 
 def _may_train(data: Any) -> None:
-    if isinstance(data, UniTasksData) and (data.first_seed or 0) + data.num_samples > EVAL_SEEDS:
+    if isinstance(data, UniTasksData | TasksData) and (data.first_seed or 0) + data.num_samples > EVAL_SEEDS:
         raise ValueError(f"seeds from {EVAL_SEEDS:,} up are for evaluation only: use a smaller first_seed")
     if isinstance(data, UniTasksData) and isinstance(data.level, int) and data.level > HIGHEST_TRAINED:
         raise ValueError(f"level {data.level} is kept for measuring: train on {HIGHEST_TRAINED} at most")

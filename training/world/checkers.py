@@ -19,7 +19,7 @@ from PIL import Image
 
 from training.skills import INK, apply
 from training.world.canvas import STATE_COLOURS, zoom
-from training.world.task import SIZE, BoxTarget, LineTarget, MarkTarget, StateTarget, Task, ZoomTarget
+from training.world.task import SIZE, BoxTarget, LineTarget, MarkTarget, OwnTarget, StateTarget, Task, ZoomTarget
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -50,14 +50,25 @@ def judge_drawings(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | 
         seen: the question's image as the model saw it, decoded from its codes.
         drawn: the image of each step, None for a step without one. Larger images are resized to 64x64.
     """
-    right = 0
-    previous = sized(seen)
-    for k, image in enumerate(drawn[: len(task.steps)], 1):
-        if image is not None:
-            image = sized(image)
-            right += check_step(task, k, previous, image)
-            previous = image
+    right = sum(bool(verdict) for verdict in judge_each(task, seen, drawn))
     return right, max(len(task.steps), sum(image is not None for image in drawn))
+
+
+def judge_each(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | None]) -> list[bool | None]:
+    """Whether each drawing of a trace is right; None for a step without one. Arguments as :func:`judge_drawings`.
+
+    A drawing after the reference's last step is wrong.
+    """
+    verdicts: list[bool | None] = []
+    previous = sized(seen)
+    for k, image in enumerate(drawn, 1):
+        if image is None:
+            verdicts.append(None)
+            continue
+        image = sized(image)
+        verdicts.append(k <= len(task.steps) and check_step(task, k, previous, image))
+        previous = image
+    return verdicts
 
 
 def sized(image: Image.Image) -> Image.Image:
@@ -70,6 +81,8 @@ def check_step(task: Task, k: int, previous: Image.Image, drawn: Image.Image) ->
     if drawn.size != (SIZE, SIZE) or previous.size != (SIZE, SIZE):
         raise ValueError(f"expected an image of {SIZE}x{SIZE} pixels, got {drawn.size} after {previous.size}")
     target = task.steps[k - 1].target
+    if isinstance(target, OwnTarget):
+        return bool(target.accepts(previous, drawn))
     before, after = _array(previous), _array(drawn)
     if isinstance(target, StateTarget):
         return _state_is_right(target, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -55,7 +56,14 @@ class StateTarget:
     cells: tuple[tuple[float, float, str], ...]
 
 
-Target = BoxTarget | MarkTarget | LineTarget | ZoomTarget | StateTarget
+@dataclass(frozen=True)
+class OwnTarget:
+    """Whatever this function of the previous image and the drawing accepts, for task families from elsewhere."""
+
+    accepts: Callable[[Image.Image, Image.Image], bool] = field(repr=False)
+
+
+Target = BoxTarget | MarkTarget | LineTarget | ZoomTarget | StateTarget | OwnTarget
 
 
 @dataclass(frozen=True)
@@ -89,3 +97,10 @@ class Task:
         """For example "natural-1000000123"; of other levels "natural-hard-1000000123", "natural-5-1000000123"."""
         middle = "" if self.split == "normal" else f"-{self.split}"
         return f"{self.slice}{middle}-{self.seed}"
+
+
+def identity_steps(task: Task) -> frozenset[int]:
+    """Steps of a task (from 1) whose right image equals the previous one: a walker that stays, a row that is sorted."""
+    images = [task.image, *(step.image for step in task.steps)]
+    same = (k for k in range(1, len(images)) if images[k].tobytes() == images[k - 1].tobytes())
+    return frozenset(same)

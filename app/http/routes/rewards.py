@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Body, Depends
 
+from app.contract.examples import REWARDS
 from app.contract.schemas_rewards import RewardIn, RewardOut
 from app.http.deps import App, problems, require_json
 
@@ -15,10 +16,17 @@ router = APIRouter(prefix="/v1/rewards", tags=["jobs"])
 @router.post(
     "",
     response_model=RewardOut,
+    response_model_exclude_unset=True,
     dependencies=[Depends(require_json)],
-    summary="Grade an answer",
-    responses=problems(400, 403, 415, 422, 503),
+    summary="Grade an answer, or score a trace",
+    responses=problems(400, 403, 404, 409, 415, 422, 503),
 )
-async def grade_answer(body: RewardIn, app: App) -> dict[str, Any]:
-    """Whether the answer is correct, which check decided, and the parsed values."""
-    return await app.grader.grade(body.answer, body.reference, body.choices, similarity=body.similarity)
+async def grade_answer(
+    body: Annotated[RewardIn, Body(openapi_examples={name: {"value": value} for name, value in REWARDS.items()})],
+    app: App,
+) -> dict[str, Any]:
+    """Whether the answer is correct, which check decided, and the parsed values.
+
+    With `trace_id` also the trace's format, perception and drawings; with `reward` also rewards of your own.
+    """
+    return await app.grader.score(body)

@@ -12,7 +12,7 @@ from app.common.build import build_version
 from app.common.metrics import CONTENT_TYPE
 from app.common.pools import in_pool
 from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn
-from app.contract.schemas_system import LimitsOut, Live, Ready, RoomOut
+from app.contract.schemas_system import ExtensionsOut, LimitsOut, Live, Ready, RoomOut
 from app.http.deps import App, CheckpointName, Services, problems, require_json
 from app.storage.images import MAX_UPLOAD_BYTES
 from model.build import commit, package_version
@@ -46,6 +46,13 @@ async def metrics(app: App) -> Response:
 def get_limits(app: App, checkpoint: CheckpointName = None) -> dict[str, Any]:
     """The limits of requests to the active or named checkpoint."""
     return _limits(app, checkpoint)
+
+
+@router.get("/v1/extensions", response_model=ExtensionsOut, response_model_exclude_unset=True, responses=problems(503))
+@in_pool(pools.reads)
+def list_extensions(app: App) -> dict[str, Any]:
+    """The rewards and task families of your own that a job may name. Reads metadata and source; imports nothing."""
+    return app.jobs.custom.known()
 
 
 def _limits(app: Services, checkpoint: str | None) -> dict[str, Any]:

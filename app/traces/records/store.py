@@ -161,8 +161,14 @@ def statuses(connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]
 
 
 def finish(connection: Connection, trace_id: str, **values: Any) -> None:
-    """Write the final row: `values` plus steps, answer and last image from the events; clears the resume state."""
+    """Write the final row: `values` plus steps, answer and last image from the events; clears the resume state.
+
+    `drawings`: the checkers' verdict on each step, kept with its image.
+    """
     folded = fold(events_of(connection, trace_id))
+    for step, right in zip(folded["steps"], values.pop("drawings", ()), strict=False):
+        if right is not None and "image" in step:
+            step["image"]["right"] = right
     folded["answer"] = values.pop("answer", None) or folded["answer"]
     finished_at = not_before(now(), T.c.created_at, T.c.started_at)
     update(connection, trace_id, **folded, **{"resume": None, "finished_at": finished_at} | values)

@@ -16,7 +16,7 @@ from app.client import Client
 from app.contract.problems import Problem
 from app.contract.schemas_rewards import MAX_CHARS, MAX_CHOICES, RewardOut
 from app.jobs.grader import MAX_WAITING, Grader
-from tests.app.conftest import Server
+from tests.app.conftest import Serve, Server
 from training.scoring.grading import grade
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "grading_cases.json").read_text("utf-8"))
@@ -25,7 +25,7 @@ CASES = json.loads((Path(__file__).parents[2] / "data" / "grading_cases.json").r
 async def reward(server: Server, **body: Any) -> dict[str, Any]:
     response = await server.client.post("/v1/rewards", json=body)
     assert response.status_code == 200, response.text
-    return RewardOut.model_validate(response.json()).model_dump()
+    return RewardOut.model_validate(response.json()).model_dump(exclude_unset=True)
 
 
 async def test_answers_are_graded_over_http(server: Server) -> None:
@@ -132,3 +132,30 @@ def test_client_sends_choices_as_list_or_labels() -> None:
         client.reward(None, "B", {"B": "blue"}, similarity=True)
     assert sent[0] == {"answer": "B", "reference": "B", "choices": ["red", "blue"], "similarity": False}
     assert sent[1] == {"answer": None, "reference": "B", "choices": {"B": "blue"}, "similarity": True}
+
+
+async def test_rewards_a_job_may_not_use_are_rejected(server: Server) -> None:
+    bad: list[tuple[Any, str, str]] = [
+        ({"custom": {"file": "own_reward.py:tidy"}}, "path_not_allowed", "body.reward.custom.0.file"),
+        ({"custom": {"name": "nobody-has-this"}}, "invalid", "body.reward.custom.0.name"),
+        ({"custom": {"url": "http://127.0.0.1:9/"}}, "reward_failed", "body.reward.custom"),
+        ({"custom": {"url": "http://a", "weight": "1"}}, "invalid", "body.reward.custom.0.weight"),
+        ({"custom": [{}]}, "invalid", "body.reward.custom.0"),
+        ({"alpha": -1.0}, "invalid", "body.reward.alpha"),
+        ({"delta": 1.0}, "invalid", "body.reward.delta"),
+    ]
+    for reward, code, path in bad:
+        answer = await server.client.post("/v1/rewards", json={"answer": "a", "reference": "a", "reward": reward})
+        assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+        assert answer.json()["errors"][0]["path"] == path, answer.text
+
+
+async def test_rewards_that_raise_are_reported(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "rewards"
+    folder.mkdir()
+    (folder / "bad.py").write_text("def bad(sample, response):\n    return 1 / 0\n")
+    async with serve(rewards_dir=folder) as server:
+        body = {"answer": "a", "reference": "a", "reward": {"custom": {"file": "bad.py:bad"}}}
+        answer = await server.client.post("/v1/rewards", json=body)
+        assert answer.json()["code"] == "reward_failed"
+        assert "ZeroDivisionError" in answer.json()["detail"]

@@ -59,7 +59,7 @@ async def test_trace_streams_steps_images_and_end(engine: InProcess) -> None:
     done = next(o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.completed")
     assert done.png is not None
     assert Image.open(io.BytesIO(done.png)).size == (16, 16)
-    assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward"}
+    assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward", "copied"}
     partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
     seen = {(o.event.data["index"], o.event.data["codes_done"]) for o in partials}
     assert (2, 4) in seen, "all codes are reported even if the decoder was busy"
@@ -182,10 +182,10 @@ async def test_undecodable_image_ends_only_its_trace(
         first.append(next(first_codes(o.tokens, loaded.vocab) for o in marked if isinstance(o, Emitted) and o.tokens))
         real = Model.draw
 
-        def draw(model: Model, images: list[tuple[int, ...]]) -> list[ImageResult]:
+        def draw(model: Model, images: list[tuple[int, ...]], *before: Any) -> list[ImageResult]:
             if first[0] in images:
                 raise RuntimeError("no decoder for this one")
-            return real(model, images)
+            return real(model, images, *before)
 
         monkeypatch.setattr(Model, "draw", draw)
         bad, *good = await asyncio.gather(

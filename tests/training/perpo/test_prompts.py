@@ -14,10 +14,10 @@ from PIL import Image
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.images.codes import encode_images
 from tests.tiny import make_tiny_checkpoint
-from training.perpo.prompts import FilePrompts, WorldPrompts, identity_steps
+from training.perpo.prompts import FilePrompts, WorldPrompts
 from training.scoring.grading import grade
 from training.spec.spec import JsonlData, M3CoTData, OmniBenchData, UniTasksData
-from training.world.task import StateTarget, Step, Task
+from training.world.task import StateTarget, Step, Task, identity_steps
 from training.world.world import RL_SEEDS, make_task
 
 

@@ -40,6 +40,7 @@ _PRAISED = re.compile(
 _REASON = re.compile(
     r",?\s+(?:because|since|as\s+shown|which\s+means)\b|;\s|(?<=[^\W_]{3})[.!?]\s|(?<=\d)[.!?]\s(?=[A-Z])"
 )
+_SECOND_THOUGHT = re.compile(r"(?:or|wait|actually|alternatively|correction)\b", re.IGNORECASE)
 _HEDGE = re.compile(r"\b(?:or|wait|actually|but|maybe|perhaps|alternatively|however|no|not)\b", re.IGNORECASE)
 _PAIRS = (
     ("**", "**"),
@@ -57,6 +58,7 @@ _DOLLARS = re.compile(r"\$\$([^$]{1,500})\$\$|(?<![\w$])\$([^$]{1,500})\$(?!\d)"
 _IS = re.compile(r"^([a-zA-Z])\s+(?:is|equals)\s+(?=[-+√π(\d])")
 _BY = re.compile(r"(?<=\d) x (?=\d)")
 _INFINITY = re.compile(r"(?<![a-z])(?:inf|infinity)(?![a-z])", re.IGNORECASE)
+_NEGATIVE_INFINITY = re.compile(r"\b(?:minus|negative) ∞", re.IGNORECASE)
 
 _WRAPPERS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boldsymbol|emph|underline|ce|boxed|fbox)"
@@ -130,8 +132,10 @@ _SYMBOLS = {
 @lru_cache(maxsize=4_096)
 def candidates(answer: str) -> tuple[str, ...]:
     """Candidate answers in a free text, most likely first: all of it, then without a trailing reason."""
-    found = final_answer(answer)
-    line = " ".join(next((line for line in found.split("\n") if line.strip()), "").split())
+    lines = [" ".join(line.split()) for line in final_answer(answer).split("\n") if line.strip()][:2]
+    line = lines[0] if lines else ""
+    if len(lines) > 1 and _SECOND_THOUGHT.match(lines[1]):
+        line = f"{line} {lines[1]}"
     if len(line) > MAX_LINE:
         return (line,)
     out = [bare(line)]
@@ -211,7 +215,7 @@ def _in_symbols(text: str) -> str:
     text = _BY.sub("×", _IS.sub(r"\1 = ", text))
     if "≈" in text[1:]:
         text = text.replace("≈", "=")
-    text = _INFINITY.sub("∞", text)
+    text = _NEGATIVE_INFINITY.sub("-∞", _INFINITY.sub("∞", text)).replace("+∞", "∞")
     return "∅" if text in ("{}", "{ }") else text
 
 

@@ -14,7 +14,7 @@ MIN_SIMILARITY = 0.77
 MAX_SIMILAR_CHARS = 1_000  # a longer text earns no similarity
 
 _TOKEN = re.compile(
-    r"\d{1,6}(?:st|nd|rd|th)\b|(?:(?<=^)|(?<=[\s(,]))[+-]?\d[\d.,:/]*(?<=\d)|\d[\d.,:/]*(?<=\d)|[^\W\d_]+(?:'[^\W\d_]+)*|[+*/^=<>≤≥≠≈±%‰°$€£¥&|#@~√∞∪∩∈→]"
+    r"-∞|\d{1,6}(?:st|nd|rd|th)\b|(?:(?<=^)|(?<=[\s(,]))[+-]?\d[\d.,:/]*(?<=\d)|\d[\d.,:/]*(?<=\d)|[^\W\d_]+(?:'[^\W\d_]+)*|[+*/^=<>≤≥≠≈±%‰°$€£¥&|#@~√∞∪∩∈→]"
 )
 _ARTICLE = re.compile(r"(?<!\w)(?:a|an|the)\s+(?=[^\W_])")
 _SPELLINGS = {
@@ -122,6 +122,7 @@ import export|input output|asleep awake|gain loss|profit loss|major minor|majori
 absorb emit|dominant recessive|predator prey|producer consumer|cause effect|clockwise anticlockwise
 exothermic endothermic|reactant product|numerator denominator|sine cosine|sin cos|row column|x y
 include exclude|included excluded|appear disappear|visible invisible|vertical diagonal
+prokaryotic eukaryotic|prokaryote eukaryote|mitosis meiosis|herbivore carnivore|autotroph heterotroph
 oxidation reduction|oxidized reduced|active passive|aerobic anaerobic|acute obtuse
 """
 
