@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.engine.phases import Legal, LegalIds
-from model.nets.transformer import PackedAttention, PackedLayout, Transformer
+from model.nets.transformer import LayerWeights, PackedAttention, PackedLayout, Transformer
 from model.precision import PrecisionChoice, autocast
 from training.perpo.losses import Heads, legal_logprobs, token_weights
 from training.perpo.rollout import Rollout, RolloutGroup
@@ -101,12 +101,14 @@ def policy_logprobs(
     *,
     temperature: float = 1.0,
     precision: PrecisionChoice = "fp32",
+    weights: Sequence[LayerWeights] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies [M] of the sampled tokens under the sampler's mask, in fp32.
 
-    Always call with gradients enabled: PyTorch uses other kernels without them.
+    Always call with gradients enabled: PyTorch uses other kernels without them. ``weights`` are the transformer's
+    stacked ones, shared by several micro-batches (stacking saves nothing for its backward, so it may be repeated).
     """
     with autocast(precision, batch.ids.device):
-        hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
+        hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout), weights=weights)
         heads = Heads.of(transformer.lm_head.weight, legal)
         return legal_logprobs(hidden[batch.predictors], batch.targets, batch.legal, heads, temperature=temperature)

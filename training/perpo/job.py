@@ -35,7 +35,7 @@ from training.jobs.checkpoints import (
     stage_checkpoints,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
-from training.jobs.loop import RunFolder, SettingsChanged
+from training.jobs.loop import RunFolder, SettingsChanged, load_optimizer
 from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.failure_signs import FailureSigns
@@ -105,7 +105,10 @@ class _Run:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["model"])
-        self.updater.optimizer.load_state_dict(state["optimizer"])
+        try:
+            load_optimizer(self.updater.optimizer, state["optimizer"])
+        except SettingsChanged as error:
+            raise JobError("settings_changed", str(error)) from error
         self.step, self.cursor, self.metrics = state["step"], state["cursor"], state["metrics"]
         self.signs = FailureSigns(precision=self.hp.precision, state=state["signs"])
         self.ctx.log.log(f"resumed after step {self.step}")

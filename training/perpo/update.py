@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.engine.phases import LegalIds
-from model.nets.transformer import Transformer
+from model.nets.transformer import LayerWeights, Transformer
 from training.jobs.loop import adamw, set_lr
 from training.perpo.batch import MicroBatch, micro_batches, policy_logprobs
 from training.perpo.losses import clipped_loss, group_advantages, kl_estimate, truncated_weights
@@ -40,7 +40,7 @@ class Updater:
         self.policy, self.reference, self.legal, self.hp = policy, reference, legal, hp
         self.optimizer = adamw([policy], weight_decay=hp.weight_decay)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._forward: Callable[[Transformer, MicroBatch], tuple[Tensor, Tensor]] = partial(
+        self._forward: Callable[..., tuple[Tensor, Tensor]] = partial(
             policy_logprobs, legal=legal, temperature=hp.temperature, precision=hp.precision
         )
 
@@ -55,10 +55,8 @@ class Updater:
         size = hp.mini_batch_prompts
         batches = [micro_batches(groups[i : i + size], device=self.policy.device) for i in range(0, len(groups), size)]
         # Computed before the first update: sampling policy and reference, as the trainer's forward sees them.
-        old = [[self._forward(self.policy, micro)[0].detach() for micro in mini] for mini in batches]
-        ref = [
-            [self._forward(self.reference, micro)[0] for micro in mini] if self.reference else None for mini in batches
-        ]
+        old = self._logprobs(self.policy, batches)
+        ref = self._logprobs(self.reference, batches) if self.reference else [None] * len(batches)
         flat = [micro for mini in batches for micro in mini]
         off = torch.cat([o - m.sampler_logprobs for o, m in zip((o for part in old for o in part), flat, strict=True)])
         mismatch = off.abs().max().item()
@@ -68,9 +66,11 @@ class Updater:
         norms = []
         for number, (mini, old_mini, ref_mini) in enumerate(zip(batches, old, ref, strict=True)):
             self.optimizer.zero_grad(set_to_none=True)
+            weights = self.policy.layer_weights()
             for place, micro in enumerate(mini):
                 loss = self._loss(
                     micro,
+                    weights,
                     old_mini[place],
                     ref_mini[place] if ref_mini else None,
                     tally,
@@ -94,12 +94,24 @@ class Updater:
             "optim/updates": float(len(norms)),
         }
 
+    def _logprobs(self, transformer: Transformer, batches: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor]]:
+        weights = transformer.layer_weights()
+        return [[self._forward(transformer, micro, weights=weights)[0].detach() for micro in mini] for mini in batches]
+
     def _loss(
-        self, micro: MicroBatch, old: Tensor, ref: Tensor | None, tally: _Tally, *, first: bool, correct: bool
+        self,
+        micro: MicroBatch,
+        weights: Sequence[LayerWeights],
+        old: Tensor,
+        ref: Tensor | None,
+        tally: _Tally,
+        *,
+        first: bool,
+        correct: bool,
     ) -> Tensor:
         """One micro-batch's part of the negated objective (Eqs. 13-16)."""
         hp = self.hp
-        logprobs, entropies = self._forward(self.policy, micro)
+        logprobs, entropies = self._forward(self.policy, micro, weights=weights)
         loss, ratio, clipped = clipped_loss(
             logprobs, old, micro.advantages, clip_low=hp.clip_low, clip_high=hp.clip_high
         )

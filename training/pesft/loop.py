@@ -33,6 +33,7 @@ from training.jobs.loop import (
     Schedule,
     StopFlag,
     adamw,
+    load_optimizer,
     set_lr,
 )
 from training.jobs.precision import BEFORE_AUTO, run_precision
@@ -208,7 +209,7 @@ class _Learner:
     def load(self, state: State) -> None:
         self.model.transformer.load_state_dict(state["model"])
         self.model.projection.load_state_dict(state["projection"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.done = state["step"]
 
     def step(self) -> dict[str, float]:

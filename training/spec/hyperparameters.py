@@ -33,7 +33,7 @@ class _Optimisation(Strict):
         "fp32",
         description="of the forward; auto: bf16 on devices with bf16 hardware; trained weights are fp32 [D]",
     )
-    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
+    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; weights of linear layers and embeddings")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
     save_every: Positive = Field(200, description="steps between two checkpoints")
     keep_states: Positive = Field(3, description="checkpoints that keep train/; all stay servable")
