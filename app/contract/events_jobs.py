@@ -33,6 +33,7 @@ class SampleRewardsOut(Out):
     accuracy: float | None = None
     format: float | None = None
     perception: float | None = None
+    functional: float | None = None
 
 
 class JobStatusData(JobEventData):

@@ -26,7 +26,17 @@ export const CHARTS = [
       ['reward/accuracy', 'accuracy'],
       ['reward/format', 'format'],
       ['reward/perception', 'perception'],
+      ['reward/functional', 'right drawings'],
       ['reward/total', 'total'],
+    ],
+  },
+  {
+    title: 'Validation',
+    about: 'Greedy answers to tasks that the run never trains on',
+    within: unit,
+    lines: [
+      ['val/accuracy', 'accuracy'],
+      ['val/drawings_right', 'right drawings'],
     ],
   },
   {
@@ -51,10 +61,13 @@ export const CHARTS = [
     lines: [['policy/clip_frac', 'clipped']],
   },
   {
-    title: 'Groups dropped',
-    about: 'Share of prompts whose answers all got the same reward',
+    title: 'Groups',
+    about: 'Share of prompts dropped by the filter, and of those with something to learn from',
     within: unit,
-    lines: [['groups/dropped_share', 'dropped']],
+    lines: [
+      ['groups/informative', 'informative'],
+      ['groups/dropped_share', 'dropped'],
+    ],
   },
   {
     title: 'Suspicious images',

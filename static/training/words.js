@@ -319,6 +319,7 @@ export function rewardRows(rewards) {
     ['accuracy', 'accuracy'],
     ['format', 'format'],
     ['perception', 'perception'],
+    ['functional', 'right drawings'],
   ];
   return names
     .filter(([key]) => typeof rewards?.[key] === 'number')

@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Decline = Literal["cosine", "linear", "constant"]
 DECAYED = (nn.Linear, nn.Embedding, nn.Conv2d)
 
 
@@ -84,6 +85,15 @@ class CosineSchedule:
             return self.peak * (step + 1) / self.warmup
         progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
         return self.peak * (self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def make_schedule(decline: Decline, peak: float, total: int, warmup: int, *, floor: float) -> Schedule:
+    """The schedule of this name; only a cosine has a floor."""
+    if decline == "linear":
+        return LinearSchedule(peak, total, warmup)
+    if decline == "constant":
+        return ConstantSchedule(peak, warmup)
+    return CosineSchedule(peak, total, warmup, floor)
 
 
 def adamw(

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.engine.phases import Legal, LegalIds
 from model.nets.transformer import LayerWeights, PackedAttention, PackedLayout, Transformer
 from model.precision import PrecisionChoice, autocast
+from training.perpo.credit import token_advantages
 from training.perpo.losses import Heads, legal_logprobs, token_weights
 from training.perpo.rollout import Rollout, RolloutGroup
 
@@ -36,6 +37,7 @@ class MicroBatch:
     sampler_logprobs: Tensor  # [M]
     advantages: Tensor  # [M]
     weights: Tensor  # [M] 1 / (L_i * N)
+    factors: Tensor  # [M] of the weights in the clipped term; KL and entropy keep theirs
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +70,7 @@ def _pack(rows: Sequence[tuple[tuple[int, ...], Rollout]], trajectories: int, de
     legal: list[int] = []
     logprobs: list[float] = []
     advantages: list[float] = []
+    factors: list[float] = []
     for prompt, rollout in rows:
         start = len(ids) + len(prompt) - 1  # the prompt's last token predicts the response's first
         ids += prompt
@@ -79,7 +82,9 @@ def _pack(rows: Sequence[tuple[tuple[int, ...], Rollout]], trajectories: int, de
         targets += [rollout.token_ids[i] for i in places]
         legal += [rollout.legal[i] for i in places]
         logprobs += [rollout.logprobs[i] for i in places]
-        advantages += [rollout.advantage] * len(places)
+        credited = token_advantages(rollout)
+        advantages += [credited[i] for i in places]
+        factors += [1.0 if rollout.factors is None else rollout.factors[i] for i in places]
     bytes_ = torch.tensor(legal, dtype=torch.uint8)
     return MicroBatch(
         ids=torch.tensor(ids, device=device),
@@ -91,6 +96,7 @@ def _pack(rows: Sequence[tuple[tuple[int, ...], Rollout]], trajectories: int, de
         sampler_logprobs=torch.tensor(logprobs, device=device),
         advantages=torch.tensor(advantages, device=device),
         weights=token_weights(drawn, trajectories).to(device),
+        factors=torch.tensor(factors, device=device),
     )
 
 

@@ -27,6 +27,8 @@ from training.world.task import Task
 from training.world.world import RL_SEEDS, SLICES, make_task, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
+ENCODED_AT_ONCE = 64
+VALIDATION_SEEDS = RL_SEEDS[-10_000:]
 
 
 class PromptSet(Protocol):
@@ -38,6 +40,14 @@ class PromptSet(Protocol):
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """Return the prompts of these numbers."""
+        ...
+
+    def hold_out(self, count: int) -> list[Prompt]:
+        """Return so many prompts that are never among the others; call before the first :meth:`take`.
+
+        Raises:
+            ValueError: too few are left to train on, or a job's seeds reach into those of the validation.
+        """
         ...
 
 
@@ -84,7 +94,23 @@ class WorldPrompts:
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """Generate the tasks of these numbers, and encode their images."""
-        tasks = [self._task(number) for number in numbers]
+        return self._prompts(numbers, [self._task(number) for number in numbers])
+
+    def hold_out(self, count: int) -> list[Prompt]:
+        """Tasks of the same slices and level from `VALIDATION_SEEDS`."""
+        first, last = self._first, self._first + self._count - 1
+        seeds = VALIDATION_SEEDS[:count]
+        if first <= seeds[-1] and last >= seeds[0]:
+            raise ValueError(
+                f"seeds {first:,} to {last:,} reach into those of the validation (from {seeds[0]:,}): "
+                "use fewer samples or another first_seed"
+            )
+        slices = self._slices
+        tasks = [make_task(slices[i % len(slices)], seed, level=self._level) for i, seed in enumerate(seeds)]
+        chunks = [tasks[i : i + ENCODED_AT_ONCE] for i in range(0, count, ENCODED_AT_ONCE)]
+        return [prompt for chunk in chunks for prompt in self._prompts(range(len(chunk)), chunk)]
+
+    def _prompts(self, numbers: Sequence[int], tasks: Sequence[Task]) -> list[Prompt]:
         codes = encode_images(self._vq, [task.image for task in tasks])
         return [
             Prompt(
@@ -96,6 +122,7 @@ class WorldPrompts:
                 slice=task.slice,
                 identity_steps=identity_steps(task),
                 exact=True,
+                task=task,
             )
             for number, task, image in zip(numbers, tasks, codes, strict=True)
         ]
@@ -150,6 +177,13 @@ class FilePrompts:
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    def hold_out(self, count: int) -> list[Prompt]:
+        """The last rows, which are taken out."""
+        if 2 * count > len(self._prompts):
+            raise ValueError(f"the data has {len(self._prompts)} prompts: validation can hold out at most half of them")
+        self._prompts, held = self._prompts[:-count], self._prompts[-count:]
+        return held
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """The prompts of these numbers, which were encoded at the start."""

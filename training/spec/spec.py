@@ -184,6 +184,7 @@ class PeRPOSpec(_Job):
     @model_validator(mode="after")
     def _trains_on_training_seeds(self) -> PeRPOSpec:
         _no_evaluation_seeds(self.data)
+        _has_checkers(self.data, self.hyperparameters)
         return self
 
 
@@ -232,6 +233,8 @@ class PipelineSpec(_Job):
             raise ValueError("every stage is left out: nothing to do")
         for data in (self.data.zero, self.data.pesft, self.data.perpo):
             _no_evaluation_seeds(data)
+        if self.data.perpo is not None and self.hyperparameters.perpo is not None:
+            _has_checkers(self.data.perpo, self.hyperparameters.perpo)
         for name in self.stages:
             given = getattr(self.data, name) is not None
             if name == "pesft" and self.hyperparameters.zero is not None:
@@ -247,6 +250,11 @@ class PipelineSpec(_Job):
 def _no_evaluation_seeds(data: Any) -> None:
     if isinstance(data, UniTasksData) and (data.first_seed or 0) + data.num_samples > EVAL_SEEDS:
         raise ValueError(f"seeds from {EVAL_SEEDS:,} up are for evaluation only: use a smaller first_seed")
+
+
+def _has_checkers(data: Any, hyperparameters: PeRPOHyperparameters) -> None:
+    if hyperparameters.reward.functional and not isinstance(data, UniTasksData):
+        raise ValueError(f"reward.functional needs the checkers of the world's tasks, which {data.source} has not")
 
 
 JobSpec = Annotated[

@@ -341,7 +341,7 @@ class FakePrompts:
 def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[StepBatch, FakeSampler]:
     sampler = FakeSampler(accuracies)
     hp = PeRPOHyperparameters(**{"prompts_per_step": 2, "oversampling": 2.0, "refill_rounds": 3, **hyper})
-    collector = Collector(sampler, FakeScorer(), FakePrompts(), PromptOrder(100, 0), hp, seed=0)  # type: ignore[arg-type]
+    collector = Collector(sampler, FakeScorer(), None, FakePrompts(), PromptOrder(100, 0), hp, seed=0)  # type: ignore[arg-type]
     return collector.collect(step=0, cursor=0), sampler
 
 
