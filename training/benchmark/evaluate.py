@@ -19,7 +19,7 @@ from typing import Any
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Completion, Engine
-from model.engine.sequence import SamplingParams
+from model.engine.sequence import SamplingParams, sample_seed
 from model.images.codes import decode_codes, encode_images, image_energies, is_flat
 from training.benchmark.stats import wilson
 from training.scoring.grading import is_right
@@ -57,22 +57,35 @@ def evaluate(
     *,
     num_slots: int = 64,
     max_images: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 1,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
-    """Answer the tasks greedily and judge the answers.
+    """Answer the tasks and judge the answers: `samples` predictions of the first task, then of the next.
 
     Args:
         loaded: the checkpoint.
         tasks: the tasks.
         num_slots: concurrent sequences.
         max_images: maximum images per response; 0 for a text-only control, None for as many as fit.
+        temperature: of the sampling; 0 is greedy.
+        samples: responses to each task, each with random numbers of its own.
         on_finish: called with the number of finished responses.
 
     Raises:
         ValueError: the checkpoint cannot read images.
     """
-    answered = ask(loaded, tasks, num_slots=num_slots, max_images=max_images, on_finish=on_finish)
-    return [_judge(loaded, task, *answer) for task, answer in zip(tasks, answered, strict=True)]
+    answered = ask(
+        loaded,
+        tasks,
+        num_slots=num_slots,
+        max_images=max_images,
+        temperature=temperature,
+        samples=samples,
+        on_finish=on_finish,
+    )
+    asked = [task for task in tasks for _ in range(samples)]
+    return [_judge(loaded, task, *answer) for task, answer in zip(asked, answered, strict=True)]
 
 
 def ask(
@@ -81,9 +94,11 @@ def ask(
     *,
     num_slots: int = 64,
     max_images: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 1,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[tuple[tuple[int, ...], Completion]]:
-    """Answer the tasks greedily, each with the codes of its question's image.
+    """Answer the tasks, each answer with the codes of its question's image.
 
     Arguments and errors are those of :func:`evaluate`.
     """
@@ -93,8 +108,11 @@ def ask(
     questions = _encode(loaded, tasks)
     prompts = [template.prompt_ids(task.question, [codes]) for task, codes in zip(tasks, questions, strict=True)]
     engine = Engine(loaded.transformer, loaded.vocab, template, num_slots=num_slots, admissions_per_step=num_slots)
-    params = SamplingParams(temperature=0.0, max_images=max_images)
-    return list(zip(questions, engine.generate(prompts, params, on_finish=on_finish), strict=True))
+    params = [
+        SamplingParams(temperature=temperature, seed=sample_seed(task.seed, 1), max_images=max_images) for task in tasks
+    ]
+    completions = engine.generate(prompts, params, num_samples=samples, on_finish=on_finish)
+    return list(zip([codes for codes in questions for _ in range(samples)], completions, strict=True))
 
 
 def _encode(loaded: LoadedCheckpoint, tasks: Sequence[Task]) -> list[tuple[int, ...]]:

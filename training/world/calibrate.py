@@ -1,9 +1,9 @@
 """Calibration of the checkers: right drawings must pass and wrong ones fail, despite the tokenizer's losses.
 
-    python -m training.world.calibrate [--tasks 500] [--checkpoint model/nano/nano-base]
+    python -m training.world.calibrate [--tasks 500] [--checkpoint model/nano/nano-base] [--level 1 … 8 | hard | all]
 
-Prints, per family, the share of steps that pass: the reference, and five kinds of wrong images. Without a checkpoint,
-slight blur and noise replace the tokenizer.
+Prints, per family and level, the share of steps that pass: the reference, and five kinds of wrong images. Without a
+checkpoint, slight blur and noise replace the tokenizer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from PIL import Image, ImageFilter
 from training.skills import Action, apply
 from training.world.canvas import bbox, line, mark, new_image, zoom
 from training.world.checkers import MAX_CROP_MEAN, check_step
-from training.world.task import SIZE, BoxTarget, LineTarget, MarkTarget, Step, Task, ZoomTarget
-from training.world.world import FAMILIES, make_task
+from training.world.task import SIZE, BoxTarget, Level, LineTarget, MarkTarget, Step, Task, ZoomTarget
+from training.world.world import FAMILIES, LEVELS, make_task
 
 Images = Sequence[Image.Image]
 RoundTrip = Callable[[Images], list[Image.Image]]
@@ -113,7 +113,7 @@ def _image_of_another(task: Task, k: int, seed: int) -> Image.Image:
     """Step k of another task of the family; a crop that happens to show the same thing is not wrong."""
     mine = np.asarray(task.steps[k - 1].image, dtype=np.float64)
     while True:
-        steps = make_task(task.slice, seed, family=task.family).steps
+        steps = make_task(task.slice, seed, family=task.family, level=task.split).steps
         image = steps[min(k, len(steps)) - 1].image
         alike = np.abs(np.asarray(image, dtype=np.float64) - mine).mean() <= MAX_CROP_MEAN
         if not (alike and isinstance(task.steps[k - 1].target, ZoomTarget)):
@@ -122,9 +122,15 @@ def _image_of_another(task: Task, k: int, seed: int) -> Image.Image:
 
 
 def pass_shares(
-    slice_: str, family: str, round_trip: RoundTrip, *, num_tasks: int, first_seed: int = FIRST_SEED
+    slice_: str,
+    family: str,
+    round_trip: RoundTrip,
+    *,
+    num_tasks: int,
+    level: Level = "normal",
+    first_seed: int = FIRST_SEED,
 ) -> dict[str, float]:
-    """Share of steps that pass, for each of `KINDS`, over `num_tasks` tasks of a family."""
+    """Share of steps that pass, for each of `KINDS`, over `num_tasks` tasks of a family and level."""
     cases: list[tuple[str, Task, int, int, int]] = []
     images: list[Image.Image] = []
 
@@ -134,7 +140,7 @@ def pass_shares(
 
     blank = keep(new_image())
     for i in range(num_tasks):
-        task = make_task(slice_, first_seed + i, family=family)
+        task = make_task(slice_, first_seed + i, family=family, level=level)
         rng = Random(i)
         shown = [keep(task.image), *(keep(step.image) for step in task.steps)]
         for k in range(1, len(task.steps) + 1):
@@ -162,18 +168,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=500, help="tasks per family (default 500)")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint whose image tokenizer is used")
     parser.add_argument("--family", help="only this family")
+    levels = {str(level): (level,) for level in LEVELS} | {"all": LEVELS}
+    parser.add_argument("--level", choices=levels, default="normal", help="normal, hard, 1 … 8, or all (normal)")
     options = parser.parse_args(argv)
     round_trip = blurred if options.checkpoint is None else tokenizer_round_trip(options.checkpoint)
-    sys.stdout.write(f"{'family':12}" + "".join(f"{kind:>14}" for kind in KINDS) + "\n")
+    sys.stdout.write(f"{'family':12}{'level':8}" + "".join(f"{kind:>14}" for kind in KINDS) + "\n")
     failed = False
     for slice_, families in FAMILIES.items():
         for family in families:
             if options.family not in (None, family):
                 continue
-            shares = pass_shares(slice_, family, round_trip, num_tasks=options.tasks)
-            failed |= shares["reference"] < 0.99 or max(shares[kind] for kind in KINDS[1:]) > 0.01
-            sys.stdout.write(f"{family:12}" + "".join(f"{100 * shares[kind]:13.1f}%" for kind in KINDS) + "\n")
-            sys.stdout.flush()
+            for level in levels[options.level]:
+                shares = pass_shares(slice_, family, round_trip, num_tasks=options.tasks, level=level)
+                failed |= shares["reference"] < 0.99 or max(shares[kind] for kind in KINDS[1:]) > 0.01
+                row = "".join(f"{100 * shares[kind]:13.1f}%" for kind in KINDS)
+                sys.stdout.write(f"{family:12}{level!s:8}{row}\n")
+                sys.stdout.flush()
     return int(failed)
 
 

@@ -1,16 +1,31 @@
-"""Builds a family's chain of steps; wording helpers. Knows no families."""
+"""Builds a family's chain of steps; helpers for wording and levels. Knows no families."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from random import Random
+from typing import TypeVar
 
 from PIL import Image
 
 from training.skills import Action, apply
-from training.world.task import Box, Step, Target
+from training.world.task import Box, Level, Step, Target
+
+T = TypeVar("T")
+Grades = Mapping[Level, Sequence[T]]  # of each level, the values to draw from
 
 COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+def grades(normal: Sequence[T], hard: Sequence[T], *graded: Sequence[T]) -> Grades[T]:
+    """The values of something at every level: normal, hard, 1, 2, 3 …; equally likely, repeat one to weight it."""
+    return {"normal": normal, "hard": hard, **dict(enumerate(graded, 1))}
+
+
+def one_of(rng: Random, values: Sequence[T]) -> T:
+    """Choose one of the values; a single one costs no random number."""
+    return values[0] if len(values) == 1 else rng.choice(values)
 
 
 def say(rng: Random, *phrasings: str) -> str:

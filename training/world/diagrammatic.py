@@ -20,13 +20,14 @@ from training.world.canvas import (
     new_image,
     put_shape,
 )
-from training.world.chain import Chain, say
-from training.world.task import LineTarget, MarkTarget, Task
+from training.world.chain import Chain, grades, one_of, say
+from training.world.task import Level, LineTarget, MarkTarget, Task
 
 Pixel = tuple[int, int]
 Symmetry = Callable[[int, int], Pixel]
 
 DOT_RADIUS = 7  # pixels, of the round targets
+MAX_AIM = 3.0  # pixels that a graded line may point beside its target; longer lines of other levels point well enough
 
 SYMMETRIES: tuple[Symmetry, ...] = (
     lambda x, y: (x, y),
@@ -34,6 +35,14 @@ SYMMETRIES: tuple[Symmetry, ...] = (
     lambda x, y: (y, x),
     lambda x, y: (y, 64 - x),
 )
+
+
+# ---- what rises with the level
+
+DOTS = grades((3, 4), (4,), (2,), (3,), (3, 4), (4,), (4,), (4,), (4,), (4,))
+SHOWN = grades((0.45, 0.5, 0.55), (0.3,), (0.6,), (0.5,), (0.4,), (0.35,), (0.3,), (0.25,), (0.2,), (0.15,))
+RAY_SHOWN = grades((0.5,), (0.35,), (0.6,), (0.5,), (0.45,), (0.4,), (0.37,), (0.33,), (0.28,), (0.22,))
+MIRRORED = grades((3, 4), (5,), (2,), (3,), (4,), (5,), (5,), (5,), (6,), (6,))
 
 
 def draw_segments(segments: list[tuple[Pixel, Pixel]], dots: list[tuple[str, Pixel]], background: RGB) -> Image.Image:
@@ -51,16 +60,24 @@ def between(a: Pixel, b: Pixel, share: float) -> Pixel:
     return round(a[0] + share * (b[0] - a[0])), round(a[1] + share * (b[1] - a[1]))
 
 
-def make_extend(rng: Random, seed: int, level: str) -> Task:
+def aim(start: Pixel, end: Pixel, target: Pixel) -> float:
+    """By how many pixels the line from start through end misses the target; rounding turns short lines."""
+    return _distance(start, end, target) if start != end else float("inf")
+
+
+def make_extend(rng: Random, seed: int, level: Level) -> Task:
     """Which of four targets on the far side a short segment points to."""
     turned = rng.choice(SYMMETRIES)
-    count = 4 if level == "hard" else rng.randint(3, 4)
+    count = one_of(rng, DOTS[level])
     rows = sorted(rng.sample(range(4), count))
     colours = rng.sample(COLOUR_NAMES, count)
     hit = rng.randrange(count)
     target = (56, 8 + 16 * rows[hit])
-    start = (4 * rng.randint(1, 2), 4 * rng.randint(2, 14))
-    end = between(start, target, 0.3 if level == "hard" else rng.choice((0.45, 0.5, 0.55)))
+    while True:
+        start = (4 * rng.randint(1, 2), 4 * rng.randint(2, 14))
+        end = between(start, target, one_of(rng, SHOWN[level]))
+        if isinstance(level, str) or aim(start, end, target) <= MAX_AIM:
+            break
     dots = [(colours[i], turned(56, 8 + 16 * row)) for i, row in enumerate(rows)]
     image = draw_segments([(turned(*start), turned(*end))], dots, rng.choice(BACKGROUNDS))
     question = say(
@@ -85,7 +102,7 @@ def make_extend(rng: Random, seed: int, level: str) -> Task:
     return Task("diagrammatic", "extend", seed, question, image, tuple(chain.steps), colours[hit], level, COLOUR_NAMES)
 
 
-def make_bounce(rng: Random, seed: int, level: str) -> Task:
+def make_bounce(rng: Random, seed: int, level: Level) -> Task:
     """A ray meets a wall and bounces off; which target it hits."""
     turned = rng.choice(SYMMETRIES)
     upside = rng.random() < 0.5
@@ -97,11 +114,14 @@ def make_bounce(rng: Random, seed: int, level: str) -> Task:
     targets = [(56, 8 + 16 * i) for i in range(3)]
     colours = rng.sample(COLOUR_NAMES, 3)
     hit = rng.randrange(3)
-    # As far along the wall as the reflected path passes the other targets with room to spare.
-    foot = (rng.randint(14, (20, 31, 42)[hit]), wall)
-    slope = (wall - targets[hit][1]) / (targets[hit][0] - foot[0])
-    start = (4, round(wall - slope * (foot[0] - 4)))
-    end = between(start, foot, 0.35 if level == "hard" else 0.5)
+    while True:
+        # As far along the wall as the reflected path passes the other targets with room to spare.
+        foot = (rng.randint(14, (20, 31, 42)[hit]), wall)
+        slope = (wall - targets[hit][1]) / (targets[hit][0] - foot[0])
+        start = (4, round(wall - slope * (foot[0] - 4)))
+        end = between(start, foot, one_of(rng, RAY_SHOWN[level]))
+        if isinstance(level, str) or aim(start, end, foot) <= MAX_AIM:
+            break
     dots = [(colour, place(*centre)) for colour, centre in zip(colours, targets, strict=True)]
     image = draw_segments([(place(*start), place(*end))], dots, rng.choice(BACKGROUNDS))
     stroke(image, place(0, wall + 2), place(64, wall + 2), GREY, 4)
@@ -140,6 +160,51 @@ AXES: dict[str, tuple[Pixel, Pixel, Symmetry]] = {
     "falling": ((0, 0), (64, 64), lambda x, y: (y, x)),
     "rising": ((0, 64), (64, 0), lambda x, y: (64 - y, 64 - x)),
 }
+
+
+def _shifted(by: int) -> dict[str, tuple[Pixel, Pixel, Symmetry]]:
+    """Diagonals and straight axes that much lower or further right."""
+    ends = (max(0, -by), max(0, by)), (min(64, 64 - by), min(64, 64 + by))
+    (a, b), (c, d) = ends
+    return {
+        f"falling{by:+}": ((a, b), (c, d), lambda x, y: (y - by, x + by)),
+        f"rising{by:+}": ((64 - a, b), (64 - c, d), lambda x, y: (64 - y + by, 64 - x + by)),
+    }
+
+
+def _slanted(dx: int, dy: int) -> tuple[Pixel, Pixel, Symmetry]:
+    """An axis through the middle in this direction, neither straight nor diagonal."""
+    reach = 32 / max(abs(dx), abs(dy))
+
+    def flip(x: int, y: int) -> Pixel:
+        along = 2 * ((x - 32) * dx + (y - 32) * dy) / (dx * dx + dy * dy)
+        return round(32 + along * dx - (x - 32)), round(32 + along * dy - (y - 32))
+
+    start, end = (32 - reach * dx, 32 - reach * dy), (32 + reach * dx, 32 + reach * dy)
+    return (round(start[0]), round(start[1])), (round(end[0]), round(end[1])), flip
+
+
+_MIDDLE = ("upright32", "flat32")
+_STRAIGHT = tuple(name for name in AXES if name[:-2] in ("upright", "flat"))
+_MORE: dict[str, tuple[Pixel, Pixel, Symmetry]] = {
+    **{name: axis for by in (-16, -8, 8, 16) for name, axis in _shifted(by).items()},
+    **{f"slanted{dx}{dy:+}": _slanted(dx, dy) for dx, dy in ((1, 2), (2, 1), (1, -2), (2, -1))},
+}
+_ALL_AXES = {**AXES, **_MORE}
+_SHIFTED_NAMES = tuple(name for name in _MORE if "slanted" not in name)
+_SLANTED_NAMES = tuple(name for name in _MORE if "slanted" in name)
+AXES_OF = grades(
+    tuple(AXES),
+    tuple(AXES),
+    _MIDDLE,
+    _STRAIGHT,
+    tuple(AXES),
+    (*AXES, *_SHIFTED_NAMES),
+    (*AXES, *_SHIFTED_NAMES, *_SLANTED_NAMES),
+    _SHIFTED_NAMES + _SLANTED_NAMES,
+    _SLANTED_NAMES,
+    _SLANTED_NAMES,
+)
 _SPOTS = tuple((8 * c, 8 * r) for r in range(1, 8) for c in range(1, 8))
 
 
@@ -147,16 +212,15 @@ def _inside(point: Pixel) -> bool:
     return 8 <= point[0] <= 56 and 8 <= point[1] <= 56
 
 
-def make_mirror(rng: Random, seed: int, level: str) -> Task:
+def make_mirror(rng: Random, seed: int, level: Level) -> Task:
     """Where the mirror image of a black dot lies: a line to the axis, a mark as far on the other side."""
-    axis = rng.choice(tuple(AXES))
-    start, end, flip = AXES[axis]
+    start, end, flip = _ALL_AXES[rng.choice(AXES_OF[level])]
     far = [p for p in _SPOTS if _inside(flip(*p)) and max(abs(flip(*p)[0] - p[0]), abs(flip(*p)[1] - p[1])) >= 24]
     dot = rng.choice(far)
     target = flip(*dot)
     side = _side(start, end, target)
     spots = [target]
-    wanted = 5 if level == "hard" else rng.randint(3, 4)
+    wanted = one_of(rng, MIRRORED[level])
     near = [p for p in _SPOTS if _side(start, end, p) == side and _distance(start, end, p) >= 10]
     rng.shuffle(near)
     for spot in near:

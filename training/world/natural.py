@@ -1,6 +1,7 @@
 """Natural scenes: scattered shapes. Families `find`, `relation`, `count`.
 
-A thing is a coloured shape in a 16-px block on the 8-px lattice, at least 8 px away from its neighbours.
+A thing is a coloured shape in a 16-px block on the 8-px lattice, at least 8 px away from its neighbours; more than nine
+lie block by block.
 """
 
 from __future__ import annotations
@@ -22,11 +23,29 @@ from training.world.canvas import (
     put_shape,
     zoom,
 )
-from training.world.chain import COUNT_WORDS, ORDINALS, Chain, plural, ring, say
-from training.world.task import SIZE, Box, BoxTarget, MarkTarget, Point, Task, ZoomTarget
+from training.world.chain import COUNT_WORDS, ORDINALS, Chain, grades, one_of, plural, ring, say
+from training.world.task import SIZE, Box, BoxTarget, Level, MarkTarget, Point, Task, ZoomTarget
 
 BLOCK = 16
 _MIN_GAP = 24  # between two blocks' corners, along x or y
+
+# ---- what rises with the level
+
+FIND_OTHERS = grades((2, 3, 4), (6, 7), (1,), (2, 3), (4,), (6, 7), (8,), (10, 11), (12, 13), (15,))
+HOPS = grades((1, 2, 2), (3,), (1,), (1, 2), (2,), (2, 3), (3,), (4,), (5,), (6,))
+HITS = grades(
+    (1, 2, 3, 4),
+    (5, 6),
+    (1, 2, 3),
+    (1, 2, 3, 4),
+    (2, 3, 4),
+    (2, 3, 4),
+    (2, 3, 4, 5),
+    (3, 4, 5, 6),
+    (5, 6, 7),
+    (6, 7, 8),
+)
+MISSES = grades((1, 2, 3), (1, 2, 3), (1,), (2, 3), (3, 4), (5, 6), (6, 7), (7, 8), (8,), (8,))
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,9 @@ def draw_things(things: list[Thing], background: tuple[int, int, int]) -> Image.
 
 
 def scatter(rng: Random, count: int) -> list[tuple[int, int]]:
-    """Corners of `count` (at most 9) blocks with room between them."""
+    """Corners of `count` (at most 16) blocks; up to 9 have room between them."""
+    if count > 9:
+        return rng.sample([(BLOCK * c, BLOCK * r) for r in range(4) for c in range(4)], count)
     for _ in range(20):
         corners: list[tuple[int, int]] = []
         for _ in range(12 * count):
@@ -103,15 +124,13 @@ def others(things: list[Thing], one: Thing) -> tuple[Point, ...]:
     return tuple(thing.centre for thing in things if thing is not one)
 
 
-def make_find(rng: Random, seed: int, level: str) -> Task:
+def make_find(rng: Random, seed: int, level: Level) -> Task:
     """Mark the one thing of a colour (or shape), zoom in, name its shape (or colour)."""
     by_colour = rng.random() < 0.5
     keys, values = (COLOUR_NAMES, SHAPES) if by_colour else (SHAPES, COLOUR_NAMES)
     key, answer = rng.choice(keys), rng.choice(values)
-    if level == "hard":
-        rest = [rng.choice([k for k in keys if k != key]) for _ in range(rng.randint(6, 7))]
-    else:
-        rest = rng.sample([k for k in keys if k != key], rng.randint(2, 4))
+    wrong, number = [k for k in keys if k != key], one_of(rng, FIND_OTHERS[level])
+    rest = rng.sample(wrong, number) if number <= 4 else [rng.choice(wrong) for _ in range(number)]
     pairs = [(key, answer), *((k, rng.choice(values)) for k in rest)]
     things = scatter_things(rng, [(v, k) if by_colour else (k, v) for k, v in pairs])
     target = things[0]
@@ -148,9 +167,9 @@ _DIRECTIONS = {"right of": (1, 0), "left of": (-1, 0), "below": (0, 1), "above":
 _SIDES = {"right of": "to its right", "left of": "to its left", "below": "below it", "above": "above it"}
 
 
-def make_relation(rng: Random, seed: int, level: str) -> Task:
-    """From an anchor one, two (hard: three) places on in a 3x3 arrangement; name the thing there."""
-    hops = 3 if level == "hard" else rng.choice((1, 2, 2))
+def make_relation(rng: Random, seed: int, level: Level) -> Task:
+    """From an anchor one, two (hard: three) or more places on in a 3x3 arrangement; name the thing there."""
+    hops = one_of(rng, HOPS[level])
     path, directions = _walk(rng, hops)
     free = [cell for cell in ((c, r) for r in range(3) for c in range(3)) if cell not in path]
     cells = [*path, *rng.sample(free, rng.randint(max(0, 5 - len(path)), min(len(free), 8 - len(path))))]
@@ -236,10 +255,10 @@ def _walk(rng: Random, hops: int) -> tuple[list[tuple[int, int]], list[str]]:
             return path, directions
 
 
-def make_count(rng: Random, seed: int, level: str) -> Task:
+def make_count(rng: Random, seed: int, level: Level) -> Task:
     """Count the things of a colour or a shape by marking one after the other, in reading order."""
-    count = rng.randint(5, 6) if level == "hard" else rng.randint(1, 4)
-    total = min(8, count + rng.randint(1, 3))
+    count = one_of(rng, HITS[level])
+    total = min(8 if isinstance(level, str) else 16, count + one_of(rng, MISSES[level]))
     by_colour = rng.random() < 0.5
     keys, values = (COLOUR_NAMES, SHAPES) if by_colour else (SHAPES, COLOUR_NAMES)
     key = rng.choice(keys)
@@ -267,5 +286,5 @@ def make_count(rng: Random, seed: int, level: str) -> Task:
             f"{COUNT_WORDS[i + 1].capitalize()} {noun_i} marked, the newest is the {thing.name} at the {thing.place}.",
             MarkTarget(thing.centre),
         )
-    choices = ("5", "6") if level == "hard" else ("1", "2", "3", "4")
+    choices = tuple(str(hits) for hits in HITS[level])
     return Task("natural", "count", seed, question, image, tuple(chain.steps), str(count), level, choices)

@@ -10,8 +10,8 @@ from random import Random
 from PIL import Image, ImageDraw
 
 from training.world.canvas import BACKGROUNDS, BLACK, COLOUR_NAMES, COLOURS, EMPTY, RGB, new_image
-from training.world.chain import COUNT_WORDS, Chain, say
-from training.world.task import StateTarget, Task
+from training.world.chain import COUNT_WORDS, Chain, grades, one_of, say
+from training.world.task import Level, StateTarget, Task
 
 Cells = tuple[tuple[str, ...], ...]  # rows of colour names; "empty" for no block
 MOVES = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
@@ -20,6 +20,15 @@ MOVES = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 def tile(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, colour: RGB) -> None:
     """One cell."""
     draw.rectangle((left + 1, top + 1, left + size - 2, top + size - 2), fill=colour)
+
+
+# ---- what rises with the level
+
+WALKS = grades((2, 3, 4), (5, 6), (1, 2), (2, 3), (3, 4), (4, 4, 5), (4, 5), (5,), (5, 6), (7, 8))
+TILTS = grades((1, 2, 2, 3, 3), (4, 5), (1,), (1, 2), (2, 3), (3,), (3, 4), (4,), (5,), (6,))
+BLOCKS = grades((3, 4, 5), (5, 6), (2, 3), (3, 4), (3, 4, 5), (4, 5), (5,), (5, 6), (6,), (6,))
+CHANGES = grades((2, 3), (3, 4), (1, 2), (2, 3), (3,), (4,), (5,), (6,), (3, 4), (5, 6))
+SIDES = grades((2,), (3,), (2,), (2,), (2,), (2,), (2,), (2,), (3,), (3,))
 
 
 # ---- walker: a black disc on coloured tiles
@@ -53,9 +62,9 @@ def join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def make_walker(rng: Random, seed: int, level: str) -> Task:
+def make_walker(rng: Random, seed: int, level: Level) -> Task:
     """Several moves on a board of coloured tiles; asks for the colour at the end."""
-    count = rng.randint(5, 6) if level == "hard" else rng.randint(2, 4)
+    count = one_of(rng, WALKS[level])
     cells = tuple(tuple(rng.choice(COLOUR_NAMES) for _ in range(4)) for _ in range(4))
     at = (rng.randrange(4), rng.randrange(4))
     moves: list[str] = []
@@ -163,12 +172,12 @@ def random_tray(rng: Random, count: int) -> Cells:
     return tuple(tuple(names[4 * r : 4 * r + 4]) for r in range(4))
 
 
-def make_tilt(rng: Random, seed: int, level: str) -> Task:
+def make_tilt(rng: Random, seed: int, level: Level) -> Task:
     """Tilt the tray one to three times; asks for a block's position, or for the block in a corner."""
     while True:
-        cells = random_tray(rng, rng.randint(5, 6) if level == "hard" else rng.randint(3, 5))
+        cells = random_tray(rng, one_of(rng, BLOCKS[level]))
         directions, states = [rng.choice(tuple(MOVES))], []
-        for _ in range((rng.randint(4, 5) if level == "hard" else rng.choice((1, 2, 2, 3, 3))) - 1):
+        for _ in range(one_of(rng, TILTS[level]) - 1):
             sideways = directions[-1] in ("left", "right")
             directions.append(rng.choice(("up", "down") if sideways else ("left", "right")))
         state = cells
@@ -265,11 +274,11 @@ def random_pattern(rng: Random, size: int) -> Cells:
             return cells
 
 
-def make_rotate(rng: Random, seed: int, level: str) -> Task:
+def make_rotate(rng: Random, seed: int, level: Level) -> Task:
     """Two or three turns and flips of a 2x2 (hard: 3x3) pattern; the colour in a corner."""
-    size = 3 if level == "hard" else 2
+    size = one_of(rng, SIDES[level])
     cells = random_pattern(rng, size)
-    count = rng.randint(3, 4) if level == "hard" else rng.randint(2, 3)
+    count = one_of(rng, CHANGES[level])
     changes: list[str] = []
     while len(changes) < count:
         change = rng.choice(tuple(TURNS))

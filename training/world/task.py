@@ -8,6 +8,7 @@ from PIL import Image
 
 SIZE = 64  # width and height of every image, in pixels
 
+Level = str | int  # "normal", "hard", or a graded level 1 … 8
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -80,11 +81,11 @@ class Task:
     image: Image.Image
     steps: tuple[Step, ...]
     answer: str
-    split: str = "normal"
+    split: Level = "normal"
     choices: tuple[str, ...] = field(default=(), repr=False)  # possible answers to this question
 
     @property
     def task_id(self) -> str:
-        """For example "natural-1000000123"; of the hard split "natural-hard-1000000123"."""
+        """For example "natural-1000000123"; of other levels "natural-hard-1000000123", "natural-5-1000000123"."""
         middle = "" if self.split == "normal" else f"-{self.split}"
         return f"{self.slice}{middle}-{self.seed}"

@@ -15,18 +15,21 @@ from random import Random
 from typing import Final
 
 from training.world import diagrammatic, natural, operational, structured
-from training.world.task import Task
+from training.world.task import Level, Task
 
 EVAL_SEED_MIN: Final = 1_000_000_000
 MAX_SEED: Final = 2**53 - 1
 BASE_SEEDS: Final = range(0, 20_000_000)
 PESFT_SEEDS: Final = range(20_000_000, 30_000_000)
 RL_SEEDS: Final = range(30_000_000, 40_000_000)
+FROZEN_SEEDS: Final = range(2_000_000_000, 2_000_002_000)  # held out, looked at once per shipped checkpoint
 
 OTHER_SEEDS: Final = 1_000_000  # between candidates for another task; further than any evaluation is long
 OTHER_TRIES: Final = 100
-LEVELS: Final = ("normal", "hard")
-Maker = Callable[[Random, int, str], Task]
+GRADES: Final = range(1, 9)  # graded levels, easy to beyond hard
+TRAINED_GRADES: Final = range(1, 7)  # the others only measure
+LEVELS: Final[tuple[Level, ...]] = ("normal", "hard", *GRADES)
+Maker = Callable[[Random, int, Level], Task]
 
 FAMILIES: Final[dict[str, dict[str, Maker]]] = {
     "natural": {"find": natural.make_find, "relation": natural.make_relation, "count": natural.make_count},
@@ -48,18 +51,18 @@ FAMILIES: Final[dict[str, dict[str, Maker]]] = {
     },
 }
 SLICES: Final = tuple(FAMILIES)
-_TASK_ID: Final = re.compile(r"([a-z]+)-(?:(hard)-)?(\d{1,16})")
+_TASK_ID: Final = re.compile(r"([a-z]+)-(?:(hard|[1-8])-)?(\d{1,16})")
 
 
-def make_task(slice: str, seed: int, *, family: str | None = None, level: str = "normal") -> Task:
+def make_task(slice: str, seed: int, *, family: str | None = None, level: Level = "normal") -> Task:
     """The task of this slice and seed; `family` forces one, otherwise the seed chooses it.
 
     Raises ValueError for an unknown slice, family or level, or a seed outside 0 … 2^53-1.
     """
     if slice not in FAMILIES:
         raise ValueError(f"unknown slice {slice!r}: one of {', '.join(SLICES)}")
-    if level not in LEVELS:
-        raise ValueError(f"unknown level {level!r}: one of {', '.join(LEVELS)}")
+    if level not in LEVELS or isinstance(level, bool):
+        raise ValueError(f"unknown level {level!r}: one of {', '.join(map(str, LEVELS))}")
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed {seed} is outside 0 … {MAX_SEED}")
     rng = Random(f"{slice}/{level}/{seed}")
@@ -70,12 +73,13 @@ def make_task(slice: str, seed: int, *, family: str | None = None, level: str = 
     return FAMILIES[slice][name](rng, seed, level)
 
 
-def parse_task_id(task_id: str) -> tuple[str, str, int]:
-    """Slice, level and seed of "natural-1000000123". Raises ValueError."""
+def parse_task_id(task_id: str) -> tuple[str, Level, int]:
+    """Slice, level and seed of "natural-1000000123" or "natural-5-1000000123". Raises ValueError."""
     match = _TASK_ID.fullmatch(task_id)
     if match is None or match[1] not in FAMILIES or int(match[3]) > MAX_SEED:
         raise ValueError(f"not a task id: {task_id!r}")
-    return match[1], match[2] or "normal", int(match[3])
+    level = match[2] or "normal"
+    return match[1], int(level) if level.isdecimal() else level, int(match[3])
 
 
 def task_of_id(task_id: str) -> Task:
@@ -89,6 +93,13 @@ def require_training_seed(seed: int) -> int:
     if not 0 <= seed < EVAL_SEED_MIN:
         raise ValueError(f"seed {seed} is kept for evaluation (from {EVAL_SEED_MIN:,} up) and may not train")
     return seed
+
+
+def require_training_level(level: Level) -> Level:
+    """Return `level`; raise ValueError if it only measures (7 and 8)."""
+    if level in GRADES and level not in TRAINED_GRADES:
+        raise ValueError(f"level {level} is kept for measuring and may not train: use at most {TRAINED_GRADES[-1]}")
+    return level
 
 
 def other_task(task: Task, step: int) -> Task | None:

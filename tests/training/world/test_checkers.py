@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from model.checkpoint.checkpoint import load_checkpoint
+from model.checkpoint.shards import SHIPPED
+from model.text.template import StepPart
 from training.skills import INK
 from training.world.calibrate import KINDS, RoundTrip, blurred, pass_shares, plain, tokenizer_round_trip
 from training.world.checkers import change_outside_ink, check_step
-from training.world.world import FAMILIES, make_task
+from training.world.task import Level
+from training.world.world import FAMILIES, GRADES, LEVELS, make_task
 
 NUM_TASKS = int(os.environ.get("OMNI_R1_CALIBRATION", "12"))
 NANO_BASE = Path(__file__).parents[3] / "model" / "nano" / "nano-base"
@@ -40,13 +44,33 @@ def test_calibration_holds_after_shipped_tokenizer(slice_: str, family: str) -> 
     _holds(slice_, family, tokenizer_round_trip(NANO_BASE))
 
 
-def test_hard_level_references_pass() -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_references_of_every_level_pass(level: Level) -> None:
     for slice_, family in ALL:
         for seed in range(5):
-            task = make_task(slice_, seed, family=family, level="hard")
+            task = make_task(slice_, seed, family=family, level=level)
             images = plain([task.image, *(step.image for step in task.steps)])
             for k in range(1, len(images)):
                 assert check_step(task, k, images[k - 1], images[k]), (family, seed, k)
+
+
+@pytest.mark.parametrize(("slice_", "family"), ALL)
+def test_highest_level_is_judged_alike(slice_: str, family: str) -> None:
+    shares = pass_shares(slice_, family, blurred, num_tasks=12, level=GRADES[-1])
+    assert shares["reference"] >= 0.97
+    assert max(shares[kind] for kind in KINDS[1:]) <= 0.03, shares
+
+
+@pytest.mark.parametrize(("slice_", "family"), ALL)
+def test_every_level_fits_the_context(slice_: str, family: str) -> None:
+    loaded = load_checkpoint(SHIPPED / "nano-omni-r1")
+    codes = (0,) * loaded.vocab.codes_per_image
+    for level in LEVELS:
+        for seed in range(30):
+            task = make_task(slice_, seed, family=family, level=level)
+            steps = [StepPart(step.text, codes) for step in task.steps]
+            rendered = loaded.template.render(task.question, [codes], steps, task.answer)
+            assert len(rendered.ids) <= loaded.transformer.config.max_position_embeddings
 
 
 def test_image_of_other_size_is_rejected() -> None:

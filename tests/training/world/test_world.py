@@ -15,13 +15,18 @@ from training.skills import Action, apply
 from training.world import operational
 from training.world.drills import KINDS, make_drill
 from training.world.scenes import random_image
-from training.world.task import LineTarget
+from training.world.task import Level, LineTarget
 from training.world.world import (
     EVAL_SEED_MIN,
     FAMILIES,
+    FROZEN_SEEDS,
+    GRADES,
+    LEVELS,
     SLICES,
     make_task,
+    other_task,
     parse_task_id,
+    require_training_level,
     require_training_seed,
     task_of_id,
 )
@@ -36,8 +41,8 @@ def test_every_slice_has_at_least_three_families() -> None:
 
 
 @each_family
-@pytest.mark.parametrize("level", ["normal", "hard"])
-def test_task_is_a_pure_function_of_seed(slice_: str, family: str, level: str) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_task_is_a_pure_function_of_seed(slice_: str, family: str, level: Level) -> None:
     for seed in (0, 12_345, EVAL_SEED_MIN + 7):
         one, two = (make_task(slice_, seed, family=family, level=level) for _ in range(2))
         assert (one.question, one.answer, one.image.tobytes()) == (two.question, two.answer, two.image.tobytes())
@@ -101,7 +106,68 @@ def test_task_id_finds_its_task() -> None:
     assert parse_task_id(make_task("natural", 5, level="hard").task_id) == ("natural", "hard", 5)
 
 
-@pytest.mark.parametrize("text", ["", "natural", "nature-1", "natural--1", "natural-99999999999999999", "natural-1 "])
+@pytest.mark.parametrize("level", GRADES)
+def test_task_id_names_its_level(level: int) -> None:
+    task = make_task("operational", EVAL_SEED_MIN + 3, level=level)
+    assert task.task_id == f"operational-{level}-1000000003"
+    assert parse_task_id(task.task_id) == ("operational", level, 1_000_000_003)
+    assert task_of_id(task.task_id).question == task.question
+    other = other_task(task, 1)
+    assert other is not None
+    assert (other.split, other.family) == (level, task.family)
+
+
+@pytest.mark.parametrize("level", [0, 9, "5", "easy", True, None])
+def test_unknown_level_is_rejected(level: Level) -> None:
+    with pytest.raises(ValueError, match="unknown level"):
+        make_task("natural", 1, level=level)
+
+
+def test_highest_levels_must_not_train() -> None:
+    assert [require_training_level(level) for level in ("normal", "hard", 1, 6)] == ["normal", "hard", 1, 6]
+    for level in (7, 8):
+        with pytest.raises(ValueError, match="kept for measuring"):
+            require_training_level(level)
+
+
+def test_frozen_seeds_must_not_train() -> None:
+    for seed in (FROZEN_SEEDS[0], FROZEN_SEEDS[-1]):
+        with pytest.raises(ValueError, match="evaluation"):
+            require_training_seed(seed)
+
+
+@pytest.mark.parametrize("family", ["relation", "walker", "tilt"])
+def test_levels_add_steps(family: str) -> None:
+    slice_ = "natural" if family == "relation" else "operational"
+    steps = [
+        sum(len(make_task(slice_, seed, family=family, level=level).steps) for seed in range(40)) / 40
+        for level in GRADES
+    ]
+    assert steps == sorted(steps)
+    assert steps[-1] > steps[0] + 3
+
+
+@each_family
+def test_graded_tasks_are_well_formed(slice_: str, family: str) -> None:
+    for level in GRADES:
+        for seed in range(20):
+            task = make_task(slice_, seed, family=family, level=level)
+            assert 1 <= len(task.steps) <= 8
+            assert task.answer in task.choices
+            assert len(task.choices) >= 2
+            previous = task.image
+            for step in task.steps:
+                assert step.image.tobytes() != previous.tobytes()
+                previous = step.image
+
+
+INVALID_IDS = (
+    *("", "natural", "nature-1", "natural--1", "natural-99999999999999999", "natural-1 "),
+    *("natural-9-5", "natural-0-5", "natural-07-5", "natural-5-", "natural-normal-5"),
+)
+
+
+@pytest.mark.parametrize("text", INVALID_IDS)
 def test_invalid_task_ids_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="not a task id"):
         parse_task_id(text)
@@ -142,7 +208,7 @@ def test_quarter_turn_moves_upper_left_right() -> None:
 @pytest.mark.parametrize("family", ["extend", "bounce"])
 def test_black_line_points_at_the_ink(family: str) -> None:
     for seed in range(200):
-        task = make_task("diagrammatic", seed, family=family)
+        task = make_task("diagrammatic", seed, family=family, level=("normal", 1, 3, 5)[seed % 4])
         target = task.steps[0].target
         assert isinstance(target, LineTarget)
         ys, xs = np.nonzero(np.asarray(task.image).max(axis=-1) < 90)
