@@ -70,6 +70,12 @@ export const CHARTS = [
     ],
   },
   {
+    title: 'Level',
+    about: 'Mean level of the tasks, chosen by the pass rates of their families',
+    zero: true,
+    lines: [['levels/mean', 'level']],
+  },
+  {
     title: 'Suspicious images',
     about: 'Blank, copied, smoother than real images, or malformed',
     zero: true,

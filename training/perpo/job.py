@@ -93,6 +93,7 @@ class _Run:
         precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
         self.hp = hp = hp.model_copy(update={"precision": precision})
         prompts = load_prompts(ctx, base)
+        self.levels = prompts.difficulty
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
         self.validation: Validation | None = None
         if hp.validation is not None:
@@ -119,6 +120,8 @@ class _Run:
         self.record = Record(**state.get("record", {}))
         if self.ema is not None:
             self.ema.load(state["ema"])
+        if self.levels is not None:
+            self.levels.load(state["levels"])
         self.ctx.log.log(f"resumed after step {self.step}")
 
     @property
@@ -154,7 +157,8 @@ class _Run:
             "speed/rollout_s": drawn - began,
             "speed/update_s": time.monotonic() - drawn,
         }
-        self.metrics = batch.metrics() | updated | speed
+        levels = {} if self.levels is None else self.levels.learn(batch.seen)
+        self.metrics = batch.metrics() | levels | updated | speed
         return batch
 
     def close_step(self, *, first: bool = False) -> None:
@@ -204,6 +208,7 @@ class _Run:
             "model": self.policy.state_dict(),
             "ema": None if self.ema is None else self.ema.state(),
             "record": self.record.state(),
+            "levels": None if self.levels is None else self.levels.state(),
             "optimizer": self.updater.optimizer.state_dict(),
             "signs": self.signs.state(),
             "metrics": self.metrics,

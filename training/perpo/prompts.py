@@ -21,10 +21,11 @@ from model.text.template import Template
 from training.data.questions import QuestionFiles, image_codes, read_questions
 from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
+from training.perpo.difficulty import Difficulty
 from training.perpo.rollout import Prompt
 from training.spec.spec import UniTasksData
-from training.world.task import Task
-from training.world.world import RL_SEEDS, SLICES, make_task, require_training_seed
+from training.world.task import Level, Task
+from training.world.world import FAMILIES, RL_SEEDS, SLICES, TRAINED_GRADES, make_task, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 ENCODED_AT_ONCE = 64
@@ -32,9 +33,10 @@ VALIDATION_SEEDS = RL_SEEDS[-10_000:]
 
 
 class PromptSet(Protocol):
-    """Prompts by number; `longest` is the length of the longest one."""
+    """Prompts by number; `longest` is the length of the longest one, `difficulty` chooses levels if they adapt."""
 
     longest: int
+    difficulty: Difficulty | None
 
     def __len__(self) -> int: ...
 
@@ -81,23 +83,39 @@ class WorldPrompts:
         self._first = RL_SEEDS.start + seed % 100 * SEEDS_A_RUN if first is None else first
         require_training_seed(self._first + data.num_samples - 1)
         self._count, self._level, self._template, self._vq = data.num_samples, data.level, template, vq
-        some = [self._task(i) for i in range(min(64, self._count))]
+        families = [family for name in self._slices for family in FAMILIES[name]]
+        self.difficulty = Difficulty(families, seed) if data.difficulty == "adaptive" else None
+        if self.difficulty is None:
+            some = [self._task(i) for i in range(min(64, self._count))]
+        else:
+            some = [self._made(i, self._first, level) for i in range(16) for level in TRAINED_GRADES]
         images = template.vocab.tokens_per_image
-        # The world has few phrasings: the longest of 64 plus a margin bounds all of them.
+        # The world has few phrasings: the longest of these plus a margin bounds all of them.
         self.longest = max(template.prompt_len(task.question) for task in some) + images + 32
 
     def __len__(self) -> int:
         return self._count
 
     def _task(self, number: int) -> Task:
-        return make_task(self._slices[number % len(self._slices)], self._first + number, level=self._level)
+        level = self._level if self.difficulty is None else self.difficulty.level(self._family(number), number)
+        return self._made(number, self._first + number, level)
+
+    def _made(self, number: int, seed: int, level: Level) -> Task:
+        """Slices in turn; with adaptive difficulty families as well, since the level follows from the family."""
+        family = None if self.difficulty is None else self._family(number)
+        return make_task(self._slices[number % len(self._slices)], seed, family=family, level=level)
+
+    def _family(self, number: int) -> str:
+        turn, place = divmod(number, len(self._slices))
+        families = list(FAMILIES[self._slices[place]])
+        return families[turn % len(families)]
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """Generate the tasks of these numbers, and encode their images."""
         return self._prompts(numbers, [self._task(number) for number in numbers])
 
     def hold_out(self, count: int) -> list[Prompt]:
-        """Tasks of the same slices and level from `VALIDATION_SEEDS`."""
+        """Tasks of the same slices from `VALIDATION_SEEDS`, of the same level or of every level that may train."""
         first, last = self._first, self._first + self._count - 1
         seeds = VALIDATION_SEEDS[:count]
         if first <= seeds[-1] and last >= seeds[0]:
@@ -105,8 +123,9 @@ class WorldPrompts:
                 f"seeds {first:,} to {last:,} reach into those of the validation (from {seeds[0]:,}): "
                 "use fewer samples or another first_seed"
             )
-        slices = self._slices
-        tasks = [make_task(slices[i % len(slices)], seed, level=self._level) for i, seed in enumerate(seeds)]
+        turns = [i // len(self._slices) for i in range(count)]
+        levels = [self._level if self.difficulty is None else TRAINED_GRADES[t % len(TRAINED_GRADES)] for t in turns]
+        tasks = [self._made(i, seed, level) for i, (seed, level) in enumerate(zip(seeds, levels, strict=True))]
         chunks = [tasks[i : i + ENCODED_AT_ONCE] for i in range(0, count, ENCODED_AT_ONCE)]
         return [prompt for chunk in chunks for prompt in self._prompts(range(len(chunk)), chunk)]
 
@@ -137,6 +156,8 @@ def identity_steps(task: Task) -> frozenset[int]:
 
 class FilePrompts:
     """Questions read from files; their images are encoded once, at the start."""
+
+    difficulty: Difficulty | None = None
 
     def __init__(
         self, data: QuestionFiles, template: Template, vq: VQModel, *, context_len: int, min_response: int = 64

@@ -68,9 +68,22 @@ class UniTasksData(Strict):
         None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
     )
     level: Literal["normal", "hard"] = "normal"
+    difficulty: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="adaptive: PeRPO chooses among the levels 1 to 6, by each family's pass rate"
+    )
+
+    @model_validator(mode="after")
+    def _one_choice_of_levels(self) -> UniTasksData:
+        if self.difficulty == "adaptive" and self.level != "normal":
+            raise ValueError("difficulty: adaptive chooses the levels: leave level out")
+        return self
 
 
-class _PathData(Strict):
+class _FileData(Strict):
+    difficulty: Literal["fixed"] = Field("fixed", description="only the world's tasks have levels")
+
+
+class _PathData(_FileData):
     path: str = Field(min_length=1, description="a file, or a folder of such files")
     num_samples: Positive | None = Field(None, description="the first so many; all when absent")
 
@@ -81,7 +94,7 @@ class JsonlData(_PathData):
     source: Literal["jsonl"] = "jsonl"
 
 
-class TracesData(Strict):
+class TracesData(_FileData):
     """Saved traces: a folder of exports, or traces that the server exports into the job's folder.
 
     The server replaces `rating`, `tag` and `verdict` by the ids of the traces that match when the job is created.
@@ -155,6 +168,15 @@ class _Job(Strict):
         description="checkpoints: <this>-step-N",
     )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(1, description="CPU threads; the same number, the same bits")
+
+    @model_validator(mode="after")
+    def _only_perpo_adapts(self) -> _Job:
+        data = getattr(self, "data", None)
+        others = (data.zero, data.pesft, data.benchmark) if isinstance(data, PipelineData) else (data,)
+        adapts = any(isinstance(one, UniTasksData) and one.difficulty == "adaptive" for one in others)
+        if adapts and not isinstance(self, PeRPOSpec):
+            raise ValueError("difficulty: adaptive is for PeRPO, which measures pass rates")
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """The complete specification with all defaults, as JSON."""

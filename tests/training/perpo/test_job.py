@@ -62,12 +62,20 @@ class StopAfter:
 STEP = 7  # checks per step
 
 
-def context(base: Path, folder: Path, *, resume: bool = False, stop: Any = None, **hyper: Any) -> JobContext:
+def context(
+    base: Path,
+    folder: Path,
+    *,
+    resume: bool = False,
+    stop: Any = None,
+    data: dict[str, Any] | None = None,
+    **hyper: Any,
+) -> JobContext:
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "method": "perpo",
         "base_checkpoint": "tiny",
-        "data": {"source": "unitasks", "num_samples": 40},
+        "data": {"source": "unitasks", "num_samples": 40, **(data or {})},
         "hyperparameters": {**HYPER, **hyper},
         "seed": 5,
     }

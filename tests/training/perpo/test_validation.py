@@ -34,6 +34,7 @@ EVERYTHING = {
     "credit": "step",
     "code_weights": "changed",
     "reward": {"functional": 0.5},
+    "data": {"difficulty": "adaptive"},
 }
 
 
@@ -72,6 +73,7 @@ def test_resume_with_every_setting_is_bit_identical(base: Path, tmp_path: Path) 
     assert [step for step, row in metrics.items() if "val/accuracy" in row] == [0, 2, 4]
     assert all(row["policy/first_ratio_off"] == 0.0 for row in metrics.values() if "policy/first_ratio_off" in row)
     assert any("policy/kl" in row for row in metrics.values())
+    assert all(row["levels/mean"] > 1.0 for step, row in metrics.items() if step)
     per_step = 13  # at most: two rounds of two prompts, three rollouts each, and the step's end
     for stop in (3, 5 + 2, 5 + per_step, 5 + 2 * per_step + 2, 5 + 3 * per_step):
         folder = tmp_path / f"stopped-{stop}"
