@@ -6,12 +6,13 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from app.cli.follow import follow_all
 from app.cli.terminal import EXIT_OK, clean, remark, write
 from app.client import BadInput, Client
 from app.client.types import ImageRef, Sampling, Task
+from app.contract.words import Level
 
 
 def ask(args: Namespace) -> int:
@@ -25,11 +26,11 @@ def ask(args: Namespace) -> int:
 
 def task(args: Namespace) -> int:
     """Shows a task of the procedural world; saves it (--out) or lets the model answer it (--ask)."""
-    slice_name, seed = args.slice, args.seed
+    slice_name, seed, level = args.slice, args.seed, args.level
     if args.task_id:
-        slice_name, seed = _parse_task_id(args.task_id)
+        slice_name, seed, level = _parse_task_id(args.task_id)
     with Client(args.url) as client:
-        found = client.task(slice=slice_name, seed=seed, reveal=args.reveal)
+        found = client.task(slice=slice_name, seed=seed, level=level, reveal=args.reveal)
         if args.ask:
             remark(f"{found['task_id']}: {found['question']}")
             return _run(client, args, found["question"], {"image_id": found["image_id"]}, task_id=found["task_id"])
@@ -73,12 +74,13 @@ def read_image(path: str) -> bytes:
         raise BadInput(422, problem) from error
 
 
-def _parse_task_id(task_id: str) -> tuple[str, int]:
-    slice_name, _, seed = task_id.rpartition("-")
-    if not slice_name or not seed.isdecimal():
+def _parse_task_id(task_id: str) -> tuple[str, int, str | None]:
+    start, _, seed = task_id.rpartition("-")
+    slice_name, _, level = start.partition("-")
+    if not slice_name or not seed.isdecimal() or level not in ("", *get_args(Level)):
         detail = f"not a task id: {task_id} (example: natural-1000000123)"
         raise BadInput(422, {"code": "bad_task_id", "detail": detail})
-    return slice_name, int(seed)
+    return slice_name, int(seed), level or None
 
 
 def _show_task(client: Client, found: Task) -> None:

@@ -20,11 +20,13 @@ from app.contract.words import (
     MAX_TEMPERATURE,
     Drain,
     JobStatus,
+    Level,
     Replacement,
     Slice,
 )
 
 STAGES = ("vq", "base", "pesft")
+_LEVELS = "hard is beyond the training range; 1 to 8 are graded, easy to beyond hard"
 _URL_HELP = "the server ($OMNI_R1_URL, else http://127.0.0.1:7860)"
 METHODS = {
     "pesft": "train on traces with images (PeSFT)",
@@ -139,6 +141,7 @@ def _add_task(commands: _Commands[_Parser]) -> None:
     parser.add_argument("task_id", metavar="TASK_ID", nargs="?", help="e.g. natural-1000000123 (random)")
     parser.add_argument("--slice", choices=get_args(Slice), help="(random)")
     parser.add_argument("--seed", type=whole(0, MAX_SEED), help="(random and held out)")
+    parser.add_argument("--level", choices=get_args(Level), help=_LEVELS)
     parser.add_argument("--reveal", action="store_true", help="include the reference steps and the answer")
     parser.add_argument("--ask", action="store_true", help="let the model answer it and check the answer")
     _add_running_options(parser)
@@ -210,8 +213,9 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "--tasks", type=whole(1), default=1000, help="total number, alternating between the four slices (1000)"
     )
+    parser.add_argument("--level", choices=get_args(Level), default="normal", help=_LEVELS)
     parser.add_argument(
-        "--level", choices=("normal", "hard"), default="normal", help="hard is beyond the training range"
+        "--first-seed", type=whole(0, MAX_SEED), metavar="N", help="seed of the first task (the first held-out one)"
     )
     parser.add_argument("--text-only", action="store_true", help="disallow images in the answers")
     parser.add_argument("--threads", type=whole(1), help="CPU threads (torch's default)")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.cli.terminal import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, CommandError, remark, write
 from app.common.settings import SettingsError, read_settings
+from app.contract.words import MAX_SEED
 
 
 def train_nano(args: Namespace) -> int:
@@ -45,9 +46,15 @@ def evaluate(args: Namespace) -> int:
 
     from model.checkpoint.shards import resolve
     from training.benchmark.evaluate import run, table
+    from training.spec.spec import EVAL_SEEDS
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    first = EVAL_SEEDS if args.first_seed is None else args.first_seed
+    if first < EVAL_SEEDS:
+        remark(f"seeds below {EVAL_SEEDS:,} may have been trained on: these are not held-out tasks")
+    if first + args.tasks - 1 > MAX_SEED:
+        raise CommandError(f"--first-seed: {args.tasks:,} tasks from {first:,} end beyond 2^53-1", EXIT_BAD_INPUT)
     with _bad_input():
         folder = resolve(args.checkpoint, roots=[read_settings().home / "checkpoints"])
         with tqdm(total=args.tasks, desc="tasks", unit="task") as bar:
@@ -59,6 +66,7 @@ def evaluate(args: Namespace) -> int:
                 folder,
                 tasks=args.tasks,
                 level=args.level,
+                first_seed=first,
                 out=Path(args.out) if args.out else None,
                 text_only=args.text_only,
                 on_finish=show,

@@ -214,9 +214,16 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls):
             raise MalformedAnswer(f"not a path on this server: {url!r}")
         return self._request("GET", url).content
 
-    def task(self, *, slice: str | None = None, seed: int | None = None, reveal: bool = False) -> Task:
-        """A task of the procedural world; random and held out without a seed."""
-        wanted = {"slice": slice, "seed": seed, "reveal": "true" if reveal else None}
+    def task(
+        self,
+        *,
+        slice: str | None = None,
+        seed: int | None = None,
+        level: str | int | None = None,
+        reveal: bool = False,
+    ) -> Task:
+        """A task of the procedural world; random and held out without a seed. Levels: normal, hard, 1 … 8."""
+        wanted = {"slice": slice, "seed": seed, "level": level, "reveal": "true" if reveal else None}
         params = {name: value for name, value in wanted.items() if value is not None}
         return cast(Task, self._json("GET", "/v1/tasks", params=params))
 

@@ -8,6 +8,7 @@ Mode = Literal["auto", "step"]
 Fit = Literal["crop", "pad"]
 Drain = Literal["wait", "cancel"]
 Slice = Literal["natural", "structured", "diagrammatic", "operational"]
+Level = Literal["normal", "hard", "1", "2", "3", "4", "5", "6", "7", "8"]  # of a task
 Status = Literal["queued", "running", "paused", "completed", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[str] = frozenset({"completed", "cancelled", "failed", "interrupted"})
 TERMINAL_EVENTS = frozenset({"trace.completed", "trace.failed", "trace.cancelled"})

@@ -36,14 +36,14 @@ class TaskWorld:
     def __init__(self, images: ImageStore) -> None:
         self._images = images
 
-    def draw(self, slice_: str | None, seed: int | None) -> Task:
-        """The task of slice and seed; absent ones are random, the seed from the evaluation range."""
-        from training.world.world import EVAL_SEED_MIN, SLICES, make_task
+    def draw(self, slice_: str | None, seed: int | None, level: str = "normal") -> Task:
+        """The task of slice, seed and level; absent ones are random, the seed from the evaluation range."""
+        from training.world.world import EVAL_SEED_MIN, SLICES, make_task, parse_level
 
         slice_ = slice_ or secrets.choice(SLICES)
         if seed is None:
             seed = EVAL_SEED_MIN + secrets.randbelow(MAX_SEED - EVAL_SEED_MIN + 1)
-        return make_task(slice_, seed)
+        return make_task(slice_, seed, level=parse_level(level))
 
     def as_json(self, task: Task, *, reveal: bool) -> dict[str, Any]:
         """The API's JSON of a task, after storing its images."""

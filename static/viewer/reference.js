@@ -3,10 +3,12 @@
 import { api } from '../shared/api.js';
 import { h, openDialog } from '../shared/dom.js';
 
-/** `natural-1000000123` → `{slice, seed}`, or null if it is not a task id. */
+/** `natural-1000000123` → `{slice, seed}`, `natural-5-1000000123` → also its level; null if it is not a task id. */
 export function parseTaskId(taskId) {
-  const match = /^([a-z]+)-(\d+)$/.exec(taskId ?? '');
-  return match ? { slice: match[1], seed: match[2] } : null;
+  const match = /^([a-z]+)-(?:(hard|[1-8])-)?(\d+)$/.exec(taskId ?? '');
+  if (!match) return null;
+  const [, slice, level, seed] = match;
+  return level ? { slice, seed, level } : { slice, seed };
 }
 
 export async function fetchReference(taskId) {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
+import { parseTaskId } from '../../static/viewer/reference.js';
 import {
   fromTrace,
   initialState,
@@ -161,4 +162,16 @@ test('row never overwrites events of a live trace', () => {
   const later = withTrace(state, { id: 't', status: 'queued', question: 'q', images: [], mode: 'auto', sampling: {} });
   assert.equal(later.status, 'running');
   assert.equal(later.question, 'q');
+});
+
+test('a task id names slice, seed and level', () => {
+  assert.deepEqual(parseTaskId('natural-1000000123'), { slice: 'natural', seed: '1000000123' });
+  assert.deepEqual(parseTaskId('natural-hard-7'), { slice: 'natural', seed: '7', level: 'hard' });
+  assert.deepEqual(parseTaskId('operational-5-7'), { slice: 'operational', seed: '7', level: '5' });
+});
+
+test('other texts are no task ids', () => {
+  for (const text of [null, '', 'natural', 'natural-9-7', 'natural-easy-7', 'Natural-7']) {
+    assert.equal(parseTaskId(text), null);
+  }
 });

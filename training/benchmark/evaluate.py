@@ -1,10 +1,10 @@
 """Held-out evaluation on the task world: answers, drawings, malformed and blank images, with confidence intervals.
 
 Greedy decoding through the serving engine. Tasks come from the evaluation seeds (from 1,000,000,000), a quarter from
-each slice; the hard split is reported separately. A drawing is judged by the world's checkers against the decoded
+each slice; other levels are reported separately. A drawing is judged by the world's checkers against the decoded
 previous image. A text-only control gets the same questions and must not draw.
 
-Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard]``.
+Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard|1 … 8] [--first-seed N]``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from model.images.codes import decode_codes, encode_images, image_energies, is_f
 from training.benchmark.stats import wilson
 from training.scoring.grading import is_right
 from training.world.checkers import judge_drawings
-from training.world.task import Task
-from training.world.world import EVAL_SEED_MIN, SLICES, make_task
+from training.world.task import Level, Task
+from training.world.world import EVAL_SEED_MIN, SLICES, make_task, parse_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Prediction:
     tokens: int
 
 
-def evaluation_tasks(count: int, *, level: str = "normal", first: int = EVAL_SEED_MIN) -> list[Task]:
-    """`count` held-out tasks, the slices in turn."""
+def evaluation_tasks(count: int, *, level: Level = "normal", first: int = EVAL_SEED_MIN) -> list[Task]:
+    """`count` held-out tasks, the slices in turn. Raises ValueError beyond seed 2^53-1."""
     return [make_task(SLICES[i % len(SLICES)], first + i, level=level) for i in range(count)]
 
 
@@ -235,24 +235,29 @@ def run(
     checkpoint: str | Path,
     *,
     tasks: int = 1_000,
-    level: str = "normal",
+    level: Level = "normal",
+    first_seed: int = EVAL_SEED_MIN,
     out: Path | None = None,
     text_only: bool = False,
     on_finish: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder; with ``out``, write predictions (jsonl) and summary (json) there.
 
+    ``level`` may be a text: "5" is 5.
+
     Raises:
+        ValueError: an unknown level, or seeds beyond 2^53-1.
         CheckpointError: the folder is not a valid checkpoint.
     """
+    level = parse_level(str(level))
+    chosen = evaluation_tasks(tasks, level=level, first=first_seed)
     loaded = load_checkpoint(checkpoint)
-    chosen = evaluation_tasks(tasks, level=level)
     predictions = evaluate(loaded, chosen, max_images=0 if text_only else None, on_finish=on_finish)
     summary = summarize(predictions)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(asdict(p)) + "\n" for p in predictions)
         (out / "predictions.jsonl").write_text(rows)
-        about = {"checkpoint": loaded.name, "level": level, "first_seed": EVAL_SEED_MIN, "text_only": text_only}
+        about = {"checkpoint": loaded.name, "level": level, "first_seed": first_seed, "text_only": text_only}
         (out / "summary.json").write_text(json.dumps({**about, "results": summary}, indent=2) + "\n")
     return summary

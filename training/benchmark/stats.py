@@ -27,6 +27,17 @@ def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def pass_at(k: int, right: int, total: int) -> float:
+    """The unbiased estimate of pass@k: the probability that one of k responses, drawn from `total`, is right.
+
+    Raises:
+        ValueError: k is not between 1 and `total`, or `right` not between 0 and it.
+    """
+    if not 1 <= k <= total or not 0 <= right <= total:
+        raise ValueError(f"pass@{k} cannot be estimated from {right} right of {total} responses")
+    return 1.0 - math.comb(total - right, k) / math.comb(total, k)
+
+
 def paired(first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> dict[str, Any]:
     """Compare the second with the first on the same questions.
 

@@ -21,7 +21,7 @@ from training.data.rows import Intake, Rejection
 from training.data.token_sets import Codes, EmptySetError, ImageCoder, TokenSet, render_trace
 from training.data.traces import SampleImage, SampleStep, TokenIds, TraceSample, read_traces
 from training.spec.spec import JsonlData, TracesData, UniTasksData, ZebraCoTData
-from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
+from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_level, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 CHUNK = 64  # samples whose images are encoded together
@@ -74,9 +74,9 @@ def first_seed(data: UniTasksData, seed: int) -> int:
 def world_samples(data: UniTasksData, seed: int) -> Iterator[TraceSample]:
     """Tasks of the world with their reference steps, the slices in turn."""
     slices = data.slices or SLICES
-    first = first_seed(data, seed)
+    first, level = first_seed(data, seed), require_training_level(data.level)
     for i in range(data.num_samples):
-        task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=data.level)
+        task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=level)
         steps = tuple(SampleStep(step.text, step.image, step.state) for step in task.steps)
         yield TraceSample(task.task_id, task.question, (task.image,), steps, task.answer, task.slice)
 

@@ -25,7 +25,15 @@ from training.perpo.difficulty import Difficulty
 from training.perpo.rollout import Prompt
 from training.spec.spec import UniTasksData
 from training.world.task import Level, Task
-from training.world.world import FAMILIES, RL_SEEDS, SLICES, TRAINED_GRADES, make_task, require_training_seed
+from training.world.world import (
+    FAMILIES,
+    RL_SEEDS,
+    SLICES,
+    TRAINED_GRADES,
+    make_task,
+    require_training_level,
+    require_training_seed,
+)
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 ENCODED_AT_ONCE = 64
@@ -76,13 +84,14 @@ class WorldPrompts:
         """Choose the tasks; ``seed`` is the job's.
 
         Raises:
-            ValueError: a seed lies in the evaluation range.
+            ValueError: a seed or level is kept for evaluation.
         """
         self._slices = tuple(data.slices or SLICES)
         first = data.first_seed
         self._first = RL_SEEDS.start + seed % 100 * SEEDS_A_RUN if first is None else first
         require_training_seed(self._first + data.num_samples - 1)
-        self._count, self._level, self._template, self._vq = data.num_samples, data.level, template, vq
+        self._count, self._level = data.num_samples, require_training_level(data.level)
+        self._template, self._vq = template, vq
         families = [family for name in self._slices for family in FAMILIES[name]]
         self.difficulty = Difficulty(families, seed) if data.difficulty == "adaptive" else None
         if self.difficulty is None:

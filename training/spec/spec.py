@@ -52,8 +52,10 @@ __all__ = [
 ]
 
 Slice = Literal["natural", "structured", "diagrammatic", "operational"]
+Level = Literal["normal", "hard", 1, 2, 3, 4, 5, 6, 7, 8]
 
 EVAL_SEEDS = 1_000_000_000  # must equal training.world.world's value
+HIGHEST_TRAINED = 6  # the last graded level that may train; must equal training.world.world's value
 MOST_TASKS = 10_000_000
 MOST_TRACES = 10_000
 
@@ -67,7 +69,7 @@ class UniTasksData(Strict):
     first_seed: int | None = Field(
         None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
     )
-    level: Literal["normal", "hard"] = "normal"
+    level: Level = Field("normal", description="1 … 8: graded, easy to beyond hard; 7 and 8 only measure")
     difficulty: Literal["fixed", "adaptive"] = Field(
         "fixed", description="adaptive: PeRPO chooses among the levels 1 to 6, by each family's pass rate"
     )
@@ -192,7 +194,7 @@ class PeSFTSpec(_Job):
 
     @model_validator(mode="after")
     def _trains_on_training_seeds(self) -> PeSFTSpec:
-        _no_evaluation_seeds(self.data)
+        _may_train(self.data)
         return self
 
 
@@ -205,7 +207,7 @@ class PeRPOSpec(_Job):
 
     @model_validator(mode="after")
     def _trains_on_training_seeds(self) -> PeRPOSpec:
-        _no_evaluation_seeds(self.data)
+        _may_train(self.data)
         _has_checkers(self.data, self.hyperparameters)
         return self
 
@@ -219,7 +221,7 @@ class ZeroSpec(_Job):
 
     @model_validator(mode="after")
     def _trains_on_training_seeds(self) -> ZeroSpec:
-        _no_evaluation_seeds(self.data)
+        _may_train(self.data)
         return self
 
 
@@ -254,7 +256,7 @@ class PipelineSpec(_Job):
         if not self.stages:
             raise ValueError("every stage is left out: nothing to do")
         for data in (self.data.zero, self.data.pesft, self.data.perpo):
-            _no_evaluation_seeds(data)
+            _may_train(data)
         if self.data.perpo is not None and self.hyperparameters.perpo is not None:
             _has_checkers(self.data.perpo, self.hyperparameters.perpo)
         for name in self.stages:
@@ -269,9 +271,11 @@ class PipelineSpec(_Job):
         return self
 
 
-def _no_evaluation_seeds(data: Any) -> None:
+def _may_train(data: Any) -> None:
     if isinstance(data, UniTasksData) and (data.first_seed or 0) + data.num_samples > EVAL_SEEDS:
         raise ValueError(f"seeds from {EVAL_SEEDS:,} up are for evaluation only: use a smaller first_seed")
+    if isinstance(data, UniTasksData) and isinstance(data.level, int) and data.level > HIGHEST_TRAINED:
+        raise ValueError(f"level {data.level} is kept for measuring: train on {HIGHEST_TRAINED} at most")
 
 
 def _has_checkers(data: Any, hyperparameters: PeRPOHyperparameters) -> None:

@@ -35,7 +35,7 @@ from training.studies.plots import COLOURS, GREY, dress, panels, save, shares
 from training.studies.side_by_side import Row, side_by_side
 from training.world.checkers import change_outside_ink, check_step, sized
 from training.world.task import BoxTarget, LineTarget, MarkTarget, Task
-from training.world.world import RL_SEEDS, SLICES, make_task
+from training.world.world import LEVELS, RL_SEEDS, SLICES, make_task, parse_level
 from training.zero.report import pairwise_distance
 
 Codes = tuple[int, ...]
@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoints", nargs=2, help="names of the embedded family, or folders")
     parser.add_argument("--tasks", type=int, default=400)
     parser.add_argument("--fit-tasks", type=int, default=200, help="of the RL range, for the linear maps of L_Pe (200)")
-    parser.add_argument("--level", choices=("normal", "hard"), default="normal")
+    parser.add_argument("--level", type=parse_level, choices=LEVELS, default="normal")
     parser.add_argument("--names", nargs=2, help="in the table and the plots (those of the checkpoints)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)

@@ -43,6 +43,7 @@ from training.data.token_sets import EncodedTask
 from training.scoring.grading import is_right
 from training.studies.oracle_report import summarize, tables
 from training.world.task import Task
+from training.world.world import LEVELS, parse_level
 
 SLOTS = 16
 ITSELF = "itself"
@@ -262,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="a name of the embedded family, or a folder")
     parser.add_argument("--tasks", type=int, default=400)
-    parser.add_argument("--level", choices=("normal", "hard"), default="normal")
+    parser.add_argument("--level", type=parse_level, choices=LEVELS, default="normal")
     parser.add_argument("--slots", type=int, default=SLOTS, help=f"sequences at once ({SLOTS})")
     parser.add_argument("--out", type=Path, required=True, help="the file of the numbers (JSON)")
     options = parser.parse_args(argv)

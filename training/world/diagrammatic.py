@@ -40,8 +40,11 @@ SYMMETRIES: tuple[Symmetry, ...] = (
 # ---- what rises with the level
 
 DOTS = grades((3, 4), (4,), (2,), (3,), (3, 4), (4,), (4,), (4,), (4,), (4,))
-SHOWN = grades((0.45, 0.5, 0.55), (0.3,), (0.6,), (0.5,), (0.4,), (0.35,), (0.3,), (0.25,), (0.2,), (0.15,))
-RAY_SHOWN = grades((0.5,), (0.35,), (0.6,), (0.5,), (0.45,), (0.4,), (0.37,), (0.33,), (0.28,), (0.22,))
+SHOWN = grades(
+    (0.45, 0.5, 0.55), (0.3,), (0.5, 0.55), (0.45, 0.5, 0.55), (0.4, 0.45), (0.37,), (0.33,), (0.28,), (0.2,), (0.15,)
+)
+RAY_DOTS = grades((3,), (3,), (2,), (2, 3), (3,), (3,), (3,), (3,), (3,), (3,))
+RAY_SHOWN = grades((0.5,), (0.35,), (0.5,), (0.5,), (0.5,), (0.45,), (0.4,), (0.35,), (0.28,), (0.2,))
 MIRRORED = grades((3, 4), (5,), (2,), (3,), (4,), (5,), (5,), (5,), (6,), (6,))
 
 
@@ -123,6 +126,8 @@ def make_bounce(rng: Random, seed: int, level: Level) -> Task:
         if isinstance(level, str) or aim(start, end, foot) <= MAX_AIM:
             break
     dots = [(colour, place(*centre)) for colour, centre in zip(colours, targets, strict=True)]
+    for _ in range(3 - one_of(rng, RAY_DOTS[level])):
+        dots.remove(rng.choice([dot for dot in dots if dot[0] != colours[hit]]))
     image = draw_segments([(place(*start), place(*end))], dots, rng.choice(BACKGROUNDS))
     stroke(image, place(0, wall + 2), place(64, wall + 2), GREY, 4)
     question = say(
@@ -198,10 +203,10 @@ AXES_OF = grades(
     tuple(AXES),
     _MIDDLE,
     _STRAIGHT,
-    tuple(AXES),
     (*AXES, *_SHIFTED_NAMES),
     (*AXES, *_SHIFTED_NAMES, *_SLANTED_NAMES),
     _SHIFTED_NAMES + _SLANTED_NAMES,
+    _SHIFTED_NAMES + _SLANTED_NAMES * 3,
     _SLANTED_NAMES,
     _SLANTED_NAMES,
 )

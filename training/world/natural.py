@@ -6,7 +6,7 @@ lie block by block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from PIL import Image
@@ -31,7 +31,12 @@ _MIN_GAP = 24  # between two blocks' corners, along x or y
 
 # ---- what rises with the level
 
-FIND_OTHERS = grades((2, 3, 4), (6, 7), (1,), (2, 3), (4,), (6, 7), (8,), (10, 11), (12, 13), (15,))
+FIND_OTHERS = grades((2, 3, 4), (6, 7), (1,), (2, 3), (4,), (6, 7), (7, 8), (8,), (8,), (8,))
+FIND_SIZE: dict[Level, int] = {
+    "normal": 14,
+    "hard": 14,
+    **dict(zip(range(1, 9), (14, 14, 14, 14, 14, 12, 10, 8), strict=True)),
+}
 HOPS = grades((1, 2, 2), (3,), (1,), (1, 2), (2,), (2, 3), (3,), (4,), (5,), (6,))
 HITS = grades(
     (1, 2, 3, 4),
@@ -133,6 +138,7 @@ def make_find(rng: Random, seed: int, level: Level) -> Task:
     rest = rng.sample(wrong, number) if number <= 4 else [rng.choice(wrong) for _ in range(number)]
     pairs = [(key, answer), *((k, rng.choice(values)) for k in rest)]
     things = scatter_things(rng, [(v, k) if by_colour else (k, v) for k, v in pairs])
+    things = [replace(thing, size=min(thing.size, FIND_SIZE[level])) for thing in things]
     target = things[0]
     things.sort(key=lambda thing: (thing.y, thing.x))
     image = draw_things(things, rng.choice(BACKGROUNDS))

@@ -35,13 +35,24 @@ TOP_VALUE = 6
 
 BARS = grades((3, 4, 5), (6,), (2,), (3,), (4, 5), (5, 6), (6,), (6,), (6,), (6,))
 COMPARED_BARS = grades((2, 3, 4), (6,), (2,), (2, 3), (3, 4), (5, 6), (6,), (6,), (6,), (6,))
-TOPS = grades((6,), (6,), (6,), (6,), (6,), (6,), (6, 7), (7,), (7, 8), (8,))
+TOPS = grades((6,), (6,), (6,), (6,), (6,), (6, 6, 6, 7), (6, 6, 7), (6, 7), (7, 8), (8,))
 GAPS = grades(*(range(1, 5),) * 7, range(1, 6), range(1, 7), range(1, 8))
 TABLES = grades(
-    ((3, 3),), ((3, 3),), ((2, 2),), ((3, 3),), ((3, 4),), ((4, 3),), ((4, 4),), ((4, 5),), ((5, 5),), ((5, 6),)
-)
+    ((3, 3),),
+    ((3, 3),),
+    ((3, 3),),
+    ((3, 3), (3, 3), (3, 3), (3, 3), (3, 4)),
+    ((3, 3), (3, 3), (3, 3), (3, 4)),
+    ((3, 3), (3, 4)),
+    ((3, 3), (3, 4), (4, 3)),
+    ((3, 4), (4, 3), (4, 4)),
+    ((4, 4), (4, 5)),
+    ((5, 5), (5, 6)),
+)  # rows, columns
 POINTS = grades((5, 6, 7), (8,), (4,), (5, 6), (6, 7), (7, 8), (8,), (8,), (8,), (8,))
-RIVALS = grades(*(((0, 0),),) * 4, ((1, 8),), ((1, 6),), ((2, 5),), ((2, 4),), ((3, 3),), ((4, 2),))  # number, px apart
+RIVALS = grades(
+    *(((0, 0),),) * 4, ((1, 8),), ((1, 5),), ((2, 5), (2, 4)), ((2, 4), (3, 4)), ((3, 3),), ((4, 2),)
+)  # number, px apart
 
 # ---- bars: one per column of codes, a unit is 8 px high with six values, 7 with seven and 6 with eight
 
@@ -173,7 +184,11 @@ def draw_table(shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], back
     draw = ImageDraw.Draw(image)
     size = cell_size(len(cells), len(cells[0]))
     for j in range(len(cells[0])):
-        put_digit(image, str(j + 1), (HEADING + size * j + size // 2, 8))
+        x = HEADING + size * j + size // 2
+        if size >= 12:
+            put_digit(image, str(j + 1), (x, 8))
+        else:
+            put_small_digit(image, str(j + 1), x - 1, 6)
     for i, names in enumerate(cells):
         y = HEADING + size * i
         put_shape(image, shapes[i], BLACK, (8, y + size // 2), min(12, size - 1))

@@ -73,13 +73,20 @@ def make_task(slice: str, seed: int, *, family: str | None = None, level: Level 
     return FAMILIES[slice][name](rng, seed, level)
 
 
+def parse_level(text: str) -> Level:
+    """The level that a text names: "normal", "hard", or "1" … "8". Raises ValueError."""
+    for level in LEVELS:
+        if text == str(level):
+            return level
+    raise ValueError(f"unknown level {text!r}: one of {', '.join(map(str, LEVELS))}")
+
+
 def parse_task_id(task_id: str) -> tuple[str, Level, int]:
     """Slice, level and seed of "natural-1000000123" or "natural-5-1000000123". Raises ValueError."""
     match = _TASK_ID.fullmatch(task_id)
     if match is None or match[1] not in FAMILIES or int(match[3]) > MAX_SEED:
         raise ValueError(f"not a task id: {task_id!r}")
-    level = match[2] or "normal"
-    return match[1], int(level) if level.isdecimal() else level, int(match[3])
+    return match[1], parse_level(match[2] or "normal"), int(match[3])
 
 
 def task_of_id(task_id: str) -> Task:
@@ -98,7 +105,7 @@ def require_training_seed(seed: int) -> int:
 def require_training_level(level: Level) -> Level:
     """Return `level`; raise ValueError if it only measures (7 and 8)."""
     if level in GRADES and level not in TRAINED_GRADES:
-        raise ValueError(f"level {level} is kept for measuring and may not train: use at most {TRAINED_GRADES[-1]}")
+        raise ValueError(f"level {level} is kept for measuring: train on {TRAINED_GRADES[-1]} at most")
     return level
 
 

@@ -17,7 +17,7 @@ from training.data.rows import Rejection, Row, parsed, read_rows
 from training.data.traces import TokenIds, TraceSample, read_traces
 from training.spec.hyperparameters import ZeroHyperparameters
 from training.spec.spec import JsonlData, M3CoTData, UniTasksData, ZebraCoTData
-from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_seed
+from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_level, require_training_seed
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
 ChainSource = UniTasksData | JsonlData | ZebraCoTData | M3CoTData
@@ -42,10 +42,10 @@ def read_chains(
 
 
 def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iterator[TextChain]:
-    slices = data.slices or SLICES
+    slices, level = data.slices or SLICES, require_training_level(data.level)
     first = PESFT_SEEDS.start + seed % 100 * SEEDS_A_RUN if data.first_seed is None else data.first_seed
     for i in range(data.num_samples):
-        task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=data.level)
+        task = make_task(slices[i % len(slices)], require_training_seed(first + i), level=level)
         yield world_chain(task, max_steps=settings.max_steps)
 
 

@@ -106,6 +106,19 @@ def test_task_hides_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str
     assert "/v1/tasks?slice=natural&seed=1000000123" in [path for _, path, _ in canned.calls]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "query"),
+    [
+        (["natural-5-1000000123"], "slice=natural&seed=1000000123&level=5"),
+        (["natural-hard-7"], "slice=natural&seed=7&level=hard"),
+        (["--slice", "natural", "--level", "8"], "slice=natural&level=8"),
+    ],
+)
+def test_task_of_a_level_is_found(canned: Canned, arguments: list[str], query: str) -> None:
+    assert main(["task", *arguments]) == 0
+    assert f"/v1/tasks?{query}" in [path for _, path, _ in canned.calls]
+
+
 def test_task_reveals_and_saves_its_solution(
     canned: Canned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

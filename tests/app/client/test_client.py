@@ -296,7 +296,7 @@ def test_calls_use_the_documented_routes(tmp_path: Path) -> None:
         client.image("i")
         client.model_view("i", checkpoint="c", fit="pad")
         client.fetch("/v1/x")
-        client.task(slice="natural", seed=3, reveal=True)
+        client.task(slice="natural", seed=3, level=5, reveal=True)
         client.limits()
         client.count("q", 1)
         client.checkpoints()
@@ -319,7 +319,7 @@ def test_calls_use_the_documented_routes(tmp_path: Path) -> None:
         "GET /v1/images/i",
         "GET /v1/images/i/model-view?fit=pad&checkpoint=c",
         "GET /v1/x",
-        "GET /v1/tasks?slice=natural&seed=3&reveal=true",
+        "GET /v1/tasks?slice=natural&seed=3&level=5&reveal=true",
         "GET /v1/limits",
         "POST /v1/limits",
         "GET /v1/checkpoints",

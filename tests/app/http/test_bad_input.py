@@ -185,6 +185,7 @@ async def test_bad_query_values_are_rejected(server: Server) -> None:
         ("/v1/traces?verdict=maybe", "query.verdict"),
         ("/v1/tasks?slice=other", "query.slice"),
         ("/v1/tasks?seed=-1", "query.seed"),
+        ("/v1/tasks?level=9", "query.level"),
         (f"/v1/tasks?seed={2**53}", "query.seed"),
     ):
         is_problem(await server.client.get(url), 422, "invalid", path)

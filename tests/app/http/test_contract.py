@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from PIL import ImageEnhance
 
@@ -153,6 +154,13 @@ async def test_task_is_reproducible_and_reveals_on_demand(server: Server) -> Non
         assert (await get(step["image"]["url"])).status_code == 200
     drawn = (await get("/v1/tasks")).json()
     assert drawn["seed"] >= EVAL_SEED_MIN
+
+
+@pytest.mark.parametrize("level", ["hard", 5])
+async def test_task_of_a_level_names_it(server: Server, level: str | int) -> None:
+    shown = (await server.client.get("/v1/tasks", params={"slice": "operational", "seed": 5, "level": level})).json()
+    assert shown["task_id"] == f"operational-{level}-5"
+    assert shown["question"] == make_task("operational", 5, level=level).question
 
 
 async def test_task_trace_carries_the_checkers_verdict(server: Server, engine: FakeGeneration) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.benchmark.stats import mcnemar, paired, ratio, ratio_difference, wilson
+from training.benchmark.stats import mcnemar, paired, pass_at, ratio, ratio_difference, wilson
 
 
 def test_wilson_interval_matches_the_textbook() -> None:
@@ -12,6 +12,16 @@ def test_wilson_interval_matches_the_textbook() -> None:
     # centre (.8 + 3.8416/20) / (1 + 3.8416/10) = .71674; half 1.96/1.38416 * sqrt(.016 + .009604) = .22658
     assert (low, high) == (pytest.approx(0.49016, abs=1e-4), pytest.approx(0.94332, abs=1e-4))
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    assert [pass_at(1, right, 4) for right in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert pass_at(2, 1, 4) == 0.5  # 3 of the 6 pairs hold the right one
+    assert pass_at(2, 2, 4) == pytest.approx(5 / 6)
+    assert pass_at(8, 1, 8) == 1.0
+    for k, right, total in ((0, 1, 4), (5, 1, 4), (2, 5, 4), (2, -1, 4)):
+        with pytest.raises(ValueError, match="cannot be estimated"):
+            pass_at(k, right, total)
 
 
 def test_mcnemar_counts_differing_pairs() -> None:

@@ -10,10 +10,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from app.contract.words import Level as ContractLevel
 from app.contract.words import Slice as ContractSlice
 from training.spec.spec import EVAL_SEEDS as SPEC_EVAL_SEEDS
-from training.spec.spec import METHODS, PRESETS, PeSFTSpec, PipelineSpec, Slice, parse_spec
-from training.world.world import EVAL_SEED_MIN, SLICES
+from training.spec.spec import HIGHEST_TRAINED, METHODS, PRESETS, Level, PeSFTSpec, PipelineSpec, Slice, parse_spec
+from training.world.world import EVAL_SEED_MIN, LEVELS, SLICES, TRAINED_GRADES
 
 WORLD: dict[str, Any] = {"source": "unitasks", "num_samples": 64}
 PESFT: dict[str, Any] = {"method": "pesft", "base_checkpoint": "nano-base", "data": WORLD}
@@ -82,6 +83,9 @@ def test_upstream_preset_matches_authors_code() -> None:
         ({"data": {**WORLD, "num_samples": 0}}, "num_samples"),
         ({"data": {**WORLD, "slices": ["natural", "other"]}}, "slices"),
         ({"data": {**WORLD, "first_seed": SPEC_EVAL_SEEDS - 10}}, "evaluation"),
+        ({"data": {**WORLD, "level": 7}}, "kept for measuring"),
+        ({"data": {**WORLD, "level": 9}}, "level"),
+        ({"data": {**WORLD, "level": "5"}}, "level"),
     ],
 )
 def test_errors_are_rejected_and_named(change: dict[str, Any], place: str) -> None:
@@ -95,6 +99,20 @@ def test_benchmark_allows_evaluation_seeds() -> None:
     assert parse_spec(job).resolved()["data"]["first_seed"] == SPEC_EVAL_SEEDS
     with pytest.raises(ValidationError, match="activated"):
         parse_spec({**job, "activate": True})
+
+
+@pytest.mark.parametrize("method", ["pesft", "perpo", "zero"])
+def test_highest_levels_only_measure(method: str) -> None:
+    for level in ("normal", "hard", 1, 6):
+        job = {**PESFT, "method": method, "data": {**WORLD, "level": level}}
+        assert parse_spec(job).resolved()["data"]["level"] == level
+    for level in (7, 8):
+        job = {**PESFT, "method": method, "data": {**WORLD, "level": level}}
+        with pytest.raises(ValidationError, match=f"level {level} is kept for measuring: train on 6 at most"):
+            parse_spec(job)
+        assert parse_spec({**job, "method": "benchmark"}).resolved()["data"]["level"] == level
+        with pytest.raises(ValidationError, match="kept for measuring"):
+            parse_spec({**minimal("pipeline"), "data": {"pesft": WORLD, "perpo": job["data"], "benchmark": WORLD}})
 
 
 def test_pipeline_needs_data_for_each_stage() -> None:
@@ -115,6 +133,9 @@ def test_pipeline_needs_data_for_each_stage() -> None:
 def test_seeds_and_slices_match_the_world() -> None:
     assert SPEC_EVAL_SEEDS == EVAL_SEED_MIN
     assert get_args(Slice) == get_args(ContractSlice) == SLICES
+    assert get_args(Level) == LEVELS
+    assert get_args(ContractLevel) == tuple(map(str, LEVELS))
+    assert TRAINED_GRADES[-1] == HIGHEST_TRAINED
 
 
 def test_specifications_parse_without_torch() -> None:
