@@ -44,6 +44,7 @@ from training.perpo.ema import MovingAverage
 from training.perpo.failure_signs import FailureSigns
 from training.perpo.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
 from training.perpo.rollout import Prompt, Sampler
+from training.perpo.screening import screened
 from training.perpo.update import Updater
 from training.perpo.validation import Record, Validation
 from training.scoring.rewards import Scorer
@@ -98,6 +99,7 @@ class _Run:
         self.validation: Validation | None = None
         if hp.validation is not None:
             self.validation = Validation(base, _held_out(prompts, hp.validation.tasks), scorer, hp)
+        screen(ctx, base, prompts, scorer, hp)
         self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None
         order = PromptOrder(len(prompts), spec.seed)
         self.collector = Collector(_sampler(base, prompts, hp), scorer, base.vq, prompts, order, hp, spec.seed)
@@ -316,6 +318,20 @@ def _held_out(prompts: PromptSet, count: int) -> list[Prompt]:
         return prompts.hold_out(count)
     except ValueError as error:
         raise JobError("bad_spec", str(error)) from error
+
+
+def screen(
+    ctx: JobContext, base: LoadedCheckpoint, prompts: PromptSet, scorer: Scorer, hp: PeRPOHyperparameters
+) -> None:
+    """Keep the prompts worth learning from, if the specification asks for a screening."""
+    spec = ctx.spec
+    assert isinstance(spec, PeRPOSpec)
+    if isinstance(spec.data, UniTasksData) or not isinstance(prompts, FilePrompts) or spec.data.screen is None:
+        return
+    sampler = _sampler(base, prompts, hp.model_copy(update={"rollouts_per_prompt": spec.data.screen}))
+    wanted = {"data": ctx.record(spec.data.model_dump(mode="json")), "base": spec.base_checkpoint, "seed": spec.seed}
+    every = prompts.take(range(len(prompts)))
+    prompts.keep(screened(ctx, every, sampler, scorer, wanted, ctx.run_folder(ctx.stage or STAGE)))
 
 
 def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters) -> Sampler:

@@ -215,6 +215,10 @@ class FilePrompts:
         self._prompts, held = self._prompts[:-count], self._prompts[-count:]
         return held
 
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Drop all other prompts."""
+        self._prompts = [self._prompts[number] for number in numbers]
+
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """The prompts of these numbers, which were encoded at the start."""
         return [self._prompts[number] for number in numbers]

@@ -83,6 +83,9 @@ class UniTasksData(Strict):
 
 class _FileData(Strict):
     difficulty: Literal["fixed"] = Field("fixed", description="only the world's tasks have levels")
+    screen: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        None, description="PeRPO: samples per question before the first step; those all right or all wrong are left out"
+    )
 
 
 class _PathData(_FileData):
@@ -178,6 +181,8 @@ class _Job(Strict):
         adapts = any(isinstance(one, UniTasksData) and one.difficulty == "adaptive" for one in others)
         if adapts and not isinstance(self, PeRPOSpec):
             raise ValueError("difficulty: adaptive is for PeRPO, which measures pass rates")
+        if not isinstance(self, PeRPOSpec) and any(getattr(one, "screen", None) for one in others):
+            raise ValueError("screen is for PeRPO, which measures pass rates")
         return self
 
     def resolved(self) -> dict[str, Any]:
