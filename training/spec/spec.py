@@ -82,10 +82,16 @@ class UniTasksData(Strict):
 
 
 class _FileData(Strict):
-    difficulty: Literal["fixed"] = Field("fixed", description="only the world's tasks have levels")
+    difficulty: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive: the world's tasks only")
     screen: Annotated[int, Field(ge=2, le=64)] | None = Field(
         None, description="PeRPO: samples per question before the first step; those all right or all wrong are left out"
     )
+
+    @model_validator(mode="after")
+    def _has_no_levels(self) -> _FileData:
+        if self.difficulty == "adaptive":
+            raise ValueError("difficulty: adaptive needs levels, which only the world's tasks have; use screen instead")
+        return self
 
 
 class _PathData(_FileData):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from training.perpo.batch import micro_batches
 from training.perpo.credit import (
     changed_places,
     code_factors,
@@ -134,6 +135,17 @@ def test_factors_are_limited_and_empty_masks_ignored() -> None:
     assert set(code_factors(only_codes, {1: frozenset()})) == {1.0}
 
 
-def test_credit_needs_a_weight_and_checkers() -> None:
+def test_batches_carry_credit_of_drawn_tokens() -> None:
+    one, other = rollout([(7, 1, 7, 7)], (True,)), rollout([(7, 7, 7, 7)], (False,))
+    both = group(one, other)
+    set_credit([both], by_step(1.0).model_copy(update={"code_weights": "changed"}))
+    (micro,) = micro_batches([both])
+    assert micro.advantages.tolist() == pytest.approx([*[1.0] * 7, *[0.0] * 3, *[-1.0] * 7, *[0.0] * 3], abs=1e-4)
+    kept = 10 / 7
+    assert micro.factors.tolist() == pytest.approx([*[kept] * 3, 0.0, kept, 0.0, 0.0, *[kept] * 3] * 2)
+    assert micro.weights.tolist() == pytest.approx([1 / 20] * 20)  # of KL and entropy: unchanged
+
+
+def test_step_credit_needs_a_weight() -> None:
     with pytest.raises(ValueError, match="give it a weight"):
         PeRPOHyperparameters(credit="step")

@@ -96,7 +96,7 @@ def test_adaptive_prompts_have_levels_of_every_family() -> None:
 @pytest.mark.parametrize(
     ("method", "data", "message"),
     [
-        ("perpo", {"source": "jsonl", "path": "data", "difficulty": "adaptive"}, "should be 'fixed'"),
+        ("perpo", {"source": "jsonl", "path": "data", "difficulty": "adaptive"}, "needs levels, which only"),
         ("perpo", {"source": "unitasks", "difficulty": "adaptive", "level": "hard"}, "leave level out"),
         ("pesft", {"source": "unitasks", "difficulty": "adaptive"}, "is for PeRPO"),
         ("benchmark", {"source": "unitasks", "difficulty": "adaptive"}, "is for PeRPO"),

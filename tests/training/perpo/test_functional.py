@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,10 +11,12 @@ from PIL import Image
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.images.codes import encode_images
 from model.text.template import StepPart
+from training.perpo.collect import Collector
 from training.perpo.functional import DrawingJudge, score
 from training.perpo.prompts import WorldPrompts
-from training.perpo.rollout import Prompt
+from training.perpo.rollout import Prompt, Rollout, RolloutGroup
 from training.scoring.rewards import RewardBreakdown, Scorer
+from training.spec.hyperparameters import PeRPOHyperparameters, RewardHyperparameters
 from training.spec.spec import UniTasksData, parse_spec
 from training.world.checkers import drawing_verdicts, judge_drawings
 from training.world.task import StateTarget, Task
@@ -82,6 +85,18 @@ def test_move_after_a_wrong_state_is_not_wrong() -> None:
     assert drawing_verdicts(task, task.image, stayed)[:3] == [False, None, None]
     back = [task.image, *right[1:]]  # one state is skipped, the next ones are right again
     assert drawing_verdicts(task, task.image, back) == [False] + [True] * (len(right) - 1)
+
+
+@pytest.mark.parametrize(("credit", "total"), [("trajectory", 1.5), ("step", 0.5)])
+def test_share_joins_the_total_or_the_steps(nano: LoadedCheckpoint, credit: str, total: float) -> None:
+    assert nano.vq is not None
+    prompt, (first, second) = prompt_and_images(nano)
+    hp = PeRPOHyperparameters(credit=credit, reward=RewardHyperparameters(functional=1.0))  # type: ignore[arg-type]
+    rollout = Rollout(0, [1], b"\1", [0.0], "stop", reward_of(first, second))
+    unused: Any = None
+    Collector(unused, unused, nano.vq, unused, unused, hp, seed=0)._judge(RolloutGroup(prompt, [rollout]))
+    assert rollout.reward is not None
+    assert (rollout.reward.functional, rollout.reward.total) == (1.0, total)
 
 
 def test_prompt_without_checkers_keeps_its_reward(nano: LoadedCheckpoint) -> None:
