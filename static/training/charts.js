@@ -26,9 +26,14 @@ export const CHARTS = [
       ['reward/accuracy', 'accuracy'],
       ['reward/format', 'format'],
       ['reward/perception', 'perception'],
-      ['reward/functional', 'right drawings'],
       ['reward/total', 'total'],
     ],
+  },
+  {
+    title: 'Right drawings',
+    about: 'Share of the drawings that the checkers accept, in the sampled traces of a step',
+    within: unit,
+    lines: [['reward/functional', 'right']],
   },
   {
     title: 'Validation',

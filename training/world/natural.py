@@ -1,7 +1,6 @@
 """Natural scenes: scattered shapes. Families `find`, `relation`, `count`.
 
-A thing is a coloured shape in a 16-px block on the 8-px lattice, at least 8 px away from its neighbours; more than nine
-lie block by block.
+A thing is a coloured shape in a 16-px block on the 8-px lattice, at least 8 px away from its neighbours.
 """
 
 from __future__ import annotations
@@ -31,26 +30,17 @@ _MIN_GAP = 24  # between two blocks' corners, along x or y
 
 # ---- what rises with the level
 
-FIND_OTHERS = grades((2, 3, 4), (6, 7), (1,), (2, 3), (4,), (6, 7), (7, 8), (8,), (8,), (8,))
+FIND_OTHERS = grades((2, 3, 4), (6, 7), (1,), (2, 3), (4,), (6, 7), (7,), (8,), (8,), (8,))
 FIND_SIZE: dict[Level, int] = {
     "normal": 14,
     "hard": 14,
-    **dict(zip(range(1, 9), (14, 14, 14, 14, 14, 12, 10, 8), strict=True)),
-}
+    **dict(zip(range(1, 9), (14, 14, 14, 14, 14, 14, 12, 10), strict=True)),
+}  # px at most
 HOPS = grades((1, 2, 2), (3,), (1,), (1, 2), (2,), (2, 3), (3,), (4,), (5,), (6,))
 HITS = grades(
-    (1, 2, 3, 4),
-    (5, 6),
-    (1, 2, 3),
-    (1, 2, 3, 4),
-    (2, 3, 4),
-    (2, 3, 4),
-    (2, 3, 4, 5),
-    (3, 4, 5, 6),
-    (5, 6, 7),
-    (6, 7, 8),
+    (1, 2, 3, 4), (5, 6), (1, 2, 3), (1, 2, 3, 4), (2, 3, 4), (2, 3, 4, 5), (3, 4, 5), (4, 5, 6), (5, 6, 7), (6, 7, 8)
 )
-MISSES = grades((1, 2, 3), (1, 2, 3), (1,), (2, 3), (3, 4), (5, 6), (6, 7), (7, 8), (8,), (8,))
+MISSES = grades((1, 2, 3), (1, 2, 3), (1,), (2, 3), (3, 4), (4, 5), (4, 5), (4, 5), (3,), (3,))
 
 
 @dataclass(frozen=True)
@@ -103,9 +93,7 @@ def draw_things(things: list[Thing], background: tuple[int, int, int]) -> Image.
 
 
 def scatter(rng: Random, count: int) -> list[tuple[int, int]]:
-    """Corners of `count` (at most 16) blocks; up to 9 have room between them."""
-    if count > 9:
-        return rng.sample([(BLOCK * c, BLOCK * r) for r in range(4) for c in range(4)], count)
+    """Corners of `count` (at most 9) blocks with room between them."""
     for _ in range(20):
         corners: list[tuple[int, int]] = []
         for _ in range(12 * count):
@@ -264,7 +252,7 @@ def _walk(rng: Random, hops: int) -> tuple[list[tuple[int, int]], list[str]]:
 def make_count(rng: Random, seed: int, level: Level) -> Task:
     """Count the things of a colour or a shape by marking one after the other, in reading order."""
     count = one_of(rng, HITS[level])
-    total = min(8 if isinstance(level, str) else 16, count + one_of(rng, MISSES[level]))
+    total = min(8 if isinstance(level, str) else 9, count + one_of(rng, MISSES[level]))
     by_colour = rng.random() < 0.5
     keys, values = (COLOUR_NAMES, SHAPES) if by_colour else (SHAPES, COLOUR_NAMES)
     key = rng.choice(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 
@@ -35,49 +36,69 @@ TOP_VALUE = 6
 
 BARS = grades((3, 4, 5), (6,), (2,), (3,), (4, 5), (5, 6), (6,), (6,), (6,), (6,))
 COMPARED_BARS = grades((2, 3, 4), (6,), (2,), (2, 3), (3, 4), (5, 6), (6,), (6,), (6,), (6,))
-TOPS = grades((6,), (6,), (6,), (6,), (6,), (6, 6, 6, 7), (6, 6, 7), (6, 7), (7, 8), (8,))
-GAPS = grades(*(range(1, 5),) * 7, range(1, 6), range(1, 7), range(1, 8))
-TABLES = grades(
-    ((3, 3),),
-    ((3, 3),),
-    ((3, 3),),
-    ((3, 3), (3, 3), (3, 3), (3, 3), (3, 4)),
-    ((3, 3), (3, 3), (3, 3), (3, 4)),
-    ((3, 3), (3, 4)),
-    ((3, 3), (3, 4), (4, 3)),
-    ((3, 4), (4, 3), (4, 4)),
-    ((4, 4), (4, 5)),
-    ((5, 5), (5, 6)),
-)  # rows, columns
+SCALES = grades(  # the lowest value on the axis, and the distance of two; the others need the labels to be read
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1), (1, 1), (1, 1), (2, 1), (1, 2)),
+    ((1, 1), (1, 1), (2, 1), (1, 2)),
+    ((1, 1), (2, 1), (0, 2)),
+    ((1, 1), (2, 1), (3, 1), (4, 1), (0, 2), (1, 2)),
+    ((3, 1), (4, 1), (0, 2), (1, 2)),
+)
+GAP_SCALES = grades(  # a shifted axis changes no difference
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1),),
+    ((1, 1), (1, 1), (1, 1), (1, 2)),
+    ((1, 1), (2, 1), (1, 2)),
+    ((1, 1), (0, 2)),
+    ((2, 1), (0, 2), (1, 2)),
+    ((0, 2), (1, 2)),
+)
+MOVED = grades(
+    (0,), (0,), (0,), (0,), (0, 0, 0, 2), (0, 0, 2), (0, 0, 3), (0, 3), (2, 3, 3), (3,)
+)  # columns of a table
 POINTS = grades((5, 6, 7), (8,), (4,), (5, 6), (6, 7), (7, 8), (8,), (8,), (8,), (8,))
 RIVALS = grades(
     *(((0, 0),),) * 4, ((1, 8),), ((1, 5),), ((2, 5), (2, 4)), ((2, 4), (3, 4)), ((3, 3),), ((4, 2),)
 )  # number, px apart
 
-# ---- bars: one per column of codes, a unit is 8 px high with six values, 7 with seven and 6 with eight
+# ---- bars: one per column of codes, a unit is 8 px high
 
-Bars = tuple[tuple[str, int, int], ...]  # colour, column of codes (2 … 7), value
-
-
-def _unit(top: int) -> int:
-    return 14 - top
+Bars = tuple[tuple[str, int, int], ...]  # colour, column of codes (2 … 7), height in units
+Scale = tuple[int, int]  # the value of one unit, and what every further unit adds
 
 
-def bar_top(bar: tuple[str, int, int], top: int = TOP_VALUE) -> tuple[int, int]:
+def bar_top(bar: tuple[str, int, int]) -> tuple[int, int]:
     """Middle of a bar's upper edge."""
-    return 8 * bar[1] + 4, BASE_Y - _unit(top) * bar[2]
+    return 8 * bar[1] + 4, BASE_Y - 8 * bar[2]
 
 
-def draw_bars(bars: Bars, background: RGB, top: int = TOP_VALUE) -> Image.Image:
-    """The chart, with the values 1 … `top` (6, 7 or 8) next to the axis."""
+def value_of(units: int, scale: Scale) -> int:
+    """The value on the axis at this height: one digit."""
+    return scale[0] + scale[1] * (units - 1)
+
+
+def _top(scale: Scale) -> int:
+    """The highest bar in units."""
+    return min(TOP_VALUE, 1 + (9 - scale[0]) // scale[1])
+
+
+def draw_bars(bars: Bars, background: RGB, scale: Scale = (1, 1)) -> Image.Image:
+    """The chart, with the values of 1 … 6 (or 5) units next to the axis."""
     image = new_image(background)
     draw = ImageDraw.Draw(image)
-    for value in range(1, top + 1):
-        y = BASE_Y - _unit(top) * value
-        put_small_digit(image, str(value), 1, y - 2)
+    for units in range(1, _top(scale) + 1):
+        y = BASE_Y - 8 * units
+        put_small_digit(image, str(value_of(units, scale)), 1, y - 2)
         draw.rectangle((6, y - 1, 8, y), fill=GREY)
     for bar in bars:
-        x, y = bar_top(bar, top)
+        x, y = bar_top(bar)
         draw.rectangle((x - 3, y, x + 2, BASE_Y - 1), fill=COLOURS[bar[0]])
     draw.rectangle((AXIS_X - 1, 3, AXIS_X + 1, 63), fill=BLACK)
     draw.rectangle((AXIS_X - 1, BASE_Y, 63, BASE_Y + 2), fill=BLACK)
@@ -98,23 +119,24 @@ def random_bars(rng: Random, count: int, values: list[int], top: int = TOP_VALUE
 
 def make_bar(rng: Random, seed: int, level: Level) -> Task:
     """Read the value of one bar: mark its top, a line to the axis."""
-    top = one_of(rng, TOPS[level])
-    value = rng.randint(1, top)
-    bars = random_bars(rng, one_of(rng, BARS[level]), [value], top)
+    scale = one_of(rng, SCALES[level])
+    units = rng.randint(1, _top(scale))
+    value = value_of(units, scale)
+    bars = random_bars(rng, one_of(rng, BARS[level]), [units], _top(scale))
     colour = bars[0][0]
-    x, y = bar_top(bars[0], top)
+    x, y = bar_top(bars[0])
     question = say(
         rng,
         f"What value does the {colour} bar have?",
         f"How high is the {colour} bar?",
         f"Read the value of the {colour} bar.",
     )
-    chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS), top))
+    chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS), scale))
     image = chain.image
     chain.act(
         say(rng, f"I mark the top of the {colour} bar.", f"I find the {colour} bar and mark its top."),
         mark(x, y),
-        f"The mark is on the top of the {colour} bar, {value} units up.",
+        f"The mark is on the top of the {colour} bar, {units} units up.",
         MarkTarget((x, y)),
     )
     chain.act(
@@ -132,16 +154,16 @@ def make_bar(rng: Random, seed: int, level: Level) -> Task:
         tuple(chain.steps),
         str(value),
         level,
-        tuple(str(v) for v in range(1, top + 1)),
+        tuple(str(value_of(u, scale)) for u in range(1, _top(scale) + 1)),
     )
 
 
 def make_difference(rng: Random, seed: int, level: Level) -> Task:
     """How much higher one bar is than another: a line from each to the axis."""
-    top = one_of(rng, TOPS[level])
-    gap = rng.choice([gap for gap in GAPS[level] if gap < top])
-    low = rng.randint(1, top - gap)
-    bars = random_bars(rng, one_of(rng, COMPARED_BARS[level]), [low + gap, low], top)
+    scale = one_of(rng, GAP_SCALES[level])
+    gap = rng.randint(1, 4)
+    low = rng.randint(1, _top(scale) - gap)
+    bars = random_bars(rng, one_of(rng, COMPARED_BARS[level]), [low + gap, low], _top(scale))
     (high_colour, *_), (low_colour, *_) = bars[0], bars[1]
     question = say(
         rng,
@@ -149,79 +171,70 @@ def make_difference(rng: Random, seed: int, level: Level) -> Task:
         f"By how much is {low_colour} lower than {high_colour}?",
         f"What is the difference between the {high_colour} and the {low_colour} bar?",
     )
-    chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS), top))
+    chain = Chain(draw_bars(bars, rng.choice(BACKGROUNDS), scale))
     image = chain.image
     order = [bars[0], bars[1]]
     values: list[int] = []
     for i, bar in enumerate(order):
-        x, y = bar_top(bar, top)
+        x, y = bar_top(bar)
+        value = value_of(bar[2], scale)
         found = "" if i == 0 else f"It is at {values[0]}. "
         text = found + say(
             rng,
             f"I draw a line from the {bar[0]} bar to the axis.",
             f"I draw a line across from the top of the {bar[0]} bar.",
         )
-        chain.act(text, line(x, y, AXIS_X, y), f"The {bar[0]} bar is at {bar[2]}.", LineTarget((x, y), (AXIS_X, y)))
-        values.append(bar[2])
-    choices = tuple(map(str, GAPS[level]))
-    return Task("structured", "difference", seed, question, image, tuple(chain.steps), str(gap), level, choices)
+        chain.act(text, line(x, y, AXIS_X, y), f"The {bar[0]} bar is at {value}.", LineTarget((x, y), (AXIS_X, y)))
+        values.append(value)
+    choices = tuple(str(scale[1] * g) for g in range(1, 5))
+    answer = str(scale[1] * gap)
+    return Task("structured", "difference", seed, question, image, tuple(chain.steps), answer, level, choices)
 
 
 # ---- table: shapes name the rows, digits the columns, coloured cells
 
 
-HEADING = 16  # px, width of the headings
-
-
-def cell_size(rows: int, columns: int) -> int:
-    """Width and height of a table's cells in pixels: at most 16."""
-    return min(16, 48 // max(rows, columns))
-
-
-def draw_table(shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], background: RGB) -> Image.Image:
-    """Rows and columns of coloured cells with headings; the cells of three rows and columns are 16 px wide."""
+def draw_table(
+    shapes: tuple[str, ...], cells: tuple[tuple[str, ...], ...], background: RGB, columns: Sequence[int] = (1, 2, 3)
+) -> Image.Image:
+    """Three rows and columns of 16-px cells with headings; `columns` are the columns' numbers."""
     image = new_image(background)
     draw = ImageDraw.Draw(image)
-    size = cell_size(len(cells), len(cells[0]))
-    for j in range(len(cells[0])):
-        x = HEADING + size * j + size // 2
-        if size >= 12:
-            put_digit(image, str(j + 1), (x, 8))
-        else:
-            put_small_digit(image, str(j + 1), x - 1, 6)
-    for i, names in enumerate(cells):
-        y = HEADING + size * i
-        put_shape(image, shapes[i], BLACK, (8, y + size // 2), min(12, size - 1))
-        for j, name in enumerate(names):
-            x = HEADING + size * j
-            draw.rectangle((x + 1, y + 1, x + size - 2, y + size - 2), fill=COLOURS[name])
+    for i in range(3):
+        put_digit(image, str(columns[i]), (24 + 16 * i, 8))
+        put_shape(image, shapes[i], BLACK, (8, 24 + 16 * i), 12)
+        for j, name in enumerate(cells[i]):
+            draw.rectangle((17 + 16 * j, 17 + 16 * i, 30 + 16 * j, 30 + 16 * i), fill=COLOURS[name])
     return image
+
+
+def _numbered(rng: Random, moved: int) -> tuple[int, ...]:
+    """The numbers of three columns, 0, 2 or 3 of which are out of place."""
+    if moved == 0:
+        return 1, 2, 3
+    return rng.choice(((2, 3, 1), (3, 1, 2)) if moved == 3 else ((2, 1, 3), (3, 2, 1), (1, 3, 2)))
 
 
 def make_table(rng: Random, seed: int, level: Level) -> Task:
     """Look a cell up by its row and column, or a column by its row and colour."""
-    rows, columns = one_of(rng, TABLES[level])
-    shapes = tuple(rng.sample(SHAPES, rows))
+    shapes = tuple(rng.sample(SHAPES, 3))
     reverse = rng.random() < 0.3
-    row, column = rng.randrange(rows), rng.randrange(columns)
+    row, column = rng.randrange(3), rng.randrange(3)
     cells = tuple(
-        tuple(rng.sample(COLOUR_NAMES, columns)) if reverse else tuple(rng.choice(COLOUR_NAMES) for _ in range(columns))
-        for _ in range(rows)
+        tuple(rng.sample(COLOUR_NAMES, 3)) if reverse else tuple(rng.choice(COLOUR_NAMES) for _ in range(3))
+        for _ in range(3)
     )
+    columns = _numbered(rng, one_of(rng, MOVED[level]))
+    number = columns[column]
     shape, colour = shapes[row], cells[row][column]
-    image = draw_table(shapes, cells, rng.choice(BACKGROUNDS))
-    size = cell_size(rows, columns)
-    centres = [
-        [(HEADING + size * j + size // 2, HEADING + size * i + size // 2) for j in range(columns)] for i in range(rows)
-    ]
-    x, y = centres[row][column]
-    right, bottom = HEADING + size * columns, HEADING + size * rows
+    image = draw_table(shapes, cells, rng.choice(BACKGROUNDS), columns)
+    x, y = 24 + 16 * column, 24 + 16 * row
     chain = Chain(image)
     chain.act(
         say(rng, f"I draw a line along the {shape} row.", f"I draw a line from the {shape} along its row."),
-        line(HEADING, y, right - 2, y),
+        line(16, y, 62, y),
         f"The line runs along row {row + 1}: {', '.join(cells[row])}.",
-        LineTarget((HEADING, y), (right - 4, y)),
+        LineTarget((16, y), (60, y)),
     )
     if reverse:
         question = say(
@@ -230,29 +243,28 @@ def make_table(rng: Random, seed: int, level: Level) -> Task:
             f"Which column of the {shape} row is {colour}?",
             f"Look at the {shape} row. In which column is {colour}?",
         )
-        left, upper = HEADING + size * column, HEADING + size * row
-        cell = (left, upper, left + size, upper + size)
-        rest = tuple(centre for line_of in centres for centre in line_of if centre != (x, y))
+        cell = (x - 8, y - 8, x + 8, y + 8)
+        centres = tuple((24 + 16 * j, 24 + 16 * i) for i in range(3) for j in range(3) if (i, j) != (row, column))
         chain.act(
             say(rng, f"I draw a box around the {colour} cell on it.", f"On this row I draw a box around {colour}."),
             bbox(*cell),
-            f"The box is around {colour} in column {column + 1}.",
-            BoxTarget(cell, rest),
+            f"The box is around {colour} in column {number}.",
+            BoxTarget(cell, centres),
         )
-        answer = str(column + 1)
-        choices: tuple[str, ...] = tuple(str(j + 1) for j in range(columns))
+        answer = str(number)
+        choices: tuple[str, ...] = ("1", "2", "3")
     else:
         question = say(
             rng,
-            f"What colour is in the {shape} row and column {column + 1}?",
-            f"Which colour is the cell of the {shape} row in column {column + 1}?",
-            f"Look at column {column + 1} of the {shape} row. What colour is it?",
+            f"What colour is in the {shape} row and column {number}?",
+            f"Which colour is the cell of the {shape} row in column {number}?",
+            f"Look at column {number} of the {shape} row. What colour is it?",
         )
         chain.act(
-            say(rng, f"I draw a line down column {column + 1}.", f"I draw another line down column {column + 1}."),
-            line(x, HEADING, x, bottom - 2),
-            f"The lines cross at row {row + 1}, column {column + 1}, on {colour}.",
-            LineTarget((x, HEADING), (x, bottom - 4)),
+            say(rng, f"I draw a line down column {number}.", f"I draw another line down column {number}."),
+            line(x, 16, x, 62),
+            f"The lines cross at row {row + 1}, column {number}, on {colour}.",
+            LineTarget((x, 16), (x, 60)),
         )
         answer, choices = colour, COLOUR_NAMES
     return Task("structured", "table", seed, question, image, tuple(chain.steps), answer, level, choices)
