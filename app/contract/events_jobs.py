@@ -33,6 +33,7 @@ class SampleRewardsOut(Out):
     accuracy: float | None = None
     format: float | None = None
     perception: float | None = None
+    functional: float | None = None
     custom: dict[str, float] | None = Field(None, description="of rewards of your own by label, parts as `label/part`")
 
 

@@ -110,7 +110,7 @@ class TaskWorld:
             drawn: PNG of each step's functional image, None for a step without one.
         """
         from training.scoring.grading import is_right
-        from training.world.checkers import judge_drawings, judge_each
+        from training.world.checkers import drawing_verdicts, judge_drawings
         from training.world.world import task_of_id
 
         task = task_of_id(task_id)
@@ -118,7 +118,7 @@ class TaskWorld:
         if seen is not None:
             before, images = _open(seen), [None if png is None else _open(png) for png in drawn]
             right, total = judge_drawings(task, before, images)
-            each = judge_each(task, before, images)
+            each = drawing_verdicts(task, before, images)
         return Verdict("right" if is_right(answer, task.answer) else "wrong", right, total, tuple(each))
 
 

@@ -30,6 +30,21 @@ export const CHARTS = [
     ],
   },
   {
+    title: 'Right drawings',
+    about: 'Share of the drawings that the checkers accept, in the sampled traces of a step',
+    within: unit,
+    lines: [['reward/functional', 'right']],
+  },
+  {
+    title: 'Validation',
+    about: 'Greedy answers to tasks that the run never trains on',
+    within: unit,
+    lines: [
+      ['val/accuracy', 'accuracy'],
+      ['val/drawings_right', 'right drawings'],
+    ],
+  },
+  {
     title: 'KL to the reference',
     about: 'How far the policy has moved from its start',
     zero: true,
@@ -51,10 +66,19 @@ export const CHARTS = [
     lines: [['policy/clip_frac', 'clipped']],
   },
   {
-    title: 'Groups dropped',
-    about: 'Share of prompts whose answers all got the same reward',
+    title: 'Groups',
+    about: 'Share of prompts dropped by the filter, and of those with something to learn from',
     within: unit,
-    lines: [['groups/dropped_share', 'dropped']],
+    lines: [
+      ['groups/informative', 'informative'],
+      ['groups/dropped_share', 'dropped'],
+    ],
+  },
+  {
+    title: 'Level',
+    about: 'Mean level of the tasks, chosen by the pass rates of their families',
+    zero: true,
+    lines: [['levels/mean', 'level']],
   },
   {
     title: 'Suspicious images',

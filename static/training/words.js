@@ -203,7 +203,7 @@ export const WARNINGS = {
     title: 'Most groups provide no training signal',
     means:
       'All answers to a prompt got the same reward, so the group was dropped. The tasks are too easy or too hard for the current model.',
-    todo: 'Choose a harder or easier level or other slices, or raise rollouts_per_prompt or oversampling.',
+    todo: 'Set data.difficulty to adaptive, choose a harder or easier level or other slices, or raise rollouts_per_prompt or oversampling.',
   },
   copied_pictures: {
     title: 'Images are being copied',
@@ -322,6 +322,7 @@ export function rewardRows(rewards) {
     ['accuracy', 'accuracy'],
     ['format', 'format'],
     ['perception', 'perception'],
+    ['functional', 'right drawings'],
   ];
   return names
     .filter(([key]) => typeof rewards?.[key] === 'number')

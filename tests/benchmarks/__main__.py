@@ -20,10 +20,11 @@ from pathlib import Path
 from tests.benchmarks import jobs, serving, swap
 from tests.benchmarks.decoding import ROWS as DECODING
 from tests.benchmarks.decoding import Sides
+from tests.benchmarks.learning import ROWS as LEARNING
 from tests.benchmarks.rollouts import ROWS as ROLLOUTS
 from tests.benchmarks.training import ROWS as TRAINING
 
-ROWS = {**DECODING, **ROLLOUTS, **TRAINING}
+ROWS = {**DECODING, **ROLLOUTS, **TRAINING, **LEARNING}
 
 
 def main() -> int:

@@ -16,9 +16,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from model.build import provenance as build_provenance
 from model.checkpoint.atomic import write_file
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-    from torch import nn
+    from torch import Tensor
+
+Decline = Literal["cosine", "linear", "constant"]
+DECAYED = (nn.Linear, nn.Embedding, nn.Conv2d)
 
 
 class Schedule(Protocol):
@@ -83,16 +87,44 @@ class CosineSchedule:
         return self.peak * (self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def make_schedule(decline: Decline, peak: float, total: int, warmup: int, *, floor: float) -> Schedule:
+    """The schedule of this name; only a cosine has a floor."""
+    if decline == "linear":
+        return LinearSchedule(peak, total, warmup)
+    if decline == "constant":
+        return ConstantSchedule(peak, warmup)
+    return CosineSchedule(peak, total, warmup, floor)
+
+
 def adamw(
     modules: Iterable[nn.Module], *, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; only matrices (two dimensions and more) decay."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    """AdamW over all trainable parameters; only the weights of `DECAYED` modules decay, norms and biases never."""
+    decayed: dict[Tensor, None] = {}  # an ordered set: tied weights count once
+    others: dict[Tensor, None] = {}
+    for part in (part for module in modules for part in module.modules()):
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in decayed:
+                (decayed if name == "weight" and isinstance(part, DECAYED) else others)[parameter] = None
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": list(decayed), "weight_decay": weight_decay},
+        {"params": list(others), "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore a saved state.
+
+    Raises:
+        SettingsChanged: its parameter groups are not this version's.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise SettingsChanged(
+            "the saved optimiser has other parameter groups: an earlier version let q/k norms decay; start a new run"
+        ) from error
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from model.engine.phases import Legal, LegalIds
-from model.nets.transformer import PackedAttention, PackedLayout, Transformer
+from model.nets.transformer import LayerWeights, PackedAttention, PackedLayout, Transformer
 from model.precision import PrecisionChoice, autocast
+from training.perpo.credit import token_advantages
 from training.perpo.losses import Heads, legal_logprobs, token_weights
 from training.perpo.rollout import Rollout, RolloutGroup
 
@@ -36,6 +37,7 @@ class MicroBatch:
     sampler_logprobs: Tensor  # [M]
     advantages: Tensor  # [M]
     weights: Tensor  # [M] 1 / (L_i * N)
+    factors: Tensor  # [M] of the weights in the clipped term; KL and entropy keep theirs
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +70,7 @@ def _pack(rows: Sequence[tuple[tuple[int, ...], Rollout]], trajectories: int, de
     legal: list[int] = []
     logprobs: list[float] = []
     advantages: list[float] = []
+    factors: list[float] = []
     for prompt, rollout in rows:
         start = len(ids) + len(prompt) - 1  # the prompt's last token predicts the response's first
         ids += prompt
@@ -79,7 +82,9 @@ def _pack(rows: Sequence[tuple[tuple[int, ...], Rollout]], trajectories: int, de
         targets += [rollout.token_ids[i] for i in places]
         legal += [rollout.legal[i] for i in places]
         logprobs += [rollout.logprobs[i] for i in places]
-        advantages += [rollout.advantage] * len(places)
+        credited = token_advantages(rollout)
+        advantages += [credited[i] for i in places]
+        factors += [1.0 if rollout.factors is None else rollout.factors[i] for i in places]
     bytes_ = torch.tensor(legal, dtype=torch.uint8)
     return MicroBatch(
         ids=torch.tensor(ids, device=device),
@@ -91,6 +96,7 @@ def _pack(rows: Sequence[tuple[tuple[int, ...], Rollout]], trajectories: int, de
         sampler_logprobs=torch.tensor(logprobs, device=device),
         advantages=torch.tensor(advantages, device=device),
         weights=token_weights(drawn, trajectories).to(device),
+        factors=torch.tensor(factors, device=device),
     )
 
 
@@ -101,12 +107,14 @@ def policy_logprobs(
     *,
     temperature: float = 1.0,
     precision: PrecisionChoice = "fp32",
+    weights: Sequence[LayerWeights] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies [M] of the sampled tokens under the sampler's mask, in fp32.
 
-    Always call with gradients enabled: PyTorch uses other kernels without them.
+    Always call with gradients enabled: PyTorch uses other kernels without them. ``weights`` are the transformer's
+    stacked ones, shared by several micro-batches (stacking saves nothing for its backward, so it may be repeated).
     """
     with autocast(precision, batch.ids.device):
-        hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
+        hidden = transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout), weights=weights)
         heads = Heads.of(transformer.lm_head.weight, legal)
         return legal_logprobs(hidden[batch.predictors], batch.targets, batch.legal, heads, temperature=temperature)

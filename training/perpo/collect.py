@@ -10,7 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from model.nets.vq import VQModel
 from training.jobs.context import JobError
+from training.perpo.credit import is_informative
+from training.perpo.functional import DrawingJudge, score
 from training.perpo.prompts import PromptOrder, PromptSet
 from training.perpo.rollout import RolloutGroup, Sampler
 from training.scoring.custom import Sample
@@ -26,6 +29,7 @@ class StepBatch:
     seen: list[RolloutGroup] = field(default_factory=list)
     kept: list[RolloutGroup] = field(default_factory=list)
     dropped: int = 0
+    informative: int = 0  # of those seen: the answers or some verdicts on a drawing differ
     refills: int = 0
     errors: list[str] = field(default_factory=list)
     num_prompts: int = 0
@@ -35,6 +39,7 @@ class StepBatch:
         rollouts = [r for group in self.seen for r in group.rollouts]
         return {
             **reward_metrics([r.reward for r in rollouts if r.reward is not None]),
+            "groups/informative": self.informative / max(1, len(self.seen)),
             "groups/dropped_share": self.dropped / max(1, len(self.seen)),
             "groups/kept": float(len(self.kept)),
             "groups/refills": float(self.refills),
@@ -56,6 +61,7 @@ class Collector:
 
     sampler: Sampler
     scorer: Scorer
+    vq: VQModel
     prompts: PromptSet
     order: PromptOrder
     hp: PeRPOHyperparameters
@@ -96,27 +102,29 @@ class Collector:
     def _take(self, group: RolloutGroup, batch: StepBatch) -> None:
         """Score a group, and keep it if it is needed and informative."""
         prompt = group.prompt
-        seen = prompt.images[-1] if prompt.images else None
-        score = partial(
-            self.scorer.score,
-            seen=seen,
-            choices=prompt.choices,
-            identity_steps=prompt.identity_steps,
-            exact=prompt.exact,
-        )
-        scores = score_all(partial(score, r.token_ids, prompt.reference) for r in group.rollouts)
+        scores = score_all(partial(score, self.scorer, prompt, r.token_ids) for r in group.rollouts)
         if self.custom is not None:
             sample = Sample(prompt.question, prompt.reference, prompt.choices, prompt.slice)
             scores = self.custom.add(scores, sample, prompt.images, [len(r.token_ids) for r in group.rollouts])
         batch.errors += scores.errors
         for rollout, reward in zip(group.rollouts, scores.rewards, strict=True):
             rollout.reward = reward
+        if self.hp.reward.functional:
+            self._judge(group)
         batch.seen.append(group)
         learnt = RolloutGroup(prompt, [r for r in group.rollouts if r.reward is not None])
+        batch.informative += is_informative(learnt, "any")
         if not is_informative(learnt, self.hp.filter_metric):
             batch.dropped += 1
         elif len(batch.kept) < self.hp.prompts_per_step:
             batch.kept.append(learnt)
+
+    def _judge(self, group: RolloutGroup) -> None:
+        rewards = [r.reward for r in group.rollouts if r.reward is not None]
+        weight = self.hp.reward.functional if self.hp.credit == "trajectory" else 0.0
+        judge = DrawingJudge(self.vq, group.prompt, rewards, weight)
+        for rollout in group.rollouts:
+            rollout.reward = None if rollout.reward is None else judge.judge(rollout.reward)
 
     def _require_scores(self, step: int, batch: StepBatch) -> None:
         trajectories, failed = sum(len(group.rollouts) for group in batch.seen), len(batch.errors)
@@ -125,13 +133,3 @@ class Collector:
                 "scoring_failed",
                 f"step {step + 1}: {failed} of {trajectories} trajectories could not be scored ({batch.errors[0]})",
             )
-
-
-def is_informative(group: RolloutGroup, metric: str) -> bool:
-    """Whether a group's trajectories differ in the metric."""
-    if len(group.rollouts) < 2:
-        return False
-    if metric == "none":
-        return True
-    values: list[float] = [getattr(r.reward, metric) for r in group.rollouts]
-    return max(values) - min(values) > 1e-9

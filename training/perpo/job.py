@@ -17,11 +17,13 @@ import copy
 import time
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.phases import LegalIds
 from model.images.codes import decode_codes
+from model.nets.transformer import Transformer
 from training.data.rows import DataError
 from training.home_paths import without_old_home
 from training.jobs.checkpoints import (
@@ -35,19 +37,22 @@ from training.jobs.checkpoints import (
     stage_checkpoints,
 )
 from training.jobs.context import JobContext, JobError, JobStopped
-from training.jobs.loop import RunFolder, SettingsChanged
+from training.jobs.loop import RunFolder, SettingsChanged, load_optimizer
 from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
+from training.perpo.ema import MovingAverage
 from training.perpo.failure_signs import FailureSigns
 from training.perpo.family_prompts import FamilyPrompts
 from training.perpo.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
-from training.perpo.rollout import Sampler
+from training.perpo.rollout import Prompt, Sampler
+from training.perpo.screening import screened
 from training.perpo.update import Updater
+from training.perpo.validation import Record, Validation
 from training.scoring.custom import RewardError
 from training.scoring.custom_scorer import CustomScorer, open_custom
 from training.scoring.rewards import Scorer
 from training.spec.hyperparameters import PeRPOHyperparameters
-from training.spec.spec import PeRPOSpec, TasksData, UniTasksData
+from training.spec.spec import PeRPOSpec, TasksData, UniTasksData, parse_spec
 
 STAGE = "perpo"
 
@@ -63,26 +68,22 @@ def run(ctx: JobContext) -> dict[str, Any]:
     start, total, began = job.step, job.hp.steps, ctx.clock()
     ctx.log.progress(job.stage, start, total)
     with tqdm(total=total, initial=start, desc=job.stage, mininterval=5) as bar:
-        while job.step < total:
-            job.log(job.learn())
+        job.close_step(first=True)
+        while not job.over:
+            job.show(job.learn())
             pace = (ctx.clock() - began) / (job.step - start)
             ctx.log.progress(job.stage, job.step, total, pace * (total - job.step))
             bar.update()
-            last, stopping = job.step == total, bool(ctx.stop)
-            at_turn = last or job.step % job.hp.save_every == 0
-            if at_turn or stopping:
-                job.save(whole=at_turn)
-            if stopping and not last:
-                raise JobStopped
-    folder = ctx.checkpoint_folder(total)
-    if folder not in stage_checkpoints(ctx):  # resumed between the last state and its checkpoint
-        job.save()
-    made = {"checkpoint": folder.name, "folder": str(folder), "step": total}
-    return {**made, "metrics": job.metrics, "precision": job.hp.precision}
+            job.close_step()
+    return job.result()
 
 
 class _Run:
-    """Policy, optimiser and position of one job; ``step`` and ``cursor`` count finished steps and used prompts."""
+    """Policy, optimiser and position of one job; ``step`` and ``cursor`` count finished steps and used prompts.
+
+    A step is closed by its metrics, its validation and its checkpoint, in this order. A run that was stopped before
+    that closes its last step first when it is resumed.
+    """
 
     def __init__(self, ctx: JobContext) -> None:
         spec = ctx.spec
@@ -96,23 +97,50 @@ class _Run:
         precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
         self.hp = hp = hp.model_copy(update={"precision": precision})
         prompts = load_prompts(ctx, base)
+        self.levels = prompts.difficulty
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
+        self.validation: Validation | None = None
+        if hp.validation is not None:
+            self.validation = Validation(base, _held_out(prompts, hp.validation.tasks), scorer, hp)
+        screen(ctx, base, prompts, scorer, hp)
+        self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None
         order = PromptOrder(len(prompts), spec.seed)
         custom = _open_custom(ctx, base, hp)
-        self.collector = Collector(_sampler(base, prompts, hp), scorer, prompts, order, hp, spec.seed, custom)
+        sampler = _sampler(base, prompts, hp)
+        self.collector = Collector(sampler, scorer, base.vq, prompts, order, hp, spec.seed, custom)
         self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)
         self.folder = _open_run(ctx, self.stage, precision)
         self.step, self.cursor, self.metrics = 0, 0, dict[str, float]()
         self.signs = FailureSigns(precision=precision)
+        self.record = Record()
         if (state := self.folder.load_state()) is not None:
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["model"])
-        self.updater.optimizer.load_state_dict(state["optimizer"])
+        try:
+            load_optimizer(self.updater.optimizer, state["optimizer"])
+        except SettingsChanged as error:
+            raise JobError("settings_changed", str(error)) from error
         self.step, self.cursor, self.metrics = state["step"], state["cursor"], state["metrics"]
         self.signs = FailureSigns(precision=self.hp.precision, state=state["signs"])
+        self.record = Record(**state.get("record", {}))
+        if self.ema is not None:
+            self.ema.load(state["ema"])
+        if self.levels is not None:
+            self.levels.load(state["levels"])
         self.ctx.log.log(f"resumed after step {self.step}")
+
+    @property
+    def over(self) -> bool:
+        """Whether this was the last step: all are done, or the validation has not improved for too long."""
+        patience = 0 if self.hp.validation is None else self.hp.validation.patience
+        return self.step >= self.hp.steps or 0 < patience <= self.record.since
+
+    @property
+    def made(self) -> Transformer:
+        """The weights to validate and export: the average if there is one."""
+        return self.policy if self.ema is None else self.ema.model
 
     def learn(self) -> StepBatch:
         """Take one step: sample, score and update; return what was sampled."""
@@ -122,6 +150,8 @@ class _Run:
             drawn = time.monotonic()
             updated = self.updater.step(batch.kept, self.step) if batch.kept else {}
             check_finite(self.policy.state_dict(), self.step + 1)  # before replacing a good state
+            if self.ema is not None and batch.kept:
+                self.ema.update(self.policy)
         except JobStopped:  # the step's samples are redrawn on resume: nothing was updated yet
             self.save(whole=False)
             raise
@@ -139,16 +169,58 @@ class _Run:
             "speed/rollout_s": drawn - began,
             "speed/update_s": time.monotonic() - drawn,
         }
-        self.metrics = batch.metrics() | updated | speed
+        levels = {} if self.levels is None else self.levels.learn(batch.seen)
+        self.metrics = batch.metrics() | levels | updated | speed
         return batch
+
+    def close_step(self, *, first: bool = False) -> None:
+        """Validate, log and save the step, each at its turn.
+
+        The session's ``first`` call is for the start, or for the step after which the run was stopped.
+
+        Raises:
+            JobStopped: a signal arrived; the state is saved.
+        """
+        hp, step = self.hp, self.step
+        if self.validation is not None and self._is_validated() and self.record.validated != step:
+            try:
+                self._validate(self.validation)
+            except JobStopped:
+                self.save(whole=False)
+                raise
+        elif not first and (step % hp.log_every == 0 or step == hp.steps):
+            self.ctx.log.metrics(self.stage, step, self.metrics)
+        at_turn = step > 0 and (self.over or step % hp.save_every == 0 or self.record.best == step)
+        if first and self.ctx.checkpoint_folder(step) in stage_checkpoints(self.ctx):
+            return
+        stopping = not first and bool(self.ctx.stop)
+        if at_turn or stopping:
+            self.save(whole=at_turn)
+        if stopping and not self.over:
+            raise JobStopped
+
+    def _is_validated(self) -> bool:
+        assert self.hp.validation is not None
+        return self.step % self.hp.validation.every == 0 or self.step == self.hp.steps
+
+    def _validate(self, validation: Validation) -> None:
+        found = validation(self.made, self.ctx.check_stop)
+        self.metrics |= found
+        self.ctx.log.metrics(self.stage, self.step, self.metrics)
+        self.record.add(self.step, self.metrics)
+        if self.over and self.step < self.hp.steps:
+            self.ctx.log.log(f"step {self.step}: the validation has not improved since step {self.record.best}")
 
     def save(self, *, whole: bool = True) -> None:
         """Save the state, with a checkpoint if ``whole``."""
-        weights = self.policy.state_dict()
+        weights = self.made.state_dict()
         state = {
             "step": self.step,
             "cursor": self.cursor,
-            "model": weights,
+            "model": self.policy.state_dict(),
+            "ema": None if self.ema is None else self.ema.state(),
+            "record": self.record.state(),
+            "levels": None if self.levels is None else self.levels.state(),
             "optimizer": self.updater.optimizer.state_dict(),
             "signs": self.signs.state(),
             "metrics": self.metrics,
@@ -170,13 +242,22 @@ class _Run:
                 )
 
         needed = bytes_of(state) + (checkpoint_bytes(self.base, weights) if whole else 0)
-        save_step(self.ctx, write, step=self.step, needed=needed, last=self.step == self.hp.steps)
+        save_step(self.ctx, write, step=self.step, needed=needed, last=self.over)
 
-    def log(self, batch: StepBatch) -> None:
-        """Log metrics, sampled traces and failure signs of the last step."""
+    def result(self) -> dict[str, Any]:
+        """The job's result: the best checkpoint or the last one."""
+        step, metrics = self.step, self.metrics
+        if self.hp.final == "best" and self.record.best:
+            step, metrics = self.record.best, self.record.values
+        folder = self.ctx.checkpoint_folder(step)
+        if folder not in stage_checkpoints(self.ctx):  # its turn fell on a full disk; the last one was written
+            step, metrics, folder = self.step, self.metrics, self.ctx.checkpoint_folder(self.step)
+        made = {"checkpoint": folder.name, "folder": str(folder), "step": step, "steps": self.step}
+        return {**made, "metrics": metrics, "precision": self.hp.precision}
+
+    def show(self, batch: StepBatch) -> None:
+        """Log sampled traces and failure signs of the last step."""
         step, hp, log = self.step, self.hp, self.ctx.log
-        if step % hp.log_every == 0 or step == hp.steps:
-            log.metrics(self.stage, step, self.metrics)
         if step % hp.sample_every == 0:
             self._show(batch)
         if batch.errors:
@@ -244,6 +325,27 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
     return found
 
 
+def _held_out(prompts: PromptSet, count: int) -> list[Prompt]:
+    try:
+        return prompts.hold_out(count)
+    except ValueError as error:
+        raise JobError("bad_spec", str(error)) from error
+
+
+def screen(
+    ctx: JobContext, base: LoadedCheckpoint, prompts: PromptSet, scorer: Scorer, hp: PeRPOHyperparameters
+) -> None:
+    """Keep the prompts worth learning from, if the specification asks for a screening."""
+    spec = ctx.spec
+    assert isinstance(spec, PeRPOSpec)
+    if isinstance(spec.data, UniTasksData | TasksData) or not isinstance(prompts, FilePrompts) or not spec.data.screen:
+        return
+    sampler = _sampler(base, prompts, hp.model_copy(update={"rollouts_per_prompt": spec.data.screen}))
+    wanted = {"data": ctx.record(spec.data.model_dump(mode="json")), "base": spec.base_checkpoint, "seed": spec.seed}
+    every = prompts.take(range(len(prompts)))
+    prompts.keep(screened(ctx, every, sampler, scorer, wanted, ctx.run_folder(ctx.stage or STAGE)))
+
+
 def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters) -> Sampler:
     try:
         return Sampler(
@@ -277,11 +379,21 @@ def _open_run(ctx: JobContext, stage: str, precision: str) -> RunFolder:
             spec,
             resume=ctx.resume,
             defaults=known,
-            upgrade=lambda old: without_old_home(old, spec),
+            upgrade=lambda old: _with_new_settings(without_old_home(old, spec)),
             disk=ctx.disk,
         )
     except SettingsChanged as error:
         raise JobError("settings_changed", str(error)) from error
+
+
+def _with_new_settings(old: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the settings that an earlier version's record lacks, by what that version did."""
+    spec = {key: value for key, value in old.items() if key != "precision"}
+    try:
+        whole = parse_spec({**spec, "hyperparameters": {"schedule": "constant", **spec["hyperparameters"]}})
+    except (KeyError, ValidationError):
+        return old
+    return {**old, **whole.resolved()}
 
 
 def _description(base: LoadedCheckpoint) -> str:

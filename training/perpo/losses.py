@@ -6,8 +6,6 @@ at the sampling temperature, without top-p. One byte per response token encodes 
 
 Knows no models, rewards or optimisers.
 
-
-
 Legend: M sampled positions, H width, V vocabulary, G group, N trajectories of an optimiser batch.
 """
 
@@ -154,3 +152,8 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
 def truncated_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
     """min(pi_old / pi_sampler, cap) [M], for a sampler with another precision than the trainer."""
     return (old_logprobs - sampler_logprobs).clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
+
+
+def effective_share(ratio: Tensor) -> float:
+    """Effective sample size of the ratios [M] over their number: (sum r)^2 / (M sum r^2); 1 if all are equal."""
+    return (ratio.mean().square() / ratio.square().mean()).item()

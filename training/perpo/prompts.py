@@ -7,6 +7,7 @@ every epoch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,23 +22,44 @@ from model.text.template import Template
 from training.data.questions import QuestionFiles, image_codes, read_questions
 from training.data.row_images import SampleError
 from training.data.rows import Intake, Rejection
+from training.perpo.difficulty import Difficulty
 from training.perpo.rollout import Prompt
 from training.spec.spec import UniTasksData
-from training.world.task import Task, identity_steps
-from training.world.world import RL_SEEDS, SLICES, make_task, require_training_level, require_training_seed
+from training.world.task import Level, Task, identity_steps
+from training.world.world import (
+    FAMILIES,
+    RL_SEEDS,
+    SLICES,
+    TRAINED_GRADES,
+    make_task,
+    require_training_level,
+    require_training_seed,
+)
 
 SEEDS_A_RUN = 100_000  # jobs with different seeds see different tasks
+ENCODED_AT_ONCE = 64
+MARGIN = 32  # tokens by which a question may be longer than the longest known one
+VALIDATION_SEEDS = RL_SEEDS[-10_000:]
 
 
 class PromptSet(Protocol):
-    """Prompts by number; `longest` is the length of the longest one."""
+    """Prompts by number; `longest` is the length of the longest one, `difficulty` chooses levels if they adapt."""
 
     longest: int
+    difficulty: Difficulty | None
 
     def __len__(self) -> int: ...
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """Return the prompts of these numbers."""
+        ...
+
+    def hold_out(self, count: int) -> list[Prompt]:
+        """Return so many prompts that are never among the others; call before the first :meth:`take`.
+
+        Raises:
+            ValueError: too few are left to train on, or a job's seeds reach into those of the validation.
+        """
         ...
 
 
@@ -57,35 +79,56 @@ def _shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-class WorldPrompts:
-    """Tasks of the world, generated and encoded on use."""
+class TaskPrompts(ABC):
+    """Tasks by seed, generated and encoded on use."""
 
-    def __init__(self, data: UniTasksData, seed: int, template: Template, vq: VQModel) -> None:
-        """Choose the tasks; ``seed`` is the job's.
+    difficulty: Difficulty | None = None
+    longest: int
+
+    def __init__(self, first_seed: int | None, count: int, seed: int, template: Template, vq: VQModel) -> None:
+        """Choose the seeds; ``seed`` is the job's.
 
         Raises:
-            ValueError: a seed or level is kept for evaluation.
+            ValueError: a seed is kept for evaluation.
         """
-        self._slices = tuple(data.slices or SLICES)
-        first = data.first_seed
-        self._first = RL_SEEDS.start + seed % 100 * SEEDS_A_RUN if first is None else first
-        require_training_seed(self._first + data.num_samples - 1)
-        self._count, self._level = data.num_samples, require_training_level(data.level)
-        self._template, self._vq = template, vq
-        some = [self._task(i) for i in range(min(64, self._count))]
-        images = template.vocab.tokens_per_image
-        # The world has few phrasings: the longest of 64 plus a margin bounds all of them.
-        self.longest = max(template.prompt_len(task.question) for task in some) + images + 32
+        self._first = RL_SEEDS.start + seed % 100 * SEEDS_A_RUN if first_seed is None else first_seed
+        self._count, self._template, self._vq = count, template, vq
+        require_training_seed(self._first + count - 1)
+
+    @abstractmethod
+    def _task(self, number: int) -> Task:
+        """The task of a prompt."""
+
+    @abstractmethod
+    def _held_out(self, place: int, seed: int) -> Task:
+        """A task of the validation."""
 
     def __len__(self) -> int:
         return self._count
 
-    def _task(self, number: int) -> Task:
-        return make_task(self._slices[number % len(self._slices)], self._first + number, level=self._level)
-
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """Generate the tasks of these numbers, and encode their images."""
-        tasks = [self._task(number) for number in numbers]
+        return self._prompts(numbers, [self._task(number) for number in numbers])
+
+    def hold_out(self, count: int) -> list[Prompt]:
+        """Tasks from `VALIDATION_SEEDS`."""
+        first, last = self._first, self._first + self._count - 1
+        seeds = VALIDATION_SEEDS[:count]
+        if first <= seeds[-1] and last >= seeds[0]:
+            raise ValueError(
+                f"seeds {first:,} to {last:,} reach into those of the validation (from {seeds[0]:,}): "
+                "use fewer samples or another first_seed"
+            )
+        tasks = [self._held_out(place, seed) for place, seed in enumerate(seeds)]
+        chunks = [tasks[i : i + ENCODED_AT_ONCE] for i in range(0, count, ENCODED_AT_ONCE)]
+        return [prompt for chunk in chunks for prompt in self._prompts(range(len(chunk)), chunk)]
+
+    def _longest_of(self, tasks: Sequence[Task]) -> int:
+        """A bound on the length of a prompt: the longest of these plus a margin."""
+        longest = max(self._template.prompt_len(task.question) for task in tasks)
+        return longest + self._template.vocab.tokens_per_image + MARGIN
+
+    def _prompts(self, numbers: Sequence[int], tasks: Sequence[Task]) -> list[Prompt]:
         codes = encode_images(self._vq, [task.image for task in tasks])
         return [
             Prompt(
@@ -97,13 +140,56 @@ class WorldPrompts:
                 slice=task.slice,
                 identity_steps=identity_steps(task),
                 exact=True,
+                task=task,
             )
             for number, task, image in zip(numbers, tasks, codes, strict=True)
         ]
 
 
+class WorldPrompts(TaskPrompts):
+    """Tasks of the world: the slices in turn, of one level or of levels that adapt."""
+
+    def __init__(self, data: UniTasksData, seed: int, template: Template, vq: VQModel) -> None:
+        """Choose the tasks; ``seed`` is the job's.
+
+        Raises:
+            ValueError: a seed or level is kept for evaluation.
+        """
+        super().__init__(data.first_seed, data.num_samples, seed, template, vq)
+        self._slices, self._level = tuple(data.slices or SLICES), require_training_level(data.level)
+        families = [family for name in self._slices for family in FAMILIES[name]]
+        self.difficulty = Difficulty(families, seed) if data.difficulty == "adaptive" else None
+        if self.difficulty is None:  # the world has few phrasings: these have the longest, up to the margin
+            self.longest = self._longest_of([self._task(i) for i in range(min(64, self._count))])
+        else:
+            some = [self._made(i, self._first, level) for i in range(16) for level in TRAINED_GRADES]
+            self.longest = self._longest_of(some)
+
+    def _task(self, number: int) -> Task:
+        level = self._level if self.difficulty is None else self.difficulty.level(self._family(number), number)
+        return self._made(number, self._first + number, level)
+
+    def _held_out(self, place: int, seed: int) -> Task:
+        """Of the same slices in turn, of the same level or of every level that may train."""
+        turn = place // len(self._slices)
+        level = self._level if self.difficulty is None else TRAINED_GRADES[turn % len(TRAINED_GRADES)]
+        return self._made(place, seed, level)
+
+    def _made(self, number: int, seed: int, level: Level) -> Task:
+        """Slices in turn; with adaptive difficulty families as well, since the level follows from the family."""
+        family = None if self.difficulty is None else self._family(number)
+        return make_task(self._slices[number % len(self._slices)], seed, family=family, level=level)
+
+    def _family(self, number: int) -> str:
+        turn, place = divmod(number, len(self._slices))
+        families = list(FAMILIES[self._slices[place]])
+        return families[turn % len(families)]
+
+
 class FilePrompts:
     """Questions read from files; their images are encoded once, at the start."""
+
+    difficulty: Difficulty | None = None
 
     def __init__(
         self, data: QuestionFiles, template: Template, vq: VQModel, *, context_len: int, min_response: int = 64
@@ -144,6 +230,17 @@ class FilePrompts:
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    def hold_out(self, count: int) -> list[Prompt]:
+        """The last rows, which are taken out."""
+        if 2 * count > len(self._prompts):
+            raise ValueError(f"the data has {len(self._prompts)} prompts: validation can hold out at most half of them")
+        self._prompts, held = self._prompts[:-count], self._prompts[-count:]
+        return held
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Drop all other prompts."""
+        self._prompts = [self._prompts[number] for number in numbers]
 
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """The prompts of these numbers, which were encoded at the start."""

@@ -22,6 +22,7 @@ from model.nets.transformer import Transformer
 from model.seeds import mixed_seed
 from model.text.vocab import Vocabulary
 from training.scoring.rewards import RewardBreakdown
+from training.world.task import Task
 
 MAX_SLOTS = 256
 CACHE_SHARE = 0.4  # of the device's free memory, for the KV cache
@@ -41,6 +42,7 @@ class Prompt:
         choices: labelled options, if any.
         identity_steps: steps (from 1) whose image should equal the previous one.
         exact: whether the answer must equal the reference literally, as for tasks of the world.
+        task: the world's, if it is one; its checkers judge drawings.
     """
 
     number: int
@@ -52,11 +54,16 @@ class Prompt:
     choices: tuple[str, ...] = ()
     identity_steps: frozenset[int] = frozenset()
     exact: bool = False
+    task: Task | None = None
 
 
 @dataclass(slots=True)
 class Rollout:
-    """One completion. ``legal[i]`` is the legal set of token i, ``logprobs[i]`` its log-probability."""
+    """One completion. ``legal[i]`` is the legal set of token i, ``logprobs[i]`` its log-probability.
+
+    ``advantage`` is the trajectory's; ``step_advantages`` are added to it on the tokens of a step (from 1). ``factors``
+    multiply each token's weight in the policy's loss; None: all are 1.
+    """
 
     index: int
     token_ids: list[int]
@@ -65,6 +72,8 @@ class Rollout:
     finish_reason: FinishedBy
     reward: RewardBreakdown | None = None
     advantage: float = 0.0
+    step_advantages: dict[int, float] = field(default_factory=dict)
+    factors: list[float] | None = None
 
     @property
     def num_drawn(self) -> int:

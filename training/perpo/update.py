@@ -12,22 +12,15 @@ import torch
 from torch import Tensor
 
 from model.engine.phases import LegalIds
-from model.nets.transformer import Transformer
-from training.jobs.loop import adamw, set_lr
+from model.nets.transformer import LayerWeights, Transformer
+from training.jobs.loop import adamw, make_schedule, set_lr
 from training.perpo.batch import MicroBatch, micro_batches, policy_logprobs
-from training.perpo.losses import clipped_loss, group_advantages, kl_estimate, truncated_weights
+from training.perpo.credit import set_credit
+from training.perpo.losses import clipped_loss, effective_share, kl_estimate, truncated_weights
 from training.perpo.rollout import RolloutGroup
 from training.spec.hyperparameters import PeRPOHyperparameters
 
 EXACT = 1e-4  # nats between sampler and trainer that count as zero (invariant 7)
-
-
-def set_advantages(groups: Sequence[RolloutGroup], eps: float) -> None:
-    """Set A = (r - mu) / (sigma + eps) of every trajectory within its group."""
-    for group in groups:
-        totals = [r.reward.total for r in group.rollouts if r.reward is not None]
-        for rollout, advantage in zip(group.rollouts, group_advantages(totals, eps), strict=True):
-            rollout.advantage = advantage
 
 
 class Updater:
@@ -38,9 +31,10 @@ class Updater:
     ) -> None:
         """``reference`` is None without a KL term."""
         self.policy, self.reference, self.legal, self.hp = policy, reference, legal, hp
+        self._schedule = make_schedule(hp.schedule, hp.lr, hp.steps, hp.warmup, floor=0.0)
         self.optimizer = adamw([policy], weight_decay=hp.weight_decay)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._forward: Callable[[Transformer, MicroBatch], tuple[Tensor, Tensor]] = partial(
+        self._forward: Callable[..., tuple[Tensor, Tensor]] = partial(
             policy_logprobs, legal=legal, temperature=hp.temperature, precision=hp.precision
         )
 
@@ -51,26 +45,26 @@ class Updater:
             FloatingPointError: the loss or its gradient is not finite; this mini-batch was not applied.
         """
         hp = self.hp
-        set_advantages(groups, hp.advantage_eps)
+        set_credit(groups, hp)
         size = hp.mini_batch_prompts
         batches = [micro_batches(groups[i : i + size], device=self.policy.device) for i in range(0, len(groups), size)]
         # Computed before the first update: sampling policy and reference, as the trainer's forward sees them.
-        old = [[self._forward(self.policy, micro)[0].detach() for micro in mini] for mini in batches]
-        ref = [
-            [self._forward(self.reference, micro)[0] for micro in mini] if self.reference else None for mini in batches
-        ]
+        old = self._logprobs(self.policy, batches)
+        ref = self._logprobs(self.reference, batches) if self.reference else [None] * len(batches)
         flat = [micro for mini in batches for micro in mini]
         off = torch.cat([o - m.sampler_logprobs for o, m in zip((o for part in old for o in part), flat, strict=True)])
         mismatch = off.abs().max().item()
-        lr = hp.lr * min(1.0, (step + 1) / hp.warmup) if hp.warmup else hp.lr
+        lr = self._schedule.lr(step)
         set_lr(self.optimizer, lr)
         tally = _Tally()
         norms = []
         for number, (mini, old_mini, ref_mini) in enumerate(zip(batches, old, ref, strict=True)):
             self.optimizer.zero_grad(set_to_none=True)
+            weights = self.policy.layer_weights()
             for place, micro in enumerate(mini):
                 loss = self._loss(
                     micro,
+                    weights,
                     old_mini[place],
                     ref_mini[place] if ref_mini else None,
                     tally,
@@ -94,12 +88,24 @@ class Updater:
             "optim/updates": float(len(norms)),
         }
 
+    def _logprobs(self, transformer: Transformer, batches: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor]]:
+        weights = transformer.layer_weights()
+        return [[self._forward(transformer, micro, weights=weights)[0].detach() for micro in mini] for mini in batches]
+
     def _loss(
-        self, micro: MicroBatch, old: Tensor, ref: Tensor | None, tally: _Tally, *, first: bool, correct: bool
+        self,
+        micro: MicroBatch,
+        weights: Sequence[LayerWeights],
+        old: Tensor,
+        ref: Tensor | None,
+        tally: _Tally,
+        *,
+        first: bool,
+        correct: bool,
     ) -> Tensor:
         """One micro-batch's part of the negated objective (Eqs. 13-16)."""
         hp = self.hp
-        logprobs, entropies = self._forward(self.policy, micro)
+        logprobs, entropies = self._forward(self.policy, micro, weights=weights)
         loss, ratio, clipped = clipped_loss(
             logprobs, old, micro.advantages, clip_low=hp.clip_low, clip_high=hp.clip_high
         )
@@ -107,7 +113,7 @@ class Updater:
             loss = loss * truncated_weights(old, micro.sampler_logprobs, hp.sampler_ratio_cap)
         kl = torch.zeros_like(logprobs) if ref is None else kl_estimate(logprobs, ref, hp.kl_estimator)
         tally.add(micro, ratio, clipped, kl.detach(), entropies.detach(), first=first)
-        return (micro.weights * (loss + hp.kl_coef * kl - hp.entropy_coef * entropies)).sum()
+        return (micro.weights * (micro.factors * loss + hp.kl_coef * kl - hp.entropy_coef * entropies)).sum()
 
 
 class _Tally:
@@ -143,6 +149,7 @@ class _Tally:
             "policy/entropy_image": mean("image"),
             "policy/clip_frac": mean("clipped"),
             "policy/ratio_max": every["ratio"].max().item(),
+            "policy/ess": effective_share(every["ratio"]),
             "policy/first_clip_frac": mean("first_clipped"),
             "policy/first_ratio_off": (every["first_ratio"] - 1.0).abs().max().item(),
         }

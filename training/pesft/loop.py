@@ -25,14 +25,14 @@ from model.precision import PrecisionChoice, autocast
 from training.data.token_sets import Batch, BatchPlan, TokenSet, make_batch, micro_batches
 from training.jobs.disk import NO_WAIT
 from training.jobs.loop import (
-    ConstantSchedule,
-    CosineSchedule,
-    LinearSchedule,
+    Decline,
     RunFolder,
     RunStopped,
     Schedule,
     StopFlag,
     adamw,
+    load_optimizer,
+    make_schedule,
     set_lr,
 )
 from training.jobs.precision import BEFORE_AUTO, run_precision
@@ -63,7 +63,7 @@ class SFTSpec:
     perception_reduction: Reduction = "sum"
     label: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Decline = "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     batch_samples: int | None = None
     micro_batches: int = 1
@@ -80,11 +80,7 @@ class SFTSpec:
 
     def make_schedule(self) -> Schedule:
         """The learning rate over the steps."""
-        if self.schedule == "linear":
-            return LinearSchedule(self.lr, self.steps, self.warmup)
-        if self.schedule == "constant":
-            return ConstantSchedule(self.lr, self.warmup)
-        return CosineSchedule(self.lr, self.steps, self.warmup, self.floor)
+        return make_schedule(self.schedule, self.lr, self.steps, self.warmup, floor=self.floor)
 
     def make_plan(self, data: TokenSet) -> BatchPlan:
         """Plan which sequences each step uses."""
@@ -208,7 +204,7 @@ class _Learner:
     def load(self, state: State) -> None:
         self.model.transformer.load_state_dict(state["model"])
         self.model.projection.load_state_dict(state["projection"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.done = state["step"]
 
     def step(self) -> dict[str, float]:

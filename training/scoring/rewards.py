@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model.checkpoint.manifest import Perception
 from model.images.codes import copied_share, tv_energy
-from model.text.parser import ImageCompleted, ImageStarted
+from model.text.parser import ImageCompleted, ImageStarted, StepCompleted
 from model.text.template import Template
 from training.scoring.custom import CustomValue, flat_values
 from training.scoring.grading import grade
@@ -38,7 +38,12 @@ from training.spec.hyperparameters import RewardHyperparameters
 
 @dataclass(frozen=True, slots=True)
 class RewardBreakdown:
-    """The rewards of a trajectory. ``check`` names the check that decided the accuracy."""
+    """The rewards of a trajectory. ``check`` names the check that decided the accuracy.
+
+    ``spans`` are the response's tokens [start, end) of each step with a complete image: its sentence and its codes.
+    ``functional`` is the share of right drawings, and ``verdicts`` judges the drawing of each step; None and empty
+    without the functional-correctness reward (:mod:`training.perpo.functional`).
+    """
 
     total: float
     accuracy: float
@@ -48,15 +53,20 @@ class RewardBreakdown:
     answer: str | None = None
     steps: tuple[tuple[str, tuple[int, ...] | None], ...] = ()
     images: tuple[ImageScore, ...] = ()
+    spans: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    functional: float | None = None
+    verdicts: tuple[bool | None, ...] = ()
     custom: Mapping[str, CustomValue] = field(default_factory=dict)  # rewards of your own, by label
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name; ``custom`` has those of your own rewards and of their parts, if there are any."""
+        functional = {} if self.functional is None else {"functional": self.functional}
         shown: dict[str, Any] = {
             "total": self.total,
             "accuracy": self.accuracy,
             "format": self.format,
             "perception": self.perception,
+            **functional,
         }
         return shown | ({"custom": self.custom_numbers} if self.custom else {})
 
@@ -112,12 +122,16 @@ class Scorer:
         """
         parser = self._template.parser()
         drawn: list[tuple[int, tuple[int, ...] | None]] = []  # step and codes; None: incomplete
-        for token in response:
+        spans, begin = dict[int, tuple[int, int]](), 0
+        for place, token in enumerate(response):
             for event in parser.feed(token):
                 if isinstance(event, ImageStarted):
                     drawn.append((event.step, None))
                 elif isinstance(event, ImageCompleted):
                     drawn[-1] = (drawn[-1][0], event.codes)
+                    spans[event.step] = (begin, place + 1)
+                elif isinstance(event, StepCompleted):
+                    begin = place + 1
         parser.finish()
         steps = tuple(parser.steps)
         images: list[ImageScore] = []
@@ -139,6 +153,7 @@ class Scorer:
             answer=parser.answer,
             steps=steps,
             images=tuple(images),
+            spans=spans,
         )
 
     def score_image(self, codes: Sequence[int] | None, previous: Sequence[int] | None = None) -> ImageScore:
@@ -185,8 +200,10 @@ def score_all(calls: Iterable[Callable[[], RewardBreakdown]]) -> Scores:
 def reward_metrics(rewards: Sequence[RewardBreakdown]) -> dict[str, float]:
     """Means and spreads of the rewards, and the guards' verdicts as shares of all images."""
     values: dict[str, float] = {}
-    for name in ("total", "accuracy", "format", "perception"):
-        column = [getattr(r, name) for r in rewards]
+    names = ["total", "accuracy", "format", "perception"]
+    names += ["functional"] if any(r.functional is not None for r in rewards) else []
+    for name in names:
+        column = [getattr(r, name) or 0.0 for r in rewards]
         mean = sum(column) / len(column) if column else 0.0
         values[f"reward/{name}"] = mean
         values[f"reward/{name}_std"] = math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)) if column else 0.0

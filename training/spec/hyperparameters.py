@@ -33,7 +33,7 @@ class _Optimisation(Strict):
         "fp32",
         description="of the forward; auto: bf16 on devices with bf16 hardware; trained weights are fp32 [D]",
     )
-    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; matrices only")
+    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; weights of linear layers and embeddings")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
     save_every: Positive = Field(200, description="steps between two checkpoints")
     keep_states: Positive = Field(3, description="checkpoints that keep train/; all stay servable")
@@ -133,6 +133,11 @@ class RewardHyperparameters(Strict):
     similarity: bool = Field(False, description="an answer in nearly the reference's words earns its similarity [C] on")
     tau: float | None = Field(None, gt=0.0, le=1e6, description="the checkpoint's own when absent; [C] 3.0 for the 7B")
     aggregation: Literal["mean", "min"] = Field("mean", description="over images: [P] mean, [C] min")
+    functional: Weight = Field(
+        0.0,
+        description="delta, functional correctness: the checkers' verdict on each drawing; supervision, tasks of the "
+        "world only [D]",
+    )
     copied_share: Share = Field(
         0.99,
         description="this share of codes equal to the previous image: a copy, which scores 0 [D] "
@@ -156,19 +161,46 @@ class RewardHyperparameters(Strict):
         return self
 
 
+class ValidationHyperparameters(Strict):
+    """Greedy answers to questions that the run never trains on."""
+
+    every: Positive = Field(20, description="steps between two validations; the start and the last step have one, too")
+    tasks: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        200, description="tasks of the world from the end of RL's seeds; of files the last rows, which are held out"
+    )
+    patience: Count = Field(0, description="the run ends after so many validations without a gain; 0: never")
+
+
 class PeRPOHyperparameters(_Optimisation):
     """Group-relative policy optimisation with the perception reward (Eqs. 4-16). Defaults: preset `nano` [D]."""
 
     steps: Positive = 60
     lr: LearningRate = Field(1e-4, description="[D] 3e-4 unlearned (docs/results.md); [P] 1e-7 for the 7B")
     warmup: Count = Field(5, description="[P] 5")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="after the warm-up, to 0 [D]: the last weights are the result; [P] constant"
+    )
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None, description="moving average of the weights, validated and exported instead of the last ones; null: none"
+    )
+    validation: ValidationHyperparameters | None = None
+    final: Literal["best", "last"] = Field(
+        "best", description="the job's result: the best validated checkpoint, without validation the last"
+    )
     prompts_per_step: Annotated[int, Field(ge=1, le=65_536)] = Field(16, description="[P] 64")
     rollouts_per_prompt: Annotated[int, Field(ge=2, le=1024)] = Field(8, description="G: [P] 16")
     oversampling: float = Field(2.0, ge=1.0, le=16.0, description="prompts sampled per prompt used: [P] 3")
     mini_batch_prompts: Positive = Field(8, description="[P] 16")
     refill_rounds: int = Field(3, ge=0, le=16)
-    filter_metric: Literal["accuracy", "total", "none"] = Field(
-        "accuracy", description="drop groups in which this is equal"
+    filter_metric: Literal["accuracy", "total", "any", "none"] = Field(
+        "accuracy", description="drop groups in which this is equal; any: the accuracy and the verdict on every drawing"
+    )
+    credit: Literal["trajectory", "step"] = Field(
+        "trajectory",
+        description="where reward.functional goes: into the total, or to the tokens of each drawing's step",
+    )
+    code_weights: Literal["all", "changed"] = Field(
+        "all", description="image codes with an advantage: all, or those where a group changes an image [D]"
     )
     clip_low: Share = Field(0.20, description="[P]")
     clip_high: Share = Field(0.28, description="[P]")
@@ -185,6 +217,12 @@ class PeRPOHyperparameters(_Optimisation):
     sample_every: Positive = Field(1, description="steps between two sampled traces that are shown")
     save_every: Positive = 20
     log_every: Positive = Field(1, description="steps are long enough to log each")
+
+    @model_validator(mode="after")
+    def _steps_have_verdicts(self) -> PeRPOHyperparameters:
+        if self.credit == "step" and not self.reward.functional:
+            raise ValueError("credit: step shares out reward.functional, which is 0: give it a weight")
+        return self
 
 
 class ZeroHyperparameters(Strict):

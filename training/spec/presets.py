@@ -116,6 +116,7 @@ PRESETS: dict[str, Preset] = {
                 "hyperparameters": {
                     "steps": 30,
                     "lr": 1e-7,
+                    "schedule": "constant",
                     "precision": "auto",
                     "prompts_per_step": 64,
                     "rollouts_per_prompt": 16,

@@ -71,6 +71,15 @@ class UniTasksData(Strict):
         None, ge=0, le=2**53 - MOST_TASKS, description="the method's own range of seeds when absent"
     )
     level: Level = Field("normal", description="1 … 8: graded, easy to beyond hard; 7 and 8 only measure")
+    difficulty: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="adaptive: PeRPO chooses among the levels 1 to 6, by each family's pass rate"
+    )
+
+    @model_validator(mode="after")
+    def _one_choice_of_levels(self) -> UniTasksData:
+        if self.difficulty == "adaptive" and self.level != "normal":
+            raise ValueError("difficulty: adaptive chooses the levels: leave level out")
+        return self
 
 
 class TasksData(Strict):
@@ -86,7 +95,20 @@ class TasksData(Strict):
     )
 
 
-class _PathData(Strict):
+class _FileData(Strict):
+    difficulty: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive: the world's tasks only")
+    screen: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        None, description="PeRPO: samples per question before the first step; those all right or all wrong are left out"
+    )
+
+    @model_validator(mode="after")
+    def _has_no_levels(self) -> _FileData:
+        if self.difficulty == "adaptive":
+            raise ValueError("difficulty: adaptive needs levels, which only the world's tasks have; use screen instead")
+        return self
+
+
+class _PathData(_FileData):
     path: str = Field(min_length=1, description="a file, or a folder of such files")
     num_samples: Positive | None = Field(None, description="the first so many; all when absent")
 
@@ -97,7 +119,7 @@ class JsonlData(_PathData):
     source: Literal["jsonl"] = "jsonl"
 
 
-class TracesData(Strict):
+class TracesData(_FileData):
     """Saved traces: a folder of exports, or traces that the server exports into the job's folder.
 
     The server replaces `rating`, `tag` and `verdict` by the ids of the traces that match when the job is created.
@@ -175,6 +197,17 @@ class _Job(Strict):
     )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(1, description="CPU threads; the same number, the same bits")
 
+    @model_validator(mode="after")
+    def _only_perpo_adapts(self) -> _Job:
+        data = getattr(self, "data", None)
+        others = (data.zero, data.pesft, data.benchmark) if isinstance(data, PipelineData) else (data,)
+        adapts = any(isinstance(one, UniTasksData) and one.difficulty == "adaptive" for one in others)
+        if adapts and not isinstance(self, PeRPOSpec):
+            raise ValueError("difficulty: adaptive is for PeRPO, which measures pass rates")
+        if not isinstance(self, PeRPOSpec) and any(getattr(one, "screen", None) for one in others):
+            raise ValueError("screen is for PeRPO, which measures pass rates")
+        return self
+
     def resolved(self) -> dict[str, Any]:
         """The complete specification with all defaults, as JSON."""
         return self.model_dump(mode="json")
@@ -203,6 +236,7 @@ class PeRPOSpec(_Job):
     @model_validator(mode="after")
     def _trains_on_training_seeds(self) -> PeRPOSpec:
         _may_train(self.data)
+        _has_checkers(self.data, self.hyperparameters)
         return self
 
 
@@ -251,6 +285,8 @@ class PipelineSpec(_Job):
             raise ValueError("every stage is left out: nothing to do")
         for data in (self.data.zero, self.data.pesft, self.data.perpo):
             _may_train(data)
+        if self.data.perpo is not None and self.hyperparameters.perpo is not None:
+            _has_checkers(self.data.perpo, self.hyperparameters.perpo)
         for name in self.stages:
             given = getattr(self.data, name) is not None
             if name == "pesft" and self.hyperparameters.zero is not None:
@@ -268,6 +304,11 @@ def _may_train(data: Any) -> None:
         raise ValueError(f"seeds from {EVAL_SEEDS:,} up are for evaluation only: use a smaller first_seed")
     if isinstance(data, UniTasksData) and isinstance(data.level, int) and data.level > HIGHEST_TRAINED:
         raise ValueError(f"level {data.level} is kept for measuring: train on {HIGHEST_TRAINED} at most")
+
+
+def _has_checkers(data: Any, hyperparameters: PeRPOHyperparameters) -> None:
+    if hyperparameters.reward.functional and not isinstance(data, UniTasksData):
+        raise ValueError(f"reward.functional needs the checkers of the world's tasks, which {data.source} has not")
 
 
 JobSpec = Annotated[

@@ -50,23 +50,35 @@ def judge_drawings(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | 
         seen: the question's image as the model saw it, decoded from its codes.
         drawn: the image of each step, None for a step without one. Larger images are resized to 64x64.
     """
-    right = sum(bool(verdict) for verdict in judge_each(task, seen, drawn))
-    return right, max(len(task.steps), sum(image is not None for image in drawn))
+    verdicts = drawing_verdicts(task, seen, drawn)
+    return sum(verdict is True for verdict in verdicts), num_drawings(task, drawn)
 
 
-def judge_each(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | None]) -> list[bool | None]:
-    """Whether each drawing of a trace is right; None for a step without one. Arguments as :func:`judge_drawings`.
+def num_drawings(task: Task, drawn: Sequence[object | None]) -> int:
+    """The total of :func:`judge_drawings`: the reference's number, or more if more were drawn."""
+    return max(len(task.steps), sum(image is not None for image in drawn))
 
-    A drawing after the reference's last step is wrong.
+
+def drawing_verdicts(task: Task, seen: Image.Image, drawn: Sequence[Image.Image | None]) -> list[bool | None]:
+    """The verdict on the drawing of each step; arguments as for :func:`judge_drawings`.
+
+    A drawing after the reference's last step is wrong. None: there is no drawing, or it cannot be judged: a state is
+    compared with the right state, not with the image before it, so after a wrong state only a right one is recognised.
     """
     verdicts: list[bool | None] = []
-    previous = sized(seen)
+    previous, lost = sized(seen), False
     for k, image in enumerate(drawn, 1):
         if image is None:
             verdicts.append(None)
             continue
+        if k > len(task.steps):
+            verdicts.append(False)
+            continue
         image = sized(image)
-        verdicts.append(k <= len(task.steps) and check_step(task, k, previous, image))
+        right = check_step(task, k, previous, image)
+        is_state = isinstance(task.steps[k - 1].target, StateTarget)
+        verdicts.append(None if is_state and lost and not right else right)
+        lost = not right if is_state else lost
         previous = image
     return verdicts
 

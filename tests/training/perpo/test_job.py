@@ -62,12 +62,20 @@ class StopAfter:
 STEP = 7  # checks per step
 
 
-def context(base: Path, folder: Path, *, resume: bool = False, stop: Any = None, **hyper: Any) -> JobContext:
+def context(
+    base: Path,
+    folder: Path,
+    *,
+    resume: bool = False,
+    stop: Any = None,
+    data: dict[str, Any] | None = None,
+    **hyper: Any,
+) -> JobContext:
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "method": "perpo",
         "base_checkpoint": "tiny",
-        "data": {"source": "unitasks", "num_samples": 40},
+        "data": {"source": "unitasks", "num_samples": 40, **(data or {})},
         "hyperparameters": {**HYPER, **hyper},
         "seed": 5,
     }
@@ -341,7 +349,7 @@ class FakePrompts:
 def collected(accuracies: Sequence[tuple[float, float]], **hyper: Any) -> tuple[StepBatch, FakeSampler]:
     sampler = FakeSampler(accuracies)
     hp = PeRPOHyperparameters(**{"prompts_per_step": 2, "oversampling": 2.0, "refill_rounds": 3, **hyper})
-    collector = Collector(sampler, FakeScorer(), FakePrompts(), PromptOrder(100, 0), hp, seed=0)  # type: ignore[arg-type]
+    collector = Collector(sampler, FakeScorer(), None, FakePrompts(), PromptOrder(100, 0), hp, seed=0)  # type: ignore[arg-type]
     return collector.collect(step=0, cursor=0), sampler
 
 

@@ -12,6 +12,7 @@ from model.engine.phases import Legal, LegalIds
 from training.perpo.losses import (
     Heads,
     clipped_loss,
+    effective_share,
     group_advantages,
     kl_estimate,
     legal_logprobs,
@@ -175,3 +176,8 @@ def test_k3_gradient_pulls_back_unlike_k1() -> None:
 def test_truncated_weights_are_capped() -> None:
     old, sampler = torch.log(torch.tensor([0.5, 0.9, 0.1])), torch.log(torch.tensor([0.5, 0.1, 0.2]))
     assert truncated_weights(old, sampler, cap=2.0).tolist() == pytest.approx([1.0, 2.0, 0.5])
+
+
+def test_effective_share_of_uneven_ratios() -> None:
+    assert effective_share(torch.tensor([2.0, 2.0])) == 1.0
+    assert effective_share(torch.tensor([1.0, 3.0])) == pytest.approx(16 / 20)

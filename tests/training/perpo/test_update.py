@@ -12,8 +12,9 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.phases import LegalIds
 from tests.tiny import make_tiny_checkpoint
 from training.perpo.batch import micro_batches, policy_logprobs
+from training.perpo.credit import set_credit
 from training.perpo.rollout import Prompt, Rollout, RolloutGroup, Sampler
-from training.perpo.update import Updater, set_advantages
+from training.perpo.update import Updater
 from training.scoring.rewards import RewardBreakdown
 from training.spec.hyperparameters import PeRPOHyperparameters
 
@@ -89,11 +90,15 @@ def test_entropy_term_spreads_unrewarded_policy(tiny: LoadedCheckpoint) -> None:
     assert entropy[3] > entropy[0] + 0.1
 
 
-def test_learning_rate_warms_up(tiny: LoadedCheckpoint) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [2e-5, 1e-4, 1e-4, 1e-4]), ("linear", [2e-5, 1e-4, 5e-5, 2e-6]), ("cosine", [2e-5, 1e-4, 5e-5, 0.0])],
+)
+def test_learning_rate_warms_up_then_falls(tiny: LoadedCheckpoint, schedule: str, rates: list[float]) -> None:
     group = drawn(tiny, [1.0, 0.0])
-    hp = PeRPOHyperparameters(lr=1e-4, warmup=5, kl_coef=0.0)
+    hp = PeRPOHyperparameters(lr=1e-4, warmup=5, steps=55, schedule=schedule, kl_coef=0.0)  # type: ignore[arg-type]
     updater = Updater(tiny.transformer, None, LegalIds.of(tiny.template, tiny.vocab), hp)
-    assert [updater.step([group], k)["optim/lr"] for k in (0, 4, 50)] == pytest.approx([2e-5, 1e-4, 1e-4])
+    assert [updater.step([group], k)["optim/lr"] for k in (0, 5, 30, 54)] == pytest.approx(rates, abs=2e-7)
 
 
 def test_sampler_mismatch_truncates_token_weights(tiny: LoadedCheckpoint) -> None:
@@ -116,7 +121,7 @@ def test_advantages_use_totals_within_groups(tiny: LoadedCheckpoint) -> None:
         return RolloutGroup(Prompt(0, (1,), "?", (), "red"), rollouts)
 
     groups = [group(0.6, 0.4, 0.8, 0.4), group(0.0, 1.0)]
-    set_advantages(groups, eps=0.01)
+    set_credit(groups, PeRPOHyperparameters(advantage_eps=0.01))
     assert [r.advantage for r in groups[0].rollouts] == pytest.approx([0.2844, -0.8531, 1.4218, -0.8531], abs=1e-4)
     assert [r.advantage for r in groups[1].rollouts] == pytest.approx([-0.5 / 0.51, 0.5 / 0.51])
 
