@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from app.cli.ask import given_sampling, read_image
-from app.cli.fields import message_of
 from app.cli.follow import follow_all
-from app.cli.terminal import EXIT_BAD_INPUT, CommandError
+from app.cli.terminal import EXIT_BAD_INPUT, CommandError, message_of
 from app.client import BadInput, Client
 from app.client.types import Edit, Picture
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from tqdm import tqdm
 
@@ -16,6 +16,7 @@ from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError,
 from app.client import BadInput, Client
 from app.client.sse import Event
 from app.client.types import Job
+from app.contract.words import DataMethod
 from training.spec.spec import PRESETS
 
 # Base checkpoints of methods without their own preset, unless --base is given.
@@ -30,9 +31,7 @@ def train(args: Namespace) -> int:
         try:
             spec = build_spec(args)
             if args.data:
-                uploaded = client.upload_dataset(args.data)
-                spec["data"] = {"source": "jsonl", "path": uploaded["path"]}
-                remark(f"uploaded {uploaded['rows']} rows of {args.data}")
+                spec["data"] = _upload(client, args.data, args.method)
             job = client.create_job(spec)
         except BadInput as error:
             raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
@@ -41,6 +40,17 @@ def train(args: Namespace) -> int:
             return EXIT_OK
         remark(f"job {job['id']}; it keeps running on the server if this command exits")
         return _follow(client, job["id"], as_json=args.json)
+
+
+def _upload(client: Client, file: str, method: str) -> dict[str, Any]:
+    """Uploads a file, remarks on its check for the method, and returns the spec's `data`."""
+    checked = cast("DataMethod | None", method if method in get_args(DataMethod) else None)
+    uploaded = client.upload_dataset(file, method=checked)
+    usable = "" if checked is None else f", {uploaded['usable_for'][checked]:,} usable"
+    remark(f"uploaded {uploaded['rows']:,} rows of {file}{usable}")
+    for one in uploaded["rejected"]["first"][:3] if checked else ():
+        remark(f"rejected {one['where']}: {one['detail']} ({one['code']})")
+    return {"source": "jsonl", "path": uploaded["path"]}
 
 
 def build_spec(args: Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from app.contract.words import (
     MAX_SEED,
     MAX_STEPS,
     MAX_TEMPERATURE,
+    DataMethod,
     Drain,
     JobStatus,
     Level,
@@ -59,6 +60,7 @@ def build_parser() -> _Parser:
     _add_export(commands)
     _add_checkpoints(commands)
     _add_evaluate(commands)
+    _add_data(commands)
     _add_grade(commands)
     _add_train(commands)
     _add_jobs(commands)
@@ -276,7 +278,7 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
         default=[],
         help="override one value, e.g. hyperparameters.steps=40",
     )
-    parser.add_argument("--data", metavar="FILE", help="local jsonl file to upload and train on")
+    parser.add_argument("--data", metavar="FILE", help="local jsonl, parquet or zip file to upload and use")
     parser.add_argument("--seed", type=whole())
     parser.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")
     parser.add_argument(
@@ -286,6 +288,17 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
     parser.add_argument("--detach", action="store_true", help="print the job's id and exit")
     parser.add_argument("--json", action="store_true", help="print events as JSON lines")
     _add_url(parser)
+
+
+def _add_data(commands: _Commands[_Parser]) -> None:
+    parser = _command(commands, "data", "app.cli.data:check", "check a data set before a job")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    text = "report usable rows by method, every rejection, and the first rows"
+    check = _command(actions, "check", "app.cli.data:check", text)
+    check.add_argument("file", metavar="FILE", type=filled, help="jsonl, parquet, zip, or a folder of such files")
+    check.add_argument("--method", choices=get_args(DataMethod), help="the method that the data is for (all)")
+    check.add_argument("--rejections", metavar="OUT", help="write every rejection to this file, as JSON lines")
+    check.add_argument("--json", action="store_true")
 
 
 def _add_jobs(commands: _Commands[_Parser]) -> None:

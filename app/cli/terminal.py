@@ -1,15 +1,20 @@
 """Terminal output: results on stdout, remarks and the red error line on stderr, exit codes.
 
-Text from models and servers passes through `clean`, so that no control sequence reaches the terminal.
+Text from models and servers passes through `clean`, so that no control sequence reaches the terminal. An error of the
+API names options of the command line in place of its fields: ``--after``, not ``body.after_step``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from app.client import ApiError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -63,3 +68,45 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(lines) + "\n"
+
+
+# Paths of fields, as regular expressions, and what stands for them on the command line.
+_OPTIONS = (
+    (r"body\.n", "--n"),
+    (r"body\.question", "QUESTION"),
+    (r"body\.images\.\d+\.fit", "--fit"),
+    (r"body\.images(\..*)?", "IMAGE"),
+    (r"body\.task_id", "TASK_ID"),
+    (r"body\.after_step", "--after"),
+    (r"body\.edits\.(?P<edit>\d+)\.text", "--text"),
+    (r"body\.edits\.(?P<edit>\d+)\.image(\..*)?", "--image"),
+    (r"body\.edits(\.(?P<edit>\d+)(\..*)?)?", "--text or --image"),
+    (r"body\.then_text", "--then"),
+    (r"body\.then", "--answer"),
+    (r"body\.source", "SOURCE"),
+    (r"body\.(sampling\.)?(?P<same>checkpoint|temperature|top_p|seed|max_new_tokens|max_images|name|drain)", ""),
+    (r"query\.(?P<same>slice|seed|limit|status|method)", ""),
+)
+
+
+def message_of(error: ApiError, steps: Sequence[int] = ()) -> str:
+    """The server's message with the option in place of the field; `steps`: those of a branch's edits, in order."""
+    fields = error.problem.get("errors") or [{}]
+    path = str(fields[0].get("path", ""))
+    if not path or not error.detail.startswith(f"{path}: "):
+        return error.detail
+    option, detail = _option_of(path, steps), error.detail.removeprefix(f"{path}: ")
+    return f"{option}: {detail}" if option else detail
+
+
+def _option_of(path: str, steps: Sequence[int]) -> str:
+    for pattern, option in _OPTIONS:
+        found = re.fullmatch(pattern, path)
+        if found is None:
+            continue
+        groups = found.groupdict()
+        if "same" in groups:
+            return f"--{groups['same'].replace('_', '-')}"
+        edit = groups.get("edit")
+        return option if edit is None or int(edit) >= len(steps) else f"{option} of step {steps[int(edit)]}"
+    return re.sub(r"^(body|query)(\.|$)", "", path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import quote
@@ -11,7 +13,11 @@ import httpx
 
 from app.client.follow import GIVE_UP_S, follow
 from app.client.sse import Event, JobCursor
-from app.client.types import Dataset, Job, JobPage, MetricsPage
+from app.client.types import Job, JobPage, MetricsPage
+from app.client.types_data import DataRejection, Dataset
+from app.contract.words import DataMethod
+
+KINDS = {b"PAR1": "application/vnd.apache.parquet", b"PK\3\4": "application/zip"}  # by the first bytes
 
 
 class _Connection(Protocol):
@@ -34,11 +40,27 @@ class JobCalls:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return cast(Job, self._json("POST", "/v1/jobs", json=dict(spec), headers=headers))
 
-    def upload_dataset(self: _Connection, file: bytes | str | Path) -> Dataset:
-        """Uploads a jsonl file; use the returned `path` as `data.path`. Raises BadInput that names the invalid line."""
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
-        headers = {"Content-Type": "application/x-ndjson"}
-        return cast(Dataset, self._json("POST", "/v1/datasets", content=data, headers=headers))
+    def upload_dataset(self: _Connection, file: bytes | str | Path, *, method: DataMethod | None = None) -> Dataset:
+        """Uploads a jsonl, parquet or zip file; returns its check. Use its `path` as `data.path`.
+
+        Raises BadInput with the reasons if no row can be read or, with `method`, if the method can use none.
+        """
+        params = {} if method is None else {"method": method}
+        with ExitStack() as opened:
+            content = file if isinstance(file, bytes) else opened.enter_context(Path(file).open("rb"))
+            head = content[:4] if isinstance(content, bytes) else content.peek(4)[:4]
+            headers = {"Content-Type": KINDS.get(head, "application/x-ndjson")}
+            return cast(Dataset, self._json("POST", "/v1/datasets", content=content, headers=headers, params=params))
+
+    def dataset(self: _Connection, dataset_id: str, *, method: DataMethod | None = None) -> Dataset:
+        """The check of an uploaded data set. Raises NotFound."""
+        params = {} if method is None else {"method": method}
+        return cast(Dataset, self._json("GET", _dataset(dataset_id), params=params))
+
+    def dataset_rejections(self: _Connection, dataset_id: str) -> Iterator[DataRejection]:
+        """Yields every rejection of an uploaded data set, in order. Raises NotFound."""
+        for line in self._request("GET", f"{_dataset(dataset_id)}/rejections").iter_lines():
+            yield cast(DataRejection, json.loads(line))
 
     def job(self: _Connection, job_id: str) -> Job:
         """A job with its progress, result and checkpoints. Raises NotFound."""
@@ -85,3 +107,7 @@ class JobCalls:
 
 def _path(*parts: str) -> str:
     return "/v1/" + "/".join(["jobs", *(quote(part, safe="") for part in parts)])
+
+
+def _dataset(dataset_id: str) -> str:
+    return f"/v1/datasets/{quote(dataset_id, safe='')}"

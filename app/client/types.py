@@ -342,14 +342,6 @@ class Job(TypedDict):
     last_event: int
 
 
-class Dataset(TypedDict):
-    """An uploaded file; a job names its `path`."""
-
-    path: str
-    rows: int
-    bytes: int
-
-
 class JobPage(TypedDict):
     """A page of jobs; `has_more` if older ones follow."""
 

@@ -179,6 +179,8 @@ work = Pool("work", threads=4, deadline_s=60)
 films = Pool("films", threads=1, deadline_s=60)
 # Exports of traces, piece by piece.
 exports = Pool("exports", threads=2, deadline_s=60)
+# Checks of data sets, each in a child process.
+checks = Pool("checks", threads=2, deadline_s=120)
 # The job runner's loops.
 jobs = Pool("jobs", threads=4, deadline_s=None)
 # Slow file operations: checkpoint folders, deletions, the sweep.

@@ -226,6 +226,48 @@ GROUP: dict[str, Any] = {
     "finished_at": "2026-11-28T16:19:06.472Z",
 }
 
+DATASET_ID = "5f70bf18a086007016e948b04aed3b82"
+DATASET = {
+    "id": DATASET_ID,
+    "path": f"uploads/{DATASET_ID}.jsonl",
+    "format": "jsonl",
+    "bytes": 48_213,
+    "rows": 64,
+    "complete": True,
+    "method": "perpo",
+    "usable_for": {"pesft": 0, "perpo": 63, "zero": 0, "benchmark": 63},
+    "most_images": 1,
+    "rejected": {
+        "rows": 1,
+        "reasons": {"broken_picture": 1},
+        "first": [
+            {
+                "where": f"{DATASET_ID}.jsonl:17",
+                "row": 17,
+                "code": "broken_picture",
+                "detail": "'image': the base64 of a PNG image is broken: it is cut off",
+                "methods": ["pesft", "perpo", "zero", "benchmark"],
+            }
+        ],
+        "url": f"/v1/datasets/{DATASET_ID}/rejections",
+    },
+    "preview": [
+        {
+            "where": f"{DATASET_ID}.jsonl:1",
+            "question": QUESTION,
+            "images": [{"url": f"/v1/datasets/{DATASET_ID}/images/1-question-1.png", "token_ids": None}],
+            "images_total": 1,
+            "steps": [],
+            "steps_total": 0,
+            "step_images_total": 0,
+            "answer": "yellow",
+            "choices": [],
+            "slice": "natural",
+            "usable_for": ["perpo", "benchmark"],
+        }
+    ],
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "TraceCreate": {"question": QUESTION, "images": [{"image_id": QUESTION_IMAGE["image_id"]}], "partial_images": 4},
     "ContinueIn": {"mode": "auto"},
@@ -288,7 +330,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "JobOut": JOB,
     "JobList": {"data": [JOB], "has_more": False},
     "MetricsPage": {"data": [METRICS_ROW], "has_more": False},
-    "DatasetOut": {"path": "uploads/5f70bf18a086007016e948b04aed3b82.jsonl", "rows": 64, "bytes": 48_213},
+    "DatasetOut": DATASET,
     "CheckpointOut": CHECKPOINT,
     "CheckpointList": {"data": [CHECKPOINT], "has_more": False},
     "ModelList": {"object": "list", "data": [MODEL]},

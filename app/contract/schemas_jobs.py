@@ -76,14 +76,6 @@ class JobList(Out):
     has_more: bool
 
 
-class DatasetOut(Out):
-    """An uploaded training file; `path` is valid as a job's `data.path`."""
-
-    path: str
-    rows: int
-    bytes: int
-
-
 class MetricsRow(Out):
     """The metrics of one step; `seq` is the event's number."""
 

@@ -22,6 +22,7 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "in
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
 PAGES = ("gallery", "training", "checkpoints", "about")  # in addition to the studio at /
 Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]
+DataMethod = Literal["pesft", "perpo", "zero", "benchmark"]  # what a data set is checked for
 
 MAX_SEED = 2**53 - 1
 MAX_TEMPERATURE = 5

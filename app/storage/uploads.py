@@ -31,14 +31,14 @@ MAX_BOUNDARY_BYTES = 256
 _WRITERS = 4
 
 
-def upload_body(raw: str) -> dict[str, Any]:
-    """`openapi_extra=` of a route that accepts a form with a file, or a body of type `raw`."""
+def upload_body(*raw: str) -> dict[str, Any]:
+    """`openapi_extra=` of a route that accepts a form with a file, or a body of one of the types `raw`."""
     binary = {"type": "string", "format": "binary"}
     form = {"type": "object", "required": ["file"], "properties": {"file": binary}}
     return {
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": {"schema": form}, raw: {"schema": binary}},
+            "content": {"multipart/form-data": {"schema": form}} | {one: {"schema": binary} for one in raw},
         }
     }
 

@@ -234,6 +234,11 @@ export const WARNINGS = {
     means: 'They were invalid, too long, or lacked an image. Samples are never truncated or repaired silently.',
     todo: 'The first of each kind is named here with its line; all are listed in runs/…/rejected.jsonl in the job’s folder. Fix the file, or raise max_len if they are only too long.',
   },
+  fewer_samples: {
+    title: 'The data has fewer rows than requested',
+    means: 'num_samples is an upper bound: all rows of the data were read, and the job runs on those.',
+    todo: 'Nothing, if the data is complete. Otherwise add rows, or lower num_samples.',
+  },
   scoring_errors: {
     title: 'Some traces could not be scored',
     means: 'Scoring raised an error; these traces were left out of the update instead of being counted as wrong.',

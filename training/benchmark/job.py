@@ -35,8 +35,7 @@ from training.benchmark.interventions import Effect, Response, correct_all, enco
 from training.benchmark.items import Item, first_seed, read_items
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
 from training.data.questions import image_codes
-from training.data.row_images import SampleError
-from training.data.rows import DataError, Intake, Rejection
+from training.data.rows import DataError, Intake, Rejection, attempted
 from training.jobs.context import JobContext, JobError
 from training.scoring.grading import grade, same_answer
 from training.scoring.judge import Case, EndpointJudge, JudgeError
@@ -115,6 +114,8 @@ def _survey(ctx: JobContext, spec: BenchmarkSpec) -> _Survey:
         path = ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl"
         ctx.disk.write(lambda: intake.write(path))
         ctx.log.warning("samples_rejected", intake.summary())
+    if short := intake.shortfall(data.num_samples):
+        ctx.log.warning("fewer_samples", short)
     if not ids:
         raise JobError("no_samples", f"there is no usable question: {intake.summary()}")
     return _Survey(ids, with_images)
@@ -251,11 +252,13 @@ class _Asking:
 
     def _prompt(self, item: Item) -> tuple[list[int], tuple[int, ...] | None, str | None]:
         vq, template = self.loaded.vq, self.loaded.template
-        try:
+
+        def encode() -> tuple[list[int], tuple[int, ...] | None]:
             codes = [image_codes(p, template, vq) for p in item.images] if vq is not None else []
-        except SampleError as error:
-            return [], None, error.detail
-        return template.prompt_ids(item.question, codes), codes[-1] if codes else None, None
+            return template.prompt_ids(item.question, codes), codes[-1] if codes else None
+
+        found = attempted(item.item_id, encode)
+        return ([], None, found.detail) if isinstance(found, Rejection) else (*found, None)
 
     def _read(self, item: Item, seen: tuple[int, ...] | None, completion: Completion, *, number: int) -> Answer:
         loaded = self.loaded

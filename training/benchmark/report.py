@@ -83,7 +83,8 @@ def summarize_answers(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
         groups[answer.slice].append(answer)
         if answer.group is not None:
             groups[f"{answer.slice}/{answer.group}"].append(answer)
-    return {"all": _shares(answers), **{name: _shares(groups[name]) for name in sorted(groups)}}
+    groups["all"] = list(answers)  # also where only some questions have a slice
+    return {name: _shares(groups[name]) for name in ("all", *sorted(groups.keys() - {"all"}))}
 
 
 def _shares(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.data.row_images import SampleError
+from training.data.traces import TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from PIL.Image import Image
 
+    from training.data.traces import TraceSample
     from training.world.task import Task
 
 SplitBy = Literal["auto", "list", "numbered", "sentences"]
@@ -137,6 +139,25 @@ def m3cot_chain(row: Mapping[str, Any], image: Image | None, *, max_steps: int, 
         question, answer = f"{question}\n{options}", f"({letter}) {choices[LETTERS.index(letter)]}"
     steps = split_steps(rationale, max_steps=max_steps, by=by)
     return TextChain(str(row.get("id", "")), str(row.get("domain") or "m3cot"), question, image, tuple(steps), answer)
+
+
+def trace_chain(sample: TraceSample, *, max_steps: int, by: SplitBy = "auto") -> TextChain:
+    """The text of a trace without its images; the question may have one.
+
+    Raises:
+        SampleError: ``too_many_pictures``, ``wrong_type`` for an image of token ids, or ``empty_reasoning``.
+    """
+    if len(sample.images) > 1:
+        detail = f"the question has {len(sample.images)} images, but a chain starts from one"
+        raise SampleError("too_many_pictures", detail)
+    image = sample.images[0] if sample.images else None
+    if isinstance(image, TokenIds):
+        raise SampleError("wrong_type", "the question's image is token ids: a chain needs pixels")
+    texts = [step.text for step in sample.steps if step.text]
+    if not texts:
+        raise SampleError("empty_reasoning", "no step has a text")
+    steps = split_steps(texts if by in ("list", "auto") else "\n".join(texts), max_steps=max_steps, by=by)
+    return TextChain(sample.where, sample.slice or "traces", sample.question, image, tuple(steps), sample.answer)
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[str, ...]:

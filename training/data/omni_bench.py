@@ -82,7 +82,7 @@ def parse_question(row: Row) -> BenchQuestion:
         answer=answer,
         source=source,
         slice=slice_of(source),
-        choices=_choices(data, text),
+        choices=choices_in(data, text),
         extra={k: v for k, v in data.items() if k not in ("image", "question", "answer") and _is_plain(v)},
     )
 
@@ -109,7 +109,12 @@ def options_in(text: str) -> tuple[str, ...]:
     return tuple(option for _, option in found)
 
 
-def _choices(data: Mapping[str, Any], text: str) -> tuple[str, ...]:
+def choices_in(data: Mapping[str, Any], text: str) -> tuple[str, ...]:
+    """The options of a row: from the field ``choices`` or ``options``, else those that its question lists.
+
+    Raises:
+        SampleError: ``wrong_type``, they are no list of texts or numbers.
+    """
     for column in _CHOICE_COLUMNS:
         value = data.get(column)
         if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 1:

@@ -1,26 +1,31 @@
 """Questions with answers from files of any known kind, for the benchmark and PeRPO.
 
-Reads the authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, images, options and
-answer are used. Knows no training.
+Reads own questions, the authors' jsonl, saved traces, Zebra-CoT, M3CoT and Omni-Bench, of which only question, images,
+options and answer are used. Knows no training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from model.images.codes import encode_images
-from model.nets.vq import VQModel
-from model.text.template import Template
-from training.data.chains import choices_of, m3cot_chain
-from training.data.omni_bench import read_omni_bench
+from training.data.chains import LETTERS, choices_of, m3cot_chain
+from training.data.omni_bench import choices_in, options_in, read_omni_bench
 from training.data.places import numbered
 from training.data.row_images import SampleError
 from training.data.rows import Rejection, Row, parsed, read_rows
-from training.data.traces import SampleImage, TokenIds, read_traces
+from training.data.traces import SampleImage, TokenIds, TraceSample, parse_question
 from training.spec.spec import JsonlData, M3CoTData, OmniBenchData, TracesData, ZebraCoTData
+
+if TYPE_CHECKING:  # the server checks data without torch
+    from model.nets.vq import VQModel
+    from model.text.template import Template
+
+ID_FIELDS = ("id", "question_id")
+MAX_SLICE_CHARS = 100
 
 QuestionFiles = JsonlData | TracesData | ZebraCoTData | M3CoTData | OmniBenchData
 
@@ -82,13 +87,54 @@ def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterat
                     source=item.source,
                 )
         return
-    for sample in read_traces(data.path, image_size):
-        if isinstance(sample, Rejection):
-            yield sample
+    seen = SeenIds()
+    for row in read_rows(data.path, image_size):
+        if isinstance(row, Rejection):
+            yield row
         else:
-            yield Question(
-                sample.where, sample.question, sample.images, sample.answer, sample.slice, question_id=sample.where
-            )
+            yield parsed(row, lambda row: question_of(row, parse_question(row), seen))
+
+
+def question_of(row: Row, sample: TraceSample, seen: SeenIds) -> Question:
+    """The question of a row in the authors' or the plain format; `sample` is its :func:`parse_question`.
+
+    Options in a field of their own are listed below the question, unless its text lists them.
+
+    Raises:
+        SampleError: ``duplicate_id``, or ``wrong_type`` for options that are no list of texts.
+    """
+    name = seen.take(row)
+    text, choices = sample.question, choices_in(row.data, sample.question)
+    if choices and not options_in(text):
+        if any("<image" in choice for choice in choices):
+            raise SampleError("bad_place", "an option refers to an image; put the place into the question")
+        text += "".join(f"\n({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    slice_ = (sample.slice or "").strip()[:MAX_SLICE_CHARS].replace("/", "-") or None  # "/" separates groups
+    return Question(row.where, text, sample.images, sample.answer, slice_, choices, question_id=name or row.where)
+
+
+class SeenIds:
+    """The ids of a data set's questions, which must be unique within each file."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, int] = {}  # hash of file and id -> line
+
+    def take(self, row: Row) -> str:
+        """The row's id, "" without one.
+
+        Raises:
+            SampleError: ``duplicate_id``, an earlier row has it.
+        """
+        name = next((text for field in ID_FIELDS if (text := _id_text(row.data.get(field)))), "")
+        if name:
+            first = self._lines.setdefault(hash((row.file, name)), row.number)
+            if first != row.number:
+                raise SampleError("duplicate_id", f"line {first} has the id {name[:80]!r}, too")
+        return name
+
+
+def _id_text(value: Any) -> str:
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _m3cot(data: M3CoTData, image_size: int | None) -> Iterator[Question | Rejection]:
@@ -121,6 +167,8 @@ def image_codes(image: SampleImage, template: Template, vq: VQModel) -> tuple[in
     Raises:
         SampleError: the token ids are not an image of this checkpoint.
     """
+    from model.images.codes import encode_images
+
     if isinstance(image, Image.Image):
         return encode_images(vq, [image])[0]
     return codes_of_ids(image, template)

@@ -6,6 +6,7 @@ Errors in a row become a :class:`Rejection` with location and reason, and readin
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from training.data.row_images import SampleError, open_value
+from training.data.row_images import SampleError, find_value, open_value
 
 __all__ = [
     "DataError",
@@ -23,6 +24,7 @@ __all__ = [
     "Rejection",
     "Row",
     "SampleError",
+    "attempted",
     "data_files",
     "open_value",
     "parse_line",
@@ -47,12 +49,14 @@ class Row:
         number: line of a jsonl, row of other files, from 1.
         data: its fields.
         image_size: target size of :meth:`image`; None keeps the original size.
+        decode: whether :meth:`image` decodes; else it only checks the image's kind and returns a blank one.
     """
 
     file: Path
     number: int
     data: Mapping[str, Any]
     image_size: int | None = None
+    decode: bool = True
 
     @property
     def where(self) -> str:
@@ -61,6 +65,8 @@ class Row:
 
     def image(self, value: Any) -> Image.Image:
         """Open the image in a field as the model sees it; see :func:`training.data.row_images.open_value`."""
+        if not self.decode:
+            return find_value(value, self.file.parent)
         return open_value(value, self.file.parent, self.image_size)
 
 
@@ -103,12 +109,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_rows(path: str | Path, image_size: int | None = None) -> Iterator[Row | Rejection]:
+def read_rows(path: str | Path, image_size: int | None = None, *, decode: bool = True) -> Iterator[Row | Rejection]:
     """Read every row of a file or folder, ordered by name and line.
 
     Args:
         path: of a file or folder.
         image_size: pixels a side of the model that the images are for.
+        decode: see :class:`Row`.
 
     Raises:
         DataError: see :func:`data_files`.
@@ -119,7 +126,7 @@ def read_rows(path: str | Path, image_size: int | None = None) -> Iterator[Row |
             if isinstance(data, SampleError):
                 yield Rejection(f"{file.name}:{number}", data.code, data.detail)
             else:
-                yield Row(file, number, data, image_size)
+                yield Row(file, number, data, image_size, decode)
 
 
 def read_parsed(
@@ -136,15 +143,20 @@ def read_parsed(
 
 def parsed(row: Row, parse: Callable[[Row], Sample]) -> Sample | Rejection:
     """Parse a row; any exception rejects the row."""
+    return attempted(row.where, lambda: parse(row))
+
+
+def attempted(where: str, make: Callable[[], Sample]) -> Sample | Rejection:
+    """The result of `make`, or a rejection of the sample at `where`: no exception of one sample ends a job."""
     try:
-        return parse(row)
+        return make()
     except SampleError as error:
-        return Rejection(row.where, error.code, error.detail)
+        return Rejection(where, error.code, error.detail)
     except MemoryError:
         raise
     except Exception as error:
         detail = str(SampleError("broken_row", f"{type(error).__name__}: {error}"))
-        return Rejection(row.where, "broken_row", detail)
+        return Rejection(where, "broken_row", detail)
 
 
 Numbered = Iterator[tuple[int, dict[str, Any] | SampleError]]
@@ -181,7 +193,9 @@ def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
         if rb"\ud" in line.lower():  # lone surrogates are valid JSON, but cannot be stored or tokenised
             json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise SampleError("broken_line", f"not UTF-8: {error}") from None
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        hint = " (it begins like UTF-16: save it as UTF-8)" if first and line.startswith(marks) else ""
+        raise SampleError("broken_line", f"not UTF-8{hint}: {error}") from None
     except UnicodeEncodeError:
         raise SampleError("broken_line", "half of a character (a lone surrogate)") from None
     except (ValueError, RecursionError) as error:
@@ -255,6 +269,12 @@ class Intake:
             f"{count} {code} (first {first[code].where}: {first[code].detail})" for code, count in counts.most_common()
         )
         return f"{len(self.rejected)} of {self.total} samples were left out: {reasons}"
+
+    def shortfall(self, wanted: int | None) -> str | None:
+        """What to warn about if the data has fewer rows than the `num_samples` of a specification."""
+        if wanted is None or self.total >= wanted:
+            return None
+        return f"num_samples is {wanted:,}, but the data has only {self.total:,} rows: all of them were read"
 
     def to_json(self, limit: int = 200) -> dict[str, Any]:
         """Counts, and the first ``limit`` rejections in full."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from PIL import Image
@@ -18,7 +19,7 @@ from model.text.template import Rendered, Template
 from model.text.vocab import Vocabulary
 from training.data.families import own_tasks
 from training.data.row_images import SampleError
-from training.data.rows import DataError, Intake, Rejection
+from training.data.rows import DataError, Intake, Rejection, attempted
 from training.data.token_sets import Codes, EmptySetError, ImageCoder, TokenSet, render_trace
 from training.data.traces import SampleImage, SampleStep, TokenIds, TraceSample, read_traces
 from training.spec.spec import JsonlData, TasksData, TracesData, UniTasksData, ZebraCoTData
@@ -187,8 +188,10 @@ def build_token_set(
                 if isinstance(item, Rejection):
                     rejected.append(item)
                     continue
-                rendered = item.render(template, variant)
-                if len(rendered.ids) <= max_len:
+                rendered = attempted(item.where, partial(item.render, template, variant))
+                if isinstance(rendered, Rejection):
+                    rejected.append(rendered)
+                elif len(rendered.ids) <= max_len:
                     yield rendered
                 else:
                     detail = f"{len(rendered.ids)} tokens exceed {max_len}"

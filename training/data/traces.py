@@ -4,6 +4,9 @@ All three have the fields ``Question``, ``Text Reasoning Trace`` and ``Final Ans
 ``<image_start>[key]<image_end>``; the row has them under that key: as token ids (N + 2 with begin- and end-image, as
 the authors' code writes them, or the N codes' alone), or as an image in any form that :mod:`training.data.rows` opens.
 
+A row without a trace is a question (:func:`parse_question`). It may have the plain fields ``question``, ``answer`` and
+``image`` or ``images`` instead.
+
 A reasoning trace is split into steps at its ``THOUGHT k:`` marks and after every image, and rendered by the
 checkpoint's own template, so that training matches serving. ``<image_k>`` in :attr:`TraceSample.question` places the
 question's images; the others precede its text. Knows no models or vocabularies.
@@ -15,7 +18,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ QUESTION, REASONING, ANSWER = "Question", "Text Reasoning Trace", "Final Answer"
 _THOUGHT = re.compile(r"THOUGHT\s*\d{1,3}\s*:")
 _FINAL = re.compile(r"(?:\A|\n|\s)Final Answer\s*:")
 _PROBLEM_KEY = re.compile(r"problem_image_(\d+)")
+PLAIN_QUESTION, PLAIN_ANSWER, PLAIN_IMAGES = "question", "answer", ("image", "images")
 
 
 @dataclass(frozen=True)
@@ -83,15 +87,33 @@ def parse_trace(row: Row) -> TraceSample:
         SampleError: ``empty_question``, ``empty_answer``, ``empty_reasoning``, ``missing_picture``,
             ``broken_picture``, ``bad_place``, or ``wrong_type`` for a text of another type.
     """
+    return with_steps(row, parse_question(row))
+
+
+def parse_question(row: Row) -> TraceSample:
+    """Parse question, images and answer of one row; the trace, if any, is not read.
+
+    Raises:
+        SampleError: see :func:`parse_trace`.
+    """
     question, images = _question(row)
-    answer = _FINAL.split(_text(row.data, ANSWER))[-1].strip()
+    answer = _FINAL.split(_text(row.data, ANSWER) or _plain_answer(row.data))[-1].strip()
     if not answer:
         raise SampleError("empty_answer", f"{ANSWER!r} is empty")
+    slice_ = row.data.get("slice")
+    return TraceSample(row.where, question, images, (), answer, slice_ if isinstance(slice_, str) else None)
+
+
+def with_steps(row: Row, question: TraceSample) -> TraceSample:
+    """Add the trace of its row to a question.
+
+    Raises:
+        SampleError: see :func:`parse_trace`.
+    """
     steps = _steps(row, _text(row.data, REASONING))
     if not steps:
         raise SampleError("empty_reasoning", f"{REASONING!r} is empty")
-    slice_ = row.data.get("slice")
-    return TraceSample(row.where, question, images, steps, answer, slice_ if isinstance(slice_, str) else None)
+    return replace(question, steps=steps)
 
 
 def trace_row(
@@ -129,14 +151,34 @@ def _question(row: Row) -> tuple[str, tuple[SampleImage, ...]]:
 
     If it names keys, ``<image>`` is text.
     """
-    text = _text(row.data, QUESTION)
+    text = _text(row.data, QUESTION) or _text(row.data, PLAIN_QUESTION)
     if not NAMED.sub("", text).strip():
         raise SampleError("empty_question", f"{QUESTION!r} is empty")
     if keys := list(dict.fromkeys(NAMED.findall(text))):
         return named_places(text, keys), tuple(_image(row, key) for key in keys)
     found = ((m, k) for k, v in row.data.items() if v is not None and (m := _PROBLEM_KEY.fullmatch(k)))
     keys = [key for _, key in sorted((int(match[1]), key) for match, key in found)]
-    return numbered(text, len(keys)), tuple(_image(row, key) for key in keys)
+    images = tuple(_image(row, key) for key in keys) or _plain_images(row)
+    return numbered(text, len(images)), images
+
+
+def _plain_images(row: Row) -> tuple[SampleImage, ...]:
+    """The images of the field ``image`` or ``images``: one, or a list."""
+    found: list[SampleImage] = []
+    for key in PLAIN_IMAGES:
+        value = row.data.get(key)
+        values = [value]
+        if isinstance(value, list | tuple) and not all(type(v) is int for v in value):
+            values = list(value)
+        found += [_image_of(row, key, one) for one in values if one is not None and one != "" and one != []]
+    return tuple(found)
+
+
+def _plain_answer(data: Mapping[str, Any]) -> str:
+    """The field ``answer``; a number is converted."""
+    value = data.get(PLAIN_ANSWER)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return str(value) if is_number else _text(data, PLAIN_ANSWER)
 
 
 def _steps(row: Row, reasoning: str) -> tuple[SampleStep, ...]:
@@ -162,6 +204,10 @@ def _image(row: Row, key: str) -> SampleImage:
     value = row.data.get(key)
     if value is None:
         raise SampleError("missing_picture", f"the text names {key!r}, but the row has no such picture")
+    return _image_of(row, key, value)
+
+
+def _image_of(row: Row, key: str, value: Any) -> SampleImage:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if not value or not all(type(v) is int for v in value):
             raise SampleError("broken_picture", f"{key!r} is not a list of token ids")

@@ -320,6 +320,8 @@ def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
         rejected = ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl"
         ctx.disk.write(lambda: found.intake.write(rejected))
         ctx.log.warning("samples_rejected", found.intake.summary())
+    if short := found.intake.shortfall(spec.data.num_samples):
+        ctx.log.warning("fewer_samples", short)
     if not len(found):
         raise JobError("no_samples", f"no prompt is left: {found.intake.summary()}")
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import Protocol
 
@@ -19,9 +19,9 @@ import numpy as np
 from model.images.codes import encode_images
 from model.nets.vq import VQModel
 from model.text.template import Template
-from training.data.questions import QuestionFiles, image_codes, read_questions
+from training.data.questions import Question, QuestionFiles, image_codes, read_questions
 from training.data.row_images import SampleError
-from training.data.rows import Intake, Rejection
+from training.data.rows import Intake, Rejection, attempted
 from training.perpo.difficulty import Difficulty
 from training.perpo.rollout import Prompt
 from training.spec.spec import UniTasksData
@@ -212,19 +212,12 @@ class FilePrompts:
             if isinstance(item, Rejection):
                 rejected.append(item)
                 continue
-            try:
-                images = tuple(image_codes(image, template, vq) for image in item.images)
-            except SampleError as error:
-                rejected.append(Rejection(item.where, error.code, error.detail))
-                continue
-            ids = tuple(template.prompt_ids(item.text, images))
-            if len(ids) + min_response > context_len:
-                detail = f"a prompt of {len(ids)} tokens leaves no room in a context of {context_len}"
-                rejected.append(Rejection(item.where, "too_long", detail))
-                continue
-            self._prompts.append(
-                Prompt(len(self._prompts), ids, item.text, images, item.answer, item.slice, item.choices)
-            )
+            most = context_len - min_response
+            prompt = attempted(item.where, partial(_prompt, item, len(self._prompts), template, vq, most))
+            if isinstance(prompt, Rejection):
+                rejected.append(prompt)
+            else:
+                self._prompts.append(prompt)
         self.intake = Intake(len(self._prompts), tuple(rejected))
         self.longest = max((len(prompt.ids) for prompt in self._prompts), default=0)
 
@@ -245,3 +238,11 @@ class FilePrompts:
     def take(self, numbers: Sequence[int]) -> list[Prompt]:
         """The prompts of these numbers, which were encoded at the start."""
         return [self._prompts[number] for number in numbers]
+
+
+def _prompt(item: Question, number: int, template: Template, vq: VQModel, most: int) -> Prompt:
+    images = tuple(image_codes(image, template, vq) for image in item.images)
+    ids = tuple(template.prompt_ids(item.text, images))
+    if len(ids) > most:
+        raise SampleError("too_long", f"a prompt of {len(ids)} tokens leaves no room for an answer: {most} may be used")
+    return Prompt(number, ids, item.text, images, item.answer, item.slice, item.choices)

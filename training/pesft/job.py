@@ -240,7 +240,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
         )
     except (DataError, ValueError) as error:
         raise JobError("bad_data", str(error)) from error
-    _log_intake(ctx, intake, folder)
+    _log_intake(ctx, intake, folder, spec.data.num_samples)
     if data is None:
         raise JobError("no_samples", f"nothing is left to train on: {intake.summary()}")
     account = {**intake.to_json(), "tokens": int(data.offsets[-1]), "response_tokens": int(data.loss_mask.sum())}
@@ -250,9 +250,11 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     return data, account
 
 
-def _log_intake(ctx: JobContext, intake: Intake, folder: Path) -> None:
+def _log_intake(ctx: JobContext, intake: Intake, folder: Path, wanted: int | None) -> None:
     ctx.log.log(intake.summary())
     ctx.log.report("data", intake.to_json())
+    if short := intake.shortfall(wanted):
+        ctx.log.warning("fewer_samples", short)
     if not intake.rejected:
         return
     ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))

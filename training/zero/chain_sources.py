@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from PIL import Image
-
-from training.data.chains import TextChain, m3cot_chain, split_steps, world_chain
+from training.data.chains import TextChain, m3cot_chain, trace_chain, world_chain
 from training.data.places import numbered
-from training.data.rows import Rejection, Row, parsed, read_rows
-from training.data.traces import TokenIds, TraceSample, read_traces
+from training.data.rows import Rejection, Row, parsed, read_parsed, read_rows
+from training.data.traces import parse_trace
 from training.spec.hyperparameters import ZeroHyperparameters
 from training.spec.spec import JsonlData, M3CoTData, UniTasksData, ZebraCoTData
 from training.world.world import PESFT_SEEDS, SLICES, make_task, require_training_level, require_training_seed
@@ -32,13 +30,16 @@ def read_chains(
         training.data.rows.DataError: no known data was found.
         ValueError: a seed of the world lies in the evaluation range.
     """
+
+    def chain(row: Row) -> TextChain:
+        return trace_chain(parse_trace(row), max_steps=settings.max_steps, by=settings.splitter)
+
     if isinstance(data, UniTasksData):
         yield from _world(data, seed, settings)
     elif isinstance(data, M3CoTData):
         yield from islice(_m3cot(data, settings, image_size), data.num_samples)
     else:
-        for item in islice(read_traces(data.path, image_size), data.num_samples):
-            yield item if isinstance(item, Rejection) else _of_trace(item, settings)
+        yield from islice(read_parsed(data.path, chain, image_size), data.num_samples)
 
 
 def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iterator[TextChain]:
@@ -61,20 +62,3 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
             yield row
         elif data.split is None or row.data.get("split") == data.split:
             yield parsed(row, chain)
-
-
-def _of_trace(sample: TraceSample, settings: ZeroHyperparameters) -> TextChain | Rejection:
-    """The text of a trace without its images; the question may have one."""
-    if len(sample.images) > 1:
-        detail = f"the question has {len(sample.images)} images, but a chain starts from one"
-        return Rejection(sample.where, "too_many_pictures", detail)
-    if any(isinstance(image, TokenIds) for image in sample.images):
-        return Rejection(sample.where, "wrong_type", "the question's image is token ids: a chain needs pixels")
-    images = [image for image in sample.images if isinstance(image, Image.Image)]
-    texts = [step.text for step in sample.steps if step.text]
-    if not texts:
-        return Rejection(sample.where, "empty_reasoning", "no step has a text")
-    whole: str | list[str] = texts if settings.splitter in ("list", "auto") else "\n".join(texts)
-    steps = split_steps(whole, max_steps=settings.max_steps, by=settings.splitter)
-    image = images[0] if images else None
-    return TextChain(sample.where, sample.slice or "traces", sample.question, image, tuple(steps), sample.answer)

@@ -154,10 +154,12 @@ def _finish(
     if intake.rejected:
         ctx.disk.write(lambda: intake.write(folder / "rejected.jsonl"))
         ctx.log.warning("samples_rejected", intake.summary())
-    if not drawn:
-        raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
     spec = ctx.spec
     assert isinstance(spec, ZeroSpec)
+    if short := intake.shortfall(spec.data.num_samples):
+        ctx.log.warning("fewer_samples", short)
+    if not drawn:
+        raise JobError("no_samples", f"there is no chain to draw: {intake.summary()}")
     leave_out_the_unsure(drawn, spec.hyperparameters.keep_share)
     traces = ctx.folder / "zero" / "traces.jsonl"
     ctx.disk.write(lambda: traces.parent.mkdir(parents=True, exist_ok=True))

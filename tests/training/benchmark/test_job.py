@@ -84,6 +84,13 @@ def test_overall_average_is_weighted_by_samples() -> None:
     assert (metrics["accuracy/all"], metrics["accuracy/natural"], metrics["malformed/share"]) == (0.5, 1.0, 0.0)
 
 
+def test_questions_without_slice_count_overall() -> None:
+    answers = [answer("a", "all", True), answer("b", "charts", False), answer("c", "charts", False)]
+    summary = summarize_answers(answers)
+    assert (summary["all"]["tasks"], summary["all"]["right"]) == (3, 1)
+    assert list(summary) == ["all", "charts"]
+
+
 def test_judge_verdict_has_precedence() -> None:
     given = [answer("1", "s", False, judge=True), answer("2", "s", True, judge=True), answer("3", "s", True)]
     given.append(answer("4", "s", True, judge=None).judged(Verdict(None, "timeout")))

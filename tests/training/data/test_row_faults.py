@@ -50,11 +50,13 @@ M3COT = {
     "image": PNG,
     "split": "train",
 }
+OWN = {"id": "1", "question": "How many?", "images": [PNG], "answer": 3, "choices": ["1", "3"], "slice": "x"}
 OMNI = {"question": "How many?", "answer": "3", "image": PNG, "choices": ["1", "3"]}
 
 SOURCES: dict[str, tuple[dict[str, Any], Callable[[Path], Iterator[Any]]]] = {
     "traces": (TRACE, lambda path: read_traces(path, 16)),
     "jsonl": (TRACE, lambda path: read_questions(JsonlData(path=str(path)), 16)),
+    "own questions": (OWN, lambda path: read_questions(JsonlData(path=str(path)), 16)),
     "zebra_cot": (TRACE, lambda path: read_questions(ZebraCoTData(path=str(path)), 16)),
     "m3cot": (M3COT, lambda path: read_questions(M3CoTData(path=str(path)), 16)),
     "m3cot chains": (M3COT, lambda path: read_chains(M3CoTData(path=str(path)), 0, ZeroHyperparameters(), 16)),
@@ -119,7 +121,9 @@ def write(path: Path, *rows: Any) -> Path:
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_field_value_ends_the_reading(source: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
-    rows = [{**good, field: value} for field in good for value in ODD]
+    own = {"id": None} if "id" in good else {}  # ids must differ
+    rows = [{**good, **own, field: value} for field in good for value in ODD]
+    good = {**good, **own}
     rows += [{key: value for key, value in good.items() if key != field} for field in good]
     (tmp_path / "folder.png").mkdir()
     found = list(read(write(tmp_path / "a.jsonl", good, *rows, good)))
@@ -127,7 +131,7 @@ def test_no_field_value_ends_the_reading(source: str, tmp_path: Path) -> None:
     rejections = [item for item in found if isinstance(item, Rejection)]
     assert not isinstance(found[0], Rejection)
     assert not isinstance(found[-1], Rejection)
-    assert len(rejections) > len(rows) / 3
+    assert len(rejections) > len(rows) / 4
     for number, item in enumerate(found, 1):
         if isinstance(item, Rejection):
             assert item.where == f"a.jsonl:{number}"
@@ -155,7 +159,8 @@ def test_no_field_value_ends_the_reading(source: str, tmp_path: Path) -> None:
 def test_broken_line_is_one_rejection(source: str, line: str, tmp_path: Path) -> None:
     good, read = SOURCES[source]
     found = list(read(write(tmp_path / "a.jsonl", good, line, good)))
-    assert [isinstance(item, Rejection) for item in found] == [False, True, False]
+    repeated = source == "own questions"  # the third row has the first one's id
+    assert [isinstance(item, Rejection) for item in found] == [False, True, repeated]
     assert found[1].where == "a.jsonl:2"
 
 
@@ -253,6 +258,47 @@ def test_training_reads_images_like_uploads(tmp_path: Path) -> None:
     assert open_value(encoded(gradient(40, 20), "JPEG", exif=exif), tmp_path).size == (20, 40)
     deep = encoded(Image.new("I;16", (4, 4), 255), "PNG")
     assert open_value(deep, tmp_path).getpixel((0, 0)) == (1, 1, 1)
+
+
+FIFTY = {"question": "Which of these?", "images": [PNG] * 50, "answer": "1"}
+HOSTILE: list[Any] = [
+    "{",
+    "\x00",
+    '{"question": "\\ud800", "answer": "a"}',
+    FIFTY,
+    {**OWN, "id": None, "question": "x" * 1_000_000},
+    {**OWN, "id": None, "choices": ["<image>", "<image_2>"]},
+    {**OWN, "id": None, "question": "<image_9> and <image_start>[nothing]<image_end>?"},
+    {**OWN, "id": None, "images": [[1, 2, 10**30]]},
+    {**OWN, "id": None, "images": PNG[:-9]},
+    {**OWN, "id": None, "images": PNG.replace("A", "!", 1)},
+    {**OWN, "id": None, "slice": "a/b\n" * 1_000, "answer": "<image>\0" * 9},
+    *({**OWN, "id": None, "images": value} for value in ODD),
+]
+
+
+@pytest.mark.parametrize("method", ["perpo", "benchmark"])
+def test_hostile_rows_cost_only_themselves(method: str, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *HOSTILE, OWN)
+    data = {"source": "jsonl", "path": str(path), "num_samples": 1_000}
+    small = {"steps": 1, "prompts_per_step": 1, "rollouts_per_prompt": 2, "max_new_tokens": 4, "filter_metric": "none"}
+    hyper = {"max_new_tokens": 4} if method == "benchmark" else small
+    ctx = job(tmp_path / "job", {"method": method, "data": data, "hyperparameters": hyper}, tiny_checkpoint)
+    (perpo if method == "perpo" else benchmark_job).run(ctx)
+    warnings = {warning["code"]: warning["detail"] for warning in events_of(ctx, "warning")}
+    assert "a.jsonl:1: no JSON" in warnings["samples_rejected"]
+    assert f"only {len(HOSTILE) + 1:,} rows" in warnings["fewer_samples"]
+    rejected = [json.loads(line) for line in (ctx.run_folder(method) / "rejected.jsonl").read_text().splitlines()]
+    assert {"broken_line", "bad_place", "broken_picture", "missing_picture"} <= {one["code"] for one in rejected}
+    if method == "perpo":
+        assert "too_long" in {one["code"] for one in rejected if one["where"] in ("a.jsonl:4", "a.jsonl:5")}
+
+
+def test_questions_alone_train_no_pesft(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    path = write(tmp_path / "a.jsonl", OWN, {QUESTION: "Where?", ANSWER: "left", "problem_image_1": PNG})
+    ctx = job(tmp_path / "job", {"method": "pesft", "data": {"source": "jsonl", "path": str(path)}}, tiny_checkpoint)
+    with pytest.raises(JobError, match="2 empty_reasoning"):
+        pesft.run(ctx)
 
 
 JOBS: dict[str, tuple[Callable[[JobContext], dict[str, Any]], dict[str, Any], dict[str, Any]]] = {

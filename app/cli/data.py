@@ -1,0 +1,92 @@
+"""`omni-r1 data check`: checks a data set for what each method needs, without a server."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, one_line, write
+
+SHOWN_CHARS = 100
+
+
+def check(args: Namespace) -> int:
+    """Prints the report of a file or folder; exit code 1 if no row can be used."""
+    from training.data.check import report_for
+    from training.data.rows import DataError
+
+    path = Path(args.file)
+    try:
+        with ExitStack() as opened:
+            out = None if args.rejections is None else Path(args.rejections)
+            rejections = None if out is None else opened.enter_context(out.open("w", encoding="utf-8"))
+            report = report_for(_found(path, rejections, args.method), args.method)
+    except DataError as error:
+        raise CommandError(str(error), EXIT_BAD_INPUT) from None
+    if args.json:
+        report["preview"] = json.loads(json.dumps(report["preview"]), object_hook=_without_files)
+        write(json.dumps({"path": str(path), **report}, ensure_ascii=False, indent=2) + "\n")
+    else:
+        write("".join(f"{line}\n" for line in _lines(path, report)))
+    usable = report["usable_for"]
+    return EXIT_OK if (usable[args.method] if args.method else any(usable.values())) else EXIT_FAILED
+
+
+def _found(path: Path, rejections: IO[str] | None, method: str | None) -> Mapping[str, Any]:
+    from training.data.archives import is_zip, unpack
+    from training.data.check import check_data
+
+    def keep(entry: Mapping[str, Any]) -> None:
+        if rejections is not None and (method is None or method in entry["methods"]):
+            rejections.write(json.dumps(entry, ensure_ascii=True) + "\n")
+
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
+    if not is_zip(head):
+        return check_data(path, on_rejection=keep).to_json()
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(path, Path(folder))
+        return check_data(Path(folder), on_rejection=keep).to_json()
+
+
+def _without_files(value: dict[str, Any]) -> dict[str, Any]:
+    """No image is saved: its file has no address."""
+    return {"url": None, "token_ids": value.get("token_ids")} if set(value) <= {"file", "token_ids"} else value
+
+
+def _lines(path: Path, report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{one_line(path.name)}: {_count(report['rows'], 'row')}"
+    for method, usable in report["usable_for"].items():
+        yield f"  {method:<10} {usable:>9,} usable"
+    rejected, method = report["rejected"], report["method"]
+    if rejected["rows"]:
+        yield f"{_count(rejected['rows'], 'row')} rejected by {method or 'some method'}"
+        for code, count in sorted(rejected["reasons"].items(), key=lambda item: -item[1]):
+            yield f"  {code:<18} {count:>9,}"
+        for one in rejected["first"]:
+            methods = "" if method else f" [{', '.join(one['methods'])}]"
+            yield f"  {one_line(one['where'])}  {one['code']}: {one_line(one['detail'])}{methods}"
+        if (left := sum(rejected["reasons"].values()) - len(rejected["first"])) > 0:
+            yield f"  … and {left:,} more; --rejections FILE writes all of them"
+    for number, row in enumerate(report["preview"]):
+        if number == 0:
+            yield "the first usable rows"
+        drawn = f", {_count(row['steps_total'], 'step')}" if row["steps_total"] else ""
+        yield f"  {one_line(row['where'])}  {_short(row['question'])}  ({_count(row['images_total'], 'image')}{drawn})"
+        yield f"    answer: {_short(row['answer'])}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _short(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= SHOWN_CHARS else f"{line[: SHOWN_CHARS - 1]}…"

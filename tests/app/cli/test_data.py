@@ -1,0 +1,57 @@
+"""`omni-r1 data check`: the report of a local data set, without a server."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import main
+from tests.image_files import encoded, gradient
+
+OWN = {"question": "How many stars?", "image": "images/1.png", "answer": 3}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as file:
+        rows = [OWN, "{", {**OWN, "image": "images/2.png"}]
+        file.writestr("q.jsonl", "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+        file.writestr("images/1.png", encoded(gradient(), "PNG"))
+    return tmp_path / "mine.zip"
+
+
+def test_report_lists_counts_and_rejections(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(archive)]) == 0
+    out = capsys.readouterr().out
+    assert "mine.zip: 3 rows" in out
+    assert " ".join(next(line for line in out.splitlines() if "perpo" in line).split()) == "perpo 1 usable"
+    assert "q.jsonl:3  missing_picture: 'image': there is no image 'images/2.png'" in out
+    assert "q.jsonl:1  How many stars?  (1 image)" in out
+
+
+def test_method_without_rows_exits_with_1(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(archive), "--method", "pesft"]) == 1
+    assert "3 rows rejected by pesft" in capsys.readouterr().out
+    assert main(["data", "check", str(archive), "--method", "perpo"]) == 0
+
+
+def test_json_and_rejections_are_complete(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rejections.jsonl"
+    assert main(["data", "check", str(archive), "--method", "benchmark", "--json", "--rejections", str(out)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["usable_for"] == {"pesft": 0, "perpo": 1, "zero": 0, "benchmark": 1}
+    assert report["preview"][0]["images"] == [{"url": None, "token_ids": None}]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == report["rejected"]["first"]
+    assert [one["row"] for one in report["rejected"]["first"]] == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "a.txt", "broken.zip", "empty"])
+def test_other_files_are_bad_input(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "broken.zip").write_bytes(b"PK\3\4")
+    (tmp_path / "empty").mkdir()
+    assert main(["data", "check", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
