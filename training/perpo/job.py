@@ -42,19 +42,15 @@ from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.ema import MovingAverage
 from training.perpo.failure_signs import FailureSigns
-from training.perpo.family_prompts import FamilyPrompts
-from training.perpo.prompts import FilePrompts, PromptOrder, PromptSet, WorldPrompts
-from training.perpo.rollout import Prompt, Sampler
-from training.perpo.screening import screened
+from training.perpo.loading import STAGE, held_out, load_prompts, make_sampler, screen
+from training.perpo.prompts import PromptOrder
 from training.perpo.update import Updater
 from training.perpo.validation import Record, Validation
 from training.scoring.custom import RewardError
 from training.scoring.custom_scorer import CustomScorer, open_custom
 from training.scoring.rewards import Scorer
 from training.spec.hyperparameters import PeRPOHyperparameters
-from training.spec.spec import PeRPOSpec, TasksData, UniTasksData, parse_spec
-
-STAGE = "perpo"
+from training.spec.spec import PeRPOSpec, parse_spec
 
 
 def run(ctx: JobContext) -> dict[str, Any]:
@@ -101,12 +97,12 @@ class _Run:
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
         self.validation: Validation | None = None
         if hp.validation is not None:
-            self.validation = Validation(base, _held_out(prompts, hp.validation.tasks), scorer, hp)
+            self.validation = Validation(base, held_out(prompts, hp.validation.tasks), scorer, hp)
         screen(ctx, base, prompts, scorer, hp)
         self.ema = MovingAverage(self.policy, hp.ema_decay) if hp.ema_decay else None
         order = PromptOrder(len(prompts), spec.seed)
         custom = _open_custom(ctx, base, hp)
-        sampler = _sampler(base, prompts, hp)
+        sampler = make_sampler(base, prompts, hp)
         self.collector = Collector(sampler, scorer, base.vq, prompts, order, hp, spec.seed, custom)
         self.updater = Updater(self.policy, reference, LegalIds.of(base.template, base.vocab), hp)
         self.folder = _open_run(ctx, self.stage, precision)
@@ -297,72 +293,6 @@ class _Run:
                 prompt=number,
                 index=rollout.index,
             )
-
-
-def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
-    """Load the prompts of a specification; log the excluded ones.
-
-    Raises:
-        JobError: ``bad_data`` or ``no_samples``.
-    """
-    spec = ctx.spec
-    assert isinstance(spec, PeRPOSpec)
-    assert base.vq is not None
-    if isinstance(spec.data, UniTasksData):
-        return WorldPrompts(spec.data, spec.seed, base.template, base.vq)
-    try:
-        if isinstance(spec.data, TasksData):
-            return FamilyPrompts(spec.data, spec.seed, base.template, base.vq)
-        found = FilePrompts(spec.data, base.template, base.vq, context_len=base.config.transformer.context_len)
-    except (DataError, ValueError) as error:
-        raise JobError("bad_data", str(error)) from error
-    if found.intake.rejected:
-        rejected = ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl"
-        ctx.disk.write(lambda: found.intake.write(rejected))
-        ctx.log.warning("samples_rejected", found.intake.summary())
-    if short := found.intake.shortfall(spec.data.num_samples):
-        ctx.log.warning("fewer_samples", short)
-    if not len(found):
-        raise JobError("no_samples", f"no prompt is left: {found.intake.summary()}")
-    return found
-
-
-def _held_out(prompts: PromptSet, count: int) -> list[Prompt]:
-    try:
-        return prompts.hold_out(count)
-    except ValueError as error:
-        raise JobError("bad_spec", str(error)) from error
-
-
-def screen(
-    ctx: JobContext, base: LoadedCheckpoint, prompts: PromptSet, scorer: Scorer, hp: PeRPOHyperparameters
-) -> None:
-    """Keep the prompts worth learning from, if the specification asks for a screening."""
-    spec = ctx.spec
-    assert isinstance(spec, PeRPOSpec)
-    if isinstance(spec.data, UniTasksData | TasksData) or not isinstance(prompts, FilePrompts) or not spec.data.screen:
-        return
-    sampler = _sampler(base, prompts, hp.model_copy(update={"rollouts_per_prompt": spec.data.screen}))
-    wanted = {"data": ctx.record(spec.data.model_dump(mode="json")), "base": spec.base_checkpoint, "seed": spec.seed}
-    every = prompts.take(range(len(prompts)))
-    prompts.keep(screened(ctx, every, sampler, scorer, wanted, ctx.run_folder(ctx.stage or STAGE)))
-
-
-def _sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters) -> Sampler:
-    try:
-        return Sampler(
-            base.transformer,
-            base.vocab,
-            base.template,
-            group_size=hp.rollouts_per_prompt,
-            max_new_tokens=hp.max_new_tokens,
-            max_prompt_len=prompts.longest,
-            temperature=hp.temperature,
-            top_p=hp.top_p,
-            max_images=hp.max_images,
-        )
-    except ValueError as error:
-        raise JobError("bad_spec", str(error)) from error
 
 
 def _open_custom(ctx: JobContext, base: LoadedCheckpoint, hp: PeRPOHyperparameters) -> CustomScorer | None:

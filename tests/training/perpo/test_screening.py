@@ -14,6 +14,7 @@ from tests.tiny import make_tiny_checkpoint
 from tests.training.perpo.test_job import HYPER, FakePrompts, FakeSampler, FakeScorer, StopAfter, context, events
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.perpo import job as perpo
+from training.perpo.prompts import FilePrompts
 from training.perpo.screening import screened
 from training.scoring.rewards import RewardBreakdown, Scorer
 from training.spec.spec import parse_spec
@@ -67,9 +68,9 @@ def test_job_screens_its_file(base: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Scorer, "score", score)
     used: list[str] = []
-    take = perpo.FilePrompts.take
+    take = FilePrompts.take
     monkeypatch.setattr(
-        perpo.FilePrompts, "take", lambda self, n: used.extend(p.reference for p in take(self, n)) or take(self, n)
+        FilePrompts, "take", lambda self, n: used.extend(p.reference for p in take(self, n)) or take(self, n)
     )
 
     def run(*, resume: bool, stop: Any = None) -> dict[str, Any]:

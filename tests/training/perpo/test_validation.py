@@ -18,6 +18,7 @@ from tests.training.perpo.test_job import HYPER, StopAfter, context, events, ste
 from training.jobs.context import JobError, JobStopped
 from training.perpo import job as perpo
 from training.perpo.ema import MovingAverage
+from training.perpo.loading import load_prompts
 from training.perpo.prompts import VALIDATION_SEEDS, WorldPrompts
 from training.perpo.validation import Record, Validation
 from training.spec.spec import UniTasksData, parse_spec
@@ -192,7 +193,7 @@ def test_files_hold_out_their_last_rows(base: Path, tmp_path: Path) -> None:
     ctx = context(base, tmp_path)
     spec = {**ctx.spec.resolved(), "data": {"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}}
     loaded = perpo.load_base(ctx)
-    prompts = perpo.load_prompts(replace(ctx, spec=parse_spec(spec)), loaded)
+    prompts = load_prompts(replace(ctx, spec=parse_spec(spec)), loaded)
     assert [prompt.reference for prompt in prompts.hold_out(3)] == ["4", "5", "6"]
     assert [prompts.take([i])[0].reference for i in range(len(prompts))] == ["0", "1", "2", "3"]
     hyper = {**HYPER, "validation": {"every": 1, "tasks": 4}}

@@ -1,0 +1,87 @@
+"""What a run samples from: its prompts, those held out, and the sampler.
+
+Knows no optimiser.
+"""
+
+from __future__ import annotations
+
+from model.checkpoint.checkpoint import LoadedCheckpoint
+from training.data.rows import DataError
+from training.jobs.context import JobContext, JobError
+from training.perpo.family_prompts import FamilyPrompts
+from training.perpo.prompts import FilePrompts, PromptSet, WorldPrompts
+from training.perpo.rollout import Prompt, Sampler
+from training.perpo.screening import screened
+from training.scoring.rewards import Scorer
+from training.spec.hyperparameters import PeRPOHyperparameters
+from training.spec.spec import PeRPOSpec, TasksData, UniTasksData
+
+STAGE = "perpo"
+
+
+def load_prompts(ctx: JobContext, base: LoadedCheckpoint) -> PromptSet:
+    """Load the prompts of a specification; log the excluded ones.
+
+    Raises:
+        JobError: ``bad_data`` or ``no_samples``.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, PeRPOSpec)
+    assert base.vq is not None
+    if isinstance(spec.data, UniTasksData):
+        return WorldPrompts(spec.data, spec.seed, base.template, base.vq)
+    try:
+        if isinstance(spec.data, TasksData):
+            return FamilyPrompts(spec.data, spec.seed, base.template, base.vq)
+        found = FilePrompts(spec.data, base.template, base.vq, context_len=base.config.transformer.context_len)
+    except (DataError, ValueError) as error:
+        raise JobError("bad_data", str(error)) from error
+    if found.intake.rejected:
+        rejected = ctx.run_folder(ctx.stage or STAGE) / "rejected.jsonl"
+        ctx.disk.write(lambda: found.intake.write(rejected))
+        ctx.log.warning("samples_rejected", found.intake.summary())
+    if short := found.intake.shortfall(spec.data.num_samples):
+        ctx.log.warning("fewer_samples", short)
+    if not len(found):
+        raise JobError("no_samples", f"no prompt is left: {found.intake.summary()}")
+    return found
+
+
+def held_out(prompts: PromptSet, count: int) -> list[Prompt]:
+    """The prompts of the validation; raises JobError ``bad_spec``."""
+    try:
+        return prompts.hold_out(count)
+    except ValueError as error:
+        raise JobError("bad_spec", str(error)) from error
+
+
+def screen(
+    ctx: JobContext, base: LoadedCheckpoint, prompts: PromptSet, scorer: Scorer, hp: PeRPOHyperparameters
+) -> None:
+    """Keep the prompts worth learning from, if the specification asks for a screening."""
+    spec = ctx.spec
+    assert isinstance(spec, PeRPOSpec)
+    if isinstance(spec.data, UniTasksData | TasksData) or not isinstance(prompts, FilePrompts) or not spec.data.screen:
+        return
+    sampler = make_sampler(base, prompts, hp.model_copy(update={"rollouts_per_prompt": spec.data.screen}))
+    wanted = {"data": ctx.record(spec.data.model_dump(mode="json")), "base": spec.base_checkpoint, "seed": spec.seed}
+    every = prompts.take(range(len(prompts)))
+    prompts.keep(screened(ctx, every, sampler, scorer, wanted, ctx.run_folder(ctx.stage or STAGE)))
+
+
+def make_sampler(base: LoadedCheckpoint, prompts: PromptSet, hp: PeRPOHyperparameters) -> Sampler:
+    """A sampler for these prompts; raises JobError ``bad_spec``."""
+    try:
+        return Sampler(
+            base.transformer,
+            base.vocab,
+            base.template,
+            group_size=hp.rollouts_per_prompt,
+            max_new_tokens=hp.max_new_tokens,
+            max_prompt_len=prompts.longest,
+            temperature=hp.temperature,
+            top_p=hp.top_p,
+            max_images=hp.max_images,
+        )
+    except ValueError as error:
+        raise JobError("bad_spec", str(error)) from error
