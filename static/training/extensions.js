@@ -2,7 +2,32 @@
 
 import { api } from '../shared/api.js';
 import { h, setText, show } from '../shared/dom.js';
-import { extensionRows, filesNote } from './words.js';
+
+/** The rows of GET /v1/extensions: `{kind, name, about, spec}`, spec = what a job's JSON says. */
+export function extensionRows({ rewards, families }) {
+  const own = rewards.map(({ name, file, package: from, description }) => ({
+    kind: 'reward',
+    name: name ?? file,
+    about: description || (from ? `from ${from}` : ''),
+    spec: `"reward": {"custom": {${name ? `"name": "${name}"` : `"file": "${file}"`}, "weight": 0.1}}`,
+  }));
+  const tasks = families.map(({ name, package: from }) => ({
+    kind: 'task family',
+    name,
+    about: `from ${from}`,
+    spec: `"data": {"source": "tasks", "family": "${name}", "num_samples": 1000}`,
+  }));
+  return [...own, ...tasks];
+}
+
+/** What to do to have more, or any, of them. */
+export function filesNote({ rewards, families, files_allowed: allowed }) {
+  const none = rewards.length || families.length ? '' : 'This server knows none yet. ';
+  const files = allowed
+    ? 'Rewards may also come from Python files in OMNI_R1_REWARDS_DIR'
+    : 'To use Python files as rewards, set OMNI_R1_REWARDS_DIR to their folder';
+  return `${none}${files}; a URL works without any setting, and packages add rewards and task families by entry points.`;
+}
 
 export class ExtensionsPanel {
   constructor() {

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { extensionRows, filesNote } from '../../static/training/extensions.js';
 import { pairText, sorted } from '../../static/training/report.js';
 import { initialJob, reduce, reduceAll, withJob, withWaiting } from '../../static/training/state.js';
 import {
@@ -17,8 +18,6 @@ import {
   howLong,
   parseSpec,
   progressOf,
-  extensionRows,
-  filesNote,
   rewardRows,
   statusOf,
   stepsOf as stepsIn,
