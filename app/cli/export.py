@@ -63,12 +63,17 @@ def export(args: Namespace) -> int:
 
 def _format(args: Namespace) -> ExportFormat:
     ending = Path(args.out or "").suffix.removeprefix(".").lower()
-    return cast(ExportFormat, args.format or (ending if ending in FORMATS else "jsonl"))
+    if args.format is None and ending and ending not in FORMATS:
+        detail = f"{args.out}: {ending} is no format; use one of {', '.join(FORMATS)}, or --format"
+        raise CommandError(detail, EXIT_BAD_INPUT)
+    return cast(ExportFormat, args.format or ending or "jsonl")
 
 
 def _check(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise CommandError(f"{path} is a folder", EXIT_BAD_INPUT)
+    if not path.parent.is_dir():
+        raise CommandError(f"{path.parent} is no folder", EXIT_BAD_INPUT)
     if path.exists() and not force:
         raise CommandError(f"{path} exists; choose another name, or use --force", EXIT_BAD_INPUT)
 

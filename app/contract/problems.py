@@ -15,7 +15,15 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 MEDIA_TYPE = "application/problem+json"
-OPENAI_PATHS = ("/v1/responses", "/v1/models")  # their errors have the shape that OpenAI's clients expect
+# Errors below these have the shape that OpenAI's clients expect, also on the routes that this server does not have.
+OPENAI_PATHS = (
+    "/v1/responses",
+    "/v1/models",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/images/generations",
+)
 
 # code -> (status, title). Codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {
@@ -186,16 +194,20 @@ def from_validation(error: RequestValidationError) -> Problem:
     found = error.errors()
     if any(entry["type"] == "json_invalid" for entry in found):
         return Problem("malformed", "the body is not valid JSON")
-    errors = [
-        {
-            "path": ".".join([*_path(entry["loc"], error.body), *_tag(entry)]),
-            "message": str(entry["msg"]).removeprefix("Value error, ").encode("ascii", "replace").decode(),
-        }
-        for entry in found
-    ]
+    messages: dict[str, list[str]] = {}
+    for entry in found:
+        message = str(entry["msg"]).removeprefix("Value error, ").encode("ascii", "replace").decode()
+        messages.setdefault(".".join([*_path(entry["loc"], error.body), *_tag(entry)]), []).append(message)
+    errors = [{"path": path, "message": _either(said)} for path, said in messages.items()]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     code = found[0]["type"] if found[0]["type"] in CODES else "invalid"
     return Problem(code, f"{errors[0]['path']}: {errors[0]['message']}{more}", errors=errors[:20])
+
+
+def _either(messages: Sequence[str]) -> str:
+    """The messages of a union's members as one: each says what the input should be."""
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
 
 
 _ABSENT = object()

@@ -28,7 +28,7 @@ _FILE: dict[str, Any] = {
     "/traces/{trace_id}/export",
     response_class=Response,
     summary="The trace as a file",
-    responses=problems(404, 409, 503, also={200: _FILE}),
+    responses=problems(404, 409, 422, 503, also={200: _FILE}),
 )
 async def export_trace(trace_id: str, format: ExportFormat, app: App) -> Response:
     """JSON, a row of PeSFT data, a page that needs nothing else, or a zip of all that and the images."""

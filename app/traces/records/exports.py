@@ -76,13 +76,20 @@ def selected(connection: Connection, wanted: ExportCreate) -> Selection:
 
 
 def selected_one(connection: Connection, trace_id: str, format: ExportFormat) -> Selection | None:
-    """One trace, or None if it is unknown; raises `trace_live`."""
+    """One trace, or None if it is unknown.
+
+    Raises:
+        Problem: `trace_live`, or `invalid` for a trace that is no training data (jsonl).
+    """
     brief = store.briefs(connection, [trace_id]).get(trace_id)
     if brief is None:
         return None
     if brief.is_live:
         raise _live(brief)
-    return _suitable([brief], format)
+    chosen = _suitable([brief], format)
+    if not chosen.trace_ids:
+        raise field_problem("invalid", "query.format", "jsonl holds completed traces with an answer; use json")
+    return chosen
 
 
 def _live(brief: Brief) -> Problem:

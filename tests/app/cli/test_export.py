@@ -43,7 +43,7 @@ def test_nothing_given_exports_all_traces(canned: Canned, tmp_path: Path) -> Non
     assert (tmp_path / "traces.jsonl").read_bytes() == ROWS
 
 
-@pytest.mark.parametrize(("name", "format"), [("a.HTML", "html"), ("b.zip", "zip"), ("c.txt", "jsonl"), ("d", "jsonl")])
+@pytest.mark.parametrize(("name", "format"), [("a.HTML", "html"), ("b.zip", "zip"), ("d", "jsonl")])
 def test_format_follows_the_name(canned: Canned, name: str, format: str) -> None:
     assert main(["export", "t1", "t2", "-o", name]) == 0
     assert canned.body_of("POST /v1/exports") == {"format": format, "trace_ids": ["t1", "t2"]}
@@ -74,6 +74,8 @@ def test_existing_file_needs_force(canned: Canned, tmp_path: Path, capsys: pytes
     [
         (["t1", "--tag", "x"], "give either ids or filters"),
         (["-o", "."], ". is a folder"),
+        (["-o", "c.txt"], "c.txt: txt is no format; use one of json, jsonl, zip, html, or --format"),
+        (["-o", "nowhere/a.jsonl"], "nowhere is no folder"),
         (["--format", "pdf"], "argument --format: invalid choice: 'pdf'"),
         (["--rating", "2"], "argument --rating: invalid choice: 2"),
     ],

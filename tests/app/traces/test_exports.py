@@ -124,11 +124,11 @@ async def test_filter_selects_and_counts_what_it_skips(serve: Serve, engine: Fak
         await server.finished(running)
 
 
-async def test_trace_that_is_no_training_data_is_skipped(server: Server) -> None:
+async def test_trace_that_is_no_training_data_is_refused_alone(server: Server) -> None:
     made = await server.create(mode="step")
     await server.until(made["id"], "trace.paused")
-    found = await export_one(server, made["id"], "jsonl")
-    assert (found.content, found.headers["x-skipped"]) == (b"", "1")
+    found = await server.client.get(f"/v1/traces/{made['id']}/export?format=jsonl")
+    is_problem(found, 422, "invalid", "query.format")
     assert (await export_one(server, made["id"], "json")).json()["status"] == "paused"
     assert "none: the trace is paused" in (await export_one(server, made["id"], "html")).text
 

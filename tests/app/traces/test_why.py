@@ -263,6 +263,13 @@ async def test_more_members_than_allowed_are_422(server: Server, engine: FakeGen
     assert len(few.json()["effects"]) + len(few.json()["skipped"]) == len(kinds) * (steps - 1)
 
 
+async def test_error_of_a_union_names_every_possibility(server: Server) -> None:
+    trace = await server.finished((await server.create())["id"])
+    answer = await server.client.post(f"/v1/traces/{trace['id']}/interventions", json={"steps": "some"})
+    problem = is_problem(answer, 422, "invalid", "body.steps")
+    assert problem["detail"] == "body.steps: Input should be 'all' or a valid list"
+
+
 def test_deleting_a_running_intervention_ends_it(studio: Studio) -> None:
     trace = three_images(studio)
     with studio.gate.after(20):

@@ -242,6 +242,8 @@ async def test_unknown_ids_are_not_found(server: Server, openai: AsyncOpenAI) ->
     await raised(package.NotFoundError, call, "response_not_found", "previous_response_id")
     call = openai.responses.create(input=await about(server, file_id="0" * 64))
     await raised(package.NotFoundError, call, "unknown_image", "input[0].content[1].file_id")
+    call = openai.chat.completions.create(model="nano-omni-r1", messages=[{"role": "user", "content": "?"}])
+    await raised(package.NotFoundError, call, "not_found")
     response = await openai.responses.create(input=question)
     after = await server.client.get(f"/v1/responses/{response.id}/input_items", params={"after": "msg_x"})
     is_error(after, 404, "not_found", "after")
