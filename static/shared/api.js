@@ -129,6 +129,9 @@ export const api = {
   register: (body) => call('/v1/checkpoints', { method: 'POST', json: body }),
   removeCheckpoint: (name) => call(`/v1/checkpoints/${id(name)}?unload=true`, { method: 'DELETE' }),
   grade: (request) => call('/v1/rewards', { method: 'POST', json: request }),
+  uploadDataset: (file) =>
+    call('/v1/datasets', { method: 'POST', body: file, headers: { 'Content-Type': 'application/octet-stream' } }),
+  dataset: (datasetId, method) => call(`/v1/datasets/${id(datasetId)}${method ? `?method=${id(method)}` : ''}`),
   jobs: (filters = {}, options = {}) => call(`/v1/jobs?${new URLSearchParams(filters)}`, options),
   job: (jobId, options) => call(`/v1/jobs/${id(jobId)}`, options),
   startJob: (spec) => call('/v1/jobs', { method: 'POST', json: spec }),

@@ -111,10 +111,11 @@ export class Charts {
     this.all.addEventListener('toggle', () => this.#drawTable());
   }
 
-  /** Shows the values of one stage; `words` is the text without values. */
-  update(stage, words) {
+  /** Shows the values of one stage; `words` is the text without curves; `single`: it has values of one step only. */
+  update(stage, words, single = false) {
     this.#stage = stage;
-    const any = this.charts.filter((chart) => chart.has(stage));
+    // one point, as of a benchmark, is no curve: its report has the numbers
+    const any = single ? [] : this.charts.filter((chart) => chart.has(stage));
     for (const chart of this.charts) show(chart.element, any.includes(chart));
     show(this.grid, any.length > 0);
     show(this.all, Boolean(stage) && Object.keys(stage.latest).length > 0);

@@ -4,6 +4,7 @@
 
 import { h, openDialog } from '../shared/dom.js';
 import { short } from '../shared/series.js';
+import { slicesFigure } from './slices.js';
 
 const TITLES = {
   bootstrapping: 'Bootstrapping',
@@ -151,6 +152,7 @@ export function reportBlock(report, fileUrl) {
           facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, valueOf(name, value, fileUrl))]),
         )
       : null,
+    report.kind === 'benchmark' ? slicesFigure(report.summary) : null,
     tables.map((one) => table(one, title, fileUrl)),
     histograms.length ? h('div', { class: 'or-histograms' }, histograms.map(histogram)) : null,
     images.map(figure),

@@ -324,7 +324,13 @@ export class Run {
     show(this.tail, Boolean(this.tail.textContent));
     this.#drawTabs();
     const shown = shownStage(state, this.#stage);
-    this.charts.update(state.stages[shown] ?? null, isLive(state) ? 'No values yet.' : 'This job has no metrics.');
+    const measured = String(shown).startsWith('benchmark') && Boolean(state.stages[shown]);
+    const without = isLive(state) ? 'No values yet.' : 'This job has no metrics.';
+    this.charts.update(
+      state.stages[shown] ?? null,
+      measured ? 'Accuracy by slice is in the report below.' : without,
+      measured,
+    );
     this.samples.update(state.samples, isLive(state));
     this.#once('warnings', state.warnings, () => this.#drawWarnings());
     this.#once('checkpoints', state.checkpoints, () => this.#drawMade());

@@ -228,6 +228,7 @@ export class Start {
   /** presets: those of `training.spec.presets`, as plain objects. onJob(job): a job was accepted. */
   constructor(presets, { onJob }) {
     this.onJob = onJob;
+    this.presets = presets;
     this.editor = new Editor({ presets, onStart: (spec, from) => this.#start(spec, from) });
     const handlers = {
       onStart: (spec, from) => this.#start(spec, from),
@@ -262,9 +263,15 @@ export class Start {
 
   /** Opens the spec of a PeSFT job on these traces. */
   trainOn(traceIds) {
-    const { preset, edit } = this.cards.find((card) => card.preset.spec.method === 'pesft');
-    const data = { source: 'traces', trace_ids: traceIds };
-    this.editor.open({ ...preset, spec: { ...preset.spec, data } }, edit);
+    this.use('pesft', { source: 'traces', trace_ids: traceIds });
+  }
+
+  /** Opens the spec of a job of this method on this data. */
+  use(method, data) {
+    const opener = document.activeElement;
+    const found = this.presets.find((one) => one.card && one.spec.method === method);
+    const bare = { method, base_checkpoint: method === 'zero' ? 'nano-base' : 'nano-omni-r1', seed: 0 };
+    this.editor.open({ name: found?.name ?? '', spec: { ...(found?.spec ?? bare), data } }, opener);
   }
 
   async #start(spec, from) {

@@ -7,6 +7,7 @@ import { serve } from '../shared/bridge.js';
 import { Place, h } from '../shared/dom.js';
 import { tracesInAddress } from '../curate/choose.js';
 import { onBack } from '../viewer/server.js';
+import { DataPanel } from './data.js';
 import { GraderPanel } from './grader.js';
 import { JobList } from './list.js';
 import { Run } from './run.js';
@@ -45,6 +46,7 @@ class Training {
     });
     element.replaceChildren(
       this.start.element,
+      new DataPanel({ onUse: (method, data) => this.start.use(method, data) }).element,
       h('div', { class: 'or-training-main' }, this.list.element, this.run.element),
       new GraderPanel().element,
     );

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from app.client import Client
 from tests.e2e.browser import Studio, asked_in_address, picture_file, status
+from training.data.traces import trace_row
 
 TRAINING = "html[data-training=ready]"
 CHECKPOINTS = "html[data-checkpoints=ready]"
@@ -324,6 +329,9 @@ def training_states(window: Studio, job: str) -> Iterator[State]:
     for summary in page.locator(".or-details > summary:visible").all():
         summary.click()
     yield "training, a finished job", page
+    page.set_input_files(".or-data input[type=file]", own_data())
+    page.wait_for_selector(".or-data-rejections")
+    yield "training, own data", page
     page.close()
     window.expected += ["404", "422"]
     page = window.page("/training?job=no-such-job", ready=TRAINING)
@@ -335,6 +343,18 @@ def training_states(window: Studio, job: str) -> Iterator[State]:
     page.wait_for_selector(".or-editor .or-error li")
     yield "training, editor with errors", page
     page.close()
+
+
+def own_data() -> dict[str, Any]:
+    """An upload: a question, a trace, a row of many images, and three bad rows."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 16), (30, 120, 200)).save(buffer, "PNG")
+    png = base64.b64encode(buffer.getvalue()).decode()
+    question = {"question": "How many circles are there?", "image": png, "answer": 0}
+    trace = trace_row("Where is it?", [buffer.getvalue()], [("I mark it.", buffer.getvalue())] * 3, "left")
+    rows = [question, trace, {**question, "images": [png] * 40}, {**question, "image": "x.png"}, {"a": 1}]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows) + "{"
+    return {"name": "mine.jsonl", "mimeType": "application/x-ndjson", "buffer": text.encode()}
 
 
 def checkpoint_states(window: Studio) -> Iterator[State]:

@@ -83,7 +83,8 @@ async def test_local_data_file_is_uploaded_first(serve: Serve, capsys: Say, tmp_
     async with serve(job_command=worker("succeed")) as server:
         server.services.jobs._checkpoints = FakeCheckpoints()
         data = tmp_path / "mine.jsonl"
-        data.write_text('{"Question": "?"}\n\n{"Question": "!"}\n')
+        row = json.dumps({"Question": "?", "Text Reasoning Trace": "I look.", "Final Answer": "left"})
+        data.write_text(f"{row}\n\n{row}\n")
         argv = ["train", "pesft", "--base", "nano-omni-r1", "--data", str(data)]
         assert await cli(server, *argv) == 0
         assert "2 rows" in capsys.readouterr().err
@@ -93,6 +94,9 @@ async def test_local_data_file_is_uploaded_first(serve: Serve, capsys: Say, tmp_
         data.write_text('{"Question": "?"}\n{"Question"\n')
         assert await cli(server, *argv) == 2
         assert "line 2: no JSON" in capsys.readouterr().err
+        data.write_text('{"Question": "?", "Final Answer": "left"}\n')
+        assert await cli(server, *argv) == 2
+        assert "empty_reasoning" in capsys.readouterr().err
         assert await cli(server, *argv[:-1], str(tmp_path / "nowhere.jsonl")) == 1
 
 

@@ -15,7 +15,7 @@ from app.client import Client
 from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, connections, count_connections, fits, status
 from tests.e2e.pages.test_looks import SMALL_TARGETS, WIDTHS, readable
 from tests.e2e.real_server import Server
-from tests.e2e.states import CHECKPOINTS, DATA, TRAINING
+from tests.e2e.states import CHECKPOINTS, DATA, TRAINING, own_data
 
 pytestmark = pytest.mark.timeout(600)  # an upper bound on a very busy machine, including a server start
 PERPO = {
@@ -254,6 +254,29 @@ def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:
     page.press(".or-grader [name=reference]", "Enter")
     page.wait_for_selector(".or-grader-verdict >> text=no answer")
     readable(page)
+
+
+def test_own_data_is_checked_then_used(studio: Open, slow_url: str) -> None:
+    page = studio(slow_url).page("/training", ready=TRAINING)
+    page.set_input_files(".or-data input[type=file]", own_data())
+    page.wait_for_selector("text=6 rows; 5 rows rejected by some method.")
+    usable = [page.locator(f"[data-method={one}] .or-num").inner_text() for one in ("pesft", "perpo", "benchmark")]
+    assert usable == ["1 usable row", "3 usable rows", "3 usable rows"]
+    assert page.locator(".or-data-row").count() == 3
+    page.wait_for_function("() => [...document.querySelectorAll('.or-data-row img')].every((one) => one.naturalWidth)")
+    assert page.locator(".or-data-rejections tbody tr").count() == 5
+    page.select_option(".or-data select", "perpo")
+    page.wait_for_selector("text=6 rows; 3 rows rejected by PeRPO.")
+    with page.expect_download() as saved:
+        page.click("text=complete list")
+    lines = [json.loads(line) for line in Path(saved.value.path()).read_text().splitlines()]
+    assert [one["row"] for one in lines if "perpo" in one["methods"]] == [4, 5, 6]
+    page.click("[aria-label='Use this data for Benchmark']")
+    spec = json.loads(page.input_value(".or-editor textarea"))
+    assert (spec["method"], spec["data"]["source"]) == ("benchmark", "jsonl")
+    page.click("text=Start this job")
+    page.wait_for_selector(".or-slices li")
+    assert page.locator(".or-chart:visible").count() == 0
 
 
 def test_pages_have_contrast_and_fit_the_screen(studio: Open, slow_url: str, recipe: str) -> None:
