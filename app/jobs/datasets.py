@@ -205,7 +205,10 @@ def _require_rows(found: Mapping[str, Any], method: str | None) -> None:
 
 
 def _sentence(rejection: Mapping[str, Any]) -> str:
-    return f"line {rejection['row']}: {rejection['detail']} ({rejection['code']})"
+    """Names the line, and the file of a zip: other files have been renamed."""
+    file = rejection["where"].rpartition(":")[0]
+    of_zip = "" if _ID.fullmatch(Path(file).stem) else f"{file}, "
+    return f"{of_zip}line {rejection['row']}: {rejection['detail']} ({rejection['code']})"
 
 
 def _with_addresses(row: Mapping[str, Any], address: str) -> dict[str, Any]:
