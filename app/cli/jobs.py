@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -32,6 +32,7 @@ def train(args: Namespace) -> int:
             spec = build_spec(args)
             if args.data:
                 spec["data"] = _upload(client, args.data, args.method)
+                _change(spec, [change for change in args.set if change.startswith("data.")])
             job = client.create_job(spec)
         except BadInput as error:
             raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
@@ -62,12 +63,17 @@ def build_spec(args: Namespace) -> dict[str, Any]:
     spec |= {name: value for name, value in direct.items() if value is not None}
     if args.activate:
         spec["activate"] = True
-    for change in args.set:
+    _change(spec, args.set)
+    return spec
+
+
+def _change(spec: dict[str, Any], changes: Sequence[str]) -> None:
+    """Applies NAME=VALUE of --set."""
+    for change in changes:
         name, equals, text = change.partition("=")
         if not equals or not name:
             raise _bad(f"--set expects NAME=VALUE, e.g. hyperparameters.steps=40, not {change!r}")
         _put(spec, name.split("."), _value(text))
-    return spec
 
 
 def jobs_list(args: Namespace) -> int:
@@ -264,7 +270,9 @@ def _bad(detail: str) -> CommandError:
 
 
 def _every_field(error: BadInput) -> str:
-    """All invalid fields, not only the first."""
+    """All invalid fields, not only the first; of an unusable data set the first reason."""
+    if error.code == "unusable_dataset":
+        return str(error)
     fields = [
         f"{entry['path'].removeprefix('body.')}: {entry['message']}" for entry in error.problem.get("errors") or []
     ]

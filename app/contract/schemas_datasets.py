@@ -10,6 +10,15 @@ from app.contract.schemas import Out
 from app.contract.words import DataMethod
 
 
+class DataUsable(Out):
+    """Number of usable rows by method."""
+
+    pesft: int
+    perpo: int
+    zero: int
+    benchmark: int
+
+
 class DataRejection(Out):
     """Why some methods cannot use a row."""
 
@@ -69,7 +78,7 @@ class DatasetOut(Out):
     rows: int
     complete: bool = Field(description="false if the time was up before the last row; the counts end there")
     method: DataMethod | None = Field(description="the method that `rejected` is about; null for all")
-    usable_for: dict[DataMethod, int] = Field(description="number of usable rows by method")
+    usable_for: DataUsable
     most_images: int = Field(description="of one question")
     rejected: DataRejected
     preview: list[DataRow] = Field(description="the first rows that some method can use, at most 5")

@@ -7,7 +7,9 @@ home's temporary folder: a missing report is made again.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ from app.contract.problems import Problem, field_problem
 from app.storage.images import move_durably
 from app.storage.uploads import Upload
 from training.data.archives import is_zip, unpack
-from training.data.check import REJECTIONS, REPORT, report_for
+from training.data.check import FULL_DISK, REJECTIONS, REPORT, report_for
 from training.data.rows import DataError
 
 FOLDER = "uploads"
@@ -176,6 +178,8 @@ def _check(path: Path, out: Path) -> Mapping[str, Any]:
         raise field_problem("invalid", "body", f"the check took more than {DEADLINE_S:g} s") from None
     if done.returncode == 2:
         raise field_problem("invalid", "body", done.stderr.strip().splitlines()[-1].replace(str(path), "the zip"))
+    if done.returncode == FULL_DISK:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise field_problem("invalid", "body", f"the file cannot be checked: {last[:300]}")
@@ -201,7 +205,10 @@ def _require_rows(found: Mapping[str, Any], method: str | None) -> None:
 
 
 def _sentence(rejection: Mapping[str, Any]) -> str:
-    return f"line {rejection['row']}: {rejection['detail']} ({rejection['code']})"
+    """Names the line, and the file of a zip: other files have been renamed."""
+    file = rejection["where"].rpartition(":")[0]
+    of_zip = "" if _ID.fullmatch(Path(file).stem) else f"{file}, "
+    return f"{of_zip}line {rejection['row']}: {rejection['detail']} ({rejection['code']})"
 
 
 def _with_addresses(row: Mapping[str, Any], address: str) -> dict[str, Any]:

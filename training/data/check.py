@@ -10,6 +10,7 @@ Launch: ``python -m training.data.check PATH OUT``, as the server does for ``POS
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ PREVIEW_CHARS = 2_000
 IMAGE_SIZE = 256  # pixels a side of a preview's image: a model's square view
 FIRST = 20  # rejections in the report
 SECONDS = 60.0  # of a check by the server
+FULL_DISK = 3  # exit code
 REPORT, REJECTIONS = "report.json", "rejections.jsonl"
 
 Keep = Callable[[str, Image.Image], None]
@@ -238,13 +240,17 @@ def check_into(path: Path, out: Path, *, seconds: float | None = SECONDS) -> dic
 
 
 def main(argv: list[str]) -> int:
-    """Check for the server, at a lower priority: exit code 2 and one line for data of no known kind."""
+    """Check for the server, at a lower priority: exit code 2 for data of no known kind, 3 on a full disk."""
     os.nice(5)
     try:
         check_into(Path(argv[0]), Path(argv[1]))
     except DataError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return FULL_DISK
     return 0
 
 

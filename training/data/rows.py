@@ -198,6 +198,8 @@ def parse_line(line: bytes, *, first: bool = False) -> dict[str, Any]:
         raise SampleError("broken_line", f"not UTF-8{hint}: {error}") from None
     except UnicodeEncodeError:
         raise SampleError("broken_line", "half of a character (a lone surrogate)") from None
+    except json.JSONDecodeError as error:
+        raise SampleError("broken_line", f"no JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise SampleError("broken_line", f"no JSON: {error}") from None
     if not isinstance(data, dict):

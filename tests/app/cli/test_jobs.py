@@ -85,18 +85,20 @@ async def test_local_data_file_is_uploaded_first(serve: Serve, capsys: Say, tmp_
         data = tmp_path / "mine.jsonl"
         row = json.dumps({"Question": "?", "Text Reasoning Trace": "I look.", "Final Answer": "left"})
         data.write_text(f"{row}\n\n{row}\n")
-        argv = ["train", "pesft", "--base", "nano-omni-r1", "--data", str(data)]
+        argv = ["train", "pesft", "--base", "nano-omni-r1", "--set", "data.num_samples=9", "--data", str(data)]
         assert await cli(server, *argv) == 0
         assert "2 rows" in capsys.readouterr().err
         (job,) = (await server.client.get("/v1/jobs")).json()["data"]
-        assert job["spec"]["data"]["source"] == "jsonl"
+        assert (job["spec"]["data"]["source"], job["spec"]["data"]["num_samples"]) == ("jsonl", 9)
         assert Path(job["spec"]["data"]["path"]).read_bytes() == data.read_bytes()
         data.write_text('{"Question": "?"}\n{"Question"\n')
         assert await cli(server, *argv) == 2
         assert "line 2: no JSON" in capsys.readouterr().err
         data.write_text('{"Question": "?", "Final Answer": "left"}\n')
         assert await cli(server, *argv) == 2
-        assert "empty_reasoning" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "pesft can use none of 1 rows: line 1:" in said
+        assert "empty_reasoning" in said
         assert await cli(server, *argv[:-1], str(tmp_path / "nowhere.jsonl")) == 1
 
 

@@ -170,6 +170,15 @@ async def test_crashed_check_is_no_server_error(server: Server, monkeypatch: pyt
     assert "cannot be checked" in answer.json()["detail"]
 
 
+async def test_full_disk_is_named(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "full"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(datasets.sys, "executable", str(script))
+    answer = await upload(server, jsonl(OWN))
+    assert (answer.status_code, answer.json()["code"]) == (507, "disk_full")
+
+
 async def test_unknown_method_is_rejected(server: Server) -> None:
     answer = await upload(server, jsonl(OWN), "pipeline")
     assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "query.method")
