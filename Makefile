@@ -20,9 +20,13 @@ SOURCES := app model training
 
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
-# Long tests of files, processes and the world, to which kernels make no difference.
-WITHOUT_KERNELS := model/checkpoint/test_checkpoint model/text/test_tokenizer model/engine/test_process \
-  training/world/test_checkers training/pesft/test_faults training/studies/test_plot_job
+# The tests whose results depend on kernels; those of processes and faults among them take long, and do not.
+KERNELS := model/nets model/engine model/worker training/benchmark training/perpo training/pesft training/zero
+WITHOUT_KERNELS := model/engine/test_process training/pesft/test_faults
+
+# A file stays on one worker, which starts its server once; in the tree's order, so that the slow browser tests do not
+# come last, on one worker alone.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Runs npm in tests/static with its pinned packages; only prints a note if npm is missing.
 NPM := sh tests/static/npm.sh
@@ -47,19 +51,18 @@ serve: setup
 	@exec $(BIN)/omni-r1 serve --port $(PORT) $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-fast: setup
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(FAST) $(ARGS)
+	@$(PYTEST) $(FAST) $(ARGS)
 
 test-portable: setup
-	@$(PORTABLE_CPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/model tests/training \
-	  $(WITHOUT_KERNELS:%=--ignore=tests/%.py) $(ARGS)
+	@$(PORTABLE_CPU) $(PYTEST) $(KERNELS:%=tests/%) $(WITHOUT_KERNELS:%=--ignore=tests/%.py) $(ARGS)
 
 # Python's own line events are the cheap way to count, where it has them.
 coverage: setup
 	@COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-	  $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report= $(FAST) $(ARGS)
+	  $(PYTEST) --cov --cov-report= $(FAST) $(ARGS)
 	@for house in $(SOURCES); do \
 	  echo "Line coverage of $$house by test-fast: $$($(BIN)/coverage report --include="$$house/*" --format=total) %"; \
 	done

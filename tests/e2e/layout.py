@@ -7,7 +7,7 @@ from typing import Any
 from tests.e2e.browser import becomes, fits
 
 # From 320 (a small phone) to 1920, denser around the breakpoints.
-WIDTHS = (320, 390, 480, 600, *range(636, 781, 24), 900, 1080, 1180, 1280, 1920)
+WIDTHS = (320, 390, 480, 600, *range(636, 781, 48), 900, 1080, 1180, 1280, 1920)
 
 SETTLED_MS = 60_000  # an upper bound for all transitions, even on a very busy machine
 
