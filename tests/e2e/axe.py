@@ -17,5 +17,6 @@ def violations(page: Any) -> list[str]:
     """axe's findings as `rule: markup | markup`."""
     from axe_playwright_python.base import AXE_SCRIPT
 
-    page.evaluate(AXE_SCRIPT)
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(AXE_SCRIPT)
     return list(page.evaluate(RUN))
