@@ -6,8 +6,9 @@ from typing import Any
 
 from tests.e2e.browser import becomes, fits
 
-# From 320 (a small phone) to 1920, denser around the breakpoints.
-WIDTHS = (320, 390, 480, 600, *range(636, 781, 48), 900, 1080, 1180, 1280, 1920)
+# From 320 (a small phone) to 1920: common screens, and the narrowest of each range between breakpoints (640, 900, 1180),
+# where things are closest together.
+WIDTHS = (320, 390, 480, 641, 768, 901, 1181, 1366, 1920)
 
 SETTLED_MS = 60_000  # an upper bound for all transitions, even on a very busy machine
 
