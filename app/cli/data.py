@@ -67,7 +67,7 @@ def _lines(path: Path, report: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {method:<10} {usable:>9,} usable"
     rejected, method = report["rejected"], report["method"]
     if rejected["rows"]:
-        yield f"{_count(rejected['rows'], 'row')} rejected by {method or 'some method'}"
+        yield f"{_count(rejected['rows'], 'row')} rejected by {method or 'at least one method'}"
         for code, count in sorted(rejected["reasons"].items(), key=lambda item: -item[1]):
             yield f"  {code:<18} {count:>9,}"
         for one in rejected["first"]:

@@ -49,7 +49,7 @@ def export(args: Namespace) -> int:
     with Client(args.url) as client, client.export(**selection, format=_format(args)) as file:
         if file.skipped:
             traces = "1 trace is" if file.skipped == 1 else f"{file.skipped} traces are"
-            remark(f"{traces} left out: running, or for jsonl without an answer")
+            remark(f"{traces} left out: still running, or (for jsonl) without an answer")
         if args.out == "-":
             for chunk in _some(file.chunks):
                 sys.stdout.buffer.write(chunk)
@@ -64,7 +64,7 @@ def export(args: Namespace) -> int:
 def _format(args: Namespace) -> ExportFormat:
     ending = Path(args.out or "").suffix.removeprefix(".").lower()
     if args.format is None and ending and ending not in FORMATS:
-        detail = f"{args.out}: {ending} is no format; use one of {', '.join(FORMATS)}, or --format"
+        detail = f"{args.out}: {ending} is not a format; use one of {', '.join(FORMATS)}, or --format"
         raise CommandError(detail, EXIT_BAD_INPUT)
     return cast(ExportFormat, args.format or ending or "jsonl")
 
@@ -73,7 +73,7 @@ def _check(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise CommandError(f"{path} is a folder", EXIT_BAD_INPUT)
     if not path.parent.is_dir():
-        raise CommandError(f"{path.parent} is no folder", EXIT_BAD_INPUT)
+        raise CommandError(f"{path.parent} is not a folder", EXIT_BAD_INPUT)
     if path.exists() and not force:
         raise CommandError(f"{path} exists; choose another name, or use --force", EXIT_BAD_INPUT)
 

@@ -12,7 +12,7 @@ const namesOf = (methods) =>
 /** One sentence about a check (pure). */
 export function summaryOf({ rows, complete, rejected, method }) {
   const until = complete ? '' : ' The check ran out of time: later rows were not read.';
-  const by = method ? METHODS[method] : 'some method';
+  const by = method ? METHODS[method] : 'at least one method';
   const how = rejected.rows ? `${count(rejected.rows, 'row')} rejected by ${by}` : 'all can be used';
   return `${count(rows, 'row')}; ${how}.${until}`;
 }
@@ -132,7 +132,7 @@ export class DataPanel {
       h(
         'p',
         { class: 'or-quiet' },
-        'Upload questions with images and answers, or traces, as jsonl, parquet or zip. Every row is checked for what each method needs before a job starts. Benchmarks and PeRPO need no traces.',
+        'Upload questions with images and answers, or traces, as jsonl, parquet or zip. Every row is checked against what each method needs, before any job starts. Benchmarks and PeRPO need no traces.',
       ),
       h('div', { class: 'or-data-form' }, field('file', this.file), field('check for', this.method)),
       this.says,

@@ -26,7 +26,7 @@ export function filesNote({ rewards, families, files_allowed: allowed }) {
   const files = allowed
     ? 'Rewards may also come from Python files in OMNI_R1_REWARDS_DIR'
     : 'To use Python files as rewards, set OMNI_R1_REWARDS_DIR to their folder';
-  return `${none}${files}; a URL works without any setting, and packages add rewards and task families by entry points.`;
+  return `${none}${files}; a URL works without any setting, and packages add rewards and task families through entry points.`;
 }
 
 export class ExtensionsPanel {
@@ -41,7 +41,7 @@ export class ExtensionsPanel {
       h(
         'p',
         { class: 'or-quiet' },
-        'A job can learn from a reward that you write, and use tasks that you generate. Put one of these into its full spec.',
+        'A job can learn from a reward that you write, and use tasks that you generate. Add one of these to its full spec.',
       ),
       this.list,
       this.note,

@@ -191,18 +191,18 @@ export const WARNINGS = {
     title: 'The perception reward no longer distinguishes images',
     means:
       'All scores of R_Pe are nearly equal and provide no training signal: τ is far from the scale of this codebook’s energies. A larger τ pushes every score toward 1.',
-    todo: 'Stop and set reward.tau to the checkpoint’s own value (omit it), or choose one by the τ sweep in docs/experiments.',
+    todo: 'Stop and set reward.tau to the checkpoint’s own value (omit it), or choose one from the τ sweep in docs/experiments.',
   },
   format_errors_rising: {
     title: 'Format errors are rising',
     means:
-      'More traces fail to parse: an image is incomplete, or the answer part is missing. In reinforcement learning this means the policy drifts from the trained format.',
+      'More traces fail to parse: an image is incomplete, or the answer part is missing. In reinforcement learning this means that the policy is drifting from the trained format.',
     todo: 'Raise kl_coef or the weight of the format reward (reward.beta), or lower the learning rate; a larger max_new_tokens helps when traces hit the length limit.',
   },
   degenerate_groups: {
     title: 'Most groups provide no training signal',
     means:
-      'All answers to a prompt got the same reward, so the group was dropped. The tasks are too easy or too hard for the current model.',
+      'For most prompts, all answers were right or all were wrong, so their groups were dropped. The tasks are too easy or too hard for the current model.',
     todo: 'Set data.difficulty to adaptive, choose a harder or easier level or other slices, or raise rollouts_per_prompt or oversampling.',
   },
   copied_pictures: {
@@ -246,7 +246,7 @@ export const WARNINGS = {
   },
   judge_silent: {
     title: 'The judge gave no verdict on some answers',
-    means: 'The endpoint did not answer, or not with a verdict. These answers were graded by the rules.',
+    means: 'The endpoint did not reply, or its reply had no verdict. These answers were graded by the rules.',
     todo: 'Check the endpoint’s address, key and load, then start the benchmark again.',
   },
   save_failed: {

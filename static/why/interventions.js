@@ -8,7 +8,7 @@ import { Table } from './table.js';
 import { Trouble } from './trouble.js';
 import { MOST_MEMBERS, REPLACEMENTS, rowsOf, skippedOf, tallyOf } from './words.js';
 
-const WORD = 'One image at a time is replaced, and the model goes on from there: does its answer change?';
+const WORD = 'Replace one image at a time and let the model continue from there: does its answer change?';
 const ENDS = new Set(TRACE_ENDS);
 const KINDS = ['previous', 'blank', 'other', 'reference'];
 
@@ -39,7 +39,7 @@ export class Interventions {
     this.choice = h(
       'fieldset',
       { class: 'or-why-choices', onchange: () => this.#label() },
-      h('legend', {}, 'Replace it by'),
+      h('legend', {}, 'Replace it with'),
       Object.values(this.labels),
     );
     this.control = h('p', { class: 'or-quiet', hidden: true });
@@ -180,7 +180,7 @@ export class Interventions {
         this.control,
         sampled
           ? `This trace was sampled (temperature ${this.#temperature}); the continuations are not. So the control ` +
-              'goes on with nothing replaced: an answer that changes there as well is not due to the image.'
+              'continues with nothing replaced: if the answer changes there as well, the image is not the reason.'
           : '',
       );
       this.#label();

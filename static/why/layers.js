@@ -15,7 +15,7 @@ const WORDS = {
   likelihood:
     'How probable each word and each code of an image was when the model chose it. The stronger the tint, the less likely.',
   attention:
-    'Where the model looks while it writes. Attention is not cause: an image can get much of it and still not matter.',
+    'Where the model looks while it writes. Attention is not causation: an image can get much of it and still not matter.',
 };
 
 export class Layers {
@@ -82,7 +82,7 @@ export class Layers {
   #arrange() {
     for (const [kind, button] of Object.entries(this.buttons)) setAttr(button, 'aria-pressed', kind === this.#kind);
     show(this.fromField, this.#kind === 'attention');
-    setText(this.word, this.#kind ? WORDS[this.#kind] : 'Two layers over the image and the words above.');
+    setText(this.word, this.#kind ? WORDS[this.#kind] : 'Two overlays on the image and the words above.');
     this.legend.replaceChildren(...(this.#kind ? { likelihood: likelihoods, attention: amounts }[this.#kind]() : []));
     show(this.legend, this.#kind !== null);
     this.#drawn = '';

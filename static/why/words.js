@@ -120,8 +120,8 @@ export function tallyOf(rows) {
   if (controls.length && !running) {
     said.push(
       count(controls)
-        ? `With nothing replaced, ${count(controls)} of ${controls.length} changes it as well: there the image is not the reason.`
-        : 'With nothing replaced, the answer stays.',
+        ? `With nothing replaced, the answer also changes in ${count(controls)} of ${controls.length}: there the image is not the reason.`
+        : 'With nothing replaced, the answer stays the same.',
     );
   }
   if (!said.length && rows.length) said.push('Stopped before any replacement had an answer.');

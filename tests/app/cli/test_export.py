@@ -74,8 +74,8 @@ def test_existing_file_needs_force(canned: Canned, tmp_path: Path, capsys: pytes
     [
         (["t1", "--tag", "x"], "give either ids or filters"),
         (["-o", "."], ". is a folder"),
-        (["-o", "c.txt"], "c.txt: txt is no format; use one of json, jsonl, zip, html, or --format"),
-        (["-o", "nowhere/a.jsonl"], "nowhere is no folder"),
+        (["-o", "c.txt"], "c.txt: txt is not a format; use one of json, jsonl, zip, html, or --format"),
+        (["-o", "nowhere/a.jsonl"], "nowhere is not a folder"),
         (["--format", "pdf"], "argument --format: invalid choice: 'pdf'"),
         (["--rating", "2"], "argument --rating: invalid choice: 2"),
     ],

@@ -259,7 +259,7 @@ def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:
 def test_own_data_is_checked_then_used(studio: Open, slow_url: str) -> None:
     page = studio(slow_url).page("/training", ready=TRAINING)
     page.set_input_files(".or-data input[type=file]", own_data())
-    page.wait_for_selector("text=6 rows; 5 rows rejected by some method.")
+    page.wait_for_selector("text=6 rows; 5 rows rejected by at least one method.")
     usable = [page.locator(f"[data-method={one}] .or-num").inner_text() for one in ("pesft", "perpo", "benchmark")]
     assert usable == ["1 usable row", "3 usable rows", "3 usable rows"]
     assert page.locator(".or-data-row").count() == 3

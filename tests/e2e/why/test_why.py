@@ -182,7 +182,7 @@ def test_attention_has_shares_and_follows_the_step(studio: Open, studio_url: str
     shown(page)
     ask_why(page)
     page.click(".or-why >> text=attention")
-    page.wait_for_selector(".or-why >> text=Attention is not cause")
+    page.wait_for_selector(".or-why >> text=Attention is not causation")
     with Client(studio_url) as client:
         answer, step = client.attention(trace), client.attention(trace, 1)
     figures = "() => [...document.querySelectorAll('.or-why-strip .or-num')].map((one) => one.textContent)"
