@@ -29,7 +29,7 @@ async def measure_reliance(trace_id: str, app: App) -> Response:
     responses=problems(400, 403, 404, 409, 415, 422, 503, 507),
 )
 async def measure_attention(trace_id: str, app: App, body: AttentionIn | None = None) -> Response:
-    """How much the answer, or a step, attends to each image. Attention is not cause: see reliance."""
+    """How much the answer, or a step, attends to each image. Attention is not causation: see reliance."""
     return JSONResponse(await app.tokens.attention(trace_id, body or AttentionIn()))
 
 
