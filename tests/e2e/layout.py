@@ -6,8 +6,8 @@ from typing import Any
 
 from tests.e2e.browser import becomes, fits
 
-# From 320 (a small phone) to 1920: common screens, and the narrowest of each range between breakpoints (640, 900, 1180),
-# where things are closest together.
+# From 320 (a small phone) to 1920: common screens, and the narrowest of each range between the breakpoints 640, 900 and
+# 1180, where things are closest together.
 WIDTHS = (320, 390, 480, 641, 768, 901, 1181, 1366, 1920)
 
 SETTLED_MS = 60_000  # an upper bound for all transitions, even on a very busy machine
@@ -78,14 +78,19 @@ WRONG = """() => {
     }
   }
   const related = (a, b) => (a.text && b.text ? a.e === b.e : a.node.contains(b.node) || b.node.contains(a.node));
-  items.forEach((a, k) => items.slice(k + 1).forEach((b) => {
-    if (related(a, b) || layer(a.e) !== layer(b.e)) return;
-    const wide = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
-    const high = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
-    if (wide > SLACK && high > SLACK) {
-      wrong.add(`overlap: "${words(a.node)}" of ${name(a.e)} and "${words(b.node)}" of ${name(b.e)}`);
+  for (const item of items) item.layer = layer(item.e);
+  items.sort((a, b) => a.box.top - b.box.top);
+  items.forEach((a, k) => {
+    for (let next = k + 1; next < items.length; next += 1) {
+      const b = items[next];
+      if (b.box.top >= a.box.bottom - SLACK) break; // so are all that follow
+      const wide = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
+      const high = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
+      if (wide > SLACK && high > SLACK && a.layer === b.layer && !related(a, b)) {
+        wrong.add(`overlap: "${words(a.node)}" of ${name(a.e)} and "${words(b.node)}" of ${name(b.e)}`);
+      }
     }
-  }));
+  });
   return [...wrong];
 }"""
 
