@@ -132,9 +132,7 @@ def _add_why(commands: _Commands[_Parser]) -> None:
     parser.add_argument("trace", metavar="TRACE", help="id of a trace with an answer")
     kinds = get_args(Replacement)
     parser.add_argument("--with", dest="with_", metavar="KIND", action="append", choices=kinds, help=", ".join(kinds))
-    parser.add_argument(
-        "--steps", metavar="K", type=whole(1), nargs="+", help="replace the images of these steps (all)"
-    )
+    parser.add_argument("--steps", metavar="K", type=whole(1), nargs="+", help="replace these steps' images (all)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     _add_url(parser)
 
