@@ -138,3 +138,11 @@ def temporary_server() -> Iterator[Server]:
             server.stop()
         finally:
             server.kill()
+
+
+def runs(process: psutil.Process, program: str) -> bool:
+    """Whether the process runs that program or module; one that has just ended runs none."""
+    try:
+        return program in " ".join(process.cmdline())
+    except psutil.Error:
+        return False

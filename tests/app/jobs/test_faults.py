@@ -20,7 +20,7 @@ from app.client import Client
 from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases, running
 from tests.app.job_helpers import FakeCheckpoints, code, events, get, of_type, post, statuses, worker
-from tests.e2e.real_server import ROOT, wait_until
+from tests.e2e.real_server import ROOT, runs, wait_until
 from tests.fakes import FakeGeneration
 from tests.patience import PATIENCE_S
 
@@ -195,7 +195,7 @@ class Killable:
 
     def workers(self) -> list[psutil.Process]:
         assert self.process is not None
-        return [child for child in psutil.Process(self.process.pid).children() if "fake_worker" in str(child.cmdline())]
+        return [child for child in psutil.Process(self.process.pid).children() if runs(child, "fake_worker")]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from app.client import Client
 from app.client.sse import Event
 from app.client.types import Trace
 from tests.app.stream_events import check_event
-from tests.e2e.real_server import Server, wait_until
+from tests.e2e.real_server import Server, runs, wait_until
 from tests.fakes import png
 
 STEPS = 60  # some milliseconds each: long enough to kill the server in between
@@ -130,7 +130,7 @@ def test_invariant_14_killed_server_resumes_with_identical_losses(
         for event in client.job_events(job["id"], give_up_s=120):
             if event.type == "metrics":
                 break
-    workers = [child for child in server.children() if "training.jobs.worker" in child.cmdline()]
+    workers = [child for child in server.children() if runs(child, "training.jobs.worker")]
     (worker,) = workers
     server.kill()
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 120)

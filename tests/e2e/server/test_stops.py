@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.real_server import ROOT, SERVE, Server, wait_until
+from tests.e2e.real_server import ROOT, SERVE, Server, runs, wait_until
 from tests.e2e.server.test_server import ask
 from tests.e2e.server.test_server_life import alive, start_many
 from tests.postgres import Cluster
@@ -88,15 +88,7 @@ def connect(server: Server, count: int, data: bytes, stack: ExitStack) -> list[s
 
 
 def engine_of(server: Server) -> psutil.Process:
-    return next(child for child in server.children() if is_module(child, "model.worker.child"))
-
-
-def is_module(process: psutil.Process, name: str) -> bool:
-    """Whether the process runs that module; a process that has just ended runs none."""
-    try:
-        return name in process.cmdline()
-    except psutil.Error:
-        return False
+    return next(child for child in server.children() if runs(child, "model.worker.child"))
 
 
 def freeze(process: psutil.Process, stack: ExitStack) -> None:
@@ -172,7 +164,7 @@ def a_job_that_ignores_it(server: Server, stack: ExitStack) -> None:
 
 
 def workers(server: Server) -> list[psutil.Process]:
-    return [child for child in server.children() if is_module(child, "training.jobs.worker")]
+    return [child for child in server.children() if runs(child, "training.jobs.worker")]
 
 
 def an_engine_that_hangs(server: Server, stack: ExitStack) -> None:
@@ -208,7 +200,7 @@ def test_sigterm_ends_the_server_in_every_state(fresh_server: Server, state: Sta
     server = fresh_server
     with ExitStack() as stack:
         state(server, stack)
-        left = [child for child in server.children() if not is_module(child, "training.jobs.worker")]
+        left = [child for child in server.children() if not runs(child, "training.jobs.worker")]
         assert server.stop(timeout_s=ENDED_S) == 0, server.tail()
         wait_until(lambda: not any(alive(child) for child in left), "the end of its children", ENDED_S)
     if state not in WITH_WORK:

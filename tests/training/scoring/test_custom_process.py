@@ -11,6 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.e2e.real_server import runs
 from tests.patience import PATIENCE_S
 from training.jobs.context import JobStopped
 from training.scoring.custom import Case, CustomValue, Response, ResponseStep, RewardError, Sample, read_value
@@ -240,7 +241,7 @@ def test_forgotten_process_is_ended(file: Path) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return [one for one in psutil.Process(os.getpid()).children() if "custom_child" in " ".join(one.cmdline())]
+    return [one for one in psutil.Process(os.getpid()).children() if runs(one, "custom_child")]
 
 
 @pytest.mark.parametrize("value", [True, 1, -0.5, {"a": 1, "b": 0.5}])
