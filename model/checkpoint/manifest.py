@@ -109,7 +109,7 @@ class Manifest:
             "images": vars(self.images),
             "perception": None if perception is None else vars(perception),
             "card_notes": self.card_notes,
-            "verifier": self.verifier,
+            **({"verifier": self.verifier} if self.verifier else {}),
             "created_at": self.created_at,
             "lineage": self.lineage,
             "files": self.files,
