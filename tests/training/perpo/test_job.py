@@ -150,7 +150,7 @@ def test_every_metric_and_warning_is_documented(whole: tuple[Path, dict[str, Any
     page = (Path(__file__).parents[3] / "docs" / "perpo.md").read_text()
     logged = {key.removesuffix("_std") for row in events(whole[0], "metrics") for key in row["values"]}
     assert {key for key in logged if f"`{key}`" not in page} == set()
-    source = Path(perpo.__file__).read_text() + Path(perpo.__file__).with_name("failure_signs.py").read_text()
+    source = "".join(path.read_text() for path in Path(perpo.__file__).parent.glob("*.py"))
     codes = set(re.findall(r'(?:\badd|warning)\(\s*"(\w+)"', source)) | {"copied_pictures", "capped_pictures"}
     assert len(codes) >= 9
     assert {code for code in codes if f"`{code}`" not in page} == set()
