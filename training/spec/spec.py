@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 Slice = Literal["natural", "structured", "diagrammatic", "operational"]
-Level = Literal["normal", "hard", 1, 2, 3, 4, 5, 6, 7, 8]
+Level = Literal["normal", "hard"] | Annotated[int, Field(ge=1, le=8)]
 
 EVAL_SEEDS = 1_000_000_000  # must equal training.world.world's value
 HIGHEST_TRAINED = 6  # the last graded level that may train; must equal training.world.world's value
