@@ -13,7 +13,16 @@ from pydantic import ValidationError
 from app.contract.words import Level as ContractLevel
 from app.contract.words import Slice as ContractSlice
 from training.spec.spec import EVAL_SEEDS as SPEC_EVAL_SEEDS
-from training.spec.spec import HIGHEST_TRAINED, METHODS, PRESETS, Level, PeSFTSpec, PipelineSpec, Slice, parse_spec
+from training.spec.spec import (
+    HIGHEST_TRAINED,
+    METHODS,
+    PRESETS,
+    PeSFTSpec,
+    PipelineSpec,
+    Slice,
+    UniTasksData,
+    parse_spec,
+)
 from training.world.world import EVAL_SEED_MIN, LEVELS, SLICES, TRAINED_GRADES
 
 WORLD: dict[str, Any] = {"source": "unitasks", "num_samples": 64}
@@ -130,10 +139,19 @@ def test_pipeline_needs_data_for_each_stage() -> None:
         parse_spec({**after_zero, "data": {**zero, "pesft": WORLD}})
 
 
+def _accepts(level: object) -> bool:
+    try:
+        UniTasksData.model_validate({"level": level})
+    except ValidationError:
+        return False
+    return True
+
+
 def test_seeds_and_slices_match_the_world() -> None:
     assert SPEC_EVAL_SEEDS == EVAL_SEED_MIN
     assert get_args(Slice) == get_args(ContractSlice) == SLICES
-    assert get_args(Level) == LEVELS
+    accepted = [level for level in (*LEVELS, 0, 9, "easy") if _accepts(level)]
+    assert accepted == list(LEVELS)
     assert get_args(ContractLevel) == tuple(map(str, LEVELS))
     assert TRAINED_GRADES[-1] == HIGHEST_TRAINED
 
