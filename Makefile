@@ -20,9 +20,9 @@ SOURCES := app model training
 
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
-# The tests whose results depend on kernels; those of processes and faults among them take long, and do not.
-KERNELS := model/nets model/engine model/worker training/benchmark training/perpo training/pesft training/zero
-WITHOUT_KERNELS := model/engine/test_process training/pesft/test_faults
+# Tests of files, processes, words and the world, to which kernels make no difference.
+WITHOUT_KERNELS := model/text model/checkpoint/test_checkpoint.py model/engine/test_process.py training/scoring \
+  training/world training/spec training/pesft/test_faults.py training/studies/test_plot_job.py
 
 # A file stays on one worker, which starts its server once; in the tree's order, so that the slow browser tests do not
 # come last, on one worker alone.
@@ -57,7 +57,7 @@ test-fast: setup
 	@$(PYTEST) $(FAST) $(ARGS)
 
 test-portable: setup
-	@$(PORTABLE_CPU) $(PYTEST) $(KERNELS:%=tests/%) $(WITHOUT_KERNELS:%=--ignore=tests/%.py) $(ARGS)
+	@$(PORTABLE_CPU) $(PYTEST) tests/model tests/training $(WITHOUT_KERNELS:%=--ignore=tests/%) $(ARGS)
 
 # Python's own line events are the cheap way to count, where it has them.
 coverage: setup

@@ -16,14 +16,7 @@ from pydantic import BaseModel, Field
 
 MEDIA_TYPE = "application/problem+json"
 # Errors below these have the shape that OpenAI's clients expect, also on the routes that this server does not have.
-OPENAI_PATHS = (
-    "/v1/responses",
-    "/v1/models",
-    "/v1/chat",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/images/generations",
-)
+OPENAI_PATHS = ("/v1/responses", "/v1/models", "/v1/chat", "/v1/completions", "/v1/embeddings")
 
 # code -> (status, title). Codes are part of the contract: add, never rename.
 CODES: dict[str, tuple[int, str]] = {

@@ -64,11 +64,13 @@ def continue_base(
     model = SFTModel.start(spec, transformer, loaded.vq.codebook, id_to_code(loaded.vocab))
     train_sft(spec, model, data, out, resume=resume)
     manifest = loaded.manifest
+    before = dict(manifest.lineage)
+    earlier = before.pop("before", [])
     lineage = {
         "stage": "base",
         "drills": {"first_seed": first_seed, "count": drills, "shares": VERIFYING},
         "run": asdict(spec),
-        "before": [manifest.lineage, *manifest.lineage.get("before", [])],
+        "before": [before, *earlier],
         **provenance(),
     }
     return save_checkpoint(

@@ -2,9 +2,9 @@ r"""Study of the verifier: does it prefer right drawings to wrong ones of the sa
 
 Text-only chains of the world are drawn with several candidates a step; the likeliest is kept. Every candidate is
 scored by the perception score, by its log-probability, and by the verifier: log p(order | before, candidate), alone and
-as its share of eight orders that the image allows. Pairs of a right and a wrong candidate of one step tell how often a
-score is right (AUC within pairs, ties count half; pooled over steps it would measure the families). The world's
-verdict is only used to judge. Nothing is trained.
+as its share among that order and seven orders of other chains of the same kind. Pairs of a right and a wrong candidate
+of one step tell how often a score is right (AUC within pairs, ties count half; pooled over steps it would measure the
+families). Intervals come from resampling the chains. The world's verdict is only used to judge. Nothing is trained.
 
     python -m training.studies.verifier runs/base-7/checkpoint --chains 300 --out results/verifier
 """
@@ -27,9 +27,10 @@ from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import CheckpointError, resolve
 from model.engine.verifier import order_logprobs
 from model.text.instructions import as_instruction
-from training.benchmark.stats import ratio
+from training.benchmark.stats import Part, ratio
 from training.data.chains import TextChain
 from training.spec.spec import UniTasksData, ZeroHyperparameters
+from training.studies.score_study import auc
 from training.zero.chain_sources import read_chains
 from training.zero.visualiser import Codes, DrawnChain, DrawnStep, Visualiser
 
@@ -54,13 +55,8 @@ class Step:
     def won(self, score: str) -> float:
         """Pairs in which the right candidate has the higher score; ties count half."""
         values = list(zip(self.scores[score], self.right, strict=True))
-        return sum(
-            (value > other) + 0.5 * (value == other)
-            for value, right in values
-            if right
-            for other, also in values
-            if not also
-        )
+        share = auc([value for value, right in values if right], [value for value, right in values if not right])
+        return (share or 0.0) * self.pairs
 
     def best(self, score: str) -> int:
         """Index of the candidate with the highest score, the first of equal ones."""
@@ -122,15 +118,24 @@ def _summary(steps: Sequence[Step]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "steps": len(steps),
         "pairs": pairs,
-        "first_right": ratio([(step.right[0], 1) for step in steps]),
-        "any_right": ratio([(any(step.right), 1) for step in steps]),
+        "first_right": _share(steps, [(step.right[0], 1) for step in steps]),
+        "any_right": _share(steps, [(any(step.right), 1) for step in steps]),
     }
     for name in SCORES:
         out[name] = {
-            "auc": ratio([(step.won(name), step.pairs) for step in steps if step.pairs]) if pairs else None,
-            "best_right": ratio([(step.right[step.best(name)], 1) for step in steps]),
+            "auc": _share(steps, [(step.won(name), step.pairs) for step in steps]),
+            "best_right": _share(steps, [(step.right[step.best(name)], 1) for step in steps]),
         }
     return out
+
+
+def _share(steps: Sequence[Step], parts: Sequence[Part]) -> tuple[float, float, float] | None:
+    """The ratio of the steps' parts; they are added up by chain, since the steps of a chain are not independent."""
+    chains: dict[str, Part] = {}
+    for step, (part, whole) in zip(steps, parts, strict=True):
+        earlier = chains.get(step.chain, (0.0, 0.0))
+        chains[step.chain] = (earlier[0] + part, earlier[1] + whole)
+    return ratio([row for row in chains.values() if row[1]])
 
 
 def table(summary: dict[str, Any]) -> str:

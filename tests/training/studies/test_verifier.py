@@ -11,9 +11,9 @@ from training.nano.more_drills import main as more_drills
 from training.studies.verifier import Step, main, summarise
 
 
-def step(right: tuple[bool, ...], values: tuple[float, ...], family: str = "find") -> Step:
+def step(right: tuple[bool, ...], values: tuple[float, ...], family: str = "find", chain: str = "1") -> Step:
     other = dict.fromkeys(("perception", "likelihood", "share"), tuple(0.0 for _ in right))
-    return Step("1", family, right, {"verifier": values, **other})
+    return Step(chain, family, right, {"verifier": values, **other})
 
 
 def test_pairs_are_counted_within_steps() -> None:
@@ -32,6 +32,16 @@ def test_score_chooses_among_the_candidates_of_a_step() -> None:
     assert found["verifier"]["best_right"][0] == pytest.approx(2 / 3)
     assert found["share"]["best_right"] == found["first_right"], "equal scores: the first"
     assert found["verifier"]["auc"][0] == 0.5
+
+
+def test_steps_of_a_chain_are_not_independent() -> None:
+    def width(chains: int) -> float:
+        steps = [step((n % 2 == 0, False), (0.0, 0.0), chain=str(n % chains)) for n in range(40)]
+        value, low, high = summarise(steps)["all"]["first_right"]
+        assert value == 0.5
+        return high - low
+
+    assert width(2) > 2 * width(40)
 
 
 def test_families_do_not_mix() -> None:
