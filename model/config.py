@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from model.foreign import foreign_content
 
 ARCHITECTURE = "ChameleonForConditionalGeneration"
 # Meta's spelling -> HF's spelling of the same field.
@@ -40,6 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
+        with suppress(OSError):
+            if what := foreign_content(path):
+                raise ConfigError(f"{path} {what}") from error
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a JSON object")
@@ -198,6 +204,12 @@ class ModelConfig:
         """
         if data.get("model_type") != "chameleon":
             raise ConfigError(f"model_type is {data.get('model_type')!r}, not 'chameleon'")
+        if quantised := data.get("quantization_config"):
+            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+            raise ConfigError(
+                f"its weights are quantised ({method or 'quantization_config'} in config.json), "
+                "and only bf16, fp16 and fp32 weights are loaded"
+            )
         for name in ("attention_bias", "mlp_bias"):
             if data.get(name):
                 raise ConfigError(f"{name} is not supported")

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.checkpoint.manifest import GenerationDefaults, Manifest
-from model.checkpoint.shards import CheckpointError, read_entries, require_plain_files
+from model.checkpoint.shards import (
+    CheckpointError,
+    check_storage,
+    read_entries,
+    require_base,
+    require_data,
+    require_plain_files,
+)
 from model.config import ConfigError, ModelConfig
 from model.text.questions import is_familiar
 
@@ -77,8 +84,10 @@ def read_folder(folder: Path) -> CheckpointInfo:
     try:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         require_plain_files(folder)
+        require_data(folder)
+        require_base(folder)
         config = ModelConfig.read(folder)
-        read_entries(folder)
+        check_storage(read_entries(folder))
         manifest = Manifest.read(folder)
         return CheckpointInfo(
             name, folder, _digest(folder, manifest), size, manifest, config, GenerationDefaults.read(folder)

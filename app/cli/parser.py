@@ -328,9 +328,9 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:
-    text = "convert Meta's release layout (Chameleon, Anole) to a servable checkpoint folder"
+    text = "make a servable folder of Meta's release layout (Chameleon, Anole) or of a wrapped model's save"
     parser = _command(commands, "convert", "app.cli.train:convert", text)
-    parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/")
+    parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/, or with config.json")
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--name", help="(the folder's)")
     parser.add_argument("--template", choices=("plain", "tagged"), default="plain")

@@ -76,11 +76,15 @@ def evaluate(args: Namespace) -> int:
 
 
 def convert(args: Namespace) -> int:
-    """Converts Meta's release layout to a servable folder."""
+    """Converts Meta's release layout, or a folder saved from a wrapped model, to a servable folder."""
     from model.checkpoint.convert import convert_meta
+    from model.checkpoint.unwrap import unwrap
 
     with _bad_input():
-        folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
+        if (Path(args.source) / "config.json").is_file():
+            folder = unwrap(args.source, args.out, name=args.name)
+        else:
+            folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
     remark(f"converted: {folder}")
     return EXIT_OK
 

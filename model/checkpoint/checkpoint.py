@@ -14,20 +14,28 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.checkpoint.atomic import replace_folder, staging_folder, sync_tree
+from model.checkpoint.checks import EMBEDDING, HEAD, check_names, check_vq, skeleton
 from model.checkpoint.hf_files import description_files, model_card
 from model.checkpoint.manifest import Capabilities, GenerationDefaults, Manifest
-from model.checkpoint.shards import INDEX, CheckpointError, TensorEntry, header_entries, read_entries, resolve
-from model.config import ConfigError, ModelConfig, TransformerConfig, VQConfig, read_json
+from model.checkpoint.shards import (
+    INDEX,
+    CheckpointError,
+    TensorEntry,
+    header_entries,
+    read_entries,
+    require_base,
+    resolve,
+)
+from model.config import ConfigError, ModelConfig, read_json
 from model.nets.transformer import Transformer
 from model.nets.vq import VQModel
 from model.text.template import Template, TemplateName
@@ -46,11 +54,6 @@ __all__ = [
 
 LM_FILE, VQ_FILE = "model-lm.safetensors", "model-vq.safetensors"
 VQ_PREFIX = "model.vqmodel."
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-# In addition to the two models: our projection W, and buffers of old exports.
-_HARMLESS = ("perception.", "model.vqmodel.", "model.rotary_emb.")
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -98,8 +101,8 @@ def load_checkpoint(
     folder = Path(folder)
     config, vocab, tokenizer, manifest = _read_descriptions(folder)
     entries = read_entries(folder)
-    _check_names(entries, config)
-    transformer = _skeleton(lambda: Transformer(config.transformer))
+    check_names(entries, config)
+    transformer = skeleton(lambda: Transformer(config.transformer))
     wanted = [name for name in transformer.state_dict() if name in entries]
     state = _read_tensors(folder, entries, wanted, dtype)
     _fit_state(state, config)
@@ -161,14 +164,15 @@ def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool
     entries = read_entries(folder)
     if hashes:
         manifest.verify_hashes(folder)
-    _check_names(entries, config)
+    check_names(entries, config)
     vq_names = {name.removeprefix(VQ_PREFIX) for name in entries if name.startswith(VQ_PREFIX)}
     if vq_names:
-        _check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
+        check_vq(entries, VQ_PREFIX, config, draws=any(name.startswith("decoder.") for name in vq_names))
     elif manifest.capabilities.images_in_question and not manifest.derived:
         raise CheckpointError("missing_tensor", f"{VQ_PREFIX}encoder.conv_in.weight: the manifest promises an encoder")
     if manifest.capabilities.images_in_answer and not any(name.startswith("decoder.") for name in vq_names):
         raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises a decoder")
+    GenerationDefaults.read(folder)
     if values:
         for name, tensor in _iterate(folder, entries, sorted(entries)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -248,6 +252,7 @@ def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextToken
     """Read config, vocabulary, tokenizer and manifest, with our error codes."""
     if not folder.is_dir():
         raise CheckpointError("not_found", f"{folder} is not a folder")
+    require_base(folder)
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise CheckpointError("missing_file", f"{folder / name} does not exist")
@@ -264,56 +269,6 @@ def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextToken
     return config, vocab, tokenizer, Manifest.read(folder)
 
 
-def _skeleton(build: Callable[[], M]) -> M:
-    """Build a module without storage: names and shapes only, until a state is assigned."""
-    with torch.device("meta"):
-        return build()
-
-
-# Kept: the next checkpoint mostly has the same shape, and reading one takes time from the streams.
-@lru_cache(maxsize=8)
-def _transformer_shapes(config: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
-    return _shapes(_skeleton(lambda: Transformer(config)))
-
-
-@lru_cache(maxsize=8)
-def _vq_shapes(config: VQConfig, *, draws: bool) -> Mapping[str, tuple[int, ...]]:
-    return _shapes(_skeleton(lambda: VQModel(config, with_decoder=draws)))
-
-
-def _shapes(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _check_names(entries: Mapping[str, TensorEntry], config: ModelConfig) -> None:
-    expected = _transformer_shapes(config.transformer)
-    for name, shape in expected.items():
-        entry = entries.get(name)
-        if entry is None:
-            if name == _HEAD and config.transformer.tie_word_embeddings:
-                continue
-            raise CheckpointError("missing_tensor", f"{name} is missing from the checkpoint")
-        shared = "_norm." in name and entry.shape in _shared_norms(shape, config.transformer)
-        if entry.shape != shape and not shared:
-            rows = name in (_HEAD, _EMBEDDING) and entry.shape[1:] == shape[1:]
-            code = "wrong_vocabulary" if rows else "unexpected_shape"
-            raise CheckpointError(code, f"{name} has shape {list(entry.shape)}, but config.json expects {list(shape)}")
-    for name in entries:
-        if name not in expected and not name.startswith(_HARMLESS) and not name.endswith("rotary_emb.inv_freq"):
-            raise CheckpointError(
-                "unexpected_tensor", f"{name} does not belong to the model that config.json describes"
-            )
-
-
-def _shared_norms(shape: tuple[int, ...], config: TransformerConfig) -> list[tuple[int, ...]]:
-    """Alternative shapes of a q/k norm [heads, head_dim]: one row for all heads, or one for the heads of each shard."""
-    if len(shape) != 2:
-        return []
-    heads, head_dim = shape
-    shards = [(config.qk_norm_shards, head_dim)] if heads % config.qk_norm_shards == 0 else []
-    return [(head_dim,), (1, head_dim), *shards]
-
-
 def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
     """Normalise alternative layouts of the same weights: shared q/k norms, and a tied head."""
     t = config.transformer
@@ -322,21 +277,8 @@ def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
             heads = t.num_heads if ".q_norm." in name else t.num_kv_heads
             rows = tensor.view(-1, t.head_dim)
             state[name] = rows.repeat_interleave(heads // len(rows), 0).contiguous()
-    if _HEAD not in state:
-        state[_HEAD] = state[_EMBEDDING].clone()
-
-
-def _check_vq(entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig, *, draws: bool) -> None:
-    """Check names and shapes of the stored VQ."""
-    for name, shape in _vq_shapes(config.vq, draws=draws).items():
-        entry = entries.get(prefix + name)
-        if entry is None:
-            raise CheckpointError("missing_tensor", f"{prefix}{name} is missing from the checkpoint")
-        if entry.shape != shape:
-            raise CheckpointError(
-                "unexpected_shape",
-                f"{prefix}{name} has shape {list(entry.shape)}, but vq_config expects {list(shape)}",
-            )
+    if HEAD not in state:
+        state[HEAD] = state[EMBEDDING].clone()
 
 
 def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig) -> VQModel | None:
@@ -345,8 +287,8 @@ def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, con
     if not any(name.startswith("encoder.") for name in names):
         return None
     draws = any(name.startswith("decoder.") for name in names)
-    _check_vq(entries, prefix, config, draws=draws)
-    model = _skeleton(lambda: VQModel(config.vq, with_decoder=draws))
+    check_vq(entries, prefix, config, draws=draws)
+    model = skeleton(lambda: VQModel(config.vq, with_decoder=draws))
     wanted = [prefix + name for name in model.state_dict()]
     state = _read_tensors(folder, entries, wanted, torch.float32)
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)

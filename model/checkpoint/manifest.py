@@ -7,6 +7,7 @@ other code handles the difference.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -168,23 +169,43 @@ class GenerationDefaults:
 
     @classmethod
     def read(cls, folder: str | Path) -> GenerationDefaults:
-        """Read these two fields of ``generation_config.json``.
+        """Read these two fields of ``generation_config.json``, if there is one.
 
         The others are ignored: the released 7B files name a wrong BOS and a repetition penalty that would spoil images.
+
+        Raises:
+            CheckpointError: ``broken_file`` for values that nothing can be sampled with.
         """
-        try:
-            data = read_json(Path(folder) / "generation_config.json")
-        except ConfigError:
+        path = Path(folder) / "generation_config.json"
+        if not path.exists():
             return cls()
-        sampled = data.get("do_sample", False)
-        temperature = float(data.get("temperature") or 1.0) if sampled else 0.0
-        return cls(temperature, float(data.get("top_p") or 1.0) if sampled else 1.0)
+        try:
+            data = read_json(path)
+        except ConfigError as error:
+            raise CheckpointError("broken_file", str(error)) from error
+        sampled = data.get("do_sample")
+        if sampled is not None and not isinstance(sampled, bool):
+            raise CheckpointError("broken_file", f"{path}: do_sample is {sampled!r}, expected true or false")
+        if not sampled:
+            return cls()
+        return cls(_bounded(path, data, "temperature", math.inf), _bounded(path, data, "top_p", 1.0) or 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a ``generation_config.json`` object."""
         if self.temperature == 0.0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+
+
+def _bounded(path: Path, data: Mapping[str, Any], name: str, most: float) -> float:
+    """A number from 0 to ``most``; 1 if the file has none."""
+    value = data.get(name)
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
+        bounds = "of at least 0" if math.isinf(most) else f"from 0 to {most:g}"
+        raise CheckpointError("broken_file", f"{path}: {name} is {value!r}, expected a number {bounds}")
+    return float(value)
 
 
 def _derive(folder: Path) -> Manifest:

@@ -12,12 +12,13 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.config import ConfigError, read_json
+from model.foreign import foreign_content
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -25,6 +26,11 @@ SHIPPED = Path(__file__).parents[1] / "nano"
 _MAX_HEADER = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Left in front of every name by a save of a wrapped model: DistributedDataParallel, torch.compile, PEFT.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+|(?<=\.)_orig_mod\.")
+_LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+ADAPTER = "adapter_config.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
 
@@ -66,6 +72,63 @@ def require_plain_files(folder: Path) -> None:
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise CheckpointError("broken_file", f"{path} is not a regular file")
+
+
+def require_base(folder: Path) -> None:
+    """Reject a folder that holds a LoRA adapter only.
+
+    Raises:
+        CheckpointError: ``unsupported``, naming the base.
+    """
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        try:
+            base = str(read_json(folder / ADAPTER).get("base_model_name_or_path") or "a base that it does not name")
+        except ConfigError as error:
+            raise CheckpointError("broken_file", str(error)) from error
+        raise CheckpointError(
+            "unsupported",
+            f"{folder} is a LoRA adapter of {base}, without the weights of that base: "
+            "merge the two (PEFT's merge_and_unload) and save the result",
+        )
+
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without the marks of wrappers (``module.``, ``_orig_mod.``, ``base_model.model.``)."""
+    return _WRAPPERS.sub("", name)
+
+
+def check_storage(entries: Mapping[str, TensorEntry]) -> None:
+    """Reject tensors of the right model in a form that cannot be loaded: wrapped names, adapters, quantised numbers.
+
+    Raises:
+        CheckpointError: ``unexpected_tensor`` or ``unsupported``, naming the first such tensor.
+    """
+    for name, entry in entries.items():
+        if _LORA.search(name):
+            raise CheckpointError(
+                "unsupported", f"{name} belongs to a LoRA adapter: merge it into its base (PEFT's merge_and_unload)"
+            )
+        if (bare := unwrapped(name)) != name:
+            raise CheckpointError(
+                "unexpected_tensor",
+                f"{name} was saved from a wrapped model and should be {bare}: `omni-r1 convert FOLDER OUT` renames it",
+            )
+        if name.endswith((".weight", ".bias")) and entry.dtype not in _FLOATS:
+            raise CheckpointError(
+                "unsupported",
+                f"{name} is stored as {entry.dtype}: quantised weights are not loaded, only bf16, fp16 and fp32",
+            )
+
+
+def require_data(folder: Path) -> None:
+    """Reject folders whose JSON or weights are really something else (:mod:`model.foreign`).
+
+    Raises:
+        CheckpointError: ``broken_file``, naming the file and the remedy.
+    """
+    for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+        if path.is_file() and (what := _foreign(path)):
+            raise CheckpointError("broken_file", f"{path} {what}")
 
 
 def read_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -117,8 +180,17 @@ def header_entries(path: Path) -> dict[str, TensorEntry]:
     except FileNotFoundError as error:
         raise CheckpointError("missing_file", f"{path} does not exist") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        if what := _foreign(path):
+            raise CheckpointError("broken_file", f"{path} {what}") from error
         raise CheckpointError("broken_file", f"{path} is not a complete safetensors file: {error}") from error
     return entries
+
+
+def _foreign(path: Path) -> str | None:
+    try:
+        return foreign_content(path)
+    except OSError:
+        return None
 
 
 def file_hash(path: Path) -> str:
@@ -158,6 +230,7 @@ def find_local(name: str, *, roots: Iterable[Path] = ()) -> Path | None:
             if (root / name / "config.json").is_file():
                 return (root / name).resolve()
     if path.is_dir():
+        require_base(path)
         raise CheckpointError("missing_file", f"{path} has no config.json, so it is not a checkpoint")
     if HUB_ID.fullmatch(name) and not path.exists():
         return None

@@ -238,3 +238,11 @@ def _check_agreement(tokens: Mapping[str, int], vocabulary_map: Mapping[str, int
     for token, token_id in vocabulary_map.items():
         if tokens.get(token, token_id) != token_id:
             raise VocabularyError(f"token {token!r} is {tokens[token]} in tokenizer.json and {token_id} in config.json")
+    names = {token_id: token for token, token_id in tokens.items()}
+    for token, token_id in vocabulary_map.items():  # same special tokens, other words
+        other = names.get(token_id, token)
+        if token not in tokens and other not in vocabulary_map and not _RESERVED.fullmatch(token):
+            raise VocabularyError(
+                f"id {token_id} is {other!r} in tokenizer.json and {token!r} in config.json: "
+                "the tokenizer belongs to another checkpoint"
+            )
