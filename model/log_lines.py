@@ -10,6 +10,7 @@ import threading
 import time
 from contextvars import ContextVar
 from types import TracebackType
+from typing import TextIO
 
 _IDS = {"trace": re.compile(r"\b(tr_[0-9a-z]{20})\b"), "job": re.compile(r"\b(job_[0-9a-z]{20})\b")}
 # Control characters, line and paragraph separators, direction marks, surrogates.
@@ -61,6 +62,14 @@ class LineFormatter(logging.Formatter):
         return json.dumps(line | getattr(record, "fields", {}), default=str)
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment; a stream kept from the start may be closed by then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure(log_format: str, level: str) -> None:
     """Log every logger's records, warnings and (as JSON) uncaught exceptions to stderr in one format.
 
@@ -68,7 +77,7 @@ def configure(log_format: str, level: str) -> None:
         ValueError: for an unknown level.
     """
     as_json = log_format == "json"
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(LineFormatter(as_json=as_json))
     root = logging.getLogger()
     root.handlers = [handler]

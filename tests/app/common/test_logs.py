@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from app.client import Client
+from model import log_lines
 from model.log_lines import LineFormatter, request_id
 from tests.app.conftest import Serve, Server, running
 from tests.e2e.real_server import ROOT, wait_until
@@ -71,6 +73,18 @@ def test_json_line_has_traceback_and_ids() -> None:
 @pytest.mark.parametrize("as_json", [True, False])
 def test_mismatched_arguments_lose_no_line(as_json: bool) -> None:
     assert "%d items" in LineFormatter(as_json=as_json).format(record("%d items", "no number"))
+
+
+def test_records_go_to_the_stderr_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers)
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    log_lines.configure("text", "info")
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    logging.getLogger("omni_r1.x").warning("after a redirection")
+    assert second.getvalue().endswith("omni_r1.x: after a redirection\n")
 
 
 def test_request_id_is_in_both_formats() -> None:
