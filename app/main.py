@@ -60,6 +60,7 @@ from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.intake import JobIntake
 from app.jobs.runner import COMMAND
+from app.jobs.runs import Runs
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
 from app.runtime import BuildUI, Runtime, UISlot, publish
@@ -245,6 +246,7 @@ def build_services(
         tokens=tokens,
         interventions=interventions,
         jobs=jobs,
+        runs=Runs(core.db, jobs),
         servers=servers,
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(core.db),

@@ -79,11 +79,11 @@ def _change(spec: dict[str, Any], changes: Sequence[str]) -> None:
 def jobs_list(args: Namespace) -> int:
     """Lists the newest jobs."""
     with Client(args.url) as client:
-        page = client.jobs(limit=args.limit, status=args.status, method=args.method)
+        page = client.jobs(limit=args.limit, status=args.status, method=args.method, name=args.name, tag=args.tag)
     if args.json:
         write(json.dumps(page["data"], ensure_ascii=False, indent=2) + "\n")
         return EXIT_OK
-    header = ["job", "method", "status", "progress", "from", "started"]
+    header = ["job", "name", "method", "status", "progress", "from", "started"]
     write(table(header, [_row(job) for job in page["data"]]))
     return EXIT_OK
 
@@ -124,6 +124,20 @@ def resume(args: Namespace) -> int:
             remark(f"job {job['id']} is {job['status']}")
             return EXIT_OK
         return _follow(client, args.id, after=seen, as_json=args.json)
+
+
+def label(args: Namespace) -> int:
+    """Names, tags or annotates a job."""
+    given = {"name": args.name, "tags": args.tag, "note": args.note}
+    change = {key: value for key, value in given.items() if value is not None}
+    if "tags" in change:
+        change["tags"] = [tag for tag in args.tag if tag]  # --tag "" removes them all
+    if not change:
+        raise _bad("give --name, --tag or --note")
+    with Client(args.url) as client:
+        job = client.update_job(args.id, **{**change, **({"name": None} if args.name == "" else {})})
+    write(json.dumps(job, ensure_ascii=False, indent=2) + "\n" if args.json else _text(job))
+    return EXIT_OK
 
 
 def delete(args: Namespace) -> int:
@@ -285,6 +299,7 @@ def _every_field(error: BadInput) -> str:
 def _row(job: Job) -> list[str]:
     return [
         job["id"],
+        one_line(job["name"] or "-"),
         job["method"],
         job["status"],
         _progress(job),
@@ -306,6 +321,9 @@ def _text(job: Job) -> str:
 
 def _lines(job: Job) -> Iterator[str]:
     yield f"{job['id']}  {job['method']} from {job['spec'].get('base_checkpoint')}: {job['status']}"
+    for name, text in (("name", job["name"]), ("tags", ", ".join(job["tags"])), ("note", job["note"])):
+        if text:
+            yield f"{name:<12} {one_line(text)}"
     if job["status"] == "running":
         yield f"progress     {_progress(job)}"
     if waiting := job["progress"] and job["progress"].get("waiting"):

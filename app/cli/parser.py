@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from argparse import ArgumentTypeError
-from collections.abc import Callable
 from typing import NoReturn, get_args
 
 from app.cli.export import add_options as add_export_options
-from app.cli.terminal import EXIT_BAD_INPUT, complain
+from app.cli.terminal import EXIT_BAD_INPUT, complain, filled, number, whole
 from app.contract.words import (
     MAX_DRAWN_IMAGES,
     MAX_PAGE,
@@ -310,6 +307,8 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
         quiet = argparse.SUPPRESS
         one.add_argument("--status", choices=get_args(JobStatus), default=None if one is parser else quiet)
         one.add_argument("--method", choices=tuple(METHODS), default=None if one is parser else quiet)
+        one.add_argument("--name", default=None if one is parser else quiet, help="only jobs of this name")
+        one.add_argument("--tag", default=None if one is parser else quiet, help="only jobs with this tag")
         one.add_argument(
             "--limit", type=whole(1, MAX_PAGE), default=20 if one is parser else quiet, help=f"at most {MAX_PAGE} (20)"
         )
@@ -319,11 +318,16 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
         "cancel": "stop one at the end of its step, with a checkpoint",
         "resume": "resume an ended one from its saved state",
         "delete": "delete an ended one; its checkpoints stay",
+        "label": "name, tag or annotate one",
     }
     for name, what in actions_of_one.items():
         _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID", type=filled)
     actions.choices["cancel"].add_argument("--wait", action="store_true", help="wait until it has stopped")
     actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
+    label = actions.choices["label"]
+    label.add_argument("--name", help='several jobs may have the same; "" removes it')
+    label.add_argument("--tag", action="append", help='in place of its tags; repeatable; "" removes them')
+    label.add_argument("--note", help='"" removes it')
     _everywhere(parser, actions)
 
 
@@ -349,52 +353,3 @@ class _Version(argparse.Action):
 
         sys.stdout.write(f"omni-r1 {package_version()} ({commit()[:12]})\n")
         raise SystemExit(0)
-
-
-# ---- types of arguments: each rejects a bad value with a message that gives the allowed ones
-
-
-def whole(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
-    """Whole numbers from `least` to `most`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise _expected("whole number", least, most, text) from None
-        if _outside(value, least, most):
-            raise _expected("whole number", least, most, text)
-        return value
-
-    return parse
-
-
-def number(least: float | None = None, most: float | None = None) -> Callable[[str], float]:
-    """Finite numbers from `least` to `most`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or _outside(value, least, most):
-            raise _expected("number", least, most, text)
-        return value
-
-    return parse
-
-
-def filled(text: str) -> str:
-    """Text that is not blank."""
-    if not text.strip():
-        raise ArgumentTypeError("must not be empty")
-    return text
-
-
-def _outside(value: float, least: float | None, most: float | None) -> bool:
-    return (least is not None and value < least) or (most is not None and value > most)
-
-
-def _expected(kind: str, least: float | None, most: float | None, text: str) -> ArgumentTypeError:
-    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
-    return ArgumentTypeError(f"expected a {kind}{bounds}, not {text!r}")

@@ -6,11 +6,13 @@ API names options of the command line in place of its fields: ``--after``, not `
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -110,3 +112,52 @@ def _option_of(path: str, steps: Sequence[int]) -> str:
         edit = groups.get("edit")
         return option if edit is None or int(edit) >= len(steps) else f"{option} of step {steps[int(edit)]}"
     return re.sub(r"^(body|query)(\.|$)", "", path)
+
+
+# ---- types of arguments: each rejects a bad value with a message that gives the allowed ones
+
+
+def whole(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
+    """Whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _expected("whole number", least, most, text) from None
+        if _outside(value, least, most):
+            raise _expected("whole number", least, most, text)
+        return value
+
+    return parse
+
+
+def number(least: float | None = None, most: float | None = None) -> Callable[[str], float]:
+    """Finite numbers from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or _outside(value, least, most):
+            raise _expected("number", least, most, text)
+        return value
+
+    return parse
+
+
+def filled(text: str) -> str:
+    """Text that is not blank."""
+    if not text.strip():
+        raise ArgumentTypeError("must not be empty")
+    return text
+
+
+def _outside(value: float, least: float | None, most: float | None) -> bool:
+    return (least is not None and value < least) or (most is not None and value > most)
+
+
+def _expected(kind: str, least: float | None, most: float | None, text: str) -> ArgumentTypeError:
+    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+    return ArgumentTypeError(f"expected a {kind}{bounds}, not {text!r}")

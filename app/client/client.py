@@ -24,6 +24,7 @@ from app.client.curation import CurationCalls
 from app.client.errors import BadInput, MalformedAnswer, OmniError, api_error
 from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
+from app.client.runs import RunCalls
 from app.client.sse import Cursor, Event
 from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Sampling, StoredImage, Task, Trace
 from app.client.types_rewards import Extensions, Reward
@@ -45,7 +46,7 @@ def default_key() -> str:
     return key if key.isascii() and key.isprintable() else ""  # not valid in a header
 
 
-class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls):
+class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls):
     """A connection pool to one server, usable from many threads; close it, or use it with `with`.
 
     `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` (httpx.MockTransport), `sleep` and

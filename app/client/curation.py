@@ -18,11 +18,11 @@ from app.contract.words import ExportFormat
 _NAME: Final = 'filename="'
 
 
-class _Unchanged:
+class Unchanged:
     """The type of `UNCHANGED`."""
 
 
-UNCHANGED: Final = _Unchanged()
+UNCHANGED: Final = Unchanged()
 
 
 class _Connection(Protocol):
@@ -49,13 +49,13 @@ class CurationCalls:
         self: _Connection,
         trace_id: str,
         *,
-        rating: Literal[-1, 0, 1] | _Unchanged | None = UNCHANGED,
-        tags: Sequence[str] | _Unchanged = UNCHANGED,
-        note: str | _Unchanged | None = UNCHANGED,
+        rating: Literal[-1, 0, 1] | Unchanged | None = UNCHANGED,
+        tags: Sequence[str] | Unchanged = UNCHANGED,
+        note: str | Unchanged | None = UNCHANGED,
     ) -> Trace:
         """Sets what is given of rating (None removes it), tags (all of them) and note. Raises NotFound, BadInput."""
         given = {"rating": rating, "tags": tags, "note": note}
-        body = {name: value for name, value in given.items() if not isinstance(value, _Unchanged)}
+        body = {name: value for name, value in given.items() if not isinstance(value, Unchanged)}
         return cast(Trace, self._json("PATCH", f"/v1/traces/{quote(trace_id, safe='')}", json=body))
 
     @contextmanager

@@ -73,9 +73,11 @@ class JobCalls:
         after: str | None = None,
         status: str | None = None,
         method: str | None = None,
+        name: str | None = None,
+        tag: str | None = None,
     ) -> JobPage:
         """One page of jobs, newest first; `after` is the last id of the previous page."""
-        wanted = {"limit": limit, "after": after, "status": status, "method": method}
+        wanted = {"limit": limit, "after": after, "status": status, "method": method, "name": name, "tag": tag}
         params = {name: value for name, value in wanted.items() if value not in (None, "")}
         return cast(JobPage, self._json("GET", "/v1/jobs", params=params))
 

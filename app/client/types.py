@@ -325,6 +325,9 @@ class Job(TypedDict):
     id: str
     status: JobStatus
     method: str
+    name: str | None
+    tags: list[str]
+    note: str | None
     progress: Progress | None
     metrics: dict[str, float | None]
     spec: dict[str, Any]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from app.contract.schemas import Out
+from app.contract.examples import JOB_ID, example
+from app.contract.schemas import In, Out, clean_text
+from app.contract.schemas_curation import MAX_NOTE_CHARS, MAX_TAGS, Tag, clean_tag
 from app.contract.words import JobStatus, Method
+
+MAX_JOB_NAME = 100
 
 
 class WaitingOut(Out):
@@ -46,12 +50,36 @@ class JobCheckpointOut(Out):
     created_at: str
 
 
+def _set(values: list[str]) -> list[str]:
+    """Without repetitions."""
+    return list(dict.fromkeys(values))
+
+
+class JobUpdate(In):
+    """Body of `PATCH /v1/jobs/{id}`; absent fields stay unchanged."""
+
+    model_config = example(name="circles", tags=["baseline"], note="The paper's learning rate.")
+
+    name: Annotated[str, Field(max_length=MAX_JOB_NAME), AfterValidator(clean_tag)] | None = Field(
+        None, description="several jobs may have the same; null removes it"
+    )
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS), AfterValidator(_set)] = Field(
+        default_factory=list, description="all tags of the job, in place of its current ones"
+    )
+    note: Annotated[str, Field(max_length=MAX_NOTE_CHARS), AfterValidator(clean_text)] | None = Field(
+        None, description="null or an empty text removes the note"
+    )
+
+
 class JobOut(Out):
     """A training, bootstrapping or benchmark task."""
 
     id: str
     status: JobStatus
     method: Method
+    name: str | None = Field(description="several jobs may have the same")
+    tags: list[str]
+    note: str | None
     progress: ProgressOut | None
     metrics: dict[str, float | None] = Field(description="the latest values")
     spec: dict[str, Any] = Field(description="with all defaults resolved")
@@ -91,3 +119,63 @@ class MetricsPage(Out):
 
     data: list[MetricsRow]
     has_more: bool
+
+
+class PointOut(Out):
+    """A value of a metric and its step."""
+
+    step: int
+    value: float
+
+
+class SeriesOut(Out):
+    """One metric of one job; a null value was not finite."""
+
+    job_id: str
+    stage: str
+    key: str
+    steps: list[int]
+    values: list[float | None]
+    total: int = Field(ge=0, description="number of values between the two steps")
+    exact: bool = Field(description="all of them are here, not a sample")
+    nulls: int = Field(ge=0, description="how many of them were not finite")
+    min: PointOut | None
+    max: PointOut | None
+    last: PointOut | None
+
+
+class SeriesKeyOut(Out):
+    """A metric that some of the jobs have."""
+
+    stage: str
+    key: str
+
+
+class SeriesList(Out):
+    """Metrics of several jobs, in the order of the ids."""
+
+    model_config = example(
+        data=[
+            {
+                "job_id": JOB_ID,
+                "stage": "pesft",
+                "key": "loss/ce",
+                "steps": [1, 2, 3, 4],
+                "values": [0.9127043, 0.7719881, None, 0.5439918],
+                "total": 4,
+                "exact": True,
+                "nulls": 1,
+                "min": {"step": 4, "value": 0.5439918},
+                "max": {"step": 1, "value": 0.9127043},
+                "last": {"step": 4, "value": 0.5439918},
+            }
+        ],
+        keys=[{"stage": "pesft", "key": "loss/ce"}],
+        points=500,
+        missing=[],
+    )
+
+    data: list[SeriesOut]
+    keys: list[SeriesKeyOut] = Field(description="all metrics of these jobs")
+    points: int = Field(description="the most values of one series")
+    missing: list[str] = Field(description="ids that no job has")

@@ -26,6 +26,7 @@ from app.http.auth import ApiKey
 from app.http.event_stream import EventStream
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
+from app.jobs.runs import Runs
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
 from app.storage.database import Database
@@ -68,6 +69,7 @@ class Services:
     tokens: TokenService
     interventions: Interventions
     jobs: JobService
+    runs: Runs
     servers: ServerWatch
     datasets: DatasetStore
     idempotency: IdempotencyKeys

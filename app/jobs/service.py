@@ -20,7 +20,7 @@ from app.common import pools
 from app.common.settings import Settings
 from app.contract.problems import Problem, field_problem
 from app.contract.words import JOB_TERMINAL
-from app.jobs import files, store
+from app.jobs import files, shown, store
 from app.jobs.custom import CustomRules
 from app.jobs.events import JobEvents
 from app.jobs.intake import JobIntake
@@ -146,7 +146,8 @@ class JobService:
                 spec=resolved,
                 output_prefix=prefix,
             )
-            job = store.whole(connection, job_id, self._more)
+            shown.label(connection, job_id, {"name": spec.name, "note": spec.note, "tags": spec.tags})
+            job = shown.whole(connection, job_id, self._more)
             assert job is not None
             claim.store(connection, job_id, job, status=202)
         return job
@@ -183,16 +184,16 @@ class JobService:
             more |= {name: located(getattr(row, name), self._table.folder(row.id)) for name in ("spec", "result")}
         if row.status == "running" and row.server_id == self._home.server_id:
             waiting = self._runner.waiting(row.id)
-            progress = store.without_waiting(row.progress)
+            progress = shown.without_waiting(row.progress)
             if waiting is not None:
                 progress = {**(progress or NO_PROGRESS), "waiting": waiting}
             more["progress"] = progress
         return more
 
     def page(self, **wanted: Any) -> tuple[list[dict[str, Any]], bool]:
-        """A page of jobs, newest first, and whether more follow; see :func:`app.jobs.store.page`. Blocking."""
+        """A page of jobs, newest first, and whether more follow; see :func:`app.jobs.shown.page`. Blocking."""
         with self._db.read() as connection:
-            return store.page(connection, self._more, **wanted)
+            return shown.page(connection, self._more, **wanted)
 
     async def get(self, job_id: str) -> dict[str, Any]:
         """The whole job; 404 if unknown."""
@@ -200,7 +201,7 @@ class JobService:
 
     def _whole(self, job_id: str) -> dict[str, Any]:
         with self._db.read() as connection:
-            job = store.whole(connection, job_id, self._more)
+            job = shown.whole(connection, job_id, self._more)
         if job is None:
             raise _no_job()
         return job
@@ -242,7 +243,7 @@ class JobService:
             if not ended:
                 store.update(connection, job_id, cancel_requested=True)
 
-        job = await self._change(job_id, ask)
+        job = await self.change(job_id, ask)
         self._runner.wake(job_id)
         self.changed(job_id)
         return job
@@ -274,7 +275,7 @@ class JobService:
                 finished_at=None,
             )
 
-        job = await self._change(job_id, again)
+        job = await self.change(job_id, again)
         self._runner.wake()
         self.changed(job_id)
         return job
@@ -287,18 +288,18 @@ class JobService:
             if not store.delete(connection, job_id):
                 raise Problem("job_live", "the job is queued or running; cancel it first")
 
-        await self._change(job_id, remove)
+        await self.change(job_id, remove)
         self.changed(job_id)
         await pools.files.run(files.remove_all_but_checkpoints, self._table.folder(job_id))
 
-    async def _change(self, job_id: str, change: Callable[[Connection], None]) -> dict[str, Any]:
-        """The job after the change; empty after its deletion."""
+    async def change(self, job_id: str, change: Callable[[Connection], None]) -> dict[str, Any]:
+        """Change a job's row and return the job, which is empty after its deletion; 404 if unknown."""
 
         def work(connection: Connection) -> dict[str, Any]:
             if store.get_row(connection, job_id) is None:
                 raise _no_job()
             change(connection)
-            return store.whole(connection, job_id, self._more) or {}
+            return shown.whole(connection, job_id, self._more) or {}
 
         return await pools.writes.run(self._db.change, work)
 

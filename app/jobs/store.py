@@ -1,4 +1,4 @@
-"""Jobs in SQL: the rows and events that the runner writes, and the API's JSON.
+"""Jobs in SQL: the rows and events that the runner writes.
 
 `JobTable` is the `app.jobs.runner.JobStore` of one server: it claims and changes only rows with its `server_id`.
 Another server on the database may request a cancellation, and marks the job `interrupted` if the job's server seems
@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from app.contract.words import JOB_TERMINAL
+from app.jobs import series
 from app.jobs.process import WorkerProcess
 from app.jobs.watch import End, Job
 from app.storage import tables
@@ -31,7 +32,6 @@ from training.jobs.folder import WorkerEvent
 
 J = tables.jobs
 E = tables.job_events
-C = tables.checkpoints
 
 STATUS_EVENT = "job.status"
 
@@ -138,6 +138,7 @@ class JobTable:
                         for at, (type_, data) in enumerate(rows, 1)
                     ],
                 )
+            series.fold(connection, job_id, after=series.MOST_UNFOLDED)
 
         self._db.change(keep)
 
@@ -163,6 +164,7 @@ class JobTable:
                 running_s=J.c.running_s + since,
                 worker=None,
             )
+            series.fold(connection, job_id)
 
         self._db.change(end)
         self._seen.pop(job_id, None)
@@ -319,81 +321,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, str | int | bool) else str(value)
-
-
-# ---- API JSON
-
-_SHOWN: sa.Select[Any] = sa.select(
-    *J.c, sa.select(sa.func.max(E.c.seq)).where(E.c.job_id == J.c.id).correlate(J).scalar_subquery().label("last_event")
-)
-
-
-More = Callable[[Row[Any]], dict[str, Any]]  # details that are not in the row
-
-
-def _no_more(row: Row[Any]) -> dict[str, Any]:
-    return {}
-
-
-def whole(connection: Connection, job_id: str, more: More = _no_more) -> dict[str, Any] | None:
-    """The API's JSON of the job, or None."""
-    row = connection.execute(_SHOWN.where(J.c.id == job_id)).one_or_none()
-    return None if row is None else _shown(row, _checkpoints(connection, [job_id])) | more(row)
-
-
-def page(
-    connection: Connection,
-    more: More = _no_more,
-    *,
-    limit: int,
-    after: str | None = None,
-    status: str | None = None,
-    method: str | None = None,
-) -> tuple[list[dict[str, Any]], bool]:
-    """A page of jobs, newest first, and whether more follow."""
-    query = _SHOWN.order_by(J.c.id.desc()).limit(limit + 1)
-    if after is not None:
-        query = query.where(J.c.id < after)
-    if status is not None:
-        query = query.where(J.c.status == status)
-    if method is not None:
-        query = query.where(J.c.method == method)
-    rows = connection.execute(query).all()
-    made = _checkpoints(connection, [row.id for row in rows[:limit]])
-    return [_shown(row, made) | more(row) for row in rows[:limit]], len(rows) > limit
-
-
-def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    query = sa.select(C).where(C.c.job_id.in_(job_ids)).order_by(C.c.created_at, C.c.step, C.c.name)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in connection.execute(query):
-        shown = {key: getattr(row, key) for key in ("name", "stage", "step", "metrics", "created_at")}
-        found.setdefault(row.job_id, []).append(shown)
-    return found
-
-
-def without_waiting(progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Progress of a job that is not waiting."""
-    return None if progress is None else {key: value for key, value in progress.items() if key != "waiting"}
-
-
-def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "status": row.status,
-        "method": row.method,
-        "progress": row.progress if row.status == "running" else without_waiting(row.progress),
-        "metrics": row.metrics,
-        "spec": row.spec,
-        "result": row.result,
-        "error": row.error,
-        "checkpoints": made.get(row.id, []),
-        "attempt": row.attempt,
-        "cancel_requested": row.cancel_requested and row.status == "running",
-        "created_at": row.created_at,
-        "started_at": row.started_at,
-        "finished_at": row.finished_at,
-        "running_s": round(row.running_s, 1),
-        "heartbeat_at": row.heartbeat_at if row.status == "running" else None,
-        "last_event": row.last_event,
-    }

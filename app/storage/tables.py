@@ -193,8 +193,34 @@ jobs = sa.Table(
     sa.Column("started_at", sa.String(32)),
     sa.Column("finished_at", sa.String(32)),
     sa.Column("running_s", sa.Float, nullable=False, server_default="0"),
+    sa.Column("name", sa.String(100), index=True),  # chosen by people; several jobs may have the same
+    sa.Column("note", Text),
+    sa.Column("series_seq", sa.Integer, nullable=False, server_default="0"),  # the last event in `job_series`
     sa.Index(None, "server_id", "status", "id"),
     sa.Index(None, "status", "id"),
+)
+
+job_tags = sa.Table(
+    "job_tags",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("tag", sa.String(32), primary_key=True),
+    sa.Index(None, "tag", "job_id"),
+    sqlite_with_rowid=False,
+)
+
+# The numbers of `metrics` events up to `jobs.series_seq`, one row per metric and part of a log: little-endian steps
+# (int32) and values (float64, NaN for null). A chart of fifty long runs would have to parse half a million events.
+job_series = sa.Table(
+    "job_series",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("stage", sa.Text, primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("steps", sa.LargeBinary, nullable=False),
+    sa.Column("values", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # The second index keeps pages of one event type cheap anywhere in a long log.

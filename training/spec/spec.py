@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from training.spec.hyperparameters import (
     BenchmarkHyperparameters,
@@ -184,7 +184,20 @@ class PipelineData(Strict):
     benchmark: QuestionData | None = None
 
 
+def _label(value: str) -> str:
+    value = value.strip()
+    if not value or not value.isprintable():
+        raise ValueError("must be printable and not empty")
+    return value
+
+
 class _Job(Strict):
+    # The first three are for people: `exclude` keeps them out of resolved(), so no run depends on them.
+    name: Annotated[str, Field(max_length=100), AfterValidator(_label)] | None = Field(
+        None, exclude=True, description="for people; several jobs may have the same"
+    )
+    tags: list[Annotated[str, Field(max_length=32), AfterValidator(_label)]] = Field([], max_length=32, exclude=True)
+    note: Annotated[str, Field(max_length=2_000, pattern=r"^[^\x00]*$")] | None = Field(None, exclude=True)
     base_checkpoint: str = Field(min_length=1, max_length=200, description="name of the checkpoint to start from")
     seed: int = Field(0, ge=0, lt=2**31)
     activate: bool = Field(False, description="load the result into the running server")

@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from pydantic import AfterValidator
 
 from app.common import pools
 from app.common.pools import in_pool
 from app.contract.examples import JOB_SPEC
-from app.contract.schemas_jobs import JobList, JobOut, MetricsPage
+from app.contract.problems import field_problem
+from app.contract.schemas import clean_text
+from app.contract.schemas_jobs import JobList, JobOut, JobUpdate, MetricsPage, SeriesList
 from app.contract.words import JobStatus, Method
 from app.http.deps import (
     LOCATION,
@@ -29,6 +32,7 @@ from app.http.deps import (
 from training.spec.spec import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+Text = Annotated[str, AfterValidator(clean_text), Query(max_length=100)]
 
 
 @router.post(
@@ -61,16 +65,52 @@ def list_jobs(
     after: AfterJob = None,
     status: JobStatus | None = None,
     method: Method | None = None,
+    name: Text | None = None,
+    tag: Text | None = None,
 ) -> Any:
     """Newest first."""
-    data, has_more = app.jobs.page(limit=limit, after=after, status=status, method=method)
+    data, has_more = app.jobs.page(limit=limit, after=after, status=status, method=method, name=name, tag=tag)
     return JSONResponse({"data": data, "has_more": has_more})
+
+
+@router.get("/metrics", response_model=SeriesList, summary="Metrics of several jobs", responses=problems(422, 503))
+@in_pool(pools.reads)
+def jobs_metrics(
+    app: App,
+    ids: Annotated[str, AfterValidator(clean_text), Query(description="ids of jobs, with commas")],
+    keys: Annotated[str, AfterValidator(clean_text), Query(description="metrics, with commas")] = "",
+    points: Annotated[int, Query(ge=5, le=20_000, description="the most values of each metric")] = 500,
+    from_: Annotated[int | None, Query(alias="from", ge=0, le=2**53, description="first step")] = None,
+    to: Annotated[int | None, Query(ge=0, le=2**53, description="last step")] = None,
+) -> Any:
+    """For charts: sampled so that peaks and gaps stay, exact where few enough values lie between the two steps."""
+    job_ids, metrics = (_listed(text, most, name) for text, most, name in ((ids, 100, "ids"), (keys, 50, "keys")))
+    return JSONResponse(app.runs.series(job_ids, metrics, points=points, first=from_, last=to))
+
+
+def _listed(text: str, most: int, name: str) -> list[str]:
+    """The parts of a list with commas, without repetitions; 422 if there are too many."""
+    found = list(dict.fromkeys(part for part in text.split(",") if part))
+    if len(found) > most:
+        raise field_problem("invalid", f"query.{name}", f"must name at most {most}, not {len(found)}")
+    return found
 
 
 @router.get("/{job_id}", response_model=JobOut, responses=problems(404, 503))
 async def get_job(job_id: str, app: App) -> Response:
     """The whole job, with its current progress."""
     return JSONResponse(await app.jobs.get(job_id))
+
+
+@router.patch(
+    "/{job_id}",
+    response_model=JobOut,
+    dependencies=[Depends(require_json)],
+    responses=problems(400, 403, 404, 415, 422, 503, 507),
+)
+async def update_job(job_id: str, body: JobUpdate, app: App) -> Response:
+    """Sets name, tags and note of a job in any state; absent fields stay unchanged."""
+    return JSONResponse(await app.runs.update(job_id, body))
 
 
 @router.get(

@@ -56,6 +56,17 @@ async def test_train_follows_the_job_to_its_end(serve: Serve, capsys: Say) -> No
         assert job["id"] in capsys.readouterr().out
         assert await cli(server, "jobs", "show", job["id"], "--json") == 0
         assert json.loads(capsys.readouterr().out)["id"] == job["id"]
+        argv = ["jobs", "label", job["id"], "--name", "circles", "--tag", "a", "--tag", "b", "--note", "two\nlines"]
+        assert await cli(server, *argv) == 0
+        said = capsys.readouterr().out
+        assert all(text in said for text in ("circles", "a, b", "two lines"))
+        assert await cli(server, "jobs", "list", "--tag", "b", "--name", "circles") == 0
+        assert job["id"] in capsys.readouterr().out
+        assert await cli(server, "jobs", "label", job["id"], "--name", "", "--tag", "") == 0
+        found = (await server.client.get(f"/v1/jobs/{job['id']}")).json()
+        assert (found["name"], found["tags"], found["note"]) == (None, [], "two\nlines")
+        assert await cli(server, "jobs", "label", job["id"]) == 2
+        capsys.readouterr()
         assert await cli(server, "jobs", "delete", job["id"]) == 0
         assert await cli(server, "jobs", "list", "--json") == 0
         assert json.loads(capsys.readouterr().out) == []

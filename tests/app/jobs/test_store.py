@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.jobs import store
+from app.jobs import shown, store
 from app.storage import tables
 from app.storage.database import Database
 from training.jobs.folder import WorkerEvent
@@ -75,7 +75,7 @@ def test_ended_job_stays_unchanged(db: Database) -> None:
     table(db, "ends").finish("job_end", "failed", error={"code": "x", "detail": ""}, result=None)
     table(db, "ends").finish("job_end", "succeeded", error=None, result=None)
     with db.read() as connection:
-        job = store.whole(connection, "job_end")
+        job = shown.whole(connection, "job_end")
     assert job is not None
     assert (job["status"], job["last_event"]) == ("failed", 3)
 
@@ -108,7 +108,7 @@ def test_metrics_page_of_a_long_job_is_fast(db: Database) -> None:
         assert "job_id=? AND type=? AND seq>?" in requested
         assert "TEMP B-TREE" not in requested
         assert "SEARCH" in plan("SELECT max(seq) FROM job_events WHERE job_id = :j", j="job_long")
-        job = store.whole(connection, "job_long")
+        job = shown.whole(connection, "job_long")
     assert job is not None
     assert job["metrics"] == {"loss/ce": 0.25}
     assert len(json.dumps(job)) < 2000  # the job itself holds only the latest values

@@ -1,0 +1,51 @@
+"""Calls over many jobs: labels, series; a mixin of `app.client.Client`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+from urllib.parse import quote
+
+from app.client.curation import UNCHANGED, Unchanged
+from app.client.types import Job
+from app.client.types_runs import SeriesList
+
+
+class _Connection(Protocol):
+    """The client methods that the calls use."""
+
+    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]: ...
+
+
+class RunCalls:
+    """Calls for the workbench; mixed into the client."""
+
+    def update_job(
+        self: _Connection,
+        job_id: str,
+        *,
+        name: str | Unchanged | None = UNCHANGED,
+        tags: Sequence[str] | Unchanged = UNCHANGED,
+        note: str | Unchanged | None = UNCHANGED,
+    ) -> Job:
+        """Sets what is given of name (None removes it), tags (all of them) and note. Raises NotFound, BadInput."""
+        given = {"name": name, "tags": tags, "note": note}
+        body = {key: value for key, value in given.items() if not isinstance(value, Unchanged)}
+        return cast(Job, self._json("PATCH", f"/v1/jobs/{quote(job_id, safe='')}", json=body))
+
+    def job_series(
+        self: _Connection,
+        job_ids: Sequence[str],
+        keys: Sequence[str] = (),
+        *,
+        points: int = 500,
+        first: int | None = None,
+        last: int | None = None,
+    ) -> SeriesList:
+        """Metrics of several jobs, at most `points` values of each between the steps `first` and `last`.
+
+        Without `keys` only the names of their metrics. Raises BadInput.
+        """
+        wanted = {"ids": ",".join(job_ids), "keys": ",".join(keys), "points": points, "from": first, "to": last}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        return cast(SeriesList, self._json("GET", "/v1/jobs/metrics", params=params))
