@@ -23,10 +23,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that can see and draw (plain template, 4 codes per image). Copy it before changing it."""
+    """A tiny checkpoint that can see, draw and judge (plain template, 4 codes per image). Copy it to change it."""
     from tests.tiny import make_tiny_checkpoint
 
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    return make_tiny_checkpoint(folder, verifier="What was done between the two images?")
 
 
 @pytest.fixture(scope="session")

@@ -87,6 +87,7 @@ def make_tiny_checkpoint(
     dtype: torch.dtype | None = torch.float32,
     images: ImageCount | None = None,
     generation: GenerationDefaults | None = None,
+    verifier: str = "",
 ) -> Path:
     """Write a tiny checkpoint; returns its folder.
 
@@ -96,6 +97,7 @@ def make_tiny_checkpoint(
         qk_norm: q/k-norm vectors stored per head, or one (head_dim,) vector for all heads (as the older HF files).
         resolution: 16 -> 4 codes per image, 32 -> 16.
         dtype: of the stored transformer weights; the VQ is fp32.
+        verifier: the question by which it judges drawings, if it does.
     """
     folder = Path(folder)
     config, tokenizer = tiny_config(resolution=resolution, num_codes=num_codes, context_len=context_len)
@@ -119,6 +121,7 @@ def make_tiny_checkpoint(
         capabilities=Capabilities(images_in_answer=decoder),
         images=images or ImageCount(0, 2),
         perception=Perception(tau=3.0),
+        verifier=verifier,
     )
     save_checkpoint(
         folder,

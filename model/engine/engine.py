@@ -20,29 +20,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.engine.candidates import Candidates
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
-from model.engine.sequence import FinishedBy, PrefixRows, SamplingParams, Sequence, Status
-from model.nets.attention import Attention
+from model.engine.sequence import (
+    FinishedBy,
+    PrefixRows,
+    SamplingParams,
+    Sequence,
+    SequenceOutput,
+    Status,
+    Verifier,
+)
+from model.nets.attention import Attention, PackedAttention, PackedLayout
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.nets.transformer import LayerWeights, Transformer
 from model.text.vocab import Vocabulary
 
 CPU_SLOTS = 64  # more rows take memory and are hardly faster on a CPU
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceOutput:
-    """One sampled token. `finished_by` is set on a sequence's last one; "error" carries no token (-1)."""
-
-    request_id: str
-    index: int
-    token: int
-    logprob: float
-    legal: Legal
-    finished_by: FinishedBy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +81,7 @@ class Engine:
         self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
         self._attention = DecodeAttention(self.cache, groups=config.num_heads // config.num_kv_heads)
         self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
+        self._candidates = Candidates(self.scheduler, self.cache, self._remove)
         legal = LegalIds.of(template, vocab)  # begin-image is the last text column, so forbidding it is one addition
         self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
         self._text_index = torch.tensor(self._text_ids, device=self.device)
@@ -114,7 +112,8 @@ class Engine:
     def reset(self) -> None:
         """Drop the running sequences and anything a failed step left in the cache."""
         for sequence in list(self.scheduler.running):
-            self.scheduler.remove(sequence, Status.ABORTED)
+            for member in (sequence,) if sequence.fork is None else sequence.fork.members:
+                self.scheduler.remove(member, Status.ABORTED)
         for slot in range(self.cache.num_slots):
             self.cache.clear(slot)
         self._params = None
@@ -148,16 +147,19 @@ class Engine:
         kv: Tensor | None = None,
         shared: PrefixRows | None = None,
         group: str | None = None,
+        verifier: Verifier | None = None,
     ) -> list[Sequence]:
         """Queue `num_samples` samples of one prompt; they share its prefill.
 
         `resumed` are existing response tokens (a paused trace, or a given beginning), `num_draws` the random numbers
         they consumed, `kv` their cached rows if available. Requests with the same `shared` (and the same tokens) share
-        one prefill; those with the same `group` leave two slots to others.
+        one prefill; those with the same `group` leave two slots to others. `verifier` chooses among candidates.
 
         Raises:
-            ValueError: the prompt leaves no room, or an id lies outside the vocabulary.
+            ValueError: the prompt leaves no room, an id lies outside the vocabulary, or candidates lack a verifier.
         """
+        if params.candidates > 1 and verifier is None:
+            raise ValueError(f"{params.candidates} candidates need a verifier")
         size = self.transformer.config.vocab_size
         for token in (*prompt_ids, *resumed):
             if not 0 <= token < size:
@@ -178,16 +180,16 @@ class Engine:
         if shared is None and num_samples > 1:
             shared = PrefixRows()
         for sequence in sequences:
-            sequence.kv, sequence.shared, sequence.group = kv, shared, group
+            sequence.kv, sequence.shared, sequence.group, sequence.verifier = kv, shared, group, verifier
             self.scheduler.add(sequence)
         return sequences
 
     def abort(self, request_id: str) -> int:
-        """Drop every sequence of a request immediately; return how many there were."""
+        """Drop every sequence of a request immediately; return how many there were, candidates not counted."""
         sequences = self.scheduler.find(request_id)
         for sequence in sequences:
             self._remove(sequence, Status.ABORTED)
-        return len(sequences)
+        return len({sequence.index for sequence in sequences})
 
     def export_kv(self, sequence: Sequence) -> Tensor:
         """Copy a running sequence's cached rows for `add_request(kv=...)`."""
@@ -198,6 +200,14 @@ class Engine:
         """Hidden states [T, D] of a whole sequence, without the cache; may run in another thread than `step`."""
         both = torch.tensor([list(ids), list(range(len(ids)))]).to(self.device)
         return self.transformer(both[:1], both[1:], attention, weights=self._layers)[0]  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def forward_packed(self, ids: Seq[int], layout: PackedLayout) -> Tensor:
+        """Hidden states [T, D] of packed sequences, otherwise like `forward`."""
+        flat = torch.tensor(list(ids), device=self.device)
+        return self.transformer(  # type: ignore[no-any-return]
+            flat, layout.positions, PackedAttention(layout), weights=self._layers
+        )
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, legal: Legal) -> Tensor:
@@ -213,7 +223,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:
-        """Admit, prefill, and sample one token for every running sequence."""
+        """Admit, prefill, and sample one token for every running sequence.
+
+        The codes of an image with candidates are returned together, once one has been chosen.
+        """
         admitted = self.scheduler.admit()
         for sequence in admitted:
             self._fill(sequence)
@@ -227,10 +240,9 @@ class Engine:
         tokens, logprobs = self._draw(running, hidden)
         stepped = list(running)
         outputs = [self._push(*row) for row in zip(stepped, tokens, logprobs, strict=True)]
-        for sequence, output in zip(stepped, outputs, strict=True):  # after every position has its cached rows again
-            if output.finished_by is not None:
-                self._remove(sequence, Status.FINISHED)
-        return outputs
+        # Slots move only after every position has its cached rows again.
+        rows = [self._candidates.take(*row) for row in zip(stepped, outputs, strict=True)]
+        return [output for row in rows for output in row]
 
     def generate(
         self,
@@ -238,6 +250,7 @@ class Engine:
         params: SamplingParams | Seq[SamplingParams],
         *,
         num_samples: int = 1,
+        verifier: Verifier | None = None,
         on_finish: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """Run prompts to completion: `num_samples` completions each, those of prompt 0 first.
@@ -247,7 +260,9 @@ class Engine:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         sequences: list[Sequence] = []
         for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-            sequences += self.add_request(prompt, one, request_id=f"generate-{number}", num_samples=num_samples)
+            sequences += self.add_request(
+                prompt, one, request_id=f"generate-{number}", num_samples=num_samples, verifier=verifier
+            )
         reasons: dict[tuple[str, int], FinishedBy] = {}
         while not self.scheduler.is_idle:
             for output in self.step():
@@ -272,6 +287,7 @@ class Engine:
                 shared.rows = self.cache.export(slot, length)
         sequence.kv = sequence.shared = None
         self._attention.open(slot, length)
+        self._candidates.fork(sequence)
 
     def _decode(self, running: list[Sequence]) -> Tensor:
         """Decode the last token of every row -> hidden states [n, D]."""

@@ -7,6 +7,7 @@ sequences. When a sequence ends, the last one moves into its slot.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 from model.engine.sequence import Sequence, Status
 
@@ -31,6 +32,12 @@ class Scheduler:
         """Append a sequence to the queue."""
         sequence.status = Status.WAITING
         self.waiting.append(sequence)
+
+    def add_first(self, sequences: Collection[Sequence]) -> None:
+        """Put sequences that belong to a running request before all others, in order."""
+        for sequence in sequences:
+            sequence.status = Status.WAITING
+        self.waiting = deque([*sequences, *self.waiting])
 
     def admit(self) -> list[Sequence]:
         """Assign free slots to the first waiting sequences; return those."""

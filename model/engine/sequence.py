@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from model.engine.phases import PhaseRules, PhaseState
+from model.engine.phases import Legal, PhaseRules, PhaseState
 from model.seeds import mixed_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DRAWS_PER_TOKEN = 3  # two rejection tries and the exact sample after them (see sampling.py)
+MAX_CANDIDATES = 8
+
+FinishedBy = Literal["stop", "length", "aborted", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Sampling settings. `temperature` 0 is greedy. None: as much as fits."""
+    """Sampling settings. `temperature` 0 is greedy. None: as much as fits.
+
+    `candidates` are drawn for each image, and a verifier chooses one (`model/engine/candidates.py`).
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     max_new_tokens: int | None = None
     max_images: int | None = None
+    candidates: int = 1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 100.0:
@@ -37,6 +46,8 @@ class SamplingParams:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.max_images is not None and self.max_images < 0:
             raise ValueError(f"max_images must be at least 0, got {self.max_images}")
+        if not 1 <= self.candidates <= MAX_CANDIDATES:
+            raise ValueError(f"candidates must be between 1 and {MAX_CANDIDATES}, got {self.candidates}")
 
 
 class Draws:
@@ -90,6 +101,42 @@ class PrefixRows:
         self.rows: Tensor | None = None
 
 
+Judge = Callable[[Seq[Seq[int]]], Seq[float]]  # code tokens of each candidate -> scores, the higher the better
+
+
+class Verifier(Protocol):
+    """Judges candidates of an image."""
+
+    def about(self, prompt: Seq[int], response: Seq[int]) -> Judge | None:
+        """A judge of the image that begins where the response ends; None if there is nothing to judge it by."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The candidates of one image: each one's code tokens and score, and the index of the one that went on."""
+
+    candidates: tuple[tuple[int, ...], ...]
+    scores: tuple[float, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """One sampled token. `finished_by` is set on a sequence's last one; "error" carries no token (-1).
+
+    `chosen` is set on the last code of an image with several candidates.
+    """
+
+    request_id: str
+    index: int
+    token: int
+    logprob: float
+    legal: Legal
+    finished_by: FinishedBy | None
+    chosen: Chosen | None = None
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """One sample of one request. `response` starts with the resumed tokens, if any."""
@@ -111,6 +158,8 @@ class Sequence:
     kv: Any = None  # cached rows to start from, if available
     shared: PrefixRows | None = None  # with the other sequences of its group
     group: str | None = None
+    verifier: Verifier | None = None  # chooses among candidates
+    fork: Fork | None = None  # while an image has several candidates
 
     @classmethod
     def create(
@@ -173,4 +222,11 @@ class Sequence:
         return (self.prompt + self.response)[:-1]
 
 
-FinishedBy = Literal["stop", "length", "aborted", "error"]
+@dataclass(eq=False, slots=True)
+class Fork:
+    """One image with several candidates. `members[0]` is the sequence itself."""
+
+    judge: Judge
+    prefix: Tensor  # cached rows before the image, [2, layers, J, T, K]
+    members: list[Sequence]
+    rows: dict[int, Tensor] = field(default_factory=dict)  # by `id` of the complete members: those of the image

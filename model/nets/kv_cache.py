@@ -64,9 +64,9 @@ class KVCache:
         for cache in (self.keys, self.values):
             cache[:, target, :, :length] = cache[:, source, :, :length]
 
-    def export(self, slot: int, length: int) -> Tensor:
-        """Copy a slot's first `length` positions, [2, layers, J, length, K]."""
-        return torch.stack([self.keys[:, slot, :, :length], self.values[:, slot, :, :length]])
+    def export(self, slot: int, length: int, *, start: int = 0) -> Tensor:
+        """Copy a slot's positions from `start` to `length`, [2, layers, J, length - start, K]."""
+        return torch.stack([self.keys[:, slot, :, start:length], self.values[:, slot, :, start:length]])
 
     def clear(self, slot: int) -> None:
         """Zero a slot: a leftover NaN would reach its next holder through the masked positions (0 * NaN)."""

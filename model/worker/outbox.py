@@ -35,7 +35,7 @@ class Outbox:
                 continue
             for position, sequence in enumerate(scheduler.waiting):
                 request = live[sequence.request_id]
-                if request.position != position:
+                if request.position != position and not request.started:
                     request.position = position
                     self.put(sequence.request_id, QueuePosition(position))
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from model.engine import commands
 from model.engine.commands import Reply, Report
-from model.engine.engine import SequenceOutput
 from model.engine.messages import Cancelled, Emitted, Failed, Finished, GenerationRequest, Output, Paused, Started
-from model.engine.sequence import Status
+from model.engine.sequence import SequenceOutput, Status
 from model.worker.drawings import Decoded, Drawings, Encoded, images_to_encode, is_to_encode, kept_steps
 from model.worker.models import LoadEnded, Model, Models, error_pair
 from model.worker.narrator import Narrator

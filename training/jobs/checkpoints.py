@@ -100,6 +100,7 @@ def save_training_checkpoint(
         template=base.template.name,
         base=ctx.spec.base_checkpoint,
         description=description,
+        verifier="",  # training on traces forgets it
         capabilities=Capabilities(images_in_answer=base.can_draw, images_in_question=base.can_see),
         lineage={
             "stage": stage,

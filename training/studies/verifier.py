@@ -22,9 +22,11 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import CheckpointError, resolve
+from model.engine.engine import Engine
 from model.engine.verifier import order_logprobs
 from model.text.instructions import as_instruction
 from training.benchmark.stats import Part, ratio
@@ -32,7 +34,7 @@ from training.data.chains import TextChain
 from training.spec.spec import UniTasksData, ZeroHyperparameters
 from training.studies.score_study import auc
 from training.zero.chain_sources import read_chains
-from training.zero.visualiser import Codes, DrawnChain, DrawnStep, Visualiser
+from training.zero.visualiser import DrawnChain, DrawnStep, Visualiser
 
 OTHERS = 7  # other orders that an order is compared with
 SCORES = ("perception", "likelihood", "verifier", "share")
@@ -70,6 +72,7 @@ def judge(loaded: LoadedCheckpoint, question: str, drawn: Sequence[DrawnChain], 
     for one in drawn:
         for k, text in enumerate(one.texts):
             known[one.slice, one.kind, k].append(as_instruction(text))
+    engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=1)
     out = []
     for one in drawn:
         before = one.question_codes
@@ -78,19 +81,18 @@ def judge(loaded: LoadedCheckpoint, question: str, drawn: Sequence[DrawnChain], 
                 order = as_instruction(step.text)
                 pool = sorted({other for other in known[one.slice, one.kind, k] if other != order})
                 others = Random(f"{seed}/{one.chain_id}/{k}").sample(pool, min(OTHERS, len(pool)))
-                out.append(_scored(loaded, question, one, before, step, (order, *others)))
+                drawings = [c.codes for c in step.candidates]
+                orders = (order, *others)
+                after = [codes for codes in drawings for _ in orders]
+                every = [*orders] * len(drawings)
+                logprobs = order_logprobs(engine, loaded.template, question, before, after, every)
+                out.append(_scored(one, step, torch.tensor(logprobs).view(len(drawings), len(orders))))
             before = step.image or before
     return out
 
 
-def _scored(
-    loaded: LoadedCheckpoint, question: str, one: DrawnChain, before: Codes, step: DrawnStep, orders: tuple[str, ...]
-) -> Step:
-    drawings = [c.codes for c in step.candidates]
-    after = [codes for codes in drawings for _ in orders]
-    found = torch.tensor(
-        order_logprobs(loaded.transformer, loaded.template, question, before, after, [*orders] * len(drawings))
-    ).view(len(drawings), len(orders))
+def _scored(one: DrawnChain, step: DrawnStep, found: Tensor) -> Step:
+    """`found` [candidates, orders]: log-probabilities, those of the step's own order first."""
     return Step(
         chain=one.chain_id,
         family=one.kind or one.slice,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import training.pesft.job
 import training.pesft.loop
 from model.checkpoint.checkpoint import load_checkpoint, validate_checkpoint
-from model.checkpoint.manifest import ImageCount
+from model.checkpoint.manifest import ImageCount, Manifest
 from model.text.template import Rendered
 from tests.tiny import make_tiny_checkpoint
 from tests.training.job_helpers import events, losses, make_context, masters
@@ -47,6 +47,8 @@ def test_job_writes_servable_checkpoints_with_state(pesft_job: Path, tiny_checkp
     manifest = validate_checkpoint(folder)
     assert (manifest.name, manifest.base, manifest.template) == ("job-step-6", tiny_checkpoint.name, "plain")
     assert (manifest.images.min, manifest.images.max) == (1, 2)  # every question of the world has its image
+    assert Manifest.read(tiny_checkpoint).verifier
+    assert not manifest.verifier, "training on traces forgets to judge"
     assert manifest.lineage["step"] == 6
     assert manifest.lineage["spec"]["hyperparameters"]["lr"] == 1e-2
     loaded = load_checkpoint(folder)
