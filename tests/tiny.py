@@ -138,7 +138,7 @@ def make_tiny_checkpoint(
     return folder
 
 
-def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
+def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0, verifier: str = "") -> Path:
     """Write a tiny checkpoint that draws often (about every tenth token at temperature 1) and never ends by itself.
 
     Column 0 of the residual stream is made a positive constant, on which those two logits alone depend. The other
@@ -173,6 +173,7 @@ def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
             description="Random weights for tests.",
             images=ImageCount(0, 2),
             perception=Perception(tau=3.0),
+            verifier=verifier,
         ),
         dtype=torch.float32,
     )

@@ -25,7 +25,7 @@ from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.storage import tables
 from app.storage.database import Database, get_fact, now, set_fact
-from model.checkpoint.manifest import Manifest
+from model.checkpoint.manifest import Manifest, nearest_verifier
 from model.checkpoint.shards import SHIPPED, CheckpointError, find_local, require_plain_files
 from model.text.template import Template
 from training.home_paths import recorded
@@ -151,6 +151,28 @@ class CheckpointRegistry:
             problem.members["reason"] = info.reason
             raise problem
         return info
+
+    def verifier(self, info: CheckpointInfo, name: str | None, *, path: str) -> CheckpointInfo:
+        """The checkpoint that judges drawings of another one; blocking.
+
+        `name` is the wanted one, None the nearest: the checkpoint itself or one of its bases. Raises :class:`Problem`
+        for the field `path`, `no_verifier` if there is none.
+        """
+        if name is not None:
+            judge = self.usable(name, path=f"{path}.verifier")
+            if judge.manifest is None or not judge.manifest.verifier:
+                raise field_problem("no_verifier", f"{path}.verifier", f"{name} was not trained to judge drawings")
+            return judge
+
+        def manifest(wanted: str) -> Manifest | None:
+            found = info if wanted == info.name else self.find(wanted)
+            return None if found is None or found.problem is not None else found.manifest
+
+        nearest = nearest_verifier(info.name, manifest)
+        if nearest is None:
+            detail = f"neither {info.name} nor any of its bases was trained to judge drawings; name a verifier"
+            raise field_problem("no_verifier", f"{path}.candidates", detail)
+        return info if nearest == info.name else self.usable(nearest, path=f"{path}.candidates")
 
     def template(self, info: CheckpointInfo) -> Template:
         """The checkpoint's prompt template, cached; blocking."""

@@ -9,6 +9,7 @@ from typing import NoReturn, get_args
 from app.cli.export import add_options as add_export_options
 from app.cli.terminal import EXIT_BAD_INPUT, complain, filled, number, whole
 from app.contract.words import (
+    MAX_CANDIDATES,
     MAX_DRAWN_IMAGES,
     MAX_PAGE,
     MAX_SAMPLES,
@@ -217,6 +218,10 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
         "--first-seed", type=whole(0, MAX_SEED), metavar="N", help="seed of the first task (the first held-out one)"
     )
     parser.add_argument("--text-only", action="store_true", help="disallow images in the answers")
+    drawn = "images drawn per step, of which a verifier chooses one (1)"
+    parser.add_argument("--candidates", type=whole(1, MAX_CANDIDATES), default=1, metavar="N", help=drawn)
+    judge = "the checkpoint that judges them (the evaluated one, or the nearest of its bases that can)"
+    parser.add_argument("--verifier", metavar="NAME", help=judge)
     parser.add_argument("--threads", type=whole(1), help="CPU threads (torch's default)")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions and summary")
 

@@ -46,6 +46,7 @@ def evaluate(args: Namespace) -> int:
 
     from model.checkpoint.shards import resolve
     from training.benchmark.evaluate import run, table
+    from training.benchmark.verifying import nearest_folder
     from training.spec.spec import EVAL_SEEDS
 
     if args.threads is not None:
@@ -56,7 +57,11 @@ def evaluate(args: Namespace) -> int:
     if first + args.tasks - 1 > MAX_SEED:
         raise CommandError(f"--first-seed: {args.tasks:,} tasks from {first:,} end beyond 2^53-1", EXIT_BAD_INPUT)
     with _bad_input():
-        folder = resolve(args.checkpoint, roots=[read_settings().home / "checkpoints"])
+        roots = [read_settings().home / "checkpoints"]
+        folder = resolve(args.checkpoint, roots=roots)
+        verifier = None
+        if args.candidates > 1:
+            verifier = resolve(args.verifier, roots=roots) if args.verifier else nearest_folder(folder, roots)
         with tqdm(total=args.tasks, desc="tasks", unit="task") as bar:
 
             def show(finished: int) -> None:
@@ -69,6 +74,8 @@ def evaluate(args: Namespace) -> int:
                 first_seed=first,
                 out=Path(args.out) if args.out else None,
                 text_only=args.text_only,
+                candidates=args.candidates,
+                verifier=verifier,
                 on_finish=show,
             )
     write(table(summary) + "\n")

@@ -29,4 +29,5 @@ MAX_TEMPERATURE = 5
 MAX_DRAWN_IMAGES = 64  # per trace
 MAX_STEPS = 64  # that a branch keeps
 MAX_SAMPLES = 16  # per request
+MAX_CANDIDATES = 8  # of an image
 MAX_PAGE = 100  # entries of a list

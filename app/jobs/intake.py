@@ -21,7 +21,7 @@ from app.storage.images import ImageStore
 from app.traces.records import store as traces
 from app.traces.records.exports import pesft_row
 from training.jobs.context import JobError
-from training.spec.spec import MOST_TRACES, AnySpec, BenchmarkHyperparameters, PipelineSpec
+from training.spec.spec import MOST_TRACES, AnySpec, BenchmarkHyperparameters, PipelineSpec, ZeroHyperparameters
 
 FILTERS = ("rating", "tag", "verdict")  # of traces
 EXPORT = Path("data") / "traces.jsonl"
@@ -55,7 +55,14 @@ class JobIntake:
         for path, benchmark in _benchmarks(spec):
             stages = spec.stages if isinstance(spec, PipelineSpec) else ()
             if benchmark.compare_with is not None and benchmark.compare_with not in stages:
-                self._checkpoints.usable(benchmark.compare_with, path=f"{path}.compare_with")
+                other = self._checkpoints.usable(benchmark.compare_with, path=f"{path}.compare_with")
+                if benchmark.candidates > 1:
+                    self._checkpoints.verifier(other, benchmark.verifier, path=path)
+            if benchmark.candidates > 1:
+                self._checkpoints.verifier(info, benchmark.verifier, path=path)
+        for path, zero in _zeros(spec):
+            if zero.score == "verifier" and not (info.manifest and info.manifest.verifier):
+                raise field_problem("no_verifier", f"{path}.score", f"{info.name} was not trained to judge drawings")
         if spec.activate and not _makes_checkpoint(spec):
             raise field_problem("invalid", "body.activate", "this job creates no checkpoint to activate")
         resolved = spec.resolved()
@@ -188,6 +195,13 @@ def _benchmarks(spec: AnySpec) -> Iterator[tuple[str, BenchmarkHyperparameters]]
         yield "body.hyperparameters", spec.hyperparameters
     elif isinstance(spec, PipelineSpec) and spec.hyperparameters.benchmark is not None:
         yield "body.hyperparameters.benchmark", spec.hyperparameters.benchmark
+
+
+def _zeros(spec: AnySpec) -> Iterator[tuple[str, ZeroHyperparameters]]:
+    if isinstance(spec.hyperparameters, ZeroHyperparameters):
+        yield "body.hyperparameters", spec.hyperparameters
+    elif isinstance(spec, PipelineSpec) and spec.hyperparameters.zero is not None:
+        yield "body.hyperparameters.zero", spec.hyperparameters.zero
 
 
 def _makes_checkpoint(spec: AnySpec) -> bool:

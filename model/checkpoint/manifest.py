@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,6 +206,20 @@ def _bounded(path: Path, data: Mapping[str, Any], name: str, most: float) -> flo
         bounds = "of at least 0" if math.isinf(most) else f"from 0 to {most:g}"
         raise CheckpointError("broken_file", f"{path}: {name} is {value!r}, expected a number {bounds}")
     return float(value)
+
+
+def nearest_verifier(name: str, find: Callable[[str], Manifest | None]) -> str | None:
+    """The checkpoint that judges the drawings of `name`: itself, or the first verifier among its bases; None: no one.
+
+    `find` returns a checkpoint's manifest, or None if there is none of that name.
+    """
+    seen: set[str] = set()
+    while name not in seen and (manifest := find(name)) is not None:
+        if manifest.verifier:
+            return name
+        seen.add(name)
+        name = manifest.base or ""
+    return None
 
 
 def _derive(folder: Path) -> Manifest:

@@ -22,6 +22,7 @@ from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams, sample_seed
 from model.images.codes import decode_codes, encode_images, image_energies, is_flat
 from training.benchmark.stats import wilson
+from training.benchmark.verifying import judged_by
 from training.scoring.grading import is_right
 from training.world.checkers import judge_drawings
 from training.world.task import Level, Task
@@ -59,6 +60,8 @@ def evaluate(
     max_images: int | None = None,
     temperature: float = 0.0,
     samples: int = 1,
+    candidates: int = 1,
+    verifier: LoadedCheckpoint | None = None,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """Answer the tasks and judge the answers: `samples` predictions of the first task, then of the next.
@@ -70,10 +73,12 @@ def evaluate(
         max_images: maximum images per response; 0 for a text-only control, None for as many as fit.
         temperature: of the sampling; 0 is greedy.
         samples: responses to each task, each with random numbers of its own.
+        candidates: drawn for each image; the verifier's choice goes on.
+        verifier: the checkpoint that judges them, None for the answering one.
         on_finish: called with the number of finished responses.
 
     Raises:
-        ValueError: the checkpoint cannot read images.
+        ValueError: the checkpoint cannot read images, or cannot be judged by the verifier.
     """
     answered = ask(
         loaded,
@@ -82,6 +87,8 @@ def evaluate(
         max_images=max_images,
         temperature=temperature,
         samples=samples,
+        candidates=candidates,
+        verifier=verifier,
         on_finish=on_finish,
     )
     asked = [task for task in tasks for _ in range(samples)]
@@ -96,6 +103,8 @@ def ask(
     max_images: int | None = None,
     temperature: float = 0.0,
     samples: int = 1,
+    candidates: int = 1,
+    verifier: LoadedCheckpoint | None = None,
     on_finish: Callable[[int], None] | None = None,
 ) -> list[tuple[tuple[int, ...], Completion]]:
     """Answer the tasks, each answer with the codes of its question's image.
@@ -109,9 +118,13 @@ def ask(
     prompts = [template.prompt_ids(task.question, [codes]) for task, codes in zip(tasks, questions, strict=True)]
     engine = Engine(loaded.transformer, loaded.vocab, template, num_slots=num_slots, admissions_per_step=num_slots)
     params = [
-        SamplingParams(temperature=temperature, seed=sample_seed(task.seed, 1), max_images=max_images) for task in tasks
+        SamplingParams(
+            temperature=temperature, seed=sample_seed(task.seed, 1), max_images=max_images, candidates=candidates
+        )
+        for task in tasks
     ]
-    completions = engine.generate(prompts, params, num_samples=samples, on_finish=on_finish)
+    judge = judged_by(loaded, verifier or loaded) if candidates > 1 else None
+    completions = engine.generate(prompts, params, num_samples=samples, verifier=judge, on_finish=on_finish)
     return list(zip([codes for codes in questions for _ in range(samples)], completions, strict=True))
 
 
@@ -239,25 +252,42 @@ def run(
     first_seed: int = EVAL_SEED_MIN,
     out: Path | None = None,
     text_only: bool = False,
+    candidates: int = 1,
+    verifier: str | Path | None = None,
     on_finish: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder; with ``out``, write predictions (jsonl) and summary (json) there.
 
-    ``level`` may be a text: "5" is 5.
+    ``level`` may be a text: "5" is 5. With several ``candidates`` an image, the checkpoint in folder ``verifier``
+    chooses among them, or the evaluated one itself.
 
     Raises:
-        ValueError: an unknown level, or seeds beyond 2^53-1.
+        ValueError: an unknown level, seeds beyond 2^53-1, or a checkpoint that is no verifier.
         CheckpointError: the folder is not a valid checkpoint.
     """
     level = parse_level(str(level))
     chosen = evaluation_tasks(tasks, level=level, first=first_seed)
     loaded = load_checkpoint(checkpoint)
-    predictions = evaluate(loaded, chosen, max_images=0 if text_only else None, on_finish=on_finish)
+    predictions = evaluate(
+        loaded,
+        chosen,
+        max_images=0 if text_only else None,
+        candidates=candidates,
+        verifier=None if verifier is None or candidates == 1 else load_checkpoint(verifier),
+        on_finish=on_finish,
+    )
     summary = summarize(predictions)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(asdict(p)) + "\n" for p in predictions)
         (out / "predictions.jsonl").write_text(rows)
-        about = {"checkpoint": loaded.name, "level": level, "first_seed": first_seed, "text_only": text_only}
+        about: dict[str, Any] = {
+            "checkpoint": loaded.name,
+            "level": level,
+            "first_seed": first_seed,
+            "text_only": text_only,
+        }
+        if candidates > 1:
+            about |= {"candidates": candidates, "verifier": loaded.name if verifier is None else Path(verifier).name}
         (out / "summary.json").write_text(json.dumps({**about, "results": summary}, indent=2) + "\n")
     return summary

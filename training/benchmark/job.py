@@ -34,6 +34,7 @@ from training.benchmark.evaluate import read_response
 from training.benchmark.interventions import Effect, Response, correct_all, encoded, intervene
 from training.benchmark.items import Item, first_seed, read_items
 from training.benchmark.report import Answer, Verdicts, compare, flat_metrics, summarize_answers
+from training.benchmark.verifying import job_verifier
 from training.data.questions import image_codes
 from training.data.rows import DataError, Intake, Rejection, attempted
 from training.jobs.context import JobContext, JobError
@@ -147,6 +148,7 @@ class _Asking:
         self.engine = Engine(
             loaded.transformer, loaded.vocab, loaded.template, num_slots=slots, admissions_per_step=slots
         )
+        self._verifier = job_verifier(ctx, self.hyper, name, self.loaded)
         self._size = slots * CHUNKS_OF_SLOTS
         self._image_size = SURVEY_SIZE if loaded.vq is None else loaded.vq.config.resolution
         self.path = ctx.folder / "benchmark" / _file_name(name) / "predictions.jsonl"
@@ -204,9 +206,10 @@ class _Asking:
                         seed=mixed_seed(self.spec.seed, item.item_id),
                         max_new_tokens=hyper.max_new_tokens,
                         max_images=hyper.max_images if loaded.can_draw else 0,
+                        candidates=hyper.candidates,
                     )
                 )
-        completions = self.engine.generate(prompts, params)
+        completions = self.engine.generate(prompts, params, verifier=self._verifier)
         given = iter(zip(prompts, completions, strict=True))
         answers: list[Answer] = []
         responses: dict[int, Response] = {}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Candidates = Annotated[int, Field(ge=1, le=8)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e4)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -231,8 +232,8 @@ class ZeroHyperparameters(Strict):
     splitter: Literal["list", "numbered", "sentences", "auto"] = Field("auto", description="how a chain becomes steps")
     max_steps: Positive = Field(4, description="more steps are merged")
     candidates: Annotated[int, Field(ge=1, le=64)] = Field(4, description="images drawn per step; the best is kept")
-    score: Literal["perception", "likelihood", "first"] = Field(
-        "perception", description="which candidate is kept; first: no choice, the control"
+    score: Literal["perception", "likelihood", "verifier", "first"] = Field(
+        "perception", description="which candidate is kept; verifier: the base must be one; first: no choice"
     )
     context: Literal["trajectory", "picture", "instruction"] = Field(
         "trajectory",
@@ -282,6 +283,13 @@ class BenchmarkHyperparameters(Strict):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_new_tokens: Positive | None = None
     max_images: Count | None = Field(None, description="0: text only")
+    candidates: Candidates = Field(1, description="images drawn per step; a verifier chooses the one that goes on")
+    verifier: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="the checkpoint that judges them; null: the measured one, or the nearest of its bases that can",
+    )
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     compare_with: str | None = Field(
         None,

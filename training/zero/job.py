@@ -105,6 +105,8 @@ def _load(ctx: JobContext, settings: ZeroHyperparameters) -> tuple[LoadedCheckpo
         raise JobError("bad_template", f"{name}: {error}") from error
     if not base.can_draw:
         raise JobError("base_cannot_draw", f"{name} has no VQ decoder: it cannot draw the images of a chain")
+    if settings.score == "verifier" and not base.manifest.verifier:
+        raise JobError("no_verifier", f"{name} is no verifier: it cannot judge what it draws")
     return base, output
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from model.checkpoint.manifest import Perception
 from model.engine.engine import Engine, useful_slots
 from model.engine.sequence import SamplingParams, Status
+from model.engine.verifier import order_logprobs
 from model.images.codes import copied_share, decode_codes, encode_images, is_flat, perception_score, tv_energy
 from model.seeds import mixed_seed
 from model.text.instructions import as_instruction
@@ -51,6 +52,7 @@ class Candidate:
         flat: nearly blank.
         copied: equal to the previous image.
         right: the world's verdict; None if unknown.
+        verified: log p(order | previous image, candidate) by the base, if it chooses by that and there is one before.
     """
 
     codes: Codes
@@ -61,6 +63,7 @@ class Candidate:
     flat: bool
     copied: bool
     right: bool | None = None
+    verified: float | None = None
 
     @property
     def accepted(self) -> bool:
@@ -146,8 +149,10 @@ class Visualiser:
         """``output`` is the template in which the finished traces must fit (the checkpoint's own when absent).
 
         Raises:
-            ValueError: the checkpoint cannot draw.
+            ValueError: the checkpoint cannot draw, or cannot judge what it draws.
         """
+        if settings.score == "verifier" and not loaded.manifest.verifier:
+            raise ValueError(f"{loaded.name} is no verifier: its manifest names no question")
         if loaded.vq is None or loaded.vq.decoder is None:
             raise ValueError(f"{loaded.name} has no VQ decoder: it cannot draw")
         self.loaded, self.vq, self.settings, self.seed = loaded, loaded.vq, settings, seed
@@ -221,6 +226,8 @@ class Visualiser:
             # A step without changes may be drawn as a copy.
             previous = None if changes_nothing(one.texts[k]) else one.newest_image
             candidates = self._candidates(whole, previous)
+            if self.settings.score == "verifier":
+                candidates = self._verified(one, k, candidates)
             kept = best(candidates, self.settings.score)
             steps.append(DrawnStep(one.texts[k], tuple(candidates), kept, len(sequences) - len(whole)))
         return steps
@@ -265,6 +272,16 @@ class Visualiser:
             )
         return out
 
+    def _verified(self, one: DrawnChain, k: int, candidates: list[Candidate]) -> list[Candidate]:
+        """The candidates with the base's own verdict, unless there is no image to compare them with."""
+        before = one.newest_image
+        if before is None:
+            return candidates
+        question, orders = self.loaded.manifest.verifier, [as_instruction(one.texts[k])] * len(candidates)
+        codes = [candidate.codes for candidate in candidates]
+        found = order_logprobs(self.engine, self.template, question, before, codes, orders)
+        return [replace(c, verified=round(value, 6)) for c, value in zip(candidates, found, strict=True)]
+
     def _judged(self, chain: TextChain, one: DrawnChain, k: int, step: DrawnStep) -> DrawnStep:
         """The step with the world's verdict on every candidate."""
         before = one.newest_image
@@ -286,7 +303,8 @@ def best(candidates: Sequence[Candidate], score: str) -> int | None:
     Args:
         candidates: in drawing order.
         score: ``perception`` (the highest R_Pe; ties go to the likelier one), ``likelihood`` (the highest mean
-            log-probability) or ``first`` (the first one, or none).
+            log-probability), ``verifier`` (the base's own verdict, the likelier one without it) or ``first`` (the first
+            one, or none).
     """
     if score == "first":
         return 0 if candidates and candidates[0].accepted else None
@@ -297,7 +315,9 @@ def best(candidates: Sequence[Candidate], score: str) -> int | None:
         return max(accepted, key=lambda i: (candidates[i].score, candidates[i].logprob, -i))
     if score == "likelihood":
         return max(accepted, key=lambda i: (candidates[i].logprob, -i))
-    raise ValueError(f"unknown score {score!r}: use perception, likelihood or first")
+    if score == "verifier":
+        return max(accepted, key=lambda i: (candidates[i].verified or 0.0, candidates[i].logprob, -i))
+    raise ValueError(f"unknown score {score!r}: use perception, likelihood, verifier or first")
 
 
 def confidence(one: DrawnChain) -> float:

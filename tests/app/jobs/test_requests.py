@@ -91,6 +91,13 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
         ({"method": "benchmark", "hyperparameters": {"compare_with": name}}, "body.hyperparameters.compare_with")
         for name in ("nobody", "\ud800", "a\0", "a" * 200, "")
     ),
+    ({"method": "benchmark", "hyperparameters": {"candidates": 9}}, "body.hyperparameters.candidates"),
+    ({"method": "benchmark", "hyperparameters": {"candidates": 2}}, "body.hyperparameters.candidates"),
+    (
+        {"method": "benchmark", "hyperparameters": {"candidates": 2, "verifier": "nano-omni-r1"}},
+        "body.hyperparameters.verifier",
+    ),
+    ({"method": "zero", "hyperparameters": {"score": "verifier"}}, "body.hyperparameters.score"),
     (
         {"method": "benchmark", "hyperparameters": {}, "data": {"source": "unitasks", "first_seed": 2**53}},
         "body.data.first_seed",

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint.manifest import Capabilities, GenerationDefaults, ImageCount, Manifest, Perception
+from model.checkpoint.manifest import (
+    Capabilities,
+    GenerationDefaults,
+    ImageCount,
+    Manifest,
+    Perception,
+    nearest_verifier,
+)
 from model.checkpoint.shards import CheckpointError
 
 
@@ -95,3 +102,29 @@ def test_sampling_defaults_come_from_the_generation_config(
     assert (defaults.temperature, defaults.top_p) == expected
     (tmp_path / "generation_config.json").write_text(json.dumps(defaults.to_json()))
     assert GenerationDefaults.read(tmp_path) == defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "judge"),
+    [
+        ("base", "base"),
+        ("pesft", "base"),
+        ("perpo", "base"),
+        ("better", "better"),
+        ("on better", "better"),
+        ("orphan", None),
+        ("ring", None),
+        ("nobody", None),
+    ],
+)
+def test_nearest_verifier_is_the_checkpoint_or_a_base(name: str, judge: str | None) -> None:
+    known = {
+        "base": Manifest("base", verifier="What was done?"),
+        "pesft": Manifest("pesft", base="base"),
+        "perpo": Manifest("perpo", base="pesft"),
+        "better": Manifest("better", base="base", verifier="And now?"),
+        "on better": Manifest("on better", base="better"),
+        "orphan": Manifest("orphan", base="deleted"),
+        "ring": Manifest("ring", base="ring"),
+    }
+    assert nearest_verifier(name, known.get) == judge

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from tests.tiny import make_tiny_checkpoint
+from tests.tiny import make_drawing_checkpoint, make_tiny_checkpoint
 from tests.training.contexts import StopAfter, events_of, job
 from training.benchmark import job as benchmark_job
 from training.benchmark.evaluate import evaluate, evaluation_tasks
@@ -240,6 +240,23 @@ def endpoint(replies: dict[str, str], status: int = 200) -> Iterator[tuple[str, 
         server.server_close()
 
 
+def test_verifier_chooses_among_candidates(tmp_path: Path) -> None:
+    drawing = make_drawing_checkpoint(tmp_path / "tiny", verifier="What was done?")
+    bases = {"tiny": drawing, "other": make_tiny_checkpoint(tmp_path / "other", seed=1, verifier="What was done?")}
+    found = {}
+    for count in (1, 4):
+        hyper = {"candidates": count, "max_new_tokens": 60, "temperature": 1.0}
+        ctx = bench(tmp_path / str(count), bases, hyperparameters=hyper)
+        benchmark_job.run(ctx)
+        found[count] = predictions(ctx)
+    assert [r["tokens"] for r in found[4]] == [r["tokens"] for r in found[1]] == [60] * 10
+    assert sum(r["pictures"] for r in found[1]) > 5
+    assert [r["texts"] for r in found[4]] != [r["texts"] for r in found[1]]
+    ctx = bench(tmp_path / "other-vq", bases, hyperparameters={"candidates": 4, "verifier": "other"})
+    with pytest.raises(JobError, match="codebooks differ"):
+        benchmark_job.run(ctx)
+
+
 def test_judge_and_rules_verdicts_are_both_kept(
     tmp_path: Path, bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +271,12 @@ def test_judge_and_rules_verdicts_are_both_kept(
     assert all(r["right"] and r["judge"]["right"] and not r["rules"]["right"] for r in rows)
     assert result["checkpoints"]["tiny"]["summary"]["natural"]["judge"]["agrees_with_rules"] == 0.0
     assert result["metrics"]["accuracy/natural"] == 1.0
+
+
+def test_candidates_without_a_verifier_fail(tmp_path: Path, bases: dict[str, Path]) -> None:
+    with pytest.raises(JobError, match="can judge") as failure:
+        benchmark_job.run(bench(tmp_path, bases, hyperparameters={"candidates": 2}))
+    assert failure.value.code == "no_verifier"
 
 
 def test_failing_judge_leaves_rules_and_warns(

@@ -16,8 +16,10 @@ from PIL import Image
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.phases import Legal
 from model.engine.sequence import SamplingParams
+from model.engine.verifier import order_logprobs
 from model.images.codes import decode_codes
 from model.seeds import mixed_seed
+from model.text.instructions import as_instruction
 from tests.near_ties import Answer, assert_equal_up_to_near_tie
 from training.data.chains import TextChain
 from training.spec.hyperparameters import ZeroHyperparameters
@@ -175,6 +177,25 @@ def test_best_valid_candidate_is_kept(tiny: LoadedCheckpoint) -> None:
     assert best([candidate([5] * 4, score=0.8, logprob=-1.0), smooth], "perception") == 0  # ties: the likelier one
     with pytest.raises(ValueError, match="unknown score"):
         best(found, "beauty")
+
+
+def test_verifier_keeps_the_candidate_that_fits_its_order(tiny: LoadedCheckpoint) -> None:
+    with pytest.raises(ValueError, match="no verifier"):
+        visualiser(tiny, score="verifier")
+    judge = replace(tiny, manifest=replace(tiny.manifest, verifier="What was done?"))
+    drawer, later = visualiser(judge, score="verifier"), 0
+    for chain in drawer.draw(chains(3, score="verifier")):
+        before = chain.question_codes
+        for step in chain.steps:
+            assert before is not None
+            codes, orders = [c.codes for c in step.candidates], [as_instruction(step.text)] * len(step.candidates)
+            scores = order_logprobs(drawer.engine, judge.template, "What was done?", before, codes, orders)
+            assert [c.verified for c in step.candidates] == pytest.approx(scores, abs=1e-4)
+            if step.kept is not None:
+                assert scores[step.kept] == max(s for s, c in zip(scores, step.candidates, strict=True) if c.accepted)
+                later += step.kept > 0
+            before = step.image or before
+    assert later, "not always the first"
 
 
 class Drawn:
