@@ -126,6 +126,21 @@ def resume(args: Namespace) -> int:
         return _follow(client, args.id, after=seen, as_json=args.json)
 
 
+def continue_(args: Namespace) -> int:
+    """Goes on from a finished job, as a new one."""
+    with Client(args.url) as client:
+        job = client.continue_job(args.id, args.steps, name=args.name, output_name=args.output_name)
+        continues = job["continues"]
+        assert continues is not None
+        for line in continues["differs"]:
+            remark(line)
+        if args.detach:
+            write(json.dumps(job, ensure_ascii=False, indent=2) + "\n" if args.json else f"{job['id']}\n")
+            return EXIT_OK
+        remark(f"job {job['id']} goes on after step {continues['steps']}")
+        return _follow(client, job["id"], as_json=args.json)
+
+
 def label(args: Namespace) -> int:
     """Names, tags or annotates a job."""
     given = {"name": args.name, "tags": args.tag, "note": args.note}

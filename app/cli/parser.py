@@ -329,6 +329,14 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
         _command(actions, name, f"app.cli.jobs:{name}", what).add_argument("id", metavar="ID", type=filled)
     actions.choices["cancel"].add_argument("--wait", action="store_true", help="wait until it has stopped")
     actions.choices["resume"].add_argument("--detach", action="store_true", help="do not follow it")
+    more = _command(
+        actions, "continue", "app.cli.jobs:continue_", "go on from a finished one for more steps, as a new one"
+    )
+    more.add_argument("id", metavar="ID", type=filled)
+    more.add_argument("--steps", metavar="N", type=whole(1), required=True, help="further steps")
+    more.add_argument("--name", help="of the new job (the finished one's)")
+    more.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")
+    more.add_argument("--detach", action="store_true", help="print the job's id and exit")
     label = actions.choices["label"]
     label.add_argument("--name", help='several jobs may have the same; "" removes it')
     label.add_argument("--tag", action="append", help='in place of its tags; repeatable; "" removes them')

@@ -33,6 +33,22 @@ class RunCalls:
         body = {key: value for key, value in given.items() if not isinstance(value, Unchanged)}
         return cast(Job, self._json("PATCH", f"/v1/jobs/{quote(job_id, safe='')}", json=body))
 
+    def continue_job(
+        self: _Connection,
+        job_id: str,
+        steps: int,
+        *,
+        name: str | None = None,
+        output_name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queues a job that goes on from a finished one for `steps` more; see its `continues`. Raises Conflict."""
+        given = {"steps": steps, "name": name, "output_name": output_name}
+        body = {key: value for key, value in given.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        url = f"/v1/jobs/{quote(job_id, safe='')}/continue"
+        return cast(Job, self._json("POST", url, json=body, headers=headers))
+
     def job_series(
         self: _Connection,
         job_ids: Sequence[str],

@@ -319,6 +319,14 @@ class JobCheckpoint(TypedDict):
     created_at: str
 
 
+class Continues(TypedDict):
+    """The finished job from which a job goes on; `differs` is empty if one longer run gives the same result."""
+
+    job_id: str
+    steps: int
+    differs: list[str]
+
+
 class Job(TypedDict):
     """A job of `GET /v1/jobs/{id}`."""
 
@@ -328,6 +336,7 @@ class Job(TypedDict):
     name: str | None
     tags: list[str]
     note: str | None
+    continues: Continues | None
     progress: Progress | None
     metrics: dict[str, float | None]
     spec: dict[str, Any]

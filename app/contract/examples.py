@@ -191,6 +191,7 @@ JOB = {
     "name": "circles",
     "tags": ["baseline"],
     "note": None,
+    "continues": None,
     "progress": {"stage": "pesft", "step": 4, "total": 4, "eta_s": 0.0},
     "metrics": METRICS,
     "spec": JOB_SPEC | {"activate": False, "gpu": "shared", "threads": 1},

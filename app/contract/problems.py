@@ -44,6 +44,7 @@ CODES: dict[str, tuple[int, str]] = {
     "trace_elsewhere": (409, "The trace belongs to another server"),
     "weights_gone": (409, "The trace's weights are no longer available"),
     "not_resumable": (409, "The job cannot be resumed"),
+    "not_continuable": (409, "The job cannot go on"),
     "job_live": (409, "The job is still running"),
     "job_elsewhere": (409, "The job belongs to another server"),
     "checkpoint_exists": (409, "The name is taken"),

@@ -71,6 +71,28 @@ class JobUpdate(In):
     )
 
 
+class JobContinue(In):
+    """Body of `POST /v1/jobs/{id}/continue`."""
+
+    model_config = example(steps=200, name="circles, longer")
+
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(description="further steps")
+    name: Annotated[str, Field(max_length=MAX_JOB_NAME), AfterValidator(clean_tag)] | None = Field(
+        None, description="of the new job; the finished one's when absent"
+    )
+    output_name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+        None, description="checkpoints: <this>-step-N; a new name when absent"
+    )
+
+
+class ContinuesOut(Out):
+    """The finished job from which a job goes on."""
+
+    job_id: str
+    steps: int = Field(description="its steps, after which this job starts")
+    differs: list[str] = Field(description="what one longer run does differently; empty if the result is the same")
+
+
 class JobOut(Out):
     """A training, bootstrapping or benchmark task."""
 
@@ -80,6 +102,7 @@ class JobOut(Out):
     name: str | None = Field(description="several jobs may have the same")
     tags: list[str]
     note: str | None
+    continues: ContinuesOut | None = Field(description="null unless it goes on from a finished job")
     progress: ProgressOut | None
     metrics: dict[str, float | None] = Field(description="the latest values")
     spec: dict[str, Any] = Field(description="with all defaults resolved")

@@ -1,4 +1,4 @@
-"""The workbench over many jobs: their names, tags and notes, and their metrics side by side."""
+"""The workbench over many jobs: names, tags and notes, metrics side by side, jobs that go on from finished ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from app.contract.schemas_jobs import JobUpdate
-from app.jobs import series, shown
-from app.jobs.service import JobService
+from app.common import pools
+from app.contract.schemas_jobs import JobContinue, JobUpdate
+from app.jobs import series, shown, store
+from app.jobs.continuing import continued
+from app.jobs.service import JobService, no_job
 from app.storage.database import Database
+from app.storage.idempotency import Claim
+from training.spec.spec import AnySpec
 
 MOST_POINTS = 60_000  # of one answer, which keeps it below 2 MB
 
@@ -25,6 +29,20 @@ class Runs:
         """Set what `change` gives of name, tags and note, in any state of the job; returns the whole job."""
         given = change.model_dump(include=change.model_fields_set)
         return await self._jobs.change(job_id, lambda connection: shown.label(connection, job_id, given))
+
+    async def go_on(self, job_id: str, more: JobContinue, claim: Claim) -> dict[str, Any]:
+        """Queue a job that goes on from a finished one, which stays as it is; returns the new job."""
+        spec, continues = await pools.reads.run(self._continued, job_id, more)
+        return await self._jobs.create(spec, claim, continues=continues)
+
+    def _continued(self, job_id: str, more: JobContinue) -> tuple[AnySpec, dict[str, Any]]:
+        with self._db.read() as connection:
+            row = store.get_row(connection, job_id)
+            if row is None:
+                raise no_job()
+            self._jobs.require_here(connection, job_id)
+            tags = shown.tags_of(connection, [job_id]).get(job_id, [])
+        return continued(row, tags, self._jobs.folder(job_id), more)
 
     def series(
         self, job_ids: Sequence[str], keys: Sequence[str], *, points: int, first: int | None, last: int | None

@@ -122,15 +122,21 @@ class JobService:
         """The rewards and task families of your own that this server knows."""
         return self._intake.custom
 
-    async def create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
-        """Validate and queue a job; returns the whole job."""
+    def folder(self, job_id: str) -> Path:
+        """The job's folder on this server."""
+        return self._table.folder(job_id)
+
+    async def create(self, spec: AnySpec, claim: Claim, **columns: Any) -> dict[str, Any]:
+        """Validate and queue a job, with further columns of its row; returns the whole job."""
         if self._runner.stopping:
             raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
-        job = await pools.intake.run(self._create, spec, claim, undo=lambda job: self._forget(job["id"], claim))
+        job = await pools.intake.run(
+            self._create, spec, claim, columns, undo=lambda job: self._forget(job["id"], claim)
+        )
         self._runner.wake()
         return job
 
-    def _create(self, spec: AnySpec, claim: Claim) -> dict[str, Any]:
+    def _create(self, spec: AnySpec, claim: Claim, columns: Mapping[str, Any]) -> dict[str, Any]:
         job_id = self._ids.new()
         resolved, prefix = self._intake.check(spec, job_id)
         with self._db.write() as connection:
@@ -145,6 +151,7 @@ class JobService:
                 base_checkpoint=spec.base_checkpoint,
                 spec=resolved,
                 output_prefix=prefix,
+                **columns,
             )
             shown.label(connection, job_id, {"name": spec.name, "note": spec.note, "tags": spec.tags})
             job = shown.whole(connection, job_id, self._more)
@@ -203,21 +210,21 @@ class JobService:
         with self._db.read() as connection:
             job = shown.whole(connection, job_id, self._more)
         if job is None:
-            raise _no_job()
+            raise no_job()
         return job
 
     def metrics(self, job_id: str, *, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
         """A page of metrics, oldest first; blocking."""
         with self._db.read() as connection:
             if store.get_row(connection, job_id) is None:
-                raise _no_job()
+                raise no_job()
             return store.metrics_page(connection, job_id, after=after, limit=limit)
 
     async def past_the_end(self, job_id: str, after: int) -> bool:
         """Whether a reader at `after` has seen all events; 404 for an unknown job."""
         past = await pools.reads.run(self._events.past_the_end, job_id, after)
         if past is None:
-            raise _no_job()
+            raise no_job()
         return past
 
     def read(self, job_id: str, after: int) -> AsyncIterator[bytes]:
@@ -254,7 +261,7 @@ class JobService:
             raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
 
         def again(connection: Connection) -> None:
-            self._require_here(connection, job_id)
+            self.require_here(connection, job_id)
             row = store.get_row(connection, job_id)
             assert row is not None
             if row.status not in RESUMABLE:
@@ -284,7 +291,7 @@ class JobService:
         """Delete row, log and samples of an ended job; its checkpoints stay."""
 
         def remove(connection: Connection) -> None:
-            self._require_here(connection, job_id)
+            self.require_here(connection, job_id)
             if not store.delete(connection, job_id):
                 raise Problem("job_live", "the job is queued or running; cancel it first")
 
@@ -297,13 +304,14 @@ class JobService:
 
         def work(connection: Connection) -> dict[str, Any]:
             if store.get_row(connection, job_id) is None:
-                raise _no_job()
+                raise no_job()
             change(connection)
             return shown.whole(connection, job_id, self._more) or {}
 
         return await pools.writes.run(self._db.change, work)
 
-    def _require_here(self, connection: Connection, job_id: str) -> None:
+    def require_here(self, connection: Connection, job_id: str) -> None:
+        """Raise the problem of a job whose files another server has."""
         row = store.get_row(connection, job_id)
         if row is not None and row.server_id != self._home.server_id:
             raise Problem("job_elsewhere", "the job's files are on another server; send the request there")
@@ -317,6 +325,9 @@ class JobService:
             row = store.get_row(connection, job.id)
         assert row is not None
         kept: dict[str, Any] = record(described, self._home.path)
+        if row.continues is not None:
+            before = self._table.folder(row.continues["job_id"])
+            kept["continues"] = {**row.continues, "folder": self._home.recorded(before)}
         return kept | {
             "output_prefix": row.output_prefix,
             "created_at": row.created_at,
@@ -382,5 +393,6 @@ def clashing_names(name: str) -> list[str]:
     return [name, *(f"{name}-{stage}" for stage in STAGES), *([shorter] if shorter != name else [])]
 
 
-def _no_job() -> Problem:
+def no_job() -> Problem:
+    """404: no job has the id."""
     return Problem("job_not_found", "no job has this id; GET /v1/jobs lists them")

@@ -29,7 +29,7 @@ def whole(connection: Connection, job_id: str, more: More = _no_more) -> dict[st
     row = connection.execute(_SHOWN.where(J.c.id == job_id)).one_or_none()
     if row is None:
         return None
-    return _shown(row, _checkpoints(connection, [job_id]), _tags(connection, [job_id])) | more(row)
+    return _shown(row, _checkpoints(connection, [job_id]), tags_of(connection, [job_id])) | more(row)
 
 
 def page(
@@ -50,7 +50,7 @@ def page(
     query = query.where(*(J.c[column] == value for column, value in equal.items() if value is not None))
     rows = connection.execute(query).all()
     ids = [row.id for row in rows[:limit]]
-    made, tags = _checkpoints(connection, ids), _tags(connection, ids)
+    made, tags = _checkpoints(connection, ids), tags_of(connection, ids)
     return [_shown(row, made, tags) | more(row) for row in rows[:limit]], len(rows) > limit
 
 
@@ -63,7 +63,8 @@ def _checkpoints(connection: Connection, job_ids: Sequence[str]) -> dict[str, li
     return found
 
 
-def _tags(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[str]]:
+def tags_of(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The tags of each job, sorted; jobs without tags are absent."""
     found: dict[str, list[str]] = {}
     for row in connection.execute(sa.select(G).where(G.c.job_id.in_(job_ids)).order_by(G.c.tag)):
         found.setdefault(row.job_id, []).append(row.tag)
@@ -100,6 +101,7 @@ def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]], tags: Mappin
         "name": row.name,
         "tags": tags.get(row.id, []),
         "note": row.note,
+        "continues": row.continues,
         "progress": row.progress if row.status == "running" else without_waiting(row.progress),
         "metrics": row.metrics,
         "spec": row.spec,

@@ -195,6 +195,7 @@ jobs = sa.Table(
     sa.Column("running_s", sa.Float, nullable=False, server_default="0"),
     sa.Column("name", sa.String(100), index=True),  # chosen by people; several jobs may have the same
     sa.Column("note", Text),
+    sa.Column("continues", sa.JSON(none_as_null=True)),  # {job_id, steps, differs} of the finished job before it
     sa.Column("series_seq", sa.Integer, nullable=False, server_default="0"),  # the last event in `job_series`
     sa.Index(None, "server_id", "status", "id"),
     sa.Index(None, "status", "id"),

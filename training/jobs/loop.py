@@ -1,4 +1,4 @@
-"""Shared parts of the training loops: schedules as functions of the step, exact resume, metrics, atomic state.
+"""Shared parts of the training loops: the optimiser, exact resume, metrics, atomic state.
 
 A run lives in one folder: ``spec.json`` (settings, versions, commit), ``metrics.jsonl`` (one object per logged step)
 and ``state.pt`` (the newest complete state). No decision depends on the clock: a stopped and resumed run takes the
@@ -14,9 +14,8 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,69 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Decline = Literal["cosine", "linear", "constant"]
 DECAYED = (nn.Linear, nn.Embedding, nn.Conv2d)
-
-
-class Schedule(Protocol):
-    """The learning rate as a function of the step alone."""
-
-    def lr(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LinearSchedule:
-    """Linear warm-up to ``peak``, then a straight line to zero at ``total`` steps (transformers' default)."""
-
-    peak: float
-    total: int
-    warmup: int = 0
-
-    def lr(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        return self.peak * max(0.0, (self.total - step) / max(1, self.total - self.warmup))
-
-
-@dataclass(frozen=True, slots=True)
-class ConstantSchedule:
-    """Linear warm-up to ``peak``, then constant."""
-
-    peak: float
-    warmup: int = 0
-
-    def lr(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
-        return self.peak * min(1.0, (step + 1) / max(1, self.warmup))
-
-
-@dataclass(frozen=True, slots=True)
-class CosineSchedule:
-    """Linear warm-up to ``peak``, then a cosine down to ``floor * peak`` at ``total`` steps."""
-
-    peak: float
-    total: int
-    warmup: int = 50
-    floor: float = 0.05
-
-    def lr(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
-        return self.peak * (self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def make_schedule(decline: Decline, peak: float, total: int, warmup: int, *, floor: float) -> Schedule:
-    """The schedule of this name; only a cosine has a floor."""
-    if decline == "linear":
-        return LinearSchedule(peak, total, warmup)
-    if decline == "constant":
-        return ConstantSchedule(peak, warmup)
-    return CosineSchedule(peak, total, warmup, floor)
 
 
 def adamw(

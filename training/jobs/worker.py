@@ -80,6 +80,7 @@ def run_job(
     from model.engine.device import resolve_device
     from training.home_paths import located
     from training.jobs.context import JobContext, JobError, JobStopped
+    from training.jobs.continuation import adopted
     from training.jobs.log import JobLog
     from training.jobs.loop import StopFlag, provenance
     from training.spec.spec import parse_spec
@@ -99,7 +100,7 @@ def run_job(
                 checkpoints={one["name"]: Path(one["folder"]) for one in known},
                 log=log,
                 output_prefix=job.get("output_prefix") or spec.output_name or folder.name,
-                resume=resume,
+                resume=adopted(log.disk, folder, job) or resume,
                 stop=stop,
                 device=str(resolve_device(os.environ.get("OMNI_R1_DEVICE", "auto"))),
                 provenance={**provenance(), "seed": spec.seed},

@@ -25,8 +25,9 @@ from model.config import VQConfig
 from model.nets.vq import VQModel
 from model.precision import PrecisionChoice, autocast
 from training.data.token_sets import ImageCoder, to_pixels, training_tasks
-from training.jobs.loop import CosineSchedule, RunFolder, StopFlag, adamw, set_lr
+from training.jobs.loop import RunFolder, StopFlag, adamw, set_lr
 from training.jobs.precision import BEFORE_AUTO, run_precision
+from training.jobs.schedules import CosineSchedule
 from training.world.scenes import random_image
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from model.engine.phases import LegalIds
 from model.nets.transformer import LayerWeights, Transformer
-from training.jobs.loop import adamw, make_schedule, set_lr
+from training.jobs.loop import adamw, set_lr
+from training.jobs.schedules import make_schedule
 from training.perpo.batch import MicroBatch, micro_batches, policy_logprobs
 from training.perpo.credit import set_credit
 from training.perpo.losses import clipped_loss, effective_share, kl_estimate, truncated_weights

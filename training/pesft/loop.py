@@ -25,17 +25,15 @@ from model.precision import PrecisionChoice, autocast
 from training.data.token_sets import Batch, BatchPlan, TokenSet, make_batch, micro_batches
 from training.jobs.disk import NO_WAIT
 from training.jobs.loop import (
-    Decline,
     RunFolder,
     RunStopped,
-    Schedule,
     StopFlag,
     adamw,
     load_optimizer,
-    make_schedule,
     set_lr,
 )
 from training.jobs.precision import BEFORE_AUTO, run_precision
+from training.jobs.schedules import Decline, Schedule, make_schedule
 from training.pesft.losses import Reduction, perception_loss, sft_loss
 
 if TYPE_CHECKING:

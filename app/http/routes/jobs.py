@@ -14,7 +14,7 @@ from app.common.pools import in_pool
 from app.contract.examples import JOB_SPEC
 from app.contract.problems import field_problem
 from app.contract.schemas import clean_text
-from app.contract.schemas_jobs import JobList, JobOut, JobUpdate, MetricsPage, SeriesList
+from app.contract.schemas_jobs import JobContinue, JobList, JobOut, JobUpdate, MetricsPage, SeriesList
 from app.contract.words import JobStatus, Method
 from app.http.deps import (
     LOCATION,
@@ -161,6 +161,28 @@ async def cancel_job(job_id: str, app: App) -> Response:
 async def resume_job(job_id: str, app: App) -> Response:
     """Continues from the saved state, with the same order of data."""
     return JSONResponse(await app.jobs.resume(job_id), 202)
+
+
+@router.post(
+    "/{job_id}/continue",
+    status_code=202,
+    response_model=JobOut,
+    dependencies=[Depends(require_json)],
+    summary="Go on from a finished job",
+    responses=problems(
+        400, 403, 404, 409, 413, 415, 422, 503, 507, also={202: {"description": "The new job", "headers": LOCATION}}
+    ),
+)
+async def continue_job(
+    request: Request, job_id: str, body: JobContinue, app: App, idempotency_key: Key = None
+) -> Response:
+    """Queues a job with its weights, optimiser state and order of data, for more steps; the finished one stays."""
+    make = partial(app.runs.go_on, job_id, body)
+    where = f"{router.prefix}/{job_id}/continue"
+    job, headers = await create_once(
+        request, app, idempotency_key, where, make, location=lambda made: f"{router.prefix}/{made['id']}"
+    )
+    return JSONResponse(job, 202, headers)
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(403, 404, 409, 503))

@@ -23,10 +23,12 @@ def test_labels_and_series_send_only_given_values() -> None:
         client.job_series(["a", "b"])
         client.job_series(["a"], ["loss/ce", "kl"], points=9, first=0, last=7)
         client.jobs(name="x", tag="y")
+        client.continue_job("a/b", 7, output_name="o")
     assert seen == [
         ("PATCH", "/v1/jobs/a%2Fb", {"name": None, "tags": ["x"]}),
         ("PATCH", "/v1/jobs/j", {"note": "n"}),
         ("GET", "/v1/jobs/metrics?ids=a%2Cb&keys=&points=500", None),
         ("GET", "/v1/jobs/metrics?ids=a&keys=loss%2Fce%2Ckl&points=9&from=0&to=7", None),
         ("GET", "/v1/jobs?limit=20&name=x&tag=y", None),
+        ("POST", "/v1/jobs/a%2Fb/continue", {"steps": 7, "output_name": "o"}),
     ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from app.contract.schemas_jobs import JobOut, SeriesList
+from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases, is_problem
-from tests.app.job_helpers import SPEC, code, events, get, post, worker
+from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, post, worker
 
 
 @both_databases
@@ -89,3 +92,83 @@ async def test_invalid_charts_are_rejected(server: Server, params: dict[str, str
 
 async def test_unknown_job_cannot_be_labelled(server: Server) -> None:
     assert code(await server.client.patch("/v1/jobs/job_none", json={"name": "x"})) == "job_not_found"
+
+
+def finish(server: Server, job_id: str, method: str, *, state: bool = True, **result: Any) -> None:
+    """The end of a real job: its result, and the state of its run."""
+    if state:
+        folder = server.home / "jobs" / job_id / "runs" / method
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.pt").write_bytes(b"weights")
+    with server.services.db.write() as connection:
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(result=result))
+
+
+@both_databases
+async def test_finished_job_goes_on_as_a_new_one(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        hyper = {"steps": 4, "schedule": "constant"}
+        job = await post(server, hyperparameters=hyper, name="circles", tags=["a"], output_name="made")
+        await events(server, job["id"])
+        finish(server, job["id"], "pesft", steps=4)
+        url = f"/v1/jobs/{job['id']}/continue"
+        answers = [
+            await server.client.post(url, json={"steps": 6}, headers={"Idempotency-Key": "once"}) for _ in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == [202, 202]
+        more = JobOut.model_validate(answers[0].json())
+        assert answers[1].json()["id"] == more.id
+        assert answers[0].headers["location"] == f"/v1/jobs/{more.id}"
+        assert (more.name, more.tags, more.spec["output_name"]) == ("circles", ["a"], None)
+        assert more.spec["hyperparameters"] == job["spec"]["hyperparameters"] | {"steps": 10}
+        assert more.continues is not None
+        assert (more.continues.job_id, more.continues.steps, more.continues.differs) == (job["id"], 4, [])
+        await events(server, more.id)
+        described = json.loads((server.home / "jobs" / more.id / "job.json").read_text())
+        assert described["continues"]["folder"] == f"jobs/{job['id']}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            {"hyperparameters": {"steps": 4, "schedule": "cosine", "warmup": 0, "lr": 1.0, "floor": 0.0}},
+            ["0.15", "0.5"],
+        ),
+        ({"hyperparameters": {"steps": 4, "schedule": "linear", "warmup": 0, "lr": 1.0}}, ["0.25", "0.5"]),
+        ({"method": "perpo", "hyperparameters": {"steps": 4, "validation": {"every": 3}}}, ["linear", "validated"]),
+    ],
+)
+async def test_what_differs_from_one_run_is_said(server: Server, spec: dict[str, Any], words: list[str]) -> None:
+    server.services.jobs._runner.stopping = False
+    job = await post(server, **{**SPEC, **spec})
+    with server.services.db.write() as connection:
+        connection.execute(sa.update(tables.jobs).values(status="succeeded"))
+    finish(server, job["id"], job["method"], steps=4)
+    more = (await server.client.post(f"/v1/jobs/{job['id']}/continue", json={"steps": 4})).json()
+    said = " ".join(more["continues"]["differs"])
+    assert [word for word in words if word not in said] == []
+
+
+async def test_jobs_that_cannot_go_on(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        url = "/v1/jobs/job_none/continue"
+        assert code(await server.client.post(url, json={"steps": 1})) == "job_not_found"
+        job = await post(server)
+        url = f"/v1/jobs/{job['id']}/continue"
+        assert code(await server.client.post(url, json={"steps": 1})) == "not_continuable"  # queued or running
+        await events(server, job["id"])
+        for state in (server.home / "jobs" / job["id"]).glob("runs/*/state.pt"):
+            state.unlink()
+        finish(server, job["id"], "pesft", state=False, steps=4)
+        gone = is_problem(await server.client.post(url, json={"steps": 1}), 409, "not_continuable")
+        assert "deleted" in gone["detail"]
+        finish(server, job["id"], "pesft", steps=3)
+        assert "validation" in (await server.client.post(url, json={"steps": 1})).json()["detail"]
+        finish(server, job["id"], "pesft", steps=4)
+        is_problem(await server.client.post(url, json={"steps": 0}), 422, "invalid", "body.steps")
+        is_problem(await server.client.post(url, json={"steps": 10_000_001}), 422, "invalid", "body.steps")
+        (server.package / "nano-omni-r1" / "manifest.json").unlink()
+        assert (await server.client.post(url, json={"steps": 1})).status_code == 422  # its base is gone

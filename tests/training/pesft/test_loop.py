@@ -17,7 +17,8 @@ from model.config import TransformerConfig
 from model.nets.transformer import PackedAttention, Transformer
 from model.text.template import Rendered
 from training.data.token_sets import TokenSet, make_batch, micro_batches
-from training.jobs.loop import ConstantSchedule, CosineSchedule, LinearSchedule, RunFolder
+from training.jobs.loop import RunFolder
+from training.jobs.schedules import ConstantSchedule, CosineSchedule, LinearSchedule
 from training.pesft.loop import SFTModel, SFTSpec, accumulate, batch_loss, make_projection, train_sft
 
 VOCAB, CODES, WIDTH = 40, 16, 8
