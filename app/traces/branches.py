@@ -7,7 +7,6 @@ of this VQ yet go to the engine, which encodes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -22,7 +21,7 @@ from app.contract.words import TERMINAL
 from app.storage.database import Database
 from app.storage.images import ImageStore
 from app.traces.edits import EditImages, GivenImage, Parent, bad_edit, codes_of
-from app.traces.intake import Intake, Kept, Prepared, Room, resolve_sampling
+from app.traces.intake import Intake, Kept, Prepared, Room, resolve_sampling, sampling_row
 from app.traces.reader import no_trace
 from app.traces.records import store, tokens
 from app.traces.tasks import TaskWorld
@@ -99,7 +98,7 @@ class BranchIntake:
             "images": row.images,
             "mode": body.mode or row.mode,
             "checkpoint": info.name,
-            "sampling": asdict(sampling),
+            "sampling": sampling_row(sampling),
             "partial_images": row.partial_images if body.partial_images is None else body.partial_images,
             "metadata": row.metadata if body.metadata is None else body.metadata,
             "task_id": row.task_id,

@@ -102,7 +102,7 @@ class Intake:
             "images": list(shown),
             "mode": body.mode,
             "checkpoint": info.name,
-            "sampling": asdict(resolve_sampling(body.sampling, info, room)),
+            "sampling": sampling_row(resolve_sampling(body.sampling, info, room)),
             "partial_images": body.partial_images,
             "metadata": body.metadata,
             "task_id": body.task_id,
@@ -171,6 +171,13 @@ def resolve_sampling(requested: SamplingIn, info: CheckpointInfo, room: Room) ->
         max_new_tokens=max_new_tokens,
         max_images=fit if requested.max_images is None else min(requested.max_images, fit),
     )
+
+
+def sampling_row(sampling: SamplingParams) -> dict[str, Any]:
+    """The sampling parameters of a trace's row: those of `SamplingOut`."""
+    values = asdict(sampling)
+    del values["candidates"]
+    return values
 
 
 def samples_of(prepared: Prepared, count: int) -> list[Prepared]:
