@@ -26,6 +26,7 @@ from model.checkpoint.atomic import replace_folder, staging_folder, sync_tree
 from model.checkpoint.checks import EMBEDDING, HEAD, check_names, check_vq, skeleton
 from model.checkpoint.hf_files import description_files, model_card
 from model.checkpoint.manifest import Capabilities, GenerationDefaults, Manifest
+from model.checkpoint.memory import MAPPED_BYTES, VQ_PREFIX
 from model.checkpoint.shards import (
     INDEX,
     CheckpointError,
@@ -53,7 +54,6 @@ __all__ = [
 ]
 
 LM_FILE, VQ_FILE = "model-lm.safetensors", "model-vq.safetensors"
-VQ_PREFIX = "model.vqmodel."
 
 
 @dataclass
@@ -89,8 +89,12 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     vq: str | Path | None = None,
     template: TemplateName | None = None,
+    on_bytes: Callable[[int], None] = lambda _count: None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint folder into modules in evaluation mode, without gradients.
+
+    Every tensor goes to ``device`` as it is read, so that loading takes little more memory than the weights.
+    ``on_bytes`` receives the bytes of each tensor of the file.
 
     The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
     folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
@@ -104,13 +108,14 @@ def load_checkpoint(
     check_names(entries, config)
     transformer = skeleton(lambda: Transformer(config.transformer))
     wanted = [name for name in transformer.state_dict() if name in entries]
-    state = _read_tensors(folder, entries, wanted, dtype)
+    state = _read_tensors(folder, entries, wanted, dtype, device, on_bytes)
     _fit_state(state, config)
     transformer.load_state_dict(state, assign=True)
+    del state
     if vq is None:
-        vq_model = _build_vq(folder, entries, VQ_PREFIX, config)
+        vq_model = _build_vq(folder, entries, VQ_PREFIX, config, device, on_bytes)
     else:
-        vq_model = load_vq(vq, config)
+        vq_model = load_vq(vq, config, device=device)
         # The borrowed VQ replaces what the files lack.
         capabilities = Capabilities(images_in_answer=vq_model.decoder is not None, images_in_question=True)
         manifest = replace(manifest, capabilities=capabilities)
@@ -124,8 +129,8 @@ def load_checkpoint(
     return LoadedCheckpoint(
         name=manifest.name,
         folder=folder,
-        transformer=transformer.eval().requires_grad_(False).to(device),
-        vq=None if vq_model is None else vq_model.eval().requires_grad_(False).to(device),
+        transformer=transformer.eval().requires_grad_(False),
+        vq=None if vq_model is None else vq_model.eval().requires_grad_(False),
         vocab=vocab,
         tokenizer=tokenizer,
         template=rendering,
@@ -135,7 +140,7 @@ def load_checkpoint(
     )
 
 
-def load_vq(source: str | Path, config: ModelConfig) -> VQModel:
+def load_vq(source: str | Path, config: ModelConfig, *, device: str | torch.device = "cpu") -> VQModel:
     """Load the VQ, in fp32, from another folder or a safetensors file (names with or without ``model.vqmodel.``).
 
     Raises:
@@ -145,7 +150,7 @@ def load_vq(source: str | Path, config: ModelConfig) -> VQModel:
     folder = source if source.is_dir() else source.parent
     entries = read_entries(source) if source.is_dir() else header_entries(source)
     prefix = VQ_PREFIX if any(name.startswith(VQ_PREFIX) for name in entries) else ""
-    model = _build_vq(folder, entries, prefix, config)
+    model = _build_vq(folder, entries, prefix, config, device)
     if model is None:
         raise CheckpointError("missing_tensor", f"{source} has no VQ encoder ({prefix}encoder.*)")
     return model
@@ -281,7 +286,14 @@ def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
         state[HEAD] = state[EMBEDDING].clone()
 
 
-def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, config: ModelConfig) -> VQModel | None:
+def _build_vq(
+    folder: Path,
+    entries: Mapping[str, TensorEntry],
+    prefix: str,
+    config: ModelConfig,
+    device: str | torch.device,
+    on_bytes: Callable[[int], None] = lambda _count: None,
+) -> VQModel | None:
     """Build the VQ in fp32; without a decoder if the files have none, None if they have no encoder either."""
     names = {name.removeprefix(prefix) for name in entries if name.startswith(prefix)}
     if not any(name.startswith("encoder.") for name in names):
@@ -290,28 +302,47 @@ def _build_vq(folder: Path, entries: Mapping[str, TensorEntry], prefix: str, con
     check_vq(entries, prefix, config, draws=draws)
     model = skeleton(lambda: VQModel(config.vq, with_decoder=draws))
     wanted = [prefix + name for name in model.state_dict()]
-    state = _read_tensors(folder, entries, wanted, torch.float32)
+    state = _read_tensors(folder, entries, wanted, torch.float32, device, on_bytes)
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)
     return model
 
 
 def _iterate(folder: Path, entries: Mapping[str, TensorEntry], names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) for the named tensors, file by file."""
+    """Yield (name, tensor) for the named tensors, file by file; a tensor is valid until the next one.
+
+    The file is mapped anew after every `MAPPED_BYTES`, since the pages read count as memory of this process.
+    """
     for file in sorted({entries[name].file for name in names}):
-        try:
-            with safe_open(folder / file, framework="pt") as tensors:
-                for name in names:
-                    if entries[name].file == file:
-                        yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError("broken_file", f"{folder / file}: {error}") from error
+        here = [name for name in names if entries[name].file == file]
+        while here:
+            mapped = 0
+            try:
+                with safe_open(folder / file, framework="pt") as tensors:
+                    while here and mapped < MAPPED_BYTES:
+                        name = here.pop(0)
+                        tensor = tensors.get_tensor(name)
+                        mapped += tensor.nbytes
+                        yield name, tensor
+                        del tensor
+            except SafetensorError as error:
+                raise CheckpointError("broken_file", f"{folder / file}: {error}") from error
 
 
 def _read_tensors(
-    folder: Path, entries: Mapping[str, TensorEntry], names: list[str], dtype: torch.dtype
+    folder: Path,
+    entries: Mapping[str, TensorEntry],
+    names: list[str],
+    dtype: torch.dtype,
+    device: str | torch.device,
+    on_bytes: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    # `to` only copies when the dtype changes; the copy detaches the tensor from the mapped file, which may be replaced.
-    return {name: tensor.to(dtype, copy=True) for name, tensor in _iterate(folder, entries, names)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in _iterate(folder, entries, names):
+        # `to` only copies when something changes; the copy detaches it from the mapped file, which may be replaced.
+        state[name] = tensor.to(device, dtype, copy=True)
+        on_bytes(tensor.nbytes)
+        del tensor
+    return state
 
 
 def _lm_state_to_save(

@@ -15,12 +15,12 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.engine.candidates import Candidates
+from model.engine.layout import columns, free, kept_layers
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
 from model.engine.sampling import RowParams, draw, draw_from_nucleus
 from model.engine.scheduler import Scheduler
@@ -64,8 +64,12 @@ class Engine:
         num_slots: int = 16,
         context_len: int | None = None,
         admissions_per_step: int = 2,
+        keep_parameters: bool = True,
     ) -> None:
         """`template` provides the ids that may be sampled as text, except begin-image.
+
+        Without `keep_parameters` (for serving: no `refresh` afterwards) every layer's parameters are freed as soon as
+        the engine has its own copy, so that the weights are in memory once.
 
         Raises:
             ValueError: the context exceeds the model's.
@@ -78,36 +82,35 @@ class Engine:
         self.transformer, self.context_len = transformer, context_len
         self.rules = PhaseRules(vocab.boi_id, vocab.eoi_id, vocab.eos_id, vocab.codes_per_image)
         self.scheduler = Scheduler(num_slots, admissions_per_step=admissions_per_step)
-        self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
-        self._attention = DecodeAttention(self.cache, groups=config.num_heads // config.num_kv_heads)
-        self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
-        self._candidates = Candidates(self.scheduler, self.cache, self._remove)
         legal = LegalIds.of(template, vocab)  # begin-image is the last text column, so forbidding it is one addition
         self._text_ids, self._code_ids = list(legal.text), list(legal.codes)
         self._text_index = torch.tensor(self._text_ids, device=self.device)
         self._code_index = torch.tensor(self._code_ids, device=self.device)
         self._params: RowParams | None = None
         self.num_steps = self.num_prefills = 0
-        self.refresh()
+        self._stack(release=not keep_parameters)
+        self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
+        self._attention = DecodeAttention(self.cache, groups=config.num_heads // config.num_kv_heads)
+        self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
+        self._candidates = Candidates(self.scheduler, self.cache, self._remove)
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Rebuild the stacked weights from the module's parameters; call after every optimiser step."""
-        # Folding a weight loses bits in bf16; swin-norm normalises after its matrices.
-        config = self.transformer.config
-        fold = self.dtype == torch.float32 and not config.swin_norm
-        self._layers = [_keep(layer, fold_norms=fold) for layer in self.transformer.layer_weights()]
-        self._final_norm = self.transformer.model.norm.weight * config.hidden_size**0.5
-        head = self.transformer.lm_head.weight
-        self._text_head = head[self._text_index].t().contiguous()
-        self._code_head = head[self._code_index].t().contiguous()
+        self._stack(release=False)
 
-    def drop_parameters(self) -> None:
-        """Free the parameters that the engine has copied; for serving only, no `refresh` afterwards."""
-        self.transformer.requires_grad_(False)
-        for parameter in (*self.transformer.model.layers.parameters(), self.transformer.lm_head.weight):
-            if parameter is not self.transformer.model.embed_tokens.weight:
-                parameter.data = parameter.data.new_empty(0)
+    @torch.no_grad()
+    def _stack(self, *, release: bool) -> None:
+        """Copy the weights into the engine's layout; `release` frees the parameters on the way."""
+        transformer = self.transformer
+        # Folding a weight loses bits in bf16; swin-norm normalises after its matrices.
+        fold = self.dtype == torch.float32 and not transformer.config.swin_norm
+        self._final_norm = transformer.model.norm.weight * transformer.config.hidden_size**0.5
+        head = transformer.lm_head.weight
+        self._text_head, self._code_head = columns(head, self._text_index), columns(head, self._code_index)
+        if release and head is not transformer.model.embed_tokens.weight:
+            free([head])
+        self._layers: list[LayerWeights] = []
+        self._layers += kept_layers(transformer, fold_norms=fold, release=release)
 
     def reset(self) -> None:
         """Drop the running sequences and anything a failed step left in the cache."""
@@ -365,21 +368,3 @@ class Engine:
 def useful_slots(wanted: int, device: torch.device) -> int:
     """Number of `wanted` sequences worth running at once on a device."""
     return min(wanted, CPU_SLOTS) if device.type == "cpu" else wanted
-
-
-def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
-    """Contiguous copies of a layer's stacked weights.
-
-    Contiguous as (in, out): small products read this layout nearly twice as fast as the usual one.
-    """
-    values: dict[str, Any] = {f.name: getattr(layer, f.name) for f in fields(layer)}
-    if fold_norms:
-        scale = values["o"].shape[1] ** 0.5
-        values["qkv"] = values["qkv"] * (values["input_norm"] * scale)[:, None]
-        values["gate_up"] = values["gate_up"] * (values["post_norm"] * scale)[:, None]
-        values["input_norm"] = values["post_norm"] = None
-    kept: dict[str, Any] = {
-        name: None if value is None else value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in values.items()
-    }
-    return LayerWeights(**kept)

@@ -12,7 +12,7 @@ Legend of shapes: B batch, T time, V vocabulary, D width, H query heads, J key/v
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,12 @@ class Transformer(nn.Module):
 
     def layer_weights(self) -> list[LayerWeights]:
         """Stacked weights of every layer, for :meth:`forward`'s `weights` (the engine keeps a detached copy)."""
-        return [layer.weights() for layer in self.model.layers]  # type: ignore[operator]
+        return list(self.stacked_layers())
+
+    def stacked_layers(self) -> Iterator[LayerWeights]:
+        """Stack one layer after another, so that a caller may free each before the next."""
+        for layer in self.model.layers:
+            yield layer.weights()  # type: ignore[operator]
 
     def forward(
         self,

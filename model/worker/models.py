@@ -11,7 +11,6 @@ import gc
 import hashlib
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,9 @@ from typing import Any
 
 import torch
 
-from model.checkpoint.checkpoint import VQ_PREFIX, LoadedCheckpoint, load_checkpoint, validate_checkpoint
-from model.checkpoint.shards import CheckpointError, read_entries
+from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint, validate_checkpoint
+from model.checkpoint.memory import needs_of
+from model.checkpoint.shards import CheckpointError
 from model.config import ModelConfig
 from model.engine.commands import Configure, Reply
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
@@ -82,9 +82,13 @@ class Model:
         loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
         wait_for_images()
         engine = Engine(
-            loaded.transformer, loaded.vocab, loaded.template, num_slots=num_slots, admissions_per_step=ADMISSIONS
+            loaded.transformer,
+            loaded.vocab,
+            loaded.template,
+            num_slots=num_slots,
+            admissions_per_step=ADMISSIONS,
+            keep_parameters=False,
         )
-        engine.drop_parameters()
         wait_for_images()
         prompt = loaded.template.prompt_ids("?", [])
         engine.generate([prompt], SamplingParams(temperature=1.0, top_p=0.9, max_new_tokens=4))
@@ -138,20 +142,15 @@ def _codec(loaded: LoadedCheckpoint) -> str:
 def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint:
     """Memory of a checkpoint while serving and while loading, from its headers alone.
 
-    During loading the parameters coexist with the engine's own copies.
+    The layers' parameters become the engine's one after the other; the KV cache is allocated after them.
 
     Raises:
         CheckpointError, ConfigError: the folder is invalid.
     """
-    config = ModelConfig.read(folder)
-    width = serving_dtype(device).itemsize
-    sizes = {True: 0, False: 0}
-    for name, entry in read_entries(Path(folder)).items():
-        sizes[name.startswith(VQ_PREFIX)] += math.prod(entry.shape)
-    t = config.transformer
-    cache = 2 * t.num_layers * num_slots * t.context_len * t.num_kv_heads * t.head_dim
-    resident = width * (sizes[False] + cache) + 4 * sizes[True]
-    return Footprint(resident=resident, loading=resident + width * sizes[False])
+    needs = needs_of(Path(folder), width=serving_dtype(device).itemsize, device=device.type)
+    context = ModelConfig.read(folder).transformer.context_len
+    resident = needs.weights + needs.kv_per_token * context * num_slots
+    return Footprint(resident=resident, loading=max(resident, needs.loading_peak))
 
 
 class Models:

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint.checkpoint import VQ_FILE, VQ_PREFIX, load_checkpoint, save_checkpoint
+from model.checkpoint.checkpoint import VQ_FILE, load_checkpoint, save_checkpoint
 from model.checkpoint.manifest import GenerationDefaults, ImageCount, Manifest, Perception
+from model.checkpoint.memory import VQ_PREFIX
 from model.config import ModelConfig, TransformerConfig
 from model.images.codes import tv_energy
 from model.nets.transformer import Transformer

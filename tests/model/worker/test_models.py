@@ -27,7 +27,7 @@ async def test_check_reports_footprint_and_keeps_nothing(engine: InProcess, othe
     assert after["models"] == before["models"]
     assert engine.status().loaded == {"drawing": 1}
     assert footprint.resident == pytest.approx(after["models"]["drawing"], rel=0.05)
-    assert footprint.loading > footprint.resident
+    assert footprint.loading >= footprint.resident
     assert 0 < after["free"] <= after["total"]
 
 

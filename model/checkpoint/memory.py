@@ -1,0 +1,97 @@
+"""How much memory a checkpoint takes on a device: counted from its headers, without torch.
+
+Bytes everywhere. *Weights* are what stays while serving, every copy included; *work* is what a step needs besides:
+a prefill needs `work_per_token` for each position, the image tokenizer `work_image` for one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoint.shards import TensorEntry, read_entries
+from model.config import ModelConfig, TransformerConfig, VQConfig
+
+VQ_PREFIX = "model.vqmodel."
+MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memory of the process
+RUNTIME_BYTES = {"cpu": 200_000_000, "mps": 600_000_000, "cuda": 600_000_000}  # kernels and libraries of a device
+LONGEST_CONTEXT = 16_384  # Chameleon's rotary embedding is unscaled; the authors generate up to 12,000 tokens
+_ENCODER_COPIES = 6.2  # activations at full resolution at the encoder's peak, measured with the 7B's VQ in fp32
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What a checkpoint needs on a device."""
+
+    weights: int
+    loading_peak: int
+    kv_per_token: int
+    work_per_token: int
+    work_fixed: int
+
+    def room(self, memory: int) -> int:
+        """Bytes of ``memory`` left for sequences."""
+        return memory - self.weights - self.work_fixed
+
+    def max_context(self, memory: int) -> int:
+        """Positions of one trace that has the device to itself, at most `LONGEST_CONTEXT`; 0 if none fits."""
+        if self.loading_peak > memory:
+            return 0
+        return max(0, min(LONGEST_CONTEXT, self.room(memory) // (self.kv_per_token + self.work_per_token)))
+
+    def slots(self, memory: int, context: int, most: int) -> int:
+        """Traces of ``context`` positions that run at once, at most ``most``; one of them prefills at a time."""
+        left = self.room(memory) - self.work_per_token * context
+        return max(0, min(most, left // (self.kv_per_token * context)))
+
+
+def needs_of(folder: Path, *, width: int, device: str) -> MemoryNeeds:
+    """What the checkpoint in ``folder`` needs with numbers of ``width`` bytes (4: fp32, 2: bf16); the VQ is in fp32.
+
+    Raises:
+        CheckpointError, ConfigError: the folder is invalid.
+    """
+    return memory_needs(ModelConfig.read(folder), read_entries(folder), width=width, device=device)
+
+
+def memory_needs(
+    config: ModelConfig, entries: Mapping[str, TensorEntry], *, width: int, device: str = "cpu"
+) -> MemoryNeeds:
+    """:func:`needs_of` for a config and tensor entries that are already read."""
+    t = config.transformer
+    vq = 4 * sum(math.prod(entry.shape) for name, entry in entries.items() if name.startswith(VQ_PREFIX))
+    head = t.vocab_size * t.hidden_size
+    weights = width * parameters(t) + vq
+    # A layer's stacked matrices next to the engine's copies of all of its own, or the head next to its columns.
+    copied = width * max(layer_parameters(t) + _stacked(t), head)
+    largest = max((4 * math.prod(entry.shape) for entry in entries.values()), default=0)
+    return MemoryNeeds(
+        weights=weights,
+        loading_peak=weights + max(copied, MAPPED_BYTES + largest if device == "cpu" else 0),
+        kv_per_token=2 * t.num_layers * t.num_kv_heads * t.head_dim * width,
+        work_per_token=width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size,
+        work_fixed=image_work(config.vq) + RUNTIME_BYTES[device],
+    )
+
+
+def parameters(t: TransformerConfig) -> int:
+    """Numbers in a transformer, embedding and (untied) head included."""
+    return t.num_layers * layer_parameters(t) + 2 * t.vocab_size * t.hidden_size + 2 * t.hidden_size
+
+
+def layer_parameters(t: TransformerConfig) -> int:
+    """Numbers in a layer of the engine, its q/k norms expanded to a row a head."""
+    norms = 2 * t.hidden_size + 2 * (t.num_heads + t.num_kv_heads) * t.head_dim
+    outputs = t.hidden_size * t.num_heads * t.head_dim + t.hidden_size * t.intermediate_size
+    return _stacked(t) + outputs + norms
+
+
+def _stacked(t: TransformerConfig) -> int:
+    return t.hidden_size * ((t.num_heads + 2 * t.num_kv_heads) * t.head_dim + 2 * t.intermediate_size)
+
+
+def image_work(vq: VQConfig) -> int:
+    """Bytes of activations to encode one image; decoding takes fewer."""
+    return int(4 * _ENCODER_COPIES * vq.resolution**2 * vq.base_channels)
