@@ -364,7 +364,7 @@ def serve(
     if generation is None:
         from model.engine.client import EngineProcess
 
-        process = EngineProcess({}, device=settings.device)
+        process = EngineProcess({}, device=settings.device, speculation=settings.speculation)
         process.spawn()  # it imports torch while this process opens the database and builds the pages
         generation, kill_engine = process, process.kill
     app = create_app(settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command)

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+
+from model.speculation import WIDEST, WINDOW
 
 PREFIX = "OMNI_R1_"
 # Variables with the same prefix that other parts of the project use (client, tests, installation).
@@ -55,6 +58,12 @@ class Settings(BaseSettings):
     )
     memory_mb: int | None = Field(
         None, ge=1, description="Memory budget in MiB for loaded checkpoints (default: half of the device's memory)."
+    )
+    speculation: int = Field(
+        WINDOW,
+        ge=0,
+        le=WIDEST,
+        description=f"Most codes of an image that one forward pass may give, 0 to {WIDEST}; 0 means one.",
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="Queued traces before POST answers 429.")
     max_jobs: int = Field(2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone.")
@@ -191,4 +200,13 @@ def read_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = PREFIX + str(first["loc"][0]).upper() + ": " if first["loc"] else ""
-        raise SettingsError(name + first["msg"].removeprefix("Value error, ")) from None
+        raise SettingsError(name + first["msg"].removeprefix("Value error, ") + _bounds(first)) from None
+
+
+def _bounds(error: ErrorDetails) -> str:
+    """Both bounds of a number that lies outside of them."""
+    if error["type"] not in ("greater_than_equal", "less_than_equal"):
+        return ""
+    bounds = Settings.model_fields[str(error["loc"][0])].metadata
+    least, most = (next((getattr(b, k) for b in bounds if hasattr(b, k)), None) for k in ("ge", "le"))
+    return "" if least is None or most is None else f"; it may be {least} to {most}"

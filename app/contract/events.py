@@ -37,6 +37,7 @@ class ImageStatsOut(Out):
     tv: float = Field(description="E_2D: mean squared distance of neighbouring codes")
     perception_reward: float = Field(description="R_Pe; 0 for a flat image")
     copied: float | None = Field(None, description="share of codes that equal those of the image before, if known")
+    passes: int | None = Field(None, ge=1, description="forward passes from the first code to the last, if generated")
 
 
 class TraceQueuedData(Out):

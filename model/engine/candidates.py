@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -61,15 +62,15 @@ class Candidates:
             member.fork = fork
         self._scheduler.add_first(fork.members[1:])
 
-    def take(self, sequence: Sequence, output: SequenceOutput) -> list[SequenceOutput]:
-        """Take the output of a sequence that has made a step; returns the outputs to report."""
-        fork = sequence.fork
+    def take(self, sequence: Sequence, outputs: list[SequenceOutput]) -> list[SequenceOutput]:
+        """Take the outputs of a sequence that has made a step; returns the outputs to report."""
+        fork, output = sequence.fork, outputs[-1]
         if sequence.status is not Status.RUNNING:
             return []  # a failed sequence's candidate
         if output.finished_by is not None:
             self._remove(sequence, Status.FINISHED)
             if fork is None:
-                return [output]
+                return outputs
             if sequence is fork.members[0]:
                 for other in fork.members[1:]:
                     self._remove(other, Status.ABORTED)
@@ -77,7 +78,7 @@ class Candidates:
             fork.members.remove(sequence)
         elif fork is None:
             self.fork(sequence)
-            return [output]
+            return outputs
         elif sequence.state.legal is Legal.FORCED:
             length = fork.prefix.shape[-2]
             fork.rows[id(sequence)] = self._cache.export(sequence.slot, sequence.position, start=length)
@@ -96,10 +97,7 @@ class Candidates:
         first.kv = torch.cat([fork.prefix, fork.rows[id(winner)]], dim=-2)
         self._scheduler.add_first([first])
         chosen = Chosen(drawn, scores, best)
-        codes = zip(drawn[best], first.logprobs[-count:], strict=True)
-        return [
-            SequenceOutput(
-                first.request_id, first.index, token, logprob, Legal.CODE, None, chosen if place == count else None
-            )
-            for place, (token, logprob) in enumerate(codes, 1)
-        ]
+        first.passes = max(member.passes for member in fork.members)
+        of = partial(SequenceOutput, first.request_id, first.index, legal=Legal.CODE, finished_by=None, ends_pass=False)
+        codes = [of(*code) for code in zip(drawn[best], first.logprobs[-count:], strict=True)]
+        return [*codes[:-1], replace(codes[-1], chosen=chosen, ends_pass=True, passes=first.passes)]

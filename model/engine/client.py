@@ -62,6 +62,7 @@ from model.engine.messages import (
     Terminal,
     WholeResponse,
 )
+from model.speculation import WINDOW
 
 CLOSE_S = 2.0  # grace period for the child to exit
 HEADER = struct.Struct("!I")
@@ -235,17 +236,18 @@ class EngineProcess(EngineClient):
         device: str = "auto",
         num_slots: int = 16,
         num_threads: int = 1,
+        speculation: int = WINDOW,
         command: Sequence[str] | None = None,
     ) -> None:
         """`checkpoints` maps names to folders in order of priority; versions default to 1.
 
-        `device` is auto, cpu, cuda or mps. `command` replaces the child's command line in tests; the socket's number is
-        appended.
+        `device` is auto, cpu, cuda or mps; `speculation` is that of `Engine`. `command` replaces the child's command
+        line in tests; the socket's number is appended.
         """
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self._settings = Configure(device, num_slots, num_threads)
+        self._settings = Configure(device, num_slots, num_threads, speculation)
         self._command = list(command or (sys.executable, "-m", "model.worker.child"))
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Output, WholeResponse
+from model.speculation import WINDOW
 
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """Device, slots and threads; sent before the first load."""
+    """Device, slots, threads and the widest window of codes; sent before the first load."""
 
     device: str
     num_slots: int
     num_threads: int | None
+    speculation: int = WINDOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """The synchronous core: continuous batching of many sequences over one set of weights.
 
 Knows token ids, slots and weights; it knows no text, images, processes or clocks. One call of `step` admits waiting
-sequences, prefills each one separately in one piece, and samples one token for every running sequence. Sequences in a
-batch share only the kernels, whose rounding depends on the number of rows: in fp32, log-probabilities move by less than
-1e-4, so tokens only change where a choice lies within 1e-4.
+sequences, prefills each one separately in one piece, and samples one token for every running sequence, or several codes
+of an image (`drafts.py`). Sequences in a batch share only the kernels, whose rounding depends on the number of rows: in
+fp32, log-probabilities move by less than 1e-4, so tokens only change where a choice lies within 1e-4.
 
     engine = Engine(loaded.transformer, loaded.vocab, loaded.template, num_slots=16)
     completions = engine.generate(prompts, SamplingParams(temperature=0.0))
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from model.engine.candidates import Candidates
+from model.engine.drafts import Drafts, nan_rows, num_accepted
 from model.engine.layout import columns, free, kept_layers
 from model.engine.phases import Legal, LegalIds, LegalText, PhaseRules
-from model.engine.sampling import RowParams, draw, draw_from_nucleus
+from model.engine.sampling import RowParams, choose
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import (
     FinishedBy,
@@ -37,6 +38,8 @@ from model.nets.attention import Attention, PackedAttention, PackedLayout
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.nets.transformer import LayerWeights, Transformer
+from model.nets.window_attention import WindowAttention
+from model.speculation import WINDOW
 from model.text.vocab import Vocabulary
 
 CPU_SLOTS = 64  # more rows take memory and are hardly faster on a CPU
@@ -65,11 +68,13 @@ class Engine:
         context_len: int | None = None,
         admissions_per_step: int = 2,
         keep_parameters: bool = True,
+        speculation: int = WINDOW,
     ) -> None:
         """`template` provides the ids that may be sampled as text, except begin-image.
 
         Without `keep_parameters` (for serving: no `refresh` afterwards) every layer's parameters are freed as soon as
-        the engine has its own copy, so that the weights are in memory once.
+        the engine has its own copy, so that the weights are in memory once. `speculation` is the most codes of an image
+        that one pass may give; 0 means one.
 
         Raises:
             ValueError: the context exceeds the model's.
@@ -90,8 +95,11 @@ class Engine:
         self.num_steps = self.num_prefills = 0
         self._stack(release=not keep_parameters)
         self.cache = KVCache(config, num_slots, context_len, device=self.device, dtype=self.dtype)
-        self._attention = DecodeAttention(self.cache, groups=config.num_heads // config.num_kv_heads)
-        self._step = DecodeStep(transformer, self._attention) if DecodeStep.serves(transformer) else None
+        groups = config.num_heads // config.num_kv_heads
+        self._attention = DecodeAttention(self.cache, groups=groups)
+        self._windows = WindowAttention(self.cache, groups=groups)
+        self._drafts = Drafts(self.rules, speculation)
+        self._step = DecodeStep(transformer) if DecodeStep.serves(transformer) else None
         self._candidates = Candidates(self.scheduler, self.cache, self._remove)
 
     def refresh(self) -> None:
@@ -226,7 +234,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:
-        """Admit, prefill, and sample one token for every running sequence.
+        """Admit, prefill, and sample the next token of every running sequence, or the next codes of its image.
 
         The codes of an image with candidates are returned together, once one has been chosen.
         """
@@ -239,13 +247,16 @@ class Engine:
         if not running:
             return []
         self.num_steps += 1
-        hidden = self._decode(running)
-        tokens, logprobs = self._draw(running, hidden)
         stepped = list(running)
-        outputs = [self._push(*row) for row in zip(stepped, tokens, logprobs, strict=True)]
+        guesses = self._drafts.guesses(stepped)
+        if guesses is None:
+            self._params = self._params or RowParams.of([s.params for s in stepped], self.device)
+            tokens, logprobs = self._draw(stepped, self._decode(stepped), self._params)
+            each = [[self._push(*row)] for row in zip(stepped, tokens, logprobs, strict=True)]
+        else:
+            each = self._verify(stepped, guesses)
         # Slots move only after every position has its cached rows again.
-        rows = [self._candidates.take(*row) for row in zip(stepped, outputs, strict=True)]
-        return [output for row in rows for output in row]
+        return [one for row in zip(stepped, each, strict=True) for one in self._candidates.take(*row)]
 
     def generate(
         self,
@@ -297,14 +308,48 @@ class Engine:
         ids, positions = [s.last_token for s in running], [s.position for s in running]
         both = torch.tensor([ids, positions]).to(self.device)
         self._attention.begin(both[1], max(positions) + 1)
-        if self._step is not None:
-            return self._step(both[0], both[1], self._layers, self._final_norm)
-        return self.transformer(both[0], both[1], self._attention, weights=self._layers)  # type: ignore[no-any-return]
+        return self._forward(both[0], both[1], self._attention)
 
-    def _draw(self, running: list[Sequence], hidden: Tensor) -> tuple[list[int], list[float]]:
-        """Hidden states [n, D] -> a legal token and its log-prob for each running sequence."""
-        if self._params is None:
-            self._params = RowParams.of([s.params for s in running], self.device)
+    def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        if self._step is not None:
+            return self._step(ids, positions, attention, self._layers, self._final_norm)
+        return self.transformer(ids, positions, attention, weights=self._layers)  # type: ignore[no-any-return]
+
+    def _verify(self, running: list[Sequence], guesses: list[list[int]]) -> list[list[SequenceOutput]]:
+        """Draw the next token of every row, and those after it as long as they are as guessed."""
+        widths = [1 + len(guess) for guess in guesses]
+        ids = [token for s, guess in zip(running, guesses, strict=True) for token in (s.last_token, *guess)]
+        positions = self._windows.begin([s.position for s in running], widths)
+        hidden = self._forward(torch.tensor(ids).to(self.device), positions, self._windows)
+        places = [s for s, width in zip(running, widths, strict=True) for _ in range(width)]
+        params = RowParams.of([s.params for s in places], self.device)
+        tokens, logprobs = self._draw(places, hidden, params, [place for width in widths for place in range(width)])
+        each, start = [], 0
+        spoiled = nan_rows(widths, logprobs)
+        if any(bad and guess for bad, guess in zip(spoiled, guesses, strict=True)):  # perhaps by a guess
+            for sequence, bad in zip(running, spoiled, strict=True):
+                if bad:
+                    self.cache.clear(sequence.slot, sequence.position)
+            return self._verify(running, [[] if bad else guess for bad, guess in zip(spoiled, guesses, strict=True)])
+        for sequence, guess in zip(running, guesses, strict=True):
+            drawn, first = tokens[start : start + len(guess) + 1], sequence.position
+            count = num_accepted(drawn, guess)
+            codes = zip(drawn[:count], logprobs[start : start + count], range(1, count + 1), strict=True)
+            outputs = [self._push(sequence, t, logprob, ends_pass=n == count) for t, logprob, n in codes]
+            self._attention.open_more(sequence.slot, first, first + count)
+            if guess:
+                self._drafts.settle(sequence, drawn, count)
+            start += len(drawn)
+            each.append(outputs)
+        return each
+
+    def _draw(
+        self, running: list[Sequence], hidden: Tensor, all_params: RowParams, ahead: Seq[int] | None = None
+    ) -> tuple[list[int], list[float]]:
+        """Hidden states [n, D] -> a legal token and its log-prob for the sequence of each row.
+
+        Row i draws the token that is `ahead[i]` tokens after its sequence's next one.
+        """
         text = [row for row, s in enumerate(running) if s.state.legal in (Legal.TEXT, Legal.TEXT_OR_IMAGE)]
         codes = [row for row, s in enumerate(running) if s.state.legal is Legal.CODE]
         tokens = [s.state.forced_id for s in running]
@@ -312,7 +357,7 @@ class Engine:
         for rows, ids, head in ((text, self._text_ids, self._text_head), (codes, self._code_ids, self._code_head)):
             if not rows:
                 continue
-            states, params, group = hidden, self._params, [running[row] for row in rows]
+            states, params, group = hidden, all_params, [running[row] for row in rows]
             if len(rows) < len(running):
                 index = torch.tensor(rows, device=self.device)
                 states, params = hidden.index_select(0, index), params.select(index)
@@ -324,37 +369,21 @@ class Engine:
                 elif any(is_closed):
                     closed = [float("-inf") if c else 0.0 for c in is_closed]
                     logits[:, -1] += torch.tensor(closed, device=self.device)
-            for row, choice, logprob in zip(rows, *self._choose(logits, params, group), strict=True):
+            numbers = [s.draws.peek(0 if ahead is None else ahead[row]) for row, s in zip(rows, group, strict=True)]
+            for row, choice, logprob in zip(rows, *choose(logits, params, numbers), strict=True):
                 tokens[row] = -1 if math.isnan(logprob) else ids[choice]
                 logprobs[row] = logprob
         return tokens, logprobs
 
-    def _choose(self, logits: Tensor, params: RowParams, group: list[Sequence]) -> tuple[list[int], list[float]]:
-        third, uniform = [], None
-        if not params.all_greedy:
-            draws = [s.draws.take() for s in group]
-            third = [d[2] for d in draws]
-            uniform = torch.tensor([d[:2] for d in draws], dtype=torch.float32).to(self.device)
-        index, logprob, all_logprobs = draw(logits, params, uniform)
-        if self.device.type == "cpu":
-            choices, values = index.tolist(), logprob.tolist()
-        else:  # one transfer; ids below 2**24 are exact in fp32
-            choices_and_values = torch.stack([index.float(), logprob]).tolist()
-            choices, values = [int(c) for c in choices_and_values[0]], choices_and_values[1]
-        for row, choice in enumerate(choices):
-            if choice < 0:
-                choices[row] = draw_from_nucleus(all_logprobs[row], group[row].params.top_p, third[row])
-                values[row] = float(all_logprobs[row, choices[row]])
-        return choices, values
-
-    def _push(self, sequence: Sequence, token: int, logprob: float) -> SequenceOutput:
+    def _push(self, sequence: Sequence, token: int, logprob: float, *, ends_pass: bool = True) -> SequenceOutput:
         legal = sequence.state.legal
         if token < 0:  # NaN logits: end this sequence only
             self.cache.clear(sequence.slot)
             return SequenceOutput(sequence.request_id, sequence.index, -1, logprob, legal, "error")
-        sequence.push(token, logprob)
-        reason = sequence.state.finish_reason
-        return SequenceOutput(sequence.request_id, sequence.index, token, logprob, legal, reason)
+        sequence.push(token, logprob, ends_pass=ends_pass)
+        reason, passes = sequence.state.finish_reason, sequence.passes if legal is Legal.CODE else 0
+        name, index = sequence.request_id, sequence.index
+        return SequenceOutput(name, index, token, logprob, legal, reason, ends_pass=ends_pass, passes=passes)
 
     def _remove(self, sequence: Sequence, status: Status) -> None:
         slot = sequence.slot

@@ -122,7 +122,8 @@ class Emitted:
     """One event of the trace, in token order.
 
     `image.partial` carries `png` (None: the decoder was busy), `image.completed` carries `png`, and its `data["stats"]`
-    is {codes, flatness, tv, perception_reward, copied?}. `step.kept` carries the `png` of an image that was encoded.
+    is {codes, flatness, tv, perception_reward, copied?, passes?}. `step.kept` carries the `png` of an image that was
+    encoded.
     Both `step.kept` and `step.completed` carry the step's `tokens`.
     """
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.engine.sequence import SamplingParams
 
-__all__ = ["RowParams", "SamplingParams", "draw", "draw_from_nucleus"]
+__all__ = ["RowParams", "SamplingParams", "choose", "draw", "draw_from_nucleus"]
 
 _BELOW_ONE = 1.0 - 2.0**-23  # keeps u * total strictly below the total in fp32
 
@@ -53,6 +53,27 @@ class RowParams:
             return None if values is None else values.index_select(0, rows)
 
         return RowParams(pick(self.inverse_temperature), pick(self.is_greedy), pick(self.top_p), self.all_greedy)
+
+
+def choose(
+    logits: Tensor, params: RowParams, numbers: Sequence[tuple[float, float, float]]
+) -> tuple[list[int], list[float]]:
+    """Logits [n, V] and each row's random numbers -> indices and their log-probs, NaN where the logits are."""
+    uniform = None
+    if not params.all_greedy:
+        uniform = torch.tensor([two[:2] for two in numbers], dtype=torch.float32).to(logits.device)
+    index, logprob, all_logprobs = draw(logits, params, uniform)
+    if logits.device.type == "cpu":
+        choices, values = index.tolist(), logprob.tolist()
+    else:  # one transfer; ids below 2**24 are exact in fp32
+        choices_and_values = torch.stack([index.float(), logprob]).tolist()
+        choices, values = [int(c) for c in choices_and_values[0]], choices_and_values[1]
+    for row, choice in enumerate(choices):
+        if choice < 0:
+            assert params.top_p is not None
+            choices[row] = draw_from_nucleus(all_logprobs[row], float(params.top_p[row]), numbers[row][2])
+            values[row] = float(all_logprobs[row, choices[row]])
+    return choices, values
 
 
 def draw(logits: Tensor, params: RowParams, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -53,20 +54,29 @@ class SamplingParams:
 class Draws:
     """A sequence's private random numbers: one seed gives the same numbers on every machine and device."""
 
-    __slots__ = ("_random", "count")
+    __slots__ = ("_ahead", "_random", "count")
 
     def __init__(self, seed: int, count: int = 0) -> None:
         """Skip `count` numbers, which restores a saved generator."""
         self._random = random.Random(seed)
+        self._ahead: deque[tuple[float, float, float]] = deque()
         self.count = count
         for _ in range(count):
             self._random.random()
 
-    def take(self) -> tuple[float, float, float]:
-        """The uniform numbers of one token, each in [0, 1)."""
-        self.count += DRAWS_PER_TOKEN
+    def peek(self, ahead: int = 0) -> tuple[float, float, float]:
+        """The uniform numbers, each in [0, 1), of the token that is `ahead` tokens after the next one."""
         draw = self._random.random
-        return draw(), draw(), draw()
+        while len(self._ahead) <= ahead:
+            self._ahead.append((draw(), draw(), draw()))
+        return self._ahead[ahead]
+
+    def take(self) -> tuple[float, float, float]:
+        """Consume the uniform numbers of the next token."""
+        numbers = self.peek()
+        self._ahead.popleft()
+        self.count += DRAWS_PER_TOKEN
+        return numbers
 
 
 def first_phase(rules: PhaseRules, room: int, params: SamplingParams) -> PhaseState:
@@ -125,7 +135,9 @@ class Chosen:
 class SequenceOutput:
     """One sampled token. `finished_by` is set on a sequence's last one; "error" carries no token (-1).
 
-    `chosen` is set on the last code of an image with several candidates.
+    `chosen` is set on the last code of an image with several candidates. A forward pass can give several codes:
+    `ends_pass` is set on the last token of each pass, and the last code has the `passes` of its image; those of
+    candidates are the most that one of them took.
     """
 
     request_id: str
@@ -135,6 +147,16 @@ class SequenceOutput:
     legal: Legal
     finished_by: FinishedBy | None
     chosen: Chosen | None = None
+    ends_pass: bool = True
+    passes: int = 0
+
+
+@dataclass(slots=True)
+class Draft:
+    """Guesses at the N codes of the image that a sequence draws now, as token ids; and its next window."""
+
+    ids: list[int]
+    window: int
 
 
 @dataclass(eq=False, slots=True)
@@ -160,6 +182,8 @@ class Sequence:
     group: str | None = None
     verifier: Verifier | None = None  # chooses among candidates
     fork: Fork | None = None  # while an image has several candidates
+    draft: Draft | None = None  # of the image in progress
+    passes: int = 0  # forward passes of the image in progress, or of the last one
 
     @classmethod
     def create(
@@ -207,8 +231,12 @@ class Sequence:
         sequence.position = len(prompt) + len(resumed) - 1
         return sequence
 
-    def push(self, token: int, logprob: float) -> None:
-        """Append the sampled token."""
+    def push(self, token: int, logprob: float, *, ends_pass: bool = True) -> None:
+        """Append the sampled token, the last one of its forward pass or not."""
+        if self.state.legal is not Legal.FORCED:
+            self.draws.take()
+        if self.state.legal is Legal.CODE:
+            self.passes = (self.passes if self.state.codes_done else 0) + ends_pass
         self.response.append(token)
         self.logprobs.append(logprob)
         self.legal.append(self.state.legal)

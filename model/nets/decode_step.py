@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.nets.kv_cache import DecodeAttention
+from model.nets.attention import Attention
 from model.nets.transformer import QK_NORM_EPS, LayerWeights, Transformer
 
 _silu_: Any = torch._C._nn.silu_
@@ -24,34 +24,38 @@ _silu_: Any = torch._C._nn.silu_
 class _Rows:
     """The buffers of a step of n rows, and the views into them."""
 
-    def __init__(self, transformer: Transformer, rows: int) -> None:
+    def __init__(self, transformer: Transformer, rows: int, buffers: list[Tensor]) -> None:
         config = transformer.config
-        width, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        self.x, self.y = torch.empty(rows, width), torch.empty(rows, width)
-        self.norm = torch.empty(rows, 1)
-        self.qkv = torch.empty(rows, (heads + 2 * kv_heads) * dim)
+        dim, heads, kv_heads = config.head_dim, config.num_heads, config.num_kv_heads
+        self.x, self.y, self.norm, self.qkv, normed, q, k, self.gate_up, self.inner = (b[:rows] for b in buffers)
         self.heads = self.qkv.view(rows, heads + 2 * kv_heads, dim)
         self.qk, self.v = self.heads[:, : heads + kv_heads], self.heads[:, heads + kv_heads :]
-        normed = torch.empty(rows, heads + kv_heads, dim)
-        self.normed = normed
+        self.normed = normed.view(rows, heads + kv_heads, dim)
         pairs = torch.view_as_complex(normed.view(rows, heads + kv_heads, dim // 2, 2))
         self.q_pairs, self.k_pairs = pairs[:, :heads], pairs[:, heads:]
-        self.q, self.k = torch.empty(rows, heads, dim), torch.empty(rows, kv_heads, dim)
+        self.q, self.k = q.view(rows, heads, dim), k.view(rows, kv_heads, dim)
         self.q_turned = torch.view_as_complex(self.q.view(rows, heads, dim // 2, 2))
         self.k_turned = torch.view_as_complex(self.k.view(rows, kv_heads, dim // 2, 2))
-        self.gate_up = torch.empty(rows, 2 * inner)
         self.gate, self.up = self.gate_up.chunk(2, dim=-1)
-        self.inner = torch.empty(rows, inner)
+
+
+def _buffers(transformer: Transformer, rows: int) -> list[Tensor]:
+    """Memory for steps of up to `rows` rows."""
+    config = transformer.config
+    width, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    widths = [width, width, 1, (heads + 2 * kv_heads) * dim, (heads + kv_heads) * dim, heads * dim, kv_heads * dim]
+    return [torch.empty(rows, one) for one in (*widths, 2 * inner, inner)]
 
 
 class DecodeStep:
     """Steps over one cache. Returned tensors are valid until the next call."""
 
-    def __init__(self, transformer: Transformer, attention: DecodeAttention) -> None:
+    def __init__(self, transformer: Transformer) -> None:
         config = transformer.config
-        self._transformer, self._attention = transformer, attention
+        self._transformer = transformer
         self._rows: dict[int, _Rows] = {}
+        self._most_rows = 0
         self._head_shape = (config.head_dim,)
         self._eps = torch.tensor((config.rms_norm_eps * config.hidden_size) ** 0.5)
 
@@ -62,16 +66,21 @@ class DecodeStep:
             transformer.device.type == "cpu" and transformer.dtype == torch.float32 and not transformer.config.swin_norm
         )
 
-    def __call__(self, ids: Tensor, positions: Tensor, weights: Sequence[LayerWeights], final_norm: Tensor) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        weights: Sequence[LayerWeights],
+        final_norm: Tensor,
+    ) -> Tensor:
         """Token ids and positions [n], for which `attention.begin` was called -> hidden states [n, D].
 
         `final_norm` [D] is the last norm's weight times the square root of D.
         """
         rows = ids.shape[0]
-        b = self._rows.get(rows)
-        if b is None:
-            b = self._rows[rows] = _Rows(self._transformer, rows)
-        x, y, norm, eps, attention = b.x, b.y, b.norm, self._eps, self._attention
+        b = self._rows.get(rows) or self._new_rows(rows)
+        x, y, norm, eps = b.x, b.y, b.norm, self._eps
         vector_norm, hypot, divide, matmul = torch.linalg.vector_norm, torch.hypot, torch.div, torch.mm
         torch.index_select(self._transformer.model.embed_tokens.weight, 0, ids, out=x)
         rotation = self._transformer.rope(positions)
@@ -92,3 +101,11 @@ class DecodeStep:
         vector_norm(x, 2, -1, True, out=norm)
         divide(x, hypot(norm, eps, out=norm), out=y)
         return y.mul_(final_norm)
+
+    def _new_rows(self, rows: int) -> _Rows:
+        if rows > self._most_rows:
+            self._most_rows = 1 << (rows - 1).bit_length()
+            self._memory = _buffers(self._transformer, self._most_rows)
+            self._rows.clear()
+        self._rows[rows] = made = _Rows(self._transformer, rows, self._memory)
+        return made

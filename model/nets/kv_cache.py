@@ -68,10 +68,10 @@ class KVCache:
         """Copy a slot's positions from `start` to `length`, [2, layers, J, length - start, K]."""
         return torch.stack([self.keys[:, slot, :, start:length], self.values[:, slot, :, start:length]])
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot: a leftover NaN would reach its next holder through the masked positions (0 * NaN)."""
-        self.keys[:, slot] = 0.0
-        self.values[:, slot] = 0.0
+    def clear(self, slot: int, start: int = 0) -> None:
+        """Zero a slot from a position on: a leftover NaN would reach later steps through masked positions (0 * NaN)."""
+        self.keys[:, slot, :, start:] = 0.0
+        self.values[:, slot, :, start:] = 0.0
 
     def restore(self, slot: int, rows: Tensor) -> None:
         """Write back the result of :meth:`export`."""
@@ -123,6 +123,10 @@ class DecodeAttention:
         rows = self._mask.view(self.cache.num_slots, -1, self.cache.context_len)[slot]
         rows[:, :length] = 0.0
         rows[:, length:] = float("-inf")
+
+    def open_more(self, slot: int, start: int, stop: int) -> None:
+        """Mark positions `start` ... `stop - 1` of a slot as cached; another attention has written them."""
+        self._mask.view(self.cache.num_slots, -1, self.cache.context_len)[slot, :, start:stop] = 0.0
 
     def begin(self, positions: Tensor, longest: int) -> None:
         """Start a step: each row's position [n], and the largest of them plus one."""

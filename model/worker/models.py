@@ -33,6 +33,7 @@ from model.engine.sequence import SamplingParams
 from model.images.codes import copied_share, decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
 from model.precision import serving_dtype
+from model.speculation import WINDOW
 from model.worker.narrator import ImageJob, ImageResult
 
 log = logging.getLogger("omni_r1.engine")
@@ -76,6 +77,7 @@ class Model:
         *,
         device: torch.device,
         num_slots: int,
+        speculation: int = WINDOW,
         wait_for_images: Callable[[], None] = lambda: None,
     ) -> Model:
         """Read a folder and run a warm-up step, so that the first request does not pay for it."""
@@ -88,6 +90,7 @@ class Model:
             num_slots=num_slots,
             admissions_per_step=ADMISSIONS,
             keep_parameters=False,
+            speculation=speculation,
         )
         wait_for_images()
         prompt = loaded.template.prompt_ids("?", [])
@@ -253,6 +256,7 @@ class Models:
                 version,
                 device=self._prepare(),
                 num_slots=self._settings.num_slots,
+                speculation=self._settings.speculation,
                 wait_for_images=self._wait_for_images,
             )
             return LoadEnded(name, model, None, ticket)

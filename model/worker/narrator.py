@@ -31,7 +31,7 @@ class ImageJob:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward, copied?}."""
+    """A decoded image. `stats` only for final ones: {codes, flatness, tv, perception_reward, copied?, passes?}."""
 
     png: bytes
     width: int
@@ -49,6 +49,7 @@ class _Entry:
     tokens: Tokens | None = None
     waits: bool = False
     ticket: int = -1
+    passes: int = 0  # of a generated image
 
 
 class Narrator:
@@ -76,6 +77,8 @@ class Narrator:
         self._previous = previous
         self._skip = skip
         self._codes: list[int] = []
+        self._passes = 0
+        self._held: ImageJob | None = None  # a partial image whose pass goes on
         self._partial_at: dict[int, int] = {}
         self._entries: deque[_Entry] = deque()
         self._waiting: dict[int, _Entry] = {}
@@ -84,11 +87,32 @@ class Narrator:
         self._ids: list[int] = []  # tokens since the last complete step
         self._logprobs: list[float] = []
 
-    def feed(self, token_id: int, logprob: float = math.nan) -> list[ImageJob]:
-        """Take the next token; return the images to decode now."""
+    def feed(
+        self, token_id: int, logprob: float = math.nan, *, ends_pass: bool = True, passes: int = 0
+    ) -> list[ImageJob]:
+        """Take the next token; return the images to decode now.
+
+        Of the partial images of one forward pass, only the last is decoded. `passes` counts the forward passes of an
+        image up to this code; a given code had none.
+        """
         self._ids.append(token_id)
         self._logprobs.append(logprob)
-        return self._emit(self.parser.feed(token_id))
+        self._passes = passes or self._passes
+        jobs = []
+        for job in self._emit(self.parser.feed(token_id)):
+            if job.is_final:
+                jobs.append(job)
+            else:
+                self._skip_held()
+                self._held = job
+        if ends_pass and self._held is not None:
+            jobs.append(self._held)
+            self._held = None
+        return jobs
+
+    def _skip_held(self) -> None:
+        if self._held is not None:
+            self.image_skipped(self._held.ticket)
 
     def feed_again(self, tokens: Iterable[int]) -> list[ImageJob]:
         """Take the tokens of a resumed trace, whose first `skip` events were emitted before."""
@@ -147,7 +171,10 @@ class Narrator:
             return
         entry.png, entry.waits = result.png, False
         if entry.event.type != "image.partial":
-            entry.event.data.update(width=result.width, height=result.height, stats=result.stats)
+            stats = result.stats
+            if stats is not None and entry.passes:
+                stats = {**stats, "passes": entry.passes}
+            entry.event.data.update(width=result.width, height=result.height, stats=stats)
             self._drop_partials_before(entry)
 
     def image_skipped(self, ticket: int) -> None:
@@ -184,7 +211,7 @@ class Narrator:
             case p.AnswerDelta(text=text):
                 self._add("answer.delta", {"text": text}, silent)
             case p.ImageStarted(step=step):
-                self._codes = []
+                self._codes, self._passes = [], 0
                 self._add("image.started", {"step": step}, silent)
             case p.CodeGenerated():
                 return self._code(event, silent)
@@ -224,7 +251,7 @@ class Narrator:
         tokens: Tokens | None = None,
     ) -> ImageJob:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        entry = _Entry(event, tokens=tokens, waits=True, ticket=ticket)
+        entry = _Entry(event, tokens=tokens, waits=True, ticket=ticket, passes=self._passes)
         self._entries.append(entry)
         self._waiting[ticket] = entry
         return ImageJob(ticket, final, codes, previous)

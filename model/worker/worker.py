@@ -315,7 +315,9 @@ class Worker:
         if output.finished_by == "error":
             self._end(live, Failed("engine_error", "the weights give NaN for this question"))
             return
-        self._drawings.draw(live, narrator.feed(output.token, output.logprob))
+        self._drawings.draw(
+            live, narrator.feed(output.token, output.logprob, ends_pass=output.ends_pass, passes=output.passes)
+        )
         if output.finished_by is not None:
             self._drawings.draw(live, narrator.finish())
             kept_tokens, kept_images = live.kept

@@ -199,6 +199,7 @@ export function factsOf(step) {
   if (stats.perception_reward !== undefined && stats.perception_reward !== null) {
     rows.push(['perception reward', number(stats.perception_reward)]);
   }
+  if (stats.passes) rows.push(['passes', String(stats.passes)]);
   return rows;
 }
 

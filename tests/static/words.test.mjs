@@ -124,7 +124,7 @@ test('images have alt texts and facts', () => {
   const drawn = step({
     skill: 'box',
     text: ' around the star ',
-    image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null } },
+    image: { width: 64, height: 64, stats: { codes: 64, flatness: 0.25, tv: 0.1, perception_reward: null, passes: 9 } },
   });
   assert.equal(altOf(drawn), 'Step 1, box drawn: around the star');
   assert.deepEqual(factsOf(drawn), [
@@ -132,6 +132,7 @@ test('images have alt texts and facts', () => {
     ['codes', '64'],
     ['flatness', '0.250'],
     ['TV score', '0.100'],
+    ['passes', '9'],
   ]);
 });
 

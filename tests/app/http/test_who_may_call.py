@@ -81,6 +81,13 @@ def test_loopback_addresses_are_accepted(host: str) -> None:
     assert read_settings(host=host).host == host
 
 
+@pytest.mark.parametrize("codes", ["-1", "1025", "10000"])
+def test_setting_outside_its_bounds_names_both(codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_R1_SPECULATION", codes)
+    with pytest.raises(SettingsError, match=r"OMNI_R1_SPECULATION: .*; it may be 0 to 1024"):
+        read_settings()
+
+
 def test_unknown_settings_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_R1_ALLOWED_HOSTS", "a.example, b.example")
     monkeypatch.setenv("OMNI_R1_MAX_QUEUE", "99")

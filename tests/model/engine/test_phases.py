@@ -83,6 +83,11 @@ def test_random_numbers_are_portable_and_skippable() -> None:
     first = [draws.take() for _ in range(5)]
     assert first[0][0] == pytest.approx(0.32383276483316237)  # random.Random(7), fixed by the language
     assert Draws(7, count=6).take() == first[2]
+    ahead = Draws(7)
+    assert [ahead.peek(place) for place in (3, 0, 4)] == [first[place] for place in (3, 0, 4)]
+    assert ahead.count == 0
+    assert [ahead.take() for _ in range(5)] == first
+    assert ahead.count == draws.count
     assert sample_seed(7, 0) == 7
     assert len({sample_seed(7, i) for i in range(100)} | {sample_seed(8, i) for i in range(100)}) == 200
 

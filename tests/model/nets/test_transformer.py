@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from model.nets.attention import CausalAttention, PackedAttention, PackedLayout,
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
 from model.nets.transformer import Transformer
+from model.nets.window_attention import WindowAttention
 from tests.tiny import make_tiny_checkpoint
 
 CONFIG = TransformerConfig(
@@ -64,6 +66,44 @@ def test_invariant_1_cached_forward_equals_uncached(swin_norm: bool, as_on_a_gpu
             torch.testing.assert_close(row, whole[position], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("swin_norm", [False, True])
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+def test_invariant_1_windows_equal_the_uncached_forward(num_kv_heads: int, swin_norm: bool, as_on_a_gpu: bool) -> None:
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, swin_norm=swin_norm)
+    transformer = a_transformer(config).requires_grad_(False).double()
+    groups, total, rng = config.num_heads // num_kv_heads, 200, random.Random(num_kv_heads)
+    cache = KVCache(config, 5, total, dtype=torch.float64)
+    if as_on_a_gpu:
+        cache.keys, cache.keys_turned = torch.zeros_like(cache.values), False
+    windows, decode = WindowAttention(cache, groups=groups), DecodeAttention(cache, groups=groups)
+    ids = [some_ids(total, row) for row in range(4)]
+    whole = [transformer(one[None], torch.arange(total)[None], CausalAttention())[0] for one in ids]
+    done = [1, 20, 63, 64]
+    for row, count in enumerate(done):
+        transformer(ids[row][:count], torch.arange(count), PrefillAttention(cache, row))
+        decode.open(row, count)
+    for _ in range(12):
+        widths = [rng.randint(1, 9) for _ in done]
+        kept = [rng.randint(1, width) for width in widths]
+        fed = [ids[row][done[row] : done[row] + width].clone() for row, width in enumerate(widths)]
+        for one, keep in zip(fed, kept, strict=True):
+            one[keep:] = rng.randrange(config.vocab_size)  # wrong guesses, whose rows are overwritten later
+        positions = windows.begin(done, widths)
+        hidden = transformer(torch.cat(fed), positions, windows).split(widths)
+        for row, keep in enumerate(kept):
+            expected = whole[row][done[row] : done[row] + keep]
+            torch.testing.assert_close(hidden[row][:keep], expected, atol=1e-5, rtol=1e-5)
+            decode.open_more(row, done[row], done[row] + keep)
+            done[row] += keep
+        decode.begin(torch.tensor(done), max(done) + 1)  # a step of one token a row in between
+        now = torch.stack([ids[row][position] for row, position in enumerate(done)])
+        hidden_rows = transformer(now, torch.tensor(done), decode)
+        for row, position in enumerate(done):
+            torch.testing.assert_close(hidden_rows[row], whole[row][position], atol=1e-5, rtol=1e-5)
+        done = [position + 1 for position in done]
+
+
 @pytest.mark.parametrize(("num_kv_heads", "per_head"), [(1, True), (2, False), (4, True)])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_decode_step_equals_the_forward(num_kv_heads: int, per_head: bool, rows: int) -> None:
@@ -71,7 +111,7 @@ def test_decode_step_equals_the_forward(num_kv_heads: int, per_head: bool, rows:
     transformer = a_transformer(config, scale=2.0).requires_grad_(False)  # larger weights amplify fp32 rounding
     cache = KVCache(config, 5, 512)
     attention = DecodeAttention(cache, groups=config.num_heads // num_kv_heads)
-    step, scale = DecodeStep(transformer, attention), config.hidden_size**0.5
+    step, scale = DecodeStep(transformer), config.hidden_size**0.5
     folded = [
         dataclasses.replace(
             w,
@@ -90,7 +130,7 @@ def test_decode_step_equals_the_forward(num_kv_heads: int, per_head: bool, rows:
             attention.open(row, count)
         ids, positions = some_ids(rows, 9), torch.tensor(prefix)
         attention.begin(positions, max(prefix) + 1)
-        seen = step(ids, positions, folded, transformer.model.norm.weight * scale).clone()
+        seen = step(ids, positions, attention, folded, transformer.model.norm.weight * scale).clone()
         expected = transformer(ids, positions, attention)
         torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(

@@ -81,6 +81,22 @@ def test_last_code_event_precedes_decoded_image(plain: Template, partial_images:
     assert len({event.data["index"] for event in events}) == len(events)
 
 
+@pytest.mark.parametrize(("ends", "decoded"), [({2}, [3]), ({1}, [2, 3]), (set(), [3]), ({0, 1, 2}, [1, 2, 3])])
+def test_last_partial_of_a_pass_is_decoded(plain: Template, ends: set[int], decoded: list[int]) -> None:
+    narrator, jobs = Narrator(plain.parser(), partial_images=3), []
+    stream = plain.steps_ids([StepPart("look", CODES)])
+    for place, token in enumerate(stream, -stream.index(plain.vocab.image_ids(CODES)[1])):
+        is_code = 0 <= place < 4
+        jobs += narrator.feed(token, ends_pass=not is_code or place == 3 or place in ends, passes=7 * is_code)
+    assert [len(job.codes) for job in jobs if not job.is_final] == decoded
+    for job in jobs:
+        narrator.image_done(job.ticket, result(job.is_final))
+    events = [t for t in narrator.take() if isinstance(t, Emitted)]
+    shown = [e.event.data["codes_done"] for e in events if e.event.type == "image.partial"]
+    assert shown == [1, 2, 3, 4], "every code is reported, decoded or not"
+    assert [e.event.data["stats"] for e in events if e.event.type == "image.completed"] == [{"tv": 0.5, "passes": 7}]
+
+
 @pytest.mark.parametrize("template", ["plain", "tagged"])
 def test_paused_narration_resumes_without_gaps(template: str, request: pytest.FixtureRequest) -> None:
     used: Template = request.getfixturevalue(template)

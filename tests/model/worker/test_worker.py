@@ -59,7 +59,8 @@ async def test_trace_streams_steps_images_and_end(engine: InProcess) -> None:
     done = next(o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.completed")
     assert done.png is not None
     assert Image.open(io.BytesIO(done.png)).size == (16, 16)
-    assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward", "copied"}
+    assert set(done.event.data["stats"]) == {"codes", "flatness", "tv", "perception_reward", "copied", "passes"}
+    assert 1 <= done.event.data["stats"]["passes"] <= 4
     partials = [o for o in outputs if isinstance(o, Emitted) and o.event.type == "image.partial"]
     seen = {(o.event.data["index"], o.event.data["codes_done"]) for o in partials}
     assert (2, 4) in seen, "all codes are reported even if the decoder was busy"
