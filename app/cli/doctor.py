@@ -1,6 +1,7 @@
-"""`omni-r1 doctor`: checks whether this machine can serve. One line per check, exit code 0 if nothing prevents it.
+"""`omni-r1 doctor`: checks whether this machine can serve, or what a checkpoint folder is and which memory it needs.
 
-Checks are independent and suggest a remedy; `note` deserves a look, `bad` prevents serving.
+Of the machine: one line per check, exit code 0 if nothing prevents serving. Checks are independent and suggest a
+remedy; `note` deserves a look, `bad` prevents serving. Of a folder: exit code 0 if it fits, 1 if not, 2 if unusable.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from app.cli.terminal import EXIT_FAILED, EXIT_OK, coloured, table, write
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, coloured, one_line, table, write
 from app.common.settings import Settings, SettingsError, read_settings
 from model.checkpoint.shards import SHIPPED
 
@@ -28,6 +29,15 @@ PACKAGES = ("torch", "transformers", "gradio", "fastapi", "sqlalchemy", "pillow"
 LEAST_MEMORY = 1_000_000_000
 LEAST_DISK = 500_000_000
 GUESSABLE = 16
+GIB = 1 << 30
+KINDS = {
+    "checkpoint": "a checkpoint",
+    "adapter": "a LoRA adapter",
+    "wrapped": "the save of a wrapped model",
+    "meta": "Meta's release layout",
+    "pickles": "a folder of pickles",
+    "unknown": "not a checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Finding:
 
 def doctor(args: Namespace) -> int:
     """Prints all findings. Returns 0, or 1 if something prevents serving."""
+    if args.folder is not None:
+        return _doctor_of_folder(args)
     findings = list(examine(args.port))
     if args.json:
         write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
@@ -51,6 +63,81 @@ def doctor(args: Namespace) -> int:
         for finding, line in zip(findings, lines[1:], strict=True):
             write(f"{colours[finding.state]}{line}\x1b[0m\n" if coloured(sys.stdout) else f"{line}\n")
     return EXIT_FAILED if any(finding.state == "bad" for finding in findings) else EXIT_OK
+
+
+def _doctor_of_folder(args: Namespace) -> int:
+    from model.checkpoint.report import folder_report
+    from model.checkpoint.shards import CheckpointError, find_local
+
+    folder = Path(os.path.expanduser(args.folder))
+    if not folder.is_dir():
+        try:
+            found = find_local(args.folder)
+        except CheckpointError as error:
+            raise CommandError(error.detail, EXIT_BAD_INPUT) from None
+        if found is None:
+            raise CommandError(f"{args.folder} is not on this machine: download it first", EXIT_BAD_INPUT)
+        folder = found
+    device = args.device or ("cuda" if args.memory_gb or _has_cuda() else "cpu")
+    memory = int(args.memory_gb * GIB) if args.memory_gb else _memory_of(device)
+    report = folder_report(folder, device=device, dtype=args.dtype or _dtype_of(device), memory=memory)
+    if args.json:
+        write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    else:
+        write("".join(f"{line}\n" for line in _lines(report)))
+    if report["problem"] is not None:
+        return EXIT_BAD_INPUT
+    return EXIT_OK if report["fits"] else EXIT_FAILED
+
+
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{one_line(report['path'])}: {KINDS[report['kind']]}"
+    if report["problem"] is not None:
+        yield f"  cannot be served: {one_line(report['problem']['detail'])}"
+        return
+    yield (
+        f"  {one_line(report['name'])}, {report['parameters'] / 1e9:.3g} billion parameters, template "
+        f"{report['template']}, licence: {one_line(report['licence']) or 'not stated'}"
+    )
+    for lack in report["missing"]:
+        yield f"  lacks {one_line(lack)}"
+    yield f"on {report['device']} with {report['memory_bytes'] / GIB:.1f} GiB, in {report['dtype']}:"
+    rows = [
+        ["weights", _gib(report["weights_bytes"])],
+        ["peak while loading", _gib(report["loading_peak_bytes"])],
+        ["KV of a token", f"{report['kv_bytes_per_token'] / 1024:,.0f} KiB"],
+        ["longest context", f"{report['max_context']:,} tokens (its own: {report['context']:,})"],
+        ["traces at once", str(report["concurrent_traces"])],
+        *([f"to train, {name.replace('_', ' ')}", _gib(needed)] for name, needed in report["train"].items()),
+    ]
+    yield from (f"  {name:<24} {value:>12}" for name, value in rows)
+    yield "it fits" if report["fits"] else "it does not fit: fewer than 4,096 tokens of context are left"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:,.1f} GiB"
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _memory_of(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise CommandError("this machine has no such device: give its --memory-gb", EXIT_BAD_INPUT)
+        return int(torch.cuda.mem_get_info()[1])
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _dtype_of(device: str) -> str:
+    return "fp32" if device == "cpu" else "bf16"
 
 
 def examine(port: int | None = None) -> Iterator[Finding]:

@@ -355,7 +355,14 @@ def _add_convert(commands: _Commands[_Parser]) -> None:
 
 
 def _add_doctor(commands: _Commands[_Parser]) -> None:
-    parser = _command(commands, "doctor", "app.cli.doctor:doctor", "check this machine and this installation")
+    text = "check this machine and installation, or what a checkpoint folder is and which memory it needs"
+    parser = _command(commands, "doctor", "app.cli.doctor:doctor", text)
+    parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", help="a checkpoint: a folder, or the name of a shipped one"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="device to count for (this machine's)")
+    parser.add_argument("--memory-gb", metavar="GIB", type=number(0.1, 1e6), help="its memory in GiB (this machine's)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of the weights (fp32 on a CPU, else bf16)")
     parser.add_argument("--port", type=whole(), help="the port that should be free (7860)")
     parser.add_argument("--json", action="store_true")
 

@@ -17,7 +17,10 @@ from model.config import ModelConfig, TransformerConfig, VQConfig
 VQ_PREFIX = "model.vqmodel."
 MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memory of the process
 RUNTIME_BYTES = {"cpu": 200_000_000, "mps": 600_000_000, "cuda": 600_000_000}  # kernels and libraries of a device
+WIDTHS = {"fp32": 4, "bf16": 2}
+TRAINED_TOKENS = 5_100  # of one sequence in training: the longest of the authors' code
 LONGEST_CONTEXT = 16_384  # Chameleon's rotary embedding is unscaled; the authors generate up to 12,000 tokens
+LORA_RANK, LORA_CHUNK = 16, 1_024  # of the adapters; positions whose logits exist at once
 _ENCODER_COPIES = 6.2  # activations at full resolution at the encoder's peak, measured with the 7B's VQ in fp32
 
 
@@ -74,6 +77,46 @@ def memory_needs(
         work_per_token=width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size,
         work_fixed=image_work(config.vq) + RUNTIME_BYTES[device],
     )
+
+
+def training_needs(
+    config: ModelConfig, entries: Mapping[str, TensorEntry], *, width: int, device: str, tokens: int = TRAINED_TOKENS
+) -> dict[str, int]:
+    """Bytes to train on one sequence of ``tokens`` at a time, by kind of job.
+
+    ``full_*`` train every weight, in fp32 with AdamW; the forward runs with numbers of ``width`` bytes. ``lora_*`` keep
+    the weights in ``width`` bytes, train adapters of rank 16 on every matrix, keep one state a layer and position, and
+    compute the rest of a layer again in the backward pass. PeRPO adds the engine's weights and the rollouts' KV: of two
+    at a time, or with adapters of a group of eight; and in full a reference policy.
+    """
+    t, v = config.transformer, config.transformer.vocab_size
+    still = RUNTIME_BYTES[device] + memory_needs(config, entries, width=4).weights - 4 * parameters(t)  # and the VQ
+    states = tokens * layer_activations(t, width=width)
+    casts = width * (parameters(t) if width == 2 else t.num_layers * _stacked(t))
+    kv = 2 * t.num_layers * t.num_kv_heads * t.head_dim * tokens
+    full = still + 16 * parameters(t) + casts + t.num_layers * states + 12 * tokens * v
+    adapters = 16 * LORA_RANK * t.num_layers * _lora_edges(t)
+    lora = still + width * parameters(t) + adapters + states + 4 * tokens * t.num_layers * t.hidden_size
+    lora += 12 * min(tokens, LORA_CHUNK) * v
+    return {
+        "lora_pesft": lora,
+        "full_pesft": full,
+        "lora_perpo": lora + width * (parameters(t) + 8 * kv),
+        "full_perpo": full + 4 * (2 * parameters(t) + 2 * kv),
+    }
+
+
+def layer_activations(t: TransformerConfig, *, width: int) -> int:
+    """Bytes that a layer keeps of one position for its backward pass; a test counts them in a real forward."""
+    return (
+        (51 * t.hidden_size + 16 * t.intermediate_size) if width == 4 else 43 * t.hidden_size + 8 * t.intermediate_size
+    )
+
+
+def _lora_edges(t: TransformerConfig) -> int:
+    """Inputs and outputs of a layer's matrices."""
+    queries, keys = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
+    return 4 * t.hidden_size + 2 * queries + 2 * keys + 3 * (t.hidden_size + t.intermediate_size)
 
 
 def parameters(t: TransformerConfig) -> int:

@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHIPPED = Path(__file__).parents[1] / "nano"
 _MAX_HEADER = 100_000_000
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Left in front of every name by a save of a wrapped model: DistributedDataParallel, torch.compile, PEFT.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+|(?<=\.)_orig_mod\.")
@@ -146,7 +146,7 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
         return found
     if (folder / SINGLE).is_file():
         return _entries(folder, [SINGLE])
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
             "pickle_only",

@@ -1,17 +1,37 @@
-"""Memory counted from headers, against what the engine really holds."""
+"""Memory counted from headers, against what the engine and autograd really hold; the reports made of it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from app.cli.main import main
 from model.checkpoint.checkpoint import load_checkpoint
-from model.checkpoint.memory import LONGEST_CONTEXT, MemoryNeeds, memory_needs, needs_of
+from model.checkpoint.memory import (
+    LONGEST_CONTEXT,
+    TRAINED_TOKENS,
+    WIDTHS,
+    MemoryNeeds,
+    layer_activations,
+    layer_parameters,
+    memory_needs,
+    needs_of,
+    training_needs,
+)
+from model.checkpoint.report import folder_report
 from model.checkpoint.shards import read_entries
+from model.config import ModelConfig, TransformerConfig
 from model.engine.engine import Engine
+from model.nets.transformer import CausalAttention, Transformer
+from model.precision import Precision, autocast
 from tests.model.sparse import chameleon_config, sparse_checkpoint
+from tests.model.spoil import change_lm
+from tests.tiny import make_tiny_checkpoint
 
 GIB = 1 << 30
 
@@ -77,3 +97,115 @@ def test_entries_outside_the_models_count_for_nothing(tiny_checkpoint: Path) -> 
     with_vq, without = (memory_needs(config, some, width=4) for some in (entries, alone))
     vq = sum(torch.Size(e.shape).numel() * 4 for name, e in entries.items() if name not in alone)
     assert with_vq.weights - without.weights == vq
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("width", "middle", "tokens"), [(128, 256, 256), (128, 1024, 256), (256, 256, 512)])
+def test_counted_activations_are_those_of_a_forward(precision: Precision, width: int, middle: int, tokens: int) -> None:
+    """What autograd keeps of two layers more, against the formula: positions times activations, and the weights."""
+
+    def kept(num_layers: int) -> int:
+        config = TransformerConfig(64, width, middle, num_layers, 4, 4, width // 4, 1024)
+        transformer = Transformer(config)
+        parameters = {p.untyped_storage().data_ptr() for p in transformer.parameters()}
+        held: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(precision):
+            transformer(torch.zeros(1, tokens, dtype=torch.long), torch.arange(tokens)[None], CausalAttention())
+        return sum(t.untyped_storage().nbytes() for place, t in held.items() if place not in parameters)
+
+    config = TransformerConfig(64, width, middle, 1, 4, 4, width // 4, 1024)
+    bytes_of_one = WIDTHS[precision]
+    weights = 4 * width * (3 * width + 2 * middle) if bytes_of_one == 4 else 2 * layer_parameters(config)
+    expected = 2 * (tokens * layer_activations(config, width=bytes_of_one) + weights)
+    assert kept(3) - kept(1) == pytest.approx(expected, rel=0.1)
+
+
+def test_training_in_full_takes_sixteen_bytes_a_parameter_and_more(seven_b: Path) -> None:
+    config, entries = ModelConfig.read(seven_b), read_entries(seven_b)
+    needed = training_needs(config, entries, width=2, device="cuda")
+    assert 16 * 7e9 < needed["full_pesft"] < 200e9
+    assert needed["full_perpo"] > needed["full_pesft"] > needed["lora_perpo"] > needed["lora_pesft"]
+    assert needed["lora_pesft"] < 24 * GIB
+    longer = training_needs(config, entries, width=2, device="cuda", tokens=2 * TRAINED_TOKENS)
+    assert all(longer[name] > needed[name] for name in needed)
+
+
+CARDS = (12, 16, 24, 40, 48, 80, 141)
+
+
+def test_table_of_the_guide_is_made_by_doctor(seven_b: Path) -> None:
+    """docs/gpu.md: a row a card, for a 7B in bf16."""
+
+    def row(gib: int) -> str:
+        report = folder_report(seven_b, device="cuda", dtype="bf16", memory=gib * GIB)
+        trains = ("yes" if needed <= gib * GIB else "no" for needed in report["train"].values())
+        longest = report["max_context"]
+        serves = [f"{longest:,}", str(report["concurrent_traces"])] if longest else ["–", "–"]
+        return f"| {gib} | {' | '.join(['yes' if report['fits'] else 'no', *serves, *trains])} |"
+
+    text = (Path(__file__).parents[3] / "docs" / "gpu.md").read_text("utf-8")
+    expected = [row(gib) for gib in CARDS]
+    assert [line for line in text.splitlines() if line in expected] == expected, "\n".join(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda folder: None, "checkpoint"),
+        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "adapter"),
+        (lambda folder: rename_tensors(folder, "module."), "wrapped"),
+        (lambda folder: [path.rename(path.with_suffix(".bin")) for path in folder.glob("*.safetensors*")], "pickles"),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "unknown"),
+    ],
+)
+def test_report_says_what_a_folder_is(folder: Path, change: Callable[[Path], object], kind: str) -> None:
+    change(folder)
+    report = folder_report(folder, device="cpu", dtype="fp32", memory=GIB)
+    assert report["kind"] == kind
+    assert (report["problem"] is None) == (kind == "checkpoint")
+    assert report["fits"] == (kind == "checkpoint")
+
+
+def rename_tensors(folder: Path, prefix: str) -> None:
+    change_lm(folder, lambda state: state.update({prefix + name: state.pop(name) for name in list(state)}))
+
+
+def test_report_names_what_a_folder_lacks(tmp_path: Path) -> None:
+    blind = make_tiny_checkpoint(tmp_path / "blind", decoder=False)
+    (blind / "manifest.json").unlink()
+    lacks = " ".join(folder_report(blind, device="cpu", dtype="fp32", memory=GIB)["missing"])
+    assert "VQ decoder" in lacks
+    assert "manifest.json" in lacks
+    assert "VQ encoder" not in lacks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--device", "cuda", "--memory-gb", "24"], 0, "it fits"),
+        (["--device", "cuda", "--memory-gb", "24", "--dtype", "fp32"], 1, "it does not fit"),
+        (["--device", "cuda", "--memory-gb", "0"], 2, ""),
+    ],
+)
+def test_doctor_exits_by_what_it_finds(
+    seven_b: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert main(["doctor", str(seven_b), *arguments]) == code
+    assert words in capsys.readouterr().out
+
+
+def test_doctor_of_a_folder_prints_the_report_as_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", str(folder), "--device", "cpu", "--memory-gb", "2", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == folder_report(folder, device="cpu", dtype="fp32", memory=2 * GIB)
+    (folder / "config.json").unlink()
+    assert main(["doctor", str(folder), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["problem"]["code"] == "missing_file"
+    assert main(["doctor", str(tmp_path / "nowhere")]) == 2
