@@ -36,7 +36,7 @@ class RMSNorm(torch.autograd.Function):
         grad = grad.to(unit.dtype)
         product = grad * unit
         grad_weight = product.flatten(0, -2).sum(0)
-        along = (product @ weight).mul_(-1.0 / unit.shape[-1]).unsqueeze(-1)
+        along = (product @ weight.to(unit.dtype)).mul_(-1.0 / unit.shape[-1]).unsqueeze(-1)
         return torch.addcmul(grad * weight, unit, along).mul_(scale).to(ctx.input_dtype), grad_weight, None
 
 

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.config import TransformerConfig
 from model.nets.attention import Attention, CausalAttention, PackedAttention, PackedLayout
 from model.nets.embedding import new_embedding
+from model.nets.lora import NO_ADAPTERS, Adapter, LayerAdapters, adapter, effective
 from model.nets.norms import QKNormRotate, RMSNorm
 
 __all__ = [
@@ -103,29 +105,48 @@ class _Layer(nn.Module):
         self.input_layernorm = _Scale(config.hidden_size)
         self.post_attention_layernorm = _Scale(config.hidden_size)
 
-    def weights(self) -> LayerWeights:
-        """Stack the parameters; gradients flow back through the stacking."""
+    def weights(self, *, merged: bool) -> LayerWeights:
+        """Stack the parameters, with LoRA pairs merged in or left out; gradients flow back through the stacking."""
         attn, mlp = self.self_attn, self.mlp
         heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
 
-        def interleave(x: Tensor, heads: int) -> Tensor:  # [heads * K, F] -> the same with each head's rows reordered
-            return x.view(heads, 2, dim // 2, -1).transpose(1, 2).reshape(heads * dim, -1)
+        def matrix(linear: nn.Linear) -> Tensor:
+            return effective(linear) if merged else linear.weight
 
         def per_head(q: Tensor, k: Tensor) -> Tensor:
             both = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
-            return interleave(both, heads + kv_heads).view(heads + kv_heads, dim)
+            return self._interleave(both, heads + kv_heads).view(heads + kv_heads, dim)
 
-        q, k = interleave(attn.q_proj.weight, heads), interleave(attn.k_proj.weight, kv_heads)
+        q, k = self._interleave(matrix(attn.q_proj), heads), self._interleave(matrix(attn.k_proj), kv_heads)
         return LayerWeights(
             input_norm=self.input_layernorm.weight,
-            qkv=torch.cat([q, k, attn.v_proj.weight]).t(),
+            qkv=torch.cat([q, k, matrix(attn.v_proj)]).t(),
             qk_norm=per_head(attn.q_norm.weight, attn.k_norm.weight),
             qk_norm_bias=per_head(attn.q_norm.bias, attn.k_norm.bias),
-            o=attn.o_proj.weight.t(),
+            o=matrix(attn.o_proj).t(),
             post_norm=self.post_attention_layernorm.weight,
-            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
-            down=mlp.down_proj.weight.t(),
+            gate_up=torch.cat([matrix(mlp.gate_proj), matrix(mlp.up_proj)]).t(),
+            down=matrix(mlp.down_proj).t(),
         )
+
+    def adapters(self) -> LayerAdapters:
+        """The LoRA pairs in the layout of :meth:`weights`."""
+        attn, mlp = self.self_attn, self.mlp
+        heads = (self.num_heads, self.num_kv_heads)
+
+        def rows(i: int, b: Tensor) -> Tensor:  # of q, k and v
+            return self._interleave(b, heads[i]) if i < len(heads) else b
+
+        return LayerAdapters(
+            qkv=adapter(attn.q_proj, attn.k_proj, attn.v_proj, rows=rows, train=self.training),
+            o=adapter(attn.o_proj, train=self.training),
+            gate_up=adapter(mlp.gate_proj, mlp.up_proj, train=self.training),
+            down=adapter(mlp.down_proj, train=self.training),
+        )
+
+    def _interleave(self, x: Tensor, heads: int) -> Tensor:
+        """[heads * K, F] -> the same with each head's rows reordered."""
+        return x.view(heads, 2, self.head_dim // 2, -1).transpose(1, 2).reshape(heads * self.head_dim, -1)
 
 
 class _Body(nn.Module):
@@ -153,6 +174,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.recompute_layers = False  # keep only each layer's input for the backward, and compute the rest twice
         self._rope_table: Tensor | None = None
 
     @property
@@ -198,7 +220,7 @@ class Transformer(nn.Module):
     def stacked_layers(self) -> Iterator[LayerWeights]:
         """Stack one layer after another, so that a caller may free each before the next."""
         for layer in self.model.layers:
-            yield layer.weights()  # type: ignore[operator]
+            yield layer.weights(merged=True)  # type: ignore[operator]
 
     def forward(
         self,
@@ -210,15 +232,22 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Token ids and positions [..., T] -> hidden states [..., T, D] after the final norm.
 
-        `weights` are stacked weights kept by the caller; otherwise they are stacked here, layer by layer.
+        `weights` are stacked weights kept by the caller; otherwise they are stacked here, layer by layer, with LoRA
+        pairs beside them.
         """
         config = self.config
         x = F.embedding(ids, self.model.embed_tokens.weight)
         rotation = self.rope(positions)
-        for index in range(config.num_layers):
+
+        def run(x: Tensor, index: int) -> Tensor:
             layer: Any = self.model.layers[index]
-            w = layer.weights() if weights is None else weights[index]
-            x = _layer_forward(config, index, w, x, rotation, attention)
+            if weights is not None:
+                return _layer_forward(config, index, weights[index], NO_ADAPTERS, x, rotation, attention)
+            return _layer_forward(config, index, layer.weights(merged=False), layer.adapters(), x, rotation, attention)
+
+        recompute = self.recompute_layers and torch.is_grad_enabled()
+        for index in range(config.num_layers):
+            x = checkpoint(run, x, index, use_reentrant=False) if recompute else run(x, index)
         return rms_norm(x, self.model.norm.weight, config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -239,13 +268,19 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _layer_forward(
-    config: TransformerConfig, index: int, w: LayerWeights, x: Tensor, rotation: Tensor, attention: Attention
+    config: TransformerConfig,
+    index: int,
+    w: LayerWeights,
+    adapters: LayerAdapters,
+    x: Tensor,
+    rotation: Tensor,
+    attention: Attention,
 ) -> Tensor:
     eps, swin = config.rms_norm_eps, config.swin_norm
     heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
 
     y = x if swin else rms_norm(x, w.input_norm, eps)
-    qkv = (y @ w.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
+    qkv = _linear(y, w.qkv, adapters.qkv).unflatten(-1, (heads + 2 * kv_heads, head))
     qk = qkv[..., : heads + kv_heads, :]
     if _trains_on_cpu(qk):
         qk = QKNormRotate.apply(qk, w.qk_norm, w.qk_norm_bias, rotation, QK_NORM_EPS)
@@ -253,20 +288,28 @@ def _layer_forward(
         qk = F.layer_norm(qk, (head,), None, None, QK_NORM_EPS)
         qk = rotate(torch.addcmul(w.qk_norm_bias, qk, w.qk_norm), rotation).to(qkv.dtype)
     y = attention(index, qk[..., :heads, :], qk[..., heads:, :], qkv[..., heads + kv_heads :, :])
-    x = x + rms_norm(y @ w.o, w.input_norm, eps) if swin else add_linear(x, y, w.o)
+    o, down = adapters.o, adapters.down
+    x = x + rms_norm(_linear(y, w.o, o), w.input_norm, eps) if swin else add_linear(x, y, w.o, o)
 
     y = x if swin else rms_norm(x, w.post_norm, eps)
-    gate, up = (y @ w.gate_up).chunk(2, dim=-1)
+    gate, up = _linear(y, w.gate_up, adapters.gate_up).chunk(2, dim=-1)
     y = F.silu(gate) * up
-    return x + rms_norm(y @ w.down, w.post_norm, eps) if swin else add_linear(x, y, w.down)
+    return x + rms_norm(_linear(y, w.down, down), w.post_norm, eps) if swin else add_linear(x, y, w.down, down)
 
 
 def _trains_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
-def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, pair: Adapter | None) -> Tensor:
+    """x @ weight, and the LoRA pair's product."""
+    return x @ weight if pair is None else x @ weight + pair(x)
+
+
+def add_linear(x: Tensor, y: Tensor, weight: Tensor, pair: Adapter | None = None) -> Tensor:
     """x + y @ weight; without gradients, one operation that overwrites x."""
+    if pair is not None:
+        return x + _linear(y, weight, pair)
     if torch.is_grad_enabled() or x.dtype != y.dtype:
         return x + y @ weight
     if x.dim() == 2:

@@ -30,24 +30,32 @@ from training.jobs.context import JobContext, JobError
 from training.jobs.disk import TRAIN, is_full
 from training.jobs.loop import RunFolder
 
+ADAPTER_FOLDER = "adapter"  # in a checkpoint: the LoRA pairs in PEFT's layout, already merged into its weights
 _STEP = re.compile(r"-step-(\d+)$")
 
 SAVE_ERRORS = (OSError, SafetensorError)  # full-disk errors, depending on the writer
 
 
-def load_base(ctx: JobContext, *, template: TemplateName | None = None, must_draw: bool = True) -> LoadedCheckpoint:
-    """Load the base checkpoint, fp32 and trainable on the job's device; its VQ is frozen.
+def load_base(
+    ctx: JobContext,
+    *,
+    template: TemplateName | None = None,
+    must_draw: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedCheckpoint:
+    """Load the base checkpoint, trainable on the job's device; its VQ is frozen.
 
     Args:
         ctx: the job.
         template: overrides the base's own.
         must_draw: whether the training data has images.
+        dtype: of the transformer; bf16 for weights that stay frozen.
 
     Raises:
         JobError: ``bad_checkpoint``, or ``base_cannot_see`` or ``base_cannot_draw`` without a VQ or decoder.
     """
     try:
-        base = load_checkpoint(ctx.base_folder, device=ctx.device, template=template)
+        base = load_checkpoint(ctx.base_folder, device=ctx.device, template=template, dtype=dtype)
     except CheckpointError as error:
         raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
     name = ctx.spec.base_checkpoint
@@ -74,6 +82,7 @@ def save_training_checkpoint(
     metrics: Mapping[str, float],
     description: str,
     perception: Mapping[str, Tensor] | None = None,
+    adapter: Callable[[Path], None] | None = None,
     keep_states: int = 3,
 ) -> Path:
     """Write and announce the checkpoint of a step. ``run.state_path`` must hold the state of that step.
@@ -88,6 +97,7 @@ def save_training_checkpoint(
         metrics: the latest metrics, for the list of checkpoints.
         description: for the model card.
         perception: state of W, if any.
+        adapter: writes the LoRA adapter of a checkpoint into a folder, if there is one.
         keep_states: number of the stage's newest checkpoints that keep ``train/``.
 
     Raises:
@@ -125,6 +135,8 @@ def save_training_checkpoint(
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in perception.items()}, train / "perception.safetensors"
             )
+        if adapter is not None:
+            adapter(staging / ADAPTER_FOLDER)
         spec = ctx.record(ctx.spec.resolved())
         about = {"step": step, "stage": stage, "seed": ctx.spec.seed, "spec": spec, **ctx.provenance}
         (train / "train.json").write_text(json.dumps(about, indent=2, default=str) + "\n", "utf-8")

@@ -13,7 +13,6 @@ bit-identical at an equal thread count.
 
 from __future__ import annotations
 
-import copy
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.engine.phases import LegalIds
 from model.images.codes import decode_codes
+from model.nets.lora import load_trained_state, merged_state, shared_copy, trained_state
 from model.nets.transformer import Transformer
 from training.data.rows import DataError
 from training.home_paths import without_old_home
@@ -38,6 +38,7 @@ from training.jobs.checkpoints import (
 )
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, SettingsChanged, load_optimizer
+from training.jobs.lora import adapter_writer, base_dtype, begin
 from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.ema import MovingAverage
@@ -85,13 +86,16 @@ class _Run:
         spec = ctx.spec
         assert isinstance(spec, PeRPOSpec)
         self.ctx, self.stage = ctx, ctx.stage or STAGE
-        self.base = base = load_base(ctx)
-        assert base.vq is not None
-        self.policy = base.transformer
         hp = spec.hyperparameters
-        reference = copy.deepcopy(self.policy).eval().requires_grad_(False) if hp.kl_coef else None
         precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
         self.hp = hp = hp.model_copy(update={"precision": precision})
+        self.base = base = load_base(ctx, dtype=base_dtype(hp.lora, precision))
+        assert base.vq is not None
+        self.policy = base.transformer
+        # With LoRA the frozen weights serve both.
+        self.policy.requires_grad_(hp.lora is None)
+        reference = shared_copy(self.policy).eval().requires_grad_(False) if hp.kl_coef else None
+        begin(self.policy, hp.lora, recompute=hp.recompute, seed=spec.seed)
         prompts = load_prompts(ctx, base)
         self.levels = prompts.difficulty
         scorer = Scorer(base.template, base.vq.codebook, base.manifest.perception, hp.reward)
@@ -113,7 +117,7 @@ class _Run:
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["model"])
+        load_trained_state(self.policy, state["model"])
         try:
             load_optimizer(self.updater.optimizer, state["optimizer"])
         except SettingsChanged as error:
@@ -209,11 +213,11 @@ class _Run:
 
     def save(self, *, whole: bool = True) -> None:
         """Save the state, with a checkpoint if ``whole``."""
-        weights = self.made.state_dict()
+        weights = merged_state(self.made)
         state = {
             "step": self.step,
             "cursor": self.cursor,
-            "model": self.policy.state_dict(),
+            "model": trained_state(self.policy),
             "ema": None if self.ema is None else self.ema.state(),
             "record": self.record.state(),
             "levels": None if self.levels is None else self.levels.state(),
@@ -234,6 +238,7 @@ class _Run:
                     run=self.folder,
                     metrics=self.metrics,
                     description=_description(self.base),
+                    adapter=adapter_writer(self.made, self.hp.lora, base=self.ctx.spec.base_checkpoint),
                     keep_states=self.hp.keep_states,
                 )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.engine.phases import LegalIds
+from model.nets.lora import pairs
 from model.nets.transformer import LayerWeights, Transformer
 from training.jobs.loop import adamw, set_lr
 from training.jobs.schedules import make_schedule
@@ -61,7 +62,7 @@ class Updater:
         norms = []
         for number, (mini, old_mini, ref_mini) in enumerate(zip(batches, old, ref, strict=True)):
             self.optimizer.zero_grad(set_to_none=True)
-            weights = self.policy.layer_weights()
+            weights = _stacked(self.policy)
             for place, micro in enumerate(mini):
                 loss = self._loss(
                     micro,
@@ -90,13 +91,13 @@ class Updater:
         }
 
     def _logprobs(self, transformer: Transformer, batches: Sequence[Sequence[MicroBatch]]) -> list[list[Tensor]]:
-        weights = transformer.layer_weights()
+        weights = _stacked(transformer)
         return [[self._forward(transformer, micro, weights=weights)[0].detach() for micro in mini] for mini in batches]
 
     def _loss(
         self,
         micro: MicroBatch,
-        weights: Sequence[LayerWeights],
+        weights: Sequence[LayerWeights] | None,
         old: Tensor,
         ref: Tensor | None,
         tally: _Tally,
@@ -115,6 +116,13 @@ class Updater:
         kl = torch.zeros_like(logprobs) if ref is None else kl_estimate(logprobs, ref, hp.kl_estimator)
         tally.add(micro, ratio, clipped, kl.detach(), entropies.detach(), first=first)
         return (micro.weights * (micro.factors * loss + hp.kl_coef * kl - hp.entropy_coef * entropies)).sum()
+
+
+def _stacked(transformer: Transformer) -> list[LayerWeights] | None:
+    """Weights shared by the forwards of a mini-batch; None where the forward must stack them itself."""
+    if transformer.recompute_layers or next(pairs(transformer), None) is not None:
+        return None
+    return transformer.layer_weights()
 
 
 class _Tally:

@@ -20,6 +20,7 @@ import numpy as np
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import ImageCount
+from model.nets.lora import merged_state
 from training.data.rows import DataError, Intake
 from training.data.samples import SampleEncoder, build_token_set, trace_samples
 from training.data.token_sets import ImageCoder, TokenSet, id_to_code
@@ -37,6 +38,7 @@ from training.jobs.checkpoints import (
 )
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, RunStopped, SettingsChanged
+from training.jobs.lora import adapter_writer, base_dtype, begin
 from training.jobs.precision import job_precision
 from training.pesft.looks import Looks
 from training.pesft.loop import RunHost, SFTModel, SFTSpec, State, train_sft
@@ -58,12 +60,15 @@ def run(ctx: JobContext) -> dict[str, Any]:
     hyper = spec.hyperparameters
     stage = ctx.stage or "pesft"
     started = time.monotonic()
-    base = load_base(ctx, template=hyper.template, must_draw=hyper.variant == "interleaved")
     folder = ctx.run_folder(stage)
+    precision = job_precision(ctx, hyper.precision, folder)
+    draws = hyper.variant == "interleaved"
+    base = load_base(ctx, template=hyper.template, must_draw=draws, dtype=base_dtype(hyper.lora, precision))
     data, account = load_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)
     base = replace(base, manifest=replace(base.manifest, images=images))
-    settings = replace(sft_settings(spec, data, stage), precision=job_precision(ctx, hyper.precision, folder))
+    settings = replace(sft_settings(spec, data, stage), precision=precision)
+    begin(base.transformer, hyper.lora, recompute=hyper.recompute, seed=spec.seed)
     job = _Job(ctx, base, stage, settings)
     assert base.vq is not None
     model = SFTModel.start(settings, base.transformer, base.vq.codebook, id_to_code(base.vocab))
@@ -136,8 +141,9 @@ class _Job(RunHost):
             self.ctx.log.log(f"looks at the model are given up: {type(error).__name__}: {error}")
 
     def on_save(self, step: int, run: RunFolder, state: State) -> None:
-        weights = state["model"]
-        check_finite(weights, step)  # before replacing the good state
+        check_finite(state["model"], step)  # before replacing the good state
+        transformer = self.base.transformer
+        weights = merged_state(transformer)
 
         def write() -> None:
             run.save_state(state)
@@ -153,6 +159,7 @@ class _Job(RunHost):
                 perception={f"perception.{name}": tensor for name, tensor in state["projection"].items()}
                 if self.hyper.perception_weight
                 else None,
+                adapter=adapter_writer(transformer, self.hyper.lora, base=self.ctx.spec.base_checkpoint),
                 keep_states=self.hyper.keep_states,
             )
 
@@ -190,6 +197,8 @@ def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
         perception_projection=hyper.perception_projection,
         perception_state=hyper.perception_state,
         precision=hyper.precision,
+        lora=None if hyper.lora is None else hyper.lora.model_dump(mode="json"),
+        recompute=hyper.recompute,
     )
     if hyper.steps is not None:
         return settings

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.nets.lora import load_trained_state, trained_state
 from model.nets.transformer import PackedAttention
 from model.precision import PrecisionChoice, autocast
+from model.seeds import mixed_seed
 from training.data.token_sets import Batch, BatchPlan, TokenSet, make_batch, micro_batches
 from training.jobs.disk import NO_WAIT
 from training.jobs.loop import (
@@ -34,7 +36,7 @@ from training.jobs.loop import (
 )
 from training.jobs.precision import BEFORE_AUTO, run_precision
 from training.jobs.schedules import Decline, Schedule, make_schedule
-from training.pesft.losses import Reduction, perception_loss, sft_loss
+from training.pesft.losses import Reduction, perception_loss, reduce_nll, target_nll
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +49,10 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class SFTSpec:
-    """Settings of one supervised run; ``label`` and ``extra`` only name it in its folder."""
+    """Settings of one supervised run.
+
+    ``label`` and ``extra`` only name it in its folder; ``lora`` and ``recompute`` record what the transformer has.
+    """
 
     steps: int
     lr: float
@@ -69,6 +74,8 @@ class SFTSpec:
     perception_projection: Literal["learned", "frozen"] = "learned"
     perception_state: Literal["predict", "token"] = "predict"
     precision: PrecisionChoice = "auto"
+    lora: dict[str, Any] | None = None
+    recompute: bool = False
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -194,13 +201,13 @@ class _Learner:
         """Everything that the next step depends on."""
         return {
             "step": self.done,
-            "model": self.model.transformer.state_dict(),
+            "model": trained_state(self.model.transformer),
             "projection": self.model.projection.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load(self, state: State) -> None:
-        self.model.transformer.load_state_dict(state["model"])
+        load_trained_state(self.model.transformer, state["model"])
         self.model.projection.load_state_dict(state["projection"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.done = state["step"]
@@ -210,6 +217,7 @@ class _Learner:
         began, lr = time.monotonic(), self._schedule.lr(self.done)
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(mixed_seed(self.spec.seed, self.done))  # for the pairs' dropout; nothing else is random
         batches = self._batches()
         self.loss, metrics = accumulate(self.model, batches, self.spec)
         self._require_finite("loss", self.loss)
@@ -294,12 +302,12 @@ def batch_loss(
     with autocast(spec.precision, batch.ids.device):
         hidden = model.transformer(batch.ids, batch.layout.positions, PackedAttention(batch.layout))
         predicting = hidden[batch.predictors]
-        logits = model.transformer.logits(predicting)
+        nll = target_nll(predicting, batch.targets, model.transformer.logits, model.transformer.config.vocab_size)
         projected = None
         if spec.perception_weight:
             states = predicting if spec.perception_state == "predict" else hidden[batch.predictors + 1]
             projected = model.projection(states[batch.is_code])
-    loss, metrics = sft_loss(logits, batch.targets, batch.is_code, num_targets or len(batch.targets))
+    loss, metrics = reduce_nll(nll, batch.is_code, num_targets or len(batch.targets))
     metrics["loss/ce"] = loss.item()
     if projected is not None:
         pe, pe_metrics = perception_loss(

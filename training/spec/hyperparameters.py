@@ -5,7 +5,7 @@ Sources in the descriptions: [P] the paper (arXiv 2601.09536), [C] its authors' 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -27,6 +27,24 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+
+
+class LoRAHyperparameters(Strict):
+    """Low-rank pairs beside frozen matrices (arXiv 2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="columns of the thin matrices")
+    alpha: float = Field(32.0, gt=0.0, le=1e4, description="the product's scale is alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of a pair's inputs dropped in training; 0 in PeRPO")
+    targets: list[Projection] = Field(
+        default_factory=lambda: [*PROJECTIONS],
+        min_length=1,
+        max_length=len(PROJECTIONS),
+        description="projections of every layer that get a pair",
+    )
+
+
 class _Optimisation(Strict):
     """Shared by every method that updates weights."""
 
@@ -34,7 +52,13 @@ class _Optimisation(Strict):
         "fp32",
         description="of the forward; auto: bf16 on devices with bf16 hardware; trained weights are fp32 [D]",
     )
-    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; weights of linear layers and embeddings")
+    lora: LoRAHyperparameters | None = Field(
+        None, description="train low-rank pairs, with the base's weights frozen; null: train all weights [D]"
+    )
+    recompute: bool = Field(
+        False, description="keep only each layer's input for the backward: less memory, about a third more time [D]"
+    )
+    weight_decay: Weight = Field(0.1, description="[P] of PeRPO; weights of linear layers and embeddings, not of pairs")
     clip_norm: float = Field(1.0, gt=0.0, le=1e3, description="[P]")
     save_every: Positive = Field(200, description="steps between two checkpoints")
     keep_states: Positive = Field(3, description="checkpoints that keep train/; all stay servable")
@@ -223,6 +247,12 @@ class PeRPOHyperparameters(_Optimisation):
     def _steps_have_verdicts(self) -> PeRPOHyperparameters:
         if self.credit == "step" and not self.reward.functional:
             raise ValueError("credit: step shares out reward.functional, which is 0: give it a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_is_the_sampler(self) -> PeRPOHyperparameters:
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout must be 0 in PeRPO: a policy with dropout is not the one that sampled")
         return self
 
 

@@ -49,8 +49,8 @@ def judged_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The base draws often; random weights draw nothing right, so the sum of its pixels decides."""
     load = perpo.load_base
 
-    def loaded(ctx: Any) -> LoadedCheckpoint:
-        base = load(ctx)
+    def loaded(ctx: Any, **how: Any) -> LoadedCheckpoint:
+        base = load(ctx, **how)
         with torch.no_grad():
             base.transformer.lm_head.weight[base.vocab.boi_id] *= 3.0
         return base
