@@ -345,13 +345,14 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
 
 
 def _add_convert(commands: _Commands[_Parser]) -> None:
-    text = "make a servable folder of Meta's release layout (Chameleon, Anole) or of a wrapped model's save"
+    text = "make a servable folder of Meta's release layout, a wrapped model's save, or a LoRA adapter and its base"
     parser = _command(commands, "convert", "app.cli.train:convert", text)
-    parser.add_argument("source", metavar="SOURCE", help="folder with models/ and tokenizer/, or with config.json")
+    parser.add_argument("source", metavar="SOURCE", help="folder with models/, config.json or adapter_config.json")
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--name", help="(the folder's)")
     parser.add_argument("--template", choices=("plain", "tagged"), default="plain")
     parser.add_argument("--size", default="7b", help="sub-folder of models/ (7b)")
+    parser.add_argument("--base", help="of a LoRA adapter: folder, name or hub id (the one its config names)")
 
 
 def _add_doctor(commands: _Commands[_Parser]) -> None:

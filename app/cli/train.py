@@ -83,12 +83,19 @@ def evaluate(args: Namespace) -> int:
 
 
 def convert(args: Namespace) -> int:
-    """Converts Meta's release layout, or a folder saved from a wrapped model, to a servable folder."""
+    """Converts Meta's release layout, a wrapped model's save, or a LoRA adapter and its base to a servable folder."""
+    from model.checkpoint.adapter import base_of, merge_adapter
     from model.checkpoint.convert import convert_meta
+    from model.checkpoint.shards import ADAPTER, resolve
     from model.checkpoint.unwrap import unwrap
 
     with _bad_input():
-        if (Path(args.source) / "config.json").is_file():
+        if (Path(args.source) / ADAPTER).is_file():
+            base = resolve(args.base or base_of(args.source))
+            folder = merge_adapter(args.source, base, args.out, name=args.name)
+        elif args.base:
+            raise ValueError(f"--base is for a LoRA adapter, and {args.source} has no {ADAPTER}")
+        elif (Path(args.source) / "config.json").is_file():
             folder = unwrap(args.source, args.out, name=args.name)
         else:
             folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)

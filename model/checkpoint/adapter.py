@@ -112,6 +112,19 @@ def _share(value: object) -> float:
     return _number(value)
 
 
+def base_of(folder: str | Path) -> str:
+    """The name, folder or hub id of the base that an adapter's config names.
+
+    Raises:
+        CheckpointError: ``missing_file`` or ``broken_file``.
+    """
+    read_settings(folder)
+    base = read_json(Path(folder) / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError("broken_file", f"{folder} does not name its base: give it with --base")
+    return base
+
+
 def load_adapter(transformer: Transformer, folder: str | Path) -> LoRASettings:
     """Attach the pairs of an adapter to a transformer, and return the settings.
 

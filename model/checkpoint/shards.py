@@ -88,7 +88,7 @@ def require_base(folder: Path) -> None:
         raise CheckpointError(
             "unsupported",
             f"{folder} is a LoRA adapter of {base}, without the weights of that base: "
-            "merge the two (PEFT's merge_and_unload) and save the result",
+            "`omni-r1 convert ADAPTER OUT --base BASE` merges the two",
         )
 
 
@@ -106,7 +106,7 @@ def check_storage(entries: Mapping[str, TensorEntry]) -> None:
     for name, entry in entries.items():
         if _LORA.search(name):
             raise CheckpointError(
-                "unsupported", f"{name} belongs to a LoRA adapter: merge it into its base (PEFT's merge_and_unload)"
+                "unsupported", f"{name} belongs to a LoRA adapter: merge it into its base (`omni-r1 convert --base`)"
             )
         if (bare := unwrapped(name)) != name:
             raise CheckpointError(

@@ -12,14 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from model.nets.transformer import Transformer
+_Model = TypeVar("_Model", bound=nn.Module)
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -87,7 +86,7 @@ class LayerAdapters(NamedTuple):
 NO_ADAPTERS = LayerAdapters(None, None, None, None)
 
 
-def attach(transformer: Transformer, settings: LoRASettings, *, seed: int = 0) -> None:
+def attach(transformer: nn.Module, settings: LoRASettings, *, seed: int = 0) -> None:
     """Give the targeted projections of every layer a trainable pair, and freeze everything else.
 
     Raises:
@@ -104,7 +103,7 @@ def attach(transformer: Transformer, settings: LoRASettings, *, seed: int = 0) -
             linear.lora = LowRank(linear, settings, generator)
 
 
-def pairs(transformer: Transformer) -> Iterator[tuple[str, LowRank]]:
+def pairs(transformer: nn.Module) -> Iterator[tuple[str, LowRank]]:
     """Every projection's name and its pair, in the model's order."""
     for name, linear in _projections(transformer):
         pair = pair_of(linear)
@@ -151,14 +150,14 @@ def adapter(*linears: nn.Linear, rows: Callable[[int, Tensor], Tensor] = lambda 
     return Adapter(a.t(), torch.cat(columns, dim=1), given[0].dropout if train else 0.0)
 
 
-def trained_state(transformer: Transformer) -> dict[str, Tensor]:
+def trained_state(transformer: nn.Module) -> dict[str, Tensor]:
     """What training changes, to save and restore: the pairs if there are any, otherwise all weights."""
     state = transformer.state_dict()
     own = {name: value for name, value in state.items() if ".lora." in name}
     return own or state
 
 
-def load_trained_state(transformer: Transformer, state: Mapping[str, Tensor]) -> None:
+def load_trained_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Restore what :func:`trained_state` saved.
 
     Raises:
@@ -170,7 +169,7 @@ def load_trained_state(transformer: Transformer, state: Mapping[str, Tensor]) ->
     transformer.load_state_dict(dict(state), strict=False)
 
 
-def merged_state(transformer: Transformer) -> dict[str, Tensor]:
+def merged_state(transformer: nn.Module) -> dict[str, Tensor]:
     """The state dict of the plain transformer that answers the same: pairs merged in, their names gone."""
     state = {name: value for name, value in transformer.state_dict().items() if ".lora." not in name}
     with torch.no_grad():
@@ -180,13 +179,13 @@ def merged_state(transformer: Transformer) -> dict[str, Tensor]:
     return state
 
 
-def shared_copy(transformer: Transformer) -> Transformer:
+def shared_copy(module: _Model) -> _Model:
     """A copy that shares all frozen parameters with the original; trainable ones are copied."""
-    memo: dict[int, Any] = {id(p): p for p in transformer.parameters() if not p.requires_grad}
-    return copy.deepcopy(transformer, memo)
+    memo: dict[int, Any] = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, memo)
 
 
-def _projections(transformer: Transformer) -> Iterator[tuple[str, nn.Linear]]:
-    for name, module in transformer.model.layers.named_modules():
-        if isinstance(module, nn.Linear):
-            yield f"model.layers.{name}", module
+def _projections(transformer: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in TARGETS:
+            yield name, module

@@ -56,6 +56,7 @@ def test_bad_input_exits_with_2(canned: Canned, capsys: pytest.CaptureFixture[st
         ["train", "nano", "--stage", "pesft", "--perception-weight", "inf"],
         ["train"],
         ["convert", "empty", "out"],
+        ["convert", "empty", "out", "--base", "nano-base"],
         ["serve", "--port", "70000"],
         ["serve", "--host", "0.0.0.0"],
     ],

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.cli.main import main
 from model.checkpoint.adapter import WEIGHTS, load_adapter, merge_adapter, read_settings, save_adapter
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.checkpoint.shards import ADAPTER, CheckpointError
 from model.nets.attention import CausalAttention
-from model.nets.lora import LoRASettings, attach, pairs
+from model.nets.lora import LoRASettings, attach, merged_state, pairs
 from tests.tiny import make_tiny_checkpoint
 
 pytest.importorskip("peft")
@@ -100,6 +101,28 @@ def test_a_merged_checkpoint_answers_like_the_adapter(
     torch.testing.assert_close(our_logits(merged), our_logits(loaded), rtol=1e-4, atol=1e-5)
     with pytest.raises(CheckpointError, match="exists already"):
         merge_adapter(adapter, base, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["given", "from the config"])
+def test_convert_merges_an_adapter_into_its_base(
+    base: Path, tmp_path: Path, ours: tuple[LoadedCheckpoint, Path], named: bool
+) -> None:
+    loaded, adapter = ours
+    save_adapter(adapter, loaded.transformer, SETTINGS, base=str(base) if named else "no-such-base")
+    given = [] if named else ["--base", str(base)]
+    assert main(["convert", str(adapter), str(tmp_path / "out"), *given]) == 0
+    merged = load_checkpoint(tmp_path / "out").transformer.state_dict()
+    for name, value in merged_state(loaded.transformer).items():
+        assert torch.equal(merged[name], value.bfloat16().float()), name
+
+
+def test_convert_names_a_base_that_is_missing(
+    ours: tuple[LoadedCheckpoint, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded, adapter = ours
+    save_adapter(adapter, loaded.transformer, SETTINGS, base="no-such-base")
+    assert main(["convert", str(adapter), str(tmp_path / "out")]) == 2
+    assert "no-such-base" in capsys.readouterr().err
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:
