@@ -268,6 +268,7 @@ def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointR
         package_folder=package_folder,
         extra=core.settings.checkpoint,
         roots=core.settings.allowed_roots,
+        context=core.settings.context,
         fetch=hub.fetch,
     )
 
@@ -364,7 +365,7 @@ def serve(
     if generation is None:
         from model.engine.client import EngineProcess
 
-        process = EngineProcess({}, device=settings.device, speculation=settings.speculation)
+        process = EngineProcess({}, **settings.serving)
         process.spawn()  # it imports torch while this process opens the database and builds the pages
         generation, kill_engine = process, process.kill
     app = create_app(settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command)

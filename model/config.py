@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from model.foreign import foreign_content
 
+LONGEST_CONTEXT = 16_384  # tokens; Chameleon's rotary embedding is unscaled, and the authors generate up to 12,000
 ARCHITECTURE = "ChameleonForConditionalGeneration"
 # Meta's spelling -> HF's spelling of the same field.
 _VQ_SPELLINGS = {
@@ -242,6 +243,10 @@ class ModelConfig:
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(str(error)) from error
         return cls(transformer, VQConfig.from_json(data.get("vq_config") or {}), tokens, dict(data))
+
+    def with_context(self, context_len: int) -> ModelConfig:
+        """The same model with another longest context; its rotary embedding knows no limit."""
+        return replace(self, transformer=replace(self.transformer, max_position_embeddings=context_len))
 
     @classmethod
     def read(cls, folder: str | Path) -> ModelConfig:

@@ -78,8 +78,8 @@ class CheckpointInfo:
         return is_familiar(question, self.manifest.extra) if self.manifest else None
 
 
-def read_folder(folder: Path) -> CheckpointInfo:
-    """Read a checkpoint folder; never raises for a bad one."""
+def read_folder(folder: Path, *, context: int | None = None) -> CheckpointInfo:
+    """Read a checkpoint folder; never raises for a bad one. `context` replaces its own longest context."""
     name, size = folder.name, 0
     try:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
@@ -87,6 +87,7 @@ def read_folder(folder: Path) -> CheckpointInfo:
         require_data(folder)
         require_base(folder)
         config = ModelConfig.read(folder)
+        config = config if context is None else config.with_context(context)
         check_storage(read_entries(folder))
         manifest = Manifest.read(folder)
         return CheckpointInfo(

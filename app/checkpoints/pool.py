@@ -116,8 +116,9 @@ class EnginePool:
     async def load_first(self, info: CheckpointInfo, version: int) -> None:
         """Validate and load at start-up, when nothing can be evicted; raises as `borrow`."""
         async with self._lock, self._busy():
-            await self._checked(info)
+            need = await self._checked(info)
             if not self._has(info, version):
+                await self._evict_for(info, need)
                 await self._load(info, version)
 
     async def check(self, info: CheckpointInfo, *, path: str) -> None:
@@ -251,10 +252,16 @@ class EnginePool:
             "free": int(facts["free"]),
         }
         shown = ", ".join(f"{name.replace('_', ' ')} {-(-size // MIB)} MiB" for name, size in figures.items())
+        remedy = (
+            "next to the running checkpoints; wait for the running traces, "
+            'activate it with {"drain": "wait"} or {"drain": "cancel"}, or raise OMNI_R1_MEMORY_MB'
+        )
+        if not _held(facts):
+            remedy = "into memory; free some, or set OMNI_R1_DTYPE, OMNI_R1_CONTEXT or OMNI_R1_KV_MB (docs/gpu.md)"
+        where, _, what = remedy.partition("; ")
         return Problem(
             "insufficient_memory",
-            f"{info.name} does not fit next to the running checkpoints: {lack} ({shown}); wait for the running traces, "
-            'activate it with {"drain": "wait"} or {"drain": "cancel"}, or raise OMNI_R1_MEMORY_MB',
+            f"{info.name} does not fit {where}: {lack} ({shown}); {what}",
             members={"memory": figures},
         )
 
@@ -275,6 +282,8 @@ async def _answer(answer: Awaitable[T], path: str = "body.checkpoint") -> T:
     except EngineError as error:
         if error.code in ("not_ready", "engine_died", "interrupted"):
             raise Problem("not_ready", error.detail, headers={"Retry-After": "2"}) from None
+        if error.code == "insufficient_memory":
+            raise Problem("insufficient_memory", error.detail.removeprefix(f"{error.code}: ")) from None
         problem = field_problem("checkpoint_invalid", path, error.detail)
         problem.members["reason"] = error.code
         raise problem from None

@@ -64,9 +64,13 @@ class CheckpointRegistry:
         package_folder: Path = SHIPPED,
         extra: str | None = None,
         roots: tuple[Path, ...] = (),
+        context: int | None = None,
         fetch: Callable[[str], Awaitable[Path]],
     ) -> None:
-        """`home` is OMNI_R1_HOME; `roots` are further allowed folders; `fetch` downloads a hub id."""
+        """`home` is OMNI_R1_HOME; `roots` are further allowed folders; `fetch` downloads a hub id.
+
+        `context` replaces every checkpoint's longest context.
+        """
         self._db = db
         self._server_id = server_id
         self.pool = pool
@@ -76,6 +80,7 @@ class CheckpointRegistry:
         self._package_folder = package_folder
         self._extra = extra
         self._fetch = fetch
+        self._context = context
         self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
         self._hidden: set[tuple[str, Path]] = set()  # already logged
         self._templates: OrderedDict[tuple[str, str], Template] = OrderedDict()
@@ -135,7 +140,7 @@ class CheckpointRegistry:
             target = outside(place.folder, roots)
             if target is not None:
                 return unreadable(place.folder, f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS")
-        return read_folder(place.folder)
+        return read_folder(place.folder, context=self._context)
 
     def usable(self, name: str | None, *, path: str = "body.checkpoint") -> CheckpointInfo:
         """The requested checkpoint (None: the active one); blocking; raises :class:`Problem` for the field `path`."""

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from model.config import LONGEST_CONTEXT
 from model.speculation import WIDEST, WINDOW
 
 PREFIX = "OMNI_R1_"
@@ -64,6 +65,18 @@ class Settings(BaseSettings):
         ge=0,
         le=WIDEST,
         description=f"Most codes of an image that one forward pass may give, 0 to {WIDEST}; 0 means one.",
+    )
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Precision of the served weights; auto: fp32 on a CPU, else bf16."
+    )
+    kv_mb: int | None = Field(
+        None,
+        ge=1,
+        description="MiB for the keys and values of each loaded checkpoint (default: what the device has beside its "
+        "weights, at most 16 contexts).",
+    )
+    context: int | None = Field(
+        None, ge=64, le=LONGEST_CONTEXT, description="Tokens of a trace's context (default: the checkpoint's own)."
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="Queued traces before POST answers 429.")
     max_jobs: int = Field(2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone.")
@@ -168,6 +181,11 @@ class Settings(BaseSettings):
             if home.is_relative_to(rewards) or rewards.is_relative_to(home):
                 raise ValueError("OMNI_R1_REWARDS_DIR must lie outside OMNI_R1_HOME, which holds what callers upload")
         return self
+
+    @property
+    def serving(self) -> dict[str, Any]:
+        """What the engine process takes of these settings."""
+        return self.model_dump(include={"device", "speculation", "dtype", "kv_mb", "context"})
 
     @property
     def sqlalchemy_url(self) -> str:

@@ -89,12 +89,13 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     vq: str | Path | None = None,
     template: TemplateName | None = None,
+    context_len: int | None = None,
     on_bytes: Callable[[int], None] = lambda _count: None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint folder into modules in evaluation mode, without gradients.
 
     Every tensor goes to ``device`` as it is read, so that loading takes little more memory than the weights.
-    ``on_bytes`` receives the bytes of each tensor of the file.
+    ``context_len`` replaces the config's longest context. ``on_bytes`` receives the bytes of each tensor of the file.
 
     The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
     folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
@@ -106,6 +107,8 @@ def load_checkpoint(
     config, vocab, tokenizer, manifest = _read_descriptions(folder)
     entries = read_entries(folder)
     check_names(entries, config)
+    if context_len is not None:
+        config = config.with_context(context_len)
     transformer = skeleton(lambda: Transformer(config.transformer))
     wanted = [name for name in transformer.state_dict() if name in entries]
     state = _read_tensors(folder, entries, wanted, dtype, device, on_bytes)

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint.shards import TensorEntry, read_entries
-from model.config import ModelConfig, TransformerConfig, VQConfig
+from model.config import LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
 
 VQ_PREFIX = "model.vqmodel."
 MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memory of the process
 RUNTIME_BYTES = {"cpu": 200_000_000, "mps": 600_000_000, "cuda": 600_000_000}  # kernels and libraries of a device
 WIDTHS = {"fp32": 4, "bf16": 2}
 TRAINED_TOKENS = 5_100  # of one sequence in training: the longest of the authors' code
-LONGEST_CONTEXT = 16_384  # Chameleon's rotary embedding is unscaled; the authors generate up to 12,000 tokens
 LORA_RANK, LORA_CHUNK = 16, 1_024  # of the adapters; positions whose logits exist at once
 _ENCODER_COPIES = 6.2  # activations at full resolution at the encoder's peak, measured with the 7B's VQ in fp32
 

@@ -39,7 +39,7 @@ class CheckpointError(Exception):
     """A folder is not a usable checkpoint.
 
     ``code`` is one of: ``not_found, missing_file, broken_file, pickle_only, unsupported, wrong_vocabulary,
-    missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists,
+    missing_tensor, unexpected_tensor, unexpected_shape, not_finite, hash_mismatch, exists, insufficient_memory,
     download_failed, hub_silent``. ``detail`` names the file or tensor and the remedy.
     """
 

@@ -237,17 +237,20 @@ class EngineProcess(EngineClient):
         num_slots: int = 16,
         num_threads: int = 1,
         speculation: int = WINDOW,
+        dtype: str = "auto",
+        kv_mb: int | None = None,
+        context: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         """`checkpoints` maps names to folders in order of priority; versions default to 1.
 
-        `device` is auto, cpu, cuda or mps; `speculation` is that of `Engine`. `command` replaces the child's command
+        The settings are those of :class:`model.engine.commands.Configure`. `command` replaces the child's command
         line in tests; the socket's number is appended.
         """
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self._settings = Configure(device, num_slots, num_threads, speculation)
+        self._settings = Configure(device, num_slots, num_threads, speculation, dtype, kv_mb, context)
         self._command = list(command or (sys.executable, "-m", "model.worker.child"))
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None

@@ -15,12 +15,25 @@ from model.speculation import WINDOW
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """Device, slots, threads and the widest window of codes; sent before the first load."""
+    """How checkpoints are served; sent before the first load.
+
+    Attributes:
+        device: auto, cpu, cuda or mps.
+        num_slots: traces of a checkpoint at once; fewer if memory holds fewer.
+        num_threads: of torch; None leaves them.
+        speculation: the widest window of codes.
+        dtype: of the weights: fp32, bf16 or auto (fp32 on a CPU).
+        kv_mb: MiB of keys and values of each checkpoint; None: what the device has beside the weights.
+        context: tokens of a trace; None: the checkpoint's own.
+    """
 
     device: str
     num_slots: int
     num_threads: int | None
     speculation: int = WINDOW
+    dtype: str = "auto"
+    kv_mb: int | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model.engine.client import EngineClient
-from model.engine.commands import Close, Command, InitialLoadsSent, Load, Report
+from model.engine.commands import Close, Command, Configure, InitialLoadsSent, Load, Report
 from model.engine.messages import EngineStatus
 from model.worker.worker import Worker
 
@@ -24,11 +24,16 @@ class InProcess(EngineClient):
         weight_versions: Mapping[str, int] | None = None,
         device: str = "cpu",
         num_slots: int = 16,
+        dtype: str = "auto",
+        kv_mb: int | None = None,
+        context: int | None = None,
     ) -> None:
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(Path(path)), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self.worker = Worker(self._from_thread, device=device, num_slots=num_slots)
+        self.worker = Worker(
+            self._from_thread, Configure(device, num_slots, None, dtype=dtype, kv_mb=kv_mb, context=context)
+        )
         self._thread = threading.Thread(target=self.worker.run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 

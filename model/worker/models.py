@@ -22,19 +22,16 @@ from typing import Any
 import torch
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint, validate_checkpoint
-from model.checkpoint.memory import needs_of
 from model.checkpoint.shards import CheckpointError
-from model.config import ModelConfig
 from model.engine.commands import Configure, Reply
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
-from model.engine.messages import Footprint, ImageInput
+from model.engine.messages import ImageInput
 from model.engine.sequence import SamplingParams
 from model.images.codes import copied_share, decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
-from model.precision import serving_dtype
-from model.speculation import WINDOW
 from model.worker.narrator import ImageJob, ImageResult
+from model.worker.plan import serving_plan
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -76,21 +73,22 @@ class Model:
         version: int,
         *,
         device: torch.device,
-        num_slots: int,
-        speculation: int = WINDOW,
+        settings: Configure,
+        memory: int,
         wait_for_images: Callable[[], None] = lambda: None,
     ) -> Model:
         """Read a folder and run a warm-up step, so that the first request does not pay for it."""
-        loaded = load_checkpoint(folder, device=device, dtype=serving_dtype(device))
+        plan = serving_plan(Path(folder), settings, device, memory)
+        loaded = load_checkpoint(folder, device=device, dtype=plan.dtype, context_len=plan.context_len)
         wait_for_images()
         engine = Engine(
             loaded.transformer,
             loaded.vocab,
             loaded.template,
-            num_slots=num_slots,
+            num_slots=plan.num_slots,
             admissions_per_step=ADMISSIONS,
             keep_parameters=False,
-            speculation=speculation,
+            speculation=settings.speculation,
         )
         wait_for_images()
         prompt = loaded.template.prompt_ids("?", [])
@@ -142,30 +140,14 @@ def _codec(loaded: LoadedCheckpoint) -> str:
     return identity.hexdigest()
 
 
-def footprint(folder: str, *, device: torch.device, num_slots: int) -> Footprint:
-    """Memory of a checkpoint while serving and while loading, from its headers alone.
-
-    The layers' parameters become the engine's one after the other; the KV cache is allocated after them.
-
-    Raises:
-        CheckpointError, ConfigError: the folder is invalid.
-    """
-    needs = needs_of(Path(folder), width=serving_dtype(device).itemsize, device=device.type)
-    context = ModelConfig.read(folder).transformer.context_len
-    resident = needs.weights + needs.kv_per_token * context * num_slots
-    return Footprint(resident=resident, loading=max(resident, needs.loading_peak))
-
-
 class Models:
     """Every model by name; replaced and unloaded ones stay until their last request ends."""
 
     def __init__(
         self,
         post: Post,
+        settings: Configure,
         *,
-        device: str,
-        num_slots: int,
-        num_threads: int | None,
         wait_for_images: Callable[[float], None] = lambda _most_s: None,
     ) -> None:
         """The loading thread calls `wait_for_images` between pieces of its work; it blocks at most that long.
@@ -173,7 +155,7 @@ class Models:
         Loading competes with the streams for the core and the GIL.
         """
         self._post, self._wait_for_images = post, partial(wait_for_images, MAX_IMAGE_WAIT_S)
-        self._settings = Configure(device, num_slots, num_threads)
+        self._settings = settings
         self._device: torch.device | None = None
         self._loaded: dict[str, Model] = {}
         self._retired: list[Model] = []
@@ -239,8 +221,9 @@ class Models:
 
         def check() -> Reply:
             self._wait_for_images()
+            plan = serving_plan(Path(folder), self._settings, self._prepare(), self._memory())
             validate_checkpoint(folder)
-            return Reply(ticket, footprint(folder, device=self._prepare(), num_slots=self._settings.num_slots))
+            return Reply(ticket, plan.footprint)
 
         self._in_thread(check, lambda error: Reply(ticket, error=error_pair(error, "check_failed")))
 
@@ -255,8 +238,8 @@ class Models:
                 folder,
                 version,
                 device=self._prepare(),
-                num_slots=self._settings.num_slots,
-                speculation=self._settings.speculation,
+                settings=self._settings,
+                memory=self._memory(),
                 wait_for_images=self._wait_for_images,
             )
             return LoadEnded(name, model, None, ticket)
@@ -288,6 +271,11 @@ class Models:
             self._retired = [model for model in self._retired if model in used]
             self._loader.submit(_give_back_memory)
         return gone
+
+    def _memory(self) -> int:
+        """Bytes that a checkpoint could have if it were alone in this process."""
+        device = self._prepare()
+        return min(total_bytes(device), free_bytes(device) + sum(model.num_bytes for model in self))
 
     def _prepare(self) -> torch.device:
         if self._device is None:

@@ -37,17 +37,11 @@ Send = Callable[[Report], None]
 class Worker:
     """The step loop. `post` is thread-safe; everything else runs in the thread of `run`."""
 
-    def __init__(
-        self, send: Send, *, device: str = "auto", num_slots: int = 16, num_threads: int | None = None
-    ) -> None:
+    def __init__(self, send: Send, settings: commands.Configure | None = None) -> None:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._drawings = Drawings(self.post)
         self.models = Models(
-            self.post,
-            device=device,
-            num_slots=num_slots,
-            num_threads=num_threads,
-            wait_for_images=self._drawings.wait_for_images,
+            self.post, settings or commands.Configure("auto", 16, None), wait_for_images=self._drawings.wait_for_images
         )
         self._outbox = Outbox(send, self.models)
         self._send = send

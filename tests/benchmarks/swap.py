@@ -24,7 +24,8 @@ import psutil
 import torch
 
 from app.client import Client, ServerFailed
-from model.worker.models import footprint
+from model.engine.commands import Configure
+from model.worker.plan import serving_plan
 from tests.benchmarks.serving import PARTIAL_IMAGES, SLICES, frames, percentile, row
 from tests.e2e.real_server import SHIPPED, Server, new_server
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         server = new_server(Path(folder))
         for name in NAMES[:-1]:
             shutil.copytree(SHIPPED, server.home / "checkpoints" / name)
-        size = footprint(str(SHIPPED), device=torch.device("cpu"), num_slots=16).resident
+        size = serving_plan(SHIPPED, Configure("cpu", 16, None), torch.device("cpu"), 1 << 40).footprint.resident
         server.environment["OMNI_R1_MEMORY_MB"] = str(int(HELD * size) >> 20)
         try:
             return measure(server.start(), args.traces, args.rounds, args.swaps)

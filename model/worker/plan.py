@@ -1,0 +1,77 @@
+"""How a checkpoint is served on a device: precision, context, traces at once. Decided from headers, before loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.checkpoint.memory import memory_needs
+from model.checkpoint.shards import CheckpointError, read_entries
+from model.config import ConfigError, ModelConfig
+from model.engine.commands import Configure
+from model.engine.messages import Footprint
+from model.precision import serving_dtype
+
+GIB = 1 << 30
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """Precision of the weights, tokens of a context, contexts in the KV cache, and the memory of all that."""
+
+    dtype: torch.dtype
+    context_len: int
+    num_slots: int
+    footprint: Footprint
+
+
+def serving_plan(folder: Path, settings: Configure, device: torch.device, memory: int) -> ServingPlan:
+    """Decide how a folder is served within `memory` bytes: the KV cache gets `kv_mb`, or what weights and work leave.
+
+    Raises:
+        CheckpointError: ``insufficient_memory`` with the figures; or the folder is invalid.
+    """
+    try:
+        config = ModelConfig.read(folder)
+    except ConfigError as error:
+        code = "unsupported" if (folder / "config.json").is_file() else "missing_file"
+        raise CheckpointError(code, str(error)) from error
+    dtype = serving_dtype(device) if settings.dtype == "auto" else _DTYPES[settings.dtype]
+    context = settings.context or config.transformer.context_len
+    image = config.vq.codes_per_image + 2
+    if context <= image:
+        raise _too_little(f"a context of {context:,} tokens holds no image: one takes {image:,} (OMNI_R1_CONTEXT)")
+    needs = memory_needs(config, read_entries(folder), width=dtype.itemsize, device=device.type)
+    if needs.loading_peak > memory:
+        raise _too_little(
+            f"loading its {needs.weights / GIB:.1f} GiB of weights takes {needs.loading_peak / GIB:.1f} GiB, and "
+            f"{device.type} has {memory / GIB:.1f} GiB for it{_half(dtype)}"
+        )
+    one = needs.kv_per_token * context
+    if settings.kv_mb is not None:
+        budget = settings.kv_mb << 20
+        slots = min(settings.num_slots, budget // one)
+    else:
+        budget = max(0, needs.room(memory) - needs.work_per_token * context)
+        slots = needs.slots(memory, context, settings.num_slots)
+    if not slots:
+        fits = budget // needs.kv_per_token
+        source = "OMNI_R1_KV_MB allows" if settings.kv_mb is not None else "the device has, beside the weights,"
+        remedy = f"set OMNI_R1_CONTEXT to at most {fits:,}" if fits > image else f"one image takes {image:,} tokens"
+        raise _too_little(
+            f"a trace of {context:,} tokens takes {one / GIB:.2f} GiB of keys and values, and {source} "
+            f"{budget / GIB:.2f} GiB: {remedy}"
+        )
+    resident = needs.weights + slots * one
+    return ServingPlan(dtype, context, slots, Footprint(resident, max(resident, needs.loading_peak)))
+
+
+def _half(dtype: torch.dtype) -> str:
+    return "; OMNI_R1_DTYPE=bf16 halves it" if dtype == torch.float32 else ""
+
+
+def _too_little(detail: str) -> CheckpointError:
+    return CheckpointError("insufficient_memory", detail)

@@ -1,0 +1,103 @@
+"""How a checkpoint is served: precision, context and traces at once within a budget; refused with figures before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint.memory import needs_of
+from model.checkpoint.report import folder_report
+from model.checkpoint.shards import CheckpointError
+from model.engine.commands import Configure
+from model.engine.messages import EngineError, Finished
+from model.worker.inprocess import InProcess
+from model.worker.plan import ServingPlan, serving_plan
+from tests.model.sparse import chameleon_config, sparse_checkpoint
+from tests.model.worker.traces import ask, collect
+
+GIB = 1 << 30
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def seven_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sparse_checkpoint(tmp_path_factory.mktemp("sparse") / "7B", chameleon_config())
+
+
+def plan(
+    folder: Path, *, gib: float = 24, dtype: str = "bf16", kv_mb: int | None = None, context: int | None = None
+) -> ServingPlan:
+    return serving_plan(folder, Configure("cpu", 16, 1, dtype=dtype, kv_mb=kv_mb, context=context), CPU, int(gib * GIB))
+
+
+def refusal(folder: Path, *, gib: float = 24, dtype: str = "bf16", **settings: int) -> str:
+    with pytest.raises(CheckpointError) as error:
+        plan(folder, gib=gib, dtype=dtype, **settings)
+    assert error.value.code == "insufficient_memory"
+    return error.value.detail
+
+
+@pytest.mark.parametrize("gib", [16, 20, 24, 40, 48, 80])
+def test_plan_and_doctor_agree(seven_b: Path, gib: int) -> None:
+    report = folder_report(seven_b, device="cpu", dtype="bf16", memory=gib * GIB)
+    if report["max_context"] < 4096:
+        assert "OMNI_R1_CONTEXT" in refusal(seven_b, gib=gib)
+        return
+    served = plan(seven_b, gib=gib)
+    assert (served.context_len, served.num_slots) == (4096, report["concurrent_traces"])
+    assert served.footprint.resident <= gib * GIB
+    assert plan(seven_b, gib=gib, context=report["max_context"]).num_slots >= 1
+    if report["max_context"] < 16_384:
+        assert "keys and values" in refusal(seven_b, gib=gib, context=report["max_context"] + 64)
+
+
+def test_precision_decides_what_fits(seven_b: Path) -> None:
+    assert plan(seven_b).dtype == torch.bfloat16
+    detail = refusal(seven_b, dtype="fp32")
+    assert "24.0 GiB" in detail
+    assert "OMNI_R1_DTYPE=bf16" in detail
+    assert refusal(seven_b, dtype="auto") == detail  # fp32 on a CPU
+    assert "OMNI_R1_DTYPE" not in refusal(seven_b, gib=12)
+
+
+def test_a_budget_holds_whole_contexts(seven_b: Path) -> None:
+    one = needs_of(seven_b, width=2, device="cpu").kv_per_token * 4096 // (1 << 20)
+    assert plan(seven_b, gib=80, kv_mb=one).num_slots == 1
+    assert plan(seven_b, gib=80, kv_mb=3 * one - 1).num_slots == 2
+    assert plan(seven_b, gib=80, kv_mb=100 * one).num_slots == 16
+    assert plan(seven_b, gib=80, kv_mb=one, context=2048).num_slots == 2
+    assert "at most 2,048" in refusal(seven_b, gib=80, kv_mb=one // 2)
+    assert "one image takes 1,026 tokens" in refusal(seven_b, gib=80, kv_mb=one // 8)
+    assert "holds no image" in refusal(seven_b, gib=80, context=1026)
+
+
+@pytest.fixture
+async def small_engine(drawing_checkpoint: Path) -> AsyncIterator[InProcess]:
+    """Two contexts of 600 tokens, more than the checkpoint's own 512, in bf16."""
+    kv_mb = -(-2 * 600 * needs_of(drawing_checkpoint, width=2, device="cpu").kv_per_token // (1 << 20))
+    engine = InProcess({"drawing": drawing_checkpoint}, dtype="bf16", kv_mb=kv_mb, context=600)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def test_engine_keeps_to_its_settings(small_engine: InProcess) -> None:
+    output = await collect(small_engine, ask("long", tokens=560))
+    assert isinstance(output[-1], Finished)
+    (model,) = small_engine.worker.models
+    assert (model.engine.context_len, model.engine.cache.context_len) == (600, 600)
+    assert model.engine.dtype == torch.bfloat16
+    assert model.engine.cache.num_slots < 16
+
+
+async def test_check_refuses_before_it_reads_the_weights(seven_b: Path, drawing_checkpoint: Path) -> None:
+    """14 GB that do not fit are never read: the figures come from the headers."""
+    engine = InProcess({"drawing": drawing_checkpoint}, kv_mb=1)
+    await engine.start()
+    with pytest.raises(EngineError) as error:
+        await engine.check(str(seven_b))
+    assert error.value.code == "insufficient_memory"
+    await engine.close()
