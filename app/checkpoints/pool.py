@@ -35,6 +35,7 @@ class Lease:
     def __init__(self, pool: EnginePool, name: str, version: int) -> None:
         self._pool = pool
         self._held = True
+        self._more: list[Lease] = []
         self.name = name
         self.version = version
 
@@ -43,10 +44,19 @@ class Lease:
         if self._held:
             self._held = False
             self._pool.give_back(self)
+            for lease in self._more:
+                lease.release()
+
+    def include(self, other: Lease) -> None:
+        """Hold another lease until this one is released."""
+        self._more.append(other)
 
     def again(self) -> Lease:
         """A second lease on the same weights."""
-        return self._pool.lend_again(self)
+        lease = self._pool.lend_again(self)
+        for other in self._more:
+            lease.include(other.again())
+        return lease
 
     def __enter__(self) -> Lease:
         return self

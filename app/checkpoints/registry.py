@@ -157,27 +157,28 @@ class CheckpointRegistry:
             raise problem
         return info
 
-    def verifier(self, info: CheckpointInfo, name: str | None, *, path: str) -> CheckpointInfo:
-        """The checkpoint that judges drawings of another one; blocking.
-
-        `name` is the wanted one, None the nearest: the checkpoint itself or one of its bases. Raises :class:`Problem`
-        for the field `path`, `no_verifier` if there is none.
-        """
-        if name is not None:
-            judge = self.usable(name, path=f"{path}.verifier")
-            if judge.manifest is None or not judge.manifest.verifier:
-                raise field_problem("no_verifier", f"{path}.verifier", f"{name} was not trained to judge drawings")
-            return judge
+    def nearest_verifier(self, info: CheckpointInfo) -> str | None:
+        """The checkpoint that judges another one's drawings: itself, or one of its bases; None: no one. Blocking."""
 
         def manifest(wanted: str) -> Manifest | None:
             found = info if wanted == info.name else self.find(wanted)
             return None if found is None or found.problem is not None else found.manifest
 
-        nearest = nearest_verifier(info.name, manifest)
-        if nearest is None:
+        return nearest_verifier(info.name, manifest)
+
+    def verifier(self, info: CheckpointInfo, name: str | None, *, path: str) -> CheckpointInfo:
+        """The checkpoint `name` that is to judge another one's drawings, None for the nearest; blocking.
+
+        Raises :class:`Problem` for the field `path`, `no_verifier` if it cannot judge.
+        """
+        wanted = name or self.nearest_verifier(info)
+        if wanted is None:
             detail = f"neither {info.name} nor any of its bases was trained to judge drawings; name a verifier"
             raise field_problem("no_verifier", f"{path}.candidates", detail)
-        return info if nearest == info.name else self.usable(nearest, path=f"{path}.candidates")
+        judge = info if wanted == info.name else self.usable(wanted, path=f"{path}.verifier")
+        if judge.manifest is None or not judge.manifest.verifier:
+            raise field_problem("no_verifier", f"{path}.verifier", f"{name} was not trained to judge drawings")
+        return judge
 
     def template(self, info: CheckpointInfo) -> Template:
         """The checkpoint's prompt template, cached; blocking."""
@@ -264,6 +265,12 @@ class CheckpointRegistry:
     async def lend_this(self, info: CheckpointInfo) -> Lease:
         """The given checkpoint, loaded; raises :class:`Problem`."""
         return await self.pool.borrow(info, await pools.writes.run(self.version_of, info))
+
+    async def lend_verifier(self, verify: Mapping[str, Any] | None, lease: Lease) -> None:
+        """Load the verifier that a trace's row names, and hold it with the trace's lease; raises :class:`Problem`."""
+        if verify is not None and verify["verifier"] != lease.name:
+            info = await pools.reads.run(self.usable, verify["verifier"])
+            lease.include(await self.lend_this(info))
 
     def remember(self, name: str) -> None:
         """Make it the active checkpoint of the next start; blocking."""

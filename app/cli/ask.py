@@ -11,7 +11,7 @@ from typing import cast, get_args
 from app.cli.follow import follow_all
 from app.cli.terminal import EXIT_OK, clean, remark, write
 from app.client import BadInput, Client
-from app.client.types import ImageRef, Sampling, Task
+from app.client.types import ImageRef, Sampling, Task, Verify
 from app.contract.words import Level
 
 
@@ -53,7 +53,14 @@ def _run(
     task_id: str | None = None,
 ) -> int:
     trace = client.create_trace(
-        question, [image], task_id=task_id, checkpoint=args.checkpoint, sampling=sampling, background=True, n=args.n
+        question,
+        [image],
+        task_id=task_id,
+        checkpoint=args.checkpoint,
+        sampling=sampling,
+        verify=given_verify(args),
+        background=True,
+        n=args.n,
     )
     return follow_all(client, args, [trace])
 
@@ -63,6 +70,11 @@ def given_sampling(args: Namespace) -> Sampling | None:
     names = ("temperature", "top_p", "seed", "max_new_tokens", "max_images")
     given = {name: getattr(args, name, None) for name in names}
     return cast(Sampling, {name: value for name, value in given.items() if value is not None}) or None
+
+
+def given_verify(args: Namespace) -> Verify | None:
+    """The number of candidates that was given."""
+    return None if args.candidates is None else {"candidates": args.candidates}
 
 
 def read_image(path: str) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from app.cli.ask import given_sampling, read_image
+from app.cli.ask import given_sampling, given_verify, read_image
 from app.cli.follow import follow_all
 from app.cli.terminal import EXIT_BAD_INPUT, CommandError, message_of
 from app.client import BadInput, Client
@@ -37,6 +37,7 @@ def branch(args: Namespace) -> int:
                 checkpoint=args.checkpoint,
                 mode="auto",
                 sampling=given_sampling(args),
+                verify=given_verify(args),
                 background=True,
             )
         except BadInput as error:

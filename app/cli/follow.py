@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from app.cli.terminal import EXIT_OK, clean, one_line, remark, table, write
 from app.client import Client, OmniError
@@ -94,6 +95,8 @@ class _Printer:
             self._start_line(f"{data['step']}  ")
         elif event.type == "text.delta":
             self._text(data["text"])
+        elif event.type == "image.candidates":
+            self._candidates(data)
         elif event.type == "image.completed":
             self._save(f"step-{data['step']}.png", data["url"])
         elif event.type == "answer.delta":
@@ -101,6 +104,13 @@ class _Printer:
                 self._start_line("Answer: ")
                 self._in_answer = True
             self._text(data["text"])
+
+    def _candidates(self, data: dict[str, Any]) -> None:
+        for number, image in enumerate(data["images"], 1):
+            _save_image(self._client, self.folder, f"step-{data['step']}-candidate-{number}.png", image["url"])
+        if not self._quiet:
+            write(f" (candidate {data['chosen'] + 1} of {len(data['images'])})")
+            self._line_open = True
 
     def end_line(self) -> None:
         if self._line_open:

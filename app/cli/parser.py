@@ -121,7 +121,7 @@ def _add_branch(commands: _Commands[_Parser]) -> None:
     then.add_argument("--answer", action="store_true", help="let the model answer at once")
     parser.add_argument("--seed", type=whole(0, MAX_SEED), help="(the trace's own)")
     parser.add_argument("--temperature", type=number(0, MAX_TEMPERATURE), help="0 is greedy (the trace's own)")
-    _add_running_options(parser, checkpoint="the trace's own weights")
+    _add_running_options(parser, checkpoint="the trace's own weights", candidates="the trace's own")
 
 
 def _add_why(commands: _Commands[_Parser]) -> None:
@@ -156,9 +156,11 @@ def _add_export(commands: _Commands[_Parser]) -> None:
     _add_url(parser)
 
 
-def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one") -> None:
+def _add_running_options(parser: _Parser, *, checkpoint: str = "the active one", candidates: str = "1") -> None:
     text = f"samples, at most {MAX_SAMPLES}; N > 1 prints a tally (1)"
     parser.add_argument("--n", metavar="N", type=whole(1, MAX_SAMPLES), default=1, help=text)
+    drawn = f"images drawn per step, at most {MAX_CANDIDATES}, of which a verifier chooses one ({candidates})"
+    parser.add_argument("--candidates", metavar="N", type=whole(1, MAX_CANDIDATES), help=drawn)
     parser.add_argument("--checkpoint", help=f"({checkpoint})")
     parser.add_argument("--out", metavar="DIR", help="folder for the images (./trace-ID for one trace)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")

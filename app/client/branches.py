@@ -10,7 +10,7 @@ import httpx
 
 from app.client.follow import GIVE_UP_S, follow
 from app.client.sse import Event, GroupCursor
-from app.client.types import Alternative, Edit, Group, GroupPage, Sampling, ThenToken, Trace, TraceTokens, Tree
+from app.client.types import Alternative, Edit, Group, GroupPage, Sampling, ThenToken, Trace, TraceTokens, Tree, Verify
 from app.contract.words import Mode
 
 
@@ -42,6 +42,7 @@ class BranchCalls:
         checkpoint: str | None = None,
         mode: Mode | None = None,
         sampling: Sampling | None = None,
+        verify: Verify | None = None,
         partial_images: int | None = None,
         background: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -61,6 +62,7 @@ class BranchCalls:
             "checkpoint": checkpoint,
             "mode": mode,
             "sampling": sampling,
+            "verify": verify,
             "partial_images": partial_images,
             "background": background,
             "metadata": metadata,

@@ -26,7 +26,7 @@ from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
 from app.client.runs import RunCalls
 from app.client.sse import Cursor, Event
-from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Sampling, StoredImage, Task, Trace
+from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Sampling, StoredImage, Task, Trace, Verify
 from app.client.types_rewards import Extensions, Reward
 from app.client.why import WhyCalls
 from app.contract.words import Drain, Fit, Mode
@@ -99,6 +99,7 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls):
         checkpoint: str | None = None,
         mode: Mode = "auto",
         sampling: Sampling | None = None,
+        verify: Verify | None = None,
         partial_images: int = 0,
         background: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -107,7 +108,8 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls):
     ) -> Trace:
         """Creates and starts a trace; an image is an image_id or an ImageRef. Raises BadInput, QueueFull, NotReady.
 
-        With `n` above 1 it creates a group of samples and returns the first one; `group_id` names the group.
+        With `n` above 1 it creates a group of samples and returns the first one; `group_id` names the group. `verify`
+        draws several candidates for each image, of which a verifier chooses one.
         """
         wanted = {
             "question": question,
@@ -117,6 +119,7 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls):
             "task_id": task_id,
             "checkpoint": checkpoint,
             "sampling": sampling,
+            "verify": verify,
             "background": background,
             "metadata": metadata,
             "n": n if n != 1 else None,

@@ -29,6 +29,13 @@ class Sampling(TypedDict, total=False):
     max_images: int
 
 
+class Verify(TypedDict):
+    """How many candidates an image has, and the checkpoint that chooses among them."""
+
+    candidates: int
+    verifier: NotRequired[str]
+
+
 class StoredImage(TypedDict):
     """An image on the server: `url` is a path there, width and height are in pixels."""
 
@@ -46,12 +53,21 @@ class StepImage(StoredImage):
     right: NotRequired[bool | None]
 
 
+class Candidates(TypedDict):
+    """The images among which a verifier chose; `chosen` is the index of the one that went on."""
+
+    images: list[StoredImage]
+    scores: list[float | None]
+    chosen: int
+
+
 class Step(TypedDict):
     """A step of a trace: its text, and the image that ends it; `edited` if a person changed it in a branch."""
 
     index: int
     text: str
     image: NotRequired[StepImage | None]
+    candidates: NotRequired[Candidates | None]
     edited: NotRequired[bool]
     source_image_id: NotRequired[str | None]
 
@@ -88,6 +104,7 @@ class Trace(TypedDict):
     checkpoint: str
     weight_version: int
     sampling: Sampling
+    verify: NotRequired[Verify | None]
     usage: dict[str, int] | None
     timings: dict[str, float | None]
     task_id: NotRequired[str | None]
@@ -278,6 +295,7 @@ class Budget(TypedDict):
     prompt_tokens: int
     room_tokens: int
     room_images: int
+    verifier: str | None  # that would choose among candidates; None: no checkpoint can
     familiar: bool | None  # like the questions of the checkpoint's training; None: unknown
 
 

@@ -13,8 +13,8 @@ from pydantic import Field, create_model
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core.core_schema import WithDefaultSchema
 
-from app.contract.examples import STEP_IMAGE, TIMINGS, TRACE_ID, USAGE, example
-from app.contract.schemas import ErrorOut, ImageOut, Out, StepImage, TimingsOut, UsageOut
+from app.contract.examples import CANDIDATES, STEP_IMAGE, TIMINGS, TRACE_ID, USAGE, example
+from app.contract.schemas import CandidatesOut, ErrorOut, ImageOut, Out, StepImage, TimingsOut, UsageOut
 from app.contract.words import Mode
 
 Step = Annotated[int, Field(ge=1, description="number of the step, from 1")]
@@ -119,6 +119,14 @@ class ImagePartialData(Out):
     url: str | None = Field(description="null if the decoder was busy, and in the last preview: the image follows")
 
 
+class ImageCandidatesData(CandidatesOut):
+    """The step's image was drawn several times, and one of them goes on; only with `verify`."""
+
+    model_config = example(step=1, images=CANDIDATES, scores=[-9.1, -2.3], chosen=1)
+
+    step: Step
+
+
 class ImageCompletedData(ImageOut):
     """The image of a step is stored."""
 
@@ -200,6 +208,7 @@ TRACE_EVENTS: Mapping[str, type[Out]] = {
     "text.delta": TextDeltaData,
     "image.started": ImageStartedData,
     "image.partial": ImagePartialData,
+    "image.candidates": ImageCandidatesData,
     "image.completed": ImageCompletedData,
     "step.completed": StepCompletedData,
     "trace.paused": TracePausedData,

@@ -29,6 +29,7 @@ LAST_IMAGE = image("e01a79d3c72236a5dfe2d4481a9d459aa334075657c1e9834c1645308640
     "skill": "zoom",
     "stats": {"codes": 20, "flatness": 0.171875, "tv": 3.887293, "perception_reward": 0.473722},
 }
+CANDIDATES = [image(LAST_IMAGE["image_id"]), image(STEP_IMAGE["image_id"])]
 USAGE = {"prompt_tokens": 76, "kept_tokens": 0, "completion_tokens": 153, "images": 2}
 TIMINGS = {"queued_ms": 152, "first_text_ms": 172, "total_ms": 790}
 

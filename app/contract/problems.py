@@ -76,6 +76,7 @@ CODES: dict[str, tuple[int, str]] = {
     "incompatible_checkpoint": (422, "The checkpoint cannot draw these images"),
     "bad_place": (422, "The question refers to a missing image"),
     "no_verifier": (422, "No checkpoint can judge the drawings"),
+    "off_policy": (422, "Reinforcement learning draws from the policy itself"),
     "prompt_too_long": (422, "The question does not fit"),
     "task_mismatch": (422, "The request does not match the task"),
     "idempotency_mismatch": (422, "The idempotency key was used for another request"),

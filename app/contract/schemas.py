@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from app.contract.words import (
+    MAX_CANDIDATES,
     MAX_DRAWN_IMAGES,
     MAX_SAMPLES,
     MAX_SEED,
     Drain,
     Fit,
     Mode,
-    Slice,
     Status,
     VerdictWord,
 )
@@ -104,6 +104,18 @@ class SamplingIn(In):
     max_images: int | None = Field(None, ge=0, le=MAX_DRAWN_IMAGES, description="default: as many as fit")
 
 
+class VerifyIn(In):
+    """Several candidates for each image, of which a verifier chooses the one that goes on."""
+
+    candidates: int = Field(ge=1, le=MAX_CANDIDATES, description="images drawn per step; 1: no choice")
+    verifier: CheckpointText | None = Field(
+        None,
+        min_length=1,
+        max_length=CHECKPOINT_NAME_LENGTH,
+        description="the checkpoint that judges; default: the trace's own, or the nearest of its bases that can",
+    )
+
+
 class TraceCreate(In):
     """Body of `POST /v1/traces`."""
 
@@ -113,6 +125,7 @@ class TraceCreate(In):
     checkpoint: CheckpointText | None = Field(None, min_length=1, max_length=200)
     mode: Mode = "auto"
     sampling: SamplingIn = Field(default_factory=SamplingIn)
+    verify: VerifyIn | None = None
     partial_images: int = Field(0, ge=0, le=64, description="number of partial previews per image")
     background: bool | None = Field(
         None, description="false: cancel when the readers leave. Default: true for a JSON answer, false for a stream"
@@ -172,12 +185,23 @@ class StepImage(ImageOut):
     right: bool | None = Field(None, description="the checkers' verdict, on a finished trace of a task")
 
 
+class CandidatesOut(Out):
+    """The images among which a verifier chose, in the order of drawing; the first is the one without a choice."""
+
+    images: list[ImageOut]
+    scores: list[float | None] = Field(
+        description="log p(step's text | previous image, candidate) in nats; null: not finite"
+    )
+    chosen: int = Field(ge=0, description="index of the one that went on")
+
+
 class StepOut(Out):
     """One step: text and, usually, a functional image. `index` starts at 1."""
 
     index: int
     text: str
     image: StepImage | None = None
+    candidates: CandidatesOut | None = None
     edited: bool = Field(False, description="a person changed it")
     source_image_id: str | None = Field(None, description="the image that an edit gave; `image` is what became of it")
 
@@ -190,6 +214,13 @@ class SamplingOut(Out):
     seed: int
     max_new_tokens: int
     max_images: int
+
+
+class VerifyOut(Out):
+    """How many candidates each image has, and the checkpoint that chooses among them."""
+
+    candidates: int
+    verifier: str
 
 
 class UsageOut(Out):
@@ -247,6 +278,7 @@ class TraceEntry(Out):
     checkpoint: str
     weight_version: int = Field(ge=1)
     sampling: SamplingOut
+    verify: VerifyOut | None = None
     usage: UsageOut | None
     timings: TimingsOut
     task_id: str | None = None
@@ -279,6 +311,7 @@ class Trace(Out):
     checkpoint: str
     weight_version: int = Field(ge=1, description="version of the weights in use")
     sampling: SamplingOut
+    verify: VerifyOut | None = None
     usage: UsageOut | None
     timings: TimingsOut
     task_id: str | None = None
@@ -300,30 +333,6 @@ class TraceList(Out):
 
     data: list[TraceEntry]
     has_more: bool
-
-
-class TaskStep(Out):
-    """One step of a task's reference trace."""
-
-    index: int
-    text: str
-    skill: str
-    action: str
-    image: ImageOut
-
-
-class TaskOut(Out):
-    """A task of the procedural world; `answer` and `steps` only with `reveal=true`."""
-
-    task_id: str
-    slice: Slice
-    family: str
-    seed: int
-    question: str
-    image_id: str
-    image: ImageOut
-    answer: str | None = None
-    steps: list[TaskStep] | None = None
 
 
 class CheckpointOut(Out):
@@ -358,22 +367,6 @@ class CheckpointList(Out):
 
     data: list[CheckpointOut]
     has_more: bool = False
-
-
-class ModelOut(Out):
-    """A model in the OpenAI list format."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-
-
-class ModelList(Out):
-    """The available models in the OpenAI list format."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelOut]
 
 
 class FieldError(BaseModel):

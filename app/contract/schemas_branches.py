@@ -14,6 +14,7 @@ from app.contract.schemas import (
     Out,
     SamplingIn,
     Trace,
+    VerifyIn,
     clean_text,
 )
 from app.contract.words import MAX_SAMPLES, MAX_STEPS, GroupKind, GroupStatus, Mode, Replacement, Status
@@ -86,6 +87,7 @@ class BranchCreate(In):
     )
     mode: Mode | None = None
     sampling: SamplingIn | None = None
+    verify: VerifyIn | None = None
     partial_images: int | None = Field(None, ge=0, le=64)
     background: bool | None = None
     metadata: Metadata | None = None

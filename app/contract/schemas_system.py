@@ -1,4 +1,4 @@
-"""Shapes of health checks and limits."""
+"""Shapes of health checks, limits, tasks and the list of models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.contract.schemas import Out
+from app.contract.schemas import ImageOut, Out
+from app.contract.words import Slice
 
 
 class ImageLimits(Out):
@@ -43,6 +44,9 @@ class RoomOut(Out):
     room_images: int
     familiar: bool | None = Field(
         None, description="the question is like those of the checkpoint's training; null if its card does not say"
+    )
+    verifier: str | None = Field(
+        None, description="the checkpoint that would choose among `verify.candidates`; null: none can"
     )
 
 
@@ -86,3 +90,43 @@ class Live(Out):
     status: Literal["ok"] = "ok"
     version: str = Field(description="of the package")
     commit: str = Field(description="that it was built from; `unknown` without git")
+
+
+class TaskStep(Out):
+    """One step of a task's reference trace."""
+
+    index: int
+    text: str
+    skill: str
+    action: str
+    image: ImageOut
+
+
+class TaskOut(Out):
+    """A task of the procedural world; `answer` and `steps` only with `reveal=true`."""
+
+    task_id: str
+    slice: Slice
+    family: str
+    seed: int
+    question: str
+    image_id: str
+    image: ImageOut
+    answer: str | None = None
+    steps: list[TaskStep] | None = None
+
+
+class ModelOut(Out):
+    """A model in the OpenAI list format."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(Out):
+    """The available models in the OpenAI list format."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelOut]

@@ -31,6 +31,7 @@ traces = sa.Table(
     sa.Column("checkpoint", sa.String(200), nullable=False),
     sa.Column("weight_version", sa.Integer, nullable=False),
     sa.Column("sampling", sa.JSON, nullable=False),
+    sa.Column("verify", sa.JSON),  # candidates of each image and the checkpoint that chooses; NULL: one candidate
     sa.Column("partial_images", sa.Integer, nullable=False),
     sa.Column("background", sa.Boolean, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),

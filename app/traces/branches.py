@@ -15,7 +15,7 @@ from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.contract.problems import Problem, field_problem
-from app.contract.schemas import SamplingIn
+from app.contract.schemas import SamplingIn, VerifyIn
 from app.contract.schemas_branches import BranchCreate, ThenToken
 from app.contract.words import TERMINAL
 from app.storage.database import Database
@@ -99,6 +99,7 @@ class BranchIntake:
             "mode": body.mode or row.mode,
             "checkpoint": info.name,
             "sampling": sampling_row(sampling),
+            "verify": self._verify(row, body, info),
             "partial_images": row.partial_images if body.partial_images is None else body.partial_images,
             "metadata": row.metadata if body.metadata is None else body.metadata,
             "task_id": row.task_id,
@@ -112,6 +113,13 @@ class BranchIntake:
             "num_draws": num_draws,
         }
         return Prepared(inputs, values, prefix, tuple(kept))
+
+    def _verify(self, row: Row[Any], body: BranchCreate, info: CheckpointInfo) -> dict[str, Any] | None:
+        """The parent's choice among candidates; another checkpoint is judged by a verifier of its own."""
+        if body.verify is not None or row.verify is None:
+            return self._intake.verify_row(body.verify, info)
+        same = row.verify["verifier"] if info.name == row.checkpoint else None
+        return self._intake.verify_row(VerifyIn(candidates=row.verify["candidates"], verifier=same), info)
 
     def _steps(
         self, parent: Parent, body: BranchCreate, info: CheckpointInfo, template: Template, *, elsewhere: bool

@@ -14,7 +14,7 @@ from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.contract.problems import Problem, field_problem
-from app.contract.schemas import SamplingIn, TraceCreate
+from app.contract.schemas import SamplingIn, TraceCreate, VerifyIn
 from app.contract.words import MAX_SEED
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, StoredImage, from_data_url
@@ -103,6 +103,7 @@ class Intake:
             "mode": body.mode,
             "checkpoint": info.name,
             "sampling": sampling_row(resolve_sampling(body.sampling, info, room)),
+            "verify": self.verify_row(body.verify, info),
             "partial_images": body.partial_images,
             "metadata": body.metadata,
             "task_id": body.task_id,
@@ -123,6 +124,13 @@ class Intake:
         left = max(0, info.context_len - prompt)
         draws = info.manifest is None or info.manifest.capabilities.images_in_answer
         return Room(prompt, left, images_that_fit(left, info.tokens_per_image) if draws else 0)
+
+    def verify_row(self, verify: VerifyIn | None, info: CheckpointInfo) -> dict[str, Any] | None:
+        """How a trace chooses among candidates, for its row; raises `Problem` ``no_verifier`` if no one can judge."""
+        if verify is None or verify.candidates == 1:
+            return None
+        judge = self._checkpoints.verifier(info, verify.verifier, path="body.verify")
+        return {"candidates": verify.candidates, "verifier": judge.name}
 
     def check_count(self, have: int, info: CheckpointInfo, path: str) -> None:
         """422 unless the checkpoint takes that many images."""

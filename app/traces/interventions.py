@@ -91,7 +91,13 @@ class Interventions:
         for step, kind in wanted:
             try:
                 edits = [] if kind == "none" else [{"step": step, "image": self._picture(parent, step, kind)}]
-                greedy = {"sampling": {"temperature": 0.0}, "mode": "auto", "partial_images": 0, "metadata": {}}
+                greedy: dict[str, Any] = {
+                    "sampling": {"temperature": 0.0},
+                    "mode": "auto",
+                    "partial_images": 0,
+                    "metadata": {},
+                }
+                greedy["verify"] = {"candidates": 1}
                 body = BranchCreate.model_validate({"after_step": step, "edits": edits, **greedy})
                 planned.append((step, kind, self._branches.prepare(parent, body, info)))
             except Problem as problem:

@@ -1,8 +1,8 @@
-"""The event of a step that a branch keeps."""
+"""Steps that a branch keeps, and what is stored with the events of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -50,3 +50,23 @@ async def kept_step(
             store.link_image(connection, live.id, kept.source_image_id)
 
     return data, update
+
+
+def drawn(images: ImageStore, trace_id: str, image: StoredImage, num_bytes: int) -> Callable[[Connection], None]:
+    """What is stored with `image.completed`."""
+
+    def update(connection: Connection) -> None:
+        images.enter(connection, image, num_bytes)
+        store.link_image(connection, trace_id, image.image_id)
+        store.update(connection, trace_id, last_image=image.as_json())
+
+    return update
+
+
+def link_all(
+    connection: Connection, *, images: ImageStore, trace_id: str, brought: Sequence[tuple[bytes, StoredImage]]
+) -> None:
+    """Store images with the trace that shows them."""
+    for png, image in brought:
+        images.enter(connection, image, len(png))
+        store.link_image(connection, trace_id, image.image_id)

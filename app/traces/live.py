@@ -44,6 +44,7 @@ class LiveTrace:
     position: int | None = None
     cancel_reason: str | None = None
     group_id: str | None = None
+    verifier: str = ""  # the checkpoint that chooses among candidates
     prefix: Prefix = field(default_factory=Prefix)
     kept: tuple[Kept, ...] = ()
     step_text: dict[int, str] = field(default_factory=dict)
@@ -58,13 +59,14 @@ class LiveTrace:
     ) -> LiveTrace:
         """Build from the row of a new trace (with what it was `prepared` to keep) or of a paused one."""
         timings = dict(row["timings"])
+        verify = row["verify"] or {}
         return cls(
             id=row["id"],
             checkpoint=row["checkpoint"],
             weight_version=row["weight_version"],
             question=row["question"],
             images=images,
-            sampling=SamplingParams(**row["sampling"]),
+            sampling=SamplingParams(**row["sampling"], candidates=verify.get("candidates", 1)),
             mode=row["mode"],
             partial_images=row["partial_images"],
             background=row["background"],
@@ -74,6 +76,7 @@ class LiveTrace:
             timings=timings,
             lease=lease,
             group_id=row.get("group_id"),
+            verifier=verify.get("verifier", ""),
             prefix=prepared.prefix if prepared is not None else Prefix(),
             kept=prepared.kept if prepared is not None else (),
         )

@@ -23,7 +23,7 @@ from app.storage.faults import from_storage
 from app.storage.images import ImageStore, PartialStore, StoredImage
 from app.traces.event_log import EventLog
 from app.traces.judge import Judge
-from app.traces.kept import kept_step
+from app.traces.kept import drawn, kept_step, link_all
 from app.traces.live import LiveTrace
 from app.traces.records import group_store, store, tokens
 from app.traces.tasks import skill_of
@@ -88,6 +88,7 @@ class TraceRunner:
                 resume=resume,
                 prefix=Prefix() if resume is not None else live.prefix,
                 group=live.group_id,
+                verifier=live.verifier,
             )
             live.submitted = True
             last: Terminal | None = None
@@ -187,7 +188,7 @@ class TraceRunner:
             return
         type_, data, png = emitted.event.type, dict(emitted.event.data), emitted.png
         urgent = False
-        stored: StoredImage | None = None
+        brought: list[tuple[bytes, StoredImage]] = []
         update: Callable[[Connection], None] | None = None
         match type_:
             case "text.delta" | "answer.delta":
@@ -211,27 +212,33 @@ class TraceRunner:
                 assert png is not None, "a completed image has its pixels"
                 live.pngs[data["step"]] = png
                 stored = await pools.work.run(self._images.bring, png)
+                brought.append((png, stored))
                 data = {"step": data["step"], **stored.as_json(), "stats": data.get("stats") or {}}
-                update = self._drawn(live.id, stored, len(png))
+                update = drawn(self._images, live.id, stored, len(png))
+            case "image.candidates":
+                for candidate in emitted.images:
+                    brought.append((candidate, await pools.work.run(self._images.bring, candidate)))
+                data["images"] = [stored.as_json() for _, stored in brought]
+                update = partial(link_all, images=self._images, trace_id=live.id, brought=brought)
             case "step.kept":
                 if png is not None:
-                    stored = await pools.work.run(self._images.bring, png)
-                data, update = await kept_step(live, emitted, stored, self._images)
+                    brought.append((png, await pools.work.run(self._images.bring, png)))
+                data, update = await kept_step(live, emitted, brought[0][1] if brought else None, self._images)
             case "step.completed" if (given := emitted.tokens) is not None:
                 update = partial(tokens.put, trace_id=live.id, part=data["step"], tokens=given)
         written = self._append(live, type_, data, urgent=urgent, update=update)
-        if stored is None or png is None:
+        if written is not None and brought:
+            written.add_done_callback(lambda committed: self._settle(live, brought, listed=committed.result()))
             return
-        if written is not None:
-            written.add_done_callback(lambda committed: self._settle(live, png, stored, listed=committed.result()))
-        else:
+        for bytes_, stored in brought:
             self._images.settle(stored)
-            await pools.work.run(self._images.put, png, stored.width, stored.height)  # so that the sweep finds it
+            await pools.work.run(self._images.put, bytes_, stored.width, stored.height)  # so that the sweep finds it
 
-    def _settle(self, live: LiveTrace, png: bytes, stored: StoredImage, *, listed: bool) -> None:
-        self._images.settle(stored)
+    def _settle(self, live: LiveTrace, brought: list[tuple[bytes, StoredImage]], *, listed: bool) -> None:
+        for _, stored in brought:
+            self._images.settle(stored)
         if not listed:
-            live.unlisted.append((png, stored))
+            live.unlisted += brought
 
     def _append(
         self,
@@ -244,14 +251,6 @@ class TraceRunner:
     ) -> asyncio.Future[bool] | None:
         """None if the trace has ended, possibly while work was running in a thread."""
         return None if live.ended else self._events.append(live.id, type_, data, urgent=urgent, update=update)
-
-    def _drawn(self, trace_id: str, image: StoredImage, num_bytes: int) -> Callable[[Connection], None]:
-        def update(connection: Connection) -> None:
-            self._images.enter(connection, image, num_bytes)
-            store.link_image(connection, trace_id, image.image_id)
-            store.update(connection, trace_id, last_image=image.as_json())
-
-        return update
 
     async def _paused(self, live: LiveTrace, step: int, resume: bytes) -> None:
         if live.ended:

@@ -157,6 +157,7 @@ class TraceService:
             prepared = replace(await self._intake.prepared(body, info), request=request)
             if previous_id is not None:
                 prepared.row.update(await pools.reads.run(self._asking_again, previous_id))
+            await self._checkpoints.lend_verifier(prepared.row["verify"], lease)
             self.admit(body.n)
             each = samples_of(prepared, body.n)
             return await self._launcher.start(each, "samples", lease, background=background, claim=claim)
@@ -175,6 +176,7 @@ class TraceService:
             info, lease = await self._checkpoints.lend(body.checkpoint)
         with lease:
             prepared = await self._branches.prepared(parent, body, info)
+            await self._checkpoints.lend_verifier(prepared.row["verify"], lease)
             self.admit(body.n)
             keeps_on = parent.row.background if background is None else background
             each = samples_of(prepared, body.n)
@@ -253,6 +255,7 @@ class TraceService:
             self.admit()
             info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
             with await self._checkpoints.lend_this(info) as lease:
+                await self._checkpoints.lend_verifier(row.verify, lease)
                 await self._resume(row, mode, lease)
             return await self.reader.get(trace_id)
 

@@ -82,6 +82,7 @@ class GenerationRequest:
     resume: bytes | None = None
     prefix: Prefix = Prefix()
     group: str | None = None
+    verifier: str = ""  # the loaded checkpoint that chooses among `sampling.candidates`
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,14 @@ class Emitted:
 
     `image.partial` carries `png` (None: the decoder was busy), `image.completed` carries `png`, and its `data["stats"]`
     is {codes, flatness, tv, perception_reward, copied?, passes?}. `step.kept` carries the `png` of an image that was
-    encoded.
-    Both `step.kept` and `step.completed` carry the step's `tokens`.
+    encoded. Both `step.kept` and `step.completed` carry the step's `tokens`. `image.candidates` carries its PNGs as
+    `images`; with candidates there is no `image.partial`.
     """
 
     event: TraceEvent
     png: bytes | None = None
     tokens: Tokens | None = None
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ class Failed:
     """The request ended in an error.
 
     Codes: engine_died, engine_error, unknown_checkpoint, prompt_too_long, bad_image, bad_resume, weights_gone,
-    not_ready.
+    not_ready, no_verifier.
     """
 
     code: str

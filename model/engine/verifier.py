@@ -106,7 +106,7 @@ class OrderVerifier:
         order, before, vocab = as_instruction(text), images[-1], self.drawer.vocab
 
         def judge(candidates: Sequence[Sequence[int]]) -> list[float]:
-            after = [tuple(code for token in c if (code := vocab.id_to_code(token)) is not None) for c in candidates]
+            after = [vocab.codes_of(candidate) for candidate in candidates]
             return order_logprobs(self.engine, self.template, self.question, before, after, [order] * len(after))
 
         return judge
@@ -114,8 +114,7 @@ class OrderVerifier:
 
 def _images(template: Template, ids: Sequence[int]) -> list[Codes]:
     """Codes of the images in a prompt."""
-    vocab, found = template.vocab, []
-    for start in (i + 1 for i, token in enumerate(ids) if token == vocab.boi_id):
-        codes = [vocab.id_to_code(token) for token in ids[start : start + vocab.codes_per_image]]
-        found.append(tuple(code for code in codes if code is not None))
+    vocab = template.vocab
+    starts = [i + 1 for i, token in enumerate(ids) if token == vocab.boi_id]
+    found = [vocab.codes_of(ids[start : start + vocab.codes_per_image]) for start in starts]
     return [codes for codes in found if len(codes) == vocab.codes_per_image]

@@ -111,6 +111,10 @@ class Vocabulary:
         """Code of a token id, or None for other tokens."""
         return self._codes.get(token_id)
 
+    def codes_of(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The codes among token ids, in order."""
+        return tuple(code for token in token_ids if (code := self._codes.get(token)) is not None)
+
     def is_code(self, token_id: int) -> bool:
         """Whether a token id is an image code."""
         return token_id in self._codes

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from model.engine.messages import Emitted, Tokens, TraceEvent
@@ -50,6 +50,7 @@ class _Entry:
     waits: bool = False
     ticket: int = -1
     passes: int = 0  # of a generated image
+    images: dict[int, bytes | None] = field(default_factory=dict)  # of several images, by ticket
 
 
 class Narrator:
@@ -149,6 +150,19 @@ class Narrator:
         self._entries = merged
         return jobs
 
+    def candidates(self, images: Sequence[tuple[int, ...]], scores: Sequence[float], chosen: int) -> list[ImageJob]:
+        """Take the codes and scores of the running image's candidates; the chosen one's codes are fed as usual."""
+        shown = [round(score, 6) if math.isfinite(score) else None for score in scores]
+        event = TraceEvent("image.candidates", {"step": len(self.parser.steps), "scores": shown, "chosen": chosen})
+        entry = _Entry(event, waits=True)
+        self._entries.append(entry)
+        jobs = []
+        for codes in images:
+            ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+            entry.images[ticket], self._waiting[ticket] = None, entry
+            jobs.append(ImageJob(ticket, True, codes, self._previous))
+        return jobs
+
     def finish(self) -> list[ImageJob]:
         """End the sequence and flush the parser."""
         self.step_mode = False
@@ -169,6 +183,10 @@ class Narrator:
         entry = self._waiting.pop(ticket, None)
         if entry is None or entry.event is None:
             return
+        if entry.images:
+            entry.images[ticket] = result.png
+            entry.waits = None in entry.images.values()
+            return
         entry.png, entry.waits = result.png, False
         if entry.event.type != "image.partial":
             stats = result.stats
@@ -188,7 +206,8 @@ class Narrator:
         ready: list[Emitted | object] = []
         while self._entries and not self._entries[0].waits:
             entry = self._entries.popleft()
-            ready.append(entry.end if entry.event is None else Emitted(entry.event, entry.png, entry.tokens))
+            images = tuple(png for png in entry.images.values() if png is not None)
+            ready.append(entry.end if entry.event is None else Emitted(entry.event, entry.png, entry.tokens, images))
         return ready
 
     def _emit(self, events: Iterable[ParseEvent]) -> list[ImageJob]:

@@ -99,6 +99,7 @@ class Live:
 
     request: GenerationRequest
     model: Model | None = None  # once known
+    judge: Model | None = None  # of its candidates
     prompt: Prompt = field(default_factory=Prompt)
     narrator: Narrator | None = None
     sequence: Sequence | None = None
@@ -107,6 +108,11 @@ class Live:
     position: int | None = None  # last reported position
     kept: tuple[int, int] = (0, 0)  # given tokens and images
     seen_tickets: list[int] = field(default_factory=list)  # calls that wait for the question's image
+
+    @property
+    def models(self) -> list[Model]:
+        """The models that it holds."""
+        return [model for model in (self.model, self.judge) if model is not None]
 
 
 class KVStash:

@@ -21,6 +21,7 @@ from model.engine.commands import Reply, Report
 from model.engine.messages import Cancelled, Emitted, Failed, Finished, GenerationRequest, Output, Paused, Started
 from model.engine.sequence import SequenceOutput, Status
 from model.worker.drawings import Decoded, Drawings, Encoded, images_to_encode, is_to_encode, kept_steps
+from model.worker.judging import candidate_images, verifier_of
 from model.worker.models import LoadEnded, Model, Models, error_pair
 from model.worker.narrator import Narrator
 from model.worker.outbox import Outbox
@@ -153,7 +154,7 @@ class Worker:
     def _sweep(self) -> None:
         """Free retired models without requests."""
         if self.models.num_retired:
-            for model in self.models.sweep([live.model for live in self._live.values() if live.model is not None]):
+            for model in self.models.sweep([model for live in self._live.values() for model in live.models]):
                 self._stash.forget(model)
 
     def _arrive(self, request: GenerationRequest) -> None:
@@ -216,9 +217,10 @@ class Worker:
         params = state.sampling() if state else request.sampling
         if not loaded.can_draw:
             params = replace(params, max_images=0)
+        verifier = verifier_of(self.models, live, params)
         narrator = live.narrator = Narrator(
             loaded.template.parser(),
-            partial_images=request.partial_images,
+            partial_images=request.partial_images if verifier is None else 0,
             previous=prompt.previous,
             skip=state.num_parsed if state else 0,
             step_mode=live.step_mode,
@@ -232,6 +234,7 @@ class Worker:
             kv=self._stash.take(live.model, state.key) if state else None,
             shared=None if state else prompt.rows,
             group=request.group,
+            verifier=verifier,
         )
         if state is not None:
             live.kept = (state.kept[0], state.kept[1])
@@ -255,8 +258,8 @@ class Worker:
         try:
             work(*arguments)
         except Exception as error:
-            code = "bad_resume" if isinstance(error, ResumeError) else "engine_error"
-            if not isinstance(error, ValueError):
+            code = "bad_resume" if isinstance(error, ResumeError) else getattr(error, "code", "engine_error")
+            if code == "engine_error" and not isinstance(error, ValueError):
                 log.exception("request %s could not start", request_id)
             self._end(self._live[request_id], Failed(code, str(error)))
 
@@ -312,6 +315,8 @@ class Worker:
         self._drawings.draw(
             live, narrator.feed(output.token, output.logprob, ends_pass=output.ends_pass, passes=output.passes)
         )
+        if output.chosen is not None:
+            self._drawings.draw(live, candidate_images(live, output.chosen))
         if output.finished_by is not None:
             self._drawings.draw(live, narrator.finish())
             kept_tokens, kept_images = live.kept

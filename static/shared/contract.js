@@ -9,6 +9,7 @@ export const TRACE_EVENTS = [
   'text.delta',
   'image.started',
   'image.partial',
+  'image.candidates',
   'image.completed',
   'step.completed',
   'trace.paused',

@@ -56,4 +56,5 @@ def loaded(tiny_checkpoint: Path) -> LoadedCheckpoint:
 @pytest.fixture(scope="session")
 def drawing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint that draws about every tenth token at temperature 1 and never ends by itself."""
-    return make_drawing_checkpoint(tmp_path_factory.mktemp("checkpoints") / "drawing")
+    folder = tmp_path_factory.mktemp("checkpoints") / "drawing"
+    return make_drawing_checkpoint(folder, verifier="What was done between the two images?")

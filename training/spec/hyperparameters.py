@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -198,6 +199,15 @@ class ValidationHyperparameters(Strict):
 
 class PeRPOHyperparameters(_Optimisation):
     """Group-relative policy optimisation with the perception reward (Eqs. 4-16). Defaults: preset `nano` [D]."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_policy(cls, data: Any) -> Any:
+        if isinstance(data, dict) and {"candidates", "verifier", "verify"} & data.keys():
+            raise PydanticCustomError(
+                "off_policy", "the best of several candidates is not the policy that PeRPO trains"
+            )
+        return data
 
     steps: Positive = 60
     lr: LearningRate = Field(1e-4, description="[D] 3e-4 unlearned (docs/results.md); [P] 1e-7 for the 7B")

@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from app.common import pools
 from app.common.pools import in_pool
 from app.contract.problems import Problem, field_problem
-from app.contract.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut, ModelList, ModelOut
+from app.contract.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut
+from app.contract.schemas_system import ModelList, ModelOut
 from app.http.deps import LOCATION, App, Key, create_once, problems, require_json
 
 router = APIRouter(prefix="/v1", tags=["checkpoints"])

@@ -80,6 +80,7 @@ async def measure_prompt(body: LimitsIn, app: App) -> dict[str, Any]:
     def count() -> dict[str, Any]:
         info = app.checkpoints.usable(body.checkpoint)
         room = app.intake.room(body.question, body.images, info)
-        return {**vars(room), "familiar": info.knows(body.question)}
+        judge = app.checkpoints.nearest_verifier(info)
+        return {**vars(room), "familiar": info.knows(body.question), "verifier": judge}
 
     return await pools.intake.run(count)

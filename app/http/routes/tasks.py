@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from app.common import pools
 from app.common.pools import in_pool
-from app.contract.schemas import TaskOut
+from app.contract.schemas_system import TaskOut
 from app.contract.words import MAX_SEED, Level, Slice
 from app.http.deps import App, problems
 

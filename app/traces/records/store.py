@@ -65,6 +65,9 @@ def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
             data = json.loads(line)
             if data.get("skill"):
                 skills[data["step"]] = data["skill"]
+        elif type_ == "image.candidates":
+            data = json.loads(line)
+            step(data)["candidates"] = {key: data[key] for key in ("images", "scores", "chosen")}
         elif type_ == "image.completed":
             data = json.loads(line)
             last_image = {key: data[key] for key in ("image_id", "url", "width", "height")}
@@ -287,6 +290,8 @@ def _common(row: Row[Any], tags: list[str]) -> dict[str, Any]:
         "started_at": row.started_at,
         "finished_at": row.finished_at,
     }
+    if row.verify is not None:
+        shown["verify"] = row.verify
     if row.task_id is not None:
         shown["task_id"] = row.task_id
     if row.verdict is not None:

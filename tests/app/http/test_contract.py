@@ -16,8 +16,8 @@ from app.contract import javascript
 from app.contract.events import stream_schemas
 from app.contract.examples import JOB_SPEC
 from app.contract.problems import CODES
-from app.contract.schemas import CheckpointList, In, ModelList, Out, ProblemOut, TaskOut, Trace
-from app.contract.schemas_system import LimitsOut, Ready, RoomOut
+from app.contract.schemas import CheckpointList, In, Out, ProblemOut, Trace
+from app.contract.schemas_system import LimitsOut, ModelList, Ready, RoomOut, TaskOut
 from app.http.openapi import STREAMS
 from app.main import create_app
 from app.storage import tables

@@ -21,7 +21,7 @@ from app.contract.words import GROUP_END
 from model.engine.messages import Failed, Finished, GenerationRequest
 from tests.app.conftest import Serve, Server, Sse
 from tests.app.job_helpers import SPEC, events, of_type, post, worker
-from tests.app.stream_events import check_event
+from tests.app.stream_events import check_event, preferred_to
 from tests.fakes import Crash, FakeGeneration, Item, Wait, answer_items, emitted, png, step_items
 
 ROOT = Path(__file__).parents[3]
@@ -125,7 +125,8 @@ def random_script(request: GenerationRequest) -> list[Item]:
     for step in range(1, dice.randint(1, 3) + 1):
         text = dice.choice(("I look.", "I draw a box around it.", "é\u2028 {}\n", "I zoom in on the box."))
         image = png(box=dice.randint(5, 30)) if dice.random() < 0.8 else None
-        items += step_items(step, text, image, partials=request.partial_images)
+        others = [png(box=3)] * dice.randint(0, 2)
+        items += preferred_to(others, step_items(step, text, image, partials=request.partial_images))
     if request.partial_images:  # from a busy decoder
         items.append(emitted("image.partial", step=1, index=9, codes_done=64, codes_total=64))
     usage = {"prompt_tokens": 80, "completion_tokens": dice.randint(1, 99), "images": 1}

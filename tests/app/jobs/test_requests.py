@@ -109,6 +109,12 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+async def test_best_of_several_candidates_is_off_policy(server: Server) -> None:
+    for setting in ({"candidates": 2}, {"verify": {"candidates": 2}}):
+        answer = await server.client.post("/v1/jobs", json={**SPEC, "method": "perpo", "hyperparameters": setting})
+        assert (answer.status_code, answer.json()["code"]) == (422, "off_policy")
+
+
 async def test_impossible_jobs_are_rejected_before_starting(serve: Serve, package: Path) -> None:
     blind = package / "blind"
     blind.mkdir()

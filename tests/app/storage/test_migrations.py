@@ -12,7 +12,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
-from app.storage.database import MIGRATIONS, Database
+from app.storage.database import HEAD, MIGRATIONS, Database
 
 CONFIG = Config()
 CONFIG.set_main_option("script_location", str(MIGRATIONS))
@@ -56,3 +56,7 @@ def test_upgrade_keeps_every_row(version: str, tmp_path: Path) -> None:
         after = counts(connection)
     assert {name: after[name] for name in before} == before
     database.close()
+
+
+def test_newest_migration_is_the_schema_of_this_program() -> None:
+    assert VERSIONS[-1] == HEAD

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +13,8 @@ from app.contract.schemas import Trace, TraceList
 from app.contract.words import TERMINAL_EVENTS
 from model.engine.messages import Failed, GenerationRequest
 from tests.app.conftest import Serve, Server, both_databases, parse_sse
-from tests.fakes import Crash, FakeGeneration, Item, emitted, held, png
+from tests.app.stream_events import preferred_to
+from tests.fakes import Crash, FakeGeneration, Item, Wait, answer_items, emitted, held, png, step_items
 from tests.patience import PATIENCE_S
 
 
@@ -214,3 +218,76 @@ async def test_lists_are_newest_first_without_steps(server: Server) -> None:
         {"q": "%"},
     ):
         assert (await server.client.get("/v1/traces", params=params)).json()["data"] == []
+
+
+def with_judge(package: Path) -> None:
+    """Add a checkpoint that judges drawings, the base of the one that draws."""
+    shutil.copytree(package / "nano-omni-r1", package / "judge")
+    for name, change in {"nano-omni-r1": {"base": "judge"}, "judge": {"name": "judge", "verifier": "What?"}}.items():
+        path = package / name / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def drawn_twice(request: GenerationRequest) -> list[Item]:
+    """A step with two candidates, then `held`'s wait and the answer."""
+    return [*preferred_to([png(box=3)], step_items(1, "I look.", png(box=9))), Wait("end"), *answer_items("red")]
+
+
+async def test_candidates_are_shown_and_stored(serve: Serve, package: Path, engine: FakeGeneration) -> None:
+    with_judge(package)
+    engine.script = drawn_twice
+    async with serve() as server:
+        created = await server.create(verify={"candidates": 2}, mode="step")
+        assert created["verify"] == {"candidates": 2, "verifier": "judge"}
+        assert set(engine.loaded) == {"nano-omni-r1", "judge"}
+        await server.until(created["id"], "trace.paused")
+        await server.client.post(f"/v1/traces/{created['id']}/continue", json={"mode": "auto"})
+        engine.go("end")
+        trace = await server.finished(created["id"])
+        for request in engine.requests:
+            assert (request.sampling.candidates, request.verifier) == (2, "judge")
+        assert len(engine.requests) == 2
+        events = {event.type: event.data for event in await server.stream(created["id"])}
+        shown = events["image.candidates"]
+        assert shown == {"step": 1, **trace["steps"][0]["candidates"]}
+        assert (shown["scores"], shown["chosen"]) == ([None, -1.5], 1)
+        for image, pixels in zip(shown["images"], (png(box=3), png(box=9)), strict=True):
+            assert (await server.client.get(image["url"])).content == pixels
+        assert shown["images"][1]["image_id"] == trace["steps"][0]["image"]["image_id"]
+        Trace.model_validate(trace)
+        branch = (await server.client.post(f"/v1/traces/{trace['id']}/branches", json={"after_step": 0})).json()
+        assert branch["data"][0]["verify"] == created["verify"]
+        plain = {"after_step": 0, "verify": {"candidates": 1}}
+        branch = (await server.client.post(f"/v1/traces/{trace['id']}/branches", json=plain)).json()
+        assert "verify" not in branch["data"][0]
+
+
+async def test_verifier_stays_loaded_while_traces_need_it(serve: Serve, package: Path, engine: FakeGeneration) -> None:
+    with_judge(package)
+    engine.script = held
+    async with serve() as server:
+        pool = server.services.checkpoints.pool
+        created = await server.create(verify={"candidates": 2}, n=2)
+        async with pool.without("judge", unload=True) as gone:
+            assert not gone
+        engine.go("end")
+        for member in (await server.client.get(f"/v1/groups/{created['group_id']}")).json()["trace_ids"]:
+            await server.finished(member)
+        async with pool.without("judge", unload=True) as gone:
+            assert gone
+
+
+async def test_candidates_need_a_checkpoint_that_judges(serve: Serve, package: Path) -> None:
+    async with serve() as server:
+        for verify, path in (
+            ({"candidates": 2}, "body.verify.candidates"),
+            ({"candidates": 2, "verifier": "nano-omni-r1"}, "body.verify.verifier"),
+        ):
+            answer = await server.client.post("/v1/traces", json=await server.body(verify=verify))
+            assert (answer.status_code, answer.json()["code"]) == (422, "no_verifier")
+            assert answer.json()["errors"][0]["path"] == path
+        assert "verify" not in await server.create(verify={"candidates": 1})
+        limits = {"question": "Where?", "images": 1}
+        assert (await server.client.post("/v1/limits", json=limits)).json()["verifier"] is None
+        with_judge(package)
+        assert (await server.client.post("/v1/limits", json=limits)).json()["verifier"] == "judge"
