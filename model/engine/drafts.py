@@ -19,7 +19,7 @@ from model.engine.phases import Legal, PhaseRules
 from model.engine.sequence import Draft, Sequence
 
 MOST_ROWS = 16  # with more rows a pass is bound by arithmetic, and wrong guesses cost more than they save
-_FIRST, _LEAST = 8, 4  # window of an image's first pass, and after a wrong guess
+_LEAST = 16  # window of an image's first pass, and after a wrong guess; narrower ones learn less from a pass
 
 
 class Drafts:
@@ -45,7 +45,7 @@ class Drafts:
     def _guess(self, sequence: Sequence) -> list[int]:
         state, draft = sequence.state, sequence.draft
         if state.codes_done == 0 or draft is None:
-            draft = sequence.draft = Draft(self._previous_image(sequence), min(_FIRST, self.most))
+            draft = sequence.draft = Draft(self._previous_image(sequence), min(_LEAST, self.most))
         if not draft.ids:
             if state.codes_done == 0:
                 return []
@@ -68,7 +68,7 @@ class Drafts:
         if accepted == len(drawn):
             draft.window = min(2 * draft.window, self.most)
             return
-        draft.window = min(self.most, max(_LEAST, min(draft.window, 2 * accepted)))
+        draft.window = min(_LEAST, self.most)
         again = list(takewhile(lambda token: token >= 0, drawn[accepted:]))  # -1: the logits were NaN
         draft.ids[done : done + len(again)] = again
 

@@ -150,12 +150,12 @@ def one_image(loaded: LoadedCheckpoint, code: int | None, *, speculation: int, m
         (0, 1, 0, COUNT),
         (0, 2, 0, COUNT // 2),
         (0, 8, 0, COUNT // 8),
-        (0, 32, 0, 8 // 2),  # windows of 8, 16, 32 and the 8 codes that are left
-        (0, 1000, 0, 8 // 2),
-        (0, 32, MOST_ROWS - 1, 4),
+        (0, 32, 0, 3),  # windows of 16 and 32, and the 16 codes that are left
+        (0, 1000, 0, 3),
+        (0, 32, MOST_ROWS - 1, 3),
         (0, 32, MOST_ROWS, COUNT),
-        (None, 32, 0, 5),  # nothing to guess the first code by; then the code before
-        (7, 32, 0, 16),  # every guess is wrong once; what a pass drew after the first wrong one is guessed next
+        (None, 32, 0, 4),  # nothing to guess the first code by; then the code before
+        (7, 32, 0, 6),  # every guess is wrong once; what a pass drew after the first wrong one is guessed next
     ],
 )
 def test_passes_of_an_image(
