@@ -19,7 +19,8 @@ MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memor
 RUNTIME_BYTES = {"cpu": 200_000_000, "mps": 600_000_000, "cuda": 600_000_000}  # kernels and libraries of a device
 WIDTHS = {"fp32": 4, "bf16": 2}
 TRAINED_TOKENS = 5_100  # of one sequence in training: the longest of the authors' code
-LORA_RANK, LORA_CHUNK = 16, 1_024  # of the adapters; positions whose logits exist at once
+LORA_RANK = 16
+CHUNKED_LOGITS, LOGIT_BYTES = 1 << 25, 12  # of a loss that exist at once; bytes of each with its gradient
 _ENCODER_COPIES = 6.2  # activations at full resolution at the encoder's peak, measured with the 7B's VQ in fp32
 
 
@@ -81,27 +82,26 @@ def memory_needs(
 def training_needs(
     config: ModelConfig, entries: Mapping[str, TensorEntry], *, width: int, device: str, tokens: int = TRAINED_TOKENS
 ) -> dict[str, int]:
-    """Bytes to train on one sequence of ``tokens`` at a time, by kind of job.
+    """Bytes of each kind of job at its least: layers recomputed, one sequence of ``tokens`` at a time.
 
     ``full_*`` train every weight, in fp32 with AdamW; the forward runs with numbers of ``width`` bytes. ``lora_*`` keep
-    the weights in ``width`` bytes, train adapters of rank 16 on every matrix, keep one state a layer and position, and
-    compute the rest of a layer again in the backward pass. PeRPO adds the engine's weights and the rollouts' KV: of two
-    at a time, or with adapters of a group of eight; and in full a reference policy.
+    the weights in ``width`` bytes and train pairs of rank 16 on every matrix. Both keep the input of each layer, and
+    one layer's activations in the backward pass. PeRPO adds the engine's own weights, the keys and values of two
+    rollouts at a time, unchunked logits and, in full, a reference policy.
     """
     t, v = config.transformer, config.transformer.vocab_size
     still = RUNTIME_BYTES[device] + memory_needs(config, entries, width=4).weights - 4 * parameters(t)  # and the VQ
-    states = tokens * layer_activations(t, width=width)
-    casts = width * (parameters(t) if width == 2 else t.num_layers * _stacked(t))
+    states = tokens * (layer_activations(t, width=width) + 4 * t.num_layers * t.hidden_size)
+    states += 2 * (width + 4) * layer_parameters(t)  # the layer's stacked weights and their gradient
+    logits = LOGIT_BYTES * min(tokens * v, CHUNKED_LOGITS)
     kv = 2 * t.num_layers * t.num_kv_heads * t.head_dim * tokens
-    full = still + 16 * parameters(t) + casts + t.num_layers * states + 12 * tokens * v
-    adapters = 16 * LORA_RANK * t.num_layers * _lora_edges(t)
-    lora = still + width * parameters(t) + adapters + states + 4 * tokens * t.num_layers * t.hidden_size
-    lora += 12 * min(tokens, LORA_CHUNK) * v
+    full = still + 16 * parameters(t) + states
+    lora = still + width * parameters(t) + 16 * LORA_RANK * t.num_layers * _lora_edges(t) + states
     return {
-        "lora_pesft": lora,
-        "full_pesft": full,
-        "lora_perpo": lora + width * (parameters(t) + 8 * kv),
-        "full_perpo": full + 4 * (2 * parameters(t) + 2 * kv),
+        "lora_pesft": lora + logits,
+        "full_pesft": full + logits,
+        "lora_perpo": lora + LOGIT_BYTES * tokens * v + width * (parameters(t) + 2 * kv),
+        "full_perpo": full + LOGIT_BYTES * tokens * v + 4 * (2 * parameters(t) + 2 * kv),
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 from model.checkpoint.manifest import Perception
+from model.checkpoint.memory import image_work
 from model.images.guards import copied_share as copied_share
 from model.images.guards import flatness as flatness
 from model.images.guards import is_flat as is_flat
 from model.images.guards import perception_score as perception_score
 from model.images.view import Fit, model_view
 from model.nets.vq import VQModel
+
+WORK_BYTES = 1 << 30
+_T = TypeVar("_T")
 
 
 def to_pixels(images: Sequence[Image.Image], device: str | torch.device = "cpu") -> Tensor:
@@ -47,8 +52,14 @@ def encode_images(
         return []
     fits = fits or ["crop"] * len(images)
     views = [model_view(image, vq.config, fit) for image, fit in zip(images, fits, strict=True)]
-    codes = vq.encode(to_pixels(views, vq.codebook.device))
-    return [tuple(row) for row in codes.tolist()]
+    codes = [vq.encode(to_pixels(part, vq.codebook.device)) for part in _parts(views, vq)]
+    return [tuple(row) for part in codes for row in part.tolist()]
+
+
+def _parts(images: Sequence[_T], vq: VQModel) -> list[Sequence[_T]]:
+    """Images in batches whose activations stay within `WORK_BYTES`: one at a time at the 7B's size."""
+    size = max(1, WORK_BYTES // image_work(vq.config))
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def decode_codes(vq: VQModel, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
@@ -63,7 +74,8 @@ def decode_codes(vq: VQModel, codes: Sequence[Sequence[int]]) -> list[Image.Imag
     for grid in codes:
         if len(grid) != wanted:
             raise ValueError(f"an image has {wanted} codes, got {len(grid)}")
-    return to_images(vq.decode(torch.tensor([list(grid) for grid in codes], device=vq.codebook.device)))
+    parts = _parts([list(grid) for grid in codes], vq)
+    return [image for part in parts for image in to_images(vq.decode(torch.tensor(part, device=vq.codebook.device)))]
 
 
 def decode_partial(vq: VQModel, known: Sequence[int], previous: Sequence[int] | None = None) -> Image.Image:

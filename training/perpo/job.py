@@ -39,6 +39,7 @@ from training.jobs.checkpoints import (
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, SettingsChanged, load_optimizer
 from training.jobs.lora import adapter_writer, base_dtype, begin
+from training.jobs.memory import require_memory
 from training.jobs.precision import job_precision
 from training.perpo.collect import Collector, StepBatch
 from training.perpo.ema import MovingAverage
@@ -89,6 +90,7 @@ class _Run:
         hp = spec.hyperparameters
         precision = job_precision(ctx, hp.precision, ctx.run_folder(self.stage))
         self.hp = hp = hp.model_copy(update={"precision": precision})
+        require_memory(ctx, "perpo", lora=hp.lora is not None, precision=precision)
         self.base = base = load_base(ctx, dtype=base_dtype(hp.lora, precision))
         assert base.vq is not None
         self.policy = base.transformer

@@ -39,6 +39,7 @@ from training.jobs.checkpoints import (
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.loop import RunFolder, RunStopped, SettingsChanged
 from training.jobs.lora import adapter_writer, base_dtype, begin
+from training.jobs.memory import require_memory
 from training.jobs.precision import job_precision
 from training.pesft.looks import Looks
 from training.pesft.loop import RunHost, SFTModel, SFTSpec, State, train_sft
@@ -63,6 +64,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
     folder = ctx.run_folder(stage)
     precision = job_precision(ctx, hyper.precision, folder)
     draws = hyper.variant == "interleaved"
+    require_memory(ctx, "pesft", lora=hyper.lora is not None, precision=precision)
     base = load_base(ctx, template=hyper.template, must_draw=draws, dtype=base_dtype(hyper.lora, precision))
     data, account = load_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.manifest import Perception
+from model.checkpoint.memory import image_work
 from model.checkpoint.shards import SHIPPED
 from model.images.codes import (
     copied_share,
@@ -67,6 +69,25 @@ def test_batch_encoding_equals_single_images(vq: VQModel) -> None:
         torch.tensor(c) for c in (encode_images(vq, images), [encode_images(vq, [i])[0] for i in images])
     )
     assert_same_codes(vq, to_pixels(images), together, alone)
+
+
+def test_large_images_pass_the_vq_in_batches_that_fit(vq: VQModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images within the memory of two: batches of 2, 2 and 1, in order, encoded and decoded."""
+    monkeypatch.setattr("model.images.codes.WORK_BYTES", 2 * image_work(vq.config))
+    sizes: list[int] = []
+    for name in ("encode", "decode"):
+        whole = getattr(VQModel, name)
+
+        def counted(model: VQModel, batch: torch.Tensor, whole: Any = whole) -> Any:
+            sizes.append(len(batch))
+            return whole(model, batch)
+
+        monkeypatch.setattr(VQModel, name, counted)
+    images = [Image.new("RGB", (16, 16), (50 * n, 0, 90)) for n in range(5)]
+    codes = encode_images(vq, images)
+    assert len(decode_codes(vq, codes)) == 5
+    assert sizes == [2, 2, 1, 2, 2, 1]
+    assert_same_codes(vq, to_pixels(images[4:]), torch.tensor(codes[4:]), torch.tensor(encode_images(vq, images[4:])))
 
 
 def test_codes_decode_to_model_size(vq: VQModel) -> None:

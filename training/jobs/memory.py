@@ -1,0 +1,41 @@
+"""Refuses a job that cannot fit the device, before its base is loaded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from model.checkpoint.memory import WIDTHS, training_needs
+from model.checkpoint.shards import CheckpointError, read_entries
+from model.config import ConfigError, ModelConfig
+from model.engine.device import total_bytes
+from model.precision import resolve_precision
+from training.jobs.context import JobContext, JobError
+from training.spec.hyperparameters import Precision
+
+GIB = 1 << 30
+
+
+def require_memory(ctx: JobContext, method: Literal["pesft", "perpo"], *, lora: bool, precision: Precision) -> None:
+    """Compare what the job needs before its first token with the memory of its device.
+
+    Raises:
+        JobError: ``insufficient_memory`` with the figures, or ``bad_checkpoint``.
+    """
+    device = torch.device(ctx.device)
+    try:
+        config, entries = ModelConfig.read(ctx.base_folder), read_entries(ctx.base_folder)
+    except (CheckpointError, ConfigError) as error:
+        raise JobError("bad_checkpoint", str(error)) from error
+    width = WIDTHS[resolve_precision(precision, device)]
+    needed = training_needs(config, entries, width=width, device=device.type, tokens=1)
+    kind = f"{'lora' if lora else 'full'}_{method}"
+    memory = total_bytes(device)
+    if needed[kind] > memory:
+        remedy = "" if lora else f"; with `lora` it would be {needed[f'lora_{method}'] / GIB:.1f} GiB"
+        raise JobError(
+            "insufficient_memory",
+            f"training {ctx.spec.base_checkpoint} takes at least {needed[kind] / GIB:.1f} GiB before its first token, "
+            f"and {device.type} has {memory / GIB:.1f} GiB{remedy}; `omni-r1 doctor FOLDER` shows what it takes",
+        )
