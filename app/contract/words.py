@@ -20,7 +20,7 @@ Replacement = Literal["previous", "blank", "question", "other", "reference", "no
 GroupStatus = Literal["running", "paused", "completed"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
-PAGES = ("gallery", "training", "checkpoints", "about")  # in addition to the studio at /
+PAGES = ("gallery", "training", "runs", "checkpoints", "about")  # in addition to the studio at /
 Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]
 DataMethod = Literal["pesft", "perpo", "zero", "benchmark"]  # what a data set is checked for
 

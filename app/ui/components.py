@@ -45,6 +45,7 @@ NAVIGATION = (
     ("studio", "/", "Studio"),
     ("gallery", "/gallery", "Gallery"),
     ("training", "/training", "Training"),
+    ("runs", "/runs", "Runs"),
     ("checkpoints", "/checkpoints", "Checkpoints"),
     ("about", "/about", "About"),
 )

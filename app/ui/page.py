@@ -17,6 +17,7 @@ from app.ui.about import about_page
 from app.ui.checkpoints import checkpoints_page
 from app.ui.components import SITE
 from app.ui.gallery import gallery_page
+from app.ui.runs import runs_page
 from app.ui.studio import studio_page
 from app.ui.training import training_page
 
@@ -35,6 +36,7 @@ HEAD = """
 <link rel="stylesheet" href="/static/tour/tour.css">
 <link rel="stylesheet" href="/static/why/why.css">
 <link rel="stylesheet" href="/static/training/training.css">
+<link rel="stylesheet" href="/static/runs/runs.css">
 <link rel="stylesheet" href="/static/checkpoints/checkpoints.css">
 <link rel="icon" type="image/svg+xml" href="/static/logo.svg">
 <link rel="modulepreload" href="/static/viewer/viewer.js">
@@ -48,13 +50,15 @@ try {
 
 
 def build_ui(client: Client) -> gr.Blocks:
-    """Studio, Gallery, Training, Checkpoints and About. ``client`` is not used before a page is opened."""
+    """Studio, Gallery, Training, Runs, Checkpoints and About. ``client`` is not used before a page is opened."""
     with gr.Blocks(title=SITE, fill_width=True, analytics_enabled=False) as blocks:
         studio_page()
     with blocks.route("Gallery", "gallery", show_in_navbar=False):
         gallery_page()
     with blocks.route("Training", "training", show_in_navbar=False):
         training_page()
+    with blocks.route("Runs", "runs", show_in_navbar=False):
+        runs_page()
     with blocks.route("Checkpoints", "checkpoints", show_in_navbar=False):
         checkpoints_page()
     with blocks.route("About", "about", show_in_navbar=False):

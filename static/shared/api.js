@@ -135,6 +135,10 @@ export const api = {
   dataset: (datasetId, method) => call(`/v1/datasets/${id(datasetId)}${method ? `?method=${id(method)}` : ''}`),
   jobs: (filters = {}, options = {}) => call(`/v1/jobs?${new URLSearchParams(filters)}`, options),
   job: (jobId, options) => call(`/v1/jobs/${id(jobId)}`, options),
+  updateJob: (jobId, change) => call(`/v1/jobs/${id(jobId)}`, { method: 'PATCH', json: change }),
+  continueJob: (jobId, more) => call(`/v1/jobs/${id(jobId)}/continue`, { method: 'POST', json: more }),
+  series: (jobIds, keys, query = {}) =>
+    call(`/v1/jobs/metrics?${new URLSearchParams({ ids: jobIds.join(','), keys: keys.join(','), ...query })}`),
   startJob: (spec) => call('/v1/jobs', { method: 'POST', json: spec }),
   cancelJob: (jobId) => call(`/v1/jobs/${id(jobId)}/cancel`, { method: 'POST' }),
   resumeJob: (jobId) => call(`/v1/jobs/${id(jobId)}/resume`, { method: 'POST' }),

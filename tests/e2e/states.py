@@ -16,6 +16,7 @@ from tests.e2e.browser import Studio, asked_in_address, picture_file, status
 from training.data.traces import trace_row
 
 TRAINING = "html[data-training=ready]"
+RUNS = "html[data-runs=ready]"
 CHECKPOINTS = "html[data-checkpoints=ready]"
 CARDS = ".or-card[data-trace]"
 TOO_LONG = "word " * 420
@@ -84,6 +85,7 @@ def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
     yield from why_states(window)
     yield from gallery_states(window)
     yield from training_states(window, job)
+    yield "runs", window.page(f"/runs?runs={job}", ready=RUNS)
     yield from checkpoint_states(window)
     yield "about", window.page("/about", ready=".or-about-section >> nth=2")
 

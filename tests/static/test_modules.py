@@ -17,6 +17,7 @@ HOUSES = (
     "checkpoints",
     "compare",
     "curate",
+    "runs",
     "shared",
     "studio",
     "tour",
@@ -33,7 +34,7 @@ def test_modules_pass_their_own_tests() -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed; the browser tests still run the modules")
-    files = sorted(str(path) for path in HERE.glob("*.test.mjs"))
+    files = sorted(str(path) for path in (*HERE.glob("*.test.mjs"), *HERE.glob("*/*.test.mjs")))
     done = subprocess.run([node, "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert re.search(r"# pass [1-9]", done.stdout)

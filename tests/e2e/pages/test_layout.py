@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.browser import Open
 from tests.e2e.layout import WIDTHS, stands_well
 from tests.e2e.states import (
+    RUNS,
     branch_states,
     checkpoint_states,
     curation_states,
@@ -49,9 +50,11 @@ def test_gallery_and_about_layout_at_every_width(studio: Open, slow_url: str) ->
     stands_well(window.page("/about", ready=".or-about-section >> nth=2"))
 
 
-def test_training_layout_at_every_width(studio: Open, slow_url: str, recipe: str) -> None:
-    for _, page in training_states(studio(slow_url), recipe):
+def test_training_and_runs_layout_at_every_width(studio: Open, slow_url: str, recipe: str) -> None:
+    window = studio(slow_url)
+    for _, page in training_states(window, recipe):
         stands_well(page)
+    stands_well(window.page(f"/runs?runs={recipe}", ready=RUNS))
 
 
 def test_checkpoints_layout_at_every_width(studio: Open, slow_url: str) -> None:
