@@ -74,11 +74,14 @@ class Model:
         *,
         device: torch.device,
         settings: Configure,
-        memory: int,
+        memory: int | None = None,
         wait_for_images: Callable[[], None] = lambda: None,
     ) -> Model:
-        """Read a folder and run a warm-up step, so that the first request does not pay for it."""
-        plan = serving_plan(Path(folder), settings, device, memory)
+        """Read a folder and run a warm-up step, so that the first request does not pay for it.
+
+        `memory` bytes may be used; None: all of the device's.
+        """
+        plan = serving_plan(Path(folder), settings, device, memory or total_bytes(device))
         loaded = load_checkpoint(folder, device=device, dtype=plan.dtype, context_len=plan.context_len)
         wait_for_images()
         engine = Engine(

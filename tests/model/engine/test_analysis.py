@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint
 from model.engine.analysis import attention_to, likeliest, token_logprobs
+from model.engine.commands import Configure
 from model.engine.engine import Engine
 from model.engine.messages import WholeResponse
 from model.engine.phases import Legal
@@ -171,7 +172,7 @@ def copying_model(folder: str) -> Model:
     Keys of such codes point where every query does, values are +1 or -1, and the two words read their mean. The feature
     lies in the pair of dimensions that the rotation turns least.
     """
-    model = Model.load("copying", str(folder), 1, device=torch.device("cpu"), num_slots=2)
+    model = Model.load("copying", str(folder), 1, device=torch.device("cpu"), settings=Configure("cpu", 2, None))
     transformer = copy.deepcopy(load_checkpoint(folder).transformer)
     vocab, encode = model.loaded.vocab, model.loaded.template.tokenizer.encode
     state = {name: torch.zeros_like(value) for name, value in transformer.state_dict().items()}
@@ -221,7 +222,7 @@ def an_example(model: Model, seed: int, tells: str) -> WholeResponse:
 
 def trained_model(folder: str, *, tells: str) -> Model:
     """The tiny model after a few hundred steps on such examples."""
-    model = Model.load("trained", str(folder), 1, device=torch.device("cpu"), num_slots=2)
+    model = Model.load("trained", str(folder), 1, device=torch.device("cpu"), settings=Configure("cpu", 2, None))
     transformer = load_checkpoint(folder).transformer.requires_grad_(True)
     optimizer = torch.optim.AdamW(transformer.parameters(), lr=3e-3, weight_decay=0.0)
     prompt = model.loaded.template.prompt_ids("Which colour?", [])

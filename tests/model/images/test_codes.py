@@ -14,6 +14,7 @@ from model.checkpoint.checkpoint import load_checkpoint
 from model.checkpoint.manifest import Perception
 from model.checkpoint.memory import image_work
 from model.checkpoint.shards import SHIPPED
+from model.engine.commands import Configure
 from model.images.codes import (
     copied_share,
     decode_codes,
@@ -197,7 +198,9 @@ def test_decoding_is_independent_of_the_batch(in_bf16: bool, monkeypatch: pytest
     if in_bf16 and not cpu_has_bf16():
         pytest.skip("this CPU has no bf16 in hardware")
     monkeypatch.setattr("model.nets.vq.cpu_has_bf16", lambda: in_bf16)
-    model = Model.load("nano", str(SHIPPED / "nano-omni-r1"), 1, device=torch.device("cpu"), num_slots=2)
+    model = Model.load(
+        "nano", str(SHIPPED / "nano-omni-r1"), 1, device=torch.device("cpu"), settings=Configure("cpu", 2, None)
+    )
     codes = torch.randint(0, 512, (5, 64), generator=torch.Generator().manual_seed(0)).tolist()
     alone = [model.draw([grid])[0] for grid in codes]
     assert len({result.png for result in alone}) == 5
