@@ -50,6 +50,7 @@ from app.http.routes import (
     login,
     responses,
     rewards,
+    sweeps,
     system,
     tasks,
     traces,
@@ -63,6 +64,7 @@ from app.jobs.runner import COMMAND
 from app.jobs.runs import Runs
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
+from app.jobs.sweeps import Sweeps
 from app.runtime import BuildUI, Runtime, UISlot, publish
 from app.server import BAD_START, StudioServer, bind, run_app
 from app.storage.database import Database
@@ -107,6 +109,7 @@ ROUTES = (
     datasets,
     checkpoints,
     rewards,
+    sweeps,
 )
 # Multipart overhead on top of the largest image.
 ENVELOPE_BYTES = 65_536
@@ -247,6 +250,7 @@ def build_services(
         interventions=interventions,
         jobs=jobs,
         runs=Runs(core.db, jobs),
+        sweeps=Sweeps(core.db, home, jobs),
         servers=servers,
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(core.db),
@@ -321,14 +325,9 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
     """The training jobs."""
     roots, custom = core.settings.allowed_roots, CustomRules(core.settings.rewards_dir)
     intake = JobIntake(core.db, registry, core.images, home=core.home, roots=roots, custom=custom)
+    db, home = core.db, core.home
     return JobService(
-        core.settings,
-        db=core.db,
-        home=core.home,
-        checkpoints=registry,
-        activation=activation,
-        intake=intake,
-        command=command,
+        core.settings, db=db, home=home, checkpoints=registry, activation=activation, intake=intake, command=command
     )
 
 

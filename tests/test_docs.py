@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.jobs import build_spec
 from app.cli.main import build_parser
+from app.cli.specs import build_spec
 from app.common.settings import PREFIX, Settings
 from app.contract.events import TRACE_EVENTS
 from app.contract.events_jobs import JOB_EVENTS

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args
 
 from tqdm import tqdm
 
+from app.cli.specs import bad, build_spec, change, read_spec
 from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, clean, one_line, remark, table, write
 from app.client import BadInput, Client
 from app.client.sse import Event
 from app.client.types import Job
+from app.client.types_runs import Sweep, SweepEntry
 from app.contract.words import DataMethod
-from training.spec.spec import PRESETS
 
-# Base checkpoints of methods without their own preset, unless --base is given.
-BASES = {"zero": "nano-base", "benchmark": "nano-omni-r1"}
-ZERO = PRESETS["nano-zero"]
 SHOWN_METRICS = ("loss/ce", "reward/total", "reward/accuracy", "accuracy/all", "zero/accepted_share")
 
 
@@ -32,7 +28,7 @@ def train(args: Namespace) -> int:
             spec = build_spec(args)
             if args.data:
                 spec["data"] = _upload(client, args.data, args.method)
-                _change(spec, [change for change in args.set if change.startswith("data.")])
+                change(spec, [change for change in args.set if change.startswith("data.")])
             job = client.create_job(spec)
         except BadInput as error:
             raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
@@ -52,28 +48,6 @@ def _upload(client: Client, file: str, method: str) -> dict[str, Any]:
     for one in uploaded["rejected"]["first"][:3] if checked else ():
         remark(f"rejected {one['where']}: {one['detail']} ({one['code']})")
     return {"source": "jsonl", "path": uploaded["path"]}
-
-
-def build_spec(args: Namespace) -> dict[str, Any]:
-    """Builds the spec from the arguments: a preset or --spec, overridden by single options."""
-    spec = _given(args.spec) if args.spec else _preset(args.method, args.preset)
-    if spec.setdefault("method", args.method) != args.method:
-        raise _bad(f"the spec is for {spec['method']!r}: omni-r1 train {spec['method']}")
-    direct = {"base_checkpoint": args.base, "seed": args.seed, "output_name": args.output_name, "gpu": args.gpu}
-    spec |= {name: value for name, value in direct.items() if value is not None}
-    if args.activate:
-        spec["activate"] = True
-    _change(spec, args.set)
-    return spec
-
-
-def _change(spec: dict[str, Any], changes: Sequence[str]) -> None:
-    """Applies NAME=VALUE of --set."""
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals or not name:
-            raise _bad(f"--set expects NAME=VALUE, e.g. hyperparameters.steps=40, not {change!r}")
-        _put(spec, name.split("."), _value(text))
 
 
 def jobs_list(args: Namespace) -> int:
@@ -144,13 +118,13 @@ def continue_(args: Namespace) -> int:
 def label(args: Namespace) -> int:
     """Names, tags or annotates a job."""
     given = {"name": args.name, "tags": args.tag, "note": args.note}
-    change = {key: value for key, value in given.items() if value is not None}
-    if "tags" in change:
-        change["tags"] = [tag for tag in args.tag if tag]  # --tag "" removes them all
-    if not change:
-        raise _bad("give --name, --tag or --note")
+    wanted = {key: value for key, value in given.items() if value is not None}
+    if "tags" in wanted:
+        wanted["tags"] = [tag for tag in args.tag if tag]  # --tag "" removes them all
+    if not wanted:
+        raise bad("give --name, --tag or --note")
     with Client(args.url) as client:
-        job = client.update_job(args.id, **{**change, **({"name": None} if args.name == "" else {})})
+        job = client.update_job(args.id, **{**wanted, **({"name": None} if args.name == "" else {})})
     write(json.dumps(job, ensure_ascii=False, indent=2) + "\n" if args.json else _text(job))
     return EXIT_OK
 
@@ -161,6 +135,87 @@ def delete(args: Namespace) -> int:
         client.delete_job(args.id)
     remark(f"job {args.id} deleted; its checkpoints stay")
     return EXIT_OK
+
+
+# ---- sweeps
+
+
+def sweep(args: Namespace) -> int:
+    """Starts a job for each combination of a grid."""
+    given = read_spec(args.file)
+    if unknown := sorted(given.keys() - {"name", "spec", "grid"}):
+        raise bad(f"unknown keys: {', '.join(unknown)}; a sweep has name, spec and grid")
+    with Client(args.url) as client:
+        try:
+            made = client.create_sweep(
+                given.get("spec", {}), given.get("grid", {}), name=args.name or given.get("name")
+            )
+        except BadInput as error:
+            raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
+        if not args.detach:
+            for job in made["jobs"]:
+                remark(f"{job['id']}  {_values(job)}")
+                for _ in client.job_events(job["id"]):
+                    pass
+            made = client.sweep(made["id"])
+    return _show_sweep(made, as_json=args.json)
+
+
+def sweeps_list(args: Namespace) -> int:
+    """Lists the newest sweeps."""
+    with Client(args.url) as client:
+        page = client.sweeps(limit=args.limit)
+    if args.json:
+        write(json.dumps(page["data"], ensure_ascii=False, indent=2) + "\n")
+        return EXIT_OK
+    rows = [[one["id"], one["name"] or "-", _counts(one), one["created_at"][:16]] for one in page["data"]]
+    write(table(["sweep", "name", "runs", "created"], rows))
+    return EXIT_OK
+
+
+def sweeps_show(args: Namespace) -> int:
+    """Shows a sweep as one table."""
+    with Client(args.url) as client:
+        return _show_sweep(client.sweep(args.id), as_json=args.json)
+
+
+def sweeps_cancel(args: Namespace) -> int:
+    """Stops the jobs of a sweep that have not ended."""
+    with Client(args.url) as client:
+        return _show_sweep(client.cancel_sweep(args.id), as_json=args.json)
+
+
+def sweeps_resume(args: Namespace) -> int:
+    """Queues the jobs of a sweep again that did not succeed."""
+    with Client(args.url) as client:
+        return _show_sweep(client.resume_sweep(args.id), as_json=args.json)
+
+
+def _show_sweep(made: Sweep, *, as_json: bool) -> int:
+    if as_json:
+        write(json.dumps(made, ensure_ascii=False, indent=2) + "\n")
+    else:
+        metrics = [key for key in SHOWN_METRICS if any(key in job["metrics"] for job in made["jobs"])]
+        rows = [
+            [job["id"], job["status"], _values(job), *(_number(job["metrics"].get(key)) for key in metrics)]
+            for job in made["jobs"]
+        ]
+        write(table(["job", "status", "values", *metrics], rows))
+        remark(f"sweep {made['id']}: {_counts(made)}")
+    return EXIT_OK if all(job["status"] not in ("failed", "interrupted") for job in made["jobs"]) else EXIT_FAILED
+
+
+def _values(job: Job) -> str:
+    values = job["sweep"]["values"] if job["sweep"] else {}
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+
+
+def _counts(made: Sweep | SweepEntry) -> str:
+    return ", ".join(f"{count} {status}" for status, count in made["counts"].items())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format(value, ".4g")
 
 
 # ---- following
@@ -243,59 +298,6 @@ class _Bars:
         if self._bar is not None:
             self._bar.clear()
         remark(text)
-
-
-# ---- specifications
-
-
-def _preset(method: str, name: str | None) -> dict[str, Any]:
-    if name is None:
-        name = next((p.name for p in PRESETS.values() if p.card and p.spec["method"] == method), None)
-        if name is None:
-            spec = {"base_checkpoint": BASES.get(method, "nano-base"), "data": {"source": "unitasks"}}
-            # Zero alone starts as in the pipeline.
-            return spec | ({"hyperparameters": dict(ZERO.spec["hyperparameters"]["zero"])} if method == "zero" else {})
-    if name not in PRESETS:
-        raise _bad(f"unknown preset {name!r}; presets: {', '.join(PRESETS)}")
-    found: dict[str, Any] = json.loads(json.dumps(PRESETS[name].spec))
-    return found
-
-
-def _given(text: str) -> dict[str, Any]:
-    if text == "-":
-        text = sys.stdin.read()
-    elif not text.lstrip().startswith("{"):
-        try:
-            text = Path(text).read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise _bad(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        spec = json.loads(text)
-    except ValueError as error:
-        raise _bad(f"the spec is not valid JSON: {error}") from None
-    if not isinstance(spec, dict):
-        raise _bad("the spec must be a JSON object")
-    return spec
-
-
-def _value(text: str) -> Any:
-    with suppress(ValueError):
-        return json.loads(text)
-    return text
-
-
-def _put(spec: dict[str, Any], names: list[str], value: Any) -> None:
-    at = spec
-    for name in names[:-1]:
-        inner = at.get(name)
-        if not isinstance(inner, dict):
-            inner = at[name] = {}
-        at = inner
-    at[names[-1]] = value
-
-
-def _bad(detail: str) -> CommandError:
-    return CommandError(detail, EXIT_BAD_INPUT)
 
 
 def _every_field(error: BadInput) -> str:

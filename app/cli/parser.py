@@ -62,6 +62,7 @@ def build_parser() -> _Parser:
     _add_grade(commands)
     _add_train(commands)
     _add_jobs(commands)
+    _add_sweeps(commands)
     _add_convert(commands)
     _add_doctor(commands)
     return parser
@@ -102,7 +103,7 @@ def _add_ask(commands: _Commands[_Parser]) -> None:
 
 def _add_branch(commands: _Commands[_Parser]) -> None:
     text = "keep the first steps of a trace on a running server, optionally edited, and let the model go on from there"
-    parser = _command(commands, "branch", "app.cli.branch:branch", text)
+    parser = _command(commands, "branch", "app.cli.traces:branch", text)
     parser.add_argument("trace", metavar="TRACE", type=filled, help="id of a trace that has ended or is paused")
     parser.add_argument(
         "--after", metavar="K", type=whole(0, MAX_STEPS), required=True, help="keep steps 1 to K; 0 keeps none"
@@ -126,7 +127,7 @@ def _add_branch(commands: _Commands[_Parser]) -> None:
 
 def _add_why(commands: _Commands[_Parser]) -> None:
     text = "measure how much a trace on a running server relies on its images, and what replacing them changes"
-    parser = _command(commands, "why", "app.cli.why:why", text)
+    parser = _command(commands, "why", "app.cli.traces:why", text)
     parser.add_argument("trace", metavar="TRACE", help="id of a trace with an answer")
     kinds = get_args(Replacement)
     parser.add_argument("--with", dest="with_", metavar="KIND", action="append", choices=kinds, help=", ".join(kinds))
@@ -273,7 +274,7 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
     parser = _command(methods, name, "app.cli.jobs:train", f"{what}, as a job on a running server")
     parser.set_defaults(method=name)
     parser.add_argument("--preset", help="preset to start from (the training page's)")
-    parser.add_argument("--spec", help="a whole spec instead: JSON, a file, or - for stdin")
+    parser.add_argument("--spec", help="a whole spec instead: JSON, a JSON or YAML file, or - for stdin")
     parser.add_argument("--base", metavar="CHECKPOINT", help="checkpoint to start from (the preset's)")
     parser.add_argument(
         "--set",
@@ -343,6 +344,25 @@ def _add_jobs(commands: _Commands[_Parser]) -> None:
     label.add_argument("--name", help='several jobs may have the same; "" removes it')
     label.add_argument("--tag", action="append", help='in place of its tags; repeatable; "" removes them')
     label.add_argument("--note", help='"" removes it')
+    _everywhere(parser, actions)
+
+
+def _add_sweeps(commands: _Commands[_Parser]) -> None:
+    sweep = _command(commands, "sweep", "app.cli.jobs:sweep", "start a job for each combination of a grid")
+    sweep.add_argument("file", metavar="FILE", type=filled, help="YAML or JSON with name, spec and grid; - for stdin")
+    sweep.add_argument("--name", help="(the file's)")
+    sweep.add_argument("--detach", action="store_true", help="do not wait for its jobs")
+    sweep.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_url(sweep)
+    parser = _command(commands, "sweeps", "app.cli.jobs:sweeps_list", "list sweeps; show, stop or resume one")
+    parser.add_argument("--limit", type=whole(1, MAX_PAGE), default=20, help=f"at most {MAX_PAGE} (20)")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    for name, what in {
+        "show": "show one as a table",
+        "cancel": "stop its jobs",
+        "resume": "queue its jobs again that did not succeed",
+    }.items():
+        _command(actions, name, f"app.cli.jobs:sweeps_{name}", what).add_argument("id", metavar="ID", type=filled)
     _everywhere(parser, actions)
 
 

@@ -13,8 +13,9 @@ import httpx
 
 from app.client.follow import GIVE_UP_S, follow
 from app.client.sse import Event, JobCursor
-from app.client.types import Job, JobPage, MetricsPage
+from app.client.types import Job, JobPage
 from app.client.types_data import DataRejection, Dataset
+from app.client.types_runs import MetricsPage
 from app.contract.words import DataMethod
 
 KINDS = {b"PAR1": "application/vnd.apache.parquet", b"PK\3\4": "application/zip"}  # by the first bytes

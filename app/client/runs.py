@@ -1,14 +1,14 @@
-"""Calls over many jobs: labels, series; a mixin of `app.client.Client`."""
+"""Calls over many jobs: labels, series, sweeps; a mixin of `app.client.Client`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 from app.client.curation import UNCHANGED, Unchanged
 from app.client.types import Job
-from app.client.types_runs import SeriesList
+from app.client.types_runs import SeriesList, Sweep, SweepPage
 
 
 class _Connection(Protocol):
@@ -65,3 +65,33 @@ class RunCalls:
         wanted = {"ids": ",".join(job_ids), "keys": ",".join(keys), "points": points, "from": first, "to": last}
         params = {name: value for name, value in wanted.items() if value is not None}
         return cast(SeriesList, self._json("GET", "/v1/jobs/metrics", params=params))
+
+    def create_sweep(
+        self: _Connection,
+        spec: Mapping[str, Any],
+        grid: Mapping[str, Sequence[Any]],
+        *,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Sweep:
+        """Queues a job for each combination of the values in `grid`, by path in the spec. Raises BadInput."""
+        body = {"spec": dict(spec), "grid": {path: list(values) for path, values in grid.items()}, "name": name}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return cast(Sweep, self._json("POST", "/v1/sweeps", json=body, headers=headers))
+
+    def sweep(self: _Connection, sweep_id: str) -> Sweep:
+        """A sweep with its jobs. Raises NotFound."""
+        return cast(Sweep, self._json("GET", f"/v1/sweeps/{quote(sweep_id, safe='')}"))
+
+    def sweeps(self: _Connection, *, limit: int = 20, after: str | None = None) -> SweepPage:
+        """One page of sweeps, newest first; `after` is the last id of the previous page."""
+        params = {"limit": limit} | ({} if after is None else {"after": after})
+        return cast(SweepPage, self._json("GET", "/v1/sweeps", params=params))
+
+    def cancel_sweep(self: _Connection, sweep_id: str) -> Sweep:
+        """Stops the jobs of a sweep that have not ended."""
+        return cast(Sweep, self._json("POST", f"/v1/sweeps/{quote(sweep_id, safe='')}/cancel"))
+
+    def resume_sweep(self: _Connection, sweep_id: str) -> Sweep:
+        """Queues the jobs of a sweep again that ended without success and can be resumed."""
+        return cast(Sweep, self._json("POST", f"/v1/sweeps/{quote(sweep_id, safe='')}/resume"))

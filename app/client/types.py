@@ -345,6 +345,13 @@ class Continues(TypedDict):
     differs: list[str]
 
 
+class SweepOfJob(TypedDict):
+    """The sweep of a job, and its own values there, by path in the spec."""
+
+    id: str
+    values: dict[str, Any]
+
+
 class Job(TypedDict):
     """A job of `GET /v1/jobs/{id}`."""
 
@@ -355,6 +362,7 @@ class Job(TypedDict):
     tags: list[str]
     note: str | None
     continues: Continues | None
+    sweep: SweepOfJob | None
     progress: Progress | None
     metrics: dict[str, float | None]
     spec: dict[str, Any]
@@ -376,21 +384,4 @@ class JobPage(TypedDict):
     """A page of jobs; `has_more` if older ones follow."""
 
     data: list[Job]
-    has_more: bool
-
-
-class MetricsRow(TypedDict):
-    """The metrics of one training step; `seq` is the position in the job's log."""
-
-    seq: int
-    stage: str
-    step: int
-    values: dict[str, float | None]
-    time: str
-
-
-class MetricsPage(TypedDict):
-    """A page of metrics; `has_more` if later rows follow."""
-
-    data: list[MetricsRow]
     has_more: bool

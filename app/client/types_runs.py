@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
+
+from app.client.types import Job
+from app.contract.words import JobStatus
+
+
+class MetricsRow(TypedDict):
+    """The metrics of one training step; `seq` is the position in the job's log."""
+
+    seq: int
+    stage: str
+    step: int
+    values: dict[str, float | None]
+    time: str
+
+
+class MetricsPage(TypedDict):
+    """A page of metrics; `has_more` if later rows follow."""
+
+    data: list[MetricsRow]
+    has_more: bool
 
 
 class Point(TypedDict):
@@ -42,3 +62,27 @@ class SeriesList(TypedDict):
     keys: list[SeriesKey]
     points: int
     missing: list[str]
+
+
+class SweepEntry(TypedDict):
+    """A sweep without its jobs; `counts` has the number of jobs by status."""
+
+    id: str
+    name: str | None
+    spec: dict[str, Any]
+    grid: dict[str, list[Any]]
+    counts: dict[JobStatus, int]
+    created_at: str
+
+
+class Sweep(SweepEntry):
+    """A sweep with its jobs, oldest first."""
+
+    jobs: list[Job]
+
+
+class SweepPage(TypedDict):
+    """A page of sweeps; `has_more` if older ones follow."""
+
+    data: list[SweepEntry]
+    has_more: bool

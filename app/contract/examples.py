@@ -193,6 +193,7 @@ JOB = {
     "tags": ["baseline"],
     "note": None,
     "continues": None,
+    "sweep": None,
     "progress": {"stage": "pesft", "step": 4, "total": 4, "eta_s": 0.0},
     "metrics": METRICS,
     "spec": JOB_SPEC | {"activate": False, "gpu": "shared", "threads": 1},
@@ -217,6 +218,8 @@ JOB = {
     "heartbeat_at": None,
     "last_event": 19,
 }
+SWEEP: dict[str, Any] = {"id": "sw_1m8hecw2g000zcq5rn56", "name": "rates", "spec": JOB_SPEC, "grid": {"seed": [1]}}
+SWEEP |= {"counts": {"succeeded": 1}, "created_at": JOB["created_at"]}
 METRICS_ROW = {"seq": 15, "stage": "pesft", "step": 4, "values": METRICS, "time": "2026-11-28T16:04:26.394+00:00"}
 
 # The example of each model by its name, for requests and for responses.
@@ -333,6 +336,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ImageOut": QUESTION_IMAGE,
     "TaskOut": TASK,
     "JobOut": JOB,
+    "SweepOut": SWEEP | {"jobs": [JOB]},
+    "SweepList": {"data": [SWEEP], "has_more": False},
     "JobList": {"data": [JOB], "has_more": False},
     "MetricsPage": {"data": [METRICS_ROW], "has_more": False},
     "DatasetOut": DATASET,

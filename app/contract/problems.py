@@ -30,6 +30,7 @@ CODES: dict[str, tuple[int, str]] = {
     "trace_not_found": (404, "Trace not found"),
     "image_not_found": (404, "Image not found"),
     "job_not_found": (404, "Job not found"),
+    "sweep_not_found": (404, "Sweep not found"),
     "dataset_not_found": (404, "Data set not found"),
     "checkpoint_not_found": (404, "Checkpoint not found"),
     "model_not_found": (404, "Model not found"),

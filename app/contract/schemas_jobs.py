@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from app.contract.examples import JOB_ID, example
-from app.contract.schemas import In, Out, clean_text
+from app.contract.examples import JOB_ID, JOB_SPEC, example
+from app.contract.schemas import In, Out, clean_text, plain_json
 from app.contract.schemas_curation import MAX_NOTE_CHARS, MAX_TAGS, Tag, clean_tag
 from app.contract.words import JobStatus, Method
 
@@ -93,6 +93,13 @@ class ContinuesOut(Out):
     differs: list[str] = Field(description="what one longer run does differently; empty if the result is the same")
 
 
+class SweepRefOut(Out):
+    """The sweep of a job, and what is its own in it."""
+
+    id: str
+    values: dict[str, Any] = Field(description="by path in the spec")
+
+
 class JobOut(Out):
     """A training, bootstrapping or benchmark task."""
 
@@ -103,6 +110,7 @@ class JobOut(Out):
     tags: list[str]
     note: str | None
     continues: ContinuesOut | None = Field(description="null unless it goes on from a finished job")
+    sweep: SweepRefOut | None
     progress: ProgressOut | None
     metrics: dict[str, float | None] = Field(description="the latest values")
     spec: dict[str, Any] = Field(description="with all defaults resolved")
@@ -202,3 +210,50 @@ class SeriesList(Out):
     keys: list[SeriesKeyOut] = Field(description="all metrics of these jobs")
     points: int = Field(description="the most values of one series")
     missing: list[str] = Field(description="ids that no job has")
+
+
+Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1), AfterValidator(plain_json)]
+
+
+class SweepCreate(In):
+    """Body of `POST /v1/sweeps`."""
+
+    model_config = example(
+        name="rates",
+        spec={key: value for key, value in JOB_SPEC.items() if key not in ("seed", "output_name")},
+        grid={"hyperparameters.lr": [0.001, 0.0005], "seed": [0, 1, 2]},
+    )
+
+    name: Annotated[str, Field(max_length=MAX_JOB_NAME), AfterValidator(clean_tag)] | None = None
+    spec: Annotated[dict[str, Any], AfterValidator(plain_json)] = Field(description="what all jobs share")
+    grid: Grid = Field(description="values by path in the spec; one job for each combination, at most 100")
+
+
+class SweepEntry(Out):
+    """A sweep without its jobs."""
+
+    id: str
+    name: str | None
+    spec: dict[str, Any]
+    grid: dict[str, list[Any]]
+    counts: dict[JobStatus, int] = Field(description="number of its jobs by status")
+    created_at: str
+
+
+class SweepOut(Out):
+    """A sweep with its jobs, oldest first."""
+
+    id: str
+    name: str | None
+    spec: dict[str, Any]
+    grid: dict[str, list[Any]]
+    counts: dict[JobStatus, int]
+    created_at: str
+    jobs: list[JobOut]
+
+
+class SweepList(Out):
+    """A page of sweeps, newest first."""
+
+    data: list[SweepEntry]
+    has_more: bool

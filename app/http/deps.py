@@ -29,6 +29,7 @@ from app.jobs.grader import Grader
 from app.jobs.runs import Runs
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
+from app.jobs.sweeps import Sweeps
 from app.storage.database import Database
 from app.storage.idempotency import Claim, IdempotencyKeys
 from app.storage.ids import GROUP_ID, JOB_ID, TRACE_ID
@@ -70,6 +71,7 @@ class Services:
     interventions: Interventions
     jobs: JobService
     runs: Runs
+    sweeps: Sweeps
     servers: ServerWatch
     datasets: DatasetStore
     idempotency: IdempotencyKeys

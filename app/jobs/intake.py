@@ -7,13 +7,18 @@ schema.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.engine import Connection
 
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 from app.contract.problems import Problem, field_problem
+from app.contract.words import JOB_TERMINAL
+from app.jobs import store
 from app.jobs.custom import CustomRules, use_allowed
 from app.storage.database import Database
 from app.storage.home import Home
@@ -23,6 +28,8 @@ from app.traces.records.exports import pesft_row
 from training.jobs.context import JobError
 from training.spec.spec import MOST_TRACES, AnySpec, BenchmarkHyperparameters, PipelineSpec, ZeroHyperparameters
 
+RESUMABLE = ("cancelled", "failed", "interrupted")
+STAGES = ("zero", "pesft", "perpo")  # a pipeline adds these to the names of its checkpoints
 FILTERS = ("rating", "tag", "verdict")  # of traces
 EXPORT = Path("data") / "traces.jsonl"
 PREFIX_LEN = 80  # of a generated name
@@ -221,3 +228,26 @@ def _data_parts(spec: AnySpec) -> list[tuple[str, ...]]:
 def _traces_to_export(data: dict[str, Any]) -> list[dict[str, Any]]:
     parts = [data] if "source" in data else [part for part in data.values() if part]
     return [part for part in parts if part.get("trace_ids") and not part.get("path")]
+
+
+# ---- names
+
+
+def require_free(connection: Connection, name: str, server_id: str, is_resumable: Callable[[Any], bool]) -> None:
+    """Reject an `output_name` that another job may still use for checkpoints; `is_resumable(row)` for jobs here."""
+    for row in store.named(connection, clashing_names(name)):
+        if row.status not in JOB_TERMINAL:
+            why = f"job {row.id} is {row.status} and uses this name for its checkpoints"
+        elif row.server_id != server_id and row.status in RESUMABLE:
+            why = f"job {row.id} of another server uses this name and may be resumed"
+        elif is_resumable(row):
+            why = f"job {row.id} uses this name and can be resumed; delete it first"
+        else:
+            continue  # it will create no more checkpoints; existing ones are checked separately
+        raise field_problem("invalid", "body.output_name", f"{why}, or choose another name")
+
+
+def clashing_names(name: str) -> list[str]:
+    """The output names whose checkpoints may clash with those of `name`: pipelines append their stage."""
+    shorter = re.sub(rf"-({'|'.join(STAGES)})$", "", name)
+    return [name, *(f"{name}-{stage}" for stage in STAGES), *([shorter] if shorter != name else [])]

@@ -8,7 +8,6 @@ loop; blocking work runs in threads. Knows no HTTP: errors are
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,24 +17,24 @@ from sqlalchemy.engine import Connection
 from app.checkpoints.activation import Activation
 from app.common import pools
 from app.common.settings import Settings
-from app.contract.problems import Problem, field_problem
-from app.contract.words import JOB_TERMINAL
+from app.contract.problems import Problem
 from app.jobs import files, shown, store
 from app.jobs.custom import CustomRules
 from app.jobs.events import JobEvents
-from app.jobs.intake import JobIntake
+from app.jobs.intake import RESUMABLE, JobIntake, require_free
 from app.jobs.runner import JobRunner
 from app.jobs.watch import Job
 from app.storage.database import Database, now
 from app.storage.home import Home
-from app.storage.idempotency import Claim
+from app.storage.idempotency import Claim, forget
 from training.home_paths import located, record
 from training.jobs.context import JobError
 from training.jobs.folder import WorkerEvent
 from training.spec.spec import AnySpec
 
-RESUMABLE = ("cancelled", "failed", "interrupted")
-STAGES = ("zero", "pesft", "perpo")  # a pipeline adds these to the names of its checkpoints
+Columns = Mapping[str, Any]
+Wanted = Sequence[tuple[AnySpec, Columns]]  # specifications with further columns of the rows
+StoreToo = Callable[[Connection, list[dict[str, Any]]], None]
 NO_PROGRESS = {"stage": None, "step": None, "total": None, "eta_s": None}
 
 
@@ -128,56 +127,53 @@ class JobService:
 
     async def create(self, spec: AnySpec, claim: Claim, **columns: Any) -> dict[str, Any]:
         """Validate and queue a job, with further columns of its row; returns the whole job."""
+        (job,) = await self.create_all([(spec, columns)], lambda db, jobs: claim.store(db, jobs[0]["id"], jobs[0], 202))
+        return job
+
+    async def create_all(self, wanted: Wanted, store_too: StoreToo) -> list[dict[str, Any]]:
+        """Validate and queue jobs, all or none; `store_too` gets them in the transaction that creates them."""
         if self._runner.stopping:
             raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
-        job = await pools.intake.run(
-            self._create, spec, claim, columns, undo=lambda job: self._forget(job["id"], claim)
-        )
+        jobs = await pools.intake.run(self._create, wanted, store_too, undo=self._forget)
         self._runner.wake()
+        return jobs
+
+    def _create(self, wanted: Wanted, store_too: StoreToo) -> list[dict[str, Any]]:
+        ids = [self._ids.new() for _ in wanted]
+        checked = [(new, *one, *self._intake.check(one[0], new)) for new, one in zip(ids, wanted, strict=True)]
+        with self._db.write() as connection:
+            jobs = [self._insert(connection, *one) for one in checked]
+            store_too(connection, jobs)
+        return jobs
+
+    def _insert(
+        self, connection: Connection, job_id: str, spec: AnySpec, columns: Columns, resolved: Columns, prefix: str
+    ) -> dict[str, Any]:
+        if spec.output_name is not None:
+            require_free(connection, prefix, self._home.server_id, self._is_resumable)
+        store.insert(
+            connection,
+            id=job_id,
+            server_id=self._home.server_id,
+            method=spec.method,
+            gpu=spec.gpu,
+            base_checkpoint=spec.base_checkpoint,
+            spec=resolved,
+            output_prefix=prefix,
+            **columns,
+        )
+        shown.label(connection, job_id, {"name": spec.name, "note": spec.note, "tags": spec.tags})
+        job = shown.whole(connection, job_id, self._more)
+        assert job is not None
         return job
 
-    def _create(self, spec: AnySpec, claim: Claim, columns: Mapping[str, Any]) -> dict[str, Any]:
-        job_id = self._ids.new()
-        resolved, prefix = self._intake.check(spec, job_id)
+    def _forget(self, jobs: list[dict[str, Any]]) -> None:
+        """Remove jobs whose request failed before the database answered, unless they were claimed."""
         with self._db.write() as connection:
-            if spec.output_name is not None:
-                self._require_free(connection, prefix)
-            store.insert(
-                connection,
-                id=job_id,
-                server_id=self._home.server_id,
-                method=spec.method,
-                gpu=spec.gpu,
-                base_checkpoint=spec.base_checkpoint,
-                spec=resolved,
-                output_prefix=prefix,
-                **columns,
-            )
-            shown.label(connection, job_id, {"name": spec.name, "note": spec.note, "tags": spec.tags})
-            job = shown.whole(connection, job_id, self._more)
-            assert job is not None
-            claim.store(connection, job_id, job, status=202)
-        return job
-
-    def _forget(self, job_id: str, claim: Claim) -> None:
-        """Remove a job whose request failed before the database answered, unless it was claimed."""
-        with self._db.write() as connection:
-            if store.change_status(connection, job_id, from_=("queued",), status="cancelled", finished_at=now()):
-                store.delete(connection, job_id)
-                claim.forget(connection)
-
-    def _require_free(self, connection: Connection, name: str) -> None:
-        """Reject an `output_name` that another job may still use for checkpoints."""
-        for row in store.named(connection, clashing_names(name)):
-            if row.status not in JOB_TERMINAL:
-                why = f"job {row.id} is {row.status} and uses this name for its checkpoints"
-            elif row.server_id != self._home.server_id and row.status in RESUMABLE:
-                why = f"job {row.id} of another server uses this name and may be resumed"
-            elif self._is_resumable(row):
-                why = f"job {row.id} uses this name and can be resumed; delete it first"
-            else:
-                continue  # it will create no more checkpoints; existing ones are checked separately
-            raise field_problem("invalid", "body.output_name", f"{why}, or choose another name")
+            for job in jobs:
+                if store.change_status(connection, job["id"], from_=("queued",), status="cancelled", finished_at=now()):
+                    store.delete(connection, job["id"])
+                    forget(connection, job["id"])
 
     def _is_resumable(self, row: Any) -> bool:
         """Whether an ended job of this server has saved state. Blocking."""
@@ -385,12 +381,6 @@ class JobService:
     def changed(self, job_id: str) -> None:
         """Wake the job's readers."""
         self._events.wake(job_id)
-
-
-def clashing_names(name: str) -> list[str]:
-    """The output names whose checkpoints may clash with those of `name`: pipelines append their stage."""
-    shorter = re.sub(rf"-({'|'.join(STAGES)})$", "", name)
-    return [name, *(f"{name}-{stage}" for stage in STAGES), *([shorter] if shorter != name else [])]
 
 
 def no_job() -> Problem:

@@ -102,6 +102,7 @@ def _shown(row: Row[Any], made: Mapping[str, list[dict[str, Any]]], tags: Mappin
         "tags": tags.get(row.id, []),
         "note": row.note,
         "continues": row.continues,
+        "sweep": None if row.sweep_id is None else {"id": row.sweep_id, "values": row.sweep_values},
         "progress": row.progress if row.status == "running" else without_waiting(row.progress),
         "metrics": row.metrics,
         "spec": row.spec,

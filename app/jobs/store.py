@@ -34,6 +34,7 @@ J = tables.jobs
 E = tables.job_events
 
 STATUS_EVENT = "job.status"
+MOST_ATTEMPTS = 5  # of a sweep's job that goes on by itself: it may be what kills the server
 
 JobIds = functools.partial(SortableIds, "job_")
 
@@ -165,6 +166,8 @@ class JobTable:
                 worker=None,
             )
             series.fold(connection, job_id)
+            if status == "interrupted":
+                _go_on(connection, job_id)
 
         self._db.change(end)
         self._seen.pop(job_id, None)
@@ -231,6 +234,14 @@ def interrupt_left_over(connection: Connection, server_ids: Iterable[str], error
         values = {"status": "interrupted", "unsettled": True, "error": dict(error), "finished_at": now()}
         change_status(connection, job_id, from_=("running",), **values)
     return ids
+
+
+def _go_on(connection: Connection, job_id: str) -> None:
+    """Queue an interrupted job of a sweep again: nobody watches over a hundred jobs."""
+    row = get_row(connection, job_id)
+    if row is not None and row.sweep_id is not None and row.attempt < MOST_ATTEMPTS and not row.cancel_requested:
+        again = {"status": "queued", "error": None, "finished_at": None}
+        change_status(connection, job_id, from_=("interrupted",), **again)
 
 
 def _take_back(connection: Connection, job_id: str) -> None:

@@ -62,6 +62,11 @@ class Claim:
         connection.execute(sa.delete(table).where(table.c.route == self.route, table.c.key == self.key))
 
 
+def forget(connection: Connection, resource_id: str) -> None:
+    """Delete the stored response: its resource is gone."""
+    connection.execute(sa.delete(tables.idempotency).where(tables.idempotency.c.resource_id == resource_id))
+
+
 @dataclass(frozen=True)
 class Replay:
     """The first response for this key."""

@@ -197,9 +197,23 @@ jobs = sa.Table(
     sa.Column("name", sa.String(100), index=True),  # chosen by people; several jobs may have the same
     sa.Column("note", Text),
     sa.Column("continues", sa.JSON(none_as_null=True)),  # {job_id, steps, differs} of the finished job before it
+    sa.Column("sweep_id", sa.String(40), index=True),
+    sa.Column("sweep_values", sa.JSON(none_as_null=True)),  # {path: value}: what differs between the sweep's jobs
     sa.Column("series_seq", sa.Integer, nullable=False, server_default="0"),  # the last event in `job_series`
     sa.Index(None, "server_id", "status", "id"),
     sa.Index(None, "status", "id"),
+)
+
+# A grid over a specification; its jobs have `sweep_id` and may be deleted.
+sweeps = sa.Table(
+    "sweeps",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("name", sa.String(100)),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("grid", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
 )
 
 job_tags = sa.Table(

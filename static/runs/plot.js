@@ -55,6 +55,7 @@ export class Plot {
     this.#lines = lines;
     this.#log = log;
     if (!this.zoomed) this.#view = this.#all = stepRange(lines); // zoomed, the lines are only a part
+    if (!lines.length) this.#cursor = null;
     if (this.#cursor === null || this.#cursor < this.#all[0] || this.#cursor > this.#all[1])
       this.#cursor = this.#all[1];
     this.#say();
@@ -255,7 +256,7 @@ export class Plot {
       context.fillText(short(tick), PAD.left - 8, y);
     }
     context.textBaseline = 'alphabetic';
-    for (const tick of axisTicks(this.#view, width > 700 ? 8 : 4).filter(Number.isInteger)) {
+    for (const tick of axisTicks(this.#view, width > 700 ? 8 : width > 420 ? 4 : 2).filter(Number.isInteger)) {
       context.textAlign = px(tick) > width - PAD.right - 24 ? 'right' : 'center';
       context.fillText(tick.toLocaleString('en'), px(tick), height - 8);
     }

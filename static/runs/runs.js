@@ -1,4 +1,5 @@
-// The Runs page: a table of all jobs, and one chart of those that are chosen. `?runs=ID,ID&metric=KEY` selects them.
+// The Runs page: a table of all jobs, and one chart of those that are chosen. `?runs=ID,ID&metric=KEY` or
+// `?sweep=ID` selects them.
 //
 // It holds no state of its own: everything comes from GET /v1/jobs and GET /v1/jobs/metrics.
 
@@ -49,6 +50,8 @@ class Runs {
     const asked = new URLSearchParams(location.search);
     this.#key = asked.get('metric') ?? '';
     const ids = (asked.get('runs') ?? '').split(',').filter(Boolean);
+    const sweep = asked.get('sweep');
+    if (sweep) ids.push(...(await this.#ofSweep(sweep)));
     this.#chosen = new Set(ids.slice(0, MOST_RUNS));
     await this.refresh();
     document.documentElement.dataset.runs = 'ready';
@@ -117,6 +120,17 @@ class Runs {
     for (const [k, job] of found.entries()) {
       if (job) this.#jobs.push(job);
       else this.#chosen.delete(missing[k]);
+    }
+  }
+
+  // the ids of a sweep's runs
+  async #ofSweep(sweepId) {
+    try {
+      const { data } = await api.jobs({ limit: PAGE, sweep: sweepId });
+      return data.map((job) => job.id).reverse();
+    } catch (error) {
+      setText(this.note, error.message);
+      return [];
     }
   }
 

@@ -67,9 +67,11 @@ def list_jobs(
     method: Method | None = None,
     name: Text | None = None,
     tag: Text | None = None,
+    sweep: Text | None = None,
 ) -> Any:
     """Newest first."""
-    data, has_more = app.jobs.page(limit=limit, after=after, status=status, method=method, name=name, tag=tag)
+    filters = {"status": status, "method": method, "name": name, "tag": tag, "sweep_id": sweep}
+    data, has_more = app.jobs.page(limit=limit, after=after, **filters)
     return JSONResponse({"data": data, "has_more": has_more})
 
 

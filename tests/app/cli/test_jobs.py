@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.cli.jobs import build_spec
 from app.cli.main import main
 from app.cli.parser import build_parser
+from app.cli.specs import build_spec
 from app.cli.terminal import CommandError
 from tests.app.conftest import Serve, Server
 from tests.app.job_helpers import FakeCheckpoints, events, of_type, worker

@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from app.jobs.files import has_saved_state
+from app.jobs.intake import clashing_names
 from app.jobs.process import WorkerProcess
-from app.jobs.service import clashing_names
 from app.storage.reserve import Reserve
 from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, of_type, post, statuses, worker
