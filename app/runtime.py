@@ -204,7 +204,11 @@ class Runtime:
         status = s.generation.status()
         active = s.checkpoints.active
         version = status.loaded.get(active) if active else None
-        phase, detail = "ready", s.checkpoints.pool.busy_with or s.checkpoints.note or status.detail
+        busy = s.checkpoints.pool.busy_with or ""
+        reading = status.reading if busy else None
+        if reading is not None:
+            busy += f": {reading.done / 1e9:.1f} of {reading.total / 1e9:.1f} GB read"
+        phase, detail = "ready", busy or s.checkpoints.note or status.detail
         if s.traces.stopping:
             phase, detail = "stopping", "the server is stopping"
         elif self.failure is not None:
@@ -212,7 +216,7 @@ class Runtime:
         elif status.phase != "ready":
             phase, detail = status.phase, status.detail or f"the engine is {status.phase}"
         elif self._waits_for:
-            phase, detail = "starting", "; ".join(self._waits_for.values())
+            phase, detail = "starting", "; ".join([*self._waits_for.values(), *filter(None, [busy])])
         elif s.events.trouble is not None:
             phase, detail = "failed", "events cannot be stored; see the server's log"
         else:
@@ -221,7 +225,8 @@ class Runtime:
             except Exception as error:
                 self._log_once(f"the database is unavailable: {str(error).splitlines()[0]}")
                 phase, detail = "failed", "the database is unavailable; see the server's log"
-        return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail}
+        read = None if reading is None else {"bytes_read": reading.done, "bytes_total": reading.total}
+        return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail, "loading": read}
 
     def _log_once(self, message: str) -> None:
         """Log a reason that `/readyz` does not disclose, once."""

@@ -31,6 +31,7 @@ from model.engine.messages import (
     Output,
     Paused,
     QueuePosition,
+    Reading,
     Started,
     Tokens,
     TraceEvent,
@@ -154,8 +155,8 @@ class FakeGeneration:
         self.bad_folders = dict(bad_folders or {})
         self.memory_mb, self.sizes_mb = memory_mb, dict(sizes_mb or {})
         self.checks: list[str] = []
-        self.phase = "ready"
-        self.detail = ""
+        self.phase, self.detail = "ready", ""
+        self.reading: Reading | None = None
         self.loaded: dict[str, int] = {}
         self.loads: list[tuple[str, str, int]] = []
         self.requests: list[GenerationRequest] = []
@@ -193,7 +194,8 @@ class FakeGeneration:
             job.aborted.set()
 
     def status(self) -> EngineStatus:
-        return EngineStatus(self.phase, self.detail, dict(self.loaded), self._running, len(self._queue))  # type: ignore[arg-type]
+        more = (dict(self.loaded), self._running, len(self._queue), self.reading)
+        return EngineStatus(self.phase, self.detail, *more)  # type: ignore[arg-type]
 
     async def check(self, folder: str) -> Footprint:
         name = Path(folder).name

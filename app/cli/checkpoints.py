@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
+import threading
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from app.cli.terminal import EXIT_OK, remark, table, write
-from app.client import Client
+from app.client import Client, OmniError
+
+LOOK_EVERY_S = 2.0
 
 
 def list_all(args: Namespace) -> int:
@@ -48,7 +54,7 @@ def activate(args: Namespace) -> int:
     """Activates a checkpoint for new traces."""
     with Client(args.url) as client:
         before = next((one["id"] for one in client.checkpoints() if one.get("active")), None)
-        entry = client.activate(args.id, drain=args.drain)
+        entry = _watched(lambda: client.activate(args.id, drain=args.drain), args.url)
     if args.json:
         _print(entry)
     else:
@@ -64,6 +70,33 @@ def delete(args: Namespace) -> int:
         client.delete_checkpoint(args.id, unload=args.unload)
     remark(f"{args.id} deleted")
     return EXIT_OK
+
+
+def _watched(activate: Callable[[], dict[str, Any]], url: str | None) -> dict[str, Any]:
+    """Activate in a thread and meanwhile print what the server says of it, bytes included."""
+    outcome: queue.SimpleQueue[dict[str, Any] | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(activate())
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=run, daemon=True).start()  # Ctrl-C does not wait for it
+    shown = ""
+    with Client(url) as watcher:
+        while True:
+            try:
+                found = outcome.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                with contextlib.suppress(OmniError):
+                    detail = str(watcher.readiness().get("detail") or "")
+                    if detail not in ("", shown):
+                        remark(shown := detail)
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
 
 
 def _print(value: Any) -> None:

@@ -299,13 +299,21 @@ class Budget(TypedDict):
     familiar: bool | None  # like the questions of the checkpoint's training; None: unknown
 
 
+class BytesRead(TypedDict):
+    """How far a checkpoint has been read."""
+
+    bytes_read: int
+    bytes_total: int
+
+
 class Readiness(TypedDict):
-    """State of the server; `detail` says what it waits for or what failed."""
+    """State of the server; `detail` says what it waits for or what failed, `loading` how far a checkpoint is read."""
 
     phase: Literal["starting", "ready", "stopping", "failed"]
     checkpoint: str | None
     weight_version: int | None
     detail: str
+    loading: BytesRead | None
     version: str
 
 

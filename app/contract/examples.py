@@ -392,6 +392,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "checkpoint": "nano-omni-r1",
         "weight_version": 1,
         "detail": "",
+        "loading": None,
         "version": "0.2.0+0d5f6f6e",
     },
     "Live": {"status": "ok", "version": "0.2.0", "commit": "0d5f6f6e"},

@@ -74,6 +74,13 @@ class ExtensionsOut(Out):
     files_allowed: bool = Field(description="whether `OMNI_R1_REWARDS_DIR` is set")
 
 
+class LoadingOut(Out):
+    """How far a checkpoint has been read: while it is checked, and again while it is loaded."""
+
+    bytes_read: int
+    bytes_total: int
+
+
 class Ready(Out):
     """The server's state."""
 
@@ -81,6 +88,7 @@ class Ready(Out):
     checkpoint: str | None
     weight_version: int | None
     detail: str
+    loading: LoadingOut | None = Field(description="of the checkpoint that is being read; null if none is")
     version: str
 
 

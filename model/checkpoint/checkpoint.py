@@ -159,10 +159,17 @@ def load_vq(source: str | Path, config: ModelConfig, *, device: str | torch.devi
     return model
 
 
-def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool = True) -> Manifest:
+def validate_checkpoint(
+    folder: str | Path,
+    *,
+    hashes: bool = True,
+    values: bool = True,
+    on_bytes: Callable[[int], None] = lambda _count: None,
+) -> Manifest:
     """Validate a checkpoint without running the model; return the manifest.
 
-    In this order: files and their hashes, config, vocabulary, tensor names and shapes, finite values.
+    In this order: files and their hashes, config, vocabulary, tensor names and shapes, finite values. ``on_bytes``
+    receives the bytes of each tensor whose values were checked.
 
     Raises:
         CheckpointError: the first problem, with the name of the file or tensor.
@@ -185,6 +192,7 @@ def validate_checkpoint(folder: str | Path, *, hashes: bool = True, values: bool
         for name, tensor in _iterate(folder, entries, sorted(entries)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise CheckpointError("not_finite", f"{name} holds NaN or infinite values")
+            on_bytes(tensor.nbytes)
     return manifest
 
 

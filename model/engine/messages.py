@@ -179,6 +179,14 @@ Terminal = Paused | Finished | Cancelled | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """Bytes of a checkpoint's tensors that have been read, and all of them."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """`loaded` maps a checkpoint's name to its weight version."""
 
@@ -187,6 +195,7 @@ class EngineStatus:
     loaded: Mapping[str, int] = field(default_factory=dict)
     running: int = 0
     waiting: int = 0
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,13 @@ from model.checkpoint.shards import CheckpointError
 from model.engine.commands import Configure, Reply
 from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
-from model.engine.messages import ImageInput
+from model.engine.messages import ImageInput, Reading
 from model.engine.sequence import SamplingParams
 from model.images.codes import copied_share, decode_codes, decode_partial, encode_images, image_stats
 from model.images.view import png_bytes
 from model.worker.narrator import ImageJob, ImageResult
 from model.worker.plan import serving_plan
+from model.worker.reading import Progress, ReadingMoved
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -75,6 +76,7 @@ class Model:
         device: torch.device,
         settings: Configure,
         memory: int | None = None,
+        on_bytes: Callable[[int], None] = lambda _count: None,
         wait_for_images: Callable[[], None] = lambda: None,
     ) -> Model:
         """Read a folder and run a warm-up step, so that the first request does not pay for it.
@@ -82,7 +84,9 @@ class Model:
         `memory` bytes may be used; None: all of the device's.
         """
         plan = serving_plan(Path(folder), settings, device, memory or total_bytes(device))
-        loaded = load_checkpoint(folder, device=device, dtype=plan.dtype, context_len=plan.context_len)
+        loaded = load_checkpoint(
+            folder, device=device, dtype=plan.dtype, context_len=plan.context_len, on_bytes=on_bytes
+        )
         wait_for_images()
         engine = Engine(
             loaded.transformer,
@@ -165,6 +169,7 @@ class Models:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._under_way = 0
         self.all_named = False  # whether all initial checkpoints have been requested
+        self.reading: Reading | None = None  # of the running check or load
         self.problem = ""  # of the last initial checkpoint that failed to load
 
     def configure(self, settings: Configure) -> None:
@@ -225,7 +230,7 @@ class Models:
         def check() -> Reply:
             self._wait_for_images()
             plan = serving_plan(Path(folder), self._settings, self._prepare(), self._memory())
-            validate_checkpoint(folder)
+            validate_checkpoint(folder, on_bytes=self._counter(folder, f"checkpoint {Path(folder).name} is checked"))
             return Reply(ticket, plan.footprint)
 
         self._in_thread(check, lambda error: Reply(ticket, error=error_pair(error, "check_failed")))
@@ -243,6 +248,7 @@ class Models:
                 device=self._prepare(),
                 settings=self._settings,
                 memory=self._memory(),
+                on_bytes=self._counter(folder, f"checkpoint {name} is loaded"),
                 wait_for_images=self._wait_for_images,
             )
             return LoadEnded(name, model, None, ticket)
@@ -275,6 +281,13 @@ class Models:
             self._loader.submit(_give_back_memory)
         return gone
 
+    def _counter(self, folder: str, what: str) -> Progress:
+        return Progress(Path(folder), what, self._move)
+
+    def _move(self, reading: Reading | None) -> None:
+        self.reading = reading
+        self._post(ReadingMoved())
+
     def _memory(self) -> int:
         """Bytes that a checkpoint could have if it were alone in this process."""
         device = self._prepare()
@@ -293,6 +306,7 @@ class Models:
                 message = work()
             except Exception as error:
                 message = failed(error)
+            self.reading = None
             self._post(message)
 
         self._loader.submit(run)

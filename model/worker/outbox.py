@@ -51,6 +51,7 @@ class Outbox:
             models.versions,
             sum(model.engine.num_running for model in models),
             sum(model.engine.num_waiting for model in models),
+            models.reading,
         )
         if status != self._reported:
             self._reported = status

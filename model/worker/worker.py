@@ -26,6 +26,7 @@ from model.worker.models import LoadEnded, Model, Models, error_pair
 from model.worker.narrator import Narrator
 from model.worker.outbox import Outbox
 from model.worker.prompts import Prompts
+from model.worker.reading import ReadingMoved
 from model.worker.requests import KVStash, Live, Prompt, ResumeError, ResumeState
 from model.worker.scoring import scored
 
@@ -110,6 +111,8 @@ class Worker:
                 self.models.all_named = True
             case Reply():
                 self._send(message)
+            case ReadingMoved():
+                pass  # the next flush sends the status
 
     def _answer(self, ticket: int, command: commands.Replied) -> None:
         match command:

@@ -110,6 +110,8 @@ class Canned(ThreadingHTTPServer):
         self.calls: list[tuple[str, str, bytes]] = []
         self.cancelled = threading.Event()
         self.hang = False
+        self.looked = threading.Event()  # at /readyz
+        self.slow: set[str] = set()  # calls whose answers wait for that
         self.answers: dict[str, tuple[int, Any]] = {
             "POST /v1/images": (201, STORED),
             "POST /v1/traces": (201, {"id": "t1", "status": "queued"}),
@@ -168,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
         if path.endswith("/events"):
             self.stream(GROUP_EVENTS if "/groups/" in path else BRANCH_EVENTS if "/b1/" in path else EVENTS)
             return
+        if f"{self.command} {path}" in self.server.slow:
+            self.server.looked.wait(60)
         missing = (404, {"code": "not_found", "detail": f"nothing at {path}", "status": 404, "title": "Not found"})
         status, content = self.server.answers.get(f"{self.command} {path}", missing)
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -178,6 +182,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
         if path.endswith("/cancel"):
             self.server.cancelled.set()
+        if path == "/readyz":
+            self.server.looked.set()
 
     do_GET = do_POST = do_DELETE = answer
 

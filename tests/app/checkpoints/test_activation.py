@@ -11,13 +11,14 @@ import pytest
 
 from app.common.build import build_version
 from app.storage.faults import DatabaseGone
-from model.engine.messages import Failed
+from model.engine.messages import Failed, Reading
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_items, write_paper_checkpoint
 from tests.patience import PATIENCE_S
 
 OLD, NEW = "nano-omni-r1", "new"
-READY = {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "detail": "", "version": build_version()}
+READY = {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "detail": "", "loading": None}
+READY |= {"version": build_version()}
 
 
 def with_a_wait(request: Any) -> list[Item]:
@@ -160,6 +161,18 @@ async def reaches(server: Server, detail: str) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while (await ready(server))["detail"] != detail:
             await asyncio.sleep(0.005)
+
+
+async def test_progress_of_a_load_is_reported_in_bytes(server: Server, engine: FakeGeneration) -> None:
+    engine.closed_gates = {f"load {NEW}"}
+    swap = asyncio.create_task(activate(server))
+    await reaches(server, f"checkpoint {NEW} is being loaded")
+    engine.reading = Reading(3_200_000_000, 14_300_000_000)
+    await reaches(server, f"checkpoint {NEW} is being loaded: 3.2 of 14.3 GB read")
+    assert (await ready(server))["loading"] == {"bytes_read": 3_200_000_000, "bytes_total": 14_300_000_000}
+    engine.go(f"load {NEW}")
+    assert (await swap).status_code == 200
+    assert (await ready(server))["loading"] is None
 
 
 # ---- memory

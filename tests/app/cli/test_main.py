@@ -139,6 +139,24 @@ def test_checkpoint_is_registered_activated_and_deleted(
     assert json.loads(canned.calls[-1][2]) == {"source": "owner/name"}
 
 
+def test_slow_activation_shows_its_progress(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.cli.checkpoints.LOOK_EVERY_S", 0.01)
+    canned.slow.add("POST /v1/checkpoints/mine/activate")
+    canned.answers["GET /readyz"] = (200, {"detail": "checkpoint mine is being loaded: 3.2 of 14.3 GB read"})
+    assert main(["checkpoints", "activate", "mine"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "mine is active, version 7\n"
+    assert err.count("3.2 of 14.3 GB read") == 1
+    canned.answers["POST /v1/checkpoints/mine/activate"] = (
+        507,
+        {"code": "insufficient_memory", "detail": "no room", "status": 507, "title": "Not enough memory"},
+    )
+    assert main(["checkpoints", "activate", "mine"]) == 1
+    assert "no room" in capsys.readouterr().err
+
+
 def test_help_and_version_exit_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.checkpoint.checkpoint import load_checkpoint, validate_checkpoint
 from model.checkpoint.memory import needs_of
 from model.checkpoint.report import folder_report
 from model.checkpoint.shards import CheckpointError
-from model.engine.commands import Configure
-from model.engine.messages import EngineError, Finished
+from model.engine.commands import Configure, Report
+from model.engine.messages import EngineError, EngineStatus, Finished, Reading
 from model.worker.inprocess import InProcess
 from model.worker.plan import ServingPlan, serving_plan
+from model.worker.reading import STEPS, Progress, stored_bytes
 from tests.model.sparse import chameleon_config, sparse_checkpoint
 from tests.model.worker.traces import ask, collect
 
@@ -101,3 +104,45 @@ async def test_check_refuses_before_it_reads_the_weights(seven_b: Path, drawing_
         await engine.check(str(seven_b))
     assert error.value.code == "insufficient_memory"
     await engine.close()
+
+
+class Watched(InProcess):
+    """Keeps every reading that the worker reports."""
+
+    readings: list[Reading | None]
+
+    def _receive(self, message: Report) -> None:
+        if isinstance(message, EngineStatus):
+            self.readings.append(message.reading)
+        super()._receive(message)
+
+
+async def test_readings_grow_to_the_whole_and_end(drawing_checkpoint: Path) -> None:
+    """Of the first load and of a check: bytes of all tensors, then nothing."""
+    engine = Watched({"drawing": drawing_checkpoint})
+    engine.readings = []
+    await engine.start()
+    await engine.wait_ready()
+    await engine.check(str(drawing_checkpoint))
+    while engine.status().reading is not None:
+        await asyncio.sleep(0)
+    await engine.close()
+    whole = stored_bytes(drawing_checkpoint)
+    seen = [reading for reading in engine.readings if reading is not None]
+    assert {reading.total for reading in seen} == {whole}
+    assert seen[-1].done <= whole
+    assert engine.readings[-1] is None
+
+
+def test_progress_counts_every_byte_once_and_reports_hundredths(drawing_checkpoint: Path) -> None:
+    seen: list[Reading] = []
+    progress = Progress(drawing_checkpoint, "checkpoint drawing", seen.append)
+    load_checkpoint(drawing_checkpoint, on_bytes=progress)
+    done = [reading.done for reading in seen]
+    assert done == sorted(set(done))
+    assert (done[0], done[-1]) == (0, stored_bytes(drawing_checkpoint))
+    assert len(done) <= STEPS + 1
+    seen.clear()
+    progress = Progress(drawing_checkpoint, "checkpoint drawing", seen.append)
+    validate_checkpoint(drawing_checkpoint, on_bytes=progress)
+    assert seen[-1] == Reading(stored_bytes(drawing_checkpoint), stored_bytes(drawing_checkpoint))
