@@ -16,7 +16,7 @@ LINE = (
     '<div class="or-counts"><p class="or-budget" aria-live="polite"></p><p class="or-repeats" hidden></p></div>'
     '<p class="or-outside" role="status" hidden></p><p class="or-error" role="alert" hidden></p>'
 )
-SAMPLING = ("temperature", "top_p", "seed", "max_images", "max_new_tokens")
+SAMPLING = ("temperature", "top_p", "seed", "max_images", "max_new_tokens", "candidates")
 
 
 def _sampling_fields() -> list[gr.Textbox]:
@@ -30,6 +30,7 @@ def _sampling_fields() -> list[gr.Textbox]:
         ("Seed", "same seed, same trace", "or-seed"),
         ("Max images", "empty: as many as fit", "or-max-images"),
         ("Max tokens", "empty: remaining context", "or-max-new-tokens"),
+        ("Candidates", "images drawn per step", "or-candidates-count"),
     )
     return [
         gr.Textbox(value="", label=label, info=info, elem_id=elem_id, placeholder="default", max_lines=1)

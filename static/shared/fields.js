@@ -11,6 +11,7 @@ const NAMES = [
   [/^body\.sampling\.top_p$/, 'Top-p'],
   [/^(body\.sampling|query)\.seed$/, 'Seed'],
   [/^body\.sampling\.max_images$/, 'Max images'],
+  [/^body\.(sampling|verify)\.candidates$/, 'Candidates'],
   [/^body\.sampling\.max_new_tokens$/, 'Max tokens'],
   [/^body\.after_step$/, 'Step'],
   [/^body\.edits\.\d+\.text$/, 'Text'],

@@ -12,7 +12,7 @@ const filled = (fields) =>
  *
  * image: {image_id, width, height}, or null. own: it is not one of the world's, so `fit` (crop or pad) makes it square.
  * task: {task_id, question, image_id}; its id is sent only with its own question and image. checkpoint: null = active.
- * sampling: values by name; the server's defaults for missing ones.
+ * sampling: values by name; the server's defaults for missing ones. candidates: images drawn per step; 1 = no choice.
  */
 export function requestOf({
   question,
@@ -23,6 +23,7 @@ export function requestOf({
   mode = 'auto',
   checkpoint = null,
   sampling = {},
+  candidates = 1,
 }) {
   const same = task && task.question === question && task.image_id === image?.image_id;
   const square = image && own && image.width !== image.height ? { fit } : {};
@@ -34,6 +35,7 @@ export function requestOf({
     mode,
     checkpoint,
     sampling: Object.keys(given).length ? given : null,
+    verify: candidates === 1 ? null : { candidates },
     partial_images: PARTIAL_IMAGES,
     background: true,
   });
@@ -48,6 +50,7 @@ export function repeated(state) {
     task_id: state.taskId,
     checkpoint: state.checkpoint,
     mode: 'auto',
+    verify: state.verify,
     sampling: Object.keys(sampling).length ? sampling : null,
   });
 }

@@ -238,6 +238,7 @@ class Studio {
       this.line.fail(error);
       return;
     }
+    const { candidates, ...sampled } = given;
     const request = requestOf({
       ...this.#image,
       question,
@@ -245,7 +246,8 @@ class Studio {
       task: this.#task,
       mode,
       checkpoint: chosenCheckpoint(),
-      sampling: given,
+      sampling: sampled,
+      candidates,
     });
     if (mode === 'auto' && this.samples.value > 1) request.n = this.samples.value;
     await this.#create(request);

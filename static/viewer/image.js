@@ -3,6 +3,7 @@
 // For box, line, mark and next state the two images overlap under a slider, and *changes* tints the pixels that differ.
 // After a zoom or an unknown skill the pixels do not correspond, so the images are shown side by side.
 
+import { Candidates } from './candidates.js';
 import { altOf, factsOf } from '../shared/words.js';
 import { h, icon, openDialog, setAttr, setText, show } from '../shared/dom.js';
 
@@ -126,12 +127,22 @@ export class ImageView {
       this.slider,
       h('span', { 'aria-hidden': 'true' }, 'after'),
     );
-    this.tools = h('div', { class: 'or-tools' }, this.tint, this.factsButton, this.full, this.save);
+    this.candidates = new Candidates();
+    this.tools = h(
+      'div',
+      { class: 'or-tools' },
+      this.candidates.button,
+      this.tint,
+      this.factsButton,
+      this.full,
+      this.save,
+    );
     this.element = h(
       'div',
       { class: 'or-picture' },
       h('div', { class: 'or-stage-frame' }, this.pane, this.facts),
       h('div', { class: 'or-picture-bar' }, this.compare, this.tools),
+      this.candidates.strip,
     );
     for (const one of [this.facts, ...Object.values(this.figures)]) show(one, false);
     new ResizeObserver(() => this.#sharpen()).observe(this.pane);
@@ -139,7 +150,7 @@ export class ImageView {
 
   /** True if Escape closed something. */
   closeTop() {
-    if (this.facts.hidden) return false;
+    if (this.facts.hidden) return this.candidates.close();
     this.toggleFacts();
     this.factsButton.focus();
     return true;
@@ -163,6 +174,7 @@ export class ImageView {
     this.full.disabled = !stage.after;
     this.#offer(state, stage);
     setText(this.empty, stage.after ? '' : hint);
+    this.candidates.update(stage.step);
     const rows = stage.step ? factsOf(stage.step) : [];
     this.factsButton.disabled = rows.length === 0;
     if (!rows.length && !this.facts.hidden) this.toggleFacts();

@@ -6,6 +6,7 @@ export const KEYS = [
   ['←  →', 'previous step, next step'],
   ['End', 'live: follow the latest step'],
   ['Space', 'pause, or continue to the end'],
+  ['c', 'candidates of an image'],
   ['w', 'why: what the answer of an ended trace owes to its images'],
   ['Shift + Esc', 'stop'],
   ['Esc', 'close the top dialog'],
@@ -21,6 +22,7 @@ export function actionOf({ key, shiftKey, ctrlKey, metaKey, altKey, inSlider, on
   if (key === 'ArrowLeft') return 'previous';
   if (key === 'ArrowRight') return 'next';
   if (key === 'End') return 'live';
+  if (key === 'c') return 'candidates';
   if (key === 'w') return 'why';
   if (key === '?') return 'help';
   if ((key === ' ' || key === 'Spacebar') && !onControl) return 'toggle';

@@ -34,6 +34,7 @@ export function initialState(traceId) {
     timings: null,
     seed: null,
     sampling: null,
+    verify: null, // {candidates, verifier}
     checkpoint: null,
     weightVersion: null,
     budget: null,
@@ -50,7 +51,16 @@ export function initialState(traceId) {
 }
 
 function emptyStep(index) {
-  return { index, text: '', skill: null, image: null, partial: null, complete: false, edited: false };
+  return {
+    index,
+    text: '',
+    skill: null,
+    image: null,
+    partial: null,
+    candidates: null, // {images, scores, chosen}, if a verifier has chosen the image
+    complete: false,
+    edited: false,
+  };
 }
 
 function withStep(state, index, change) {
@@ -130,6 +140,10 @@ const HANDLERS = {
     }));
     return { ...changed, tokens: state.tokens + fresh };
   },
+  'image.candidates': (state, data) =>
+    withStep(state, data.step, () => ({
+      candidates: { images: data.images, scores: data.scores, chosen: data.chosen },
+    })),
   'image.completed': (state, data) => {
     const before = state.steps.find((step) => step.index === data.step)?.partial;
     const total = data.stats?.codes ?? before?.total ?? 0;
@@ -199,6 +213,7 @@ export function withTrace(state, trace) {
     checkpoint: trace.checkpoint ?? state.checkpoint,
     weightVersion: trace.weight_version ?? state.weightVersion,
     sampling: trace.sampling ?? state.sampling,
+    verify: trace.verify ?? state.verify,
     seed: trace.sampling?.seed ?? state.seed,
     createdAt: trace.created_at ?? null,
     startedAt: trace.started_at ?? null,
@@ -229,6 +244,7 @@ export function fromTrace(trace) {
       skill: step.image?.skill ?? null,
       image: step.image ?? null,
       partial: null,
+      candidates: step.candidates ?? null,
       complete: true,
       edited: step.edited ?? false,
     })),

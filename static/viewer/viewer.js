@@ -85,6 +85,7 @@ export class Viewer {
       toggle: () => this.toggle(),
       stop: () => (phaseOf(this.#state) === 'running' || this.#state.status === 'paused' ? this.stop() : false),
       close: () => this.imageView.closeTop(),
+      candidates: () => this.imageView.candidates.toggle(),
     });
     element.replaceChildren(this.root);
     this.#stopListening = onBack(() => this.#notice?.retry?.());

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,13 @@ def why_states(window: Studio) -> Iterator[State]:
     page.select_option("[aria-label='Attention of']", "step")
     page.wait_for_selector(".or-why-strip li >> nth=3")
     yield "why, attention", page
+    page.route(re.compile(r"/v1/traces/tr_\w+$"), _with_candidates)
+    page.reload()
+    page.click("[aria-label='Show step 1']")
+    page.focus(".or-viewer")
+    page.keyboard.press("c")
+    page.wait_for_selector(".or-candidate >> nth=1")
+    yield "studio, candidates", page
     page.close()
 
 
@@ -303,6 +311,14 @@ def _troubled(window: Studio) -> Iterator[State]:
         page.wait_for_selector(f".or-server[data-state={wanted}]:visible")
         yield f"studio, server {wanted}", page
     page.close()
+
+
+def _with_candidates(route: Any) -> None:
+    """Answer with the trace, its first image chosen between that and the question's."""
+    trace = route.fetch().json()
+    images = [trace["images"][0], {key: trace["steps"][0]["image"][key] for key in trace["images"][0]}]
+    trace["steps"][0]["candidates"] = {"images": images, "scores": [None, -1.5], "chosen": 1}
+    route.fulfill(json=trace)
 
 
 def gallery_states(window: Studio) -> Iterator[State]:

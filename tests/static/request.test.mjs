@@ -12,9 +12,16 @@ const IMAGE = { image_id: 'i', width: 64, height: 64 };
 const TASK = { task_id: 'natural-1', question: 'What?', image_id: 'i' };
 
 test('request has only what was given', () => {
-  const { partial_images: partials, ...request } = requestOf({ question: 'What?' });
+  const { partial_images: partials, ...request } = requestOf({
+    question: 'What?',
+  });
   assert.ok(partials > 0);
-  assert.deepEqual(request, { question: 'What?', images: [], mode: 'auto', background: true });
+  assert.deepEqual(request, {
+    question: 'What?',
+    images: [],
+    mode: 'auto',
+    background: true,
+  });
   const given = {
     question: 'What?',
     image: IMAGE,
@@ -27,6 +34,17 @@ test('request has only what was given', () => {
   assert.deepEqual([full.mode, full.checkpoint, full.sampling], ['step', 'nano', { seed: 0 }]);
 });
 
+test('candidates are sent as a choice, and kept when the question is repeated', () => {
+  const verify = (candidates) => requestOf({ question: 'What?', candidates }).verify;
+  assert.equal(verify(undefined), undefined);
+  assert.equal(verify(1), undefined);
+  assert.deepEqual(verify(4), { candidates: 4 });
+  const drawn = state({ verify: { candidates: 4, verifier: 'base' } });
+  assert.deepEqual(repeated(drawn).verify, drawn.verify);
+  assert.deepEqual(withAnotherSeed(drawn).verify, drawn.verify);
+  assert.equal(repeated(state({})).verify, undefined);
+});
+
 test('task is sent only with its own question and image', () => {
   const at = (change) => requestOf({ question: 'What?', image: IMAGE, task: TASK, ...change }).task_id;
   assert.equal(at({}), 'natural-1');
@@ -37,7 +55,14 @@ test('task is sent only with its own question and image', () => {
 });
 
 test('fit is sent for own images that are not square', () => {
-  const images = (change) => requestOf({ question: 'What?', image: IMAGE, own: true, fit: 'pad', ...change }).images;
+  const images = (change) =>
+    requestOf({
+      question: 'What?',
+      image: IMAGE,
+      own: true,
+      fit: 'pad',
+      ...change,
+    }).images;
   assert.deepEqual(images({}), [{ image_id: 'i' }]);
   const wide = { ...IMAGE, width: 96 };
   assert.deepEqual(images({ image: wide }), [{ image_id: 'i', fit: 'pad' }]);

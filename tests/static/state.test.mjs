@@ -3,6 +3,8 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
+import { candidatesOf } from '../../static/viewer/candidates.js';
+import { actionOf } from '../../static/viewer/keys.js';
 import { parseTaskId } from '../../static/viewer/reference.js';
 import {
   fromTrace,
@@ -20,7 +22,13 @@ const number = (events) => events.map(([type, data], k) => ({ seq: k + 1, type, 
 const play = (...events) => reduceAll(initialState('t'), number(events));
 const STARTED = [
   'trace.started',
-  { seed: 81, checkpoint: 'nano', weight_version: 3, prompt_tokens: 9, budget: { context_len: 768 } },
+  {
+    seed: 81,
+    checkpoint: 'nano',
+    weight_version: 3,
+    prompt_tokens: 9,
+    budget: { context_len: 768 },
+  },
 ];
 const freeze = (value) => {
   if (value && typeof value === 'object') {
@@ -62,7 +70,11 @@ test('resuming anywhere gives the same state', () => {
 });
 
 test('gap stops the reducer', () => {
-  const state = reduce(initialState('t'), { seq: 2, type: 'trace.queued', data: { position: 0 } });
+  const state = reduce(initialState('t'), {
+    seq: 2,
+    type: 'trace.queued',
+    data: { position: 0 },
+  });
   assert.equal(state.gap, true);
   assert.equal(state.status, 'loading');
   assert.equal(state.lastSeq, 0);
@@ -102,13 +114,25 @@ test('partials count up and keep the last image', () => {
   const one = ['image.partial', { step: 1, index: 0, codes_done: 8, codes_total: 64, url: '/a' }];
   const two = ['image.partial', { step: 1, index: 1, codes_done: 16, codes_total: 64, url: null }];
   const state = play(...drawing, one, two);
-  assert.deepEqual(state.steps[0].partial, { url: '/a', index: 1, done: 16, total: 64 });
+  assert.deepEqual(state.steps[0].partial, {
+    url: '/a',
+    index: 1,
+    done: 16,
+    total: 64,
+  });
   assert.equal(state.steps[0].skill, 'zoom');
   assert.equal(state.activity, 'drawing');
   assert.equal(state.tokens, 16);
   const done = play(...drawing, one, two, [
     'image.completed',
-    { step: 1, image_id: 'i', url: '/i', width: 64, height: 64, stats: { codes: 64 } },
+    {
+      step: 1,
+      image_id: 'i',
+      url: '/i',
+      width: 64,
+      height: 64,
+      stats: { codes: 64 },
+    },
   ]);
   assert.equal(done.steps[0].partial, null);
   assert.equal(done.steps[0].image.url, '/i');
@@ -159,19 +183,66 @@ test('terminal event has the final answer', () => {
 
 test('row never overwrites events of a live trace', () => {
   const state = play(STARTED);
-  const later = withTrace(state, { id: 't', status: 'queued', question: 'q', images: [], mode: 'auto', sampling: {} });
+  const later = withTrace(state, {
+    id: 't',
+    status: 'queued',
+    question: 'q',
+    images: [],
+    mode: 'auto',
+    sampling: {},
+  });
   assert.equal(later.status, 'running');
   assert.equal(later.question, 'q');
 });
 
 test('a task id names slice, seed and level', () => {
-  assert.deepEqual(parseTaskId('natural-1000000123'), { slice: 'natural', seed: '1000000123' });
-  assert.deepEqual(parseTaskId('natural-hard-7'), { slice: 'natural', seed: '7', level: 'hard' });
-  assert.deepEqual(parseTaskId('operational-5-7'), { slice: 'operational', seed: '7', level: '5' });
+  assert.deepEqual(parseTaskId('natural-1000000123'), {
+    slice: 'natural',
+    seed: '1000000123',
+  });
+  assert.deepEqual(parseTaskId('natural-hard-7'), {
+    slice: 'natural',
+    seed: '7',
+    level: 'hard',
+  });
+  assert.deepEqual(parseTaskId('operational-5-7'), {
+    slice: 'operational',
+    seed: '7',
+    level: '5',
+  });
 });
 
 test('other texts are no task ids', () => {
   for (const text of [null, '', 'natural', 'natural-9-7', 'natural-easy-7', 'Natural-7']) {
     assert.equal(parseTaskId(text), null);
   }
+});
+
+test('candidates of a step are the same from events and from the row', () => {
+  const images = [
+    { image_id: 'a', url: '/a', width: 8, height: 8 },
+    { image_id: 'b', url: '/b', width: 8, height: 8 },
+  ];
+  const candidates = { images, scores: [null, -1.256], chosen: 1 };
+  const streamed = play(
+    STARTED,
+    ['step.started', { step: 1 }],
+    ['image.started', { step: 1 }],
+    ['image.candidates', { step: 1, ...candidates }],
+    ['image.completed', { step: 1, ...images[1] }],
+  );
+  const row = fromTrace({
+    id: 't',
+    status: 'completed',
+    steps: [{ index: 1, text: '', image: images[1], candidates }],
+  });
+  assert.deepEqual(streamed.steps[0].candidates, row.steps[0].candidates);
+  assert.deepEqual(candidatesOf(row.steps[0]), [
+    { url: '/a', score: 'no score', chosen: false, label: 'Candidate 1 of 2' },
+    { url: '/b', score: '−1.26', chosen: true, label: 'Candidate 2 of 2' },
+  ]);
+  assert.deepEqual(candidatesOf(play(STARTED, ['step.started', { step: 1 }]).steps[0]), []);
+  assert.deepEqual(candidatesOf(undefined), []);
+  assert.equal(actionOf({ key: 'c' }), 'candidates');
+  assert.equal(actionOf({ key: 'c', ctrlKey: true }), null, 'copying');
 });
