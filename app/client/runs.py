@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from app.client.curation import UNCHANGED, Unchanged
 from app.client.types import Job
-from app.client.types_runs import SeriesList, Sweep, SweepPage
+from app.client.types_runs import Result, SeriesList, Sweep, SweepPage
 
 
 class _Connection(Protocol):
@@ -95,3 +95,8 @@ class RunCalls:
     def resume_sweep(self: _Connection, sweep_id: str) -> Sweep:
         """Queues the jobs of a sweep again that ended without success and can be resumed."""
         return cast(Sweep, self._json("POST", f"/v1/sweeps/{quote(sweep_id, safe='')}/resume"))
+
+    def leaderboard(self: _Connection, checkpoint: str | None = None) -> list[Result]:
+        """Results of finished benchmarks, newest first, of one checkpoint or of all."""
+        params = {} if checkpoint is None else {"checkpoint": checkpoint}
+        return cast("list[Result]", self._json("GET", "/v1/leaderboard", params=params)["data"])

@@ -86,3 +86,18 @@ class SweepPage(TypedDict):
 
     data: list[SweepEntry]
     has_more: bool
+
+
+class Result(TypedDict):
+    """What a benchmark measured of a checkpoint; comparable where `data` and `settings` are the same."""
+
+    checkpoint: str
+    job_id: str
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    tasks: int
+    accuracy: float | None
+    accuracy_ci95: list[float] | None
+    drawings_right: float | None
+    malformed: float | None
+    finished_at: str | None

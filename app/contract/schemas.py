@@ -359,6 +359,7 @@ class CheckpointOut(Out):
     card_notes: dict[str, Any] | list[Any] | str | None
     source: Literal["package", "home", "setting", "job", "local", "hub"]
     folder: str
+    benchmarks: list[dict[str, Any]] = Field([], description="its results, as in `GET /v1/leaderboard`")
     problem: str | None = Field(None, description="why the checkpoint is unusable, if it is")
 
 

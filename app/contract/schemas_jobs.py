@@ -257,3 +257,41 @@ class SweepList(Out):
 
     data: list[SweepEntry]
     has_more: bool
+
+
+class ResultOut(Out):
+    """What a finished benchmark measured of one checkpoint."""
+
+    checkpoint: str
+    job_id: str
+    data: dict[str, Any] = Field(description="the questions")
+    settings: dict[str, Any] = Field(description="hyperparameters of the benchmark that are not the default")
+    tasks: int
+    accuracy: float | None
+    accuracy_ci95: list[float] | None
+    drawings_right: float | None
+    malformed: float | None
+    finished_at: str | None
+
+
+class Leaderboard(Out):
+    """Results of benchmarks, newest first."""
+
+    model_config = example(
+        data=[
+            {
+                "checkpoint": "nano-omni-r1",
+                "job_id": JOB_ID,
+                "data": {"source": "unitasks", "num_samples": 1000, "level": "normal"},
+                "settings": {},
+                "tasks": 1000,
+                "accuracy": 0.926,
+                "accuracy_ci95": [0.9081, 0.9407],
+                "drawings_right": 0.916,
+                "malformed": 0.0,
+                "finished_at": "2026-11-28T16:04:27.626Z",
+            }
+        ]
+    )
+
+    data: list[ResultOut]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from app.common import pools
@@ -14,11 +15,17 @@ from app.contract.problems import Problem, field_problem
 from app.contract.schemas_jobs import JobContinue, JobUpdate
 from app.jobs import series, shown, store
 from app.jobs.service import JobService, no_job
+from app.storage import tables
 from app.storage.database import Database
 from app.storage.idempotency import Claim
 from training.jobs.schedules import make_schedule
-from training.spec.spec import AnySpec, PeRPOSpec, PeSFTSpec, parse_spec
+from training.spec.spec import AnySpec, BenchmarkHyperparameters, PeRPOSpec, PeSFTSpec, parse_spec
 
+J = tables.jobs
+
+MOST_RESULTS = 1_000  # jobs of the leaderboard
+MEASURED = ("tasks", "accuracy", "accuracy_ci95", "drawings_right", "malformed")
+UNCOMPARED = frozenset({"batch_size", "compare_with", "interventions", "show_samples"})  # no answer depends on them
 MOST_POINTS = 60_000  # of one answer, which keeps it below 2 MB
 
 
@@ -67,6 +74,29 @@ class Runs:
             "points": points,
             "missing": missing,
         }
+
+    def leaderboard(self, checkpoint: str | None = None) -> list[dict[str, Any]]:
+        """Results of the latest finished benchmarks, newest first, of one checkpoint or of all; blocking."""
+        query = sa.select(J).where(J.c.method.in_(("benchmark", "pipeline")), J.c.status == "succeeded")
+        with self._db.read() as connection:
+            rows = connection.execute(query.order_by(J.c.id.desc()).limit(MOST_RESULTS)).all()
+        return [one for row in rows for one in _results(row) if checkpoint in (None, one["checkpoint"])]
+
+
+def _results(row: Any) -> Iterator[dict[str, Any]]:
+    """What a benchmark, or the last stage of a pipeline, measured of each checkpoint."""
+    found, spec = row.result or {}, row.spec
+    data, hyper = spec.get("data") or {}, spec.get("hyperparameters") or {}
+    if row.method == "pipeline":
+        found, data, hyper = ((one or {}).get("benchmark") or {} for one in (found.get("stages"), data, hyper))
+    default = BenchmarkHyperparameters().model_dump(mode="json")
+    settings = {name: value for name, value in hyper.items() if value != default.get(name) and name not in UNCOMPARED}
+    for name, measured in (found.get("checkpoints") or {}).items():
+        total = (measured.get("summary") or {}).get("all")
+        if total:
+            numbers = {key: total.get(key) for key in MEASURED}
+            about = {"checkpoint": name, "job_id": row.id, "data": data, "settings": settings}
+            yield about | numbers | {"finished_at": row.finished_at}
 
 
 # ---- going on from a finished job

@@ -9,8 +9,9 @@ import { serve } from '../shared/bridge.js';
 import { Place, h, icon, setAttr, setText, show, sureButton } from '../shared/dom.js';
 import { onBack } from '../viewer/server.js';
 import { Activation, previous } from './activate.js';
+import { Board, resultTable } from './board.js';
 import { Compare } from './compare.js';
-import { factsOf, folded, forestOf, madeBy, measureOf, whyNot } from './lineage.js';
+import { boardsOf, factsOf, folded, forestOf, madeBy, measureOf, whyNot } from './lineage.js';
 
 class Checkpoints {
   #all = [];
@@ -38,6 +39,7 @@ class Checkpoints {
     this.detail = h('div', { class: 'or-block or-checkpoint-detail', 'aria-live': 'off' });
     this.activation = new Activation({ changed: () => this.refresh() });
     this.compare = new Compare();
+    this.board = new Board();
     element.replaceChildren(
       h(
         'div',
@@ -64,6 +66,7 @@ class Checkpoints {
           this.detail,
         ),
       ),
+      this.board.element,
       this.compare.element,
     );
     onBack((outage) => (outage || this.#unread) && this.refresh());
@@ -93,6 +96,7 @@ class Checkpoints {
     const possible = names.includes(before) && before !== this.#active()?.id;
     setText(this.back, possible ? `Back to ${before}` : '');
     show(this.back, possible);
+    this.board.update(this.#all.flatMap(({ benchmarks }) => benchmarks ?? []));
     this.#drawTree();
     return this.#drawDetail();
   }
@@ -249,6 +253,14 @@ class Checkpoints {
                   h('tr', {}, h('th', { scope: 'row' }, name), h('td', { class: 'or-num' }, short(value))),
                 ),
             ),
+          )
+        : null,
+      one.benchmarks?.length ? h('h3', {}, 'Benchmarks') : null,
+      one.benchmarks?.length
+        ? resultTable(
+            boardsOf(one.benchmarks).flatMap(({ rows }) => rows),
+            'Benchmarks',
+            false,
           )
         : null,
       one.card_notes ? h('p', { class: 'or-honesty' }, wordsOf(one.card_notes)) : null,

@@ -1,7 +1,7 @@
 // Pure functions on checkpoints: lineage, allowed actions, outcome of a comparison.
 
 import { short } from '../shared/series.js';
-import { stageName } from '../training/words.js';
+import { dataOf, stageName } from '../training/words.js';
 
 export const parentOf = (one) => one.base ?? one.lineage?.base ?? null;
 export const stageOf = (one) => one.stage ?? one.lineage?.stage ?? null;
@@ -135,4 +135,27 @@ export function outcomeOf(left, right) {
     return verdicts[0] === 'right' ? 'Only the first is right.' : 'Only the second is right.';
   const same = left.answer.trim().toLowerCase() === right.answer.trim().toLowerCase();
   return same ? 'Both give the same answer.' : 'They give different answers.';
+}
+
+/** `[{label, rows}]`: results on the same questions with the same settings, the best first; the largest board first. */
+export function boardsOf(rows) {
+  const boards = new Map();
+  for (const row of rows) {
+    const key = JSON.stringify([row.data, row.settings]);
+    boards.set(key, [...(boards.get(key) ?? []), row]);
+  }
+  const names = new Map();
+  const named = [...boards.values()].map((all) => {
+    const { data, settings } = all[0];
+    const level = data.level && data.level !== 'normal' ? `, level ${data.level}` : '';
+    const slices = data.slices ? `, ${data.slices.join(' and ')}` : '';
+    const seed = typeof data.first_seed === 'number' ? `, from seed ${data.first_seed.toLocaleString('en')}` : '';
+    const own = Object.entries(settings).map(([name, value]) => `, ${name} ${JSON.stringify(value)}`);
+    const plain = `${dataOf({ data })}${level}${slices}${seed}${own.join('')}`;
+    names.set(plain, (names.get(plain) ?? 0) + 1);
+    const label = names.get(plain) > 1 ? `${plain} (${names.get(plain)})` : plain;
+    const best = all.toSorted((a, b) => (b.accuracy ?? -1) - (a.accuracy ?? -1));
+    return { label, rows: best.map((row) => ({ ...row, board: label })) };
+  });
+  return named.toSorted((a, b) => b.rows.length - a.rows.length);
 }

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import {
+  boardsOf,
   factsOf,
   folded,
   forestOf,
@@ -104,4 +105,31 @@ test('superseded steps of a job are folded', () => {
     ),
     ['a', 'b'],
   );
+});
+
+test('results are compared on the same questions and settings only, best first', () => {
+  const row = (checkpoint, accuracy, data = {}, settings = {}) => ({
+    checkpoint,
+    accuracy,
+    settings,
+    data: { source: 'unitasks', num_samples: 100, level: 'normal', ...data },
+  });
+  const boards = boardsOf([
+    row('hard', 0.9, { level: 'hard' }),
+    row('a', 0.5),
+    row('none', null),
+    row('b', 0.7),
+    row('voted', 0.99, {}, { votes: 5 }),
+    row('seeds', 0.98, { first_seed: 2_000_000_000 }),
+  ]);
+  assert.deepEqual(
+    boards[0].rows.map(({ checkpoint }) => checkpoint),
+    ['b', 'a', 'none'],
+  );
+  assert.equal(boards.length, 4);
+  assert.equal(new Set(boards.map(({ label }) => label)).size, 4);
+  assert.ok(
+    boards.some(({ label }) => label.includes('level hard')) && boards.some(({ label }) => label.includes('votes 5')),
+  );
+  assert.deepEqual(boardsOf([]), []);
 });

@@ -75,10 +75,14 @@ class RunStopped(KeyboardInterrupt):
 
 
 class StopFlag:
-    """True after SIGINT or SIGTERM: the loop finishes its step, saves and exits. A second signal stops immediately."""
+    """True after SIGINT or SIGTERM: the loop finishes its step, saves and exits. A second signal stops immediately.
+
+    A request without a signal is none: a server that is started again signals workers which stop on their own already.
+    """
 
     def __init__(self) -> None:
         self._stop = False
+        self._signalled = False
 
     def request(self) -> None:
         """Request a stop without a signal."""
@@ -93,9 +97,9 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:
+        if self._signalled:
             raise KeyboardInterrupt
-        self._stop = True
+        self._stop = self._signalled = True
 
     def __bool__(self) -> bool:
         return self._stop

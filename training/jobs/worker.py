@@ -184,8 +184,10 @@ def _stop_with_server() -> None:
     except OSError:
         pass
     stop_flag = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once installed
-    if not stop_flag:  # a second signal would end the job before it saves
+    if stop_flag is None:
         os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        stop_flag.request()
 
 
 def _lower_priority() -> None:

@@ -13,8 +13,9 @@ from app.common import pools
 from app.common.pools import in_pool
 from app.contract.problems import Problem, field_problem
 from app.contract.schemas import ActivateIn, CheckpointCreate, CheckpointList, CheckpointOut
+from app.contract.schemas_jobs import Leaderboard
 from app.contract.schemas_system import ModelList, ModelOut
-from app.http.deps import LOCATION, App, Key, create_once, problems, require_json
+from app.http.deps import LOCATION, App, CheckpointName, Key, create_once, problems, require_json
 
 router = APIRouter(prefix="/v1", tags=["checkpoints"])
 
@@ -22,8 +23,19 @@ router = APIRouter(prefix="/v1", tags=["checkpoints"])
 @router.get("/checkpoints", response_model=CheckpointList, response_model_exclude_unset=True, responses=problems(503))
 @in_pool(pools.intake)
 def list_checkpoints(app: App) -> dict[str, Any]:
-    """All checkpoints, including unusable ones with the reason."""
-    return {"data": [app.registration.shown(info) for info in app.checkpoints.scan().values()]}
+    """All checkpoints, including unusable ones with the reason, and their results."""
+    results: dict[str, list[Any]] = {}
+    for one in app.runs.leaderboard():
+        results.setdefault(one["checkpoint"], []).append(one)
+    shown = (app.registration.shown(info) for info in app.checkpoints.scan().values())
+    return {"data": [{**one, "benchmarks": results.get(one["id"], [])} for one in shown]}
+
+
+@router.get("/leaderboard", response_model=Leaderboard, responses=problems(422, 503))
+@in_pool(pools.reads)
+def get_leaderboard(app: App, checkpoint: CheckpointName = None) -> dict[str, Any]:
+    """Results of finished benchmarks, newest first; comparable where `data` and `settings` are the same."""
+    return {"data": app.runs.leaderboard(checkpoint)}
 
 
 @router.post(
@@ -56,7 +68,7 @@ def get_checkpoint(checkpoint_id: str, app: App) -> dict[str, Any]:
     info = app.checkpoints.find(checkpoint_id)
     if info is None:
         raise Problem("checkpoint_not_found", "no checkpoint has this name; GET /v1/checkpoints lists them")
-    return app.registration.shown(info)
+    return app.registration.shown(info) | {"benchmarks": app.runs.leaderboard(checkpoint_id)}
 
 
 @router.post(

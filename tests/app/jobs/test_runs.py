@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.contract.schemas_jobs import JobOut, SeriesList
+from app.contract.schemas_jobs import JobOut, Leaderboard, SeriesList
 from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, post, worker
@@ -172,3 +172,33 @@ async def test_jobs_that_cannot_go_on(serve: Serve) -> None:
         is_problem(await server.client.post(url, json={"steps": 10_000_001}), 422, "invalid", "body.steps")
         (server.package / "nano-omni-r1" / "manifest.json").unlink()
         assert (await server.client.post(url, json={"steps": 1})).status_code == 422  # its base is gone
+
+
+async def test_benchmarks_reach_their_checkpoint_and_the_leaderboard(server: Server) -> None:
+    """Of a benchmark with a comparison, and of a pipeline's last stage."""
+    server.services.jobs._runner.stopping = False
+    data = {"source": "unitasks", "num_samples": 8}
+    summary = {"all": {"tasks": 8, "accuracy": 0.5, "accuracy_ci95": [0.2, 0.8], "malformed": 0.0}}
+    result = {"checkpoints": {name: {"summary": summary} for name in ("nano-omni-r1", "other")}}
+    plain = await post(server, {"method": "benchmark", "base_checkpoint": "nano-omni-r1", "data": data})
+    hyper = {"benchmark": {"max_images": 0}, "pesft": None, "perpo": None, "zero": None}
+    pipeline = {"method": "pipeline", "base_checkpoint": "nano-omni-r1", "data": {"benchmark": data}}
+    whole = await post(server, {**pipeline, "hyperparameters": hyper})
+    for job, found in ((plain, result), (whole, {"stages": {"benchmark": result}})):
+        with server.services.db.write() as connection:
+            values = {"status": "succeeded", "result": found, "finished_at": "2026-11-29T00:00:00.000Z"}
+            connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job["id"]).values(**values))
+    board = Leaderboard.model_validate((await server.client.get("/v1/leaderboard")).json()).data
+    assert [(one.job_id, one.checkpoint) for one in board] == [
+        (job["id"], name) for job in (whole, plain) for name in ("nano-omni-r1", "other")
+    ]
+    assert [one.settings for one in board[::2]] == [{"max_images": 0}, {}]
+    assert board[0].data == board[2].data == plain["spec"]["data"]
+    (mine, _) = (await server.client.get("/v1/leaderboard", params={"checkpoint": "other"})).json()["data"]
+    assert (mine["accuracy"], mine["drawings_right"]) == (0.5, None)
+    one = (await server.client.get("/v1/checkpoints/nano-omni-r1")).json()
+    assert [found["job_id"] for found in one["benchmarks"]] == [whole["id"], plain["id"]]
+    (listed,) = (await server.client.get("/v1/checkpoints")).json()["data"]
+    assert listed["benchmarks"] == one["benchmarks"]
+    await server.client.delete(f"/v1/jobs/{plain['id']}")
+    assert len((await server.client.get("/v1/leaderboard")).json()["data"]) == 2

@@ -17,7 +17,7 @@ from model.config import TransformerConfig
 from model.nets.transformer import PackedAttention, Transformer
 from model.text.template import Rendered
 from training.data.token_sets import TokenSet, make_batch, micro_batches
-from training.jobs.loop import RunFolder
+from training.jobs.loop import RunFolder, StopFlag
 from training.jobs.schedules import ConstantSchedule, CosineSchedule, LinearSchedule
 from training.pesft.loop import SFTModel, SFTSpec, accumulate, batch_loss, make_projection, train_sft
 
@@ -295,3 +295,13 @@ def test_metrics_after_saved_state_are_dropped(tmp_path: Path) -> None:
     assert state is not None
     assert state["step"] == 5
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_signal_after_a_request_is_the_first_one() -> None:
+    """A server that is started again signals workers that have begun to stop: they still save."""
+    with StopFlag() as stop:
+        stop.request()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
