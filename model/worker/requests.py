@@ -125,11 +125,11 @@ class KVStash:
         self._rows: OrderedDict[str, tuple[object, Tensor]] = OrderedDict()
 
     def put(self, model: object, rows: Tensor) -> str:
-        """Store rows that belong to a model's weights; return their key."""
+        """Store rows that belong to a model's weights, in main memory; return their key."""
         key, size = uuid.uuid4().hex, rows.nbytes
         if size > self.budget:
             return key
-        self._rows[key] = (model, rows)
+        self._rows[key] = (model, rows.cpu())
         self.num_bytes += size
         while self.num_bytes > self.budget:
             _, (_, dropped) = self._rows.popitem(last=False)

@@ -18,6 +18,7 @@ from typing import Any
 
 from model.engine import commands
 from model.engine.commands import Reply, Report
+from model.engine.device import total_bytes
 from model.engine.messages import Cancelled, Emitted, Failed, Finished, GenerationRequest, Output, Paused, Started
 from model.engine.sequence import SequenceOutput, Status
 from model.worker.drawings import Decoded, Drawings, Encoded, images_to_encode, is_to_encode, kept_steps
@@ -32,7 +33,7 @@ from model.worker.scoring import scored
 
 log = logging.getLogger("omni_r1.engine")
 
-STASH_BYTES = 64 << 20
+LEAST_STASH, STASH_SHARE = 64 << 20, 64  # bytes for the KV rows of paused traces; that share of the memory
 Send = Callable[[Report], None]
 
 
@@ -49,7 +50,7 @@ class Worker:
         self._send = send
         self._live: dict[str, Live] = {}
         self._prompts = Prompts()
-        self._stash = KVStash(STASH_BYTES)
+        self._stash = KVStash(max(LEAST_STASH, total_bytes(None) // STASH_SHARE))
 
     def post(self, message: object) -> None:
         """Put a message into the inbox."""

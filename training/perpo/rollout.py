@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
+from model.engine.device import free_bytes
 from model.engine.engine import CPU_SLOTS, Engine
 from model.engine.phases import Legal, LegalText
 from model.engine.sequence import FinishedBy, SamplingParams
@@ -182,10 +181,13 @@ class Sampler:
 
 
 def slots_for(transformer: Transformer, context_len: int) -> int:
-    """Concurrent sequences: `CPU_SLOTS` on a CPU; on a GPU as many as a share of its free memory holds."""
+    """Concurrent sequences: as many as a share of the device's free memory holds, from 2 to a maximum.
+
+    What the job takes later stays free: gradients and Adam's two moments of every trained parameter, in fp32, and the
+    engine's own copy of the weights.
+    """
     device = transformer.device
-    if device.type != "cuda":
-        return CPU_SLOTS
     one = KVCache(transformer.config, 1, context_len, device="meta", dtype=transformer.dtype).num_bytes
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(2, min(MAX_SLOTS, int(free * CACHE_SHARE) // one))
+    later = sum(p.nbytes + (12 * p.numel() if p.requires_grad else 0) for p in transformer.parameters())
+    most = CPU_SLOTS if device.type == "cpu" else MAX_SLOTS
+    return max(2, min(most, int((free_bytes(device) - later) * CACHE_SHARE) // one))
