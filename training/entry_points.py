@@ -1,4 +1,4 @@
-"""What installed packages add to the studio: entry points of two groups. Imports none of them."""
+"""What installed packages add to the studio: entry points of three groups. Imports none of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 REWARDS = "omni_r1.rewards"
 TASKS = "omni_r1.tasks"
+TRACKERS = "omni_r1.trackers"
 
 
 def installed(group: str) -> dict[str, EntryPoint]:

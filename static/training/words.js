@@ -223,6 +223,17 @@ export const WARNINGS = {
       'The sampling probabilities of the traces differ from those the trainer computes. In fp32 they should agree within 0.0001; the update is unintentionally off-policy.',
     todo: 'Use precision fp32. If it is fp32 already, this is a bug: please report it with the spec.',
   },
+  tracker_failed: {
+    title: 'A tracker was given up',
+    means: 'The metrics of this job no longer reach one of the trackers in report_to. The job itself goes on.',
+    todo: 'Install its package in the environment of the server, or check its address and key, before the next job; all metrics are also on the Runs page.',
+  },
+  tracker_behind: {
+    title: 'A tracker does not keep up',
+    means:
+      'A tracker in report_to takes rows of metrics more slowly than the job makes them, so some are missing there.',
+    todo: 'Raise log_every, or look at the metrics here, where none is missing.',
+  },
   precision_emulated: {
     title: 'bf16 is only emulated here',
     means:

@@ -12,7 +12,6 @@ Launch: ``python -m training.jobs.worker JOB_DIR``, as the server does for ``POS
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from training.benchmark.verifying import job_verifier
 from training.data.questions import image_codes
 from training.data.rows import DataError, Intake, Rejection, attempted
 from training.jobs.context import JobContext, JobError
+from training.jobs.log import file_name
 from training.scoring.grading import grade, same_answer
 from training.scoring.judge import Case, EndpointJudge, JudgeError
 from training.spec.spec import BenchmarkSpec, TasksData, UniTasksData
@@ -151,7 +151,7 @@ class _Asking:
         self._verifier = job_verifier(ctx, self.hyper, name, self.loaded)
         self._size = slots * CHUNKS_OF_SLOTS
         self._image_size = SURVEY_SIZE if loaded.vq is None else loaded.vq.config.resolution
-        self.path = ctx.folder / "benchmark" / _file_name(name) / "predictions.jsonl"
+        self.path = ctx.folder / "benchmark" / file_name(name) / "predictions.jsonl"
 
     def answer_all(self, survey: _Survey) -> list[Answer]:
         """All answers in order; those of an earlier session are read back."""
@@ -335,7 +335,7 @@ def _report(ctx: JobContext, spec: BenchmarkSpec, answers: dict[str, list[Answer
     for name, given in answers.items():
         summary = summarize_answers(given)
         metrics = flat_metrics(summary)
-        folder = ctx.folder / "benchmark" / _file_name(name)
+        folder = ctx.folder / "benchmark" / file_name(name)
         data = ctx.record(spec.data.model_dump(mode="json"))
         about = {"checkpoint": name, "data": data, "summary": summary, **ctx.provenance}
         text = json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n"
@@ -378,8 +378,3 @@ def _unanswered(item: Item, problem: str) -> Answer:
         finish_reason="error",
         error=problem,
     )
-
-
-def _file_name(name: str) -> str:
-    """A checkpoint's name as a folder name: hub ids contain a slash."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".") or "checkpoint"

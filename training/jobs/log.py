@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.jobs.disk import Disk, is_full
+from training.jobs.trackers import Trackers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,6 +47,7 @@ class JobLog:
         self._progress: dict[str, Any] = {"stage": None, "step": None, "total": None, "eta_s": None}
         self._pending_warning: str | None = None  # warning about a wait that could not be written either
         self._trackers: dict[str, Any] | None = {} if tensorboard else None
+        self._others: Trackers | None = None
 
     def __enter__(self) -> JobLog:
         return self
@@ -60,11 +63,21 @@ class JobLog:
                 self._file = None
             self.disk.close()
             trackers, self._trackers = self._trackers, None if self._trackers is None else {}
+            others, self._others = self._others, None
+        if others is not None:
+            others.close()
         for tracker in (trackers or {}).values():
             try:
                 tracker.close()
             except Exception as error:
                 self._write_line(f"TensorBoard's files could not be closed: {error}")
+
+    def report_to(self, names: Sequence[str], about: Mapping[str, Any]) -> None:
+        """Report metrics to these trackers from now on; `about` is `{job_id, spec}`."""
+        if "tensorboard" not in names:
+            self._trackers = None
+        others = [name for name in names if name != "tensorboard"]
+        self._others = Trackers(others, self.folder, about, self.warning) if others else None
 
     def progress(self, stage: str, step: int, total: int, eta_s: float | None = None) -> None:
         """Progress of a stage."""
@@ -76,7 +89,10 @@ class JobLog:
         """Metrics of one step, keys as ``group/name``; non-finite values become null."""
         clean = {k: round(float(v), 7) if math.isfinite(v) else None for k, v in values.items()}
         self._emit("metrics", {"stage": stage, "step": step, "values": clean})
-        self._track(stage, step, {k: v for k, v in clean.items() if v is not None})
+        finite = {k: v for k, v in clean.items() if v is not None}
+        self._track(stage, step, finite)
+        if self._others is not None:
+            self._others.metrics(stage, step, finite)
 
     def sample(
         self,
@@ -136,7 +152,7 @@ class JobLog:
         """Save an image as ``samples/<name>.png``; return its path below the job's folder, or None without an image."""
         if image is None or isinstance(image, str):
             return image
-        path, given = self.folder / SAMPLES / f"{name}.png", image
+        path, given = self.folder / SAMPLES / f"{file_name(name)}.png", image
 
         def save() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +252,7 @@ class JobLog:
             if stage not in trackers:
                 from torch.utils.tensorboard import SummaryWriter
 
-                trackers[stage] = SummaryWriter(str(self.folder / TENSORBOARD / stage), purge_step=step)
+                trackers[stage] = SummaryWriter(str(self.folder / TENSORBOARD / file_name(stage)), purge_step=step)
             for name, value in values.items():
                 trackers[stage].add_scalar(name, value, step)
             trackers[stage].flush()
@@ -259,6 +275,11 @@ class JobLog:
             sys.stderr.flush()
         except (OSError, ValueError):
             pass  # log.txt is on the same disk
+
+
+def file_name(name: str) -> str:
+    """The name as that of a file on every system: a compared checkpoint's stage has a colon, a hub id a slash."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".") or "unnamed"
 
 
 def _event(kind: str, data: Mapping[str, Any]) -> bytes:

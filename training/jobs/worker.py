@@ -93,6 +93,7 @@ def run_job(
         try:
             spec = parse_spec(located(job["spec"], folder))
             known = located([{"name": k, "folder": v} for k, v in job.get("checkpoints", {}).items()], folder)
+            log.report_to(spec.report_to, {"job_id": folder.name, "spec": spec.resolved()})
             context = JobContext(
                 folder=folder,
                 spec=spec,

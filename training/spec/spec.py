@@ -184,6 +184,9 @@ class PipelineData(Strict):
     benchmark: QuestionData | None = None
 
 
+TrackerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
 def _label(value: str) -> str:
     value = value.strip()
     if not value or not value.isprintable():
@@ -207,6 +210,10 @@ class _Job(Strict):
         max_length=100,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="checkpoints: <this>-step-N",
+    )
+    report_to: Annotated[list[TrackerName], Field(max_length=8)] = Field(
+        ["tensorboard"],
+        description="trackers of its metrics: tensorboard, wandb, or entry points of omni_r1.trackers",
     )
     threads: Annotated[int, Field(ge=1, le=256)] = Field(1, description="CPU threads; the same number, the same bits")
 
