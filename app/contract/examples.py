@@ -23,11 +23,11 @@ QUESTION = "Find the square. What is its colour?"
 QUESTION_IMAGE = image("4123d3a1b6079523ada8324c9921811e800ee5090e34a693a688e4bf3a70d864")
 STEP_IMAGE = image("e01f036dec9eb7b5cbfc303ebe63b52bf701e2fa55af21160bf3574e74283cde") | {
     "skill": "mark",
-    "stats": {"codes": 31, "flatness": 0.328125, "tv": 2.308593, "perception_reward": 0.602494},
+    "stats": {"codes": 31, "flatness": 0.328125, "tv": 2.308593, "perception_reward": 0.602494, "passes": 5},
 }
 LAST_IMAGE = image("e01a79d3c72236a5dfe2d4481a9d459aa334075657c1e9834c1645308640170c") | {
     "skill": "zoom",
-    "stats": {"codes": 20, "flatness": 0.171875, "tv": 3.887293, "perception_reward": 0.473722},
+    "stats": {"codes": 20, "flatness": 0.171875, "tv": 3.887293, "perception_reward": 0.473722, "passes": 15},
 }
 CANDIDATES = [image(LAST_IMAGE["image_id"]), image(STEP_IMAGE["image_id"])]
 USAGE = {"prompt_tokens": 76, "kept_tokens": 0, "completion_tokens": 153, "images": 2}

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.nets.attention import Attention
 from model.nets.transformer import QK_NORM_EPS, LayerWeights, Transformer
 
+_MOST_SIZES = 64  # numbers of rows whose views are kept
 _silu_: Any = torch._C._nn.silu_
 
 
@@ -103,6 +104,8 @@ class DecodeStep:
         return y.mul_(final_norm)
 
     def _new_rows(self, rows: int) -> _Rows:
+        if len(self._rows) == _MOST_SIZES:
+            self._rows.clear()
         if rows > self._most_rows:
             self._most_rows = 1 << (rows - 1).bit_length()
             self._memory = _buffers(self._transformer, self._most_rows)
