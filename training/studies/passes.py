@@ -92,14 +92,15 @@ def table(by_window: Mapping[int, Mapping[str, float]]) -> str:
 
 
 def plot(by_window: Mapping[int, Mapping[str, float]], codes: int, path: Path) -> None:
-    """Bars of the families' mean passes, the last window's in front, as a PNG."""
+    """Bars of the families' mean passes by window, as a PNG."""
     figure, (axes,) = panels(1, width=7.0, height=3.0)
-    for colour, (window, found) in zip(COLOURS, by_window.items(), strict=False):
-        places = [place + 0.8 * list(by_window).index(window) / len(by_window) for place in range(len(found))]
+    for number, (colour, (window, found)) in enumerate(zip(COLOURS, by_window.items(), strict=False)):
+        places = [place + 0.8 * number / len(by_window) for place in range(len(found))]
         axes.bar(places, list(found.values()), 0.8 / len(by_window), color=colour, label=f"window {window}")
     families = list(next(iter(by_window.values())))
     middle = 0.4 * (1 - 1 / len(by_window))
     axes.set_xticks([place + middle for place in range(len(families))], families, rotation=40, ha="right")
+    axes.set_ylim(top=1.4 * max(max(found.values()) for found in by_window.values()))  # room for the legend
     dress(axes, f"Forward passes an image of {codes} codes", y="passes", legend=True)
     save(figure, path)
 
