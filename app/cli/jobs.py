@@ -18,6 +18,7 @@ from app.client.types import Job
 from app.client.types_runs import Sweep, SweepEntry
 from app.contract.words import DataMethod
 
+PROBE_STEPS = 3  # of the job that measures the time of a step
 SHOWN_METRICS = ("loss/ce", "reward/total", "reward/accuracy", "accuracy/all", "zero/accepted_share")
 
 
@@ -29,6 +30,8 @@ def train(args: Namespace) -> int:
             if args.data:
                 spec["data"] = _upload(client, args.data, args.method)
                 change(spec, [change for change in args.set if change.startswith("data.")])
+            if args.estimate:
+                return _estimate(client, spec)
             job = client.create_job(spec)
         except BadInput as error:
             raise CommandError(_every_field(error), EXIT_BAD_INPUT) from None
@@ -37,6 +40,27 @@ def train(args: Namespace) -> int:
             return EXIT_OK
         remark(f"job {job['id']}; it keeps running on the server if this command exits")
         return _follow(client, job["id"], as_json=args.json)
+
+
+def _estimate(client: Client, spec: dict[str, Any]) -> int:
+    """Prints the expected time; measures three steps first if nothing like it has run here."""
+    found = client.estimate_job(spec)
+    if found["seconds"] is None and found["steps"] is not None:
+        remark("nothing like it has run here: measuring three steps")
+        short = {"steps": PROBE_STEPS, "log_every": 1}
+        probe = client.create_job(
+            {**spec, "name": "probe", "output_name": None, "activate": False}
+            | {"hyperparameters": {**spec.get("hyperparameters", {}), **short}}
+        )
+        for _ in client.job_events(probe["id"]):
+            pass
+        found = client.estimate_job(spec)
+    if found["seconds"] is None:
+        raise CommandError("the time is unknown: only jobs with a number of steps can be estimated", EXIT_FAILED)
+    write(
+        f"{found['seconds']:.0f} s: {found['start_s']:.0f} s, then {found['steps']} steps of {found['step_s']:.2g} s\n"
+    )
+    return EXIT_OK
 
 
 def _upload(client: Client, file: str, method: str) -> dict[str, Any]:

@@ -291,6 +291,7 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
     )
     parser.add_argument("--activate", action="store_true", help="activate the resulting checkpoint")
     parser.add_argument("--detach", action="store_true", help="print the job's id and exit")
+    parser.add_argument("--estimate", action="store_true", help="print how long it will take here instead of starting")
     parser.add_argument("--json", action="store_true", help="print events as JSON lines")
     _add_url(parser)
 

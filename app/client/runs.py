@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from app.client.curation import UNCHANGED, Unchanged
 from app.client.types import Job
-from app.client.types_runs import Result, SeriesList, Sweep, SweepPage
+from app.client.types_runs import Estimate, Result, SeriesList, Sweep, SweepPage
 
 
 class _Connection(Protocol):
@@ -32,6 +32,10 @@ class RunCalls:
         given = {"name": name, "tags": tags, "note": note}
         body = {key: value for key, value in given.items() if not isinstance(value, Unchanged)}
         return cast(Job, self._json("PATCH", f"/v1/jobs/{quote(job_id, safe='')}", json=body))
+
+    def estimate_job(self: _Connection, spec: Mapping[str, Any]) -> Estimate:
+        """How long a job will take on this server, by finished ones like it. Queues nothing. Raises BadInput."""
+        return cast(Estimate, self._json("POST", "/v1/jobs/estimate", json=dict(spec)))
 
     def continue_job(
         self: _Connection,

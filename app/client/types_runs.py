@@ -101,3 +101,13 @@ class Result(TypedDict):
     drawings_right: float | None
     malformed: float | None
     finished_at: str | None
+
+
+class Estimate(TypedDict):
+    """The expected time of a job in seconds, None if no job like it has finished on this server."""
+
+    seconds: float | None
+    steps: int | None
+    step_s: float | None
+    start_s: float | None
+    job_ids: list[str]

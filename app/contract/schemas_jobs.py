@@ -295,3 +295,15 @@ class Leaderboard(Out):
     )
 
     data: list[ResultOut]
+
+
+class EstimateOut(Out):
+    """The expected time of a job, in seconds; null if no job like it has finished here."""
+
+    model_config = example(seconds=184.5, steps=200, step_s=0.9, start_s=4.5, job_ids=[JOB_ID])
+
+    seconds: float | None
+    steps: int | None
+    step_s: float | None = Field(description="of a step")
+    start_s: float | None = Field(description="of all before the first step")
+    job_ids: list[str] = Field(description="the jobs from which it comes")

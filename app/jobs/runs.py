@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from pydantic import ValidationError
+from sqlalchemy.engine import Connection
 
 from app.common import pools
 from app.contract.problems import Problem, field_problem
@@ -21,8 +25,36 @@ from app.storage.idempotency import Claim
 from training.jobs.schedules import make_schedule
 from training.spec.spec import AnySpec, BenchmarkHyperparameters, PeRPOSpec, PeSFTSpec, parse_spec
 
-J = tables.jobs
+J, E = tables.jobs, tables.job_events
 
+MOST_LIKE, ENOUGH_LIKE = 200, 5  # jobs that an estimate looks at, and takes the median of
+# Settings that change what a step learns but hardly how long it takes.
+COSTLESS = frozenset(
+    [
+        "steps",
+        "epochs",
+        "lr",
+        "schedule",
+        "warmup",
+        "floor",
+        "betas",
+        "weight_decay",
+        "clip_norm",
+        "save_every",
+        "keep_states",
+        "log_every",
+        "sample_every",
+        "show_samples",
+        "final",
+        "perception_weight",
+        "clip_low",
+        "clip_high",
+        "entropy_coef",
+        "advantage_eps",
+        "temperature",
+        "top_p",
+    ]
+)
 MOST_RESULTS = 1_000  # jobs of the leaderboard
 MEASURED = ("tasks", "accuracy", "accuracy_ci95", "drawings_right", "malformed")
 UNCOMPARED = frozenset({"batch_size", "compare_with", "interventions", "show_samples"})  # no answer depends on them
@@ -75,6 +107,22 @@ class Runs:
             "missing": missing,
         }
 
+    def estimate(self, spec: AnySpec) -> dict[str, Any]:
+        """How long a job will take here, from the latest finished ones like it on this server; blocking."""
+        wanted, steps = spec.resolved(), getattr(spec.hyperparameters, "steps", None)
+        query = sa.select(J).where(J.c.method == spec.method, J.c.base_checkpoint == spec.base_checkpoint)
+        query = query.where(J.c.status == "succeeded", J.c.server_id == self._jobs.server_id)
+        paces: dict[str, tuple[float, float]] = {}
+        with self._db.read() as connection:
+            for row in connection.execute(query.order_by(J.c.id.desc()).limit(MOST_LIKE)):
+                if len(paces) < ENOUGH_LIKE and _cost(row.spec) == _cost(wanted):
+                    paces |= _pace(connection, row)
+        if not paces or steps is None:
+            return {"seconds": None, "steps": steps, "step_s": None, "start_s": None, "job_ids": []}
+        step_s, start_s = (statistics.median(column) for column in zip(*paces.values(), strict=True))
+        numbers = {"seconds": start_s + steps * step_s, "step_s": step_s, "start_s": start_s}
+        return {**{name: round(value, 4) for name, value in numbers.items()}, "steps": steps, "job_ids": list(paces)}
+
     def leaderboard(self, checkpoint: str | None = None) -> list[dict[str, Any]]:
         """Results of the latest finished benchmarks, newest first, of one checkpoint or of all; blocking."""
         query = sa.select(J).where(J.c.method.in_(("benchmark", "pipeline")), J.c.status == "succeeded")
@@ -97,6 +145,31 @@ def _results(row: Any) -> Iterator[dict[str, Any]]:
             numbers = {key: total.get(key) for key in MEASURED}
             about = {"checkpoint": name, "job_id": row.id, "data": data, "settings": settings}
             yield about | numbers | {"finished_at": row.finished_at}
+
+
+# ---- estimates
+
+
+def _cost(spec: Mapping[str, Any]) -> Any:
+    """What the time of a step depends on, of a specification."""
+    hyper = {name: value for name, value in spec["hyperparameters"].items() if name not in COSTLESS}
+    return spec["data"].get("source"), spec.get("threads"), hyper
+
+
+def _pace(connection: Connection, row: Any) -> dict[str, tuple[float, float]]:
+    """Seconds of a step, and of all before the first one, by the job's id; empty if its log does not tell."""
+    of_job = sa.select(E.c.data).where(E.c.job_id == row.id, E.c.type == "metrics")
+    ends = [connection.execute(of_job.order_by(order).limit(1)).scalar() for order in (E.c.seq, E.c.seq.desc())]
+    if row.attempt != 1 or not all(ends):
+        return {}
+    first, last = (json.loads(str(data)) for data in ends)
+    begun, ended = (datetime.fromisoformat(one["time"]) for one in (first, last))
+    passed = (last.get("step") or 0) - (first.get("step") or 0)
+    if passed <= 0:
+        return {}
+    step_s = (ended - begun).total_seconds() / passed
+    done = last["step"] - (row.continues or {}).get("steps", 0)
+    return {row.id: (step_s, max(0.0, row.running_s - done * step_s))}
 
 
 # ---- going on from a finished job

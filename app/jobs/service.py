@@ -105,6 +105,11 @@ class JobService:
         self._events.close()
 
     @property
+    def server_id(self) -> str:
+        """The id of this server."""
+        return self._home.server_id
+
+    @property
     def running(self) -> int:
         """Number of running jobs."""
         return len(self._runner.running)

@@ -18,6 +18,7 @@ from typing import Any
 from app.client import Client
 from tests.e2e.browser import Studio, launched, status
 from tests.e2e.real_server import ROOT, temporary_server
+from tests.tiny import make_tiny_checkpoint
 
 FOLDER = ROOT / "docs" / "images"
 LONG_MS = 30 * 60_000
@@ -29,6 +30,24 @@ JOB: dict[str, Any] = {
     "hyperparameters": {"steps": 30},
     "seed": 3,
 }
+SWEEP: dict[str, Any] = {
+    "spec": {
+        "method": "pesft",
+        "base_checkpoint": "tiny",
+        "data": {"source": "unitasks", "num_samples": 64},
+        "hyperparameters": {
+            "steps": 300,
+            "schedule": "constant",
+            "batch_tokens": 512,
+            "log_every": 1,
+            "save_every": 300,
+            "sample_every": 0,
+        },
+        "tags": ["rates"],
+    },
+    "grid": {"hyperparameters.lr": [3e-3, 1e-3, 3e-4], "seed": [0, 1]},
+}
+MEASURED = ("nano-base", "nano-omni-r1-zero", "nano-omni-r1")
 
 
 def running(window: Studio) -> Any:
@@ -101,6 +120,39 @@ def checkpoints(window: Studio) -> Any:
     return page
 
 
+def runs(window: Studio) -> Any:
+    """Six real runs of a sweep, on the tests' checkpoint, whose steps take milliseconds."""
+    with Client(window.url) as client:
+        sweep = client.create_sweep(SWEEP["spec"], SWEEP["grid"], name="rates")
+        for job in sweep["jobs"]:
+            for _ in client.job_events(job["id"]):
+                pass
+    page = window.page(f"/runs?sweep={sweep['id']}&metric=loss/ce", ready="html[data-runs=ready]")
+    page.set_viewport_size({"width": 1280, "height": 1080})
+    page.fill("input[type=range]", "0.8")
+    page.focus(".or-plot")
+    page.keyboard.press("Home")
+    for _ in range(9):
+        page.keyboard.press("PageUp")
+    page.click("[data-column=best] .or-sort")
+    page.wait_for_selector(".or-runs-legend li >> nth=5")
+    return page
+
+
+def leaderboard(window: Studio) -> Any:
+    with Client(window.url) as client:
+        for name in MEASURED:
+            data = {"source": "unitasks", "num_samples": 24}
+            job = client.create_job({"method": "benchmark", "base_checkpoint": name, "data": data})
+            for _ in client.job_events(job["id"]):
+                pass
+    page = window.page("/checkpoints?name=nano-omni-r1", ready="html[data-checkpoints=ready]")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_selector(".or-board tbody tr >> nth=2")
+    page.locator(".or-board").evaluate("(board) => board.scrollIntoView({ block: 'end' })")
+    return page
+
+
 SHOTS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "running": (running, {}),
     "step-mode": (step_mode, {}),
@@ -109,6 +161,8 @@ SHOTS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "error": (error, {}),
     "checkpoints": (checkpoints, {}),
     "training": (training, {}),
+    "runs": (runs, {}),
+    "leaderboard": (leaderboard, {}),
 }
 
 
@@ -121,6 +175,7 @@ def main() -> int:
         parser.error(f"no such picture: {', '.join(sorted(unknown))}; there are {', '.join(SHOTS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with temporary_server() as server, launched() as browser:
+        make_tiny_checkpoint(server.home / "checkpoints" / "tiny")
         for name in arguments.names or SHOTS:
             take, options = SHOTS[name]
             window = Studio(browser, server.url, **options)

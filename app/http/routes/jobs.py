@@ -14,7 +14,7 @@ from app.common.pools import in_pool
 from app.contract.examples import JOB_SPEC
 from app.contract.problems import field_problem
 from app.contract.schemas import clean_text
-from app.contract.schemas_jobs import JobContinue, JobList, JobOut, JobUpdate, MetricsPage, SeriesList
+from app.contract.schemas_jobs import EstimateOut, JobContinue, JobList, JobOut, JobUpdate, MetricsPage, SeriesList
 from app.contract.words import JobStatus, Method
 from app.http.deps import (
     LOCATION,
@@ -96,6 +96,20 @@ def _listed(text: str, most: int, name: str) -> list[str]:
     if len(found) > most:
         raise field_problem("invalid", f"query.{name}", f"must name at most {most}, not {len(found)}")
     return found
+
+
+@router.post(
+    "/estimate",
+    response_model=EstimateOut,
+    dependencies=[Depends(require_json)],
+    summary="How long a job will take here",
+    responses=problems(400, 403, 413, 415, 422, 503),
+)
+async def estimate_job(
+    body: Annotated[JobSpec, Body(openapi_examples={"pesft": {"value": JOB_SPEC}})], app: App
+) -> Response:
+    """From finished jobs like it on this server; null without one. Queues nothing."""
+    return JSONResponse(await pools.reads.run(app.runs.estimate, body))
 
 
 @router.get("/{job_id}", response_model=JobOut, responses=problems(404, 503))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from app.contract.schemas_jobs import JobOut, Leaderboard, SeriesList
+from app.contract.schemas_jobs import EstimateOut, JobOut, Leaderboard, SeriesList
 from app.storage import tables
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, post, worker
@@ -141,7 +141,7 @@ async def test_finished_job_goes_on_as_a_new_one(serve: Serve) -> None:
     ],
 )
 async def test_what_differs_from_one_run_is_said(server: Server, spec: dict[str, Any], words: list[str]) -> None:
-    server.services.jobs._runner.stopping = False
+    server.services.jobs._runner._max_running = 0  # the jobs stay queued
     job = await post(server, **{**SPEC, **spec})
     with server.services.db.write() as connection:
         connection.execute(sa.update(tables.jobs).values(status="succeeded"))
@@ -176,7 +176,7 @@ async def test_jobs_that_cannot_go_on(serve: Serve) -> None:
 
 async def test_benchmarks_reach_their_checkpoint_and_the_leaderboard(server: Server) -> None:
     """Of a benchmark with a comparison, and of a pipeline's last stage."""
-    server.services.jobs._runner.stopping = False
+    server.services.jobs._runner._max_running = 0  # the jobs stay queued
     data = {"source": "unitasks", "num_samples": 8}
     summary = {"all": {"tasks": 8, "accuracy": 0.5, "accuracy_ci95": [0.2, 0.8], "malformed": 0.0}}
     result = {"checkpoints": {name: {"summary": summary} for name in ("nano-omni-r1", "other")}}
@@ -202,3 +202,28 @@ async def test_benchmarks_reach_their_checkpoint_and_the_leaderboard(server: Ser
     assert listed["benchmarks"] == one["benchmarks"]
     await server.client.delete(f"/v1/jobs/{plain['id']}")
     assert len((await server.client.get("/v1/leaderboard")).json()["data"]) == 2
+
+
+async def test_estimate_comes_from_like_jobs_of_this_server(server: Server) -> None:
+    server.services.jobs._runner._max_running = 0  # the jobs stay queued
+    hyper = {"steps": 100, "lr": 1e-3}
+    none = (await server.client.post("/v1/jobs/estimate", json={**SPEC, "hyperparameters": hyper})).json()
+    assert EstimateOut.model_validate(none).seconds is None
+    paces = {1: 2.0, 2: 4.0, 3: 3.0}  # seconds of a step
+    ids = [(await post(server, seed=seed, hyperparameters={"steps": 10, "lr": 5e-4}))["id"] for seed in paces]
+    other = (await post(server, hyperparameters={"steps": 10, "batch_tokens": 64}))["id"]
+    with server.services.db.write() as connection:
+        for job_id, step_s in zip([*ids, other], [*paces.values(), 99.0], strict=True):
+            values = {"status": "succeeded", "attempt": 1, "running_s": 10 * step_s + 6}
+            connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
+            for step in (1, 10):
+                time = f"2026-11-29T00:{int(step * step_s) // 60:02}:{int(step * step_s) % 60:02}.000+00:00"
+                data = json.dumps({"stage": "pesft", "step": step, "values": {}, "time": time})
+                row = {"job_id": job_id, "seq": step + 1, "type": "metrics", "data": data}
+                connection.execute(sa.insert(tables.job_events).values(**row))
+    found = (await server.client.post("/v1/jobs/estimate", json={**SPEC, "hyperparameters": hyper})).json()
+    assert found == {"seconds": 306.0, "steps": 100, "step_s": 3.0, "start_s": 6.0, "job_ids": ids[::-1]}
+    pipeline = {"method": "pipeline", "base_checkpoint": "nano-omni-r1", "data": {"pesft": SPEC["data"]}}
+    spec = {**pipeline, "hyperparameters": {"perpo": None, "benchmark": None}}
+    assert (await server.client.post("/v1/jobs/estimate", json=spec)).json()["seconds"] is None
+    is_problem(await server.client.post("/v1/jobs/estimate", json={**SPEC, "seed": -1}), 422, "invalid", "body.seed")
