@@ -120,7 +120,7 @@ def make_tiny_checkpoint(
         description="Random weights for tests.",
         capabilities=Capabilities(images_in_answer=decoder),
         images=images or ImageCount(0, 2),
-        perception=Perception(tau=3.0),
+        perception=Perception(tau=3.0, energy_p95=0.0),  # calibrated, without a cap
         verifier=verifier,
     )
     save_checkpoint(
@@ -172,7 +172,7 @@ def make_drawing_checkpoint(folder: str | Path, *, seed: int = 0, verifier: str 
             licence="MIT",
             description="Random weights for tests.",
             images=ImageCount(0, 2),
-            perception=Perception(tau=3.0),
+            perception=Perception(tau=3.0, energy_p95=0.0),  # calibrated, without a cap
             verifier=verifier,
         ),
         dtype=torch.float32,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
-from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, one_line, write
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, filled, one_line, write
+from app.contract.words import DataMethod
 
 SHOWN_CHARS = 100
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("file", metavar="FILE", type=filled, help="jsonl, parquet, zip, or a folder of such files")
+    parser.add_argument("--method", choices=get_args(DataMethod), help="the method that the data is for (all)")
+    parser.add_argument("--rejections", metavar="OUT", help="write every rejection to this file, as JSON lines")
+    parser.add_argument("--json", action="store_true")
 
 
 def check(args: Namespace) -> int:

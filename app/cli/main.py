@@ -1,8 +1,8 @@
 """`omni-r1`: serve the studio, ask questions from a terminal, train and evaluate models, diagnose problems.
 
 `ask`, `branch`, `why`, `task`, `export`, `checkpoints`, `jobs` and `train` use a running server over HTTP (OMNI_R1_URL,
-default http://127.0.0.1:7860); `serve`, `evaluate`, `data`, `grade`, `train nano`, `convert` and `doctor`
-need none. Errors become one
+default http://127.0.0.1:7860); `serve`, `evaluate`, `data`, `grade`, `train nano`, `convert`,
+`calibrate` and `doctor` need none. Errors become one
 line and an exit code; commands are imported when called, so that `--help` is instant.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 3 no server, 130 interrupted.

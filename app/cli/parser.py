@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import NoReturn, get_args
 
+from app.cli.data import add_options as add_data_options
 from app.cli.export import add_options as add_export_options
 from app.cli.terminal import EXIT_BAD_INPUT, complain, filled, number, whole
 from app.contract.words import (
@@ -16,7 +17,6 @@ from app.contract.words import (
     MAX_SEED,
     MAX_STEPS,
     MAX_TEMPERATURE,
-    DataMethod,
     Drain,
     JobStatus,
     Level,
@@ -300,11 +300,7 @@ def _add_data(commands: _Commands[_Parser]) -> None:
     parser = _command(commands, "data", "app.cli.data:check", "check a data set before a job")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     text = "report usable rows by method, every rejection, and the first rows"
-    check = _command(actions, "check", "app.cli.data:check", text)
-    check.add_argument("file", metavar="FILE", type=filled, help="jsonl, parquet, zip, or a folder of such files")
-    check.add_argument("--method", choices=get_args(DataMethod), help="the method that the data is for (all)")
-    check.add_argument("--rejections", metavar="OUT", help="write every rejection to this file, as JSON lines")
-    check.add_argument("--json", action="store_true")
+    add_data_options(_command(actions, "check", "app.cli.data:check", text))
 
 
 def _add_jobs(commands: _Commands[_Parser]) -> None:
@@ -376,14 +372,17 @@ def _add_convert(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--template", choices=("plain", "tagged"), default="plain")
     parser.add_argument("--size", default="7b", help="sub-folder of models/ (7b)")
     parser.add_argument("--base", help="of a LoRA adapter: folder, name or hub id (the one its config names)")
+    text = "measure the scale of the perception score for a checkpoint, and write it into its manifest"
+    parser = _command(commands, "calibrate", "app.cli.train:calibrate", text)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, or name of one")
+    parser.add_argument("--images", metavar="DIR", required=True, help="images like those it should draw")
+    parser.add_argument("--json", action="store_true")
 
 
 def _add_doctor(commands: _Commands[_Parser]) -> None:
     text = "check this machine and installation, or what a checkpoint folder is and which memory it needs"
     parser = _command(commands, "doctor", "app.cli.doctor:doctor", text)
-    parser.add_argument(
-        "folder", metavar="FOLDER", nargs="?", help="a checkpoint: a folder, or the name of a shipped one"
-    )
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", help="a checkpoint: folder, or name of a shipped one")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="device to count for (this machine's)")
     parser.add_argument("--memory-gb", metavar="GIB", type=number(0.1, 1e6), help="its memory in GiB (this machine's)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of the weights (fp32 on a CPU, else bf16)")

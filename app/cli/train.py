@@ -1,7 +1,8 @@
-"""`omni-r1 train`, `evaluate` and `convert`: commands that need torch but no server. Imported when called."""
+"""`omni-r1 train`, `evaluate`, `convert` and `calibrate`: need torch but no server. Imported when called."""
 
 from __future__ import annotations
 
+import json
 import logging
 from argparse import Namespace
 from collections.abc import Iterator
@@ -100,6 +101,22 @@ def convert(args: Namespace) -> int:
         else:
             folder = convert_meta(args.source, args.out, name=args.name, template=args.template, size=args.size)
     remark(f"converted: {folder}")
+    return EXIT_OK
+
+
+def calibrate(args: Namespace) -> int:
+    """Measures the scale of the perception score with a folder of images, and writes it into the manifest."""
+    from model.checkpoint.shards import resolve
+    from training.scoring import calibrate as calibration
+
+    with _bad_input():
+        folder = resolve(args.checkpoint)
+        perception, count = calibration.calibrate(folder, args.images)
+    if args.json:
+        write(json.dumps({"path": str(folder), "images": count, "perception": vars(perception)}, indent=2) + "\n")
+        return EXIT_OK
+    write("".join(f"{name:<15} {value}\n" for name, value in vars(perception).items()))
+    remark(f"measured with {count} images and written to {folder / 'manifest.json'}")
     return EXIT_OK
 
 

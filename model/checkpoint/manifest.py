@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint.atomic import write_file
 from model.checkpoint.shards import CheckpointError, file_hash, read_entries
 from model.config import ConfigError, read_json
 
@@ -135,7 +136,7 @@ class Manifest:
             raise CheckpointError("broken_file", f"{folder / FILE}: {error}") from error
 
     def write(self, folder: str | Path) -> Manifest:
-        """Write ``manifest.json`` with the hashes of the folder's files; return the written manifest."""
+        """Write ``manifest.json``, whole or not at all, with the hashes of the folder's files; return it."""
         folder = Path(folder)
         files = {
             path.name: {"sha256": file_hash(path), "bytes": path.stat().st_size}
@@ -143,7 +144,8 @@ class Manifest:
             if path.is_file() and path.name not in _NOT_HASHED and not path.name.startswith(".")
         }
         written = Manifest(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "files": files})
-        (folder / FILE).write_text(json.dumps(written.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(written.to_json(), indent=2, ensure_ascii=False) + "\n"
+        write_file(folder / FILE, lambda temporary: temporary.write_text(text, "utf-8"))
         return written
 
     def verify_hashes(self, folder: str | Path) -> None:

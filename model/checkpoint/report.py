@@ -86,5 +86,5 @@ def _missing(folder: Path, manifest: Manifest) -> list[str]:
     if not (folder / "generation_config.json").is_file():
         lacks.append("generation_config.json: it answers greedily by default")
     if manifest.perception is None or manifest.perception.energy_p95 is None:
-        lacks.append("a calibration of the perception reward: smooth drawings are not capped")
+        lacks.append("a calibration of the perception reward: `omni-r1 calibrate` measures one")
     return lacks

@@ -121,6 +121,19 @@ def image_energies(vq: VQModel, images: Sequence[Sequence[int]]) -> list[float]:
     return [float(energy) for energy in tv_energy(vectors.unflatten(1, vq.config.grid))]
 
 
+def perception_of(vq: VQModel, codes: Sequence[Sequence[int]]) -> Perception:
+    """The scale of reference images given by their codes.
+
+    tau is their median energy, so that a typical drawing scores one half: the score is steepest there.
+    """
+    energies = torch.tensor(image_energies(vq, codes))
+    return Perception(
+        tau=round(float(energies.median()), 4),
+        energy_p95=round(float(energies.quantile(0.05)), 4),
+        flat_share_max=round(max(map(flatness, codes)), 4),
+    )
+
+
 @dataclass(frozen=True)
 class ImageStats:
     """Statistics of one generated image.

@@ -24,7 +24,7 @@ from model.checkpoint.checkpoint import VQ_FILE, load_checkpoint, save_checkpoin
 from model.checkpoint.manifest import GenerationDefaults, ImageCount, Manifest, Perception
 from model.checkpoint.memory import VQ_PREFIX
 from model.config import ModelConfig, TransformerConfig
-from model.images.codes import tv_energy
+from model.images.codes import perception_of
 from model.nets.transformer import Transformer
 from model.nets.vq import VQModel
 from model.precision import PrecisionChoice
@@ -265,21 +265,9 @@ def pesft_name(variant: str, perception_weight: float) -> str:
 
 
 def measure_perception(vq: VQModel, seed: int, count: int = 400) -> Perception:
-    """Scale of the perception score for this codebook, from reference images of the world (training seeds).
-
-    tau is the median energy of the references, so that a typical drawing scores one half: the score is steepest there.
-    """
+    """Scale of the perception score for this codebook, from reference images of the world (training seeds)."""
     images = [s.image for i in range(count) for s in make_task(SLICES[i % len(SLICES)], 1_000_000 + seed + i).steps]
-    codes = ImageCoder(vq).encode(np.stack([np.asarray(p) for p in images]))
-    rows, columns = vq.grid
-    vectors = vq.codebook[torch.from_numpy(codes).long()].unflatten(1, (rows, columns))
-    energies = torch.stack([tv_energy(v) for v in vectors])
-    shares = [np.bincount(row).max() / row.size for row in codes]
-    return Perception(
-        tau=round(float(energies.median()), 4),
-        energy_p95=round(float(energies.quantile(0.05)), 4),
-        flat_share_max=round(float(max(shares)), 4),
-    )
+    return perception_of(vq, ImageCoder(vq).encode(np.stack([np.asarray(p) for p in images])).tolist())
 
 
 def world_texts(count: int) -> Iterator[str]:

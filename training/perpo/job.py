@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from model.checkpoint.checkpoint import LoadedCheckpoint
+from model.checkpoint.manifest import Perception
 from model.engine.phases import LegalIds
 from model.images.codes import decode_codes
 from model.nets.lora import load_trained_state, merged_state, shared_copy, trained_state
@@ -93,6 +94,8 @@ class _Run:
         require_memory(ctx, "perpo", lora=hp.lora is not None, precision=precision)
         self.base = base = load_base(ctx, dtype=base_dtype(hp.lora, precision))
         assert base.vq is not None
+        if hp.reward.gamma:
+            _require_calibration(base.manifest.perception, spec.base_checkpoint)
         self.policy = base.transformer
         # With LoRA the frozen weights serve both.
         self.policy.requires_grad_(hp.lora is None)
@@ -308,6 +311,16 @@ def _open_custom(ctx: JobContext, base: LoadedCheckpoint, hp: PeRPOHyperparamete
         return open_custom(hp.reward.custom, base.vq, stop=ctx.stop)
     except RewardError as error:
         raise JobError(error.code, error.detail) from error
+
+
+def _require_calibration(perception: Perception | None, name: str) -> None:
+    """Reject a scale without a cap: under it a white canvas earns most of R_Pe."""
+    if perception is None or perception.energy_p95 is None:
+        raise JobError(
+            "uncalibrated",
+            f"{name} has no scale for the perception reward, so blank drawings would earn it: run "
+            "`omni-r1 calibrate CHECKPOINT --images DIR`, or set reward.gamma to 0",
+        )
 
 
 def _open_run(ctx: JobContext, stage: str, precision: str) -> RunFolder:
