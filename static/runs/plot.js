@@ -26,6 +26,7 @@ export class Plot {
   #scale = null;
   #timer = 0;
   #drag = null;
+  #moving = false; // a zoom or pan has not settled
   #style = null;
 
   /** onView([first, last]) once a zoom or pan has settled; onCursor(step). */
@@ -136,7 +137,12 @@ export class Plot {
     this.#view = view;
     this.draw();
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.on.view(this.#view), SETTLED_MS);
+    this.#moving = true;
+    this.#timer = setTimeout(() => {
+      this.#moving = false;
+      this.draw();
+      this.on.view(this.#view);
+    }, SETTLED_MS);
   }
 
   #point(event) {
@@ -265,8 +271,8 @@ export class Plot {
   #line(context, line, px, py) {
     const [first, last] = this.#view;
     context.strokeStyle = this.#style.colours[line.look.colour];
-    context.setLineDash(line.look.dash);
     const thin = this.#lines.length > MANY;
+    context.setLineDash(thin && this.#moving ? [] : line.look.dash); // dashes take most of the time of a frame
     if (line.raw !== line.values && !thin) {
       context.globalAlpha = 0.25;
       context.lineWidth = 1;
@@ -282,7 +288,8 @@ export class Plot {
     const gaps = [];
     let open = false;
     context.beginPath();
-    for (let k = start; k < steps.length; k += 1) {
+    const stride = this.#moving && this.#lines.length > MANY ? 2 : 1; // half the points until it settles
+    for (let k = start; k < steps.length; k += stride) {
       const value = values[k];
       if (value === null || (this.#log && !(value > 0))) {
         if (value === null) gaps.push(steps[k]);

@@ -34,13 +34,13 @@ SWEEP: dict[str, Any] = {
     "spec": {
         "method": "pesft",
         "base_checkpoint": "tiny",
-        "data": {"source": "unitasks", "num_samples": 64},
+        "data": {"source": "unitasks", "num_samples": 16},
         "hyperparameters": {
-            "steps": 300,
+            "steps": 80,
             "schedule": "constant",
-            "batch_tokens": 512,
+            "batch_tokens": 256,
             "log_every": 1,
-            "save_every": 300,
+            "save_every": 80,
             "sample_every": 0,
         },
         "tags": ["rates"],
@@ -142,7 +142,7 @@ def runs(window: Studio) -> Any:
 def leaderboard(window: Studio) -> Any:
     with Client(window.url) as client:
         for name in MEASURED:
-            data = {"source": "unitasks", "num_samples": 24}
+            data = {"source": "unitasks", "num_samples": 16}
             job = client.create_job({"method": "benchmark", "base_checkpoint": name, "data": data})
             for _ in client.job_events(job["id"]):
                 pass
