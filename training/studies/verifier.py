@@ -7,6 +7,9 @@ of one step tell how often a score is right (AUC within pairs, ties count half; 
 families). Intervals come from resampling the chains. The world's verdict is only used to judge. Nothing is trained.
 
     python -m training.studies.verifier runs/base-7/checkpoint --chains 300 --out results/verifier
+
+With `--drawer` another checkpoint draws, each step after its own images so far, as in its traces: whether the verifier
+can choose among that one's candidates.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from model.engine.engine import Engine
 from model.engine.verifier import order_logprobs
 from model.text.instructions import as_instruction
 from training.benchmark.stats import Part, ratio
+from training.benchmark.verifying import judged_by
 from training.data.chains import TextChain
 from training.spec.spec import UniTasksData, ZeroHyperparameters
 from training.studies.score_study import auc
+from training.world.task import Level
+from training.world.world import parse_level
 from training.zero.chain_sources import read_chains
 from training.zero.visualiser import DrawnChain, DrawnStep, Visualiser
 
@@ -160,7 +166,9 @@ def _shown(value: tuple[float, float, float] | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.studies.verifier", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", help="the verifier")
+    parser.add_argument("--drawer", help="the checkpoint that draws (the verifier, from instructions)")
+    parser.add_argument("--level", default="normal", help="normal, or 1 to 6")
     parser.add_argument("--chains", type=int, default=300)
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--first-seed", type=int, default=29_000_000, help="of the chains (29000000)")
@@ -172,7 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load_checkpoint(resolve(given.checkpoint))
         if not loaded.manifest.verifier:
             raise ValueError(f"{given.checkpoint} is no verifier: its manifest names no question")
-        drawn = list(draw(loaded, given.chains, given.candidates, given.first_seed))
+        drawer = loaded if given.drawer is None else load_checkpoint(resolve(given.drawer))
+        judged_by(drawer, loaded)
+        level = parse_level(given.level)
+        drawn = draw(
+            drawer, given.chains, given.candidates, given.first_seed, level=level, own=given.drawer is not None
+        )
     except (CheckpointError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -183,10 +196,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(loaded: LoadedCheckpoint, chains: int, candidates: int, first_seed: int) -> list[DrawnChain]:
-    """Draw chains of the world, the likeliest candidate of each step kept."""
-    settings = ZeroHyperparameters(candidates=candidates, score="likelihood", context="instruction", pictures_shown=2)
-    data = UniTasksData(num_samples=chains, first_seed=first_seed)
+def draw(
+    loaded: LoadedCheckpoint,
+    chains: int,
+    candidates: int,
+    first_seed: int,
+    *,
+    level: Level = "normal",
+    own: bool = False,
+) -> list[DrawnChain]:
+    """Draw chains of the world, the likeliest candidate of each step kept; `own`: in the loaded one's own traces."""
+    settings = ZeroHyperparameters(
+        candidates=candidates,
+        score="likelihood",
+        context="trajectory" if own else "instruction",
+        pictures_shown=2,
+        max_steps=8 if own else 4,
+    )
+    data = UniTasksData.model_validate({"num_samples": chains, "first_seed": first_seed, "level": level})
     visualiser = Visualiser(loaded, settings, seed=0)
     found = [chain for chain in read_chains(data, 0, settings) if isinstance(chain, TextChain)]
     return [one for part in range(0, len(found), 32) for one in visualiser.draw(found[part : part + 32])]

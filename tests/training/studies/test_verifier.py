@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from model.checkpoint.checkpoint import load_checkpoint
 from training.nano.more_drills import main as more_drills
-from training.studies.verifier import Step, main, summarise
+from training.studies.verifier import Step, draw, main, summarise
 
 
 def step(right: tuple[bool, ...], values: tuple[float, ...], family: str = "find", chain: str = "1") -> Step:
@@ -59,6 +60,13 @@ def test_study_runs_on_a_base_with_inverse_drills(
     assert main([str(tmp_path / "more" / "checkpoint"), *small]) == 0
     found = json.loads((tmp_path / "study" / "verifier.json").read_text())
     assert found["all"]["steps"] == sum(row["steps"] for name, row in found.items() if name != "all")
+    drawer = ["--drawer", str(family / "nano-base"), "--level", "2", "--out", str(tmp_path / "other")]
+    assert main([str(tmp_path / "more" / "checkpoint"), *small, *drawer]) == 0
+    assert json.loads((tmp_path / "other" / "verifier.json").read_text())["all"]["steps"] > 0
+    loaded = load_checkpoint(family / "nano-base")
+    orders, traces = (draw(loaded, 2, 2, 29_000_000, own=own) for own in (False, True))
+    assert [one.texts for one in orders] == [one.texts for one in traces]
+    assert [one.steps for one in orders] != [one.steps for one in traces], "the images before are shown"
     capsys.readouterr()
     assert main([str(family / "nano-base"), *small]) == 2
     assert "no verifier" in capsys.readouterr().err
