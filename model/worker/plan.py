@@ -47,8 +47,8 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
     needs = memory_needs(config, read_entries(folder), width=dtype.itemsize, device=device.type)
     if needs.loading_peak > memory:
         raise _too_little(
-            f"loading its {needs.weights / GIB:.1f} GiB of weights takes {needs.loading_peak / GIB:.1f} GiB, and "
-            f"{device.type} has {memory / GIB:.1f} GiB for it{_half(dtype)}"
+            f"loading its {_size(needs.weights)} of weights takes {_size(needs.loading_peak)}, and "
+            f"{device.type} has {_size(memory)} for it{_half(dtype)}"
         )
     one = needs.kv_per_token * context
     if settings.kv_mb is not None:
@@ -62,11 +62,15 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
         source = "OMNI_R1_KV_MB allows" if settings.kv_mb is not None else "the device has, beside the weights,"
         remedy = f"set OMNI_R1_CONTEXT to at most {fits:,}" if fits > image else f"one image takes {image:,} tokens"
         raise _too_little(
-            f"a trace of {context:,} tokens takes {one / GIB:.2f} GiB of keys and values, and {source} "
-            f"{budget / GIB:.2f} GiB: {remedy}"
+            f"a trace of {context:,} tokens takes {_size(one)} of keys and values, "
+            f"and {source} {_size(budget)}: {remedy}"
         )
     resident = needs.weights + slots * one
     return ServingPlan(dtype, context, slots, Footprint(resident, max(resident, needs.loading_peak)))
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / (1 << 20):.1f} MiB"
 
 
 def _half(dtype: torch.dtype) -> str:

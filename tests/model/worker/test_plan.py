@@ -74,6 +74,7 @@ def test_a_budget_holds_whole_contexts(seven_b: Path) -> None:
     assert plan(seven_b, gib=80, kv_mb=one, context=2048).num_slots == 2
     assert "at most 2,048" in refusal(seven_b, gib=80, kv_mb=one // 2)
     assert "one image takes 1,026 tokens" in refusal(seven_b, gib=80, kv_mb=one // 8)
+    assert "takes 2.0 GiB of keys and values, and OMNI_R1_KV_MB allows 5.0 MiB" in refusal(seven_b, gib=80, kv_mb=5)
     assert "holds no image" in refusal(seven_b, gib=80, context=1026)
 
 
