@@ -60,7 +60,7 @@ def config() -> dict[str, Any]:
 
 
 def test_building_the_pages_sends_no_request(config: dict[str, Any]) -> None:
-    assert [page[0] for page in config["pages"]] == ["", "gallery", "training", "checkpoints", "about"]
+    assert [page[0] for page in config["pages"]] == ["", "gallery", "training", "runs", "checkpoints", "about"]
 
 
 def test_no_tab_keeps_a_gradio_connection(config: dict[str, Any]) -> None:
@@ -152,6 +152,7 @@ def test_every_page_links_to_all_others(config: dict[str, Any]) -> None:
             "studio",
             "gallery",
             "training",
+            "runs",
             "checkpoints",
             "about",
         ]

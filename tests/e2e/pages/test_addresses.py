@@ -10,7 +10,7 @@ from tests.e2e.browser import Open, asked_in_address, becomes, status
 
 CARD = ".or-card[data-trace]"
 TITLE = "() => document.title"
-PAGES = {"/": "", "/gallery": "Gallery", "/training": "Training", "/checkpoints": "Checkpoints", "/about": "About"}
+PAGES = {"/": ""} | {f"/{name.lower()}": name for name in ("Gallery", "Training", "Runs", "Checkpoints", "About")}
 BOX = "#or-question textarea"
 QUESTION = f"() => document.querySelector('{BOX}').value"
 AT_THE_TOP = "() => Math.abs(document.querySelector('.or-viewer').getBoundingClientRect().top) < 40"

@@ -93,7 +93,7 @@ def test_browser_signs_in_once(studio: Open, locked: Server) -> None:
     page.wait_for_selector(".or-viewer img")
     page.reload()
     assert status(page, "completed") == "completed"
-    for path in ("/gallery", "/training", "/checkpoints", "/about"):
+    for path in ("/gallery", "/training", "/runs", "/checkpoints", "/about"):
         page.goto(locked.url + path)
         page.wait_for_selector("gradio-app", state="attached")
         assert urlsplit(page.url).path.rstrip("/") == path
