@@ -115,7 +115,7 @@ class Registration:
         assert info.manifest is not None
         base, source = info.manifest.base, info.source
         record = Record(info.name, self._home.recorded(info.folder), base, None, None, None, {}, source, now())
-        shown = self.shown(replace(info, record=record))
+        shown = self.shown(replace(info, record=record)) | {"benchmarks": []}  # nothing has measured it yet
         try:
             with self._db.write() as connection:
                 table.add(connection, record)
