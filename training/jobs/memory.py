@@ -21,13 +21,13 @@ def require_memory(ctx: JobContext, method: Literal["pesft", "perpo"], *, lora: 
     """Compare what the job needs before its first token with the memory of its device.
 
     Raises:
-        JobError: ``insufficient_memory`` with the figures, or ``bad_checkpoint``.
+        JobError: ``insufficient_memory`` with the figures.
     """
     device = torch.device(ctx.device)
     try:
         config, entries = ModelConfig.read(ctx.base_folder), read_entries(ctx.base_folder)
-    except (CheckpointError, ConfigError) as error:
-        raise JobError("bad_checkpoint", str(error)) from error
+    except (CheckpointError, ConfigError):
+        return  # loading it says what is wrong
     width = WIDTHS[resolve_precision(precision, device)]
     needed = training_needs(config, entries, width=width, device=device.type, tokens=1)
     kind = f"{'lora' if lora else 'full'}_{method}"

@@ -13,7 +13,6 @@ from model.checkpoint.shards import read_entries
 from model.config import ModelConfig
 from tests.training.job_helpers import make_context, pesft_spec
 from training.jobs.context import JobError
-from training.jobs.memory import require_memory
 from training.perpo import job as perpo
 from training.pesft import job as pesft
 
@@ -56,12 +55,10 @@ def test_job_without_room_is_refused_before_loading(
         run(make_context(tmp_path / "lora", with_lora, tiny_checkpoint))
 
 
-def test_broken_base_is_reported_as_such(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    ctx = make_context(tmp_path, SPECS["pesft"], tiny_checkpoint)
+@pytest.mark.parametrize("method", ["pesft", "perpo"])
+def test_broken_base_is_reported_by_its_loading(tmp_path: Path, method: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(JobError) as error:
-        require_memory(
-            make_context(tmp_path, SPECS["pesft"], tmp_path / "empty"), "pesft", lora=False, precision="fp32"
-        )
+    run = {"pesft": pesft.run, "perpo": perpo.run}[method]
+    with pytest.raises(JobError, match="missing_file") as error:
+        run(make_context(tmp_path / "job", SPECS[method], tmp_path / "empty"))
     assert error.value.code == "bad_checkpoint"
-    require_memory(ctx, "pesft", lora=False, precision="fp32")
