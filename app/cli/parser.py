@@ -351,7 +351,7 @@ def _add_sweeps(commands: _Commands[_Parser]) -> None:
     sweep.add_argument("--detach", action="store_true", help="do not wait for its jobs")
     sweep.add_argument("--json", action="store_true", help="print it as JSON")
     _add_url(sweep)
-    parser = _command(commands, "sweeps", "app.cli.jobs:sweeps_list", "list sweeps; show, stop or resume one")
+    parser = _command(commands, "sweeps", "app.cli.jobs:sweeps_list", "list sweeps; show, cancel or resume one")
     parser.add_argument("--limit", type=whole(1, MAX_PAGE), default=20, help=f"at most {MAX_PAGE} (20)")
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     for name, what in {

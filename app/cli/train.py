@@ -85,7 +85,7 @@ def evaluate(args: Namespace) -> int:
 
 def convert(args: Namespace) -> int:
     """Converts Meta's release layout, a wrapped model's save, or a LoRA adapter and its base to a servable folder."""
-    from model.checkpoint.adapter import base_of, merge_adapter
+    from model.checkpoint.adapter import another_base, base_of, merge_adapter
     from model.checkpoint.convert import convert_meta
     from model.checkpoint.shards import ADAPTER, resolve
     from model.checkpoint.unwrap import unwrap
@@ -94,6 +94,8 @@ def convert(args: Namespace) -> int:
         if (Path(args.source) / ADAPTER).is_file():
             base = resolve(args.base or base_of(args.source))
             folder = merge_adapter(args.source, base, args.out, name=args.name)
+            if args.base and (named := another_base(args.source, args.base)):
+                remark(f"note: the adapter names {named} as its base, and a base of the same shapes is not the same")
         elif args.base:
             raise ValueError(f"--base is for a LoRA adapter, and {args.source} has no {ADAPTER}")
         elif (Path(args.source) / "config.json").is_file():

@@ -79,7 +79,7 @@ class RunCalls:
         idempotency_key: str | None = None,
     ) -> Sweep:
         """Queues a job for each combination of the values in `grid`, by path in the spec. Raises BadInput."""
-        body = {"spec": dict(spec), "grid": {path: list(values) for path, values in grid.items()}, "name": name}
+        body = {"spec": spec, "grid": grid, "name": name}  # the server says what is wrong with them
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return cast(Sweep, self._json("POST", "/v1/sweeps", json=body, headers=headers))
 

@@ -125,6 +125,12 @@ def base_of(folder: str | Path) -> str:
     return base
 
 
+def another_base(folder: str | Path, given: str) -> str | None:
+    """The base that an adapter's config names if it is not called like the given one; None if it is, or names none."""
+    named = read_json(Path(folder) / ADAPTER).get("base_model_name_or_path")
+    return str(named) if named and Path(str(named)).name != Path(given).name else None
+
+
 def load_adapter(transformer: Transformer, folder: str | Path) -> LoRASettings:
     """Attach the pairs of an adapter to a transformer, and return the settings.
 

@@ -6,7 +6,7 @@
 
 import { h, setAttr } from '../shared/dom.js';
 import { short } from '../shared/series.js';
-import { axisTicks, from, movedView, nearest, nextStep, stepRange, valueRange, zoomedView } from './scale.js';
+import { axisTicks, from, movedView, nearestWithin, nextStep, stepRange, valueRange, zoomedView } from './scale.js';
 
 const PAD = { left: 64, right: 16, top: 12, bottom: 28 };
 const HEIGHT = 380;
@@ -18,6 +18,7 @@ export class Plot {
   #lines = []; // [{id, label, look, steps, values, raw}]
   #log = false;
   #all = [0, 1]; // every step
+  #end = 1; // the last measured one
   #view = [0, 1]; // the shown ones
   #cursor = null;
   #size = { width: 0, height: HEIGHT };
@@ -55,10 +56,13 @@ export class Plot {
   show(lines, { log = false } = {}) {
     this.#lines = lines;
     this.#log = log;
-    if (!this.zoomed) this.#view = this.#all = stepRange(lines); // zoomed, the lines are only a part
+    if (!this.zoomed) {
+      // zoomed, the lines are only a part
+      this.#view = this.#all = stepRange(lines);
+      this.#end = Math.max(this.#all[0], ...lines.map(({ steps }) => steps[steps.length - 1] ?? 0));
+    }
     if (!lines.length) this.#cursor = null;
-    if (this.#cursor === null || this.#cursor < this.#all[0] || this.#cursor > this.#all[1])
-      this.#cursor = this.#all[1];
+    if (this.#cursor === null || this.#cursor < this.#all[0] || this.#cursor > this.#end) this.#cursor = this.#end;
     this.#say();
     this.draw();
   }
@@ -81,7 +85,7 @@ export class Plot {
 
   /** What a line has at the cursor: `{step, value}` or null. */
   at(line) {
-    const k = nearest(line.steps, this.#cursor);
+    const k = nearestWithin(line.steps, this.#cursor);
     return k < 0 ? null : { step: line.steps[k], value: line.values[k] };
   }
 
@@ -124,7 +128,7 @@ export class Plot {
     else if (side && event.key.startsWith('Page')) this.#set(this.#cursor + (side * width) / 10);
     else if (side) this.#set(nextStep(this.#lines, this.#cursor, side));
     else if (event.key === 'Home') this.#set(this.#all[0]);
-    else if (event.key === 'End') this.#set(this.#all[1]);
+    else if (event.key === 'End') this.#set(this.#end);
     else if (event.key === '+' || event.key === '=')
       this.#look(zoomedView(this.#view, this.#cursor, 1 / ZOOM, this.#all));
     else if (event.key === '-') this.#look(zoomedView(this.#view, this.#cursor, ZOOM, this.#all));
@@ -150,7 +154,7 @@ export class Plot {
   }
 
   #set(step, { follow = true } = {}) {
-    const within = Math.min(Math.max(Math.round(step), this.#all[0]), this.#all[1]);
+    const within = Math.min(Math.max(Math.round(step), this.#all[0]), this.#end);
     if (follow && (within < this.#view[0] || within > this.#view[1])) {
       const middle = (this.#view[0] + this.#view[1]) / 2;
       this.#look(movedView(this.#view, within - middle, this.#all));
@@ -170,7 +174,7 @@ export class Plot {
   #say() {
     const parts = this.#lines.map((line) => `${line.label} ${short(this.at(line)?.value ?? null)}`);
     setAttr(this.element, 'aria-valuemin', this.#all[0]);
-    setAttr(this.element, 'aria-valuemax', this.#all[1]);
+    setAttr(this.element, 'aria-valuemax', this.#end);
     setAttr(this.element, 'aria-valuenow', this.#cursor);
     setAttr(this.element, 'aria-valuetext', `step ${this.#cursor}: ${parts.join('; ') || 'no run chosen'}`);
     this.on.cursor(this.#cursor);

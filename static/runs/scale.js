@@ -42,6 +42,11 @@ export function nearest(steps, step) {
   return at > 0 && step - steps[at - 1] <= steps[at] - step ? at - 1 : at;
 }
 
+/** The position of the step nearest to `step`; -1 if `step` lies before or after the whole series. */
+export function nearestWithin(steps, step) {
+  return steps.length && steps[0] <= step && step <= steps[steps.length - 1] ? nearest(steps, step) : -1;
+}
+
 /** `[first, last]` of all steps; [0, 1] without any. */
 export function stepRange(many) {
   const ends = many.filter(({ steps }) => steps.length).map(({ steps }) => [steps[0], steps[steps.length - 1]]);

@@ -96,3 +96,10 @@ async def test_sweep_from_a_file_becomes_one_table(serve: Serve, capsys: Say, tm
         file.write_text(f"spec: {spec}\ngrid: {{seed: [{', '.join(map(str, range(101)))}]}}\n")
         assert await cli(server, "sweep", str(file)) == 2
         assert "101 combinations" in capsys.readouterr().err
+        for wrong in ("[]", "x", "", "{seed: 1}", "{seed: null}", "{seed: abc}", "{name: ab}", "{seed: {a: 1}}"):
+            file.write_text(f"spec: {spec}\ngrid: {wrong}\n")
+            assert await cli(server, "sweep", str(file)) == 2, wrong
+            assert "grid" in capsys.readouterr().err, wrong
+        file.write_text("spec: 5\ngrid: {seed: [1]}\n")
+        assert await cli(server, "sweep", str(file)) == 2
+        assert "spec" in capsys.readouterr().err

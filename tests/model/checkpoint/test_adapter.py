@@ -116,6 +116,16 @@ def test_convert_merges_an_adapter_into_its_base(
         assert torch.equal(merged[name], value.bfloat16().float()), name
 
 
+def test_convert_warns_of_another_base(
+    base: Path, ours: tuple[LoadedCheckpoint, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded, adapter = ours
+    for name, warned in ((base.name, False), ("another", True)):
+        save_adapter(adapter, loaded.transformer, SETTINGS, base=name)
+        assert main(["convert", str(adapter), str(tmp_path / name), "--base", str(base)]) == 0
+        assert ("names another as its base" in capsys.readouterr().err) == warned
+
+
 def test_convert_names_a_base_that_is_missing(
     ours: tuple[LoadedCheckpoint, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import {
   lookOf,
   movedView,
   nearest,
+  nearestWithin,
   nextStep,
   smoothed,
   sorted,
@@ -28,6 +29,19 @@ test('smoothing has no bias towards its start and keeps gaps', () => {
   assert.ok(Math.abs(second - (0.25 * 1 + 0.5 * 3) / 0.75) < 1e-12);
   const values = [3, 1, 2];
   assert.equal(smoothed(values, 0), values);
+});
+
+test('a run has no value before its first or after its last step', () => {
+  for (const [step, at] of [
+    [9, -1],
+    [10, 0],
+    [14, 0],
+    [16, 1],
+    [20, 1],
+    [21, -1],
+  ])
+    assert.equal(nearestWithin([10, 20], step), at);
+  assert.equal(nearestWithin([], 1), -1);
 });
 
 test('the nearest recorded step is found from any step', () => {
