@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.worker.inprocess import InProcess
-from tests.model.worker.traces import Recorder, engine_of
+from tests.model.worker.traces import Recorder, Steps, engine_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,3 +30,8 @@ async def engine(drawing_checkpoint: Path) -> AsyncIterator[InProcess]:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return Recorder(monkeypatch)
+
+
+@pytest.fixture
+def steps(engine: InProcess, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(engine, monkeypatch)

@@ -10,7 +10,7 @@ import pytest
 from model.engine.messages import EngineError, Failed, Finished, GenerationRequest, Paused, SamplingParams, Started
 from model.worker.inprocess import InProcess
 from model.worker.requests import ResumeState
-from tests.model.worker.traces import Recorder, ask, collect, events
+from tests.model.worker.traces import Recorder, Steps, ask, collect, events
 from tests.tiny import make_drawing_checkpoint
 
 
@@ -45,15 +45,18 @@ async def test_check_reads_everything_while_traces_run(engine: InProcess, tmp_pa
     assert isinstance((await running)[-1], Finished)
 
 
-async def test_checkpoint_is_freed_after_its_last_request(engine: InProcess, other_checkpoint: Path) -> None:
+async def test_checkpoint_is_freed_after_its_last_request(
+    engine: InProcess, other_checkpoint: Path, steps: Steps
+) -> None:
     await engine.load("other", str(other_checkpoint), 2)
-    stream = engine.generate(ask("a", tokens=300))
-    assert isinstance(await anext(stream), Started)
-    await engine.unload("drawing")
-    memory = await engine.memory()
-    assert memory["models"].keys() == {"other"}
-    assert memory["retired"] == memory["models"]["other"]
-    (rejected,) = await collect(engine, ask("b"))
+    with steps.held():
+        stream = engine.generate(ask("a", tokens=300))
+        assert isinstance(await anext(stream), Started)
+        await engine.unload("drawing")
+        memory = await engine.memory()
+        assert memory["models"].keys() == {"other"}
+        assert memory["retired"] == memory["models"]["other"]
+        (rejected,) = await collect(engine, ask("b"))
     assert isinstance(rejected, Failed)
     assert rejected.code == "unknown_checkpoint"
     outputs = [output async for output in stream]
@@ -62,7 +65,7 @@ async def test_checkpoint_is_freed_after_its_last_request(engine: InProcess, oth
 
 
 async def test_paused_request_resumes_only_with_its_version(
-    engine: InProcess, drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder
+    engine: InProcess, drawing_checkpoint: Path, other_checkpoint: Path, recorder: Recorder, steps: Steps
 ) -> None:
     whole = await collect(engine, ask("whole"))
     first = await collect(engine, ask("a", mode="step"))
@@ -71,8 +74,9 @@ async def test_paused_request_resumes_only_with_its_version(
     assert ResumeState.from_bytes(paused.resume).version == 1
 
     keeper = engine.generate(ask("keeper", tokens=400))
-    assert isinstance(await anext(keeper), Started)
-    await engine.load("drawing", str(other_checkpoint), 2)  # other weights under the same name
+    with steps.held():
+        assert isinstance(await anext(keeper), Started)
+        await engine.load("drawing", str(other_checkpoint), 2)  # other weights under the same name
     rest = await collect(engine, ask("b", resume=paused.resume))
     assert isinstance(rest[0], Started)
     assert rest[0].weight_version == 1, "the replaced ones are there as long as somebody uses them"

@@ -33,6 +33,7 @@ from model.worker.models import Model
 from model.worker.narrator import ImageResult
 from tests.model.worker.traces import (
     Recorder,
+    Steps,
     an_image,
     ask,
     collect,
@@ -79,26 +80,29 @@ async def test_events_are_independent_of_other_requests(
     assert events(many[0]) != events(many[2])
 
 
-async def test_seen_is_the_decoded_question_even_after_a_pause(drawing_checkpoint: Path) -> None:
+async def test_seen_is_the_decoded_question_even_after_a_pause(
+    engine: InProcess, drawing_checkpoint: Path, steps: Steps
+) -> None:
     loaded = load_checkpoint(drawing_checkpoint)
     assert loaded.vq is not None
     codes = encode_images(loaded.vq, [an_image().png])
     wanted = png_bytes(decode_codes(loaded.vq, codes)[0])
-    async with engine_of(drawing_checkpoint) as engine:
-        resume: bytes | None = None
-        for _ in range(2):
-            seen = asyncio.create_task(engine.seen("a"))  # runs once `collect` has sent the request
-            outputs = await collect(engine, ask("a", mode="step", resume=resume))
-            assert_same_image(await seen, wanted)
-            assert isinstance(outputs[-1], Paused)
-            resume = outputs[-1].resume
-        asked_early = asyncio.create_task(collect(engine, ask("b")))
-        await asyncio.sleep(0)  # the image is not encoded yet
-        assert_same_image(await engine.seen("b"), wanted)
-        await asked_early
-        for gone in ("a", "b", "nobody"):
-            with pytest.raises(EngineError):
-                await engine.seen(gone)
+    resume: bytes | None = None
+    for _ in range(2):
+        with steps.held():
+            asked = asyncio.create_task(collect(engine, ask("a", mode="step", resume=resume)))
+            await asyncio.sleep(0)
+            assert_same_image(await engine.seen("a"), wanted)
+        last = (await asked)[-1]
+        assert isinstance(last, Paused)
+        resume = last.resume
+    asked_early = asyncio.create_task(collect(engine, ask("b")))
+    await asyncio.sleep(0)  # the image is not encoded yet
+    assert_same_image(await engine.seen("b"), wanted)
+    await asked_early
+    for gone in ("a", "b", "nobody"):
+        with pytest.raises(EngineError):
+            await engine.seen(gone)
 
 
 @pytest.mark.parametrize("fresh_engine", [False, True])
@@ -135,28 +139,30 @@ async def test_stepping_equals_running_through(
         assert without_logprobs(parts[-1]) == without_logprobs(whole[-1])
 
 
-async def test_pause_takes_effect_at_step_end(engine: InProcess) -> None:
+async def test_pause_takes_effect_at_step_end(engine: InProcess, steps: Steps) -> None:
     outputs = []
-    async for output in engine.generate(ask("a", tokens=300)):
-        outputs.append(output)
-        if isinstance(output, Started):
-            await engine.pause("a")
+    with steps.held():
+        stream = engine.generate(ask("a", tokens=300))
+        outputs.append(await anext(stream))
+        await engine.pause("a")
+    outputs += [output async for output in stream]
     assert isinstance(outputs[-1], Paused)
     rest = await collect(engine, ask("a", tokens=300, resume=outputs[-1].resume))
     assert isinstance(rest[-1], Finished)
 
 
-async def test_abort_answers_once_slot_is_free(engine: InProcess) -> None:
-    outputs = []
-    async for output in engine.generate(ask("a", tokens=480, images=False)):
-        outputs.append(output)
-        if isinstance(output, Started):
-            await engine.abort("a")
-            assert engine.worker.models["drawing"].engine.scheduler.is_idle
-            steps = engine.worker.models["drawing"].engine.num_steps
+async def test_abort_answers_once_slot_is_free(engine: InProcess, steps: Steps) -> None:
+    core = engine.worker.models["drawing"].engine
+    with steps.held():
+        stream = engine.generate(ask("a", tokens=480, images=False))
+        await anext(stream)
+        await engine.abort("a")
+        assert core.scheduler.is_idle
+    taken = core.num_steps
+    outputs = [output async for output in stream]
     assert isinstance(outputs[-1], Cancelled)
     await engine.memory()
-    assert engine.worker.models["drawing"].engine.num_steps == steps, "no token after the abort"
+    assert core.num_steps == taken, "no token after the abort"
     await engine.abort("a")  # already ended: answers immediately
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,34 @@ def assert_same_events(one: Seq[Output], other: Seq[Output]) -> None:
         assert (a.png is None) == (b.png is None)
         if a.png is not None and b.png is not None:
             assert_same_image(a.png, b.png)
+
+
+class Steps:
+    """Of the checkpoint "drawing": lets a test act while a request runs, however slowly the test's own thread runs."""
+
+    def __init__(self, engine: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._free, self._begun = threading.Event(), threading.Event()
+        self._free.set()
+        core, inbox = engine.worker.models["drawing"].engine, engine.worker._inbox
+        step = core.step
+
+        def held() -> Any:
+            while self._begun.is_set() and inbox.empty() and not self._free.wait(0.001):
+                pass
+            self._begun.set()
+            return step()
+
+        monkeypatch.setattr(core, "step", held)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the worker takes one step to begin with and then one for each message that it gets."""
+        self._begun.clear()
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
 
 def an_image(size: tuple[int, int] = (40, 30)) -> ImageInput:
