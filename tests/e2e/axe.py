@@ -12,11 +12,22 @@ RUN = """async () => {
   return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' | ')}`);
 }"""
 
+# After a change of scheme or width: until every transition has ended, axe would see colours that are neither's.
+SETTLED = """async () => {
+  for (let calm = 0; calm < 2; ) {
+    await new Promise((seen) => requestAnimationFrame(() => requestAnimationFrame(seen)));
+    const moving = document.getAnimations().filter((one) => one instanceof CSSTransition);
+    await Promise.allSettled(moving.map(({ finished }) => finished));
+    calm = moving.length ? 0 : calm + 1;
+  }
+}"""
+
 
 def violations(page: Any) -> list[str]:
-    """axe's findings as `rule: markup | markup`."""
+    """axe's findings as `rule: markup | markup`, once the page's colours have settled."""
     from axe_playwright_python.base import AXE_SCRIPT
 
     if not page.evaluate("() => 'axe' in window"):
         page.evaluate(AXE_SCRIPT)
+    page.evaluate(SETTLED)
     return list(page.evaluate(RUN))

@@ -1,4 +1,4 @@
-"""Every page in every reachable state, for checks that must hold in all of them."""
+"""The pages in every reachable state, for checks that must hold in all of them."""
 
 from __future__ import annotations
 
@@ -76,19 +76,6 @@ def played_recipe(url: str) -> str:
         for _ in client.job_events(job["id"]):
             pass
     return str(job["id"])
-
-
-def every_state(window: Studio, folder: Path, job: str) -> Iterator[State]:
-    """All pages in all their states; `folder` receives an image file, `job` is that of `played_recipe`."""
-    yield from studio_states(window, folder)
-    yield from branch_states(window)
-    yield from curation_states(window)
-    yield from why_states(window)
-    yield from gallery_states(window)
-    yield from training_states(window, job)
-    yield "runs", window.page(f"/runs?runs={job}", ready=RUNS)
-    yield from checkpoint_states(window)
-    yield "about", window.page("/about", ready=".or-about-section >> nth=2")
 
 
 def studio_states(window: Studio, folder: Path) -> Iterator[State]:
