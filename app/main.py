@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import Depends, FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
@@ -27,15 +26,10 @@ from app.checkpoints.pool import EnginePool
 from app.checkpoints.registration import Registration
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import logs
-from app.common.metrics import Metrics, MetricsMiddleware
+from app.common.metrics import Metrics
 from app.common.settings import Settings
-from app.http.access_log import HEADER, AccessLog
-from app.http.auth import ApiKey, GuardMiddleware, KeyMiddleware
-from app.http.bodies import BodyMiddleware
-from app.http.compression import Gzip
-from app.http.conditional import ConditionalMiddleware
-from app.http.connections import PatienceMiddleware
-from app.http.deps import SKIPPED, Services, known_ids, known_query
+from app.http.auth import ApiKey
+from app.http.deps import Services, known_ids, known_query
 from app.http.errors import install_handlers
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
@@ -56,6 +50,7 @@ from app.http.routes import (
     traces,
     why,
 )
+from app.http.stack import add_middleware
 from app.jobs.custom import CustomRules
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
@@ -72,7 +67,7 @@ from app.storage.dialects import DatabaseUnusable
 from app.storage.home import Home, HomeError
 from app.storage.idempotency import IdempotencyKeys
 from app.storage.image_intake import ImageIntake
-from app.storage.images import MAX_UPLOAD_BYTES, ImageStore, PartialStore
+from app.storage.images import ImageStore, PartialStore
 from app.storage.uploads import Spool
 from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
@@ -111,8 +106,6 @@ ROUTES = (
     rewards,
     sweeps,
 )
-# Multipart overhead on top of the largest image.
-ENVELOPE_BYTES = 65_536
 
 
 def create_app(
@@ -156,35 +149,8 @@ def create_app(
     add_docs(app, with_key=services.key is not None, schemas=responses.event_schemas())
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
-    _add_middleware(app, services)
+    add_middleware(app, services)
     return app
-
-
-def _add_middleware(app: FastAPI, services: Services) -> None:
-    """The last middleware is the outermost; CORS preflights carry no key."""
-    settings = services.settings
-    app.add_middleware(BodyMiddleware, spool=services.spool)
-    if services.key is not None:
-        app.add_middleware(KeyMiddleware, key=services.key)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "Idempotent-Replayed", SKIPPED, HEADER],
-        )
-    app.add_middleware(
-        GuardMiddleware,
-        hosts=(settings.host, *settings.allowed_hosts),
-        cors_origins=settings.cors_origins,
-        max_body=MAX_UPLOAD_BYTES + ENVELOPE_BYTES,
-    )
-    app.add_middleware(PatienceMiddleware, timeout_s=settings.client_timeout_s)
-    app.add_middleware(MetricsMiddleware, metrics=services.metrics)
-    app.add_middleware(Gzip)
-    app.add_middleware(ConditionalMiddleware)
-    app.add_middleware(AccessLog, write=settings.access_log)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _add_ask(commands: _Commands[_Parser]) -> None:
 
 def _add_branch(commands: _Commands[_Parser]) -> None:
     text = "keep the first steps of a trace on a running server, optionally edited, and let the model go on from there"
-    parser = _command(commands, "branch", "app.cli.traces:branch", text)
+    parser = _command(commands, "branch", "app.cli.ask:branch", text)
     parser.add_argument("trace", metavar="TRACE", type=filled, help="id of a trace that has ended or is paused")
     parser.add_argument(
         "--after", metavar="K", type=whole(0, MAX_STEPS), required=True, help="keep steps 1 to K; 0 keeps none"
@@ -127,7 +127,7 @@ def _add_branch(commands: _Commands[_Parser]) -> None:
 
 def _add_why(commands: _Commands[_Parser]) -> None:
     text = "measure how much a trace on a running server relies on its images, and what replacing them changes"
-    parser = _command(commands, "why", "app.cli.traces:why", text)
+    parser = _command(commands, "why", "app.cli.ask:why", text)
     parser.add_argument("trace", metavar="TRACE", help="id of a trace with an answer")
     kinds = get_args(Replacement)
     parser.add_argument("--with", dest="with_", metavar="KIND", action="append", choices=kinds, help=", ".join(kinds))
