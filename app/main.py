@@ -68,6 +68,7 @@ from app.storage.home import Home, HomeError
 from app.storage.idempotency import IdempotencyKeys
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, PartialStore
+from app.storage.retention import GB, Limits, Retention
 from app.storage.uploads import Spool
 from app.traces.branches import BranchIntake
 from app.traces.event_log import EventLog
@@ -221,11 +222,20 @@ def build_services(
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(core.db),
         metrics=core.metrics,
+        retention=_retention(core),
         grader=Grader(jobs.custom, tokens.parts, core.images.read),
         key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
     )
     publish(services)
     return services
+
+
+def _retention(core: _Core) -> Retention:
+    """The limits on what the home keeps."""
+    settings = core.settings
+    max_bytes = None if settings.home_max_gb is None else int(settings.home_max_gb * GB)
+    limits, in_home = Limits(settings.keep_days, max_bytes), settings.database_url is None
+    return Retention(core.db, core.home, core.partials, limits, in_home=in_home)
 
 
 def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointRegistry:

@@ -97,6 +97,8 @@ class Runtime:
         if not self._prepared:
             await pools.jobs.run(self.prepare)
         self._services.events.start()
+        loop, forget = asyncio.get_running_loop(), self._services.events.delete
+        self._services.retention.forget = lambda trace_id: _call_soon(loop, forget, trace_id)
         self._tasks = [
             asyncio.create_task(self._boot(), name="boot"),
             asyncio.create_task(self._sweep(), name="sweep"),
@@ -181,6 +183,8 @@ class Runtime:
     async def _sweep(self) -> None:
         while True:
             try:
+                if self._services.retention.limits.any:
+                    await pools.jobs.run(self._services.retention.prune)
                 await pools.files.run(self._sweep_now)
             except Exception:
                 log.exception("the sweep failed")
@@ -195,6 +199,7 @@ class Runtime:
         with s.db.read() as connection:
             known = connection.execute(sa.select(tables.traces.c.id)).scalars().all()
         s.partials.sweep(known)
+        s.retention.measure()
 
     # ---- readiness
 
@@ -303,6 +308,12 @@ async def _in_daemon_thread(work: Callable[[], Any]) -> Any:
     return await done
 
 
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[str], None], argument: str) -> None:
+    """Call on the loop, from any thread; a closed loop has nothing left to tell."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, argument)
+
+
 async def _get_root(page: ASGIApp) -> int:
     """The pages' status for `GET /`."""
     import httpx
@@ -332,5 +343,8 @@ def publish(s: Services) -> None:
     watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: s.traces.waiting)
     watch("omni_r1_event_streams", "Open event streams.", lambda: s.events.open_streams + s.jobs.open_streams)
     count("omni_r1_event_commits", "Commits of the event writer.", lambda: s.events.commits)
+    count("omni_r1_traces_pruned", "Traces deleted by age or size.", lambda: s.retention.pruned_traces)
+    sizes = "Bytes in the home by kind, as of the last sweep."
+    s.metrics.watch_each("omni_r1_home_bytes", sizes, "kind", lambda: dict(s.retention.sizes))
     count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
     watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")

@@ -8,6 +8,7 @@ from typing import NoReturn, get_args
 
 from app.cli.data import add_options as add_data_options
 from app.cli.export import add_options as add_export_options
+from app.cli.operate import add_commands as add_operating_commands
 from app.cli.terminal import EXIT_BAD_INPUT, complain, filled, number, whole
 from app.contract.words import (
     MAX_CANDIDATES,
@@ -64,6 +65,7 @@ def build_parser() -> _Parser:
     _add_jobs(commands)
     _add_sweeps(commands)
     _add_convert(commands)
+    add_operating_commands(commands, _command)
     _add_doctor(commands)
     return parser
 

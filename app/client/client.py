@@ -26,6 +26,7 @@ from app.client.follow import GIVE_UP_S, follow, unreachable
 from app.client.jobs import JobCalls
 from app.client.runs import RunCalls
 from app.client.sse import Cursor, Event
+from app.client.storage import StorageCalls
 from app.client.types import Budget, ImageRef, Limits, Page, Readiness, Sampling, StoredImage, Task, Trace, Verify
 from app.client.types_rewards import Extensions, Reward
 from app.client.why import WhyCalls
@@ -46,7 +47,7 @@ def default_key() -> str:
     return key if key.isascii() and key.isprintable() else ""  # not valid in a header
 
 
-class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls):
+class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls, StorageCalls):
     """A connection pool to one server, usable from many threads; close it, or use it with `with`.
 
     `api_key` is sent with every request (default: OMNI_R1_API_KEY). `transport` (httpx.MockTransport), `sleep` and

@@ -107,6 +107,18 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds without a heartbeat before other servers on the database end this one's traces.",
     )
+    keep_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="Days that ended traces stay which nobody has rated, tagged or annotated (default: for ever).",
+    )
+    home_max_gb: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="Size of the home, in GB, above which such traces go, the oldest first (default: no limit).",
+    )
     allowed_hosts: StringList = Field((), description="Additional accepted `Host` names, comma-separated.")
     allowed_roots: PathList = Field((), description="Folders outside the home that may hold checkpoints.")
     rewards_dir: Path | None = Field(

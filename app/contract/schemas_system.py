@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.contract.schemas import ImageOut, Out
+from app.contract.examples import example
+from app.contract.schemas import ImageOut, In, Out
 from app.contract.words import Slice
 
 
@@ -72,6 +73,64 @@ class ExtensionsOut(Out):
     rewards: list[KnownReward]
     families: list[KnownFamily]
     files_allowed: bool = Field(description="whether `OMNI_R1_REWARDS_DIR` is set")
+
+
+class PruneIn(In):
+    """What to delete; limits in place of the server's settings."""
+
+    model_config = example(dry_run=True, keep_days=30)
+
+    dry_run: bool = Field(False, description="only report what would be deleted")
+    keep_days: int | None = Field(None, ge=1, le=36_500, description="(`OMNI_R1_KEEP_DAYS`)")
+    max_gb: float | None = Field(None, gt=0, le=1e9, description="(`OMNI_R1_HOME_MAX_GB`)")
+
+
+class PrunedOut(Out):
+    """What was deleted, or would be."""
+
+    model_config = example(dry_run=True, traces=12, images=31, bytes=8_112_340, over_bytes=0)
+
+    dry_run: bool
+    traces: int
+    images: int = Field(description="images that no other trace shows; they go a day after their last use")
+    bytes: int = Field(description="of the traces in the database, about, and of these images")
+    over_bytes: int = Field(description="above the limit, and not held by traces that may go")
+
+
+class SizesOut(Out):
+    """Bytes by kind."""
+
+    images: int
+    checkpoints: int
+    jobs: int = Field(description="logs, samples and training state")
+    datasets: int = Field(description="uploaded files")
+    other: int
+    database: int
+
+
+class StorageOut(Out):
+    """What the home holds and may hold."""
+
+    model_config = example(
+        sizes={
+            "images": 41_200_000,
+            "checkpoints": 15_480_000,
+            "jobs": 2_100_000,
+            "datasets": 0,
+            "other": 10_000_000,
+            "database": 9_300_000,
+        },
+        total_bytes=78_080_000,
+        keep_days=30,
+        max_bytes=None,
+        last_prune=None,
+    )
+
+    sizes: SizesOut
+    total_bytes: int
+    keep_days: int | None
+    max_bytes: int | None
+    last_prune: PrunedOut | None = Field(description="since the server started")
 
 
 class LoadingOut(Out):

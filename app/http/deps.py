@@ -35,6 +35,7 @@ from app.storage.idempotency import Claim, IdempotencyKeys
 from app.storage.ids import GROUP_ID, JOB_ID, TRACE_ID
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, PartialStore
+from app.storage.retention import Retention
 from app.storage.uploads import Spool
 from app.traces.event_log import EventLog
 from app.traces.groups import GroupService
@@ -77,6 +78,7 @@ class Services:
     idempotency: IdempotencyKeys
     metrics: Metrics
     grader: Grader
+    retention: Retention
     key: ApiKey | None = None
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.common.clock import Clock
-from app.storage.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, dialect_of
+from app.storage.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Size, dialect_of
 from app.storage.reserve import Reserve
 from app.storage.tables import facts
 from training.jobs.disk import is_full
@@ -102,6 +102,11 @@ class Database:
         """Raise unless the database answers."""
         with self.read() as connection:
             connection.execute(sa.text("SELECT 1"))
+
+    def size(self) -> Size:
+        """How large the database is."""
+        with self.read() as connection:
+            return self._dialect.size(connection)
 
     def migrate(self, home: Path | None = None) -> None:
         """Upgrade the schema to `HEAD`; raises :class:`DatabaseTooNew` for a newer schema.

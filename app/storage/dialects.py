@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,14 @@ _POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 32, "pool_timeout": 10}
 WRITE = {"omni_write": True}
 
 
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a database, and how many of them hold data: SQLite keeps the pages of deleted rows for new ones."""
+
+    bytes: int
+    used: int
+
+
 class DatabaseUnusable(RuntimeError):
     """This program cannot use the database; the message is one line with a remedy."""
 
@@ -57,6 +66,9 @@ class Dialect(Protocol):
 
     def check_there(self) -> None:
         """Raise :class:`DatabaseGone` when the database was replaced since it was opened."""
+
+    def size(self, connection: Connection) -> Size:
+        """How large the database is."""
 
 
 class SQLite:
@@ -99,6 +111,13 @@ class SQLite:
             there = False
         if not there:
             raise DatabaseGone(f"{self._path} was removed or replaced while the server ran; restart the server")
+
+    def size(self, connection: Connection) -> Size:
+        """The file with its log, and the pages that hold data."""
+        names = ("page_size", "page_count", "freelist_count")
+        page, count, free = (int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0) for name in names)
+        files = (self._path, Path(f"{self._path}-wal"), Path(f"{self._path}-shm"))
+        return Size(sum(file.stat().st_size for file in files if file.exists()), page * (count - free))
 
     @staticmethod
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -165,6 +184,11 @@ class PostgreSQL:
 
     def check_there(self) -> None:
         """Nothing to do: statements on a lost database fail by themselves."""
+
+    def size(self, connection: Connection) -> Size:
+        """What the server reports; it reuses the space of deleted rows, too, without saying how much that is."""
+        found = int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar() or 0)
+        return Size(found, found)
 
     @staticmethod
     def _on_connect(connection: Any, _record: Any) -> None:

@@ -12,6 +12,7 @@ from app.client import Client, OmniError
 from app.common.build import build_version
 from app.ui.components import header, module_html
 
+KINDS = {"jobs": "jobs: logs and state", "datasets": "data sets", "other": "other files"}
 Section = dict[str, Any]  # {title, text, rows: [[name, value or {text, href}]]}
 
 
@@ -83,10 +84,21 @@ def _limits(client: Client) -> Section:
     return {"title": "Limits", "text": "", "rows": rows}
 
 
+def _storage(client: Client) -> Section:
+    held = client.storage()
+    rows = [[KINDS.get(kind, kind), _megabytes(size)] for kind, size in held["sizes"].items()]
+    keep_days, max_bytes = held["keep_days"], held["max_bytes"]
+    if keep_days is not None:
+        rows.append(["traces are kept", f"{keep_days:,} days"])
+    if max_bytes is not None:
+        rows.append(["limit", _megabytes(max_bytes)])
+    return {"title": "Storage", "text": "", "rows": [["together", _megabytes(held["total_bytes"])], *rows]}
+
+
 def sections(client: Client) -> list[Section]:
     """The page's sections; an unavailable server is reported as a section."""
     try:
-        return [_studio(client), *(_checkpoint(one) for one in client.checkpoints()), _limits(client)]
+        return [_studio(client), *(_checkpoint(one) for one in client.checkpoints()), _limits(client), _storage(client)]
     except OmniError as error:
         return [{"title": "Omni-R1 Studio", "text": f"{error}. Start the server again: make serve.", "rows": []}]
 

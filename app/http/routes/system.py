@@ -11,10 +11,12 @@ from app.common import pools
 from app.common.build import build_version
 from app.common.metrics import CONTENT_TYPE
 from app.common.pools import in_pool
+from app.contract.problems import field_problem
 from app.contract.schemas import MAX_QUESTION_CHARS, LimitsIn
-from app.contract.schemas_system import ExtensionsOut, LimitsOut, Live, Ready, RoomOut
+from app.contract.schemas_system import ExtensionsOut, LimitsOut, Live, PrunedOut, PruneIn, Ready, RoomOut, StorageOut
 from app.http.deps import App, CheckpointName, Services, problems, require_json
 from app.storage.images import MAX_UPLOAD_BYTES
+from app.storage.retention import GB, Limits
 from model.build import commit, package_version
 
 router = APIRouter(tags=["system"])
@@ -53,6 +55,34 @@ def get_limits(app: App, checkpoint: CheckpointName = None) -> dict[str, Any]:
 def list_extensions(app: App) -> dict[str, Any]:
     """The rewards and task families of your own that a job may name. Reads metadata and source; imports nothing."""
     return app.jobs.custom.known()
+
+
+@router.get("/v1/storage", response_model=StorageOut, responses=problems(503))
+@in_pool(pools.files)
+def get_storage(app: App) -> dict[str, Any]:
+    """What the home holds, by kind, and its limits."""
+    kept, last = app.retention, app.retention.last
+    sizes = kept.measure()
+    limits = {"keep_days": kept.limits.keep_days, "max_bytes": kept.limits.max_bytes}
+    last_prune = None if last is None else vars(last)
+    return {"sizes": sizes, "total_bytes": sum(sizes.values()), **limits, "last_prune": last_prune}
+
+
+@router.post(
+    "/v1/storage/prune",
+    response_model=PrunedOut,
+    dependencies=[Depends(require_json)],
+    responses=problems(400, 403, 415, 422, 503),
+)
+async def prune_storage(body: PruneIn, app: App) -> dict[str, Any]:
+    """Deletes this server's old traces as its settings say, or the given limits; a dry run only reports."""
+    limits = app.retention.limits
+    if body.keep_days is not None or body.max_gb is not None:
+        limits = Limits(body.keep_days, None if body.max_gb is None else int(body.max_gb * GB))
+    if not limits.any:
+        hint = "no limit is set: give keep_days or max_gb, or set OMNI_R1_KEEP_DAYS or OMNI_R1_HOME_MAX_GB"
+        raise field_problem("invalid", "body", hint)
+    return vars(await pools.jobs.run(lambda: app.retention.prune(limits, dry_run=body.dry_run)))
 
 
 def _limits(app: Services, checkpoint: str | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ LIMITS = {
     "max_upload_bytes": 20_000_000,
     "queue": {"running": 0, "waiting": 0, "max": 64},
 }
+STORAGE = {"sizes": {"images": 2_000_000}, "total_bytes": 2_000_000, "keep_days": 30, "max_bytes": 5_000_000_000}
 CHECKPOINT = {
     "id": "nano-omni-r1",
     "active": True,
@@ -110,7 +111,11 @@ def test_fonts_come_from_the_system() -> None:
 
 def test_about_shows_checkpoint_card_and_limits() -> None:
     ready = {"phase": "ready", "checkpoint": "nano-omni-r1", "weight_version": 1, "detail": ""}
-    reported = sections(canned({"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS}))
+    reported = sections(
+        canned(
+            {"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS, "/v1/storage": STORAGE}
+        )
+    )
     assert [section["title"] for section in reported] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
     rows = dict(reported[1]["rows"])
     assert rows["size"] == "30 MB"
@@ -121,6 +126,8 @@ def test_about_shows_checkpoint_card_and_limits() -> None:
     assert limits["context"] == "768 tokens"
     assert limits["images per question"] == "1"
     assert limits["largest image file"] == "20 MB"
+    storage = dict(reported[3]["rows"])
+    assert storage == {"together": "2 MB", "images": "2 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
 
 
 def test_about_suggests_a_remedy_without_a_server() -> None:
