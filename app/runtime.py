@@ -345,6 +345,8 @@ def publish(s: Services) -> None:
     count("omni_r1_event_commits", "Commits of the event writer.", lambda: s.events.commits)
     count("omni_r1_traces_pruned", "Traces deleted by age or size.", lambda: s.retention.pruned_traces)
     sizes = "Bytes in the home by kind, as of the last sweep."
-    s.metrics.watch_each("omni_r1_home_bytes", sizes, "kind", lambda: dict(s.retention.sizes))
+    s.metrics.watch_each(
+        "omni_r1_home_bytes", sizes, "kind", lambda: {str(kind): size for kind, size in s.retention.sizes.items()}
+    )
     count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
     watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")

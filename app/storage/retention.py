@@ -136,7 +136,7 @@ class Retention:
         i = tables.images
         unused = sa.select(i.c.id, i.c.bytes).where(~sa.exists().where(L.c.image_id == i.c.id).correlate(i))
         with self._db.read() as connection:
-            going = sum(row.bytes for row in connection.execute(unused) if self._has_image(row.id))
+            going: int = sum(row.bytes for row in connection.execute(unused) if self._has_image(row.id))
         return files - going + (self._db.size().used if self._in_home else 0)
 
     def _has_image(self, image_id: str) -> bool:
@@ -224,7 +224,7 @@ class _Plan:
         self._left = dict(other._left)
 
 
-def pinned(t: sa.Table | sa.Alias) -> sa.ColumnElement[bool]:
+def pinned(t: sa.FromClause) -> sa.ColumnElement[bool]:
     """The condition that somebody has rated, tagged or annotated the trace."""
     tagged = sa.exists().where(tables.trace_tags.c.trace_id == t.c.id).correlate(t)
     return t.c.rating.is_not(None) | (sa.func.coalesce(t.c.note, "") != "") | tagged
