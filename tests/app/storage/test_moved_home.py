@@ -10,19 +10,25 @@ import pytest
 import sqlalchemy as sa
 
 from app.storage import tables
+from app.storage.backup import back_up, restore
 from app.storage.database import Database
 from tests.app.conftest import Server, both_databases, running
 from tests.app.job_helpers import FakeCheckpoints, events, get, of_type, post, statuses, worker
 from tests.app.storage.old_home import DONE, KILLED, STOPPED, UPLOAD, make_old_home
 from tests.fakes import FakeGeneration
 
-MOVES = ["stays", "moved", "copied"]
+MOVES = ["stays", "moved", "copied", "restored"]
 
 
 def transfer(how: str, home: Path, to: Path) -> Path:
     """The home's new place."""
     if how == "stays":
         return home
+    if how == "restored":
+        database = home / "omni-r1.db"
+        back_up(home, database if database.exists() else None, to.parent.with_suffix(".tar"))
+        restore(to.parent.with_suffix(".tar"), to)
+        return to
     shutil.copytree(home, to)
     if how == "moved":
         shutil.rmtree(home)
