@@ -242,7 +242,7 @@ def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointR
     """The checkpoints, and the pool of loaded ones."""
     return CheckpointRegistry(
         core.db,
-        EnginePool(core.generation, budget_mb=core.settings.memory_mb),
+        EnginePool(core.generation, budget_mb=core.settings.memory_mb, quant=core.settings.quant),
         home=core.home.path,
         server_id=lambda: core.home.server_id,
         package_folder=package_folder,

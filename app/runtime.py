@@ -231,7 +231,14 @@ class Runtime:
                 self._log_once(f"the database is unavailable: {str(error).splitlines()[0]}")
                 phase, detail = "failed", "the database is unavailable; see the server's log"
         read = None if reading is None else {"bytes_read": reading.done, "bytes_total": reading.total}
-        return {"phase": phase, "checkpoint": active, "weight_version": version, "detail": detail, "loading": read}
+        return {
+            "phase": phase,
+            "checkpoint": active,
+            "weight_version": version,
+            "quant": s.checkpoints.pool.quant,
+            "detail": detail,
+            "loading": read,
+        }
 
     def _log_once(self, message: str) -> None:
         """Log a reason that `/readyz` does not disclose, once."""

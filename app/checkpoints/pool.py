@@ -18,6 +18,7 @@ from app.checkpoints.folder import CheckpointInfo
 from app.contract.problems import Problem, field_problem
 from app.contract.words import Drain
 from model.engine.messages import EngineError, Footprint, Generation
+from model.quantisation import QuantKind
 
 log = logging.getLogger("omni_r1.checkpoints")
 
@@ -69,9 +70,13 @@ class Lease:
 class EnginePool:
     """The engine's checkpoints and their leases."""
 
-    def __init__(self, generation: Generation, *, budget_mb: int | None = None) -> None:
-        """`budget_mb` limits the total of loaded checkpoints; None: half of the device's memory."""
+    def __init__(self, generation: Generation, *, budget_mb: int | None = None, quant: QuantKind | None = None) -> None:
+        """`budget_mb` limits the total of loaded checkpoints; None: half of the device's memory.
+
+        `quant` is the form in which the engine loads them.
+        """
         self._generation = generation
+        self.quant = quant
         self._budget_mb = budget_mb
         self._lock = asyncio.Lock()  # one load at a time
         self._borrowed: Counter[str] = Counter()

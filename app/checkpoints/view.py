@@ -26,6 +26,7 @@ def as_json(info: CheckpointInfo, registry: CheckpointRegistry) -> dict[str, Any
         "active": info.name == registry.active,
         "loaded": version is not None,
         "weight_version": version or registry.known_version(info.name),
+        "quant": None if version is None else registry.pool.quant,
         "template": manifest.template if manifest else "",
         "base": base,
         "licence": (manifest.licence or None) if manifest else None,

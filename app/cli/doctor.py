@@ -80,7 +80,8 @@ def _doctor_of_folder(args: Namespace) -> int:
         folder = found
     device = args.device or ("cuda" if args.memory_gb or _has_cuda() else "cpu")
     memory = int(args.memory_gb * GIB) if args.memory_gb else _memory_of(device)
-    report = folder_report(folder, device=device, dtype=args.dtype or _dtype_of(device), memory=memory)
+    dtype = args.dtype or _dtype_of(device)
+    report = folder_report(folder, device=device, dtype=dtype, memory=memory, quant=args.quant)
     if args.json:
         write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     else:
@@ -101,7 +102,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
     for lack in report["missing"]:
         yield f"  lacks {one_line(lack)}"
-    yield f"on {report['device']} with {report['memory_bytes'] / GIB:.1f} GiB, in {report['dtype']}:"
+    form = report["dtype"] + (f" with matrices in {report['quant']}" if report["quant"] else "")
+    yield f"on {report['device']} with {report['memory_bytes'] / GIB:.1f} GiB, in {form}:"
     rows = [
         ["weights", _gib(report["weights_bytes"])],
         ["peak while loading", _gib(report["loading_peak_bytes"])],

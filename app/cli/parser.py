@@ -208,13 +208,8 @@ def _everywhere(parser: _Parser, actions: _Commands[_Parser]) -> None:
 def _add_evaluate(commands: _Commands[_Parser]) -> None:
     text = "evaluate a checkpoint on held-out tasks of the embedded world"
     parser = _command(commands, "evaluate", "app.cli.train:evaluate", text)
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        nargs="?",
-        default="nano-omni-r1",
-        help="name, folder or hub id (nano-omni-r1)",
-    )
+    name = "name, folder or hub id (nano-omni-r1)"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="nano-omni-r1", help=name)
     parser.add_argument(
         "--tasks", type=whole(1), default=1000, help="total number, alternating between the four slices (1000)"
     )
@@ -227,6 +222,7 @@ def _add_evaluate(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--candidates", type=whole(1, MAX_CANDIDATES), default=1, metavar="N", help=drawn)
     judge = "the checkpoint that judges them (the evaluated one, or the nearest of its bases that can)"
     parser.add_argument("--verifier", metavar="NAME", help=judge)
+    parser.add_argument("--quant", choices=("int8", "fp8"), help="form of the matrices in memory (not quantised)")
     parser.add_argument("--threads", type=whole(1), help="CPU threads (torch's default)")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions and summary")
 
@@ -388,6 +384,7 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="device to count for (this machine's)")
     parser.add_argument("--memory-gb", metavar="GIB", type=number(0.1, 1e6), help="its memory in GiB (this machine's)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of the weights (fp32 on a CPU, else bf16)")
+    parser.add_argument("--quant", choices=("int8", "fp8"), help="form of its matrices in memory (not quantised)")
     parser.add_argument("--port", type=whole(), help="the port that should be free (7860)")
     parser.add_argument("--json", action="store_true")
 

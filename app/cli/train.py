@@ -77,6 +77,7 @@ def evaluate(args: Namespace) -> int:
                 text_only=args.text_only,
                 candidates=args.candidates,
                 verifier=verifier,
+                quant=args.quant,
                 on_finish=show,
             )
     write(table(summary) + "\n")

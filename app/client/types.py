@@ -312,6 +312,7 @@ class Readiness(TypedDict):
     phase: Literal["starting", "ready", "stopping", "failed"]
     checkpoint: str | None
     weight_version: int | None
+    quant: Literal["int8", "fp8"] | None  # form of its matrices, if loaded and quantised
     detail: str
     loading: BytesRead | None
     version: str

@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from model.config import LONGEST_CONTEXT
+from model.quantisation import QuantKind
 from model.speculation import WIDEST, WINDOW
 
 PREFIX = "OMNI_R1_"
@@ -68,6 +69,10 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Precision of the served weights; auto: fp32 on a CPU, else bf16."
+    )
+    quant: QuantKind | None = Field(
+        None,
+        description="Form of the served matrices in memory, `int8` or `fp8`: one byte a number (default: as `dtype`).",
     )
     kv_mb: int | None = Field(
         None,
@@ -197,7 +202,7 @@ class Settings(BaseSettings):
     @property
     def serving(self) -> dict[str, Any]:
         """What the engine process takes of these settings."""
-        return self.model_dump(include={"device", "speculation", "dtype", "kv_mb", "context"})
+        return self.model_dump(include={"device", "speculation", "dtype", "quant", "kv_mb", "context"})
 
     @property
     def sqlalchemy_url(self) -> str:

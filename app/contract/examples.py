@@ -391,6 +391,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "phase": "ready",
         "checkpoint": "nano-omni-r1",
         "weight_version": 1,
+        "quant": None,
         "detail": "",
         "loading": None,
         "version": "0.2.0+0d5f6f6e",

@@ -343,6 +343,7 @@ class CheckpointOut(Out):
     active: bool
     loaded: bool
     weight_version: int | None
+    quant: Literal["int8", "fp8"] | None = Field(None, description="form of its matrices, if loaded and quantised")
     template: str
     base: str | None
     licence: str | None

@@ -147,6 +147,9 @@ class Ready(Out):
     checkpoint: str | None
     weight_version: int | None
     detail: str
+    quant: Literal["int8", "fp8"] | None = Field(
+        None, description="form of the served matrices in memory; null: not quantised"
+    )
     loading: LoadingOut | None = Field(description="of the checkpoint that is being read; null if none is")
     version: str
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from model.checkpoint.atomic import replace_folder, staging_folder, sync_tree
 from model.checkpoint.checks import EMBEDDING, HEAD, check_names, check_vq, skeleton
 from model.checkpoint.hf_files import description_files, model_card
 from model.checkpoint.manifest import Capabilities, GenerationDefaults, Manifest
-from model.checkpoint.memory import MAPPED_BYTES, VQ_PREFIX
+from model.checkpoint.memory import VQ_PREFIX
 from model.checkpoint.shards import (
     INDEX,
     CheckpointError,
@@ -36,9 +35,12 @@ from model.checkpoint.shards import (
     require_base,
     resolve,
 )
+from model.checkpoint.tensors import Keep, iterate, read_tensors, scale_of
 from model.config import ConfigError, ModelConfig, read_json
+from model.nets.quantised import quantise_linears
 from model.nets.transformer import Transformer
 from model.nets.vq import VQModel
+from model.quantisation import QuantKind
 from model.text.template import Template, TemplateName
 from model.text.tokenizer import TextTokenizer
 from model.text.vocab import Vocabulary, VocabularyError
@@ -90,6 +92,7 @@ def load_checkpoint(
     vq: str | Path | None = None,
     template: TemplateName | None = None,
     context_len: int | None = None,
+    quant: QuantKind | None = None,
     on_bytes: Callable[[int], None] = lambda _count: None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint folder into modules in evaluation mode, without gradients.
@@ -98,7 +101,8 @@ def load_checkpoint(
     ``context_len`` replaces the config's longest context. ``on_bytes`` receives the bytes of each tensor of the file.
 
     The transformer takes ``dtype``; the VQ stays in fp32, so that codes do not depend on it. ``vq`` names another
-    folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder).
+    folder or safetensors file to take the VQ from (for checkpoints that were released without a decoder). ``quant``
+    quantises the projections and the head as they are read; such a transformer serves and cannot be trained.
 
     Raises:
         CheckpointError: see its codes. :func:`validate_checkpoint` checks hashes and finiteness.
@@ -109,10 +113,13 @@ def load_checkpoint(
     check_names(entries, config)
     if context_len is not None:
         config = config.with_context(context_len)
-    transformer = skeleton(lambda: Transformer(config.transformer))
-    wanted = [name for name in transformer.state_dict() if name in entries]
-    state = _read_tensors(folder, entries, wanted, dtype, device, on_bytes)
+    transformer = skeleton(lambda: _empty_transformer(config, quant))
+    expected = transformer.state_dict()
+    keep = Keep(device, dtype, quant, {name for name in expected if scale_of(name) in expected})
+    state = read_tensors(folder, entries, [name for name in expected if name in entries], keep, on_bytes)
     _fit_state(state, config)
+    if keep.quantises(HEAD) and scale_of(HEAD) not in state:  # the head is tied to the embedding
+        state |= keep(HEAD, state[HEAD])
     transformer.load_state_dict(state, assign=True)
     del state
     if vq is None:
@@ -189,7 +196,7 @@ def validate_checkpoint(
         raise CheckpointError("missing_tensor", f"{VQ_PREFIX}decoder.conv_in.weight: the manifest promises a decoder")
     GenerationDefaults.read(folder)
     if values:
-        for name, tensor in _iterate(folder, entries, sorted(entries)):
+        for name, tensor in iterate(folder, entries, sorted(entries)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise CheckpointError("not_finite", f"{name} holds NaN or infinite values")
             on_bytes(tensor.nbytes)
@@ -285,6 +292,13 @@ def _read_descriptions(folder: Path) -> tuple[ModelConfig, Vocabulary, TextToken
     return config, vocab, tokenizer, Manifest.read(folder)
 
 
+def _empty_transformer(config: ModelConfig, quant: QuantKind | None) -> Transformer:
+    transformer = Transformer(config.transformer)
+    if quant is not None:
+        quantise_linears(transformer, quant)
+    return transformer
+
+
 def _fit_state(state: dict[str, Tensor], config: ModelConfig) -> None:
     """Normalise alternative layouts of the same weights: shared q/k norms, and a tied head."""
     t = config.transformer
@@ -313,47 +327,9 @@ def _build_vq(
     check_vq(entries, prefix, config, draws=draws)
     model = skeleton(lambda: VQModel(config.vq, with_decoder=draws))
     wanted = [prefix + name for name in model.state_dict()]
-    state = _read_tensors(folder, entries, wanted, torch.float32, device, on_bytes)
+    state = read_tensors(folder, entries, wanted, Keep(device, torch.float32), on_bytes)
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)
     return model
-
-
-def _iterate(folder: Path, entries: Mapping[str, TensorEntry], names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) for the named tensors, file by file; a tensor is valid until the next one.
-
-    The file is mapped anew after every `MAPPED_BYTES`, since the pages read count as memory of this process.
-    """
-    for file in sorted({entries[name].file for name in names}):
-        here = [name for name in names if entries[name].file == file]
-        while here:
-            mapped = 0
-            try:
-                with safe_open(folder / file, framework="pt") as tensors:
-                    while here and mapped < MAPPED_BYTES:
-                        name = here.pop(0)
-                        tensor = tensors.get_tensor(name)
-                        mapped += tensor.nbytes
-                        yield name, tensor
-                        del tensor
-            except SafetensorError as error:
-                raise CheckpointError("broken_file", f"{folder / file}: {error}") from error
-
-
-def _read_tensors(
-    folder: Path,
-    entries: Mapping[str, TensorEntry],
-    names: list[str],
-    dtype: torch.dtype,
-    device: str | torch.device,
-    on_bytes: Callable[[int], None],
-) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for name, tensor in _iterate(folder, entries, names):
-        # `to` only copies when something changes; the copy detaches it from the mapped file, which may be replaced.
-        state[name] = tensor.to(device, dtype, copy=True)
-        on_bytes(tensor.nbytes)
-        del tensor
-    return state
 
 
 def _lm_state_to_save(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from model.checkpoint.shards import TensorEntry, read_entries
 from model.config import LONGEST_CONTEXT, ModelConfig, TransformerConfig, VQConfig
+from model.quantisation import BLOCK, QuantKind
 
 VQ_PREFIX = "model.vqmodel."
 MAPPED_BYTES = 1 << 29  # of a file that is being read: the pages count as memory of the process
@@ -50,32 +51,43 @@ class MemoryNeeds:
         return max(0, min(most, left // (self.kv_per_token * context)))
 
 
-def needs_of(folder: Path, *, width: int, device: str) -> MemoryNeeds:
+def needs_of(folder: Path, *, width: int, device: str, quant: QuantKind | None = None) -> MemoryNeeds:
     """What the checkpoint in ``folder`` needs with numbers of ``width`` bytes (4: fp32, 2: bf16); the VQ is in fp32.
+
+    ``quant``: projections and head take one byte a number, and four for the scale of each output.
 
     Raises:
         CheckpointError, ConfigError: the folder is invalid.
     """
-    return memory_needs(ModelConfig.read(folder), read_entries(folder), width=width, device=device)
+    return memory_needs(ModelConfig.read(folder), read_entries(folder), width=width, device=device, quant=quant)
 
 
 def memory_needs(
-    config: ModelConfig, entries: Mapping[str, TensorEntry], *, width: int, device: str = "cpu"
+    config: ModelConfig,
+    entries: Mapping[str, TensorEntry],
+    *,
+    width: int,
+    device: str = "cpu",
+    quant: QuantKind | None = None,
 ) -> MemoryNeeds:
     """:func:`needs_of` for a config and tensor entries that are already read."""
     t = config.transformer
     vq = 4 * sum(math.prod(entry.shape) for name, entry in entries.items() if name.startswith(VQ_PREFIX))
     head = t.vocab_size * t.hidden_size
-    weights = width * parameters(t) + vq
+    stored = width if quant is None else 1  # bytes of a number of a matrix
+    scales = 0 if quant is None else 4 * (t.num_layers * _outputs(t) + t.vocab_size)
+    weights = width * parameters(t) - (width - stored) * (t.num_layers * _matrices(t) + head) + scales + vq
     # A layer's stacked matrices next to the engine's copies of all of its own, or the head next to its columns.
-    copied = width * max(layer_parameters(t) + _stacked(t), head)
+    copied = stored * max(layer_parameters(t) + _stacked(t), head)
+    if quant is not None:
+        copied = max(copied, 3 * 4 * BLOCK)  # a block in fp32, and its numbers before they are rounded
     largest = max((4 * math.prod(entry.shape) for entry in entries.values()), default=0)
     return MemoryNeeds(
         weights=weights,
         loading_peak=weights + max(copied, MAPPED_BYTES + largest if device == "cpu" else 0),
         kv_per_token=2 * t.num_layers * t.num_kv_heads * t.head_dim * width,
         work_per_token=width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size,
-        work_fixed=image_work(config.vq) + RUNTIME_BYTES[device],
+        work_fixed=image_work(config.vq) + RUNTIME_BYTES[device] + (0 if quant is None else width * BLOCK),
     )
 
 
@@ -125,9 +137,17 @@ def parameters(t: TransformerConfig) -> int:
 
 def layer_parameters(t: TransformerConfig) -> int:
     """Numbers in a layer of the engine, its q/k norms expanded to a row a head."""
-    norms = 2 * t.hidden_size + 2 * (t.num_heads + t.num_kv_heads) * t.head_dim
-    outputs = t.hidden_size * t.num_heads * t.head_dim + t.hidden_size * t.intermediate_size
-    return _stacked(t) + outputs + norms
+    return _matrices(t) + 2 * t.hidden_size + 2 * (t.num_heads + t.num_kv_heads) * t.head_dim
+
+
+def _matrices(t: TransformerConfig) -> int:
+    """Numbers in a layer's matrices."""
+    return _stacked(t) + t.hidden_size * t.num_heads * t.head_dim + t.hidden_size * t.intermediate_size
+
+
+def _outputs(t: TransformerConfig) -> int:
+    """Outputs of a layer's matrices."""
+    return (t.num_heads + 2 * t.num_kv_heads) * t.head_dim + 2 * t.hidden_size + 2 * t.intermediate_size
 
 
 def _stacked(t: TransformerConfig) -> int:

@@ -13,13 +13,16 @@ from model.checkpoint.manifest import FILE, Manifest
 from model.checkpoint.memory import WIDTHS, memory_needs, parameters, training_needs
 from model.checkpoint.shards import ADAPTER, PICKLES, CheckpointError, read_entries, require_data, unwrapped
 from model.config import ModelConfig
+from model.quantisation import QuantKind
 
 MOST_TRACES = 16
 USEFUL_CONTEXT = 4_096
 Kind = Literal["checkpoint", "adapter", "wrapped", "meta", "pickles", "unknown"]
 
 
-def folder_report(folder: Path, *, device: str, dtype: str, memory: int) -> dict[str, Any]:
+def folder_report(
+    folder: Path, *, device: str, dtype: str, memory: int, quant: QuantKind | None = None
+) -> dict[str, Any]:
     """The report for a device with ``memory`` bytes; its keys are those of docs/cli.md.
 
     A folder that cannot be served has a ``problem`` (``code``, ``detail``) and no figures.
@@ -31,7 +34,7 @@ def folder_report(folder: Path, *, device: str, dtype: str, memory: int) -> dict
     except CheckpointError as error:
         return {**report, "problem": {"code": error.code, "detail": error.detail}, "fits": False}
     config, entries = ModelConfig.read(folder), read_entries(folder)
-    needs = memory_needs(config, entries, width=WIDTHS[dtype], device=device)
+    needs = memory_needs(config, entries, width=WIDTHS[dtype], device=device, quant=quant)
     longest = needs.max_context(memory)
     own = min(config.transformer.context_len, longest)
     return {
@@ -45,6 +48,7 @@ def folder_report(folder: Path, *, device: str, dtype: str, memory: int) -> dict
         "missing": _missing(folder, manifest),
         "device": device,
         "dtype": dtype,
+        "quant": quant,
         "memory_bytes": memory,
         "weights_bytes": needs.weights,
         "loading_peak_bytes": needs.loading_peak,

@@ -62,6 +62,7 @@ from model.engine.messages import (
     Terminal,
     WholeResponse,
 )
+from model.quantisation import QuantKind
 from model.speculation import WINDOW
 
 CLOSE_S = 2.0  # grace period for the child to exit
@@ -240,6 +241,7 @@ class EngineProcess(EngineClient):
         dtype: str = "auto",
         kv_mb: int | None = None,
         context: int | None = None,
+        quant: QuantKind | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         """`checkpoints` maps names to folders in order of priority; versions default to 1.
@@ -250,7 +252,7 @@ class EngineProcess(EngineClient):
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(path), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self._settings = Configure(device, num_slots, num_threads, speculation, dtype, kv_mb, context)
+        self._settings = Configure(device, num_slots, num_threads, speculation, dtype, kv_mb, context, quant)
         self._command = list(command or (sys.executable, "-m", "model.worker.child"))
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Output, WholeResponse
+from model.quantisation import QuantKind
 from model.speculation import WINDOW
 
 
@@ -25,6 +26,7 @@ class Configure:
         dtype: of the weights: fp32, bf16 or auto (fp32 on a CPU).
         kv_mb: MiB of keys and values of each checkpoint; None: what the device has beside the weights.
         context: tokens of a trace; None: the checkpoint's own.
+        quant: form of the matrices in memory; None: that of the other weights.
     """
 
     device: str
@@ -34,6 +36,7 @@ class Configure:
     dtype: str = "auto"
     kv_mb: int | None = None
     context: int | None = None
+    quant: QuantKind | None = None
 
 
 @dataclass(frozen=True, slots=True)

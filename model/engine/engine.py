@@ -37,6 +37,7 @@ from model.engine.sequence import (
 from model.nets.attention import Attention, PackedAttention, PackedLayout
 from model.nets.decode_step import DecodeStep
 from model.nets.kv_cache import DecodeAttention, KVCache, PrefillAttention
+from model.nets.quantised import is_quantised, product
 from model.nets.transformer import LayerWeights, Transformer
 from model.nets.window_attention import WindowAttention
 from model.speculation import WINDOW
@@ -110,13 +111,13 @@ class Engine:
     def _stack(self, *, release: bool) -> None:
         """Copy the weights into the engine's layout; `release` frees the parameters on the way."""
         transformer = self.transformer
-        # Folding a weight loses bits in bf16; swin-norm normalises after its matrices.
-        fold = self.dtype == torch.float32 and not transformer.config.swin_norm
+        # Folding a weight loses bits in bf16, quantised matrices keep theirs, and swin-norm normalises afterwards.
+        fold = self.dtype == torch.float32 and not (transformer.config.swin_norm or is_quantised(transformer))
         self._final_norm = transformer.model.norm.weight * transformer.config.hidden_size**0.5
-        head = transformer.lm_head.weight
+        head = transformer.lm_head
         self._text_head, self._code_head = columns(head, self._text_index), columns(head, self._code_index)
-        if release and head is not transformer.model.embed_tokens.weight:
-            free([head])
+        if release and head.weight is not transformer.model.embed_tokens.weight:
+            free(head)
         self._layers: list[LayerWeights] = []
         self._layers += kept_layers(transformer, fold_norms=fold, release=release)
 
@@ -223,7 +224,7 @@ class Engine:
     @torch.inference_mode()
     def logits(self, hidden: Tensor, legal: Legal) -> Tensor:
         """Hidden states [n, D] -> logits [n, L] over a legal set, in the order of `ids_of`; -inf where not legal."""
-        logits = hidden @ (self._code_head if legal is Legal.CODE else self._text_head)
+        logits = product(hidden, self._code_head if legal is Legal.CODE else self._text_head)
         if legal is Legal.TEXT:
             logits[:, -1] = float("-inf")
         return logits.float()
@@ -361,7 +362,7 @@ class Engine:
             if len(rows) < len(running):
                 index = torch.tensor(rows, device=self.device)
                 states, params = hidden.index_select(0, index), params.select(index)
-            logits = states @ head
+            logits = product(states, head)
             if rows is text:
                 is_closed = [s.state.legal is Legal.TEXT for s in group]
                 if all(is_closed):

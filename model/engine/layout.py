@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.nets.quantised import Linear, Matrix, Quantised, QuantisedLinear
 from model.nets.transformer import LayerWeights, Transformer
 
 
@@ -17,22 +18,25 @@ def kept_layers(transformer: Transformer, *, fold_norms: bool, release: bool) ->
     for index, layer in enumerate(transformer.stacked_layers()):
         yield _keep(layer, fold_norms=fold_norms)
         if release:
-            free(transformer.model.layers[index].parameters())
+            free(transformer.model.layers[index])
 
 
-def columns(head: Tensor, rows: Tensor) -> Tensor:
+def columns(linear: Linear, rows: Tensor) -> Matrix:
     """Rows of a head [V, D] as the columns of a matrix [D, n], without a second copy of them on the way."""
+    head = linear.weight
+    if isinstance(linear, QuantisedLinear):
+        return Quantised(head.t(), linear.scale.view(-1)).columns(rows)
     columns = head.new_empty(head.shape[1], len(rows))
     for part, place in zip(rows.split(4096), columns.split(4096, 1), strict=True):
         place.copy_(head[part].t())
     return columns
 
 
-def free(parameters: Iterable[Tensor]) -> None:
-    """Give back the memory of parameters."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.new_empty(0)
+def free(module: nn.Module) -> None:
+    """Give back the memory of a module's parameters and buffers."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.requires_grad_(False)
+        tensor.data = tensor.data.new_empty(0)
 
 
 def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
@@ -43,7 +47,10 @@ def _keep(layer: LayerWeights, *, fold_norms: bool) -> LayerWeights:
     kept: dict[str, Any] = {}
     for field in fields(layer):
         value = getattr(layer, field.name)
-        kept[field.name] = None if value is None else value.detach().clone(memory_format=torch.contiguous_format)
+        if isinstance(value, Quantised):
+            kept[field.name] = value.contiguous_copy()
+        else:
+            kept[field.name] = None if value is None else value.detach().clone(memory_format=torch.contiguous_format)
     if fold_norms:
         scale = kept["o"].shape[1] ** 0.5
         kept["qkv"].mul_((kept["input_norm"] * scale)[:, None])

@@ -2,7 +2,8 @@
 
 Small steps are dominated by call overhead: the general forward makes 45 calls per layer for one row, half of them views
 and allocations; this one makes 23. It uses the engine's weight copies, with both norms folded into the following
-matrices. Other devices, dtypes and swin-norm use the general forward (see `Engine`).
+matrices. Other devices, dtypes, quantised weights and swin-norm use the general forward (see
+`Engine`).
 
 Legend: n rows, D width, H query heads, J key/value heads, K head dim, I width of the MLP.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.nets.attention import Attention
+from model.nets.quantised import is_quantised
 from model.nets.transformer import QK_NORM_EPS, LayerWeights, Transformer
 
 _MOST_SIZES = 64  # numbers of rows whose views are kept
@@ -63,9 +65,8 @@ class DecodeStep:
     @staticmethod
     def serves(transformer: Transformer) -> bool:
         """Whether this class supports a transformer."""
-        return (
-            transformer.device.type == "cpu" and transformer.dtype == torch.float32 and not transformer.config.swin_norm
-        )
+        on_cpu = transformer.device.type == "cpu" and transformer.dtype == torch.float32
+        return on_cpu and not transformer.config.swin_norm and not is_quantised(transformer)
 
     def __call__(
         self,
@@ -85,6 +86,7 @@ class DecodeStep:
         vector_norm, hypot, divide, matmul = torch.linalg.vector_norm, torch.hypot, torch.div, torch.mm
         torch.index_select(self._transformer.model.embed_tokens.weight, 0, ids, out=x)
         rotation = self._transformer.rope(positions)
+        w: Any  # its matrices are plain tensors (see `serves`)
         for index, w in enumerate(weights):
             vector_norm(x, 2, -1, True, out=norm)
             divide(x, hypot(norm, eps, out=norm), out=y)

@@ -12,7 +12,7 @@ Legend of shapes: B batch, T time, V vocabulary, D width, H query heads, J key/v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from model.nets.attention import Attention, CausalAttention, PackedAttention, Pa
 from model.nets.embedding import new_embedding
 from model.nets.lora import NO_ADAPTERS, Adapter, LayerAdapters, adapter, effective
 from model.nets.norms import QKNormRotate, RMSNorm
+from model.nets.quantised import Linear, Matrix, Quantised, QuantisedLinear, product
 
 __all__ = [
     "Attention",
@@ -45,17 +46,18 @@ class LayerWeights:
 
     The rows of every query and key head are interleaved (0, K/2, 1, K/2 + 1, ...), which turns the half-split rotation
     into one complex product; scores do not change, since queries and keys are permuted alike. Matrices are (in, out). A
-    norm is None when its weight times the square root of D has been folded into the following matrix.
+    norm is None when its weight times the square root of D has been folded into the following matrix. Quantised layers
+    have all four matrices quantised.
     """
 
     input_norm: Tensor | None  # [D]
-    qkv: Tensor  # [D, (H + 2J) * K]
+    qkv: Matrix  # [D, (H + 2J) * K]
     qk_norm: Tensor  # [H + J, K]
     qk_norm_bias: Tensor  # [H + J, K]
-    o: Tensor  # [H * K, D]
+    o: Matrix  # [H * K, D]
     post_norm: Tensor | None  # [D]
-    gate_up: Tensor  # [D, 2 * I]
-    down: Tensor  # [I, D]
+    gate_up: Matrix  # [D, 2 * I]
+    down: Matrix  # [I, D]
 
 
 class _Scale(nn.Module):
@@ -110,23 +112,32 @@ class _Layer(nn.Module):
         attn, mlp = self.self_attn, self.mlp
         heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
 
-        def matrix(linear: nn.Linear) -> Tensor:
-            return effective(linear) if merged else linear.weight
+        def matrix(linear: Linear) -> Tensor:
+            return effective(linear) if merged and isinstance(linear, nn.Linear) else linear.weight
+
+        def stacked(rows: Callable[[Any], Tensor]) -> list[Tensor]:
+            q, k = self._interleave(rows(attn.q_proj), heads), self._interleave(rows(attn.k_proj), kv_heads)
+            gate_up = torch.cat([rows(mlp.gate_proj), rows(mlp.up_proj)])
+            return [torch.cat([q, k, rows(attn.v_proj)]), rows(attn.o_proj), gate_up, rows(mlp.down_proj)]
 
         def per_head(q: Tensor, k: Tensor) -> Tensor:
             both = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
             return self._interleave(both, heads + kv_heads).view(heads + kv_heads, dim)
 
-        q, k = self._interleave(matrix(attn.q_proj), heads), self._interleave(matrix(attn.k_proj), kv_heads)
+        plain = [rows.t() for rows in stacked(matrix)]
+        matrices: Sequence[Matrix] = plain
+        if isinstance(attn.q_proj, QuantisedLinear):
+            scales = stacked(lambda linear: linear.scale)
+            matrices = [Quantised(m, s.view(-1)) for m, s in zip(plain, scales, strict=True)]
         return LayerWeights(
             input_norm=self.input_layernorm.weight,
-            qkv=torch.cat([q, k, matrix(attn.v_proj)]).t(),
+            qkv=matrices[0],
             qk_norm=per_head(attn.q_norm.weight, attn.k_norm.weight),
             qk_norm_bias=per_head(attn.q_norm.bias, attn.k_norm.bias),
-            o=matrix(attn.o_proj).t(),
+            o=matrices[1],
             post_norm=self.post_attention_layernorm.weight,
-            gate_up=torch.cat([matrix(mlp.gate_proj), matrix(mlp.up_proj)]).t(),
-            down=matrix(mlp.down_proj).t(),
+            gate_up=matrices[2],
+            down=matrices[3],
         )
 
     def adapters(self) -> LayerAdapters:
@@ -180,12 +191,12 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.lm_head.weight.device
+        return self.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights; under autocast the matrix products have another."""
-        return self.lm_head.weight.dtype
+        """Type of activations, and of weights unless quantised; under autocast the matrix products have another."""
+        return self.model.embed_tokens.weight.dtype
 
     def init_weights(self, seed: int) -> None:
         """Normal(0, 0.02), the two projections that write to the residual stream divided by sqrt(2 * layers)."""
@@ -252,7 +263,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V] over the whole vocabulary, image codes included."""
-        return F.linear(hidden, self.lm_head.weight)
+        return self.lm_head(hidden)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -301,14 +312,14 @@ def _trains_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
-def _linear(x: Tensor, weight: Tensor, pair: Adapter | None) -> Tensor:
+def _linear(x: Tensor, weight: Matrix, pair: Adapter | None) -> Tensor:
     """x @ weight, and the LoRA pair's product."""
-    return x @ weight if pair is None else x @ weight + pair(x)
+    return product(x, weight) if pair is None else product(x, weight) + pair(x)
 
 
-def add_linear(x: Tensor, y: Tensor, weight: Tensor, pair: Adapter | None = None) -> Tensor:
-    """x + y @ weight; without gradients, one operation that overwrites x."""
-    if pair is not None:
+def add_linear(x: Tensor, y: Tensor, weight: Matrix, pair: Adapter | None = None) -> Tensor:
+    """x + y @ weight; without gradients, one operation that overwrites x if the weight is not quantised."""
+    if pair is not None or isinstance(weight, Quantised):
         return x + _linear(y, weight, pair)
     if torch.is_grad_enabled() or x.dtype != y.dtype:
         return x + y @ weight

@@ -11,6 +11,7 @@ from pathlib import Path
 from model.engine.client import EngineClient
 from model.engine.commands import Close, Command, Configure, InitialLoadsSent, Load, Report
 from model.engine.messages import EngineStatus
+from model.quantisation import QuantKind
 from model.worker.worker import Worker
 
 
@@ -27,13 +28,13 @@ class InProcess(EngineClient):
         dtype: str = "auto",
         kv_mb: int | None = None,
         context: int | None = None,
+        quant: QuantKind | None = None,
     ) -> None:
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(Path(path)), versions.get(name, 1)) for name, path in checkpoints.items()}
-        self.worker = Worker(
-            self._from_thread, Configure(device, num_slots, None, dtype=dtype, kv_mb=kv_mb, context=context)
-        )
+        settings = Configure(device, num_slots, None, dtype=dtype, kv_mb=kv_mb, context=context, quant=quant)
+        self.worker = Worker(self._from_thread, settings)
         self._thread = threading.Thread(target=self.worker.run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -85,7 +85,12 @@ class Model:
         """
         plan = serving_plan(Path(folder), settings, device, memory or total_bytes(device))
         loaded = load_checkpoint(
-            folder, device=device, dtype=plan.dtype, context_len=plan.context_len, on_bytes=on_bytes
+            folder,
+            device=device,
+            dtype=plan.dtype,
+            context_len=plan.context_len,
+            quant=plan.quant,
+            on_bytes=on_bytes,
         )
         wait_for_images()
         engine = Engine(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.memory import memory_needs
+from model.checkpoint.memory import MemoryNeeds, memory_needs
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.engine.commands import Configure
 from model.engine.messages import Footprint
 from model.precision import serving_dtype
+from model.quantisation import QuantKind
 
 GIB = 1 << 30
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -20,12 +21,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ServingPlan:
-    """Precision of the weights, tokens of a context, contexts in the KV cache, and the memory of all that."""
+    """Precision and form of the weights, tokens of a context, contexts in the KV cache, and the memory of all that."""
 
     dtype: torch.dtype
     context_len: int
     num_slots: int
     footprint: Footprint
+    quant: QuantKind | None = None
 
 
 def serving_plan(folder: Path, settings: Configure, device: torch.device, memory: int) -> ServingPlan:
@@ -44,11 +46,20 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
     image = config.vq.codes_per_image + 2
     if context <= image:
         raise _too_little(f"a context of {context:,} tokens holds no image: one takes {image:,} (OMNI_R1_CONTEXT)")
-    needs = memory_needs(config, read_entries(folder), width=dtype.itemsize, device=device.type)
+    if settings.quant == "fp8" and device.type == "mps":
+        raise CheckpointError("unsupported", "OMNI_R1_QUANT=fp8: an Apple GPU has no such numbers; int8 works there")
+    entries = read_entries(folder)
+
+    def needs_with(quant: QuantKind | None) -> MemoryNeeds:
+        return memory_needs(config, entries, width=dtype.itemsize, device=device.type, quant=quant)
+
+    needs = needs_with(settings.quant)
     if needs.loading_peak > memory:
+        byte = settings.quant is None and needs_with("int8").loading_peak <= memory
         raise _too_little(
             f"loading its {_size(needs.weights)} of weights takes {_size(needs.loading_peak)}, and "
             f"{device.type} has {_size(memory)} for it{_half(dtype)}"
+            f"{'; OMNI_R1_QUANT=int8 stores a number in one byte' * byte}"
         )
     one = needs.kv_per_token * context
     if settings.kv_mb is not None:
@@ -66,7 +77,7 @@ def serving_plan(folder: Path, settings: Configure, device: torch.device, memory
             f"and {source} {_size(budget)}: {remedy}"
         )
     resident = needs.weights + slots * one
-    return ServingPlan(dtype, context, slots, Footprint(resident, max(resident, needs.loading_peak)))
+    return ServingPlan(dtype, context, slots, Footprint(resident, max(resident, needs.loading_peak)), settings.quant)
 
 
 def _size(count: int) -> str:

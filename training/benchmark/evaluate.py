@@ -4,7 +4,7 @@ Greedy decoding through the serving engine. Tasks come from the evaluation seeds
 each slice; other levels are reported separately. A drawing is judged by the world's checkers against the decoded
 previous image. A text-only control gets the same questions and must not draw.
 
-Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard|1 … 8] [--first-seed N]``.
+Launch: ``omni-r1 evaluate CHECKPOINT [--tasks 1000] [--level normal|hard|1 … 8] [--first-seed N] [--quant int8|fp8]``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from model.checkpoint.manifest import Perception
 from model.engine.engine import Completion, Engine
 from model.engine.sequence import SamplingParams, sample_seed
 from model.images.codes import decode_codes, encode_images, image_energies, is_flat
+from model.quantisation import QuantKind
 from training.benchmark.stats import wilson
 from training.benchmark.verifying import judged_by
 from training.scoring.grading import is_right
@@ -254,12 +255,13 @@ def run(
     text_only: bool = False,
     candidates: int = 1,
     verifier: str | Path | None = None,
+    quant: QuantKind | None = None,
     on_finish: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint folder; with ``out``, write predictions (jsonl) and summary (json) there.
 
     ``level`` may be a text: "5" is 5. With several ``candidates`` an image, the checkpoint in folder ``verifier``
-    chooses among them, or the evaluated one itself.
+    chooses among them, or the evaluated one itself. ``quant`` quantises the matrices of both.
 
     Raises:
         ValueError: an unknown level, seeds beyond 2^53-1, or a checkpoint that is no verifier.
@@ -267,13 +269,13 @@ def run(
     """
     level = parse_level(str(level))
     chosen = evaluation_tasks(tasks, level=level, first=first_seed)
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, quant=quant)
     predictions = evaluate(
         loaded,
         chosen,
         max_images=0 if text_only else None,
         candidates=candidates,
-        verifier=None if verifier is None or candidates == 1 else load_checkpoint(verifier),
+        verifier=None if verifier is None or candidates == 1 else load_checkpoint(verifier, quant=quant),
         on_finish=on_finish,
     )
     summary = summarize(predictions)
@@ -287,6 +289,8 @@ def run(
             "first_seed": first_seed,
             "text_only": text_only,
         }
+        if quant is not None:
+            about["quant"] = quant
         if candidates > 1:
             about |= {"candidates": candidates, "verifier": loaded.name if verifier is None else Path(verifier).name}
         (out / "summary.json").write_text(json.dumps({**about, "results": summary}, indent=2) + "\n")

@@ -48,6 +48,15 @@ async def test_engine_that_refuses_for_memory_is_no_invalid_checkpoint(
         assert (await server.finished((await server.create())["id"]))["status"] == "completed"
 
 
+async def test_form_of_the_matrices_is_shown(serve: Serve) -> None:
+    """In the state of the server, and of the checkpoints that are loaded."""
+    async with serve(quant="int8") as server:
+        assert (await server.client.get("/readyz")).json()["quant"] == "int8"
+        shown = (await server.client.get("/v1/checkpoints")).json()["data"]
+        assert {one["quant"] for one in shown if one["loaded"]} == {"int8"}
+        assert {one["quant"] for one in shown if not one["loaded"]} <= {None}
+
+
 async def test_context_is_a_setting(serve: Serve) -> None:
     async with serve() as server:
         own = (await server.client.get("/v1/limits")).json()["context_len"]

@@ -241,6 +241,7 @@ def test_taken_port_exits_with_2(tmp_path: Path) -> None:
         ("OMNI_R1_PORT", "http"),
         ("OMNI_R1_HOST", "0.0.0.0"),
         ("OMNI_R1_DEVICE", "abacus"),
+        ("OMNI_R1_QUANT", "int4"),
         ("OMNI_R1_CHECKPOINT", "no-such-checkpoint"),
     ],
 )

@@ -29,6 +29,7 @@ from model.config import ModelConfig, TransformerConfig
 from model.engine.engine import Engine
 from model.nets.transformer import CausalAttention, Transformer
 from model.precision import Precision, autocast
+from model.quantisation import QuantKind
 from tests.model.sparse import chameleon_config, sparse_checkpoint
 from tests.model.spoil import change_lm
 from tests.tiny import make_tiny_checkpoint
@@ -64,6 +65,19 @@ def test_a_7b_in_bf16_fits_24_gib_and_in_fp32_does_not(seven_b: Path) -> None:
     full = needs_of(seven_b, width=4, device="cuda")
     assert full.loading_peak - full.weights < 2e9
     assert full.max_context(24 * GIB) == 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_quantised_7b_fits_12_gib(seven_b: Path, kind: QuantKind) -> None:
+    """Seven billion matrix numbers of a byte, the embedding in bf16, and the VQ in fp32."""
+    half, byte = (needs_of(seven_b, width=2, device="cuda", quant=quant) for quant in (None, kind))
+    assert byte.weights == pytest.approx(half.weights - 6.75e9, rel=0.01)
+    assert byte.loading_peak - byte.weights < 2e9
+    assert byte.kv_per_token == half.kv_per_token
+    assert 4096 <= byte.max_context(12 * GIB) < half.max_context(24 * GIB)
+    report = folder_report(seven_b, device="cuda", dtype="bf16", memory=12 * GIB, quant=kind)
+    assert report["fits"]
+    assert report["train"] == folder_report(seven_b, device="cuda", dtype="bf16", memory=12 * GIB)["train"]
 
 
 def test_slots_share_what_the_weights_leave(seven_b: Path) -> None:
@@ -135,6 +149,7 @@ def test_training_in_full_takes_sixteen_bytes_a_parameter_and_more(seven_b: Path
     assert all(longer[name] > needed[name] for name in needed)
 
 
+INT8: QuantKind = "int8"
 CARDS = (12, 16, 24, 40, 48, 80, 141)
 
 
@@ -142,11 +157,14 @@ def test_table_of_the_guide_is_made_by_doctor(seven_b: Path) -> None:
     """docs/gpu.md: a row a card, for a 7B in bf16."""
 
     def row(gib: int) -> str:
-        report = folder_report(seven_b, device="cuda", dtype="bf16", memory=gib * GIB)
+        report, byte = (
+            folder_report(seven_b, device="cuda", dtype="bf16", memory=gib * GIB, quant=quant) for quant in (None, INT8)
+        )
         trains = ("yes" if needed <= gib * GIB else "no" for needed in report["train"].values())
         longest = report["max_context"]
         serves = [f"{longest:,}", str(report["concurrent_traces"])] if longest else ["–", "–"]
-        return f"| {gib} | {' | '.join(['yes' if report['fits'] else 'no', *serves, *trains])} |"
+        quantised = [f"{byte['max_context']:,}", str(byte["concurrent_traces"])]
+        return f"| {gib} | {' | '.join(['yes' if report['fits'] else 'no', *serves, *quantised, *trains])} |"
 
     text = (Path(__file__).parents[3] / "docs" / "gpu.md").read_text("utf-8")
     expected = [row(gib) for gib in CARDS]
@@ -190,6 +208,8 @@ def test_report_names_what_a_folder_lacks(tmp_path: Path) -> None:
         (["--device", "cuda", "--memory-gb", "24"], 0, "it fits"),
         (["--device", "cuda", "--memory-gb", "24", "--dtype", "fp32"], 1, "it does not fit"),
         (["--device", "cuda", "--memory-gb", "0"], 2, ""),
+        (["--device", "cuda", "--memory-gb", "12"], 1, "it does not fit"),
+        (["--device", "cuda", "--memory-gb", "12", "--quant", "int8"], 0, "in bf16 with matrices in int8"),
     ],
 )
 def test_doctor_exits_by_what_it_finds(

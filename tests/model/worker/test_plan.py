@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from model.checkpoint.report import folder_report
 from model.checkpoint.shards import CheckpointError
 from model.engine.commands import Configure, Report
 from model.engine.messages import EngineError, EngineStatus, Finished, Reading
+from model.quantisation import QuantKind
 from model.worker.inprocess import InProcess
 from model.worker.plan import ServingPlan, serving_plan
 from model.worker.reading import STEPS, Progress, stored_bytes
@@ -30,31 +33,33 @@ def seven_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sparse_checkpoint(tmp_path_factory.mktemp("sparse") / "7B", chameleon_config())
 
 
-def plan(
-    folder: Path, *, gib: float = 24, dtype: str = "bf16", kv_mb: int | None = None, context: int | None = None
-) -> ServingPlan:
-    return serving_plan(folder, Configure("cpu", 16, 1, dtype=dtype, kv_mb=kv_mb, context=context), CPU, int(gib * GIB))
+def plan(folder: Path, *, gib: float = 24, dtype: str = "bf16", **settings: Any) -> ServingPlan:
+    return serving_plan(folder, Configure("cpu", 16, 1, dtype=dtype, **settings), CPU, int(gib * GIB))
 
 
-def refusal(folder: Path, *, gib: float = 24, dtype: str = "bf16", **settings: int) -> str:
+def refusal(folder: Path, *, gib: float = 24, dtype: str = "bf16", **settings: Any) -> str:
     with pytest.raises(CheckpointError) as error:
         plan(folder, gib=gib, dtype=dtype, **settings)
     assert error.value.code == "insufficient_memory"
     return error.value.detail
 
 
-@pytest.mark.parametrize("gib", [16, 20, 24, 40, 48, 80])
-def test_plan_and_doctor_agree(seven_b: Path, gib: int) -> None:
-    report = folder_report(seven_b, device="cpu", dtype="bf16", memory=gib * GIB)
+@pytest.mark.parametrize("quant", [None, "int8"])
+@pytest.mark.parametrize("gib", [10, 12, 16, 20, 24, 40, 48, 80])
+def test_plan_and_doctor_agree(seven_b: Path, gib: int, quant: QuantKind | None) -> None:
+    report = folder_report(seven_b, device="cpu", dtype="bf16", memory=gib * GIB, quant=quant)
     if report["max_context"] < 4096:
-        assert "OMNI_R1_CONTEXT" in refusal(seven_b, gib=gib)
+        detail = refusal(seven_b, gib=gib, quant=quant)
+        assert ("OMNI_R1_CONTEXT" if report["max_context"] else "weights") in detail
+        assert ("OMNI_R1_QUANT=int8" in detail) == (gib in (10, 12) and quant is None)
         return
-    served = plan(seven_b, gib=gib)
+    served = plan(seven_b, gib=gib, quant=quant)
+    assert served.quant == quant
     assert (served.context_len, served.num_slots) == (4096, report["concurrent_traces"])
     assert served.footprint.resident <= gib * GIB
-    assert plan(seven_b, gib=gib, context=report["max_context"]).num_slots >= 1
+    assert plan(seven_b, gib=gib, context=report["max_context"], quant=quant).num_slots >= 1
     if report["max_context"] < 16_384:
-        assert "keys and values" in refusal(seven_b, gib=gib, context=report["max_context"] + 64)
+        assert "keys and values" in refusal(seven_b, gib=gib, context=report["max_context"] + 64, quant=quant)
 
 
 def test_precision_decides_what_fits(seven_b: Path) -> None:
@@ -64,6 +69,13 @@ def test_precision_decides_what_fits(seven_b: Path) -> None:
     assert "OMNI_R1_DTYPE=bf16" in detail
     assert refusal(seven_b, dtype="auto") == detail  # fp32 on a CPU
     assert "OMNI_R1_DTYPE" not in refusal(seven_b, gib=12)
+
+
+def test_numbers_that_a_device_lacks_are_refused(seven_b: Path) -> None:
+    settings = Configure("mps", 16, 1, dtype="bf16", quant="fp8")
+    with pytest.raises(CheckpointError, match="int8 works there"):
+        serving_plan(seven_b, settings, torch.device("mps"), 80 * GIB)
+    assert serving_plan(seven_b, replace(settings, quant="int8"), torch.device("mps"), 80 * GIB).quant == "int8"
 
 
 def test_a_budget_holds_whole_contexts(seven_b: Path) -> None:

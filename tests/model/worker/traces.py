@@ -123,9 +123,9 @@ async def collect(engine: EngineClient, request: GenerationRequest) -> list[Outp
 
 
 @asynccontextmanager
-async def engine_of(checkpoint: Path, *, slots: int = 4) -> AsyncIterator[InProcess]:
+async def engine_of(checkpoint: Path, *, slots: int = 4, **settings: Any) -> AsyncIterator[InProcess]:
     """A ready engine in this process with one checkpoint, "drawing"."""
-    engine = InProcess({"drawing": checkpoint}, num_slots=slots)
+    engine = InProcess({"drawing": checkpoint}, num_slots=slots, **settings)
     await engine.start()
     try:
         status = await engine.wait_ready()
