@@ -36,6 +36,7 @@ from training.zero.report import bootstrap_report, contact_sheet
 from training.zero.visualiser import DrawnChain, Visualiser, leave_out_the_unsure
 
 STAGE = "zero"
+DRAWN = "drawn.jsonl"
 SHOWN = 12  # traces logged as samples
 BLANK_WARNING = 0.2  # share of blank candidates
 COPIED_WARNING = 0.2
@@ -112,7 +113,7 @@ def _load(ctx: JobContext, settings: ZeroHyperparameters) -> tuple[LoadedCheckpo
 
 def _draw(ctx: JobContext, visualiser: Visualiser, spec: ZeroSpec, folder: Path) -> tuple[list[DrawnChain], Intake]:
     """Draw every chain, chunk by chunk; chunks of an earlier session are read back."""
-    path, size = folder / "drawn.jsonl", spec.hyperparameters.batch_size
+    path, size = folder / DRAWN, spec.hyperparameters.batch_size
     drawn = _read_back(path, size) if ctx.resume else []
     ctx.disk.replace(path, lambda temporary: temporary.write_text(_lines(drawn), "utf-8"))
     if drawn:
@@ -166,7 +167,7 @@ def _finish(
     traces = ctx.folder / "zero" / "traces.jsonl"
     ctx.disk.write(lambda: traces.parent.mkdir(parents=True, exist_ok=True))
     text = "".join(
-        json.dumps(_trace_row(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
+        json.dumps(trace_row_of(one, base.vocab), ensure_ascii=False) + "\n" for one in drawn if not one.rejected
     )
     ctx.disk.replace(traces, lambda path: path.write_text(text, "utf-8"))
     report = bootstrap_report(drawn, base.manifest.perception or Perception())
@@ -195,7 +196,7 @@ def _accept(ctx: JobContext, result: dict[str, Any], settings: ZeroHyperparamete
     ctx.log.warning("samples_rejected", detail)
 
 
-def _trace_row(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
+def trace_row_of(one: DrawnChain, vocab: Vocabulary) -> dict[str, Any]:
     """A drawn chain as a row of the authors' format, its images as token ids with begin- and end-image."""
     images = [] if one.question_codes is None else [vocab.image_ids(one.question_codes)]
     steps = [(step.text, None if step.image is None else vocab.image_ids(step.image)) for step in one.steps]
@@ -237,6 +238,18 @@ def _show(
             rewards={"perception": sum(scores) / len(scores)} if scores else None,
             prompt=first + i,
         )
+
+
+def drawn_chains(job: Path) -> list[DrawnChain]:
+    """All chains that the job in this folder has drawn so far, before the surest are chosen.
+
+    Raises:
+        OSError: it has drawn none.
+    """
+    path = job / "runs" / STAGE / DRAWN
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {job} is not the folder of a Zero job that has begun to draw")
+    return _read_back(path, 1)
 
 
 def _read_back(path: Path, size: int) -> list[DrawnChain]:
