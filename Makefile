@@ -20,9 +20,10 @@ SOURCES := app model training
 
 # As on a CPU with AVX2 and without bf16, and with torch's own kernels for any CPU.
 PORTABLE_CPU := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
-# Tests whose numbers depend on kernels: the rest of the engine's and training's tests handles files, words and processes.
-WITH_KERNELS := model/nets model/engine model/worker/test_worker.py training/pesft training/perpo \
-  training/jobs/test_loop.py training/jobs/test_pipeline.py training/nano/test_stages.py training/zero/test_visualiser.py
+# Tests whose numbers depend on kernels: those of layers, engine and losses. Jobs only arrange what these compute.
+WITH_KERNELS := model/nets model/engine model/worker/test_worker.py training/zero/test_visualiser.py \
+  $(addprefix training/pesft/,test_loop.py test_losses.py test_lora.py) \
+  $(addprefix training/perpo/,test_update.py test_rollout.py test_losses.py test_lora.py)
 
 # A file stays on one worker, which starts its server once; in the tree's order, so that the slow browser tests do not
 # come last, on one worker alone.
@@ -57,8 +58,7 @@ test-fast: setup
 	@$(PYTEST) $(FAST) $(ARGS)
 
 test-portable: setup
-	@$(PORTABLE_CPU) $(PYTEST) $(WITH_KERNELS:%=tests/%) --ignore=tests/model/engine/test_process.py \
-	  --ignore=tests/training/pesft/test_faults.py $(ARGS)
+	@$(PORTABLE_CPU) $(PYTEST) $(WITH_KERNELS:%=tests/%) $(ARGS)
 
 # Python's own line events are the cheap way to count, where it has them.
 coverage: setup

@@ -6,9 +6,9 @@ from typing import Any
 
 from tests.e2e.browser import becomes, fits
 
-# From 320 (a small phone) to 1920: common screens, and the narrowest of each range between the breakpoints 640, 900 and
+# From 320 (a small phone) to 1920: a common phone, and the narrowest of each range between the breakpoints 640, 900 and
 # 1180, where things are closest together.
-WIDTHS = (320, 390, 480, 641, 768, 901, 1181, 1366, 1920)
+WIDTHS = (320, 390, 641, 901, 1181, 1920)
 
 SETTLED_MS = 60_000  # an upper bound for all transitions, even on a very busy machine
 
