@@ -60,6 +60,11 @@ def free_bytes(device: torch.device | None) -> int:
     return max(0, min([int(psutil.virtual_memory().available), *left]))
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out; torch's allocator on a CPU has no exception of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _cgroup(name: str) -> list[int]:
     """A cgroup limit or counter as a list of one; empty when missing or "max".
 

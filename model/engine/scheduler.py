@@ -22,6 +22,7 @@ class Scheduler:
         self.admissions_per_step = admissions_per_step
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._admissions = 0
 
     @property
     def is_idle(self) -> bool:
@@ -47,7 +48,9 @@ class Scheduler:
             if sequence is None:
                 break
             self.waiting.remove(sequence)
+            self._admissions += 1
             sequence.slot, sequence.status = len(self.running), Status.RUNNING
+            sequence.admission = self._admissions
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted

@@ -174,6 +174,7 @@ class Sequence:
     legal: bytearray = field(default_factory=bytearray)
     status: Status = Status.WAITING
     slot: int = -1
+    admission: int = 0  # counts all sequences that ever got a slot
     num_resumed: int = 0
     last_token: int = -1
     position: int = 0  # of last_token

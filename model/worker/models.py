@@ -24,7 +24,7 @@ import torch
 from model.checkpoint.checkpoint import LoadedCheckpoint, load_checkpoint, validate_checkpoint
 from model.checkpoint.shards import CheckpointError
 from model.engine.commands import Configure, Reply
-from model.engine.device import free_bytes, resident_bytes, resolve_device, total_bytes
+from model.engine.device import free_bytes, is_shortage, resident_bytes, resolve_device, total_bytes
 from model.engine.engine import Engine
 from model.engine.messages import ImageInput, Reading
 from model.engine.sequence import SamplingParams
@@ -259,6 +259,8 @@ class Models:
             return LoadEnded(name, model, None, ticket)
 
         def failed(error: Exception) -> LoadEnded:
+            if is_shortage(error):
+                error = CheckpointError("insufficient_memory", f"memory ran out while it was loaded: {error}")
             expected = isinstance(error, CheckpointError)
             log.error("checkpoint %s could not be loaded: %s", name, error, exc_info=None if expected else error)
             return LoadEnded(name, None, error, ticket)
@@ -268,7 +270,9 @@ class Models:
     def take(self, name: str, model: Model | None) -> None:
         """Activate a loaded model: it takes its name's requests from now on. None reports a failed load."""
         self._under_way -= 1
-        if model is not None:
+        if model is None:
+            self._loader.submit(_give_back_memory)
+        else:
             self.retire(name)
             self._loaded[name] = model
 

@@ -2,7 +2,7 @@
 
 One thread owns the engines: it drains the inbox, steps every engine that has work, and sends the outputs, so an abort
 takes effect within one token (plus a few images when they pile up). One more thread decodes images (`drawings.py`), one
-loads weights (`models.py`). A step that raises only fails the requests of its engine.
+loads weights (`models.py`). A step that raises only fails requests of its engine (`shortage.py`).
 
 Knows no transport: `child.py` runs it in a process of its own, `inprocess.py` in a thread.
 """
@@ -30,6 +30,7 @@ from model.worker.prompts import Prompts
 from model.worker.reading import ReadingMoved
 from model.worker.requests import KVStash, Live, Prompt, ResumeError, ResumeState
 from model.worker.scoring import scored
+from model.worker.shortage import progress, settle
 
 log = logging.getLogger("omni_r1.engine")
 
@@ -297,16 +298,15 @@ class Worker:
     def _step(self, model: Model) -> None:
         if model.engine.scheduler.is_idle:
             return
+        before = progress(model.engine)
         try:
             outputs = model.engine.step()
             for output in outputs:
                 self._take(self._live[output.request_id], output)
         except Exception as error:
-            log.exception("a step of %s failed", model.name)
-            running = {sequence.request_id for sequence in model.engine.scheduler.running}
-            model.engine.reset()
-            for live in [live for name, live in self._live.items() if live.model is model and name in running]:
-                self._end(live, Failed("engine_error", f"a step failed: {type(error).__name__}: {error}"))
+            ended, failure = settle(model, error, before)
+            for live in [live for name, live in self._live.items() if live.model is model and name in ended]:
+                self._end(live, failure)
 
     def _take(self, live: Live, output: SequenceOutput) -> None:
         narrator, sequence, request = live.narrator, live.sequence, live.request

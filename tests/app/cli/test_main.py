@@ -47,6 +47,7 @@ def test_bad_input_exits_with_2(canned: Canned, capsys: pytest.CaptureFixture[st
         ["evaluate", "empty"],
         ["evaluate", "--tasks", "0"],
         ["evaluate", "--level", "9"],
+        ["evaluate", "--quant", "int4"],
         ["evaluate", "--first-seed", "-1"],
         ["evaluate", "--first-seed", str(2**53)],
         ["evaluate", "--first-seed", str(2**53 - 1), "--tasks", "2"],

@@ -88,6 +88,12 @@ def test_setting_outside_its_bounds_names_both(codes: str, monkeypatch: pytest.M
         read_settings()
 
 
+def test_unknown_choice_is_rejected_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_R1_QUANT", "int4")
+    with pytest.raises(SettingsError, match=r"^OMNI_R1_QUANT: .*'int8' or 'fp8'$"):
+        read_settings()
+
+
 def test_unknown_settings_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNI_R1_ALLOWED_HOSTS", "a.example, b.example")
     monkeypatch.setenv("OMNI_R1_MAX_QUEUE", "99")
