@@ -31,8 +31,10 @@ from app.common.settings import Settings
 from app.http.auth import ApiKey
 from app.http.deps import Services, known_ids, known_query
 from app.http.errors import install_handlers
+from app.http.keys import Keys
 from app.http.openapi import add_docs, operation_id
 from app.http.page_gate import PageGate
+from app.http.roles import allowed
 from app.http.routes import (
     branches,
     checkpoints,
@@ -68,6 +70,7 @@ from app.storage.home import Home, HomeError
 from app.storage.idempotency import IdempotencyKeys
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, PartialStore
+from app.storage.keys import KeyStore
 from app.storage.retention import GB, Limits, Retention
 from app.storage.uploads import Spool
 from app.traces.branches import BranchIntake
@@ -146,7 +149,7 @@ def create_app(
     app.state.runtime = runtime
     install_handlers(app)
     for module in ROUTES:
-        app.include_router(module.router, dependencies=[Depends(known_query), Depends(known_ids)])
+        app.include_router(module.router, dependencies=[Depends(allowed), Depends(known_query), Depends(known_ids)])
     add_docs(app, with_key=services.key is not None, schemas=responses.event_schemas())
     app.mount("/static", static_files(), name="static")
     app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
@@ -224,7 +227,7 @@ def build_services(
         metrics=core.metrics,
         retention=_retention(core),
         grader=Grader(jobs.custom, tokens.parts, core.images.read),
-        key=ApiKey(settings.api_key.get_secret_value()) if settings.api_key else None,
+        key=Keys(ApiKey(settings.api_key.get_secret_value()), KeyStore(core.db)) if settings.api_key else None,
     )
     publish(services)
     return services

@@ -122,8 +122,8 @@ class StorageOut(Out):
         },
         total_bytes=78_080_000,
         keep_days=30,
-        max_bytes=None,
-        last_prune=None,
+        max_bytes=50_000_000_000,
+        last_prune={"dry_run": False, "traces": 12, "images": 31, "bytes": 8_112_340, "over_bytes": 0},
     )
 
     sizes: SizesOut

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Mode = Literal["auto", "step"]
 Fit = Literal["crop", "pad"]
@@ -21,6 +21,8 @@ GroupStatus = Literal["running", "paused", "completed"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "interrupted"})
 PAGES = ("gallery", "training", "runs", "checkpoints", "about")  # in addition to the studio at /
+Role = Literal["read", "ask", "train", "admin"]  # of a key; each may do what those before it may
+ROLES: tuple[Role, ...] = get_args(Role)
 Method = Literal["pesft", "perpo", "zero", "benchmark", "pipeline"]
 DataMethod = Literal["pesft", "perpo", "zero", "benchmark"]  # what a data set is checked for
 

@@ -1,9 +1,9 @@
 """Access control: two ASGI middlewares in front of everything, Gradio's mount included.
 
 The guard rejects unknown `Host` names (DNS rebinding) and unsafe cross-site requests, limits bodies before they are
-read, and adds security headers. With OMNI_R1_API_KEY set, every path except `OPEN` requires the key or the signed
-cookie from :mod:`app.http.routes.login`. Without a key the server binds loopback only (:mod:`app.common.settings`).
-The key never appears in logs or URLs.
+read, and adds security headers. With OMNI_R1_API_KEY set, every path except `OPEN` requires it, a named key
+(:mod:`app.http.keys`), or the signed cookie of a login. Without a key the server binds loopback only
+(:mod:`app.common.settings`). Keys never appear in logs or URLs.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.contract.problems import Problem, response_for
 from app.http.brake import Brake
+from app.storage.keys import Caller, caller
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -150,44 +150,46 @@ class ApiKey:
         """Whether `given` is the key, in constant time."""
         return hmac.compare_digest(hashlib.sha256(given).digest(), self._digest)
 
-    def new_cookie(self) -> str:
-        """A cookie value that is valid for 7 days."""
-        end = str(int(self._clock()) + COOKIE_S)
-        return f"{end}.{self._sign(end)}"
+    def new_cookie(self, owner: str = "") -> str:
+        """A cookie value that is valid for 7 days, for this key or another one with that id."""
+        signed = str(int(self._clock()) + COOKIE_S) + (f".{owner}" if owner else "")
+        return f"{signed}.{self._sign(signed)}"
 
     def is_cookie(self, value: str) -> bool:
         """Whether `value` was issued by a server with this key and has not expired."""
-        end, _, signature = value.partition(".")
-        right = hmac.compare_digest(self._sign(end).encode(), signature.encode("utf-8", "replace"))
-        return right and int(end) > self._clock()
+        return self.cookie_owner(value) is not None
 
-    def admits(self, headers: Headers) -> bool:
-        """Whether the headers carry the key or a valid cookie."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.is_key(given.strip().encode("latin-1")):
-            return True
-        cookies = (cookie_parser(header).get(self.cookie_name) for header in headers.getlist("cookie"))
-        return any(cookie is not None and self.is_cookie(cookie) for cookie in cookies)
+    def cookie_owner(self, value: str) -> str | None:
+        """The id of the key that a valid cookie was issued for, "" for this one; None for any other value."""
+        signed, _, signature = value.rpartition(".")
+        right = hmac.compare_digest(self._sign(signed).encode(), signature.encode("utf-8", "replace"))
+        end, _, owner = signed.partition(".")
+        return owner if right and int(end) > self._clock() else None
 
     def _sign(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
 
 class KeyMiddleware:
-    """Requires the key for every path outside `OPEN`."""
+    """Requires a key for every path outside `OPEN`, and names the caller to the parts that serve the request."""
 
-    def __init__(self, app: ASGIApp, *, key: ApiKey) -> None:
+    def __init__(self, app: ASGIApp, *, find: Callable[[Headers], Awaitable[Caller | None]]) -> None:
         self._app = app
-        self._key = key
+        self._find = find
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reject requests without the key, after reading their body."""
+        """Reject requests without a key, after reading their body."""
         if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if self._key.admits(headers):
-            await self._app(scope, receive, send)
+        who = await self._find(headers)
+        if who is not None:
+            token = caller.set(who)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                caller.reset(token)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:

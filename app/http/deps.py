@@ -22,8 +22,8 @@ from app.common.settings import Settings
 from app.contract.problems import MEDIA_TYPE, Problem, field_problem
 from app.contract.schemas import ProblemOut, clean_text
 from app.contract.words import MAX_PAGE
-from app.http.auth import ApiKey
 from app.http.event_stream import EventStream
+from app.http.keys import Keys
 from app.jobs.datasets import DatasetStore
 from app.jobs.grader import Grader
 from app.jobs.runs import Runs
@@ -79,7 +79,7 @@ class Services:
     metrics: Metrics
     grader: Grader
     retention: Retention
-    key: ApiKey | None = None
+    key: Keys | None = None
 
 
 async def services(request: Request) -> Services:
@@ -238,14 +238,14 @@ def problems(*statuses: int, also: Mapping[int, dict[str, Any]] | None = None) -
 _TITLES = {
     400: "Malformed",
     401: "API key required",
-    403: "Cross-site request",
+    403: "Cross-site request, or a key without the role",
     404: "Not found",
     409: "Conflict",
     413: "Too large",
     415: "Unsupported content type",
     421: "Wrong host",
     422: "A field is invalid",
-    429: "Queue full, or too many wrong keys",
+    429: "Queue full, the key's limit reached, or too many wrong keys",
     503: "Not ready",
     504: "The hub is unavailable",
     507: "Disk full, or not enough memory",

@@ -99,7 +99,7 @@ def _everywhere(path: str, method: str, operation: dict[str, Any]) -> Iterator[t
     if path.startswith("/v1/") or "422" in operation["responses"]:
         yield "422", "A field is invalid"
     if method != "get":
-        yield "403", "Cross-site request"
+        yield "403", "Cross-site request, or a key without the role"
     if "requestBody" in operation:
         yield "400", "Malformed"
         yield "413", "Too large"

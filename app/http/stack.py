@@ -24,7 +24,7 @@ def add_middleware(app: FastAPI, services: Services) -> None:
     settings = services.settings
     app.add_middleware(BodyMiddleware, spool=services.spool)
     if services.key is not None:
-        app.add_middleware(KeyMiddleware, key=services.key)
+        app.add_middleware(KeyMiddleware, find=services.key.caller_of)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

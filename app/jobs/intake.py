@@ -23,6 +23,7 @@ from app.jobs.custom import CustomRules, use_allowed
 from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.images import ImageStore
+from app.storage.keys import require
 from app.traces.records import store as traces
 from app.traces.records.exports import pesft_row
 from training.jobs.context import JobError
@@ -70,6 +71,8 @@ class JobIntake:
         for path, zero in _zeros(spec):
             if zero.score == "verifier" and not (info.manifest and info.manifest.verifier):
                 raise field_problem("no_verifier", f"{path}.score", f"{info.name} was not trained to judge drawings")
+        if spec.activate:
+            require("admin")
         if spec.activate and not _makes_checkpoint(spec):
             raise field_problem("invalid", "body.activate", "this job creates no checkpoint to activate")
         resolved = spec.resolved()

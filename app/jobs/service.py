@@ -27,6 +27,7 @@ from app.jobs.watch import Job
 from app.storage.database import Database, now
 from app.storage.home import Home
 from app.storage.idempotency import Claim, forget
+from app.storage.keys import admit_job, key_name
 from training.home_paths import located, record
 from training.jobs.context import JobError
 from training.jobs.folder import WorkerEvent
@@ -147,6 +148,7 @@ class JobService:
         ids = [self._ids.new() for _ in wanted]
         checked = [(new, *one, *self._intake.check(one[0], new)) for new, one in zip(ids, wanted, strict=True)]
         with self._db.write() as connection:
+            admit_job(connection)
             jobs = [self._insert(connection, *one) for one in checked]
             store_too(connection, jobs)
         return jobs
@@ -165,6 +167,7 @@ class JobService:
             base_checkpoint=spec.base_checkpoint,
             spec=resolved,
             output_prefix=prefix,
+            key_name=key_name(),
             **columns,
         )
         shown.label(connection, job_id, {"name": spec.name, "note": spec.note, "tags": spec.tags})

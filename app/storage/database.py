@@ -25,7 +25,7 @@ from training.jobs.disk import is_full
 T = TypeVar("T")
 
 # The latest migration; `migrate()` skips Alembic when the database is up to date.
-HEAD = "0010"
+HEAD = "0011"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 clock = Clock()
@@ -107,6 +107,11 @@ class Database:
         """How large the database is."""
         with self.read() as connection:
             return self._dialect.size(connection)
+
+    def is_current(self) -> bool:
+        """Whether the schema is that of this program."""
+        with self._engine.connect() as connection:
+            return _version(connection) == HEAD
 
     def migrate(self, home: Path | None = None) -> None:
         """Upgrade the schema to `HEAD`; raises :class:`DatabaseTooNew` for a newer schema.

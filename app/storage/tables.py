@@ -56,9 +56,11 @@ traces = sa.Table(
     sa.Column("group_id", sa.String(40)),
     sa.Column("rating", sa.SmallInteger),  # -1, 0 or 1
     sa.Column("note", Text),
+    sa.Column("key_name", sa.String(40)),  # of the key that made it; NULL: OMNI_R1_API_KEY, or none
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("started_at", sa.String(32)),
     sa.Column("finished_at", sa.String(32)),
+    sa.Index(None, "key_name", "id"),
     sa.Index(None, "group_id", "id"),
     sa.Index(None, "rating", "id"),
     sa.Index(None, "status", "id"),
@@ -200,6 +202,8 @@ jobs = sa.Table(
     sa.Column("sweep_id", sa.String(40), index=True),
     sa.Column("sweep_values", sa.JSON(none_as_null=True)),  # {path: value}: what differs between the sweep's jobs
     sa.Column("series_seq", sa.Integer, nullable=False, server_default="0"),  # the last event in `job_series`
+    sa.Column("key_name", sa.String(40)),  # of the key that started it
+    sa.Index(None, "key_name", "id"),
     sa.Index(None, "server_id", "status", "id"),
     sa.Index(None, "status", "id"),
 )
@@ -278,6 +282,20 @@ idempotency = sa.Table(
     sa.Column("resource_id", sa.String(64), nullable=False),
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False, index=True),
+)
+
+# Named keys; `digest` is a key's SHA-256. A limit of NULL is none.
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("name", sa.String(40), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("role", sa.String(8), nullable=False),
+    sa.Column("traces_per_minute", sa.Integer),
+    sa.Column("running", sa.Integer),
+    sa.Column("job_minutes", sa.Integer),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("last_used_at", sa.String(32)),
 )
 
 # The servers on this database. Each updates `heartbeat_at` by the database's clock; after `dead_after_s` seconds

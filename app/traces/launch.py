@@ -15,6 +15,7 @@ from app.contract.frames import encode
 from app.contract.words import GroupKind
 from app.storage.database import Database, now
 from app.storage.idempotency import Claim
+from app.storage.keys import admit_traces, key_name
 from app.traces.event_log import EventLog
 from app.traces.intake import Prepared
 from app.traces.live import LiveTrace
@@ -79,6 +80,7 @@ class Launcher:
             "weight_version": lease.version,
             "background": background,
             "group_id": group_id,
+            "key_name": key_name(),
             "timings": {"queued_ms": None, "first_text_ms": None, "total_ms": None},
             "created_at": now(),
         }
@@ -95,6 +97,7 @@ class Launcher:
 
         def insert() -> dict[str, Any]:
             with self._db.write() as connection:
+                admit_traces(connection, len(rows))
                 for row, prepared, line in zip(rows, each, queued, strict=True):
                     store.insert(connection, row, ("trace.queued", line))
                     if prepared.request is not None:

@@ -42,7 +42,7 @@ Text = Annotated[str, AfterValidator(clean_text), Query(max_length=100)]
     dependencies=[Depends(require_json)],
     summary="Start a job",
     responses=problems(
-        400, 403, 409, 413, 415, 422, 503, 507, also={202: {"description": "The job, queued", "headers": LOCATION}}
+        400, 403, 409, 413, 415, 422, 429, 503, 507, also={202: {"description": "The job, queued", "headers": LOCATION}}
     ),
 )
 async def create_job(
@@ -186,7 +186,17 @@ async def resume_job(job_id: str, app: App) -> Response:
     dependencies=[Depends(require_json)],
     summary="Go on from a finished job",
     responses=problems(
-        400, 403, 404, 409, 413, 415, 422, 503, 507, also={202: {"description": "The new job", "headers": LOCATION}}
+        400,
+        403,
+        404,
+        409,
+        413,
+        415,
+        422,
+        429,
+        503,
+        507,
+        also={202: {"description": "The new job", "headers": LOCATION}},
     ),
 )
 async def continue_job(

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.contract.problems import Problem, field_problem
-from app.http.auth import COOKIE_S, ApiKey, too_many_tries
+from app.http.auth import COOKIE_S, too_many_tries
 from app.http.deps import App, problems
+from app.http.keys import Keys
 from app.http.login import local_path, login_page
 
 log = logging.getLogger("omni_r1.login")
@@ -58,7 +59,7 @@ for _status in (401, 429):  # for a form: the login page again
 )
 async def show_login(request: Request, app: App, next: Annotated[str, Query(max_length=4000)] = "/") -> Response:
     """The login page, for browsers."""
-    if app.key is None or app.key.admits(request.headers):
+    if app.key is None or await app.key.caller_of(request.headers) is not None:
         return RedirectResponse(local_path(next), 303)
     return login_page(next)
 
@@ -77,7 +78,8 @@ async def login(request: Request, app: App) -> Response:
         body += chunk
         if len(body) > MAX_BODY:
             raise Problem("body_too_large", f"logins are limited to {MAX_BODY} bytes")
-    wait_s = app.key.brake.wait_s(_address(request)) if app.key else 0
+    cookie: str | None = None
+    wait_s = app.key.main.brake.wait_s(_address(request)) if app.key else 0
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
@@ -86,22 +88,22 @@ async def login(request: Request, app: App) -> Response:
         given, next_ = fields.get("key", [""])[0], fields.get("next", ["/"])[0]
         if wait_s:
             return login_page(next_, problem=too_many_tries(wait_s))
-        if app.key is not None and not _right(app.key, given.strip(), request):
+        if app.key is not None and (cookie := await _cookie(app.key, given.strip(), request)) is None:
             return login_page(next_, problem=Problem("wrong_key", "That is not the key."))
         answer: Response = RedirectResponse(local_path(next_), 303, {"Cache-Control": "no-store"})
     elif kind == "application/json":
         if wait_s:
             raise too_many_tries(wait_s)
         key = _key_in(bytes(body))
-        if app.key is not None and not _right(app.key, key, request):
+        if app.key is not None and (cookie := await _cookie(app.key, key, request)) is None:
             raise Problem("wrong_key", "the key is wrong")
         answer = Response(None, 204, {"Cache-Control": "no-store"})
     else:
         raise Problem("not_json", f"send the key as application/json or {FORM}")
-    if app.key is not None:
+    if app.key is not None and cookie is not None:
         answer.set_cookie(
-            app.key.cookie_name,
-            app.key.new_cookie(),
+            app.key.main.cookie_name,
+            cookie,
             max_age=COOKIE_S,
             httponly=True,
             samesite="strict",
@@ -110,12 +112,12 @@ async def login(request: Request, app: App) -> Response:
     return answer
 
 
-def _right(key: ApiKey, given: str, request: Request) -> bool:
-    right = key.is_key(given.encode("utf-8", "surrogatepass"))
-    if not right:
-        key.brake.note_wrong(_address(request))
+async def _cookie(keys: Keys, given: str, request: Request) -> str | None:
+    cookie = await keys.log_in(given.encode("utf-8", "surrogatepass"))
+    if cookie is None:
+        keys.main.brake.note_wrong(_address(request))
         log.warning("wrong key at /login from %s", _address(request))
-    return right
+    return cookie
 
 
 def _address(request: Request) -> str:

@@ -26,7 +26,16 @@ AfterSweep = Annotated[
     dependencies=[Depends(require_json)],
     summary="Start a job for each combination of a grid",
     responses=problems(
-        400, 403, 409, 413, 415, 422, 503, 507, also={202: {"description": "The sweep, queued", "headers": LOCATION}}
+        400,
+        403,
+        409,
+        413,
+        415,
+        422,
+        429,
+        503,
+        507,
+        also={202: {"description": "The sweep, queued", "headers": LOCATION}},
     ),
 )
 async def create_sweep(request: Request, body: SweepCreate, app: App, idempotency_key: Key = None) -> Response:

@@ -16,6 +16,7 @@ import pytest
 
 from app.cli.main import main
 from app.storage.backup import BackupError, back_up, restore
+from app.storage.database import HEAD
 from tests.app.conftest import Server, parse_sse, running
 from tests.fakes import FakeGeneration, held, two_steps
 
@@ -58,7 +59,7 @@ async def test_backup_of_a_running_server_restores_every_finished_trace(
         assert parse_sse(await log_of(server, live))[-1].type == "trace.failed"
 
 
-def make_home(folder: Path, schema: str = "0010") -> Path:
+def make_home(folder: Path, schema: str = HEAD) -> Path:
     """A home with one file under two names, and a database."""
     home = folder / "home"
     (home / "jobs" / "a" / "runs").mkdir(parents=True)
@@ -176,7 +177,7 @@ def test_truncated_archive_is_refused(tmp_path: Path, share: float) -> None:
 def test_refusals_are_one_line_and_exit_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    home = make_home(tmp_path, schema="9999" if case == "newer" else "0010")
+    home = make_home(tmp_path, schema="9999" if case == "newer" else HEAD)
     file = tmp_path / "x.tar"
     monkeypatch.setenv("OMNI_R1_HOME", str(home if case != "no home" else tmp_path / "none"))
     argv = ["backup", str(home / "x.tar" if case == "inside" else file)]
