@@ -184,4 +184,4 @@ def _seconds_left(moment: str, span: timedelta) -> int:
 
 
 def _exceeded(detail: str, wait_s: int) -> Problem:
-    return Problem("quota_exceeded", f"{detail}; retry in {wait_s} s", headers={"Retry-After": str(wait_s)})
+    return Problem("quota_exceeded", detail, headers={"Retry-After": str(wait_s)})

@@ -84,15 +84,20 @@ def _limits(client: Client) -> Section:
     return {"title": "Limits", "text": "", "rows": rows}
 
 
+def _size(count: int) -> str:
+    """Of what may be small: a tenth of a megabyte shows below 10 MB."""
+    return _megabytes(count) if count >= 10**7 else f"{count / 10**6:.1f} MB"
+
+
 def _storage(client: Client) -> Section:
     held = client.storage()
-    rows = [[KINDS.get(kind, kind), _megabytes(size)] for kind, size in held["sizes"].items()]
+    rows = [[KINDS.get(kind, kind), _size(size)] for kind, size in held["sizes"].items()]
     keep_days, max_bytes = held["keep_days"], held["max_bytes"]
     if keep_days is not None:
         rows.append(["traces are kept", f"{keep_days:,} days"])
     if max_bytes is not None:
-        rows.append(["limit", _megabytes(max_bytes)])
-    return {"title": "Storage", "text": "", "rows": [["together", _megabytes(held["total_bytes"])], *rows]}
+        rows.append(["limit", _size(max_bytes)])
+    return {"title": "Storage", "text": "", "rows": [["together", _size(held["total_bytes"])], *rows]}
 
 
 def sections(client: Client) -> list[Section]:

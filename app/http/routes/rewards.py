@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Depends
 from app.contract.examples import REWARDS
 from app.contract.schemas_rewards import RewardIn, RewardOut
 from app.http.deps import App, problems, require_json
+from app.storage.keys import require
 
 router = APIRouter(prefix="/v1/rewards", tags=["jobs"])
 
@@ -29,4 +30,6 @@ async def grade_answer(
 
     With `trace_id` also the trace's format, perception and drawings; with `reward` also rewards of your own.
     """
+    if body.reward is not None and body.reward.custom:
+        require("train")  # it runs the operator's code, as a job would
     return await app.grader.score(body)

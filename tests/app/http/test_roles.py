@@ -77,6 +77,16 @@ async def test_refusal_names_the_role(serve: Serve) -> None:
         assert (await server.client.get("/v1/traces", headers=bearer(MAIN))).status_code == 200
 
 
+async def test_grading_by_own_rewards_needs_train(serve: Serve) -> None:
+    async with serve(api_key=MAIN) as server:
+        key = keys_of(server).add(Caller("ada", "ask"))
+        plain = {"answer": "5 km", "reference": "5000 m"}
+        assert (await server.client.post("/v1/rewards", json=plain, headers=bearer(key))).status_code == 200
+        own = plain | {"reward": {"custom": [{"url": "http://127.0.0.1:1/"}]}}
+        answer = await server.client.post("/v1/rewards", json=own, headers=bearer(key))
+        assert is_problem(answer, 403, "role_missing")["role"] == "train"
+
+
 async def test_job_that_activates_needs_an_admin(serve: Serve) -> None:
     async with serve(api_key=MAIN, job_command=worker("succeed")) as server:
         key = keys_of(server).add(Caller("ada", "train"))

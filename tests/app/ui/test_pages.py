@@ -111,12 +111,9 @@ def test_fonts_come_from_the_system() -> None:
 
 def test_about_shows_checkpoint_card_and_limits() -> None:
     ready = {"phase": "ready", "checkpoint": "nano-omni-r1", "weight_version": 1, "detail": ""}
-    reported = sections(
-        canned(
-            {"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS, "/v1/storage": STORAGE}
-        )
-    )
-    assert [section["title"] for section in reported] == ["Omni-R1 Studio", "nano-omni-r1", "Limits"]
+    found = {"/readyz": ready, "/v1/checkpoints": {"data": [CHECKPOINT]}, "/v1/limits": LIMITS, "/v1/storage": STORAGE}
+    reported = sections(canned(found))
+    assert [section["title"] for section in reported] == ["Omni-R1 Studio", "nano-omni-r1", "Limits", "Storage"]
     rows = dict(reported[1]["rows"])
     assert rows["size"] == "30 MB"
     assert rows["created"] == "2026-11-22 17:57 UTC"
@@ -127,7 +124,7 @@ def test_about_shows_checkpoint_card_and_limits() -> None:
     assert limits["images per question"] == "1"
     assert limits["largest image file"] == "20 MB"
     storage = dict(reported[3]["rows"])
-    assert storage == {"together": "2 MB", "images": "2 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
+    assert storage == {"together": "2.0 MB", "images": "2.0 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
 
 
 def test_about_suggests_a_remedy_without_a_server() -> None:
