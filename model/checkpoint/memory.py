@@ -82,12 +82,13 @@ def memory_needs(
     if quant is not None:
         copied = max(copied, 3 * 4 * BLOCK)  # a block in fp32, and its numbers before they are rounded
     largest = max((4 * math.prod(entry.shape) for entry in entries.values()), default=0)
+    restored = 4 if device == "cpu" else 0  # fp8 on a CPU, on its way to `width` bytes
     return MemoryNeeds(
         weights=weights,
         loading_peak=weights + max(copied, MAPPED_BYTES + largest if device == "cpu" else 0),
         kv_per_token=2 * t.num_layers * t.num_kv_heads * t.head_dim * width,
         work_per_token=width * (6 * t.hidden_size + 4 * t.intermediate_size) + 4 * 6 * t.hidden_size,
-        work_fixed=image_work(config.vq) + RUNTIME_BYTES[device] + (0 if quant is None else width * BLOCK),
+        work_fixed=image_work(config.vq) + RUNTIME_BYTES[device] + (0 if quant is None else (width + restored) * BLOCK),
     )
 
 

@@ -104,11 +104,15 @@ export function factsOf(one) {
     ],
     ['context', one.context_len ? `${one.context_len.toLocaleString('en')} tokens` : null],
     ['template', one.template],
-    ['weights', one.weight_version ? `version ${one.weight_version}${one.loaded ? ', in memory' : ''}` : null],
+    ['weights', one.weight_version ? `version ${one.weight_version}${whereLoaded(one)}` : null],
     ['made', one.created_at],
     ['folder', one.folder],
   ];
   return rows.filter(([, value]) => value);
+}
+
+function whereLoaded(one) {
+  return one.loaded ? `, in memory${one.quant ? ` as ${one.quant}` : ''}` : '';
 }
 
 const KEPT = new Set(['package', 'setting']); // shipped, or named by the settings

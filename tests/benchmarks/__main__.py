@@ -1,7 +1,8 @@
 """`python -m tests.benchmarks [NAME ...]`: ours against transformers' `generate`, one JSON object a line on stdout.
 
 Without names the rows of the whole studio follow: under load (`serving.py`), while checkpoints are swapped (`swap.py`)
-and beside a training job (`jobs.py`). The rows of `drawing.py` compare guessed codes with one code a pass.
+and beside a training job (`jobs.py`). The rows of `drawing.py` compare guessed codes with one code a pass,
+those of `quantised.py` one byte a number with four.
 
 A line is {name, ours, peer, ratio, unit}; `ratio` says how many times better ours is. Both sides run the same weights
 (a random checkpoint of the nano shape), the same sampling (temperature 1, top-p .95, top-k 0) and text ids only, since
@@ -22,10 +23,11 @@ from tests.benchmarks.decoding import ROWS as DECODING
 from tests.benchmarks.decoding import Sides
 from tests.benchmarks.drawing import ROWS as DRAWING
 from tests.benchmarks.learning import ROWS as LEARNING
+from tests.benchmarks.quantised import ROWS as QUANTISED
 from tests.benchmarks.rollouts import ROWS as ROLLOUTS
 from tests.benchmarks.training import ROWS as TRAINING
 
-ROWS = {**DECODING, **DRAWING, **ROLLOUTS, **TRAINING, **LEARNING}
+ROWS = {**DECODING, **DRAWING, **QUANTISED, **ROLLOUTS, **TRAINING, **LEARNING}
 
 
 def main() -> int:

@@ -64,6 +64,14 @@ test('unknown facts are omitted', () => {
   ]);
 });
 
+test('the form of loaded weights is told', () => {
+  const told = (one) =>
+    factsOf({ id: 'x', size_bytes: 0, weight_version: 2, ...one }).find(([name]) => name === 'weights')[1];
+  assert.equal(told({ loaded: true, quant: 'int8' }), 'version 2, in memory as int8');
+  assert.equal(told({ loaded: true, quant: null }), 'version 2, in memory');
+  assert.equal(told({ loaded: false, quant: null }), 'version 2');
+});
+
 test('reasons against actions are given', () => {
   assert.ok(whyNot({ id: 'a', active: true }).activate && whyNot({ id: 'a', active: true }).remove);
   assert.ok(whyNot({ id: 'a', problem: 'torn' }).activate);

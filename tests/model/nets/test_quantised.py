@@ -57,6 +57,15 @@ def test_products_are_those_of_the_restored_matrix(
         torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3)
 
 
+def test_every_number_of_fp8_is_restored_exactly() -> None:
+    """A row of all 254, the smallest and zeros included, times one."""
+    numbers = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(torch.float8_e4m3fn)
+    numbers = numbers[~numbers.float().isnan()][None]
+    for dtype in (torch.float32, torch.bfloat16):
+        found = Quantised(numbers, torch.ones(254)).product(torch.ones(1, 1, dtype=dtype))
+        assert torch.equal(found.float(), numbers.float())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_outputs_are_those_of_all(kind: QuantKind) -> None:
     linear = nn.Linear(24, 37, bias=False)
