@@ -25,7 +25,7 @@ from app.checkpoints.registry import NoCheckpoint
 from app.common import pools
 from app.common.pools import TooSlow
 from app.http.deps import Services
-from app.storage import tables
+from app.storage import keys, tables
 from app.storage.database import Database
 from app.storage.home import Home
 
@@ -196,6 +196,7 @@ class Runtime:
         if swept:
             log.info("deleted %d unused images", swept)
         s.idempotency.sweep()
+        keys.sweep(s.db)
         with s.db.read() as connection:
             known = connection.execute(sa.select(tables.traces.c.id)).scalars().all()
         s.partials.sweep(known)

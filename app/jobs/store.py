@@ -28,6 +28,7 @@ from app.storage import tables
 from app.storage.database import Database, not_before, now
 from app.storage.dialects import clock
 from app.storage.ids import SortableIds
+from app.storage.keys import note_deletion
 from training.jobs.folder import WorkerEvent
 
 J = tables.jobs
@@ -262,8 +263,11 @@ def get_row(connection: Connection, job_id: str) -> Row[Any] | None:
 
 def delete(connection: Connection, job_id: str) -> bool:
     """Delete an ended job and its events; False if it is missing or has not ended."""
-    ended = sa.delete(J).where(J.c.id == job_id, J.c.status.in_(tuple(JOB_TERMINAL)), sa.not_(J.c.unsettled))
-    return connection.execute(ended).rowcount > 0
+    ended = (J.c.id == job_id, J.c.status.in_(tuple(JOB_TERMINAL)), sa.not_(J.c.unsettled))
+    if connection.execute(sa.select(J.c.id).where(*ended)).first() is None:
+        return False
+    note_deletion(connection, job_id)
+    return connection.execute(sa.delete(J).where(*ended)).rowcount > 0
 
 
 def newest_id(connection: Connection) -> str | None:

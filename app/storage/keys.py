@@ -24,7 +24,7 @@ from app.contract.words import ROLES, Role
 from app.storage import database, tables
 from app.storage.database import Database, now
 
-K, T, J = tables.api_keys, tables.traces, tables.jobs
+K, T, J, S = tables.api_keys, tables.traces, tables.jobs, tables.key_spent
 NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 USED_EVERY = timedelta(minutes=1)  # `last_used_at` is written at most this often
@@ -156,8 +156,10 @@ def admit_traces(connection: Connection, count: int) -> None:
         if (connection.execute(live).scalar() or 0) + count > who.running:
             raise _exceeded(f"your key may have {who.running} traces queued or running", 2)
     if who.traces_per_minute is not None:
-        made = sa.select(T.c.created_at).where(mine, T.c.created_at > database.clock.before(MINUTE))
-        times = list(connection.execute(made.order_by(T.c.created_at)).scalars())
+        since = database.clock.before(MINUTE)
+        made = sa.select(T.c.created_at).where(mine, T.c.created_at > since)
+        deleted = sa.select(S.c.made_at).where(S.c.key_name == who.name, S.c.seconds.is_(None), S.c.made_at > since)
+        times = sorted(connection.execute(made.union_all(deleted)).scalars())
         excess = len(times) + count - who.traces_per_minute
         if excess > 0:
             wait_s = _seconds_left(times[min(excess, len(times)) - 1], MINUTE) if times else 60
@@ -169,12 +171,28 @@ def admit_job(connection: Connection) -> None:
     who = caller.get()
     if who is None or who.job_minutes is None:
         return
-    recent = (J.c.key_name == who.name) & (J.c.created_at > database.clock.before(DAY))
-    used, first = connection.execute(
-        sa.select(sa.func.sum(J.c.running_s), sa.func.min(J.c.created_at)).where(recent)
-    ).one()
-    if (used or 0) >= 60 * who.job_minutes:
+    since = database.clock.before(DAY)
+    made = sa.select(J.c.created_at, J.c.running_s).where(J.c.key_name == who.name, J.c.created_at > since)
+    deleted = sa.select(S.c.made_at, S.c.seconds).where(S.c.key_name == who.name, S.c.made_at > since)
+    rows = connection.execute(made.union_all(deleted.where(S.c.seconds.is_not(None)))).all()
+    if rows and sum(seconds for _, seconds in rows) >= 60 * who.job_minutes:
+        first = min(at for at, _ in rows)
         raise _exceeded(f"your key has {who.job_minutes} minutes of jobs in 24 hours", _seconds_left(first, DAY))
+
+
+def note_deletion(connection: Connection, id_: str) -> None:
+    """Before a trace or job is deleted: it counts on, or who deletes would have no limits."""
+    for made, seconds in ((T, sa.null()), (J, J.c.running_s)):
+        row = sa.select(made.c.id, made.c.key_name, made.c.created_at, seconds)
+        recent = made.c.created_at > database.clock.before(DAY)
+        row = row.where(made.c.id == id_, made.c.key_name.is_not(None), recent)
+        connection.execute(sa.insert(S).from_select(["id", "key_name", "made_at", "seconds"], row))
+
+
+def sweep(db: Database) -> None:
+    """Forget deleted traces and jobs that count no longer."""
+    with db.write() as connection:
+        connection.execute(sa.delete(S).where(S.c.made_at < database.clock.before(DAY)))
 
 
 def _seconds_left(moment: str, span: timedelta) -> int:

@@ -298,6 +298,17 @@ api_keys = sa.Table(
     sa.Column("last_used_at", sa.String(32)),
 )
 
+# Deleted traces (`seconds` is NULL) and jobs that count for their key's limits still.
+key_spent = sa.Table(
+    "key_spent",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("key_name", sa.String(40), nullable=False),
+    sa.Column("made_at", sa.String(32), nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Index(None, "key_name", "made_at"),
+)
+
 # The servers on this database. Each updates `heartbeat_at` by the database's clock; after `dead_after_s` seconds
 # without an update it counts as dead, and the others end its running traces and jobs (`app/jobs/servers.py`).
 servers = sa.Table(

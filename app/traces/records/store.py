@@ -19,6 +19,7 @@ from app.contract.words import TERMINAL
 from app.storage import tables
 from app.storage.database import not_before, now
 from app.storage.ids import GROUP, SortableIds
+from app.storage.keys import note_deletion
 from app.traces.records import curation
 
 T = tables.traces
@@ -190,6 +191,7 @@ def exists(connection: Connection, trace_id: str) -> bool:
 
 def delete(connection: Connection, trace_id: str) -> bool:
     """Delete row, events and image links; returns whether it existed."""
+    note_deletion(connection, trace_id)
     return connection.execute(sa.delete(T).where(T.c.id == trace_id)).rowcount > 0
 
 

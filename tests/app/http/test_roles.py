@@ -17,7 +17,7 @@ from app.cli.main import main
 from app.contract.words import ROLES
 from app.http.roles import ROLE_OF
 from app.main import ROUTES
-from app.storage import tables
+from app.storage import keys, tables
 from app.storage.keys import Caller, KeyStore
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.app.job_helpers import SPEC, worker
@@ -140,6 +140,9 @@ async def test_limits_on_traces(serve: Serve, engine: FakeGeneration) -> None:
         is_problem(refused, 429, "quota_exceeded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert (await ask({})).status_code == 201  # the main key has no limit
+        mine = (await server.client.get("/v1/traces", params={"limit": 100})).json()["data"]
+        assert (await server.client.delete(f"/v1/traces/{mine[1]['id']}", headers=slow)).status_code == 204
+        is_problem(await ask(slow, 2), 429, "quota_exceeded")  # deleting does not give it back
         engine.go("end")
         for answer in answers:
             if answer.status_code == 201:
@@ -148,6 +151,10 @@ async def test_limits_on_traces(serve: Serve, engine: FakeGeneration) -> None:
         t = tables.traces
         with server.services.db.write() as connection:
             connection.execute(sa.update(t).where(t.c.key_name == "slow").values(created_at="2020-01-01T00:00:00.000Z"))
+            connection.execute(sa.update(tables.key_spent).values(made_at="2020-01-01T00:00:00.000Z"))
+        keys.sweep(server.services.db)
+        with server.services.db.read() as connection:
+            assert connection.execute(sa.select(tables.key_spent)).all() == []
         assert (await ask(slow, 3)).status_code == 201
 
 
@@ -170,8 +177,13 @@ async def test_limit_on_minutes_of_jobs(serve: Serve) -> None:
         used(300)
         refused = await server.client.post("/v1/jobs", json=SPEC, headers=headers)
         is_problem(refused, 429, "quota_exceeded")
+        gone = await server.client.delete(f"/v1/jobs/{first.json()['id']}", headers=headers)
+        assert gone.status_code == 204
+        is_problem(await server.client.post("/v1/jobs", json=SPEC, headers=headers), 429, "quota_exceeded")
         assert 0 < int(refused.headers["retry-after"]) <= timedelta(days=1).total_seconds()
         used(300, created_at="2020-01-01T00:00:00.000Z")
+        with server.services.db.write() as connection:
+            connection.execute(sa.update(tables.key_spent).values(made_at="2020-01-01T00:00:00.000Z"))
         assert (await server.client.post("/v1/jobs", json=SPEC, headers=headers)).status_code == 202
 
 
