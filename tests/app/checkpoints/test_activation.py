@@ -17,7 +17,7 @@ from tests.fakes import FakeGeneration, Item, Wait, answer_items, png, step_item
 from tests.patience import PATIENCE_S
 
 OLD, NEW = "nano-omni-r1", "new"
-READY = {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "detail": "", "loading": None}
+READY = {"phase": "ready", "checkpoint": OLD, "weight_version": 1, "quant": None, "detail": "", "loading": None}
 READY |= {"version": build_version()}
 
 
