@@ -1,5 +1,6 @@
 // The dialog of one run: its name, tags and note, and going on from it for more steps.
 
+import { Tags } from '../curate/tags.js';
 import { api } from '../shared/api.js';
 import { h, openDialog, setText, show } from '../shared/dom.js';
 
@@ -10,7 +11,9 @@ const field = (label, input) => h('label', { class: 'or-field' }, h('span', {}, 
 /** Opens it; onChange(job) after a change, onJob(job) with a new job. */
 export function openEdit(job, label, { onChange, onJob }) {
   const name = h('input', { class: 'or-input', maxlength: 100, value: job.name ?? '' });
-  const tags = h('input', { class: 'or-input', value: (job.tags ?? []).join(', ') });
+  let tags = job.tags ?? [];
+  const editor = new Tags({ onChange: (all) => (tags = all) });
+  editor.update(tags);
   const note = h('textarea', { class: 'or-input', maxlength: 2000, rows: 3 });
   note.value = job.note ?? '';
   const error = h('p', { class: 'or-error', role: 'alert', hidden: true });
@@ -24,15 +27,14 @@ export function openEdit(job, label, { onChange, onJob }) {
     'form',
     { class: 'or-runs-form' },
     field('Name', name),
-    field('Tags, with commas', tags),
+    h('div', { class: 'or-field' }, h('span', {}, 'Tags'), editor.element),
     field('Note', note),
     h('div', {}, save),
   );
   form.addEventListener('submit', async (event) => {
     event.preventDefault();
     fail('');
-    const list = tags.value.split(',').map((tag) => tag.trim());
-    const change = { name: name.value.trim() || null, tags: list.filter(Boolean), note: note.value };
+    const change = { name: name.value.trim() || null, tags, note: note.value };
     try {
       onChange(await api.updateJob(job.id, change));
       dialog.close();

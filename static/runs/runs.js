@@ -29,6 +29,7 @@ class Runs {
   #numbers = new Map(); // of the metric, by job id
   #keys = [];
   #key = '';
+  #unknown = ''; // what to say of ids in the address
   #timer = 0;
   #turn = 0;
   #place = new Place();
@@ -117,10 +118,10 @@ class Runs {
   async #chosenElsewhere() {
     const missing = [...this.#chosen].filter((id) => !this.#jobs.some((job) => job.id === id));
     const found = await Promise.all(missing.map((id) => api.job(id).catch(() => null)));
-    for (const [k, job] of found.entries()) {
-      if (job) this.#jobs.push(job);
-      else this.#chosen.delete(missing[k]);
-    }
+    this.#jobs.push(...found.filter(Boolean));
+    const unknown = missing.filter((id, k) => !found[k]);
+    for (const id of unknown) this.#chosen.delete(id);
+    if (unknown.length) this.#unknown = `Not on this server: ${unknown.join(', ')}. `;
   }
 
   // the ids of a sweep's runs
@@ -192,6 +193,7 @@ class Runs {
   // ---- choices
 
   #choose(id, chosen) {
+    this.#unknown = '';
     if (chosen && this.#chosen.size >= MOST_RUNS) {
       this.table.say(`A chart shows at most ${MOST_RUNS} runs.`);
       return this.#draw();
@@ -256,7 +258,7 @@ class Runs {
     this.plot.show(this.lines, { log: this.log.checked });
     show(this.whole, this.plot.zoomed);
     this.table.update(this.#jobs, this.#chosen, { labels, numbers: this.#numbers, key: this.#key }, this.#hasMore);
-    setText(this.note, this.#noteText());
+    setText(this.note, this.#unknown + this.#noteText());
   }
 
   #noteText() {

@@ -90,8 +90,26 @@ def test_two_real_runs_are_compared_by_keyboard(studio: Open, server: Server, cl
         pass
     assert [row["step"] for row in client.job_metrics(more["id"])["data"]] == [3]
     again.keyboard.press("Escape")
+    client.update_job(two, tags=["first, second"])
+    again.reload()
+    again.wait_for_selector(RUNS, state="attached")
+    tab_to(again, f"[data-job={two}] [data-control=edit]")
+    again.keyboard.press("Enter")
+    tab_to(again, "dialog [aria-label='Add a tag']")
+    again.keyboard.type("third")
+    again.keyboard.press("Enter")
+    again.click("dialog >> text=Save")
+    again.wait_for_selector("dialog", state="detached")
+    assert client.job(two)["tags"] == ["first, second", "third"]
     again.click("[data-column=best] .or-sort")
     assert again.get_attribute("[data-column=best]", "aria-sort") == "descending"
     fits(again, 390)
     again.close()
     page.close()
+
+
+def test_unknown_run_is_named(studio: Open, server: Server) -> None:
+    window = studio(server.url)
+    window.expected.append("404")
+    page = window.page("/runs?runs=nothing", ready=RUNS)
+    page.wait_for_selector("text=Not on this server: nothing.")
