@@ -302,8 +302,8 @@ def _traces(
 
 def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, command: Sequence[str]) -> JobService:
     """The training jobs."""
-    roots, custom = core.settings.allowed_roots, CustomRules(core.settings.rewards_dir)
-    intake = JobIntake(core.db, registry, core.images, home=core.home, roots=roots, custom=custom)
+    custom = CustomRules(core.settings.rewards_dir)
+    intake = JobIntake(core.db, registry, core.images, home=core.home, settings=core.settings, custom=custom)
     db, home = core.db, core.home
     return JobService(
         core.settings, db=db, home=home, checkpoints=registry, activation=activation, intake=intake, command=command

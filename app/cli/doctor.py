@@ -111,6 +111,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         ["longest context", f"{report['max_context']:,} tokens (its own: {report['context']:,})"],
         ["traces at once", str(report["concurrent_traces"])],
         *([f"to train, {name.replace('_', ' ')}", _gib(needed)] for name, needed in report["train"].items()),
+        *([f"full pesft on each of {n}", _gib(needed)] for n, needed in report["train_full_pesft_per_device"].items()),
     ]
     yield from (f"  {name:<24} {value:>12}" for name, value in rows)
     yield "it fits" if report["fits"] else "it does not fit: fewer than 4,096 tokens of context are left"

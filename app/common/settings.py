@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         None, ge=64, le=LONGEST_CONTEXT, description="Tokens of a trace's context (default: the checkpoint's own)."
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="Queued traces before POST answers 429.")
+    cpu_ranks: int = Field(
+        1, ge=1, le=64, description="Processes that a job with `num_gpus` may have on a machine without GPUs."
+    )
     max_jobs: int = Field(2, ge=1, le=1000, description="Jobs that run in parallel; an `exclusive` job runs alone.")
     job_patience_s: float = Field(
         60.0, gt=0, le=86_400, description="Seconds for a job's worker to save and stop before it is killed."

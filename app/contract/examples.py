@@ -196,7 +196,7 @@ JOB = {
     "sweep": None,
     "progress": {"stage": "pesft", "step": 4, "total": 4, "eta_s": 0.0},
     "metrics": METRICS,
-    "spec": JOB_SPEC | {"activate": False, "gpu": "shared", "threads": 1},
+    "spec": JOB_SPEC | {"activate": False, "gpu": "shared", "num_gpus": 1, "threads": 1},
     "result": {"checkpoint": "circles-step-4", "steps": 4, "precision": "bf16", "seconds": 7.0},
     "error": None,
     "checkpoints": [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Connection
 
 from app.checkpoints.folder import CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
+from app.common.settings import Settings
 from app.contract.problems import Problem, field_problem
 from app.contract.words import JOB_TERMINAL
 from app.jobs import store
@@ -27,7 +29,15 @@ from app.storage.keys import require
 from app.traces.records import store as traces
 from app.traces.records.exports import pesft_row
 from training.jobs.context import JobError
-from training.spec.spec import MOST_TRACES, AnySpec, BenchmarkHyperparameters, PipelineSpec, ZeroHyperparameters
+from training.jobs.ranks import devices_found, too_few
+from training.spec.spec import (
+    MOST_TRACES,
+    AnySpec,
+    BenchmarkHyperparameters,
+    PeSFTSpec,
+    PipelineSpec,
+    ZeroHyperparameters,
+)
 
 RESUMABLE = ("cancelled", "failed", "interrupted")
 STAGES = ("zero", "pesft", "perpo")  # a pipeline adds these to the names of its checkpoints
@@ -46,15 +56,16 @@ class JobIntake:
         images: ImageStore,
         *,
         home: Home,
-        roots: Sequence[Path],
+        settings: Settings,
         custom: CustomRules,
     ) -> None:
         self._db = db
         self._checkpoints = checkpoints
         self._images = images
         self._home = home
-        self._roots = (home.path, *roots)
+        self._roots = (home.path, *settings.allowed_roots)
         self.custom = custom
+        self._devices = partial(devices_found, settings.device, settings.cpu_ranks)
 
     def check(self, spec: AnySpec, job_id: str) -> tuple[dict[str, Any], str]:
         """The spec with all defaults and paths resolved, and the name prefix of its checkpoints."""
@@ -75,11 +86,17 @@ class JobIntake:
             require("admin")
         if spec.activate and not _makes_checkpoint(spec):
             raise field_problem("invalid", "body.activate", "this job creates no checkpoint to activate")
+        self._require_devices(spec)
         resolved = spec.resolved()
         for keys in _data_parts(spec):
             self._check_data(resolved, ("data", *keys))
         use_allowed(resolved, self.custom, "body.hyperparameters")
         return resolved, self._prefix(spec, job_id)
+
+    def _require_devices(self, spec: AnySpec) -> None:
+        asked = spec.num_gpus if isinstance(spec, PeSFTSpec) else 1
+        if asked > 1 and (why := too_few(asked, self._devices())) is not None:
+            raise field_problem("invalid", "body.num_gpus", why)
 
     def _check_data(self, resolved: dict[str, Any], keys: Sequence[str]) -> None:
         data = resolved

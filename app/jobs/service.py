@@ -31,6 +31,7 @@ from app.storage.keys import admit_job, key_name
 from training.home_paths import located, record
 from training.jobs.context import JobError
 from training.jobs.folder import WorkerEvent
+from training.jobs.ranks import CPU_RANKS
 from training.spec.spec import AnySpec
 
 Columns = Mapping[str, Any]
@@ -84,7 +85,7 @@ class JobService:
             command=command,
             max_running=settings.max_jobs,
             patience_s=settings.job_patience_s,
-            environment={"OMNI_R1_DEVICE": settings.device},
+            environment={"OMNI_R1_DEVICE": settings.device, CPU_RANKS: str(settings.cpu_ranks)},
         )
 
     # ---- start and stop

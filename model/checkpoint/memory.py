@@ -118,6 +118,29 @@ def training_needs(
     }
 
 
+def spread_needs(
+    config: ModelConfig,
+    entries: Mapping[str, TensorEntry],
+    *,
+    devices: int,
+    width: int,
+    device: str,
+    tokens: int = TRAINED_TOKENS,
+) -> int:
+    """Bytes of full PeSFT on each of several devices: 1/N of what the optimiser trains, and what FSDP gathers.
+
+    Gathered in fp32 are embedding and head with their gradients, the layer at work, the one fetched ahead of it and one
+    layer's gradient. Otherwise counted as :func:`training_needs` does.
+    """
+    t = config.transformer
+    alone = training_needs(config, entries, width=width, device=device, tokens=tokens)["full_pesft"]
+    if devices == 1:
+        return alone
+    ends = 2 * t.vocab_size * t.hidden_size
+    trained = 16 * parameters(t)
+    return alone - trained + -(-trained // devices) + 4 * (2 * ends + 3 * layer_parameters(t))
+
+
 def layer_activations(t: TransformerConfig, *, width: int) -> int:
     """Bytes that a layer keeps of one position for its backward pass; a test counts them in a real forward."""
     return (

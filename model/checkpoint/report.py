@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from model.checkpoint.checkpoint import validate_checkpoint
 from model.checkpoint.manifest import FILE, Manifest
-from model.checkpoint.memory import WIDTHS, memory_needs, parameters, training_needs
+from model.checkpoint.memory import WIDTHS, memory_needs, parameters, spread_needs, training_needs
 from model.checkpoint.shards import ADAPTER, PICKLES, CheckpointError, read_entries, require_data, unwrapped
 from model.config import ModelConfig
 from model.quantisation import QuantKind
 
 MOST_TRACES = 16
+DEVICES = (2, 4, 8)
 USEFUL_CONTEXT = 4_096
 Kind = Literal["checkpoint", "adapter", "wrapped", "meta", "pickles", "unknown"]
 
@@ -57,6 +58,10 @@ def folder_report(
         "concurrent_traces": needs.slots(memory, own, MOST_TRACES) if own else 0,
         "fits": longest >= USEFUL_CONTEXT,
         "train": training_needs(config, entries, width=WIDTHS[dtype], device=device),
+        "train_full_pesft_per_device": {
+            str(count): spread_needs(config, entries, devices=count, width=WIDTHS[dtype], device=device)
+            for count in DEVICES
+        },
     }
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +100,21 @@ class _MLP(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.config = config
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.self_attn = _SelfAttention(config)
         self.mlp = _MLP(config)
         self.input_layernorm = _Scale(config.hidden_size)
         self.post_attention_layernorm = _Scale(config.hidden_size)
+
+    def forward(self, x: Tensor, index: int, rotation: Tensor, attention: Attention, *, recompute: bool) -> Tensor:
+        """The layer on its own parameters, which FSDP gathers before this call and before its backward."""
+
+        def run(x: Tensor) -> Tensor:
+            weights, adapters = self.weights(merged=False), self.adapters()
+            return _layer_forward(self.config, index, weights, adapters, x, rotation, attention)
+
+        return checkpoint(run, x, use_reentrant=False) if recompute else run(x)
 
     def weights(self, *, merged: bool) -> LayerWeights:
         """Stack the parameters, with LoRA pairs merged in or left out; gradients flow back through the stacking."""
@@ -249,16 +258,12 @@ class Transformer(nn.Module):
         config = self.config
         x = F.embedding(ids, self.model.embed_tokens.weight)
         rotation = self.rope(positions)
-
-        def run(x: Tensor, index: int) -> Tensor:
-            layer: Any = self.model.layers[index]
-            if weights is not None:
-                return _layer_forward(config, index, weights[index], NO_ADAPTERS, x, rotation, attention)
-            return _layer_forward(config, index, layer.weights(merged=False), layer.adapters(), x, rotation, attention)
-
         recompute = self.recompute_layers and torch.is_grad_enabled()
-        for index in range(config.num_layers):
-            x = checkpoint(run, x, index, use_reentrant=False) if recompute else run(x, index)
+        for index, layer in enumerate(self.model.layers):
+            if weights is None:
+                x = layer(x, index, rotation, attention, recompute=recompute)
+            else:
+                x = _layer_forward(config, index, weights[index], NO_ADAPTERS, x, rotation, attention)
         return rms_norm(x, self.model.norm.weight, config.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

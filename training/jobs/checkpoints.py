@@ -55,7 +55,9 @@ def load_base(
         JobError: ``bad_checkpoint``, or ``base_cannot_see`` or ``base_cannot_draw`` without a VQ or decoder.
     """
     try:
-        base = load_checkpoint(ctx.base_folder, device=ctx.device, template=template, dtype=dtype)
+        # Weights to be spread move to the device part by part.
+        device = ctx.device if ctx.ranks.size == 1 else "cpu"
+        base = load_checkpoint(ctx.base_folder, device=device, template=template, dtype=dtype)
     except CheckpointError as error:
         raise JobError("bad_checkpoint", f"{error.code}: {error.detail}") from error
     name = ctx.spec.base_checkpoint
@@ -67,6 +69,8 @@ def load_base(
             f"{name} has no VQ decoder: its images could not be shown; use a base with a "
             "decoder, or train on text alone",
         )
+    if base.vq is not None:
+        base.vq.to(ctx.device)
     base.transformer.train().requires_grad_(True)
     return base
 

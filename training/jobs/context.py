@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.home_paths import located, record
 from training.jobs.stop import NeverStop, Stop
+from training.parallel.group import ALONE, Ranks
 
 if TYPE_CHECKING:
     from training.jobs.disk import Disk
@@ -44,6 +45,7 @@ class JobContext:
         stop: checked at every step boundary.
         device: torch's name of the device to train on.
         stage: name of the pipeline's stage, or None outside pipelines.
+        ranks: the processes that train together; only the first one's ``log`` writes.
         provenance: commit, versions and machine, for the lineage of the results.
     """
 
@@ -57,6 +59,7 @@ class JobContext:
     stop: Stop = field(default_factory=NeverStop)
     device: str = "cpu"
     stage: str | None = None
+    ranks: Ranks = ALONE
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -277,6 +277,23 @@ class JobLog:
             pass  # log.txt is on the same disk
 
 
+class MutedLog(JobLog):
+    """The log of a rank that reports nothing: another one does."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, tensorboard=False)
+
+    def report_to(self, names: Sequence[str], about: Mapping[str, Any]) -> None:
+        """No tracker is started."""
+
+    def save_image(self, image: Image | str | None, name: str) -> str | None:
+        """Nothing is saved."""
+        return None
+
+    def _emit(self, kind: str, data: Mapping[str, Any]) -> None:
+        pass
+
+
 def file_name(name: str) -> str:
     """The name as that of a file on every system: a compared checkpoint's stage has a colon, a hub id a slash."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".") or "unnamed"

@@ -222,6 +222,26 @@ class RunFolder:
             self._disk.replace(path, lambda p: p.write_text(text))
 
 
+class FollowedRun(RunFolder):
+    """The run that another process writes: its state can be read, and nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.state_path = path, path / "state.pt"
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest saved state, mapped from the file, or None for a new run."""
+        if not self.state_path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", mmap=True, weights_only=True)
+        return state
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Nothing: the other process saves."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing: the other process logs."""
+
+
 def _step_of(line: str) -> float:
     """The step of a row of metrics; infinity for half a line of a killed run."""
     try:

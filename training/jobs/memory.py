@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from model.checkpoint.memory import WIDTHS, training_needs
+from model.checkpoint.memory import WIDTHS, spread_needs, training_needs
 from model.checkpoint.shards import CheckpointError, read_entries
 from model.config import ConfigError, ModelConfig
 from model.engine.device import total_bytes
@@ -31,11 +31,14 @@ def require_memory(ctx: JobContext, method: Literal["pesft", "perpo"], *, lora: 
     width = WIDTHS[resolve_precision(precision, device)]
     needed = training_needs(config, entries, width=width, device=device.type, tokens=1)
     kind = f"{'lora' if lora else 'full'}_{method}"
-    memory = total_bytes(device)
-    if needed[kind] > memory:
+    least = needed[kind]
+    if ctx.ranks.size > 1:
+        least = spread_needs(config, entries, devices=ctx.ranks.size, width=width, device=device.type, tokens=1)
+    memory = total_bytes(device) // (1 if device.type == "cuda" else ctx.ranks.size)
+    if least > memory:
         remedy = "" if lora else f"; with `lora` it would be {needed[f'lora_{method}'] / GIB:.1f} GiB"
         raise JobError(
             "insufficient_memory",
-            f"training {ctx.spec.base_checkpoint} takes at least {needed[kind] / GIB:.1f} GiB before its first token, "
+            f"training {ctx.spec.base_checkpoint} takes at least {least / GIB:.1f} GiB before its first token, "
             f"and {device.type} has {memory / GIB:.1f} GiB{remedy}; `omni-r1 doctor FOLDER` shows what it takes",
         )

@@ -25,9 +25,13 @@ from typing import Any
 
 from model import log_lines
 from model.checkpoint.shards import CheckpointError
+from training.jobs.context import JobError
 from training.jobs.disk import NO_WAIT, Disk, is_full
+from training.jobs.ranks import run_ranks
+from training.parallel.group import ALONE, Ranks
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
+REPORTS = ("result.json", "error.json")
 NICENESS = 10  # the server's threads have priority
 MODULES = {
     "pesft": "training.pesft.job",
@@ -46,20 +50,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="JOB_DIR")
     parser.add_argument("--resume", action="store_true", help="resume from the states of an earlier run")
     parser.add_argument("--attached", action="store_true", help="stdin is a pipe from the server: stop when it closes")
+    parser.add_argument("--rank", action="store_true", help="one of several processes that a worker has started")
     arguments = parser.parse_args(argv)
-    if arguments.attached:
-        threading.Thread(target=_stop_with_server, name="server watch", daemon=True).start()
+    if arguments.attached or arguments.rank:
+        then = _end if arguments.rank else _stop_with_server
+        threading.Thread(target=_when_closed, args=(os.dup(0), then), name="server watch", daemon=True).start()
     folder = arguments.folder.resolve()
     try:
         job = json.loads((folder / "job.json").read_text("utf-8"))
-        threads = int(job["spec"].get("threads", 1))
+        threads, ranks = int(job["spec"].get("threads", 1)), int(job["spec"].get("num_gpus", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return _fail(NO_WAIT, folder, "bad_job", f"{folder / 'job.json'}: {error}")
     # Must precede the import of torch, whose thread pools take their size from here.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     _lower_priority()
     sys.stdout, sys.stderr = _Output(1), _Output(2)
+    if ranks > 1 and not arguments.rank:
+        return _run_ranks(folder, job, resume=arguments.resume)
     return run_job(folder, job, resume=arguments.resume, threads=threads)
+
+
+def _run_ranks(folder: Path, job: Mapping[str, Any], *, resume: bool) -> int:
+    for name in REPORTS:
+        (folder / name).unlink(missing_ok=True)
+    try:
+        return run_ranks(folder, job, resume=resume, stopped=STOPPED)
+    except JobError as error:
+        return _fail(NO_WAIT, folder, error.code, error.detail)
 
 
 def run_job(
@@ -79,21 +96,30 @@ def run_job(
 
     from model.engine.device import resolve_device
     from training.home_paths import located
-    from training.jobs.context import JobContext, JobError, JobStopped
+    from training.jobs.context import JobContext, JobStopped
     from training.jobs.continuation import adopted
-    from training.jobs.log import JobLog
+    from training.jobs.log import JobLog, MutedLog
     from training.jobs.loop import StopFlag, provenance
+    from training.parallel.group import joined
     from training.spec.spec import parse_spec
 
     torch.set_num_threads(threads)
-    for name in ("result.json", "error.json"):  # of an earlier session
-        (folder / name).unlink(missing_ok=True)
-    with StopFlag() as stop, JobLog(folder, stop=stop) as log:
-        log.disk.prepare()
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopFlag())
+        ranks = stack.enter_context(joined(os.environ.get("OMNI_R1_DEVICE", "auto")))
+        log = stack.enter_context(JobLog(folder, stop=stop) if ranks.first else MutedLog(folder))
+        if ranks.size == 1:  # otherwise the worker that started the ranks has done so
+            for name in REPORTS:
+                (folder / name).unlink(missing_ok=True)
+        if ranks.first:
+            log.disk.prepare()
         try:
             spec = parse_spec(located(job["spec"], folder))
             known = located([{"name": k, "folder": v} for k, v in job.get("checkpoints", {}).items()], folder)
             log.report_to(spec.report_to, {"job_id": folder.name, "spec": spec.resolved()})
+            if ranks.first:
+                adopted(log.disk, folder, job)
+            ranks.wait()
             context = JobContext(
                 folder=folder,
                 spec=spec,
@@ -101,14 +127,16 @@ def run_job(
                 checkpoints={one["name"]: Path(one["folder"]) for one in known},
                 log=log,
                 output_prefix=job.get("output_prefix") or spec.output_name or folder.name,
-                resume=adopted(log.disk, folder, job) or resume,
+                resume=resume or job.get("continues") is not None,
                 stop=stop,
-                device=str(resolve_device(os.environ.get("OMNI_R1_DEVICE", "auto"))),
+                device=str(ranks.device_of(resolve_device(os.environ.get("OMNI_R1_DEVICE", "auto")))),
+                ranks=ranks,
                 provenance={**provenance(), "seed": spec.seed},
             )
             method = run if run is not None else importlib.import_module(MODULES[spec.method]).run
             result = context.record(method(context))
-            _write(log.disk, folder / "result.json", result)
+            if ranks.first:
+                _write(log.disk, folder / "result.json", result)
             return SUCCEEDED
         except JobStopped:
             log.log("stopped at a step boundary; the state is saved")
@@ -116,15 +144,17 @@ def run_job(
         except KeyboardInterrupt:  # the second signal
             return _fail(log.disk, folder, "killed", "a second signal ended the job before its state was saved")
         except JobError as error:
-            return _fail(log.disk, folder, error.code, error.detail)
+            return _fail(log.disk, folder, error.code, error.detail, ranks)
         except ValidationError as error:
-            return _fail(log.disk, folder, "bad_spec", str(error))
+            return _fail(log.disk, folder, "bad_spec", str(error), ranks)
         except Exception as error:
             if stop and is_full(error):
                 _write_log(f"stopped while waiting for disk space ({error}); progress after the last save is lost\n")
                 return STOPPED
+            if stop and not ranks.first:  # rank 0 stopped where nothing needs saving, and left this one waiting
+                return STOPPED
             _write_log(traceback.format_exc())
-            return _fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)))
+            return _fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)), ranks)
 
 
 def _classify(error: Exception, no_memory: tuple[type[Exception], ...]) -> tuple[str, str]:
@@ -141,8 +171,13 @@ def _classify(error: Exception, no_memory: tuple[type[Exception], ...]) -> tuple
     return "internal", detail
 
 
-def _fail(disk: Disk, folder: Path, code: str, detail: str) -> int:
+def _fail(disk: Disk, folder: Path, code: str, detail: str, ranks: Ranks = ALONE) -> int:
+    """Report a failure. Of several ranks the first report counts: losing a rank is what fails the others."""
+    if ranks.size > 1:
+        detail = f"rank {ranks.rank}: {detail}"
     _write_log(f"failed, {code}: {detail}\n")
+    if ranks.size > 1 and (folder / "error.json").exists():
+        return FAILED
     try:
         _write(disk, folder / "error.json", {"code": code, "detail": detail})
     except OSError as error:
@@ -177,13 +212,23 @@ def _write(disk: Disk, path: Path, data: Mapping[str, Any]) -> None:
     disk.replace(path, lambda temporary: temporary.write_text(text, "utf-8", "replace"))  # file names may not be text
 
 
-def _stop_with_server() -> None:
-    """Stop this process once stdin closes, that is, when the server is gone for any reason."""
+def _when_closed(descriptor: int, then: Callable[[], None]) -> None:
+    """Do something once a pipe closes, that is, when the process on its other end is gone for any reason."""
     try:
-        while os.read(0, 4096):
+        while os.read(descriptor, 4096):
             pass
     except OSError:
         pass
+    then()
+
+
+def _end() -> None:
+    """End a rank whose worker is gone: nothing would end it later."""
+    os._exit(FAILED)
+
+
+def _stop_with_server() -> None:
+    """Stop this process at its next step boundary."""
     stop_flag = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the StopFlag, once installed
     if stop_flag is None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -46,6 +46,7 @@ from training.pesft.loop import RunHost, SFTModel, SFTSpec, State, train_sft
 from training.spec.spec import PeSFTSpec
 
 DESCRIPTION = "Answers questions about images by drawing its way there (PeSFT)."
+CACHE, ABOUT = "data.npz", "data.json"
 MANY_REJECTED = 0.5  # above this share of rejected samples, the warning blames the data
 
 
@@ -66,7 +67,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
     draws = hyper.variant == "interleaved"
     require_memory(ctx, "pesft", lora=hyper.lora is not None, precision=precision)
     base = load_base(ctx, template=hyper.template, must_draw=draws, dtype=base_dtype(hyper.lora, precision))
-    data, account = load_data(ctx, base, folder)
+    data, account = _shared_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)
     base = replace(base, manifest=replace(base.manifest, images=images))
     settings = replace(sft_settings(spec, data, stage), precision=precision)
@@ -74,15 +75,18 @@ def run(ctx: JobContext) -> dict[str, Any]:
     job = _Job(ctx, base, stage, settings)
     assert base.vq is not None
     model = SFTModel.start(settings, base.transformer, base.vq.codebook, id_to_code(base.vocab))
+    model.spread(ctx.ranks, ctx.device)
     try:
         job.begin()
-        train_sft(settings, model, data, folder, resume=ctx.resume, host=job)
+        train_sft(settings, model, data, folder, resume=ctx.resume, host=job, ranks=ctx.ranks)
     except RunStopped as stop:
         raise JobStopped from stop
     except SettingsChanged as error:
         raise JobError("settings_changed", str(error)) from error
     except FloatingPointError as error:
         raise JobError("loss_not_finite", f"{error}; {last_good(ctx)}") from error
+    if not ctx.ranks.first:
+        return {}
     last = stage_checkpoints(ctx)[-1]
     return {
         "checkpoint": last.name,
@@ -113,7 +117,10 @@ class _Job(RunHost):
 
     def begin(self) -> None:
         """Called before the first step of this session."""
-        if self.hyper.sample_every and self.hyper.variant == "interleaved":
+        looks = self.hyper.sample_every and self.hyper.variant == "interleaved"
+        if looks and self.ctx.ranks.size > 1:
+            self.ctx.log.log("the model is spread over devices, so it is not looked at while it trains")
+        elif looks:
             self._looks = Looks.of(self.ctx, self.base, self.hyper.show_samples)
             if not self.ctx.resume:
                 self._look(0)
@@ -145,7 +152,7 @@ class _Job(RunHost):
     def on_save(self, step: int, run: RunFolder, state: State) -> None:
         check_finite(state["model"], step)  # before replacing the good state
         transformer = self.base.transformer
-        weights = merged_state(transformer)
+        weights = state["model"] if self.hyper.lora is None else merged_state(transformer)
 
         def write() -> None:
             run.save_state(state)
@@ -207,6 +214,16 @@ def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
     return replace(settings, steps=max(1, math.ceil(hyper.epochs * settings.make_plan(data).steps_per_epoch)))
 
 
+def _shared_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[TokenSet, dict[str, Any]]:
+    """The job's sequences: rank 0 makes them, the others read what it keeps."""
+    if ctx.ranks.first:
+        data, account = load_data(ctx, base, folder)
+        ctx.ranks.wait()
+        return data, account
+    ctx.ranks.wait()
+    return TokenSet.load(folder / CACHE), json.loads((folder / ABOUT).read_text("utf-8"))["account"]
+
+
 def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[TokenSet, dict[str, Any]]:
     """The job's sequences and a summary of its samples; cached results of an earlier session are reused.
 
@@ -226,7 +243,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
         "max_len": max_len,
         "base": spec.base_checkpoint,
     }
-    cache, about = folder / "data.npz", folder / "data.json"
+    cache, about = folder / CACHE, folder / ABOUT
     if ctx.resume and cache.exists() and about.exists():
         known = json.loads(about.read_text("utf-8"))
         old = without_old_home(known["wanted"], wanted)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.nets.lora import load_trained_state, trained_state
+from model.nets.lora import trained_state
 from model.nets.transformer import PackedAttention
 from model.precision import PrecisionChoice, autocast
 from model.seeds import mixed_seed
 from training.data.token_sets import Batch, BatchPlan, TokenSet, make_batch, micro_batches
 from training.jobs.disk import NO_WAIT
 from training.jobs.loop import (
+    FollowedRun,
     RunFolder,
     RunStopped,
     StopFlag,
@@ -36,6 +37,8 @@ from training.jobs.loop import (
 )
 from training.jobs.precision import BEFORE_AUTO, run_precision
 from training.jobs.schedules import Decline, Schedule, make_schedule
+from training.parallel.group import ALONE, Ranks
+from training.parallel.sharding import gathered, load_sharded, shard, spread_optimizer, whole
 from training.pesft.losses import Reduction, perception_loss, reduce_nll, target_nll
 
 if TYPE_CHECKING:
@@ -114,6 +117,12 @@ class SFTModel:
         projection = make_projection(spec, transformer.config.hidden_size, codebook.shape[1])
         return cls(transformer, codebook, id_to_code, projection)
 
+    def spread(self, ranks: Ranks, device: str) -> None:
+        """Shard the weights over the ranks, layer by layer; with one rank, nothing changes."""
+        if ranks.size > 1:
+            shard(ranks, torch.device(device), self.transformer, list(self.transformer.model.layers))
+            shard(ranks, torch.device(device), self.projection)
+
 
 class RunHost:
     """Receives a run's progress and states, and may stop it; a job overrides what it needs."""
@@ -136,17 +145,28 @@ class RunHost:
 
 
 def train_sft(
-    spec: SFTSpec, model: SFTModel, data: TokenSet, folder: Path, *, resume: bool = False, host: RunHost | None = None
+    spec: SFTSpec,
+    model: SFTModel,
+    data: TokenSet,
+    folder: Path,
+    *,
+    resume: bool = False,
+    host: RunHost | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train ``model`` in place; a resumed run overwrites it with its own state first.
 
+    Several ranks take the steps of one: each has its parts of every batch, and the state that rank 0 saves is that of a
+    run on one device.
+
     Args:
         spec: the settings, written into the folder.
-        model: the weights to start from.
+        model: the weights to start from, spread over the ranks (:meth:`SFTModel.spread`).
         data: the sequences.
         folder: for metrics and state.
         resume: continue from the state in ``folder``.
-        host: None: save to the folder alone.
+        host: None: save to the folder alone. Only that of rank 0 is told of the progress.
+        ranks: the processes that train together.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last saved state is kept.
@@ -156,15 +176,16 @@ def train_sft(
     device = str(model.transformer.device)
     model.projection.to(device)
     spec = replace(spec, precision=run_precision(spec.precision, device, folder, resume=resume))
-    run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults(), disk=host.disk)
-    learner = _Learner(spec, model, data)
+    run = _open(folder, spec, resume, host, ranks)
+    learner = _Learner(spec, model, data, ranks)
     if (state := run.load_state()) is not None:
         learner.load(state)
     if learner.done >= spec.steps:
-        host.on_save(learner.done, run, learner.state())
+        _save(host, learner, run)
         return
+    quiet = host.quiet if ranks.first else True
     watch = StopFlag() if host.stop is None else contextlib.nullcontext(host.stop)
-    bar = tqdm(total=spec.steps, initial=learner.done, desc=spec.label or "sft", mininterval=5, disable=host.quiet)
+    bar = tqdm(total=spec.steps, initial=learner.done, desc=spec.label or "sft", mininterval=5, disable=quiet)
     with watch as stopping, bar:
         while learner.done < spec.steps:
             metrics = learner.step()
@@ -174,20 +195,38 @@ def train_sft(
                 metrics["speed/tokens_per_s"] = learner.pace()
                 run.log(step, metrics)
                 bar.set_postfix(loss=f"{learner.loss:.3f}", tok_s=f"{metrics['speed/tokens_per_s']:.0f}")
-                host.on_log(step, metrics)
-            host.on_step(step)
-            stopped = bool(stopping)
+                if ranks.first:
+                    host.on_log(step, metrics)
+            if ranks.first:
+                host.on_step(step)
+            stopped = ranks.any(bool(stopping))
             if step % host.save_every == 0 or last or stopped:
-                host.on_save(step, run, learner.state())
+                _save(host, learner, run)
             if stopped and not last:
                 raise RunStopped
+
+
+def _open(folder: Path, spec: SFTSpec, resume: bool, host: RunHost, ranks: Ranks) -> RunFolder:
+    """The run's folder; rank 0 prepares it before the others look into it."""
+    if not ranks.first:
+        ranks.wait()
+        return FollowedRun(folder)
+    run = RunFolder(folder, asdict(spec), resume=resume, defaults=SFTSpec.defaults(), disk=host.disk)
+    ranks.wait()
+    return run
+
+
+def _save(host: RunHost, learner: _Learner, run: RunFolder) -> None:
+    state = learner.state()
+    if learner.ranks.first:
+        host.on_save(learner.done, run, state)
 
 
 class _Learner:
     """Takes the steps of a run: batch, learning rate and update are functions of the state and the step."""
 
-    def __init__(self, spec: SFTSpec, model: SFTModel, data: TokenSet) -> None:
-        self.spec, self.model, self.data = spec, model, data
+    def __init__(self, spec: SFTSpec, model: SFTModel, data: TokenSet, ranks: Ranks) -> None:
+        self.spec, self.model, self.data, self.ranks = spec, model, data, ranks
         self.done, self.loss = 0, math.nan
         modules: list[nn.Module] = [model.transformer]
         if spec.perception_weight and spec.perception_projection == "learned":
@@ -198,18 +237,19 @@ class _Learner:
         self._tokens, self._seconds = 0, 0.0  # of the steps alone, without looks and saves
 
     def state(self) -> State:
-        """Everything that the next step depends on."""
-        return {
+        """Everything that the next step depends on, in whole tensors; other ranks than the first have none."""
+        state = {
             "step": self.done,
             "model": trained_state(self.model.transformer),
             "projection": self.model.projection.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        return state if self.ranks.size == 1 else gathered(state, self.ranks)
 
     def load(self, state: State) -> None:
-        load_trained_state(self.model.transformer, state["model"])
-        self.model.projection.load_state_dict(state["projection"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        load_sharded(self.model.transformer, state["model"])
+        load_sharded(self.model.projection, state["projection"])
+        load_optimizer(self.optimizer, spread_optimizer(self.optimizer, state["optimizer"]))
         self.done = state["step"]
 
     def step(self) -> dict[str, float]:
@@ -218,28 +258,38 @@ class _Learner:
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(mixed_seed(self.spec.seed, self.done))  # for the pairs' dropout; nothing else is random
-        batches = self._batches()
-        self.loss, metrics = accumulate(self.model, batches, self.spec)
+        batches, blank = self._batches()
+        self.loss, metrics = accumulate(self.model, batches, self.spec, self.ranks, blank=blank)
         self._require_finite("loss", self.loss)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.clip_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.clip_norm)).item()
         self._require_finite("gradient", norm)
         self.optimizer.step()
         self.done += 1
-        self._tokens += sum(batch.num_tokens for batch in batches)
+        self._tokens += sum(batch.num_tokens for batch in batches[: len(batches) - blank])
         self._seconds += time.monotonic() - began
         return metrics | {"optim/grad_norm": norm, "optim/lr": lr}
 
     def pace(self) -> float:
-        """Tokens per second since the last call."""
-        tokens, seconds = self._tokens, self._seconds
+        """Tokens per second since the last call, of all ranks."""
+        (tokens,), seconds = self.ranks.sums([self._tokens]), self._seconds
         self._tokens, self._seconds = 0, 0.0
         return tokens / max(seconds, 1e-9)
 
-    def _batches(self) -> list[Batch]:
+    def _batches(self) -> tuple[list[Batch], int]:
+        """This rank's parts of the batch, and how many of the last ones are blank.
+
+        All ranks gather and reduce together, so each takes equally many parts: one that lacks a part repeats a
+        sequence, whose loss does not count.
+        """
         by = "tokens" if self.spec.batch_samples is None else "samples"
-        parts = micro_batches(self._plan[self.done], self.data.lengths, self.spec.micro_batches, by=by)
+        indices, size = self._plan[self.done], self.ranks.size
+        each = -(-self.spec.micro_batches // size)
+        parts = micro_batches(indices, self.data.lengths, each * size, by=by)
+        own = parts[self.ranks.rank :: size]
+        blank = -(-len(parts) // size) - len(own)
         device = str(self.model.transformer.device)
-        return [make_batch(self.data, part, self.model.id_to_code, device) for part in parts]
+        taken = [*own, *[indices[:1]] * blank]
+        return [make_batch(self.data, part, self.model.id_to_code, device) for part in taken], blank
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -259,32 +309,41 @@ def make_projection(spec: SFTSpec, hidden_size: int, code_dim: int) -> nn.Linear
     return projection.requires_grad_(False)
 
 
-def accumulate(model: SFTModel, batches: Sequence[Batch], spec: SFTSpec) -> tuple[float, dict[str, float]]:
-    """Accumulate the gradients of the parts of one optimiser batch; return its loss and metrics."""
-    targets, codes = sum(len(b.targets) for b in batches), sum(len(b.codes) for b in batches)
+def accumulate(
+    model: SFTModel, batches: Sequence[Batch], spec: SFTSpec, ranks: Ranks = ALONE, *, blank: int = 0
+) -> tuple[float, dict[str, float]]:
+    """Accumulate the gradients of the parts of one optimiser batch; return its loss and metrics, over all ranks.
+
+    The last ``blank`` batches add nothing: they only keep the ranks in step.
+    """
+    counted = batches[: len(batches) - blank]
+    counts = [sum(len(b.targets) for b in counted), sum(len(b.codes) for b in counted), len(counted)]
+    targets, codes, parts = (int(count) for count in ranks.sums(counts))
     loss, rows = 0.0, []
-    for batch in batches:
+    for number, batch in enumerate(batches):
         if spec.normalisation == "batch":
             part, metrics = batch_loss(model, batch, spec, targets, codes)
         else:
             part, metrics = batch_loss(model, batch, spec)
-            part = part / len(batches)
-            metrics["loss/ce"] /= len(batches)
+            part = part / parts
+            metrics["loss/ce"] /= parts
+        if number >= len(counted):
+            part = 0.0 * part
         part.backward()
         loss += part.item()
         rows.append(metrics)
-    if len(rows) == 1:
+    if parts == ranks.size == 1:
         return loss, rows[0]
-    counts = [len(b.codes) for b in batches]
+    shares = [len(b.codes) / max(1, codes) for b in counted]
     weights = {
-        "loss/ce": [1.0] * len(rows),
-        "loss/text": [(len(b.targets) - len(b.codes)) / max(1, targets - codes) for b in batches],
-        "loss/image": [count / max(1, codes) for count in counts],
-        "loss/perception": [count / max(1, codes) for count in counts],
+        "loss/ce": [1.0] * len(counted),
+        "loss/text": [(len(b.targets) - len(b.codes)) / max(1, targets - codes) for b in counted],
+        "loss/image": shares,
+        "loss/perception": shares,
     }
-    return loss, {
-        name: sum(row[name] * weight for row, weight in zip(rows, weights[name], strict=True)) for name in rows[0]
-    }
+    own = [sum(row[name] * weight for row, weight in zip(rows, weights[name], strict=False)) for name in rows[0]]
+    loss, *means = ranks.sums([loss, *own])
+    return loss, dict(zip(rows[0], means, strict=True))
 
 
 def batch_loss(

@@ -239,10 +239,29 @@ class PeSFTSpec(_Job):
     method: Literal["pesft"] = "pesft"
     data: TraceData
     hyperparameters: PeSFTHyperparameters = Field(default_factory=PeSFTHyperparameters)
+    num_gpus: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="devices that share the weights and every batch; more than one needs gpu: exclusive"
+    )
 
     @model_validator(mode="after")
     def _trains_on_training_seeds(self) -> PeSFTSpec:
         _may_train(self.data)
+        return self
+
+    @model_validator(mode="after")
+    def _spreads(self) -> PeSFTSpec:
+        if self.num_gpus == 1:
+            return self
+        hyper = self.hyperparameters
+        if self.gpu != "exclusive":
+            raise ValueError("num_gpus above 1 needs gpu: exclusive, since the job takes all of these devices")
+        if hyper.lora is not None:
+            raise ValueError("lora trains on one device: its frozen weights leave nothing to spread; set num_gpus to 1")
+        if hyper.normalisation == "micro_batch" and hyper.micro_batches % self.num_gpus:
+            raise ValueError(
+                "normalisation: micro_batch gives each micro-batch the same weight: micro_batches must be a multiple "
+                "of num_gpus"
+            )
         return self
 
 

@@ -82,6 +82,7 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"output_name": "nano-omni"}, "body.output_name"),
     ({"seed": -1}, "body.seed"),
     ({"surprise": 1}, "body.surprise"),
+    ({"gpu": "exclusive", "num_gpus": 2}, "body.num_gpus"),
     (
         {"method": "perpo", "hyperparameters": {"rollouts_per_prompt": 1}},
         "body.hyperparameters.rollouts_per_prompt",
@@ -123,7 +124,7 @@ async def test_impossible_jobs_are_rejected_before_starting(serve: Serve, packag
     manifest = json.loads((blind / "manifest.json").read_text())
     manifest["capabilities"]["images_in_answer"] = False
     (blind / "manifest.json").write_text(json.dumps(manifest))
-    async with serve(job_command=worker("succeed")) as server:
+    async with serve(job_command=worker("succeed"), device="cpu") as server:
         (server.home / "empty.jsonl").touch()
         for change, path in BAD_SPECS:
             body = json.dumps({**SPEC, **change})

@@ -73,7 +73,7 @@ def trained(
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "tiny").symlink_to(tiny_checkpoint)
     allowed = {"OMNI_R1_ALLOWED_ROOTS": str(tiny_checkpoint.parent)}
-    server = Server(home, {"OMNI_R1_CHECKPOINT": "tiny", **allowed})
+    server = Server(home, {"OMNI_R1_CHECKPOINT": "tiny", "OMNI_R1_CPU_RANKS": "2", **allowed})
     if request.param == "postgresql":
         server.environment["OMNI_R1_DATABASE_URL"] = request.getfixturevalue("postgres").new()
     try:
@@ -147,3 +147,25 @@ def test_invariant_14_killed_server_resumes_with_identical_losses(
         again = losses(client, job["id"])
         assert again == losses(client, trained.job_id)
         assert {step: again[step] for step in seen} == seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["sqlite"], indirect=True)
+def test_job_in_two_processes_names_its_dead_rank_and_resumes(trained: Trained) -> None:
+    spread = {**SPEC, "hyperparameters": {**SPEC["hyperparameters"], "save_every": 20}, "gpu": "exclusive"}
+    with trained.server.client() as client:
+        job = client.create_job({**spread, "num_gpus": 2})
+        for event in client.job_events(job["id"], give_up_s=120):
+            if event.type == "checkpoint":
+                break
+        (worker,) = [child for child in trained.server.children() if runs(child, "training.jobs.worker", "--attached")]
+        (victim,) = [child for child in worker.children() if child.environ().get("RANK") == "1"]
+        victim.kill()
+        *_, end = client.job_events(job["id"], give_up_s=120)
+        assert (end.data["status"], end.data["error"]["code"]) == ("failed", "rank_died")
+        assert "rank 1 was ended by signal 9" in end.data["error"]["detail"]
+        client.resume_job(job["id"])
+        *_, end = client.job_events(job["id"], end.seq, give_up_s=120)
+        assert end.data["status"] == "succeeded"
+        assert sorted(losses(client, job["id"])) == list(range(1, STEPS + 1))
+        assert client.job(job["id"])["checkpoints"][-1]["step"] == STEPS

@@ -21,6 +21,8 @@ from model.checkpoint.memory import (
     layer_parameters,
     memory_needs,
     needs_of,
+    parameters,
+    spread_needs,
     training_needs,
 )
 from model.checkpoint.report import folder_report
@@ -169,6 +171,18 @@ def test_table_of_the_guide_is_made_by_doctor(seven_b: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "gpu.md").read_text("utf-8")
     expected = [row(gib) for gib in CARDS]
     assert [line for line in text.splitlines() if line in expected] == expected, "\n".join(expected)
+    report = folder_report(seven_b, device="cuda", dtype="bf16", memory=80 * GIB)
+    each = {"1": report["train"]["full_pesft"], **report["train_full_pesft_per_device"]}
+    spread = [f"| {count} | {needed / GIB:.1f} |" for count, needed in each.items()]
+    assert [line for line in text.splitlines() if line in spread] == spread, "\n".join(spread)
+
+
+def test_spreading_shares_what_the_optimiser_trains_and_nothing_else(seven_b: Path) -> None:
+    config, entries = ModelConfig.read(seven_b), read_entries(seven_b)
+    one, two, four = (spread_needs(config, entries, devices=n, width=2, device="cuda") for n in (1, 2, 4))
+    assert one == training_needs(config, entries, width=2, device="cuda")["full_pesft"]
+    assert two - four == pytest.approx(16 * parameters(config.transformer) / 4, abs=16)
+    assert one / 2 < two < one
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,9 @@ def test_upstream_preset_matches_authors_code() -> None:
     assert (h.perception_reduction, h.perception_projection, h.perception_state) == ("mean", "frozen", "token")
 
 
+SPREAD = {"gpu": "exclusive", "num_gpus": 2}
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
@@ -84,6 +87,10 @@ def test_upstream_preset_matches_authors_code() -> None:
         ({"seed": -1}, "seed"),
         ({"threads": 0}, "threads"),
         ({"gpu": "all"}, "gpu"),
+        ({"num_gpus": 0}, "num_gpus"),
+        ({"num_gpus": 2}, "needs gpu: exclusive"),
+        ({**SPREAD, "hyperparameters": {"lora": {"rank": 4}}}, "lora trains on one device"),
+        ({**SPREAD, "hyperparameters": {"normalisation": "micro_batch", "micro_batches": 3}}, "a multiple of num_gpus"),
         ({"output_name": "../x"}, "output_name"),
         ({"data": {"source": "web"}}, "source"),
         ({"data": {"source": "m3cot", "path": "x"}}, "source"),
