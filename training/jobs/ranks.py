@@ -75,6 +75,7 @@ def run_ranks(folder: Path, job: Mapping[str, Any], *, resume: bool, stopped: in
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
+            rdzv_configs={"keep_alive_max_attempt": 1_000_000},  # one node cannot lose another, only be slow
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
             shutdown_timeout=STOP_S,

@@ -33,6 +33,7 @@ def shard(ranks: Ranks, device: torch.device, root: nn.Module, parts: Sequence[n
         fully_shard(module, mesh=mesh, reshard_after_forward=module is not root)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
 
 
 def whole(tensor: Tensor) -> Tensor:
