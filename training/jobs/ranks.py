@@ -87,28 +87,29 @@ def run_ranks(folder: Path, job: Mapping[str, Any], *, resume: bool, stopped: in
                 return 1
             return 0 if (folder / "result.json").exists() else stopped
         except ChildFailedError as error:
-            return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, folder, stopped)
+            return exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, folder, stopped)
         finally:
             os.close(held)
     return 0
 
 
-def _exit_code(codes: Mapping[int, int], folder: Path, stopped: int) -> int:
+def exit_code(codes: Mapping[int, int], folder: Path, stopped: int) -> int:
     """The worker's exit code from those of the ranks that did not succeed.
 
-    A signal that ended a rank is the cause of what the others report: they lost it. Some libraries abort then.
+    A signal that ended a rank is the cause of what the others report: they lost it. Some libraries abort then, and the
+    agent sends SIGTERM to those that are left.
 
     Raises:
         JobError: ``rank_died``.
     """
-    killed = [(code == -signal.SIGABRT, rank, code) for rank, code in codes.items() if code < 0]
-    if killed:
-        _, rank, code = min(killed)
+    effects = (-signal.SIGABRT, -signal.SIGTERM)
+    _, rank, code = min((2 if code in effects else int(code > 0), rank, code) for rank, code in codes.items())
+    reported = (folder / "error.json").exists()
+    if code < 0 and not (reported and code in effects):
         detail = f"rank {rank} was ended by signal {-code}; the other ranks stopped with it"
         raise JobError("rank_died", f"{detail}, and the job resumes from its last saved state")
-    if (folder / "error.json").exists():
+    if reported:
         return 1
     if stopped in codes.values():
         return stopped
-    rank, code = min(codes.items())
     raise JobError("rank_died", f"rank {rank} exited with code {code} and reported no error")

@@ -17,7 +17,8 @@ import torch
 from model.checkpoint.checkpoint import load_checkpoint
 from tests.e2e.real_server import wait_until
 from tests.training.job_helpers import events, losses, make_context, masters, pesft_spec, write_job
-from training.jobs.ranks import CPU_RANKS
+from training.jobs.context import JobError
+from training.jobs.ranks import CPU_RANKS, exit_code
 from training.jobs.worker import FAILED, STOPPED, SUCCEEDED
 from training.pesft.job import run
 
@@ -121,3 +122,29 @@ def test_too_few_devices_are_refused_with_both_numbers(tmp_path: Path, tiny_chec
         "code": "too_few_devices",
         "detail": "3 devices asked, 2 found",
     }
+
+
+@pytest.mark.parametrize(
+    ("codes", "reported", "expected"),
+    [
+        ({0: 1, 1: -9}, True, "rank 1 was ended by signal 9"),
+        ({0: -6, 1: -9}, False, "rank 1 was ended by signal 9"),
+        ({0: -15, 1: 7}, False, "rank 1 exited with code 7"),
+        ({0: -15, 1: 1}, True, FAILED),
+        ({0: -6, 1: 1}, True, FAILED),
+        ({0: STOPPED, 1: STOPPED}, False, STOPPED),
+    ],
+    ids=str,
+)
+def test_cause_is_found_among_the_ends_of_all_ranks(
+    codes: dict[int, int], reported: bool, expected: str | int, tmp_path: Path
+) -> None:
+    """What ended one rank, not what losing it did to the others."""
+    if reported:
+        (tmp_path / "error.json").touch()
+    if isinstance(expected, int):
+        assert exit_code(codes, tmp_path, STOPPED) == expected
+    else:
+        with pytest.raises(JobError, match=expected) as died:
+            exit_code(codes, tmp_path, STOPPED)
+        assert died.value.code == "rank_died"
