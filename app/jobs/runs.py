@@ -153,7 +153,7 @@ def _results(row: Any) -> Iterator[dict[str, Any]]:
 def _cost(spec: Mapping[str, Any]) -> Any:
     """What the time of a step depends on, of a specification."""
     hyper = {name: value for name, value in spec["hyperparameters"].items() if name not in COSTLESS}
-    return spec["data"].get("source"), spec.get("threads"), hyper
+    return spec["data"].get("source"), spec.get("threads"), spec.get("num_gpus", 1), hyper
 
 
 def _pace(connection: Connection, row: Any) -> dict[str, tuple[float, float]]:

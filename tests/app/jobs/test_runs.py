@@ -223,6 +223,8 @@ async def test_estimate_comes_from_like_jobs_of_this_server(server: Server) -> N
                 connection.execute(sa.insert(tables.job_events).values(**row))
     found = (await server.client.post("/v1/jobs/estimate", json={**SPEC, "hyperparameters": hyper})).json()
     assert found == {"seconds": 306.0, "steps": 100, "step_s": 3.0, "start_s": 6.0, "job_ids": ids[::-1]}
+    spread = {**SPEC, "hyperparameters": hyper, "gpu": "exclusive", "num_gpus": 2}
+    assert (await server.client.post("/v1/jobs/estimate", json=spread)).json()["seconds"] is None
     pipeline = {"method": "pipeline", "base_checkpoint": "nano-omni-r1", "data": {"pesft": SPEC["data"]}}
     spec = {**pipeline, "hyperparameters": {"perpo": None, "benchmark": None}}
     assert (await server.client.post("/v1/jobs/estimate", json=spec)).json()["seconds"] is None
