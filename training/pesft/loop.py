@@ -238,7 +238,7 @@ class _Learner:
 
     def state(self) -> State:
         """Everything that the next step depends on, in whole tensors; other ranks than the first have none."""
-        state = {
+        state: State = {
             "step": self.done,
             "model": trained_state(self.model.transformer),
             "projection": self.model.projection.state_dict(),
