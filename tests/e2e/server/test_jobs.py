@@ -158,8 +158,8 @@ def test_job_in_two_processes_names_its_dead_rank_and_resumes(trained: Trained) 
         for event in client.job_events(job["id"], give_up_s=120):
             if event.type == "checkpoint":
                 break
-        (worker,) = [child for child in trained.server.children() if runs(child, "training.jobs.worker", "--attached")]
-        (victim,) = [child for child in worker.children() if child.environ().get("RANK") == "1"]
+        ranks = [child for child in trained.server.children() if runs(child, "--rank")]
+        (victim,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
         victim.kill()
         *_, end = client.job_events(job["id"], give_up_s=120)
         assert (end.data["status"], end.data["error"]["code"]) == ("failed", "rank_died")
