@@ -165,7 +165,7 @@ def train_sft(
         data: the sequences.
         folder: for metrics and state.
         resume: continue from the state in ``folder``.
-        host: None: save to the folder alone. Only that of rank 0 is told of the progress.
+        host: None: save to the folder alone. Rank 0's receives the progress.
         ranks: the processes that train together.
 
     Raises:
