@@ -68,8 +68,8 @@ def test_non_finite_values_keep_the_last_checkpoint(
 ) -> None:
     real, calls = training.pesft.loop.accumulate, []
 
-    def poisoned(model: Any, *args: Any) -> tuple[float, dict[str, float]]:
-        loss, metrics = real(model, *args)
+    def poisoned(model: Any, *args: Any, **options: Any) -> tuple[float, dict[str, float]]:
+        loss, metrics = real(model, *args, **options)
         calls.append(loss)
         if len(calls) == 4:
             weight = model.transformer.lm_head.weight
