@@ -119,13 +119,13 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=36_500,
-        description="Days that ended traces stay which nobody has rated, tagged or annotated (default: for ever).",
+        description="Days after its end that a trace is kept, unless rated, tagged or annotated (default: for ever).",
     )
     home_max_gb: float | None = Field(
         None,
         gt=0,
         le=1e9,
-        description="Size of the home, in GB, above which such traces go, the oldest first (default: no limit).",
+        description="Size of the home, in GB, above which the oldest such traces are deleted (default: no limit).",
     )
     allowed_hosts: StringList = Field((), description="Additional accepted `Host` names, comma-separated.")
     allowed_roots: PathList = Field((), description="Folders outside the home that may hold checkpoints.")

@@ -97,7 +97,7 @@ def _storage(client: Client) -> Section:
         rows.append(["traces are kept", f"{keep_days:,} days"])
     if max_bytes is not None:
         rows.append(["limit", _size(max_bytes)])
-    return {"title": "Storage", "text": "", "rows": [["together", _size(held["total_bytes"])], *rows]}
+    return {"title": "Storage", "text": "", "rows": [["total", _size(held["total_bytes"])], *rows]}
 
 
 def sections(client: Client) -> list[Section]:

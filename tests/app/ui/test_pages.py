@@ -124,7 +124,7 @@ def test_about_shows_checkpoint_card_and_limits() -> None:
     assert limits["images per question"] == "1"
     assert limits["largest image file"] == "20 MB"
     storage = dict(reported[3]["rows"])
-    assert storage == {"together": "2.0 MB", "images": "2.0 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
+    assert storage == {"total": "2.0 MB", "images": "2.0 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
 
 
 def test_about_suggests_a_remedy_without_a_server() -> None:
