@@ -10,12 +10,22 @@ from pathlib import Path
 from app.common.locations import ROOT, STATIC
 from model.build import package_version
 
+STATIC_VERSION = "v-"  # begins the folder that names the build in an address
+
 
 @functools.cache
 def build_version() -> str:
     """The package's version and a hash of the pages' files as they were at the start, e.g. `0.1.0+3f9a2c1b`."""
     pages = (path for folder in (STATIC, ROOT / "app" / "ui") for path in folder.rglob("*"))
     return f"{package_version()}+{hash_of(path for path in pages if path.suffix in ('.css', '.html', '.js', '.py'))}"
+
+
+def static_path(name: str) -> str:
+    """The address of a file in `static/`, e.g. `/static/v-3f9a2c1b/pages.css`; another build has other addresses.
+
+    So browsers keep these files without asking again, and modules of two builds never mix.
+    """
+    return f"/static/{STATIC_VERSION}{build_version().rpartition('+')[2]}/{name}"
 
 
 def hash_of(paths: Iterable[Path]) -> str:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import gradio as gr
 
-from app.common.build import build_version
+from app.common.build import build_version, static_path
 
 # Runs in the browser. Retries a failed import a few times, then offers to reload the page.
 _LOAD = """
-const load = (waits) => import('/static/%s').catch((error) => {
+const load = (waits) => import('%s').catch((error) => {
   if (!waits.length) throw error;
   return new Promise((resolve) => setTimeout(resolve, waits[0])).then(() => load(waits.slice(1)));
 });
@@ -61,7 +61,7 @@ def module_html(module: str, mount: str, template: str, *, elem_id: str, value: 
     return gr.HTML(
         value=value,
         html_template=template,
-        js_on_load=_LOAD % (module, mount),
+        js_on_load=_LOAD % (static_path(module), mount),
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -82,7 +82,8 @@ def header(page: str) -> gr.HTML:
     title = "" if page == "studio" else next(label for name, _, label in NAVIGATION if name == page)
     template = (
         f'<div class="or-header" data-page="{page}" data-title="{title}" data-version="{build_version()}">'
-        '<a class="or-brand" href="/" data-link="studio"><img src="/static/logo.svg" alt="" width="28" height="28">'
+        '<a class="or-brand" href="/" data-link="studio">'
+        f'<img src="{static_path("logo.svg")}" alt="" width="28" height="28">'
         f"<h1>{SITE}</h1></a>"
         '<span class="or-spring"></span>'
         '<label class="or-checkpoint" title="The active checkpoint and its weight version">'

@@ -12,6 +12,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from app.client import Client
+from app.common.build import static_path
 from app.common.locations import STATIC
 from app.ui.about import about_page
 from app.ui.checkpoints import checkpoints_page
@@ -24,29 +25,36 @@ from app.ui.training import training_page
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-# Applies the chosen theme before the first paint, so that dark pages never flash white.
-HEAD = """
-<link rel="stylesheet" href="/static/styles.css">
-<link rel="stylesheet" href="/static/viewer/viewer.css">
-<link rel="stylesheet" href="/static/pages.css">
-<link rel="stylesheet" href="/static/branches/branches.css">
-<link rel="stylesheet" href="/static/wall/wall.css">
-<link rel="stylesheet" href="/static/compare/compare.css">
-<link rel="stylesheet" href="/static/curate/curate.css">
-<link rel="stylesheet" href="/static/tour/tour.css">
-<link rel="stylesheet" href="/static/why/why.css">
-<link rel="stylesheet" href="/static/training/training.css">
-<link rel="stylesheet" href="/static/runs/runs.css">
-<link rel="stylesheet" href="/static/checkpoints/checkpoints.css">
-<link rel="icon" type="image/svg+xml" href="/static/logo.svg">
-<link rel="modulepreload" href="/static/viewer/viewer.js">
-<script>
+STYLES = (
+    "styles.css",
+    "viewer/viewer.css",
+    "pages.css",
+    "branches/branches.css",
+    "wall/wall.css",
+    "compare/compare.css",
+    "curate/curate.css",
+    "tour/tour.css",
+    "why/why.css",
+    "training/training.css",
+    "runs/runs.css",
+    "checkpoints/checkpoints.css",
+)
+
+_THEME = """<script>
 try {
   const theme = localStorage.getItem('omni-r1-theme');
   if (theme) document.body.classList.toggle('dark', theme === 'dark');
 } catch {}
 </script>
 """
+
+
+def head() -> str:
+    """Styles, icon, the largest module, and the chosen theme before the first paint, so that no dark page is white."""
+    lines = [f'<link rel="stylesheet" href="{static_path(name)}">' for name in STYLES]
+    lines.append(f'<link rel="icon" type="image/svg+xml" href="{static_path("logo.svg")}">')
+    lines.append(f'<link rel="modulepreload" href="{static_path("viewer/viewer.js")}">')
+    return "\n".join([*lines, _THEME])
 
 
 def build_ui(client: Client) -> gr.Blocks:
@@ -82,7 +90,7 @@ def mount_ui(app: FastAPI, client: Client) -> None:
             blocks,
             path="/",
             theme=theme(),
-            head=HEAD,
+            head=head(),
             favicon_path=str(STATIC / "logo.svg"),
             footer_links=[],
             run_history=False,

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.real_server import Server
 from tests.patience import PATIENCE_S
 
-CHROMIUM = "/usr/bin/chromium"
+BROWSERS = ("chromium-headless-shell", "chromium")  # the first is chromium without its windows, loads pages sooner
 PATIENCE_MS = 1_000 * PATIENCE_S
 
 
@@ -31,10 +31,15 @@ class FakeServer(Server):
         return [sys.executable, "-m", "tests.fake_server", *options]
 
 
+def browser_path() -> str | None:
+    """The first of `BROWSERS` that is installed."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def missing_browser() -> str | None:
     """Why browser tests cannot run here, or None."""
-    if shutil.which(CHROMIUM) is None:
-        return f"{CHROMIUM} is not installed"
+    if browser_path() is None:
+        return "chromium is not installed"
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:
@@ -57,7 +62,7 @@ def launched(*arguments: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox", *arguments])
         try:
             yield browser
         finally:

@@ -16,9 +16,11 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from app.client import Client
+from app.common.build import static_path
+from app.common.locations import STATIC
 from app.ui.about import sections, words_of
 from app.ui.assets import static_files
-from app.ui.page import build_ui, mount_ui, theme
+from app.ui.page import build_ui, head, mount_ui, theme
 from app.ui.training import presets
 from training.spec.spec import parse_spec
 
@@ -146,6 +148,27 @@ def test_static_files_are_revalidated() -> None:
     assert "javascript" in ours.headers["content-type"]
     assert client.get("/static/viewer/viewer.js", headers={"if-none-match": ours.headers["etag"]}).status_code == 304
     assert client.get("/static/js/iframeResizer.contentWindow.min.js").status_code == 200
+
+
+def test_addresses_of_the_build_are_kept() -> None:
+    client = TestClient(Starlette(routes=[Mount("/static", static_files())]))
+    ours = client.get(static_path("viewer/viewer.js"))
+    assert ours.content == (STATIC / "viewer/viewer.js").read_bytes()
+    assert "immutable" in ours.headers["cache-control"]
+    earlier = client.get("/static/v-00000000/viewer/viewer.js")
+    assert earlier.content == ours.content
+    assert earlier.headers["cache-control"] == "no-cache"
+    for path in (static_path("viewer/gone.js"), static_path("../README.md"), "/static/v-", "/static/v-00000000"):
+        gone = client.get(path)
+        assert gone.status_code == 404, path
+        assert "immutable" not in gone.headers.get("cache-control", "")
+
+
+def test_pages_name_the_build_in_every_address(config: dict[str, Any]) -> None:
+    text = head() + json.dumps(config["components"])
+    named = re.findall(r"/static/[\w./-]+", text)
+    assert len(named) > 20
+    assert all(address.startswith(static_path("")) for address in named), named
 
 
 def test_every_page_links_to_all_others(config: dict[str, Any]) -> None:

@@ -40,9 +40,9 @@ def seed_of(page: Any) -> int:
 def test_own_image_gets_the_cards_note_whichever_module_is_late(studio: Open, studio_url: str, tmp_path: Path) -> None:
     picture = picture_file(tmp_path)
     window = studio(studio_url)
-    for late in ("/static/studio/studio.js", "/static/studio/header.js", "/static/studio/well.js", None):
+    for late in ("studio.js", "header.js", "well.js", None):
         page = opened(window)
-        held = HeldBack(page, f"**{late}") if late else None
+        held = HeldBack(page, f"**/static/*/studio/{late}") if late else None
         page.goto(studio_url, wait_until="commit")
         if held:
             page.wait_for_timeout(400)
@@ -50,6 +50,7 @@ def test_own_image_gets_the_cards_note_whichever_module_is_late(studio: Open, st
         page.wait_for_selector("html[data-studio=ready]", state="attached")
         page.set_input_files("input[type=file]", picture)
         page.wait_for_selector(".or-honesty:visible >> text=On a photo its answer is a guess")
+        assert held is None or held.requested
         page.close()
 
 
@@ -202,7 +203,7 @@ def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str)
     window = studio(studio_url)
     window.expected = ["422"]
     page = opened(window)
-    held = HeldBack(page, "**/static/studio/studio.js")
+    held = HeldBack(page, "**/static/*/studio/studio.js")
     page.goto(studio_url, wait_until="commit")
     page.click("#or-reason")
     page.fill(BOX, "How many red shapes are there?")
@@ -211,14 +212,16 @@ def test_click_before_the_module_is_loaded_counts(studio: Open, studio_url: str)
     page.wait_for_selector("text=needs 1 image")  # written before, so no example has replaced it
     assert asked(page) == "How many red shapes are there?"
     page.wait_for_selector(".or-budget:not(:empty)")
+    assert held.requested
     page.close()
 
     page = opened(window)
-    held = HeldBack(page, "**/static/studio/studio.js")
+    held = HeldBack(page, "**/static/*/studio/studio.js")
     page.goto(studio_url, wait_until="commit")
     page.click("#or-reason")
     held.let_all_go()
     status(page, "completed")
+    assert held.requested
 
 
 def test_image_and_film_are_saved(studio: Open, studio_url: str) -> None:
