@@ -8,9 +8,10 @@ from itertools import islice
 from PIL import Image
 from tqdm import tqdm
 
+from model.images.view import model_view
 from model.text.template import ImagePart, Part, Rendered, StepPart, Template, TextPart
 from training.data.token_sets import Codes, ImageCoder, TokenSet
-from training.world.drills import KINDS, Drill, make_drill
+from training.world.drills import KINDS, VERIFYING, Drill, make_drill
 
 BLANK = Image.new("RGB", (64, 64), "white")  # codes of a drill without images, discarded
 
@@ -29,11 +30,17 @@ def drill_set(
 
     def rendered() -> Iterator[Rendered]:
         while chunk := [make_drill(seed, shares=shares) for seed in islice(seeds, 64)]:
-            coded = coder.chains([drill_images(drill) or [BLANK] for drill in chunk])
+            chains = [drill_images(drill) or [BLANK] for drill in chunk]
+            coded = coder.chains([[model_view(image, coder.vq.config) for image in chain] for chain in chains])
             for number, (drill, codes) in enumerate(zip(chunk, coded, strict=True)):
                 yield render_drill(drill, codes, templates[number % 8 == 0])
 
     return TokenSet.build(rendered(), context_len)
+
+
+def rehearsal(first: int, count: int, coder: ImageCoder, template: Template, context_len: int) -> TokenSet:
+    """The drills of `count` seeds from `first`, of the kinds that the base saw last, in one template."""
+    return drill_set(first, count, coder, [template, template], context_len, shares=VERIFYING)
 
 
 def drill_images(drill: Drill) -> list[Image.Image]:

@@ -212,6 +212,15 @@ class TokenSet:
         offsets = np.concatenate([[0], np.cumsum([len(x) for x in ids])]).astype(np.int64)
         return cls(np.concatenate(ids), np.concatenate(masks), offsets, dropped)
 
+    def joined(self, other: TokenSet) -> TokenSet:
+        """These sequences, then those of `other`."""
+        return TokenSet(
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.loss_mask, other.loss_mask]),
+            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            self.dropped + other.dropped,
+        )
+
     def save(self, path: Path) -> None:
         """Write as npz."""
         with path.open("wb") as handle:  # given a path, numpy would append to its name

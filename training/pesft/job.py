@@ -21,8 +21,9 @@ import numpy as np
 from model.checkpoint.checkpoint import LoadedCheckpoint
 from model.checkpoint.manifest import ImageCount
 from model.nets.lora import merged_state
+from training.data.drills import rehearsal
 from training.data.rows import DataError, Intake
-from training.data.samples import SampleEncoder, build_token_set, trace_samples
+from training.data.samples import SEEDS_A_RUN, SampleEncoder, build_token_set, trace_samples
 from training.data.token_sets import ImageCoder, TokenSet, id_to_code
 from training.home_paths import without_old_home
 from training.jobs.checkpoints import (
@@ -46,7 +47,8 @@ from training.pesft.loop import RunHost, SFTModel, SFTSpec, State, train_sft
 from training.spec.spec import PeSFTSpec
 
 DESCRIPTION = "Answers questions about images by drawing its way there (PeSFT)."
-CACHE, ABOUT = "data.npz", "data.json"
+CACHE, ABOUT, DRILLS = "data.npz", "data.json", "drills.npz"
+DRILL_SEEDS = 10_000_000  # the base has used those from 0 up
 MANY_REJECTED = 0.5  # above this share of rejected samples, the warning blames the data
 
 
@@ -70,6 +72,7 @@ def run(ctx: JobContext) -> dict[str, Any]:
     data, account = _shared_data(ctx, base, folder)
     images = question_images(data, base.vocab.boi_id, base.manifest.images)
     base = replace(base, manifest=replace(base.manifest, images=images))
+    data = with_drills(ctx, base, data, folder)
     settings = replace(sft_settings(spec, data, stage), precision=precision)
     begin(base.transformer, hyper.lora, recompute=hyper.recompute, seed=spec.seed)
     job = _Job(ctx, base, stage, settings)
@@ -198,6 +201,7 @@ def sft_settings(spec: PeSFTSpec, data: TokenSet, label: str) -> SFTSpec:
         perception_weight=hyper.perception_weight if hyper.variant == "interleaved" else 0.0,
         perception_reduction=hyper.perception_reduction,
         label=label,
+        extra={"drills": hyper.drills} if hyper.drills else {},
         schedule=hyper.schedule,
         betas=hyper.betas,
         batch_samples=hyper.batch_samples,
@@ -222,6 +226,30 @@ def _shared_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple
         return data, account
     ctx.ranks.wait()
     return TokenSet.load(folder / CACHE), json.loads((folder / ABOUT).read_text("utf-8"))["account"]
+
+
+def with_drills(ctx: JobContext, base: LoadedCheckpoint, data: TokenSet, folder: Path) -> TokenSet:
+    """The sequences and ``drills`` of the base's training, in the job's template; rank 0 makes them.
+
+    Drills rehearse what the traces show too little of: PeSFT on a few thousand traces forgets to draw at the right
+    place. Their seeds are above those of the base.
+    """
+    spec = ctx.spec
+    assert isinstance(spec, PeSFTSpec)
+    share, cache = spec.hyperparameters.drills, folder / DRILLS
+    if not share:
+        return data
+    if ctx.ranks.first and not (ctx.resume and cache.exists()):
+        assert base.vq is not None
+        count = max(1, round(share / (1 - share) * len(data)))
+        first = DRILL_SEEDS + spec.seed % 100 * SEEDS_A_RUN
+        coder = ImageCoder(base.vq, device=ctx.device)
+        limit = base.config.transformer.context_len
+        made = rehearsal(first, count, coder, base.template, limit)
+        ctx.disk.replace(cache, made.save)
+        ctx.log.log(f"{len(made):,} drills join the {len(data):,} traces")
+    ctx.ranks.wait()
+    return data.joined(TokenSet.load(cache))
 
 
 def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[TokenSet, dict[str, Any]]:

@@ -88,12 +88,21 @@ class PeSFTHyperparameters(_Optimisation):
     perception_projection: Literal["learned", "frozen"] = Field("learned", description="W: [C] random and frozen")
     perception_state: Literal["predict", "token"] = Field("predict", description="h_t: [C] the state at the token")
     variant: Variant = Field("interleaved", description="text and state are the controls without images")
+    drills: float = Field(
+        0.0, ge=0.0, le=0.9, description="share of the sequences that are new drills, against forgetting to draw [D]"
+    )
     template: TemplateName | None = Field(None, description="of the checkpoint made; the base's own when absent")
     precision: Precision = Field(
         "auto", description="bf16 [C] on devices with bf16 hardware, otherwise fp32; trained weights are fp32"
     )
     sample_every: Count = Field(100, description="steps between two sampled looks at the model; 0: never")
     show_samples: Annotated[int, Field(ge=1, le=16)] = Field(4, description="traces shown at each look")
+
+    @model_validator(mode="after")
+    def _drills_draw(self) -> PeSFTHyperparameters:
+        if self.drills and self.variant != "interleaved":
+            raise ValueError("drills draw: they need variant interleaved")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_have_samples(self) -> PeSFTHyperparameters:

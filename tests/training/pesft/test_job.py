@@ -263,3 +263,23 @@ def test_resume_rejects_other_settings(tmp_path: Path, tiny_checkpoint: Path) ->
     run(make_context(tmp_path, spec(steps=2), tiny_checkpoint))
     with pytest.raises(JobError, match="other settings"):
         run(make_context(tmp_path, spec(steps=2, lr=1e-3), tiny_checkpoint, resume=True))
+
+
+def test_drills_join_the_traces(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    job = spec(steps=2, drills=0.25)
+    run(make_context(tmp_path / "job", job, tiny_checkpoint))
+    folder = tmp_path / "job" / "runs" / "pesft"
+    traces, drills = (TokenSet.load(folder / name) for name in ("data.npz", "drills.npz"))
+    assert len(drills) == len(traces) / 3
+    whole = traces.joined(drills)
+    assert whole.ids.tolist() == [*traces.ids, *drills.ids]
+    assert whole.lengths.tolist() == [*traces.lengths, *drills.lengths]
+    images = validate_checkpoint(tmp_path / "job" / "checkpoints" / "job-step-2").images
+    assert (images.min, images.max) == (1, 2), "a drill is not a question"
+    with pytest.raises(JobError, match="other settings"):
+        run(make_context(tmp_path / "job", spec(steps=2), tiny_checkpoint, resume=True))
+
+
+def test_drills_need_images(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="variant interleaved"):
+        make_context(tmp_path, spec(variant="text", drills=0.25), tiny_checkpoint)
