@@ -229,7 +229,7 @@ def build_services(
         grader=Grader(jobs.custom, tokens.parts, core.images.read),
         key=Keys(ApiKey(settings.api_key.get_secret_value()), KeyStore(core.db)) if settings.api_key else None,
     )
-    publish(services)
+    publish(services, home)
     return services
 
 
@@ -306,7 +306,14 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
     intake = JobIntake(core.db, registry, core.images, home=core.home, settings=core.settings, custom=custom)
     db, home = core.db, core.home
     return JobService(
-        core.settings, db=db, home=home, checkpoints=registry, activation=activation, intake=intake, command=command
+        core.settings,
+        db=db,
+        home=home,
+        checkpoints=registry,
+        activation=activation,
+        intake=intake,
+        command=command,
+        metrics=core.metrics,
     )
 
 

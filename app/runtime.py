@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +25,7 @@ from app.checkpoints.registry import NoCheckpoint
 from app.common import pools
 from app.common.pools import TooSlow
 from app.http.deps import Services
+from app.jobs.watch import End
 from app.storage import keys, tables
 from app.storage.database import Database
 from app.storage.home import Home
@@ -342,13 +343,16 @@ def reach_database(url: str) -> tuple[str, str | None]:
     return database.place, None
 
 
-def publish(s: Services) -> None:
+def publish(s: Services, home: Home) -> None:
     """Publish the state of the parts on `/metrics`."""
     watch, count = s.metrics.watch, s.metrics.count
+    for status in get_args(End):
+        s.metrics.jobs_ended.labels(status)  # from 0 on, so that the first failure shows as an increase
     watch("omni_r1_jobs_running", "Running jobs.", lambda: s.jobs.running)
     watch("omni_r1_checkpoints_loaded", "Checkpoints in memory.", lambda: len(s.generation.status().loaded))
     watch("omni_r1_traces_running", "Traces with a slot.", lambda: s.traces.running)
     watch("omni_r1_traces_waiting", "Traces waiting for a slot.", lambda: s.traces.waiting)
+    watch("omni_r1_traces_waiting_max", "Traces that may wait.", lambda: s.settings.max_queue)
     watch("omni_r1_event_streams", "Open event streams.", lambda: s.events.open_streams + s.jobs.open_streams)
     count("omni_r1_event_commits", "Commits of the event writer.", lambda: s.events.commits)
     count("omni_r1_traces_pruned", "Traces deleted by age or size.", lambda: s.retention.pruned_traces)
@@ -356,5 +360,7 @@ def publish(s: Services) -> None:
     s.metrics.watch_each(
         "omni_r1_home_bytes", sizes, "kind", lambda: {str(kind): size for kind, size in s.retention.sizes.items()}
     )
+    disk = "Bytes of the home's disk, as of the last five seconds."
+    s.metrics.watch_each("omni_r1_disk_bytes", disk, "kind", lambda: home.reserve.disk)
     count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
     watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")

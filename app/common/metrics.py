@@ -31,12 +31,22 @@ class Metrics:
         )
         self.traces_created = Counter("omni_r1_traces_created", "Accepted traces.", registry=self.registry)
         self.traces_ended = Counter("omni_r1_traces_ended", "Ended traces.", ["status"], registry=self.registry)
+        self.tokens = Counter(
+            "omni_r1_tokens", "Generated tokens of complete steps and of answers.", registry=self.registry
+        )
+        self.jobs_ended = Counter(
+            "omni_r1_jobs_ended", "Jobs that started and ended.", ["status"], registry=self.registry
+        )
         self.queued_seconds = Histogram(
             "omni_r1_trace_queued_seconds", "Wait for a slot.", buckets=_FAST, registry=self.registry
         )
         self.first_text_seconds = Histogram(
             "omni_r1_trace_first_text_seconds", "POST to the first text.", buckets=_FAST, registry=self.registry
         )
+
+    def job_ended(self, status: str) -> None:
+        """Count the end of a job. From any thread."""
+        self.jobs_ended.labels(status).inc()
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Register a gauge that is read on every scrape."""

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from app.checkpoints.activation import Activation
 from app.common import pools
+from app.common.metrics import Metrics
 from app.common.settings import Settings
 from app.contract.problems import Problem
 from app.jobs import files, shown, store
@@ -70,6 +71,7 @@ class JobService:
         activation: Activation,
         intake: JobIntake,
         command: Sequence[str],
+        metrics: Metrics,
     ) -> None:
         self._db = db
         self._home = home
@@ -77,7 +79,7 @@ class JobService:
         self._activation = activation
         self._intake = intake
         self._ids = store.JobIds()
-        self._table = store.JobTable(db, lambda: home.server_id, home.jobs)
+        self._table = store.JobTable(db, lambda: home.server_id, home.jobs, metrics.job_ended)
         self._events = JobEvents(db, server_id=lambda: home.server_id, ping_s=settings.ping_s)
         self._runner = JobRunner(
             self._table,

@@ -43,10 +43,18 @@ JobIds = functools.partial(SortableIds, "job_")
 class JobTable:
     """The jobs of one server, for its runner."""
 
-    def __init__(self, db: Database, server_id: Callable[[], str], folder: Path) -> None:
+    def __init__(
+        self,
+        db: Database,
+        server_id: Callable[[], str],
+        folder: Path,
+        ended: Callable[[End], None] = lambda _status: None,
+    ) -> None:
+        """`ended` is called once for each recorded end, from the thread that records it."""
         self._db = db
         self._server_id = server_id
         self._folder = folder
+        self._ended = ended
         self._seen: dict[str, float] = {}  # last sign of life of running jobs, monotonic
 
     def folder(self, job_id: str) -> Path:
@@ -149,13 +157,13 @@ class JobTable:
     ) -> None:
         """Record the job's end and its last event, in one transaction."""
 
-        def end(connection: Connection) -> None:
+        def end(connection: Connection) -> bool:
             if status == "interrupted":
                 update(connection, job_id, unsettled=False, worker=None)  # another server may have ended it already
             else:
                 _take_back(connection, job_id)
             since, _ = self._since(job_id)
-            change_status(
+            changed = change_status(
                 connection,
                 job_id,
                 from_=("running",),
@@ -169,8 +177,10 @@ class JobTable:
             series.fold(connection, job_id)
             if status == "interrupted":
                 _go_on(connection, job_id)
+            return changed
 
-        self._db.change(end)
+        if self._db.change(end):
+            self._ended(status)
         self._seen.pop(job_id, None)
 
     def _since(self, job_id: str) -> tuple[float, float]:

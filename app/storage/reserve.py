@@ -21,10 +21,13 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.disk: dict[str, int] = {}  # bytes of the home's disk, `total` and `free`, as of the last `take`
 
     def take(self) -> None:
-        """Reserve the space, unless the disk is nearly full."""
-        if self._path.exists() or shutil.disk_usage(self._path.parent).free < 8 * RESERVED_BYTES:
+        """Measure the disk, and reserve the space unless it is nearly full."""
+        disk = shutil.disk_usage(self._path.parent)
+        self.disk = {"total": disk.total, "free": disk.free}
+        if self._path.exists() or disk.free < 8 * RESERVED_BYTES:
             return
         try:
             self._path.write_bytes(os.urandom(RESERVED_BYTES))  # incompressible

@@ -12,7 +12,7 @@ from app.checkpoints.pool import Lease
 from app.common import pools
 from app.common.metrics import Metrics
 from app.contract.frames import encode
-from app.contract.words import GroupKind
+from app.contract.words import TERMINAL, GroupKind
 from app.storage.database import Database, now
 from app.storage.idempotency import Claim
 from app.storage.keys import admit_traces, key_name
@@ -39,6 +39,8 @@ class Launcher:
         self._events = events
         self._runner = runner
         self._metrics = metrics
+        for status in TERMINAL:
+            metrics.traces_ended.labels(status)  # from 0 on, so that the first failure shows as an increase
         self.server_id = server_id
         self._ids = store.TraceIds()
         self._group_ids = group_store.GroupIds()

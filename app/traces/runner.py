@@ -226,6 +226,7 @@ class TraceRunner:
                 data, update = await kept_step(live, emitted, brought[0][1] if brought else None, self._images)
             case "step.completed" if (given := emitted.tokens) is not None:
                 update = partial(tokens.put, trace_id=live.id, part=data["step"], tokens=given)
+                self._metrics.tokens.inc(given.num_generated)
         written = self._append(live, type_, data, urgent=urgent, update=update)
         if written is not None and brought:
             written.add_done_callback(lambda committed: self._settle(live, brought, listed=committed.result()))
@@ -264,6 +265,7 @@ class TraceRunner:
     # ---- ends
 
     async def _finished(self, live: LiveTrace, finished: Finished) -> None:
+        self._metrics.tokens.inc(finished.tokens.num_generated)
         verdict = await self._judge.verdict(live, finished.answer) if live.task_id is not None else None
         live.timings["total_ms"] = live.elapsed_ms()
         timings = {"queued_ms": None, "first_text_ms": None, **live.timings}

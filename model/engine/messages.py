@@ -6,6 +6,7 @@ Knows nothing of tensors, processes or HTTP. `model/engine/client.py` implements
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -116,6 +117,11 @@ class Tokens:
 
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+
+    @property
+    def num_generated(self) -> int:
+        """How many of them were not given."""
+        return sum(not math.isnan(logprob) for logprob in self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from app.contract.problems import Problem
 from tests.app.conftest import Serve, both_databases
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, of_type, post, statuses, worker
+from tests.patience import PATIENCE_S
 
 
 @both_databases
@@ -161,6 +163,9 @@ async def test_crashed_worker_leaves_its_last_lines(serve: Serve) -> None:
         assert error["code"] == "worker_died"
         assert "exit code 7" in error["detail"]
         assert error["log_tail"] == ["the worker says hello", "boom[31m"]  # without the escape character
+        async with asyncio.timeout(PATIENCE_S):  # counted once the end is stored
+            while 'omni_r1_jobs_ended_total{status="failed"} 1.0' not in (await server.client.get("/metrics")).text:
+                await asyncio.sleep(0.01)
 
 
 async def test_unstartable_worker_fails_the_job(serve: Serve) -> None:

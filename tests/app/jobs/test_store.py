@@ -54,6 +54,16 @@ def test_job_is_claimed_once(db: Database) -> None:
         assert set(rows.scalars()) == {1}
 
 
+def test_each_end_of_a_job_is_counted_once(db: Database) -> None:
+    add(db, "job_counted", "counting")
+    ended: list[str] = []
+    counting = store.JobTable(db, lambda: "counting", Path("jobs"), ended.append)
+    assert counting.claim(9) is not None
+    for _ in range(2):  # the second one finds it ended
+        counting.finish("job_counted", "failed", error={"code": "x"}, result=None)
+    assert ended == ["failed"]
+
+
 def test_claim_respects_server_limit_and_order(db: Database) -> None:
     for k, gpu in enumerate(("shared", "exclusive", "shared")):
         add(db, f"job_x{k}", "mine", gpu=gpu)
