@@ -119,7 +119,7 @@ def test_other_shown_commands_are_known() -> None:
     programs = {words(line)[0] for _, line in shell_lines()}
     ours = {"make", ".venv/bin/omni-r1", ".venv/bin/python"}
     backup = {"mkdir", "pg_dump", "pg_restore", "rsync", "sqlite3", "tar"}
-    assert programs <= ours | backup | {"curl", "docker", "git", "ssh"}
+    assert programs <= ours | backup | {"curl", "docker", "git", "kubectl", "ssh"}
 
 
 def test_shown_python_is_valid() -> None:
