@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from app.common import logs
 from app.exit_watch import ExitWatch
+from app.forwarded import Forwarded
 from app.http.connections import ConnectionGuard, Listener, connection_limit, raise_descriptor_limit
 from app.http.deps import Services
 from app.runtime import Runtime
@@ -72,7 +73,7 @@ class StudioServer(uvicorn.Server):
 
 def server_config(app: FastAPI, guard: ConnectionGuard) -> uvicorn.Config:
     """The uvicorn configuration for connections of `guard`."""
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         loop="asyncio",  # its listening socket may be ours
         http=guard.protocol(),
@@ -82,7 +83,11 @@ def server_config(app: FastAPI, guard: ConnectionGuard) -> uvicorn.Config:
         timeout_graceful_shutdown=GRACEFUL_S,
         ws="none",
         lifespan="on",
+        proxy_headers=False,  # `Forwarded` does that
     )
+    services: Services = app.state.services
+    config.app = Forwarded(app, root_path=services.settings.root_path, trusted=config.forwarded_allow_ips)
+    return config
 
 
 def run_app(app: FastAPI, sock: Listener, *, kill_engine: Callable[[], None] | None = None) -> int:

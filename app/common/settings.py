@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.common.prefix import checked_prefix
 from model.config import LONGEST_CONTEXT
 from model.quantisation import QuantKind
 from model.speculation import WIDEST, WINDOW
@@ -127,6 +128,9 @@ class Settings(BaseSettings):
         le=1e9,
         description="Size of the home, in GB, above which the oldest such traces are deleted (default: no limit).",
     )
+    root_path: str = Field(
+        "", description="Path prefix under which a proxy shows the studio, such as `/studio` (default: none)."
+    )
     allowed_hosts: StringList = Field((), description="Additional accepted `Host` names, comma-separated.")
     allowed_roots: PathList = Field((), description="Folders outside the home that may hold checkpoints.")
     rewards_dir: Path | None = Field(
@@ -164,6 +168,11 @@ class Settings(BaseSettings):
         if value == "":
             raise ValueError("is empty; set it to a folder you own, or unset it")
         return value
+
+    @field_validator("root_path", mode="after")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        return checked_prefix(value)
 
     @field_validator("api_key", mode="after")
     @classmethod

@@ -138,9 +138,9 @@ def field_problem(code: str, path: str, detail: str) -> Problem:
     return Problem(code, f"{path}: {detail}", errors=[{"path": path, "message": detail}])
 
 
-def response_for(problem: Problem, instance: str) -> Response:
-    """The HTTP response for `problem` on the path `instance`."""
-    if speaks_openai(instance):
+def response_for(problem: Problem, instance: str, prefix: str = "") -> Response:
+    """The HTTP response for `problem` on the path `instance`, which begins with a proxy's `prefix`."""
+    if speaks_openai(instance.removeprefix(prefix)):
         return _openai_response(problem)
     content = json.dumps(problem.body(instance), allow_nan=False).encode()
     return Response(content, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)

@@ -10,6 +10,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.common.prefix import below
 from model.log_lines import request_id
 
 log = logging.getLogger("omni_r1.access")
@@ -58,7 +59,7 @@ class AccessLog:
             self._log(scope, status, time.perf_counter() - started, sent)
 
     def _log(self, scope: Scope, status: int, seconds: float, sent: int) -> None:
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], below(scope)
         level = logging.DEBUG if path in _QUIET or path.startswith(_QUIET_FOLDERS) else logging.INFO
         if not self._write or not log.isEnabledFor(level):
             return

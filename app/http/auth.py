@@ -19,8 +19,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.contract.problems import Problem, response_for
+from app.common.prefix import below
+from app.contract.problems import Problem
 from app.http.brake import Brake
+from app.http.errors import refused
 from app.storage.keys import Caller, caller
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -81,7 +83,7 @@ class GuardMiddleware:
             problem = self._too_large()
         if problem is not None:
             await _drain(receive, int(length) if length.isdecimal() else None)
-            await response_for(problem, scope["path"])(scope, receive, guarded_send)
+            await refused(problem, scope)(scope, receive, guarded_send)
             return
 
         read = 0
@@ -100,7 +102,7 @@ class GuardMiddleware:
         except _TooLarge:
             if not started:
                 await _drain(receive, None)
-                await response_for(self._too_large(), scope["path"])(scope, receive, guarded_send)
+                await refused(self._too_large(), scope)(scope, receive, guarded_send)
 
     def _rejection(self, scope: Scope, headers: Headers) -> Problem | None:
         host = headers.get("host", "")
@@ -179,7 +181,7 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reject requests without a key, after reading their body."""
-        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
+        if scope["type"] not in ("http", "websocket") or below(scope) in OPEN:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -210,7 +212,7 @@ def _rejection(scope: Scope, headers: Headers) -> Response:
     """401, or a redirect to the login for browser page loads."""
     wants_page = scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", "")
     if wants_page and headers.get("sec-fetch-mode", "navigate") == "navigate":
-        wanted = quote(scope["path"])
+        wanted = quote(below(scope))
         if scope["query_string"]:
             wanted += "?" + scope["query_string"].decode("latin-1")
         where = "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='/')}"
@@ -226,7 +228,7 @@ def _rejection(scope: Scope, headers: Headers) -> Response:
             "Cache-Control": "no-store",
         },
     )
-    return response_for(problem, scope["path"])
+    return refused(problem, scope)
 
 
 async def _drain(receive: Receive, expected: int | None) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.common import pools
-from app.contract.problems import response_for
+from app.common.prefix import below
+from app.http.errors import refused
 from app.storage.faults import from_storage
 from app.storage.uploads import BUFFER_BYTES, Spool
 
@@ -32,7 +33,7 @@ class BodyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body before the app runs: into memory if it is small, else into a file."""
-        if scope["type"] != "http" or scope["method"] not in METHODS or scope["path"].rstrip("/") in STREAMED:
+        if scope["type"] != "http" or scope["method"] not in METHODS or below(scope).rstrip("/") in STREAMED:
             await self._app(scope, receive, send)
             return
         held, more = bytearray(), True
@@ -60,7 +61,7 @@ class BodyMiddleware:
                 problem = from_storage(error)
                 if problem is None:
                     raise
-                await response_for(problem, scope["path"])(scope, receive, send)
+                await refused(problem, scope)(scope, receive, send)
                 return
         await self._hand_over(body, end_turn, scope, receive, send)
 

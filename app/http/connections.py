@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.contract.problems import Problem, response_for
+from app.http.errors import refused
 
 log = logging.getLogger("omni_r1.server")
 
@@ -298,7 +299,6 @@ class _Request:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, connection: Connection | None, timeout_s: float
     ) -> None:
-        self._path: str = scope["path"]
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -338,7 +338,7 @@ class _Request:
         if not self._started:
             detail = f"the body stalled for {self._timeout_s:g} s or was too slow; send the request again"
             refusal = Problem("request_timeout", detail, headers={"Connection": "close"})
-            await response_for(refusal, self._path)(self._scope, self._receive, self._send)
+            await refused(refusal, self._scope)(self._scope, self._receive, self._send)
         self._given_up = True
 
     async def send(self, message: Message) -> None:

@@ -18,6 +18,7 @@ from app.checkpoints.registration import Registration
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import pools
 from app.common.metrics import Metrics
+from app.common.prefix import below
 from app.common.settings import Settings
 from app.contract.problems import MEDIA_TYPE, Problem, field_problem
 from app.contract.schemas import ProblemOut, clean_text
@@ -113,7 +114,7 @@ async def known_query(request: Request) -> None:
 async def known_ids(request: Request) -> None:
     """404 for an id with the NUL character, which PostgreSQL cannot look up."""
     if any("\0" in str(value) for value in request.path_params.values()):
-        _, _version, collection, *_ = request.url.path.split("/")
+        _, _version, collection, *_ = below(request.scope).split("/")
         raise Problem(f"{collection.removesuffix('s')}_not_found", "no id contains the NUL character")
 
 

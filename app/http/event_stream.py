@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Mapping
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.contract.problems import response_for
 from app.http.conditional import HEAD_ONLY
 from app.http.connections import STATE, Connection, too_many
+from app.http.errors import refused
 
 # Prevents caching, buffering and compression by proxies.
 _UNBUFFERED = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
@@ -50,7 +50,7 @@ class EventStream(Response):
             if admitted or not self._limited:
                 await self._stream(receive, send)
                 return
-        await response_for(too_many(), scope["path"])(scope, receive, send)
+        await refused(too_many(), scope)(scope, receive, send)
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         sender = asyncio.create_task(self._send(send))

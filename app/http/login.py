@@ -23,9 +23,12 @@ _HEADERS = {
 }
 
 
-def login_page(next_: str, *, problem: Problem | None = None) -> HTMLResponse:
-    """The page that asks for the key and then redirects to `next_` (a local path); shows `problem`, with its status."""
-    page = PAGE.read_text("utf-8").replace("{next}", html.escape(local_path(next_)))
+def login_page(next_: str, *, prefix: str, problem: Problem | None = None) -> HTMLResponse:
+    """The page that asks for the key and then redirects to `next_` (a local path); shows `problem`, with its status.
+
+    `prefix` is the proxy's; `next_` is relative to it.
+    """
+    page = PAGE.read_text("utf-8").replace("{prefix}", prefix).replace("{next}", html.escape(local_path(next_)))
     if problem is not None:
         shown = html.escape(problem.detail.capitalize())
         page = page.replace("<!-- message -->", f'<p class="bad" role="alert">{shown}</p>')

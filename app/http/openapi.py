@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
+from app.common.prefix import prefix_of
 from app.contract.events import TRACE_EVENTS, stream_schemas
 from app.contract.events_groups import GROUP_EVENTS
 from app.contract.events_jobs import JOB_EVENTS
@@ -31,13 +32,14 @@ def add_docs(app: FastAPI, *, with_key: bool, schemas: Mapping[str, Any]) -> Non
     """Add `/docs`, and events, errors, authentication and more `schemas` to `/openapi.json`."""
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    async def docs(request: Request) -> HTMLResponse:
+        prefix = prefix_of(request.scope)
         return get_swagger_ui_html(
-            openapi_url="/openapi.json",
+            openapi_url=f"{prefix}/openapi.json",
             title=f"{app.title}: API",
-            swagger_js_url="/static/swagger/swagger-ui-bundle.js",
-            swagger_css_url="/static/swagger/swagger-ui.css",
-            swagger_favicon_url="/static/swagger/favicon-32x32.png",
+            swagger_js_url=f"{prefix}/static/swagger/swagger-ui-bundle.js",
+            swagger_css_url=f"{prefix}/static/swagger/swagger-ui.css",
+            swagger_favicon_url=f"{prefix}/static/swagger/favicon-32x32.png",
             swagger_ui_parameters={"validatorUrl": None},
         )
 

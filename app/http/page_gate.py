@@ -18,9 +18,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.contract.problems import Problem, response_for
+from app.common.prefix import below, prefix_of
+from app.contract.problems import Problem
 from app.contract.words import PAGES
 from app.http.bodies import replayed
+from app.http.errors import refused
 
 log = logging.getLogger("omni_r1.page")
 
@@ -34,7 +36,7 @@ _GONE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Not found · Omni-R1 Studio</title>
-<link rel="icon" type="image/svg+xml" href="/static/logo.svg">
+<link rel="icon" type="image/svg+xml" href="{prefix}/static/logo.svg">
 <style>
   :root { color-scheme: light dark; font-family: system-ui, sans-serif }
   main { max-width: 32rem; margin: 20vh auto 0; padding: 0 1.5rem; line-height: 1.5 }
@@ -42,7 +44,7 @@ _GONE = """<!doctype html>
 </style></head>
 <body><main><h1>This page does not exist</h1>
 <p>The studio has nothing at <code>{path}</code>.</p>
-<p><a href="/">Go to the studio</a></p></main></body></html>
+<p><a href="{prefix}/">Go to the studio</a></p></main></body></html>
 """
 
 
@@ -61,19 +63,19 @@ class PageGate:
         if scope["type"] != "http":
             await self._page(scope, receive, send)
             return
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], below(scope)
         if method in ("GET", "HEAD") and _GET.fullmatch(path):
             await self._guarded(scope, receive, send)
         elif method == "POST" and _POST.fullmatch(path):
             body = await _json_body(receive)
             if body is None:
-                await response_for(Problem("malformed", "the body is not a JSON object"), path)(scope, receive, send)
+                await refused(Problem("malformed", "the body is not a JSON object"), scope)(scope, receive, send)
             else:
                 await self._guarded(scope, replayed(body, receive), send)
         elif allowed := self._methods(scope):
             allow = ", ".join(sorted(allowed))
             problem = Problem("method_not_allowed", f"use {allow} here", headers={"Allow": allow})
-            await response_for(problem, path)(scope, receive, send)
+            await refused(problem, scope)(scope, receive, send)
         else:
             await not_found(scope)(scope, receive, send)
 
@@ -83,9 +85,9 @@ class PageGate:
         for route in self._api:
             if isinstance(route, APIRoute) and route.matches(dict(scope))[0] is Match.PARTIAL:
                 found |= route.methods or set()
-        if _GET.fullmatch(scope["path"]):
+        if _GET.fullmatch(below(scope)):
             found.add("GET")
-        if _POST.fullmatch(scope["path"]):
+        if _POST.fullmatch(below(scope)):
             found.add("POST")
         return found | {"HEAD"} if "GET" in found else found
 
@@ -106,18 +108,19 @@ class PageGate:
             if started and not rejected:
                 raise
             rejected = True
-            log.warning("the page rejected %s %s: %r", scope["method"], scope["path"], error)
+            log.warning("the page rejected %s %s: %r", scope["method"], below(scope), error)
         if rejected:
             problem = Problem("malformed", "the page cannot handle this request; reload it")
-            await response_for(problem, scope["path"])(scope, receive, send)
+            await refused(problem, scope)(scope, receive, send)
 
 
 def not_found(scope: Scope) -> Response:
     """The 404 outside the API: a page for browsers, a problem document otherwise."""
-    api = scope["path"] == "/v1" or scope["path"].startswith("/v1/")
+    api = below(scope) == "/v1" or below(scope).startswith("/v1/")
     if not api and "text/html" in Headers(scope=scope).get("accept", "") and scope["method"] in ("GET", "HEAD"):
-        return HTMLResponse(_GONE.replace("{path}", html.escape(scope["path"])), 404, {"Cache-Control": "no-store"})
-    return response_for(Problem("not_found", "unknown path; see /docs"), scope["path"])
+        page = _GONE.replace("{prefix}", prefix_of(scope)).replace("{path}", html.escape(scope["path"]))
+        return HTMLResponse(page, 404, {"Cache-Control": "no-store"})
+    return refused(Problem("not_found", "unknown path; see /docs"), scope)
 
 
 async def _json_body(receive: Receive) -> bytes | None:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from app.common.prefix import prefix_of
 from app.contract.problems import Problem, field_problem
 from app.http.auth import COOKIE_S, too_many_tries
 from app.http.deps import App, problems
@@ -61,7 +62,7 @@ async def show_login(request: Request, app: App, next: Annotated[str, Query(max_
     """The login page, for browsers."""
     if app.key is None or await app.key.caller_of(request.headers) is not None:
         return RedirectResponse(local_path(next), 303)
-    return login_page(next)
+    return login_page(next, prefix=prefix_of(request.scope))
 
 
 @router.post(
@@ -78,7 +79,7 @@ async def login(request: Request, app: App) -> Response:
         body += chunk
         if len(body) > MAX_BODY:
             raise Problem("body_too_large", f"logins are limited to {MAX_BODY} bytes")
-    cookie: str | None = None
+    cookie, prefix = None, prefix_of(request.scope)
     wait_s = app.key.main.brake.wait_s(_address(request)) if app.key else 0
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
@@ -87,9 +88,9 @@ async def login(request: Request, app: App) -> Response:
             raise field_problem("invalid", "body.key", "the form has no field `key`")
         given, next_ = fields.get("key", [""])[0], fields.get("next", ["/"])[0]
         if wait_s:
-            return login_page(next_, problem=too_many_tries(wait_s))
+            return login_page(next_, prefix=prefix, problem=too_many_tries(wait_s))
         if app.key is not None and (cookie := await _cookie(app.key, given.strip(), request)) is None:
-            return login_page(next_, problem=Problem("wrong_key", "That is not the key."))
+            return login_page(next_, prefix=prefix, problem=Problem("wrong_key", "That is not the key."))
         answer: Response = RedirectResponse(local_path(next_), 303, {"Cache-Control": "no-store"})
     elif kind == "application/json":
         if wait_s:
@@ -105,6 +106,7 @@ async def login(request: Request, app: App) -> Response:
             app.key.main.cookie_name,
             cookie,
             max_age=COOKIE_S,
+            path=prefix or "/",
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
