@@ -6,6 +6,7 @@ It serves the shipped checkpoint, or a tiny generated one if that is missing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -24,6 +25,18 @@ from tests.patience import PATIENCE_S
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model" / "nano" / "nano-omni-r1"
 SERVE = ("app.cli", "serve")
+# Makes every file system read-only except the folder $1, in a mount namespace of its own, and runs the rest of "$@".
+READ_ONLY = """
+folder=$1; shift
+mount --make-rprivate / && mount --bind "$folder" "$folder" || exit 1
+while read -r _ _ _ _ place _; do
+  case $place in
+    "$folder"|/dev|/dev/*|/proc|/proc/*|/sys|/sys/*) ;;
+    *) mount -o remount,bind,ro "$place" || exit 1 ;;
+  esac
+done </proc/self/mountinfo
+exec "$@"
+"""
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
@@ -35,15 +48,35 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATI
         time.sleep(0.02)
 
 
+def on_read_only_root(writable: Path, command: list[str]) -> list[str]:
+    """The command where only `writable`, /dev and /proc are not read-only."""
+    return ["unshare", "--map-root-user", "--mount", "sh", "-c", READ_ONLY, "sh", str(writable), *command]
+
+
+@functools.cache
+def has_read_only_root() -> bool:
+    """Whether this system lets us make one: it needs Linux with user namespaces."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tried = on_read_only_root(Path(folder), ["sh", "-c", f"touch {folder}/here && ! touch {ROOT}/README.md"])
+            return subprocess.run(tried, capture_output=True, timeout=PATIENCE_S, check=False).returncode == 0
+        except FileNotFoundError:
+            return False
+
+
 @dataclass
 class Server:
-    """One `omni-r1 serve` on `home`; can be started, stopped, killed and restarted."""
+    """One `omni-r1 serve` on `home`; can be started, stopped, killed and restarted.
+
+    On a `read_only` root it can write only to the folder that holds its home, which then also has its `TMPDIR`.
+    """
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
     port: int = 0
     process: subprocess.Popen[str] | None = None
     url: str = ""
+    read_only: bool = False
 
     @property
     def log(self) -> Path:
@@ -54,8 +87,9 @@ class Server:
 
     def start(self, *, ready: bool = True) -> Server:
         with self.log.open("a") as log:
+            command = self.command()
             self.process = subprocess.Popen(
-                self.command(),
+                on_read_only_root(self.home.parent, command) if self.read_only else command,
                 cwd=ROOT,
                 env=self.env(),
                 stdout=subprocess.PIPE,
@@ -73,7 +107,8 @@ class Server:
 
     def env(self) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_R1_")}
-        return plain | {"OMNI_R1_HOME": str(self.home)} | self.environment
+        more = {"TMPDIR": str(self.home.parent)} if self.read_only else {}
+        return plain | {"OMNI_R1_HOME": str(self.home)} | more | self.environment
 
     def wait_ready(self) -> None:
         def ready() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from app.client import Client
 from app.client.sse import Event
 from app.client.types import Trace
 from tests.app.stream_events import check_event
-from tests.e2e.real_server import Server, runs, wait_until
+from tests.e2e.real_server import Server, has_read_only_root, runs, wait_until
 from tests.fakes import png
 
 STEPS = 60  # some milliseconds each: long enough to kill the server in between
@@ -74,6 +76,7 @@ def trained(
     (home / "checkpoints" / "tiny").symlink_to(tiny_checkpoint)
     allowed = {"OMNI_R1_ALLOWED_ROOTS": str(tiny_checkpoint.parent)}
     server = Server(home, {"OMNI_R1_CHECKPOINT": "tiny", "OMNI_R1_CPU_RANKS": "2", **allowed})
+    server.read_only = request.param == "sqlite" and has_read_only_root()
     if request.param == "postgresql":
         server.environment["OMNI_R1_DATABASE_URL"] = request.getfixturevalue("postgres").new()
     try:
@@ -116,6 +119,24 @@ def test_job_produces_the_active_checkpoint(trained: Trained) -> None:
     assert version > trained.before["weight_version"]
     assert (trained.after["checkpoint"], trained.after["weight_version"]) == (made["name"], version)
     assert (trained.before["checkpoint"], trained.after["status"]) == ("tiny", "completed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["sqlite"], indirect=True)
+def test_server_needs_only_home_and_tmp_to_be_writable(trained: Trained) -> None:
+    """On a read-only root it has answered, trained and activated, and its log complains of nothing."""
+    if not trained.server.read_only:
+        pytest.skip("needs Linux with user namespaces")
+    assert trained.server.process is not None
+    for process in (psutil.Process(trained.server.process.pid), *trained.server.children()):
+        mounts = Path(f"/proc/{process.pid}/mountinfo").read_text().splitlines()
+        (root,) = [words for words in map(str.split, mounts) if words[4] == "/"]
+        assert "ro" in root[5].split(",")
+    with urllib.request.urlopen(f"{trained.server.url}/") as page:
+        assert b"<html" in page.read()
+    assert trained.after["status"] == "completed"
+    said = trained.server.log.read_text() + (trained.server.home / "jobs" / trained.job_id / "log.txt").read_text()
+    assert not re.findall(r"(?i)read-only|errno 30|permission denied|not writable|not a writable", said)
 
 
 @pytest.mark.slow
