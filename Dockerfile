@@ -18,7 +18,7 @@ WORKDIR /srv/omni-r1
 # The packages first: they change less often than the sources, and take minutes.
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 RUN mkdir app model training \
- && pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e '.[postgres,train]'
+ && pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e '.[otel,postgres,train]'
 
 COPY app app
 COPY model model

@@ -28,6 +28,7 @@ from app.checkpoints.registry import CheckpointRegistry
 from app.common import logs
 from app.common.metrics import Metrics
 from app.common.settings import Settings
+from app.common.spans import NoSpans, Spans, SpansError, make_spans
 from app.http.auth import ApiKey
 from app.http.deps import Services, known_ids, known_query
 from app.http.errors import install_handlers
@@ -61,6 +62,7 @@ from app.jobs.runner import COMMAND
 from app.jobs.runs import Runs
 from app.jobs.servers import ServerWatch
 from app.jobs.service import JobService
+from app.jobs.store import JobTable
 from app.jobs.sweeps import Sweeps
 from app.runtime import BuildUI, Runtime, UISlot, publish
 from app.server import BAD_START, StudioServer, bind, run_app
@@ -120,12 +122,13 @@ def create_app(
     home: Home | None = None,
     package_folder: Path = SHIPPED,
     job_command: Sequence[str] = COMMAND,
+    spans: Spans | None = None,
 ) -> FastAPI:
     """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its runtime."""
-    home = home or Home(settings.home)
+    home, spans = home or Home(settings.home), spans or NoSpans()
     slot = UISlot()
     services = build_services(
-        settings, generation=generation, home=home, package_folder=package_folder, job_command=job_command
+        settings, generation=generation, home=home, package_folder=package_folder, job_command=job_command, spans=spans
     )
     runtime = Runtime(services, home, slot, build_ui)
 
@@ -144,6 +147,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operation_id,
+        telemetry=spans.fastapi,
     )
     app.state.services = services
     app.state.runtime = runtime
@@ -186,9 +190,11 @@ def build_services(
     home: Home,
     package_folder: Path,
     job_command: Sequence[str] = COMMAND,
+    spans: Spans | None = None,
 ) -> Services:
     """Build and wire all parts; opens and starts nothing."""
     core = _Core.of(settings, generation, home)
+    spans = core.events.spans = spans or NoSpans()
     hub = HubFetcher(timeout_s=settings.hub_timeout_s)
     registry = _registry(core, hub, package_folder)
     activation = Activation(registry)
@@ -225,6 +231,7 @@ def build_services(
         datasets=DatasetStore(home.path),
         idempotency=IdempotencyKeys(core.db),
         metrics=core.metrics,
+        spans=spans,
         retention=_retention(core),
         grader=Grader(jobs.custom, tokens.parts, core.images.read),
         key=Keys(ApiKey(settings.api_key.get_secret_value()), KeyStore(core.db)) if settings.api_key else None,
@@ -305,6 +312,7 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
     custom = CustomRules(core.settings.rewards_dir)
     intake = JobIntake(core.db, registry, core.images, home=core.home, settings=core.settings, custom=custom)
     db, home = core.db, core.home
+    table = JobTable(db, lambda: home.server_id, home.jobs, core.metrics.job_ended, core.events.spans)
     return JobService(
         core.settings,
         db=db,
@@ -313,7 +321,7 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
         activation=activation,
         intake=intake,
         command=command,
-        metrics=core.metrics,
+        table=table,
     )
 
 
@@ -338,9 +346,10 @@ def serve(
     if os.path.expanduser("~") == "~":  # unknown user: libraries need a home, too
         os.environ["HOME"] = str(settings.home)
     try:
+        spans = make_spans()
         home.open()
         sock = bind(settings.host, settings.port)
-    except (HomeError, OSError) as error:
+    except (HomeError, OSError, SpansError) as error:
         home.close()
         logs.fatal(str(error))
         return BAD_START
@@ -353,7 +362,9 @@ def serve(
         process = EngineProcess({}, **settings.serving)
         process.spawn()  # it imports torch while this process opens the database and builds the pages
         generation, kill_engine = process, process.kill
-    app = create_app(settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command)
+    app = create_app(
+        settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command, spans=spans
+    )
     try:
         app.state.runtime.prepare()
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:

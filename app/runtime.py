@@ -264,6 +264,9 @@ class Runtime:
         await self.stop_traces()
         # In parallel: a part that hangs must not delay the others.
         await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S), s.servers.close())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await _in_daemon_thread(s.spans.close)
         with contextlib.suppress(TooSlow):
             await pools.probe.run(s.db.close)
         s.spool.close()

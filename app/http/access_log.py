@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,8 +27,10 @@ CLIENT_LEFT = 499  # nginx's code for a client that disconnected
 class AccessLog:
     """The outermost middleware; assigns request ids and, with `write`, logs requests."""
 
-    def __init__(self, app: ASGIApp, *, write: bool) -> None:
+    def __init__(self, app: ASGIApp, *, write: bool, tell: Callable[[str], None]) -> None:
+        """`tell` gets each request's id in the context of the request."""
         self._app = app
+        self._tell = tell
         self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,6 +40,7 @@ class AccessLog:
             return
         given = Headers(scope=scope).get(HEADER, "")
         id_ = given if _SANE.fullmatch(given) else secrets.token_hex(8)
+        self._tell(id_)
         request_id.set(id_)  # each request has its own task and context
         started = time.perf_counter()
         status, sent = CLIENT_LEFT, 0

@@ -20,6 +20,7 @@ from app.common import pools
 from app.common.metrics import Metrics
 from app.common.prefix import below
 from app.common.settings import Settings
+from app.common.spans import Spans
 from app.contract.problems import MEDIA_TYPE, Problem, field_problem
 from app.contract.schemas import ProblemOut, clean_text
 from app.contract.words import MAX_PAGE
@@ -78,6 +79,7 @@ class Services:
     datasets: DatasetStore
     idempotency: IdempotencyKeys
     metrics: Metrics
+    spans: Spans
     grader: Grader
     retention: Retention
     key: Keys | None = None

@@ -43,4 +43,4 @@ def add_middleware(app: FastAPI, services: Services) -> None:
     app.add_middleware(MetricsMiddleware, metrics=services.metrics)
     app.add_middleware(Gzip)
     app.add_middleware(ConditionalMiddleware)
-    app.add_middleware(AccessLog, write=settings.access_log)
+    app.add_middleware(AccessLog, write=settings.access_log, tell=services.spans.request)

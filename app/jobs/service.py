@@ -16,7 +16,6 @@ from sqlalchemy.engine import Connection
 
 from app.checkpoints.activation import Activation
 from app.common import pools
-from app.common.metrics import Metrics
 from app.common.settings import Settings
 from app.contract.problems import Problem
 from app.jobs import files, shown, store
@@ -71,7 +70,7 @@ class JobService:
         activation: Activation,
         intake: JobIntake,
         command: Sequence[str],
-        metrics: Metrics,
+        table: store.JobTable,
     ) -> None:
         self._db = db
         self._home = home
@@ -79,7 +78,7 @@ class JobService:
         self._activation = activation
         self._intake = intake
         self._ids = store.JobIds()
-        self._table = store.JobTable(db, lambda: home.server_id, home.jobs, metrics.job_ended)
+        self._table = table
         self._events = JobEvents(db, server_id=lambda: home.server_id, ping_s=settings.ping_s)
         self._runner = JobRunner(
             self._table,

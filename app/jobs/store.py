@@ -20,6 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from app.common.spans import NoSpans, Spans
 from app.contract.words import JOB_TERMINAL
 from app.jobs import series
 from app.jobs.process import WorkerProcess
@@ -49,12 +50,14 @@ class JobTable:
         server_id: Callable[[], str],
         folder: Path,
         ended: Callable[[End], None] = lambda _status: None,
+        spans: Spans | None = None,
     ) -> None:
         """`ended` is called once for each recorded end, from the thread that records it."""
         self._db = db
         self._server_id = server_id
         self._folder = folder
         self._ended = ended
+        self._spans = spans or NoSpans()
         self._seen: dict[str, float] = {}  # last sign of life of running jobs, monotonic
 
     def folder(self, job_id: str) -> Path:
@@ -85,6 +88,7 @@ class JobTable:
                 return None
             _append(connection, row.id, STATUS_EVENT, _status(row))
         self._seen[row.id] = time.monotonic()
+        self._spans.job_began(row.id, row.method, row.base_checkpoint)
         return self._job(row)
 
     def _next(self, connection: Connection, max_running: int) -> str | None:
@@ -151,6 +155,8 @@ class JobTable:
             series.fold(connection, job_id, after=series.MOST_UNFOLDED)
 
         self._db.change(keep)
+        for type_, data in rows:
+            self._spans.job_event(job_id, type_, data)
 
     def finish(
         self, job_id: str, status: End, *, error: Mapping[str, Any] | None, result: Mapping[str, Any] | None
@@ -181,6 +187,7 @@ class JobTable:
 
         if self._db.change(end):
             self._ended(status)
+            self._spans.job_ended(job_id, status, error)
         self._seen.pop(job_id, None)
 
     def _since(self, job_id: str) -> tuple[float, float]:

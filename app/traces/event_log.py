@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.common.spans import NoSpans, Spans
 from app.contract.frames import encode, frame
 from app.contract.words import GROUP_END, TERMINAL_EVENTS
 from app.storage.database import Database
@@ -61,6 +62,7 @@ class EventLog:
     def __init__(self, db: Database, *, batch_s: float = BATCH_S, ping_s: float = 15.0) -> None:
         self._db = db
         self._ping_s = ping_s
+        self.spans: Spans = NoSpans()
         self._next_seq: dict[str, int] = {}
         self._group_of: dict[str, str] = {}  # of active traces
         self._live: dict[str, LiveLog] = {}
@@ -134,6 +136,7 @@ class EventLog:
         assert loop is not None, "start() first"
         seq = self._next_seq[trace_id]
         self._next_seq[trace_id] = seq + 1
+        self.spans.trace_event(trace_id, type_, data)
         done: asyncio.Future[bool] = loop.create_future()
         line = encode(data)
         pending = Pending(trace_id, seq, type_, line, update, done, follows, self._in_group(trace_id, line))
@@ -150,6 +153,7 @@ class EventLog:
 
     def leave(self, trace_id: str) -> None:
         """Deactivate an ended or paused trace, or an ended group; drop its frames once it has no readers."""
+        self.spans.trace_left(trace_id)
         self._next_seq.pop(trace_id, None)
         self._group_of.pop(trace_id, None)
         live = self._live.get(trace_id)

@@ -144,6 +144,7 @@ class Launcher:
             if group_id is not None:
                 self._events.show(group_id, seq, "trace.queued", store.with_trace_id(live.id, line))
             self._metrics.traces_created.inc()
+            self._events.spans.trace_began(live.id, live.checkpoint)
             if self.stopping:
                 await self._runner.interrupt(live)
             else:

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.common.settings import Settings
+from app.common.spans import Spans
 from app.http.connections import ConnectionGuard
 from app.http.deps import Services
 from app.jobs.runner import COMMAND
@@ -90,6 +91,7 @@ class Server:
         self.generation = generation
         self.most_connections: int = settings.pop("most_connections", 1000)
         self.job_command: Sequence[str] = settings.pop("job_command", COMMAND)
+        self.spans: Spans | None = settings.pop("spans", None)
         self.settings = Settings(
             **{"home": home, "port": 0, "ping_s": 15.0, "database_url": self.database_url, **settings}
         )
@@ -110,7 +112,11 @@ class Server:
 
     async def start(self, *, ready: bool = True) -> None:
         self.app = create_app(
-            self.settings, generation=self.generation, package_folder=self.package, job_command=self.job_command
+            self.settings,
+            generation=self.generation,
+            package_folder=self.package,
+            job_command=self.job_command,
+            spans=self.spans,
         )
         self.guard = ConnectionGuard(self.most_connections, timeout_s=self.settings.client_timeout_s)
         sock = bind("127.0.0.1", 0)
