@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+ROOT = "/~omni-r1~"  # stands for the prefix in the pages, which are built once, until one is sent
 SCOPE_KEY = "omni_r1.prefix"  # unlike `root_path`, it does not grow where an app is mounted
 MAX_CHARACTERS = 200
 # The first folders of our own addresses: below such a prefix, `/gallery` could mean two pages.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app.common.build import build_version, static_path
+from app.common.prefix import ROOT
 
 # Runs in the browser. Retries a failed import a few times, then offers to reload the page.
 _LOAD = """
@@ -61,7 +62,7 @@ def module_html(module: str, mount: str, template: str, *, elem_id: str, value: 
     return gr.HTML(
         value=value,
         html_template=template,
-        js_on_load=_LOAD % (static_path(module), mount),
+        js_on_load=_LOAD % (ROOT + static_path(module), mount),
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -76,14 +77,14 @@ def call(part: str, action: str, *given: str, fields: str = "") -> str:
 def header(page: str) -> gr.HTML:
     """The page header: title, links to the other pages, checkpoint, theme switch."""
     links = "".join(
-        f'<a href="{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
+        f'<a href="{ROOT}{path}" data-link="{name}"{" aria-current=page" if name == page else ""}>{label}</a>'
         for name, path, label in NAVIGATION
     )
     title = "" if page == "studio" else next(label for name, _, label in NAVIGATION if name == page)
     template = (
         f'<div class="or-header" data-page="{page}" data-title="{title}" data-version="{build_version()}">'
-        '<a class="or-brand" href="/" data-link="studio">'
-        f'<img src="{static_path("logo.svg")}" alt="" width="28" height="28">'
+        f'<a class="or-brand" href="{ROOT}/" data-link="studio">'
+        f'<img src="{ROOT}{static_path("logo.svg")}" alt="" width="28" height="28">'
         f"<h1>{SITE}</h1></a>"
         '<span class="or-spring"></span>'
         '<label class="or-checkpoint" title="The active checkpoint and its weight version">'

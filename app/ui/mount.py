@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from app.client import Client
 from app.ui.page import mount_ui
+from app.ui.root import RootMiddleware
 
 
 def build_page(base_url: str, api_key: str = "") -> FastAPI:
@@ -22,4 +23,5 @@ def build_page(base_url: str, api_key: str = "") -> FastAPI:
 
     page = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     mount_ui(page, client)
+    page.add_middleware(RootMiddleware)
     return page

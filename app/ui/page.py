@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from app.client import Client
 from app.common.build import static_path
 from app.common.locations import STATIC
+from app.common.prefix import ROOT
 from app.ui.about import about_page
 from app.ui.checkpoints import checkpoints_page
 from app.ui.components import SITE
@@ -51,9 +52,9 @@ try {
 
 def head() -> str:
     """Styles, icon, the largest module, and the chosen theme before the first paint, so that no dark page is white."""
-    lines = [f'<link rel="stylesheet" href="{static_path(name)}">' for name in STYLES]
-    lines.append(f'<link rel="icon" type="image/svg+xml" href="{static_path("logo.svg")}">')
-    lines.append(f'<link rel="modulepreload" href="{static_path("viewer/viewer.js")}">')
+    lines = [f'<link rel="stylesheet" href="{ROOT}{static_path(name)}">' for name in STYLES]
+    lines.append(f'<link rel="icon" type="image/svg+xml" href="{ROOT}{static_path("logo.svg")}">')
+    lines.append(f'<link rel="modulepreload" href="{ROOT}{static_path("viewer/viewer.js")}">')
     return "\n".join([*lines, _THEME])
 
 

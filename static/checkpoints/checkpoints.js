@@ -1,5 +1,6 @@
 // The Checkpoints page: shows checkpoints and their lineage; activates, reverts, registers, deletes and compares them.
 
+import { urlOf } from '../shared/address.js';
 import { whenOf } from '../shared/when.js';
 import { refreshCheckpoints } from '../studio/header.js';
 import { wordsOf } from '../shared/notes.js';
@@ -112,7 +113,7 @@ class Checkpoints {
 
   #select(name) {
     this.#selected = name;
-    history.replaceState(null, '', `/checkpoints?name=${encodeURIComponent(name)}`);
+    history.replaceState(null, '', urlOf(`/checkpoints?name=${encodeURIComponent(name)}`));
     for (const button of this.tree.querySelectorAll('button'))
       setAttr(button, 'aria-current', button.dataset.name === name ? 'true' : null);
     this.#drawDetail();

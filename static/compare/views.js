@@ -1,5 +1,6 @@
 // What the Studio shows in the place of the trace, as its address says: `?trace=ID`, `?group=ID` or `?compare=ID,ID`.
 
+import { urlOf } from '../shared/address.js';
 import { Branches } from '../branches/branches.js';
 import { h, setAttr, show } from '../shared/dom.js';
 import { Wall } from '../wall/wall.js';
@@ -90,7 +91,7 @@ export class Views {
 
   /** Shows something else, which Back leaves again. */
   async go(view, ids) {
-    history.pushState(null, '', addressOf(view, ids));
+    history.pushState(null, '', urlOf(addressOf(view, ids)));
     await this.open();
     this.#shown.focus({ preventScroll: true });
   }
@@ -104,7 +105,7 @@ export class Views {
       this.wall.started(trace);
       this.wall.element.focus({ preventScroll: true });
     } else this.#viewer.started(trace);
-    history.pushState(null, '', addressOf(view, [id]));
+    history.pushState(null, '', urlOf(addressOf(view, [id])));
     this.#scroll();
   }
 

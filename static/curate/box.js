@@ -80,7 +80,7 @@ export class CurationBox {
     this.#openNote(state.note !== '');
     for (const link of this.links) {
       const { format } = link.dataset;
-      link.href = api.exportUrl(state.traceId, format);
+      setAttr(link, 'href', api.exportUrl(state.traceId, format));
       show(link, format !== 'jsonl' || trainable([state]).length > 0);
     }
   }

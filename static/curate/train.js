@@ -1,6 +1,6 @@
 // "Train on this selection": which of the selected traces, then the Training page with a job on those.
 
-import { h, openDialog, setText } from '../shared/dom.js';
+import { h, openDialog, setAttr, setText } from '../shared/dom.js';
 import { trainable, trainingAddress, worthTraining } from './choose.js';
 
 const traces = (count) => (count === 1 ? '1 trace' : `${count} traces`);
@@ -12,7 +12,7 @@ export function openTraining(selected) {
   const link = h('a', { class: 'or-primary or-train-go' }, 'Set up the job');
   const word = h('p', { class: 'or-quiet' });
   const choose = (chosen) => {
-    link.href = trainingAddress(chosen.map(({ id }) => id));
+    setAttr(link, 'href', trainingAddress(chosen.map(({ id }) => id)));
   };
   const option = (chosen, label, checked) => {
     const radio = h('input', { type: 'radio', name: 'or-train', checked, onchange: () => choose(chosen) });

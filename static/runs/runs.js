@@ -3,6 +3,7 @@
 //
 // It holds no state of its own: everything comes from GET /v1/jobs and GET /v1/jobs/metrics.
 
+import { urlOf } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { serve } from '../shared/bridge.js';
 import { Place, h, setAttr, setText, show } from '../shared/dom.js';
@@ -224,7 +225,7 @@ class Runs {
     const query = new URLSearchParams();
     if (this.#chosen.size) query.set('runs', [...this.#chosen].join(','));
     if (this.#key) query.set('metric', this.#key);
-    history.replaceState(null, '', `/runs?${query}`);
+    history.replaceState(null, '', urlOf(`/runs?${query}`));
   }
 
   #edit(job) {

@@ -1,5 +1,6 @@
 // fetch with typed errors: every error response becomes an `ApiError` with a message and a remedy.
 
+import { urlOf } from './address.js';
 import { detailOf } from './fields.js';
 import { Signal } from './signal.js';
 
@@ -26,7 +27,7 @@ export const onUnreachable = (listener) => unreachable.listen(listener);
 /** fetch that reports an unreachable server. */
 export async function reach(path, options) {
   try {
-    const response = await fetch(path, options);
+    const response = await fetch(urlOf(path), options);
     if (AWAY.has(response.status)) unreachable.say(true);
     else unreachable.clear();
     return response;

@@ -1,5 +1,10 @@
 // Small DOM helpers. Data enters the page as text nodes and attributes only, never as markup.
 
+import { urlOf } from './address.js';
+
+const ADDRESSES = new Set(['href', 'src']);
+const textOf = (name, value) => String(ADDRESSES.has(name) ? urlOf(value) : value);
+
 /** `h('button', {class: 'x', 'aria-label': 'y', onclick: f}, 'text', child)`. Skips null, false and undefined. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
@@ -9,7 +14,7 @@ export function h(tag, props = {}, ...children) {
       element.setAttribute(name, String(value)); // false is a valid value here
     else if (value === false) continue;
     else if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value === true ? '' : String(value));
+    else element.setAttribute(name, value === true ? '' : textOf(name, value));
   }
   element.append(
     ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
@@ -57,8 +62,8 @@ export function setText(element, text) {
 export function setAttr(element, name, value) {
   if (value === null || value === undefined || (value === false && !name.startsWith('aria-'))) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
-  } else if (element.getAttribute(name) !== String(value)) {
-    element.setAttribute(name, String(value));
+  } else if (element.getAttribute(name) !== textOf(name, value)) {
+    element.setAttribute(name, textOf(name, value));
   }
 }
 

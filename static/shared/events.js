@@ -5,6 +5,7 @@
 // closes after the terminal event and when the trace has been paused for 30 s; missed events are read from the stored
 // log (`after=`) on waking up.
 
+import { urlOf } from './address.js';
 import { api, reach } from './api.js';
 import { GROUP_END, TRACE_ENDS, TRACE_EVENTS } from './contract.js';
 import { parser } from './sse.js';
@@ -206,7 +207,7 @@ export class EventStream {
   #open() {
     this.#closeSource();
     this.#restWhenPaused();
-    const wire = new this.#env.EventSource(this.#source.url(this.#after));
+    const wire = new this.#env.EventSource(urlOf(this.#source.url(this.#after)));
     this.#wire = wire;
     const receive = (message) => {
       if (wire === this.#wire) this.#receive(message.type, message.lastEventId, message.data);

@@ -1,6 +1,8 @@
 // Handling of drops on a page. By default a browser opens a dropped file in place of the page, losing all input. Here
 // nothing is opened, and images go to the registered receiver.
 
+import { urlOf } from '../shared/address.js';
+
 const IMAGE_IN_MARKUP = /<img\b(?:[^>"']|"[^"]*"|'[^']*')*?\ssrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))/i;
 const WRITABLE =
   'input:not([type=button]):not([type=checkbox]):not([type=file]):not([type=range]), textarea, [contenteditable=true]';
@@ -45,7 +47,7 @@ export function readable(address, origin) {
 }
 
 /** Resolves to the dropped image as a Blob; rejects with an Error message. */
-export async function imageOf(transfer, origin = globalThis.location?.origin, load = (...args) => fetch(...args)) {
+export async function imageOf(transfer, origin = globalThis.location?.origin, load = (url) => fetch(urlOf(url))) {
   const [file] = transfer.files;
   if (file) return file; // the server validates it
   const address = imageAddress({ html: transfer.getData('text/html'), list: transfer.getData('text/uri-list') });

@@ -103,7 +103,7 @@ export class Examples {
     const { question, image } = card.task;
     for (const place of [card.row, card.line]) {
       if (!place?.button.disabled) continue;
-      place.image.src = image.url;
+      setAttr(place.image, 'src', image.url);
       show(place.image, true);
       place.button.disabled = false;
     }

@@ -1,5 +1,6 @@
 // The Gallery's filters: fields whose values stand in the address, so that reload and Back restore them.
 
+import { urlOf } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { SLICES } from '../shared/contract.js';
 import { h } from '../shared/dom.js';
@@ -136,7 +137,7 @@ export class Filters {
   #changed(typing) {
     const change = typing && this.#typing ? 'replaceState' : 'pushState';
     this.#typing = typing;
-    history[change](null, '', addressOf(this.value));
+    history[change](null, '', urlOf(addressOf(this.value)));
     this.onChange(this.value);
   }
 }

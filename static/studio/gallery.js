@@ -1,5 +1,6 @@
 // The Gallery: all traces as cards, newest first, filtered, paginated. Opens them in the Studio's viewer.
 
+import { studioUrl, urlOf } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { serve } from '../shared/bridge.js';
 import { Place, copyButton, h, icon, openDialog, setText, show, sureButton } from '../shared/dom.js';
@@ -71,7 +72,7 @@ class Gallery {
     this.filters = new Filters({ onChange: () => this.#changed() });
     this.selection = new Selection({
       grid: this.grid,
-      onCompare: (...ids) => location.assign(`/?compare=${ids.map(encodeURIComponent).join(',')}`),
+      onCompare: (...ids) => location.assign(urlOf(`/?compare=${ids.map(encodeURIComponent).join(',')}`)),
       onDelete: (item) => this.#delete(item),
       say: (text) => setText(this.word, text),
     });
@@ -257,7 +258,7 @@ class Gallery {
         this.#origin(trace),
         rating.element,
         h('span', { class: 'or-spring' }),
-        copyButton('link', () => `${location.origin}/?trace=${encodeURIComponent(trace.id)}`),
+        copyButton('link', () => `${studioUrl()}/?trace=${encodeURIComponent(trace.id)}`),
         this.#deleteButton('Delete this trace', 'delete?', remove, () => item),
       ),
     );

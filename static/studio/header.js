@@ -35,7 +35,7 @@ export const rememberTrace = (traceId) => store(LAST, traceId);
 export function forgetTrace(traceId) {
   if (stored(LAST) !== traceId) return;
   store(LAST, null);
-  for (const link of document.querySelectorAll('a[data-link=studio]')) link.href = '/';
+  for (const link of document.querySelectorAll('a[data-link=studio]')) setAttr(link, 'href', '/');
 }
 
 /** The checkpoint for new traces; null = the active one. */
@@ -108,7 +108,7 @@ export function mountHeader(element) {
   const last = stored(LAST);
   if (last && page !== 'studio') {
     for (const link of element.querySelectorAll('a[data-link=studio]')) {
-      link.href = `/?trace=${encodeURIComponent(last)}`;
+      setAttr(link, 'href', `/?trace=${encodeURIComponent(last)}`);
     }
   }
   const theme = element.querySelector('.or-theme');

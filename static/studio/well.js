@@ -149,7 +149,7 @@ export class Well {
     this.fail(null);
     this.#image = { image, own };
     this.#choose(fit);
-    this.image.src = image.url;
+    setAttr(this.image, 'src', image.url);
     this.image.alt = alt;
     setAttr(this.drop, 'aria-label', `${alt}. Choose another image`);
     show(this.image, true);
@@ -184,7 +184,7 @@ export class Well {
     const { image } = this.#image;
     const checkpoint = this.#checkpoint ? `&checkpoint=${encodeURIComponent(this.#checkpoint)}` : '';
     const url = api.modelViewUrl(image.image_id, this.#fit) + checkpoint;
-    if (this.seen.getAttribute('src') !== url) this.seen.src = url;
+    setAttr(this.seen, 'src', url);
     this.seen.alt = 'The image as the model sees it';
   }
 }

@@ -3,6 +3,7 @@
 // Loads the job's row, then its events through one EventSource, stored ones in one batch. Until all stored events have
 // arrived (the row has their number) the row determines the status, so that old statuses never flicker by.
 
+import { studioUrl } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { copyButton, h, setAttr, setText, show } from '../shared/dom.js';
 import { EventStream } from '../shared/events.js';
@@ -104,7 +105,7 @@ export class Run {
     this.specBox = h('details', { class: 'or-details' }, h('summary', {}, 'spec with all defaults'), this.spec);
     this.again = copyButton(
       'copy curl',
-      () => curlOf(location.origin, this.#state.spec),
+      () => curlOf(studioUrl(), this.#state.spec),
       (text) => setText(this.spoken, text),
     );
     this.spoken = h('div', { class: 'or-sr', role: 'status', 'aria-live': 'polite' });

@@ -1,5 +1,6 @@
 // Starting a job: presets as cards, or the full spec with the equivalent request and command.
 
+import { studioUrl } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { copyButton, h, setText, show } from '../shared/dom.js';
 import { cliOf, curlOf, dataOf, howLong, parseSpec, stepsOf } from './words.js';
@@ -177,8 +178,8 @@ class Editor {
     this.start.disabled = Boolean(error);
     this.text.rows = Math.max(10, Math.min(26, this.text.value.split('\n').length + 1));
     if (!value) return;
-    setText(this.curl, curlOf(location.origin, value));
-    setText(this.cli, cliOf(location.origin, value));
+    setText(this.curl, curlOf(studioUrl(), value));
+    setText(this.cli, cliOf(studioUrl(), value));
     this.#mirror();
   }
 

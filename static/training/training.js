@@ -2,6 +2,7 @@
 //
 // It holds no state of its own: everything comes from GET /v1/jobs and the events of the selected job.
 
+import { urlOf } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { serve } from '../shared/bridge.js';
 import { Place, h } from '../shared/dom.js';
@@ -73,7 +74,7 @@ class Training {
   async open(jobId) {
     this.#wanted = jobId;
     const row = this.#jobs.find((job) => job.id === jobId) ?? null;
-    history.replaceState(null, '', `/training?job=${encodeURIComponent(jobId)}`);
+    history.replaceState(null, '', urlOf(`/training?job=${encodeURIComponent(jobId)}`));
     const opened = this.run.open(jobId, row);
     this.#draw();
     await opened;
@@ -140,7 +141,7 @@ class Training {
     if (this.run.jobId === jobId) {
       this.run.close();
       this.#wanted = null;
-      history.replaceState(null, '', '/training');
+      history.replaceState(null, '', urlOf('/training'));
     }
     this.#jobs = this.#jobs.filter((job) => job.id !== jobId);
     this.#draw();

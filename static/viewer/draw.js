@@ -22,7 +22,7 @@ export class Thumb {
     loadImage(url).then(
       () => {
         if (url !== this.#url) return;
-        this.image.src = url;
+        setAttr(this.image, 'src', url);
         if (!this.image.isConnected) this.element.replaceChildren(this.image);
       },
       () => {},

@@ -3,6 +3,7 @@
 // For box, line, mark and next state the two images overlap under a slider, and *changes* tints the pixels that differ.
 // After a zoom or an unknown skill the pixels do not correspond, so the images are shown side by side.
 
+import { urlOf } from '../shared/address.js';
 import { Candidates } from './candidates.js';
 import { altOf, factsOf } from '../shared/words.js';
 import { h, icon, openDialog, setAttr, setText, show } from '../shared/dom.js';
@@ -17,7 +18,7 @@ const loaded = new Map(); // url -> Promise<HTMLImageElement>, so that scrubbing
 export function loadImage(url) {
   if (!loaded.has(url)) {
     const image = new Image();
-    image.src = url;
+    image.src = urlOf(url);
     const ready = image.decode().then(() => image);
     ready.catch(() => loaded.delete(url));
     loaded.set(url, ready);

@@ -4,6 +4,7 @@
 // retrying; `onBack` listeners can then reload what is missing. They are called, too, if the server is ready again at
 // the first check: what failed in between is still missing.
 
+import { urlOf } from '../shared/address.js';
 import { onUnreachable } from '../shared/api.js';
 
 const LOOK_EVERY_MS = 30_000;
@@ -26,7 +27,7 @@ export function onBack(listener) {
 const browser = () => ({
   document,
   window,
-  fetch: (path) => fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE_MS) }),
+  fetch: (path) => fetch(urlOf(path), { cache: 'no-store', signal: AbortSignal.timeout(PATIENCE_MS) }),
   onUnreachable,
   setTimeout: (...args) => setTimeout(...args),
   clearTimeout: (timer) => clearTimeout(timer),

@@ -1,5 +1,6 @@
 // Next to the answer: the reference, copies, the film, another try; below it: rating, tags, note and exports.
 
+import { studioUrl } from '../shared/address.js';
 import { api } from '../shared/api.js';
 import { CurationBox } from '../curate/box.js';
 import { copyButton, h, saveBlob, setText, show } from '../shared/dom.js';
@@ -21,7 +22,7 @@ export class Tools {
     this.onAnother = onAnother;
     this.another = button('again with another seed', () => onAnother(this.state));
     this.reference = button('reference trace', () => openReference(this.state).catch(onError));
-    this.curl = copyButton('copy curl', () => curlOf(location.origin, repeated(this.state)), say);
+    this.curl = copyButton('copy curl', () => curlOf(studioUrl(), repeated(this.state)), say);
     this.film = button('save GIF', () => this.#film());
     this.box = new CurationBox();
     this.buttons = h(

@@ -5,6 +5,7 @@
 //
 // It holds no state of its own: everything is derived from the trace's row and its events.
 
+import { studioUrl } from '../shared/address.js';
 import { ApiError, api } from '../shared/api.js';
 import { copyButton, h, icon, setAttr, setText, show } from '../shared/dom.js';
 import { Answer, Bar, Steps, Timeline } from './draw.js';
@@ -103,7 +104,7 @@ export class Viewer {
   }
 
   address() {
-    return `${location.origin}/?trace=${encodeURIComponent(this.#state.traceId)}`;
+    return `${studioUrl()}/?trace=${encodeURIComponent(this.#state.traceId)}`;
   }
 
   async json() {

@@ -1,5 +1,6 @@
 // Bodies of POST /v1/traces. Run: node --test tests/static
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import { repeated, requestOf, withAnotherSeed } from '../../static/shared/request.js';
@@ -128,4 +129,44 @@ test('other details stay as they are', () => {
   assert.equal(detailOf({ detail: 'the queue is full: try again' }), 'the queue is full: try again');
   assert.equal(detailOf({ detail: 'a: b', errors: [{ path: 'body.a', message: 'b' }] }), 'a: b');
   assert.equal(detailOf({}), null);
+});
+
+// ---- addresses below the path prefix of a proxy
+
+const ADDRESS = readFileSync(new URL('../../static/shared/address.js', import.meta.url), 'utf8');
+
+/** The module of addresses as if it had come from `url`. */
+const from = (url) =>
+  import(`data:text/javascript,${encodeURIComponent(ADDRESS.replace('import.meta.url', JSON.stringify(url)))}`);
+
+for (const [folder, prefix] of [
+  ['https://lab.example/studio', '/studio'],
+  ['https://lab.example/a/static/b', '/a/static/b'],
+  ['https://lab.example', ''],
+]) {
+  for (const version of ['', 'v-0123abcd/']) {
+    test(`below ${folder}/${version}`, async () => {
+      const { urlOf } = await from(`${folder}/static/${version}shared/address.js`);
+      assert.equal(urlOf('/v1/traces?limit=1'), `${prefix}/v1/traces?limit=1`);
+      assert.equal(urlOf('/'), `${prefix}/`);
+    });
+  }
+}
+
+test('other addresses stay as they are', async () => {
+  const { urlOf } = await from('https://lab.example/studio/static/shared/address.js');
+  for (const address of [
+    '#x',
+    'blob:https://lab.example/1',
+    'data:image/png;base64,',
+    'https://lab.example/x',
+    '',
+    null,
+  ])
+    assert.equal(urlOf(address), address);
+});
+
+test('a file has no prefix', async () => {
+  const { urlOf } = await from('file:///home/me/static/shared/address.js');
+  assert.equal(urlOf('/v1'), '/v1');
 });
