@@ -220,6 +220,20 @@ def test_profile_adds_a_postgresql(compose: dict[str, Any]) -> None:
     assert "postgres" in compose["volumes"]
 
 
+def test_gpu_service_is_the_app_with_gpus(compose: dict[str, Any]) -> None:
+    app, gpu = compose["services"]["app"], compose["services"]["gpu"]
+    own = {"profiles", "build", "image", "environment", "deploy"}
+    assert {name: value for name, value in gpu.items() if name not in own} == {
+        name: value for name, value in app.items() if name not in own
+    }
+    assert gpu["profiles"] == ["gpu"]
+    assert gpu["image"] != app["image"]  # another build of torch
+    assert "/whl/cu" in gpu["build"]["args"]["TORCH_INDEX"]
+    assert environment(gpu) == environment(app) | {"OMNI_R1_DEVICE": "cuda"}
+    (devices,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
+
+
 def test_compose_passes_all_open_settings(compose: dict[str, Any]) -> None:
     given = environment(compose["services"]["app"])
     fixed = {name for env in all_of("ENV") for name in re.findall(rf"({PREFIX}\w+)=", env)}
