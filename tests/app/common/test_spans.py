@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.server
 import logging
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -98,6 +100,9 @@ async def test_trace_is_one_tree_under_the_caller_s_span(serve: Serve, recorder:
         assert told["completion_tokens"] == usage["completion_tokens"]
         assert told["status"] == "completed"
         assert not recorder.named("GET /readyz"), "probes are no news"
+        exported = "".join(span.to_json() for span in recorder.done.get_finished_spans())
+        assert trace["id"] in exported
+        assert not [word for word in (trace["question"], "I look for") if word in exported]
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "paused", "interrupted"])
@@ -189,8 +194,6 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest], list[int
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No variable of OpenTelemetry, and its loggers as they were."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     loggers = [logging.getLogger(name) for name in ("opentelemetry.exporter", "opentelemetry.sdk")]
@@ -237,6 +240,23 @@ async def test_missing_collector_costs_one_warning(
     said = [record.getMessage() for record in caplog.records if "spans" in record.name or "telemetry" in record.name]
     assert said == [f"spans do not reach {place}; they are dropped until it answers", f"spans reach {place} again"]
     assert got
+
+
+async def test_silent_collector_delays_neither_traces_nor_the_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes connections and never answers; the exporter would wait for an hour."""
+    monkeypatch.setattr(otel, "EXPORT_S", 3600.0)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv(ENDPOINT, place)
+        async with serve(spans=OtelSpans(exporting(place))) as server:
+            await server.finished((await server.create())["id"])
+            connection, _ = await asyncio.to_thread(silent.accept)  # the exporter waits for an answer now
+            for _ in range(3):
+                await server.finished((await server.create())["id"])
+        connection.close()
 
 
 # ---- off, or impossible
