@@ -12,15 +12,19 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.middleware import Middleware
+from starlette.responses import StreamingResponse
+from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from app.client import Client
 from app.common.build import static_path
 from app.common.locations import STATIC
+from app.common.prefix import ROOT, SCOPE_KEY
 from app.ui.about import sections, words_of
 from app.ui.assets import static_files
 from app.ui.page import build_ui, head, mount_ui, theme
+from app.ui.root import RootMiddleware
 from app.ui.training import presets
 from training.spec.spec import parse_spec
 
@@ -169,6 +173,27 @@ def test_pages_name_the_build_in_every_address(config: dict[str, Any]) -> None:
     named = re.findall(r"/static/[\w./-]+", text)
     assert len(named) > 20
     assert all(address.startswith(static_path("")) for address in named), named
+
+
+@pytest.mark.parametrize("prefix", ["", "/lab/studio"])
+def test_pages_get_the_prefix_of_their_request(prefix: str) -> None:
+    text = f'<a href="{ROOT}/gallery">{ROOT}'
+    halves = (text[:12].encode(), text[12:].encode())  # the first one ends within the placeholder
+
+    def answer(media_type: str) -> Any:
+        body = Route("/", lambda _: StreamingResponse(iter(halves), 200, {}, media_type))
+        pages = Starlette(routes=[body], middleware=[Middleware(RootMiddleware)])
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            await pages(scope | {SCOPE_KEY: prefix}, receive, send)
+
+        return TestClient(behind).get("/")
+
+    for media_type in ("text/html", "application/json"):
+        page = answer(media_type)
+        assert page.text == f'<a href="{prefix}/gallery">{prefix}'
+        assert page.headers["content-length"] == str(len(page.content))
+    assert answer("text/javascript").text == text
 
 
 def test_every_page_links_to_all_others(config: dict[str, Any]) -> None:
