@@ -69,17 +69,40 @@ def launched(*arguments: str) -> Iterator[Any]:
             browser.close()
 
 
-class Studio:
-    """A browser window on a server; `check()` reports the errors of its pages."""
+def new_context(browser: Any, *, tour: bool = False, **options: Any) -> Any:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+    context.set_default_timeout(PATIENCE_MS)
+    if not tour:  # of the first visit; it would cover other parts
+        context.add_init_script("try { localStorage.setItem('omni-r1-tour', 'seen'); } catch {}")
+    return context
 
-    def __init__(self, browser: Any, url: str, *, tour: bool = False, **options: Any) -> None:
+
+def forget(context: Any, url: str) -> None:
+    """Close the context's pages and drop its cookies and what pages of `url` have stored; files stay cached."""
+    for page in context.pages:
+        page.close()
+    context.clear_cookies()
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    session.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "local_storage,indexeddb"})
+    page.close()
+
+
+class Studio:
+    """A browser window on a server; `check()` reports the errors of its pages.
+
+    Windows without options share a context, one after another, and with it the cached files; each begins without
+    cookies and stored items. A test that changes its context (scripts, permissions, ...) asks for its own: `alone`.
+    """
+
+    def __init__(
+        self, browser: Any, url: str, *, tour: bool = False, alone: bool = False, shared: Any = None, **options: Any
+    ) -> None:
         self.url = url
         self.errors: list[str] = []
         self.expected: list[str] = []  # parts of console errors that the test provokes
-        self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
-        self.context.set_default_timeout(PATIENCE_MS)
-        if not tour:  # of the first visit; it would cover other parts
-            self.context.add_init_script("try { localStorage.setItem('omni-r1-tour', 'seen'); } catch {}")
+        self.shared = shared is not None and not (tour or alone or options)
+        self.context = shared if self.shared else new_context(browser, tour=tour, **options)
 
     def page(self, path: str = "/", *, ready: str = "html[data-studio=ready]") -> Any:
         page = self.context.new_page()
@@ -104,7 +127,10 @@ class Studio:
 
     def check(self) -> None:
         wrong = [error for error in self.errors if not any(part in error for part in self.expected)]
-        self.context.close()
+        if self.shared:
+            forget(self.context, self.url)
+        else:
+            self.context.close()
         assert not wrong, wrong
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.client import Client
-from tests.e2e.browser import FakeServer, Open, Studio, launched, require_browser
+from tests.e2e.browser import FakeServer, Open, Studio, launched, new_context, require_browser
 from tests.e2e.real_server import SHIPPED, Server, new_server
 from tests.e2e.states import played_recipe
 from tests.postgres import Cluster
@@ -86,13 +86,20 @@ def studio_url(request: pytest.FixtureRequest, chromium: None) -> str:
     return str(request.getfixturevalue("slow_url"))
 
 
+@pytest.fixture(scope="module")
+def shared_context(browser: Any) -> Any:
+    """Of the windows of one file that have no options; closed with the browser."""
+    return new_context(browser)
+
+
 @pytest.fixture
-def studio(browser: Any) -> Iterator[Open]:
+def studio(browser: Any, shared_context: Any) -> Iterator[Open]:
     """Opens a window on a server; finally asserts that its pages had no errors and requested no other host."""
     opened: list[Studio] = []
 
     def open_(url: str, **options: Any) -> Studio:
-        opened.append(Studio(browser, url, **options))
+        taken = any(one.shared for one in opened)  # a second window of one test is another visitor
+        opened.append(Studio(browser, url, shared=None if taken else shared_context, **options))
         return opened[-1]
 
     yield open_

@@ -254,7 +254,7 @@ def test_running_trace_has_no_edit_buttons(studio: Open, slow_url: str) -> None:
 
 def test_tree_and_editor_ask_for_nothing_twice(studio: Open, studio_url: str, parent: str) -> None:
     """One stream for a branch, and one look at the tree after its end."""
-    window = studio(studio_url)
+    window = studio(studio_url, alone=True)
     count_connections(window)
     page = window.page(f"/?trace={parent}")
     status(page, "completed")

@@ -28,7 +28,7 @@ def ask(page: Any, samples: int) -> None:
 
 
 def test_wall_shows_all_samples_their_tally_and_each_trace(studio: Open, studio_url: str) -> None:
-    window = studio(studio_url)
+    window = studio(studio_url, alone=True)
     count_connections(window)
     page = window.page()
     ask(page, 4)

@@ -72,7 +72,7 @@ def test_server_with_a_key_gets_ready_without_logging_it(locked: Server) -> None
 
 
 def test_browser_signs_in_once(studio: Open, locked: Server) -> None:
-    window = studio(locked.url)
+    window = studio(locked.url, alone=True)
     window.expected = ["401 (Unauthorized)"]  # the wrong key
     page = window.page("/?trace=", ready="#key")
     assert urlsplit(page.url).path == "/login"
@@ -132,7 +132,7 @@ def test_login_fits_every_window(studio: Open, locked: Server, width: int, schem
 
 def test_link_from_another_site_continues_without_the_key(studio: Open, locked: Server) -> None:
     """`SameSite=Strict` withholds the cookie on the first click from another site."""
-    window = studio(locked.url)
+    window = studio(locked.url, alone=True)
     page = window.page("/login?next=/gallery", ready="#key")
     window.context.request.post(f"{locked.url}/login", data={"key": KEY})
     page.click("text=Continue")

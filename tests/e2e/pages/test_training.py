@@ -201,7 +201,7 @@ def test_insufficient_memory_offers_a_choice(studio: Open, slow_url: str) -> Non
 
 
 def test_finished_activation_ignores_late_progress(studio: Open, slow_url: str) -> None:
-    window = studio(slow_url)
+    window = studio(slow_url, alone=True)
     window.context.add_init_script(
         "const real = fetch; window.fetch = async (...all) => { const answer = await real(...all);"
         "const late = { readyz: 900, activate: 600 }[String(all[0]).split('/').pop()] ?? 0;"

@@ -82,7 +82,7 @@ def test_bars_show_what_the_answer_relies_on(studio: Open, studio_url: str, trac
 
 
 def test_replacements_fill_the_table_and_mark_changes(studio: Open, studio_url: str, trace: str) -> None:
-    window = studio(studio_url)
+    window = studio(studio_url, alone=True)
     count_connections(window)
     page = window.page(f"/?trace={trace}")
     shown(page)
