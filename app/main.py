@@ -362,8 +362,9 @@ def serve(
         process = EngineProcess({}, **settings.serving)
         process.spawn()  # it imports torch while this process opens the database and builds the pages
         generation, kill_engine = process, process.kill
+    pages = build_ui if settings.pages else None
     app = create_app(
-        settings, generation=generation, build_ui=build_ui, home=home, job_command=job_command, spans=spans
+        settings, generation=generation, build_ui=pages, home=home, job_command=job_command, spans=spans
     )
     try:
         app.state.runtime.prepare()

@@ -18,13 +18,15 @@ from typing import Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.checkpoints.registry import NoCheckpoint
 from app.common import pools
 from app.common.pools import TooSlow
+from app.common.prefix import below
 from app.http.deps import Services
+from app.http.page_gate import not_found
 from app.jobs.watch import End
 from app.storage import keys, tables
 from app.storage.database import Database
@@ -147,6 +149,7 @@ class Runtime:
 
     async def _boot_page(self) -> None:
         if self._build_ui is None:
+            self._slot.page = _no_page
             del self._waits_for["page"]
             return
         build_ui = self._build_ui
@@ -290,6 +293,13 @@ class Runtime:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENGINE_CLOSE_S):
                 await self._services.generation.close()
+
+
+async def _no_page(scope: Scope, receive: Receive, send: Send) -> None:
+    """In place of the pages: `/` leads to the API's documentation."""
+    if scope["type"] == "http":
+        answer = RedirectResponse("docs") if below(scope) == "/" else not_found(scope)
+        await answer(scope, receive, send)
 
 
 async def _in_daemon_thread(work: Callable[[], Any]) -> Any:

@@ -128,6 +128,7 @@ class Settings(BaseSettings):
         le=1e9,
         description="Size of the home, in GB, above which the oldest such traces are deleted (default: no limit).",
     )
+    pages: bool = Field(True, description="`0` serves the API alone: no pages, and Gradio is not loaded.")
     root_path: str = Field(
         "", description="Path prefix under which a proxy shows the studio, such as `/studio` (default: none)."
     )

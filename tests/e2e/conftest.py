@@ -17,8 +17,9 @@ from tests.postgres import Cluster
 
 @pytest.fixture
 def fresh_server(tmp_path: Path) -> Iterator[Server]:
-    """A server for one test, not started yet; killed at the end."""
+    """A server without pages for one test, not started yet; killed at the end."""
     server = new_server(tmp_path)
+    server.environment["OMNI_R1_PAGES"] = "0"
     yield server
     server.kill()
 

@@ -308,3 +308,11 @@ def test_log_lines_have_no_control_characters() -> None:
     assert "\\x1b[31m" in line
     assert all(char.isprintable() or char == " " for char in line), line
     assert all(char.isprintable() or char == " " for char in LineFormatter(as_json=True).format(record))
+
+
+async def test_server_without_pages_leads_to_its_documentation(server: Server) -> None:
+    """As with `OMNI_R1_PAGES=0`."""
+    assert (await server.client.get("/")).headers["location"] == "docs"
+    assert (await server.client.get("/", follow_redirects=True)).status_code == 200
+    for path in ("/gallery", "/config", "/nowhere"):
+        is_problem(await server.client.get(path), 404, "not_found")

@@ -30,7 +30,7 @@ SIDE = 128  # of noise, which PNG cannot compress: 50 kB an image
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     """A server that has a thousand traces of two steps."""
-    running = FakeServer(tmp_path_factory.mktemp("export") / "home")
+    running = FakeServer(tmp_path_factory.mktemp("export") / "home", {"OMNI_R1_PAGES": "0"})
     try:
         with running.start().client() as client:
             image = client.upload_image(png())["image_id"]

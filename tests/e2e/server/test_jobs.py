@@ -74,7 +74,7 @@ def trained(
     home = tmp_path_factory.mktemp("training") / "home"
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "tiny").symlink_to(tiny_checkpoint)
-    allowed = {"OMNI_R1_ALLOWED_ROOTS": str(tiny_checkpoint.parent)}
+    allowed = {"OMNI_R1_ALLOWED_ROOTS": str(tiny_checkpoint.parent), "OMNI_R1_PAGES": "0"}
     server = Server(home, {"OMNI_R1_CHECKPOINT": "tiny", "OMNI_R1_CPU_RANKS": "2", **allowed})
     server.read_only = request.param == "sqlite" and has_read_only_root()
     if request.param == "postgresql":

@@ -12,7 +12,9 @@ from tests.patience import PATIENCE_S
 
 
 def test_killed_server_repeats_every_response(tmp_path: Path) -> None:
-    server = new_server(tmp_path).start()
+    server = new_server(tmp_path)
+    server.environment["OMNI_R1_PAGES"] = "0"
+    server.start()
     try:
         with server.client() as client:
             task = client.task(slice="operational", seed=1_000_000_000)

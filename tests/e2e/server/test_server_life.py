@@ -264,6 +264,7 @@ def test_unwritable_home_exits_with_2(tmp_path: Path) -> None:
 def test_make_serve_ends_with_its_process_group(fresh_server: Server) -> None:
     """make forwards SIGTERM to a server that already got it: the second one must not cut the shutdown short."""
     fresh_server.home.mkdir(parents=True, exist_ok=True)
+    fresh_server.environment["OMNI_R1_PAGES"] = "1"
     command = ["make", "-o", "setup", "serve", "PORT=0", "ARGS="]  # without the ARGS of `make test ARGS=…`
     env = {name: value for name, value in fresh_server.env().items() if not name.startswith("MAKE")}  # not make[1]
     with (
