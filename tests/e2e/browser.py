@@ -84,7 +84,8 @@ def forget(context: Any, url: str) -> None:
     context.clear_cookies()
     page = context.new_page()
     session = context.new_cdp_session(page)
-    session.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "local_storage,indexeddb"})
+    origin = "/".join(url.split("/")[:3])
+    session.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "local_storage,indexeddb"})
     page.close()
 
 
