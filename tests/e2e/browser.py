@@ -162,7 +162,8 @@ def fits(page: Any, width: int, height: int = 800) -> None:
 
 
 def count_connections(window: Studio) -> None:
-    """From the next page on, `connections` counts the page's open EventSources."""
+    """From the next page on, `connections` counts the page's open EventSources; the window must be `alone`."""
+    assert not window.shared
     window.context.add_init_script(
         "window.sources = []; const Real = EventSource;"
         "window.EventSource = class extends Real { constructor(...all) { super(...all); window.sources.push(this); } };"

@@ -49,7 +49,7 @@ def texts_of(selector: str) -> str:
 
 
 def test_job_is_started_stopped_resumed_and_deleted(studio: Open, slow_url: str) -> None:
-    window = studio(slow_url)
+    window = studio(slow_url, alone=True)
     count_connections(window)
     page = window.page("/training", ready=TRAINING)
     job = start(page, PERPO)
@@ -158,7 +158,7 @@ def test_shipped_checkpoint_shows_metrics_and_no_job(studio: Open, slow_url: str
 
 
 def test_two_checkpoints_answer_side_by_side(studio: Open, slow_url: str) -> None:
-    window = studio(slow_url)
+    window = studio(slow_url, alone=True)
     count_connections(window)
     page = window.page("/checkpoints", ready=CHECKPOINTS)
     page.click("text=Compare two")
