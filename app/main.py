@@ -363,9 +363,7 @@ def serve(
         process.spawn()  # it imports torch while this process opens the database and builds the pages
         generation, kill_engine = process, process.kill
     pages = build_ui if settings.pages else None
-    app = create_app(
-        settings, generation=generation, build_ui=pages, home=home, job_command=job_command, spans=spans
-    )
+    app = create_app(settings, generation=generation, build_ui=pages, home=home, job_command=job_command, spans=spans)
     try:
         app.state.runtime.prepare()
     except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
