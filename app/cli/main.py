@@ -72,8 +72,11 @@ def _explain(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, ServerUnreachable):
         return f"{error}. Start one with `omni-r1 serve`, or set OMNI_R1_URL", EXIT_NO_SERVER
+    elsewhere = "Another program may be running there; set OMNI_R1_URL to the studio's address"
     if isinstance(error, MalformedAnswer):
-        return f"{error}. Another program may be running there; set OMNI_R1_URL to the studio's address", EXIT_NO_SERVER
+        return f"{error}. {elsewhere}", EXIT_NO_SERVER
+    if isinstance(error, NotFound) and "code" not in error.problem:  # every 404 of the studio has one
+        return f"{error}. {elsewhere}", EXIT_BAD_INPUT
     if isinstance(error, NotAllowed) and error.status == 401:
         return f"{error.title or error}. Set OMNI_R1_API_KEY to the server's key", EXIT_BAD_INPUT
     if isinstance(error, BadInput | NotFound | Conflict):

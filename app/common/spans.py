@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -97,6 +98,12 @@ def make_spans() -> Spans:
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if endpoint is None or off or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return NoSpans()
+    address = urlsplit(os.environ[endpoint])
+    if address.scheme not in ("http", "https") or not address.netloc:
+        raise SpansError(f"{endpoint}={os.environ[endpoint]} is not an http:// or https:// address")
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol not in (None, "", "http/protobuf"):
+        raise SpansError(f"OTLP is sent as http/protobuf, not as {protocol}; leave OTEL_EXPORTER_OTLP_PROTOCOL out")
     try:
         from app.common.otel import OtelSpans, exporting
     except ModuleNotFoundError as error:

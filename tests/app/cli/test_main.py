@@ -112,6 +112,12 @@ def test_other_program_on_the_port_exits_with_3(canned: Canned, capsys: pytest.C
     assert "Another program" in capsys.readouterr().err
 
 
+def test_404_of_another_program_names_the_setting(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answers["GET /v1/tasks"] = (404, b"<html>")
+    assert main(["task"]) == 2
+    assert "set OMNI_R1_URL" in capsys.readouterr().err
+
+
 def test_checkpoints_are_listed_and_shown(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoints"]) == 0
     lines = capsys.readouterr().out.splitlines()

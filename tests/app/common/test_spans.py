@@ -289,6 +289,18 @@ def test_off_imports_nothing_of_it() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "protocol"),
+    [("garbage", ""), ("ftp://collector", ""), ("http://", ""), ("localhost:4318", ""), ("http://localhost", "grpc")],
+)
+def test_impossible_exporters_are_refused(monkeypatch: pytest.MonkeyPatch, endpoint: str, protocol: str) -> None:
+    monkeypatch.setenv(ENDPOINT, endpoint)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with pytest.raises(SpansError, match=protocol or endpoint) as refusal:
+        make_spans()
+    assert "\n" not in str(refusal.value)
+
+
 def test_server_without_the_extra_exits_with_2(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
