@@ -15,6 +15,7 @@ export class CurationBox {
   #traceId = null;
   #seen = null; // the state's tags that are shown: another list means another row
   #values = { rating: null, tags: [], note: '' };
+  #changes = 0;
 
   constructor() {
     this.rating = new Rating({ onRate: (rating) => this.#save({ rating }) });
@@ -108,11 +109,14 @@ export class CurationBox {
     const same = Object.entries(change).every(([name, value]) => before[name] === value);
     if (same) return;
     this.#values = { ...before, ...change };
+    this.#changes += 1;
+    const number = this.#changes;
     this.#draw();
     setText(this.word, '');
     try {
       await curate(traceId, change);
-      if (traceId === this.#traceId) setText(this.word, 'saved');
+      // not while a later change is on its way
+      if (traceId === this.#traceId && number === this.#changes) setText(this.word, 'saved');
     } catch (error) {
       if (traceId !== this.#traceId) return;
       const undone = Object.fromEntries(Object.keys(change).map((name) => [name, before[name]]));
