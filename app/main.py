@@ -26,9 +26,10 @@ from app.checkpoints.pool import EnginePool
 from app.checkpoints.registration import Registration
 from app.checkpoints.registry import CheckpointRegistry
 from app.common import logs
+from app.common.collector import SpansError, make_spans
 from app.common.metrics import Metrics
 from app.common.settings import Settings
-from app.common.spans import NoSpans, Spans, SpansError, make_spans
+from app.common.spans import Spans
 from app.http.auth import ApiKey
 from app.http.deps import Services, known_ids, known_query
 from app.http.errors import install_handlers
@@ -125,7 +126,7 @@ def create_app(
     spans: Spans | None = None,
 ) -> FastAPI:
     """The app on `generation`; its lifespan starts and stops everything. `app.state.runtime` is its runtime."""
-    home, spans = home or Home(settings.home), spans or NoSpans()
+    home, spans = home or Home(settings.home), spans or Spans()
     slot = UISlot()
     services = build_services(
         settings, generation=generation, home=home, package_folder=package_folder, job_command=job_command, spans=spans
@@ -194,7 +195,7 @@ def build_services(
 ) -> Services:
     """Build and wire all parts; opens and starts nothing."""
     core = _Core.of(settings, generation, home)
-    spans = core.events.spans = spans or NoSpans()
+    spans = core.events.spans = spans or Spans()
     hub = HubFetcher(timeout_s=settings.hub_timeout_s)
     registry = _registry(core, hub, package_folder)
     activation = Activation(registry)

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Span, StatusCode
 
+from app.common.spans import Spans
 from model.build import package_version
 
 log = logging.getLogger("omni_r1.spans")
@@ -88,7 +89,7 @@ class _Trace:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-class OtelSpans:
+class OtelSpans(Spans):
     """Spans of one server."""
 
     def __init__(self, provider: TracerProvider) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from app.common.spans import NoSpans, Spans
+from app.common.spans import Spans
 from app.contract.words import JOB_TERMINAL
 from app.jobs import series
 from app.jobs.process import WorkerProcess
@@ -57,7 +57,7 @@ class JobTable:
         self._server_id = server_id
         self._folder = folder
         self._ended = ended
-        self._spans = spans or NoSpans()
+        self._spans = spans or Spans()
         self._seen: dict[str, float] = {}  # last sign of life of running jobs, monotonic
 
     def folder(self, job_id: str) -> Path:

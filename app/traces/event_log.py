@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.common.spans import NoSpans, Spans
+from app.common.spans import Spans
 from app.contract.frames import encode, frame
 from app.contract.words import GROUP_END, TERMINAL_EVENTS
 from app.storage.database import Database
@@ -62,7 +62,7 @@ class EventLog:
     def __init__(self, db: Database, *, batch_s: float = BATCH_S, ping_s: float = 15.0) -> None:
         self._db = db
         self._ping_s = ping_s
-        self.spans: Spans = NoSpans()
+        self.spans = Spans()
         self._next_seq: dict[str, int] = {}
         self._group_of: dict[str, str] = {}  # of active traces
         self._live: dict[str, LiveLog] = {}

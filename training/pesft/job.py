@@ -228,6 +228,12 @@ def _shared_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple
     return TokenSet.load(folder / CACHE), json.loads((folder / ABOUT).read_text("utf-8"))["account"]
 
 
+def longest(spec: PeSFTSpec, base: LoadedCheckpoint) -> int:
+    """Tokens of the longest sequence that is trained on."""
+    context = base.config.transformer.context_len
+    return min(spec.hyperparameters.max_len or context, context)
+
+
 def with_drills(ctx: JobContext, base: LoadedCheckpoint, data: TokenSet, folder: Path) -> TokenSet:
     """The sequences and ``drills`` of the base's training, in the job's template; rank 0 makes them.
 
@@ -244,8 +250,7 @@ def with_drills(ctx: JobContext, base: LoadedCheckpoint, data: TokenSet, folder:
         count = max(1, round(share / (1 - share) * len(data)))
         first = DRILL_SEEDS + spec.seed % 100 * SEEDS_A_RUN
         coder = ImageCoder(base.vq, device=ctx.device)
-        limit = base.config.transformer.context_len
-        made = rehearsal(first, count, coder, base.template, limit)
+        made = rehearsal(first, count, coder, base.template, longest(spec, base))
         ctx.disk.replace(cache, made.save)
         ctx.log.log(f"{len(made):,} drills join the {len(data):,} traces")
     ctx.ranks.wait()
@@ -262,7 +267,7 @@ def load_data(ctx: JobContext, base: LoadedCheckpoint, folder: Path) -> tuple[To
     spec = ctx.spec
     assert isinstance(spec, PeSFTSpec) and base.vq is not None  # noqa: PT018
     hyper = spec.hyperparameters
-    max_len = min(hyper.max_len or base.config.transformer.context_len, base.config.transformer.context_len)
+    max_len = longest(spec, base)
     wanted = {
         "data": ctx.record(spec.data.model_dump(mode="json")),
         "seed": spec.seed,
