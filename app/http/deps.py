@@ -52,7 +52,7 @@ from model.engine.messages import Generation
 
 @dataclass(frozen=True)
 class Services:
-    """All parts of one server, built in `app.main` and passed to the routes."""
+    """All parts of one server, built in `app.parts` and passed to the routes."""
 
     settings: Settings
     db: Database

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from app.common.clock import Clock
 from app.storage.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Size, dialect_of
-from app.storage.reserve import Reserve
+from app.storage.home import Reserve
 from app.storage.tables import facts
 from training.jobs.disk import is_full
 

@@ -1,4 +1,4 @@
-"""Deletes old traces: by age, and to keep the home below a size.
+"""Measures the home and deletes old traces: by age, and to keep the home below a size.
 
 Only traces that have ended, of this server, and that nobody has rated, tagged or annotated (`pinned`). Groups go with
 their last trace. Jobs, checkpoints and data sets are never deleted here. Images that no trace shows any more go with
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
+from typing import Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -22,7 +25,6 @@ from app.storage import database, idempotency, tables
 from app.storage.database import Database
 from app.storage.home import Home
 from app.storage.images import PartialStore
-from app.storage.sizes import Kind, measure
 
 log = logging.getLogger("omni_r1.retention")
 
@@ -30,6 +32,17 @@ GB = 10**9
 RESTS = timedelta(hours=1)  # after its end: readers and callers still use a trace
 WEIGHED_AT_ONCE = 500
 DELETED_AT_ONCE = 20  # per transaction: events of running traces wait for it
+
+Kind = Literal["images", "checkpoints", "jobs", "datasets", "other", "database"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# Files of other kinds than their folder; the rest of the home is "other".
+_FOLDERS: dict[str, Kind] = {
+    "images": "images",
+    "partials": "images",
+    "checkpoints": "checkpoints",
+    "jobs": "jobs",
+    "uploads": "datasets",
+}
 
 T, G, L = tables.traces, tables.groups, tables.trace_images
 
@@ -258,3 +271,57 @@ def _report(pruned: Pruned) -> None:
     if pruned.over_bytes:
         words = "the home holds %d bytes above OMNI_R1_HOME_MAX_GB, and its old traces are not what fills it"
         log.warning(words, pruned.over_bytes, extra={"fields": vars(pruned)})
+
+
+# ---- sizes
+
+
+def measure(home: Path, db: Database) -> dict[Kind, int]:
+    """Bytes by kind. A file with several names counts once: a checkpoint shares the training state with its job."""
+    found: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    seen: set[tuple[int, int]] = set()
+    for kind, entry in _files(home):
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except OSError:  # deleted meanwhile
+            continue
+        if status.st_nlink > 1:
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+        found[kind] += status.st_size
+    found["database"] = db.size().bytes
+    return found
+
+
+def _files(home: Path) -> Iterator[tuple[Kind, os.DirEntry[str]]]:
+    for entry in _entries(home):
+        kind = _FOLDERS.get(entry.name, "other")
+        if not entry.is_dir(follow_symlinks=False):
+            if not entry.name.startswith("omni-r1.db"):
+                yield "other", entry
+        elif kind == "jobs":
+            for job in _entries(Path(entry)):
+                for inner in _below(job):
+                    is_weights = Path(inner).relative_to(job).parts[:1] == ("checkpoints",)
+                    yield "checkpoints" if is_weights else "jobs", inner
+        else:
+            for inner in _below(entry):
+                yield kind, inner
+
+
+def _below(entry: os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder, however deep, or the file itself; links are files."""
+    if not entry.is_dir(follow_symlinks=False):
+        yield entry
+        return
+    for inner in _entries(Path(entry)):
+        yield from _below(inner)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError:  # missing, or deleted meanwhile
+        return []

@@ -124,7 +124,7 @@ async def test_hanging_fetches_use_no_thread(serve: Serve) -> None:
 async def test_start_with_unreachable_hub_id_ends(
     tmp_path: Path, package: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.main.HubFetcher", functools.partial(HubFetcher, command=command(script)))
+    monkeypatch.setattr("app.parts.HubFetcher", functools.partial(HubFetcher, command=command(script)))
     server = Server(tmp_path / "home", package, FakeGeneration(), checkpoint="owner/name", hub_timeout_s=3)
     await server.start(ready=False)
     while server.runtime.failure is None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from app.jobs.files import has_saved_state
 from app.jobs.intake import clashing_names
 from app.jobs.process import WorkerProcess
-from app.storage.reserve import Reserve
+from app.storage.home import Reserve
 from tests.app.conftest import Serve, Server, both_databases
 from tests.app.job_helpers import SPEC, FakeCheckpoints, code, events, get, of_type, post, statuses, worker
 from training.jobs.disk import MARGIN_BYTES

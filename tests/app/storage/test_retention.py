@@ -15,8 +15,7 @@ from app.cli.main import main
 from app.contract.schemas_system import PrunedOut, StorageOut
 from app.storage import tables
 from app.storage.database import Database
-from app.storage.retention import GB
-from app.storage.sizes import measure
+from app.storage.retention import GB, measure
 from tests.app.conftest import Serve, Server, both_databases, is_problem
 from tests.fakes import png
 
