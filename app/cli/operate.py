@@ -63,10 +63,18 @@ def _add_keys(commands: Any, command: Callable[[Any, str, str, str], ArgumentPar
 
 def prune(args: Namespace) -> int:
     """Deletes old traces and prints what that frees."""
-    from app.client import Client
+    from app.client import BadInput, Client
 
     with Client(args.url) as client:
-        found = client.prune(dry_run=args.dry_run, keep_days=args.keep_days, max_gb=args.max_gb)
+        try:
+            found = client.prune(dry_run=args.dry_run, keep_days=args.keep_days, max_gb=args.max_gb)
+        except BadInput as error:
+            if args.keep_days is not None or args.max_gb is not None:
+                raise
+            detail = (
+                "the server has no limit: give --keep-days or --max-gb, or set OMNI_R1_KEEP_DAYS or OMNI_R1_HOME_MAX_GB"
+            )
+            raise CommandError(f"{detail} there", EXIT_BAD_INPUT) from error
     if args.json:
         write(json.dumps(found) + "\n")
     else:

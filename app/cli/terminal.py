@@ -87,6 +87,7 @@ _OPTIONS = (
     (r"body\.then", "--answer"),
     (r"body\.source", "SOURCE"),
     (r"body\.(sampling\.)?(?P<same>checkpoint|temperature|top_p|seed|max_new_tokens|max_images|name|drain)", ""),
+    (r"body\.(?P<same>keep_days|max_gb)", ""),
     (r"query\.(?P<same>slice|seed|limit|status|method)", ""),
 )
 

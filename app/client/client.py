@@ -65,9 +65,7 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls, StorageCa
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base_url = (base_url or default_url()).rstrip("/")
-        host = urlsplit(self.base_url).hostname or ""
-        if not host:
-            raise BadInput(422, {"code": "bad_url", "detail": f"not a server address: {self.base_url!r}"})
+        host = _host(self.base_url)
         self._sleep = sleep
         self._clock = clock
         key = default_key() if api_key is None else api_key
@@ -340,6 +338,18 @@ class Client(BranchCalls, WhyCalls, CurationCalls, JobCalls, RunCalls, StorageCa
             raise unreachable(self._http, error) from error
         except ValueError as error:  # NaN, lone surrogates
             raise BadInput(422, {"code": "not_json", "detail": f"cannot be sent as JSON: {error}"}) from error
+
+
+def _host(url: str) -> str:
+    """The host of a server's address: a scheme, a host, perhaps a port and a path. Raises BadInput for another one."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:  # such as half an IPv6 address
+        host = None
+    if not host or parts.scheme not in ("http", "https") or "?" in url or "#" in url:
+        raise BadInput(422, {"code": "bad_url", "detail": f"not a server address: {url!r}"})
+    return host
 
 
 def _path(collection: str, *parts: str) -> str:

@@ -29,8 +29,15 @@ FOREIGN = frozenset(
     {"OMNI_R1_URL", "OMNI_R1_REQUIRE_BROWSER", "OMNI_R1_REQUIRE_GENERATORS", "OMNI_R1_REQUIRE_POSTGRES"}
 )
 
+# A name or address, perhaps with a port; or an IPv6 address without brackets.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?|(?:[0-9A-Fa-f]*:){2,}[0-9A-Fa-f.]*")
+
 StringList = Annotated[tuple[str, ...], NoDecode]
 PathList = Annotated[tuple[Path, ...], NoDecode]
+
+
+# By the type of pydantic's error; none of these fields holds a secret.
+_FORMS = {"bool_parsing": "1 (yes) or 0 (no)", "int_parsing": "a whole number", "float_parsing": "a number"}
 
 
 class SettingsError(ValueError):
@@ -175,6 +182,23 @@ class Settings(BaseSettings):
     def _prefix(cls, value: str) -> str:
         return checked_prefix(value)
 
+    @field_validator("allowed_hosts", mode="after")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is not a host name; write it as studio.example, without http:// and path")
+        return value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _callers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            scheme, _, host = origin.rstrip("/").partition("://")
+            if origin != "*" and (scheme not in ("http", "https") or not _HOST.fullmatch(host)):
+                raise ValueError(f"{origin!r} is not an origin; write it as https://studio.example, without a path")
+        return value
+
     @field_validator("api_key", mode="after")
     @classmethod
     def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
@@ -246,9 +270,20 @@ def read_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         name = PREFIX + str(first["loc"][0]).upper() + ": " if first["loc"] else ""
-        raise SettingsError(name + first["msg"].removeprefix("Value error, ") + _bounds(first)) from None
+        raise SettingsError(
+            name + (_unreadable(first) or first["msg"].removeprefix("Value error, ")) + _bounds(first)
+        ) from None
+
+
+def _unreadable(error: ErrorDetails) -> str:
+    """What a value should look like that cannot be read as its type; "" for any other error."""
+    wanted = _FORMS.get(error["type"])
+    if wanted is None:
+        return ""
+    given = str(error["input"]).strip()
+    return f"{given!r} must be {wanted}" if given else f"is empty; set it to {wanted}, or unset it"
 
 
 def _bounds(error: ErrorDetails) -> str:

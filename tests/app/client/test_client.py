@@ -353,9 +353,12 @@ def test_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert default_url() == "http://127.0.0.1:7860"
 
 
-def test_invalid_url_is_rejected() -> None:
+@pytest.mark.parametrize(
+    "url", ["studio", "http://", "ftp://h", "http://h/?x=1", "http://h?", "http://h/#x", "http://["]
+)
+def test_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises(BadInput, match="address"):
-        Client("studio")
+        Client(url)
 
 
 AWKWARD = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from app.common.settings import Settings, SettingsError, read_settings
@@ -107,3 +109,51 @@ def test_unknown_settings_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="OMNI_R1_MAX_QUEU"):
         read_settings()
     assert Settings.model_fields.keys() >= {"home", "host", "port", "device"}
+
+
+BY_TYPE = {bool: "1 (yes) or 0 (no)", int: "a whole number", float: "a number"}
+READ = [
+    (name, words)
+    for name, field in Settings.model_fields.items()
+    for kind, words in BY_TYPE.items()
+    if kind in {field.annotation, *get_args(field.annotation)}
+]
+
+
+@pytest.mark.parametrize("value", ["", " ", "maybe", "2x"])
+@pytest.mark.parametrize(("name", "wanted"), READ)
+def test_unreadable_setting_is_named_with_what_it_takes(
+    name: str, wanted: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"OMNI_R1_{name.upper()}"
+    monkeypatch.setenv(variable, value)
+    said = f"{value!r} must be {wanted}" if value.strip() else f"is empty; set it to {wanted}, or unset it"
+    with pytest.raises(SettingsError) as refusal:
+        read_settings()
+    assert str(refusal.value) == f"{variable}: {said}"
+
+
+@pytest.mark.parametrize("value", ["http://a.example", "a.example/x", "a b", "*", "a@b", "a:b", "é.example", "[::1"])
+def test_allowed_host_must_be_a_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_R1_ALLOWED_HOSTS", f"a.example,{value}")
+    with pytest.raises(SettingsError, match=r"^OMNI_R1_ALLOWED_HOSTS: [^\n]*, without http:// and path$"):
+        read_settings()
+
+
+@pytest.mark.parametrize("value", ["a.example", "10.0.0.7", "a-b.example:8080", "[::1]:80", "fe80::1", "LAB_1"])
+def test_names_and_addresses_are_allowed_hosts(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_R1_ALLOWED_HOSTS", value)
+    assert read_settings().allowed_hosts == (value,)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [("https://a.example", True), ("http://[::1]:80/", True), ("*", True), ("a.example", False), ("http://a/x", False)],
+)
+def test_cors_origin_has_a_scheme_and_no_path(value: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_R1_CORS_ORIGINS", value)
+    if fits:
+        assert read_settings().cors_origins == (value,)
+    else:
+        with pytest.raises(SettingsError, match=r"^OMNI_R1_CORS_ORIGINS: .* is not an origin"):
+            read_settings()
