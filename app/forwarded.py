@@ -45,6 +45,8 @@ class Forwarded:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         prefix = scope.get(SCOPE_KEY, "")
+        if not self._root_path and scope["type"] == "http":
+            send = _varying(send)
         if not prefix:
             await self._app(scope, receive, send)
             return
@@ -65,3 +67,14 @@ class Forwarded:
             await send(message)
 
         await self._app(scope, receive, located)
+
+
+def _varying(send: Send) -> Send:
+    """Let caches keep one answer per prefix: pages, documents and problems contain it."""
+
+    async def varied(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).add_vary_header(HEADER)
+        await send(message)
+
+    return varied

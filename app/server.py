@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import signal
 import socket
@@ -59,7 +60,8 @@ class StudioServer(uvicorn.Server):
         if self._loop is None or not self.started:
             self.should_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._begin)
+            # A context of its own: a signal interrupts any task, and the shutdown is not part of that task's request.
+            self._loop.call_soon_threadsafe(self._begin, context=contextvars.Context())
 
     def _begin(self) -> None:
         self._stopping = asyncio.ensure_future(self._stop())

@@ -13,16 +13,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import uvicorn
 
 from app.client import Client
+from app.server import StudioServer
 from model import log_lines
 from model.log_lines import LineFormatter, request_id
 from tests.app.conftest import Serve, Server, running
 from tests.e2e.real_server import ROOT, wait_until
 from tests.fakes import FakeGeneration, held
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -302,3 +305,21 @@ def test_engine_process_logs_in_the_same_format(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "Traceback" in all_json(done.stderr)[-1]["exception"]
+
+
+async def test_shutdown_belongs_to_no_request() -> None:
+    """A signal is handled in the context of the task that it interrupts."""
+    seen: list[str | None] = []
+    done = asyncio.Event()
+
+    class Stopped:
+        async def stop_traces(self) -> None:
+            seen.append(request_id.get())
+            done.set()
+
+    server = StudioServer(uvicorn.Config(lambda: None), cast(Any, Stopped()), cast(Any, None))
+    server._loop, server.started = asyncio.get_running_loop(), True
+    request_id.set("of-another")
+    server.stop()
+    await asyncio.wait_for(done.wait(), PATIENCE_S)
+    assert seen == [None]

@@ -226,3 +226,14 @@ async def test_no_prefix_begins_like_an_address_of_the_server(server: Server) ->
             assert first in OWN
             with pytest.raises(ValueError, match="own address"):
                 checked_prefix(f"/{first}/x")
+
+
+@pytest.mark.parametrize(
+    "path", ["/docs", "/openapi.json", "/login", "/", "/v1/traces", "/v1/none", "/static/logo.svg"]
+)
+async def test_caches_keep_one_answer_per_prefix(serve: Serve, path: str) -> None:
+    async with serve() as server:
+        vary = (await server.client.get(path)).headers["vary"].lower()
+        assert "x-forwarded-prefix" in [name.strip() for name in vary.split(",")]
+    async with serve(root_path="/studio") as server:
+        assert "x-forwarded-prefix" not in (await server.client.get(path)).headers.get("vary", "").lower()
