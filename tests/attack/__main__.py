@@ -1,6 +1,7 @@
 """Attacks a local studio and counts failures: `python -m tests.attack [NAME ...]` (`make attack`).
 
     kill      random kills of server, engine and worker: lost or repeated events, wrong statuses
+    chaos     kills of anything on both databases under mixed load; an audit of every row, log and image
     fuzz      hostile requests with and without a key: 5xx responses
     flood     image bombs and idle sockets: memory, latency, running traces
     soak      many traces with readers that disconnect: memory growth
@@ -18,11 +19,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.attack import flood, fuzz, kill, schema, soak
+from tests.attack import chaos, flood, fuzz, kill, schema, soak
 from tests.attack.report import Report
 
 ATTACKS = {
     "kill": kill.attack,
+    "chaos": chaos.attack,
     "fuzz": fuzz.attack,
     "flood": flood.attack,
     "soak": soak.attack,

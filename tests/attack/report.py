@@ -7,17 +7,24 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.client import Client
 from app.client.sse import Event
+from tests.attack.audit import END_STATUS
 from tests.e2e.real_server import Server
+from tests.postgres import Cluster
 
 STOP_LIMIT_S = 10.0
-END_STATUS = {
-    "trace.completed": ("completed",),
-    "trace.cancelled": ("cancelled",),
-    "trace.failed": ("failed", "interrupted"),
-}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Servers on one database; `cluster` is its PostgreSQL."""
+
+    name: str
+    servers: Sequence[Server]
+    cluster: Cluster | None = None
 
 
 class Report:
