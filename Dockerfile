@@ -5,6 +5,8 @@
 FROM python:3.11-slim-bookworm
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Optional parts of the studio; with `ray`, its engines can run on a Ray cluster.
+ARG EXTRAS=otel,postgres,train
 # For `omni-r1 --version`: --build-arg COMMIT=$(git rev-parse HEAD)
 ARG COMMIT=unknown
 
@@ -18,7 +20,7 @@ WORKDIR /srv/omni-r1
 # The packages first: they change less often than the sources, and take minutes.
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 RUN mkdir app model training \
- && pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e '.[otel,postgres,train]'
+ && pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt -e ".[$EXTRAS]"
 
 COPY app app
 COPY model model

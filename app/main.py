@@ -23,6 +23,7 @@ from app.common import logs
 from app.common.collector import SpansError, make_spans
 from app.common.settings import Settings
 from app.common.spans import Spans
+from app.engine import engine_of
 from app.http.deps import known_ids, known_query
 from app.http.errors import install_handlers
 from app.http.openapi import add_docs, operation_id
@@ -158,11 +159,9 @@ def serve(
     home.note(host, port)
     kill_engine: Callable[[], None] | None = None
     if generation is None:
-        from model.engine.client import EngineProcess
-
-        process = EngineProcess({}, **settings.serving)
-        process.spawn()  # it imports torch while this process opens the database and builds the pages
-        generation, kill_engine = process, process.kill
+        engine = engine_of(settings)
+        engine.spawn()  # it imports torch while this process opens the database and builds the pages
+        generation, kill_engine = engine, engine.kill
     pages = build_ui if settings.pages else None
     app = create_app(settings, generation=generation, build_ui=pages, home=home, job_command=job_command, spans=spans)
     try:

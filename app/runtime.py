@@ -31,6 +31,7 @@ from app.jobs.watch import End
 from app.storage import keys, tables
 from app.storage.database import Database
 from app.storage.home import Home
+from model.engine.messages import EngineError
 
 log = logging.getLogger("omni_r1.server")
 
@@ -125,7 +126,7 @@ class Runtime:
 
     def _fail(self, error: Exception) -> None:
         """Stop a server that will never be ready."""
-        if isinstance(error, NoCheckpoint):
+        if isinstance(error, NoCheckpoint | EngineError):
             log.error("%s", error)
         else:
             log.error("the server cannot start", exc_info=error)

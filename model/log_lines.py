@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -70,14 +71,14 @@ class _ToStderr(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def configure(log_format: str, level: str) -> None:
-    """Log every logger's records, warnings and (as JSON) uncaught exceptions to stderr in one format.
+def configure(log_format: str, level: str, handler: logging.Handler | None = None) -> None:
+    """Log every logger's records, warnings and (as JSON) uncaught exceptions in one format to `handler`, or stderr.
 
     Raises:
         ValueError: for an unknown level.
     """
     as_json = log_format == "json"
-    handler = _ToStderr()
+    handler = handler or _ToStderr()
     handler.setFormatter(LineFormatter(as_json=as_json))
     root = logging.getLogger()
     root.handlers = [handler]
@@ -87,6 +88,12 @@ def configure(log_format: str, level: str) -> None:
     if as_json:
         sys.excepthook = _uncaught
         threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def configure_from_environment(handler: logging.Handler | None = None) -> None:
+    """Configure the log of a child process like the server's."""
+    given = os.environ.get
+    configure(given("OMNI_R1_LOG_FORMAT", "text").lower(), given("OMNI_R1_LOG_LEVEL", "info"), handler)
 
 
 def in_json() -> bool:

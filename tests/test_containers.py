@@ -234,6 +234,20 @@ def test_gpu_service_is_the_app_with_gpus(compose: dict[str, Any]) -> None:
     assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
 
 
+def test_ray_service_is_the_app_with_ray(compose: dict[str, Any]) -> None:
+    app, ray = compose["services"]["app"], compose["services"]["ray"]
+    own = {"profiles", "build", "image", "environment", "shm_size"}
+    assert {name: value for name, value in ray.items() if name not in own} == {
+        name: value for name, value in app.items() if name not in own
+    }
+    assert ray["profiles"] == ["ray"]
+    assert ray["image"] != app["image"]
+    (usual,) = [rest.removeprefix("EXTRAS=") for rest in all_of("ARG") if rest.startswith("EXTRAS=")]
+    assert set(ray["build"]["args"]["EXTRAS"].split(",")) == {"ray", *usual.split(",")}
+    added = {"OMNI_R1_ENGINE", "OMNI_R1_REPLICAS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    assert {name for name, value in environment(ray).items() if environment(app).get(name, "") != value} == added
+
+
 def test_compose_passes_all_open_settings(compose: dict[str, Any]) -> None:
     given = environment(compose["services"]["app"])
     fixed = {name for env in all_of("ENV") for name in re.findall(rf"({PREFIX}\w+)=", env)}

@@ -59,6 +59,7 @@ def known_variables() -> set[str]:
         "OMNI_R1_REQUIRE_GENERATORS",
         "OMNI_R1_REQUIRE_POSTGRES",
         "PORT",
+        "RAY_ADDRESS",
         "PYTHON",
         "TORCH_INDEX",
     }

@@ -63,6 +63,16 @@ class Settings(BaseSettings):
         description="Database URL instead of the home's `omni-r1.db`: `sqlite:///…` or `postgresql://…`.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device the engine runs on.")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where the engine runs: `local`, a child process, or `ray`, actors of a Ray cluster."
+    )
+    replicas: int = Field(1, ge=1, le=1000, description="Engines on the Ray cluster, each with every checkpoint.")
+    gpus_per_replica: float | None = Field(
+        None, ge=0, le=64, description="GPUs of each replica (default: 1 where the cluster has GPUs, else 0)."
+    )
+    retry: bool = Field(
+        False, description="`1`: traces of a replica that dies go on in another one; otherwise they fail."
+    )
     checkpoint: str | None = Field(
         None, description="Checkpoint to start with: a name, a folder or a hub id (default: the last active one)."
     )
@@ -226,6 +236,12 @@ class Settings(BaseSettings):
                 f"OMNI_R1_HOST={self.host} accepts connections from other machines without a key: "
                 "set OMNI_R1_API_KEY, or use 127.0.0.1 (with an SSH tunnel for remote access)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_need_ray(self) -> Settings:
+        if self.engine == "local" and (self.replicas > 1 or self.gpus_per_replica is not None or self.retry):
+            raise ValueError("OMNI_R1_REPLICAS, OMNI_R1_GPUS_PER_REPLICA and OMNI_R1_RETRY need OMNI_R1_ENGINE=ray")
         return self
 
     @model_validator(mode="after")

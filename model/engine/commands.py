@@ -1,4 +1,4 @@
-"""What crosses the pipe between `model/engine/client.py` and the worker, as pickled values.
+"""What crosses between `model/engine/hosted.py` and the worker, as pickled values.
 
 A command with an answer travels in a `Call`, and its `Reply` carries the same ticket. The other commands change
 something without an answer.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Output, WholeResponse
+from model.engine.messages import AlternativesQuery, EngineStatus, GenerationRequest, Mark, Output, WholeResponse
 from model.quantisation import QuantKind
 from model.speculation import WINDOW
 
@@ -27,6 +27,7 @@ class Configure:
         kv_mb: MiB of keys and values of each checkpoint; None: what the device has beside the weights.
         context: tokens of a trace; None: the checkpoint's own.
         quant: form of the matrices in memory; None: that of the other weights.
+        marks: whether to send a `Mark` after the outputs of a request, so that another worker can go on from there.
     """
 
     device: str
@@ -37,6 +38,7 @@ class Configure:
     kv_mb: int | None = None
     context: int | None = None
     quant: QuantKind | None = None
+    marks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ class Unload:
     """Free a checkpoint once its requests have ended."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Serve a loaded checkpoint under another name, whose own one is freed once its requests have ended."""
+
+    name: str
+    to: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +139,7 @@ class Close:
 
 
 Asked = Alternatives | MeasureReliance | MeasureAttention  # answered by forward passes outside the step loop
-Replied = Load | Unload | Check | Memory | Abort | Seen | Asked
+Replied = Load | Unload | Rename | Check | Memory | Abort | Seen | Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +166,7 @@ class Reply:
 class Outputs:
     """Outputs of requests, in order, each with its request's id."""
 
-    items: list[tuple[str, Output]]
+    items: list[tuple[str, Output | Mark]]
 
 
 Report = Outputs | Reply | EngineStatus

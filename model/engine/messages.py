@@ -1,7 +1,7 @@
 """Messages between the server and the engine: plain picklable values, and the `Generation` protocol.
 
 Knows nothing of tensors, processes or HTTP. `model/engine/client.py` implements the protocol with a child process,
-`tests/fakes.py` with a script.
+`model/cluster/replicas.py` with several engines, `tests/fakes.py` with a script.
 """
 
 from __future__ import annotations
@@ -182,6 +182,25 @@ class Failed:
 
 Output = QueuePosition | Started | Emitted | Paused | Finished | Cancelled | Failed
 Terminal = Paused | Finished | Cancelled | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What another worker needs to go on after the outputs so far, if this one dies. Only where `Configure.marks` asks.
+
+    Attributes:
+        state: in a request's first mark: as `Paused.resume`, without tokens.
+        tokens: of the response, since the mark before.
+        num_draws: random numbers that all tokens so far consumed.
+        num_parsed: parse events whose outputs have been sent.
+        passes: forward passes of each image so far.
+    """
+
+    state: bytes = b""
+    tokens: Tokens = Tokens()
+    num_draws: int = 0
+    num_parsed: int = 0
+    passes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

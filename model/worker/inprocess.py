@@ -8,8 +8,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.engine.client import EngineClient
 from model.engine.commands import Close, Command, Configure, InitialLoadsSent, Load, Report
+from model.engine.hosted import EngineClient
 from model.engine.messages import EngineStatus
 from model.quantisation import QuantKind
 from model.worker.worker import Worker
@@ -29,11 +29,14 @@ class InProcess(EngineClient):
         kv_mb: int | None = None,
         context: int | None = None,
         quant: QuantKind | None = None,
+        marks: bool = False,
     ) -> None:
         super().__init__()
         versions = weight_versions or {}
         self._checkpoints = {name: (str(Path(path)), versions.get(name, 1)) for name, path in checkpoints.items()}
-        settings = Configure(device, num_slots, None, dtype=dtype, kv_mb=kv_mb, context=context, quant=quant)
+        settings = Configure(
+            device, num_slots, None, dtype=dtype, kv_mb=kv_mb, context=context, quant=quant, marks=marks
+        )
         self.worker = Worker(self._from_thread, settings)
         self._thread = threading.Thread(target=self.worker.run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -210,6 +210,11 @@ class Models:
         return len(self._retired)
 
     @property
+    def marks(self) -> bool:
+        """Whether outputs are followed by marks."""
+        return self._settings.marks
+
+    @property
     def settled(self) -> bool:
         """Whether no load is pending, so that an unknown name stays unknown."""
         return self.all_named and self._under_way == 0
@@ -281,6 +286,16 @@ class Models:
         model = self._loaded.pop(name, None)
         if model is not None:
             self._retired.append(model)
+
+    def rename(self, name: str, to: str, ticket: int) -> Reply:
+        """Give a model another name, whose requests it takes from now on."""
+        model = self._loaded.pop(name, None)
+        if model is None:
+            return Reply(ticket, error=("unknown_checkpoint", f"checkpoint {name} is not loaded"))
+        self.retire(to)
+        model.name = to
+        self._loaded[to] = model
+        return Reply(ticket)
 
     def sweep(self, used: Collection[Model]) -> list[Model]:
         """Free the retired models that are not in use; return them."""

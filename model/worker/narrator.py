@@ -51,6 +51,8 @@ class _Entry:
     ticket: int = -1
     passes: int = 0  # of a generated image
     images: dict[int, bytes | None] = field(default_factory=dict)  # of several images, by ticket
+    parsed: int = 0  # parse events up to this one
+    begins: int = 0  # tokens before an image with candidates
 
 
 class Narrator:
@@ -63,28 +65,34 @@ class Narrator:
         partial_images: int = 0,
         previous: tuple[int, ...] | None = None,
         skip: int = 0,
+        given: tuple[int, int] = (0, 0),
         step_mode: bool = False,
     ) -> None:
         """`previous` are the codes of the question's last image, `step_mode` whether to pause after each step.
 
-        `skip` is the number of parse events to suppress: a resumed trace feeds its tokens again.
+        A resumed trace feeds its tokens again: `skip` is the number of parse events to suppress, `given` those of its
+        given steps and of their tokens.
         """
         self.parser = parser
         self.step_mode = step_mode
         self.paused_after: int | None = None  # the step at whose end the narration paused
         self.num_parsed = 0  # parse events so far, skipped ones included
         self.num_images = 0
+        self.logprobs: list[float] = []  # of all tokens so far
+        self._num_told = 0  # parse events up to the last one that was taken
+        self._num_given = 0  # parse events of given steps
         self._partial_images = partial_images
         self._previous = previous
         self._skip = skip
         self._codes: list[int] = []
-        self._passes = 0
+        self.passes: list[int] = []  # forward passes of each image so far
+        self._num_begun = 0  # images
         self._held: ImageJob | None = None  # a partial image whose pass goes on
         self._partial_at: dict[int, int] = {}
         self._entries: deque[_Entry] = deque()
         self._waiting: dict[int, _Entry] = {}
         self._next_ticket = 0
-        self._num_kept = 0  # steps that were given
+        self.given = given  # steps, and their tokens
         self._ids: list[int] = []  # tokens since the last complete step
         self._logprobs: list[float] = []
 
@@ -96,9 +104,9 @@ class Narrator:
         Of the partial images of one forward pass, only the last is decoded. `passes` counts the forward passes of an
         image up to this code; a given code had none.
         """
-        self._ids.append(token_id)
-        self._logprobs.append(logprob)
-        self._passes = passes or self._passes
+        self._note(token_id, logprob)
+        if passes:
+            self.passes[-1] = passes
         jobs = []
         for job in self._emit(self.parser.feed(token_id)):
             if job.is_final:
@@ -115,25 +123,43 @@ class Narrator:
         if self._held is not None:
             self.image_skipped(self._held.ticket)
 
-    def feed_again(self, tokens: Iterable[int]) -> list[ImageJob]:
-        """Take the tokens of a resumed trace, whose first `skip` events were emitted before."""
-        jobs = [job for token in tokens for job in self._emit(self.parser.feed(token))]
-        self._ids, self._logprobs = [], []
+    def _note(self, token_id: int, logprob: float) -> None:
+        self.logprobs.append(logprob)
+        self._ids.append(token_id)
+        self._logprobs.append(logprob)
+
+    def feed_again(
+        self, tokens: Sequence[int], logprobs: Sequence[float] = (), passes: Sequence[int] = ()
+    ) -> list[ImageJob]:
+        """Take the tokens of a resumed trace, whose first `skip` events were emitted before.
+
+        Without `logprobs`, those after the last complete step count as taken. `passes` are those of its images.
+        """
+        jobs, self.passes = [], list(passes)
+        for token, logprob in zip(tokens, logprobs or [math.nan] * len(tokens), strict=True):
+            self._note(token, logprob)
+            jobs += self._emit(self.parser.feed(token))
+            if len(self.logprobs) <= self.given[1]:
+                self._ids, self._logprobs = [], []
+        if not logprobs:
+            self._ids, self._logprobs = [], []
         return jobs
 
     def keep(self, step: int, tokens: Iterable[int], *, decode: bool) -> list[ImageJob]:
         """Take a given step as one `step.kept`; `decode` its image, if it has one, since it is not known yet."""
         ids = tuple(tokens)
         images = self.num_images
-        self._num_kept = step
         skip, self._skip = self._skip, 1 << 62
         for token in ids:
             self._emit(self.parser.feed(token))
         self._skip = skip
+        self.logprobs += [math.nan] * len(ids)
+        self.given = step, len(self.logprobs)
+        self._num_given = self.num_parsed
         event = TraceEvent("step.kept", {"step": step})
         given = Tokens(ids, (math.nan,) * len(ids))
         if not decode or self.num_images == images or self._previous is None:
-            self._entries.append(_Entry(event, tokens=given))
+            self._append(_Entry(event, tokens=given))
             return []
         return [self._image(event, self._previous, None, final=True, tokens=given)]
 
@@ -145,6 +171,7 @@ class Narrator:
             last = merged[-1].event if merged else None
             if last is not None and entry.event is not None and last.type == entry.event.type == "text.delta":
                 last.data["text"] += entry.event.data["text"]
+                merged[-1].parsed = entry.parsed
             else:
                 merged.append(entry)
         self._entries = merged
@@ -154,8 +181,8 @@ class Narrator:
         """Take the codes and scores of the running image's candidates; the chosen one's codes are fed as usual."""
         shown = [round(score, 6) if math.isfinite(score) else None for score in scores]
         event = TraceEvent("image.candidates", {"step": len(self.parser.steps), "scores": shown, "chosen": chosen})
-        entry = _Entry(event, waits=True)
-        self._entries.append(entry)
+        entry = _Entry(event, waits=True, begins=len(self.logprobs) - len(images[chosen]))
+        self._append(entry)
         jobs = []
         for codes in images:
             ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
@@ -170,7 +197,7 @@ class Narrator:
 
     def end(self, value: object) -> None:
         """Append `value` after all events; `take` returns it in order."""
-        self._entries.append(_Entry(None, end=value))
+        self._append(_Entry(None, end=value))
 
     def take_tokens(self) -> Tokens:
         """The tokens since the last complete step, once."""
@@ -206,9 +233,25 @@ class Narrator:
         ready: list[Emitted | object] = []
         while self._entries and not self._entries[0].waits:
             entry = self._entries.popleft()
+            self._num_told = entry.parsed if self._entries else self.num_parsed
             images = tuple(png for png in entry.images.values() if png is not None)
             ready.append(entry.end if entry.event is None else Emitted(entry.event, entry.png, entry.tokens, images))
         return ready
+
+    @property
+    def resumable(self) -> tuple[int, int] | None:
+        """Tokens and parse events from which a narrator goes on after what was taken; None among the given steps.
+
+        The tokens end before an image whose candidates have not been taken: those are drawn again.
+        """
+        if self._num_told < self._num_given:
+            return None
+        begins = [entry.begins for entry in self._entries if entry.images]
+        return min([len(self.logprobs), *begins]), self._num_told
+
+    def _append(self, entry: _Entry) -> None:
+        entry.parsed = self.num_parsed
+        self._entries.append(entry)
 
     def _emit(self, events: Iterable[ParseEvent]) -> list[ImageJob]:
         jobs: list[ImageJob] = []
@@ -230,7 +273,8 @@ class Narrator:
             case p.AnswerDelta(text=text):
                 self._add("answer.delta", {"text": text}, silent)
             case p.ImageStarted(step=step):
-                self._codes, self._passes = [], 0
+                self._codes, self._num_begun = [], self._num_begun + 1
+                self.passes += [0] * (self._num_begun - len(self.passes))
                 self._add("image.started", {"step": step}, silent)
             case p.CodeGenerated():
                 return self._code(event, silent)
@@ -239,7 +283,7 @@ class Narrator:
                 before, self._previous = self._previous, codes
                 if not silent:
                     return [self._image(TraceEvent("image.completed", {"step": step}), codes, before, final=True)]
-            case p.StepCompleted(step=step) if step > self._num_kept:
+            case p.StepCompleted(step=step) if step > self.given[0]:
                 self._add("step.completed", {"step": step}, silent, self.take_tokens())
                 if self.step_mode and not silent:
                     self.paused_after = step
@@ -270,14 +314,15 @@ class Narrator:
         tokens: Tokens | None = None,
     ) -> ImageJob:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        entry = _Entry(event, tokens=tokens, waits=True, ticket=ticket, passes=self._passes)
-        self._entries.append(entry)
+        passes = self.passes[self._num_begun - 1] if self._num_begun else 0
+        entry = _Entry(event, tokens=tokens, waits=True, ticket=ticket, passes=passes)
+        self._append(entry)
         self._waiting[ticket] = entry
         return ImageJob(ticket, final, codes, previous)
 
     def _add(self, kind: str, data: dict[str, Any], silent: bool, tokens: Tokens | None = None) -> None:
         if not silent:
-            self._entries.append(_Entry(TraceEvent(kind, data), tokens=tokens))
+            self._append(_Entry(TraceEvent(kind, data), tokens=tokens))
 
     def _drop_partials_before(self, final: _Entry) -> None:
         kept: deque[_Entry] = deque()

@@ -6,11 +6,13 @@ import json
 import uuid
 import zlib
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from model.engine.messages import GenerationRequest
-from model.engine.sequence import PrefixRows, SamplingParams, Sequence
+from model.engine.messages import GenerationRequest, Mark, Tokens
+from model.engine.phases import Legal
+from model.engine.sequence import DRAWS_PER_TOKEN, PrefixRows, SamplingParams, Sequence
 from model.text.prefix import GivenIds
 from model.worker.narrator import Narrator
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
     from model.worker.models import Model
 
-_FORMAT = 3
-_FORMATS = (2, _FORMAT)  # 2 lacks what a branch keeps
+_FORMAT = 4
+_FORMATS = (2, 3, _FORMAT)  # 2 lacks what a branch keeps, 3 what a mark has
 
 
 class ResumeError(ValueError):
@@ -29,7 +31,7 @@ class ResumeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """State of a paused trace: its tokens, and the positions of its random numbers and events."""
+    """State of a paused or a marked trace: its tokens, and the positions of its random numbers and events."""
 
     version: int  # of the weights the trace started with
     key: str  # of the cached rows, if still kept
@@ -40,6 +42,9 @@ class ResumeState:
     previous: list[int] | None  # codes of the question's last image
     params: dict[str, Any]
     kept: tuple[int, int] = (0, 0)  # given tokens and images
+    logprobs: list[float] = field(default_factory=list)  # of the tokens; none in a paused trace, between two steps
+    passes: tuple[int, ...] = ()  # forward passes of each image
+    given: tuple[int, int] = (0, 0)  # steps, and their tokens
 
     @classmethod
     def of(cls, live: Live, sequence: Sequence, narrator: Narrator, key: str) -> ResumeState:
@@ -55,6 +60,7 @@ class ResumeState:
             previous=None if live.prompt.previous is None else list(live.prompt.previous),
             params=asdict(sequence.params),
             kept=live.kept,
+            given=narrator.given,
         )
 
     def to_bytes(self) -> bytes:
@@ -75,6 +81,19 @@ class ResumeState:
             return cls(**values)
         except (zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ResumeError(f"the paused state cannot be read: {error}") from error
+
+    @classmethod
+    def marked(cls, marks: Seq[Mark]) -> ResumeState:
+        """The state at the last of all marks of a request."""
+        last = marks[-1]
+        return replace(
+            cls.from_bytes(marks[0].state),
+            tokens=[token for mark in marks for token in mark.tokens.ids],
+            logprobs=[logprob for mark in marks for logprob in mark.tokens.logprobs],
+            num_draws=last.num_draws,
+            num_parsed=last.num_parsed,
+            passes=last.passes,
+        )
 
     def sampling(self) -> SamplingParams:
         """The parameters that the trace started with."""
@@ -108,11 +127,31 @@ class Live:
     position: int | None = None  # last reported position
     kept: tuple[int, int] = (0, 0)  # given tokens and images
     seen_tickets: list[int] = field(default_factory=list)  # calls that wait for the question's image
+    num_marked: int | None = None  # tokens up to the last mark
 
     @property
     def models(self) -> list[Model]:
         """The models that it holds."""
         return [model for model in (self.model, self.judge) if model is not None]
+
+    def mark(self) -> Mark | None:
+        """Where another worker could go on after what has been sent; None while there is no such place."""
+        sequence, narrator = self.sequence, self.narrator
+        place = None if narrator is None else narrator.resumable
+        if sequence is None or narrator is None or place is None:
+            return None
+        end, num_parsed = place
+        if sequence.state.finish_reason is not None:  # the last token is drawn again, and ends the trace again
+            end = min(end, len(sequence.response) - 1)
+        later = sum(legal != Legal.FORCED for legal in sequence.legal[end:])
+        num_draws = sequence.draws.count - DRAWS_PER_TOKEN * later
+        state, begin = b"", self.num_marked
+        if begin is None:
+            begin, whole = 0, ResumeState.of(self, sequence, narrator, "")
+            state = replace(whole, tokens=[], num_draws=0, num_parsed=0).to_bytes()
+        self.num_marked = end
+        tokens = Tokens(tuple(sequence.response[begin:end]), tuple(narrator.logprobs[begin:end]))
+        return Mark(state, tokens, num_draws, num_parsed, tuple(narrator.passes))
 
 
 class KVStash:

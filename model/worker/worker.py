@@ -47,9 +47,9 @@ class Worker:
         self.models = Models(
             self.post, settings or commands.Configure("auto", 16, None), wait_for_images=self._drawings.wait_for_images
         )
-        self._outbox = Outbox(send, self.models)
-        self._send = send
         self._live: dict[str, Live] = {}
+        self._outbox = Outbox(send, self.models, self._live)
+        self._send = send
         self._prompts = Prompts()
         self._stash = KVStash(max(LEAST_STASH, total_bytes(None) // STASH_SHARE))
 
@@ -65,7 +65,7 @@ class Worker:
                     self._outbox.flush()  # send decoded images before the step
                 for model in self.models:
                     self._step(model)
-                self._outbox.put_positions(self._live)
+                self._outbox.put_positions()
                 self._outbox.flush()
                 self._drawings.help_out()
         finally:
@@ -127,6 +127,9 @@ class Worker:
                 self.models.retire(name)
                 self._sweep()
                 self._send(Reply(ticket))
+            case commands.Rename(name, to):
+                self._send(self.models.rename(name, to, ticket))
+                self._sweep()
             case commands.Check(folder):
                 self.models.check(folder, ticket)
             case commands.Memory():
@@ -228,6 +231,7 @@ class Worker:
             partial_images=request.partial_images if verifier is None else 0,
             previous=prompt.previous,
             skip=state.num_parsed if state else 0,
+            given=state.given if state else (0, 0),
             step_mode=live.step_mode,
         )
         (live.sequence,) = engine.add_request(
@@ -243,7 +247,8 @@ class Worker:
         )
         if state is not None:
             live.kept = (state.kept[0], state.kept[1])
-            self._drawings.draw(live, narrator.feed_again(state.tokens))
+            live.sequence.passes = [0, *state.passes][-1]
+            self._drawings.draw(live, narrator.feed_again(state.tokens, state.logprobs, state.passes))
         else:
             self._keep(live, narrator)
         if narrator.paused_after is not None:

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from model.checkpoint.checkpoint import load_checkpoint
-from model.engine.client import EngineClient
 from model.engine.engine import Engine
+from model.engine.hosted import EngineClient
 from model.engine.messages import (
     Emitted,
     Finished,

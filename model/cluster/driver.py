@@ -1,0 +1,123 @@
+"""The Ray driver of a server: `python -m model.cluster.driver SOCKET_FD`, started by `model/cluster/engine.py`.
+
+Ray lives in a process of its own because it ends its process when it loses the cluster's head. The driver starts and
+ends actors and passes batches on, unread. With `RAY_ADDRESS`, the cluster is that one and only our actors end with the
+driver. Otherwise the driver starts a cluster on this machine, which ends with it, even if it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from model.cluster.actor import EngineActor
+from model.cluster.frames import Batch, Connect, Connected, Create, Died, Kill, Post, Refused
+from model.engine.link import ParentLink
+
+OBJECT_STORE = 128 << 20  # bytes, of a cluster of our own: only images of questions pass through it
+
+
+class Driver:
+    """Carries out the server's orders. On the event loop."""
+
+    def __init__(self, parent: ParentLink) -> None:
+        self._parent = parent
+        self._actors: dict[int, Any] = {}
+        self._streams: dict[int, asyncio.Task[None]] = {}
+        self._make: Any = None
+
+    def take(self, message: object) -> None:
+        """Carry out an order."""
+        match message:
+            case Connect():
+                self._connect(message)
+            case Create(replica):
+                self._actors[replica] = actor = self._make.remote()
+                self._streams[replica] = asyncio.create_task(self._follow(replica, actor, actor.reports.remote()))
+            case Post(replica, number, commands):
+                self._actors[replica].post.remote(number, commands)
+            case Kill(replica):
+                self._kill(replica)
+
+    def _connect(self, order: Connect) -> None:
+        import ray
+
+        try:
+            address = _init(order.replicas)
+        except Exception as error:  # Ray has no class of its own for what goes wrong here
+            self._parent.send(Refused(_line(error)))
+            os._exit(0)
+        gpus = order.gpus
+        if gpus is None:
+            gpus = 1 if order.device in ("auto", "cuda") and ray.cluster_resources().get("GPU") else 0
+        self._make = ray.remote(EngineActor).options(
+            num_cpus=1,
+            num_gpus=gpus,
+            max_restarts=0,  # the server asks for another one
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": order.environment},
+        )
+        self._parent.send(Connected(address))
+
+    async def _follow(self, replica: int, actor: Any, stream: Any) -> None:
+        """Pass on what an actor reports until it ends."""
+        from ray.exceptions import RayError
+
+        how = "ended"
+        try:
+            async for item in stream:
+                self._parent.send(Batch(replica, await item))
+        except RayError as error:
+            how = f"died: {_line(error)}"
+        if self._actors.get(replica) is actor:
+            self._kill(replica)
+            self._parent.send(Died(replica, f"the actor {how}"))
+
+    def _kill(self, replica: int) -> None:
+        import ray
+
+        actor = self._actors.pop(replica, None)
+        if actor is not None:
+            ray.kill(actor)
+
+
+def _init(num_replicas: int) -> str:
+    """Connect to the cluster of `RAY_ADDRESS`, or to a new one; returns its address."""
+    import ray
+
+    quiet: Any = {"log_to_driver": False, "configure_logging": False}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        context: Any = ray.init(address=address, **quiet)
+    else:
+        own: Any = {"num_cpus": num_replicas, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        context = ray.init(address="local", **own, **quiet)
+    return str(context.address_info["address"])
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+async def main(fd: int) -> None:
+    """Serve the parent over an inherited socket until it closes."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    parent = ParentLink(fd)
+    driver = Driver(parent)
+    parent.receive(
+        lambda message: loop.call_soon_threadsafe(driver.take, message),
+        lambda: loop.call_soon_threadsafe(over.set),
+    )
+    await over.wait()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Ray prints there what is no line of our log
+    asyncio.run(main(int(sys.argv[1])))
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    os._exit(0)
