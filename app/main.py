@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
@@ -24,28 +24,11 @@ from app.common.collector import SpansError, make_spans
 from app.common.settings import Settings
 from app.common.spans import Spans
 from app.engine import engine_of
-from app.http.deps import known_ids, known_query
 from app.http.errors import install_handlers
-from app.http.openapi import add_docs, operation_id
+from app.http.openapi import add_docs
 from app.http.page_gate import PageGate
-from app.http.roles import allowed
-from app.http.routes import (
-    branches,
-    checkpoints,
-    datasets,
-    exports,
-    groups,
-    images,
-    jobs,
-    login,
-    responses,
-    rewards,
-    sweeps,
-    system,
-    tasks,
-    traces,
-    why,
-)
+from app.http.routes import responses
+from app.http.routes.api import API, ROUTES
 from app.http.stack import add_middleware
 from app.jobs.runner import COMMAND
 from app.parts import build_services
@@ -60,24 +43,6 @@ from model.engine.messages import Generation
 __all__ = ["StudioServer", "bind", "build_page", "build_services", "create_app", "run_app", "serve"]
 
 log = logging.getLogger("omni_r1.server")
-
-ROUTES = (
-    system,
-    login,
-    traces,
-    branches,
-    why,
-    groups,
-    responses,
-    exports,
-    images,
-    tasks,
-    jobs,
-    datasets,
-    checkpoints,
-    rewards,
-    sweeps,
-)
 
 
 def create_app(
@@ -112,17 +77,15 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        generate_unique_id_function=operation_id,
         telemetry=spans.fastapi,
+        routes=API.routes,
     )
     app.state.services = services
     app.state.runtime = runtime
     install_handlers(app)
-    for module in ROUTES:
-        app.include_router(module.router, dependencies=[Depends(allowed), Depends(known_query), Depends(known_ids)])
-    add_docs(app, with_key=services.key is not None, schemas=responses.event_schemas())
+    add_docs(app, with_key=services.key is not None, schemas=responses.event_schemas)
     app.mount("/static", static_files(), name="static")
-    app.mount("/", PageGate(slot, [route for module in ROUTES for route in module.router.routes]), name="page")
+    app.mount("/", PageGate(slot, ROUTES), name="page")
     add_middleware(app, services)
     return app
 

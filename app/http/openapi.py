@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,7 +28,7 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def add_docs(app: FastAPI, *, with_key: bool, schemas: Mapping[str, Any]) -> None:
+def add_docs(app: FastAPI, *, with_key: bool, schemas: Callable[[], Mapping[str, Any]]) -> None:
     """Add `/docs`, and events, errors, authentication and more `schemas` to `/openapi.json`."""
 
     @app.get("/docs", include_in_schema=False)
@@ -46,7 +46,7 @@ def add_docs(app: FastAPI, *, with_key: bool, schemas: Mapping[str, Any]) -> Non
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _add_events(schema, schemas)
+            _add_events(schema, schemas())
             _add_examples(schema)
             _add_problems(schema)
             if with_key:
