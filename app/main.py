@@ -1,4 +1,4 @@
-"""Builds the server of its parts.
+"""Builds the server from its parts.
 
 serve(read_settings())                            run the studio, as `omni-r1 serve` does
 create_app(settings, generation=FakeGeneration()) the same app on any `Generation`, for tests

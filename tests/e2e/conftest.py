@@ -12,7 +12,6 @@ from app.client import Client
 from tests.e2e.browser import FakeServer, Open, Studio, launched, new_context, require_browser
 from tests.e2e.real_server import SHIPPED, Server, new_server
 from tests.e2e.states import played_recipe
-from tests.postgres import Cluster
 
 
 @pytest.fixture
@@ -28,17 +27,6 @@ def fresh_server(tmp_path: Path) -> Iterator[Server]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One running server, shared by all tests that leave it running."""
     running = new_server(tmp_path_factory.mktemp("server"))
-    try:
-        yield running.start()
-    finally:
-        running.kill()
-
-
-@pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory, postgres: Cluster) -> Iterator[Server]:
-    """The same on PostgreSQL."""
-    running = new_server(tmp_path_factory.mktemp("postgres-server"))
-    running.environment["OMNI_R1_DATABASE_URL"] = postgres.new()
     try:
         yield running.start()
     finally:

@@ -337,6 +337,11 @@ def training_states(window: Studio, job: str) -> Iterator[State]:
     page.set_input_files(".or-data input[type=file]", own_data())
     page.wait_for_selector(".or-data-rejections")
     yield "training, own data", page
+    page.fill(".or-grader [name=answer]", "B) red")
+    page.fill(".or-grader [name=reference]", "B")
+    page.press(".or-grader [name=reference]", "Enter")
+    page.wait_for_selector(".or-grader-verdict[data-tone]")
+    yield "training, a graded answer", page
     page.close()
     window.expected += ["404", "422"]
     page = window.page("/training?job=no-such-job", ready=TRAINING)

@@ -72,4 +72,7 @@ def test_tab_takes_over_a_closed_stream(plain_http: Studio) -> None:
     wait_until(lambda: (connections(first), connections(second)) == (0, 1), "the stream in the newer tab")
     second.close()
     wait_until(lambda: connections(first) == 1, "the stream in the tab that is left")
-    status(first, "completed")
+    seen = len(first.evaluate(WORDS))
+    first.wait_for_selector(f".or-step >> nth={seen}")  # it brings further steps
+    first.click("#or-stop")
+    status(first, "cancelled", "completed")

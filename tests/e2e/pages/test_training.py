@@ -12,8 +12,8 @@ import pytest
 
 from app.cli.parser import build_parser
 from app.client import Client
-from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, connections, count_connections, fits, status
-from tests.e2e.pages.test_looks import SMALL_TARGETS, WIDTHS, readable
+from tests.e2e.browser import PATIENCE_MS, Open, asked_in_address, becomes, connections, count_connections, status
+from tests.e2e.pages.test_looks import SMALL_TARGETS
 from tests.e2e.real_server import Server
 from tests.e2e.states import CHECKPOINTS, DATA, TRAINING, own_data
 
@@ -243,7 +243,6 @@ def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:
     page.wait_for_selector(".or-grader-verdict[data-tone=good] >> text=numbers and units")
     page.keyboard.press("Tab")
     page.keyboard.type("red\nblue")
-    readable(page)
     page.fill(".or-grader [name=answer]", "B) red")
     page.fill(".or-grader [name=reference]", "B")
     page.keyboard.press("Tab")
@@ -253,7 +252,6 @@ def test_grader_works_by_keyboard(studio: Open, slow_url: str) -> None:
     page.fill(".or-grader [name=answer]", "")
     page.press(".or-grader [name=reference]", "Enter")
     page.wait_for_selector(".or-grader-verdict >> text=no answer")
-    readable(page)
 
 
 def test_own_data_is_checked_then_used(studio: Open, slow_url: str) -> None:
@@ -279,22 +277,6 @@ def test_own_data_is_checked_then_used(studio: Open, slow_url: str) -> None:
     assert page.locator(".or-chart:visible").count() == 0
 
 
-def test_pages_have_contrast_and_fit_the_screen(studio: Open, slow_url: str, recipe: str) -> None:
-    window = studio(slow_url, color_scheme="light")
-    page = window.page(f"/training?job={recipe}", ready=TRAINING)
-    ended(page)
-    page.wait_for_selector("[data-kind=benchmark]")
-    for details in page.locator("details:visible > summary").all():
-        details.click()
-    page.click("[data-preset=nano-zero] .or-secondary")
-    other = window.page("/checkpoints?compare=nano-omni-r1,nano-base", ready=CHECKPOINTS)
-    other.wait_for_selector(".or-compare-page .or-example[aria-pressed=true]")
-    for one in (page, other):
-        readable(one)
-        for width in WIDTHS:
-            fits(one, width)
-
-
 def test_phone_has_touch_targets_on_both_pages(studio: Open, slow_url: str, recipe: str) -> None:
     phone: dict[str, Any] = {"has_touch": True, "is_mobile": True}
     window = studio(slow_url, **phone)
@@ -308,21 +290,9 @@ def test_phone_has_touch_targets_on_both_pages(studio: Open, slow_url: str, reci
     becomes(page, SMALL_TARGETS, [])
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def on_both(request: pytest.FixtureRequest) -> Server:
-    """The real server on its own SQLite, and one on PostgreSQL."""
-    found: Server = request.getfixturevalue("server" if request.param == "sqlite" else "postgres_server")
-    return found
-
-
-def test_real_job_creates_an_active_checkpoint(studio: Open, on_both: Server) -> None:
-    with on_both.client() as client:
-        a_job_s_checkpoint_answers(studio, on_both.url, client)
-
-
-def a_job_s_checkpoint_answers(studio: Open, studio_url: str, client: Client) -> None:
+def test_real_job_creates_an_active_checkpoint(studio: Open, server: Server, client: Client) -> None:
     before = client.readiness()
-    page = studio(studio_url).page("/training", ready=TRAINING)
+    page = studio(server.url).page("/training", ready=TRAINING)
     spec = {
         "method": "pesft",
         "base_checkpoint": "nano-base",
@@ -346,7 +316,7 @@ def a_job_s_checkpoint_answers(studio: Open, studio_url: str, client: Client) ->
     page.wait_for_selector(f".or-checkpoint option >> text='{name} · v{now['weight_version']}'", state="attached")
 
     asking = page.context.new_page()
-    asking.goto(studio_url)
+    asking.goto(server.url)
     asking.wait_for_selector("html[data-studio=ready]", state="attached")
     asking.click("#or-step")
     status(asking, "paused", "completed")
