@@ -165,7 +165,10 @@ def _traces(
         judge=Judge(core.db, core.images, core.world),
         metrics=core.metrics,
     )
-    ping_s, server_id = core.settings.ping_s, lambda: core.home.server_id
+
+    def server_id() -> str:
+        return core.home.server_id
+
     launcher = Launcher(db=core.db, events=core.events, runner=runner, metrics=core.metrics, server_id=server_id)
     branches = BranchIntake(core.db, intake, core.images, registry, core.world)
     service = TraceService(
@@ -178,7 +181,7 @@ def _traces(
         branches=branches,
         launcher=launcher,
         runner=runner,
-        reader=TraceReader(core.db, core.events, server_id, ping_s=ping_s, is_dead=servers.is_dead),
+        reader=TraceReader(core.db, core.events, server_id, is_dead=servers.is_dead),
         metrics=core.metrics,
         max_queue=core.settings.max_queue,
         grace_s=core.settings.grace_s,

@@ -111,6 +111,7 @@ class Runtime:
         ]
         if self._services.settings.database_url is not None:  # a home's own database is used by one server
             self._services.servers.start()
+            self._services.traces.reader.start()
 
     async def _boot(self) -> None:
         s = self._services
@@ -267,7 +268,13 @@ class Runtime:
         s = self._services
         await self.stop_traces()
         # In parallel: a part that hangs must not delay the others.
-        await asyncio.gather(self._close_tasks(), self._close_engine(), s.events.close(CLOSE_S), s.servers.close())
+        await asyncio.gather(
+            self._close_tasks(),
+            self._close_engine(),
+            s.events.close(CLOSE_S),
+            s.servers.close(),
+            s.traces.reader.close(),
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await _in_daemon_thread(s.spans.close)

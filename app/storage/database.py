@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.common.clock import Clock
-from app.storage.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Size, dialect_of
+from app.storage.dialects import BUSY_TIMEOUT_S, WRITE, DatabaseUnusable, Hear, Size, dialect_of
 from app.storage.home import Reserve
 from app.storage.tables import facts
 from training.jobs.disk import is_full
@@ -107,6 +107,13 @@ class Database:
         """How large the database is."""
         with self.read() as connection:
             return self._dialect.size(connection)
+
+    def listen(self, hear: Hear, closing: threading.Event) -> None:
+        """Call `hear` with the ids of logs to which servers append, until `closing` is set; blocking.
+
+        Returns at once if servers cannot share the database; raises its error if it is lost.
+        """
+        self._dialect.listen(hear, closing)
 
     def is_current(self) -> bool:
         """Whether the schema is that of this program."""

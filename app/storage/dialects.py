@@ -11,6 +11,8 @@ import contextlib
 import json
 import math
 import os
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,9 @@ LOCK_TIMEOUT_S = 10
 # The second timeout frees the write lock of a server that hangs in a transaction.
 DEADLINES = {"statement_timeout": 30, "idle_in_transaction_session_timeout": 60}
 MIGRATION_LOCK_TIMEOUT_S = 120
+CHANNEL = "omni_r1_events"  # of NOTIFY; the payload is a list of log ids
+_IDS_A_NOTICE = 200  # PostgreSQL takes up to 8,000 bytes
+_HEAR_S = 0.5
 # An arbitrary number, identical on all servers: "omni-r1" in ASCII.
 WRITE_LOCK = 0x6F6D6E692D7231
 _POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 32, "pool_timeout": 10}
@@ -46,6 +51,9 @@ class Size:
 
 class DatabaseUnusable(RuntimeError):
     """This program cannot use the database; the message is one line with a remedy."""
+
+
+Hear = Callable[[list[str]], None]
 
 
 class Dialect(Protocol):
@@ -69,6 +77,9 @@ class Dialect(Protocol):
 
     def size(self, connection: Connection) -> Size:
         """How large the database is."""
+
+    def listen(self, hear: Hear, closing: threading.Event) -> None:
+        """Call `hear` with the ids of logs to which servers append, until `closing` is set; blocking."""
 
 
 class SQLite:
@@ -118,6 +129,9 @@ class SQLite:
         page, count, free = (int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0) for name in names)
         files = (self._path, Path(f"{self._path}-wal"), Path(f"{self._path}-shm"))
         return Size(sum(file.stat().st_size for file in files if file.exists()), page * (count - free))
+
+    def listen(self, hear: Hear, closing: threading.Event) -> None:
+        """Nothing to hear: servers do not share a file."""
 
     @staticmethod
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -190,6 +204,17 @@ class PostgreSQL:
         found = int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar() or 0)
         return Size(found, found)
 
+    def listen(self, hear: Hear, closing: threading.Event) -> None:
+        """Hold a connection of its own for LISTEN. Raises the driver's error when it ends."""
+        with self.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            connection.detach()
+            driver.autocommit = True
+            driver.execute(f"LISTEN {CHANNEL}")
+            while not closing.is_set():
+                for notice in driver.notifies(timeout=_HEAR_S):
+                    hear(notice.payload.split())
+
     @staticmethod
     def _on_connect(connection: Any, _record: Any) -> None:
         before, connection.autocommit = connection.autocommit, True
@@ -214,6 +239,14 @@ def dialect_of(url: str) -> Dialect:
     """The dialect for `url`; opens nothing."""
     parsed = sa.make_url(url)
     return PostgreSQL(parsed) if parsed.get_backend_name() == "postgresql" else SQLite(parsed)
+
+
+def announce(connection: Connection, log_ids: Iterable[str]) -> None:
+    """Let the servers on the database hear, after the commit, to which logs this transaction appends."""
+    if connection.dialect.name == "postgresql":
+        ids = sorted(set(log_ids))
+        for at in range(0, len(ids), _IDS_A_NOTICE):
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, " ".join(ids[at : at + _IDS_A_NOTICE]))))
 
 
 class Text(TypeDecorator[str]):

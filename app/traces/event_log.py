@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,14 @@ class EventLog:
         """Show readers an event that was committed elsewhere (a log's first one, or a group's last one)."""
         self._shown(trace_id, seq, type_, data)
 
+    def show_stored(self, log_id: str, rows: Iterable[tuple[int, str, str]]) -> None:
+        """Show readers the next events of a log that another server writes."""
+        live = None
+        for row in rows:
+            live = self._shown(log_id, *row, wake=False)
+        if live is not None:
+            live.wake()
+
     def append(
         self,
         trace_id: str,
@@ -200,7 +208,7 @@ class EventLog:
         """Number of logs with frames or readers."""
         return len(self._live)
 
-    async def read(self, trace_id: str, after: int) -> AsyncIterator[bytes]:
+    async def read(self, trace_id: str, after: int) -> AsyncGenerator[bytes]:
         """Yield the trace's events with ids > `after` until the terminal one, and keep-alive comments in silence.
 
         Available frames are yielded together, so that slow readers catch up in few writes and delay nothing.

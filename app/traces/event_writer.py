@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 
 from app.storage import tables
 from app.storage.database import Database
+from app.storage.dialects import announce
 from app.traces.records import store
 
 log = logging.getLogger("omni_r1.events")
@@ -212,6 +213,7 @@ class EventWriter:
             for entry in new:
                 if entry.update is not None:
                     entry.update(connection)
+            announce(connection, [*(e.trace_id for e in new), *(e.group.group_id for e in new if e.group is not None)])
         return lost
 
 

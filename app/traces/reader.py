@@ -1,14 +1,19 @@
 """Reads traces and their events, including those of other servers on the same database.
 
-Only the server that created a trace runs and steers it; all servers can read it. Events of other servers' traces are
-polled from the database. Knows no HTTP.
+Only the server that created a trace runs and steers it; all servers can read it. One task looks into the database for
+the events of other servers' traces: when PostgreSQL announces them, and every half second in any case. Knows no HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -19,14 +24,19 @@ from app.contract.schemas_curation import ExportCreate
 from app.contract.words import TERMINAL, ExportFormat
 from app.storage.database import Database
 from app.storage.ids import GROUP
-from app.storage.stream_reader import REPLAY_CHUNK, polled
+from app.storage.stream_reader import REPLAY_CHUNK, if_database_answers
 from app.traces.event_log import EventLog
-from app.traces.records import exports, responses, store
+from app.traces.records import exports, responses, several, store
 from app.traces.records.exports import Selection
 from app.traces.records.film import render
 from app.traces.records.responses import ResponseRecord
 
-LOOK_EVERY_S = 0.5
+log = logging.getLogger("omni_r1.events")
+
+LOOK_EVERY_S = 0.5  # for what no server announces: not every pooler passes LISTEN on
+LISTEN_AGAIN_S = 1.0
+STEADY_S = 10.0  # a connection that lasted that long was a success
+CLOSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,21 @@ class TraceReader:
         events: EventLog,
         server_id: Callable[[], str],
         *,
-        ping_s: float,
         is_dead: Callable[[str], bool] = lambda _server_id: False,
     ) -> None:
         self._db = db
         self._is_dead = is_dead
         self._events = events
         self._server_id = server_id
-        self._ping_s = ping_s
-        self._elsewhere: set[str] = set()  # active on another server; traces never move
+        self._elsewhere = Elsewhere(db, events)
+
+    def start(self) -> None:
+        """Listen to the other servers on the database; call on the running loop."""
+        self._elsewhere.start()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._elsewhere.close()
 
     async def get(self, trace_id: str) -> dict[str, Any]:
         """The whole trace; 404 if unknown."""
@@ -154,9 +170,10 @@ class TraceReader:
                 state = store.log_state(connection, log_id)
                 if state is None:
                     return None
+                last = store.last_seq(connection, log_id)
                 if state.server_id != self._server_id() and not state.ended:
-                    self._elsewhere.add(log_id)
-                return state.ended and after >= store.last_seq(connection, log_id)
+                    self._elsewhere.last[log_id] = last
+                return state.ended and after >= last
 
         past = await pools.reads.run(look)
         if past is None:
@@ -165,10 +182,9 @@ class TraceReader:
 
     def read(self, log_id: str, after: int) -> AsyncIterator[bytes]:
         """The events of a trace or group after `after` as stream frames; call `past_the_end` first."""
-        if log_id not in self._elsewhere:
+        if log_id not in self._elsewhere.last:
             return self._events.read(log_id, after)
-        look = partial(self._look, log_id)
-        return polled(look, after, ping_s=self._ping_s, every_s=LOOK_EVERY_S, chunk=REPLAY_CHUNK)
+        return self._elsewhere.read(log_id, after)
 
     async def require_here(self, trace_id: str, *, or_dead: bool = False) -> None:
         """409 for a trace active or paused on another server; with `or_dead` only while that server is alive."""
@@ -186,12 +202,112 @@ class TraceReader:
     def _works_elsewhere(self, row: Row[Any]) -> bool:
         return row.server_id != self._server_id() and row.status not in TERMINAL
 
-    def _look(self, log_id: str, after: int) -> tuple[list[tuple[int, str, str]], bool]:
-        """The next events, and whether they are the last; blocking."""
-        with self._db.read() as connection:
-            state = store.log_state(connection, log_id)
-            stored = store.events_of(connection, log_id, after, REPLAY_CHUNK)
-            return stored, state is None or state.ended
+
+class Elsewhere:
+    """Follows the logs of other servers that have readers here; its cost does not depend on their number."""
+
+    def __init__(self, db: Database, events: EventLog) -> None:
+        self._db = db
+        self._events = events
+        # The last event of each log when it was last asked for, while it ran on another server; traces never move.
+        self.last: dict[str, int] = {}
+        self._positions: dict[str, int] = {}  # the last event shown, of each log with readers
+        self._heard: set[str] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start listening in a thread; call on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._listen, args=(loop,), name="listener", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Stop the thread."""
+        self._closing.set()
+        if self._thread is not None:
+            await pools.files.run(self._thread.join, CLOSE_S)
+
+    async def read(self, log_id: str, after: int) -> AsyncIterator[bytes]:
+        """As `EventLog.read`, of a log in `last`."""
+        self._positions.setdefault(log_id, min(after, self.last[log_id]))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._follow(), name="elsewhere")
+        try:
+            async with contextlib.aclosing(self._events.read(log_id, after)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            if not self._events.readers(log_id):
+                self._positions.pop(log_id, None)
+                self._wake.set()
+
+    def hear(self, log_ids: Iterable[str]) -> None:
+        """Look for new events of those logs now."""
+        heard = self._positions.keys() & log_ids
+        if heard:
+            self._heard |= heard
+            self._wake.set()
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        def hear(log_ids: list[str]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.hear, log_ids)
+
+        in_trouble = False
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self._db.listen(hear, self._closing)
+            except Exception as error:
+                in_trouble = in_trouble and time.monotonic() < began + STEADY_S
+                if not in_trouble and not self._closing.is_set():
+                    log.warning("listening to other servers failed, retrying: %s", _first_line(error))
+                in_trouble = True
+            self._closing.wait(LISTEN_AGAIN_S)
+
+    async def _follow(self) -> None:
+        """Show new events while any log has readers."""
+        looked_at = 0.0  # at all logs
+        while self._positions:
+            left = looked_at + LOOK_EVERY_S - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, left)):
+                    await self._wake.wait()
+            self._wake.clear()
+            whole = time.monotonic() >= looked_at + LOOK_EVERY_S
+            due = {id_: after for id_, after in self._positions.items() if whole or id_ in self._heard}
+            self._heard.clear()
+            if whole:
+                looked_at = time.monotonic()
+            if due:
+                await self._look(due, whole)
+
+    async def _look(self, due: dict[str, int], whole: bool) -> None:
+        def look() -> tuple[list[tuple[str, int, str, str]], set[str]]:
+            with self._db.read() as connection:
+                gone = due.keys() - several.existing(connection, due) if whole else set()
+                return several.events_after(connection, due, REPLAY_CHUNK), gone
+
+        found = await if_database_answers(look)
+        if found is None:
+            return
+        rows, gone = found
+        for log_id, group in itertools.groupby(rows, key=lambda row: row[0]):
+            if self._positions.get(log_id) == due[log_id]:  # else its readers left meanwhile
+                new = [row[1:] for row in group]
+                self._events.show_stored(log_id, new)
+                self._positions[log_id] = new[-1][0]
+        for log_id in gone:
+            self._events.delete(log_id)
+        if len(rows) >= REPLAY_CHUNK:
+            self.hear(due)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def no_group() -> Problem:

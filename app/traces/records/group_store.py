@@ -14,6 +14,7 @@ from app.contract.frames import encode
 from app.contract.words import GROUP_END, TERMINAL
 from app.storage import tables
 from app.storage.database import now
+from app.storage.dialects import announce
 from app.storage.ids import GROUP, SortableIds
 from app.traces.records import store, tokens
 
@@ -74,6 +75,7 @@ def complete(connection: Connection, group_id: str) -> tuple[int, str] | None:
     connection.execute(sa.insert(tables.group_events).values(group_id=group_id, seq=seq, type=GROUP_END, data=data))
     ended = sa.update(R).where(R.c.id == group_id).values(**found, finished_at=now())
     connection.execute(ended)
+    announce(connection, [group_id])
     return seq, data
 
 
@@ -91,6 +93,7 @@ def end_left_over(connection: Connection, server_ids: Iterable[str], error: Mapp
         store.finish(connection, trace_id, status="interrupted", error=dict(error))
     for group_id in dict.fromkeys(group_id for _, group_id in found if group_id is not None):
         complete(connection, group_id)
+    announce(connection, (trace_id for trace_id, _ in found))
     return [trace_id for trace_id, _ in found]
 
 

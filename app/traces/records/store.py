@@ -85,7 +85,7 @@ def fold(events: Iterable[tuple[int, str, str]]) -> dict[str, Any]:
     }
 
 
-def _log_of(log_id: str) -> tuple[Any, Any]:
+def log_of(log_id: str) -> tuple[Any, Any]:
     """The event table of a trace or group, and its column of ids."""
     return (G.c, G.c.group_id) if log_id.startswith(GROUP) else (E.c, E.c.trace_id)
 
@@ -94,14 +94,14 @@ def events_of(
     connection: Connection, log_id: str, after: int = 0, limit: int | None = None
 ) -> list[tuple[int, str, str]]:
     """Committed events of a trace or group with numbers above `after`, in order."""
-    e, id_ = _log_of(log_id)
+    e, id_ = log_of(log_id)
     query = sa.select(e.seq, e.type, e.data).where(id_ == log_id, e.seq > after).order_by(e.seq).limit(limit)
     return [(row.seq, row.type, row.data) for row in connection.execute(query)]
 
 
 def last_seq(connection: Connection, log_id: str) -> int:
     """Number of the last committed event of a trace or group, 0 without any."""
-    e, id_ = _log_of(log_id)
+    e, id_ = log_of(log_id)
     return connection.execute(sa.select(sa.func.max(e.seq)).where(id_ == log_id)).scalar() or 0
 
 
