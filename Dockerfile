@@ -6,7 +6,7 @@ FROM python:3.11-slim-bookworm
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Optional parts of the studio; with `ray`, its engines can run on a Ray cluster.
-ARG EXTRAS=otel,postgres,train
+ARG EXTRAS=otel,postgres,store,train
 # For `omni-r1 --version`: --build-arg COMMIT=$(git rev-parse HEAD)
 ARG COMMIT=unknown
 

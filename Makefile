@@ -6,6 +6,7 @@
 # make check      ruff, formatting, mypy, imports, JavaScript     make format    fix what ruff and prettier can fix
 # make bench      ratios against peers, one JSON object a line on stdout
 # make attack     kills, hostile requests, floods and a soak against servers of its own (ARGS="kill --scale 0.1")
+# make test-store the tests that concern an object store, and those of traces and jobs with one, on moto's server
 # make setup      .venv with exact pins; the others run it first (TORCH_INDEX=URL: where torch comes from)
 # Needs git, make and Python 3.11 or newer; PYTHON=/path/to/python chooses one.
 
@@ -25,6 +26,11 @@ WITH_KERNELS := model/nets model/engine model/worker/test_worker.py training/zer
   $(addprefix training/pesft/,test_loop.py test_losses.py test_lora.py) \
   $(addprefix training/perpo/,test_update.py test_rollout.py test_losses.py test_lora.py)
 
+# What writes, reads or deletes files of a home: these run on an object store in `make test-store`.
+WITH_STORE := e2e/server/test_store.py app/store app/storage/test_mirror.py app/storage/test_images.py \
+  app/storage/test_retention.py app/traces app/checkpoints/test_hot_swap.py app/checkpoints/test_in_store.py \
+  app/jobs/test_life_of_a_job.py app/jobs/test_faults.py
+
 # A file stays on one worker, which starts its server once; in the tree's order, so that the slow browser tests do not
 # come last, on one worker alone.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -38,7 +44,7 @@ SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_se
 FAST := -m "not slow" -k "not postgresql" tests $(SLOW:%=--ignore=tests/%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-portable coverage check format bench attack clean
+.PHONY: help setup serve test test-fast test-portable test-store coverage check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
@@ -59,6 +65,10 @@ test-fast: setup
 
 test-portable: setup
 	@$(PORTABLE_CPU) $(PYTEST) $(WITH_KERNELS:%=tests/%) $(ARGS)
+
+test-store: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-store]' 1>&2
+	@STUDIO_TEST_S3=moto $(PYTEST) $(WITH_STORE:%=tests/%) $(ARGS)
 
 # Python's own line events are the cheap way to count, where it has them.
 coverage: setup

@@ -36,6 +36,7 @@ from app.runtime import BuildUI, Runtime, UISlot
 from app.server import BAD_START, StudioServer, bind, run_app
 from app.storage.dialects import DatabaseUnusable
 from app.storage.home import Home, HomeError
+from app.storage.mirror import StoreUnusable
 from app.ui.assets import static_files
 from model.checkpoint.shards import SHIPPED
 from model.engine.messages import Generation
@@ -129,7 +130,7 @@ def serve(
     app = create_app(settings, generation=generation, build_ui=pages, home=home, job_command=job_command, spans=spans)
     try:
         app.state.runtime.prepare()
-    except (DatabaseUnusable, SQLAlchemyError, OSError) as error:
+    except (DatabaseUnusable, StoreUnusable, SQLAlchemyError, OSError) as error:
         sock.close()
         home.close()
         logs.fatal(_reason(error))

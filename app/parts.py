@@ -34,6 +34,7 @@ from app.storage.idempotency import IdempotencyKeys
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, PartialStore
 from app.storage.keys import KeyStore
+from app.storage.mirror import Mirror, StoreMirror
 from app.storage.retention import GB, Limits, Retention
 from app.storage.uploads import Spool
 from app.traces.branches import BranchIntake
@@ -62,15 +63,17 @@ class _Core:
     events: EventLog
     images: ImageStore
     partials: PartialStore
+    mirror: Mirror
     world: TaskWorld
     metrics: Metrics
 
     @classmethod
     def of(cls, settings: Settings, generation: Generation, home: Home) -> _Core:
         db = Database(settings.sqlalchemy_url, home.reserve)
-        events, images = EventLog(db, ping_s=settings.ping_s), ImageStore(home.images, db)
-        partials, world = PartialStore(home.partials), TaskWorld(images)
-        return cls(settings, generation, home, db, events, images, partials, world, Metrics())
+        mirror = Mirror() if settings.store is None else StoreMirror(settings.store, db, home)
+        events, images = EventLog(db, ping_s=settings.ping_s), ImageStore(home.images, db, mirror)
+        partials, world = PartialStore(home.partials, mirror), TaskWorld(images)
+        return cls(settings, generation, home, db, events, images, partials, mirror, world, Metrics())
 
 
 def build_services(
@@ -108,6 +111,7 @@ def build_services(
         image_intake=image_intake,
         spool=spool,
         partials=core.partials,
+        mirror=core.mirror,
         world=core.world,
         intake=intake,
         traces=service,
@@ -150,6 +154,7 @@ def _registry(core: _Core, hub: HubFetcher, package_folder: Path) -> CheckpointR
         roots=core.settings.allowed_roots,
         context=core.settings.context,
         fetch=hub.fetch,
+        mirror=core.mirror,
     )
 
 
@@ -205,7 +210,7 @@ def _jobs(core: _Core, registry: CheckpointRegistry, activation: Activation, com
     custom = CustomRules(core.settings.rewards_dir)
     intake = JobIntake(core.db, registry, core.images, home=core.home, settings=core.settings, custom=custom)
     db, home = core.db, core.home
-    table = JobTable(db, lambda: home.server_id, home.jobs, core.metrics.job_ended, core.events.spans)
+    table = JobTable(db, lambda: home.server_id, home.jobs, core.metrics.job_ended, core.events.spans, core.mirror)
     return JobService(
         core.settings,
         db=db,

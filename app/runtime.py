@@ -83,7 +83,7 @@ class Runtime:
     def prepare(self) -> None:
         """Lock the home, migrate the database, end the work of a dead process; blocking.
 
-        Raises HomeBusy, DatabaseTooNew, or the database's own errors.
+        Raises HomeBusy, DatabaseTooNew, StoreUnusable, or the database's own errors.
         """
         if self._prepared:
             return
@@ -91,6 +91,7 @@ class Runtime:
             self._home.open()
         os.environ.setdefault("GRADIO_TEMP_DIR", str(self._home.tmp))
         self._services.db.migrate(self._home.path)
+        self._services.mirror.begin(self._services.db, self._home)
         self._services.servers.beat()
         self._services.traces.recover()
         self._services.jobs.recover()
@@ -108,6 +109,7 @@ class Runtime:
             asyncio.create_task(self._sweep(), name="sweep"),
             asyncio.create_task(self._keep_reserve(), name="reserve"),
             asyncio.create_task(self._services.traces.watch_storage(), name="storage watch"),
+            asyncio.create_task(self._services.mirror.run(), name="store"),
         ]
         if self._services.settings.database_url is not None:  # a home's own database is used by one server
             self._services.servers.start()
@@ -220,7 +222,7 @@ class Runtime:
         reading = status.reading if busy else None
         if reading is not None:
             busy += f": {reading.done / 1e9:.1f} of {reading.total / 1e9:.1f} GB read"
-        phase, detail = "ready", busy or s.checkpoints.note or status.detail
+        phase, detail = "ready", busy or s.checkpoints.note or status.detail or s.mirror.trouble or ""
         if s.traces.stopping:
             phase, detail = "stopping", "the server is stopping"
         elif self.failure is not None:
@@ -383,5 +385,8 @@ def publish(s: Services, home: Home) -> None:
     )
     disk = "Bytes of the home's disk, as of the last five seconds."
     s.metrics.watch_each("omni_r1_disk_bytes", disk, "kind", lambda: home.reserve.disk)
+    watch("omni_r1_store_waiting", "Uploads and deletions that wait for the store.", lambda: s.mirror.waiting.tasks)
+    watch("omni_r1_store_oldest_seconds", "How long the oldest of them has waited.", lambda: s.mirror.oldest_s)
+    count("omni_r1_store_failures", "Uploads and deletions that failed; they wait.", lambda: s.mirror.failed)
     count("omni_r1_events", "Committed events.", lambda: s.events.committed_events)
     watch("omni_r1_engine_ready", "1 while the engine is ready.", lambda: s.generation.status().phase == "ready")

@@ -19,7 +19,7 @@ MAX_LINES = 400
 OURS = {".py", ".js", ".mjs"}
 VENDORED = ("static/swagger", "node_modules")
 
-HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow")
+HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow", "obstore")
 # These must not import heavy modules, so that the server and the command line start instantly.
 LIGHT = {
     "app.cli.main",

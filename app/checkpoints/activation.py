@@ -71,6 +71,7 @@ class Activation:
 
     async def _activate(self, name: str, drain: Drain | None) -> ActivationResult:
         registry, pool = self._registry, self._registry.pool
+        await registry.arrivals.bring(name)
         info = await pools.intake.run(self._find, name)
         version = await pools.writes.run(registry.version_of, info)
         previous = registry.active

@@ -27,6 +27,9 @@ from model.text.questions import is_familiar
 Source = Literal["package", "home", "setting", "job", "local", "hub"]
 
 
+IN_STORE = "in_store"  # the reason of a checkpoint whose folder is in the object store only
+
+
 @dataclass(frozen=True)
 class Record:
     """A checkpoint's row in the database: what its folder does not contain."""
@@ -103,9 +106,19 @@ def read_folder(folder: Path, *, context: int | None = None) -> CheckpointInfo:
     return CheckpointInfo(name, folder, "", size, problem=problem, reason=reason)
 
 
-def unreadable(folder: Path, problem: str) -> CheckpointInfo:
-    """The entry of a folder that is not read."""
+def read_within(folder: Path, roots: Iterable[Path], *, context: int | None = None) -> CheckpointInfo:
+    """As `read_folder`, unless the folder or a file in it resolves outside `roots`."""
+    target = outside(folder, roots)
+    if target is None:
+        return read_folder(folder, context=context)
+    problem = f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS"
     return CheckpointInfo(folder.name, folder, "", 0, problem=problem, reason="path_not_allowed")
+
+
+def in_store(folder: Path) -> CheckpointInfo:
+    """The entry of a folder that is in the object store only."""
+    problem = "its files are in the object store and must be fetched first"
+    return CheckpointInfo(folder.name, folder, "", 0, problem=problem, reason=IN_STORE)
 
 
 def outside(folder: Path, roots: Iterable[Path]) -> Path | None:

@@ -119,6 +119,7 @@ class Registration:
         try:
             with self._db.write() as connection:
                 table.add(connection, record)
+                self._registry.mirror.put(connection, info.folder)
                 claim.store(connection, info.name, shown)
         except IntegrityError:  # another server on this database came first
             raise table.taken(info.name) from None
@@ -153,6 +154,7 @@ class Registration:
             if job is not None:
                 raise Problem("checkpoint_in_use", f"job {job} starts from {info.name}; wait for it or cancel it")
             table.remove(connection, info.name)
+            self._registry.mirror.drop(connection, info.folder, folder=True)
             if info.source in ("home", "job") and outside(info.folder, (self._home.path,)) is None:
                 self._remove_files(info.folder)
 

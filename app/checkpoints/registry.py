@@ -8,9 +8,9 @@ weights under the same name get the next one. Knows no HTTP and no torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,22 +19,23 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.checkpoints import table
-from app.checkpoints.folder import CheckpointInfo, Record, Source, changed, hub_root, outside, read_folder, unreadable
+from app.checkpoints.arrivals import Arrivals
+from app.checkpoints.folder import CheckpointInfo, Record, Source, changed, hub_root, in_store, read_folder, read_within
 from app.checkpoints.pool import EnginePool, Lease
+from app.checkpoints.templates import Templates
 from app.common import pools
 from app.contract.problems import Problem, field_problem
 from app.storage import tables
 from app.storage.database import Database, get_fact, now, set_fact
+from app.storage.mirror import Mirror
 from model.checkpoint.manifest import Manifest, nearest_verifier
 from model.checkpoint.shards import SHIPPED, CheckpointError, find_local, require_plain_files
-from model.text.template import Template
 from training.home_paths import recorded
 
 log = logging.getLogger("omni_r1.checkpoints")
 
 DEFAULT = "nano-omni-r1"
 ACTIVE = "active_checkpoint"
-KEPT_TEMPLATES = 8
 
 
 class NoCheckpoint(RuntimeError):
@@ -66,6 +67,7 @@ class CheckpointRegistry:
         roots: tuple[Path, ...] = (),
         context: int | None = None,
         fetch: Callable[[str], Awaitable[Path]],
+        mirror: Mirror | None = None,
     ) -> None:
         """`home` is OMNI_R1_HOME; `roots` are further allowed folders; `fetch` downloads a hub id.
 
@@ -80,10 +82,12 @@ class CheckpointRegistry:
         self._package_folder = package_folder
         self._extra = extra
         self._fetch = fetch
+        self.mirror = mirror or Mirror()
+        self.arrivals = Arrivals(self.mirror, self.find)
         self._context = context
         self._read_before: dict[Path, tuple[object, CheckpointInfo]] = {}
         self._hidden: set[tuple[str, Path]] = set()  # already logged
-        self._templates: OrderedDict[tuple[str, str], Template] = OrderedDict()
+        self.template = Templates().of  # its prompt template; blocking
         self._versions: dict[str, tuple[str, int]] = {}  # name -> (digest, version) of this run
         self._extra_folder: Path | None = None
         self._extra_name = ""
@@ -135,12 +139,12 @@ class CheckpointRegistry:
         return replace(before[1], name=place.name, source=place.source, record=place.record)
 
     def _read_anew(self, place: _Place) -> CheckpointInfo:
-        if place.source != "setting":
-            roots = (hub_root(place.folder),) if place.source == "hub" else (*self.roots, self._package_folder)
-            target = outside(place.folder, roots)
-            if target is not None:
-                return unreadable(place.folder, f"{target} is outside OMNI_R1_HOME and OMNI_R1_ALLOWED_ROOTS")
-        return read_folder(place.folder, context=self._context)
+        if place.record is not None and self.mirror.has_folder(place.folder):
+            return in_store(place.folder)
+        if place.source == "setting":
+            return read_folder(place.folder, context=self._context)
+        roots = (hub_root(place.folder),) if place.source == "hub" else (*self.roots, self._package_folder)
+        return read_within(place.folder, roots, context=self._context)
 
     def usable(self, name: str | None, *, path: str = "body.checkpoint") -> CheckpointInfo:
         """The requested checkpoint (None: the active one); blocking; raises :class:`Problem` for the field `path`."""
@@ -180,15 +184,6 @@ class CheckpointRegistry:
             raise field_problem("no_verifier", f"{path}.verifier", f"{name} was not trained to judge drawings")
         return judge
 
-    def template(self, info: CheckpointInfo) -> Template:
-        """The checkpoint's prompt template, cached; blocking."""
-        key = (info.name, info.digest)
-        template = self._templates.pop(key, None) or Template.read(info.folder)
-        self._templates[key] = template
-        if len(self._templates) > KEPT_TEMPLATES:
-            self._templates.popitem(last=False)
-        return template
-
     def register_job_checkpoint(
         self,
         name: str,
@@ -203,6 +198,7 @@ class CheckpointRegistry:
         record = Record(name, recorded(folder, self._home), base, job_id, stage, step, dict(metrics), "job", now())
         with self._db.write() as connection:
             table.put(connection, record)
+            self.mirror.put(connection, folder)
 
     # ---- weight versions
 
@@ -241,6 +237,11 @@ class CheckpointRegistry:
             )
         return info
 
+    async def of_row(self, name: str, version: int) -> CheckpointInfo:
+        """As `with_version`, also if only the object store has it."""
+        await self.arrivals.bring(name)
+        return await pools.intake.run(self.with_version, name, version)
+
     # ---- serving
 
     @property
@@ -250,6 +251,7 @@ class CheckpointRegistry:
 
     async def lend(self, name: str | None) -> tuple[CheckpointInfo, Lease]:
         """The requested checkpoint (None: the active one), loaded; raises :class:`Problem`."""
+        await self.arrivals.bring(name or self.active)
         while True:
             info = await pools.reads.run(self.usable, name)
             try:
@@ -269,6 +271,7 @@ class CheckpointRegistry:
     async def lend_verifier(self, verify: Mapping[str, Any] | None, lease: Lease) -> None:
         """Load the verifier that a trace's row names, and hold it with the trace's lease; raises :class:`Problem`."""
         if verify is not None and verify["verifier"] != lease.name:
+            await self.arrivals.bring(verify["verifier"])
             info = await pools.reads.run(self.usable, verify["verifier"])
             lease.include(await self.lend_this(info))
 
@@ -293,6 +296,9 @@ class CheckpointRegistry:
         """
         if self._extra is not None:
             await self._take_extra(self._extra)
+        elif (last := await pools.files.run(self._last_active)) is not None:
+            with contextlib.suppress(Problem):  # the log says why; another one is active
+                await self.arrivals.bring(last, patient=True)
         candidates = await pools.files.run(self._candidates)
         self.pool.pinned = candidates[0].name
         return candidates
@@ -325,10 +331,8 @@ class CheckpointRegistry:
 
     def _candidates(self) -> list[CheckpointInfo]:
         found = self.scan()
-        with self._db.read() as connection:
-            last = get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # key of earlier versions
         extra = self._extra_name if self._extra_folder else self._extra
-        wanted = extra or last or DEFAULT
+        wanted = extra or self._last_active() or DEFAULT
         info = found.get(wanted)
         if info is None or info.problem is not None:
             reason = "is missing" if info is None else f"cannot be used: {info.problem}"
@@ -345,9 +349,14 @@ class CheckpointRegistry:
         self._wanted = wanted
         return sorted(usable, key=lambda info: order.get(info.name, 2 if info.source == "package" else 3))
 
+    def _last_active(self) -> str | None:
+        with self._db.read() as connection:
+            return get_fact(connection, self._active_fact()) or get_fact(connection, ACTIVE)  # key of earlier versions
+
     async def _take_extra(self, wanted: str) -> None:
         """`wanted` is a known name, a folder or a hub id."""
         try:
+            await self.arrivals.bring(wanted, patient=True)
             if not await pools.files.run(self._find_extra, wanted):
                 await pools.files.run(self._adopt, await self._fetch(wanted))
         except (CheckpointError, Problem) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.checkpoints.folder import CheckpointInfo
+from app.checkpoints.folder import IN_STORE, CheckpointInfo
 from app.checkpoints.registry import CheckpointRegistry
 
 
@@ -44,6 +44,8 @@ def as_json(info: CheckpointInfo, registry: CheckpointRegistry) -> dict[str, Any
         "source": info.source,
         "folder": str(info.folder),
     }
-    if info.problem is not None:
+    if info.reason == IN_STORE:
+        shown["in_store"] = True
+    elif info.problem is not None:
         shown["problem"] = info.problem
     return shown

@@ -15,14 +15,34 @@ class Pruned(TypedDict):
     over_bytes: int
 
 
+class StoreError(TypedDict):
+    """Why something was not uploaded or deleted at that time."""
+
+    detail: str
+    at: str
+
+
+class Store(TypedDict):
+    """The object store that gets the home's files: what waits for it, and what it got since the server started."""
+
+    url: str
+    waiting: int
+    waiting_since: str | None
+    uploaded: int
+    deleted: int
+    failed: int
+    last_error: StoreError | None
+
+
 class Storage(TypedDict):
-    """Bytes by kind, and the limits."""
+    """Bytes by kind, the limits, and the object store, if there is one."""
 
     sizes: dict[str, int]
     total_bytes: int
     keep_days: int | None
     max_bytes: int | None
     last_prune: Pruned | None
+    store: Store | None
 
 
 class _Connection(Protocol):

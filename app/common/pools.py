@@ -171,6 +171,10 @@ reads = Pool("reads", threads=8, deadline_s=20, waits_for="database")
 streams = Pool("streams", threads=4, deadline_s=20, waits_for="database")
 writes = Pool("writes", threads=4, deadline_s=30, waits_for="database")
 probe = Pool("probe", threads=1, deadline_s=2, waits_for="database")  # for /readyz only
+# Files of requests: in the home, or first fetched from the object store.
+fetches = Pool("fetches", threads=8, deadline_s=60)
+# Checkpoints from the object store: gigabytes.
+transfers = Pool("transfers", threads=2, deadline_s=None)
 # Validation of new traces, jobs and uploads: reading files, decoding images.
 intake = Pool("intake", threads=4, deadline_s=120)
 # Running traces: writing images, running checkers.

@@ -31,6 +31,7 @@ FOREIGN = frozenset(
 
 # A name or address, perhaps with a port; or an IPv6 address without brackets.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?|(?:[0-9A-Fa-f]*:){2,}[0-9A-Fa-f.]*")
+_STORE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.~-]+)*/?|file://(/[\w.~-]+)+/?", re.ASCII)
 
 StringList = Annotated[tuple[str, ...], NoDecode]
 PathList = Annotated[tuple[Path, ...], NoDecode]
@@ -61,6 +62,11 @@ class Settings(BaseSettings):
         None,
         repr=False,
         description="Database URL instead of the home's `omni-r1.db`: `sqlite:///…` or `postgresql://…`.",
+    )
+    store: str | None = Field(
+        None,
+        description="Object store that gets the home's images, checkpoints and job folders, `s3://bucket/prefix` or "
+        "`file:///folder` (default: none).",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device the engine runs on.")
     engine: Literal["local", "ray"] = Field(
@@ -228,6 +234,13 @@ class Settings(BaseSettings):
         if url.drivername not in ("sqlite", "postgresql", "postgres", "postgresql+psycopg") or not url.database:
             raise ValueError("only sqlite:///path and postgresql://user:password@host/name are supported")
         return value.replace("postgres://", "postgresql://", 1)
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None and (not _STORE.fullmatch(value) or re.search(r"/\.{1,2}(/|$)", value)):
+            raise ValueError("not a store; use s3://bucket/prefix, or file:///folder")
+        return None if value is None else value.rstrip("/")
 
     @model_validator(mode="after")
     def _others_need_a_key(self) -> Settings:

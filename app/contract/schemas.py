@@ -362,6 +362,7 @@ class CheckpointOut(Out):
     folder: str
     benchmarks: list[dict[str, Any]] = Field([], description="its results, as in `GET /v1/leaderboard`")
     problem: str | None = Field(None, description="why the checkpoint is unusable, if it is")
+    in_store: bool = Field(False, description="its files are in the object store only; using it fetches them")
 
 
 class CheckpointList(Out):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -108,6 +108,38 @@ class SizesOut(Out):
     database: int
 
 
+_STORE: dict[str, Any] = {
+    "url": "s3://studio/lab",
+    "waiting": 2,
+    "waiting_since": "2026-11-29T17:03:12.000Z",
+    "uploaded": 412,
+    "deleted": 31,
+    "failed": 1,
+    "last_error": {"detail": "s3://studio/lab does not answer: connection refused", "at": "2026-11-29T17:03:14.000Z"},
+}
+
+
+class StoreErrorOut(Out):
+    """Why something was not uploaded or deleted at that time."""
+
+    detail: str
+    at: str
+
+
+class StoreOut(Out):
+    """The object store that gets the home's files."""
+
+    model_config = example(**_STORE)
+
+    url: str
+    waiting: int = Field(description="uploads and deletions of this server that the store has not confirmed")
+    waiting_since: str | None = Field(description="when the oldest of them was due")
+    uploaded: int = Field(description="files and folders, since the server started")
+    deleted: int
+    failed: int = Field(description="tries; what failed is tried again")
+    last_error: StoreErrorOut | None
+
+
 class StorageOut(Out):
     """What the home holds and may hold."""
 
@@ -124,6 +156,7 @@ class StorageOut(Out):
         keep_days=30,
         max_bytes=50_000_000_000,
         last_prune={"dry_run": False, "traces": 12, "images": 31, "bytes": 8_112_340, "over_bytes": 0},
+        store=_STORE,
     )
 
     sizes: SizesOut
@@ -131,6 +164,7 @@ class StorageOut(Out):
     keep_days: int | None
     max_bytes: int | None
     last_prune: PrunedOut | None = Field(description="since the server started")
+    store: StoreOut | None = Field(description="null without `OMNI_R1_STORE`")
 
 
 class LoadingOut(Out):

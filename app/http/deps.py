@@ -37,6 +37,7 @@ from app.storage.idempotency import Claim, IdempotencyKeys
 from app.storage.ids import GROUP_ID, JOB_ID, TRACE_ID
 from app.storage.image_intake import ImageIntake
 from app.storage.images import ImageStore, PartialStore
+from app.storage.mirror import Mirror
 from app.storage.retention import Retention
 from app.storage.uploads import Spool
 from app.traces.event_log import EventLog
@@ -66,6 +67,7 @@ class Services:
     image_intake: ImageIntake
     spool: Spool
     partials: PartialStore
+    mirror: Mirror
     world: TaskWorld
     intake: Intake
     traces: TraceService

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from app.contract.problems import Problem, field_problem
-from app.storage.images import move_durably
+from app.storage.home import move_durably
 from app.storage.uploads import Upload
 from training.data.archives import is_zip, unpack
 from training.data.check import FULL_DISK, REJECTIONS, REPORT, report_for

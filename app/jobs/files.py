@@ -1,6 +1,6 @@
 """A job's folder from the server's side: public files, saved state, deletion.
 
-Blocking; knows no database and no HTTP.
+Blocking; knows no database and no HTTP. Public files of an ended job may be in the object store only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from app.storage.mirror import Mirror
 from model.build import provenance as build_provenance
 
 PUBLIC_SUFFIXES = frozenset({".png", ".json", ".jsonl", ".txt", ".csv"})
@@ -29,8 +30,8 @@ SAVED_STATE = (
 _RELATIVE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*\.[a-z]+")
 
 
-def public_file(jobs: Path, job_id: str, name: str) -> Path | None:
-    """A public file of the job; None for other and missing files."""
+def public_file(jobs: Path, job_id: str, name: str, mirror: Mirror | None = None) -> Path | None:
+    """A public file of the job, fetched through `mirror` if the home lacks it; None for other and missing files."""
     folder = jobs.resolve() / job_id
     if "\0" in name or "\0" in job_id or folder.parent != jobs.resolve():
         return None
@@ -40,9 +41,14 @@ def public_file(jobs: Path, job_id: str, name: str) -> Path | None:
     parts = path.relative_to(folder).parts
     if parts[0] in PRIVATE_FOLDERS or any(part.startswith(".") for part in parts):
         return None
-    return (
-        path if path.suffix in PUBLIC_SUFFIXES and os.path.isfile(path) else None
-    )  # isfile is False for impossible names
+    if path.suffix not in PUBLIC_SUFFIXES:
+        return None
+    if os.path.isfile(path):  # False for impossible names
+        return path
+    in_home = jobs / job_id
+    if mirror is None or in_home.joinpath("job.json").is_file():  # all of its files are here
+        return None
+    return path if mirror.fetch_of(in_home, "/".join(parts)) else None
 
 
 def with_addresses(value: Any, folder: Path, prefix: str) -> Any:

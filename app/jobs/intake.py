@@ -67,6 +67,12 @@ class JobIntake:
         self.custom = custom
         self._devices = partial(devices_found, settings.device, settings.cpu_ranks)
 
+    async def bring(self, specs: Sequence[AnySpec]) -> None:
+        """Fetch the checkpoints they start from or compare with, if only the object store has them."""
+        compared = [one.compare_with for spec in specs for _, one in _benchmarks(spec)]
+        for name in dict.fromkeys([*(spec.base_checkpoint for spec in specs), *compared]):
+            await self._checkpoints.arrivals.bring(name)
+
     def check(self, spec: AnySpec, job_id: str) -> tuple[dict[str, Any], str]:
         """The spec with all defaults and paths resolved, and the name prefix of its checkpoints."""
         info = self._checkpoints.usable(spec.base_checkpoint, path="body.base_checkpoint")

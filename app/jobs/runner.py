@@ -35,7 +35,7 @@ log = logging.getLogger("omni_r1.jobs")
 
 COMMAND = (sys.executable, "-m", "training.jobs.worker")
 STOPPED = 3
-SECRETS = frozenset({"OMNI_R1_API_KEY"})  # not passed to workers
+SECRETS = frozenset({"OMNI_R1_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"})  # not passed to workers
 RETRY_S = 2.0
 
 

@@ -142,6 +142,7 @@ class JobService:
         """Validate and queue jobs, all or none; `store_too` gets them in the transaction that creates them."""
         if self._runner.stopping:
             raise Problem("stopping", "retry when the server is back", headers={"Retry-After": "5"})
+        await self._intake.bring([spec for spec, _ in wanted])
         jobs = await pools.intake.run(self._create, wanted, store_too, undo=self._forget)
         self._runner.wake()
         return jobs
@@ -239,7 +240,7 @@ class JobService:
 
     def file(self, job_id: str, name: str) -> Path:
         """An image, report or log of the job; 404 for other files in its folder. Blocking."""
-        path = files.public_file(self._home.jobs, job_id, name)
+        path = files.public_file(self._home.jobs, job_id, name, self._table.mirror)
         if path is None:
             raise Problem("not_found", "no such file; the job's sample and report events link its files")
         return path
@@ -298,7 +299,7 @@ class JobService:
 
         def remove(connection: Connection) -> None:
             self.require_here(connection, job_id)
-            if not store.delete(connection, job_id):
+            if not self._table.delete(connection, job_id):
                 raise Problem("job_live", "the job is queued or running; cancel it first")
 
         await self.change(job_id, remove)

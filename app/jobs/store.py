@@ -30,6 +30,7 @@ from app.storage.database import Database, not_before, now
 from app.storage.dialects import clock
 from app.storage.ids import SortableIds
 from app.storage.keys import note_deletion
+from app.storage.mirror import Mirror
 from training.jobs.folder import WorkerEvent
 
 J = tables.jobs
@@ -51,6 +52,7 @@ class JobTable:
         folder: Path,
         ended: Callable[[End], None] = lambda _status: None,
         spans: Spans | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """`ended` is called once for each recorded end, from the thread that records it."""
         self._db = db
@@ -58,6 +60,7 @@ class JobTable:
         self._folder = folder
         self._ended = ended
         self._spans = spans or Spans()
+        self.mirror = mirror or Mirror()
         self._seen: dict[str, float] = {}  # last sign of life of running jobs, monotonic
 
     def folder(self, job_id: str) -> Path:
@@ -183,12 +186,20 @@ class JobTable:
             series.fold(connection, job_id)
             if status == "interrupted":
                 _go_on(connection, job_id)
+            self.mirror.put(connection, self.folder(job_id))
             return changed
 
         if self._db.change(end):
             self._ended(status)
             self._spans.job_ended(job_id, status, error)
         self._seen.pop(job_id, None)
+
+    def delete(self, connection: Connection, job_id: str) -> bool:
+        """Delete an ended job, its checkpoints excepted; False if it is missing or has not ended."""
+        deleted = delete(connection, job_id)
+        if deleted:
+            self.mirror.drop(connection, self.folder(job_id), folder=True)
+        return deleted
 
     def _since(self, job_id: str) -> tuple[float, float]:
         """Seconds since the last sign of life (0 for jobs of a dead server), and the current time."""

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 import uuid
 from pathlib import Path
 
@@ -148,6 +149,31 @@ class Home:
         assert self._fd is not None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write under a temporary name, sync, rename, sync the folder: the file is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        move_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def move_durably(file: Path, path: Path) -> None:
+    """Sync, rename, sync the folder; both paths are on one file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _owner(path: Path, content: bytes) -> str:

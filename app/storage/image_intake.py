@@ -88,9 +88,7 @@ class ImageIntake:
         stored = self._store.get(image_id)
         if stored.width * stored.height <= SMALL_PIXELS:
             return self._here(lambda: png_bytes(model_view(self._store.read(image_id), resolution, fit)))
-        path = self._store.path(image_id)
-        if not path.is_file():
-            raise Problem("image_not_found", "the image's file is gone; upload it again")
+        path = self._store.file(image_id)
         with self._spool.file() as target:
             self._decode(path, target, str(resolution), fit)
             return target.read_bytes()

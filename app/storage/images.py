@@ -1,6 +1,7 @@
 """Images on disk, content-addressed: PNGs are stored once, partial images with their trace.
 
-Files are written under a temporary name, synced and renamed. All methods block: call them from threads. Other formats
+Files are written under a temporary name, synced and renamed; those that are not here may be in the object store
+(:mod:`app.storage.mirror`). All methods block: call them from threads. Other formats
 are converted to PNG by :mod:`app.storage.image_intake`. Knows no HTTP.
 """
 
@@ -10,31 +11,32 @@ import base64
 import binascii
 import hashlib
 import io
-import os
 import re
 import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from PIL import Image
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from app.common.clock import stamp
 from app.contract.problems import Problem, field_problem
 from app.storage import database, tables
 from app.storage.database import Database, now
+from app.storage.home import move_durably, write_durably
+from app.storage.mirror import Mirror
 
 MAX_UPLOAD_BYTES = 20_000_000
 KEEP = timedelta(hours=24)
 # `last_used_at` is written at most once an hour per image; the sweep adds that hour.
 TOUCH_EVERY = timedelta(hours=1)
+PNG_END = b"IEND\xaeB`\x82"
 _ID = re.compile(r"[0-9a-f]{64}")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,", re.IGNORECASE)
 
@@ -46,6 +48,7 @@ class StoredImage:
     image_id: str
     width: int
     height: int
+    is_new: bool = field(default=False, compare=False)  # its file was just written
 
     def as_json(self) -> dict[str, Any]:
         """The API's JSON."""
@@ -81,23 +84,24 @@ def from_data_url(url: str, path: str) -> bytes:
 class ImageStore:
     """Content-addressed PNGs under `folder`, their rows in the database."""
 
-    def __init__(self, folder: Path, db: Database) -> None:
+    def __init__(self, folder: Path, db: Database, mirror: Mirror | None = None) -> None:
         self._folder = folder
         self._db = db
+        self._mirror = mirror or Mirror()
         # The sweep deletes row and file together; storing the same image waits for it.
         self._lock = threading.Lock()
         self._arriving: Counter[str] = Counter()
         self._counting = threading.Lock()  # held only while counting
 
     def path(self, image_id: str) -> Path:
-        """The file of `image_id`; raises ``image_not_found`` for malformed ids."""
+        """Where the file of `image_id` belongs; raises ``image_not_found`` for malformed ids."""
         if not _ID.fullmatch(image_id):
             raise Problem("image_not_found", "no image has this id; unused images expire after a day: upload it again")
         return self._folder / image_id[:2] / f"{image_id}.png"
 
     def put(self, png: bytes, width: int, height: int) -> StoredImage:
         """Store an RGB PNG durably; an existing one is only marked as used."""
-        stored = StoredImage(hashlib.sha256(png).hexdigest(), width, height)
+        stored = StoredImage(_id_of(png), width, height)
         return self._put(stored, len(png), lambda path: write_durably(path, png))
 
     def put_file(self, file: Path, width: int, height: int) -> StoredImage:
@@ -112,6 +116,7 @@ class ImageStore:
         with self._lock:
             if not path.exists():
                 write(path)
+                stored = replace(stored, is_new=True)
             with self._db.write() as connection:
                 self.enter(connection, stored, num_bytes)
         return stored
@@ -123,22 +128,30 @@ class ImageStore:
         """
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             width, height = image.size
-        image_id = hashlib.sha256(png).hexdigest()
+        image_id = _id_of(png)
         path = self.path(image_id)
         with self._lock, self._counting:
             self._arriving[image_id] += 1
         stored = StoredImage(image_id, width, height)
         try:
-            if not path.exists():
-                write_durably(path, png)
+            if path.exists():
+                return stored
+            write_durably(path, png)
         except BaseException:
             self.settle(stored)
             raise
-        return stored
+        return replace(stored, is_new=True)
 
     def enter(self, connection: Connection, image: StoredImage, num_bytes: int) -> None:
-        """Add the row of a written image in the caller's transaction."""
-        _enter(connection, image.image_id, image.width, image.height, num_bytes)
+        """Add the row of a written image in the caller's transaction, or mark an existing one as used."""
+        i, moment = tables.images, now()
+        query = sa.update(i).where(i.c.id == image.image_id).values(last_used_at=moment)
+        is_known = connection.execute(query).rowcount > 0
+        if not is_known:
+            row = {"id": image.image_id, "width": image.width, "height": image.height, "bytes": num_bytes}
+            connection.execute(sa.insert(i).values(**row, created_at=moment, last_used_at=moment))
+        if image.is_new or not is_known:
+            self._mirror.put(connection, self.path(image.image_id))
 
     def settle(self, image: StoredImage) -> None:
         """End the protection by `bring`: the row exists, or never will. Does not block."""
@@ -164,12 +177,19 @@ class ImageStore:
                 connection.execute(sa.update(i).where(i.c.id == image_id).values(last_used_at=now()))
         return StoredImage(row.id, row.width, row.height)
 
+    def file(self, image_id: str) -> Path:
+        """The PNG's file, fetched if the home lacks it; raises ``image_not_found`` or ``storage_unavailable``."""
+        path = self.path(image_id)
+        if not path.is_file() and not self._mirror.fetch(path, lambda data: _id_of(data) == image_id):
+            raise Problem("image_not_found", "the image's file is gone; upload it again")
+        return path
+
     def read(self, image_id: str) -> bytes:
-        """The PNG bytes; raises ``image_not_found``."""
+        """The PNG bytes; raises as `file`."""
         try:
             return self.path(image_id).read_bytes()
         except FileNotFoundError:
-            raise Problem("image_not_found", "the image's file is gone; upload it again") from None
+            return self.file(image_id).read_bytes()
 
     def use(self, image_id: str) -> bytes:
         """The PNG bytes, after marking the image as used: no sweep takes it soon; raises ``image_not_found``."""
@@ -198,28 +218,25 @@ class ImageStore:
                     )
                 ).rowcount
                 if gone:
+                    self._mirror.drop(connection, self.path(image_id), folder=False)
                     self.path(image_id).unlink(missing_ok=True)
                     swept += 1
         return swept
 
 
-def _enter(connection: Connection, image_id: str, width: int, height: int, num_bytes: int) -> None:
-    """Add the image's row, or mark an existing one as used."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    moment = now()
-    row = {"id": image_id, "width": width, "height": height, "bytes": num_bytes}
-    values = insert(tables.images).values(**row, created_at=moment, last_used_at=moment)
-    connection.execute(values.on_conflict_do_update(index_elements=["id"], set_={"last_used_at": moment}))
+def _id_of(png: bytes) -> str:
+    return hashlib.sha256(png).hexdigest()
 
 
 class PartialStore:
     """Previews of unfinished images, deleted with their trace."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
         self._folder = folder
+        self._mirror = mirror or Mirror()
 
     def put(self, trace_id: str, name: str, png: bytes) -> str:
-        """Store a preview; returns its URL path."""
+        """Write a preview; returns its URL path. `enter` belongs into the commit of the event that shows it."""
         path = self.path(trace_id, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -227,14 +244,29 @@ class PartialStore:
         temporary.rename(path)
         return f"/v1/traces/{trace_id}/partials/{name}"
 
+    def enter(self, connection: Connection, trace_id: str, name: str) -> None:
+        """Keep a written preview, in the caller's transaction."""
+        self._mirror.put(connection, self.path(trace_id, name))
+
+    def file(self, trace_id: str, name: str) -> Path:
+        """The file of a preview, fetched if the home lacks it; raises ``image_not_found``, ``storage_unavailable``."""
+        path = self.path(trace_id, name)
+        if not path.is_file() and not self._mirror.fetch(path, _is_whole):
+            raise Problem("image_not_found", "this partial image no longer exists")
+        return path
+
     def path(self, trace_id: str, name: str) -> Path:
-        """The file of a preview; raises ``image_not_found`` for malformed names."""
+        """Where the file of a preview belongs; raises ``image_not_found`` for malformed names."""
         if not re.fullmatch(r"\w{1,64}", trace_id) or not re.fullmatch(r"\d{1,4}-\d{1,4}", name):
             raise Problem("image_not_found", "no partial image has this name")
         return self._folder / trace_id / f"{name}.png"
 
+    def drop(self, connection: Connection, trace_id: str) -> None:
+        """Have all previews of a trace deleted elsewhere, in the transaction that deletes the trace."""
+        self._mirror.drop(connection, self._folder / trace_id, folder=True)
+
     def delete(self, trace_id: str) -> None:
-        """Delete all previews of a trace."""
+        """Delete all previews of a trace from the home."""
         shutil.rmtree(self._folder / trace_id, ignore_errors=True)
 
     def sweep(self, known: Iterable[str]) -> None:
@@ -246,26 +278,5 @@ class PartialStore:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write under a temporary name, sync, rename, sync the folder: the file is complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        move_durably(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def move_durably(file: Path, path: Path) -> None:
-    """Sync, rename, sync the folder; both paths are on one file system."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-    file.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _is_whole(png: bytes) -> bool:
+    return png.endswith(PNG_END)

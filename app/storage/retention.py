@@ -197,6 +197,7 @@ class Retention:
         connection.execute(sa.delete(T).where(T.c.id.in_(gone)))
         for trace_id in gone:
             idempotency.forget(connection, trace_id)
+            self._partials.drop(connection, trace_id)
         groups = {row.group_id for row in rows} - {None}
         left = sa.exists().where(T.c.group_id == G.c.id).correlate(G)
         connection.execute(sa.delete(G).where(G.c.id.in_(groups), G.c.finished_at.is_not(None), ~left))

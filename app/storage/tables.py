@@ -157,6 +157,22 @@ trace_images = sa.Table(
     sqlite_with_rowid=False,
 )
 
+# What the object store still has to learn about a home's files (`app/storage/outbox.py`). `is_tree`: it is the folder
+# of a checkpoint or job; `drop`: it is to be deleted there. Unlike a freed rowid, an id never comes back.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("server_id", sa.String(40), nullable=False),
+    sa.Column("path", sa.String(400), nullable=False, index=True),
+    sa.Column("is_tree", sa.Boolean, nullable=False),
+    sa.Column("drop", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Index(None, "is_tree", "id"),
+    sa.Index(None, "server_id", "created_at"),
+    sqlite_autoincrement=True,
+)
+
 # Every weight load has a number; `digest` detects changed weights in a folder.
 weight_loads = sa.Table(
     "weight_loads",

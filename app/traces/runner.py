@@ -208,6 +208,7 @@ class TraceRunner:
                 if png is not None:
                     name = f"{data['step']}-{data['index']}"
                     data["url"] = await pools.work.run(self._partials.put, live.id, name, png)
+                    update = partial(self._partials.enter, trace_id=live.id, name=name)
             case "image.completed":
                 assert png is not None, "a completed image has its pixels"
                 live.pngs[data["step"]] = png

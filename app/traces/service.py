@@ -170,7 +170,7 @@ class TraceService:
         parent = await pools.reads.run(self._branches.parent, parent_id)
         if body.checkpoint is None:
             row = parent.row
-            info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
+            info = await self._checkpoints.of_row(row.checkpoint, row.weight_version)
             lease = await self._checkpoints.lend_this(info)
         else:
             info, lease = await self._checkpoints.lend(body.checkpoint)
@@ -253,7 +253,7 @@ class TraceService:
             if leaving is not None and leaving.runner is not None:
                 await asyncio.wait([leaving.runner])
             self.admit()
-            info = await pools.intake.run(self._checkpoints.with_version, row.checkpoint, row.weight_version)
+            info = await self._checkpoints.of_row(row.checkpoint, row.weight_version)
             with await self._checkpoints.lend_this(info) as lease:
                 await self._checkpoints.lend_verifier(row.verify, lease)
                 await self._resume(row, mode, lease)
@@ -329,6 +329,7 @@ class TraceService:
         def remove() -> bool:
             with self._db.write() as connection:
                 found = store.delete(connection, trace_id)
+                self._partials.drop(connection, trace_id)
             self._partials.delete(trace_id)
             return found
 

@@ -97,6 +97,10 @@ def _storage(client: Client) -> Section:
         rows.append(["traces are kept", f"{keep_days:,} days"])
     if max_bytes is not None:
         rows.append(["limit", _size(max_bytes)])
+    store = held["store"]
+    if store is not None:
+        behind = f", {store['waiting']:,} files wait" if store["waiting"] else ""
+        rows.append(["object store", store["url"] + behind])
     return {"title": "Storage", "text": "", "rows": [["total", _size(held["total_bytes"])], *rows]}
 
 

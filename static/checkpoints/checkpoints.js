@@ -164,6 +164,7 @@ class Checkpoints {
             one.active ? flag('active', 'good') : null,
             one.loaded && !one.active ? flag('in memory', 'quiet') : null,
             one.problem ? flag('unusable', 'bad') : null,
+            one.in_store ? flag('in the store', 'quiet') : null,
           ),
           h(
             'span',
@@ -221,6 +222,7 @@ class Checkpoints {
       h('h2', {}, one.id),
       one.description ? h('p', {}, one.description) : null,
       one.problem ? h('p', { class: 'or-error' }, `Unusable: ${one.problem}`) : null,
+      one.in_store ? h('p', {}, 'Its files are in the object store; using it fetches them.') : null,
       h('div', { class: 'or-row' }, activate, compare, h('span', { class: 'or-spring' }), remove),
       h(
         'dl',

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import shutil
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -28,7 +30,10 @@ from app.main import create_app
 from app.runtime import Runtime
 from app.server import bind, server_config
 from app.storage.database import Database
+from app.store import bucket
 from tests.app.canned import Canned
+from tests.app.store.moto import Moto
+from tests.app.store.s3 import BUCKET, S3
 from tests.app.stream_events import check_event
 from tests.fakes import FakeGeneration, png, write_paper_checkpoint
 from tests.patience import PATIENCE_S
@@ -86,6 +91,7 @@ class Server:
 
     database_url: str | None = None  # of every server in the test; None: each home's own
     migrated: Path | None = None  # an empty database that a new home gets; None: it makes its own
+    bucket: str | None = None  # every server has a store of its own there; None: no store
 
     def __init__(self, home: Path, package: Path, generation: FakeGeneration, **settings: Any) -> None:
         self.home = home
@@ -94,9 +100,9 @@ class Server:
         self.most_connections: int = settings.pop("most_connections", 1000)
         self.job_command: Sequence[str] = settings.pop("job_command", COMMAND)
         self.spans: Spans | None = settings.pop("spans", None)
-        self.settings = Settings(
-            **{"home": home, "port": 0, "ping_s": 15.0, "database_url": self.database_url, **settings}
-        )
+        store = None if self.bucket is None else f"{self.bucket}/{uuid.uuid4().hex}"
+        usual = {"port": 0, "ping_s": 15.0, "database_url": self.database_url, "store": store}
+        self.settings = Settings(**{"home": home, **usual, **settings})
         self.app: FastAPI
         self.client: httpx.AsyncClient
 
@@ -229,6 +235,19 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """With STUDIO_TEST_S3=moto every server has an object store."""
+    if os.environ.get("STUDIO_TEST_S3") != "moto":
+        yield
+        return
+    found = Moto(tmp_path_factory.mktemp("moto") / "log")
+    os.environ.update(found.environment)
+    Server.bucket = f"s3://{BUCKET}"
+    yield
+    found.end()
+
+
 @pytest.fixture(autouse=True)
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> Iterator[str]:
     """The database of the test's servers: "sqlite", and with `both_databases` also "postgresql"."""
@@ -305,6 +324,18 @@ async def server(serve: Serve) -> AsyncIterator[Server]:
     """A running server with the default settings."""
     async with serve() as server:
         yield server
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A store, found by the environment; what fails there is not tried again at once."""
+    monkeypatch.setattr(bucket, "RETRIES", 0)
+    found = S3()
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    yield found
+    found.gate.set()
+    found.down()
 
 
 @pytest.fixture

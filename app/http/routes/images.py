@@ -10,8 +10,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from app.common import pools
-from app.common.pools import in_pool
-from app.contract.problems import Problem
 from app.contract.schemas import ImageOut
 from app.contract.words import Fit
 from app.http.deps import LOCATION, App, CheckpointName, Key, Services, problems
@@ -53,13 +51,10 @@ def _store(app: Services, path: Path, claim: Claim) -> tuple[dict[str, Any], boo
 
 
 @router.get("/{image_id}", response_class=FileResponse, responses=problems(404, 503, also={200: PNG}))
-@in_pool(pools.reads)
-def get_image(image_id: str, app: App) -> Response:
+async def get_image(image_id: str, app: App) -> Response:
     """The PNG; its id is the hash of its bytes, so it is immutable."""
-    stored = app.images.get(image_id)
-    path = app.images.path(stored.image_id)
-    if not path.is_file():
-        raise Problem("image_not_found", "the image's file is gone; upload it again")
+    stored = await pools.reads.run(app.images.get, image_id)
+    path = await pools.fetches.run(app.images.file, stored.image_id)
     return FileResponse(path, media_type="image/png", headers=FOREVER | {"ETag": f'"{stored.image_id}"'})
 
 

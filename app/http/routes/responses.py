@@ -239,7 +239,7 @@ async def _load(app: Services, picture: Picture) -> str | None:
             if picture.image_id is not None:
                 return base64.b64encode(app.images.read(picture.image_id)).decode()
             _, trace_id, _, name = (picture.preview or "").rsplit("/", 3)
-            return base64.b64encode(app.partials.path(trace_id, name).read_bytes()).decode()
+            return base64.b64encode(app.partials.file(trace_id, name).read_bytes()).decode()
         except (Problem, FileNotFoundError):
             return None if picture.image_id is not None else ""
 

@@ -64,8 +64,8 @@ def get_storage(app: App) -> dict[str, Any]:
     kept, last = app.retention, app.retention.last
     sizes = kept.measure()
     limits = {"keep_days": kept.limits.keep_days, "max_bytes": kept.limits.max_bytes}
-    last_prune = None if last is None else vars(last)
-    return {"sizes": sizes, "total_bytes": sum(sizes.values()), **limits, "last_prune": last_prune}
+    last_prune, store = None if last is None else vars(last), app.mirror.status()
+    return {"sizes": sizes, "total_bytes": sum(sizes.values()), **limits, "last_prune": last_prune, "store": store}
 
 
 @router.post(

@@ -11,7 +11,6 @@ from pydantic import AfterValidator
 
 from app.common import pools
 from app.common.pools import in_pool
-from app.contract.problems import Problem
 from app.contract.schemas import ContinueIn, Trace, TraceCreate, TraceList, clean_text
 from app.contract.schemas_curation import MAX_TAG_CHARS, TraceUpdate
 from app.contract.words import Slice, Status
@@ -184,10 +183,8 @@ async def trace_film(trace_id: TraceId, app: App) -> Response:
     summary="A partial image of a trace",
     responses=problems(404, 503, also={200: {"description": "PNG", "content": {"image/png": {}}}}),
 )
-@in_pool(pools.reads)
+@in_pool(pools.fetches)
 def partial_image(trace_id: TraceId, name: str, app: App) -> Response:
     """Previews linked by `image.partial`; deleted with the trace."""
-    path = app.partials.path(trace_id, name)
-    if not path.is_file():
-        raise Problem("image_not_found", "this partial image no longer exists")
+    path = app.partials.file(trace_id, name)
     return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})

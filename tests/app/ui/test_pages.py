@@ -36,7 +36,13 @@ LIMITS = {
     "max_upload_bytes": 20_000_000,
     "queue": {"running": 0, "waiting": 0, "max": 64},
 }
-STORAGE = {"sizes": {"images": 2_000_000}, "total_bytes": 2_000_000, "keep_days": 30, "max_bytes": 5_000_000_000}
+STORAGE = {
+    "sizes": {"images": 2_000_000},
+    "total_bytes": 2_000_000,
+    "keep_days": 30,
+    "max_bytes": 5_000_000_000,
+    "store": {"url": "s3://studio", "waiting": 1_200},
+}
 CHECKPOINT = {
     "id": "nano-omni-r1",
     "active": True,
@@ -130,7 +136,8 @@ def test_about_shows_checkpoint_card_and_limits() -> None:
     assert limits["images per question"] == "1"
     assert limits["largest image file"] == "20 MB"
     storage = dict(reported[3]["rows"])
-    assert storage == {"total": "2.0 MB", "images": "2.0 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
+    sizes = {"total": "2.0 MB", "images": "2.0 MB", "traces are kept": "30 days", "limit": "5,000 MB"}
+    assert storage == sizes | {"object store": "s3://studio, 1,200 files wait"}
 
 
 def test_about_suggests_a_remedy_without_a_server() -> None:
