@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PATH_KEYS = frozenset({"folder", "path", "traces"})  # keys of records whose values are paths
+HUB = "hf://"  # begins the address of a data set on the hub, which stays as it is
 REPORT = "report"  # key of a record: its paths are relative to the job's folder
 
 
@@ -60,10 +61,14 @@ def _ends_alike(old: Any, new: Any) -> bool:
 def _map_paths(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: change(item) if key in PATH_KEYS and isinstance(item, str) else _map_paths(item, change)
+            key: change(item) if key in PATH_KEYS and _is_path(item) else _map_paths(item, change)
             for key, item in value.items()
             if key != REPORT
         } | ({REPORT: value[REPORT]} if REPORT in value else {})
     if isinstance(value, list | tuple):
         return [_map_paths(item, change) for item in value]
     return value
+
+
+def _is_path(item: Any) -> bool:
+    return isinstance(item, str) and not item.startswith(HUB)

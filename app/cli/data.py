@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, get_args
 
-from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, filled, one_line, write
+from app.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, CommandError, filled, one_line, whole, write
 from app.contract.words import DataMethod
 
 SHOWN_CHARS = 100
@@ -18,8 +18,22 @@ SHOWN_CHARS = 100
 
 def add_options(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("file", metavar="FILE", type=filled, help="jsonl, parquet, zip, or a folder of such files")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=filled,
+        help="jsonl, parquet, zip, a folder of such files, or hf://datasets/OWNER/NAME",
+    )
     parser.add_argument("--method", choices=get_args(DataMethod), help="the method that the data is for (all)")
+    parser.add_argument("--rows", type=whole(1), metavar="N", help="check only the first N rows")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_renaming,
+        metavar="OURS=THEIRS",
+        help="what the data calls a field",
+    )
     parser.add_argument("--rejections", metavar="OUT", help="write every rejection to this file, as JSON lines")
     parser.add_argument("--json", action="store_true")
 
@@ -29,40 +43,52 @@ def check(args: Namespace) -> int:
     from training.data.check import report_for
     from training.data.rows import DataError
 
-    path = Path(args.file)
     try:
         with ExitStack() as opened:
             out = None if args.rejections is None else Path(args.rejections)
             rejections = None if out is None else opened.enter_context(out.open("w", encoding="utf-8"))
-            report = report_for(_found(path, rejections, args.method), args.method)
+            report = report_for(_found(args, rejections), args.method)
     except DataError as error:
         raise CommandError(str(error), EXIT_BAD_INPUT) from None
     if args.json:
         report["preview"] = json.loads(json.dumps(report["preview"]), object_hook=_without_files)
-        write(json.dumps({"path": str(path), **report}, ensure_ascii=False, indent=2) + "\n")
+        write(json.dumps({"path": args.file, **report}, ensure_ascii=False, indent=2) + "\n")
     else:
-        write("".join(f"{line}\n" for line in _lines(path, report)))
+        write("".join(f"{line}\n" for line in _lines(args.file, report)))
     usable = report["usable_for"]
     return EXIT_OK if (usable[args.method] if args.method else any(usable.values())) else EXIT_FAILED
 
 
-def _found(path: Path, rejections: IO[str] | None, method: str | None) -> Mapping[str, Any]:
+def _renaming(text: str) -> tuple[str, str]:
+    ours, _, theirs = text.partition("=")
+    if not ours or not theirs:
+        raise ArgumentTypeError(f"expected OURS=THEIRS, got {text!r}")
+    return ours, theirs
+
+
+def _found(args: Namespace, rejections: IO[str] | None) -> Mapping[str, Any]:
     from training.data.archives import is_zip, unpack
     from training.data.check import check_data
+    from training.data.hub import is_hub
 
     def keep(entry: Mapping[str, Any]) -> None:
-        if rejections is not None and (method is None or method in entry["methods"]):
+        if rejections is not None and (args.method is None or args.method in entry["methods"]):
             rejections.write(json.dumps(entry, ensure_ascii=True) + "\n")
 
-    head = b""
+    def checked(path: str | Path) -> Mapping[str, Any]:
+        return check_data(path, columns=dict(args.column), most=args.rows, on_rejection=keep).to_json()
+
+    path, head = Path(args.file), b""
+    if is_hub(args.file):
+        return checked(args.file)
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(4)
     if not is_zip(head):
-        return check_data(path, on_rejection=keep).to_json()
+        return checked(path)
     with tempfile.TemporaryDirectory() as folder:
         unpack(path, Path(folder))
-        return check_data(Path(folder), on_rejection=keep).to_json()
+        return checked(Path(folder))
 
 
 def _without_files(value: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +96,9 @@ def _without_files(value: dict[str, Any]) -> dict[str, Any]:
     return {"url": None, "token_ids": value.get("token_ids")} if set(value) <= {"file", "token_ids"} else value
 
 
-def _lines(path: Path, report: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{one_line(path.name)}: {_count(report['rows'], 'row')}"
+def _lines(file: str, report: Mapping[str, Any]) -> Iterator[str]:
+    first = "" if report["complete"] else "the first "
+    yield f"{one_line(file.rstrip('/').rpartition('/')[2])}: {first}{_count(report['rows'], 'row')}"
     for method, usable in report["usable_for"].items():
         yield f"  {method:<10} {usable:>9,} usable"
     rejected, method = report["rejected"], report["method"]

@@ -28,7 +28,7 @@ def train(args: Namespace) -> int:
         try:
             spec = build_spec(args)
             if args.data:
-                spec["data"] = _upload(client, args.data, args.method)
+                spec["data"] = _data(client, args.data, args.method)
                 change(spec, [change for change in args.set if change.startswith("data.")])
             if args.estimate:
                 return _estimate(client, spec)
@@ -63,8 +63,12 @@ def _estimate(client: Client, spec: dict[str, Any]) -> int:
     return EXIT_OK
 
 
-def _upload(client: Client, file: str, method: str) -> dict[str, Any]:
-    """Uploads a file, remarks on its check for the method, and returns the spec's `data`."""
+def _data(client: Client, file: str, method: str) -> dict[str, Any]:
+    """The spec's `data`: an address on the hub, or a file, which is uploaded and checked for the method."""
+    from training.data.hub import is_hub
+
+    if is_hub(file):
+        return {"source": "jsonl", "path": file}
     checked = cast("DataMethod | None", method if method in get_args(DataMethod) else None)
     uploaded = client.upload_dataset(file, method=checked)
     usable = "" if checked is None else f", {uploaded['usable_for'][checked]:,} usable"

@@ -281,7 +281,9 @@ def _add_method(methods: _Commands[_Parser], name: str, what: str) -> None:
         default=[],
         help="override one value, e.g. hyperparameters.steps=40",
     )
-    parser.add_argument("--data", metavar="FILE", help="local jsonl, parquet or zip file to upload and use")
+    parser.add_argument(
+        "--data", metavar="FILE", help="jsonl, parquet or zip file to upload and use, or hf://datasets/OWNER/NAME"
+    )
     parser.add_argument("--seed", type=whole())
     parser.add_argument("--output-name", metavar="NAME", help="name prefix of its checkpoints")
     parser.add_argument(

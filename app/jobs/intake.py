@@ -28,6 +28,8 @@ from app.storage.images import ImageStore
 from app.storage.keys import require
 from app.traces.records import store as traces
 from app.traces.records.exports import pesft_row
+from training.data.hub import HubAddress, is_hub
+from training.data.row_images import DataError
 from training.jobs.context import JobError
 from training.jobs.ranks import devices_found, too_few
 from training.spec.spec import (
@@ -115,6 +117,8 @@ class JobIntake:
             raise field_problem("invalid", where, "give only one of path, trace_ids, and filters")
         if data["source"] == "tasks":
             self.custom.family(data["family"], f"{where}.family")
+        elif data.get("path") is not None and is_hub(data["path"]):
+            _require_address(data["path"], f"{where}.path")
         elif data.get("path") is not None:
             data["path"] = self._home.recorded(self._allowed(data["path"], f"{where}.path"))
         elif filters:
@@ -212,6 +216,14 @@ class JobIntake:
                     raise JobError("trace_gone", f"an image of trace {trace_id} cannot be read: {error}") from None
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         temporary.replace(path)
+
+
+def _require_address(text: str, path: str) -> None:
+    """Reject what is no data set's address; only the job asks the hub."""
+    try:
+        HubAddress.parse(text)
+    except DataError as error:
+        raise field_problem("invalid", path, str(error)) from None
 
 
 def _require_images(info: CheckpointInfo, path: str) -> None:

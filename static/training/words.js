@@ -111,7 +111,7 @@ const count = (value) => Number(value).toLocaleString('en');
 const SOURCES = {
   unitasks: 'the procedural world',
   tasks: 'a task family of your own',
-  jsonl: 'a jsonl folder',
+  jsonl: 'files',
   traces: 'saved traces',
   zebra_cot: 'Zebra-CoT',
   m3cot: 'M3CoT',

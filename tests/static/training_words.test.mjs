@@ -154,7 +154,7 @@ test('expected time comes from earlier runs', () => {
 
 test('data and steps have texts', () => {
   assert.equal(dataOf({ data: { source: 'unitasks', num_samples: 8000 } }), '8,000 tasks of the procedural world');
-  assert.equal(dataOf({ data: { source: 'jsonl', path: 'mine' } }), 'all samples of a jsonl folder (mine)');
+  assert.equal(dataOf({ data: { source: 'jsonl', path: 'mine' } }), 'all samples of files (mine)');
   assert.equal(
     dataOf({
       data: {

@@ -93,16 +93,20 @@ def report_for(found: Mapping[str, Any], method: str | None) -> dict[str, Any]:
 
 
 def check_data(
-    path: Path,
+    path: str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
+    most: int | None = None,
     on_rejection: Callable[[dict[str, Any]], object] = lambda _: None,
     keep_image: Keep = lambda _name, _image: None,
     seconds: float | None = None,
 ) -> Findings:
-    """Check a file or folder.
+    """Check a file, a folder or a data set on the hub.
 
     Args:
         path: of the data.
+        columns: the data's own names of fields, by ours.
+        most: check only the first so many rows, with ``complete`` False if there are more.
         on_rejection: called with every rejection ``{where, row, code, detail, methods}``, in order.
         keep_image: called with the name and image of every image of the preview.
         seconds: stop after this time, with ``complete`` False.
@@ -111,8 +115,8 @@ def check_data(
         DataError: there are no files of a known kind.
     """
     found, seen, started = Findings(), SeenIds(), time.monotonic()
-    for row in read_rows(path, IMAGE_SIZE, decode=False):
-        if seconds is not None and time.monotonic() - started > seconds:
+    for row in read_rows(path, IMAGE_SIZE, columns=columns, decode=False):
+        if found.rows == most or (seconds is not None and time.monotonic() - started > seconds):
             found.complete = False
             break
         found.rows += 1

@@ -50,13 +50,15 @@ class BenchQuestion:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_omni_bench(path: str | Path, image_size: int | None = None) -> Iterator[BenchQuestion | Rejection]:
-    """Read the questions of a file or folder; unusable rows become rejections with file and row.
+def read_omni_bench(
+    path: str | Path, image_size: int | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[BenchQuestion | Rejection]:
+    """Read the questions of a file, a folder or the hub; unusable rows become rejections with file and row.
 
     Raises:
         training.data.rows.DataError: no known data was found.
     """
-    return read_parsed(path, parse_question, image_size)
+    return read_parsed(path, parse_question, image_size, columns)
 
 
 def parse_question(row: Row) -> BenchQuestion:

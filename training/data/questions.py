@@ -72,7 +72,7 @@ def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterat
     if data.path is None:
         raise ValueError("these traces have not been exported: the server does that before it starts the job")
     if isinstance(data, OmniBenchData):
-        for item in read_omni_bench(data.path, image_size):
+        for item in read_omni_bench(data.path, image_size, data.columns):
             if isinstance(item, Rejection):
                 yield item
             else:
@@ -88,7 +88,7 @@ def read_questions(data: QuestionFiles, image_size: int | None = None) -> Iterat
                 )
         return
     seen = SeenIds()
-    for row in read_rows(data.path, image_size):
+    for row in read_rows(data.path, image_size, columns=data.columns):
         if isinstance(row, Rejection):
             yield row
         else:
@@ -138,7 +138,7 @@ def _id_text(value: Any) -> str:
 
 
 def _m3cot(data: M3CoTData, image_size: int | None) -> Iterator[Question | Rejection]:
-    for row in read_rows(data.path, image_size):
+    for row in read_rows(data.path, image_size, columns=data.columns):
         if isinstance(row, Rejection):
             yield row
         elif data.split is None or row.data.get("split") == data.split:

@@ -45,6 +45,10 @@ class SampleError(ValueError):
         self.code, self.detail = code, detail
 
 
+class DataError(ValueError):
+    """The data set as a whole cannot be used."""
+
+
 def is_image(value: Any) -> bool:
     """Whether a field's value can be an image (and not a list of token ids)."""
     return isinstance(value, str | bytes | Image.Image) or (

@@ -1,4 +1,4 @@
-"""Rows of data sets from disk: jsonl, parquet and the folders that `datasets` writes, each with its file and line.
+"""Rows of data sets: jsonl, parquet and the folders that `datasets` writes, on disk or on the hub, with file and line.
 
 Errors in a row become a :class:`Rejection` with location and reason, and reading continues.
 :mod:`training.data.row_images` opens the images in rows. Knows no fields, models or tokens.
@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from training.data.row_images import SampleError, find_value, open_value
+from training.data.hub import SUFFIXES, hub_files, is_hub
+from training.data.row_images import DataError, SampleError, find_value, open_value
 
 __all__ = [
     "DataError",
@@ -33,7 +34,6 @@ __all__ = [
     "read_rows",
 ]
 
-SUFFIXES = (".jsonl", ".parquet", ".arrow")
 MAX_LINE_BYTES = 256_000_000
 _BATCH = 4  # rows of a table in memory at once: images are large
 
@@ -79,10 +79,6 @@ class Rejection:
     detail: str
 
 
-class DataError(ValueError):
-    """The data set as a whole cannot be used."""
-
-
 def data_files(path: str | Path) -> list[Path]:
     """List the files of a data set, sorted: one file, or every jsonl, parquet and arrow file below a folder.
 
@@ -109,35 +105,61 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_rows(path: str | Path, image_size: int | None = None, *, decode: bool = True) -> Iterator[Row | Rejection]:
+def read_rows(
+    path: str | Path,
+    image_size: int | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    decode: bool = True,
+) -> Iterator[Row | Rejection]:
     """Read every row of a file or folder, ordered by name and line.
 
     Args:
-        path: of a file or folder.
+        path: of a file or folder, or an address on the hub, whose files are fetched on the way.
         image_size: pixels a side of the model that the images are for.
+        columns: the data's own names of fields, by ours: ``{"question": "query", "answer": "labels.text"}``.
         decode: see :class:`Row`.
 
     Raises:
-        DataError: see :func:`data_files`.
+        DataError: see :func:`data_files` and :func:`training.data.hub.hub_files`.
     """
-    for file in data_files(path):
+    for file in hub_files(str(path)) if is_hub(path) else data_files(path):
         rows = _jsonl(file) if file.suffix == ".jsonl" else _table(file)
         for number, data in rows:
             if isinstance(data, SampleError):
                 yield Rejection(f"{file.name}:{number}", data.code, data.detail)
             else:
-                yield Row(file, number, data, image_size, decode)
+                yield Row(file, number, _renamed(data, columns) if columns else data, image_size, decode)
+
+
+def _renamed(data: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with our names of its fields; a field that it lacks stays absent."""
+    found = {name: _field(data, column) for name, column in columns.items()}
+    kept = {name: value for name, value in data.items() if name not in columns}
+    return kept | {name: value for name, value in found.items() if value is not None}
+
+
+def _field(data: Mapping[str, Any], column: str) -> Any:
+    """A field by its name, or by the names on the way to it, with dots."""
+    if column in data:
+        return data[column]
+    outer, _, inner = column.partition(".")
+    within = data.get(outer)
+    return _field(within, inner) if inner and isinstance(within, Mapping) else None
 
 
 def read_parsed(
-    path: str | Path, parse: Callable[[Row], Sample], image_size: int | None = None
+    path: str | Path,
+    parse: Callable[[Row], Sample],
+    image_size: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[Sample | Rejection]:
-    """Read and ``parse`` every row, or yield a rejection with file and line.
+    """Read and ``parse`` every row, or yield a rejection with file and line; arguments as for :func:`read_rows`.
 
     Raises:
-        DataError: see :func:`data_files`.
+        DataError: as :func:`read_rows`.
     """
-    for row in read_rows(path, image_size):
+    for row in read_rows(path, image_size, columns=columns):
         yield row if isinstance(row, Rejection) else parsed(row, parse)
 
 

@@ -68,7 +68,7 @@ def trace_samples(data: TraceSource, seed: int, image_size: int | None = None) -
         return
     if data.path is None:
         raise ValueError("these traces have not been exported: the server does that before it starts the job")
-    found: Iterable[TraceSample | Rejection] = read_traces(data.path, image_size)
+    found: Iterable[TraceSample | Rejection] = read_traces(data.path, image_size, data.columns)
     yield from found if data.num_samples is None else islice(found, data.num_samples)
 
 

@@ -67,17 +67,20 @@ class TraceSample:
     slice: str | None = None
 
 
-def read_traces(path: str | Path, image_size: int | None = None) -> Iterator[TraceSample | Rejection]:
-    """Read every trace of a file or folder, or a rejection with file and line.
+def read_traces(
+    path: str | Path, image_size: int | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[TraceSample | Rejection]:
+    """Read every trace of a file, a folder or the hub, or a rejection with file and line.
 
     Args:
-        path: of a file or folder.
+        path: of a file or folder, or an address on the hub.
         image_size: pixels a side of the model that the images are for.
+        columns: the data's own names of fields, by ours.
 
     Raises:
         training.data.rows.DataError: no known data was found.
     """
-    return read_parsed(path, parse_trace, image_size)
+    return read_parsed(path, parse_trace, image_size, columns)
 
 
 def parse_trace(row: Row) -> TraceSample:

@@ -32,6 +32,7 @@ from training.parallel.group import ALONE, Ranks
 
 SUCCEEDED, FAILED, STOPPED = 0, 1, 3
 REPORTS = ("result.json", "error.json")
+PINS = "hub-data.json"  # {address of data on the hub: the same with its commit}
 NICENESS = 10  # the server's threads have priority
 MODULES = {
     "pesft": "training.pesft.job",
@@ -95,6 +96,7 @@ def run_job(
     from pydantic import ValidationError
 
     from model.engine.device import resolve_device
+    from training.data.hub import with_pins
     from training.home_paths import located
     from training.jobs.context import JobContext, JobStopped
     from training.jobs.continuation import adopted
@@ -114,12 +116,13 @@ def run_job(
         if ranks.first:
             log.disk.prepare()
         try:
-            spec = parse_spec(located(job["spec"], folder))
-            known = located([{"name": k, "folder": v} for k, v in job.get("checkpoints", {}).items()], folder)
-            log.report_to(spec.report_to, {"job_id": folder.name, "spec": spec.resolved()})
             if ranks.first:
+                _pin_data(log.disk, folder, job)
                 adopted(log.disk, folder, job)
             ranks.wait()
+            spec = parse_spec(with_pins(located(job["spec"], folder), _pins(folder)))
+            known = located([{"name": k, "folder": v} for k, v in job.get("checkpoints", {}).items()], folder)
+            log.report_to(spec.report_to, {"job_id": folder.name, "spec": spec.resolved()})
             context = JobContext(
                 folder=folder,
                 spec=spec,
@@ -155,6 +158,29 @@ def run_job(
                 return STOPPED
             _write_log(traceback.format_exc())
             return _fail(log.disk, folder, *_classify(error, (MemoryError, torch.OutOfMemoryError)), ranks)
+
+
+def _pin_data(disk: Disk, folder: Path, job: Mapping[str, Any]) -> None:
+    """Ask the hub for the commits of the job's data, once: a resumed or continued job reads the same rows."""
+    from training.data.hub import pins_of
+    from training.data.row_images import DataError
+    from training.home_paths import located
+
+    if (folder / PINS).exists():
+        return
+    continues = job.get("continues")
+    known = {} if continues is None else _pins(Path(located(continues, folder)["folder"]))
+    try:
+        pins = pins_of(job["spec"], known)
+    except DataError as error:
+        raise JobError("bad_data", str(error)) from error
+    if pins:
+        disk.replace(folder / PINS, lambda path: path.write_text(json.dumps(pins), "utf-8"))
+
+
+def _pins(folder: Path) -> dict[str, str]:
+    path = folder / PINS
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
 
 def _classify(error: Exception, no_memory: tuple[type[Exception], ...]) -> tuple[str, str]:

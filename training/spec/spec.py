@@ -109,7 +109,12 @@ class _FileData(Strict):
 
 
 class _PathData(_FileData):
-    path: str = Field(min_length=1, description="a file, or a folder of such files")
+    path: str = Field(
+        min_length=1, description="a file, a folder of such files, or hf://datasets/OWNER/NAME[@REVISION][/PATH]"
+    )
+    columns: dict[str, Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+        None, min_length=1, max_length=40, description="the data's own names of fields, by ours: {question: query}"
+    )
     num_samples: Positive | None = Field(None, description="the first so many; all when absent")
 
 
@@ -132,6 +137,10 @@ class TracesData(_FileData):
     tag: str | None = Field(None, min_length=1, max_length=32, description="all traces with this tag")
     verdict: Literal["right", "wrong"] | None = Field(None, description="all traces with this verdict")
     num_samples: Positive | None = None
+
+    @property
+    def columns(self) -> None:
+        """An export has our own names of fields."""
 
     @property
     def filters(self) -> dict[str, Any]:

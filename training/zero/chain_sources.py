@@ -39,7 +39,7 @@ def read_chains(
     elif isinstance(data, M3CoTData):
         yield from islice(_m3cot(data, settings, image_size), data.num_samples)
     else:
-        yield from islice(read_parsed(data.path, chain, image_size), data.num_samples)
+        yield from islice(read_parsed(data.path, chain, image_size, data.columns), data.num_samples)
 
 
 def _world(data: UniTasksData, seed: int, settings: ZeroHyperparameters) -> Iterator[TextChain]:
@@ -57,7 +57,7 @@ def _m3cot(data: M3CoTData, settings: ZeroHyperparameters, image_size: int | Non
         made = m3cot_chain(row.data, image, max_steps=settings.max_steps, by=settings.splitter)
         return replace(made, question=numbered(made.question, 0 if image is None else 1))
 
-    for row in read_rows(data.path, image_size):
+    for row in read_rows(data.path, image_size, columns=data.columns):
         if isinstance(row, Rejection):
             yield row
         elif data.split is None or row.data.get("split") == data.split:

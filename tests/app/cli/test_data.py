@@ -48,6 +48,23 @@ def test_json_and_rejections_are_complete(archive: Path, tmp_path: Path, capsys:
     assert [one["row"] for one in report["rejected"]["first"]] == [2, 3]
 
 
+def test_columns_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"ask": {"text": f"What is {number}?"}, "label": number} for number in range(5)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["data", "check", str(tmp_path / "q.jsonl"), "--method", "perpo"]
+    assert main([*command, "--rows", "2", "--column", "question=ask.text", "--column", "answer=label"]) == 0
+    out = capsys.readouterr().out
+    assert "q.jsonl: the first 2 rows" in out
+    assert "What is 1?" in out
+    assert main(command) == 1
+    assert main([*command, "--column", "question"]) == 2
+
+
+def test_malformed_hub_address_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", "hf://lab/shapes"]) == 2
+    assert "hf://datasets/OWNER/NAME" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["missing.jsonl", "a.txt", "broken.zip", "empty"])
 def test_other_files_are_bad_input(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("text")

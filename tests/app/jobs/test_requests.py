@@ -57,6 +57,16 @@ async def test_lists_are_paged_and_filtered(serve: Serve) -> None:
         assert (await server.client.get("/v1/jobs", params={"limit": 0})).status_code == 422
 
 
+async def test_data_on_the_hub_is_left_to_the_job(serve: Serve) -> None:
+    async with serve(job_command=worker("succeed")) as server:
+        server.services.jobs._checkpoints = FakeCheckpoints()
+        data = {"source": "jsonl", "path": "hf://datasets/lab/shapes@v1/data", "columns": {"question": "query"}}
+        job = await post(server, data=data)
+        await events(server, job["id"])
+        stored = (await server.client.get(f"/v1/jobs/{job['id']}")).json()["spec"]["data"]
+        assert {name: stored[name] for name in data} == data
+
+
 BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"method": "magic"}, "body.method"),
     ({"data": {"source": "magic"}}, "body.data.source"),
@@ -66,6 +76,8 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"source": "unitasks", "num_samples": "many"}}, "body.data.num_samples"),
     ({"data": {"source": "jsonl", "path": "/etc/passwd"}}, "body.data.path"),
     ({"data": {"source": "jsonl", "path": "../../etc/passwd"}}, "body.data.path"),
+    ({"data": {"source": "jsonl", "path": "hf://lab/shapes"}}, "body.data.path"),
+    ({"data": {"source": "jsonl", "path": "hf://datasets/lab/shapes", "columns": {}}}, "body.data.columns"),
     ({"data": {"source": "jsonl", "path": "not-there.jsonl"}}, "body.data.path"),
     ({"data": {"source": "jsonl", "path": "empty.jsonl"}}, "body.data.path"),
     ({"data": {"source": "traces", "trace_ids": ["tr_nobody"]}}, "body.data.trace_ids.0"),

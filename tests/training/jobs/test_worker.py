@@ -16,8 +16,10 @@ import pytest
 
 from model.checkpoint.shards import CheckpointError
 from tests.training.job_helpers import events, write_job
+from training.data.rows import DataError
 from training.jobs.context import JobContext, JobError, JobStopped
 from training.jobs.worker import FAILED, STOPPED, SUCCEEDED, main, run_job
+from training.spec.spec import JsonlData, PeSFTSpec
 
 SPEC = {"method": "pesft", "data": {"source": "unitasks", "num_samples": 4}, "seed": 3}
 
@@ -51,6 +53,46 @@ def test_method_gets_context_and_writes_result(tmp_path: Path, tiny_checkpoint: 
     assert {"commit", "torch", "python"} <= set(ctx.provenance)
     assert json.loads((folder / "result.json").read_text())["checkpoint"] == "job-step-1"
     assert not (folder / "error.json").exists()
+
+
+def test_data_on_the_hub_keeps_its_commit(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, commits = "hf://datasets/lab/shapes", iter(("1" * 40, "2" * 40))
+    monkeypatch.setattr("training.data.hub.pinned", lambda text: f"{text}@{next(commits)}")
+    read: list[str] = []
+
+    def run(ctx: JobContext) -> dict[str, Any]:
+        assert isinstance(ctx.spec, PeSFTSpec)
+        assert isinstance(ctx.spec.data, JsonlData)
+        read.append(ctx.spec.data.path)
+        return {}
+
+    spec = {"method": "pesft", "data": {"source": "jsonl", "path": address}}
+    write_job(tmp_path / "jobs" / "a", spec, tiny_checkpoint)
+    first = json.loads((tmp_path / "jobs" / "a" / "job.json").read_text())
+    for resume in (False, True):
+        assert run_job(tmp_path / "jobs" / "a", first, resume=resume, run=run) == SUCCEEDED
+    (tmp_path / "jobs" / "a" / "runs" / "pesft").mkdir(parents=True)
+    (tmp_path / "jobs" / "a" / "runs" / "pesft" / "state.pt").touch()
+    write_job(tmp_path / "jobs" / "b", spec, tiny_checkpoint)
+    second = {**first, "continues": {"job_id": "a", "folder": "jobs/a"}}
+    assert run_job(tmp_path / "jobs" / "b", second, run=run) == SUCCEEDED
+    assert read == [f"{address}@{'1' * 40}"] * 3
+
+
+def test_missing_data_on_the_hub_fails_the_job(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(text: str) -> str:
+        raise DataError(f"{text} cannot be read from the hub: 404")
+
+    monkeypatch.setattr("training.data.hub.pinned", unknown)
+    write_job(
+        tmp_path / "job", {"method": "pesft", "data": {"source": "jsonl", "path": "hf://datasets/a/b"}}, tiny_checkpoint
+    )
+    assert run_job(tmp_path / "job", json.loads((tmp_path / "job" / "job.json").read_text())) == FAILED
+    assert json.loads((tmp_path / "job" / "error.json").read_text())["code"] == "bad_data"
 
 
 @pytest.mark.parametrize(
