@@ -123,9 +123,12 @@ class ParentLink:
         stream = self._socket.makefile("rb")
 
         def read() -> None:
-            while len(header := stream.read(HEADER.size)) == HEADER.size:
-                (size,) = HEADER.unpack(header)
-                take(pickle.loads(stream.read(size)))
+            with contextlib.suppress(ConnectionError):  # killed with messages that it had not read
+                while len(header := stream.read(HEADER.size)) == HEADER.size:
+                    (size,) = HEADER.unpack(header)
+                    if len(message := stream.read(size)) < size:
+                        break
+                    take(pickle.loads(message))
             at_end()
 
         threading.Thread(target=read, name="reader", daemon=True).start()

@@ -20,7 +20,7 @@ import psutil
 from app.client import Conflict
 from tests.attack.audit import Audit
 from tests.attack.kill import SPEC, kill_children
-from tests.attack.report import Report, Site, stop
+from tests.attack.report import Report, Site, stop, tracebacks
 from tests.attack.users import Seen, Users, patiently
 from tests.benchmarks.serving import percentile
 from tests.e2e.real_server import Server, new_server, runs, wait_until
@@ -102,6 +102,7 @@ class Chaos:
                 self._counts[victim] += 1
             for index, server in enumerate(self._site.servers):
                 stop(server, self._report, f"{name}_{index + 1}")
+                tracebacks(server, self._report, f"{name}_{index + 1}")
         finally:
             if audit is not None:
                 audit.close()

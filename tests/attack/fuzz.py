@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from tests.attack.report import Report, stop
+from tests.attack.report import Report, stop, tracebacks
 from tests.e2e.real_server import Server, new_server
 
 REQUESTS = 6000
@@ -160,11 +160,8 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
             with server.client() as client:
                 report.row(f"fuzz_{name}_ready_after", float(client.readiness()["phase"] == "ready"), "bool")
             stop(server, report, f"fuzz_{name}")
+            tracebacks(server, report, f"fuzz_{name}")
             log = server.log.read_bytes()
-            tracebacks = [line for line in log.decode(errors="replace").splitlines() if "Traceback (most" in line]
-            for line in tracebacks:
-                report.finding("fuzz log", f"{line[:200]} … {line[-300:]}")
-            report.row(f"fuzz_{name}_tracebacks", len(tracebacks), "count", limit=0)
             controls = sum(log.count(bytes([code])) for code in range(32) if code not in (9, 10))
             report.row(f"fuzz_{name}_control_characters_logged", controls, "count", limit=0)
             if name == "locked":

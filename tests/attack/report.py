@@ -55,6 +55,18 @@ def stop(server: Server, report: Report, name: str) -> None:
     report.row(f"{name}_exit_code", abs(code), "code", limit=0)
 
 
+def tracebacks(server: Server, report: Report, name: str) -> None:
+    """Reports each traceback in the server's log; it may be folded into one line, or be many."""
+    lines = server.log.read_text(errors="replace").splitlines()
+    places = [number for number, line in enumerate(lines) if "Traceback (most" in line]
+    for number in places:
+        shown = " ".join(
+            line if len(line) < 1000 else f"{line[:300]} … {line[-700:]}" for line in lines[number : number + 12]
+        )
+        report.finding(f"{name} log", shown)
+    report.row(f"{name}_tracebacks", len(places), "count", limit=0)
+
+
 def faults_of_trace(client: Client, trace_id: str, seen: Sequence[Event]) -> list[str]:
     """Faults in the log of a trace that must have ended, given what a reader saw before."""
     log = list(client.events(trace_id))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from model.engine.client import EngineProcess
 from model.engine.commands import SetMode
+from model.engine.link import HEADER, ParentLink
 from model.engine.messages import Failed, Finished, GenerationRequest, Output, SamplingParams, Started
 from tests.patience import PATIENCE_S
 
@@ -155,3 +158,24 @@ async def test_child_dying_at_start_is_given_up(tiny_checkpoint: Path) -> None:
 def test_serving_imports_no_transformers() -> None:
     code = "import sys, model.worker.child; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("sent", [b"", HEADER.pack(9)[:2], HEADER.pack(9) + b"half"])
+@pytest.mark.parametrize("unread", [False, True])
+def test_every_end_of_the_parent_is_noticed(sent: bytes, unread: bool) -> None:
+    """A parent killed with unread messages resets the connection instead of closing it."""
+    ours, theirs = socket.socketpair()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        link = ParentLink(theirs.detach())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    ended = threading.Event()
+    link.receive(lambda message: None, ended.set)
+    if unread:
+        link.send("a message")
+    ours.sendall(sent)
+    ours.close()
+    assert ended.wait(PATIENCE_S)
+    link._socket.close()
