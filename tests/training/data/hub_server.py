@@ -74,7 +74,9 @@ class _Answers(BaseHTTPRequestHandler):
             self.server.fetched.append(name)
 
     def _json(self, value: object) -> None:
-        self._send(json.dumps(value).encode(), {"Content-Type": "application/json"}, 404 if value is None else 200)
+        status = 404 if value is None else 200
+        answer = {"error": "not found"} if value is None else value
+        self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, status)
 
     def _send(self, data: bytes, headers: dict[str, str], status: int = 200) -> None:
         self.send_response(status)

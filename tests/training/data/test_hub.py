@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -148,9 +149,12 @@ def test_columns_have_our_names(hub: HubServer) -> None:
     assert (report.rows, report.usable["perpo"], report.complete) == (1, 1, False)
 
 
-@pytest.mark.parametrize("address", [f"{ADDRESS}@none", "hf://datasets/lab/other", f"{ADDRESS}/images"])
-def test_missing_data_is_named(hub: HubServer, address: str) -> None:
-    with pytest.raises(DataError, match=r"hf://datasets/lab/.* (cannot be read from the hub|has no file)") as caught:
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [(f"{ADDRESS}@none", "404"), ("hf://datasets/lab/other", "404"), (f"{ADDRESS}/images", "has no file that ends in")],
+)
+def test_missing_data_is_named(hub: HubServer, address: str, why: str) -> None:
+    with pytest.raises(DataError, match=rf"^{re.escape(address)} .*{why}") as caught:
         answers(address)
     assert "\n" not in str(caught.value)
 
