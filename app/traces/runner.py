@@ -336,8 +336,8 @@ class TraceRunner:
         row: dict[str, Any],
         last: Tokens | None = None,
     ) -> None:
-        if live.ended:
-            return
+        if live.ended or not self._events.has_open(live.id):
+            return  # a trace that is being stored has no log yet; it stops, if at all, once it runs
         live.ended = True
 
         def update(connection: Connection) -> None:

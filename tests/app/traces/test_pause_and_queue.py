@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
+import pytest
+
+from app.traces.records import store
 from model.engine.messages import GenerationRequest
 from tests.app.conftest import Serve, Server, both_databases
 from tests.fakes import FakeGeneration, Item, answer_items, held, png, step_items
+from tests.patience import PATIENCE_S
 
 
 def held_early(request: GenerationRequest) -> list[Item]:
@@ -129,3 +135,37 @@ async def test_resumed_trace_without_a_slot_queues_again(server: Server, engine:
     kinds = [e.type for e in await server.stream(paused["id"], after=len(before))]
     assert kinds[:3] == ["trace.resumed", "trace.queued", "trace.started"]
     assert kinds[-1] == "trace.completed"
+
+
+@pytest.mark.parametrize("what", ["storage trouble", "cancel all", "stop"])
+async def test_trace_whose_row_is_late_gets_a_true_end(
+    server: Server, engine: FakeGeneration, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """While the database hangs, a trace that is being stored must not count as one that has ended."""
+    body = await server.body()
+    service, late, asked = server.services.traces, threading.Event(), threading.Event()
+    insert = store.insert
+
+    def hanging(*given: Any) -> None:
+        asked.set()
+        assert late.wait(PATIENCE_S)
+        insert(*given)
+
+    monkeypatch.setattr(store, "insert", hanging)
+    creating = asyncio.create_task(server.client.post("/v1/traces", json=body))
+    assert await asyncio.to_thread(asked.wait, PATIENCE_S)
+    if what == "storage trouble":
+        for live in list(service._live.values()):
+            await service._runner.fail(live, "database_unavailable", "storing its events failed")
+    elif what == "cancel all":
+        for live in list(service._live.values()):
+            await service._stop_live(live, "user")
+    else:
+        await service.stop()
+    late.set()
+    trace_id = (await creating).json()["id"]
+    log = await server.stream(trace_id)
+    ends = {"storage trouble": "trace.completed", "cancel all": "trace.cancelled", "stop": "trace.failed"}
+    assert log[-1].type == ends[what]
+    while service.active_ids:
+        await asyncio.sleep(0.002)
