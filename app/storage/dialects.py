@@ -165,9 +165,10 @@ class PostgreSQL:
             "keepalives_count": 4,
             "tcp_user_timeout": 20_000,
         }
+        self._quick = {name: value for name, value in quick.items() if name not in url.query}
         self.engine = sa.create_engine(
             url,
-            connect_args={name: value for name, value in quick.items() if name not in url.query},
+            connect_args=self._quick,
             json_serializer=to_json,
             pool_pre_ping=True,
             **_POOL,
@@ -206,11 +207,10 @@ class PostgreSQL:
 
     def listen(self, hear: Hear, closing: threading.Event) -> None:
         """Hold a connection of its own for LISTEN. Raises the driver's error when it ends."""
-        with self.engine.connect() as connection:
+        plain: dict[str, Any] = {"poolclass": sa.NullPool, "pool_reset_on_return": None, "connect_args": self._quick}
+        with sa.create_engine(self.engine.url, isolation_level="AUTOCOMMIT", **plain).connect() as connection:
+            connection.exec_driver_sql(f"LISTEN {CHANNEL}")
             driver: Any = connection.connection.driver_connection
-            connection.detach()
-            driver.autocommit = True
-            driver.execute(f"LISTEN {CHANNEL}")
             while not closing.is_set():
                 for notice in driver.notifies(timeout=_HEAR_S):
                     hear(notice.payload.split())
