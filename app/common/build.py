@@ -16,8 +16,8 @@ STATIC_VERSION = "v-"  # begins the folder that names the build in an address
 @functools.cache
 def build_version() -> str:
     """The package's version and a hash of the pages' files as they were at the start, e.g. `0.1.0+3f9a2c1b`."""
-    pages = (path for folder in (STATIC, ROOT / "app" / "ui") for path in folder.rglob("*"))
-    return f"{package_version()}+{hash_of(path for path in pages if path.suffix in ('.css', '.html', '.js', '.py'))}"
+    files = [path for path in STATIC.rglob("*") if path.is_file()]
+    return f"{package_version()}+{hash_of([*files, *(ROOT / 'app' / 'ui').rglob('*.py')])}"
 
 
 def static_path(name: str) -> str:

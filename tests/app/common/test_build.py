@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from app.common import build
 from app.common.build import ROOT, build_version, hash_of
 from model.build import package_version
 
@@ -26,3 +29,16 @@ def test_build_changes_with_every_file(tmp_path: Path) -> None:
     seen.add(hash_of([tmp_path / "c.js", second]))
     seen.add(hash_of([second]))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("name", ["a.js", "a.svg", "deep/a.png", "a.json", "LICENSE"])
+def test_each_served_file_belongs_to_the_build(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Browsers keep a file under the address of its build for a year."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    monkeypatch.setattr(build, "STATIC", tmp_path)
+    seen = set()
+    for content in ("one", "two"):
+        file.write_text(content)
+        seen.add(build_version.__wrapped__())
+    assert len(seen) == 2
