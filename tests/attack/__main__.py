@@ -3,6 +3,7 @@
     kill      random kills of server, engine and worker: lost or repeated events, wrong statuses
     chaos     kills of anything on both databases under mixed load; an audit of every row, log and image
     pair      two servers on one PostgreSQL with 200 readers: lost or repeated events, latency, its restart
+    surroundings  a full disk and a clock that jumps, under load
     fuzz      hostile requests with and without a key: 5xx responses
     flood     image bombs and idle sockets: memory, latency, running traces
     soak      many traces with readers that disconnect: memory growth
@@ -20,13 +21,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.attack import chaos, flood, fuzz, kill, pair, schema, soak
+from tests.attack import chaos, flood, fuzz, kill, pair, schema, soak, surroundings
 from tests.attack.report import Report
 
 ATTACKS = {
     "kill": kill.attack,
     "chaos": chaos.attack,
     "pair": pair.attack,
+    "surroundings": surroundings.attack,
     "fuzz": fuzz.attack,
     "flood": flood.attack,
     "soak": soak.attack,

@@ -1,7 +1,8 @@
 """Hostile requests: none may cause a 5xx, stop the server or put control characters into the log.
 
 Requests are generated from the routes of the server's own schema and of the pages. They are written to bare sockets,
-since an HTTP library would reject most of them. A second server has a key that the requests do not know.
+since an HTTP library would reject most of them. A second server has a key that the requests do not know, and to a third
+one they come with a named key that may only read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from app.storage.database import Database
+from app.storage.keys import Caller, KeyStore
 from tests.attack.report import Report, stop, tracebacks
 from tests.e2e.real_server import Server, new_server
 
@@ -149,13 +152,16 @@ VALUES = (
 
 def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> None:
     total = max(40, round(REQUESTS * scale))
-    open_server, locked = new_server(folder / "open"), new_server(folder / "locked")
-    locked.environment["OMNI_R1_API_KEY"] = KEY
+    servers = {name: new_server(folder / name) for name in ("open", "locked", "reader")}
+    for name in ("locked", "reader"):
+        servers[name].environment["OMNI_R1_API_KEY"] = KEY
     statuses: Counter[int] = Counter()
     try:
-        for name, server, share in (("open", open_server, 0.7), ("locked", locked, 0.3)):
+        for (name, server), share in zip(servers.items(), (0.6, 0.2, 0.2), strict=True):
             server.home.parent.mkdir(parents=True, exist_ok=True)
-            found = fire(server.start(), report, rng, round(total * share))
+            server.start()
+            key = reader_key(server) if name == "reader" else ""
+            found = fire(server, report, rng, round(total * share), key)
             statuses += found
             with server.client() as client:
                 report.row(f"fuzz_{name}_ready_after", float(client.readiness()["phase"] == "ready"), "bool")
@@ -164,23 +170,33 @@ def attack(folder: Path, report: Report, rng: random.Random, scale: float) -> No
             log = server.log.read_bytes()
             controls = sum(log.count(bytes([code])) for code in range(32) if code not in (9, 10))
             report.row(f"fuzz_{name}_control_characters_logged", controls, "count", limit=0)
-            if name == "locked":
+            if name != "open":
                 let_in = sum(count for status, count in found.items() if status in (201, 202, 204))
-                report.row("fuzz_locked_let_in", let_in, "count", limit=0)
+                report.row(f"fuzz_{name}_let_in", let_in, "count", limit=0)
+                logged = sum(log.count(secret.encode()) for secret in (KEY, key) if secret)
+                report.row(f"fuzz_{name}_keys_logged", logged, "count", limit=0)
     finally:
-        open_server.kill()
-        locked.kill()
+        for server in servers.values():
+            server.kill()
     report.row("fuzz_requests", statuses.total(), "count")
     report.row("fuzz_unanswered", statuses[0], "count")
     report.row("fuzz_5xx", sum(n for status, n in statuses.items() if status >= 500), "count", limit=0)
 
 
-def fire(server: Server, report: Report, rng: random.Random, count: int) -> Counter[int]:
+def reader_key(server: Server) -> str:
+    """A named key that may only read."""
+    database = Database(f"sqlite:///{server.home / 'omni-r1.db'}")
+    key = KeyStore(database).add(Caller("reader", "read"))
+    database.close()
+    return key
+
+
+def fire(server: Server, report: Report, rng: random.Random, count: int, key: str) -> Counter[int]:
     """Sends `count` requests, a few at a time; returns the statuses, 0 for connections closed without a response."""
     schema = httpx.get(f"{server.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}, timeout=60).json()
     paths = [*schema["paths"], *PAGE_PATHS]
     address = urlsplit(server.url)
-    requests = [make_request(rng, paths, f"{address.hostname}:{address.port}") for _ in range(count)]
+    requests = [make_request(rng, paths, f"{address.hostname}:{address.port}", key) for _ in range(count)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = list(pool.map(lambda raw: send(str(address.hostname), int(address.port or 80), raw), requests))
     for raw, status in zip(requests, answers, strict=True):
@@ -205,8 +221,8 @@ def send(host: str, port: int, raw: bytes) -> int:
     return int(head[9:12]) if head.startswith(b"HTTP/1.") and head[9:12].isdigit() else 0
 
 
-def make_request(rng: random.Random, paths: Sequence[str], host: str) -> bytes:
-    """One request as bytes: mostly well-formed, with one to three faults."""
+def make_request(rng: random.Random, paths: Sequence[str], host: str, key: str) -> bytes:
+    """One request as bytes: mostly well-formed, with one to three faults, and with the key unless that is empty."""
     path = fill(rng, rng.choice(paths))
     if rng.random() < 0.4:
         path += "?" + "&".join(
@@ -215,6 +231,8 @@ def make_request(rng: random.Random, paths: Sequence[str], host: str) -> bytes:
     method = rng.choice(METHODS) if rng.random() < 0.4 else rng.choice(("GET", "POST", "POST", "DELETE"))
     kind, body = make_body(rng) if method in ("POST", "PUT", "PATCH") else ("", b"")
     headers = {"Host": host, "Connection": "close", "Content-Length": str(len(body))}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     if kind:
         headers["Content-Type"] = kind
     for _ in range(rng.choice((0, 0, 1, 1, 2))):

@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -56,19 +55,21 @@ class Users:
 
     def __init__(self, site: Site, rng: random.Random, wanted: int, seen: Seen) -> None:
         self._site, self._wanted, self._seen = site, wanted, seen
-        self._seeds = [rng.randrange(2**31) for _ in range(USERS)]
-        self._pool = ThreadPoolExecutor(USERS)
-        self._futures: list[Any] = []
+        seeds = [rng.randrange(2**31) for _ in range(USERS)]
+        self._threads = [threading.Thread(target=self._live, args=(random.Random(s),), daemon=True) for s in seeds]
 
     def begin(self) -> None:
         """Start them."""
-        self._futures = [self._pool.submit(self._live, random.Random(seed)) for seed in self._seeds]
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
-        """Wait until each has read the last trace to its end."""
-        for future in self._futures:
-            future.result(10 * PATIENCE_S)
-        self._pool.shutdown()
+        """Wait until each has read the last trace to its end; one that waits in vain is a fault."""
+        deadline = time.monotonic() + 2 * PATIENCE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                self._seen.faults.append("a user waits in vain")
 
     def _live(self, rng: random.Random) -> None:
         while self._seen.traces < self._wanted:
