@@ -2,6 +2,7 @@
 # make test       every test; browser tests are skipped with the reason where chromium is missing
 # make test-fast  what needs no browser, no PostgreSQL and no training, in about two minutes
 # make test-portable   the engine's and training's tests with the kernels of a CPU that has neither AVX-512 nor bf16
+# make test-ray   engines on a Ray cluster of two local nodes: deaths, moves, and suites of the real server
 # make coverage   the share of app's, model's and training's lines that test-fast runs
 # make check      ruff, formatting, mypy, imports, JavaScript     make format    fix what ruff and prettier can fix
 # make bench      ratios against peers, one JSON object a line on stdout
@@ -44,10 +45,13 @@ SLOW := e2e training test_wheel.py app/storage/test_postgres.py app/jobs/test_se
 FAST := -m "not slow" -k "not postgresql" tests $(SLOW:%=--ignore=tests/%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-portable test-store coverage check format bench attack clean
+.PHONY: help setup serve test test-fast test-portable test-ray coverage check format bench attack clean
 
 help:
 	@sed -n '/^#/!q;s/^# //p' Makefile
+
+# Where engines run on Ray: deaths and moves, then what a real server must do on any engine.
+ON_RAY := cluster app/checkpoints/test_hot_swap.py $(addprefix e2e/server/,test_server.py test_responses.py test_jobs.py)
 
 # What it says goes to stderr, so that `make bench` prints nothing but results on stdout.
 setup:
@@ -69,6 +73,10 @@ test-portable: setup
 test-store: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-store]' 1>&2
 	@STUDIO_TEST_S3=moto $(PYTEST) $(WITH_STORE:%=tests/%) $(ARGS)
+
+test-ray: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]' 1>&2
+	@$(BIN)/python -m pytest -p tests.cluster.on_ray $(ON_RAY:%=tests/%) $(ARGS)
 
 # Python's own line events are the cheap way to count, where it has them.
 coverage: setup

@@ -19,7 +19,7 @@ MAX_LINES = 400
 OURS = {".py", ".js", ".mjs"}
 VENDORED = ("static/swagger", "node_modules")
 
-HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow", "obstore")
+HEAVY = ("torch", "gradio", "transformers", "pandas", "pyarrow", "obstore", "ray")
 # These must not import heavy modules, so that the server and the command line start instantly.
 LIGHT = {
     "app.cli.main",
@@ -30,6 +30,7 @@ LIGHT = {
     "app.common.metrics",
     "app.common.settings",
     "app.contract.problems",
+    "app.engine",
     "app.contract.schemas",
     "app.http.auth",
     "app.http.deps",
@@ -43,6 +44,7 @@ LIGHT = {
     "app.traces.service",
     "model.checkpoint.manifest",
     "model.checkpoint.shards",
+    "model.cluster.engine",
     "model.config",
     "model.engine.client",
     "model.engine.messages",

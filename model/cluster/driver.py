@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from typing import Any
 
@@ -16,6 +17,9 @@ from model.cluster.actor import EngineActor
 from model.cluster.frames import Batch, Connect, Connected, Create, Died, Kill, Post, Refused
 from model.engine.link import ParentLink
 
+# Ray's own settings, of a cluster of ours: no statistics to its makers, and actors as eager as the server.
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+REACH_S = 10.0  # for the cluster's head to answer
 OBJECT_STORE = 128 << 20  # bytes, of a cluster of our own: only images of questions pass through it
 
 
@@ -37,7 +41,8 @@ class Driver:
                 self._actors[replica] = actor = self._make.remote()
                 self._streams[replica] = asyncio.create_task(self._follow(replica, actor, actor.reports.remote()))
             case Post(replica, number, commands):
-                self._actors[replica].post.remote(number, commands)
+                if (actor := self._actors.get(replica)) is not None:  # else it has just died
+                    actor.post.remote(number, commands)
             case Kill(replica):
                 self._kill(replica)
 
@@ -84,12 +89,20 @@ class Driver:
 
 
 def _init(num_replicas: int) -> str:
-    """Connect to the cluster of `RAY_ADDRESS`, or to a new one; returns its address."""
+    """Connect to the cluster of `RAY_ADDRESS`, or to a new one; returns its address.
+
+    Raises:
+        OSError: nothing listens there. Ray would try for five minutes.
+        Exception: Ray's own.
+    """
     import ray
 
     quiet: Any = {"log_to_driver": False, "configure_logging": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        host, _, port = address.rpartition(":")
+        if port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
         context: Any = ray.init(address=address, **quiet)
     else:
         own: Any = {"num_cpus": num_replicas, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
@@ -115,7 +128,8 @@ async def main(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in RAY.items():
+        os.environ.setdefault(name, value)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Ray prints there what is no line of our log
     asyncio.run(main(int(sys.argv[1])))
     if "ray" in sys.modules:

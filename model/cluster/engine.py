@@ -21,12 +21,13 @@ from model.engine.client import worker_environment
 from model.engine.commands import Command, Configure
 from model.engine.hosted import HostedEngine
 from model.engine.link import ChildLink
-from model.engine.messages import EngineError
+from model.engine.messages import EngineError, EngineStatus
 from model.speculation import WINDOW
 
 log = logging.getLogger("omni_r1.engine")
 
 CLOSE_S = 2.5  # grace period for the driver, which stops a cluster of its own
+LOGGED = ("OMNI_R1_LOG_FORMAT", "OMNI_R1_LOG_LEVEL")  # how actors log, too
 AGAIN_S = 2.0  # between attempts to reach a cluster that is gone
 
 
@@ -47,7 +48,8 @@ class RayEngine(Replicas):
     ) -> None:
         """Settings as :class:`model.engine.commands.Configure`; None GPUs: 1 where there are any."""
         settings = Configure(device, num_slots, num_threads, speculation, marks=retry, **serving)
-        order = Connect(num_replicas, gpus_per_replica, device, worker_environment(num_threads))
+        logged = {name: os.environ[name] for name in LOGGED if name in os.environ}
+        order = Connect(num_replicas, gpus_per_replica, device, worker_environment(num_threads) | logged)
         self.link = RayLink(order)
         super().__init__([RayReplica(settings, self.link, number) for number in range(num_replicas)], retry=retry)
 
@@ -179,6 +181,8 @@ class RayReplica(HostedEngine):
         self._num_posted: int | None = None  # None: there is no actor
 
     async def _run(self) -> str:
+        if not self._status.detail:
+            self._set_status(EngineStatus("starting", "it waits for a node with room"))
         items = await self._link.create(self._number)
         self._num_posted = 0
         self._post(self._opening())

@@ -61,7 +61,7 @@ class Replicas:
         self._care: asyncio.Task[None] | None = None
         self._stopping = False
         for engine in self._engines:
-            engine.on_status, engine.on_mark = self._note_change, partial(self._marked, engine)
+            engine.on_status, engine.on_mark = partial(self._note_status, engine), partial(self._marked, engine)
 
     # ---- start, stop, status
 
@@ -79,7 +79,7 @@ class Replicas:
         self._note_change()
 
     def status(self) -> EngineStatus:
-        """All replicas as one: ready as soon as one is; `detail` names those that are not."""
+        """All replicas as one: ready as soon as one is; `detail` says what the others lack."""
         each = [engine.status() for engine in self._engines]
         ready = [status for status in each if status.phase == "ready"]
         phase: Literal["starting", "ready", "stopping", "failed"] = "starting"
@@ -89,10 +89,10 @@ class Replicas:
             phase = "ready"
         elif all(status.phase == "failed" for status in each):
             phase = "failed"
-        named = [f"replica {n}: {s.detail or s.phase}" for n, s in enumerate(each, 1) if s.detail or s.phase != "ready"]
-        detail = "; ".join(named) if len(each) > 1 else each[0].detail
-        if named and ready and len(each) > 1:
-            detail = f"{len(ready)} of {len(each)} replicas are ready; {detail}"
+        lacking = [(n, lack) for n, engine in enumerate(self._engines, 1) if (lack := self._lack(engine))]
+        detail = "; ".join(f"replica {n}: {lack}" if len(each) > 1 else lack for n, lack in lacking)
+        if lacking and ready and len(each) > 1:
+            detail = f"{len(each) - len(lacking)} of {len(each)} replicas are whole; {detail}"
         return EngineStatus(
             phase,
             detail,
@@ -109,11 +109,15 @@ class Replicas:
     @property
     def is_whole(self) -> bool:
         """Whether every replica is ready and has every checkpoint."""
-        return all(self._has_all(engine) for engine in self._engines)
+        return not any(self._lack(engine) for engine in self._engines)
 
-    def _has_all(self, engine: EngineClient) -> bool:
-        wanted = {name: version for name, (_, version) in self._wanted.items()}
-        return engine.status().phase == "ready" and dict(engine.status().loaded) == wanted
+    def _lack(self, engine: EngineClient) -> str:
+        """What a replica lacks, or has to say."""
+        status = engine.status()
+        if status.detail or status.phase != "ready":
+            return status.detail or f"it is {status.phase}"
+        missing = [name for name, (_, version) in self._wanted.items() if status.loaded.get(name) != version]
+        return f"it has not loaded {', '.join(missing)}" if missing else ""
 
     async def memory(self) -> dict[str, Any]:
         """What the fullest replica holds, and each one's share of the free memory (see the protocol).
@@ -122,26 +126,26 @@ class Replicas:
         """
         engines = self._up()
         answers = await asyncio.gather(*(engine.memory() for engine in engines), return_exceptions=True)
-        facts = [answer for answer in answers if isinstance(answer, dict)]
+        sharing = Counter(engine.host.memory for engine in self._engines)
+        found = [(a, sharing[e.host.memory]) for e, a in zip(engines, answers, strict=True) if isinstance(a, dict)]
+        facts = [answer for answer, _ in found]
         if not facts:
             raise EngineError("engine_died", "no replica answers; a new one is starting")
-        sharing = Counter(engine.host.memory for engine in engines)
-        shares = [sharing[e.host.memory] for e, answer in zip(engines, answers, strict=True) if answer in facts]
         models = {name: max(f["models"].get(name, 0) for f in facts) for f in facts for name in f["models"]}
         return {
             **facts[0],
             **{name: sum(f.get(name, 0) for f in facts) for name in ("rss", "weights", "kv_cache", "stash")},
             "models": models,
             "retired": max(f["retired"] for f in facts),
-            "free": min(f["free"] // share for f, share in zip(facts, shares, strict=True)),
-            "total": min(f["total"] // share for f, share in zip(facts, shares, strict=True)),
+            "free": min(answer["free"] // share for answer, share in found),
+            "total": min(answer["total"] // share for answer, share in found),
         }
 
     # ---- checkpoints
 
     async def check(self, folder: str) -> Footprint:
         """Validate a checkpoint folder completely, on one replica; as `Generation.check`."""
-        return await min(self._up(), key=self._load_of).check(folder)
+        return await min(self._some(), key=self._load_of).check(folder)
 
     async def load(self, name: str, folder: str, weight_version: int) -> None:
         """Load a checkpoint on every replica, one after the other, then switch all to it.
@@ -152,7 +156,7 @@ class Replicas:
         async with self._loading:
             staged: list[EngineClient] = []
             temporary, deaths = f"{name}, version {weight_version}", []
-            engines = [engine for engine in self._up() if engine.status().loaded.get(name) != weight_version]
+            engines = [engine for engine in self._some() if engine.status().loaded.get(name) != weight_version]
             try:
                 for engine in engines:
                     try:
@@ -186,13 +190,17 @@ class Replicas:
         """Give replicas that come back what they missed."""
         while True:
             changed = self._changed
-            self._whole &= {engine for engine in self._engines if engine.status().phase == "ready"}
             for engine in self._engines:
                 if engine.status().phase == "ready" and engine not in self._whole:
                     self._whole.add(engine)
                     async with self._loading:
                         await self._complete(engine)
             await changed.wait()
+
+    def _note_status(self, engine: EngineClient) -> None:
+        if engine.status().phase != "ready":
+            self._whole.discard(engine)
+        self._note_change()
 
     def _note_change(self) -> None:
         """Wake what waits for a replica to change."""
@@ -288,6 +296,11 @@ class Replicas:
         by_phase = {phase: [e for e in self._engines if e.status().phase == phase] for phase in ("ready", "starting")}
         return by_phase["ready"] or by_phase["starting"]
 
+    def _some(self) -> list[EngineClient]:
+        if not (up := self._up()):
+            raise EngineError("not_ready", f"no replica is ready: {self.status().detail}")
+        return up
+
     def _marked(self, engine: EngineClient, request_id: str, mark: Mark) -> None:
         run = self._runs.get(request_id)
         if run is not None and run.engine is engine:
@@ -343,11 +356,12 @@ class Replicas:
     async def _answer(self, name: str, version: int, ask: Callable[[EngineClient], Awaitable[T]]) -> T:
         """The answer of a replica with these weights, the emptiest one; retired weights may be on any."""
         lack: EngineError | None = None
-        for engine in sorted(self._up(), key=lambda e: (e.status().loaded.get(name) != version, self._load_of(e))):
+        for engine in sorted(self._some(), key=lambda e: (e.status().loaded.get(name) != version, self._load_of(e))):
             try:
                 return await ask(engine)
             except EngineError as error:
                 if error.code != "weights_gone":
                     raise
                 lack = error
-        raise lack or EngineError("not_ready", "no replica is ready")
+        assert lack is not None
+        raise lack

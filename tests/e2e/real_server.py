@@ -25,6 +25,7 @@ from tests.patience import PATIENCE_S
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model" / "nano" / "nano-omni-r1"
 SERVE = ("app.cli", "serve")
+EVERYWHERE: dict[str, str] = {}  # settings of all servers
 # Makes every file system read-only except the folder $1, in a mount namespace of its own, and runs the rest of "$@".
 READ_ONLY = """
 folder=$1; shift
@@ -108,7 +109,7 @@ class Server:
     def env(self) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("OMNI_R1_")}
         more = {"TMPDIR": str(self.home.parent)} if self.read_only else {}
-        return plain | {"OMNI_R1_HOME": str(self.home)} | more | self.environment
+        return plain | {"OMNI_R1_HOME": str(self.home)} | more | EVERYWHERE | self.environment
 
     def wait_ready(self) -> None:
         def ready() -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from app.common.settings import Settings
+from app.engine import engine_of
 from model.checkpoint.manifest import Manifest
-from model.engine.client import EngineProcess
 from tests.app.conftest import Server, is_problem
 from tests.model.spoil import LM, change_json, change_lm
 from tests.patience import PATIENCE_S
@@ -37,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 async def shared(folders: Path) -> AsyncIterator[Server]:
     """One server and engine process for the whole file."""
-    engine = EngineProcess({}, device="cpu")
+    engine = engine_of(Settings(home=folders / "home", device="cpu"))  # or on Ray: see `make test-ray`
     server = Server(
         folders / "home", folders / "package", engine, memory_mb=BUDGET_MB, allowed_roots=(folders / "allowed",)
     )

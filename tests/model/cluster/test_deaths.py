@@ -27,7 +27,7 @@ async def test_death_fails_only_the_requests_of_that_replica(two: tuple[FakeRepl
     async with replicas_of(*two) as replicas:
         readers = [await begin(replicas, *two, request=ask(f"r{n}")) for n in range(4)]
         two[0].die()
-        assert "1 of 2 replicas are ready; replica 1: it died" in replicas.status().detail
+        assert "1 of 2 replicas are whole; replica 1: it died" in replicas.status().detail
         assert replicas.status().phase == "ready"
         for reader, engine in readers:
             if engine is two[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.cluster.replicas import SLACK
+from model.engine.hosted import Host
 from model.engine.messages import (
     AlternativesQuery,
     Cancelled,
@@ -149,3 +150,25 @@ async def test_memory_is_what_the_fullest_replica_has(two: tuple[FakeReplica, Fa
         assert memory["rss"] == 15
         two[1].die()
         assert (await replicas.memory())["free"] == 500
+
+
+async def test_second_death_while_another_replica_catches_up_is_noticed(
+    two: tuple[FakeReplica, FakeReplica],
+) -> None:
+    """Both come back without what was loaded meanwhile; one of them does so twice."""
+    third = FakeReplica(Host("c", "cpu"))
+    async with replicas_of(*two, third) as replicas:
+        for engine in two:
+            engine.die()
+        await replicas.load("n", "/n", 1)
+        two[0].be_ready()
+        two[1].held = held = []
+        two[1].be_ready()
+        await until(lambda: held)
+        two[0].die()
+        del two[0].versions["n"], two[0].folders["n"]
+        two[0].be_ready()
+        two[1].held = None
+        two[1]._reply(*held[0])
+        await until(lambda: replicas.is_whole)
+        assert [engine.versions for engine in two] == [{"m": 1, "n": 1}] * 2

@@ -10,7 +10,7 @@ import pytest
 from model.engine.messages import EngineError, Failed, Finished, GenerationRequest, Paused, SamplingParams, Started
 from model.worker.inprocess import InProcess
 from model.worker.requests import ResumeState
-from tests.model.worker.traces import Recorder, Steps, ask, collect, events
+from tests.model.worker.traces import Recorder, Steps, ask, assert_same_events, collect, events, parts_of
 from tests.tiny import make_drawing_checkpoint
 
 
@@ -109,3 +109,23 @@ async def test_two_checkpoints_answer_independently(
         recorder.assert_same_trace(folder, f"{name} alone", one, name, other)
     assert events(alone[0]) != events(alone[1])
     assert [outputs[0].weight_version for outputs in together] == [1, 2]  # type: ignore[union-attr]
+
+
+async def test_renamed_checkpoint_takes_over_a_name(engine: InProcess, steps: Steps, other_checkpoint: Path) -> None:
+    """Running requests keep their weights; an unknown name changes nothing."""
+    with pytest.raises(EngineError) as refused:
+        await engine.rename("nothing", "drawing")
+    assert refused.value.code == "unknown_checkpoint"
+    before = await collect(engine, ask("before"))
+    await engine.load("other", str(other_checkpoint), 2)
+    with steps.held():
+        running = asyncio.create_task(collect(engine, ask("running")))
+        await asyncio.sleep(0)
+        await engine.rename("other", "drawing")
+        assert engine.status().loaded == {"drawing": 2}
+        assert (await engine.memory())["retired"] > 0
+    assert_same_events(before, await running)
+    after = await collect(engine, ask("after"))
+    assert [part.ids for part in parts_of(after)] != [part.ids for part in parts_of(before)]
+    assert [o.weight_version for o in (*before, *after) if isinstance(o, Started)] == [1, 2]
+    assert (await engine.memory())["retired"] == 0
